@@ -1,0 +1,53 @@
+# The two commands of this project are `make demo` and `make test`; both set up what they need.
+# TORCH_INDEX: an index of CPU builds of torch, for Linux without CUDA. PyTorch publishes one; its
+# address is on pytorch.org under "Get Started", platform CPU. Without it pip takes what its own
+# index offers, which on Linux is the CUDA build of several gigabytes.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+DEMO ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench wheel clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the virtual environment, if it is not there
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once, a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(INDEX) torch
+	@$(PIP) $(INDEX) -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Run a federation on this machine (DEMO="--rounds 10" passes options)
+	@$(BIN)/fedclip-edge demo $(DEMO)
+
+test: $(READY) ## Run the tests
+	@$(BIN)/python -m pytest
+
+test-all: $(READY) ## Run the tests, the slow ones too
+	@$(BIN)/python -m pytest -m ''
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY) ## Measure start-up, set-up aside, and the demo
+	@$(BIN)/python benchmarks/first_minute.py
+
+wheel: $(READY) ## Build the wheel into dist/
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean: ## Remove the virtual environment and everything made
+	rm -rf $(VENV) demo-run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,244 @@
+"""fleet.toml and agent.toml: read, checked, frozen.
+
+Laws: an unknown key is an error that names the nearest known one; a value of the wrong type is
+an error that names both types; a relative path is relative to the file it stands in, so that a
+configuration means the same wherever the command is typed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.records import Plan, Role, Scalar, check_id
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+_EXACT_IN_FLOAT = 2**53
+
+
+@dataclass(frozen=True)
+class BrokerAddress:
+    """Where the MQTT broker listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    username: str = ""
+    password: str = ""
+    keepalive_s: int = 30
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.port <= 65535, f"port: expected 1 to 65535, got {self.port}")
+        _require(5 <= self.keepalive_s <= 3600, "keepalive_s: expected 5 to 3600 seconds")
+
+
+@dataclass(frozen=True)
+class RunRules:
+    """When a round opens, closes and is repeated; durations in seconds."""
+
+    devices: int = 2  # training devices that must be online before a round opens
+    quorum: float = 0.75  # share of the cohort that must be in
+    deadline_s: float = 600.0
+    grace_s: float = 30.0  # how long a round waits for a device that went away
+    cohort: int = 0  # devices per round; 0 takes everybody online
+    upload_slots: int = 8  # devices that upload at the same time
+
+    def __post_init__(self) -> None:
+        _require(self.devices >= 1, f"devices: expected 1 or more, got {self.devices}")
+        _require(0 < self.quorum <= 1, f"quorum: expected above 0 up to 1, got {self.quorum}")
+        _require(self.deadline_s > 0, f"deadline_s: expected above 0, got {self.deadline_s}")
+        _require(self.grace_s >= 0, f"grace_s: expected 0 or more, got {self.grace_s}")
+        _require(self.cohort >= 0, f"cohort: expected 0 or more, got {self.cohort}")
+        _require(self.upload_slots >= 1, "upload_slots: expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """An ordinary agent that `serve` starts beside itself, on the operator's pictures."""
+
+    config: Path
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """fleet.toml: one federation, as its coordinator runs it."""
+
+    fleet: str
+    bundle: Path  # the encoder that admits a device, and the classes
+    journal: Path = Path("journal.sqlite")
+    broker: BrokerAddress = field(default_factory=BrokerAddress)
+    rules: RunRules = field(default_factory=RunRules)
+    plan: Plan = field(default_factory=Plan)
+    trainer: Trainer | None = None
+
+    def __post_init__(self) -> None:
+        check_id(self.fleet, "fleet")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where a device's labelled pictures lie (a folder per class) and how they are split."""
+
+    folder: Path
+    train: float = 0.6
+    validation: float = 0.2  # model selection uses these alone
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        shares = (self.train, self.validation, self.test)
+        _require(
+            min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+            f"train, validation, test: expected shares of 0 or more that add up to 1, got {shares}",
+        )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How this box runs the encoder."""
+
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    threads: int = 1
+    batch_size: int = 8  # the fastest for ViT-B-32 on CPU: larger ones leave the cache
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
+        _require(self.batch_size >= 1, f"batch_size: expected 1 or more, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """agent.toml: one device."""
+
+    id: str
+    fleet: str
+    bundle: Path
+    data: DataConfig
+    state_dir: Path  # the device's key, its feature cache, its predictions
+    domain: str = ""  # a name for where the pictures come from, shown in reports
+    roles: tuple[Role, ...] = ("train", "evaluate")
+    broker: BrokerAddress = field(default_factory=BrokerAddress)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self) -> None:
+        check_id(self.fleet, "fleet")
+        check_id(self.id, "id")
+        _require(self.id != "coordinator", "id: 'coordinator' is reserved")
+        _require(len(self.roles) > 0, "roles: expected train, evaluate or both")
+        _require(
+            "train" not in self.roles or self.data.train > 0,
+            "roles: 'train' needs a [data] train share above 0",
+        )
+
+
+def load_fleet(path: Path) -> FleetConfig:
+    """Reads fleet.toml; raises ConfigError with the file, the key and what to write instead."""
+    return _load(FleetConfig, path)
+
+
+def load_agent(path: Path) -> AgentConfig:
+    """Reads agent.toml; raises ConfigError with the file, the key and what to write instead."""
+    return _load(AgentConfig, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's tables; raises ConfigError where it is missing, unreadable or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; write one or name another file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def parse_value(text: str) -> Scalar:
+    """`text` as TOML reads it (3, 0.5, true); as the text itself where that is no TOML scalar."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, str | int | float | bool) else text
+
+
+def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
+    """Builds the dataclass `cls` from `table`.
+
+    `where` opens every message ("fleet.toml [broker]"); relative paths are taken from `base`.
+    Raises ConfigError for an unknown key (naming the nearest), a missing one, a wrong type, or
+    whatever the dataclass itself refuses.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+    values = {}
+    for name, spec in known.items():
+        if name in table:
+            values[name] = _convert(table[name], hints[name], f"{where}: {name}", base)
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(f"{where}: the key {name!r} is missing")
+        elif base is not None and isinstance(spec.default, Path):
+            values[name] = base / spec.default
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _load(cls: type[T], path: Path) -> T:
+    return read_table(cls, read_toml(path), str(path), path.resolve().parent)
+
+
+def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
+    """`value`, as TOML or JSON gives it, as the type `hint` wants it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        choices = tuple(choice for choice in arguments if choice is not type(None))
+        if len(choices) == 1:
+            return _convert(value, choices[0], where, base)
+        if type(value) in choices:
+            return value
+    elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        table, _, key = where.partition(": ")
+        return read_table(typing.cast("type[Any]", hint), value, f"{table} [{key}]", base)
+    elif hint is Path and isinstance(value, str) and value:
+        return (base or Path()) / Path(value).expanduser()
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        choices = tuple(repr(choice) for choice in arguments)
+        raise ConfigError(f"{where}: expected {' or '.join(choices)}, got {value!r}")
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_convert(item, arguments[0], where, base) for item in value)
+    elif origin is Mapping and isinstance(value, dict):
+        return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
+    elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
+        return float(value)
+    elif type(value) is hint:  # not isinstance: true is no number here
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where}: expected {expected}, got {type(value).__name__} {value!r:.80}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

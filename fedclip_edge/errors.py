@@ -1,0 +1,78 @@
+"""What went wrong, named by what the caller does next.
+
+Each class carries the exit code of the command that ends with it. Codes stand in ranges, so
+that a supervisor can decide without reading text: 2 is bad usage (click's own), 10-19 is
+"a person must change something", 20-29 is "try again later".
+
+A message is one sentence or two: what happened, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FedclipError(Exception):
+    """Anything this package raises on purpose; never raised itself."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(FedclipError):
+    """A configuration or an argument is wrong: stop and say what to change."""
+
+    exit_code = 10
+
+
+class DataError(FedclipError):
+    """The pictures cannot be used as they are: a folder missing, empty or without classes."""
+
+    exit_code = 11
+
+
+class BundleError(FedclipError):
+    """A bundle is incomplete, altered or unfit for this run: stop."""
+
+    exit_code = 12
+
+
+class ExportError(FedclipError):
+    """An encoder could not be exported faithfully: stop; nothing was written."""
+
+    exit_code = 13
+
+
+class RefusedError(FedclipError):
+    """The other side refused for good (another encoder, other classes): retrying cannot help."""
+
+    exit_code = 14
+
+
+class RunError(FedclipError):
+    """The run ended without closing every round."""
+
+    exit_code = 15
+
+
+class BrokerError(FedclipError):
+    """A broker could not be started here: none installed, or its port is taken."""
+
+    exit_code = 16
+
+
+class StoreError(FedclipError):
+    """The journal cannot be written or read: nothing acknowledged is lost; mend and start again."""
+
+    exit_code = 17
+
+
+class LinkError(FedclipError):
+    """The broker cannot be reached: back off and come back."""
+
+    exit_code = 20
+
+
+class PeerError(FedclipError):
+    """A message broke the protocol: drop it, count it, name the peer; never stop for it."""
+
+    exit_code = 21

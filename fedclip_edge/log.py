@@ -1,0 +1,38 @@
+"""Log lines as `event key=value`, or as one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+_format = {"json": False}
+
+
+def use_json(enabled: bool) -> None:
+    """Chooses the form of every later line of this process."""
+    _format["json"] = enabled
+
+
+def event(name: str, **fields: object) -> None:
+    """One line on standard output, flushed: a supervisor may be reading along."""
+    write(sys.stdout, name, fields)
+
+
+def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:
+    """One line on `stream`; None fields are left out."""
+    shown = {key: value for key, value in fields.items() if value is not None}
+    if _format["json"]:
+        line = json.dumps({"event": name, **shown}, default=str)
+    else:
+        clock = time.strftime("%H:%M:%S")
+        line = " ".join([clock, name, *(f"{key}={_text(value)}" for key, value in shown.items())])
+    stream.write(line + "\n")
+    stream.flush()
+
+
+def _text(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if " " in text or "=" in text or not text else text

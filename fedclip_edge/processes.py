@@ -1,0 +1,95 @@
+"""Child processes that never outlive their parent.
+
+Each child gets its own process group, so that Ctrl-C reaches the parent alone and the parent
+ends the children in order; and on Linux the kernel is asked to end them should the parent die
+without a chance to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_TERM_S = 8.0  # time to say good-bye to the broker before SIGKILL
+
+
+class Children:
+    """A context manager that ends, on leaving, what was started through it, last one first."""
+
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, command: Sequence[str], log: Path | None, *, pipe: bool = False
+    ) -> subprocess.Popen[str]:
+        """Starts `command`.
+
+        Its standard error goes to `log` (inherited where None); its standard output as well, or,
+        with `pipe`, to the caller.
+        """
+        errors = None if log is None else log.open("ab")
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipe else errors,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+                preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - one prctl, no allocation
+            )
+        finally:
+            if errors is not None:
+                errors.close()
+        self._children.append(child)
+        return child
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for child in reversed(self._children):
+            end(child)
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    """Asks one child to end, then makes it."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(_TERM_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def own_command(*arguments: str) -> list[str]:
+    """The command line of this very installation's `fedclip-edge`."""
+    return [sys.executable, "-m", "fedclip_edge.cli.main", *arguments]
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # before the fork: no allocation between fork and exec
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died in between
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask

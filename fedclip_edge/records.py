@@ -1,0 +1,247 @@
+"""The nouns that travel between the parts, frozen and checked at the door.
+
+Axes, here and everywhere: N pictures, D feature width, C classes, S image side in pixels.
+
+A record that exists is well formed: its constructor raises ValueError, naming what was expected
+and what came, and whoever reads bytes from outside turns that into the error of its own door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+Scalar = str | int | float | bool
+Terms = Mapping[str, F32]
+Role = Literal["train", "evaluate"]
+Codec = Literal["fp32"]  # messaging/codec.py
+
+# One topic level on every broker, a file name on every disk, a certificate's common name.
+_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_COUNT_MAX = 2**63 - 1  # what SQLite keeps
+
+
+def check_id(value: str, what: str) -> str:
+    """Returns `value` if it may name a fleet, a run or a device; raises ValueError otherwise."""
+    if not _ID.fullmatch(value):
+        raise ValueError(
+            f"{what} {value!r} is not an id: 1 to 64 of a-z, 0-9 and '-', "
+            "not starting or ending with '-'"
+        )
+    return value
+
+
+def check_sha256(value: str, what: str) -> str:
+    """Returns `value` if it is 64 lower-case hex digits; raises ValueError otherwise."""
+    if not _SHA256.fullmatch(value):
+        raise ValueError(f"{what} {value[:80]!r} is not a SHA-256 in 64 hex digits")
+    return value
+
+
+def check_domain(value: str) -> str:
+    """Returns `value` if it can be shown as a domain's name; raises ValueError otherwise."""
+    if len(value) > 64 or not value.isprintable():
+        raise ValueError("domain: expected at most 64 printable characters")
+    return value
+
+
+def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int) -> None:
+    if array.dtype != dtype or array.ndim != ndim:
+        raise ValueError(
+            f"{what}: expected {np.dtype(dtype)} with {ndim} axes, "
+            f"got {array.dtype} with shape {array.shape}"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{what}: holds NaN or infinity")
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Raw image features of labelled pictures; what a device trains on.
+
+    Raw means before L2 normalisation: the gradients of the FedCLIP gate scale with the norm.
+    """
+
+    vectors: F32  # (N, D)
+    labels: I64  # (N,) index into the class names
+    encoder_id: str
+
+    def __post_init__(self) -> None:
+        _check_array(self.vectors, "feature vectors", np.float32, 2)
+        _check_array(self.labels, "labels", np.int64, 1)
+        if len(self.vectors) != len(self.labels):
+            raise ValueError(f"{len(self.vectors)} feature vectors but {len(self.labels)} labels")
+        if len(self.labels) and self.labels.min() < 0:
+            raise ValueError("labels: expected 0 or more, got a negative one")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTexts:
+    """The classes as the frozen text tower sees them."""
+
+    names: tuple[str, ...]  # C of them; the order is the label
+    vectors: F32  # (C, D) unit rows
+    logit_scale: float  # multiplies the cosine; 100 for OpenAI's models
+    prompt: str  # "a picture of a {}", or "unknown"
+
+    def __post_init__(self) -> None:
+        _check_array(self.vectors, "class text vectors", np.float32, 2)
+        if len(self.names) != len(self.vectors):
+            raise ValueError(f"{len(self.names)} class names but {len(self.vectors)} text vectors")
+        if len(self.names) < 2:
+            raise ValueError(f"expected two classes or more, got {len(self.names)}")
+        if len(set(self.names)) != len(self.names) or not all(n.strip() for n in self.names):
+            raise ValueError("class names: expected distinct ones without empty names")
+        norms = np.linalg.norm(self.vectors, axis=1)
+        if np.abs(norms - 1).max() > 1e-3:
+            raise ValueError(
+                "class text vectors: expected unit rows, "
+                f"got norms from {norms.min():.3f} to {norms.max():.3f}"
+            )
+        if not 0 < self.logit_scale < 1e6:
+            raise ValueError(f"logit scale: expected above 0 and below 1e6, got {self.logit_scale}")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, vectors and scale: two devices may train together iff equal."""
+        head = json.dumps([self.names, float(self.logit_scale)]).encode()
+        body = np.ascontiguousarray(self.vectors, dtype="<f4").tobytes()
+        return hashlib.sha256(head + b"\0" + body).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every device of a run does alike; it travels in the round's manifest."""
+
+    method: str = "fedclip"
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # the method's own, by name
+    rounds: int = 30
+    seed: int = 0
+    codec: Codec = "fp32"
+    grid_bits: int = 32  # sums are taken on the grid 2**-grid_bits, in int64
+    max_weight: int = 2**20  # a contribution above either bound is refused, so that
+    max_norm: float = 1000.0  # no single device can overflow or drown a sum
+    local_baseline: bool = False  # each device also trains alone, for comparison
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("rounds", 1, 1_000_000),
+            ("seed", 0, 2**63 - 1),
+            ("grid_bits", 1, 52),
+            ("max_weight", 1, 2**40),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+        if not 0 < self.max_norm < 1e9:
+            raise ValueError(f"max_norm: expected above 0 and below 1e9, got {self.max_norm}")
+        if self.codec not in get_args(Codec):
+            raise ValueError(f"codec: expected one of {get_args(Codec)}, got {self.codec!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `Plan(**plan.to_json()) == plan`."""
+        return {**asdict(self), "options": dict(self.options)}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The shared, trainable part after some round: named float32 tensors, empty for zero-shot."""
+
+    method: str
+    round: int  # rounds closed so far; 0 is the initial model
+    terms: Terms
+
+    def __post_init__(self) -> None:
+        for name, term in self.terms.items():
+            _check_array(term, f"model term {name}", np.float32, term.ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one device adds to a round.
+
+    kind "sum": the terms of all devices are added, and divided by the added weights.
+    kind "single": for rules that must see each device's own (median, Krum).
+    """
+
+    kind: Literal["sum", "single"]
+    weight: int
+    terms: Terms  # already multiplied by the weight
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("sum", "single"):
+            raise ValueError(f"update kind: expected sum or single, got {self.kind!r}")
+        if self.weight < 1:
+            raise ValueError(f"update weight: expected 1 or more, got {self.weight}")
+        for name, term in self.terms.items():
+            _check_array(term, f"update term {name}", np.float32, term.ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """An update with what it belongs to; the coordinator checks every field against the round."""
+
+    run: str
+    round: int
+    device: str
+    base: str  # SHA-256 of the model it was trained from
+    encoder_id: str
+    classes_digest: str
+    update: Update
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one device measured of one model, and what that cost so far. No picture, no feature."""
+
+    run: str
+    round: int  # of the model evaluated: rounds closed so far
+    device: str
+    domain: str
+    model: str  # SHA-256 of the model evaluated
+    # Fractions on test pictures: zero_shot, federated, and at the end local; zero_shot_all is over
+    # every picture of the device.
+    accuracy: Mapping[str, float]
+    train_pictures: int
+    test_pictures: int
+    encoded: int  # pictures that went through the encoder since the agent started
+    skipped: int  # files that could not be read as pictures
+    bytes_up: int | None  # on the socket since the agent started; None where unknown
+    bytes_down: int | None
+    encode_s: float
+    train_s: float
+    wait_s: float
+
+    def __post_init__(self) -> None:
+        check_id(self.device, "device")
+        check_domain(self.domain)
+        counts = ("round", "train_pictures", "test_pictures", "encoded", "skipped")
+        for name in (*counts, "bytes_up", "bytes_down"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= _COUNT_MAX:
+                raise ValueError(f"{name}: expected 0 to {_COUNT_MAX}, got {value}")
+        # Accuracies are shown beside the report's own fields, so their names must differ.
+        taken = {f.name for f in fields(self)}
+        for name, share in self.accuracy.items():
+            if not _METRIC.fullmatch(name) or name in taken:
+                raise ValueError(f"accuracy: {name[:40]!r} cannot name one")
+            if not 0 <= share <= 1:
+                raise ValueError(f"accuracy: expected fractions, got {dict(self.accuracy)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `Report(**report.to_json()) == report`."""
+        return {**asdict(self), "accuracy": dict(self.accuracy)}
