@@ -1,0 +1,163 @@
+"""The control messages, as frozen records; what each says stands beside its fields.
+
+Nobody waits for an answer that may never come: every message may be lost, repeated or late, and
+is sent again by whoever still needs its effect. `Want` is the one repair mechanism: "send me
+these chunks", said by a device of a model and by the coordinator of an update alike; to an
+offer it is also the permission to upload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedclip_edge.records import Plan, Report, Role, check_domain, check_id, check_sha256
+
+# AWS IoT ends at 128 KB a message; the chunk's header and the topic need some of it.
+CHUNK_BYTES = 120 * 1024
+# A model of a thousand million parameters is no adapter.
+_MAX_PARCEL_BYTES = 2**32
+_MAX_CHUNKS = 2**16
+
+Phase = Literal["gathering", "open", "final", "done"]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Bytes that travel in chunks, known by their hash."""
+
+    sha256: str
+    size_bytes: int
+    chunk_bytes: int = CHUNK_BYTES
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256, "parcel sha256")
+        if not 0 < self.size_bytes <= _MAX_PARCEL_BYTES:
+            raise ValueError(f"size_bytes: 1 to {_MAX_PARCEL_BYTES}, got {self.size_bytes}")
+        if not 1 <= self.chunk_bytes <= CHUNK_BYTES:
+            raise ValueError(f"chunk_bytes: expected 1 to {CHUNK_BYTES}, got {self.chunk_bytes}")
+        if self.chunks > _MAX_CHUNKS:
+            raise ValueError(f"{self.chunks} chunks, limit {_MAX_CHUNKS}")
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.size_bytes // self.chunk_bytes)
+
+
+@dataclass(frozen=True)
+class CoordinatorState:
+    """Retained birth and will of the coordinator. A new boot makes every device say hello."""
+
+    boot: str  # random per process, so that a late will of an earlier one can be told apart
+    epoch: int  # grows by one at each start; devices refuse a smaller one
+    run: str
+    online: bool
+    key: str
+
+    def __post_init__(self) -> None:
+        check_sha256(self.key, "key")
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """Retained birth and will of a device."""
+
+    boot: str
+    online: bool
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A device introduces itself: on connecting, to a new coordinator, and while unanswered."""
+
+    boot: str
+    key: str
+    roles: tuple[Role, ...]
+    domain: str
+    encoder_id: str
+    classes_digest: str
+
+    def __post_init__(self) -> None:
+        check_sha256(self.key, "key")
+        check_domain(self.domain)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the run is, and where it stands; everything a device needs to take part."""
+
+    run: str
+    epoch: int
+    key: str
+    phase: Phase
+    round: int  # the one that is open, or next to open; from 1
+    attempt: int  # grows when a round is repeated for want of a quorum
+    model: Parcel
+    model_round: int  # rounds closed in that model
+    plan: Plan
+    encoder_id: str
+    classes_digest: str
+    cohort: str  # devices take part whose cohort hash (rounds.py) is not above this one
+    deadline_s: float  # a duration, so that no clock has to agree; the coordinator enforces it
+    takes_part: bool | None = None  # set in the direct answer to a hello; None in the broadcast
+
+    def __post_init__(self) -> None:
+        check_id(self.run, "run")
+        check_sha256(self.key, "key")
+        check_sha256(self.cohort, "cohort")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A device has a contribution; the parcel's hash stands for its content from here on."""
+
+    run: str
+    round: int
+    parcel: Parcel
+
+
+@dataclass(frozen=True)
+class Want:
+    """Send me these chunks: first and last index of each gap."""
+
+    sha256: str
+    missing: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256, "sha256")
+        if not self.missing or any(not 0 <= first <= last for first, last in self.missing):
+            raise ValueError("missing: expected pairs of first and last chunk")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The contribution is on the coordinator's disk; the device may forget it."""
+
+    run: str
+    round: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The coordinator will not take it. `final`: nor anything else from this device in this run."""
+
+    reason: str
+    final: bool
+    sha256: str = ""  # of the contribution refused, or empty
+
+
+Message = CoordinatorState | DeviceState | Hello | Manifest | Offer | Want | Kept | Refused | Report
+
+KINDS: Mapping[str, type[Message]] = {
+    "coordinator": CoordinatorState,
+    "device": DeviceState,
+    "hello": Hello,
+    "manifest": Manifest,
+    "offer": Offer,
+    "want": Want,
+    "kept": Kept,
+    "refused": Refused,
+    "report": Report,
+}

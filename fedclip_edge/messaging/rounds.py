@@ -1,0 +1,317 @@
+"""The round as a state table: pure, with the clock passed in.
+
+Laws:
+- Everything that decides about a round is in this file, and this file does no I/O: `step` takes
+  a state, an event and the time in seconds on any monotonic clock, and returns the next state
+  and what to do.
+- A pair of phase and event that is not in the table is an error by construction.
+- The first verified contribution per round and device wins; the same one again is acknowledged
+  again; another one is refused.
+- A round closes when everybody of its cohort is in or given up and a quorum is in, at its
+  deadline at the latest; short of the quorum it is repeated with what is in kept.
+- Nothing waits for "all": a device that went away is waited for `grace_s` and no longer.
+- A closed round never reopens: the round number only grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fedclip_edge.config import RunRules
+from fedclip_edge.messaging.messages import Phase
+
+EVERYBODY = "f" * 64
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. `round` is the one open, or next to open; from 1."""
+
+    run: str
+    rules: RunRules
+    rounds: int
+    round: int = 1
+    phase: Phase = "gathering"
+    attempt: int = 0
+    deadline: float = math.inf  # of the open round, or of the last evaluation
+    trainers: frozenset[str] = frozenset()  # online, and willing to train
+    evaluators: frozenset[str] = frozenset()  # online, and willing to evaluate
+    away_since: Mapping[str, float] = field(default_factory=dict)  # went away, not back yet
+    cohort: frozenset[str] = frozenset()
+    threshold: str = EVERYBODY
+    kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
+    reported: frozenset[str] = frozenset()  # devices that evaluated the last model
+
+    @property
+    def quorum(self) -> int:
+        """Contributions without which the open round cannot close."""
+        return max(1, math.ceil(self.rules.quorum * len(self.cohort)))
+
+
+@dataclass(frozen=True)
+class Joined:
+    device: str
+    trains: bool
+    evaluates: bool
+
+
+@dataclass(frozen=True)
+class Left:
+    device: str
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A device has a contribution and asks whether to upload it."""
+
+    device: str
+    round: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A whole, verified contribution."""
+
+    device: str
+    round: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The model that closes the round is on disk."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A device evaluated the model that closed round `round`."""
+
+    device: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Publish the manifest: the phase, the round or the attempt changed."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Let the device upload what it offered."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Put this contribution on disk, then acknowledge it."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Acknowledge:
+    """It is on disk already."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Refuse this contribution."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Combine what is kept into the next model and put it on disk, then say `Closed`."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Every round is closed, and the last model evaluated as far as anybody was there."""
+
+
+Event = Joined | Left | Offered | Arrived | Closed | Reported | Tick
+Action = Announce | Upload | Keep | Acknowledge | Drop | CloseRound | Finish
+Step = tuple[State, tuple[Action, ...]]
+
+
+def cohort_hash(run: str, round: int, device: str) -> str:
+    """What a device's place in the queue for a round is drawn from; anybody can compute it."""
+    return hashlib.sha256(f"{run}/{round}/{device}".encode()).hexdigest()
+
+
+def step(state: State, event: Event, now: float) -> Step:
+    """The next state, and what to do, in order. Raises KeyError for what cannot happen."""
+    return _TABLE[state.phase, type(event)](state, event, now)
+
+
+def _join(state: State, event: Joined, now: float) -> Step:
+    trainers, evaluators = state.trainers - {event.device}, state.evaluators - {event.device}
+    state = replace(
+        state,
+        trainers=trainers | {event.device} if event.trains else trainers,
+        evaluators=evaluators | {event.device} if event.evaluates else evaluators,
+        away_since={d: t for d, t in state.away_since.items() if d != event.device},
+    )
+    return _open_if_enough(state, now) if state.phase == "gathering" else (state, ())
+
+
+def _leave(state: State, event: Left, now: float) -> Step:
+    if event.device not in state.trainers | state.evaluators:
+        return state, ()
+    state = replace(
+        state,
+        trainers=state.trainers - {event.device},
+        evaluators=state.evaluators - {event.device},
+        away_since={**state.away_since, event.device: now},
+    )
+    return state, ()
+
+
+def _offer(state: State, event: Offered, now: float) -> Step:
+    return state, (_judge(state, event) or Upload(event.device),)
+
+
+def _arrive(state: State, event: Arrived, now: float) -> Step:
+    verdict = _judge(state, event)
+    if verdict is not None:
+        return state, (verdict,)
+    state = replace(state, kept={**state.kept, event.device: event.sha256})
+    state, actions = _close_if_complete(state, now)
+    return state, (Keep(event.device), *actions)
+
+
+def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
+    """None where the contribution is welcome."""
+    if state.phase != "open":
+        return Drop(event.device, f"no round is open ({state.phase})")
+    if event.round != state.round:
+        return Drop(event.device, f"round {event.round} is not open, round {state.round} is")
+    if event.device in state.kept:
+        if state.kept[event.device] == event.sha256:
+            return Acknowledge(event.device)
+        return Drop(event.device, f"another contribution to round {event.round} is kept")
+    if event.device not in state.cohort:
+        return Drop(event.device, f"not in the cohort of round {event.round}")
+    return None
+
+
+def _close_if_complete(state: State, now: float) -> Step:
+    waiting = state.cohort - state.kept.keys() - _given_up(state, now)
+    if waiting and now < state.deadline:
+        return state, ()
+    if len(state.kept) >= state.quorum:
+        return state, (CloseRound(),)
+    state = replace(state, phase="gathering", attempt=state.attempt + 1, deadline=math.inf)
+    state, actions = _open_if_enough(state, now)
+    return state, actions or (Announce(),)
+
+
+def _given_up(state: State, now: float) -> frozenset[str]:
+    return frozenset(
+        device for device, since in state.away_since.items() if now - since >= state.rules.grace_s
+    )
+
+
+def _tick_open(state: State, event: Tick, now: float) -> Step:
+    return _close_if_complete(state, now)
+
+
+def _closed(state: State, event: Closed, now: float) -> Step:
+    state = replace(state, kept={}, cohort=frozenset(), attempt=0, deadline=math.inf)
+    if state.round == state.rounds:
+        state = replace(state, phase="final", deadline=now + state.rules.deadline_s)
+        state, actions = _finish_if_evaluated(state, now)
+        return state, (Announce(), *actions)
+    state = replace(state, phase="gathering", round=state.round + 1)
+    state, actions = _open_if_enough(state, now)
+    return state, actions or (Announce(),)
+
+
+def _open_if_enough(state: State, now: float) -> Step:
+    # Only the first round waits for everybody invited; later ones for a quorum of them.
+    needed = state.rules.devices
+    if state.round > 1:
+        needed = max(1, math.ceil(state.rules.quorum * needed))
+    if len(state.trainers | state.kept.keys()) < needed:
+        return state, ()
+    return _open(state, now)
+
+
+def _open(state: State, now: float) -> Step:
+    hashes = {d: cohort_hash(state.run, state.round, d) for d in state.trainers}
+    chosen = sorted(hashes, key=hashes.__getitem__)[: state.rules.cohort or None]
+    # With a limit, the last hash that fits is published: the cohort's size is exact and no
+    # list of devices travels.
+    limited = state.rules.cohort and chosen
+    state = replace(
+        state,
+        phase="open",
+        cohort=frozenset(chosen) | state.kept.keys(),
+        threshold=hashes[chosen[-1]] if limited else EVERYBODY,
+        deadline=now + state.rules.deadline_s,
+    )
+    return state, (Announce(),)
+
+
+def _report_final(state: State, event: Reported, now: float) -> Step:
+    if event.round != state.round:
+        return state, ()
+    return _finish_if_evaluated(replace(state, reported=state.reported | {event.device}), now)
+
+
+def _tick_final(state: State, event: Tick, now: float) -> Step:
+    return _finish_if_evaluated(state, now)
+
+
+def _finish_if_evaluated(state: State, now: float) -> Step:
+    awaited = (state.evaluators | state.away_since.keys()) - _given_up(state, now)
+    if awaited <= state.reported or now >= state.deadline:
+        return replace(state, phase="done"), (Announce(), Finish())
+    return state, ()
+
+
+def _nothing(state: State, event: Event, now: float) -> Step:
+    return state, ()
+
+
+_TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
+    ("gathering", Joined): _join,
+    ("gathering", Left): _leave,
+    ("gathering", Offered): _offer,
+    ("gathering", Arrived): _arrive,
+    ("gathering", Reported): _nothing,
+    ("gathering", Tick): _nothing,
+    ("open", Joined): _join,
+    ("open", Left): _leave,
+    ("open", Offered): _offer,
+    ("open", Arrived): _arrive,
+    ("open", Closed): _closed,
+    ("open", Reported): _nothing,
+    ("open", Tick): _tick_open,
+    ("final", Joined): _join,
+    ("final", Left): _leave,
+    ("final", Offered): _offer,
+    ("final", Arrived): _arrive,
+    ("final", Reported): _report_final,
+    ("final", Tick): _tick_final,
+    ("done", Joined): _nothing,
+    ("done", Left): _nothing,
+    ("done", Offered): _offer,
+    ("done", Arrived): _arrive,
+    ("done", Reported): _nothing,
+    ("done", Tick): _nothing,
+}

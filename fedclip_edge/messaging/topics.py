@@ -1,0 +1,90 @@
+"""Every MQTT topic, spelled once: built, parsed, and turned into the broker's access list.
+
+    fedclip/v1/FLEET/coord/state        retained, will   coordinator -> all   CoordinatorState
+    fedclip/v1/FLEET/round              retained         coordinator -> all   Manifest
+    fedclip/v1/FLEET/model                               coordinator -> all   chunks of a new model
+    fedclip/v1/FLEET/dev/DEVICE/state   retained, will   device -> all        DeviceState
+    fedclip/v1/FLEET/dev/DEVICE/up                       device -> coordinator
+    fedclip/v1/FLEET/dev/DEVICE/down                     coordinator -> device
+
+Bulk is never retained: some brokers keep no retained message above 64 KB, or keep it on one node
+only. Who misses chunks asks for them. At most six levels, no leading slash (AWS IoT allows
+seven slashes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.records import check_id
+
+_PREFIX = "fedclip/v1"
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one fleet."""
+
+    fleet: str
+
+    @property
+    def coordinator_state(self) -> str:
+        return f"{_PREFIX}/{self.fleet}/coord/state"
+
+    @property
+    def round(self) -> str:
+        return f"{_PREFIX}/{self.fleet}/round"
+
+    @property
+    def model(self) -> str:
+        return f"{_PREFIX}/{self.fleet}/model"
+
+    def state(self, device: str) -> str:
+        return f"{_PREFIX}/{self.fleet}/dev/{device}/state"
+
+    def up(self, device: str) -> str:
+        return f"{_PREFIX}/{self.fleet}/dev/{device}/up"
+
+    def down(self, device: str) -> str:
+        return f"{_PREFIX}/{self.fleet}/dev/{device}/down"
+
+    def device_of(self, topic: str) -> str:
+        """The device whose `state` or `up` topic this is; raises PeerError for any other topic."""
+        parts = topic.removeprefix(f"{_PREFIX}/{self.fleet}/dev/").split("/")
+        if len(parts) == 2 and topic in (self.state(parts[0]), self.up(parts[0])):
+            try:
+                return check_id(parts[0], "device")
+            except ValueError as error:
+                raise PeerError(f"topic {topic!r}: {error}") from None
+        raise PeerError(f"topic {topic!r} is no device's state or up topic")
+
+    def for_coordinator(self) -> tuple[str, ...]:
+        """What the coordinator subscribes to."""
+        return (self.coordinator_state, self.state("+"), self.up("+"))
+
+    def for_device(self, device: str) -> tuple[str, ...]:
+        """What a device subscribes to."""
+        return (self.coordinator_state, self.round, self.model, self.down(device))
+
+
+def access_list() -> str:
+    """A mosquitto ACL file: a device reads and writes only what is its own, in any fleet.
+
+    `%u` is the user name, which is the device id; `pattern` lines hold for every user.
+    """
+    fleet = Topics("+")
+    lines = [
+        "# Who may read and write what. Printed by fedclip_edge.messaging.topics.access_list().",
+        *(f"pattern read {topic}" for topic in fleet.for_device("%u")),
+        *(f"pattern write {topic}" for topic in (fleet.state("%u"), fleet.up("%u"))),
+        "",
+        "user coordinator",
+        *(f"topic read {topic}" for topic in (fleet.state("+"), fleet.up("+"))),
+        *(
+            f"topic readwrite {topic}"
+            for topic in (fleet.coordinator_state, fleet.round, fleet.model)
+        ),
+        f"topic write {fleet.down('+')}",
+    ]
+    return "\n".join(lines) + "\n"

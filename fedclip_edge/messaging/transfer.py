@@ -1,0 +1,186 @@
+"""Bytes to chunks and back, and who may upload now. Sans-I/O: the clock is passed in.
+
+A chunk is 24 bytes of header, little-endian, then its part of the parcel:
+
+    0   2  0xFC 0x1E
+    2   1  version, 1
+    3   1  zero
+    4   8  first 8 bytes of the parcel's SHA-256
+    12  4  index, from 0
+    16  4  number of chunks
+    20  4  CRC-32 of the part
+
+Laws: a chunk is checked against the announced parcel before it is stored; a chunk may come any
+number of times, in any order; the whole is believed only when its SHA-256 is the announced one,
+and if it is not, everything is fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.messaging.messages import CHUNK_BYTES, Parcel
+
+_HEADER = struct.Struct("<2sBB8sIII")
+_MAGIC = b"\xfc\x1e"
+_VERSION = 1
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def is_chunk(payload: bytes) -> bool:
+    """Whether a payload is a chunk rather than a control message."""
+    return payload.startswith(_MAGIC)
+
+
+def parcel_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
+    """What to announce before sending `data`."""
+    return Parcel(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
+
+
+def chunks(data: bytes, parcel: Parcel, wanted: Ranges | None = None) -> Iterator[bytes]:
+    """The chunks of `data`, all or the wanted ranges; indices beyond the end are left out."""
+    for index in _indices(wanted or ((0, parcel.chunks - 1),), parcel.chunks):
+        part = data[index * parcel.chunk_bytes : (index + 1) * parcel.chunk_bytes]
+        yield (
+            _HEADER.pack(
+                _MAGIC,
+                _VERSION,
+                0,
+                bytes.fromhex(parcel.sha256)[:8],
+                index,
+                parcel.chunks,
+                zlib.crc32(part),
+            )
+            + part
+        )
+
+
+@dataclass(eq=False)
+class Incoming:
+    """A parcel on its way in. Memory is taken chunk by chunk, never more than announced."""
+
+    parcel: Parcel
+    _parts: dict[int, bytes] = field(default_factory=dict)
+
+    def receive(self, payload: bytes) -> bool:
+        """Takes one chunk; False if it is of another parcel or was here before.
+
+        Raises PeerError for a chunk that contradicts the parcel or its own checksum.
+        """
+        if len(payload) < _HEADER.size:
+            raise PeerError(f"chunk of {len(payload)} bytes is shorter than its header")
+        magic, version, zero, digest, index, count, crc = _HEADER.unpack_from(payload)
+        if (magic, version, zero) != (_MAGIC, _VERSION, 0):
+            raise PeerError(f"chunk of version {version}, this is version {_VERSION}")
+        if digest != bytes.fromhex(self.parcel.sha256)[:8]:
+            return False
+        part = payload[_HEADER.size :]
+        if count != self.parcel.chunks or index >= count:
+            raise PeerError(f"chunk {index} of {count}, expected {self.parcel.chunks} in all")
+        if len(part) != self._part_bytes(index):
+            raise PeerError(f"chunk {index} of {len(part)} bytes, not {self._part_bytes(index)}")
+        if zlib.crc32(part) != crc:
+            raise PeerError(f"chunk {index} has a wrong CRC-32")
+        if index in self._parts:
+            return False
+        self._parts[index] = part
+        return True
+
+    @property
+    def missing(self) -> Ranges:
+        """The gaps, as first and last index; empty when everything is here."""
+        gaps: list[tuple[int, int]] = []
+        for index in range(self.parcel.chunks):
+            if index in self._parts:
+                continue
+            if gaps and gaps[-1][1] == index - 1:
+                gaps[-1] = (gaps[-1][0], index)
+            else:
+                gaps.append((index, index))
+        return tuple(gaps)
+
+    @property
+    def complete(self) -> bool:
+        return len(self._parts) == self.parcel.chunks
+
+    def take(self) -> bytes:
+        """The whole; raises PeerError and forgets every chunk where the hash is another."""
+        data = b"".join(self._parts[index] for index in range(self.parcel.chunks))
+        self._parts.clear()
+        if hashlib.sha256(data).hexdigest() != self.parcel.sha256:
+            raise PeerError(f"parcel {self.parcel.sha256[:16]} arrived with another hash")
+        return data
+
+    def _part_bytes(self, index: int) -> int:
+        return min(
+            self.parcel.chunk_bytes, self.parcel.size_bytes - index * self.parcel.chunk_bytes
+        )
+
+
+@dataclass(eq=False)
+class Slots:
+    """Who may upload now: a few at a time, first come first served, each on a lease.
+
+    With 200 devices uploading at once a broker drops chunks and nobody finishes; with 8 slots
+    all finish (measured). A lease without progress for `lease_s` is lost.
+    """
+
+    count: int
+    lease_s: float
+    _leases: dict[str, float] = field(default_factory=dict)  # device -> last progress
+    _waiting: deque[str] = field(default_factory=deque)
+
+    def request(self, device: str) -> None:
+        """Queues the device unless it has a lease or waits already."""
+        if device not in self._leases and device not in self._waiting:
+            self._waiting.append(device)
+
+    def grant(self, now: float) -> tuple[str, ...]:
+        """The devices that get a free slot now."""
+        granted = []
+        while self._waiting and len(self._leases) < self.count:
+            device = self._waiting.popleft()
+            self._leases[device] = now
+            granted.append(device)
+        return tuple(granted)
+
+    def holds(self, device: str) -> bool:
+        return device in self._leases
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        return tuple(self._leases)
+
+    def progress(self, device: str, now: float) -> None:
+        """Renews the device's lease, if it has one."""
+        if device in self._leases:
+            self._leases[device] = now
+
+    def idle(self, now: float, for_s: float) -> tuple[str, ...]:
+        """The holders without progress for at least `for_s` seconds."""
+        return tuple(d for d, since in self._leases.items() if now - since >= for_s)
+
+    def release(self, device: str) -> None:
+        """Gives up the device's slot or place in the queue."""
+        self._leases.pop(device, None)
+        if device in self._waiting:
+            self._waiting.remove(device)
+
+    def expire(self, now: float) -> tuple[str, ...]:
+        """Takes the slots of those without progress for a whole lease; returns them."""
+        lost = self.idle(now, self.lease_s)
+        for device in lost:
+            self.release(device)
+        return lost
+
+
+def _indices(wanted: Iterable[tuple[int, int]], count: int) -> Iterator[int]:
+    for first, last in wanted:
+        yield from range(first, min(last, count - 1) + 1)

@@ -1,0 +1,336 @@
+"""Messages over MQTT, and the same in memory; the only module that knows paho.
+
+What the rest of the package relies on, and both keep:
+
+- `next_event` is the one way in. paho's callbacks only enqueue: work inside a callback misses the
+  keepalive, and the broker then delivers the same message a second time.
+- QoS 1, a clean session, and at most WINDOW messages handed to paho at a time: after a reconnect
+  paho sends everything it holds at once, whatever its own limit says. A thread of our own does
+  the handing over, because paho calls `on_publish` under the lock that its `publish` takes.
+- What was not delivered when the link went away is forgotten, not queued: every message of the
+  protocol is sent again by whoever still needs its effect.
+- The link comes back by itself, with paho's back-off; only the first connection may fail.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import ConfigError, LinkError
+
+WINDOW = 8
+_RECONNECT_MAX_S = 30
+_CLOSE_S = 5.0
+_ALL_WAITING = 2**20  # permits that let whatever waits for a dead link pass, to be forgotten
+# struct tcp_info of Linux 4.1 and later: bytes acknowledged by the peer, bytes received.
+_TCP_INFO_BYTES, _TCP_COUNTERS, _TCP_COUNTERS_AT = 192, struct.Struct("=QQ"), 120
+_REFUSED_FOR_GOOD = ("Bad user name or password", "Not authorized", "Client identifier not valid")
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The link is up and the subscriptions are asked for."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The link went away; it comes back by itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message came."""
+
+    topic: str
+    payload: bytes
+
+
+Event = Connected | Disconnected | Received
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker publishes, retained, when this client vanishes."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes on this client's sockets since it started, MQTT framing included, TCP's own not."""
+
+    up_bytes: int
+    down_bytes: int
+
+
+class Transport(Protocol):
+    """One client's way to send and to be told."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Sends, or forgets the message if the link is or goes down. Never blocks."""
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """The next event, or None after `timeout_s`."""
+
+    def traffic(self) -> Traffic | None:
+        """What went over the wire; None where it cannot be measured."""
+
+    def close(self) -> None:
+        """Says good-bye, so that the will is not published; sends what is queued first."""
+
+
+class _Link:
+    """One connection's window; what waits for an older one is forgotten."""
+
+    def __init__(self) -> None:
+        self.window = threading.Semaphore(WINDOW)
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    topic: str
+    payload: bytes
+    retain: bool
+    link: _Link
+
+
+class PahoTransport:
+    """MQTT 3.1.1, which every broker speaks."""
+
+    def __init__(
+        self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will
+    ) -> None:
+        self._address = address
+        self._client_id = client_id
+        self._topics = [(topic, 1) for topic in topics]
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
+        self._link: _Link | None = None
+        self._refusal = ""
+        self._first_answer = threading.Event()
+        self._socket: socket.socket | None = None
+        self._closed_traffic = Traffic(0, 0)
+        self._sender = threading.Thread(target=self._send, name="mqtt-sender", daemon=True)
+        self._client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True
+        )
+        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if address.username:
+            self._client.username_pw_set(address.username, address.password)
+        self._client.reconnect_delay_set(1, _RECONNECT_MAX_S)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+        self._client.on_socket_open = self._on_socket_open
+        self._client.on_socket_close = self._on_socket_close
+
+    def connect(self, timeout_s: float) -> None:
+        """Makes the first connection, trying for `timeout_s`.
+
+        Raises LinkError where no broker answers, ConfigError where it refuses this client.
+        """
+        deadline = time.monotonic() + timeout_s
+        where = f"{self._address.host}:{self._address.port}"
+        while True:
+            try:
+                self._client.connect(
+                    self._address.host, self._address.port, self._address.keepalive_s
+                )
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise LinkError(
+                        f"no MQTT broker answers at {where} ({error.strerror or error}); "
+                        "start one, or correct host and port under [broker]"
+                    ) from None
+                time.sleep(min(0.2, timeout_s))
+        self._sender.start()
+        self._client.loop_start()
+        self._first_answer.wait(max(1.0, deadline - time.monotonic()))
+        if self._refusal:
+            self.close()
+            raise ConfigError(
+                f"the broker at {where} refused {self._client_id!r}: "
+                f"{self._refusal}; correct username and password under [broker]"
+            )
+        if not self._first_answer.is_set():
+            self.close()
+            raise LinkError(f"{where} accepts connections but does not answer MQTT")
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        link = self._link
+        if link is not None:
+            self._outbox.put(_Outgoing(topic, payload, retain, link))
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        try:
+            return self._events.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            return None
+
+    def traffic(self) -> Traffic | None:
+        live = _count(self._socket)
+        if live is None:
+            return None
+        return Traffic(
+            self._closed_traffic.up_bytes + live.up_bytes,
+            self._closed_traffic.down_bytes + live.down_bytes,
+        )
+
+    def close(self) -> None:
+        link, deadline = self._link, time.monotonic() + _CLOSE_S
+        self._outbox.put(None)
+        if self._sender.is_alive():
+            self._sender.join(_CLOSE_S)
+        if link is not None:  # wait until all that was sent is acknowledged
+            for _ in range(WINDOW):
+                link.window.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _send(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            message.link.window.acquire()
+            if message.link is self._link:
+                self._client.publish(message.topic, message.payload, 1, message.retain)
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+    ) -> None:
+        if reason.is_failure:
+            if str(reason) in _REFUSED_FOR_GOOD:
+                self._refusal = str(reason)
+                self._first_answer.set()
+            return
+        self._link = _Link()
+        client.subscribe(self._topics)
+        self._first_answer.set()
+        self._events.put(Connected())
+
+    def _on_disconnect(
+        self, _client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+    ) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.window.release(_ALL_WAITING)
+        self._events.put(Disconnected(str(reason)))
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        self._events.put(Received(message.topic, bytes(message.payload)))
+
+    def _on_publish(
+        self, _client: mqtt.Client, _data: Any, _mid: int, _reason: ReasonCode, _properties: Any
+    ) -> None:
+        link = self._link
+        if link is not None:
+            link.window.release()
+
+    def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
+        self._socket = opened
+
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
+        total = self.traffic()
+        if total is not None:
+            self._closed_traffic = total
+        self._socket = None
+
+
+def _count(connection: socket.socket | None) -> Traffic | None:
+    """The kernel's own count of one connection; None off Linux."""
+    if connection is None:
+        return Traffic(0, 0)
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        return Traffic(*_TCP_COUNTERS.unpack_from(info, _TCP_COUNTERS_AT))
+    except (OSError, AttributeError, struct.error):
+        return None
+
+
+class MemoryBroker:
+    """A broker in this process: in order, at once, retained messages and wills included.
+
+    Deterministic: messages move only in `publish`, on the caller's thread.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[str, MemoryTransport] = {}
+        self._retained: dict[str, bytes] = {}
+
+    def client(self, client_id: str, topics: Iterable[str], will: Will) -> MemoryTransport:
+        """A connected client; one of the same id is thrown out, its will published."""
+        if client_id in self._clients:
+            self.cut(client_id)
+        client = MemoryTransport(self, client_id, tuple(topics), will)
+        self._clients[client_id] = client
+        client.inbox.append(Connected())
+        for topic, payload in self._retained.items():
+            if client.subscribes(topic):
+                client.inbox.append(Received(topic, payload))
+        return client
+
+    def cut(self, client_id: str) -> None:
+        """The client's link is gone without a good-bye."""
+        client = self._clients.pop(client_id)
+        client.inbox.append(Disconnected("cut"))
+        self.deliver(client.will.topic, client.will.payload, retain=True)
+
+    def is_here(self, client: MemoryTransport) -> bool:
+        """Whether this very client is connected."""
+        return self._clients.get(client.client_id) is client
+
+    def leave(self, client_id: str) -> None:
+        """The client said good-bye."""
+        self._clients.pop(client_id, None)
+
+    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if retain:
+            self._retained[topic] = payload
+        for client in self._clients.values():
+            if client.subscribes(topic):
+                client.inbox.append(Received(topic, payload))
+
+
+@dataclass(eq=False)
+class MemoryTransport:
+    """The in-memory twin of PahoTransport."""
+
+    broker: MemoryBroker
+    client_id: str
+    topics: tuple[str, ...]
+    will: Will
+
+    def __post_init__(self) -> None:
+        self.inbox: deque[Event] = deque()
+
+    def subscribes(self, topic: str) -> bool:
+        return any(mqtt.topic_matches_sub(pattern, topic) for pattern in self.topics)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        if self.broker.is_here(self):
+            self.broker.deliver(topic, payload, retain=retain)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self.inbox.popleft() if self.inbox else None
+
+    def traffic(self) -> Traffic | None:
+        return None
+
+    def close(self) -> None:
+        self.broker.leave(self.client_id)

@@ -1,0 +1,207 @@
+"""Records to bytes and back; this docstring is the format's specification.
+
+Control message: two lines of text, so that a person with `mosquitto_sub` can read it.
+
+    {"kind": "hello", "from": "cam-01", "body": {...}}       JSON, one line, UTF-8
+    base64 of the Ed25519 signature over topic, zero byte, first line
+
+Signing the topic keeps a message for one device from being replayed to another. Refused: more
+than 64 KiB, no signature line, JSON with a repeated key, NaN or infinity, an unknown kind, an
+unknown, missing or mistyped field.
+
+Body (a model, a contribution): a safetensors file whose only metadata key `fedclip` holds a JSON
+object, sent through the codec. Refused: a JSON header above 64 KiB, tensors whose names, shapes
+or dtype are not the expected ones, NaN or infinity, a record that its own constructor refuses.
+Both are checked before the tensors are built. No pickle, ever.
+
+A chunk (transfer.py) starts with the two bytes 0xFC 0x1E, which no UTF-8 text does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from fedclip_edge.config import read_table
+from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.messaging import codec as codecs
+from fedclip_edge.messaging.identity import Identity, verifies
+from fedclip_edge.messaging.messages import KINDS, Message
+from fedclip_edge.records import Contribution, Model, Terms, Update
+
+T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
+
+MAX_CONTROL_BYTES = 64 * 1024
+_MAX_HEADER_BYTES = 64 * 1024
+_SCHEMA = 1
+_KIND_OF = {cls: kind for kind, cls in KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A control message as it came, not yet believed."""
+
+    message: Message
+    sender: str
+    _signed: bytes
+    _signature: bytes
+
+    def check(self, key: str) -> None:
+        """Raises PeerError unless `key` (hex) signed it."""
+        if not verifies(key, self._signed, self._signature):
+            raise PeerError(f"{self.sender}: {_KIND_OF[type(self.message)]} has a wrong signature")
+
+
+def pack_control(message: Message, sender: str, topic: str, identity: Identity) -> bytes:
+    """The signed message for `topic`."""
+    line = json.dumps(
+        {"kind": _KIND_OF[type(message)], "from": sender, "body": dataclasses.asdict(message)},
+        separators=(",", ":"),
+        allow_nan=False,
+    ).encode()
+    signature = identity.sign(topic.encode() + b"\0" + line)
+    return line + b"\n" + base64.b64encode(signature)
+
+
+def unpack_control(topic: str, payload: bytes) -> Signed:
+    """Reads a control message; raises PeerError naming what was refused. Does not check the key."""
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise PeerError(f"control message of {len(payload)} bytes, limit {MAX_CONTROL_BYTES}")
+    line, _, signature = payload.partition(b"\n")
+    fields = _read_json(line, "control message")
+    if set(fields) != {"kind", "from", "body"} or not isinstance(fields["from"], str):
+        raise PeerError("control message: expected the keys kind, from, body")
+    kind, body = fields["kind"], fields["body"]
+    if not isinstance(kind, str) or kind not in KINDS or not isinstance(body, dict):
+        raise PeerError(f"control message of unknown kind {str(kind)[:40]!r}")
+    try:
+        message: Message = read_table(KINDS[kind], body, f"{kind} message")
+        raw = base64.b64decode(signature, validate=True)
+    except (ConfigError, binascii.Error) as error:
+        raise PeerError(str(error)) from None
+    return Signed(message, fields["from"], topic.encode() + b"\0" + line, raw)
+
+
+def pack_model(model: Model, codec: str) -> bytes:
+    """The bytes that are published; their SHA-256 is the model's version."""
+    head = {"schema": _SCHEMA, "kind": "model", "method": model.method, "round": model.round}
+    return _pack(head, model.terms, codec)
+
+
+def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
+    """Raises PeerError unless `data` is a model with exactly these terms."""
+    head, terms = _unpack(data, codec, "model", {"method", "round"}, shapes)
+    return _build(Model, {**head, "terms": terms})
+
+
+def pack_contribution(contribution: Contribution, codec: str) -> bytes:
+    """The bytes that are offered."""
+    head = {
+        "schema": _SCHEMA,
+        "kind": "contribution",
+        **{
+            f.name: getattr(contribution, f.name)
+            for f in dataclasses.fields(contribution)
+            if f.name != "update"
+        },
+        "update": contribution.update.kind,
+        "weight": contribution.update.weight,
+    }
+    return _pack(head, contribution.update.terms, codec)
+
+
+def unpack_contribution(data: bytes, codec: str, shapes: Shapes) -> Contribution:
+    """Raises PeerError unless `data` is a contribution with exactly these terms."""
+    names = {f.name for f in dataclasses.fields(Contribution)} | {"weight"}
+    head, terms = _unpack(data, codec, "contribution", names, shapes)
+    update = _build(
+        Update, {"kind": head.pop("update"), "weight": head.pop("weight"), "terms": terms}
+    )
+    return _build(Contribution, {**head, "update": update})
+
+
+def body_limit_bytes(shapes: Shapes) -> int:
+    """The most that a body with these terms can measure, before and after the codec."""
+    tensor_bytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+    return 8 + _MAX_HEADER_BYTES + tensor_bytes
+
+
+def _pack(head: Mapping[str, Any], terms: Terms, codec: str) -> bytes:
+    arrays = {name: np.ascontiguousarray(term) for name, term in terms.items()}
+    # One metadata key: safetensors writes several in an order that differs between runs.
+    metadata = {"fedclip": json.dumps(head, sort_keys=True)}
+    return codecs.encode(codec, safetensors.numpy.save(arrays, metadata))
+
+
+def _unpack(
+    data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes
+) -> tuple[dict[str, Any], Terms]:
+    body = codecs.decode(codec, data, body_limit_bytes(shapes))
+    (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)
+    if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(body) - 8):
+        raise PeerError(f"{kind}: header of {header_bytes} bytes, limit {_MAX_HEADER_BYTES}")
+    header = _read_json(body[8 : 8 + header_bytes], f"{kind} header")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("fedclip"), str):
+        raise PeerError(f"{kind}: no metadata key 'fedclip'")
+    head = _read_json(metadata["fedclip"].encode(), f"{kind} metadata")
+    if head.pop("schema", None) != _SCHEMA or head.pop("kind", None) != kind:
+        raise PeerError(f"{kind}: not a {kind} of schema {_SCHEMA}")
+    if set(head) != names:
+        raise PeerError(f"{kind}: expected the fields {sorted(names)}, got {sorted(head)}")
+    declared = {
+        name: (spec.get("dtype"), tuple(spec.get("shape", ()))) if isinstance(spec, dict) else None
+        for name, spec in header.items()
+    }
+    expected = {name: ("F32", tuple(shape)) for name, shape in shapes.items()}
+    if declared != expected:
+        raise PeerError(f"{kind}: expected the terms {expected}, got {str(declared)[:400]}")
+    try:
+        return head, safetensors.numpy.load(body)
+    except SafetensorError as error:
+        raise PeerError(f"{kind}: not safetensors: {error}") from None
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A record of received values: each of the type its field declares, or a PeerError."""
+    declared = {"str": str, "int": int}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        expected = declared.get(str(field.type))
+        if expected is not None and type(values[field.name]) is not expected:
+            raise PeerError(f"{cls.__name__}: {field.name} is not a {field.type}")
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise PeerError(f"{cls.__name__}: {error}") from None
+
+
+def _read_json(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise PeerError(f"{what}: not JSON: {str(error)[:120]}") from None
+    if not isinstance(value, dict):
+        raise PeerError(f"{what}: expected a JSON object")
+    return value
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands twice")
+    return fields
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")

@@ -1,0 +1,245 @@
+"""The run's journal: nothing is acknowledged before it is here.
+
+One SQLite file, write-ahead logged and synced at every commit, holds all that a coordinator must
+not forget: runs, closed models, the open round's contributions, reports, pinned keys.
+
+Laws: the first contribution per (run, round, device) stays; closing a round commits the model and
+deletes its contribution bodies in one transaction; what is read back is what was written, byte
+for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge.config import read_table
+from fedclip_edge.errors import ConfigError, StoreError
+from fedclip_edge.records import Plan, Report
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE run (
+    id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
+    classes_digest TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE model (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    body BLOB NOT NULL, server_state BLOB NOT NULL, PRIMARY KEY (run, round)
+);
+CREATE TABLE contribution (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
+    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, body BLOB,
+    PRIMARY KEY (run, round, device)
+);
+CREATE TABLE report (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
+    report TEXT NOT NULL, PRIMARY KEY (run, round, device)
+);
+CREATE TABLE pinned_key (
+    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, key TEXT NOT NULL,
+    PRIMARY KEY (run, device)
+);
+CREATE TABLE epoch (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL);
+INSERT INTO epoch VALUES (1, 0);
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the journal knows it."""
+
+    id: str
+    plan: Plan
+    encoder_id: str
+    classes_digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A closed model, in the bytes that were published."""
+
+    round: int  # rounds closed in it
+    sha256: str
+    body: bytes
+    server_state: bytes  # what the method keeps on the coordinator between rounds
+
+
+class Store:
+    """An open journal. Every method that writes has synced when it returns."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self._path = path
+        self._database = database
+
+    def next_epoch(self, above: int = 0) -> int:
+        """An epoch above every earlier one of this journal, and above `above`."""
+        with self._writing():
+            epoch = max(int(self._one("SELECT value FROM epoch")[0]), above) + 1
+            self._database.execute("UPDATE epoch SET value = ?", (epoch,))
+        return epoch
+
+    def add_run(self, run: Run, initial: StoredModel) -> None:
+        """A new run and the model it starts from."""
+        with self._writing():
+            self._database.execute(
+                "INSERT INTO run VALUES (?, ?, ?, ?, 0)",
+                (run.id, json.dumps(run.plan.to_json()), run.encoder_id, run.classes_digest),
+            )
+            self._add_model(run.id, initial)
+
+    def unfinished_run(self) -> Run | None:
+        """The run to go on with, if the last one was not finished."""
+        row = self._maybe(
+            "SELECT id, plan, encoder_id, classes_digest, done FROM run ORDER BY rowid DESC LIMIT 1"
+        )
+        return None if row is None or row[4] else _run(row)
+
+    def last_run(self) -> Run | None:
+        """The newest run, finished or not."""
+        row = self._maybe(
+            "SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid DESC LIMIT 1"
+        )
+        return None if row is None else _run(row)
+
+    def finish(self, run: str) -> None:
+        """Marks the run as finished."""
+        with self._writing():
+            self._database.execute("UPDATE run SET done = 1 WHERE id = ?", (run,))
+
+    def newest_model(self, run: str) -> StoredModel:
+        """The model the run stands at."""
+        return StoredModel(
+            *self._one(
+                "SELECT round, sha256, body, server_state FROM model WHERE run = ? "
+                "ORDER BY round DESC LIMIT 1",
+                run,
+            )
+        )
+
+    def keep(self, run: str, round: int, device: str, sha256: str, body: bytes) -> None:
+        """Puts a contribution on disk. Raises sqlite3.IntegrityError if the device has one."""
+        with self._writing():
+            self._database.execute(
+                "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
+                (run, round, device, sha256, len(body), body),
+            )
+
+    def contributions(self, run: str, round: int) -> Iterator[tuple[str, str, bytes]]:
+        """Device, SHA-256 and body of each kept for an open round, one in memory at a time."""
+        yield from self._database.execute(
+            "SELECT device, sha256, body FROM contribution WHERE run = ? AND round = ?",
+            (run, round),
+        )
+
+    def close_round(self, run: str, model: StoredModel) -> None:
+        """Commits the model of `model.round` and deletes the bodies that made it."""
+        with self._writing():
+            self._add_model(run, model)
+            self._database.execute(
+                "UPDATE contribution SET body = NULL WHERE run = ? AND round = ?",
+                (run, model.round),
+            )
+
+    def rounds_closed(self, run: str) -> int:
+        """How many rounds of the run have a model."""
+        return int(self._one("SELECT MAX(round) FROM model WHERE run = ?", run)[0])
+
+    def add_report(self, report: Report) -> None:
+        """Stores a report; a later one on the same model replaces it."""
+        with self._writing():
+            self._database.execute(
+                "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
+                (report.run, report.round, report.device, json.dumps(report.to_json())),
+            )
+
+    def reports(self, run: str) -> tuple[Report, ...]:
+        """Every report, by round and device."""
+        rows = self._database.execute(
+            "SELECT report FROM report WHERE run = ? ORDER BY round, device", (run,)
+        )
+        return tuple(read_table(Report, json.loads(text), "journal") for (text,) in rows)
+
+    def pin_key(self, run: str, device: str, key: str) -> str:
+        """The key that the device first showed in this run: `key` itself, or an earlier one."""
+        with self._writing():
+            self._database.execute(
+                "INSERT OR IGNORE INTO pinned_key VALUES (?, ?, ?)", (run, device, key)
+            )
+        return str(
+            self._one("SELECT key FROM pinned_key WHERE run = ? AND device = ?", run, device)[0]
+        )
+
+    def keys(self, run: str) -> dict[str, str]:
+        """Every pinned key, by device."""
+        rows = self._database.execute("SELECT device, key FROM pinned_key WHERE run = ?", (run,))
+        return dict(rows.fetchall())
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction; raises StoreError, and changes nothing, where the disk refuses."""
+        try:
+            with self._database:
+                yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"the journal {self._path} cannot be written ({error}); nothing acknowledged is "
+                "lost: free the disk and start again"
+            ) from error
+
+    def _add_model(self, run: str, model: StoredModel) -> None:
+        self._database.execute(
+            "INSERT INTO model VALUES (?, ?, ?, ?, ?)",
+            (run, model.round, model.sha256, model.body, model.server_state),
+        )
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self._database.execute(query, values).fetchone()
+        return row
+
+    def _maybe(self, query: str) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._database.execute(query).fetchone()
+        return row
+
+
+def open_store(path: Path) -> Store:
+    """Opens the journal, making it if missing.
+
+    Raises ConfigError where it is no journal of this version or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(path, timeout=1.0)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")  # survives power loss, not only a crash
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            database.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+            )
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"the journal {path} cannot be opened ({error}); name another file under 'journal'"
+        ) from error
+    if version not in (0, _SCHEMA_VERSION):
+        database.close()
+        raise ConfigError(
+            f"the journal {path} is of version {version}, this program writes {_SCHEMA_VERSION}; "
+            "finish its run with the program that began it, or name another file"
+        )
+    return Store(path, database)
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    identifier, plan, encoder_id, classes_digest, *_ = map(str, row)
+    return Run(
+        identifier, read_table(Plan, json.loads(plan), "journal"), encoder_id, classes_digest
+    )
