@@ -1,0 +1,73 @@
+"""Exact sums over devices; numpy only, for the coordinator.
+
+Law: a total does not depend on the order in which contributions come. Every value is rounded
+once to the grid 2**-grid_bits and added in int64; a contribution whose values could overflow the
+sum, or that is above the plan's bounds, is refused before anything is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.records import F32, I64, Plan, Terms, Update
+
+_INT64_MAX = 2**63 - 1
+
+
+class ExactSum:
+    """A running total of updates of kind "sum"."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._largest = 0  # bound on any entry of the total, in grid steps
+        self.terms: dict[str, I64] = {}
+        self.weight = 0
+
+    def check(self, update: Update) -> None:
+        """Raises PeerError where `add` would refuse the update."""
+        self._on_grid(update)
+
+    def add(self, update: Update) -> None:
+        """Adds one device's update; raises PeerError, and adds nothing, where it is out of bounds.
+
+        max_norm bounds the norm of the whole update before its weight was multiplied in.
+        """
+        steps, largest = self._on_grid(update)
+        self._largest += largest
+        self.weight += update.weight
+        for name, term in steps.items():
+            self.terms[name] = self.terms[name] + term if name in self.terms else term
+
+    def _on_grid(self, update: Update) -> tuple[dict[str, I64], int]:
+        """The update in grid steps, and the largest of them."""
+        plan = self._plan
+        if update.kind != "sum":
+            raise PeerError(f"an update of kind {update.kind!r} cannot be summed")
+        if update.weight > plan.max_weight:
+            raise PeerError(f"weight {update.weight} is above max_weight {plan.max_weight}")
+        norm = norm_of(update.terms) / update.weight
+        if norm > plan.max_norm:
+            raise PeerError(f"norm {norm:.4g} is above max_norm {plan.max_norm:g}")
+        if self.terms and self.terms.keys() != update.terms.keys():
+            raise PeerError(f"terms {sorted(update.terms)} do not match {sorted(self.terms)}")
+        # In float64 a float32 times a power of two is exact; rint is the only rounding.
+        scaled = {n: np.rint(np.float64(t) * 2.0**plan.grid_bits) for n, t in update.terms.items()}
+        largest = int(max((np.abs(s).max(initial=0) for s in scaled.values()), default=0))
+        if self._largest + largest > _INT64_MAX:
+            raise PeerError("the sum would overflow; choose fewer grid_bits")
+        return {name: s.astype(np.int64) for name, s in scaled.items()}, largest
+
+    def mean(self) -> Mapping[str, F32]:
+        """The weighted mean of what was added, f32; zero terms where nothing was."""
+        step = 2.0**-self._plan.grid_bits / max(1, self.weight)
+        return {name: (total * step).astype(np.float32) for name, total in self.terms.items()}
+
+
+def norm_of(terms: Terms) -> float:
+    """The L2 norm over all terms together."""
+    return float(
+        np.sqrt(sum(float(np.sum(np.square(t, dtype=np.float64))) for t in terms.values()))
+    )

@@ -1,0 +1,59 @@
+"""One paper, one file; the registry of methods by name.
+
+A method is a module of a few functions. What runs on the coordinator (`initial`, `combine`) is
+numpy; what runs on a device (`fit`, `predict`) imports torch inside. `State` is what one side
+keeps between rounds (a server optimiser's moments, a device's control variates); most methods
+keep nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Protocol
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Terms, Update
+
+State = Terms
+
+
+class Method(Protocol):
+    """What a module in this package offers."""
+
+    def check_options(self, options: Mapping[str, Scalar]) -> object:
+        """Raises ConfigError for an option that the method does not have."""
+
+    def initial(self, classes: ClassTexts, dim: int, seed: int) -> Model:
+        """The model of round 0; the same for the same seed, on every machine."""
+
+    def fit(
+        self,
+        model: Model,
+        features: Features,
+        classes: ClassTexts,
+        plan: Plan,
+        state: State,
+        seed: int,
+    ) -> tuple[Update, State]:
+        """Trains from `model` on the device's raw features; the same seed gives the same bytes."""
+
+    def combine(self, model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+        """The next model from the sum of all updates."""
+
+    def predict(self, model: Model, vectors: F32, classes: ClassTexts) -> F32:
+        """Logits (N, C) of raw features (N, D)."""
+
+
+_METHODS: Mapping[str, Method] = {"fedclip": fedclip, "zeroshot": zeroshot}
+
+
+def get(name: str) -> Method:
+    """The method of that name; raises ConfigError naming the nearest one."""
+    if name in _METHODS:
+        return _METHODS[name]
+    near = difflib.get_close_matches(name, _METHODS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_METHODS)}"
+    raise ConfigError(f"unknown method {name!r}; {hint}")

@@ -1,0 +1,82 @@
+"""The seeded mini-batch loop of the attention adapter.
+
+The three losses, on logits of the batch's B pictures:
+
+- contrastive, the reference's: logits (B, B) against the text of every *picture*, the other
+  pictures of one's own class counting as negatives; mean of the cross-entropies of rows and of
+  columns. With duplicates in the batch it cannot reach zero.
+- multi-positive: the same, with every text and picture of one's own class an equal positive.
+- cross-entropy: logits (B, C) against the classes.
+
+Law: the order of the pictures comes from the seed alone, and nothing else is random; in one torch
+thread the same seed gives the same bytes on one kind of machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedclip_edge.learning.adapter import attend, logits
+from fedclip_edge.records import F32, ClassTexts, Features, Terms
+
+if TYPE_CHECKING:
+    from fedclip_edge.learning.methods.fedclip import Options
+
+
+def train(
+    terms: Terms, features: Features, classes: ClassTexts, options: Options, seed: int
+) -> dict[str, F32]:
+    """The adapter's terms after `options.epochs` over the features; the input is left alone."""
+    trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
+    vectors = torch.from_numpy(features.vectors)  # (N, D)
+    labels = torch.from_numpy(features.labels)  # (N,)
+    texts = torch.from_numpy(classes.vectors)  # (C, D)
+    optimizer = _optimizer(list(trained.values()), options)
+    for batch in batches(len(features), options.batch_size, options.epochs, seed):
+        adapted = attend(trained, vectors[batch])  # (B, D)
+        loss = _loss(adapted, labels[batch], texts, classes.logit_scale, options.loss)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return {name: term.detach().numpy() for name, term in trained.items()}
+
+
+def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
+    """Shuffled indices, anew each epoch; the last batch may be short.
+
+    A batch of one is skipped: it has no negatives (the reference skips it as well).
+    """
+    random = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = torch.from_numpy(random.permutation(count))
+        for start in range(0, count - 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def _optimizer(parameters: list[Tensor], options: Options) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        parameters,
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+    )
+
+
+def _loss(adapted: Tensor, labels: Tensor, texts: Tensor, scale: float, loss: str) -> Tensor:
+    if loss == "cross-entropy":
+        return cross_entropy(logits(adapted, texts, scale), labels)
+    scores = logits(adapted, texts[labels], scale)  # (B, B), one text for each picture
+    if loss == "contrastive":
+        target = torch.arange(len(labels))
+    else:
+        same = (labels[:, None] == labels[None, :]).to(scores.dtype)  # (B, B)
+        target = same / same.sum(dim=1, keepdim=True)
+    return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
