@@ -1,0 +1,291 @@
+"""One device: its pictures become features once, then it trains and evaluates as rounds ask.
+
+What leaves the device is what `session.py` says: control messages, contributions, accuracies.
+Pictures, features and predictions stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedclip_edge import log
+from fedclip_edge.config import AgentConfig
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.evaluation import top1
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.messaging import identity, transport
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.wire import Shapes
+from fedclip_edge.records import (
+    F32,
+    ClassTexts,
+    Features,
+    Model,
+    Plan,
+    Report,
+    Terms,
+    Update,
+)
+from fedclip_edge.session import Session, will
+from fedclip_edge.vision.bundle import Bundle, read_bundle
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.datasets import Picture, read_folder, split
+from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
+from fedclip_edge.vision.encoder import open_encoder
+
+_FIRST_CONNECTION_S = 10.0  # later ones are tried for ever
+_TICK_S = 0.2
+
+
+def training_seed(seed: int, round: int, device: str) -> int:
+    """What a device's shuffling in the round that follows `round` closed ones is drawn from."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{device}".encode()).digest()[:8], "big")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A device's features, split, and what it took to get them."""
+
+    train: Features
+    validation: Features
+    test: Features
+    test_pictures: tuple[Picture, ...]
+    encoded: int
+    skipped: int
+    encode_s: float
+
+
+@dataclass(eq=False)
+class LocalLearner:
+    """The learner of `session.py` over one device's features."""
+
+    config: AgentConfig
+    classes: ClassTexts
+    dim: int
+    data: Prepared
+    traffic: Callable[[], transport.Traffic | None]
+    train_s: float = 0.0
+    busy_s: float = 0.0
+    _state: Terms = field(default_factory=dict)
+
+    def shapes(self, plan: Plan) -> Shapes:
+        initial = methods.get(plan.method).initial(self.classes, self.dim, plan.seed)
+        return {name: term.shape for name, term in initial.terms.items()}
+
+    def fit(self, model: Model, plan: Plan) -> Update:
+        began = time.monotonic()
+        update, self._state = self._fit(model, plan, self._state)
+        took_s = time.monotonic() - began
+        self.train_s += took_s
+        self.busy_s += took_s
+        return update
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+        began = time.monotonic()
+        method, test = methods.get(plan.method), self.data.test
+        logits = {
+            "zero_shot": zeroshot.predict(model, test.vectors, self.classes),
+            "federated": method.predict(model, test.vectors, self.classes),
+        }
+        if final and plan.local_baseline and "train" in self.config.roles:
+            alone = self._train_alone(plan)
+            logits["local"] = method.predict(alone, test.vectors, self.classes)
+        accuracy = {name: top1(values, test.labels) for name, values in logits.items()}
+        if final:
+            accuracy["zero_shot_all"] = self._zero_shot_all(model)
+            self._write_predictions(logits)
+        self.busy_s += time.monotonic() - began
+        return accuracy
+
+    def report(
+        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+    ) -> Report:
+        traffic = self.traffic()
+        return Report(
+            run=run,
+            round=model.round,
+            device=self.config.id,
+            domain=self.config.domain,
+            model=version,
+            accuracy=accuracy,
+            train_pictures=len(self.data.train),
+            test_pictures=len(self.data.test),
+            encoded=self.data.encoded,
+            skipped=self.data.skipped,
+            bytes_up=None if traffic is None else traffic.up_bytes,
+            bytes_down=None if traffic is None else traffic.down_bytes,
+            encode_s=self.data.encode_s,
+            train_s=self.train_s,
+            wait_s=wait_s,
+        )
+
+    def _fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        seed = training_seed(plan.seed, model.round, self.config.id)
+        method = methods.get(plan.method)
+        return method.fit(model, self.data.train, self.classes, plan, state, seed)
+
+    def _train_alone(self, plan: Plan) -> Model:
+        """What the same training gives without the fleet: a federation of one."""
+        method = methods.get(plan.method)
+        model = method.initial(self.classes, self.dim, plan.seed)
+        state: Terms = {}
+        server: Terms = {}
+        for _ in range(plan.rounds):
+            update, state = self._fit(model, plan, state)
+            total = ExactSum(plan)
+            total.add(update)
+            model, server = method.combine(model, total, server)
+        return model
+
+    def _zero_shot_all(self, model: Model) -> float:
+        """Over every picture of the device: nothing is trained, so none is a training picture."""
+        sides = (self.data.train, self.data.validation, self.data.test)
+        vectors = np.concatenate([side.vectors for side in sides])
+        labels = np.concatenate([side.labels for side in sides])
+        return top1(zeroshot.predict(model, vectors, self.classes), labels)
+
+    def _write_predictions(self, logits: Mapping[str, F32]) -> None:
+        """predictions.csv in the device's own folder; it is never sent."""
+        path = self.config.state_dir / "predictions.csv"
+        partial = path.with_suffix(".partial")
+        names = self.classes.names
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["picture", "label", *logits])
+            for i, picture in enumerate(self.data.test_pictures):
+                guesses = [names[int(values[i].argmax())] for values in logits.values()]
+                rows.writerow([picture.path, names[picture.label], *guesses])
+        partial.replace(path)
+
+
+def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> Prepared:
+    """The device's features, from its cache where it has them.
+
+    Raises DataError where there is nothing to train or to evaluate on.
+    """
+    dataset = read_folder(config.data.folder, bundle.classes.names)
+    sides = split(dataset, config.data)
+    wanted = {
+        "train": sides.train if "train" in config.roles else (),
+        "validation": sides.validation,
+        "test": sides.test if "evaluate" in config.roles else (),
+    }
+    encoder = open_encoder(bundle, config.encoder)
+    began = time.monotonic()
+    with FeatureCache(config.state_dir / "features.sqlite") as cache:
+        embedded = {
+            side: embed_pictures(
+                pictures,
+                encoder,
+                cache,
+                bundle.manifest.preprocessing,
+                batch_size=config.encoder.batch_size,
+                progress=progress,
+            )
+            for side, pictures in wanted.items()
+        }
+    encode_s = time.monotonic() - began
+    skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
+    for picture in skipped:
+        log.event("picture_skipped", picture=picture.path, reason=picture.reason)
+    for name in sides.classes_without_test:
+        log.event("class_without_test_pictures", class_name=name)
+    for side, role in (("train", "train"), ("test", "evaluate")):
+        if role in config.roles and not embedded[side].pictures:
+            raise DataError(
+                f"{config.data.folder} has no {side} pictures that can be read, but {config.id} "
+                f"has the role {role!r}; add pictures, or change the shares under [data]"
+            )
+    encoded = sum(side.encoded for side in embedded.values())
+    log.event(
+        "features_ready",
+        train=len(embedded["train"].pictures),
+        test=len(embedded["test"].pictures),
+        encoded=encoded,
+        cached=sum(side.cached for side in embedded.values()),
+        skipped=len(skipped),
+        seconds=encode_s,
+        provider=encoder.provider,
+    )
+    return Prepared(
+        train=_features(embedded["train"], bundle),
+        validation=_features(embedded["validation"], bundle),
+        test=_features(embedded["test"], bundle),
+        test_pictures=embedded["test"].pictures,
+        encoded=encoded,
+        skipped=len(skipped),
+        encode_s=encode_s,
+    )
+
+
+def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
+    """The device's loop; with `once` it ends after one run.
+
+    Raises LinkError where no broker answers at first; once it has, the link may come and go.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # so that a seed means one result on one kind of box
+    bundle = read_bundle(config.bundle)
+    _make_state_dir(config.state_dir)
+    data = prepare(config, bundle, progress)
+    me, boot = identity.load_or_create(config.state_dir / "device.key"), secrets.token_hex(8)
+    link = transport.PahoTransport(
+        config.broker, config.id, Topics(config.fleet).for_device(config.id), will(config, me, boot)
+    )
+    session = Session(
+        config=config,
+        boot=boot,
+        encoder_id=bundle.manifest.encoder_id,
+        classes_digest=bundle.classes.digest,
+        learner=LocalLearner(config, bundle.classes, bundle.manifest.dim, data, link.traffic),
+        identity=me,
+        transport=link,
+    )
+    link.connect(_FIRST_CONNECTION_S)
+    log.event("connected", broker=f"{config.broker.host}:{config.broker.port}", id=config.id)
+    try:
+        loop(session, once=once)
+    finally:
+        session.say_goodbye()
+        link.close()
+
+
+def _features(embedded: Embedded, bundle: Bundle) -> Features:
+    return Features(embedded.vectors, embedded.labels, bundle.manifest.encoder_id)
+
+
+def _make_state_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir {folder} cannot be made: {error.strerror}; name a folder that can be "
+            "written under 'state_dir'"
+        ) from error
+
+
+def loop(session: Session, *, once: bool) -> None:
+    """Takes every event that is there before each piece of work: news may make work needless."""
+    worked = False
+    while True:
+        event = session.transport.next_event(0 if worked else _TICK_S)
+        while event is not None:
+            session.take(event, time.monotonic())
+            event = session.transport.next_event(0)
+        worked = session.act(time.monotonic())
+        if session.finished:
+            log.event("run_done")
+            if once:
+                return
+            session.finished = False

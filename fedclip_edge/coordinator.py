@@ -1,0 +1,405 @@
+"""One federation: takes messages in, lets `rounds.py` decide, keeps, combines, publishes.
+
+Neither torch nor onnxruntime is needed here: the coordinator adds what devices send.
+
+Laws:
+- A contribution is checked whole before `rounds.py` hears of it, on disk before it is added, and
+  added before it is acknowledged.
+- A message that breaks the protocol is dropped and counted against its peer; it stops nothing.
+- Whatever is killed, the journal is enough to go on: `resume` rebuilds this state from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+
+import safetensors.numpy
+
+from fedclip_edge import log
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.errors import ConfigError, PeerError, RunError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.messaging import rounds, transfer, wire
+from fedclip_edge.messaging.identity import Identity
+from fedclip_edge.messaging.messages import (
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Kept,
+    Manifest,
+    Message,
+    Offer,
+    Parcel,
+    Refused,
+    Want,
+)
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
+from fedclip_edge.messaging.uploads import LEASE_S, Uploads
+from fedclip_edge.records import ClassTexts, Contribution, Model, Report, Terms
+from fedclip_edge.store import Run, Store, StoredModel
+
+NAME = "coordinator"
+
+
+def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
+    """What the broker says for a coordinator that vanished."""
+    topic = Topics(fleet).coordinator_state
+    return Will(topic, wire.pack_control(state, NAME, topic, identity))
+
+
+def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Store) -> Run:
+    """The journal's unfinished run, or a new one with its initial model.
+
+    Raises ConfigError where the unfinished run has other settings, classes or encoder.
+    """
+    method = methods.get(config.plan.method)
+    method.check_options(config.plan.options)
+    run = store.unfinished_run()
+    if run is None:
+        run = Run(f"run-{secrets.token_hex(4)}", config.plan, encoder_id, classes.digest)
+        model = method.initial(classes, dim, config.plan.seed)
+        store.add_run(run, _stored(model, {}, config.plan.codec))
+    elif (run.plan, run.encoder_id, run.classes_digest) != (
+        config.plan,
+        encoder_id,
+        classes.digest,
+    ):
+        raise ConfigError(
+            f"the journal {config.journal} holds {run.id}, unfinished, with another plan, encoder "
+            "or classes; put these back to finish it, or name another file under 'journal'"
+        )
+    return run
+
+
+@dataclass(eq=False)
+class Coordinator:
+    """One run's state. `finished` once every round is closed and the last model evaluated."""
+
+    config: FleetConfig
+    run: Run
+    store: Store
+    identity: Identity
+    transport: Transport
+    boot: str
+    epoch: int
+    shapes: wire.Shapes
+    finished: bool = False
+    refused_messages: Counter[str] = field(default_factory=Counter)
+    _rounds: rounds.State = field(init=False)
+    _model: Model = field(init=False)
+    _version: StoredModel = field(init=False)
+    _server_state: Terms = field(init=False)
+    _total: ExactSum = field(init=False)
+    _uploads: Uploads = field(init=False)
+    _keys: dict[str, str] = field(init=False)
+    _boots: dict[str, str] = field(default_factory=dict)  # device -> its process's boot
+    _broadcast: str = ""  # version of the model last sent to everybody
+    _opened_at: float = 0.0
+
+    def resume(self, now: float) -> None:
+        """Takes up the run where the journal stands."""
+        run, plan = self.run.id, self.run.plan
+        self._version = self.store.newest_model(run)
+        self._model = wire.unpack_model(self._version.body, plan.codec, self.shapes)
+        self._server_state = safetensors.numpy.load(self._version.server_state)
+        self._total = ExactSum(plan)
+        self._uploads = Uploads(transfer.Slots(self.config.rules.upload_slots, LEASE_S))
+        self._keys = self.store.keys(run)
+        closed = self._model.round
+        kept = {}
+        for device, sha256, body in self.store.contributions(run, closed + 1):
+            self._total.add(wire.unpack_contribution(body, plan.codec, self.shapes).update)
+            kept[device] = sha256
+        is_over = closed >= plan.rounds
+        self._rounds = rounds.State(
+            run=run,
+            rules=self.config.rules,
+            rounds=plan.rounds,
+            round=min(closed + 1, plan.rounds),
+            phase="final" if is_over else "gathering",
+            deadline=now + self.config.rules.deadline_s,
+            # Whoever was there before the restart is waited for as if it had just gone.
+            away_since=dict.fromkeys(self._keys, now),
+            kept=kept,
+        )
+
+    def take(self, event: Event, now: float) -> None:
+        """Takes one event in, and does all that follows from it."""
+        if isinstance(event, Connected):
+            self._say_state(online=True)
+            self._say_manifest()
+        elif isinstance(event, Received):
+            device = ""
+            try:
+                if event.topic == self.topics.coordinator_state:
+                    self._take_coordinator(event)
+                else:
+                    device = self.topics.device_of(event.topic)
+                    self._take_message(device, event, now)
+            except PeerError as error:
+                self.refused_messages[device] += 1
+                log.event("message_refused", device=device, topic=event.topic, reason=str(error))
+        else:
+            log.event("link_lost", reason=event.reason)
+
+    def tick(self, now: float) -> None:
+        """Does what is due: deadlines, leases, repairs."""
+        for device in self._uploads.expire(now):
+            log.event("upload_abandoned", device=device)
+        self._ask_due(now)
+        self._step(rounds.Tick(), now)
+
+    def say_goodbye(self) -> None:
+        """Tells the devices that nobody coordinates from here on."""
+        self._say_state(online=False)
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.config.fleet)
+
+    def _take_coordinator(self, event: Received) -> None:
+        signed = wire.unpack_control(event.topic, event.payload)
+        state = signed.message
+        if not isinstance(state, CoordinatorState):
+            raise PeerError(f"a coordinator's state topic carries {type(state).__name__}")
+        signed.check(state.key)
+        if state.boot != self.boot and state.online and state.epoch > self.epoch:
+            raise RunError(
+                f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
+                "this one stops, its journal stays as it is"
+            )
+
+    def _take_message(self, device: str, event: Received, now: float) -> None:
+        if transfer.is_chunk(event.payload):
+            self._take_chunk(device, event.payload, now)
+            return
+        signed = wire.unpack_control(event.topic, event.payload)
+        message = signed.message
+        if signed.sender != device:
+            raise PeerError(f"{signed.sender!r} spoke on the topic of {device!r}")
+        if isinstance(message, Hello):
+            signed.check(message.key)
+            self._take_hello(device, message, now)
+            return
+        if device not in self._keys or device not in self._boots:
+            if isinstance(message, DeviceState):
+                return  # it will say hello, or it is a will from an earlier run
+            raise PeerError("it has not said hello")
+        signed.check(self._keys[device])
+        if isinstance(message, DeviceState):
+            if not message.online and message.boot == self._boots[device]:
+                self._leave(device, now)
+        elif isinstance(message, Offer):
+            self._take_offer(device, message, now)
+        elif isinstance(message, Want):
+            self._send_wanted(device, message)
+        elif isinstance(message, Report):
+            self._take_report(device, message, now)
+        else:
+            raise PeerError(f"a device does not say {type(message).__name__}")
+
+    def _take_hello(self, device: str, hello: Hello, now: float) -> None:
+        pinned = self._keys.get(device) or self.store.pin_key(self.run.id, device, hello.key)
+        self._keys[device] = pinned
+        reason = None
+        if pinned != hello.key:
+            reason = (
+                "another key was shown under this id in this run; give the device its state_dir "
+                "back, or another id"
+            )
+        elif hello.encoder_id != self.run.encoder_id:
+            reason = "its bundle holds another encoder; copy the coordinator's bundle to it"
+        elif hello.classes_digest != self.run.classes_digest:
+            reason = "its bundle holds other classes; copy the coordinator's bundle to it"
+        if reason is not None:
+            log.event("device_refused", device=device, reason=reason)
+            self._say_down(device, Refused(reason, final=True))
+            return
+        if device not in self._boots:
+            log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
+        self._boots[device] = hello.boot
+        joined = rounds.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
+        self._step(joined, now)
+        takes_part = device in self._rounds.cohort
+        self._say_down(device, self._manifest(takes_part=takes_part))
+
+    def _leave(self, device: str, now: float) -> None:
+        log.event("left", device=device)
+        del self._boots[device]
+        self._uploads.release(device)
+        self._step(rounds.Left(device), now)
+
+    def _take_offer(self, device: str, offer: Offer, now: float) -> None:
+        if offer.run != self.run.id:
+            self._say_down(
+                device, Refused(f"this is {self.run.id}", final=False, sha256=offer.parcel.sha256)
+            )
+            return
+        limit = wire.body_limit_bytes(self.shapes)
+        if offer.parcel.size_bytes > limit:
+            raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
+        self._uploads.remember(device, offer)
+        self._step(rounds.Offered(device, offer.round, offer.parcel.sha256), now)
+
+    def _take_chunk(self, device: str, payload: bytes, now: float) -> None:
+        body = self._uploads.receive(device, payload, now)
+        if body is not None:
+            self._take_contribution(device, self._uploads.offer_of(device), body, now)
+
+    def _take_contribution(self, device: str, offer: Offer, body: bytes, now: float) -> None:
+        self._uploads.release(device)
+        try:
+            contribution = wire.unpack_contribution(body, self.run.plan.codec, self.shapes)
+            self._check(device, offer, contribution)
+            self._total.check(contribution.update)
+        except PeerError as error:
+            self._say_down(device, Refused(str(error), final=False, sha256=offer.parcel.sha256))
+            raise
+        arrived = rounds.Arrived(device, offer.round, offer.parcel.sha256)
+        self._step(arrived, now, contribution, body)
+
+    def _check(self, device: str, offer: Offer, contribution: Contribution) -> None:
+        expected = {
+            "run": self.run.id,
+            "round": offer.round,
+            "device": device,
+            "base": self._version.sha256,
+            "encoder_id": self.run.encoder_id,
+            "classes_digest": self.run.classes_digest,
+        }
+        for name, value in expected.items():
+            got = getattr(contribution, name)
+            if got != value:
+                raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
+
+    def _take_report(self, device: str, report: Report, now: float) -> None:
+        if (report.run, report.device) != (self.run.id, device):
+            raise PeerError(f"report of {report.device!r} in {report.run!r}")
+        if report.round > self._model.round:
+            raise PeerError(f"report on round {report.round}, which is not closed")
+        self.store.add_report(report)
+        log.event("report", device=device, round=report.round, **report.accuracy)
+        self._step(rounds.Reported(device, report.round), now)
+
+    def _step(
+        self,
+        event: rounds.Event,
+        now: float,
+        contribution: Contribution | None = None,
+        body: bytes = b"",
+    ) -> None:
+        state, actions = rounds.step(self._rounds, event, now)
+        for action in actions:
+            if isinstance(action, rounds.Keep):
+                assert contribution is not None
+                self._keep(contribution, state.kept[action.device], body)
+        self._rounds = state
+        for action in actions:
+            self._do(action, now)
+
+    def _keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
+        self.store.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+        self._total.add(contribution.update)
+
+    def _do(self, action: rounds.Action, now: float) -> None:
+        if isinstance(action, rounds.Announce):
+            self._announce(now)
+        elif isinstance(action, rounds.Upload):
+            self._uploads.request(action.device)
+            self._ask_due(now)
+        elif isinstance(action, rounds.Keep | rounds.Acknowledge):
+            offer = self._uploads.offer_of(action.device)
+            self._say_down(action.device, Kept(self.run.id, offer.round, offer.parcel.sha256))
+            self._ask_due(now)
+        elif isinstance(action, rounds.Drop):
+            log.event("contribution_dropped", device=action.device, reason=action.reason)
+            sha256 = self._uploads.offer_of(action.device).parcel.sha256
+            self._say_down(action.device, Refused(action.reason, final=False, sha256=sha256))
+        elif isinstance(action, rounds.CloseRound):
+            self._close_round(now)
+        else:
+            self.store.finish(self.run.id)
+            self.finished = True
+
+    def _close_round(self, now: float) -> None:
+        method = methods.get(self.run.plan.method)
+        model, server_state = method.combine(self._model, self._total, self._server_state)
+        version = _stored(model, server_state, self.run.plan.codec)
+        self.store.close_round(self.run.id, version)
+        log.event(
+            "round_closed",
+            round=model.round,
+            rounds=self.run.plan.rounds,
+            contributions=len(self._rounds.kept),
+            cohort=len(self._rounds.cohort),
+            seconds=round(now - self._opened_at, 3),
+        )
+        self._model, self._version, self._server_state = model, version, server_state
+        self._total = ExactSum(self.run.plan)
+        self._uploads.release_all()
+        self._step(rounds.Closed(), now)
+
+    def _announce(self, now: float) -> None:
+        self._opened_at = now
+        self._say_manifest()
+        if self._broadcast != self._version.sha256 and self._rounds.phase != "done":
+            self._broadcast = self._version.sha256
+            for chunk in transfer.chunks(self._version.body, self._parcel()):
+                self.transport.publish(self.topics.model, chunk)
+
+    def _ask_due(self, now: float) -> None:
+        for device, want in self._uploads.due(now):
+            self._say_down(device, want)
+
+    def _send_wanted(self, device: str, want: Want) -> None:
+        if want.sha256 != self._version.sha256:
+            return  # an older model; the manifest that replaces it is on its way
+        for chunk in transfer.chunks(self._version.body, self._parcel(), want.missing):
+            self.transport.publish(self.topics.down(device), chunk)
+
+    def _parcel(self) -> Parcel:
+        return Parcel(self._version.sha256, len(self._version.body))
+
+    def _manifest(self, takes_part: bool | None = None) -> Manifest:
+        state = self._rounds
+        return Manifest(
+            run=self.run.id,
+            epoch=self.epoch,
+            key=self.identity.key,
+            phase=state.phase,
+            round=state.round,
+            attempt=state.attempt,
+            model=self._parcel(),
+            model_round=self._model.round,
+            plan=self.run.plan,
+            encoder_id=self.run.encoder_id,
+            classes_digest=self.run.classes_digest,
+            cohort=state.threshold,
+            deadline_s=self.config.rules.deadline_s,
+            takes_part=takes_part,
+        )
+
+    def _say_manifest(self) -> None:
+        self._say(self.topics.round, self._manifest(), retain=True)
+
+    def _say_state(self, *, online: bool) -> None:
+        state = CoordinatorState(self.boot, self.epoch, self.run.id, online, self.identity.key)
+        self._say(self.topics.coordinator_state, state, retain=True)
+
+    def _say_down(self, device: str, message: Message) -> None:
+        self._say(self.topics.down(device), message)
+
+    def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        payload = wire.pack_control(message, NAME, topic, self.identity)
+        self.transport.publish(topic, payload, retain=retain)
+
+
+def _stored(model: Model, server_state: Terms, codec: str) -> StoredModel:
+    body = wire.pack_model(model, codec)
+    state = safetensors.numpy.save(dict(server_state))
+    return StoredModel(model.round, hashlib.sha256(body).hexdigest(), body, state)

@@ -1,0 +1,149 @@
+"""`fedclip-edge serve`: the coordinator as a process, with the broker, the clock and the trainer.
+
+Law: two coordinators never serve one fleet. Before it says anything, a new one listens for the
+retained state of another; it takes over only from one that is gone, or when told to, and always
+under a higher epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass
+
+from fedclip_edge import coordinator, log, processes
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.learning import methods
+from fedclip_edge.messaging import identity, transport, wire
+from fedclip_edge.messaging.messages import CoordinatorState
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.store import Run, Store, open_store
+from fedclip_edge.vision.bundle import read_bundle
+
+_LISTEN_S = 0.5
+_FIRST_CONNECTION_S = 10.0
+_TICK_S = 0.2
+_TRAINER_ENDS_S = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Claim:
+    """The fleet is ours, under this epoch."""
+
+    link: transport.PahoTransport
+    boot: str
+    epoch: int
+
+
+def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:
+    """Runs one federation to its end.
+
+    Raises ConfigError, BundleError, LinkError, StoreError, and RunError where another coordinator
+    took over.
+    """
+    bundle = read_bundle(config.bundle)
+    store = open_store(config.journal)
+    with contextlib.closing(store), processes.Children() as children:
+        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
+        run = coordinator.begin(config, bundle.classes, dim, encoder_id, store)
+        initial = methods.get(run.plan.method).initial(bundle.classes, dim, run.plan.seed)
+        me = identity.load_or_create(config.journal.with_suffix(".key"))
+        claim = _claim(config, run, store, me, take_over=take_over)
+        serving = coordinator.Coordinator(
+            config=config,
+            run=run,
+            store=store,
+            identity=me,
+            transport=claim.link,
+            boot=claim.boot,
+            epoch=claim.epoch,
+            shapes={name: term.shape for name, term in initial.terms.items()},
+        )
+        try:
+            serving.resume(time.monotonic())
+            serving.take(transport.Connected(), time.monotonic())
+            log.event(
+                "serving",
+                fleet=config.fleet,
+                run=run.id,
+                epoch=claim.epoch,
+                rounds_closed=store.rounds_closed(run.id),
+                rounds=run.plan.rounds,
+                waiting_for=config.rules.devices,
+            )
+            trainer = None
+            if config.trainer is not None:
+                flags = ["--json"] if as_json else []
+                command = ["agent", str(config.trainer.config), "--once", *flags]
+                trainer = children.start(processes.own_command(*command), log=None)
+            _loop(serving, trainer)
+            log.event("run_done", run=run.id, rounds=store.rounds_closed(run.id))
+        finally:
+            serving.say_goodbye()
+            claim.link.close()
+        if trainer is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                trainer.wait(_TRAINER_ENDS_S)
+
+
+def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
+    ticked_at = time.monotonic()
+    while not serving.finished:
+        event = serving.transport.next_event(_TICK_S)
+        now = time.monotonic()
+        if event is not None:
+            serving.take(event, now)
+        if now - ticked_at >= _TICK_S:
+            ticked_at = now
+            serving.tick(now)
+        if trainer is not None and trainer.poll() is not None and not serving.finished:
+            log.event("trainer_ended", code=trainer.returncode)
+            trainer = None
+
+
+def _claim(
+    config: FleetConfig, run: Run, store: Store, me: identity.Identity, *, take_over: bool
+) -> _Claim:
+    epoch = store.next_epoch()
+    while True:
+        boot = secrets.token_hex(8)
+        gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
+        link = transport.PahoTransport(
+            config.broker,
+            f"{coordinator.NAME}-{boot}",
+            Topics(config.fleet).for_coordinator(),
+            coordinator.will(config.fleet, gone, me),
+        )
+        link.connect(_FIRST_CONNECTION_S)
+        other = _listen(config, link)
+        if other is not None and other.online and not take_over:
+            link.close()
+            raise ConfigError(
+                f"another coordinator is online for fleet {config.fleet} (epoch {other.epoch}); "
+                "stop it, or add --take-over if it is known to be dead"
+            )
+        if other is None or other.epoch < epoch:
+            return _Claim(link, boot, epoch)
+        link.close()
+        epoch = store.next_epoch(above=other.epoch)
+
+
+def _listen(config: FleetConfig, link: transport.PahoTransport) -> CoordinatorState | None:
+    """The newest state that another coordinator left or keeps on the broker."""
+    topic = Topics(config.fleet).coordinator_state
+    deadline, newest = time.monotonic() + _LISTEN_S, None
+    while (left_s := deadline - time.monotonic()) > 0:
+        event = link.next_event(left_s)
+        if not isinstance(event, transport.Received) or event.topic != topic:
+            continue
+        try:
+            signed = wire.unpack_control(event.topic, event.payload)
+            if isinstance(signed.message, CoordinatorState):
+                signed.check(signed.message.key)
+                newest = signed.message
+        except PeerError as error:
+            log.event("message_refused", topic=topic, reason=str(error))
+    return newest

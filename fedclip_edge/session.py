@@ -1,0 +1,352 @@
+"""One device's part in a run: what it says and does next, given what came and the time.
+
+Between `agent.py`, which owns the pictures and the socket, and the protocol. Sans-I/O but for the
+transport and the learner handed in, so that the in-memory twin and a made-up clock drive it as
+well as a broker does.
+
+Laws:
+- Training and evaluation happen in `act`, never while a message is being taken in.
+- A message is believed when the key pinned for its run signed it; the coordinator's first key in
+  a run is pinned. An older epoch or round is refused.
+- A round is joined only after the coordinator has answered this connection's hello, because only
+  that answer says whether a late-comer is in the cohort.
+- A contribution is held until the coordinator has it on disk, or will never want it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedclip_edge import log
+from fedclip_edge.config import AgentConfig
+from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.messaging import rounds, transfer, wire
+from fedclip_edge.messaging.identity import Identity
+from fedclip_edge.messaging.messages import (
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Kept,
+    Manifest,
+    Message,
+    Offer,
+    Parcel,
+    Refused,
+    Want,
+)
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
+from fedclip_edge.records import Contribution, Model, Plan, Report, Update
+
+REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
+REPEAT_S = 5.0  # without an answer for this long, say it again
+
+
+class Learner(Protocol):
+    """What a session asks of whoever holds the features."""
+
+    def shapes(self, plan: Plan) -> wire.Shapes:
+        """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
+
+    def fit(self, model: Model, plan: Plan) -> Update:
+        """Trains one round from `model`."""
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+        """Accuracies on the test pictures; `final` for the model that ends the run."""
+
+    def report(
+        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+    ) -> Report:
+        """The accuracies with what they cost."""
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent in `fit` and `evaluate` so far."""
+
+
+@dataclass(eq=False)
+class _Contributed:
+    """What this device has made for one round."""
+
+    run: str
+    round: int
+    parcel: Parcel
+    data: bytes
+    said_at: float
+    settled: bool = False  # kept or refused: nothing more to do
+
+
+def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
+    """What the broker says for a device that vanished."""
+    topic = Topics(config.fleet).state(config.id)
+    gone = wire.pack_control(DeviceState(boot, online=False), config.id, topic, identity)
+    return Will(topic, gone)
+
+
+@dataclass(eq=False)
+class Session:
+    """One device's state. `finished` once a run is done that this device took part in.
+
+    `boot` is random per process; a will of an earlier one is told apart by it.
+    """
+
+    config: AgentConfig
+    boot: str
+    encoder_id: str
+    classes_digest: str
+    learner: Learner
+    identity: Identity
+    transport: Transport
+    finished: bool = False
+    refused_messages: int = 0
+    _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
+    _coordinator: CoordinatorState | None = None
+    _manifest: Manifest | None = None
+    _greeted: bool = False
+    _hello_at: float | None = None  # None while disconnected
+    _first_connected_at: float | None = None
+    _incoming: transfer.Incoming | None = None
+    _chunk_at: float = 0.0
+    _model: Model | None = None
+    _version: str = ""  # of the model held
+    _contributed: _Contributed | None = None
+    _report: Report | None = None
+    _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.config.fleet)
+
+    def say_goodbye(self) -> None:
+        """Tells the coordinator that this device leaves on purpose."""
+        self._say_state(online=False)
+
+    def take(self, event: Event, now: float) -> None:
+        """Takes one event in; answers what can be answered without work.
+
+        Raises RefusedError where the coordinator will never take this device.
+        """
+        if isinstance(event, Connected):
+            self._first_connected_at = self._first_connected_at or now
+            self._greeted = False
+            self._say_state(online=True)
+            self._say_hello(now)
+        elif isinstance(event, Received):
+            try:
+                self._take_message(event.topic, event.payload, now)
+            except PeerError as error:
+                self.refused_messages += 1
+                log.event("message_refused", topic=event.topic, reason=str(error))
+        else:
+            self._hello_at = None
+            log.event("link_lost", reason=event.reason)
+
+    def act(self, now: float) -> bool:
+        """Does the next piece of work, at most one; False where there was none."""
+        if self._hello_at is None:
+            return False
+        if not self._greeted:
+            if now - self._hello_at >= REPEAT_S:
+                self._say_hello(now)
+            return False
+        manifest = self._manifest
+        if manifest is None or not self._have_model(manifest, now):
+            return False
+        return (
+            self._train_if_due(manifest, now)
+            or self._evaluate_if_due(manifest, now)
+            or self._repeat_offer(now)
+        )
+
+    def _take_message(self, topic: str, payload: bytes, now: float) -> None:
+        if transfer.is_chunk(payload):
+            if self._incoming is not None and self._incoming.receive(payload):
+                self._chunk_at = now
+            return
+        signed = wire.unpack_control(topic, payload)
+        message = signed.message
+        if signed.sender != "coordinator":
+            raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
+        self._believe(signed)
+        if isinstance(message, CoordinatorState):
+            self._take_coordinator(message, now)
+        elif isinstance(message, Manifest):
+            self._take_manifest(message, now, direct=topic == self.topics.down(self.config.id))
+        elif isinstance(message, Want):
+            self._send_wanted(message, now)
+        elif isinstance(message, Kept):
+            self._settle(message.sha256, now)
+        elif isinstance(message, Refused):
+            if message.final:
+                raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
+            log.event("contribution_refused", reason=message.reason)
+            self._settle(message.sha256, now)
+        else:
+            raise PeerError(f"a coordinator does not say {type(message).__name__}")
+
+    def _believe(self, signed: wire.Signed) -> None:
+        message = signed.message
+        if isinstance(message, CoordinatorState | Manifest):
+            key = self._pins.get(message.run, message.key)
+            signed.check(key)
+            self._pins[message.run] = key
+        elif self._manifest is not None:
+            signed.check(self._pins[self._manifest.run])
+        else:
+            raise PeerError("nothing is known of the run yet")
+
+    def _take_coordinator(self, state: CoordinatorState, now: float) -> None:
+        known = self._coordinator
+        if known is not None and state.epoch < known.epoch:
+            raise PeerError(f"epoch {state.epoch} is older than {known.epoch}")
+        self._coordinator = state
+        is_new = known is None or known.boot != state.boot or not known.online
+        if state.online and is_new and self._hello_at is not None:
+            self._greeted = False
+            self._say_hello(now)
+
+    def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
+        known = self._manifest
+        if known is not None and known.run == manifest.run:
+            if (manifest.epoch, manifest.round) < (known.epoch, known.round):
+                raise PeerError(f"manifest of round {manifest.round} of epoch {manifest.epoch}")
+        elif known is not None and manifest.epoch < known.epoch:
+            raise PeerError(f"manifest of an older run, epoch {manifest.epoch}")
+        self._manifest = manifest
+        self._greeted = self._greeted or direct
+        if self._version != manifest.model.sha256:
+            # From now on its chunks count. Who was greeted just now has missed the broadcast, and
+            # asks at once.
+            self._expect(manifest, now - REPAIR_S if direct else now)
+        took_part = known is not None and known.run == manifest.run
+        evaluates = "evaluate" in self.config.roles
+        if manifest.phase == "done" and took_part and not (evaluates and not self._reported[1]):
+            self.finished = True
+
+    def _expect(self, manifest: Manifest, since: float) -> transfer.Incoming:
+        if self._incoming is None or self._incoming.parcel != manifest.model:
+            self._incoming = transfer.Incoming(manifest.model)
+            self._chunk_at = since
+        return self._incoming
+
+    def _have_model(self, manifest: Manifest, now: float) -> bool:
+        if self._version == manifest.model.sha256:
+            return True
+        incoming = self._expect(manifest, now)
+        if not incoming.complete:
+            if now - self._chunk_at >= REPAIR_S:
+                self._chunk_at = now
+                self._say_up(Want(incoming.parcel.sha256, incoming.missing))
+            return False
+        try:
+            shapes = self.learner.shapes(manifest.plan)
+            self._model = wire.unpack_model(incoming.take(), manifest.plan.codec, shapes)
+        except PeerError as error:
+            self.refused_messages += 1
+            log.event("model_refused", reason=str(error))
+            return False
+        finally:
+            self._incoming = None
+        self._version = manifest.model.sha256
+        return True
+
+    def _train_if_due(self, manifest: Manifest, now: float) -> bool:
+        done = self._contributed
+        if (
+            manifest.phase != "open"
+            or "train" not in self.config.roles
+            or not self._takes_part(manifest)
+            or (done is not None and (done.run, done.round) == (manifest.run, manifest.round))
+        ):
+            return False
+        assert self._model is not None
+        contribution = Contribution(
+            run=manifest.run,
+            round=manifest.round,
+            device=self.config.id,
+            base=self._version,
+            encoder_id=self.encoder_id,
+            classes_digest=self.classes_digest,
+            update=self.learner.fit(self._model, manifest.plan),
+        )
+        data = wire.pack_contribution(contribution, manifest.plan.codec)
+        parcel = transfer.parcel_of(data)
+        self._contributed = _Contributed(manifest.run, manifest.round, parcel, data, now)
+        self._say_up(Offer(manifest.run, manifest.round, parcel))
+        return True
+
+    def _takes_part(self, manifest: Manifest) -> bool:
+        if manifest.takes_part is not None:
+            return manifest.takes_part
+        drawn = rounds.cohort_hash(manifest.run, manifest.round, self.config.id)
+        return drawn <= manifest.cohort
+
+    def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
+        due = (self._version, manifest.phase in ("final", "done"))
+        if "evaluate" not in self.config.roles or self._reported == due:
+            return False
+        assert self._model is not None
+        assert self._first_connected_at is not None
+        accuracy = self.learner.evaluate(self._model, manifest.plan, final=due[1])
+        waited_s = now - self._first_connected_at - self.learner.busy_s
+        self._report = self.learner.report(
+            manifest.run, self._model, self._version, accuracy, max(0.0, waited_s)
+        )
+        self._reported = due
+        self._say_up(self._report)
+        log.event("evaluated", round=self._model.round, **self._report.accuracy)
+        if manifest.phase == "done":
+            self.finished = True
+        return True
+
+    def _repeat_offer(self, now: float) -> bool:
+        mine = self._contributed
+        if mine is None or mine.settled or now - mine.said_at < REPEAT_S:
+            return False
+        mine.said_at = now
+        self._say_up(Offer(mine.run, mine.round, mine.parcel))
+        return True
+
+    def _send_wanted(self, want: Want, now: float) -> None:
+        mine = self._contributed
+        if mine is None or mine.settled or mine.parcel.sha256 != want.sha256:
+            return  # of an earlier round: whoever asked has moved on
+        mine.said_at = now
+        for chunk in transfer.chunks(mine.data, mine.parcel, want.missing):
+            self.transport.publish(self.topics.up(self.config.id), chunk)
+
+    def _settle(self, sha256: str, now: float) -> None:
+        mine = self._contributed
+        if mine is not None and mine.parcel.sha256 == sha256:
+            mine.settled, mine.data = True, b""
+
+    def _say_hello(self, now: float) -> None:
+        self._hello_at = now
+        self._say_up(
+            Hello(
+                boot=self.boot,
+                key=self.identity.key,
+                roles=self.config.roles,
+                domain=self.config.domain,
+                encoder_id=self.encoder_id,
+                classes_digest=self.classes_digest,
+            )
+        )
+        if self._report is not None:  # the coordinator may have been away when it was said
+            self._say_up(self._report)
+        if self._contributed is not None and not self._contributed.settled:
+            self._contributed.said_at = now - REPEAT_S
+
+    def _say_state(self, *, online: bool) -> None:
+        topic = self.topics.state(self.config.id)
+        state = DeviceState(self.boot, online)
+        self.transport.publish(topic, self._pack(topic, state), retain=True)
+
+    def _say_up(self, message: Message) -> None:
+        topic = self.topics.up(self.config.id)
+        self.transport.publish(topic, self._pack(topic, message))
+
+    def _pack(self, topic: str, message: Message) -> bytes:
+        return wire.pack_control(message, self.config.id, topic, self.identity)

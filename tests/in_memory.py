@@ -1,0 +1,150 @@
+"""A whole federation in one process: the real coordinator, sessions, learners and journal over the
+in-memory twin of the transport, under a clock that the test moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedclip_edge import coordinator
+from fedclip_edge.agent import LocalLearner, Prepared
+from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
+from fedclip_edge.learning import methods
+from fedclip_edge.messaging import identity
+from fedclip_edge.messaging.messages import CoordinatorState
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import MemoryBroker, MemoryTransport
+from fedclip_edge.records import ClassTexts, Features, Plan, Role
+from fedclip_edge.session import Session, will
+from fedclip_edge.store import Store, open_store
+
+ENCODER = "e" * 64
+TICK_S = 0.25
+
+
+def class_texts(names: tuple[str, ...] = ("ant", "bee", "cat"), dim: int = 8) -> ClassTexts:
+    vectors = np.random.default_rng(7).normal(size=(len(names), dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return ClassTexts(names, vectors.astype(np.float32), 100.0, "a picture of a {}")
+
+
+def features(count: int, seed: int, classes: ClassTexts, noise: float = 0.6) -> Features:
+    """Raw features that lie round their class text, with a norm of about 10."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, len(classes.names), count)
+    spread = random.normal(size=(count, classes.vectors.shape[1])) * noise
+    vectors = 10 * (classes.vectors[labels] + spread)
+    return Features(vectors.astype(np.float32), labels.astype(np.int64), ENCODER)
+
+
+@dataclass
+class Fleet:
+    """One coordinator and some devices."""
+
+    folder: Path
+    plan: Plan
+    rules: RunRules
+    classes: ClassTexts = field(default_factory=class_texts)
+    broker: MemoryBroker = field(default_factory=MemoryBroker)
+    now: float = 1000.0
+    sessions: dict[str, Session] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.store: Store = open_store(self.folder / "journal.sqlite")
+        self.coordinator = self.start_coordinator()
+
+    @property
+    def config(self) -> FleetConfig:
+        return FleetConfig(
+            "lab",
+            bundle=self.folder,
+            journal=self.folder / "journal.sqlite",
+            rules=self.rules,
+            plan=self.plan,
+        )
+
+    def start_coordinator(self) -> coordinator.Coordinator:
+        """A new process's coordinator over the same journal."""
+        dim = self.classes.vectors.shape[1]
+        run = coordinator.begin(self.config, self.classes, dim, ENCODER, self.store)
+        initial = methods.get(run.plan.method).initial(self.classes, dim, run.plan.seed)
+        me = identity.load_or_create(self.folder / "coordinator.key")
+        epoch = self.store.next_epoch()
+        boot = f"boot-{epoch}"
+        gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
+        link = self.broker.client(
+            "coordinator",
+            Topics("lab").for_coordinator(),
+            coordinator.will("lab", gone, me),
+        )
+        started = coordinator.Coordinator(
+            config=self.config,
+            run=run,
+            store=self.store,
+            identity=me,
+            transport=link,
+            boot=boot,
+            epoch=epoch,
+            shapes={name: term.shape for name, term in initial.terms.items()},
+        )
+        started.resume(self.now)
+        return started
+
+    def start_device(
+        self,
+        name: str,
+        train: Features,
+        test: Features | None = None,
+        roles: tuple[Role, ...] = ("train", "evaluate"),
+    ) -> Session:
+        """A device with these features; starting it again is its restart."""
+        config = AgentConfig(
+            name, "lab", self.folder, DataConfig(self.folder), self.folder / name, name, roles
+        )
+        config.state_dir.mkdir(exist_ok=True)
+        data = Prepared(
+            train=train,
+            validation=features(0, 0, self.classes),
+            test=test if test is not None else train,
+            test_pictures=(),
+            encoded=len(train),
+            skipped=0,
+            encode_s=0.0,
+        )
+        me = identity.load_or_create(config.state_dir / "device.key")
+        dim = self.classes.vectors.shape[1]
+        boot = f"{name}-{self.now}"
+        link = self.broker.client(name, Topics("lab").for_device(name), will(config, me, boot))
+        session = Session(
+            config=config,
+            boot=boot,
+            encoder_id=ENCODER,
+            classes_digest=self.classes.digest,
+            learner=LocalLearner(config, self.classes, dim, data, link.traffic),
+            identity=me,
+            transport=link,
+        )
+        self.sessions[name] = session
+        return session
+
+    def step(self) -> None:
+        """Everybody takes what came, does one piece of work, and time moves on."""
+        for party in (self.coordinator, *self.sessions.values()):
+            link = party.transport
+            assert isinstance(link, MemoryTransport)
+            while (event := link.next_event(0)) is not None:
+                party.take(event, self.now)
+        for session in self.sessions.values():
+            session.act(self.now)
+        self.coordinator.tick(self.now)
+        self.now += TICK_S
+
+    def run(self, steps: int = 2000) -> None:
+        """Until the run is done; fails after `steps`."""
+        for _ in range(steps):
+            if self.coordinator.finished:
+                return
+            self.step()
+        raise AssertionError(f"not finished after {steps} steps")
