@@ -1,0 +1,1 @@
+"""From picture files to raw features; no torch and no network."""

@@ -1,0 +1,266 @@
+"""The exported encoder on disk: manifest, checksums, class texts, golden vectors.
+
+A bundle is a folder of four files:
+
+    manifest.json        what the encoder is, and the SHA-256 of the other three
+    image_encoder.onnx   `pixel_values` f32 [batch, 3, S, S] -> raw `image_features` f32 [batch, D]
+    classes.safetensors  `vectors` f32 [C, D], unit rows; names, prompt and logit scale
+    golden.safetensors   `pixels` f32 [n, 3, S, S] and their raw `features` f32 [n, D]
+
+Laws: a bundle that was read is complete and unaltered; a folder under its final name is a whole
+bundle, because it is written beside it and renamed. Reading needs numpy and safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from fedclip_edge.errors import BundleError, ConfigError, ExportError
+from fedclip_edge.records import F32, ClassTexts
+from fedclip_edge.vision.manifest import (
+    AGAIN,
+    CLASSES,
+    ENCODER,
+    FILES,
+    GOLDEN,
+    MANIFEST,
+    Manifest,
+    feature_key,
+    manifest_from_json,
+)
+
+__all__ = [
+    "ENCODER",
+    "Bundle",
+    "Golden",
+    "Manifest",
+    "check_free",
+    "feature_key",
+    "read_bundle",
+    "write_bundle",
+]
+
+_MAX_MANIFEST_BYTES = 1 << 20  # a few kilobytes in practice
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A few inputs and what the encoder gave for them, to check the numbers on another box."""
+
+    pixels: F32  # (n, 3, S, S)
+    features: F32  # (n, D), raw
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle whose files were all found, whole and fitting together."""
+
+    folder: Path
+    manifest: Manifest
+    classes: ClassTexts
+
+    @property
+    def encoder_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / ENCODER
+
+    def golden(self) -> Golden:
+        """Reads the golden vectors."""
+        arrays = load_file(self.folder / GOLDEN)
+        return Golden(arrays["pixels"], arrays["features"])
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Reads and verifies a bundle; raises BundleError naming the file and what to do next."""
+    manifest = _read_manifest(folder)
+    for name in FILES:
+        if _file_sha256(folder, name) != manifest.files[name]:
+            raise BundleError(
+                f"{folder / name} is not the file that {MANIFEST} describes "
+                f"(its SHA-256 differs); {AGAIN}"
+            )
+    bundle = Bundle(folder, manifest, _read_classes(folder / CLASSES))
+    width = bundle.classes.vectors.shape[1]
+    if width != manifest.dim:
+        raise BundleError(
+            f"{folder / CLASSES} holds text vectors of width {width}, but the encoder gives "
+            f"{manifest.dim}; export the classes with the same model"
+        )
+    _check_golden(folder / GOLDEN, manifest)
+    return bundle
+
+
+def check_free(folder: Path, *, replace_existing: bool = False) -> None:
+    """Raises ConfigError unless a bundle may be written as `folder`."""
+    if folder.exists() or folder.is_symlink():
+        if not replace_existing:
+            raise ConfigError(f"{folder} exists already; name another folder, or remove it first")
+        if folder.is_symlink() or not (folder / MANIFEST).is_file():
+            raise ConfigError(f"{folder} is no bundle, so it is not replaced; name another folder")
+    above = folder.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written: no permission in {above}; name another")
+
+
+def write_bundle(
+    folder: Path,
+    manifest: Manifest,
+    encoder: bytes,
+    classes: ClassTexts,
+    golden: Golden,
+    *,
+    replace_existing: bool = False,
+) -> Bundle:
+    """Writes the four files and reads them back; `manifest.files` is filled in here.
+
+    `encoder` is the ONNX file's content. Nothing is left behind when it fails or is interrupted.
+    Raises ConfigError where `folder` exists and may not be replaced, or cannot be written.
+    """
+    check_free(folder, replace_existing=replace_existing)
+    contents = {
+        ENCODER: encoder,
+        CLASSES: _pack_classes(classes),
+        GOLDEN: save({"features": golden.features, "pixels": golden.pixels}),
+    }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    whole = replace(manifest, files=digests)
+    contents[MANIFEST] = (json.dumps(whole.to_json(), indent=2) + "\n").encode()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror or error}; name another folder"
+        ) from error
+    try:
+        _write_files(beside, contents)
+        read_bundle(beside)
+        _move(beside, folder)
+    except OSError as error:
+        raise ExportError(
+            f"{folder} could not be written: {error.strerror or error}; nothing was left behind"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Bundle(folder, whole, classes)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        what = "holds no manifest.json" if folder.is_dir() else "is no folder"
+        raise BundleError(f"{folder} {what}; name the folder that `export` wrote") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        table = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{path} is cut short or no JSON; {AGAIN}") from error
+    if len(data) > _MAX_MANIFEST_BYTES or not isinstance(table, dict):
+        raise BundleError(f"{path} is no manifest of a bundle; {AGAIN}")
+    return manifest_from_json(table, str(path))
+
+
+def _file_sha256(folder: Path, name: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):  # encoders can be larger than a box's free memory
+                digest.update(block)
+    except FileNotFoundError:
+        raise BundleError(f"{folder / name} is missing; {AGAIN}") from None
+    except OSError as error:
+        raise BundleError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _pack_classes(classes: ClassTexts) -> bytes:
+    # One metadata entry: safetensors writes several in an order that varies between runs.
+    head = {
+        "names": list(classes.names),
+        "prompt": classes.prompt,
+        "logit_scale": float(classes.logit_scale),
+    }
+    return save({"vectors": classes.vectors}, metadata={"classes": json.dumps(head)})
+
+
+def _read_classes(path: Path) -> ClassTexts:
+    try:
+        with safe_open(path, framework="np") as file:
+            head = json.loads((file.metadata() or {})["classes"])
+            return ClassTexts(
+                names=tuple(str(name) for name in head["names"]),
+                vectors=file.get_tensor("vectors"),
+                logit_scale=float(head["logit_scale"]),
+                prompt=str(head["prompt"]),
+            )
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path} holds no class texts ({error}); {AGAIN}") from error
+
+
+def _check_golden(path: Path, manifest: Manifest) -> None:
+    side = manifest.preprocessing.image_size
+    try:
+        with safe_open(path, framework="np") as file:
+            pixels = tuple(file.get_slice("pixels").get_shape())
+            features = tuple(file.get_slice("features").get_shape())
+    except SafetensorError as error:
+        raise BundleError(f"{path} holds no golden vectors ({error}); {AGAIN}") from error
+    count = pixels[:1]
+    if not count or pixels != (*count, 3, side, side) or features != (*count, manifest.dim):
+        raise BundleError(
+            f"{path} holds pixels {list(pixels)} and features {list(features)}, but the encoder "
+            f"takes [n, 3, {side}, {side}] and gives [n, {manifest.dim}]; {AGAIN}"
+        )
+
+
+def _write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)  # mkdtemp's folder is for its owner alone
+    for name, data in contents.items():
+        with (folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames `source` to `target`; what was there goes once the new one is in its place."""
+    if not target.exists():
+        source.rename(target)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(aside / "bundle")
+        try:
+            source.rename(target)
+        except BaseException:
+            (aside / "bundle").rename(target)
+            aside.rmdir()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,126 @@
+"""Features on disk, so that a picture goes through the encoder once, ever.
+
+Laws: a feature is found only under the very picture hash and feature key it was stored with; a
+`put` is on disk as a whole or not at all, so a killed run resumes after its last batch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from fedclip_edge.errors import DataError
+from fedclip_edge.records import F32
+
+_SCHEMA = 1
+_ASKED = 500  # SQLite's oldest limit on variables in one statement is 999
+
+
+class FeatureCache:
+    """A file of features; may be used by several processes at once, by one thread of each."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file; raises DataError where it is no such file or not writable."""
+        self.path = path
+        self._db = _open(path)
+
+    def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
+        """The raw features [D] that are there, by picture hash; raises DataError if damaged."""
+        found: dict[str, F32] = {}
+        with _told(self.path):
+            for start in range(0, len(hashes), _ASKED):
+                some = hashes[start : start + _ASKED]
+                marks = ",".join("?" * len(some))
+                rows = self._db.execute(
+                    "SELECT picture, vector FROM feature "  # noqa: S608 - question marks alone
+                    f"WHERE key = ? AND picture IN ({marks})",
+                    (feature_key, *some),
+                )
+                for picture, vector in rows:
+                    found[picture] = np.frombuffer(vector, "<f4").astype(np.float32)
+        return found
+
+    def put(self, features: Mapping[str, F32], feature_key: str) -> None:
+        """Stores features [D] by picture hash, in one transaction; the first one stays."""
+        rows = [
+            (feature_key, picture, np.ascontiguousarray(vector, "<f4").tobytes())
+            for picture, vector in features.items()
+        ]
+        with _told(self.path), self._db:
+            self._db.executemany("INSERT OR IGNORE INTO feature VALUES (?, ?, ?)", rows)
+
+    def __len__(self) -> int:
+        with _told(self.path):
+            (count,) = self._db.execute("SELECT count(*) FROM feature").fetchone()
+        return int(count)
+
+    def close(self) -> None:
+        """Closes the file; the cache cannot be used after."""
+        self._db.close()
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent} cannot be made for the feature cache: {error.strerror or error}"
+        ) from error
+    with _told(path):
+        db = sqlite3.connect(path, timeout=30.0)
+    try:
+        with _told(path):
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")  # a power cut loses a batch, not the file
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _SCHEMA):
+                raise DataError(
+                    f"the feature cache {path} was made by another version of this program; "
+                    "delete it: the features are computed again"
+                )
+            with db:
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS feature ("
+                    "key TEXT NOT NULL, picture TEXT NOT NULL, vector BLOB NOT NULL, "
+                    "PRIMARY KEY (key, picture)) WITHOUT ROWID"
+                )
+                db.execute(f"PRAGMA user_version = {_SCHEMA}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """SQLite's errors as DataError, saying what to do."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:  # closed, or another thread: the caller's mistake
+        raise
+    except sqlite3.OperationalError as error:  # locked, read-only, disk full
+        raise DataError(
+            f"the feature cache {path} cannot be used: {error}; "
+            "free the disk, the file or its permissions, and start again"
+        ) from error
+    except (sqlite3.DatabaseError, ValueError) as error:
+        raise DataError(
+            f"the feature cache {path} is damaged ({error}); "
+            "delete it: the features are computed again"
+        ) from error

@@ -1,0 +1,182 @@
+"""Labelled pictures on disk, a folder per class, and the split by picture hash.
+
+Laws: the side of a picture (train, validation, test) follows from its bytes and the shares
+alone, so it stays the same across restarts, devices and file names, and an exact copy can never
+sit on two sides; nothing that lies in the folder is passed over without being listed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fedclip_edge.config import DataConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.vision.pictures import picture_hash
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+class Skipped(NamedTuple):
+    """A file that could not be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One labelled file; two files with the same bytes have the same hash."""
+
+    path: Path
+    label: int  # index into the class names
+    hash: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a folder held, in the order of class and file name."""
+
+    folder: Path
+    classes: tuple[str, ...]  # C of them; the order is the label
+    pictures: tuple[Picture, ...]
+    absent_classes: tuple[str, ...]  # no folder here: this device does not see them
+    ignored: tuple[Path, ...]  # files that are no pictures by their extension
+    skipped: tuple[Skipped, ...]  # picture files that could not be opened
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sides of a dataset; every picture is on exactly one."""
+
+    train: tuple[Picture, ...]
+    validation: tuple[Picture, ...]
+    test: tuple[Picture, ...]
+    classes_without_test: tuple[str, ...]  # present here, but no figure will cover them
+
+
+def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
+    """The pictures in `folder`/CLASS/, at any depth; reads every file once, to hash it.
+
+    Hidden files and folders are left alone; other files that are no pictures are listed in
+    `ignored`. A class without a folder is listed in `absent_classes`.
+
+    Raises DataError where the folder is missing or holds no class folder, where a sub-folder is
+    no class (with the nearest class), and where a class folder holds no picture.
+    """
+    known = {name: label for label, name in enumerate(classes)}
+    entries = _entries(folder, classes)
+    found = [entry for entry in entries if entry.is_dir()]
+    for entry in found:
+        if entry.name not in known:
+            raise DataError(_no_class(entry, classes))
+    if not found:
+        raise DataError(
+            f"{folder} holds no class folder; put the pictures into a folder for each class: "
+            f"{', '.join(classes)}"
+        )
+    pictures: list[Picture] = []
+    ignored = [entry for entry in entries if not entry.is_dir()]
+    skipped: list[Skipped] = []
+    for entry in sorted(found, key=lambda entry: known[entry.name]):
+        files = list(_files(entry))
+        candidates = [path for path in files if path.suffix.lower() in EXTENSIONS]
+        ignored += [path for path in files if path.suffix.lower() not in EXTENSIONS]
+        if not candidates:
+            raise DataError(
+                f"{entry} holds no picture ({', '.join(sorted(EXTENSIONS))}); "
+                "put some there, or remove the folder if this device does not see the class"
+            )
+        for path in candidates:
+            try:
+                pictures.append(Picture(path, known[entry.name], picture_hash(path.read_bytes())))
+            except OSError as error:
+                skipped.append(Skipped(path, f"cannot be read: {error.strerror or error}"))
+    present = {entry.name for entry in found}
+    return Dataset(
+        folder=folder,
+        classes=tuple(classes),
+        pictures=tuple(pictures),
+        absent_classes=tuple(name for name in classes if name not in present),
+        ignored=tuple(ignored),
+        skipped=tuple(skipped),
+    )
+
+
+def split(dataset: Dataset, shares: DataConfig) -> Split:
+    """Puts every picture on the side that its hash says, in shares close to those asked for."""
+    sides: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
+    for picture in dataset.pictures:
+        sides[_side(picture.hash, shares)].append(picture)
+    tested = {picture.label for picture in sides["test"]}
+    present = {picture.label for picture in dataset.pictures}
+    return Split(
+        train=tuple(sides["train"]),
+        validation=tuple(sides["validation"]),
+        test=tuple(sides["test"]),
+        classes_without_test=tuple(dataset.classes[label] for label in sorted(present - tested)),
+    )
+
+
+def _side(picture: str, shares: DataConfig) -> str:
+    digest = hashlib.sha256(b"split" + bytes.fromhex(picture)).digest()
+    # 53 bits: every value is an exact float below 1.
+    u = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    bounds = {
+        "train": shares.train,
+        "validation": shares.train + shares.validation,
+        "test": 1.0,
+    }
+    wanted = [name for name in bounds if getattr(shares, name) > 0]
+    for name in wanted[:-1]:
+        if u < bounds[name]:
+            return name
+    return wanted[-1]  # whatever the shares' rounding left over
+
+
+def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not _hidden(entry.name))
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} does not exist; make it, with a folder for each class: {', '.join(classes)}"
+        ) from None
+    except NotADirectoryError:
+        raise DataError(
+            f"{folder} is a file; name the folder that holds a folder per class"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from error
+    if not entries:
+        raise DataError(
+            f"{folder} is empty; put the pictures into a folder for each class: "
+            f"{', '.join(classes)}"
+        )
+    return entries
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every visible file below `folder`, in the same order on every machine."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in sorted(names):
+            if not _hidden(name):
+                yield Path(root) / name
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def _no_class(entry: Path, classes: Sequence[str]) -> str:
+    near = difflib.get_close_matches(entry.name, classes, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return (
+        f"{entry} is no class of the bundle; {hint}rename the folder or move it away "
+        f"(classes: {', '.join(classes)})"
+    )

@@ -1,0 +1,197 @@
+"""Pixels to raw features through ONNX Runtime; the only importer of onnxruntime.
+
+Laws: the provider asked for is the provider got, or an error: a silent fall-back would file
+other bits under the same feature key, at another speed. The input is the graph's only one, the
+output its only one or the one named `image_features`; features are raw, never normalised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.records import F32
+from fedclip_edge.vision.bundle import ENCODER, Bundle, feature_key
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A loaded image encoder; made by `open_encoder` or `open_onnx`."""
+
+    session: Any  # onnxruntime.InferenceSession, which carries no types
+    name: str  # of the file, for messages
+    input_name: str
+    output_name: str
+    image_size: int  # S
+    dim: int | None  # D; None where the graph leaves it open
+    provider: str  # "cpu", "cuda", "tensorrt"
+    feature_key: str  # under which these features may be cached
+
+    def embed(self, pixels: F32) -> F32:
+        """Raw features [N, D] of float32 `pixels` [N, 3, S, S].
+
+        Raises ValueError for pixels of another shape or type, and BundleError where the encoder
+        fails or gives features of another shape, NaN or infinity.
+        """
+        side = self.image_size
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"pixels: expected float32 [N, 3, {side}, {side}], "
+                f"got {pixels.dtype} {list(pixels.shape)}"
+            )
+        if not len(pixels):
+            return np.zeros((0, self.dim or 0), np.float32)
+        try:
+            (features,) = self.session.run([self.output_name], {self.input_name: pixels})
+        except Exception as error:  # onnxruntime's errors share no base but Exception
+            raise BundleError(
+                f"{self.name} failed on {len(pixels)} pictures: {_first_line(error)}; "
+                "export it again with a dynamic batch"
+            ) from error
+        expected = (len(pixels), self.dim or features.shape[-1])
+        if features.dtype != np.float32 or features.shape != expected:
+            raise BundleError(
+                f"{self.name} gave {features.dtype} {list(features.shape)} for {len(pixels)} "
+                f"pictures, expected float32 {list(expected)}; export it again"
+            )
+        if not np.isfinite(features).all():
+            raise BundleError(
+                f"{self.name} gave NaN or infinity; its weights are damaged or its precision is "
+                "too low for this provider: export it again in fp32"
+            )
+        return np.asarray(features)
+
+
+def open_encoder(bundle: Bundle, config: EncoderConfig) -> Encoder:
+    """Loads a bundle's encoder on the provider that `config` names.
+
+    Raises ConfigError, listing the available ones, where that provider is not to be had, and
+    BundleError where the file is no such encoder as the manifest says.
+    """
+    manifest = bundle.manifest
+    return open_onnx(
+        bundle.encoder_path,
+        config,
+        image_size=manifest.preprocessing.image_size,
+        dim=manifest.dim,
+        key=feature_key(
+            manifest.encoder_id,
+            str(manifest.files[ENCODER]),
+            manifest.precision,
+            config.provider,
+        ),
+    )
+
+
+def open_onnx(
+    model: Path | bytes,
+    config: EncoderConfig,
+    *,
+    image_size: int,
+    dim: int | None = None,
+    key: str = "",
+    name: str = "",
+) -> Encoder:
+    """Loads an ONNX file, or its bytes, that is in no bundle (yet); raises like `open_encoder`.
+
+    `name` is what messages call it; by default its path.
+    """
+    name = name or ("the encoder" if isinstance(model, bytes) else str(model))
+    session = _start(model, name, config)
+    input_name = _check_input(session, name, image_size)
+    output_name, width = _check_output(session, name, dim)
+    return Encoder(session, name, input_name, output_name, image_size, width, config.provider, key)
+
+
+def _start(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
+    wanted = _PROVIDERS[config.provider]
+    available = onnxruntime.get_available_providers()
+    if wanted not in available:
+        raise ConfigError(_no_provider(config.provider, "is not part of this onnxruntime"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn the cores that other programs of the box need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; what matters of a warning is checked below
+    providers = list(dict.fromkeys([wanted, _PROVIDERS["cpu"]]))  # the CPU for what others lack
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        raise BundleError(
+            f"{name} cannot be loaded as an ONNX model: {_first_line(error)}; "
+            "copy it again, or export it again"
+        ) from error
+    if session.get_providers()[0] != wanted:
+        raise ConfigError(_no_provider(config.provider, "did not start on this box"))
+    return session
+
+
+def _check_input(session: Any, name: str, side: int) -> str:
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        names = ", ".join(node.name for node in inputs)
+        raise BundleError(f"{name} takes {len(inputs)} inputs ({names}); expected pixels alone")
+    (node,) = inputs
+    fits = len(node.shape) == 4 and all(
+        not isinstance(got, int) or got == want
+        for got, want in zip(node.shape[1:], (3, side, side), strict=True)
+    )
+    if node.type != "tensor(float)" or not fits:
+        raise BundleError(
+            f"{name} takes {node.name} as {node.type} {node.shape}; "
+            f"expected float32 [batch, 3, {side}, {side}]"
+        )
+    if isinstance(node.shape[0], int):
+        raise BundleError(
+            f"{name} takes {node.shape[0]} pictures at a time; export it with a dynamic batch"
+        )
+    return str(node.name)
+
+
+def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | None]:
+    """The name of the features' output, and D where the graph states it."""
+    outputs = {node.name: node for node in session.get_outputs()}
+    node = next(iter(outputs.values())) if len(outputs) == 1 else outputs.get("image_features")
+    if node is None:
+        raise BundleError(
+            f"{name} gives {', '.join(outputs)}; expected one output, or one named image_features"
+        )
+    width = node.shape[1] if len(node.shape) == 2 else 0
+    if (
+        node.type != "tensor(float)"
+        or width == 0
+        or (dim is not None and isinstance(width, int) and width != dim)
+    ):
+        raise BundleError(
+            f"{name} gives {node.name} as {node.type} {node.shape}; "
+            f"expected float32 [batch, {dim or 'D'}]"
+        )
+    return str(node.name), width if isinstance(width, int) else dim
+
+
+def _no_provider(provider: str, why: str) -> str:
+    names = {value: key for key, value in _PROVIDERS.items()}
+    available = [names[p] for p in onnxruntime.get_available_providers() if p in names]
+    return (
+        f"[encoder] provider {provider!r} {why}; available: {', '.join(available)}. "
+        "Name one of these, or install the onnxruntime build for it"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

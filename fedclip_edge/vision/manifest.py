@@ -1,0 +1,114 @@
+"""manifest.json: what an encoder is, and the two identities that follow from it.
+
+`encoder_id` says which features may meet; `feature_key` says which cached bits are still right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fedclip_edge.config import read_table
+from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.records import Scalar, check_sha256
+from fedclip_edge.vision.pictures import Preprocessing
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ENCODER = "image_encoder.onnx"
+CLASSES = "classes.safetensors"
+GOLDEN = "golden.safetensors"
+FILES = (ENCODER, CLASSES, GOLDEN)
+
+AGAIN = "copy the bundle again, or export it again"  # what a reader can do about a bad bundle
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an encoder is. Texts that nobody can know of a foreign encoder say "unknown"."""
+
+    model: str
+    pretrained: str
+    weights_sha256: str  # of the image tower's weights; of the ONNX file for a foreign encoder
+    dim: int  # D
+    preprocessing: Preprocessing
+    activation: str  # of the image tower: gelu, quick_gelu, relu
+    precision: str
+    opset: int
+    parity: Mapping[str, Scalar] | None = None  # ONNX Runtime against PyTorch; None is "unknown"
+    made_with: Mapping[str, Scalar] = field(default_factory=dict)  # versions of the exporter
+    files: Mapping[str, Scalar] = field(default_factory=dict)  # name -> SHA-256
+
+    def __post_init__(self) -> None:
+        check_sha256(self.weights_sha256, "weights_sha256")
+        if not 1 <= self.dim <= 65536:
+            raise ValueError(f"dim: expected 1 to 65536, got {self.dim}")
+        for name, digest in self.files.items():
+            check_sha256(str(digest), f"files: {name}")
+
+    @property
+    def encoder_id(self) -> str:
+        """SHA-256 over what decides a feature; two devices' features may meet iff it is equal.
+
+        The activation is part of it: the same weights under another one run, and give features
+        that look almost right. The classes are not.
+        """
+        return _digest(
+            {
+                "weights": self.weights_sha256,
+                "activation": self.activation,
+                "preprocessing": self.preprocessing.to_json(),
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of manifest.json; `manifest_from_json` reads it back."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "schema": SCHEMA,
+            "encoder_id": self.encoder_id,
+            **own,
+            "preprocessing": self.preprocessing.to_json(),
+            "parity": "unknown" if self.parity is None else dict(self.parity),
+            "made_with": dict(self.made_with),
+            "files": dict(self.files),
+        }
+
+
+def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str) -> str:
+    """What decides the bits of a feature, beyond the picture: 64 hex digits, for the cache."""
+    return _digest([encoder_id, onnx_sha256, precision, provider])
+
+
+def manifest_from_json(table: Mapping[str, Any], where: str) -> Manifest:
+    """The manifest in a JSON object; raises BundleError opening with `where`."""
+    values = dict(table)
+    schema = values.pop("schema", None)
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{where} has schema {schema!r}, but this version reads schema {SCHEMA}; "
+            "export the bundle again with this version"
+        )
+    claimed = values.pop("encoder_id", None)
+    if values.get("parity") == "unknown":
+        del values["parity"]
+    try:
+        manifest = read_table(Manifest, values, where)
+    except ConfigError as error:
+        raise BundleError(f"{error}; {AGAIN}") from error
+    if sorted(manifest.files) != sorted(FILES):
+        raise BundleError(f"{where}: files: expected {', '.join(FILES)}; {AGAIN}")
+    if claimed != manifest.encoder_id:
+        raise BundleError(
+            f"{where}: encoder_id does not follow from weights, activation and preprocessing; "
+            f"{AGAIN}"
+        )
+    return manifest
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

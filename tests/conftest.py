@@ -1,0 +1,222 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fedclip_edge.config import BrokerAddress, EncoderConfig
+from fedclip_edge.records import ClassTexts
+from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
+from fedclip_edge.vision.encoder import open_onnx
+from fedclip_edge.vision.pictures import Preprocessing
+
+MakeEncoder = Callable[..., bytes]
+MakeClip = Callable[[Path, Mapping[str, Any]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_encoder() -> MakeEncoder:
+    """`make_encoder(side, dim, ...)`: the bytes of a small ONNX encoder with random weights."""
+
+    def make(
+        *,
+        side: int = 32,
+        dim: int = 16,
+        batch: int | str = "batch",
+        outputs: tuple[str, ...] = ("image_features",),
+        scale: float = 1.0,
+        channels: int = 3,
+    ) -> bytes:
+        rng = np.random.default_rng(0)
+        step = side // 4
+        weights = {
+            "patch": rng.normal(size=(8, channels, step, step)) / step,
+            "head": scale * rng.normal(size=(8 * 16, dim)),
+        }
+        floats = {name: value.astype(np.float32) for name, value in weights.items()}
+        nodes = [
+            helper.make_node("Conv", ["pixel_values", "patch"], ["map"], strides=[step, step]),
+            helper.make_node("Tanh", ["map"], ["bent"]),
+            helper.make_node("Flatten", ["bent"], ["flat"]),
+            *(helper.make_node("MatMul", ["flat", "head"], [name]) for name in outputs),
+        ]
+        shape = [batch, channels, side, side]
+        graph = helper.make_graph(
+            nodes,
+            "random",
+            [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, dim]) for n in outputs],
+            [numpy_helper.from_array(value, name) for name, value in floats.items()],
+        )
+        opset = [helper.make_opsetid("", 18)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        return bytes(model.SerializeToString())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory, make_encoder: MakeEncoder) -> Bundle:
+    """A bundle of a random encoder: S = 32, D = 16, classes circle, square, triangle."""
+    preprocessing = Preprocessing(32, "shortest", 32, "bicubic", (0.5,) * 3, (0.25,) * 3)
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(3, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    encoder = make_encoder()
+    pixels = rng.normal(size=(4, 3, 32, 32)).astype(np.float32)
+    golden = Golden(pixels, open_onnx(encoder, EncoderConfig(), image_size=32).embed(pixels))
+    manifest = Manifest(
+        model="random",
+        pretrained="none",
+        weights_sha256="0" * 64,
+        dim=16,
+        preprocessing=preprocessing,
+        activation="tanh",
+        precision="fp32",
+        opset=18,
+    )
+    folder: Path = tmp_path_factory.mktemp("bundles") / "random"
+    texts = ClassTexts(("circle", "square", "triangle"), vectors, 100.0, "a {}")
+    return write_bundle(folder, manifest, encoder, texts, golden)
+
+
+_MOSQUITTO = shutil.which("mosquitto", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
+_BROKER_STARTS_S = 10.0
+
+
+@dataclass
+class Mosquitto:
+    """A real broker on a loopback port, ended by its own process handle."""
+
+    address: BrokerAddress
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+StartMosquitto = Callable[..., Mosquitto]
+
+
+@pytest.fixture(scope="session")
+def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartMosquitto]:
+    """`start_mosquitto(port=0, settings="...")`: one more broker, accepting when it is returned."""
+    if _MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed; the tests need a real broker")
+    started: list[Mosquitto] = []
+
+    def start(port: int = 0, settings: str = "allow_anonymous true") -> Mosquitto:
+        wanted = port or _free_port()
+        folder: Path = tmp_path_factory.mktemp("mosquitto")
+        lines = [
+            f"listener {wanted} 127.0.0.1",
+            settings,
+            "persistence false",
+            "set_tcp_nodelay true",
+        ]
+        if os.geteuid() == 0:
+            lines.append("user root")  # its own user may not read the test's folder
+        (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [str(_MOSQUITTO), "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log
+            )
+        broker = Mosquitto(BrokerAddress(port=wanted), process)
+        started.append(broker)
+        deadline = time.monotonic() + _BROKER_STARTS_S
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", wanted), timeout=1).close()
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return broker
+        raise AssertionError(f"mosquitto did not start: {(folder / 'log').read_text()}")
+
+    yield start
+    for broker in started:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def mosquitto(start_mosquitto: StartMosquitto) -> BrokerAddress:
+    """One broker for all tests that need no own one; anonymous, so use a fleet of your own."""
+    return start_mosquitto().address
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> MakeClip:
+    """`make_clip(folder, model_cfg)`: a folder as open_clip saves it, with random fp16 weights."""
+
+    def make(folder: Path, model_cfg: Mapping[str, Any]) -> Path:
+        from fedclip_edge.exporting.torchvision_ops import declare_missing
+
+        declare_missing()
+        import open_clip
+        import torch
+        from open_clip.tokenizer import default_bpe
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        with gzip.open(default_bpe()) as theirs:
+            merges = b"\n".join(theirs.read().split(b"\n")[:511])  # a header and 510 merges
+        with gzip.open(folder / "merges.txt.gz", "wb") as ours:
+            ours.write(merges)
+        text = {
+            "context_length": 24,
+            "vocab_size": 1024,
+            "width": 64,
+            "heads": 2,
+            "layers": 2,
+            "tokenizer_kwargs": {"bpe_path": "merges.txt.gz"},
+        }
+        config = {
+            "model_cfg": {"embed_dim": 128, "text_cfg": text, **model_cfg},
+            "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]},
+        }
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        torch.manual_seed(0)
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        state = model.state_dict().items()
+        half = {name: t.half() if t.is_floating_point() else t for name, t in state}
+        save_file(half, folder / "open_clip_model.safetensors")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory, make_clip: MakeClip) -> Path:
+    """A model of the form of the demo's tiny CLIP, with random weights."""
+    vision = {"layers": [1, 1, 2, 1], "width": 16, "image_size": 64, "patch_size": None}
+    return make_clip(tmp_path_factory.mktemp("clips") / "random-clip", {"vision_cfg": vision})
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> Bundle:
+    """`clip_folder`, exported with the classes circle and square; takes some seconds."""
+    from fedclip_edge.exporting.bundles import export_open_clip
+
+    out = tmp_path_factory.mktemp("bundles") / "clip"
+    return export_open_clip(f"local-dir:{clip_folder}", ("circle", "square"), "a {}", out)

@@ -1,0 +1,317 @@
+"""A bundle is whole and unaltered, or an error that names the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fedclip_edge.errors import BundleError, ConfigError, ExportError
+from fedclip_edge.records import ClassTexts
+from fedclip_edge.vision import bundle as bundle_module
+from fedclip_edge.vision.bundle import (
+    Bundle,
+    Golden,
+    Manifest,
+    feature_key,
+    read_bundle,
+    write_bundle,
+)
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def copied(random_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(random_bundle.folder, tmp_path / "bundle"))
+
+
+def rewrite(folder: Path, edit: Edit) -> None:
+    path = folder / "manifest.json"
+    table = json.loads(path.read_text())
+    edit(table)
+    path.write_text(json.dumps(table))
+
+
+def put(folder: Path, name: str, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Another file with a manifest that vouches for it."""
+    save_file(arrays, folder / name, metadata)
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    rewrite(folder, lambda table: table["files"].update({name: digest}))
+
+
+def again(bundle: Bundle, folder: Path, **change: bool) -> Bundle:
+    encoder = bundle.encoder_path.read_bytes()
+    return write_bundle(folder, bundle.manifest, encoder, bundle.classes, bundle.golden(), **change)
+
+
+def test_reads_back_what_was_written(random_bundle: Bundle) -> None:
+    found = read_bundle(random_bundle.folder)
+    assert found.manifest == random_bundle.manifest
+    assert found.classes.names == ("circle", "square", "triangle")
+    assert found.classes.digest == random_bundle.classes.digest
+    assert found.classes.prompt == "a {}"
+    assert found.golden().pixels.shape == (4, 3, 32, 32)
+    assert found.golden().features.shape == (4, 16)
+    assert sorted(p.name for p in found.folder.iterdir()) == [
+        "classes.safetensors",
+        "golden.safetensors",
+        "image_encoder.onnx",
+        "manifest.json",
+    ]
+
+
+def test_manifest_says_unknown_where_nothing_is_known(random_bundle: Bundle) -> None:
+    table = json.loads((random_bundle.folder / "manifest.json").read_text())
+    assert table["schema"] == 1
+    assert table["parity"] == "unknown"
+    assert table["encoder_id"] == random_bundle.manifest.encoder_id
+
+
+def test_parity_survives(random_bundle: Bundle, tmp_path: Path) -> None:
+    manifest = replace(random_bundle.manifest, parity={"worst_relative": 3e-7, "batches": "1, 2"})
+    found = again(replace(random_bundle, manifest=manifest), tmp_path / "b")
+    assert read_bundle(found.folder).manifest.parity == manifest.parity
+
+
+def test_written_twice_is_the_same_bytes(random_bundle: Bundle, tmp_path: Path) -> None:
+    other = again(random_bundle, tmp_path / "b").folder
+    for path in random_bundle.folder.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+def test_encoder_id_follows_weights_activation_and_preprocessing(random_bundle: Bundle) -> None:
+    manifest = random_bundle.manifest
+    same = (
+        replace(
+            manifest, model="another name", parity={"x": 1}, opset=20, made_with={"torch": "x"}
+        ),
+        replace(
+            manifest,
+            preprocessing=replace(manifest.preprocessing, mean=(0.5, 0.5, np.float64(0.5))),
+        ),
+    )
+    for other in same:
+        assert other.encoder_id == manifest.encoder_id
+    different = (
+        replace(manifest, weights_sha256="1" * 64),
+        replace(manifest, activation="gelu"),
+        replace(manifest, preprocessing=replace(manifest.preprocessing, interpolation="bilinear")),
+    )
+    assert len({m.encoder_id for m in (manifest, *different)}) == 4
+
+
+def test_feature_key_differs_in_every_part() -> None:
+    keys = [
+        feature_key("a", "b", "fp32", "cpu"),
+        feature_key("x", "b", "fp32", "cpu"),
+        feature_key("a", "x", "fp32", "cpu"),
+        feature_key("a", "b", "fp16", "cpu"),
+        feature_key("a", "b", "fp32", "cuda"),
+        feature_key("ab", "", "fp32", "cpu"),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "name", ["image_encoder.onnx", "classes.safetensors", "golden.safetensors"]
+)
+def test_one_changed_byte_is_found(copied: Path, name: str) -> None:
+    data = bytearray((copied / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"{name} is not the file .* copy the bundle again"):
+        read_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "name", ["image_encoder.onnx", "classes.safetensors", "golden.safetensors"]
+)
+def test_a_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing; copy the bundle again"):
+        read_bundle(copied)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nowhere is no folder; name the folder"):
+        read_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"holds no manifest\.json; name the folder"):
+        read_bundle(tmp_path)
+
+
+def test_truncated_manifest(copied: Path) -> None:
+    path = copied / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"manifest\.json is cut short or no JSON"):
+        read_bundle(copied)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', "1" + " " * (1 << 20)])
+def test_manifest_that_is_none(copied: Path, text: str) -> None:
+    (copied / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match="is no manifest of a bundle"):
+        read_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.update(schema=2), "schema 2, but this version reads schema 1"),
+        (lambda t: t.pop("schema"), "schema None"),
+        (lambda t: t.update(dim=17), "of width 16, but the encoder gives 17"),
+        (lambda t: t.update(dim="16"), "dim: expected int, got str"),
+        (lambda t: t.pop("model"), "the key 'model' is missing"),
+        (lambda t: t.update(modle="x"), "unknown key 'modle'; did you mean 'model'"),
+        (lambda t: t.update(activation="gelu"), "encoder_id does not follow"),
+        (lambda t: t["preprocessing"].update(resize_px=40), "encoder_id does not follow"),
+        (lambda t: t["preprocessing"].update(resize_px=2), "resize_px: expected image_size"),
+        (lambda t: t["files"].pop("golden.safetensors"), "files: expected image_encoder"),
+        (lambda t: t["files"].update({"../x": "0" * 64}), "files: expected image_encoder"),
+        (lambda t: t["files"].update({"golden.safetensors": "abc"}), "is not a SHA-256"),
+        (lambda t: t.update(parity="good"), "parity"),
+    ],
+)
+def test_a_wrong_manifest_says_what_is_wrong(copied: Path, edit: Edit, message: str) -> None:
+    rewrite(copied, edit)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(copied)
+
+
+def test_golden_vectors_of_another_encoder(copied: Path) -> None:
+    arrays = {"pixels": np.zeros((4, 3, 16, 16), np.float32), "features": np.zeros((4, 16))}
+    put(copied, "golden.safetensors", arrays, {})
+    with pytest.raises(BundleError, match=r"pixels \[4, 3, 16, 16\].*takes \[n, 3, 32, 32\]"):
+        read_bundle(copied)
+    put(copied, "golden.safetensors", {"pixels": arrays["pixels"]}, {})
+    with pytest.raises(BundleError, match="holds no golden vectors"):
+        read_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    "head", ["{}", "no json", '{"names": ["a", "a"], "prompt": "", "logit_scale": 1}', "[]"]
+)
+def test_classes_that_are_none(copied: Path, head: str) -> None:
+    vectors = np.eye(2, 16, dtype=np.float32)
+    put(copied, "classes.safetensors", {"vectors": vectors}, {"classes": head})
+    with pytest.raises(BundleError, match="holds no class texts"):
+        read_bundle(copied)
+
+
+def test_an_existing_folder_is_refused_unless_it_is_a_bundle_to_replace(
+    random_bundle: Bundle, copied: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="exists already; name another folder"):
+        again(random_bundle, copied)
+    (copied / "old").write_text("")
+    assert again(random_bundle, copied, replace_existing=True).folder == copied
+    assert not (copied / "old").exists()
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(ConfigError, match="is no bundle, so it is not replaced"):
+        again(random_bundle, tmp_path / "precious", replace_existing=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "precious"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("step", ["_write_files", "read_bundle", "_move"])
+def test_killed_half_way_leaves_nothing(
+    random_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException] | BaseException,
+    step: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind
+
+    monkeypatch.setattr(bundle_module, step, fail)
+    with pytest.raises((KeyboardInterrupt, ExportError)):
+        again(random_bundle, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_leaves_the_old_bundle(
+    random_bundle: Bundle, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == copied and self.name != "bundle":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ExportError, match="could not be written: Input/output error"):
+        again(random_bundle, copied, replace_existing=True)
+    assert read_bundle(copied).manifest == random_bundle.manifest
+    assert [p.name for p in copied.parent.iterdir()] == ["bundle"]
+
+
+def test_a_place_that_cannot_be_written(random_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"b cannot be written: no permission in .*file; name"):
+        again(random_bundle, tmp_path / "file" / "b")
+
+
+def test_a_place_that_fills_up_at_once(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with pytest.raises(ConfigError, match="b cannot be written: Read-only file system; name"):
+        again(random_bundle, tmp_path / "b")
+
+
+def test_others_may_read_the_folder(random_bundle: Bundle) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(random_bundle.folder.stat().st_mode) == 0o777 & ~mask
+
+
+def test_texts_that_do_not_fit_the_encoder_are_not_written(
+    random_bundle: Bundle, tmp_path: Path
+) -> None:
+    texts = ClassTexts(("a", "b"), np.eye(2, 8, dtype=np.float32), 100.0, "unknown")
+    with pytest.raises(BundleError, match="width 8, but the encoder gives 16"):
+        write_bundle(
+            tmp_path / "b",
+            random_bundle.manifest,
+            b"",
+            texts,
+            Golden(random_bundle.golden().pixels, random_bundle.golden().features),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifest_refuses_nonsense(random_bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="weights_sha256"):
+        replace(random_bundle.manifest, weights_sha256="abc")
+    with pytest.raises(ValueError, match="dim: expected 1"):
+        replace(random_bundle.manifest, dim=0)
+    assert isinstance(random_bundle.manifest, Manifest)
+
+
+def test_reading_needs_neither_onnxruntime_nor_pillow(random_bundle: Bundle) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from fedclip_edge.vision.bundle import read_bundle\n"
+        "read_bundle(pathlib.Path(sys.argv[1]))\n"
+        "sys.exit(bool({'onnxruntime', 'PIL', 'torch', 'onnx'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", code, str(random_bundle.folder)]
+    assert subprocess.run(command, check=False).returncode == 0
