@@ -1,0 +1,1 @@
+"""From a PyTorch model to a bundle; the only importer of open_clip and onnx."""

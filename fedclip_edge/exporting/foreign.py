@@ -1,0 +1,104 @@
+"""A bundle of somebody's own ONNX encoder; needs neither PyTorch nor open_clip.
+
+Law: everything is checked before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+
+from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.exporting.golden import golden_vectors, open_candidate
+from fedclip_edge.exporting.inputs import read_class_texts, read_encoder_file
+from fedclip_edge.exporting.versions import versions
+from fedclip_edge.vision.bundle import Bundle, Manifest, check_free, write_bundle
+
+_FLOATS = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
+_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+
+
+def export_onnx(
+    encoder: Path,
+    preprocess: Path,
+    class_texts: Path,
+    classes: Path,
+    out: Path,
+    *,
+    replace_existing: bool = False,
+) -> Bundle:
+    """Makes a bundle of somebody's own ONNX encoder, its preprocessing and its class texts.
+
+    `encoder` takes float32 [batch, 3, S, S] and gives float32 [batch, D]; `class_texts` is a
+    `.npy` of C unit vectors [C, D], in the order of the names in `classes`. What nobody can know
+    of a foreign encoder is "unknown" in the manifest. Raises ConfigError, naming the file, for
+    one that is missing or wrong, and ExportError where the encoder does not fit the others; then
+    nothing is written.
+    """
+    check_free(out, replace_existing=replace_existing)
+    described = read_encoder_file(preprocess)
+    texts = read_class_texts(class_texts, classes, described)
+    onnx_file = _read_bytes(encoder)
+    graph = _parse(onnx_file, encoder)
+    preprocessing = described.preprocessing()
+    golden = golden_vectors(open_candidate(onnx_file, preprocessing, str(encoder)), preprocessing)
+    dim = golden.features.shape[1]
+    if dim != texts.vectors.shape[1]:
+        raise ExportError(
+            f"{encoder} gives features of width {dim}, but {class_texts} holds text "
+            f"vectors of width {texts.vectors.shape[1]}; both must come from one model"
+        )
+    manifest = Manifest(
+        model=described.model,
+        pretrained="unknown",
+        weights_sha256=hashlib.sha256(onnx_file).hexdigest(),
+        dim=dim,
+        preprocessing=preprocessing,
+        activation="unknown",
+        precision=_precision(graph),
+        opset=_opset(graph),
+        made_with=versions("onnx", "onnxruntime", "onnxruntime-gpu"),
+    )
+    return write_bundle(out, manifest, onnx_file, texts, golden, replace_existing=replace_existing)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model_from_string(onnx_file)
+    except Exception as error:  # protobuf's errors share no base but Exception
+        raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx") from error
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise ConfigError(
+            f"{path} keeps its weights in another file; save it as one file: "
+            "onnx.save(onnx.load(PATH), NEW_PATH)"
+        )
+    if not _opset(model):  # protobuf reads almost anything
+        raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx")
+    return model
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return max(own, default=0)
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """By the weights as stored; "unknown" for a mixture."""
+    stored = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    if stored & set(_QUANTISED):
+        return "int8"
+    kinds = {_FLOATS[kind] for kind in stored if kind in _FLOATS}
+    return kinds.pop() if len(kinds) == 1 else "unknown"

@@ -1,0 +1,50 @@
+"""Tries an encoder that is in no bundle yet: opens it, feeds it noise, keeps what it gave."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import BundleError, ExportError
+from fedclip_edge.records import F32
+from fedclip_edge.vision.bundle import Golden
+from fedclip_edge.vision.encoder import Encoder, open_onnx
+from fedclip_edge.vision.pictures import Preprocessing
+
+_PICTURES = 4  # enough to see a wrong layout or precision; each is S x S x 12 bytes
+
+
+def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) -> Encoder:
+    """The encoder on the CPU, by its file's content; raises ExportError where it does not fit."""
+    side = preprocessing.image_size
+    try:
+        return open_onnx(onnx_file, EncoderConfig(), image_size=side, name=name)
+    except BundleError as error:
+        raise ExportError(str(error)) from error
+
+
+def noise_pixels(count: int, preprocessing: Preprocessing, seed: int = 0) -> F32:
+    """Seeded noise pictures as an encoder takes them: float32 [count, 3, S, S].
+
+    Noise in blocks of 1, 4 and 16 pixels, so that there is something to see at every scale.
+    """
+    rng = np.random.default_rng(seed)
+    side = preprocessing.image_size
+    levels = np.zeros((count, 3, side, side))
+    for block in (1, 4, 16):
+        cells = -(-side // block)  # rounded up
+        noise = rng.random((count, 3, cells, cells)).repeat(block, 2).repeat(block, 3)
+        levels += noise[:, :, :side, :side] - 0.5
+    levels = np.clip(0.5 + levels, 0, 1)  # as pixels scaled to 0..1
+    mean = np.reshape(preprocessing.mean, (3, 1, 1))
+    std = np.reshape(preprocessing.std, (3, 1, 1))
+    return np.asarray((levels - mean) / std, np.float32)
+
+
+def golden_vectors(encoder: Encoder, preprocessing: Preprocessing) -> Golden:
+    """A few noise pictures with ONNX Runtime's features; raises ExportError where it fails."""
+    pixels = noise_pixels(_PICTURES, preprocessing)  # (4, 3, S, S)
+    try:
+        return Golden(pixels, encoder.embed(pixels))
+    except BundleError as error:
+        raise ExportError(str(error)) from error
