@@ -1,0 +1,1 @@
+"""The drawn picture world, the tiny CLIP and the one-machine federation of the demo."""

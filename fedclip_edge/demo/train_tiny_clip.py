@@ -1,0 +1,311 @@
+"""Trains the tiny CLIP on drawn pictures and their captions, and writes its folder.
+
+    python -m fedclip_edge.demo.train_tiny_clip --out DIR [--seed N]
+
+Laws: only the styles in SEEN are trained on; nothing is chosen by the test pictures; the
+vocabulary is learned from the captions themselves, so that all of the folder is our own; the
+same seed gives the same weights on one machine with the same library versions.
+
+The symmetric contrastive loss is that of CLIP (Radford et al. 2021, arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import logging
+import math
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+from torch.nn import functional
+
+from fedclip_edge.demo import tiny_clip
+from fedclip_edge.demo.model_card import card
+from fedclip_edge.demo.vocabulary import learn_merges, write_merges
+from fedclip_edge.demo.world import CLASSES, SEEN, STYLES, adjectives, caption, draw, picture_seed
+from fedclip_edge.exporting.torchvision_ops import declare_missing
+
+TRAIN_PER_CLASS = 800  # of each seen style: 24,000 pictures
+EPOCHS = 10  # six leave the seen styles short of 85 %
+BATCH = 256
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.1
+WARM_UP_STEPS = 100
+THREADS = 2  # one number, because sums depend on it in the last bits
+VOCABULARY_CAPTIONS = 9_000  # enough to hold every word that a caption can have
+MERGES = 400  # upper limit; the captions hold fewer
+MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
+TEST_PER_CLASS = 30
+TEST_SEED = 1
+_TRAIN_SEEDS_FROM = 10_000  # so that no training seed equals the test seed
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+
+Tokenizer = Callable[[list[str]], torch.Tensor]  # texts -> token ids i64 (N, 24)
+
+log = logging.getLogger(__name__)
+
+
+def write_vocabulary(folder: Path) -> int:
+    """Learns merges from captions, writes merges.txt.gz, and returns how many there are.
+
+    Every run writes the same file, whatever its seed.
+    """
+    rng = random.Random("vocabulary")
+    corpus = []
+    for one in range(VOCABULARY_CAPTIONS // (len(SEEN) * len(CLASSES))):
+        words = {class_name: adjectives(class_name, one) for class_name in CLASSES}
+        corpus += [caption(c, style, rng, words[c]) for style in SEEN for c in CLASSES]
+    merges = learn_merges(corpus, MERGES)
+    write_merges(merges, folder / "merges.txt.gz")
+    return len(merges)
+
+
+def configuration(merges: int) -> dict[str, Any]:
+    """What open_clip_config.json says, for a vocabulary with that many merges."""
+    return {
+        "model_cfg": {
+            "embed_dim": 128,
+            "vision_cfg": {
+                "image_size": 64,
+                "layers": [1, 1, 2, 1],  # a modified ResNet: trains four times as fast as a ViT
+                "width": 16,
+                "patch_size": None,
+            },
+            "text_cfg": {
+                "context_length": 24,
+                "vocab_size": 512 + merges + 2,  # bytes, merges, start and end of text
+                "width": 64,
+                "heads": 2,
+                "layers": 2,
+                "tokenizer_kwargs": {"bpe_path": "merges.txt.gz"},
+            },
+        },
+        "preprocess_cfg": {
+            "size": 64,
+            "mode": "RGB",
+            "mean": list(MEAN),
+            "std": list(STD),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def load(folder: Path, *, weights: bool = True) -> tuple[Any, Tokenizer]:
+    """The model in fp32, in evaluation mode, and its tokenizer, through open_clip."""
+    declare_missing()
+    # Its home is exporting/; training is the one exception.
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    model = open_clip.create_model(name, load_weights=weights)
+    tokenizer = open_clip.get_tokenizer(name, **tiny_clip.tokenizer_options(folder))
+    return model.eval(), tokenizer
+
+
+def picture_bytes(style: str, class_name: str, seed: int, count: int) -> bytes:
+    """`count` pictures of the data set `seed`, one after the other, 64 x 64 x 3 bytes each."""
+    return b"".join(
+        draw(class_name, style, picture_seed(style, seed, i)).tobytes() for i in range(count)
+    )
+
+
+def pictures(
+    styles: Sequence[str], seed: int, per_class: int, workers: int = 1
+) -> tuple[torch.Tensor, list[tuple[str, str, int]]]:
+    """Draws a data set: pixels u8 (N, 3, 64, 64), and (class, style, picture seed) of each."""
+    groups = [(style, class_name) for style in styles for class_name in CLASSES]
+    tasks = [(*group, seed, per_class) for group in groups]
+    if workers > 1:
+        with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+            drawn = list(pool.map(picture_bytes, *zip(*tasks, strict=True)))
+    else:
+        drawn = [picture_bytes(*task) for task in tasks]
+    flat = torch.frombuffer(bytearray(b"".join(drawn)), dtype=torch.uint8)
+    pixels = flat.reshape(-1, 64, 64, 3).permute(0, 3, 1, 2).contiguous()
+    labels = [
+        (class_name, style, picture_seed(style, seed, i))
+        for style, class_name in groups
+        for i in range(per_class)
+    ]
+    return pixels, labels
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """u8 (N, 3, 64, 64) -> f32 of the same shape, as the folder's preprocessing has it."""
+    mean, std = torch.tensor(MEAN).reshape(3, 1, 1), torch.tensor(STD).reshape(3, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Raw features f32 (N, 128) of pixels u8 (N, 3, 64, 64)."""
+    with torch.inference_mode():
+        parts = [model.encode_image(normalised(part)) for part in torch.split(pixels, BATCH)]
+    return torch.cat(parts)
+
+
+def text_features(model: Any, tokenizer: Tokenizer) -> torch.Tensor:
+    """Unit features f32 (10, 128) of the prompt of every class, in the order of CLASSES."""
+    with torch.inference_mode():
+        texts = model.encode_text(tokenizer([tiny_clip.PROMPT.format(c) for c in CLASSES]))
+    return functional.normalize(texts, dim=-1)
+
+
+def zero_shot_percent(
+    model: Any,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    per_class: int,
+    workers: int = 1,
+) -> dict[str, float]:
+    """Zero-shot accuracy of every style, in percent, on pictures drawn for this purpose."""
+    texts = text_features(model, tokenizer)
+    accuracy = {}
+    for style in STYLES:
+        pixels, labels = pictures([style], seed, per_class, workers)
+        truth = torch.tensor([CLASSES.index(class_name) for class_name, _, _ in labels])
+        guess = (image_features(model, pixels) @ texts.T).argmax(dim=1)
+        accuracy[style] = round(100 * (guess == truth).float().mean().item(), 1)
+    return accuracy
+
+
+def _train(folder: Path, seed: int, epochs: int) -> None:
+    """Trains from scratch and writes open_clip_model.safetensors in fp16."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    model, tokenizer = load(folder, weights=False)
+    model = model.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    pixels, labels = pictures(SEEN, _TRAIN_SEEDS_FROM + seed, TRAIN_PER_CLASS, THREADS)
+    words = [adjectives(class_name, one) for class_name, _, one in labels]
+    log.info("drawn pictures=%d", len(labels))
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0}],
+        lr=LEARNING_RATE,
+    )
+    steps = epochs * (len(labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: min((step + 1) / WARM_UP_STEPS, (1 + math.cos(math.pi * step / steps)) / 2),
+    )
+    rng = random.Random(f"captions/{seed}")
+    truth = torch.arange(BATCH)
+    model.train()
+    for epoch in range(epochs):
+        captions = [
+            caption(class_name, style, rng, said)
+            for (class_name, style, _), said in zip(labels, words, strict=True)
+        ]
+        tokens = tokenizer(captions)
+        order = torch.randperm(len(labels))
+        total = 0.0
+        batches = torch.split(order, BATCH)[: len(labels) // BATCH]
+        for rows in batches:
+            batch = normalised(pixels[rows]).contiguous(memory_format=torch.channels_last)
+            image, text, scale = model(batch, tokens[rows])
+            logits = scale * image @ text.T  # (256, 256)
+            loss = functional.cross_entropy(logits, truth) + functional.cross_entropy(
+                logits.T, truth
+            )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            total += loss.item() / 2
+        log.info("trained epoch=%d loss=%.3f", epoch + 1, total / len(batches))
+    state = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    save_file(state, folder / "open_clip_model.safetensors")
+
+
+def build(out: Path, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
+    """Trains, measures and writes the folder `out`, which is replaced; returns the figures."""
+    torch.set_num_threads(THREADS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        merges = write_vocabulary(draft)
+        text = json.dumps(configuration(merges), indent=2) + "\n"
+        (draft / "open_clip_config.json").write_text(text, encoding="utf-8")
+        start = time.monotonic()
+        _train(draft, seed, epochs)
+        minutes = (time.monotonic() - start) / 60
+        figures = measure(
+            draft,
+            {
+                "seed": seed,
+                "epochs": epochs,
+                "training_pictures": TRAIN_PER_CLASS * len(CLASSES) * len(SEEN),
+                "training_minutes": round(minutes, 1),
+                "merges": merges,
+                "torch": torch.__version__.partition("+")[0],
+                "pillow": PIL.__version__,
+            },
+        )
+        for path in draft.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only the owner can read
+        draft.chmod(0o755)
+        shutil.rmtree(out, ignore_errors=True)
+        draft.rename(out)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return figures
+
+
+def measure(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+    """Measures the weights in `folder` and writes figures.json and MODEL_CARD.md beside them.
+
+    `training` holds the figures that only the training knows. Returns them with the measured
+    ones: the one source that the card, and the test of the weights, are made from.
+    """
+    model, tokenizer = load(folder)
+    pixels, _ = pictures(SEEN, TEST_SEED, 10)
+    figures = training | {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_bytes": (folder / "open_clip_model.safetensors").stat().st_size,
+        "logit_scale": round(model.logit_scale.exp().item(), 2),
+        "raw_feature_norm": round(image_features(model, pixels).norm(dim=1).mean().item(), 1),
+        "test_seed": TEST_SEED,
+        "test_per_class": TEST_PER_CLASS,
+        "zero_shot_percent": zero_shot_percent(
+            model, tokenizer, seed=TEST_SEED, per_class=TEST_PER_CLASS, workers=THREADS
+        ),
+    }
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(card(figures), encoding="utf-8")
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and trains."""
+    parser = argparse.ArgumentParser(description="Trains the tiny CLIP of the drawn world.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, replaced")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    figures = build(chosen.out, chosen.seed, chosen.epochs)
+    log.info("wrote out=%s %s", chosen.out, json.dumps(figures["zero_shot_percent"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The drawn world: pictures of ten things in several styles, for a demo that needs no download.
+
+Laws: a picture depends on its class, its style and its seed alone, in every process (on one
+version of Pillow: another may round pixels differently, so compare accuracies and never picture
+hashes across machines). The tiny CLIP has seen the styles in SEEN and never those in UNSEEN.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import PIL
+from PIL import Image
+
+from fedclip_edge.demo import filled, lined
+from fedclip_edge.demo.scenes import Scene, compose
+from fedclip_edge.demo.shapes import SHAPES
+from fedclip_edge.errors import ConfigError
+
+CLASSES: tuple[str, ...] = tuple(sorted(SHAPES))  # as folders are listed
+SEEN: tuple[str, ...] = ("photo", "painting", "poster")
+UNSEEN: tuple[str, ...] = ("sketch", "cartoon", "chalk", "neon")
+STYLES: tuple[str, ...] = SEEN + UNSEEN
+
+_PAINTERS: dict[str, Callable[[Scene, random.Random], Image.Image]] = {
+    "photo": filled.photo,
+    "painting": filled.painting,
+    "poster": filled.poster,
+    "sketch": lined.sketch,
+    "cartoon": filled.cartoon,
+    "chalk": lined.chalk,
+    "neon": lined.neon,
+}
+
+# To be raised with any change of what is drawn, so that folders drawn before are not re-used.
+VERSION = 1
+_MARKER = ".world.json"
+
+# How captions name a style; sometimes they name none. None of the words is that of an unseen
+# style, which the tiny CLIP therefore has never heard either.
+_STYLE_WORDS: dict[str, tuple[str, ...]] = {
+    "photo": ("photo", "photograph"),
+    "painting": ("painting", "oil painting"),
+    "poster": ("poster", "print"),
+}
+
+
+def draw(class_name: str, style: str, seed: int) -> Image.Image:
+    """One picture, 64 x 64, mode RGB. The same seed shows the same thing in every style.
+
+    Raises ConfigError for an unknown class or style.
+    """
+    scene = _scene(class_name, seed)
+    painter = _PAINTERS[_known("style", style, STYLES)]
+    return painter(scene, random.Random(f"style/{style}/{class_name}/{seed}"))
+
+
+def adjectives(class_name: str, seed: int) -> tuple[str, ...]:
+    """Words that are true of what `draw` shows: a size, a colour, both or neither.
+
+    Raises ConfigError for an unknown class.
+    """
+    return _scene(class_name, seed).words
+
+
+def caption(class_name: str, style: str, rng: random.Random, words: Sequence[str] = ()) -> str:
+    """A training caption: names the class always, the style and each of `words` sometimes.
+
+    Raises ConfigError for an unknown class or style.
+    """
+    _known("class", class_name, CLASSES)
+    _known("style", style, STYLES)
+    said = [word for word in words if rng.random() < 0.5]
+    thing = " ".join((*said, class_name))
+    kind = "picture"
+    if rng.random() < 0.5:
+        kind = rng.choice(_STYLE_WORDS.get(style, (style,)))
+    form = rng.randrange(4)
+    if form == 0:
+        return f"{_article(kind)} {kind} of {_article(thing)} {thing}"
+    if form == 1:
+        return f"{_article(thing)} {thing} in {_article(kind)} {kind}"
+    if form == 2:
+        return f"this {kind} shows {_article(thing)} {thing}"
+    return f"{_article(kind)} {kind} of a {thing}"  # as a prompt template has it
+
+
+def write_pictures(folder: Path, style: str, per_class: int, seed: int) -> None:
+    """Draws `per_class` pictures of every class into folder/CLASS/0001.png and so on.
+
+    They are drawn beside the folder, which is then renamed, so that a half-written folder never
+    appears. A folder that holds exactly these pictures already is left as it is. Pictures of
+    different styles or seeds show different things.
+
+    Raises ConfigError for an unknown style, for a `per_class` below 1, and when the folder
+    exists and holds anything else.
+    """
+    _known("style", style, STYLES)
+    if per_class < 1:
+        raise ConfigError(f"per_class is {per_class}; ask for at least 1 picture of each class.")
+    marker = {
+        "style": style,
+        "per_class": per_class,
+        "seed": seed,
+        "version": VERSION,
+        "pillow": PIL.__version__,
+    }
+    if folder.exists():
+        _check_marker(folder, marker)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for class_name in CLASSES:
+            (draft / class_name).mkdir()
+            for i in range(per_class):
+                picture = draw(class_name, style, picture_seed(style, seed, i))
+                picture.save(draft / class_name / f"{i + 1:04d}.png")
+        (draft / _MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+        draft.chmod(0o755)  # a temporary folder is private, a folder of pictures is not
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def picture_seed(style: str, seed: int, index: int) -> int:
+    """The seed of a picture of a folder or a data set, from that of the whole."""
+    return random.Random(f"pictures/{style}/{seed}/{index}").getrandbits(48)
+
+
+def _check_marker(folder: Path, marker: dict[str, object]) -> None:
+    try:
+        found = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{folder} exists and is not a complete folder of drawn pictures. "
+            "Name another folder, or move this one away."
+        ) from None
+    if found != marker:
+        raise ConfigError(
+            f"{folder} holds other drawn pictures ({found}) than those asked for ({marker}). "
+            "Name another folder, or remove this one to have it drawn anew."
+        )
+
+
+def _scene(class_name: str, seed: int) -> Scene:
+    return compose(_known("class", class_name, CLASSES), seed)
+
+
+def _known(what: str, name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        raise ConfigError(f"Unknown {what} {name!r} of the drawn world; use {', '.join(names)}.")
+    return name
+
+
+def _article(words: str) -> str:
+    return "an" if words[0] in "aeiou" else "a"
