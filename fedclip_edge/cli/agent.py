@@ -1,0 +1,24 @@
+"""`fedclip-edge agent`: one device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path), default="agent.toml")
+@click.option("--once", is_flag=True, help="End after one run instead of waiting for the next.")
+@click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
+def agent(config: Path, once: bool, as_json: bool) -> None:
+    """Train and evaluate on this device's pictures as CONFIG (agent.toml) says."""
+    from fedclip_edge import agent as device
+    from fedclip_edge import log
+    from fedclip_edge.cli.progress import progress_bar
+    from fedclip_edge.config import load_agent
+
+    log.use_json(as_json)
+    loaded = load_agent(config)
+    with progress_bar("encoding pictures") as progress:
+        device.run(loaded, once=once, progress=progress)

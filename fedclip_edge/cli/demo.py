@@ -1,0 +1,149 @@
+"""`fedclip-edge demo`: a whole federation on one machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fedclip_edge.demo.federation import Started
+    from fedclip_edge.records import Scalar
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--out", type=_FOLDER, default="demo-run", show_default=True, help="Where it lands.")
+@click.option("--data", type=_FOLDER, help="Your pictures: DATA/DOMAIN/CLASS/*; drawn by default.")
+@click.option("--bundle", type=_FOLDER, help="Your encoder; the tiny CLIP by default.")
+@click.option("--hold-out", default="cartoon", show_default=True, help="Domain without a device.")
+@click.option(
+    "--rounds",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Rounds to run.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of pictures and training."
+)
+@click.option(
+    "--per-class",
+    default=170,
+    show_default=True,
+    type=click.IntRange(10, 10_000),
+    help="Drawn pictures of each class in each style.",
+)
+@click.option("--method", default="fedclip", show_default=True, help="What the fleet trains.")
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="One of the method's options."
+)
+def demo(
+    out: Path,
+    data: Path | None,
+    bundle: Path | None,
+    hold_out: str,
+    rounds: int,
+    seed: int,
+    per_class: int,
+    method: str,
+    options: tuple[str, ...],
+) -> None:
+    """Run a federation on this machine: one device per picture style, one style held out.
+
+    Ends with a table, OUT/report.html and OUT/summary.json.
+    """
+    import time
+
+    from fedclip_edge.demo import federation, report, stage, summary
+    from fedclip_edge.errors import RunError
+
+    began = time.monotonic()
+    settings = stage.Settings(
+        out=out,
+        data=data,
+        bundle=bundle,
+        hold_out=hold_out,
+        rounds=rounds,
+        seed=seed,
+        per_class=per_class,
+        method=method,
+        options=_parse(options),
+    )
+    staged = stage.prepare(settings, click.echo)
+    prepared = time.monotonic()
+    live = _Live(staged.held_out.id, rounds)
+    broker = federation.run(staged, live.started, live.happened)
+    ended = time.monotonic()
+    seconds = {
+        "prepare": prepared - began,
+        "federation": ended - prepared,
+        "total": ended - began,
+    }
+    figures = summary.summarise(staged, broker, seconds)
+    predictions = {
+        device.id: device.state_dir / "predictions.csv"
+        for device in (*staged.devices, staged.held_out)
+    }
+    examples = report.choose_examples(predictions, per_device=12, seed=seed)
+    report.write_report(out / "report.html", figures, examples)
+    summary.write(out / "summary.json", figures)
+    click.echo("\n" + summary.table(figures) + "\n")
+    chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
+    click.echo(
+        f"{figures['world']}; {method} with {chosen or 'the reference settings'}; "
+        f"{figures['rounds_closed']} of {rounds} rounds closed; "
+        f"{seconds['total']:.0f} s, {seconds['federation']:.0f} s of them with the fleet\n"
+        f"report: {out / 'report.html'}   figures: {out / 'summary.json'}"
+    )
+    if figures["rounds_closed"] != rounds:
+        raise RunError(f"{figures['rounds_closed']} of {rounds} rounds closed; see {out / 'logs'}")
+
+
+def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
+    """NAME=VALUE as TOML would read the value, and as a text where it is no TOML value."""
+    from fedclip_edge.config import parse_value
+
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--option")
+        parsed[name] = parse_value(value)
+    return parsed
+
+
+class _Live:
+    """Progress while the fleet runs: a bar on a terminal, a line per step elsewhere."""
+
+    def __init__(self, held_out: str, rounds: int) -> None:
+        self._held_out = held_out
+        self._rounds = rounds
+        self._accuracy = "-"
+
+    def started(self, fleet: Started) -> None:
+        click.echo(f"{fleet.broker} on {fleet.address.host}:{fleet.address.port}; devices start")
+
+    def happened(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "joined":
+            click.echo(f"{event['device']} joined ({event['roles']})")
+        elif event["event"] == "report" and event["device"] == self._held_out:
+            self._accuracy = f"{100 * event['federated']:.1f} %"
+        elif event["event"] == "round_closed":
+            self._round(event["round"], event)
+
+    def _round(self, closed: int, event: Mapping[str, Any]) -> None:
+        text = (
+            f"round {closed}/{self._rounds}: {event['contributions']} of {event['cohort']} "
+            f"devices, {event['seconds']} s; {self._held_out} (held out) {self._accuracy}"
+        )
+        if sys.stdout.isatty():
+            filled = 30 * closed // self._rounds
+            bar = "#" * filled + "-" * (30 - filled)
+            click.echo(f"\r\033[K[{bar}] {text}", nl=closed == self._rounds)
+        else:
+            click.echo(text)

@@ -1,0 +1,57 @@
+"""`fedclip-edge`: one command, one file; heavy imports inside the commands.
+
+Every error that this package raises on purpose ends here, as one sentence on standard error and
+the exit code of its class (errors.py).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from fedclip_edge import __version__
+from fedclip_edge.cli.agent import agent
+from fedclip_edge.cli.broker import broker
+from fedclip_edge.cli.demo import demo
+from fedclip_edge.cli.export import export
+from fedclip_edge.cli.serve import serve
+from fedclip_edge.errors import FedclipError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="fedclip-edge")
+def cli() -> None:
+    """Adapt CLIP to a fleet's own pictures without moving a picture."""
+
+
+for _command in (demo, export, broker, serve, agent):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
+    except FedclipError as error:
+        click.echo(f"fedclip-edge: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # through every `finally` on the way
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""`fedclip-edge serve`: the coordinator of one fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path), default="fleet.toml")
+@click.option("--take-over", is_flag=True, help="Start although another coordinator seems online.")
+@click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
+def serve(config: Path, take_over: bool, as_json: bool) -> None:
+    """Coordinate the rounds of a run as CONFIG (fleet.toml) says, and end with it."""
+    from fedclip_edge import log, serving
+    from fedclip_edge.config import load_fleet
+
+    log.use_json(as_json)
+    serving.serve(load_fleet(config), take_over=take_over, as_json=as_json)

@@ -1,0 +1,134 @@
+"""The demo's processes: a broker, a coordinator with its trainer on the held-out domain, and one
+agent per domain; started, watched, ended.
+
+They are the programs that a user starts by hand, with the configurations that stage.py wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.demo.stage import Stage, configure
+from fedclip_edge.errors import RunError
+from fedclip_edge.messaging import loopback
+from fedclip_edge.processes import Children, own_command
+
+Event = Mapping[str, Any]  # one JSON line of the coordinator's log
+_LOOK_S = 0.5  # between looks at whether every process is still there
+_AGENT_ENDS_S = 20.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """The fleet runs."""
+
+    broker: str
+    address: BrokerAddress
+
+
+@dataclass(frozen=True)
+class _Watched:
+    name: str
+    process: subprocess.Popen[str]
+    log: Path
+
+
+def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Event], None]) -> str:
+    """Runs the federation to its end and returns the broker's name; no process outlives the call.
+
+    Raises RunError where a process ended before its time, BrokerError where no broker starts.
+    """
+    logs = stage.settings.out / "logs"
+    logs.mkdir(exist_ok=True)
+    for log in logs.iterdir():
+        log.unlink()
+    with Children() as children:
+        broker = loopback.start(children, logs)
+        configure(stage, broker.address)
+        log = logs / "serve.log"
+        serve = children.start(own_command("serve", str(stage.fleet), "--json"), log, pipe=True)
+        lines = _lines(serve)
+        watched = [_Watched("coordinator", serve, log), _Watched(broker.name, broker.process, log)]
+        for device in stage.devices:
+            log = logs / f"{device.id}.log"
+            command = own_command("agent", str(device.config), "--once", "--json")
+            watched.append(_Watched(device.id, children.start(command, log), log))
+        started(Started(broker.name, broker.address))
+        _watch(lines, watched, happened)
+        for one in watched:
+            if one.process is not broker.process:
+                _await_end(one)
+    return broker.name
+
+
+def _watch(
+    lines: queue.SimpleQueue[str | None],
+    watched: list[_Watched],
+    happened: Callable[[Event], None],
+) -> None:
+    """Passes events on until the run is done."""
+    while True:
+        try:
+            line = lines.get(timeout=_LOOK_S)
+        except queue.Empty:
+            _check_alive(watched)
+            continue
+        if line is None:  # the coordinator closed its output: it has ended
+            raise RunError(_obituary(watched[0]))
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a warning of some library's
+        happened(event)
+        if event["event"] == "run_done" and "run" in event:
+            return
+        if event["event"] == "trainer_ended" and event["code"] != 0:
+            raise RunError(_obituary(replace(watched[0], name="the held-out device")))
+
+
+def _check_alive(watched: list[_Watched]) -> None:
+    for one in watched:
+        if one.process.poll() not in (None, 0):
+            raise RunError(_obituary(one))
+
+
+def _await_end(one: _Watched) -> None:
+    try:
+        code = one.process.wait(_AGENT_ENDS_S)
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{one.name} did not end with the run; its log: {one.log}") from None
+    if code != 0:
+        raise RunError(_obituary(one))
+
+
+def _obituary(one: _Watched) -> str:
+    """What ended a process, in its own last words."""
+    try:
+        words = one.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        words = []
+    last = words[-1].removeprefix("fedclip-edge: ") if words else "it left no word"
+    return f"{one.name} ended before the run was done: {last} (log: {one.log})"
+
+
+def _lines(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:
+    """Its output, line by line, then None."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    output = process.stdout
+    assert output is not None
+
+    def read() -> None:
+        for line in output:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, name="serve-output", daemon=True).start()
+    return lines

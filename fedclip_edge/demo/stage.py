@@ -1,0 +1,232 @@
+"""What a demo stands on, on disk: one folder of pictures per domain, a bundle, a configuration for
+the coordinator and one for each device.
+
+A second demo in the same folder finds its pictures, its bundle and every device's feature cache
+there, and draws, exports and encodes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.demo import tiny_clip, world
+from fedclip_edge.errors import BundleError, ConfigError, DataError
+from fedclip_edge.learning import methods
+from fedclip_edge.records import Scalar
+from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.datasets import read_folder
+
+DRAWN_DOMAINS = ("photo", "painting", "poster", "sketch", "cartoon")
+_MARKER = ".fedclip-edge-demo"
+_WEIGHTS = "open_clip_model.safetensors"  # as open_clip names it
+_DEADLINE_S = 300.0
+
+Tables = Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose."""
+
+    out: Path
+    data: Path | None = None  # a folder of domains, each a folder of classes; None draws them
+    bundle: Path | None = None  # None exports the tiny CLIP
+    hold_out: str = "cartoon"
+    rounds: int = 30
+    seed: int = 0
+    method: str = "fedclip"
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    per_class: int = 170  # drawn pictures of each class in each style
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of the demo."""
+
+    id: str
+    domain: str
+    config: Path
+    pictures: Path
+
+    @property
+    def state_dir(self) -> Path:
+        return self.config.parent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything is there; the processes can be started."""
+
+    settings: Settings
+    bundle: Path
+    fleet: Path
+    journal: Path
+    devices: tuple[Device, ...]
+    held_out: Device
+
+
+def check(settings: Settings) -> None:
+    """Raises ConfigError, DataError or BundleError for what can be known before any work."""
+    methods.get(settings.method).check_options(settings.options)
+    domains = _domains(settings)
+    if settings.hold_out not in domains:
+        raise ConfigError(
+            f"--hold-out {settings.hold_out!r} is none of the domains; "
+            f"there are: {', '.join(domains)}"
+        )
+    if len(domains) < 2:
+        raise DataError(f"{settings.data} has one domain only; a fleet needs a device beside it")
+    if settings.data is not None and settings.bundle is None:
+        raise ConfigError(
+            "--data needs --bundle: the tiny CLIP knows drawn pictures only; make a bundle with "
+            "`fedclip-edge export`"
+        )
+    if settings.data is not None and settings.bundle is not None:
+        classes = read_bundle(settings.bundle).classes.names
+        for domain in domains:
+            read_folder(settings.data / domain, classes)
+    out = settings.out
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_demo(out))):
+        raise ConfigError(f"{out} is in use by something that is no demo; name a new folder")
+
+
+def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
+    """Pictures and bundle, drawn and exported where they are not there yet.
+
+    Raises ConfigError, DataError, BundleError or ExportError.
+    """
+    check(settings)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / _MARKER).touch()
+    pictures = settings.data or _draw(settings, say)
+    bundle = settings.bundle or _export(settings.out / "bundle", say)
+    devices = {}
+    for domain in _domains(settings):
+        config = settings.out / "devices" / _slug(domain) / "agent.toml"
+        devices[domain] = Device(_slug(domain), domain, config, pictures / domain)
+    held_out = devices.pop(settings.hold_out)
+    return Stage(
+        settings=settings,
+        bundle=bundle,
+        fleet=settings.out / "fleet.toml",
+        journal=settings.out / "journal.sqlite",
+        devices=tuple(devices.values()),
+        held_out=held_out,
+    )
+
+
+def configure(stage: Stage, broker: BrokerAddress) -> None:
+    """Writes fleet.toml and every agent.toml, and clears the journal of an earlier demo."""
+    for path in stage.journal.parent.glob(stage.journal.name + "*"):
+        path.unlink()
+    settings = stage.settings
+    for device in (*stage.devices, stage.held_out):
+        device.config.parent.mkdir(parents=True, exist_ok=True)
+        evaluates_only = device == stage.held_out
+        tables: Tables = {
+            "": {
+                "id": device.id,
+                "fleet": "demo",
+                "domain": device.domain,
+                "bundle": str(stage.bundle.resolve()),
+                "state_dir": ".",
+                "roles": ["evaluate"] if evaluates_only else ["train", "evaluate"],
+            },
+            "data": {
+                "folder": str(device.pictures.resolve()),
+                **({"train": 0.0, "validation": 0.0, "test": 1.0} if evaluates_only else {}),
+            },
+            "broker": {"host": broker.host, "port": broker.port},
+        }
+        device.config.write_text(_toml(tables), encoding="utf-8")
+    fleet: Tables = {
+        "": {"fleet": "demo", "bundle": str(stage.bundle.resolve()), "journal": stage.journal.name},
+        "broker": {"host": broker.host, "port": broker.port},
+        "rules": {"devices": len(stage.devices), "quorum": 1.0, "deadline_s": _DEADLINE_S},
+        "plan": {
+            "method": settings.method,
+            "rounds": settings.rounds,
+            "seed": settings.seed,
+            "local_baseline": True,
+        },
+        "plan.options": dict(settings.options),
+        "trainer": {"config": str(stage.held_out.config.relative_to(settings.out))},
+    }
+    stage.fleet.write_text(_toml(fleet), encoding="utf-8")
+
+
+def _domains(settings: Settings) -> tuple[str, ...]:
+    if settings.data is None:
+        return DRAWN_DOMAINS
+    if not settings.data.is_dir():
+        raise DataError(f"--data {settings.data} is no folder; name one with a folder per domain")
+    domains = sorted(p.name for p in settings.data.iterdir() if p.is_dir() and p.name[0] != ".")
+    slugs = {_slug(domain) for domain in domains}
+    if len(slugs) < len(domains) or "" in slugs or "coordinator" in slugs:
+        raise DataError(f"the domains of {settings.data} do not give distinct device ids; rename")
+    if not domains:
+        raise DataError(f"--data {settings.data} is empty; it needs a folder per domain")
+    return tuple(domains)
+
+
+def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
+    say(f"drawing {settings.per_class} pictures of each class in {len(DRAWN_DOMAINS)} styles")
+    folder = settings.out / "pictures" / f"{settings.per_class}-of-seed-{settings.seed}"
+    # Ctrl-C reaches the whole group; the workers leave it to the parent.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(2, initializer=signal.signal, initargs=ignore) as pool:
+        drawing = [
+            pool.submit(
+                world.write_pictures, folder / style, style, settings.per_class, settings.seed
+            )
+            for style in DRAWN_DOMAINS
+        ]
+        for style in drawing:
+            style.result()
+    return folder
+
+
+def _export(folder: Path, say: Callable[[str], None]) -> Path:
+    """The tiny CLIP's bundle, exported unless the very same weights were exported here before."""
+    weights = hashlib.sha256((tiny_clip.FOLDER / _WEIGHTS).read_bytes()).hexdigest()
+    marker = folder.with_name(folder.name + ".weights")
+    if folder.exists() and marker.is_file() and marker.read_text(encoding="utf-8") == weights:
+        try:
+            read_bundle(folder)
+        except BundleError:
+            say("the bundle of the demo is damaged: exporting it again")
+        else:
+            return folder
+    say("exporting the tiny CLIP")
+    from fedclip_edge.exporting.bundles import export_open_clip  # seconds of imports
+
+    export_open_clip(
+        tiny_clip.MODEL_NAME, world.CLASSES, tiny_clip.PROMPT, folder, replace_existing=True
+    )
+    marker.write_text(weights, encoding="utf-8")
+    return folder
+
+
+def _is_demo(out: Path) -> bool:
+    return (out / _MARKER).is_file()
+
+
+def _slug(domain: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", domain.lower()).strip("-")
+
+
+def _toml(tables: Tables) -> str:
+    """Texts, numbers, lists and truth values are written alike in JSON and TOML."""
+    lines = []
+    for name, table in tables.items():
+        lines += [f"\n[{name}]"] if name else []
+        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"

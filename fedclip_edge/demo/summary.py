@@ -1,0 +1,129 @@
+"""What a demo measured, out of the coordinator's journal: summary.json and the table.
+
+Every figure was reported by a device or counted by the coordinator; nothing is computed from
+pictures or features here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge import __version__
+from fedclip_edge.demo.stage import Device, Stage
+from fedclip_edge.errors import RunError
+from fedclip_edge.records import Report
+from fedclip_edge.store import open_store
+from fedclip_edge.vision.bundle import read_bundle
+
+Summary = Mapping[str, Any]
+
+
+def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
+    """The figures of a finished run; raises RunError where a device left no final report."""
+    with contextlib.closing(open_store(stage.journal)) as store:
+        run = store.last_run()
+        if run is None:
+            raise RunError(f"the journal {stage.journal} holds no run")
+        reports = store.reports(run.id)
+        closed = store.rounds_closed(run.id)
+    bundle, settings = read_bundle(stage.bundle), stage.settings
+    return {
+        "version": __version__,
+        "world": "drawn world" if settings.data is None else f"pictures in {settings.data}",
+        "encoder": {"model": bundle.manifest.model, "encoder_id": bundle.manifest.encoder_id},
+        "method": run.plan.method,
+        "options": dict(run.plan.options),
+        "seed": run.plan.seed,
+        "broker": broker,
+        "rounds": run.plan.rounds,
+        "rounds_closed": closed,
+        "classes": list(bundle.classes.names),
+        "devices": {device.id: _figures(device, reports, closed) for device in stage.devices},
+        "held_out": _figures(stage.held_out, reports, closed),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+
+
+def write(path: Path, summary: Summary) -> None:
+    """summary.json, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def table(summary: Summary) -> str:
+    """The closing table, for a terminal."""
+    rows = [_row(name, figures) for name, figures in summary["devices"].items()]
+    rows.append(_row(f"{summary['held_out']['domain']} (held out)", summary["held_out"]))
+    head = ["device", "train+test", "encoded", "zero-shot", "local", "federated", "gain"]
+    head += ["up", "down", "encode", "train", "wait"]
+    units = ["", "pictures", "now", "%", "%", "%", "points", "kB/round", "kB/round", "s", "s", "s"]
+    return _aligned([head, units, *rows])
+
+
+def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:
+    own = {report.round: report for report in reports if report.device == device.id}
+    if closed not in own or "zero_shot_all" not in own[closed].accuracy:
+        raise RunError(f"{device.id} did not evaluate the last model; look into its log")
+    last = own[closed]
+    return {
+        "domain": device.domain,
+        "pictures": {"train": last.train_pictures, "test": last.test_pictures},
+        "encoded": last.encoded,
+        "skipped": last.skipped,
+        "accuracy": dict(last.accuracy),
+        "accuracy_by_round": [
+            own[number].accuracy["federated"] if number in own else None
+            for number in range(closed + 1)
+        ],
+        "bytes_up_per_round": _per_round(last.bytes_up, closed),
+        "bytes_down_per_round": _per_round(last.bytes_down, closed),
+        "seconds": {
+            "encode": round(last.encode_s, 2),
+            "train": round(last.train_s, 2),
+            "wait": round(last.wait_s, 2),
+        },
+    }
+
+
+def _per_round(total_bytes: int | None, rounds: int) -> int | None:
+    return None if total_bytes is None else round(total_bytes / rounds)
+
+
+def _row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
+    gain = 100 * (accuracy["federated"] - accuracy["zero_shot"])
+    return (
+        name,
+        f"{pictures['train']}+{pictures['test']}",
+        str(figures["encoded"]),
+        _percent(accuracy["zero_shot"]),
+        _percent(accuracy.get("local")),
+        _percent(accuracy["federated"]),
+        f"{gain:+.1f}",
+        _kilobytes(figures["bytes_up_per_round"]),
+        _kilobytes(figures["bytes_down_per_round"]),
+        *(f"{seconds[name]:.1f}" for name in ("encode", "train", "wait")),
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _kilobytes(count: int | None) -> str:
+    return "n/a" if count is None else f"{count / 1000:.1f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(" ".join(cells).rstrip())
+    return "\n".join(lines)
