@@ -233,9 +233,6 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
 
     Raises LinkError where no broker answers at first; once it has, the link may come and go.
     """
-    import torch
-
-    torch.set_num_threads(1)  # so that a seed means one result on one kind of box
     bundle = read_bundle(config.bundle)
     _make_state_dir(config.state_dir)
     data = prepare(config, bundle, progress)
@@ -252,6 +249,10 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         identity=me,
         transport=link,
     )
+    # Only now: torch takes seconds to load, and what is wrong above should be said at once.
+    from fedclip_edge.learning import training
+
+    training.use_one_thread()
     link.connect(_FIRST_CONNECTION_S)
     log.event("connected", broker=f"{config.broker.host}:{config.broker.port}", id=config.id)
     try:

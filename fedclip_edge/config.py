@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.records import Plan, Role, Scalar, check_id
+from fedclip_edge.records import Plan, Role, Scalar, check_domain, check_id
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +42,7 @@ class BrokerAddress:
     keepalive_s: int = 30
 
     def __post_init__(self) -> None:
+        _require(bool(self.host.strip()), "host: expected a name or an address")
         _require(1 <= self.port <= 65535, f"port: expected 1 to 65535, got {self.port}")
         _require(5 <= self.keepalive_s <= 3600, "keepalive_s: expected 5 to 3600 seconds")
 
@@ -59,8 +61,11 @@ class RunRules:
     def __post_init__(self) -> None:
         _require(self.devices >= 1, f"devices: expected 1 or more, got {self.devices}")
         _require(0 < self.quorum <= 1, f"quorum: expected above 0 up to 1, got {self.quorum}")
-        _require(self.deadline_s > 0, f"deadline_s: expected above 0, got {self.deadline_s}")
-        _require(self.grace_s >= 0, f"grace_s: expected 0 or more, got {self.grace_s}")
+        # Infinite is refused: JSON cannot say it to the devices, and nothing waits for "all".
+        _require(
+            0 < self.deadline_s < math.inf, f"deadline_s: expected above 0, got {self.deadline_s}"
+        )
+        _require(0 <= self.grace_s < math.inf, f"grace_s: expected 0 or more, got {self.grace_s}")
         _require(self.cohort >= 0, f"cohort: expected 0 or more, got {self.cohort}")
         _require(self.upload_slots >= 1, "upload_slots: expected 1 or more")
 
@@ -135,6 +140,7 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
         check_id(self.id, "id")
+        check_domain(self.domain)
         _require(self.id != "coordinator", "id: 'coordinator' is reserved")
         _require(len(self.roles) > 0, "roles: expected train, evaluate or both")
         _require(
@@ -218,10 +224,13 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         if type(value) in choices:
             return value
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        table, _, key = where.partition(": ")
+        table, _, key = where.rpartition(": ")
         return read_table(typing.cast("type[Any]", hint), value, f"{table} [{key}]", base)
     elif hint is Path and isinstance(value, str) and value:
-        return (base or Path()) / Path(value).expanduser()
+        try:
+            return (base or Path()) / Path(value).expanduser()
+        except RuntimeError as error:  # ~somebody who is not known here
+            raise ConfigError(f"{where}: {value!r}: {error}") from None
     elif origin is Literal:
         if value in arguments:
             return value

@@ -88,6 +88,7 @@ class Coordinator:
     boot: str
     epoch: int
     shapes: wire.Shapes
+    invited: frozenset[str] = frozenset()  # devices that the first round waits for by name
     finished: bool = False
     refused_messages: Counter[str] = field(default_factory=Counter)
     _rounds: rounds.State = field(init=False)
@@ -125,6 +126,7 @@ class Coordinator:
             deadline=now + self.config.rules.deadline_s,
             # Whoever was there before the restart is waited for as if it had just gone.
             away_since=dict.fromkeys(self._keys, now),
+            invited=self.invited,
             kept=kept,
         )
 
@@ -157,6 +159,11 @@ class Coordinator:
     def say_goodbye(self) -> None:
         """Tells the devices that nobody coordinates from here on."""
         self._say_state(online=False)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a round was ever open."""
+        return self._rounds.round > 1 or self._rounds.phase != "gathering"
 
     @property
     def topics(self) -> Topics:

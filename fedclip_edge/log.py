@@ -1,4 +1,7 @@
-"""Log lines as `event key=value`, or as one JSON object a line for machines."""
+"""Log lines as `event key=value`, or as one JSON object a line for machines.
+
+Law: an event is one line and stops nothing, whatever a peer or a file's name put into its fields.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def use_json(enabled: bool) -> None:
     _format["json"] = enabled
 
 
-def event(name: str, **fields: object) -> None:
+def event(name: str, /, **fields: object) -> None:
     """One line on standard output, flushed: a supervisor may be reading along."""
     write(sys.stdout, name, fields)
 
@@ -29,10 +32,13 @@ def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:
     else:
         clock = time.strftime("%H:%M:%S")
         line = " ".join([clock, name, *(f"{key}={_text(value)}" for key, value in shown.items())])
-    stream.write(line + "\n")
+    encoding = stream.encoding or "utf-8"
+    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
 
 
 def _text(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if " " in text or "=" in text or not text else text
+    if text.isprintable():
+        return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' ="') else text
+    return json.dumps(text)  # a line break, an escape sequence, a lone surrogate

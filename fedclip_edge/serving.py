@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 
 from fedclip_edge import coordinator, log, processes
-from fedclip_edge.config import FleetConfig
-from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.config import FleetConfig, load_agent
+from fedclip_edge.errors import ConfigError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity, transport, wire
 from fedclip_edge.messaging.messages import CoordinatorState
@@ -45,6 +45,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     took over.
     """
     bundle = read_bundle(config.bundle)
+    trainer_id = None if config.trainer is None else load_agent(config.trainer.config).id
     store = open_store(config.journal)
     with contextlib.closing(store), processes.Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
@@ -61,6 +62,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
             boot=claim.boot,
             epoch=claim.epoch,
             shapes={name: term.shape for name, term in initial.terms.items()},
+            invited=frozenset(() if trainer_id is None else (trainer_id,)),
         )
         try:
             serving.resume(time.monotonic())
@@ -100,6 +102,11 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             ticked_at = now
             serving.tick(now)
         if trainer is not None and trainer.poll() is not None and not serving.finished:
+            if not serving.has_begun:
+                raise RunError(
+                    f"the trainer ended with code {trainer.returncode} before the first round; "
+                    "what it said stands above"
+                )
             log.event("trainer_ended", code=trainer.returncode)
             trainer = None
 

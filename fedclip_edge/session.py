@@ -289,8 +289,8 @@ class Session:
             return False
         assert self._model is not None
         assert self._first_connected_at is not None
-        accuracy = self.learner.evaluate(self._model, manifest.plan, final=due[1])
         waited_s = now - self._first_connected_at - self.learner.busy_s
+        accuracy = self.learner.evaluate(self._model, manifest.plan, final=due[1])
         self._report = self.learner.report(
             manifest.run, self._model, self._version, accuracy, max(0.0, waited_s)
         )

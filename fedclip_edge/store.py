@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,10 +189,12 @@ class Store:
         try:
             with self._database:
                 yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # not the disk's doing
+        except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"the journal {self._path} cannot be written ({error}); nothing acknowledged is "
-                "lost: free the disk and start again"
+                f"the journal {self._path} cannot be written ({error}); what was acknowledged before "
+                "is in it: free or mend the disk and start again"
             ) from error
 
     def _add_model(self, run: str, model: StoredModel) -> None:
@@ -213,29 +215,39 @@ class Store:
 def open_store(path: Path) -> Store:
     """Opens the journal, making it if missing.
 
-    Raises ConfigError where it is no journal of this version or cannot be written.
+    Raises ConfigError, and changes nothing, where it is no journal of this version or cannot be
+    written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(path, timeout=1.0)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")  # survives power loss, not only a crash
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            database.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
-            )
+        with ExitStack() as on_failure:
+            database = sqlite3.connect(path, timeout=1.0)
+            on_failure.callback(database.close)
+            _prepare(database, path)
+            on_failure.pop_all()
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"the journal {path} cannot be opened ({error}); name another file under 'journal'"
         ) from error
-    if version not in (0, _SCHEMA_VERSION):
-        database.close()
+    return Store(path, database)
+
+
+def _prepare(database: sqlite3.Connection, path: Path) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    if tables and ("contribution",) not in tables:
+        raise ConfigError(
+            f"{path} is the database of something else; name another file under 'journal'"
+        )
+    if tables and version != _SCHEMA_VERSION:
         raise ConfigError(
             f"the journal {path} is of version {version}, this program writes {_SCHEMA_VERSION}; "
             "finish its run with the program that began it, or name another file"
         )
-    return Store(path, database)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")  # survives power loss, not only a crash
+    if not tables:
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
 
 
 def _run(row: tuple[Any, ...]) -> Run:

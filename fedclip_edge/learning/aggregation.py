@@ -51,8 +51,9 @@ class ExactSum:
         norm = norm_of(update.terms) / update.weight
         if norm > plan.max_norm:
             raise PeerError(f"norm {norm:.4g} is above max_norm {plan.max_norm:g}")
-        if self.terms and self.terms.keys() != update.terms.keys():
-            raise PeerError(f"terms {sorted(update.terms)} do not match {sorted(self.terms)}")
+        shapes, expected = _shapes(update.terms), _shapes(self.terms)
+        if self.weight and shapes != expected:
+            raise PeerError(f"terms {shapes} do not match {expected}")
         # In float64 a float32 times a power of two is exact; rint is the only rounding.
         scaled = {n: np.rint(np.float64(t) * 2.0**plan.grid_bits) for n, t in update.terms.items()}
         largest = int(max((np.abs(s).max(initial=0) for s in scaled.values()), default=0))
@@ -64,6 +65,10 @@ class ExactSum:
         """The weighted mean of what was added, f32; zero terms where nothing was."""
         step = 2.0**-self._plan.grid_bits / max(1, self.weight)
         return {name: (total * step).astype(np.float32) for name, total in self.terms.items()}
+
+
+def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
+    return {name: term.shape for name, term in sorted(terms.items())}
 
 
 def norm_of(terms: Terms) -> float:

@@ -5,7 +5,9 @@ The three losses, on logits of the batch's B pictures:
 - contrastive, the reference's: logits (B, B) against the text of every *picture*, the other
   pictures of one's own class counting as negatives; mean of the cross-entropies of rows and of
   columns. With duplicates in the batch it cannot reach zero.
-- multi-positive: the same, with every text and picture of one's own class an equal positive.
+- multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same, but what is made likely
+  is one's own class as a whole, so that it holds no negatives. Equal shares of the target for
+  all of one's class would change nothing: the texts of a class are one vector.
 - cross-entropy: logits (B, C) against the classes.
 
 Law: the order of the pictures comes from the seed alone, and nothing else is random; in one torch
@@ -23,10 +25,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedclip_edge.learning.adapter import attend, logits
+from fedclip_edge.learning.optimizers import Adam
 from fedclip_edge.records import F32, ClassTexts, Features, Terms
 
 if TYPE_CHECKING:
     from fedclip_edge.learning.methods.fedclip import Options
+
+
+def use_one_thread() -> None:
+    """For this process: sums in one order, so that a seed means one result on one kind of box."""
+    torch.set_num_threads(1)
 
 
 def train(
@@ -34,16 +42,22 @@ def train(
 ) -> dict[str, F32]:
     """The adapter's terms after `options.epochs` over the features; the input is left alone."""
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
+    parameters = list(trained.values())
     vectors = torch.from_numpy(features.vectors)  # (N, D)
     labels = torch.from_numpy(features.labels)  # (N,)
     texts = torch.from_numpy(classes.vectors)  # (C, D)
-    optimizer = _optimizer(list(trained.values()), options)
+    optimizer = Adam(
+        parameters,
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        decoupled=options.optimizer == "adamw",
+    )
     for batch in batches(len(features), options.batch_size, options.epochs, seed):
         adapted = attend(trained, vectors[batch])  # (B, D)
         loss = _loss(adapted, labels[batch], texts, classes.logit_scale, options.loss)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(torch.autograd.grad(loss, parameters))
     return {name: term.detach().numpy() for name, term in trained.items()}
 
 
@@ -59,24 +73,15 @@ def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Ten
             yield order[start : start + batch_size]
 
 
-def _optimizer(parameters: list[Tensor], options: Options) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        parameters,
-        lr=options.lr,
-        betas=(options.beta1, options.beta2),
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-    )
-
-
 def _loss(adapted: Tensor, labels: Tensor, texts: Tensor, scale: float, loss: str) -> Tensor:
     if loss == "cross-entropy":
         return cross_entropy(logits(adapted, texts, scale), labels)
     scores = logits(adapted, texts[labels], scale)  # (B, B), one text for each picture
     if loss == "contrastive":
         target = torch.arange(len(labels))
-    else:
-        same = (labels[:, None] == labels[None, :]).to(scores.dtype)  # (B, B)
-        target = same / same.sum(dim=1, keepdim=True)
-    return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
+        return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
+    is_own = labels[:, None] == labels[None, :]  # (B, B), symmetric
+    own = scores.masked_fill(~is_own, -torch.inf)
+    rows = torch.logsumexp(scores, dim=1) - torch.logsumexp(own, dim=1)  # (B,)
+    columns = torch.logsumexp(scores, dim=0) - torch.logsumexp(own, dim=0)  # (B,)
+    return (rows.mean() + columns.mean()) / 2

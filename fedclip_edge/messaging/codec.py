@@ -24,15 +24,19 @@ def encode(codec: str, body: bytes) -> bytes:
 
 
 def decode(codec: str, data: bytes, limit_bytes: int) -> bytes:
-    """The body again; raises PeerError where it is no such body or above `limit_bytes`.
+    """The body again; raises PeerError for an unknown codec or where it is no such body.
 
-    The size is read from the frame's header and checked before memory is taken.
+    The size is read from the frame's header and held against `limit_bytes` before memory is taken.
     """
+    if codec not in CODECS:
+        raise PeerError(f"unknown codec {codec[:40]!r}")
     try:
         declared = zstandard.frame_content_size(data)
         if not 0 < declared <= limit_bytes:
             raise PeerError(f"body declares {declared} bytes, expected 1 to {limit_bytes}")
-        body = zstandard.ZstdDecompressor().decompress(data, max_output_size=declared)
+        body = zstandard.ZstdDecompressor().decompress(
+            data, max_output_size=declared, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise PeerError(f"body is not a whole zstd frame: {error}") from None
     return CODECS[codec][1](body)

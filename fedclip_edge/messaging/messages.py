@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from fedclip_edge.records import Plan, Report, Role, check_domain, check_id, check_sha256
@@ -19,6 +20,7 @@ CHUNK_BYTES = 120 * 1024
 # A model of a thousand million parameters is no adapter.
 _MAX_PARCEL_BYTES = 2**32
 _MAX_CHUNKS = 2**16
+_MAX_EPOCH = 2**53  # exact in every JSON reader
 
 Phase = Literal["gathering", "open", "final", "done"]
 
@@ -57,6 +59,7 @@ class CoordinatorState:
 
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
+        _check_epoch(self.epoch)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Manifest:
         check_id(self.run, "run")
         check_sha256(self.key, "key")
         check_sha256(self.cohort, "cohort")
+        _check_epoch(self.epoch)
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,9 @@ class Want:
         check_sha256(self.sha256, "sha256")
         if not self.missing or any(not 0 <= first <= last for first, last in self.missing):
             raise ValueError("missing: expected pairs of first and last chunk")
+        # Each chunk at most once, or a small message would cost its receiver many large ones.
+        if any(after <= last for (_, last), (after, _) in pairwise(self.missing)):
+            raise ValueError("missing: expected gaps in order and apart")
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,11 @@ class Refused:
     reason: str
     final: bool
     sha256: str = ""  # of the contribution refused, or empty
+
+
+def _check_epoch(epoch: int) -> None:
+    if not 0 <= epoch <= _MAX_EPOCH:
+        raise ValueError(f"epoch: expected 0 to {_MAX_EPOCH}, got {epoch}")
 
 
 Message = CoordinatorState | DeviceState | Hello | Manifest | Offer | Want | Kept | Refused | Report

@@ -42,6 +42,7 @@ class State:
     away_since: Mapping[str, float] = field(default_factory=dict)  # went away, not back yet
     cohort: frozenset[str] = frozenset()
     threshold: str = EVERYBODY
+    invited: frozenset[str] = frozenset()  # by name: the first round waits for these as well
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
 
@@ -242,10 +243,12 @@ def _closed(state: State, event: Closed, now: float) -> Step:
 
 
 def _open_if_enough(state: State, now: float) -> Step:
-    # Only the first round waits for everybody invited; later ones for a quorum of them.
+    # The first round waits for everybody who is expected; later ones for a quorum of them.
     needed = state.rules.devices
     if state.round > 1:
         needed = max(1, math.ceil(state.rules.quorum * needed))
+    elif not state.invited <= state.trainers | state.evaluators:
+        return state, ()
     if len(state.trainers | state.kept.keys()) < needed:
         return state, ()
     return _open(state, now)

@@ -46,7 +46,8 @@ def parcel_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
 
 def chunks(data: bytes, parcel: Parcel, wanted: Ranges | None = None) -> Iterator[bytes]:
     """The chunks of `data`, all or the wanted ranges; indices beyond the end are left out."""
-    for index in _indices(wanted or ((0, parcel.chunks - 1),), parcel.chunks):
+    ranges = ((0, parcel.chunks - 1),) if wanted is None else wanted
+    for index in _indices(ranges, parcel.chunks):
         part = data[index * parcel.chunk_bytes : (index + 1) * parcel.chunk_bytes]
         yield (
             _HEADER.pack(

@@ -23,6 +23,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def body_limit_bytes(shapes: Shapes) -> int:
 
 
 def _pack(head: Mapping[str, Any], terms: Terms, codec: str) -> bytes:
-    arrays = {name: np.ascontiguousarray(term) for name, term in terms.items()}
+    arrays = {name: np.asarray(term, order="C") for name, term in terms.items()}
     # One metadata key: safetensors writes several in an order that differs between runs.
     metadata = {"fedclip": json.dumps(head, sort_keys=True)}
     return codecs.encode(codec, safetensors.numpy.save(arrays, metadata))
@@ -155,16 +156,18 @@ def _unpack(
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("fedclip"), str):
         raise PeerError(f"{kind}: no metadata key 'fedclip'")
-    head = _read_json(metadata["fedclip"].encode(), f"{kind} metadata")
+    if len(metadata) > 1:
+        raise PeerError(f"{kind}: 'fedclip' is not the only metadata key")
+    head = _read_json(metadata["fedclip"], f"{kind} metadata")
     if head.pop("schema", None) != _SCHEMA or head.pop("kind", None) != kind:
         raise PeerError(f"{kind}: not a {kind} of schema {_SCHEMA}")
     if set(head) != names:
         raise PeerError(f"{kind}: expected the fields {sorted(names)}, got {sorted(head)}")
     declared = {
-        name: (spec.get("dtype"), tuple(spec.get("shape", ()))) if isinstance(spec, dict) else None
+        name: (spec.get("dtype"), spec.get("shape")) if isinstance(spec, dict) else None
         for name, spec in header.items()
     }
-    expected = {name: ("F32", tuple(shape)) for name, shape in shapes.items()}
+    expected = {name: ("F32", list(shape)) for name, shape in shapes.items()}
     if declared != expected:
         raise PeerError(f"{kind}: expected the terms {expected}, got {str(declared)[:400]}")
     try:
@@ -186,9 +189,14 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
         raise PeerError(f"{cls.__name__}: {error}") from None
 
 
-def _read_json(text: bytes, what: str) -> dict[str, Any]:
+def _read_json(text: bytes | str, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constants)
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),  # json would take UTF-16 as well
+            object_pairs_hook=_no_repeats,
+            parse_constant=_no_constants,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         raise PeerError(f"{what}: not JSON: {str(error)[:120]}") from None
     if not isinstance(value, dict):
@@ -203,5 +211,12 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999
+        _no_constants(text)
+    return value
+
+
 def _no_constants(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"{name[:40]} is not a number")
