@@ -1,0 +1,103 @@
+"""Real processes on real files, as a user starts them; every one is ended by its own handle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.vision.bundle import Bundle
+
+DEADLINE_S = 90.0  # generous: two busy cores, and torch takes seconds to load
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "fedclip_edge.cli.main", *map(str, arguments)]
+
+
+def run(*arguments: str | Path, timeout_s: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: int) -> None:
+    """Noise with a colour of its own for each class."""
+    random = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            pixels = random.integers(0, 120, (40, 40, 3))
+            pixels[..., number % 3] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.png")
+
+
+@dataclass
+class Site:
+    """Configurations and processes of one fleet in one folder."""
+
+    folder: Path
+    bundle: Bundle
+    broker: BrokerAddress
+    fleet: str
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def write_fleet(self, devices: int, rounds: int, extra: str = "") -> Path:
+        path = self.folder / "fleet.toml"
+        path.write_text(
+            f'fleet = "{self.fleet}"\nbundle = "{self.bundle.folder}"\n'
+            f"[broker]\nport = {self.broker.port}\n"
+            f"[rules]\ndevices = {devices}\ndeadline_s = 60\ngrace_s = 20\n"
+            f"[plan]\nrounds = {rounds}\nlocal_baseline = true\n{extra}"
+        )
+        return path
+
+    def write_agent(self, name: str, *, per_class: int = 12, extra: str = "") -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        write_pictures(folder / "pictures", self.bundle.classes.names, per_class, len(name))
+        path = folder / "agent.toml"
+        path.write_text(
+            f'id = "{name}"\nfleet = "{self.fleet}"\nbundle = "{self.bundle.folder}"\n'
+            f'state_dir = "state"\n{extra}\n[data]\nfolder = "pictures"\n'
+            f"[broker]\nport = {self.broker.port}\n"
+        )
+        return path
+
+    def start(self, *arguments: str | Path, log: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.log").open("ab") as file:
+            process = subprocess.Popen(command(*arguments), stdout=file, stderr=subprocess.STDOUT)
+        self.processes.append(process)
+        return process
+
+    def events(self, log: str) -> list[dict[str, Any]]:
+        """The JSON lines of a log so far."""
+        lines = (self.folder / f"{log}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def text(self, log: str) -> str:
+        return (self.folder / f"{log}.log").read_text()
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:
+    """Looks again and again until `condition` holds; fails after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for: {what}"
+        time.sleep(0.05)

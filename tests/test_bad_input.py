@@ -1,0 +1,223 @@
+"""What a user gets wrong ends in one sentence that says what, where and what to do next."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import system
+from system import Site
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import (
+    BrokerError,
+    BundleError,
+    ConfigError,
+    DataError,
+    FedclipError,
+    LinkError,
+)
+from fedclip_edge.vision.bundle import Bundle
+
+NOBODY = BrokerAddress(port=9)  # the discard port: nothing listens there
+
+
+@pytest.fixture
+def site(tmp_path: Path, random_bundle: Bundle) -> Site:
+    copy = tmp_path / "bundle"
+    shutil.copytree(random_bundle.folder, copy)
+    return Site(tmp_path, Bundle(copy, random_bundle.manifest, random_bundle.classes), NOBODY, "f")
+
+
+def refused(kind: type[FedclipError], *arguments: str | Path, words: tuple[str, ...]) -> None:
+    """The command ends with the exit code of `kind`, and one line that holds all `words`."""
+    done = system.run(*arguments)
+    assert done.returncode == kind.exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("fedclip-edge: ")
+    for word in words:
+        assert word in last
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("command", ["agent", "serve"])
+def test_a_missing_configuration(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    refused(ConfigError, command, path, words=(str(path), "does not exist"))
+
+
+def test_a_misspelt_key_names_the_nearest(site: Site) -> None:
+    agent = site.write_agent("north")
+    replace(agent, "state_dir", "state_dri")
+    refused(ConfigError, "agent", agent, words=(str(agent), "'state_dri'", "'state_dir'"))
+    fleet = site.write_fleet(1, 1)
+    replace(fleet, "deadline_s", "deadlines")
+    refused(ConfigError, "serve", fleet, words=("[rules]", "'deadlines'", "'deadline_s'"))
+
+
+def test_broken_toml(site: Site) -> None:
+    fleet = site.write_fleet(1, 1)
+    replace(fleet, "[plan]", "[plan")
+    refused(ConfigError, "serve", fleet, words=(str(fleet), "TOML"))
+
+
+def test_a_missing_folder_of_pictures(site: Site) -> None:
+    agent = site.write_agent("north")
+    shutil.rmtree(agent.parent / "pictures")
+    refused(DataError, "agent", agent, words=(str(agent.parent / "pictures"),))
+
+
+def test_an_empty_folder_of_pictures(site: Site) -> None:
+    agent = site.write_agent("north")
+    shutil.rmtree(agent.parent / "pictures")
+    (agent.parent / "pictures").mkdir()
+    refused(DataError, "agent", agent, words=(str(agent.parent / "pictures"),))
+
+
+def test_a_class_without_pictures(site: Site) -> None:
+    agent = site.write_agent("north")
+    empty = agent.parent / "pictures" / "circle"
+    shutil.rmtree(empty)
+    empty.mkdir()
+    refused(DataError, "agent", agent, words=("circle",))
+
+
+def test_a_folder_that_is_no_class(site: Site) -> None:
+    agent = site.write_agent("north")
+    pictures = agent.parent / "pictures"
+    (pictures / "circle").rename(pictures / "circel")
+    refused(DataError, "agent", agent, words=("circel", "circle"))
+
+
+def test_no_picture_that_can_be_read(site: Site) -> None:
+    agent = site.write_agent("north")
+    for picture in (agent.parent / "pictures").rglob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:40])
+    refused(DataError, "agent", agent, words=("pictures",))
+
+
+@pytest.mark.parametrize("name", ["image_encoder.onnx", "classes.safetensors"])
+def test_a_bundle_with_a_changed_byte(site: Site, name: str) -> None:
+    file = site.bundle.folder / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    refused(BundleError, "agent", site.write_agent("north"), words=(name,))
+    refused(BundleError, "serve", site.write_fleet(1, 1), words=(name,))
+
+
+def test_no_bundle(site: Site) -> None:
+    shutil.rmtree(site.bundle.folder)
+    refused(BundleError, "serve", site.write_fleet(1, 1), words=(str(site.bundle.folder),))
+
+
+@pytest.mark.parametrize("who", ["agent", "serve"])
+def test_no_broker(site: Site, who: str) -> None:
+    path = site.write_agent("north") if who == "agent" else site.write_fleet(1, 1)
+    refused(LinkError, who, path, words=("127.0.0.1:9", "[broker]"))
+
+
+def test_a_provider_that_is_not_here(site: Site) -> None:
+    agent = site.write_agent("north")
+    agent.write_text(agent.read_text() + '[encoder]\nprovider = "tensorrt"\n')
+    refused(ConfigError, "agent", agent, words=("tensorrt", "cpu"))
+
+
+def test_an_unknown_method_and_option(site: Site) -> None:
+    fleet = site.write_fleet(1, 1, extra='method = "fedklip"\n')
+    refused(ConfigError, "serve", fleet, words=("'fedklip'", "'fedclip'"))
+    fleet = site.write_fleet(1, 1, extra="[plan.options]\nlearning_rate = 0.1\n")
+    refused(ConfigError, "serve", fleet, words=("'learning_rate'",))
+
+
+def test_a_journal_that_is_no_journal(site: Site) -> None:
+    fleet = site.write_fleet(1, 1)
+    (site.folder / "journal.sqlite").write_text("a letter, by mistake" * 100)
+    refused(ConfigError, "serve", fleet, words=("journal.sqlite",))
+
+
+def test_a_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(BrokerError, "broker", "start", "--port", str(port), words=(str(port), "--port"))
+
+
+@pytest.mark.parametrize("shape", ["missing", "empty", "one-domain"])
+def test_a_demo_on_no_data(site: Site, shape: str) -> None:
+    data = site.folder / "data"
+    if shape != "missing":
+        data.mkdir()
+    if shape == "one-domain":
+        (data / "cartoon").mkdir()
+    out = site.folder / "out"
+    refused(
+        DataError, "demo", "--data", data, "--bundle", site.bundle.folder, "--out", out,
+        words=("data",),
+    )  # fmt: skip
+    assert not out.exists()
+
+
+def test_a_demo_that_holds_out_an_unknown_domain(site: Site) -> None:
+    out = site.folder / "out"
+    refused(
+        ConfigError, "demo", "--hold-out", "cartoons", "--out", out, words=("cartoon", "sketch")
+    )
+    assert not out.exists()
+
+
+def test_a_demo_into_a_folder_of_something_else(site: Site) -> None:
+    out = site.folder / "thesis"
+    out.mkdir()
+    (out / "chapter.txt").write_text("mine")
+    refused(ConfigError, "demo", "--out", out, words=(str(out),))
+    assert [path.name for path in out.iterdir()] == ["chapter.txt"]
+
+
+def test_a_demo_with_pictures_but_no_encoder(site: Site) -> None:
+    data = site.folder / "data"
+    for domain in ("a", "cartoon"):
+        (data / domain).mkdir(parents=True)
+    refused(ConfigError, "demo", "--data", data, "--out", site.folder / "out", words=("--bundle",))
+
+
+def test_a_demo_with_a_damaged_bundle_leaves_nothing(site: Site) -> None:
+    data = site.folder / "data"
+    for domain in ("a", "cartoon"):
+        system.write_pictures(data / domain, site.bundle.classes.names, 3, 0)
+    (site.bundle.folder / "manifest.json").write_text("{")
+    out = site.folder / "out"
+    refused(
+        BundleError, "demo", "--data", data, "--bundle", site.bundle.folder, "--out", out,
+        words=("manifest.json",),
+    )  # fmt: skip
+    assert not out.exists()
+
+
+def test_a_demo_with_a_class_without_pictures(site: Site) -> None:
+    data = site.folder / "data"
+    for domain in ("a", "cartoon"):
+        system.write_pictures(data / domain, site.bundle.classes.names, 3, 0)
+    for picture in (data / "a" / "square").iterdir():
+        picture.unlink()
+    out = site.folder / "out"
+    refused(
+        DataError, "demo", "--data", data, "--bundle", site.bundle.folder, "--out", out,
+        words=("square", str(data / "a")),
+    )  # fmt: skip
+    assert not out.exists()
+
+
+def test_a_demo_with_an_option_that_is_none() -> None:
+    done = system.run("demo", "--option", "lr")
+    assert done.returncode == 2
+    assert "NAME=VALUE" in done.stderr

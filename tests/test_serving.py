@@ -1,0 +1,176 @@
+"""Coordinator and agents as separate processes over a real broker."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import system
+from system import Site, wait_until
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import ConfigError, RefusedError
+from fedclip_edge.store import open_store
+from fedclip_edge.vision.bundle import Bundle, write_bundle
+
+
+@pytest.fixture
+def site(
+    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
+) -> Iterator[Site]:
+    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
+    made = Site(tmp_path, random_bundle, mosquitto, fleet)
+    yield made
+    made.end()
+
+
+def closed_rounds(site: Site) -> int:
+    return sum(event["event"] == "round_closed" for event in site.events("serve"))
+
+
+def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(site: Site) -> None:
+    fleet = site.write_fleet(devices=2, rounds=3, extra='[trainer]\nconfig = "judge/agent.toml"\n')
+    agents = {name: site.write_agent(name) for name in ("north", "south-west")}
+    site.write_agent("judge", extra='roles = ["evaluate"]\ndomain = "held out"')
+    for attempt in ("first", "second"):
+        serve = site.start("serve", fleet, "--json", log=f"serve-{attempt}")
+        running = [
+            site.start("agent", path, "--once", "--json", log=f"{name}-{attempt}")
+            for name, path in agents.items()
+        ]
+        for process in (serve, *running):
+            assert process.wait(system.DEADLINE_S) == 0, site.text(f"serve-{attempt}")
+        for name in agents:
+            ready = [e for e in site.events(f"{name}-{attempt}") if e["event"] == "features_ready"]
+            assert ready[0]["encoded"] == (36 if attempt == "first" else 0)
+    with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
+        run = store.last_run()
+        assert run is not None
+        assert store.rounds_closed(run.id) == 3
+        final = {r.device: r for r in store.reports(run.id) if r.round == 3}
+    assert set(final) == {"north", "south-west", "judge"}
+    assert set(final["north"].accuracy) == {"zero_shot", "federated", "local", "zero_shot_all"}
+    assert "local" not in final["judge"].accuracy
+    assert final["judge"].train_pictures == 0
+    bytes_up = final["north"].bytes_up
+    assert bytes_up is not None
+    assert bytes_up > 3 * 2 * (16 * 16) * 4  # three updates of two 16 x 16 matrices at the least
+
+
+def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
+    fleet = site.write_fleet(devices=1, rounds=1)
+    agent = site.write_agent("north")
+    pictures = agent.parent / "pictures" / "circle"
+    (pictures / "letter.jpg").write_text("this is no picture")
+    whole = (pictures / "000.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    serve = site.start("serve", fleet, "--json", log="serve")
+    running = site.start("agent", agent, "--once", "--json", log="north")
+    assert serve.wait(system.DEADLINE_S) == 0
+    assert running.wait(system.DEADLINE_S) == 0
+    named = {
+        Path(event["picture"]).name
+        for event in site.events("north")
+        if event["event"] == "picture_skipped"
+    }
+    assert named == {"letter.jpg", "cut.png"}
+    with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
+        run = store.last_run()
+        assert run is not None
+        assert {report.skipped for report in store.reports(run.id)} == {2}
+
+
+def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> None:
+    fleet = site.write_fleet(devices=1, rounds=40)
+    serve = site.start("serve", fleet, "--json", log="serve")
+    agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
+    wait_until(lambda: closed_rounds(site) >= 5, "five closed rounds")
+    serve.send_signal(signal.SIGKILL)
+    serve.wait()
+    again = site.start("serve", fleet, "--json", log="serve")
+    assert again.wait(system.DEADLINE_S) == 0, site.text("serve")
+    assert agent.wait(system.DEADLINE_S) == 0
+    rounds = [e["round"] for e in site.events("serve") if e["event"] == "round_closed"]
+    assert len(rounds) == len(set(rounds)), "a closed round was closed again"
+    with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
+        run = store.last_run()
+        assert run is not None
+        assert store.rounds_closed(run.id) == 40
+
+
+def test_a_killed_agent_comes_back_into_the_same_run(site: Site) -> None:
+    fleet = site.write_fleet(devices=2, rounds=40)
+    config = site.write_agent("south")
+    serve = site.start("serve", fleet, "--json", log="serve")
+    north = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
+    south = site.start("agent", config, "--once", "--json", log="south")
+    wait_until(lambda: closed_rounds(site) >= 3, "three closed rounds")
+    south.send_signal(signal.SIGKILL)
+    south.wait()
+    south = site.start("agent", config, "--once", "--json", log="south")
+    for process in (serve, north, south):
+        assert process.wait(system.DEADLINE_S) == 0, site.text("serve")
+    assert closed_rounds(site) == 40
+    assert all(e["contributions"] == e["cohort"] for e in site.events("serve") if "cohort" in e)
+
+
+def test_a_second_coordinator_is_refused_until_it_is_told_to_take_over(site: Site) -> None:
+    fleet = site.write_fleet(devices=1, rounds=1)
+    first = site.start("serve", fleet, "--json", log="serve")
+    wait_until(lambda: "serving" in site.text("serve"), "the first coordinator to serve")
+    second = site.folder / "second.toml"
+    second.write_text(fleet.read_text().replace("fleet =", 'journal = "second.sqlite"\nfleet =', 1))
+    refused = system.run("serve", second)
+    assert refused.returncode == ConfigError.exit_code
+    assert "--take-over" in refused.stderr
+    site.start("serve", second, "--take-over", "--json", log="second")
+    first.wait(system.DEADLINE_S)
+    assert "another coordinator took over" in site.text("serve")
+
+
+def test_a_device_with_another_encoder_is_refused_for_good(site: Site, tmp_path: Path) -> None:
+    fleet = site.write_fleet(devices=1, rounds=1)
+    site.start("serve", fleet, "--json", log="serve")
+    config = site.write_agent("north")
+    theirs = site.bundle
+    mean = theirs.manifest.preprocessing.mean
+    shifted = dataclasses.replace(theirs.manifest.preprocessing, mean=(mean[0] + 0.1, *mean[1:]))
+    other = write_bundle(
+        tmp_path / "other",
+        dataclasses.replace(theirs.manifest, preprocessing=shifted, files={}),
+        theirs.encoder_path.read_bytes(),
+        theirs.classes,
+        theirs.golden(),
+    )
+    config.write_text(config.read_text().replace(str(theirs.folder), str(other.folder)))
+    refused = system.run("agent", config, "--once")
+    assert refused.returncode == RefusedError.exit_code
+    assert "another encoder" in refused.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_coordinator_and_its_trainer(site: Site, number: signal.Signals) -> None:
+    fleet = site.write_fleet(devices=2, rounds=3, extra='[trainer]\nconfig = "judge/agent.toml"\n')
+    site.write_agent("judge", extra='roles = ["evaluate"]')
+    serve = site.start("serve", fleet, "--json", log="serve")
+    wait_until(lambda: "joined" in site.text("serve"), "the trainer to join")
+    serve.send_signal(number)
+    assert serve.wait(system.DEADLINE_S) == 128 + number
+    assert "Traceback" not in site.text("serve")
+    left = [line for line in _commands() if str(site.folder) in line]
+    assert left == []
+
+
+def _commands() -> list[str]:
+    """The command line of every process there is."""
+    lines = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return lines
