@@ -131,7 +131,8 @@ class Fleet:
 
     def step(self) -> None:
         """Everybody takes what came, does one piece of work, and time moves on."""
-        for party in (self.coordinator, *self.sessions.values()):
+        parties: list[coordinator.Coordinator | Session] = [self.coordinator]
+        for party in [*parties, *self.sessions.values()]:
             link = party.transport
             assert isinstance(link, MemoryTransport)
             while (event := link.next_event(0)) is not None:

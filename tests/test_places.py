@@ -64,9 +64,9 @@ def test_the_access_list_is_what_the_topics_print() -> None:
 
 
 def test_the_sample_preprocessing_loads() -> None:
-    from fedclip_edge.exporting import foreign
+    from fedclip_edge.exporting.inputs import read_encoder_file
 
-    foreign.read_preprocessing(ROOT / "export" / "preprocess.example.toml")
+    read_encoder_file(ROOT / "export" / "preprocess.example.toml").preprocessing()
 
 
 def test_the_image_targets_copy_files_that_exist() -> None:

@@ -162,15 +162,6 @@ def test_a_signal_ends_a_coordinator_and_its_trainer(site: Site, number: signal.
     serve.send_signal(number)
     assert serve.wait(system.DEADLINE_S) == 128 + number
     assert "Traceback" not in site.text("serve")
-    left = [line for line in _commands() if str(site.folder) in line]
+    left = [line for line in system.commands() if str(site.folder) in line]
     assert left == []
 
-
-def _commands() -> list[str]:
-    """The command line of every process there is."""
-    lines = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return lines

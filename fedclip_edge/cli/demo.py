@@ -59,7 +59,7 @@ def demo(
     """
     import time
 
-    from fedclip_edge.demo import federation, report, stage, summary
+    from fedclip_edge.demo import examples, federation, report, stage, summary
     from fedclip_edge.errors import RunError
 
     began = time.monotonic()
@@ -89,8 +89,8 @@ def demo(
         device.id: device.state_dir / "predictions.csv"
         for device in (*staged.devices, staged.held_out)
     }
-    examples = report.choose_examples(predictions, per_device=12, seed=seed)
-    report.write_report(out / "report.html", figures, examples)
+    shown = examples.choose_examples(predictions, per_device=12, seed=seed)
+    report.write_report(out / "report.html", figures, shown)
     summary.write(out / "summary.json", figures)
     click.echo("\n" + summary.table(figures) + "\n")
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())

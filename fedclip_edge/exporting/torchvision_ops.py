@@ -35,12 +35,13 @@ def declare_missing() -> Literal["absent", "native", "declared"]:
         return "declared"
     for library in sorted(pathlib.Path(spec.origin).parent.glob("_C*.so")):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:  # linked against CUDA libraries that are not here
             continue
         return "native"
-    stand_in = torch.library.Library("torchvision", "DEF")
+    stand_in = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in _OPERATORS:
-        stand_in.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        stand_in.define(schema)  # type: ignore[no-untyped-call]
     _libraries.append(stand_in)
     return "declared"

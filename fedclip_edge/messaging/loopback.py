@@ -7,6 +7,7 @@ address only and let everybody in: a broker that other machines reach is set up 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ persistence false
 # The default of 1000 drops messages behind a PUBACK that promised them.
 max_queued_messages 0
 set_tcp_nodelay true
+{as_root}
 """
 
 _AMQTT = """\
@@ -70,7 +72,11 @@ def start(children: Children, folder: Path, port: int = 0) -> Broker:
             "or `pip install 'fedclip-edge[serve]'` for a small one"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "broker.conf").write_text(text.format(host=_HOST, port=port), encoding="utf-8")
+    # A process that changes its user is no longer ended with its parent (prctl(2)), so where
+    # everything runs as root, as in a container, the broker stays root as well.
+    as_root = "user root" if os.geteuid() == 0 else ""
+    settings = text.format(host=_HOST, port=port, as_root=as_root)
+    (folder / "broker.conf").write_text(settings, encoding="utf-8")
     log = folder / "broker.log"
     process = children.start(command, log)
     _await(process, name, port, log)

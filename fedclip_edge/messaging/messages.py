@@ -84,6 +84,8 @@ class Hello:
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
         check_domain(self.domain)
+        if not self.roles:
+            raise ValueError("roles: expected train, evaluate or both")
 
 
 @dataclass(frozen=True)

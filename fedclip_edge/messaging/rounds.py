@@ -7,6 +7,8 @@ Laws:
 - A pair of phase and event that is not in the table is an error by construction.
 - The first verified contribution per round and device wins; the same one again is acknowledged
   again; another one is refused.
+- Between two attempts at a round nothing is taken and nothing refused: the device offers it again
+  once the round is open, but never again what was refused.
 - A round closes when everybody of its cohort is in or given up and a quorum is in, at its
   deadline at the latest; short of the quorum it is repeated with what is in kept.
 - Nothing waits for "all": a device that went away is waited for `grace_s` and no longer.
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from fedclip_edge.config import RunRules
 from fedclip_edge.messaging.messages import Phase
 
-EVERYBODY = "f" * 64
+EVERYBODY, NOBODY = "f" * 64, "0" * 64
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ def _offer(state: State, event: Offered, now: float) -> Step:
     return state, (_judge(state, event) or Upload(event.device),)
 
 
+def _early(state: State, event: Offered | Arrived, now: float) -> Step:
+    verdict = _judge(state, event)
+    return state, () if verdict is None else (verdict,)
+
+
 def _arrive(state: State, event: Arrived, now: float) -> Step:
     verdict = _judge(state, event)
     if verdict is not None:
@@ -197,7 +204,7 @@ def _arrive(state: State, event: Arrived, now: float) -> Step:
 
 def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
     """None where the contribution is welcome."""
-    if state.phase != "open":
+    if state.phase in ("final", "done"):
         return Drop(event.device, f"no round is open ({state.phase})")
     if event.round != state.round:
         return Drop(event.device, f"round {event.round} is not open, round {state.round} is")
@@ -205,7 +212,7 @@ def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
         if state.kept[event.device] == event.sha256:
             return Acknowledge(event.device)
         return Drop(event.device, f"another contribution to round {event.round} is kept")
-    if event.device not in state.cohort:
+    if state.phase == "open" and event.device not in state.cohort:
         return Drop(event.device, f"not in the cohort of round {event.round}")
     return None
 
@@ -255,16 +262,19 @@ def _open_if_enough(state: State, now: float) -> Step:
 
 
 def _open(state: State, now: float) -> Step:
-    hashes = {d: cohort_hash(state.run, state.round, d) for d in state.trainers}
-    chosen = sorted(hashes, key=hashes.__getitem__)[: state.rules.cohort or None]
-    # With a limit, the last hash that fits is published: the cohort's size is exact and no
-    # list of devices travels.
-    limited = state.rules.cohort and chosen
+    free = state.trainers - state.kept.keys()
+    hashes = {d: cohort_hash(state.run, state.round, d) for d in free}
+    chosen, threshold = sorted(hashes, key=hashes.__getitem__), EVERYBODY
+    if state.rules.cohort:
+        # The last hash that fits is published: the cohort's size is exact, whoever is kept from
+        # an earlier attempt included, and no list of devices travels.
+        chosen = chosen[: max(0, state.rules.cohort - len(state.kept))]
+        threshold = hashes[chosen[-1]] if chosen else NOBODY
     state = replace(
         state,
         phase="open",
         cohort=frozenset(chosen) | state.kept.keys(),
-        threshold=hashes[chosen[-1]] if limited else EVERYBODY,
+        threshold=threshold,
         deadline=now + state.rules.deadline_s,
     )
     return state, (Announce(),)
@@ -294,8 +304,8 @@ def _nothing(state: State, event: Event, now: float) -> Step:
 _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Joined): _join,
     ("gathering", Left): _leave,
-    ("gathering", Offered): _offer,
-    ("gathering", Arrived): _arrive,
+    ("gathering", Offered): _early,
+    ("gathering", Arrived): _early,
     ("gathering", Reported): _nothing,
     ("gathering", Tick): _nothing,
     ("open", Joined): _join,

@@ -1,0 +1,209 @@
+"""Where everything in the report's chart of accuracy by round stands, in pixels."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedclip_edge.demo.figures import number, percent
+
+LABEL_GAP_PX = 17.0  # between the middles of two labels of 13 px
+_LABEL_OFFSET_PX = 24.0  # from the end of the axis to a label; the leader line is in between
+_CHARACTER_PX = 7.2  # of 13 px text in the system fonts, rather too wide than too narrow
+WIDE_PX, NARROW_PX = (880, 400), (360, 330)  # charts for a desk or paper, and for a phone
+
+
+@dataclass(frozen=True)
+class Line:
+    """Accuracy of one device as fractions: after round 0, 1, ..., and before any adapting."""
+
+    name: str
+    by_round: Sequence[float | None]
+    zero_shot: float | None
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: where along it, and what it reads."""
+
+    at_px: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of the chart, in the chart's pixels."""
+
+    title: str
+    label: str
+    label_y_px: float
+    path: str  # for the d of an SVG path
+    end_px: tuple[float, float]
+    zero_shot_y_px: float | None
+    colour: int  # counts the devices; the held-out line has a colour of its own
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Where everything stands in a view box of width x height; the plot is inside the four edges.
+
+    Labels start at `label_x_px`, to the right of the plot.
+    """
+
+    width_px: float
+    height_px: float
+    left_px: float
+    top_px: float
+    right_px: float
+    bottom_px: float
+    label_x_px: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+
+
+def chart_layout(
+    lines: Sequence[Line],
+    width_px: float,
+    height_px: float,
+    *,
+    name_columns: int,
+    figures: bool,
+) -> Chart:
+    """Places lines, ticks and labels; a pure function.
+
+    Names are cut to `name_columns` characters; `figures` puts the last accuracy after each. The
+    chart gets higher than `height_px` where its labels would not fit. A line without a figure is
+    left out.
+    """
+    known = [
+        [(x, v) for x, value in enumerate(line.by_round) if (v := number(value)) is not None]
+        for line in lines
+    ]
+    shown = [i for i, at in enumerate(known) if at]
+    labels = [
+        _cut(line.name, name_columns) + (f" {percent(at[-1][1])}" if figures and at else "")
+        for line, at in zip(lines, known, strict=True)
+    ]
+    left, top = 46.0, 30.0
+    label_x = width_px - max((_CHARACTER_PX * _columns(labels[i]) for i in shown), default=0.0)
+    right = label_x - _LABEL_OFFSET_PX
+    height = max(height_px, top + LABEL_GAP_PX * len(shown) + 46.0)
+    bottom = height - 46.0
+
+    rounds = max([0, *(len(line.by_round) - 1 for line in lines)])
+    values = [100 * value for at in known for _, value in at]
+    values += [100 * v for i in shown if (v := number(lines[i].zero_shot)) is not None]
+    y_ticks = percent_ticks(values)
+    low, high = y_ticks[0], y_ticks[-1]
+
+    def place(x: float, fraction: float) -> tuple[float, float]:
+        across, up = x / max(rounds, 1), (100 * fraction - low) / (high - low)
+        return round(left + across * (right - left), 1), round(bottom - up * (bottom - top), 1)
+
+    ends = [place(*known[i][-1]) for i in shown]
+    heights = spread([y for _, y in ends], LABEL_GAP_PX, top, bottom)
+    colours = iter(range(len(lines)))
+    curves = []
+    for i, end, label_y in zip(shown, ends, heights, strict=True):
+        line, zero_shot = lines[i], number(lines[i].zero_shot)
+        curves.append(
+            Curve(
+                title=f"{line.name}: zero-shot {percent(zero_shot)}, "
+                f"{percent(known[i][-1][1])} after round {known[i][-1][0]}",
+                label=labels[i],
+                label_y_px=round(label_y, 1),
+                path=_path([(x, *place(x, value)) for x, value in known[i]]),
+                end_px=end,
+                zero_shot_y_px=None if zero_shot is None else place(0, zero_shot)[1],
+                colour=-1 if line.held_out else next(colours),
+                held_out=line.held_out,
+            )
+        )
+    return Chart(
+        width_px=width_px,
+        height_px=height,
+        left_px=left,
+        top_px=top,
+        right_px=round(right, 1),
+        bottom_px=bottom,
+        label_x_px=round(label_x, 1),
+        x_ticks=tuple(
+            Tick(place(x, 0)[0], str(x)) for x in round_ticks(rounds, int((right - left) // 50))
+        ),
+        y_ticks=tuple(Tick(place(0, y / 100)[1], f"{y} %") for y in y_ticks),
+        curves=tuple(curves),
+    )
+
+
+def percent_ticks(values: Sequence[float]) -> list[int]:
+    """Two to seven round percentages, the first and the last of which enclose all values."""
+    least, most = (round(edge, 6) for edge in (min(values, default=0), max(values, default=100)))
+    for step in (1, 2, 5, 10, 20):
+        first, last = math.floor(least / step), math.ceil(most / step)
+        if first == last:  # a flat line on a tick
+            first, last = (first, last + 1) if step * last < 100 else (first - 1, last)
+        if last - first <= 6:
+            break
+    return list(range(step * first, step * last + 1, step))
+
+
+def round_ticks(rounds: int, most: int) -> list[int]:
+    """Round numbers from 0 to exactly `rounds`, about `most` of them."""
+    steps = (f * 10**power for power in range(len(str(rounds)) + 1) for f in (1, 2, 5))
+    step = next(step for step in steps if rounds / step <= max(most, 2))
+    ticks = list(range(0, rounds + 1, step))
+    if ticks[-1] != rounds:
+        if len(ticks) > 1 and rounds - ticks[-1] < step / 2:
+            ticks.pop()  # it would touch the last one
+        ticks.append(rounds)
+    return ticks
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places nearest to those wanted (least squares), `gap` apart or more, within low..high.
+
+    Neighbours that are too near are pooled and share their mean, which is isotonic regression of
+    the places less what the gaps take up. The gaps must fit between low and high.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    pools: list[tuple[float, int]] = []  # sum and number of what was pooled
+    for rank, i in enumerate(order):
+        pool = (wanted[i] - rank * gap, 1)
+        while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
+            before = pools.pop()
+            pool = (before[0] + pool[0], before[1] + pool[1])
+        pools.append(pool)
+    last = high - gap * (len(wanted) - 1)
+    places = [min(max(total / n, low), last) for total, n in pools for _ in range(n)]
+    result = [0.0] * len(wanted)
+    for rank, i in enumerate(order):
+        result[i] = places[rank] + rank * gap
+    return result
+
+
+def _path(at: Sequence[tuple[int, float, float]]) -> str:
+    """An SVG path through (round, x, y); it breaks where rounds are missing."""
+    steps, before = [], None
+    for x, x_px, y_px in at:
+        # A line of no length shows a lone point, as a dot.
+        steps.append(f"L{x_px:g} {y_px:g}" if before == x - 1 else f"M{x_px:g} {y_px:g}h0")
+        before = x
+    return "".join(steps)
+
+
+def _columns(text: str) -> int:
+    """How many letters of Latin the text is wide."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _cut(text: str, columns: int) -> str:
+    if _columns(text) <= columns:
+        return text
+    while _columns(text) > columns - 1:
+        text = text[:-1]
+    return f"{text}\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,51 @@
+"""Numbers as text: one decimal, a true minus sign, and "n/a" for what nobody measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fedclip_edge.demo.figures import (
+    decimal,
+    difference,
+    kilobytes,
+    number,
+    percent,
+    points,
+    whole,
+)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (percent, 0.7724, "77.2 %"),
+        (percent, 1, "100.0 %"),
+        (points, 0.037, "+3.7"),
+        (points, -0.05, "−5.0"),
+        (points, 0.0004, "0.0"),
+        (points, -0.0004, "0.0"),
+        (whole, 1234, "1,234"),
+        (decimal, 1204.46, "1,204.5"),
+        (kilobytes, 16_512, "16.5"),
+        (kilobytes, 1_234_567, "1,234.6"),
+    ],
+)
+def test_a_figure_reads(write: Callable[[object], str], value: float, text: str) -> None:
+    assert write(value) == text
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5", [0.5]])
+def test_what_is_no_finite_number_is_not_made_up(value: object) -> None:
+    assert number(value) is None
+    assert {write(value) for write in (percent, points, whole, decimal, kilobytes)} == {"n/a"}
+    assert difference({"before": 0.5, "after": value}, "after", "before") is None
+    assert difference({"before": value, "after": 0.5}, "after", "before") is None
+    assert difference({"after": 0.5}, "after", "before") is None
+
+
+def test_a_difference_is_that_of_the_figures_shown() -> None:
+    accuracy = {"before": 0.5004, "after": 0.5106}  # they read 50.0 % and 51.1 %
+    assert points(difference(accuracy, "after", "before")) == "+1.1"
+    assert points(accuracy["after"] - accuracy["before"]) == "+1.0"
