@@ -76,7 +76,8 @@ class LocalLearner:
     traffic: Callable[[], transport.Traffic | None]
     train_s: float = 0.0
     busy_s: float = 0.0
-    _state: Terms = field(default_factory=dict)
+    _state: Terms = field(default_factory=dict)  # the method's own, as of the last kept round
+    _pending_state: Terms = field(default_factory=dict)
 
     def shapes(self, plan: Plan) -> Shapes:
         initial = methods.get(plan.method).initial(self.classes, self.dim, plan.seed)
@@ -84,11 +85,15 @@ class LocalLearner:
 
     def fit(self, model: Model, plan: Plan) -> Update:
         began = time.monotonic()
-        update, self._state = self._fit(model, plan, self._state)
+        state = self._state if model.round else {}  # a run begins with none
+        update, self._pending_state = self._fit(model, plan, state)
         took_s = time.monotonic() - began
         self.train_s += took_s
         self.busy_s += took_s
         return update
+
+    def commit(self) -> None:
+        self._state = self._pending_state
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         began = time.monotonic()
@@ -148,7 +153,7 @@ class LocalLearner:
         return model
 
     def _zero_shot_all(self, model: Model) -> float:
-        """Over every picture of the device: nothing is trained, so none is a training picture."""
+        """Over all that has features here: nothing is trained, so none is a training picture."""
         sides = (self.data.train, self.data.validation, self.data.test)
         vectors = np.concatenate([side.vectors for side in sides])
         labels = np.concatenate([side.labels for side in sides])

@@ -214,7 +214,7 @@ class Report:
     domain: str
     model: str  # SHA-256 of the model evaluated
     # Fractions on test pictures: zero_shot, federated, and at the end local; zero_shot_all is over
-    # every picture of the device.
+    # every picture with features on the device.
     accuracy: Mapping[str, float]
     train_pictures: int
     test_pictures: int

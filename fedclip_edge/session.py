@@ -51,7 +51,10 @@ class Learner(Protocol):
         """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
 
     def fit(self, model: Model, plan: Plan) -> Update:
-        """Trains one round from `model`."""
+        """Trains one round from `model`; what the method keeps waits for `commit`."""
+
+    def commit(self) -> None:
+        """The last update is kept: the method's own state may move on with it."""
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         """Accuracies on the test pictures; `final` for the model that ends the run."""
@@ -177,12 +180,13 @@ class Session:
         elif isinstance(message, Want):
             self._send_wanted(message, now)
         elif isinstance(message, Kept):
-            self._settle(message.sha256, now)
+            if self._settle(message.sha256):
+                self.learner.commit()
         elif isinstance(message, Refused):
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
-            self._settle(message.sha256, now)
+            self._settle(message.sha256)
         else:
             raise PeerError(f"a coordinator does not say {type(message).__name__}")
 
@@ -317,10 +321,13 @@ class Session:
         for chunk in transfer.chunks(mine.data, mine.parcel, want.missing):
             self.transport.publish(self.topics.up(self.config.id), chunk)
 
-    def _settle(self, sha256: str, now: float) -> None:
+    def _settle(self, sha256: str) -> bool:
+        """Forgets the contribution of that hash; False where it is another, or forgotten."""
         mine = self._contributed
-        if mine is not None and mine.parcel.sha256 == sha256:
-            mine.settled, mine.data = True, b""
+        if mine is None or mine.settled or mine.parcel.sha256 != sha256:
+            return False
+        mine.settled, mine.data = True, b""
+        return True
 
     def _say_hello(self, now: float) -> None:
         self._hello_at = now

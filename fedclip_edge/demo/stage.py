@@ -178,8 +178,9 @@ def _domains(settings: Settings) -> tuple[str, ...]:
 
 
 def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
-    say(f"drawing {settings.per_class} pictures of each class in {len(DRAWN_DOMAINS)} styles")
     folder = settings.out / "pictures" / f"{settings.per_class}-of-seed-{settings.seed}"
+    if not all((folder / style).is_dir() for style in DRAWN_DOMAINS):
+        say(f"drawing {settings.per_class} pictures of each class in {len(DRAWN_DOMAINS)} styles")
     # Ctrl-C reaches the whole group; the workers leave it to the parent.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(2, initializer=signal.signal, initargs=ignore) as pool:

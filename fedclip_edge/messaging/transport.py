@@ -220,7 +220,8 @@ class PahoTransport:
                 self._first_answer.set()
             return
         self._link = _Link()
-        client.subscribe(self._topics)
+        if self._topics:
+            client.subscribe(self._topics)
         self._first_answer.set()
         self._events.put(Connected())
 
@@ -300,8 +301,10 @@ class MemoryBroker:
         self._clients.pop(client_id, None)
 
     def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        if retain:
+        if retain and payload:
             self._retained[topic] = payload
+        elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept, and ends what was
+            self._retained.pop(topic, None)
         for client in self._clients.values():
             if client.subscribes(topic):
                 client.inbox.append(Received(topic, payload))

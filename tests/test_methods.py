@@ -1,0 +1,260 @@
+"""The registry, and what every method in it keeps to."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_memory import class_texts, features
+from torch import nn
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.methods import Method, fedclip
+from fedclip_edge.records import Model, Plan, Scalar, Terms, Update
+
+NAMES = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+D = 16
+CLASSES = class_texts(dim=D)
+PROJECT = Path(__file__).parent.parent
+
+
+def bytes_of(terms: Terms) -> dict[str, bytes]:
+    return {name: term.tobytes() for name, term in terms.items()}
+
+
+def trained(method: Method, model: Model, plan: Plan, devices: int = 2) -> Model:
+    """One round on that many devices."""
+    total = ExactSum(plan)
+    for i in range(devices):
+        update, _ = method.fit(model, features(20 + i, i, CLASSES), CLASSES, plan, {}, i)
+        total.add(update)
+    return method.combine(model, total, {})[0]
+
+
+# --- the registry --------------------------------------------------------------------------------
+
+
+def test_fedclip_and_the_line_beside_it_are_there() -> None:
+    assert {"fedclip", "zeroshot"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_is_registered_under_its_name(name: str) -> None:
+    assert getattr(methods.get(name), "__name__", "").endswith(f".{name}")
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'fedclp'; did you mean 'fedclip'"):
+        methods.get("fedclp")
+
+
+def test_a_method_like_none_is_told_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"there are: .*fedclip.*zeroshot"):
+        methods.get("qqqq")
+
+
+def test_the_coordinators_half_of_every_method_loads_no_torch() -> None:
+    script = f"""
+import sys
+import numpy as np
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.records import ClassTexts, Plan, Update
+
+classes = ClassTexts(("a", "b"), np.eye(2, 8, dtype=np.float32), 100.0, "")
+for name in {NAMES!r}:
+    method = methods.get(name)
+    method.check_options({{}})
+    model = method.initial(classes, 8, 0)
+    total = ExactSum(Plan())
+    total.add(Update("sum", 1, dict(model.terms)))
+    method.combine(model, total, {{}})
+print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+# --- what every method keeps to ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_initial_model_is_the_seeds(name: str) -> None:
+    method = methods.get(name)
+    model = method.initial(CLASSES, D, 3)
+    assert (model.method, model.round) == (name, 0)
+    assert bytes_of(model.terms) == bytes_of(method.initial(CLASSES, D, 3).terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_sends_what_the_model_holds(name: str) -> None:
+    """The wire admits an update only with the model's own names and shapes."""
+    method, plan = methods.get(name), Plan(name)
+    model = method.initial(CLASSES, D, 0)
+    before = bytes_of(model.terms)
+    update, state = method.fit(model, features(20, 1, CLASSES), CLASSES, plan, {}, 1)
+    assert {n: t.shape for n, t in update.terms.items()} == {
+        n: t.shape for n, t in model.terms.items()
+    }
+    assert bytes_of(model.terms) == before
+    assert bytes_of(state) == {}
+    ExactSum(plan).check(update)  # within the default bounds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_update(name: str) -> None:
+    method, data = methods.get(name), features(40, 1, CLASSES)
+    model = method.initial(CLASSES, D, 0)
+
+    def update(seed: int) -> Update:
+        return method.fit(model, data, CLASSES, Plan(name), {}, seed)[0]
+
+    assert bytes_of(update(1).terms) == bytes_of(update(1).terms)
+    if model.terms:
+        assert bytes_of(update(1).terms) != bytes_of(update(2).terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_round_gives_the_next_model(name: str) -> None:
+    method, plan = methods.get(name), Plan(name)
+    model = method.initial(CLASSES, D, 0)
+    following = trained(method, model, plan)
+    assert (following.method, following.round) == (name, 1)
+    assert {n: t.shape for n, t in following.terms.items()} == {
+        n: t.shape for n, t in model.terms.items()
+    }
+    if model.terms:
+        assert bytes_of(following.terms) != bytes_of(model.terms)
+    assert trained(method, following, plan).round == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_logits_of_every_picture(name: str) -> None:
+    method = methods.get(name)
+    model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
+    data = features(60, 9, CLASSES, noise=0.2)
+    before = data.vectors.tobytes()
+    logits = method.predict(model, data.vectors, CLASSES)
+    assert logits.shape == (60, len(CLASSES.names))
+    assert logits.dtype == np.float32
+    assert (np.abs(logits) <= CLASSES.logit_scale * (1 + 1e-5)).all()
+    assert np.mean(logits.argmax(axis=1) == data.labels) > 0.8
+    assert data.vectors.tobytes() == before
+    assert method.predict(model, data.vectors[:0], CLASSES).shape == (0, len(CLASSES.names))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_without_options_is_good(name: str) -> None:
+    methods.get(name).check_options({})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_a_method_does_not_have_is_refused(name: str) -> None:
+    method = methods.get(name)
+    with pytest.raises(ConfigError, match=f"{name} options: unknown key 'qqqq'"):
+        method.check_options({"qqqq": 1})
+
+
+# --- fedclip -------------------------------------------------------------------------------------
+
+
+def test_fedclip_starts_as_torchs_linear_does() -> None:
+    """The reference's state_dict, uniform within 1/sqrt(D), another one for another seed."""
+    dim = 64
+    terms = fedclip.initial(CLASSES, dim, 3).terms
+    gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim), nn.Softmax(dim=1))
+    assert {n: t.shape for n, t in terms.items()} == {
+        n: tuple(t.shape) for n, t in gate.state_dict().items()
+    }
+    bound = 1 / np.sqrt(dim)
+    for name, term in terms.items():
+        assert term.dtype == np.float32
+        assert np.abs(term).max() <= np.float32(bound)
+        assert np.abs(term).max() > 0.9 * bound
+        assert abs(float(term.mean())) < 0.2 * bound
+        # Of a uniform distribution; with 64 to 4096 draws it comes within a quarter.
+        assert float(term.std()) == pytest.approx(bound / np.sqrt(3), rel=0.25)
+        assert bytes_of(fedclip.initial(CLASSES, dim, 4).terms)[name] != term.tobytes()
+    assert bytes_of(terms)["0.weight"] != bytes_of(terms)["2.weight"]
+
+
+def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
+    """The gate is nearly even, so it hardly turns a feature; facts: cosine 0.99 at D = 512."""
+    dim = 512
+    classes = class_texts(dim=dim)
+    data = features(50, 1, classes, noise=0.02)
+    model = fedclip.initial(classes, dim, 0)
+    asked = (data.vectors, classes)
+    zero_shot = methods.get("zeroshot").predict(model, *asked)
+    difference = np.abs(fedclip.predict(model, *asked) - zero_shot)
+    assert 0.01 < difference.max() < 0.1 * classes.logit_scale
+
+
+@pytest.mark.parametrize(("weighting", "weight"), [("uniform", 1), ("pictures", 40)])
+def test_fedclip_sends_the_weighted_change(weighting: str, weight: int) -> None:
+    model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
+    plain, _ = fedclip.fit(model, data, CLASSES, Plan(), {}, 1)
+    update, _ = fedclip.fit(model, data, CLASSES, Plan(options={"weighting": weighting}), {}, 1)
+    assert (update.kind, update.weight, plain.weight) == ("sum", weight, 1)
+    for name, term in update.terms.items():
+        np.testing.assert_array_equal(term, np.float32(weight) * plain.terms[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'"),
+        ({"weight_decy": 0.1}, "unknown key 'weight_decy'; did you mean 'weight_decay'"),
+        ({"epoch": 2}, "unknown key 'epoch'; did you mean 'epochs'"),
+        ({"lr": 0.0}, "lr: expected above 0 up to 1, got 0.0"),
+        ({"lr": -1e-3}, "lr: expected above 0"),
+        ({"lr": 1.5}, "lr: expected above 0 up to 1"),
+        ({"lr": float("nan")}, "lr: expected above 0"),
+        ({"lr": "fast"}, "lr: expected float, got str 'fast'"),
+        ({"eps": 0.0}, "eps: expected above 0"),
+        ({"beta1": 1.0}, "beta1, beta2: expected 0 up to, but not including, 1"),
+        ({"beta2": -0.1}, "beta1, beta2: expected"),
+        ({"weight_decay": -0.1}, "weight_decay: expected 0 to 10, got -0.1"),
+        ({"weight_decay": float("inf")}, "weight_decay: expected 0 to 10"),
+        ({"batch_size": 1}, "batch_size: expected 2 or more, got 1"),
+        ({"batch_size": 32.0}, "batch_size: expected int, got float"),
+        ({"batch_size": True}, "batch_size: expected int, got bool"),
+        ({"epochs": 0}, "epochs: expected 1 or more, got 0"),
+        ({"loss": "triplet"}, "loss: expected 'contrastive' or .*, got 'triplet'"),
+        ({"optimizer": "sgd"}, "optimizer: expected 'adam' or 'adamw', got 'sgd'"),
+        ({"weighting": "n"}, "weighting: expected 'uniform' or 'pictures', got 'n'"),
+    ],
+)
+def test_fedclip_says_what_is_wrong_with_an_option(
+    options: dict[str, Scalar], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"fedclip options: {message}"):
+        fedclip.check_options(options)
+
+
+def test_fedclips_defaults_are_the_references() -> None:
+    options = fedclip.check_options({})
+    assert (options.lr, options.beta1, options.beta2, options.eps) == (5e-5, 0.9, 0.98, 1e-6)
+    assert (options.weight_decay, options.batch_size, options.epochs) == (0.2, 32, 1)
+    assert (options.loss, options.optimizer) == ("contrastive", "adam")
+    assert options.weighting == "uniform"
+
+
+def test_fit_takes_the_plans_options() -> None:
+    model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
+    with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
+        fedclip.fit(model, data, CLASSES, Plan(options={"lrr": 1.0}), {}, 1)
