@@ -20,7 +20,7 @@ from in_memory import class_texts, features
 from torch import nn
 
 from fedclip_edge.learning.methods import fedclip
-from fedclip_edge.learning.methods.fedclip import Options
+from fedclip_edge.learning.options import Options
 from fedclip_edge.learning.training import batches, train
 from fedclip_edge.records import F32, ClassTexts, Features, Terms
 
@@ -34,6 +34,7 @@ FRESH_PROCESS = """
 import hashlib, json, sys
 import numpy as np, torch
 from fedclip_edge.learning.methods import fedclip
+from fedclip_edge.learning.options import Options
 from fedclip_edge.learning.training import train
 from fedclip_edge.records import ClassTexts, Features
 
@@ -42,7 +43,7 @@ vectors, labels, texts = json.load(sys.stdin)
 classes = ClassTexts(("ant", "bee", "cat"), np.array(texts, np.float32), 100.0, "")
 pictures = Features(np.array(vectors, np.float32), np.array(labels), "e" * 64)
 start = fedclip.initial(classes, pictures.vectors.shape[1], 0)
-terms = train(start.terms, pictures, classes, fedclip.Options(lr=1e-3), 1)
+terms = train(start.terms, pictures, classes, Options(lr=1e-3), 1)
 print(hashlib.sha256(b"".join(terms[name].tobytes() for name in sorted(terms))).hexdigest())
 """
 

@@ -17,7 +17,6 @@ thread the same seed gives the same bytes on one kind of machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,10 +25,8 @@ from torch.nn.functional import cross_entropy
 
 from fedclip_edge.learning.adapter import attend, logits
 from fedclip_edge.learning.optimizers import Adam
+from fedclip_edge.learning.options import Options
 from fedclip_edge.records import F32, ClassTexts, Features, Terms
-
-if TYPE_CHECKING:
-    from fedclip_edge.learning.methods.fedclip import Options
 
 
 def use_one_thread() -> None:

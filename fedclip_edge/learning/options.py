@@ -1,0 +1,39 @@
+"""The named options of local training, for whatever method trains the attention adapter.
+
+The defaults are those of the reference code (microsoft/PersonalizedFL at 441670e,
+fedclip/methods/fed_at_clip.py, lines 123 to 141).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked when made; raises ValueError naming the option and its range."""
+
+    loss: Literal["contrastive", "multi-positive", "cross-entropy"] = "contrastive"
+    optimizer: Literal["adam", "adamw"] = "adam"  # adam couples the weight decay, adamw does not
+    lr: float = 5e-5
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    batch_size: int = 32
+    epochs: int = 1
+    weighting: Literal["uniform", "pictures"] = "uniform"
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected above 0 up to 1, got {getattr(self, name)}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError("beta1, beta2: expected 0 up to, but not including, 1")
+        if not 0 <= self.weight_decay <= 10:
+            raise ValueError(f"weight_decay: expected 0 to 10, got {self.weight_decay}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size: expected 2 or more, got {self.batch_size}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs: expected 1 or more, got {self.epochs}")
