@@ -175,11 +175,14 @@ class Coordinator:
         if not isinstance(state, CoordinatorState):
             raise PeerError(f"a coordinator's state topic carries {type(state).__name__}")
         signed.check(state.key)
-        if state.boot != self.boot and state.online and state.epoch > self.epoch:
+        if state.boot == self.boot:
+            return  # our own, back from the broker
+        if state.online and state.epoch > self.epoch:
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
                 "this one stops, its journal stays as it is"
             )
+        self._say_state(online=True)  # the will of an earlier one has replaced what is retained
 
     def _take_message(self, device: str, event: Received, now: float) -> None:
         if transfer.is_chunk(event.payload):
@@ -225,7 +228,9 @@ class Coordinator:
             reason = "its bundle holds other classes; copy the coordinator's bundle to it"
         if reason is not None:
             log.event("device_refused", device=device, reason=reason)
-            self._say_down(device, Refused(reason, final=True))
+            # The manifest first: it brings the key without which a refusal is not believed.
+            self._say_down(device, self._manifest(takes_part=False))
+            self._say_down(device, Refused(reason, final=True, key=hello.key))
             return
         if device not in self._boots:
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))

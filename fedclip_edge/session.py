@@ -183,6 +183,8 @@ class Session:
             if self._settle(message.sha256):
                 self.learner.commit()
         elif isinstance(message, Refused):
+            if message.final and message.key != self.identity.key:
+                return  # meant for another that speaks under this id
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)

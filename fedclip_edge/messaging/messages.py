@@ -155,6 +155,7 @@ class Refused:
     reason: str
     final: bool
     sha256: str = ""  # of the contribution refused, or empty
+    key: str = ""  # of the device refused for good: another one may speak under the same id
 
 
 def _check_epoch(epoch: int) -> None:

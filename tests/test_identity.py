@@ -1,0 +1,82 @@
+"""Keys: who said it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.messaging import identity
+
+ME, OTHER = identity.new(), identity.new()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=64), st.binary(max_size=64))
+def test_only_the_message_that_was_signed_verifies(message: bytes, other: bytes) -> None:
+    signature = ME.sign(message)
+    assert len(signature) == 64
+    assert identity.verifies(ME.key, message, signature)
+    assert identity.verifies(ME.key, other, signature) == (message == other)
+    assert not identity.verifies(OTHER.key, message, signature)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 511))
+def test_a_signature_with_one_bit_changed_does_not_verify(bit: int) -> None:
+    signature = bytearray(ME.sign(b"message"))
+    signature[bit // 8] ^= 1 << bit % 8
+    assert not identity.verifies(ME.key, b"message", bytes(signature))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=70), st.binary(max_size=70))
+def test_what_is_no_key_or_no_signature_verifies_nothing(key: str, signature: bytes) -> None:
+    assert not identity.verifies(key, b"message", signature)
+    assert not identity.verifies(ME.key, b"message", signature)
+
+
+def test_a_key_is_made_once_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "device.key"
+    made = identity.load_or_create(path)
+    assert identity.load_or_create(path).key == made.key
+    assert identity.load_or_create(tmp_path / "other.key").key != made.key
+    assert identity.verifies(made.key, b"m", identity.load_or_create(path).sign(b"m"))
+    assert [p.name for p in path.parent.iterdir()] == ["device.key"]  # no partial file is left
+
+
+def test_a_key_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        identity.load_or_create(tmp_path / "device.key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "device.key").stat().st_mode) == 0o600
+
+
+def test_a_start_that_was_interrupted_is_gone_over(tmp_path: Path) -> None:
+    (tmp_path / "device.partial").write_bytes(b"half")
+    made = identity.load_or_create(tmp_path / "device.key")
+    assert identity.load_or_create(tmp_path / "device.key").key == made.key
+
+
+@pytest.mark.parametrize("content", [b"", b"k" * 31, b"k" * 33])
+def test_a_file_that_is_no_key_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "device.key"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"is not a key \({len(content)} bytes, expected 32\)"):
+        identity.load_or_create(path)
+    assert path.read_bytes() == content
+
+
+def test_a_place_that_holds_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"key file .*device\.key cannot be used: File exists"):
+        identity.load_or_create(tmp_path / "file" / "device.key")
+    with pytest.raises(ConfigError, match="cannot be used: Is a directory"):
+        identity.load_or_create(tmp_path)

@@ -1,0 +1,145 @@
+"""The control messages: what each refuses to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.messaging import messages
+from fedclip_edge.messaging.messages import (
+    CHUNK_BYTES,
+    CoordinatorState,
+    Hello,
+    Manifest,
+    Parcel,
+    Want,
+)
+from fedclip_edge.records import Plan
+
+SHA, KEY = "a" * 64, "b" * 64
+PARCEL = Parcel(SHA, 1000)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
+def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
+    try:
+        parcel = Parcel(SHA, size_bytes, chunk_bytes)
+    except ValueError:
+        assert size_bytes / chunk_bytes > 2**16
+        return
+    assert (parcel.chunks - 1) * chunk_bytes < size_bytes <= parcel.chunks * chunk_bytes
+    assert 1 <= parcel.chunks <= 2**16
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("a" * 63, 10), "parcel sha256"),
+        ((SHA, 0), "size_bytes"),
+        ((SHA, -1), "size_bytes"),
+        ((SHA, 2**32 + 1), "size_bytes"),
+        ((SHA, 10, 0), "chunk_bytes"),
+        ((SHA, 10, CHUNK_BYTES + 1), "chunk_bytes"),
+        ((SHA, 2**16 + 1, 1), "65537 chunks, limit 65536"),
+    ],
+)
+def test_a_parcel_is_checked_at_the_door(values: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Parcel(*values)
+
+
+def test_a_chunk_with_its_header_and_topic_fits_into_128_kb() -> None:
+    assert CHUNK_BYTES + 24 + 256 < 128_000
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        (),
+        ((1, 0),),
+        ((-1, 0),),
+        ((0, 1), (5, 4)),
+        ((0, 1, 2),),
+        ((0,),),
+        ((0, 9), (0, 9)),  # the same again: one small message would cost the sender many
+        ((0, 9), (5, 12)),
+        ((5, 6), (0, 1)),
+    ],
+)
+def test_a_want_names_gaps_in_order_and_apart(missing: Any) -> None:
+    assert Want(SHA, ((0, 0), (2, 2**40))).missing[0] == (0, 0)
+    with pytest.raises(ValueError, match=r"missing|unpack"):
+        Want(SHA, missing)
+
+
+def test_a_want_names_a_parcel() -> None:
+    with pytest.raises(ValueError, match="sha256"):
+        Want("", ((0, 0),))
+
+
+@pytest.mark.parametrize("key", ["", "b" * 63, "B" * 64])
+def test_keys_are_64_hex_digits(key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        CoordinatorState("boot", 1, "run-1", online=True, key=key)
+    with pytest.raises(ValueError, match="key"):
+        Hello("boot", key, ("train",), "photo", SHA, SHA)
+    with pytest.raises(ValueError, match="key"):
+        manifest(key=key)
+
+
+def test_a_hello_names_a_domain_that_can_be_shown() -> None:
+    assert Hello("boot", KEY, ("train",), "Küche 2", SHA, SHA).domain == "Küche 2"
+    with pytest.raises(ValueError, match="domain"):
+        Hello("boot", KEY, ("train",), "a\nb", SHA, SHA)
+
+
+def test_a_hello_names_what_the_device_is_willing_to_do() -> None:
+    with pytest.raises(ValueError, match="roles"):
+        Hello("boot", KEY, (), "photo", SHA, SHA)
+
+
+def manifest(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "run": "run-1",
+        "epoch": 1,
+        "key": KEY,
+        "phase": "open",
+        "round": 1,
+        "attempt": 0,
+        "model": PARCEL,
+        "model_round": 0,
+        "plan": Plan(),
+        "encoder_id": SHA,
+        "classes_digest": SHA,
+        "cohort": "f" * 64,
+        "deadline_s": 600.0,
+    }
+    return Manifest(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"run": "Run 1"}, {"run": ""}, {"cohort": "f"}])
+def test_a_manifest_is_checked_at_the_door(changes: dict[str, str]) -> None:
+    assert manifest().takes_part is None
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        manifest(**changes)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**53 + 1])
+def test_an_epoch_is_a_number_that_the_journal_and_json_can_hold(epoch: int) -> None:
+    with pytest.raises(ValueError, match="epoch"):
+        CoordinatorState("boot", epoch, "run-1", online=True, key=KEY)
+    with pytest.raises(ValueError, match="epoch"):
+        manifest(epoch=epoch)
+
+
+def test_every_message_has_one_kind_and_is_frozen() -> None:
+    assert set(messages.KINDS.values()) == set(get_args(messages.Message))
+    assert len(set(messages.KINDS.values())) == len(messages.KINDS)
+    for message in messages.KINDS.values():
+        assert dataclasses.fields(message)
+        assert vars(message)["__dataclass_params__"].frozen

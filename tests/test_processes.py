@@ -1,0 +1,128 @@
+"""Child processes end with their parent, however it ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedclip_edge import processes
+from fedclip_edge.processes import Children
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+DEADLINE_S = 20.0
+
+
+def says_ready(child: subprocess.Popen[str]) -> None:
+    """Waits for the child's first line."""
+    assert child.stdout is not None
+    readable, _, _ = select.select([child.stdout], [], [], DEADLINE_S)
+    assert readable, "the child said nothing"
+    assert child.stdout.readline() == "ready\n"
+
+
+def test_children_end_on_leaving_the_last_one_first(tmp_path: Path) -> None:
+    ends = tmp_path / "ends"
+    code = (
+        "import signal, sys\n"
+        "def end(*_):\n"
+        "    open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    with Children() as children:
+        for name in "abc":
+            says_ready(
+                children.start([sys.executable, "-c", code, str(ends), name], None, pipe=True)
+            )
+        assert not ends.exists()
+    assert ends.read_text() == "cba"
+
+
+def test_children_end_when_the_parent_fails() -> None:
+    with pytest.raises(KeyError), Children() as children:  # noqa: PT012
+        child = children.start(SLEEP, None)
+        raise KeyError
+    assert child.returncode == -signal.SIGTERM
+
+
+def test_who_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_TERM_S", 0.1)
+    deaf = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('ready', flush=True)\n"
+        "while True: signal.pause()\n"
+    )
+    with Children() as children:
+        child = children.start([sys.executable, "-c", deaf], None, pipe=True)
+        says_ready(child)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_who_ended_before_is_left_alone() -> None:
+    with Children() as children:
+        child = children.start([sys.executable, "-c", "raise SystemExit(3)"], None)
+        assert child.wait(DEADLINE_S) == 3
+    assert child.returncode == 3
+
+
+def test_output_goes_where_it_was_asked_to(tmp_path: Path) -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr)"
+    with Children() as children:
+        both = children.start([sys.executable, "-c", code], tmp_path / "both.log")
+        assert both.wait(DEADLINE_S) == 0
+        again = children.start([sys.executable, "-c", code], tmp_path / "both.log")
+        assert again.wait(DEADLINE_S) == 0
+        apart = children.start([sys.executable, "-c", code], tmp_path / "err.log", pipe=True)
+        assert apart.stdout is not None
+        assert apart.stdout.read() == "out\n"
+    assert sorted((tmp_path / "both.log").read_text().split()) == ["err", "err", "out", "out"]
+    assert (tmp_path / "err.log").read_text() == "err\n"
+
+
+def test_control_c_reaches_the_parent_alone() -> None:
+    with Children() as children:
+        child = children.start(SLEEP, None)
+        assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's own")
+def test_children_end_with_a_parent_that_was_killed() -> None:
+    code = (
+        "import sys, time\n"
+        "from fedclip_edge.processes import Children\n"
+        "child = Children().start([sys.executable, '-c', 'import time; time.sleep(600)'], None)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dies:
+        assert dies.stdout is not None
+        orphan = int(dies.stdout.readline())
+        assert is_running(orphan)
+        dies.kill()
+    deadline = time.monotonic() + DEADLINE_S
+    while is_running(orphan):
+        assert time.monotonic() < deadline, "the child outlived its parent"
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie (in a container nobody may reap it)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_our_own_command_is_this_installation() -> None:
+    command = processes.own_command("agent", "a b.toml", "--once")
+    assert command[0] == sys.executable
+    assert command[-3:] == ["agent", "a b.toml", "--once"]

@@ -1,0 +1,653 @@
+"""One device's part in a run, against a coordinator that is a script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.errors import RefusedError
+from fedclip_edge.messaging import identity, transfer, wire
+from fedclip_edge.messaging.messages import (
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Kept,
+    Manifest,
+    Message,
+    Offer,
+    Parcel,
+    Refused,
+    Want,
+)
+from fedclip_edge.messaging.rounds import cohort_hash
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import Event, MemoryBroker, Received, Will
+from fedclip_edge.records import Model, Plan, Report, Role, Update
+from fedclip_edge.session import REPAIR_S, REPEAT_S, Session, will
+
+TOPICS = Topics("lab")
+ME, FORGER = identity.new(), identity.new()
+DEVICE_KEY = identity.new()
+M = TypeVar("M")
+
+
+def model(value: float, closed: int = 0) -> Model:
+    return Model("made-up", closed, {"gate": np.full((40, 10), value, np.float32)})
+
+
+@dataclass
+class FakeLearner:
+    """Counts what is asked of it; an update is the model it came from."""
+
+    device: str = "cam-01"
+    fitted: list[float] = field(default_factory=list)
+    committed: int = 0
+    evaluated: list[tuple[float, bool]] = field(default_factory=list)
+    busy_s: float = 0.0
+
+    def shapes(self, plan: Plan) -> wire.Shapes:
+        return {"gate": (40, 10)}
+
+    def fit(self, model: Model, plan: Plan) -> Update:
+        self.fitted.append(float(model.terms["gate"][0, 0]))
+        return Update("sum", 1, {"gate": model.terms["gate"] + np.float32(0.5)})
+
+    def commit(self) -> None:
+        self.committed += 1
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+        self.evaluated.append((float(model.terms["gate"][0, 0]), final))
+        return {"federated": 0.5}
+
+    def report(
+        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+    ) -> Report:
+        counts = {"train_pictures": 1, "test_pictures": 1, "encoded": 2, "skipped": 0}
+        costs = {"bytes_up": None, "bytes_down": None, "encode_s": 0.0, "train_s": 0.0}
+        fields: dict[str, Any] = {**counts, **costs, "accuracy": accuracy, "wait_s": wait_s}
+        return Report(
+            run=run, round=model.round, device=self.device, domain="", model=version, **fields
+        )
+
+
+class Scene:
+    """A session, a script in the coordinator's place, and a clock."""
+
+    def __init__(self, folder: Path, roles: tuple[Role, ...] = ("train", "evaluate")) -> None:
+        self.now = 100.0
+        self.broker = MemoryBroker()
+        self.script = self.broker.client(
+            "script", (TOPICS.state("+"), TOPICS.up("+")), Will("gone", b"")
+        )
+        self.learner = FakeLearner()
+        config = AgentConfig("cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles)
+        link = self.broker.client(
+            "cam-01", TOPICS.for_device("cam-01"), will(config, DEVICE_KEY, "b1")
+        )
+        self.link = link
+        self.session = Session(config, "b1", "e" * 64, "c" * 64, self.learner, DEVICE_KEY, link)
+
+    def flow(self) -> None:
+        """The session takes what came."""
+        while (event := self.link.next_event(0)) is not None:
+            self.session.take(event, self.now)
+
+    def work(self, by_s: float = 0.0) -> None:
+        """Time moves, and the session takes what came and works until there is nothing to do."""
+        self.now += by_s
+        self.flow()
+        while self.session.act(self.now):
+            pass
+
+    def heard(self, kind: type[M]) -> list[M]:
+        """What the device said of a kind since the last time."""
+        said: list[M] = []
+        rest: list[Event] = []
+        while (event := self.script.next_event(0)) is not None:
+            if not isinstance(event, Received):
+                continue
+            if transfer.is_chunk(event.payload):
+                message: object = event.payload
+            else:
+                signed = wire.unpack_control(event.topic, event.payload)
+                signed.check(DEVICE_KEY.key)
+                assert signed.sender == "cam-01"
+                message = signed.message
+            if isinstance(message, kind):
+                said.append(message)
+            else:
+                rest.append(event)
+        self.script.inbox.extend(rest)
+        return said
+
+    def say(
+        self,
+        message: Message,
+        topic: str = TOPICS.down("cam-01"),
+        key: identity.Identity = ME,
+        sender: str = "coordinator",
+    ) -> bytes:
+        payload = wire.pack_control(message, sender, topic, key)
+        self.script.publish(topic, payload)
+        return payload
+
+    def say_model(self, made: Model, only: transfer.Ranges | None = None) -> None:
+        data = wire.pack_model(made, "fp32")
+        for chunk in transfer.chunks(data, small(data), only):
+            self.script.publish(TOPICS.model, chunk)
+
+    def join(self, **changes: Any) -> None:
+        """Up to being greeted, with the model of round 0."""
+        self.flow()
+        self.say(manifest(**changes))
+        self.flow()
+        self.say_model(model(0))
+        self.work()
+
+
+def small(data: bytes) -> Parcel:
+    return transfer.parcel_of(data, 16)
+
+
+def manifest(made: Model | None = None, **changes: Any) -> Manifest:
+    made = made or model(0)
+    fields: dict[str, Any] = {
+        "run": "run-1",
+        "epoch": 5,
+        "key": ME.key,
+        "phase": "open",
+        "round": 1,
+        "attempt": 0,
+        "model": small(wire.pack_model(made, "fp32")),
+        "model_round": made.round,
+        "plan": Plan(),
+        "encoder_id": "e" * 64,
+        "classes_digest": "c" * 64,
+        "cohort": "f" * 64,
+        "deadline_s": 600.0,
+        "takes_part": True,
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def state(boot: str = "k1", epoch: int = 5, **changes: Any) -> CoordinatorState:
+    return replace(CoordinatorState(boot, epoch, "run-1", online=True, key=ME.key), **changes)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+# Saying hello.
+
+
+def test_on_connecting_it_says_that_it_is_there_and_who_it_is(scene: Scene) -> None:
+    scene.flow()
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=True)]
+    roles: tuple[Role, ...] = ("train", "evaluate")
+    assert scene.heard(Hello) == [Hello("b1", DEVICE_KEY.key, roles, "photo", "e" * 64, "c" * 64)]
+
+
+def test_unanswered_it_says_hello_again(scene: Scene) -> None:
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.work(REPEAT_S - 0.1)
+    assert scene.heard(Hello) == []
+    for _ in range(3):
+        scene.work(REPEAT_S)
+        assert len(scene.heard(Hello)) == 1
+    scene.say(manifest())
+    scene.work(REPEAT_S)
+    assert scene.heard(Hello) == []
+
+
+def test_a_broadcast_is_no_answer(scene: Scene) -> None:
+    """Only the direct answer says whether a late-comer is in the cohort."""
+    scene.flow()
+    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest(takes_part=False))
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest(takes_part=True))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_new_coordinator_is_greeted_anew(scene: Scene) -> None:
+    scene.join()
+    scene.heard(Hello)
+    scene.say(state("k1"), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest())
+    scene.say(state("k1"), topic=TOPICS.coordinator_state)  # the same again
+    scene.work()
+    assert scene.heard(Hello) == []
+    scene.heard(Report)
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    assert len(scene.heard(Report)) == 1  # it may have been away when it was said
+    scene.say(manifest(epoch=6))
+    scene.say(state("k2", epoch=6, online=False), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.heard(Hello) == []  # nobody is there
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+
+
+def test_a_lost_link_stops_work_and_a_new_one_begins_with_hello(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.flow()
+    scene.say_model(model(0))
+    scene.flow()
+    scene.broker.cut("cam-01")
+    scene.work(REPEAT_S)
+    assert scene.learner.fitted == []
+    scene.heard(Hello)
+    link = scene.broker.client("cam-01", TOPICS.for_device("cam-01"), scene.link.will)
+    scene.link = scene.session.transport = link
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.heard(Want)
+    scene.say(manifest())
+    scene.work()
+    assert scene.heard(Want) == []  # the model is still here
+    assert scene.learner.fitted == [0.0]
+
+
+def test_its_will_says_that_it_is_gone(scene: Scene) -> None:
+    scene.flow()
+    scene.heard(DeviceState)
+    scene.broker.cut("cam-01")
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
+
+
+def test_it_leaves_with_a_good_bye(scene: Scene) -> None:
+    scene.flow()
+    scene.session.say_goodbye()
+    assert scene.heard(DeviceState)[-1] == DeviceState("b1", online=False)
+
+
+# Whom it believes.
+
+
+def refused_once(scene: Scene) -> None:
+    before = scene.session.refused_messages
+    scene.work()
+    assert scene.session.refused_messages == before + 1
+
+
+def test_a_forged_manifest_is_dropped_and_counted(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    for forged in (manifest(), manifest(key=FORGER.key), manifest(epoch=99, key=FORGER.key)):
+        scene.say(forged, topic=TOPICS.round, key=FORGER)
+        refused_once(scene)
+    assert scene.learner.fitted == []
+    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_manifest_replayed_on_another_topic_is_dropped(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    payload = scene.say(manifest(), topic=TOPICS.down("cam-02"))
+    for topic in (TOPICS.down("cam-01"), TOPICS.round):
+        scene.script.publish(topic, payload)
+        refused_once(scene)
+    assert scene.learner.fitted == []
+
+
+def test_a_replayed_manifest_of_an_older_round_or_epoch_is_dropped(scene: Scene) -> None:
+    scene.join(round=2, phase="gathering")
+    for older in (manifest(round=1), manifest(round=2, epoch=4), manifest(round=9, epoch=4)):
+        scene.say(older)
+        refused_once(scene)
+    scene.say(manifest(round=9, epoch=4, run="run-0"))  # of an older run
+    refused_once(scene)
+    assert scene.learner.fitted == []
+
+
+def test_an_older_coordinator_is_dropped(scene: Scene) -> None:
+    scene.join()
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    scene.heard(Hello)
+    scene.say(state("k1", epoch=5), topic=TOPICS.coordinator_state)
+    refused_once(scene)
+    assert scene.heard(Hello) == []
+
+
+@pytest.mark.parametrize("sender", ["cam-02", "", "Coordinator"])
+def test_nobody_but_the_coordinator_may_speak(scene: Scene, sender: str) -> None:
+    scene.join(phase="gathering")
+    scene.say(manifest(), sender=sender)
+    refused_once(scene)
+
+
+@pytest.mark.parametrize(
+    "message", [Kept("run-1", 1, "a" * 64), Refused("no", final=True), Want("a" * 64, ((0, 1),))]
+)
+def test_before_anything_is_known_of_the_run_nothing_else_is_believed(
+    scene: Scene, message: Message
+) -> None:
+    scene.flow()
+    scene.say(message)
+    refused_once(scene)
+
+
+def test_a_forged_refusal_does_not_end_it(scene: Scene) -> None:
+    scene.join()
+    scene.say(Refused("go away", final=True), key=FORGER)
+    refused_once(scene)
+
+
+@pytest.mark.parametrize(
+    "message", [DeviceState("b", online=True), Offer("run-1", 1, transfer.parcel_of(b"x"))]
+)
+def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Message) -> None:
+    scene.join()
+    scene.say(message)
+    refused_once(scene)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=80), st.sampled_from(TOPICS.for_device("cam-01")))
+def test_no_bytes_stop_it(scene: Scene, payload: bytes, topic: str) -> None:
+    scene.flow()
+    for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, b"{" + payload):
+        scene.session.take(Received(topic, candidate), scene.now)
+        scene.session.act(scene.now)
+
+
+# The model.
+
+
+def test_who_is_greeted_asks_for_the_model_at_once(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    parcel = manifest().model
+    assert scene.heard(Want) == [Want(parcel.sha256, ((0, parcel.chunks - 1),))]
+
+
+def test_who_hears_the_broadcast_waits_for_the_chunks_that_follow(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    scene.heard(Want)
+    scene.say(manifest(model(1, 1), round=2), topic=TOPICS.round)
+    scene.work(REPAIR_S - 0.1)
+    assert scene.heard(Want) == []
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.heard(Want) == []
+    assert scene.learner.fitted == [1.0]
+
+
+def test_what_is_missing_is_asked_for_again_until_it_is_here(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    scene.heard(Want)
+    last = manifest().model.chunks - 1
+    assert last > 3
+    scene.say_model(model(0), only=((0, 0), (2, last - 1)))
+    scene.flow()
+    for _ in range(3):
+        scene.work(REPAIR_S + 0.1)
+        assert scene.heard(Want) == [Want(manifest().model.sha256, ((1, 1), (last, last)))]
+    assert scene.learner.fitted == []
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_model_with_another_hash_is_fetched_again(scene: Scene) -> None:
+    scene.flow()
+    right = manifest().model
+    forged = replace(right, sha256=right.sha256[:16] + "0" * 48)  # its chunks cannot tell
+    scene.say(manifest(model=forged))
+    scene.flow()
+    scene.heard(Want)
+    scene.say_model(model(0))
+    refused_once(scene)
+    assert scene.learner.fitted == []
+    scene.work()
+    scene.work(REPAIR_S)
+    assert scene.heard(Want)[-1] == Want(forged.sha256, ((0, right.chunks - 1),))
+
+
+def test_a_model_of_other_terms_is_refused(scene: Scene) -> None:
+    other = Model("made-up", 0, {"gate": np.zeros((4, 4), np.float32)})
+    scene.flow()
+    scene.say(manifest(other))
+    scene.flow()
+    scene.say_model(other)
+    refused_once(scene)
+    assert scene.learner.fitted == []
+
+
+def test_damaged_chunks_are_counted_and_do_no_harm(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    first = next(transfer.chunks(data := wire.pack_model(model(0), "fp32"), small(data)))
+    scene.script.publish(TOPICS.model, first[:-1] + bytes([first[-1] ^ 1]))
+    refused_once(scene)
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+# Rounds.
+
+
+def test_training_and_evaluation_never_happen_while_a_message_is_taken_in(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.flow()
+    scene.say_model(model(0))
+    scene.flow()
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([], [])
+    assert scene.session.act(scene.now)
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])  # one at a time
+    assert scene.session.act(scene.now)
+    assert scene.learner.evaluated == [(0.0, False)]
+    assert not scene.session.act(scene.now)
+
+
+def test_it_contributes_once_a_round(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    assert (offer.run, offer.round) == ("run-1", 1)
+    scene.say(manifest(attempt=1))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+    scene.say(manifest(model(1, 1), round=2, takes_part=None), topic=TOPICS.round)
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.learner.fitted == [0.0, 1.0]
+    assert [offer.round for offer in scene.heard(Offer)] == [2]
+
+
+@pytest.mark.parametrize("phase", ["gathering", "final", "done"])
+def test_it_trains_only_while_a_round_is_open(scene: Scene, phase: str) -> None:
+    scene.join(phase=phase)
+    assert scene.learner.fitted == []
+
+
+@pytest.mark.parametrize(("above", "trains"), [(True, True), (False, False)])
+def test_it_works_out_for_itself_whether_it_is_drawn(
+    scene: Scene, above: bool, trains: bool
+) -> None:
+    scene.join(phase="gathering")
+    drawn = cohort_hash("run-1", 1, "cam-01")
+    below = f"{int(drawn, 16) - 1:064x}"
+    cohort = drawn if above else below
+    scene.say(manifest(takes_part=None, cohort=cohort), topic=TOPICS.round)
+    scene.work()
+    assert bool(scene.learner.fitted) == trains
+
+
+def test_what_was_offered_is_sent_chunk_by_chunk_as_asked(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    assert scene.heard(bytes) == []
+    scene.say(Want(offer.parcel.sha256, ((0, 10**6),)))
+    scene.work()
+    incoming = transfer.Incoming(offer.parcel)
+    for chunk in scene.heard(bytes):
+        incoming.receive(chunk)
+    found = wire.unpack_contribution(incoming.take(), "fp32", {"gate": (40, 10)})
+    assert (found.run, found.round, found.device) == ("run-1", 1, "cam-01")
+    assert found.base == manifest().model.sha256
+    assert (found.encoder_id, found.classes_digest) == ("e" * 64, "c" * 64)
+    assert found.update.terms["gate"][0, 0] == 0.5
+    scene.say(Want("a" * 64, ((0, 1),)))  # of something else
+    scene.work()
+    assert scene.heard(bytes) == []
+
+
+def test_it_offers_again_until_it_is_kept(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    for _ in range(3):
+        scene.work(REPEAT_S - 0.1)
+        assert scene.heard(Offer) == []
+        scene.work(0.1)
+        assert scene.heard(Offer) == [offer]
+    assert scene.learner.committed == 0
+    scene.say(Kept("run-1", 1, "a" * 64))  # another one
+    scene.work(REPEAT_S)
+    assert scene.heard(Offer) == [offer]
+    for _ in range(2):
+        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+        scene.work()
+        assert scene.learner.committed == 1
+    scene.work(10 * REPEAT_S)
+    assert scene.heard(Offer) == []
+    scene.say(Want(offer.parcel.sha256, ((0, 9),)))
+    scene.work()
+    assert scene.heard(bytes) == []  # it is forgotten
+
+
+def test_while_it_uploads_it_does_not_offer(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    for _ in range(5):
+        scene.say(Want(offer.parcel.sha256, ((0, 0),)))
+        scene.work(REPEAT_S - 0.1)
+    assert scene.heard(Offer) == []
+
+
+def test_after_a_new_coordinator_it_offers_at_once(scene: Scene) -> None:
+    scene.join()
+    scene.heard(Offer)
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.heard(Offer) == []  # not before it is greeted
+    scene.say(manifest(epoch=6))
+    scene.work()
+    assert len(scene.heard(Offer)) == 1
+    assert scene.learner.fitted == [0.0]
+
+
+def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(Refused("too large", final=False, sha256=offer.parcel.sha256))
+    scene.work(10 * REPEAT_S)
+    assert scene.heard(Offer) == []
+    assert scene.learner.committed == 0
+
+
+def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
+    scene.join()
+    scene.say(Refused("another key was shown", final=True, key=FORGER.key))
+    scene.work()  # meant for whoever spoke under this id with that key
+    scene.say(Refused("its bundle holds another encoder", final=True, key=DEVICE_KEY.key))
+    with pytest.raises(RefusedError, match="refused cam-01: its bundle holds another encoder"):
+        scene.work()
+
+
+def test_who_only_evaluates_never_trains(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([], [(0.0, False)])
+
+
+def test_who_only_trains_never_evaluates(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("train",))
+    scene.join()
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])
+    scene.say(manifest(phase="done", round=1))
+    scene.work()
+    assert scene.session.finished
+
+
+def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    scene.work(1.0)
+    last = manifest(model(1, 1), phase="final", takes_part=None)
+    scene.say(manifest(model(1, 1), round=2, phase="gathering"))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.learner.evaluated == [(0.0, False), (1.0, False)]
+    scene.say(replace(last, round=2), topic=TOPICS.round)
+    scene.work()
+    scene.work(1.0)
+    assert scene.learner.evaluated == [(0.0, False), (1.0, False), (1.0, True)]
+    assert [report.round for report in scene.heard(Report)] == [0, 1, 1]
+    assert not scene.session.finished
+    scene.say(replace(last, round=2, phase="done"), topic=TOPICS.round)
+    scene.work()
+    assert scene.session.finished
+
+
+def test_it_evaluates_the_last_model_even_when_the_run_is_done(scene: Scene) -> None:
+    scene.join()
+    done = manifest(model(1, 1), phase="done", takes_part=None)
+    scene.say(done, topic=TOPICS.round)
+    scene.flow()
+    assert not scene.session.finished
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.learner.evaluated[-1] == (1.0, True)
+    assert scene.session.finished
+
+
+def test_a_run_that_was_done_before_it_came_is_not_its_own(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("train",))
+    scene.join(phase="done")
+    assert not scene.session.finished
+    scene.say(manifest(run="run-2", epoch=6))
+    scene.work()
+    assert scene.learner.fitted == [0.0]  # it waits for the next one
+
+
+def test_time_spent_waiting_is_what_was_not_spent_working(scene: Scene) -> None:
+    scene.flow()
+    scene.learner.busy_s = 4.0
+    scene.say(manifest(phase="gathering"))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work(10.0)
+    assert [report.wait_s for report in scene.heard(Report)] == [6.0]

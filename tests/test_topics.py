@@ -1,0 +1,123 @@
+"""Every topic is spelled once, and the broker's access list covers exactly those."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paho.mqtt.client import topic_matches_sub
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.messaging.topics import Topics, access_list
+
+LEVEL = st.text("abz09-", min_size=1, max_size=12).map(lambda t: f"a{t}9")
+NAMES = ["cam-01", "cam-02"]
+LAB = Topics("lab")
+
+
+@settings(max_examples=50, deadline=None)
+@given(LEVEL, LEVEL)
+def test_what_is_built_is_parsed_again(fleet: str, device: str) -> None:
+    topics = Topics(fleet)
+    assert topics.device_of(topics.state(device)) == device
+    assert topics.device_of(topics.up(device)) == device
+
+
+@settings(max_examples=50, deadline=None)
+@given(LEVEL, LEVEL, LEVEL)
+def test_every_topic_differs_and_every_broker_can_carry_it(
+    fleet: str, device: str, other: str
+) -> None:
+    topics = Topics(fleet)
+    of = [topics.coordinator_state, topics.round, topics.model]
+    for name in {device, other}:
+        of += [topics.state(name), topics.up(name), topics.down(name)]
+    assert len(set(of)) == len(of)
+    for topic in of:
+        assert topic.count("/") <= 5
+        assert not set(topic) & set("+#\0")
+        assert not topic.startswith(("/", "$"))
+        assert len(topic.encode()) <= 256  # AWS IoT's limit
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        LAB.coordinator_state,
+        LAB.round,
+        LAB.model,
+        LAB.down("cam-01"),
+        Topics("other").up("cam-01"),
+        "/" + LAB.up("cam-01"),
+        LAB.up("cam-01") + "/",
+        LAB.up("cam-01/x"),
+        LAB.up(""),
+        LAB.up("+"),
+        LAB.up("Cam"),
+        LAB.up("a" * 65),
+        LAB.up("cam\n"),
+        "cam-01/up",
+        "",
+    ],
+)
+def test_other_topics_are_no_devices(topic: str) -> None:
+    with pytest.raises(PeerError, match="topic"):
+        LAB.device_of(topic)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=30) | st.text("abup/state+#-", max_size=20).map(lambda t: LAB.up(t)[:-3]))
+def test_any_topic_is_parsed_or_refused(topic: str) -> None:
+    try:
+        device = LAB.device_of(topic)
+    except PeerError:
+        return
+    assert topic in (LAB.state(device), LAB.up(device))
+
+
+def allowed(user: str, access: str, topic: str) -> bool:
+    """What mosquitto makes of the access list (mosquitto.conf(5), acl_file)."""
+    section = ""
+    for line in access_list().splitlines():
+        words = line.split()
+        if not words or line.startswith("#"):
+            continue
+        if words[0] == "user":
+            section = words[1]
+            continue
+        kind, granted, pattern = words
+        mine = kind == "pattern" or section == user
+        granted_here = topic_matches_sub(pattern.replace("%u", user), topic)
+        if mine and granted_here and granted in (access, "readwrite"):
+            return True
+    return False
+
+
+def every_topic() -> list[str]:
+    topics = [LAB.coordinator_state, LAB.round, LAB.model]
+    return topics + [make(name) for name in NAMES for make in (LAB.state, LAB.up, LAB.down)]
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_a_device_reads_what_it_subscribes_to_and_writes_its_own(device: str) -> None:
+    reads = {topic for topic in every_topic() if allowed(device, "read", topic)}
+    assert reads == set(LAB.for_device(device))
+    writes = {topic for topic in every_topic() if allowed(device, "write", topic)}
+    assert writes == {LAB.state(device), LAB.up(device)}
+
+
+def test_the_coordinator_reads_what_it_subscribes_to_and_writes_what_it_says() -> None:
+    subscribed = LAB.for_coordinator()
+    heard = {t for t in every_topic() if any(topic_matches_sub(s, t) for s in subscribed)}
+    reads = {topic for topic in every_topic() if allowed("coordinator", "read", topic)}
+    assert reads == heard | {LAB.round, LAB.model}  # everybody may read what is said to all
+    writes = {topic for topic in every_topic() if allowed("coordinator", "write", topic)}
+    said = {LAB.coordinator_state, LAB.round, LAB.model, *(LAB.down(name) for name in NAMES)}
+    assert writes == said
+
+
+def test_a_stranger_may_do_nothing_to_others() -> None:
+    for topic in every_topic():
+        assert not allowed("mallory", "write", topic)
+        if "/dev/" in topic:
+            assert not allowed("mallory", "read", topic)

@@ -1,0 +1,245 @@
+"""Chunks in any order and number make the same bytes; slots are few and lost without progress."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import struct
+import zlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.messaging.messages import CHUNK_BYTES, Parcel
+from fedclip_edge.messaging.transfer import Incoming, Slots, chunks, is_chunk, parcel_of
+
+DATA = bytes(range(100))
+PARCEL = parcel_of(DATA, 16)
+ALL = list(chunks(DATA, PARCEL))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 40), st.data())
+def test_any_order_and_any_repetition_gives_the_same_bytes(
+    sent: bytes, chunk_bytes: int, data: st.DataObject
+) -> None:
+    parcel = parcel_of(sent, chunk_bytes)
+    made = list(chunks(sent, parcel))
+    assert len(made) == parcel.chunks
+    repeated = data.draw(st.lists(st.sampled_from(made), max_size=10))
+    incoming, came = Incoming(parcel), set[bytes]()
+    for chunk in data.draw(st.permutations(made + repeated)):
+        assert is_chunk(chunk)
+        assert incoming.receive(chunk) == (chunk not in came)
+        came.add(chunk)
+        assert incoming.complete == (len(came) == parcel.chunks) == (not incoming.missing)
+    assert incoming.take() == sent
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.integers(0, 19)), st.integers(0, 39))
+def test_what_is_missing_is_exactly_what_completes_it(lost: set[int], tail: int) -> None:
+    sent = bytes(40 * 19 + tail + 1)
+    parcel = parcel_of(sent, 40)
+    assert parcel.chunks == 20
+    incoming = Incoming(parcel)
+    for index, chunk in enumerate(chunks(sent, parcel)):
+        if index not in lost:
+            incoming.receive(chunk)
+    gaps = incoming.missing
+    assert {i for first, last in gaps for i in range(first, last + 1)} == lost
+    assert all(after > last + 1 for (_, last), (after, _) in itertools.pairwise(gaps))
+    for chunk in chunks(sent, parcel, gaps) if gaps else ():
+        assert incoming.receive(chunk)
+    assert incoming.take() == sent
+
+
+def test_only_what_is_wanted_is_sent_and_nothing_beyond_the_end() -> None:
+    assert list(chunks(DATA, PARCEL, ((1, 2), (6, 6)))) == [ALL[1], ALL[2], ALL[6]]
+    assert list(chunks(DATA, PARCEL, ((5, 10**18),))) == [ALL[5], ALL[6]]
+    assert list(chunks(DATA, PARCEL, ((7, 9),))) == []
+    assert list(chunks(DATA, PARCEL, ())) == []
+
+
+def test_the_header_is_as_documented() -> None:
+    assert ALL[6] == (
+        b"\xfc\x1e\x01\x00"
+        + hashlib.sha256(DATA).digest()[:8]
+        + struct.pack("<III", 6, 7, zlib.crc32(DATA[96:]))
+        + DATA[96:]
+    )
+
+
+def test_a_chunk_is_never_a_control_message() -> None:
+    assert is_chunk(ALL[0])
+    for text in (b"", b"{", b"\xfc", '{"kind": "ü"}'.encode(), "\u1efc".encode()):
+        assert not is_chunk(text)
+    with pytest.raises(UnicodeDecodeError):
+        ALL[0][:2].decode()
+
+
+def test_a_parcel_is_announced_with_its_hash_and_size() -> None:
+    assert Parcel(hashlib.sha256(DATA).hexdigest(), 100, 16) == PARCEL
+    assert parcel_of(DATA).chunk_bytes == CHUNK_BYTES
+
+
+def header(
+    index: int = 0, count: int = 7, part: bytes = DATA[:16], crc: int | None = None
+) -> bytes:
+    digest = bytes.fromhex(PARCEL.sha256)[:8]
+    check = zlib.crc32(part) if crc is None else crc
+    return b"\xfc\x1e\x01\x00" + digest + struct.pack("<III", index, count, check) + part
+
+
+@pytest.mark.parametrize(
+    ("chunk", "said"),
+    [
+        (ALL[0][:23], "shorter than its header"),
+        (b"\xfc\x1e", "shorter than its header"),
+        (ALL[0].replace(b"\xfc\x1e\x01", b"\xfc\x1e\x02"), "chunk of version 2"),
+        (ALL[0].replace(b"\xfc\x1e\x01\x00", b"\xfc\x1e\x01\x01"), "chunk of version 1"),
+        (header(count=8), "chunk 0 of 8, expected 7 in all"),
+        (header(index=7), "chunk 7 of 7, expected 7 in all"),
+        (header(index=2**32 - 1), "chunk 4294967295 of 7"),
+        (header(part=DATA[:15]), "chunk 0 of 15 bytes, not 16"),
+        (header(part=DATA[:17]), "chunk 0 of 17 bytes, not 16"),
+        (header(index=6), "chunk 6 of 16 bytes, not 4"),
+        (header(part=b""), "chunk 0 of 0 bytes, not 16"),
+        (header(crc=1), "chunk 0 has a wrong CRC-32"),
+    ],
+)
+def test_a_chunk_that_contradicts_the_parcel_is_refused_and_not_stored(
+    chunk: bytes, said: str
+) -> None:
+    assert header() == ALL[0]
+    incoming = Incoming(PARCEL)
+    with pytest.raises(PeerError, match=said):
+        incoming.receive(chunk)
+    assert incoming.missing == ((0, 6),)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, len(ALL[3]) * 8 - 1))
+def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
+    damaged = bytearray(ALL[3])
+    damaged[bit // 8] ^= 1 << bit % 8
+    incoming = Incoming(PARCEL)
+    stored = False
+    with contextlib.suppress(PeerError):
+        stored = incoming.receive(bytes(damaged))
+    if stored:  # a changed index: only the last hash can tell
+        assert 12 * 8 <= bit < 16 * 8
+        for index, chunk in enumerate(ALL):
+            if index != 3:
+                incoming.receive(chunk)
+        assert incoming.receive(ALL[3])
+        with pytest.raises(PeerError):
+            incoming.take()
+
+
+def test_a_chunk_of_another_parcel_is_not_ours() -> None:
+    other = bytes(100)
+    incoming = Incoming(PARCEL)
+    assert not incoming.receive(next(chunks(other, parcel_of(other, 16))))
+    assert incoming.missing == ((0, 6),)
+
+
+def test_a_wrong_hash_fetches_everything_again() -> None:
+    forged = replace(PARCEL, sha256=PARCEL.sha256[:16] + "0" * 48)  # the chunks cannot tell
+    incoming = Incoming(forged)
+    for chunk in ALL:
+        assert incoming.receive(chunk)
+    came = incoming.complete
+    assert came
+    with pytest.raises(PeerError, match="arrived with another hash"):
+        incoming.take()
+    assert not incoming.complete
+    assert incoming.missing == ((0, 6),)
+    assert all(incoming.receive(chunk) for chunk in ALL)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_chunk_or_refused(payload: bytes) -> None:
+    incoming = Incoming(PARCEL)
+    for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, ALL[0][:12] + payload):
+        with contextlib.suppress(PeerError):
+            incoming.receive(candidate)
+    held = sum(map(len, incoming._parts.values()))
+    assert held <= PARCEL.size_bytes
+
+
+DEVICES = st.sampled_from("abcdef")
+
+
+class SlotsMachine(RuleBasedStateMachine):
+    """Whatever is asked of the slots, there are never more holders than slots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots(count=2, lease_s=10.0)
+        self.now = 0.0
+        self.queue: list[str] = []  # who should be served next, in order
+        self.held: dict[str, float] = {}
+
+    @rule(device=DEVICES)
+    def request(self, device: str) -> None:
+        self.slots.request(device)
+        if device not in self.held and device not in self.queue:
+            self.queue.append(device)
+
+    @rule()
+    def grant(self) -> None:
+        free = 2 - len(self.held)
+        expected, self.queue = tuple(self.queue[:free]), self.queue[free:]
+        assert self.slots.grant(self.now) == expected
+        self.held.update(dict.fromkeys(expected, self.now))
+
+    @rule(device=DEVICES)
+    def progress(self, device: str) -> None:
+        self.slots.progress(device, self.now)
+        if device in self.held:
+            self.held[device] = self.now
+
+    @rule(device=DEVICES)
+    def release(self, device: str) -> None:
+        self.slots.release(device)
+        self.held.pop(device, None)
+        self.queue = [waiting for waiting in self.queue if waiting != device]
+
+    @rule(by=st.sampled_from([0.0, 1.0, 9.0, 10.0]))
+    def wait(self, by: float) -> None:
+        self.now += by
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def expire(self) -> None:
+        lost = {device for device, since in self.held.items() if self.now - since >= 10}
+        assert set(self.slots.expire(self.now)) == lost
+        for device in lost:
+            del self.held[device]
+
+    @invariant()
+    def never_more_than_count(self) -> None:
+        assert set(self.slots.holders) == set(self.held)
+        assert len(self.slots.holders) <= 2
+        assert all(self.slots.holds(device) == (device in self.held) for device in "abcdef")
+
+
+TestSlots = SlotsMachine.TestCase
+TestSlots.settings = settings(max_examples=50, stateful_step_count=20, deadline=None)
+
+
+def test_silence_is_counted_from_the_last_progress() -> None:
+    slots = Slots(count=3, lease_s=10.0)
+    for device in "ab":
+        slots.request(device)
+    slots.grant(0.0)
+    slots.progress("b", 1.5)
+    assert slots.idle(2.0, for_s=2.0) == ("a",)
+    assert slots.idle(3.5, for_s=2.0) == ("a", "b")
