@@ -11,18 +11,13 @@ Laws:
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections import Counter
 from dataclasses import dataclass, field
 
-import safetensors.numpy
-
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.errors import ConfigError, PeerError, RunError
-from fedclip_edge.learning import methods
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.errors import PeerError, RunError
+from fedclip_edge.ledger import Ledger
 from fedclip_edge.messaging import rounds, transfer, wire
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import (
@@ -33,15 +28,14 @@ from fedclip_edge.messaging.messages import (
     Manifest,
     Message,
     Offer,
-    Parcel,
     Refused,
     Want,
 )
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
 from fedclip_edge.messaging.uploads import LEASE_S, Uploads
-from fedclip_edge.records import ClassTexts, Contribution, Model, Report, Terms
-from fedclip_edge.store import Run, Store, StoredModel
+from fedclip_edge.records import Contribution, Report
+from fedclip_edge.store import Run
 
 NAME = "coordinator"
 
@@ -52,50 +46,20 @@ def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
     return Will(topic, wire.pack_control(state, NAME, topic, identity))
 
 
-def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Store) -> Run:
-    """The journal's unfinished run, or a new one with its initial model.
-
-    Raises ConfigError where the unfinished run has other settings, classes or encoder.
-    """
-    method = methods.get(config.plan.method)
-    method.check_options(config.plan.options)
-    run = store.unfinished_run()
-    if run is None:
-        run = Run(f"run-{secrets.token_hex(4)}", config.plan, encoder_id, classes.digest)
-        model = method.initial(classes, dim, config.plan.seed)
-        store.add_run(run, _stored(model, {}, config.plan.codec))
-    elif (run.plan, run.encoder_id, run.classes_digest) != (
-        config.plan,
-        encoder_id,
-        classes.digest,
-    ):
-        raise ConfigError(
-            f"the journal {config.journal} holds {run.id}, unfinished, with another plan, encoder "
-            "or classes; put these back to finish it, or name another file under 'journal'"
-        )
-    return run
-
-
 @dataclass(eq=False)
 class Coordinator:
     """One run's state. `finished` once every round is closed and the last model evaluated."""
 
     config: FleetConfig
-    run: Run
-    store: Store
+    ledger: Ledger
     identity: Identity
     transport: Transport
     boot: str
     epoch: int
-    shapes: wire.Shapes
     invited: frozenset[str] = frozenset()  # devices that the first round waits for by name
     finished: bool = False
     refused_messages: Counter[str] = field(default_factory=Counter)
     _rounds: rounds.State = field(init=False)
-    _model: Model = field(init=False)
-    _version: StoredModel = field(init=False)
-    _server_state: Terms = field(init=False)
-    _total: ExactSum = field(init=False)
     _uploads: Uploads = field(init=False)
     _keys: dict[str, str] = field(init=False)
     _boots: dict[str, str] = field(default_factory=dict)  # device -> its process's boot
@@ -103,32 +67,26 @@ class Coordinator:
     _opened_at: float = 0.0
 
     def resume(self, now: float) -> None:
-        """Takes up the run where the journal stands."""
-        run, plan = self.run.id, self.run.plan
-        self._version = self.store.newest_model(run)
-        self._model = wire.unpack_model(self._version.body, plan.codec, self.shapes)
-        self._server_state = safetensors.numpy.load(self._version.server_state)
-        self._total = ExactSum(plan)
+        """Takes up the run where its books stand."""
+        closed, total = self.ledger.model.round, self.run.plan.rounds
         self._uploads = Uploads(transfer.Slots(self.config.rules.upload_slots, LEASE_S))
-        self._keys = self.store.keys(run)
-        closed = self._model.round
-        kept = {}
-        for device, sha256, body in self.store.contributions(run, closed + 1):
-            self._total.add(wire.unpack_contribution(body, plan.codec, self.shapes).update)
-            kept[device] = sha256
-        is_over = closed >= plan.rounds
+        self._keys = self.ledger.store.keys(self.run.id)
         self._rounds = rounds.State(
-            run=run,
+            run=self.run.id,
             rules=self.config.rules,
-            rounds=plan.rounds,
-            round=min(closed + 1, plan.rounds),
-            phase="final" if is_over else "gathering",
+            rounds=total,
+            round=min(closed + 1, total),
+            phase="final" if closed >= total else "gathering",
             deadline=now + self.config.rules.deadline_s,
             # Whoever was there before the restart is waited for as if it had just gone.
             away_since=dict.fromkeys(self._keys, now),
             invited=self.invited,
-            kept=kept,
+            kept=self.ledger.kept(),
         )
+
+    @property
+    def run(self) -> Run:
+        return self.ledger.run
 
     def take(self, event: Event, now: float) -> None:
         """Takes one event in, and does all that follows from it."""
@@ -214,7 +172,8 @@ class Coordinator:
             raise PeerError(f"a device does not say {type(message).__name__}")
 
     def _take_hello(self, device: str, hello: Hello, now: float) -> None:
-        pinned = self._keys.get(device) or self.store.pin_key(self.run.id, device, hello.key)
+        pinned = self._keys.get(device)
+        pinned = pinned or self.ledger.store.pin_key(self.run.id, device, hello.key)
         self._keys[device] = pinned
         reason = None
         if pinned != hello.key:
@@ -252,7 +211,7 @@ class Coordinator:
                 device, Refused(f"this is {self.run.id}", final=False, sha256=offer.parcel.sha256)
             )
             return
-        limit = wire.body_limit_bytes(self.shapes)
+        limit = wire.body_limit_bytes(self.ledger.shapes)
         if offer.parcel.size_bytes > limit:
             raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
         self._uploads.remember(device, offer)
@@ -266,9 +225,9 @@ class Coordinator:
     def _take_contribution(self, device: str, offer: Offer, body: bytes, now: float) -> None:
         self._uploads.release(device)
         try:
-            contribution = wire.unpack_contribution(body, self.run.plan.codec, self.shapes)
+            contribution = wire.unpack_contribution(body, self.run.plan.codec, self.ledger.shapes)
             self._check(device, offer, contribution)
-            self._total.check(contribution.update)
+            self.ledger.check(contribution.update)
         except PeerError as error:
             self._say_down(device, Refused(str(error), final=False, sha256=offer.parcel.sha256))
             raise
@@ -280,7 +239,7 @@ class Coordinator:
             "run": self.run.id,
             "round": offer.round,
             "device": device,
-            "base": self._version.sha256,
+            "base": self.ledger.version,
             "encoder_id": self.run.encoder_id,
             "classes_digest": self.run.classes_digest,
         }
@@ -292,9 +251,9 @@ class Coordinator:
     def _take_report(self, device: str, report: Report, now: float) -> None:
         if (report.run, report.device) != (self.run.id, device):
             raise PeerError(f"report of {report.device!r} in {report.run!r}")
-        if report.round > self._model.round:
+        if report.round > self.ledger.model.round:
             raise PeerError(f"report on round {report.round}, which is not closed")
-        self.store.add_report(report)
+        self.ledger.store.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self._step(rounds.Reported(device, report.round), now)
 
@@ -309,14 +268,10 @@ class Coordinator:
         for action in actions:
             if isinstance(action, rounds.Keep):
                 assert contribution is not None
-                self._keep(contribution, state.kept[action.device], body)
+                self.ledger.keep(contribution, state.kept[action.device], body)
         self._rounds = state
         for action in actions:
             self._do(action, now)
-
-    def _keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
-        self.store.keep(self.run.id, contribution.round, contribution.device, sha256, body)
-        self._total.add(contribution.update)
 
     def _do(self, action: rounds.Action, now: float) -> None:
         if isinstance(action, rounds.Announce):
@@ -335,33 +290,28 @@ class Coordinator:
         elif isinstance(action, rounds.CloseRound):
             self._close_round(now)
         else:
-            self.store.finish(self.run.id)
+            self.ledger.store.finish(self.run.id)
             self.finished = True
 
     def _close_round(self, now: float) -> None:
-        method = methods.get(self.run.plan.method)
-        model, server_state = method.combine(self._model, self._total, self._server_state)
-        version = _stored(model, server_state, self.run.plan.codec)
-        self.store.close_round(self.run.id, version)
+        self.ledger.close_round()
         log.event(
             "round_closed",
-            round=model.round,
+            round=self.ledger.model.round,
             rounds=self.run.plan.rounds,
             contributions=len(self._rounds.kept),
             cohort=len(self._rounds.cohort),
             seconds=round(now - self._opened_at, 3),
         )
-        self._model, self._version, self._server_state = model, version, server_state
-        self._total = ExactSum(self.run.plan)
         self._uploads.release_all()
         self._step(rounds.Closed(), now)
 
     def _announce(self, now: float) -> None:
         self._opened_at = now
         self._say_manifest()
-        if self._broadcast != self._version.sha256 and self._rounds.phase != "done":
-            self._broadcast = self._version.sha256
-            for chunk in transfer.chunks(self._version.body, self._parcel()):
+        if self._broadcast != self.ledger.version and self._rounds.phase != "done":
+            self._broadcast = self.ledger.version
+            for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel):
                 self.transport.publish(self.topics.model, chunk)
 
     def _ask_due(self, now: float) -> None:
@@ -369,13 +319,10 @@ class Coordinator:
             self._say_down(device, want)
 
     def _send_wanted(self, device: str, want: Want) -> None:
-        if want.sha256 != self._version.sha256:
+        if want.sha256 != self.ledger.version:
             return  # an older model; the manifest that replaces it is on its way
-        for chunk in transfer.chunks(self._version.body, self._parcel(), want.missing):
+        for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel, want.missing):
             self.transport.publish(self.topics.down(device), chunk)
-
-    def _parcel(self) -> Parcel:
-        return Parcel(self._version.sha256, len(self._version.body))
 
     def _manifest(self, takes_part: bool | None = None) -> Manifest:
         state = self._rounds
@@ -386,8 +333,8 @@ class Coordinator:
             phase=state.phase,
             round=state.round,
             attempt=state.attempt,
-            model=self._parcel(),
-            model_round=self._model.round,
+            model=self.ledger.parcel,
+            model_round=self.ledger.model.round,
             plan=self.run.plan,
             encoder_id=self.run.encoder_id,
             classes_digest=self.run.classes_digest,
@@ -409,9 +356,3 @@ class Coordinator:
     def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:
         payload = wire.pack_control(message, NAME, topic, self.identity)
         self.transport.publish(topic, payload, retain=retain)
-
-
-def _stored(model: Model, server_state: Terms, codec: str) -> StoredModel:
-    body = wire.pack_model(model, codec)
-    state = safetensors.numpy.save(dict(server_state))
-    return StoredModel(model.round, hashlib.sha256(body).hexdigest(), body, state)

@@ -13,7 +13,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from fedclip_edge import coordinator, log, processes
+from fedclip_edge import coordinator, ledger, log, processes
 from fedclip_edge.config import FleetConfig, load_agent
 from fedclip_edge.errors import ConfigError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -49,19 +49,18 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     store = open_store(config.journal)
     with contextlib.closing(store), processes.Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        run = coordinator.begin(config, bundle.classes, dim, encoder_id, store)
+        run = ledger.begin(config, bundle.classes, dim, encoder_id, store)
         initial = methods.get(run.plan.method).initial(bundle.classes, dim, run.plan.seed)
+        shapes = {name: term.shape for name, term in initial.terms.items()}
         me = identity.load_or_create(config.journal.with_suffix(".key"))
         claim = _claim(config, run, store, me, take_over=take_over)
         serving = coordinator.Coordinator(
             config=config,
-            run=run,
-            store=store,
+            ledger=ledger.open_ledger(run, store, shapes),
             identity=me,
             transport=claim.link,
             boot=claim.boot,
             epoch=claim.epoch,
-            shapes={name: term.shape for name, term in initial.terms.items()},
             invited=frozenset(() if trainer_id is None else (trainer_id,)),
         )
         try:

@@ -130,12 +130,22 @@ class Store:
                 (run, round, device, sha256, len(body), body),
             )
 
-    def contributions(self, run: str, round: int) -> Iterator[tuple[str, str, bytes]]:
-        """Device, SHA-256 and body of each kept for an open round, one in memory at a time."""
-        yield from self._database.execute(
-            "SELECT device, sha256, body FROM contribution WHERE run = ? AND round = ?",
+    def kept(self, run: str, round: int) -> dict[str, str]:
+        """By device, the SHA-256 of what is kept for a round, open or closed."""
+        rows = self._database.execute(
+            "SELECT device, sha256 FROM contribution WHERE run = ? AND round = ? ORDER BY device",
             (run, round),
         )
+        return dict(rows.fetchall())
+
+    def contributions(self, run: str, round: int) -> Iterator[bytes]:
+        """The bodies kept for an open round, in the order of `kept`, one in memory at a time."""
+        rows = self._database.execute(
+            "SELECT body FROM contribution WHERE run = ? AND round = ? ORDER BY device",
+            (run, round),
+        )
+        for (body,) in rows:
+            yield body
 
     def close_round(self, run: str, model: StoredModel) -> None:
         """Commits the model of `model.round` and deletes the bodies that made it."""

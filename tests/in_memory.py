@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import coordinator
+from fedclip_edge import coordinator, ledger
 from fedclip_edge.agent import LocalLearner, Prepared
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.learning import methods
@@ -68,7 +68,7 @@ class Fleet:
     def start_coordinator(self) -> coordinator.Coordinator:
         """A new process's coordinator over the same journal."""
         dim = self.classes.vectors.shape[1]
-        run = coordinator.begin(self.config, self.classes, dim, ENCODER, self.store)
+        run = ledger.begin(self.config, self.classes, dim, ENCODER, self.store)
         initial = methods.get(run.plan.method).initial(self.classes, dim, run.plan.seed)
         me = identity.load_or_create(self.folder / "coordinator.key")
         epoch = self.store.next_epoch()
@@ -81,13 +81,13 @@ class Fleet:
         )
         started = coordinator.Coordinator(
             config=self.config,
-            run=run,
-            store=self.store,
+            ledger=ledger.open_ledger(
+                run, self.store, {name: term.shape for name, term in initial.terms.items()}
+            ),
             identity=me,
             transport=link,
             boot=boot,
             epoch=epoch,
-            shapes={name: term.shape for name, term in initial.terms.items()},
         )
         started.resume(self.now)
         return started

@@ -22,8 +22,8 @@ from in_memory import ENCODER, Fleet, class_texts, features
 from test_records import report
 
 from fedclip_edge.config import RunRules
-from fedclip_edge.coordinator import begin
 from fedclip_edge.errors import ConfigError, RefusedError, RunError, StoreError
+from fedclip_edge.ledger import begin
 from fedclip_edge.messaging import identity, transfer, wire
 from fedclip_edge.messaging.messages import (
     CHUNK_BYTES,
@@ -344,7 +344,7 @@ def test_messages_lost_repeated_and_reordered_change_nothing(
     fleet = make(tmp_path, broker=broker)
     for number in range(2):
         device(fleet, number)
-    assert fleet.coordinator._parcel().chunks > 5
+    assert fleet.coordinator.ledger.parcel.chunks > 5
     fleet.run(4000)
     assert broker.lost > 20
     assert final(fleet) == undisturbed()
@@ -476,10 +476,7 @@ def test_a_key_stays_pinned_over_a_restart(fleet: Fleet) -> None:
 
 
 def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
-    """Some brokers keep none: the refusal is then all that the device hears of the run.
-
-    OPEN, in session.py: it says "nothing is known of the run yet", and asks for ever.
-    """
+    """Some brokers keep none: then only the answer to its hello tells the device of the run."""
     fleet = make(tmp_path)
     steps(fleet, 2)
     fleet.broker._retained.clear()
@@ -489,7 +486,7 @@ def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
 
 
 def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Fleet) -> None:
-    """OPEN, in coordinator.py: the refusal goes to the honest device, which believes it."""
+    """The refusal is said to both of them, and means the key that was shown."""
     Mallory(fleet).say(hello(), TOPICS.up("cam-1"), sender="cam-1")
     fleet.run()
     assert final(fleet) == undisturbed(3)
@@ -554,7 +551,7 @@ def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
 def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    limit = wire.body_limit_bytes(fleet.coordinator.shapes)
+    limit = wire.body_limit_bytes(fleet.coordinator.ledger.shapes)
     run = fleet.coordinator.run.id
     heard = listen(fleet, TOPICS.down("mallory"))
     mallory.say(Offer(run, 1, Parcel("a" * 64, limit + 1)), TOPICS.up("mallory"))
@@ -595,7 +592,7 @@ def wrong(fleet: Fleet, **changes: Any) -> Contribution:
 
 
 def ones(fleet: Fleet, value: float = 1.0, **changes: Any) -> Update:
-    shapes = fleet.coordinator.shapes
+    shapes = fleet.coordinator.ledger.shapes
     terms = {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
     return replace(Update("sum", 1, terms), **changes)
 

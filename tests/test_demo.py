@@ -104,9 +104,7 @@ def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, s
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_process_behind(
-    first: tuple[Path, str], number: signal.Signals
-) -> None:
+def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: signal.Signals) -> None:
     out = first[0]
     command = system.command("demo", "--out", out, "--rounds", "5000", "--per-class", "12")
     with subprocess.Popen(
@@ -210,9 +208,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize("hold_out", sorted(REFERENCE))
-def test_real_pictures_agree_with_the_reference(
-    hold_out: str, stand_in: tuple[Path, Path]
-) -> None:
+def test_real_pictures_agree_with_the_reference(hold_out: str, stand_in: tuple[Path, Path]) -> None:
     bundle, out = stand_in
     done = system.run(
         "demo",

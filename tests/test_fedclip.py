@@ -210,7 +210,7 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
 
     def newest() -> Model:
         body = fleet.store.newest_model(fleet.coordinator.run.id).body
-        return wire.unpack_model(body, plan.codec, fleet.coordinator.shapes)
+        return wire.unpack_model(body, plan.codec, fleet.coordinator.ledger.shapes)
 
     first = newest()
     for name in SIZES:

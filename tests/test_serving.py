@@ -164,4 +164,3 @@ def test_a_signal_ends_a_coordinator_and_its_trainer(site: Site, number: signal.
     assert "Traceback" not in site.text("serve")
     left = [line for line in system.commands() if str(site.folder) in line]
     assert left == []
-

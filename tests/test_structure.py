@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("vision", "learning", "messaging"),
     ("store", "exporting"),
+    ("ledger",),
     ("session", "coordinator", "agent", "serving"),
     ("demo",),
     ("cli",),

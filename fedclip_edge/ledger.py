@@ -1,0 +1,104 @@
+"""What a run has come to: its model, the open round's sum, and how both stand in the journal.
+
+Laws: a contribution is on disk before it is in the sum; a closed round's model is on disk before
+anybody hears of it; whatever is killed, `open_ledger` comes back to the same model, byte for byte,
+and to a sum of the same contributions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+import safetensors.numpy
+
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.messaging import wire
+from fedclip_edge.messaging.messages import Parcel
+from fedclip_edge.records import ClassTexts, Contribution, Model, Terms, Update
+from fedclip_edge.store import Run, Store, StoredModel
+
+
+def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Store) -> Run:
+    """The journal's unfinished run, or a new one with its initial model.
+
+    Raises ConfigError where the unfinished run has other settings, classes or encoder.
+    """
+    method = methods.get(config.plan.method)
+    method.check_options(config.plan.options)
+    run = store.unfinished_run()
+    if run is None:
+        run = Run(f"run-{secrets.token_hex(4)}", config.plan, encoder_id, classes.digest)
+        store.add_run(run, _stored(method.initial(classes, dim, run.plan.seed), {}, run.plan.codec))
+        return run
+    wanted = (config.plan, encoder_id, classes.digest)
+    if (run.plan, run.encoder_id, run.classes_digest) != wanted:
+        raise ConfigError(
+            f"the journal {config.journal} holds {run.id}, unfinished, with another plan, encoder "
+            "or classes; put these back to finish it, or name another file under 'journal'"
+        )
+    return run
+
+
+@dataclass(eq=False)
+class Ledger:
+    """An open run's books."""
+
+    run: Run
+    store: Store
+    shapes: wire.Shapes  # the terms of its models and updates
+    model: Model
+    stored: StoredModel  # the model in the bytes that are published
+    total: ExactSum
+
+    @property
+    def version(self) -> str:
+        """SHA-256 of the model's published bytes."""
+        return self.stored.sha256
+
+    @property
+    def parcel(self) -> Parcel:
+        """The model as it is announced."""
+        return Parcel(self.stored.sha256, len(self.stored.body))
+
+    def kept(self) -> dict[str, str]:
+        """By device, the SHA-256 of what is on disk for the open round."""
+        return self.store.kept(self.run.id, self.model.round + 1)
+
+    def check(self, update: Update) -> None:
+        """Raises PeerError where the update is out of the plan's bounds."""
+        self.total.check(update)
+
+    def keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
+        """Puts a checked contribution on disk, then into the sum; raises StoreError."""
+        self.store.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+        self.total.add(contribution.update)
+
+    def close_round(self) -> None:
+        """Combines the sum into the next model and commits it; raises StoreError."""
+        plan = self.run.plan
+        state: Terms = safetensors.numpy.load(self.stored.server_state)
+        model, state = methods.get(plan.method).combine(self.model, self.total, state)
+        stored = _stored(model, state, plan.codec)
+        self.store.close_round(self.run.id, stored)
+        self.model, self.stored, self.total = model, stored, ExactSum(plan)
+
+
+def open_ledger(run: Run, store: Store, shapes: wire.Shapes) -> Ledger:
+    """The books as the journal has them."""
+    plan, stored = run.plan, store.newest_model(run.id)
+    model = wire.unpack_model(stored.body, plan.codec, shapes)
+    total = ExactSum(plan)
+    for body in store.contributions(run.id, model.round + 1):
+        total.add(wire.unpack_contribution(body, plan.codec, shapes).update)
+    return Ledger(run, store, shapes, model, stored, total)
+
+
+def _stored(model: Model, server_state: Terms, codec: str) -> StoredModel:
+    body = wire.pack_model(model, codec)
+    state = safetensors.numpy.save(dict(server_state))
+    return StoredModel(model.round, hashlib.sha256(body).hexdigest(), body, state)
