@@ -78,7 +78,8 @@ class _Contributed:
     parcel: Parcel
     data: bytes
     said_at: float
-    settled: bool = False  # kept or refused: nothing more to do
+    settled: bool = False  # kept or refused: nothing more to do in this attempt
+    kept: bool = False
 
 
 def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
@@ -108,7 +109,9 @@ class Session:
     _coordinator: CoordinatorState | None = None
     _manifest: Manifest | None = None
     _greeted: bool = False
+    _joined: str = ""  # the run that a hello was last answered for
     _hello_at: float | None = None  # None while disconnected
+    _heard_at: float = 0.0  # when the last manifest came
     _first_connected_at: float | None = None
     _incoming: transfer.Incoming | None = None
     _chunk_at: float = 0.0
@@ -150,18 +153,37 @@ class Session:
         """Does the next piece of work, at most one; False where there was none."""
         if self._hello_at is None:
             return False
+        manifest = self._manifest
+        if manifest is not None and self._is_left_alone(manifest):
+            log.event("run_ended_without_this_device", run=manifest.run)
+            self.finished = True
+            return False
         if not self._greeted:
             if now - self._hello_at >= REPEAT_S:
                 self._say_hello(now)
             return False
-        manifest = self._manifest
-        if manifest is None or not self._have_model(manifest, now):
+        if manifest is None:
+            return False
+        if now - self._heard_at >= self._patience_s(manifest):
+            self._heard_at = now  # the next manifest may have been lost on its way
+            self._say_hello(now)
+        if not self._have_model(manifest, now):
             return False
         return (
             self._train_if_due(manifest, now)
             or self._evaluate_if_due(manifest, now)
             or self._repeat_offer(now)
         )
+
+    def _patience_s(self, manifest: Manifest) -> float:
+        """After how long without a manifest this device asks whether it missed one."""
+        return REPEAT_S if manifest.phase == "final" else manifest.deadline_s
+
+    def _is_left_alone(self, manifest: Manifest) -> bool:
+        """The run it joined is done, and nobody is there any more to give it the last model."""
+        gone = self._coordinator is not None and not self._coordinator.online
+        has_model = self._version == manifest.model.sha256
+        return manifest.phase == "done" and gone and manifest.run == self._joined and not has_model
 
     def _take_message(self, topic: str, payload: bytes, now: float) -> None:
         if transfer.is_chunk(payload):
@@ -180,7 +202,7 @@ class Session:
         elif isinstance(message, Want):
             self._send_wanted(message, now)
         elif isinstance(message, Kept):
-            if self._settle(message.sha256):
+            if self._settle(message.sha256, kept=True):
                 self.learner.commit()
         elif isinstance(message, Refused):
             if message.final and message.key != self.identity.key:
@@ -188,7 +210,7 @@ class Session:
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
-            self._settle(message.sha256)
+            self._settle(message.sha256, kept=False)
         else:
             raise PeerError(f"a coordinator does not say {type(message).__name__}")
 
@@ -218,10 +240,15 @@ class Session:
         if known is not None and known.run == manifest.run:
             if (manifest.epoch, manifest.round) < (known.epoch, known.round):
                 raise PeerError(f"manifest of round {manifest.round} of epoch {manifest.epoch}")
+            mine = self._contributed
+            if manifest.attempt > known.attempt and mine and mine.settled and not mine.kept:
+                self._contributed = None  # what one attempt refused, the next may want
         elif known is not None and manifest.epoch < known.epoch:
             raise PeerError(f"manifest of an older run, epoch {manifest.epoch}")
         self._manifest = manifest
-        self._greeted = self._greeted or direct
+        self._heard_at = now
+        if direct:
+            self._greeted, self._joined = True, manifest.run
         if self._version != manifest.model.sha256:
             # From now on its chunks count. Who was greeted just now has missed the broadcast, and
             # asks at once.
@@ -323,12 +350,12 @@ class Session:
         for chunk in transfer.chunks(mine.data, mine.parcel, want.missing):
             self.transport.publish(self.topics.up(self.config.id), chunk)
 
-    def _settle(self, sha256: str) -> bool:
+    def _settle(self, sha256: str, *, kept: bool) -> bool:
         """Forgets the contribution of that hash; False where it is another, or forgotten."""
         mine = self._contributed
         if mine is None or mine.settled or mine.parcel.sha256 != sha256:
             return False
-        mine.settled, mine.data = True, b""
+        mine.settled, mine.kept, mine.data = True, kept, b""
         return True
 
     def _say_hello(self, now: float) -> None:

@@ -95,17 +95,15 @@ class Store:
 
     def unfinished_run(self) -> Run | None:
         """The run to go on with, if the last one was not finished."""
-        row = self._maybe(
-            "SELECT id, plan, encoder_id, classes_digest, done FROM run ORDER BY rowid DESC LIMIT 1"
-        )
-        return None if row is None or row[4] else _run(row)
+        rows = self._rows("SELECT id, done FROM run ORDER BY rowid DESC LIMIT 1")
+        return self.last_run() if rows and not rows[0][1] else None
 
     def last_run(self) -> Run | None:
         """The newest run, finished or not."""
-        row = self._maybe(
+        rows = self._rows(
             "SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid DESC LIMIT 1"
         )
-        return None if row is None else _run(row)
+        return _run(rows[0]) if rows else None
 
     def finish(self, run: str) -> None:
         """Marks the run as finished."""
@@ -132,20 +130,20 @@ class Store:
 
     def kept(self, run: str, round: int) -> dict[str, str]:
         """By device, the SHA-256 of what is kept for a round, open or closed."""
-        rows = self._database.execute(
-            "SELECT device, sha256 FROM contribution WHERE run = ? AND round = ? ORDER BY device",
-            (run, round),
+        return dict(
+            self._rows(
+                "SELECT device, sha256 FROM contribution WHERE run = ? AND round = ? "
+                "ORDER BY device",
+                run,
+                round,
+            )
         )
-        return dict(rows.fetchall())
 
     def contributions(self, run: str, round: int) -> Iterator[bytes]:
         """The bodies kept for an open round, in the order of `kept`, one in memory at a time."""
-        rows = self._database.execute(
-            "SELECT body FROM contribution WHERE run = ? AND round = ? ORDER BY device",
-            (run, round),
-        )
-        for (body,) in rows:
-            yield body
+        query = "SELECT body FROM contribution WHERE run = ? AND round = ? AND device = ?"
+        for device in self.kept(run, round):
+            yield self._one(query, run, round, device)[0]
 
     def close_round(self, run: str, model: StoredModel) -> None:
         """Commits the model of `model.round` and deletes the bodies that made it."""
@@ -170,9 +168,7 @@ class Store:
 
     def reports(self, run: str) -> tuple[Report, ...]:
         """Every report, by round and device."""
-        rows = self._database.execute(
-            "SELECT report FROM report WHERE run = ? ORDER BY round, device", (run,)
-        )
+        rows = self._rows("SELECT report FROM report WHERE run = ? ORDER BY round, device", run)
         return tuple(read_table(Report, json.loads(text), "journal") for (text,) in rows)
 
     def pin_key(self, run: str, device: str, key: str) -> str:
@@ -187,8 +183,7 @@ class Store:
 
     def keys(self, run: str) -> dict[str, str]:
         """Every pinned key, by device."""
-        rows = self._database.execute("SELECT device, key FROM pinned_key WHERE run = ?", (run,))
-        return dict(rows.fetchall())
+        return dict(self._rows("SELECT device, key FROM pinned_key WHERE run = ?", run))
 
     def close(self) -> None:
         self._database.close()
@@ -196,16 +191,25 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One transaction; raises StoreError, and changes nothing, where the disk refuses."""
+        with self._told("written"), self._database:
+            yield
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """The disk's refusals as StoreError."""
         try:
-            with self._database:
-                yield
+            yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise  # not the disk's doing
         except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"the journal {self._path} cannot be written ({error}); what was acknowledged before "
+                f"the journal {self._path} cannot be {what} ({error}); what was acknowledged before "
                 "is in it: free or mend the disk and start again"
             ) from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._told("read"):
+            return self._database.execute(query, values).fetchall()
 
     def _add_model(self, run: str, model: StoredModel) -> None:
         self._database.execute(
@@ -214,12 +218,7 @@ class Store:
         )
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:
-        row: tuple[Any, ...] = self._database.execute(query, values).fetchone()
-        return row
-
-    def _maybe(self, query: str) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = self._database.execute(query).fetchone()
-        return row
+        return self._rows(query, *values)[0]
 
 
 def open_store(path: Path) -> Store:

@@ -255,8 +255,16 @@ def test_the_first_round_waits_for_all_invited_later_ones_for_a_quorum_of_them()
     assert first.phase == "gathering"
     opened = after(first, Joined(D, True, True), *(Arrived(d, 1, X) for d in "abcd"))
     left = after(opened, Left(A), Left(B), now=1)
-    second, _ = step(left, Closed(), 2)
+    gone, _ = step(left, Closed(), 2)
+    assert (gone.phase, gone.round) == ("gathering", 2)
+    still, _ = step(gone, Tick(), 0.9 + rules.grace_s)
+    assert still.phase == "gathering", "who has just gone is waited for"
+    second, _ = step(still, Tick(), 1 + rules.grace_s)
     assert (second.phase, second.round, second.cohort) == ("open", 2, frozenset("cd"))
+    back, _ = step(still, Joined(A, True, True), 3)
+    assert back.phase == "gathering"
+    both, _ = step(back, Joined(B, True, True), 3)
+    assert (both.phase, both.cohort) == ("open", frozenset("abcd"))
 
 
 def test_the_first_round_waits_for_who_is_invited_by_name() -> None:
@@ -265,7 +273,8 @@ def test_the_first_round_waits_for_who_is_invited_by_name() -> None:
     assert enough.phase == "gathering"
     opened = after(enough, Joined(C, False, True))
     assert (opened.phase, opened.cohort) == ("open", BOTH)
-    second = after(opened, Left(C), Arrived(A, 1, X), Arrived(B, 1, X), Closed())
+    closed = after(opened, Left(C), Arrived(A, 1, X), Arrived(B, 1, X), Closed())
+    second, _ = step(closed, Tick(), closed.rules.grace_s)
     assert (second.phase, second.round) == ("open", 2)
 
 
@@ -362,7 +371,11 @@ class Federation(RuleBasedStateMachine):
             elif isinstance(action, Finish):
                 self.finished += 1
         assert self.state.round >= before.round, "a closed round reopened"
-        if self.state.phase == before.phase == "open" and self.state.attempt == before.attempt:
+        attempt = (before.round, before.attempt)
+        if self.state.phase == before.phase == "open" and attempt == (
+            self.state.round,
+            self.state.attempt,
+        ):
             assert self.state.cohort == before.cohort
             assert self.state.deadline == before.deadline
         if CloseRound() in actions:

@@ -29,7 +29,7 @@ from fedclip_edge.messaging.messages import (
 )
 from fedclip_edge.messaging.rounds import cohort_hash
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Event, MemoryBroker, Received, Will
+from fedclip_edge.messaging.transport import Connected, Event, MemoryBroker, Received, Will
 from fedclip_edge.records import Model, Plan, Report, Role, Update
 from fedclip_edge.session import REPAIR_S, REPEAT_S, Session, will
 
@@ -651,3 +651,61 @@ def test_time_spent_waiting_is_what_was_not_spent_working(scene: Scene) -> None:
     scene.say_model(model(0))
     scene.work(10.0)
     assert [report.wait_s for report in scene.heard(Report)] == [6.0]
+
+
+# What may be lost.
+
+
+def test_a_manifest_that_was_lost_is_asked_for(scene: Scene) -> None:
+    """While the last model is evaluated the next manifest is near; else a round's deadline is."""
+    scene.join(deadline_s=60.0)
+    scene.heard(Hello)
+    scene.work(59.0)
+    assert scene.heard(Hello) == []
+    scene.work(1.0)
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(phase="final", deadline_s=60.0))
+    scene.work()
+    for _ in range(2):
+        scene.work(REPEAT_S)
+        assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(phase="done", deadline_s=60.0))
+    scene.work()
+    assert scene.session.finished
+
+
+def test_what_one_attempt_refused_the_next_may_want(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(Refused("not in the cohort", final=False, sha256=offer.parcel.sha256))
+    scene.work()
+    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.heard(Offer) == [offer], "trained again from the same seed: the same bytes"
+
+
+def test_what_is_kept_is_not_trained_again_in_another_attempt(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    scene.work()
+    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.heard(Offer) == []
+
+
+def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> None:
+    scene.join()
+    scene.broker.cut("cam-01")
+    scene.work()
+    scene.session.take(Connected(), scene.now)
+
+    def comes(message: Message, topic: str) -> None:
+        payload = wire.pack_control(message, "coordinator", topic, ME)
+        scene.session.take(Received(topic, payload), scene.now)
+        scene.session.act(scene.now)
+
+    comes(manifest(model(1), phase="done", takes_part=None), TOPICS.round)
+    assert not scene.session.finished, "the coordinator may still give it the last model"
+    comes(state(online=False), TOPICS.coordinator_state)
+    assert scene.session.finished

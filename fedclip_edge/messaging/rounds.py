@@ -234,6 +234,10 @@ def _given_up(state: State, now: float) -> frozenset[str]:
     )
 
 
+def _tick_gathering(state: State, event: Tick, now: float) -> Step:
+    return _open_if_enough(state, now)
+
+
 def _tick_open(state: State, event: Tick, now: float) -> Step:
     return _close_if_complete(state, now)
 
@@ -258,6 +262,8 @@ def _open_if_enough(state: State, now: float) -> Step:
         return state, ()
     if len(state.trainers | state.kept.keys()) < needed:
         return state, ()
+    if state.away_since.keys() - _given_up(state, now):
+        return state, ()  # somebody has just gone: waited for as in an open round
     return _open(state, now)
 
 
@@ -307,7 +313,7 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Offered): _early,
     ("gathering", Arrived): _early,
     ("gathering", Reported): _nothing,
-    ("gathering", Tick): _nothing,
+    ("gathering", Tick): _tick_gathering,
     ("open", Joined): _join,
     ("open", Left): _leave,
     ("open", Offered): _offer,
