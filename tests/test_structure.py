@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import fedclip_edge
+
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "fedclip_edge"
+PACKAGE = Path(fedclip_edge.__file__).parent  # as installed: the checkout, or a wheel's
 
 # From the ground up; a module imports from its own level or below, and the three columns of one
 # level never import each other.
@@ -106,7 +108,7 @@ def loads(code: str) -> set[str]:
     """Which heavy libraries a fresh interpreter has loaded after `code`."""
     report = f"{code}\nimport sys; print(*(m for m in {HEAVY} if m in sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-I", "-c", report], capture_output=True, text=True, check=True
     )
     return set(done.stdout.splitlines()[-1].split())
 
@@ -127,4 +129,5 @@ def test_the_coordinator_needs_neither_torch_nor_onnxruntime() -> None:
 
 
 def test_vision_needs_no_torch() -> None:
+    pytest.importorskip("onnxruntime", reason="only the extra [agent] brings it")
     assert loads("import fedclip_edge.vision.embedding") <= {"onnxruntime"}

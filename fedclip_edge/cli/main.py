@@ -18,7 +18,7 @@ from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.serve import serve
-from fedclip_edge.errors import FedclipError
+from fedclip_edge.errors import ConfigError, FedclipError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +26,17 @@ from fedclip_edge.errors import FedclipError
 def cli() -> None:
     """Adapt CLIP to a fleet's own pictures without moving a picture."""
 
+
+# Which extra brings a library that a command may find missing.
+_EXTRAS = {
+    "PIL": "agent",
+    "jinja2": "serve",
+    "onnx": "export",
+    "onnxruntime": "agent",
+    "onnxscript": "export",
+    "open_clip": "export",
+    "torch": "agent",
+}
 
 for _command in (demo, export, broker, serve, agent):
     cli.add_command(_command)
@@ -47,6 +58,13 @@ def main() -> None:
     except FedclipError as error:
         click.echo(f"fedclip-edge: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").split(".")[0]
+        if library not in _EXTRAS:
+            raise
+        extra = f"pip install 'fedclip-edge[{_EXTRAS[library]}]'"
+        click.echo(f"fedclip-edge: {library} is not installed here; {extra} brings it", err=True)
+        sys.exit(ConfigError.exit_code)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
