@@ -66,6 +66,12 @@ class StoreError(FedclipError):
     exit_code = 17
 
 
+class DiskError(FedclipError):
+    """The disk refused a file: it is full, read-only, or not ours to write."""
+
+    exit_code = 18
+
+
 class LinkError(FedclipError):
     """The broker cannot be reached: back off and come back."""
 

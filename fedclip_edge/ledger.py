@@ -31,16 +31,19 @@ def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, s
     method = methods.get(config.plan.method)
     method.check_options(config.plan.options)
     run = store.unfinished_run()
+    wanted = (config.plan, encoder_id, classes.digest)
+    if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
+        if store.has_begun(run.id):
+            raise ConfigError(
+                f"the journal {config.journal} holds {run.id}, unfinished, with another plan, "
+                "encoder or classes; put these back to finish it, or name another file under "
+                "'journal'"
+            )
+        store.finish(run.id)  # no device ever said hello: nothing is lost with it
+        run = None
     if run is None:
         run = Run(f"run-{secrets.token_hex(4)}", config.plan, encoder_id, classes.digest)
         store.add_run(run, _stored(method.initial(classes, dim, run.plan.seed), {}, run.plan.codec))
-        return run
-    wanted = (config.plan, encoder_id, classes.digest)
-    if (run.plan, run.encoder_id, run.classes_digest) != wanted:
-        raise ConfigError(
-            f"the journal {config.journal} holds {run.id}, unfinished, with another plan, encoder "
-            "or classes; put these back to finish it, or name another file under 'journal'"
-        )
     return run
 
 

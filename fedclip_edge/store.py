@@ -105,6 +105,10 @@ class Store:
         )
         return _run(rows[0]) if rows else None
 
+    def has_begun(self, run: str) -> bool:
+        """Whether any device ever spoke in it."""
+        return bool(self.keys(run))
+
     def finish(self, run: str) -> None:
         """Marks the run as finished."""
         with self._writing():

@@ -124,6 +124,20 @@ def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: sign
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=10)
 
 
+def test_an_interrupt_while_drawing_leaves_no_half_drawn_folder(tmp_path: Path) -> None:
+    out = tmp_path / "demo-run"
+    pictures = out / "pictures" / "5000-of-seed-0"
+    command = system.command("demo", "--out", out, "--per-class", "5000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        wait_until(lambda: any(pictures.glob(".*/*/*.png")), "the first drawn picture")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(system.DEADLINE_S) == 128 + signal.SIGINT
+        assert running.stderr is not None
+        assert running.stderr.read() == b"interrupted\n"
+    assert processes_of(out) == []
+    assert list(pictures.iterdir()) == []
+
+
 def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> None:
     out = first[0]
     command = system.command("demo", "--out", out, "--rounds", "5000", "--per-class", "12")

@@ -98,6 +98,7 @@ def test_an_update_out_of_bounds_is_refused_before_it_is_kept(tmp_path: Path) ->
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
     store = open_store(tmp_path / "journal.sqlite")
+    store.pin_key(run.id, "cam-0", "a" * 64)
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
     with pytest.raises(ConfigError, match=run.id):
         ledger.begin(other, CLASSES, D, ENCODER, store)
@@ -106,3 +107,13 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) 
     assert ledger.begin(config(tmp_path), CLASSES, D, ENCODER, store) == run
     store.finish(run.id)
     assert ledger.begin(config(tmp_path), CLASSES, D, ENCODER, store) != run
+
+
+def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path: Path) -> None:
+    run = open_books(tmp_path).run
+    store = open_store(tmp_path / "journal.sqlite")
+    other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
+    begun = ledger.begin(other, CLASSES, D, ENCODER, store)
+    assert begun.id != run.id
+    assert begun.plan.seed == 1
+    assert store.unfinished_run() == begun

@@ -18,7 +18,7 @@ from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.serve import serve
-from fedclip_edge.errors import ConfigError, FedclipError
+from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +58,14 @@ def main() -> None:
     except FedclipError as error:
         click.echo(f"fedclip-edge: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # whatever had no better word for it
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(
+            f"fedclip-edge: {where}{error.strerror or error}; free or mend the disk, or name "
+            "another folder, and start again",
+            err=True,
+        )
+        sys.exit(DiskError.exit_code)
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
         if library not in _EXTRAS:

@@ -6,12 +6,13 @@ They are the programs that a user starts by hand, with the configurations that s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def _watch(
         if event["event"] == "run_done" and "run" in event:
             return
         if event["event"] == "trainer_ended" and event["code"] != 0:
-            raise RunError(_obituary(replace(watched[0], name="the held-out device")))
+            raise RunError(
+                f"the held-out device ended with code {event['code']} (log: {watched[0].log})"
+            )
 
 
 def _check_alive(watched: list[_Watched]) -> None:
@@ -111,12 +114,17 @@ def _await_end(one: _Watched) -> None:
 
 def _obituary(one: _Watched) -> str:
     """What ended a process, in its own last words."""
+    with contextlib.suppress(subprocess.TimeoutExpired):  # its output may close before it ends
+        one.process.wait(_LOOK_S)
     try:
         words = one.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         words = []
     last = words[-1].removeprefix("fedclip-edge: ") if words else "it left no word"
-    return f"{one.name} ended before the run was done: {last} (log: {one.log})"
+    return (
+        f"{one.name} ended with code {one.process.poll()} before the run was done: {last} "
+        f"(log: {one.log})"
+    )
 
 
 def _lines(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:

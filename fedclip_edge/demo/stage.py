@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import re
 import signal
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,17 +181,13 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     folder = settings.out / "pictures" / f"{settings.per_class}-of-seed-{settings.seed}"
     if not all((folder / style).is_dir() for style in DRAWN_DOMAINS):
         say(f"drawing {settings.per_class} pictures of each class in {len(DRAWN_DOMAINS)} styles")
-    # Ctrl-C reaches the whole group; the workers leave it to the parent.
+    drawn = [
+        (folder / style, style, settings.per_class, settings.seed) for style in DRAWN_DOMAINS
+    ]
+    # Ctrl-C reaches the whole group; the workers leave it to the parent, which ends them.
     ignore = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(2, initializer=signal.signal, initargs=ignore) as pool:
-        drawing = [
-            pool.submit(
-                world.write_pictures, folder / style, style, settings.per_class, settings.seed
-            )
-            for style in DRAWN_DOMAINS
-        ]
-        for style in drawing:
-            style.result()
+    with multiprocessing.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
+        pool.starmap(world.write_pictures, drawn, chunksize=1)
     return folder
 
 
