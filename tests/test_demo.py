@@ -133,7 +133,7 @@ def test_an_interrupt_while_drawing_leaves_no_half_drawn_folder(tmp_path: Path) 
         running.send_signal(signal.SIGINT)
         assert running.wait(system.DEADLINE_S) == 128 + signal.SIGINT
         assert running.stderr is not None
-        assert running.stderr.read() == b"interrupted\n"
+        assert running.stderr.read().strip() == b"interrupted"
     assert processes_of(out) == []
     assert list(pictures.iterdir()) == []
 
