@@ -13,9 +13,9 @@ from fedclip_edge.agent import LocalLearner, Prepared
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity
+from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import MemoryBroker, MemoryTransport
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
 from fedclip_edge.session import Session, will
 from fedclip_edge.store import Store, open_store

@@ -25,6 +25,7 @@ from fedclip_edge.config import RunRules
 from fedclip_edge.errors import ConfigError, RefusedError, RunError, StoreError
 from fedclip_edge.ledger import begin
 from fedclip_edge.messaging import identity, transfer, wire
+from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import (
     CHUNK_BYTES,
     CoordinatorState,
@@ -39,7 +40,7 @@ from fedclip_edge.messaging.messages import (
     Want,
 )
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import MemoryBroker, MemoryTransport, Received, Will
+from fedclip_edge.messaging.transport import Received, Will
 from fedclip_edge.records import Contribution, Plan, Report, Role, Update
 from fedclip_edge.session import Session
 from fedclip_edge.store import open_store

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.messaging import identity, transfer, wire
+from fedclip_edge.messaging.memory import MemoryBroker
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
     DeviceState,
@@ -29,7 +30,7 @@ from fedclip_edge.messaging.messages import (
 )
 from fedclip_edge.messaging.rounds import cohort_hash
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Event, MemoryBroker, Received, Will
+from fedclip_edge.messaging.transport import Connected, Event, Received, Will
 from fedclip_edge.records import Model, Plan, Report, Role, Update
 from fedclip_edge.session import REPAIR_S, REPEAT_S, Session, will
 

@@ -17,12 +17,12 @@ from conftest import StartMosquitto
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError
+from fedclip_edge.messaging.memory import MemoryBroker
 from fedclip_edge.messaging.topics import Topics, access_list
 from fedclip_edge.messaging.transport import (
     WINDOW,
     Connected,
     Disconnected,
-    MemoryBroker,
     PahoTransport,
     Received,
     Transport,

@@ -181,9 +181,7 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     folder = settings.out / "pictures" / f"{settings.per_class}-of-seed-{settings.seed}"
     if not all((folder / style).is_dir() for style in DRAWN_DOMAINS):
         say(f"drawing {settings.per_class} pictures of each class in {len(DRAWN_DOMAINS)} styles")
-    drawn = [
-        (folder / style, style, settings.per_class, settings.seed) for style in DRAWN_DOMAINS
-    ]
+    drawn = [(folder / style, style, settings.per_class, settings.seed) for style in DRAWN_DOMAINS]
     # Ctrl-C reaches the whole group; the workers leave it to the parent, which ends them.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with multiprocessing.Pool(2, initializer=signal.signal, initargs=ignore) as pool:

@@ -1,4 +1,4 @@
-"""Messages over MQTT, and the same in memory; the only module that knows paho.
+"""Messages over MQTT; the only module that knows paho. memory.py is its in-memory twin.
 
 What the rest of the package relies on, and both keep:
 
@@ -19,7 +19,6 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -264,76 +263,6 @@ def _count(connection: socket.socket | None) -> Traffic | None:
         return None
 
 
-class MemoryBroker:
-    """A broker in this process: in order, at once, retained messages and wills included.
-
-    Deterministic: messages move only in `publish`, on the caller's thread.
-    """
-
-    def __init__(self) -> None:
-        self._clients: dict[str, MemoryTransport] = {}
-        self._retained: dict[str, bytes] = {}
-
-    def client(self, client_id: str, topics: Iterable[str], will: Will) -> MemoryTransport:
-        """A connected client; one of the same id is thrown out, its will published."""
-        if client_id in self._clients:
-            self.cut(client_id)
-        client = MemoryTransport(self, client_id, tuple(topics), will)
-        self._clients[client_id] = client
-        client.inbox.append(Connected())
-        for topic, payload in self._retained.items():
-            if client.subscribes(topic):
-                client.inbox.append(Received(topic, payload))
-        return client
-
-    def cut(self, client_id: str) -> None:
-        """The client's link is gone without a good-bye."""
-        client = self._clients.pop(client_id)
-        client.inbox.append(Disconnected("cut"))
-        self.deliver(client.will.topic, client.will.payload, retain=True)
-
-    def is_here(self, client: MemoryTransport) -> bool:
-        """Whether this very client is connected."""
-        return self._clients.get(client.client_id) is client
-
-    def leave(self, client_id: str) -> None:
-        """The client said good-bye."""
-        self._clients.pop(client_id, None)
-
-    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        if retain and payload:
-            self._retained[topic] = payload
-        elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept, and ends what was
-            self._retained.pop(topic, None)
-        for client in self._clients.values():
-            if client.subscribes(topic):
-                client.inbox.append(Received(topic, payload))
-
-
-@dataclass(eq=False)
-class MemoryTransport:
-    """The in-memory twin of PahoTransport."""
-
-    broker: MemoryBroker
-    client_id: str
-    topics: tuple[str, ...]
-    will: Will
-
-    def __post_init__(self) -> None:
-        self.inbox: deque[Event] = deque()
-
-    def subscribes(self, topic: str) -> bool:
-        return any(mqtt.topic_matches_sub(pattern, topic) for pattern in self.topics)
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        if self.broker.is_here(self):
-            self.broker.deliver(topic, payload, retain=retain)
-
-    def next_event(self, timeout_s: float) -> Event | None:
-        return self.inbox.popleft() if self.inbox else None
-
-    def traffic(self) -> Traffic | None:
-        return None
-
-    def close(self) -> None:
-        self.broker.leave(self.client_id)
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
+    return bool(mqtt.topic_matches_sub(pattern, topic))

@@ -1,0 +1,93 @@
+"""A broker and its clients in one process: the in-memory twin of transport.py.
+
+Law: what is published is delivered at once and in order, on the caller's thread; so whoever moves
+the clock and picks who reads next decides everything that happens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedclip_edge.messaging.transport import (
+    Connected,
+    Disconnected,
+    Event,
+    Received,
+    Traffic,
+    Will,
+    matches,
+)
+
+
+class MemoryBroker:
+    """A broker in this process, retained messages and wills included."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, MemoryTransport] = {}
+        self._retained: dict[str, bytes] = {}
+
+    def client(self, client_id: str, topics: Iterable[str], will: Will) -> MemoryTransport:
+        """A connected client; one of the same id is thrown out, its will published."""
+        if client_id in self._clients:
+            self.cut(client_id)
+        client = MemoryTransport(self, client_id, tuple(topics), will)
+        self._clients[client_id] = client
+        client.inbox.append(Connected())
+        for topic, payload in self._retained.items():
+            if client.subscribes(topic):
+                client.inbox.append(Received(topic, payload))
+        return client
+
+    def cut(self, client_id: str) -> None:
+        """The client's link is gone without a good-bye."""
+        client = self._clients.pop(client_id)
+        client.inbox.append(Disconnected("cut"))
+        self.deliver(client.will.topic, client.will.payload, retain=True)
+
+    def is_here(self, client: MemoryTransport) -> bool:
+        """Whether this very client is connected."""
+        return self._clients.get(client.client_id) is client
+
+    def leave(self, client_id: str) -> None:
+        """The client said good-bye."""
+        self._clients.pop(client_id, None)
+
+    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if retain and payload:
+            self._retained[topic] = payload
+        elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept, and ends what was
+            self._retained.pop(topic, None)
+        for client in self._clients.values():
+            if client.subscribes(topic):
+                client.inbox.append(Received(topic, payload))
+
+
+@dataclass(eq=False)
+class MemoryTransport:
+    """The in-memory twin of PahoTransport."""
+
+    broker: MemoryBroker
+    client_id: str
+    topics: tuple[str, ...]
+    will: Will
+
+    def __post_init__(self) -> None:
+        self.inbox: deque[Event] = deque()
+
+    def subscribes(self, topic: str) -> bool:
+        return any(matches(pattern, topic) for pattern in self.topics)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        if self.broker.is_here(self):
+            self.broker.deliver(topic, payload, retain=retain)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self.inbox.popleft() if self.inbox else None
+
+    def traffic(self) -> Traffic | None:
+        return None
+
+    def close(self) -> None:
+        self.broker.leave(self.client_id)
