@@ -38,6 +38,8 @@ from fedclip_edge.records import Contribution, Report
 from fedclip_edge.store import Run
 
 NAME = "coordinator"
+# The same seed trains to the same bytes: what is refused this often is refused for ever.
+_ATTEMPTS = 5
 
 
 def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
@@ -65,6 +67,7 @@ class Coordinator:
     _boots: dict[str, str] = field(default_factory=dict)  # device -> its process's boot
     _broadcast: str = ""  # version of the model last sent to everybody
     _opened_at: float = 0.0
+    _last_refusal: str = ""  # of a contribution to the open round
 
     def resume(self, now: float) -> None:
         """Takes up the run where its books stand."""
@@ -135,7 +138,7 @@ class Coordinator:
         signed.check(state.key)
         if state.boot == self.boot:
             return  # our own, back from the broker
-        if state.online and state.epoch > self.epoch:
+        if state.online and (state.epoch, state.boot) > (self.epoch, self.boot):
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
                 "this one stops, its journal stays as it is"
@@ -230,6 +233,8 @@ class Coordinator:
             self.ledger.check(contribution.update)
         except PeerError as error:
             self._say_down(device, Refused(str(error), final=False, sha256=offer.parcel.sha256))
+            self._last_refusal = f"{device}: {error}"
+            self._step(rounds.Rejected(device, offer.round), now)
             raise
         arrived = rounds.Arrived(device, offer.round, offer.parcel.sha256)
         self._step(arrived, now, contribution, body)
@@ -295,6 +300,7 @@ class Coordinator:
 
     def _close_round(self, now: float) -> None:
         self.ledger.close_round()
+        self._last_refusal = ""
         log.event(
             "round_closed",
             round=self.ledger.model.round,
@@ -308,6 +314,11 @@ class Coordinator:
 
     def _announce(self, now: float) -> None:
         self._opened_at = now
+        if self._last_refusal and self._rounds.attempt >= _ATTEMPTS:
+            raise RunError(
+                f"round {self._rounds.round} found no quorum in {_ATTEMPTS} attempts; the last "
+                f"contribution was refused: {self._last_refusal}; change [plan] and begin anew"
+            )
         self._say_manifest()
         if self._broadcast != self.ledger.version and self._rounds.phase != "done":
             self._broadcast = self.ledger.version

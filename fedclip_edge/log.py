@@ -28,7 +28,7 @@ def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:
     """One line on `stream`; None fields are left out."""
     shown = {key: value for key, value in fields.items() if value is not None}
     if _format["json"]:
-        line = json.dumps({"event": name, **shown}, default=str)
+        line = json.dumps({**shown, "event": name}, default=str)
     else:
         clock = time.strftime("%H:%M:%S")
         line = " ".join([clock, name, *(f"{key}={_text(value)}" for key, value in shown.items())])

@@ -45,7 +45,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     took over.
     """
     bundle = read_bundle(config.bundle)
-    trainer_id = None if config.trainer is None else load_agent(config.trainer.config).id
+    trainer_id = _trainer_id(config)
     store = open_store(config.journal)
     with contextlib.closing(store), processes.Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
@@ -88,6 +88,21 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
         if trainer is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 trainer.wait(_TRAINER_ENDS_S)
+
+
+def _trainer_id(config: FleetConfig) -> str | None:
+    """The trainer's device id; raises ConfigError where it would join another fleet."""
+    if config.trainer is None:
+        return None
+    agent = load_agent(config.trainer.config)
+    theirs = (agent.fleet, agent.broker.host, agent.broker.port)
+    ours = (config.fleet, config.broker.host, config.broker.port)
+    if theirs != ours:
+        raise ConfigError(
+            f"{config.trainer.config}: the trainer is of fleet {theirs[0]!r} at "
+            f"{theirs[1]}:{theirs[2]}; write {ours[0]!r} and {ours[1]}:{ours[2]} as in fleet.toml"
+        )
+    return agent.id
 
 
 def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:

@@ -42,6 +42,8 @@ from fedclip_edge.records import Contribution, Model, Plan, Report, Update
 
 REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
 REPEAT_S = 5.0  # without an answer for this long, say it again
+_REPAIR_MAX_S = 16.0  # 120 KiB at 8 kB/s
+_REPAIR_CHUNKS = 4
 
 
 class Learner(Protocol):
@@ -80,6 +82,7 @@ class _Contributed:
     said_at: float
     settled: bool = False  # kept or refused: nothing more to do in this attempt
     kept: bool = False
+    answered: bool = False  # chunks went out on this link
 
 
 def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
@@ -115,6 +118,8 @@ class Session:
     _first_connected_at: float | None = None
     _incoming: transfer.Incoming | None = None
     _chunk_at: float = 0.0
+    _asked_for: str = ""  # the model whose chunks were asked for last
+    _repair_s: float = REPAIR_S
     _model: Model | None = None
     _version: str = ""  # of the model held
     _contributed: _Contributed | None = None
@@ -137,6 +142,8 @@ class Session:
         if isinstance(event, Connected):
             self._first_connected_at = self._first_connected_at or now
             self._greeted = False
+            if self._contributed is not None:
+                self._contributed.answered = False
             self._say_state(online=True)
             self._say_hello(now)
         elif isinstance(event, Received):
@@ -156,7 +163,7 @@ class Session:
         manifest = self._manifest
         if manifest is not None and self._is_left_alone(manifest):
             log.event("run_ended_without_this_device", run=manifest.run)
-            self.finished = True
+            self.finished, self._joined = True, ""
             return False
         if not self._greeted:
             if now - self._hello_at >= REPEAT_S:
@@ -245,6 +252,8 @@ class Session:
                 self._contributed = None  # what one attempt refused, the next may want
         elif known is not None and manifest.epoch < known.epoch:
             raise PeerError(f"manifest of an older run, epoch {manifest.epoch}")
+        if known is not None and known.run != manifest.run:  # what was said of it ends with it
+            self._report, self._reported, self._contributed = None, ("", False), None
         self._manifest = manifest
         self._heard_at = now
         if direct:
@@ -252,7 +261,7 @@ class Session:
         if self._version != manifest.model.sha256:
             # From now on its chunks count. Who was greeted just now has missed the broadcast, and
             # asks at once.
-            self._expect(manifest, now - REPAIR_S if direct else now)
+            self._expect(manifest, now - self._repair_s if direct else now)
         took_part = known is not None and known.run == manifest.run
         evaluates = "evaluate" in self.config.roles
         if manifest.phase == "done" and took_part and not (evaluates and not self._reported[1]):
@@ -269,9 +278,9 @@ class Session:
             return True
         incoming = self._expect(manifest, now)
         if not incoming.complete:
-            if now - self._chunk_at >= REPAIR_S:
+            if now - self._chunk_at >= self._repair_s:
                 self._chunk_at = now
-                self._say_up(Want(incoming.parcel.sha256, incoming.missing))
+                self._say_up(Want(incoming.parcel.sha256, self._missing_of(incoming)))
             return False
         try:
             shapes = self.learner.shapes(manifest.plan)
@@ -283,7 +292,18 @@ class Session:
         finally:
             self._incoming = None
         self._version = manifest.model.sha256
+        self._repair_s = max(REPAIR_S, self._repair_s / 2)
         return True
+
+    def _missing_of(self, incoming: transfer.Incoming) -> transfer.Ranges:
+        """All gaps at first; after that a few and less and less often, since a link that is slower
+        than a chunk in REPAIR_S would otherwise carry everything again and again.
+        """
+        if self._asked_for != incoming.parcel.sha256:
+            self._asked_for = incoming.parcel.sha256
+            return incoming.missing
+        self._repair_s = min(2 * self._repair_s, _REPAIR_MAX_S)
+        return transfer.first(incoming.missing, _REPAIR_CHUNKS)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         done = self._contributed
@@ -338,6 +358,8 @@ class Session:
         mine = self._contributed
         if mine is None or mine.settled or now - mine.said_at < REPEAT_S:
             return False
+        if mine.answered and self.transport.backlog():
+            return False
         mine.said_at = now
         self._say_up(Offer(mine.run, mine.round, mine.parcel))
         return True
@@ -346,7 +368,9 @@ class Session:
         mine = self._contributed
         if mine is None or mine.settled or mine.parcel.sha256 != want.sha256:
             return  # of an earlier round: whoever asked has moved on
-        mine.said_at = now
+        if mine.answered and self.transport.backlog():
+            return  # the answer to the last time is still on its way; a slow link is no loss
+        mine.said_at, mine.answered = now, True
         for chunk in transfer.chunks(mine.data, mine.parcel, want.missing):
             self.transport.publish(self.topics.up(self.config.id), chunk)
 

@@ -176,6 +176,16 @@ def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
     assert fleet.coordinator.refused_messages["cam-7"] == 0
 
 
+def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
+    """The same seed trains to the same bytes, so repeating the round for ever would not help."""
+    plan = Plan(rounds=2, max_norm=1e-9)
+    fleet = Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6))
+    for number in range(2):
+        fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))
+    with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above max_norm"):
+        fleet.run()
+
+
 def contributions(fleet: Fleet, name: str) -> list[int]:
     """The rounds to which the journal says the device contributed."""
     rows = fleet.store._database.execute(

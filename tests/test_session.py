@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.messaging import identity, transfer, wire
-from fedclip_edge.messaging.memory import MemoryBroker
+from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
     DeviceState,
@@ -410,13 +410,44 @@ def test_what_is_missing_is_asked_for_again_until_it_is_here(scene: Scene) -> No
     assert last > 3
     scene.say_model(model(0), only=((0, 0), (2, last - 1)))
     scene.flow()
-    for _ in range(3):
-        scene.work(REPAIR_S + 0.1)
+    for pause_s in (REPAIR_S, 2 * REPAIR_S, 4 * REPAIR_S):  # a slow link is no lost chunk
+        scene.work(pause_s + 0.1)
         assert scene.heard(Want) == [Want(manifest().model.sha256, ((1, 1), (last, last)))]
     assert scene.learner.fitted == []
     scene.say_model(model(0))
     scene.work()
     assert scene.learner.fitted == [0.0]
+
+
+def test_asked_again_for_a_lot_it_asks_for_a_little(scene: Scene) -> None:
+    """A link slower than a chunk in REPAIR_S must not carry the whole again and again."""
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    last = manifest().model.chunks - 1
+    assert scene.heard(Want) == [Want(manifest().model.sha256, ((0, last),))]
+    scene.work(REPAIR_S + 0.1)
+    assert scene.heard(Want) == [Want(manifest().model.sha256, ((0, 3),))]
+
+
+def test_while_chunks_are_on_their_way_it_sends_none_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    want = Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),))
+    monkeypatch.setattr(MemoryTransport, "backlog", lambda link: 1)
+    scene.say(want)
+    scene.work()
+    assert len(scene.heard(bytes)) == offer.parcel.chunks, "the first time, whatever else is queued"
+    scene.say(want)
+    scene.work(2 * REPEAT_S)
+    assert scene.heard(bytes) == []
+    assert scene.heard(Offer) == []
+    monkeypatch.setattr(MemoryTransport, "backlog", lambda link: 0)
+    scene.say(want)
+    scene.work()
+    assert len(scene.heard(bytes)) == offer.parcel.chunks
 
 
 def test_a_model_with_another_hash_is_fetched_again(scene: Scene) -> None:

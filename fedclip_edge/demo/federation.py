@@ -57,7 +57,10 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
         log = logs / "serve.log"
         serve = children.start(own_command("serve", str(stage.fleet), "--json"), log, pipe=True)
         lines = _lines(serve)
-        watched = [_Watched("coordinator", serve, log), _Watched(broker.name, broker.process, log)]
+        watched = [
+            _Watched("coordinator", serve, log),
+            _Watched(broker.name, broker.process, logs / "broker.log"),
+        ]
         for device in stage.devices:
             log = logs / f"{device.id}.log"
             command = own_command("agent", str(device.config), "--once", "--json")

@@ -223,5 +223,7 @@ def _toml(tables: Tables) -> str:
     lines = []
     for name, table in tables.items():
         lines += [f"\n[{name}]"] if name else []
-        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()
+        ]
     return "\n".join(lines) + "\n"

@@ -83,6 +83,9 @@ class MemoryTransport:
         if self.broker.is_here(self):
             self.broker.deliver(topic, payload, retain=retain)
 
+    def backlog(self) -> int:
+        return 0
+
     def next_event(self, timeout_s: float) -> Event | None:
         return self.inbox.popleft() if self.inbox else None
 

@@ -46,6 +46,7 @@ class State:
     threshold: str = EVERYBODY
     invited: frozenset[str] = frozenset()  # by name: the first round waits for these as well
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
+    rejected: frozenset[str] = frozenset()  # in this attempt
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
 
     @property
@@ -82,6 +83,14 @@ class Arrived:
     device: str
     round: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What the device sent for this round cannot be added; it is not waited for in this attempt."""
+
+    device: str
+    round: int
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ class Finish:
     """Every round is closed, and the last model evaluated as far as anybody was there."""
 
 
-Event = Joined | Left | Offered | Arrived | Closed | Reported | Tick
+Event = Joined | Left | Offered | Arrived | Rejected | Closed | Reported | Tick
 Action = Announce | Upload | Keep | Acknowledge | Drop | CloseRound | Finish
 Step = tuple[State, tuple[Action, ...]]
 
@@ -218,7 +227,7 @@ def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
 
 
 def _close_if_complete(state: State, now: float) -> Step:
-    waiting = state.cohort - state.kept.keys() - _given_up(state, now)
+    waiting = state.cohort - state.kept.keys() - state.rejected - _given_up(state, now)
     if waiting and now < state.deadline:
         return state, ()
     if len(state.kept) >= state.quorum:
@@ -236,6 +245,12 @@ def _given_up(state: State, now: float) -> frozenset[str]:
 
 def _tick_gathering(state: State, event: Tick, now: float) -> Step:
     return _open_if_enough(state, now)
+
+
+def _reject(state: State, event: Rejected, now: float) -> Step:
+    if event.round != state.round or event.device in state.kept:
+        return state, ()
+    return _close_if_complete(replace(state, rejected=state.rejected | {event.device}), now)
 
 
 def _tick_open(state: State, event: Tick, now: float) -> Step:
@@ -279,6 +294,7 @@ def _open(state: State, now: float) -> Step:
     state = replace(
         state,
         phase="open",
+        rejected=frozenset(),
         cohort=frozenset(chosen) | state.kept.keys(),
         threshold=threshold,
         deadline=now + state.rules.deadline_s,
@@ -312,12 +328,14 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Left): _leave,
     ("gathering", Offered): _early,
     ("gathering", Arrived): _early,
+    ("gathering", Rejected): _nothing,
     ("gathering", Reported): _nothing,
     ("gathering", Tick): _tick_gathering,
     ("open", Joined): _join,
     ("open", Left): _leave,
     ("open", Offered): _offer,
     ("open", Arrived): _arrive,
+    ("open", Rejected): _reject,
     ("open", Closed): _closed,
     ("open", Reported): _nothing,
     ("open", Tick): _tick_open,
@@ -325,12 +343,14 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("final", Left): _leave,
     ("final", Offered): _offer,
     ("final", Arrived): _arrive,
+    ("final", Rejected): _nothing,
     ("final", Reported): _report_final,
     ("final", Tick): _tick_final,
     ("done", Joined): _nothing,
     ("done", Left): _nothing,
     ("done", Offered): _offer,
     ("done", Arrived): _arrive,
+    ("done", Rejected): _nothing,
     ("done", Reported): _nothing,
     ("done", Tick): _nothing,
 }

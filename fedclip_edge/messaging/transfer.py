@@ -182,6 +182,16 @@ class Slots:
         return lost
 
 
+def first(ranges: Ranges, count: int) -> Ranges:
+    """The first `count` chunks of the ranges."""
+    some = []
+    for begin, end in ranges:
+        if count > 0:
+            some.append((begin, min(end, begin + count - 1)))
+        count -= end - begin + 1
+    return tuple(some)
+
+
 def _indices(wanted: Iterable[tuple[int, int]], count: int) -> Iterator[int]:
     for first, last in wanted:
         yield from range(first, min(last, count - 1) + 1)

@@ -41,7 +41,7 @@ _REFUSED_FOR_GOOD = ("Bad user name or password", "Not authorized", "Client iden
 
 @dataclass(frozen=True)
 class Connected:
-    """The link is up and the subscriptions are asked for."""
+    """The link is up and the subscriptions stand."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class Transport(Protocol):
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Sends, or forgets the message if the link is or goes down. Never blocks."""
 
+    def backlog(self) -> int:
+        """Messages published on this link that the broker has not acknowledged yet."""
+
     def next_event(self, timeout_s: float) -> Event | None:
         """The next event, or None after `timeout_s`."""
 
@@ -99,6 +102,8 @@ class _Link:
 
     def __init__(self) -> None:
         self.window = threading.Semaphore(WINDOW)
+        self.published = 0  # written by the publishing thread alone
+        self.acknowledged = 0  # written by paho's thread alone
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class PahoTransport:
         self._client.reconnect_delay_set(1, _RECONNECT_MAX_S)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
+        self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
         self._client.on_publish = self._on_publish
         self._client.on_socket_open = self._on_socket_open
@@ -153,6 +159,10 @@ class PahoTransport:
                     self._address.host, self._address.port, self._address.keepalive_s
                 )
                 break
+            except UnicodeError:
+                raise ConfigError(
+                    f"host {self._address.host!r} is no host name; correct it under [broker]"
+                ) from None
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise LinkError(
@@ -176,7 +186,12 @@ class PahoTransport:
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         link = self._link
         if link is not None:
+            link.published += 1
             self._outbox.put(_Outgoing(topic, payload, retain, link))
+
+    def backlog(self) -> int:
+        link = self._link
+        return 0 if link is None else link.published - link.acknowledged
 
     def next_event(self, timeout_s: float) -> Event | None:
         try:
@@ -218,9 +233,22 @@ class PahoTransport:
                 self._refusal = str(reason)
                 self._first_answer.set()
             return
-        self._link = _Link()
+        # paho keeps what the last link did not deliver and would send it all again, whatever the
+        # window; the session is clean, so it is forgotten on this side as well.
+        client.drop_out_messages()
         if self._topics:
             client.subscribe(self._topics)
+        else:
+            self._begin()
+
+    def _on_subscribe(
+        self, _client: mqtt.Client, _data: Any, _mid: int, _reasons: Any, _properties: Any
+    ) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Subscriptions stand, so that retained messages follow: the link may be used."""
+        self._link = _Link()
         self._first_answer.set()
         self._events.put(Connected())
 
@@ -240,6 +268,7 @@ class PahoTransport:
     ) -> None:
         link = self._link
         if link is not None:
+            link.acknowledged += 1
             link.window.release()
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedclip_edge.config import read_table
+from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.options import Options
 from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Terms, Update
@@ -51,6 +52,11 @@ def fit(
 
     options = check_options(plan.options)
     trained = train(model.terms, features, classes, options, seed)
+    if not all(np.isfinite(term).all() for term in trained.values()):
+        raise ConfigError(
+            f"training diverged in round {model.round + 1}; lower lr or weight_decay under "
+            "[plan.options]"
+        )
     weight = len(features) if options.weighting == "pictures" else 1
     terms = {name: weight * (trained[name] - model.terms[name]) for name in model.terms}
     return Update("sum", weight, terms), state
