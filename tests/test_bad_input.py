@@ -138,6 +138,19 @@ def test_an_unknown_method_and_option(site: Site) -> None:
     refused(ConfigError, "serve", fleet, words=("'learning_rate'",))
 
 
+def test_a_trainer_of_another_fleet(site: Site) -> None:
+    trainer = site.write_agent("judge", extra='roles = ["evaluate"]')
+    replace(trainer, 'fleet = "f"', 'fleet = "g"')
+    fleet = site.write_fleet(1, 1, extra='[trainer]\nconfig = "judge/agent.toml"\n')
+    refused(ConfigError, "serve", fleet, words=(str(trainer), "'g'", "'f'"))
+
+
+def test_a_broker_host_that_is_no_name(site: Site) -> None:
+    agent = site.write_agent("north")
+    replace(agent, "[broker]\n", '[broker]\nhost = "broker..local"\n')
+    refused(ConfigError, "agent", agent, words=("broker..local", "[broker]"))
+
+
 def test_a_journal_that_is_no_journal(site: Site) -> None:
     fleet = site.write_fleet(1, 1)
     (site.folder / "journal.sqlite").write_text("a letter, by mistake" * 100)

@@ -186,6 +186,20 @@ def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Pa
         fleet.run()
 
 
+@pytest.mark.parametrize(("boot", "stops"), [("boot-0", False), ("boot-9", True)])
+def test_of_two_with_the_same_epoch_one_stops(tmp_path: Path, boot: str, stops: bool) -> None:
+    fleet = make(tmp_path)
+    other = identity.new()
+    state = CoordinatorState(boot, fleet.coordinator.epoch, "run-2", online=True, key=other.key)
+    topic = Topics("lab").coordinator_state
+    heard = Received(topic, wire.pack_control(state, "coordinator", topic, other))
+    if stops:
+        with pytest.raises(RunError, match="another coordinator took over"):
+            fleet.coordinator.take(heard, 0)
+    else:
+        fleet.coordinator.take(heard, 0)
+
+
 def contributions(fleet: Fleet, name: str) -> list[int]:
     """The rounds to which the journal says the device contributed."""
     rows = fleet.store._database.execute(

@@ -258,3 +258,10 @@ def test_fit_takes_the_plans_options() -> None:
     model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
     with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
         fedclip.fit(model, data, CLASSES, Plan(options={"lrr": 1.0}), {}, 1)
+
+
+def test_diverged_training_is_said_not_sent() -> None:
+    model = fedclip.initial(CLASSES, D, 0)
+    plan = Plan(options={"optimizer": "adamw", "lr": 1.0, "weight_decay": 10.0, "epochs": 60})
+    with pytest.raises(ConfigError, match="diverged in round 1; lower lr"):
+        fedclip.fit(model, features(40, 0, CLASSES), CLASSES, plan, {}, 1)
