@@ -2,6 +2,7 @@
 # TORCH_INDEX: an index with CPU builds of torch (PyTorch publishes one; see the Makefile).
 
 FROM python:3.11-slim AS base
+ENV ORT_DISABLE_TELEMETRY=1
 RUN useradd --create-home fedclip
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./

@@ -26,6 +26,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import identity, transport
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.wire import Shapes
+from fedclip_edge.processes import claim
 from fedclip_edge.records import (
     F32,
     ClassTexts,
@@ -162,6 +163,7 @@ class LocalLearner:
     def _write_predictions(self, logits: Mapping[str, F32]) -> None:
         """predictions.csv in the device's own folder; it is never sent."""
         path = self.config.state_dir / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been cleared meanwhile
         partial = path.with_suffix(".partial")
         names = self.classes.names
         with partial.open("w", newline="", encoding="utf-8") as file:
@@ -200,6 +202,9 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
             for side, pictures in wanted.items()
         }
     encode_s = time.monotonic() - began
+    if dataset.ignored:
+        kinds = sorted({path.suffix.lower() for path in dataset.ignored})
+        log.event("files_ignored", count=len(dataset.ignored), kinds=" ".join(kinds))
     skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
     for picture in skipped:
         log.event("picture_skipped", picture=picture.path, reason=picture.reason)
@@ -240,10 +245,14 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     """
     bundle = read_bundle(config.bundle)
     _make_state_dir(config.state_dir)
+    lock = claim(config.state_dir / "lock", f"state_dir {config.state_dir}")
     data = prepare(config, bundle, progress)
     me, boot = identity.load_or_create(config.state_dir / "device.key"), secrets.token_hex(8)
     link = transport.PahoTransport(
-        config.broker, config.id, Topics(config.fleet).for_device(config.id), will(config, me, boot)
+        config.broker,
+        f"{config.fleet}.{config.id}",  # the same id in another fleet is another client
+        Topics(config.fleet).for_device(config.id),
+        will(config, me, boot),
     )
     session = Session(
         config=config,
@@ -265,6 +274,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     finally:
         session.say_goodbye()
         link.close()
+        lock.close()
 
 
 def _features(embedded: Embedded, bundle: Bundle) -> Features:

@@ -8,6 +8,7 @@ without a chance to.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,6 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO
+
+from fedclip_edge.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TERM_S = 8.0  # time to say good-bye to the broker before SIGKILL
@@ -75,6 +79,22 @@ def end(child: subprocess.Popen[str]) -> None:
             child.wait()
     if child.stdout is not None:
         child.stdout.close()
+
+
+def claim(path: Path, what: str) -> IO[bytes]:
+    """Locks `path` for as long as the file returned stays open; a killed process lets go.
+
+    Raises ConfigError where another process holds it.
+    """
+    held = path.open("ab")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise ConfigError(
+            f"{what} is in use by another process; end that one, or name another"
+        ) from None
+    return held
 
 
 def own_command(*arguments: str) -> list[str]:

@@ -112,6 +112,7 @@ class Session:
     _coordinator: CoordinatorState | None = None
     _manifest: Manifest | None = None
     _greeted: bool = False
+    _unanswered: bool = False  # and said so
     _joined: str = ""  # the run that a hello was last answered for
     _hello_at: float | None = None  # None while disconnected
     _heard_at: float = 0.0  # when the last manifest came
@@ -167,6 +168,9 @@ class Session:
             return False
         if not self._greeted:
             if now - self._hello_at >= REPEAT_S:
+                if not self._unanswered:
+                    log.event("no_answer", fleet=self.config.fleet, hint="does its serve run?")
+                self._unanswered = True
                 self._say_hello(now)
             return False
         if manifest is None:
@@ -257,7 +261,7 @@ class Session:
         self._manifest = manifest
         self._heard_at = now
         if direct:
-            self._greeted, self._joined = True, manifest.run
+            self._greeted, self._joined, self._unanswered = True, manifest.run, False
         if self._version != manifest.model.sha256:
             # From now on its chunks count. Who was greeted just now has missed the broadcast, and
             # asks at once.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,3 +169,20 @@ def test_wrong_pixels_are_the_callers_mistake(random_bundle: Bundle, pixels: Any
     encoder: Encoder = open_encoder(random_bundle, CPU)
     with pytest.raises(ValueError, match=r"pixels: expected float32 \[N, 3, 32, 32\]"):
         encoder.embed(pixels)
+
+
+def test_the_runtime_files_nothing_about_this_machine(
+    tmp_path: Path, random_bundle: Bundle
+) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from fedclip_edge.config import EncoderConfig\n"
+        "from fedclip_edge.vision.bundle import read_bundle\n"
+        "from fedclip_edge.vision.encoder import open_encoder\n"
+        "open_encoder(read_bundle(Path(sys.argv[1])), EncoderConfig())"
+    )
+    home = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    home.update(HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    command = [sys.executable, "-c", code, str(random_bundle.folder)]
+    subprocess.run(command, check=True, env=home)
+    assert list(tmp_path.iterdir()) == []

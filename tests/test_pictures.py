@@ -178,3 +178,10 @@ def test_preprocessing_itself_refuses_wrong_words() -> None:
 def test_importing_pictures_loads_no_pillow() -> None:
     code = f"import sys, {pictures.__name__}; sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sixteen_bits_of_grey_are_refused_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(path)
+    with pytest.raises(DataError, match="8 bits a channel"):
+        load(path, Preprocessing(32, "shortest", 32, "bicubic", (0.5,) * 3, (0.5,) * 3))

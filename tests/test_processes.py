@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fedclip_edge import processes
-from fedclip_edge.processes import Children
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.processes import Children, claim
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 DEADLINE_S = 20.0
@@ -126,3 +127,11 @@ def test_our_own_command_is_this_installation() -> None:
     command = processes.own_command("agent", "a b.toml", "--once")
     assert command[0] == sys.executable
     assert command[-3:] == ["agent", "a b.toml", "--once"]
+
+
+def test_what_one_process_claims_another_cannot(tmp_path: Path) -> None:
+    held = claim(tmp_path / "lock", "the folder")
+    with pytest.raises(ConfigError, match="the folder is in use by another process"):
+        claim(tmp_path / "lock", "the folder")
+    held.close()
+    claim(tmp_path / "lock", "the folder").close()

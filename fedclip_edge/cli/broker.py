@@ -11,7 +11,13 @@ def broker() -> None:
 
 
 @broker.command()
-@click.option("--port", default=1883, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port",
+    default=1883,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)
 def start(port: int) -> None:
     """Run mosquitto, or amqtt where it is not installed, on loopback until Ctrl-C."""
     import tempfile

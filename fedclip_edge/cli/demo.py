@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,7 @@ def demo(
     """
     import time
 
+    from fedclip_edge import processes
     from fedclip_edge.demo import examples, federation, report, stage, summary
     from fedclip_edge.errors import RunError
 
@@ -74,6 +76,9 @@ def demo(
         method=method,
         options=_parse(options),
     )
+    stage.check(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = processes.claim(out / stage.MARKER, f"--out {out}")
     staged = stage.prepare(settings, click.echo)
     prepared = time.monotonic()
     live = _Live(staged.held_out.id, rounds)
@@ -92,7 +97,8 @@ def demo(
     shown = examples.choose_examples(predictions, per_device=12, seed=seed)
     report.write_report(out / "report.html", figures, shown)
     summary.write(out / "summary.json", figures)
-    click.echo("\n" + summary.table(figures) + "\n")
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    click.echo("\n" + summary.table(figures, columns) + "\n")
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
         f"{figures['world']}; {method} with {chosen or 'the reference settings'}; "
@@ -100,6 +106,7 @@ def demo(
         f"{seconds['total']:.0f} s, {seconds['federation']:.0f} s of them with the fleet\n"
         f"report: {out / 'report.html'}   figures: {out / 'summary.json'}"
     )
+    lock.close()
     if figures["rounds_closed"] != rounds:
         raise RunError(f"{figures['rounds_closed']} of {rounds} rounds closed; see {out / 'logs'}")
 
@@ -132,16 +139,18 @@ class _Live:
         if event["event"] == "joined":
             click.echo(f"{event['device']} joined ({event['roles']})")
         elif event["event"] == "report" and event["device"] == self._held_out:
-            self._accuracy = f"{100 * event['federated']:.1f} %"
+            self._accuracy = f"{100 * event['federated']:.1f} % after {event['round']}"
         elif event["event"] == "round_closed":
             self._round(event["round"], event)
 
     def _round(self, closed: int, event: Mapping[str, Any]) -> None:
         text = (
             f"round {closed}/{self._rounds}: {event['contributions']} of {event['cohort']} "
-            f"devices, {event['seconds']} s; {self._held_out} (held out) {self._accuracy}"
+            f"devices, {event['seconds']:.3f} s; {self._held_out} (held out) {self._accuracy}"
         )
         if sys.stdout.isatty():
+            # A line that wraps could not be written over.
+            text = text[: max(20, shutil.get_terminal_size().columns - 34)]
             filled = 30 * closed // self._rounds
             bar = "#" * filled + "-" * (30 - filled)
             click.echo(f"\r\033[K[{bar}] {text}", nl=closed == self._rounds)

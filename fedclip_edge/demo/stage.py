@@ -25,7 +25,7 @@ from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.datasets import read_folder
 
 DRAWN_DOMAINS = ("photo", "painting", "poster", "sketch", "cartoon")
-_MARKER = ".fedclip-edge-demo"
+MARKER = ".fedclip-edge-demo"
 _WEIGHTS = "open_clip_model.safetensors"  # as open_clip names it
 _DEADLINE_S = 300.0
 
@@ -93,6 +93,13 @@ def check(settings: Settings) -> None:
         classes = read_bundle(settings.bundle).classes.names
         for domain in domains:
             read_folder(settings.data / domain, classes)
+    if settings.data is None and settings.bundle is not None:
+        missing = set(world.CLASSES) - set(read_bundle(settings.bundle).classes.names)
+        if missing:
+            raise ConfigError(
+                f"{settings.bundle} does not know the drawn class {min(missing)!r}; name your own "
+                "pictures with --data"
+            )
     out = settings.out
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_demo(out))):
         raise ConfigError(f"{out} is in use by something that is no demo; name a new folder")
@@ -105,7 +112,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     """
     check(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / _MARKER).touch()
+    (settings.out / MARKER).touch()
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
     devices = {}
@@ -211,7 +218,7 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _is_demo(out: Path) -> bool:
-    return (out / _MARKER).is_file()
+    return (out / MARKER).is_file()
 
 
 def _slug(domain: str) -> str:

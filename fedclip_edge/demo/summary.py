@@ -55,14 +55,20 @@ def write(path: Path, summary: Summary) -> None:
     partial.replace(path)
 
 
-def table(summary: Summary) -> str:
-    """The closing table, for a terminal."""
+def table(summary: Summary, columns: int | None = None) -> str:
+    """The closing table; on a terminal of fewer `columns` than it needs, accuracy and cost apart."""
     rows = [_row(name, figures) for name, figures in summary["devices"].items()]
     rows.append(_row(f"{summary['held_out']['domain']} (held out)", summary["held_out"]))
     head = ["device", "train+test", "encoded", "zero-shot", "local", "federated", "gain"]
     head += ["up", "down", "encode", "train", "wait"]
     units = ["", "pictures", "now", "%", "%", "%", "points", "kB/round", "kB/round", "s", "s", "s"]
-    return _aligned([head, units, *rows])
+    whole = [head, units, *rows]
+    text = _aligned(whole)
+    if columns is None or max(map(len, text.splitlines())) <= columns:
+        return text
+    accuracy = [[row[0], row[1], *row[3:7]] for row in whole]
+    cost = [[row[0], row[2], *row[7:]] for row in whole]
+    return _aligned(accuracy) + "\n\n" + _aligned(cost)
 
 
 def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:

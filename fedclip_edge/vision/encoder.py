@@ -7,11 +7,17 @@ output its only one or the one named `image_features`; features are raw, never n
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# ONNX Runtime 1.31 files a device id and events for Microsoft as it is loaded, unless told not to
+# before; nothing leaves a box that its owner did not ask for.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime
 
 from fedclip_edge.config import EncoderConfig

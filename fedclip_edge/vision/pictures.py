@@ -130,8 +130,8 @@ def _open(data: bytes, preprocessing: Preprocessing) -> Image:
             # Checked before a pixel is decoded.
             _check_size(opened.size, "it is")
             _check_size(_resized(opened.size, preprocessing), "scaled for the encoder it would be")
-            if opened.mode in ("I", "F"):  # no range is known that black to white would span
-                raise DataError("it holds 32-bit grey values; save it with 8 bits a channel")
+            if opened.mode[0] in "IF":  # Pillow would clip: most of 16 bits would be white
+                raise DataError("it holds 16- or 32-bit grey values; save it with 8 bits a channel")
             if opened.mode == "P":  # straight to RGB, Pillow warns of transparency it would drop
                 return cast("Image", opened.convert("RGBA").convert("RGB"))
             return cast("Image", opened.convert("RGB"))
