@@ -81,8 +81,7 @@ class LocalLearner:
     _pending_state: Terms = field(default_factory=dict)
 
     def shapes(self, plan: Plan) -> Shapes:
-        initial = methods.get(plan.method).initial(self.classes, self.dim, plan.seed)
-        return {name: term.shape for name, term in initial.terms.items()}
+        return methods.shapes(plan, self.classes, self.dim)
 
     def fit(self, model: Model, plan: Plan) -> Update:
         began = time.monotonic()
@@ -301,7 +300,7 @@ def loop(session: Session, *, once: bool) -> None:
             event = session.transport.next_event(0)
         worked = session.act(time.monotonic())
         if session.finished:
-            log.event("run_done")
+            log.event("run_done", refused_messages=session.refused_messages)
             if once:
                 return
             session.finished = False

@@ -50,8 +50,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     with contextlib.closing(store), processes.Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         run = ledger.begin(config, bundle.classes, dim, encoder_id, store)
-        initial = methods.get(run.plan.method).initial(bundle.classes, dim, run.plan.seed)
-        shapes = {name: term.shape for name, term in initial.terms.items()}
+        shapes = methods.shapes(run.plan, bundle.classes, dim)
         me = identity.load_or_create(config.journal.with_suffix(".key"))
         claim = _claim(config, run, store, me, take_over=take_over)
         serving = coordinator.Coordinator(
@@ -81,7 +80,12 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
                 command = ["agent", str(config.trainer.config), "--once", *flags]
                 trainer = children.start(processes.own_command(*command), log=None)
             _loop(serving, trainer)
-            log.event("run_done", run=run.id, rounds=store.rounds_closed(run.id))
+            log.event(
+                "run_done",
+                run=run.id,
+                rounds=store.rounds_closed(run.id),
+                refused_messages=serving.refused_messages.total(),
+            )
         finally:
             serving.say_goodbye()
             claim.link.close()

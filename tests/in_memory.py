@@ -69,7 +69,6 @@ class Fleet:
         """A new process's coordinator over the same journal."""
         dim = self.classes.vectors.shape[1]
         run = ledger.begin(self.config, self.classes, dim, ENCODER, self.store)
-        initial = methods.get(run.plan.method).initial(self.classes, dim, run.plan.seed)
         me = identity.load_or_create(self.folder / "coordinator.key")
         epoch = self.store.next_epoch()
         boot = f"boot-{epoch}"
@@ -81,9 +80,7 @@ class Fleet:
         )
         started = coordinator.Coordinator(
             config=self.config,
-            ledger=ledger.open_ledger(
-                run, self.store, {name: term.shape for name, term in initial.terms.items()}
-            ),
+            ledger=ledger.open_ledger(run, self.store, methods.shapes(run.plan, self.classes, dim)),
             identity=me,
             transport=link,
             boot=boot,

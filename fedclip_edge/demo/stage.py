@@ -108,11 +108,8 @@ def check(settings: Settings) -> None:
 def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     """Pictures and bundle, drawn and exported where they are not there yet.
 
-    Raises ConfigError, DataError, BundleError or ExportError.
+    `check` has passed, and `settings.out` exists. Raises ConfigError, DataError, BundleError or ExportError.
     """
-    check(settings)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / MARKER).touch()
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
     devices = {}

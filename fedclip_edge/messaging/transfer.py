@@ -144,7 +144,7 @@ class Slots:
             self._waiting.append(device)
 
     def grant(self, now: float) -> tuple[str, ...]:
-        """The devices that get a free slot now."""
+        """Gives the free slots to those who wait longest; returns them."""
         granted = []
         while self._waiting and len(self._leases) < self.count:
             device = self._waiting.popleft()

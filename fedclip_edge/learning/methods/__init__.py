@@ -50,6 +50,15 @@ class Method(Protocol):
 _METHODS: Mapping[str, Method] = {"fedclip": fedclip, "zeroshot": zeroshot}
 
 
+def shapes(plan: Plan, classes: ClassTexts, dim: int) -> dict[str, tuple[int, ...]]:
+    """The terms that every model and update of a plan has, by name.
+
+    Raises ConfigError for an unknown method.
+    """
+    initial = get(plan.method).initial(classes, dim, plan.seed)
+    return {name: term.shape for name, term in initial.terms.items()}
+
+
 def get(name: str) -> Method:
     """The method of that name; raises ConfigError naming the nearest one."""
     if name in _METHODS:
