@@ -23,6 +23,8 @@ CLASSES = "classes.safetensors"
 GOLDEN = "golden.safetensors"
 FILES = (ENCODER, CLASSES, GOLDEN)
 
+RANDOM = "random"  # what `pretrained` says of weights that mean nothing
+
 AGAIN = "copy the bundle again, or export it again"  # what a reader can do about a bad bundle
 
 
@@ -31,14 +33,15 @@ class Manifest:
     """What an encoder is. Texts that nobody can know of a foreign encoder say "unknown"."""
 
     model: str
-    pretrained: str
+    pretrained: str  # open_clip's tag, "file", "local-dir", or RANDOM
     weights_sha256: str  # of the image tower's weights; of the ONNX file for a foreign encoder
     dim: int  # D
     preprocessing: Preprocessing
     activation: str  # of the image tower: gelu, quick_gelu, relu
-    precision: str
+    precision: str  # fp32, fp16, int8, int8-weights; a foreign encoder may say "unknown"
     opset: int
-    parity: Mapping[str, Scalar] | None = None  # ONNX Runtime against PyTorch; None is "unknown"
+    parity: Mapping[str, Scalar] | None = None  # exporting/parity.py; None is "unknown"
+    quantisation: Mapping[str, Scalar] = field(default_factory=dict)  # how int8 was made
     made_with: Mapping[str, Scalar] = field(default_factory=dict)  # versions of the exporter
     files: Mapping[str, Scalar] = field(default_factory=dict)  # name -> SHA-256
 
