@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +16,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from fedclip_edge import atomic
 from fedclip_edge.errors import BundleError, ConfigError, ExportError
 from fedclip_edge.records import ClassTexts
-from fedclip_edge.vision import bundle as bundle_module
 from fedclip_edge.vision.bundle import (
     Bundle,
     Golden,
     Manifest,
     feature_key,
     read_bundle,
+    replace_classes,
     write_bundle,
 )
 
@@ -225,62 +223,42 @@ def test_an_existing_folder_is_refused_unless_it_is_a_bundle_to_replace(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "precious"]
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("step", ["_write_files", "read_bundle", "_move"])
-def test_killed_half_way_leaves_nothing(
-    random_bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[BaseException] | BaseException,
-    step: str,
+@pytest.mark.parametrize("step", ["write_folder", "_write", "_move"])
+def test_a_full_disk_is_said_and_leaves_nothing(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def fail(*_: object) -> None:
-        raise kind
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_module, step, fail)
-    with pytest.raises((KeyboardInterrupt, ExportError)):
+    monkeypatch.setattr(atomic, step, fail)
+    with pytest.raises(ExportError, match="b cannot be written: No space left on device; nothing"):
         again(random_bundle, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_replacement_leaves_the_old_bundle(
-    random_bundle: Bundle, copied: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_classes_keep_the_encoder_and_its_identity(
+    random_bundle: Bundle, copied: Path
 ) -> None:
-    rename = Path.rename
+    encoder = (copied / "image_encoder.onnx").read_bytes()
+    texts = ClassTexts(("a", "b"), np.eye(2, 16, dtype=np.float32), 50.0, "the {}")
+    replace_classes(read_bundle(copied), texts)
+    after = read_bundle(copied)
+    assert (after.classes.names, after.classes.prompt) == (("a", "b"), "the {}")
+    assert after.manifest.encoder_id == random_bundle.manifest.encoder_id
+    assert (copied / "image_encoder.onnx").read_bytes() == encoder
 
-    def fail(self: Path, target: Path) -> Path:
-        if target == copied and self.name != "bundle":
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(ExportError, match="could not be written: Input/output error"):
-        again(random_bundle, copied, replace_existing=True)
+def test_classes_of_another_width_change_nothing(random_bundle: Bundle, copied: Path) -> None:
+    texts = ClassTexts(("a", "b"), np.eye(2, 8, dtype=np.float32), 50.0, "the {}")
+    with pytest.raises(ConfigError, match=r"8 wide, the features of .* 16; name the model"):
+        replace_classes(read_bundle(copied), texts)
     assert read_bundle(copied).manifest == random_bundle.manifest
-    assert [p.name for p in copied.parent.iterdir()] == ["bundle"]
 
 
 def test_a_place_that_cannot_be_written(random_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"b cannot be written: no permission in .*file; name"):
         again(random_bundle, tmp_path / "file" / "b")
-
-
-def test_a_place_that_fills_up_at_once(
-    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(**_: object) -> str:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(tempfile, "mkdtemp", fail)
-    with pytest.raises(ConfigError, match="b cannot be written: Read-only file system; name"):
-        again(random_bundle, tmp_path / "b")
-
-
-def test_others_may_read_the_folder(random_bundle: Bundle) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(random_bundle.folder.stat().st_mode) == 0o777 & ~mask
 
 
 def test_texts_that_do_not_fit_the_encoder_are_not_written(

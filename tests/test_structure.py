@@ -18,7 +18,7 @@ PACKAGE = Path(fedclip_edge.__file__).parent  # as installed: the checkout, or a
 # From the ground up; a module imports from its own level or below, and the three columns of one
 # level never import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "errors", "log", "processes"),
+    ("__init__", "atomic", "errors", "log", "processes"),
     ("records",),
     ("config",),
     ("vision", "learning", "messaging"),

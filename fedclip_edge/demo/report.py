@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fedclip_edge import atomic
 from fedclip_edge.demo.chart import NARROW_PX, WIDE_PX, Line, chart_layout
 from fedclip_edge.demo.examples import KINDS, Example, thumbnail
 from fedclip_edge.demo.figures import decimal, difference, kilobytes, number, percent, points, whole
@@ -60,9 +61,7 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
         kinds=KINDS,
         unreadable=unreadable,
     )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")  # a file name can be any bytes
-    partial.replace(path)
+    atomic.write_file(path, page.encode(errors="replace"))  # a file name can be any bytes
 
 
 # What the run comes to, in words

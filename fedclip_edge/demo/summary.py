@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip_edge import __version__
+from fedclip_edge import __version__, atomic
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.records import Report
@@ -50,9 +50,7 @@ def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summar
 
 def write(path: Path, summary: Summary) -> None:
     """summary.json, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    atomic.write_file(path, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def table(summary: Summary, columns: int | None = None) -> str:

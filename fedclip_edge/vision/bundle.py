@@ -8,7 +8,7 @@ A bundle is a folder of four files:
     golden.safetensors   `pixels` f32 [n, 3, S, S] and their raw `features` f32 [n, D]
 
 Laws: a bundle that was read is complete and unaltered; a folder under its final name is a whole
-bundle, because it is written beside it and renamed. Reading needs numpy and safetensors only.
+bundle (atomic.py). Reading needs numpy and safetensors only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from fedclip_edge import atomic
 from fedclip_edge.errors import BundleError, ConfigError, ExportError
 from fedclip_edge.records import F32, ClassTexts
 from fedclip_edge.vision.manifest import (
@@ -47,6 +45,7 @@ __all__ = [
     "check_free",
     "feature_key",
     "read_bundle",
+    "replace_classes",
     "write_bundle",
 ]
 
@@ -138,23 +137,34 @@ def write_bundle(
     whole = replace(manifest, files=digests)
     contents[MANIFEST] = (json.dumps(whole.to_json(), indent=2) + "\n").encode()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written: {error.strerror or error}; name another folder"
-        ) from error
-    try:
-        _write_files(beside, contents)
-        read_bundle(beside)
-        _move(beside, folder)
+        atomic.write_folder(folder, contents, check=read_bundle)
     except OSError as error:
         raise ExportError(
-            f"{folder} could not be written: {error.strerror or error}; nothing was left behind"
+            f"{folder} cannot be written: {error.strerror or error}; nothing was left behind: "
+            "free the disk, or name another folder"
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return Bundle(folder, whole, classes)
+
+
+def replace_classes(bundle: Bundle, classes: ClassTexts) -> Bundle:
+    """Writes the bundle anew with other classes; encoder, golden vectors and identity stay.
+
+    Raises ConfigError where the text vectors are not as wide as the features, and what
+    `write_bundle` raises; then the bundle is as it was.
+    """
+    if classes.vectors.shape[1] != bundle.manifest.dim:
+        raise ConfigError(
+            f"the text vectors are {classes.vectors.shape[1]} wide, the features of "
+            f"{bundle.folder} {bundle.manifest.dim}; name the model the bundle was made of"
+        )
+    return write_bundle(
+        bundle.folder,
+        bundle.manifest,
+        bundle.encoder_path.read_bytes(),
+        classes,
+        bundle.golden(),
+        replace_existing=True,
+    )
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -227,40 +237,3 @@ def _check_golden(path: Path, manifest: Manifest) -> None:
             f"{path} holds pixels {list(pixels)} and features {list(features)}, but the encoder "
             f"takes [n, 3, {side}, {side}] and gives [n, {manifest.dim}]; {AGAIN}"
         )
-
-
-def _write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)  # mkdtemp's folder is for its owner alone
-    for name, data in contents.items():
-        with (folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Renames `source` to `target`; what was there goes once the new one is in its place."""
-    if not target.exists():
-        source.rename(target)
-    else:
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.rename(aside / "bundle")
-        try:
-            source.rename(target)
-        except BaseException:
-            (aside / "bundle").rename(target)
-            aside.rmdir()
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

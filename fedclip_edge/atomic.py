@@ -1,0 +1,109 @@
+"""Files and folders that are there whole or not at all.
+
+Laws: what is under the final name was written and synced completely, because it is written beside
+it and renamed; an error or an interrupt leaves nothing behind, and what a killed process left goes
+with the next write of the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_folder(
+    folder: Path, contents: Mapping[str, bytes], check: Callable[[Path], object]
+) -> None:
+    """Writes the files `contents` as `folder`, in place of what is there.
+
+    `check` is given the folder before it gets its name; what it raises is passed on, and nothing
+    has changed then. Raises OSError where the disk refuses.
+    """
+    with _beside(folder) as new:
+        for name, data in contents.items():
+            _write(new / name, data)
+        _sync(new)
+        check(new)
+        _move(new, folder)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes `path`, in place of what is there; raises OSError where the disk refuses."""
+    with _beside(path) as new:
+        _write(new / path.name, data)
+        (new / path.name).replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, gone at the end unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.new."
+    _sweep(path.parent, prefix)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    try:
+        with _locked(folder):
+            mask = os.umask(0)
+            os.umask(mask)
+            folder.chmod(0o777 & ~mask)  # mkdtemp's folder is for its owner alone
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system frees when this process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Removes what killed writers left: folders whose lock nobody holds."""
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError), _locked(left):  # held: another writer is at work
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames a folder; what was there goes once the new one is in its place."""
+    if not target.exists():
+        source.rename(target)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(aside / "folder")
+        try:
+            source.rename(target)
+        except BaseException:
+            (aside / "folder").rename(target)
+            aside.rmdir()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,154 @@
+"""Whatever happens to a writer, there is the whole old thing or the whole new one, and no rest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fedclip_edge import atomic
+
+NEW = {"a": b"new", "b": bytes(1000)}
+_DEADLINE_S = 30.0
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("step", ["_write", "_sync", "_move"])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_folder_that_fails_half_way_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: BaseException, step: str, old: bool
+) -> None:
+    target = tmp_path / "deeper" / "folder"
+    if old:
+        atomic.write_folder(target, {"a": b"old"}, check=lambda _: None)
+
+    def fail(*_: object) -> None:
+        raise kind
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, step, fail)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            atomic.write_folder(target, NEW, check=lambda _: None)
+    assert names(target.parent) == (["folder"] if old else [])
+    assert not old or (target / "a").read_bytes() == b"old"
+
+
+def test_what_the_check_refuses_is_not_there(tmp_path: Path) -> None:
+    def refuse(folder: Path) -> None:
+        assert names(folder) == ["a", "b"]
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        atomic.write_folder(tmp_path / "folder", NEW, check=refuse)
+    assert names(tmp_path) == []
+
+
+def test_a_failed_rename_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "folder"
+    atomic.write_folder(target, {"a": b"old"}, check=lambda _: None)
+    rename = Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if to == target and ".new." in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        atomic.write_folder(target, NEW, check=lambda _: None)
+    assert names(tmp_path) == ["folder"]
+    assert (target / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("step", ["_write", "_sync"])
+def test_a_file_that_fails_half_way_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    target = tmp_path / "file"
+    atomic.write_file(target, b"old")
+    write = getattr(atomic, step)
+
+    def fail(path: Path, *data: bytes) -> None:
+        write(path, *data)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        atomic.write_file(target, b"new")
+    assert names(tmp_path) == ["file"]
+    assert target.read_bytes() in {b"old", b"new"}
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
+
+
+WRITER = """
+import pathlib, sys, time
+from fedclip_edge import atomic
+def wait(folder):
+    print(folder, flush=True)
+    time.sleep(600)
+atomic.write_folder(pathlib.Path(sys.argv[1]), {"a": b"killed"}, check=wait)
+"""
+
+
+def start_writer(target: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A writer that has written everything and waits before it renames."""
+    command = [sys.executable, "-c", WRITER, str(target)]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    return writer, Path(writer.stdout.readline().strip())
+
+
+def end(writer: subprocess.Popen[str]) -> None:
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate(timeout=_DEADLINE_S)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    writer, left = start_writer(tmp_path / "folder")
+    end(writer)
+    assert names(tmp_path) == [left.name]  # nothing under the final name
+    atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_writer_that_lives_is_left_alone(tmp_path: Path) -> None:
+    writer, at_work = start_writer(tmp_path / "folder")
+    try:
+        atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
+        assert at_work.is_dir()
+    finally:
+        end(writer)
+
+
+def test_a_folder_that_is_no_rest_is_left_alone(tmp_path: Path) -> None:
+    keep = tmp_path / ".folder.new"
+    keep.mkdir()
+    atomic.write_file(tmp_path / "folder", b"")
+    assert keep.is_dir()
+
+
+def test_a_disk_that_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with pytest.raises(OSError, match="Read-only"):
+        atomic.write_file(tmp_path / "file", b"")
