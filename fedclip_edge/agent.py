@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import log
+from fedclip_edge import atomic, log
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
@@ -40,6 +41,7 @@ from fedclip_edge.records import (
 from fedclip_edge.session import Session, will
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.cautions import cautions
 from fedclip_edge.vision.datasets import Picture, read_folder, split
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
 from fedclip_edge.vision.encoder import open_encoder
@@ -97,17 +99,17 @@ class LocalLearner:
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         began = time.monotonic()
-        method, test = methods.get(plan.method), self.data.test
+        test = self.data.test
         logits = {
-            "zero_shot": zeroshot.predict(model, test.vectors, self.classes),
-            "federated": method.predict(model, test.vectors, self.classes),
+            "zero_shot": methods.predict(zeroshot.MODEL, test.vectors, self.classes),
+            "federated": methods.predict(model, test.vectors, self.classes),
         }
         if final and plan.local_baseline and "train" in self.config.roles:
             alone = self._train_alone(plan)
-            logits["local"] = method.predict(alone, test.vectors, self.classes)
+            logits["local"] = methods.predict(alone, test.vectors, self.classes)
         accuracy = {name: top1(values, test.labels) for name, values in logits.items()}
         if final:
-            accuracy["zero_shot_all"] = self._zero_shot_all(model)
+            accuracy["zero_shot_all"] = self._zero_shot_all()
             self._write_predictions(logits)
         self.busy_s += time.monotonic() - began
         return accuracy
@@ -152,26 +154,23 @@ class LocalLearner:
             model, server = method.combine(model, total, server)
         return model
 
-    def _zero_shot_all(self, model: Model) -> float:
+    def _zero_shot_all(self) -> float:
         """Over all that has features here: nothing is trained, so none is a training picture."""
         sides = (self.data.train, self.data.validation, self.data.test)
         vectors = np.concatenate([side.vectors for side in sides])
         labels = np.concatenate([side.labels for side in sides])
-        return top1(zeroshot.predict(model, vectors, self.classes), labels)
+        return top1(methods.predict(zeroshot.MODEL, vectors, self.classes), labels)
 
     def _write_predictions(self, logits: Mapping[str, F32]) -> None:
         """predictions.csv in the device's own folder; it is never sent."""
         path = self.config.state_dir / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been cleared meanwhile
-        partial = path.with_suffix(".partial")
-        names = self.classes.names
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["picture", "label", *logits])
-            for i, picture in enumerate(self.data.test_pictures):
-                guesses = [names[int(values[i].argmax())] for values in logits.values()]
-                rows.writerow([picture.path, names[picture.label], *guesses])
-        partial.replace(path)
+        names, text = self.classes.names, io.StringIO(newline="")
+        rows = csv.writer(text)
+        rows.writerow(["picture", "label", *logits])
+        for i, picture in enumerate(self.data.test_pictures):
+            guesses = [names[int(values[i].argmax())] for values in logits.values()]
+            rows.writerow([picture.path, names[picture.label], *guesses])
+        atomic.write_file(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> Prepared:
@@ -243,6 +242,8 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     Raises LinkError where no broker answers at first; once it has, the link may come and go.
     """
     bundle = read_bundle(config.bundle)
+    for caution in cautions(bundle.manifest):
+        log.event("bundle_caution", bundle=config.bundle, caution=caution)
     _make_state_dir(config.state_dir)
     lock = claim(config.state_dir / "lock", f"state_dir {config.state_dir}")
     data = prepare(config, bundle, progress)

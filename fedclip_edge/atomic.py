@@ -26,7 +26,7 @@ def write_folder(
     `check` is given the folder before it gets its name; what it raises is passed on, and nothing
     has changed then. Raises OSError where the disk refuses.
     """
-    with _beside(folder) as new:
+    with beside(folder) as new:
         for name, data in contents.items():
             _write(new / name, data)
         _sync(new)
@@ -36,15 +36,15 @@ def write_folder(
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes `path`, in place of what is there; raises OSError where the disk refuses."""
-    with _beside(path) as new:
+    with beside(path) as new:
         _write(new / path.name, data)
         (new / path.name).replace(path)
     _sync(path.parent)
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, gone at the end unless it was renamed."""
+def beside(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, locked; gone at the end unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.new."
     _sweep(path.parent, prefix)

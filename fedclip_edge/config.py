@@ -117,6 +117,7 @@ class EncoderConfig:
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     threads: int = 1
     batch_size: int = 8  # the fastest for ViT-B-32 on CPU: larger ones leave the cache
+    engine_dir: Path | None = None  # where TensorRT's engines are kept; None is the user's cache
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")

@@ -295,8 +295,9 @@ class Coordinator:
         elif isinstance(action, rounds.CloseRound):
             self._close_round(now)
         else:
-            self.ledger.store.finish(self.run.id)
+            path = self.ledger.finish()
             self.finished = True
+            log.event("model_written", path=path)
 
     def _close_round(self, now: float) -> None:
         self.ledger.close_round()

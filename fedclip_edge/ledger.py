@@ -1,7 +1,7 @@
 """What a run has come to: its model, the open round's sum, and how both stand in the journal.
 
 Laws: a contribution is on disk before it is in the sum; a closed round's model is on disk before
-anybody hears of it; whatever is killed, `open_ledger` comes back to the same model, byte for byte,
+anybody hears of it; a run is finished only once its model file is written; whatever is killed, `open_ledger` comes back to the same model, byte for byte,
 and to a sum of the same contributions.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.numpy
 
+from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, StoreError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
@@ -89,6 +91,26 @@ class Ledger:
         stored = _stored(model, state, plan.codec)
         self.store.close_round(self.run.id, stored)
         self.model, self.stored, self.total = model, stored, ExactSum(plan)
+
+    def finish(self) -> Path:
+        """Writes the run's model file, marks the run as finished, and says where the file is.
+
+        Raises StoreError where the disk refuses either; the run then stays unfinished.
+        """
+        run = self.run
+        path = model_file.path_of(self.store.path, run.id)
+        trained = model_file.TrainedModel(
+            self.model, run.id, run.plan, run.encoder_id, run.classes_digest
+        )
+        try:
+            model_file.write(path, trained)
+        except OSError as error:
+            raise StoreError(
+                f"the model {path} cannot be written ({error.strerror or error}); it is in the "
+                "journal: free or mend the disk and start again"
+            ) from error
+        self.store.finish(run.id)
+        return path
 
 
 def open_ledger(run: Run, store: Store, shapes: wire.Shapes) -> Ledger:

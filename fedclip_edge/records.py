@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 Scalar = str | int | float | bool
 Terms = Mapping[str, F32]
 Role = Literal["train", "evaluate"]

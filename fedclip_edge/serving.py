@@ -22,6 +22,7 @@ from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.store import Run, Store, open_store
 from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.cautions import cautions
 
 _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
@@ -45,6 +46,8 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     took over.
     """
     bundle = read_bundle(config.bundle)
+    for caution in cautions(bundle.manifest):
+        log.event("bundle_caution", bundle=config.bundle, caution=caution)
     trainer_id = _trainer_id(config)
     store = open_store(config.journal)
     with contextlib.closing(store), processes.Children() as children:

@@ -74,7 +74,7 @@ class Store:
     """An open journal. Every method that writes has synced when it returns."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
-        self._path = path
+        self.path = path
         self._database = database
 
     def next_epoch(self, above: int = 0) -> int:
@@ -104,6 +104,11 @@ class Store:
             "SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid DESC LIMIT 1"
         )
         return _run(rows[0]) if rows else None
+
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, oldest first."""
+        rows = self._rows("SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid")
+        return tuple(map(_run, rows))
 
     def has_begun(self, run: str) -> bool:
         """Whether any device ever spoke in it."""
@@ -207,7 +212,7 @@ class Store:
             raise  # not the disk's doing
         except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"the journal {self._path} cannot be {what} ({error}); what was acknowledged before "
+                f"the journal {self.path} cannot be {what} ({error}); what was acknowledged before "
                 "is in it: free or mend the disk and start again"
             ) from error
 

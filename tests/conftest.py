@@ -216,7 +216,10 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory, make_clip: MakeClip) -
 @pytest.fixture(scope="session")
 def clip_bundle(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> Bundle:
     """`clip_folder`, exported with the classes circle and square; takes some seconds."""
+    from fedclip_edge.demo import gate_pictures
     from fedclip_edge.exporting.bundles import export_open_clip
+    from fedclip_edge.exporting.recipe import Recipe
 
+    recipe = Recipe(f"local-dir:{clip_folder}", prompts=("a {}",))
     out = tmp_path_factory.mktemp("bundles") / "clip"
-    return export_open_clip(f"local-dir:{clip_folder}", ("circle", "square"), "a {}", out)
+    return export_open_clip(recipe, ("circle", "square"), out, draw=gate_pictures.draw)

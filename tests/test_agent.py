@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from in_memory import ENCODER, Fleet, class_texts, features
 from fedclip_edge.agent import LocalLearner, Prepared, training_seed
 from fedclip_edge.config import AgentConfig, DataConfig, RunRules
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.methods import fedclip
+from fedclip_edge.learning.methods import fedclip, zeroshot
 from fedclip_edge.messaging.transport import Traffic
 from fedclip_edge.records import Features, Model, Plan, Report, Role
 from fedclip_edge.vision.datasets import Picture
@@ -140,7 +140,7 @@ def test_shapes_are_those_of_the_plans_model(tmp_path: Path) -> None:
 
 
 def share(data: Features, plan: Plan, model: Model) -> float:
-    logits = methods.get(plan.method).predict(model, data.vectors, CLASSES)
+    logits = methods.predict(replace(model, method=plan.method), data.vectors, CLASSES)
     return float(np.mean(logits.argmax(axis=1) == data.labels))
 
 
@@ -278,8 +278,8 @@ def test_predictions_are_the_guesses_on_each_test_picture(tmp_path: Path) -> Non
     assert list(written[0]) == ["picture", "label", "zero_shot", "federated", "local"]
     assert [row["picture"] for row in written] == [str(p.path) for p in data.test_pictures]
     assert [row["label"] for row in written] == [CLASSES.names[i] for i in data.test.labels]
-    for method, column in (("zeroshot", "zero_shot"), ("fedclip", "federated")):
-        guesses = methods.get(method).predict(model, data.test.vectors, CLASSES).argmax(axis=1)
+    for shown, column in ((zeroshot.MODEL, "zero_shot"), (model, "federated")):
+        guesses = methods.predict(shown, data.test.vectors, CLASSES).argmax(axis=1)
         assert [row[column] for row in written] == [CLASSES.names[i] for i in guesses]
     for column in ("zero_shot", "federated", "local"):
         right = sum(row[column] == row["label"] for row in written)

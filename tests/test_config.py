@@ -135,6 +135,13 @@ def test_paths_are_relative_to_the_file_wherever_the_command_is_typed(
     assert agent.data.folder == tmp_path / "pictures"
 
 
+def test_engines_are_kept_where_the_file_says_or_nowhere_yet(tmp_path: Path) -> None:
+    assert EncoderConfig().engine_dir is None
+    named = AGENT.replace('"cuda"', '"tensorrt"\nengine_dir = "engines"')
+    agent = load_agent(written(tmp_path, named, "agent.toml"))
+    assert agent.encoder.engine_dir == tmp_path / "engines"
+
+
 def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     config = load_fleet(written(tmp_path, FLEET.replace('"bundle"', '"~/bundle"')))
@@ -217,6 +224,8 @@ def test_names_what_is_wrong_with_a_fleet(tmp_path: Path, old: str, new: str, sa
         ('"cuda"', '"gpu"', " [encoder]: provider: expected 'cpu' or 'cuda' or 'tensorrt'"),
         ('"cuda"', '"cpu"\nthreads = 0', " [encoder]: threads: expected 1 or more, got 0"),
         ('"cuda"', '"cpu"\nbatch_size = 0', " [encoder]: batch_size: expected 1 or more"),
+        ('"cuda"', '"cpu"\nengine_dir = ""', " [encoder]: engine_dir: expected "),
+        ('"cuda"', '"cpu"\nengines_dir = "e"', " [encoder]: unknown key 'engines_dir'; did you "),
     ],
 )
 def test_names_what_is_wrong_with_an_agent(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -16,8 +16,10 @@ import pytest
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder, open_onnx
+from fedclip_edge.vision.tensorrt import Builder
 
 CPU = EncoderConfig()
 
@@ -71,22 +73,240 @@ def test_a_provider_that_is_not_here_is_an_error_that_lists_the_others(
         open_encoder(random_bundle, EncoderConfig(provider=provider))
 
 
+class OnCpu:
+    """An onnxruntime whose CUDA and TensorRT are really its CPU; TensorRT writes its files."""
+
+    START = onnxruntime.InferenceSession
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, falls_back: bool = False) -> None:
+        self.falls_back = falls_back
+        self.started: list[Any] = []  # providers of each session
+        self.kept: list[Any] = []  # keyword arguments of each session
+        self.batches: list[int] = []  # of TensorRT's runs
+        self.builds = 0
+        self.written = b"engine"  # what of an engine the disk takes
+        names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", self.start)
+        monkeypatch.setattr(
+            tensorrt, "find_builder", lambda version, _: Builder(version, "10.3.0", "Orin sm87 16")
+        )
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that it is put back
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+
+    def start(self, source: Any, options: Any, *, providers: Any, **kept: Any) -> Any:
+        self.started.append(providers)
+        self.kept.append(kept)
+        real = OnCpu.START(source, options, providers=["CPUExecutionProvider"], **kept)
+        first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if first.startswith("Tensorrt"):
+            return self._tensorrt(real, Path(providers[0][1]["trt_engine_cache_path"]))
+        return Named(real, real.get_providers()[0] if self.falls_back else first)
+
+    def _tensorrt(self, real: Any, folder: Path) -> Any:
+        kept = next(folder.glob("*.engine"), None)
+        if kept is None:
+            self.builds += 1
+            (folder / "TRTKernel_sm87.engine").write_bytes(self.written)
+            (folder / "cache_sm87.timing").write_bytes(b"timings")
+        whole = kept is None or kept.read_bytes() == b"engine"  # a new one runs from memory
+        return Named(real, "TensorrtExecutionProvider", self.batches if whole else None)
+
+
+class Named:
+    """A session that says it runs on `provider`."""
+
+    def __init__(self, real: Any, provider: str, batches: list[int] | None = None) -> None:
+        self.real, self.provider, self.batches = real, provider, batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    def run(self, outputs: Any, inputs: dict[str, Any]) -> Any:
+        if self.provider.startswith("Tensorrt"):
+            if self.batches is None:
+                raise RuntimeError("the engine cannot be read")
+            self.batches.append(len(inputs["pixel_values"]))
+        return self.real.run(outputs, inputs)
+
+
 def test_a_silent_fall_back_is_an_error(
     random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Fallen:
-        """What onnxruntime gives where CUDA is built in, but does not start."""
-
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def get_providers(self) -> list[str]:
-            return ["CPUExecutionProvider"]
-
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
-    with pytest.raises(ConfigError, match="'cuda' did not start on this box; available: cuda, cpu"):
+    OnCpu(monkeypatch, falls_back=True)
+    message = "'cuda' did not start on this box; available: tensorrt, cpu. Name"
+    with pytest.raises(ConfigError, match=message):
         open_encoder(random_bundle, EncoderConfig(provider="cuda"))
+
+
+def test_a_provider_that_fails_is_not_replaced_in_the_middle_of_a_run(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    providers: list[Literal["cpu", "cuda", "tensorrt"]] = ["cpu", "cuda", "tensorrt"]
+    for provider in providers:
+        open_encoder(random_bundle, EncoderConfig(provider=provider, engine_dir=tmp_path))
+    assert {kept["enable_fallback"] for kept in runtime.kept} == {0}
+    # What onnxruntime makes of it: no session is made anew on another provider.
+    session = OnCpu.START(
+        random_bundle.encoder_path, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
+    assert session._enable_fallback is False
+
+
+def test_cuda_computes_fp32_in_fp32(random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OnCpu(monkeypatch)
+    encoder = open_encoder(random_bundle, EncoderConfig(provider="cuda"))
+    assert runtime.started == [
+        ["CPUExecutionProvider"],
+        [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
+    ]
+    assert (encoder.provider, encoder.max_batch) == ("cuda", None)
+
+
+def test_the_cpu_alone_is_started_for_the_cpu(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    assert open_encoder(random_bundle, CPU).max_batch is None
+    assert runtime.started == [["CPUExecutionProvider"]]
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+
+
+def test_an_engine_is_built_once(
+    random_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path / "engines")
+    encoder = open_encoder(random_bundle, config)
+    said = capsys.readouterr().out
+    assert 'tensorrt_engine_building takes="minutes, once"' in said
+    assert "tensorrt_engine_built" in said
+    name, options = runtime.started[-1][0]
+    assert name == "TensorrtExecutionProvider"
+    assert runtime.started[-1][1:] == [
+        ("CUDAExecutionProvider", {"use_tf32": "0"}),
+        "CPUExecutionProvider",
+    ]
+    assert options["trt_profile_max_shapes"] == "pixel_values:32x3x32x32"
+    assert options["trt_fp16_enable"] == "False"
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    sha256 = str(random_bundle.manifest.files["image_encoder.onnx"])
+    (engine,) = (tmp_path / "engines").rglob("*.engine")
+    assert engine.parent.name == sha256
+    runs_on = f"ort-{onnxruntime.__version__}_trt-10.3.0_Orin-sm87-16_b1-8-32"
+    assert engine.parent.parent.name == runs_on
+    assert set(runtime.batches) == {1, 32}
+
+    np.testing.assert_array_equal(
+        open_encoder(random_bundle, config).embed(noise(3)), encoder.embed(noise(3))
+    )
+    assert runtime.builds == 1
+    assert "tensorrt_engine" not in capsys.readouterr().out
+    assert runtime.started[-1][0][1]["trt_engine_cache_path"] == str(engine.parent)
+
+
+def test_another_encoder_of_the_same_file_name_has_another_engine(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path)
+    files = {**random_bundle.manifest.files, "image_encoder.onnx": "ab" * 32}
+    tuned = replace(random_bundle, manifest=replace(random_bundle.manifest, files=files))
+    open_encoder(random_bundle, config)
+    open_encoder(tuned, config)
+    assert runtime.builds == 2
+    assert len(list(tmp_path.rglob("*.engine"))) == 2
+
+
+def test_a_batch_never_exceeds_the_engine(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    config = EncoderConfig(provider="tensorrt", batch_size=70, engine_dir=tmp_path)
+    encoder = open_encoder(random_bundle, config)
+    runtime.batches.clear()
+    features = encoder.embed(noise(70))
+    assert runtime.batches == [32, 32, 6]
+    np.testing.assert_array_equal(features, open_encoder(random_bundle, CPU).embed(noise(70)))
+
+
+def test_tensorrt_runs_fp16_in_fp16_and_refuses_8_bit(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path / "engines")
+
+    def stored(precision: str) -> Bundle:
+        return replace(random_bundle, manifest=replace(random_bundle.manifest, precision=precision))
+
+    with pytest.raises(ConfigError, match=r"which is int8: .* --precision fp16"):
+        open_encoder(stored("int8"), config)
+    assert not (tmp_path / "engines").exists()
+    open_encoder(stored("fp16"), config)
+    assert runtime.started[-1][0][1]["trt_fp16_enable"] == "True"
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+
+
+def test_an_engine_that_does_not_run_is_not_kept(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    OnCpu(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of GPU memory\nat line 3")
+
+    monkeypatch.setattr(Named, "run", fail)
+    config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path / "engines")
+    message = r"'tensorrt' failed on its first pictures \(out of GPU memory\); available: cuda, cpu"
+    with pytest.raises(ConfigError, match=message):
+        open_encoder(random_bundle, config)
+    assert list((tmp_path / "engines").rglob("*")) == []
+
+
+def test_an_engine_that_a_full_disk_cut_short_is_not_kept(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    OnCpu(monkeypatch).written = b"eng"
+    config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path / "engines")
+    with pytest.raises(ConfigError, match="the engine cannot be read"):
+        open_encoder(random_bundle, config)
+    assert list((tmp_path / "engines").rglob("*")) == []
+
+
+def test_an_engine_that_no_longer_loads_says_what_to_delete(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    OnCpu(monkeypatch)
+    config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path)
+    open_encoder(random_bundle, config)
+    (engine,) = tmp_path.rglob("*.engine")
+    monkeypatch.setattr(Named, "get_providers", lambda _: ["CPUExecutionProvider"])
+    with pytest.raises(ConfigError, match=f"did not start on this box.* delete {engine.parent}$"):
+        open_encoder(random_bundle, config)
+
+
+def test_an_engine_needs_the_hash_it_is_kept_by(
+    make_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OnCpu(monkeypatch)
+    with pytest.raises(ValueError, match="sha256: "):
+        open_onnx(make_encoder(), EncoderConfig(provider="tensorrt"), image_size=32)
+
+
+def test_a_wrong_file_is_told_before_an_engine_is_built(
+    make_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = OnCpu(monkeypatch)
+    with pytest.raises(BundleError, match=r"expected float32 \[batch, 3, 32, 32\]"):
+        open_onnx(make_encoder(side=16), EncoderConfig(provider="tensorrt"), image_size=32)
+    assert runtime.started == [["CPUExecutionProvider"]]
 
 
 def test_threads_are_those_asked_for_and_do_not_spin(

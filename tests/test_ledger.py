@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from in_memory import ENCODER, class_texts
 
-from fedclip_edge import ledger
+from fedclip_edge import ledger, model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.errors import ConfigError, PeerError, StoreError
 from fedclip_edge.messaging import transfer, wire
@@ -117,3 +117,28 @@ def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path:
     assert begun.id != run.id
     assert begun.plan.seed == 1
     assert store.unfinished_run() == begun
+
+
+def test_a_run_is_finished_with_its_model_in_a_file(tmp_path: Path) -> None:
+    books = open_books(tmp_path)
+    books.keep(*contribution(books, "cam-0", 1))
+    books.close_round()
+    path = books.finish()
+    assert path == tmp_path / "models" / f"{books.run.id}.safetensors"
+    found = model_file.read(path)
+    assert (found.run, found.plan, found.model.round) == (books.run.id, PLAN, 1)
+    for name, term in books.model.terms.items():
+        np.testing.assert_array_equal(found.model.terms[name], term)
+    assert books.store.unfinished_run() is None
+
+
+def test_a_run_whose_model_cannot_be_written_stays_unfinished(tmp_path: Path) -> None:
+    books = open_books(tmp_path)
+    (tmp_path / "models").write_text("in the way")
+    with pytest.raises(StoreError, match=r"the model .* cannot be written .*start again"):
+        books.finish()
+    assert books.store.unfinished_run() == books.run
+    (tmp_path / "models").unlink()
+    again = open_books(tmp_path)
+    assert again.run == books.run
+    assert again.finish().is_file()

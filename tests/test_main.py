@@ -17,7 +17,16 @@ def test_it_says_its_version_and_helps() -> None:
     assert (version.returncode, version.stdout.split()[-1]) == (0, __version__)
     helped = system.run("-h")
     assert helped.returncode == 0
-    for command in ("agent", "broker", "demo", "export", "serve"):
+    for command in (
+        "agent",
+        "broker",
+        "bundle",
+        "demo",
+        "export",
+        "export-classifier",
+        "predict",
+        "serve",
+    ):
         assert f"  {command} " in helped.stdout
 
 

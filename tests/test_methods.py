@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from in_memory import class_texts, features
 from torch import nn
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.methods import Method, fedclip
+from fedclip_edge.learning.methods import Method, fedclip, zeroshot
 from fedclip_edge.records import Model, Plan, Scalar, Terms, Update
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
@@ -148,13 +149,35 @@ def test_predictions_are_logits_of_every_picture(name: str) -> None:
     model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
     data = features(60, 9, CLASSES, noise=0.2)
     before = data.vectors.tobytes()
-    logits = method.predict(model, data.vectors, CLASSES)
+    logits = methods.predict(model, data.vectors, CLASSES)
     assert logits.shape == (60, len(CLASSES.names))
     assert logits.dtype == np.float32
     assert (np.abs(logits) <= CLASSES.logit_scale * (1 + 1e-5)).all()
     assert np.mean(logits.argmax(axis=1) == data.labels) > 0.8
     assert data.vectors.tobytes() == before
-    assert method.predict(model, data.vectors[:0], CLASSES).shape == (0, len(CLASSES.names))
+    assert methods.predict(model, data.vectors[:0], CLASSES).shape == (0, len(CLASSES.names))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_the_methods_own_formula_in_torch(name: str) -> None:
+    """The one that training differentiates and the classifier exports."""
+    method = methods.get(name)
+    model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
+    vectors = features(9, 2, CLASSES).vectors
+    terms = {n: torch.tensor(term, requires_grad=True) for n, term in model.terms.items()}
+    texts = torch.tensor(CLASSES.vectors)
+    logits = method.logits(terms, torch.tensor(vectors), texts, CLASSES.logit_scale)
+    np.testing.assert_array_equal(methods.predict(model, vectors, CLASSES), logits.detach().numpy())
+    alone = [methods.predict(model, row[None], CLASSES)[0] for row in vectors]
+    np.testing.assert_allclose(np.stack(alone), logits.detach().numpy(), atol=1e-3)
+    if terms:
+        gradients = torch.autograd.grad(logits.sum(), list(terms.values()))
+        assert all(gradient.any() for gradient in gradients)
+
+
+def test_a_model_of_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'fedclp'"):
+        methods.predict(Model("fedclp", 0, {}), features(2, 1, CLASSES).vectors, CLASSES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -199,8 +222,8 @@ def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
     data = features(50, 1, classes, noise=0.02)
     model = fedclip.initial(classes, dim, 0)
     asked = (data.vectors, classes)
-    zero_shot = methods.get("zeroshot").predict(model, *asked)
-    difference = np.abs(fedclip.predict(model, *asked) - zero_shot)
+    zero_shot = methods.predict(zeroshot.MODEL, *asked)
+    difference = np.abs(methods.predict(model, *asked) - zero_shot)
     assert 0.01 < difference.max() < 0.1 * classes.logit_scale
 
 

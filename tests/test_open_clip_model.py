@@ -1,42 +1,56 @@
-"""A folder that open_clip saved: both towers in fp32, and open_clip's own settings."""
+"""Any model of open_clip: both towers in fp32, and open_clip's own settings."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_models
 import torch
+from safetensors.torch import save_file
 
 from fedclip_edge.errors import ConfigError, ExportError
-from fedclip_edge.exporting.open_clip_model import ClipModel, load_open_clip, weights_digest
-from fedclip_edge.exporting.texts import class_texts
+from fedclip_edge.exporting.open_clip_model import ClipModel, FeaturesAlone, load_open_clip
+from fedclip_edge.exporting.recipe import Source
+from fedclip_edge.exporting.weights import weights_digest
 from fedclip_edge.vision.pictures import Preprocessing
 
 Edit = Callable[[dict[str, Any]], Any]
+Load = Callable[[str], ClipModel]
 
 
 @pytest.fixture(scope="module")
 def model(clip_folder: Path) -> ClipModel:
-    return load_open_clip(f"local-dir:{clip_folder}")
+    return load_open_clip(Source(f"local-dir:{clip_folder}"))
 
 
-def edited(folder: Path, to: Path, edit: Edit) -> str:
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Load]:
+    """`small(name)`: one of small_models with random weights."""
+    with small_models.registered(tmp_path):
+        yield lambda name: load_open_clip(Source(name, random_weights=True))
+
+
+def edited(folder: Path, to: Path, edit: Edit) -> Source:
     shutil.copytree(folder, to)
     path = to / "open_clip_config.json"
     table = json.loads(path.read_text())
     edit(table)
     path.write_text(json.dumps(table))
-    return f"local-dir:{to}"
+    return Source(f"local-dir:{to}")
 
 
 def test_settings_are_open_clips(model: ClipModel) -> None:
-    assert model.name == "random-clip"
+    assert (model.name, model.pretrained) == ("random-clip", "local-dir")
     assert model.preprocessing == Preprocessing(
         64, "shortest", 64, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
     )
@@ -49,6 +63,7 @@ def test_settings_are_open_clips(model: ClipModel) -> None:
 def test_weights_stored_in_half_are_computed_in_fp32(model: ClipModel) -> None:
     assert {p.dtype for p in model.clip.parameters()} == {torch.float32}
     assert not model.image_tower.training
+    assert not any(p.requires_grad for p in model.clip.parameters())
 
 
 def test_a_bpe_path_is_taken_from_the_folder_wherever_the_command_is_typed(
@@ -56,97 +71,109 @@ def test_a_bpe_path_is_taken_from_the_folder_wherever_the_command_is_typed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(clip_folder)
-    here = load_open_clip("local-dir:link")
+    here = load_open_clip(Source("local-dir:link"))
     texts = ["a circle", "umbrella"]
     assert torch.equal(here.tokenize(texts), model.tokenize(texts))
     assert int(model.tokenize(texts).max()) == 1023
     assert here.weights_sha256 == model.weights_sha256
 
 
-def test_weights_digest_sees_name_dtype_shape_and_bytes() -> None:
-    state = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
-    assert weights_digest(state) == weights_digest(dict(reversed(state.items())))
-    others: list[dict[str, torch.Tensor]] = [
-        {"a": torch.zeros(2, 3), "c": torch.ones(2)},
-        {"a": torch.zeros(3, 2), "b": torch.ones(2)},
-        {"a": torch.zeros(2, 3), "b": torch.tensor([1.0, 1.0000001])},
-        {"a": torch.zeros(2, 3, dtype=torch.int32), "b": torch.ones(2)},
-    ]
-    assert len({weights_digest(s) for s in (state, *others)}) == 5
-
-
-def test_loading_leaves_the_programs_logging_alone(clip_folder: Path) -> None:
+def test_loading_leaves_logging_and_randomness_alone(clip_folder: Path, small: Load) -> None:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
-    load_open_clip(f"local-dir:{clip_folder}")
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    load_open_clip(Source(f"local-dir:{clip_folder}"))
+    small("small")
+    assert torch.equal(torch.rand(1), expected)
     assert (root.handlers, root.level) == (before, level)
 
 
-def test_texts_are_the_text_towers_unit_vectors(model: ClipModel) -> None:
-    texts = class_texts(model, ("circle", "blue square"), "a picture of a {}")
-    tokens = model.tokenize(["a picture of a circle", "a picture of a blue square"])
-    with torch.no_grad():
-        theirs = model.clip.encode_text(tokens, normalize=True).numpy()
-    np.testing.assert_allclose(texts.vectors, theirs, atol=1e-6)
-    assert texts.names == ("circle", "blue square")
-    assert texts.logit_scale == model.logit_scale
-    assert texts.prompt == "a picture of a {}"
-
-
-def test_many_classes_are_the_same_as_few(model: ClipModel) -> None:
-    names = tuple(f"thing {i}" for i in range(300))
-    many, few = class_texts(model, names, "a {}"), class_texts(model, names[-2:], "a {}")
-    np.testing.assert_allclose(many.vectors[-2:], few.vectors, atol=1e-6)
-
-
 @pytest.mark.parametrize(
-    ("names", "prompt", "message"),
-    [
-        (("a", "b"), "a picture", r"needs \{\} once"),
-        (("a", "b"), "{} and {}", r"needs \{\} once"),
-        (("a", "word " * 30), "a {}", r"has \d+ tokens, and random-clip reads 24; shorten"),
-        (("a",), "a {}", "expected two classes or more, got 1"),
-        ((), "a {}", "expected two classes or more, got 0"),
-        (("a", "a"), "a {}", "expected distinct ones"),
-    ],
+    ("name", "activation"), [("small", "gelu"), ("small-quickgelu", "quick_gelu")]
 )
-def test_unusable_texts_are_refused(
-    model: ClipModel, names: tuple[str, ...], prompt: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        class_texts(model, names, prompt)
+def test_a_name_with_random_weights(small: Load, name: str, activation: str) -> None:
+    model = small(name)
+    assert (model.name, model.pretrained) == (name, "random")
+    assert model.activation == activation
+    assert model.image_tower is model.clip.visual
+    half = (0.5, 0.5, 0.5)
+    assert model.preprocessing == Preprocessing(32, "squash", 32, "bilinear", half, half)
 
 
-def test_tokens_beyond_the_vocabulary_are_refused(clip_folder: Path, tmp_path: Path) -> None:
-    source = edited(
-        clip_folder, tmp_path / "c", lambda t: t["model_cfg"]["text_cfg"].pop("tokenizer_kwargs")
+def test_random_weights_are_the_same_in_every_process(small: Load, tmp_path: Path) -> None:
+    first = small("small").weights_sha256
+    torch.manual_seed(99)
+    assert small("small").weights_sha256 == first
+    code = (
+        "import sys, pathlib, small_models\n"
+        "from fedclip_edge.exporting.open_clip_model import load_open_clip\n"
+        "from fedclip_edge.exporting.recipe import Source\n"
+        "with small_models.registered(pathlib.Path(sys.argv[1])):\n"
+        "    print(load_open_clip(Source('small', random_weights=True)).weights_sha256)\n"
     )
-    with pytest.raises(ConfigError, match="numbers tokens up to 49407, but the model knows 1024"):
-        class_texts(load_open_clip(source), ("circle", "square"), "a {}")
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == first
 
 
-@pytest.mark.parametrize("source", ["ViT-B-32", "hf-hub:org/model", "", "tinny"])
-def test_another_source_is_refused(source: str) -> None:
-    with pytest.raises(ConfigError, match="is no model that can be exported; write tiny, or local"):
-        load_open_clip(source)
+def test_a_file_of_weights(small: Load, tmp_path: Path) -> None:
+    state = {n: t + 0.5 for n, t in small("small").clip.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    model = load_open_clip(Source("small", str(tmp_path / "w.safetensors")))
+    assert (model.name, model.pretrained) == ("small", "file")
+    visual = {
+        name.removeprefix("visual."): tensor
+        for name, tensor in state.items()
+        if name.startswith("visual.")
+    }
+    assert model.weights_sha256 == weights_digest(visual)
+    assert model.logit_scale == pytest.approx(np.exp(0.5) / 0.07, rel=1e-3)
+
+
+def test_a_tower_that_gives_tokens_as_well_gives_its_features_alone(small: Load) -> None:
+    model = small("small-coca")
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        features = model.image_tower(pixels)
+        theirs = model.clip.encode_image(pixels, normalize=False)
+    assert isinstance(model.image_tower, FeaturesAlone)
+    assert features.shape == (3, 32)
+    assert torch.equal(features, theirs)
+    assert model.weights_sha256 == weights_digest(model.clip.visual.state_dict())
+    assert model.context_length == 76
+
+
+@pytest.mark.parametrize("source", ["hf-hub:org/model", "", "tinny"])
+def test_an_unknown_model_is_refused(source: str) -> None:
+    with pytest.raises(ConfigError, match="open_clip knows no model"):
+        load_open_clip(Source(source))
 
 
 def test_missing_folder_configuration_and_weights(clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere does not exist"):
-        load_open_clip(f"local-dir:{tmp_path / 'nowhere'}")
+        load_open_clip(Source(f"local-dir:{tmp_path / 'nowhere'}"))
     with pytest.raises(ConfigError, match=r"holds no open_clip_config\.json"):
-        load_open_clip(f"local-dir:{tmp_path}")
+        load_open_clip(Source(f"local-dir:{tmp_path}"))
     shutil.copytree(clip_folder, tmp_path / "c")
     (tmp_path / "c" / "open_clip_model.safetensors").unlink()
     with pytest.raises(ExportError, match="cannot load .*c: Required pretrained weights"):  # noqa: RUF043
-        load_open_clip(f"local-dir:{tmp_path / 'c'}")
+        load_open_clip(Source(f"local-dir:{tmp_path / 'c'}"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_cfg": {"text_cfg": []}}'])
 def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "open_clip_config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"open_clip_config\.json (cannot be read|has no model)"):
-        load_open_clip(f"local-dir:{tmp_path}")
+        load_open_clip(Source(f"local-dir:{tmp_path}"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +190,7 @@ def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
         (
             lambda t: t["model_cfg"]["text_cfg"].update(tokenizer_kwargs={"bpe_path": "no.gz"}),
             ExportError,
-            r"No such file .*no\.gz",
+            r"tokenizer of .* cannot be read: .*No such file .*no\.gz",
         ),
     ],
 )
@@ -179,4 +206,4 @@ def test_truncated_weights(clip_folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "c" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ExportError, match="open_clip cannot load"):
-        load_open_clip(f"local-dir:{tmp_path / 'c'}")
+        load_open_clip(Source(f"local-dir:{tmp_path / 'c'}"))

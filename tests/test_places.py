@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from fedclip_edge.cli.main import cli
-from fedclip_edge.config import AgentConfig, load_agent, read_toml
+from fedclip_edge.config import AgentConfig, EncoderConfig, load_agent, read_toml
 from fedclip_edge.errors import (
     BundleError,
     ConfigError,
@@ -20,6 +24,7 @@ from fedclip_edge.errors import (
     RefusedError,
 )
 from fedclip_edge.messaging.topics import access_list
+from fedclip_edge.vision.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +72,136 @@ def test_the_sample_preprocessing_loads() -> None:
     from fedclip_edge.exporting.inputs import read_encoder_file
 
     read_encoder_file(ROOT / "export" / "preprocess.example.toml").preprocessing()
+
+
+BUILD_ENGINE = ROOT / "export" / "build-engine.sh"
+
+# Stands in for `fedclip-edge` on a box with TensorRT: says what it was asked, and builds as
+# encoder.py does.
+STAND_IN = """#!/bin/sh
+echo "asked: $*"
+mkdir -p "$7/builder/sha"
+[ -e "$7/builder/sha/kernel.engine" ] || echo built > "$7/builder/sha/kernel.engine"
+"""
+
+
+def build_engine(*arguments: str | Path, path: Path, home: Path) -> tuple[int, str]:
+    """Runs the script with `path` before the system's own programs; code, and all it said."""
+    environment = {"PATH": f"{path}:{os.defpath}", "HOME": str(home)}
+    done = subprocess.run(
+        [shutil.which("sh") or "sh", BUILD_ENGINE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    program = tmp_path / "bin" / "fedclip-edge"
+    program.parent.mkdir()
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    return program.parent
+
+
+def test_an_engine_is_built_once_in_the_folder_that_the_agent_reads(
+    tmp_path: Path, stand_in: Path
+) -> None:
+    engines = tmp_path / "kept engines"
+    arguments = f"bundle verify a bundle --provider tensorrt --engine-dir {engines}"
+    code, said = build_engine("a bundle", engines, path=stand_in, home=tmp_path)
+    assert (code, f"asked: {arguments}\n" in said) == (0, True)
+    assert re.search(r"built and checked in \d+ s", said)
+    code, said = build_engine("a bundle", engines, path=stand_in, home=tmp_path)
+    assert (code, f"asked: {arguments}\n" in said) == (0, True)
+    assert re.search(r"was there already; checked in \d+ s", said)
+
+
+def test_the_script_and_the_encoder_keep_engines_in_the_same_cache(
+    tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedclip_edge.vision.tensorrt import engines_folder
+
+    code, _ = build_engine("bundle", path=stand_in, home=tmp_path)
+    assert code == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert (engines_folder(None) / "builder" / "sha" / "kernel.engine").is_file()
+
+
+def test_the_script_asks_for_what_the_command_offers() -> None:
+    (line,) = (
+        line
+        for line in BUILD_ENGINE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("fedclip-edge ")
+    )
+    name, sub, *arguments = shlex.split(line.partition("||")[0])[1:]
+    group = cli.commands[name]
+    assert isinstance(group, click.Group)
+    group.commands[sub].make_context(sub, list(arguments))  # raises on an unknown option
+
+
+def test_without_tensorrt_the_script_says_so_and_leaves_nothing(
+    tmp_path: Path, random_bundle: Bundle
+) -> None:
+    installed = Path(sys.executable).parent
+    before = sorted(tmp_path.iterdir())
+    code, said = build_engine(
+        random_bundle.folder, tmp_path / "engines", path=installed, home=tmp_path
+    )
+    assert code == ConfigError.exit_code
+    assert "provider 'tensorrt' is not part of this onnxruntime; available: cpu" in said
+    assert f"failed after 0 s with code {code}" in re.sub(r"after \d+ s", "after 0 s", said)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_script_says_how_it_is_used_and_what_is_missing(tmp_path: Path) -> None:
+    assert build_engine(path=tmp_path, home=tmp_path) == (
+        2,
+        "usage: build-engine.sh BUNDLE [ENGINE_DIR]\n",
+    )
+    code, said = build_engine("bundle", path=tmp_path, home=tmp_path)
+    assert (code, "fedclip-edge is not on PATH" in said) == (127, True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_script_is_clean() -> None:
+    subprocess.run(["shellcheck", BUILD_ENGINE], check=True)
+
+
+def test_the_script_can_be_run() -> None:
+    assert os.access(BUILD_ENGINE, os.X_OK)
+
+
+def jetson() -> str:
+    return (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
+
+
+def test_the_jetson_notes_name_what_there_is() -> None:
+    text = jetson()
+    assert "docs/jetson.md" in (ROOT / "device" / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:export|device|fedclip_edge)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+    for key in re.findall(r"`\[encoder\] (\w+)`", text):
+        assert key in EncoderConfig.__dataclass_fields__, key
+
+
+def test_the_jetson_notes_and_the_encoder_agree_on_the_engine() -> None:
+    from fedclip_edge.vision import tensorrt
+
+    sizes = f"{tensorrt.MIN_BATCH}, {tensorrt.OPT_BATCH} and {tensorrt.MAX_BATCH} pictures"
+    assert sizes in " ".join(jetson().split())
+
+
+def test_the_jetson_notes_and_the_package_agree_on_versions() -> None:
+    project = read_toml(ROOT / "pyproject.toml")["project"]
+    (oldest,) = re.findall(r"onnxruntime>=(\S+?)\"", str(project).replace("'", '"'))[:1]
+    assert f"onnxruntime {oldest} or newer" in jetson()
+    assert project["requires-python"] == ">=3.10"
+    assert "Python 3.10" in jetson()
 
 
 def test_the_image_targets_copy_files_that_exist() -> None:

@@ -13,10 +13,12 @@ import pytest
 import system
 from system import Site, wait_until
 
+from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.store import open_store
 from fedclip_edge.vision.bundle import Bundle, write_bundle
+from fedclip_edge.vision.manifest import RANDOM
 
 
 @pytest.fixture
@@ -52,7 +54,13 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
         run = store.last_run()
         assert run is not None
         assert store.rounds_closed(run.id) == 3
+        runs = [run.id for run in store.runs()]
         final = {r.device: r for r in store.reports(run.id) if r.round == 3}
+    for attempt, identifier in zip(("first", "second"), runs, strict=True):
+        written = [e for e in site.events(f"serve-{attempt}") if e["event"] == "model_written"]
+        assert [Path(e["path"]).name for e in written] == [f"{identifier}.safetensors"]
+        model = model_file.find(written[0]["path"], site.folder / "none", site.bundle)
+        assert (model.run, model.model.round) == (identifier, 3)
     assert set(final) == {"north", "south-west", "judge"}
     assert set(final["north"].accuracy) == {"zero_shot", "federated", "local", "zero_shot_all"}
     assert "local" not in final["judge"].accuracy
@@ -85,6 +93,26 @@ def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
         assert {report.skipped for report in store.reports(run.id)} == {2}
 
 
+def test_both_say_that_a_bundles_weights_are_random(site: Site, tmp_path: Path) -> None:
+    theirs = site.bundle
+    site.bundle = write_bundle(
+        tmp_path / "random",
+        dataclasses.replace(theirs.manifest, pretrained=RANDOM, files={}),
+        theirs.encoder_path.read_bytes(),
+        theirs.classes,
+        theirs.golden(),
+    )
+    fleet = site.write_fleet(devices=1, rounds=1)
+    serve = site.start("serve", fleet, "--json", log="serve")
+    agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
+    for process in (serve, agent):
+        assert process.wait(system.DEADLINE_S) == 0
+    for log in ("serve", "north"):
+        (said,) = (e for e in site.events(log) if e["event"] == "bundle_caution")
+        assert "weights are random" in said["caution"]
+        assert said["bundle"] == str(site.bundle.folder)
+
+
 def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=40)
     serve = site.start("serve", fleet, "--json", log="serve")
@@ -97,6 +125,8 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
     assert agent.wait(system.DEADLINE_S) == 0
     rounds = [e["round"] for e in site.events("serve") if e["event"] == "round_closed"]
     assert len(rounds) == len(set(rounds)), "a closed round was closed again"
+    (written,) = (e for e in site.events("serve") if e["event"] == "model_written")
+    assert model_file.read(Path(written["path"])).model.round == 40
     with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
         run = store.last_run()
         assert run is not None

@@ -251,6 +251,12 @@ def test_a_run_is_gone_on_with_until_it_is_finished(store: Store, path: Path) ->
     again.close()
 
 
+def test_runs_are_there_oldest_first(store: Store) -> None:
+    assert store.runs() == (RUN,)
+    store.add_run(replace(RUN, id="run-0"), model(0))
+    assert [run.id for run in store.runs()] == ["run-1", "run-0"]
+
+
 def test_an_empty_journal_has_no_run(path: Path) -> None:
     store = open_store(path)
     assert store.unfinished_run() is None

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("records",),
     ("config",),
     ("vision", "learning", "messaging"),
-    ("store", "exporting"),
+    ("store", "exporting", "model_file", "prediction"),
     ("ledger",),
     ("session", "coordinator", "agent", "serving"),
     ("demo",),
@@ -118,7 +118,8 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
     help_text = (
         "import sys; from fedclip_edge.cli.main import cli\n"
         "for argv in (['--help'], ['agent', '--help'], ['serve', '--help'], ['demo', '--help'],\n"
-        "             ['export', '--help'], ['broker', 'start', '--help']):\n"
+        "             ['export', '--help'], ['broker', 'start', '--help'], ['predict', '--help'],\n"
+        "             ['bundle', 'verify', '--help'], ['export-classifier', '--help']):\n"
         "    cli.main(argv, standalone_mode=False)"
     )
     assert loads(help_text) == set()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from in_memory import class_texts, features
 from torch import nn
 
+from fedclip_edge.learning import methods
 from fedclip_edge.learning.methods import fedclip
 from fedclip_edge.learning.options import Options
 from fedclip_edge.learning.training import batches, train
@@ -235,7 +236,7 @@ def test_training_classifies_better_than_it_began(loss: str) -> None:
     options = replace(fedclip.check_options({"loss": loss}), lr=1e-2, weight_decay=0.0, epochs=10)
 
     def mean_loss(terms: Terms) -> float:
-        scores = fedclip.predict(replace(fedclip.initial(CLASSES, D, 0), terms=terms), *asked)
+        scores = methods.predict(replace(fedclip.initial(CLASSES, D, 0), terms=terms), *asked)
         return float(nn.CrossEntropyLoss()(torch.tensor(scores), torch.tensor(data.labels)))
 
     asked = (data.vectors, CLASSES)

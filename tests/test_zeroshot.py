@@ -7,6 +7,7 @@ import pytest
 from in_memory import class_texts, features
 
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.records import ClassTexts, Plan
@@ -21,7 +22,7 @@ def test_logits_are_scaled_cosines() -> None:
     norms = np.linalg.norm(data.vectors.astype(np.float64), axis=1, keepdims=True)
     expected = 100 * (data.vectors / norms) @ CLASSES.vectors.astype(np.float64).T
     np.testing.assert_allclose(
-        zeroshot.predict(model, data.vectors, CLASSES), expected, rtol=0, atol=1e-3
+        methods.predict(model, data.vectors, CLASSES), expected, rtol=0, atol=1e-3
     )
 
 
@@ -29,7 +30,7 @@ def test_a_text_is_its_own_class() -> None:
     """By hand: three texts on the axes, two features between them."""
     classes = ClassTexts(("x", "y", "z"), np.eye(3, dtype=np.float32), 10.0, "{}")
     vectors = np.array([[3, 4, 0], [0, 0, 7]], np.float32)
-    logits = zeroshot.predict(zeroshot.initial(classes, 3, 0), vectors, classes)
+    logits = methods.predict(zeroshot.initial(classes, 3, 0), vectors, classes)
     np.testing.assert_allclose(logits, [[6, 8, 0], [0, 0, 10]], atol=1e-5)
 
 
@@ -45,8 +46,8 @@ def test_nothing_is_trained_and_nothing_travels() -> None:
     assert (following.method, following.round, dict(following.terms)) == ("zeroshot", 1, {})
     assert dict(state) == {}
     np.testing.assert_array_equal(
-        zeroshot.predict(following, data.vectors, CLASSES),
-        zeroshot.predict(model, data.vectors, CLASSES),
+        methods.predict(following, data.vectors, CLASSES),
+        methods.predict(model, data.vectors, CLASSES),
     )
 
 

@@ -2,125 +2,272 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedclip_edge.cli.progress import progress_bar
+
 if TYPE_CHECKING:
+    from fedclip_edge.exporting.parity import Parity
+    from fedclip_edge.exporting.recipe import Recipe
     from fedclip_edge.vision.bundle import Bundle
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOREIGN = ("--onnx", "--preprocess", "--class-texts", "--classes")
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
 
 
 @click.command()
 @click.argument("source", required=False)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to write; it must not exist yet.",
-)
+@click.option("--out", type=_FOLDER, help="The folder to write; it must not exist yet.")
 @click.option("--classes", type=_FILE, help="Class names: a .json list, or a .txt with one a line.")
-@click.option("--prompt", help="Text with {} where the class name goes; for SOURCE only.")
+@click.option("--pretrained", metavar="TAG|FILE", help="open_clip's tag, or a file of weights.")
+@click.option("--like", metavar="TAG", help="The tag that a file of weights was tuned from.")
+@click.option("--random-weights", is_flag=True, help="For tests and timings; means nothing.")
+@click.option("--prompt", metavar="TEXT", help="Text with {} where the class name goes.")
+@click.option("--prompts", type=_FILE, help="Several, averaged: a .json list, or a .txt.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-weights"]),
+    help="Of the encoder; fp32 unless the recipe says otherwise.",
+)
+@click.option(
+    "--calibration",
+    type=_FOLDER,
+    help="Pictures like the fleet's: the encoder is judged on them, and int8 set by them.",
+)
+@click.option("--accept-parity", is_flag=True, help="Write a bundle that the gate refuses.")
+@click.option("--replace", is_flag=True, help="Replace a bundle that is there already.")
+@click.option("--bundle", type=_FOLDER, help="Give this bundle other --classes, nothing else.")
 @click.option("--onnx", type=_FILE, help="Somebody's own encoder, in place of SOURCE.")
 @click.option("--preprocess", type=_FILE, help="How that encoder wants its pictures, in TOML.")
 @click.option("--class-texts", type=_FILE, help="Its unit text vectors [C, D], a .npy.")
-@click.option("--replace", is_flag=True, help="Replace a bundle that is there already.")
-def export(
-    source: str | None,
-    out: Path,
-    classes: Path | None,
-    prompt: str | None,
-    onnx: Path | None,
-    preprocess: Path | None,
-    class_texts: Path | None,
-    replace: bool,
-) -> None:
+def export(**given: Any) -> None:
     """Export an image encoder and its class texts to a bundle.
 
-    SOURCE is `tiny`, the model of the demo, or `local-dir:FOLDER`, a folder that open_clip
-    saved. An encoder that is an ONNX file already needs no SOURCE:
+    SOURCE is a recipe (a .toml file, as in export/), a model of open_clip's, a folder that
+    open_clip saved (local-dir:FOLDER), or tiny, the model of the demo. The features are compared
+    with PyTorch's, and a bundle that differs is not written.
 
     \b
+    fedclip-edge export export/vit-b-32.toml --classes classes.txt --out bundle
+    fedclip-edge export ViT-B-16 --pretrained laion2b_s34b_b88k \\
+        --classes classes.txt --precision fp16 --out bundle
     fedclip-edge export tiny --out bundle
-    fedclip-edge export local-dir:FOLDER --classes classes.txt --out bundle
+
+    An encoder that is an ONNX file already needs no SOURCE:
+
+    \b
     fedclip-edge export --onnx encoder.onnx --preprocess preprocess.toml \\
         --class-texts class_texts.npy --classes classes.json --out bundle
-    """  # noqa: D301 - click wants the backspace character itself
-    if source is not None:
-        if onnx or preprocess or class_texts:
-            raise click.UsageError("--onnx, --preprocess and --class-texts go without SOURCE.")
-        bundle = _from_open_clip(source, classes, prompt, out, replace)
-    elif onnx and preprocess and class_texts and classes:
-        if prompt is not None:
-            raise click.UsageError("--prompt goes with SOURCE; write prompt in the TOML file.")
-        from fedclip_edge.exporting.foreign import export_onnx
 
-        bundle = export_onnx(onnx, preprocess, class_texts, classes, out, replace_existing=replace)
-    elif onnx or preprocess or class_texts:
-        given = (onnx, preprocess, class_texts, classes)
-        missing = [name for name, value in zip(_FOREIGN, given, strict=True) if value is None]
-        raise click.UsageError(f"An encoder of your own also needs {', '.join(missing)}.")
-    else:
-        raise click.UsageError("Name a SOURCE (tiny, local-dir:FOLDER), or give --onnx.")
+    Other classes for a bundle, whose encoder and cached features stay:
+
+    \b
+    fedclip-edge export --bundle bundle --classes new.txt
+    """  # noqa: D301 - click wants the backspace character itself
+    used = {name for name, value in given.items() if value not in (None, False)}
+    if "bundle" in used:
+        _replace_classes(given, used)
+        return
+    if "out" not in used:
+        raise click.UsageError("Name the folder to write: --out FOLDER.")
+    bundle = _from_onnx(given, used) if "source" not in used else _from_open_clip(given, used)
     click.echo(_summary(bundle))
 
 
-def _from_open_clip(
-    source: str, classes: Path | None, prompt: str | None, out: Path, replace: bool
-) -> Bundle:
-    from fedclip_edge.demo import tiny_clip
-
-    if source != "tiny" and not source.startswith("local-dir:"):
-        raise click.UsageError(f"{source!r} is no SOURCE; write tiny, or local-dir:FOLDER.")
-    if source != "tiny" and classes is None:
-        raise click.UsageError(f"{source} needs --classes FILE, one class name a line.")
-    from fedclip_edge.exporting.inputs import read_class_names
-
-    if classes is None:
-        from fedclip_edge.demo import world
-
-        names = world.CLASSES
-    else:
-        names = read_class_names(classes)
+def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
+    _refuse(used, ("onnx", "preprocess", "class_texts"), "without SOURCE")
+    recipe = _recipe(given, used)
+    if "classes" not in used and given["source"] != "tiny":
+        raise click.UsageError(f"{given['source']} needs --classes FILE, one class name a line.")
+    names = _class_names(given["classes"])
+    from fedclip_edge.demo.gate_pictures import draw
     from fedclip_edge.exporting.bundles import export_open_clip
 
-    return export_open_clip(
-        tiny_clip.MODEL_NAME if source == "tiny" else source,
-        names,
-        tiny_clip.PROMPT if prompt is None else prompt,
-        out,
-        replace_existing=replace,
+    with progress_bar("class texts") as progress:
+        return export_open_clip(
+            recipe,
+            names,
+            given["out"],
+            calibration=given["calibration"],
+            draw=draw,
+            accept_parity=given["accept_parity"],
+            replace_existing=given["replace"],
+            say=_say,
+            report=_report,
+            progress=progress,
+        )
+
+
+def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
+    missing = [name for name in _FOREIGN if name not in used]
+    if "onnx" in missing:
+        raise click.UsageError("Name a SOURCE (a recipe, a model, tiny), or give --onnx.")
+    if missing:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise click.UsageError(f"An encoder of your own also needs {options}.")
+    _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
+    _refuse(used, ("prompt", "prompts"), "with SOURCE; write prompt in the TOML file")
+    from fedclip_edge.demo.gate_pictures import draw
+    from fedclip_edge.exporting.foreign import export_onnx
+
+    return export_onnx(
+        given["onnx"],
+        given["preprocess"],
+        given["class_texts"],
+        given["classes"],
+        given["out"],
+        precision=given["precision"] or "fp32",
+        calibration=given["calibration"],
+        draw=draw,
+        accept_parity=given["accept_parity"],
+        replace_existing=given["replace"],
+        report=_report,
     )
 
 
+def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
+    _refuse(
+        used, ("out", "precision", "calibration", "accept_parity", "replace"), "without --bundle"
+    )
+    _refuse(used, ("onnx", "preprocess"), "without --bundle")
+    if "classes" not in used:
+        raise click.UsageError("--bundle needs --classes FILE, the new names.")
+    from fedclip_edge.exporting import reclassing
+
+    if "class_texts" in used:
+        _refuse(used, ("source", "pretrained", "like", "random_weights"), "without --class-texts")
+        _refuse(used, ("prompt", "prompts"), "without --class-texts")
+        bundle = reclassing.from_vectors(given["bundle"], given["class_texts"], given["classes"])
+    else:
+        if "source" not in used:
+            _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
+        names = _class_names(given["classes"])
+        with progress_bar("class texts") as progress:
+            bundle = reclassing.from_model(
+                given["bundle"],
+                names,
+                source=_recipe(given, used) if "source" in used else None,
+                prompts=_prompts(given),
+                progress=progress,
+            )
+    click.echo(_summary(bundle))
+
+
+def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
+    """SOURCE as a recipe, with what the command line says in place of its own."""
+    from fedclip_edge.demo import tiny_clip
+    from fedclip_edge.errors import ConfigError
+    from fedclip_edge.exporting.recipe import Recipe, read_recipe
+
+    source = given["source"]
+    if source.endswith(".toml"):
+        recipe = read_recipe(Path(source))
+    else:
+        recipe = Recipe(tiny_clip.MODEL_NAME if source == "tiny" else source)
+    changes: dict[str, Any] = {
+        name: given[name]
+        for name in ("pretrained", "like", "random_weights", "precision")
+        if name in used
+    }
+    if "random_weights" in used and "pretrained" not in used:
+        changes["pretrained"] = ""  # the recipe's own weights are what is left out
+    if prompts := _prompts(given):
+        changes["prompts"] = prompts
+    try:
+        return dataclasses.replace(recipe, **changes)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the command line says; nothing where it says nothing."""
+    if given["prompts"] is None:
+        return () if given["prompt"] is None else (given["prompt"],)
+    if given["prompt"] is not None:
+        raise click.UsageError("Give --prompt or --prompts, not both.")
+    from fedclip_edge.exporting.inputs import read_prompts
+
+    return read_prompts(given["prompts"])
+
+
+def _class_names(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        from fedclip_edge.demo import world
+
+        return world.CLASSES
+    from fedclip_edge.exporting.inputs import read_class_names
+
+    return read_class_names(path)
+
+
+def _refuse(used: set[str], names: Sequence[str], where: str) -> None:
+    for name in names:
+        if name in used:
+            shown = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{shown} goes {where}.")
+
+
+def _say(step: str) -> None:
+    click.echo(step, err=True)
+
+
+def _report(parity: Parity) -> None:
+    """The gate's table, before the verdict, so that it is seen even if the bundle is refused."""
+    rows = parity.rows()
+    widths = [
+        max(len(column) for column in columns)
+        for columns in zip(*(r[:3] for r in rows), strict=True)
+    ]
+    click.echo(f"{parity.precision} against the model it was made from:", err=True)
+    for row in rows:
+        verdict = {None: "", True: "ok", False: "MISSED"}[row.passed]
+        texts = (
+            row.label.ljust(widths[0]),
+            row.value.rjust(widths[1]),
+            row.threshold.ljust(widths[2]),
+        )
+        line = "  ".join(("", *texts, verdict))
+        click.echo(line.rstrip(), err=True)
+
+
 def _summary(bundle: Bundle) -> str:
+    from fedclip_edge.vision.cautions import cautions
+
     manifest = bundle.manifest
     preprocessing = manifest.preprocessing
-    parity = "unknown"
-    if manifest.parity is not None:
-        worst, tolerance = manifest.parity["worst_relative"], manifest.parity["tolerance"]
-        parity = f"{worst:.1e} relative, at most {tolerance:.0e} allowed"
     side = preprocessing.image_size
     rows = [
-        ("model", manifest.model),
+        ("model", f"{manifest.model}, {manifest.pretrained}"),
         ("input", f"{side} x {side}, {preprocessing.resize}, {preprocessing.interpolation}"),
         ("features", f"{manifest.dim} wide, {manifest.precision}"),
         ("activation", manifest.activation),
         ("classes", f"{len(bundle.classes.names)}: {_shortened(bundle.classes.names)}"),
         ("prompt", bundle.classes.prompt),
-        ("parity", parity),
+        ("parity", _parity(manifest.parity)),
         ("encoder id", manifest.encoder_id[:16]),
         *((path.name, _size(path)) for path in sorted(bundle.folder.iterdir())),
     ]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+    notes = "".join(f"\nNote: {caution}." for caution in cautions(manifest))
     return (
-        f"Wrote the bundle {bundle.folder}\n\n{table}\n\n"
+        f"Wrote the bundle {bundle.folder}\n\n{table}\n{notes}\n"
         f'Next: name it in fleet.toml and in every agent.toml, as bundle = "{bundle.folder}"'
     )
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "unknown"
+    passed = "passed" if parity["passed"] else "MISSED, and accepted"
+    worst = f"{parity['largest_difference']:.1e}"
+    return f"{passed}; largest difference {worst} on unit vectors, {parity['pictures']} pictures"
 
 
 def _shortened(names: tuple[str, ...]) -> str:

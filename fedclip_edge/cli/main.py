@@ -15,8 +15,11 @@ import click
 from fedclip_edge import __version__
 from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.broker import broker
+from fedclip_edge.cli.bundle import bundle
 from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.export import export
+from fedclip_edge.cli.export_classifier import export_classifier
+from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.serve import serve
 from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
@@ -38,7 +41,7 @@ _EXTRAS = {
     "torch": "agent",
 }
 
-for _command in (demo, export, broker, serve, agent):
+for _command in (demo, export, bundle, broker, serve, agent, predict, export_classifier):
     cli.add_command(_command)
 
 

@@ -205,10 +205,16 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
         else:
             return folder
     say("exporting the tiny CLIP")
+    from fedclip_edge.demo import gate_pictures
     from fedclip_edge.exporting.bundles import export_open_clip  # seconds of imports
+    from fedclip_edge.exporting.recipe import Recipe
 
     export_open_clip(
-        tiny_clip.MODEL_NAME, world.CLASSES, tiny_clip.PROMPT, folder, replace_existing=True
+        Recipe(tiny_clip.MODEL_NAME, prompts=(tiny_clip.PROMPT,)),
+        world.CLASSES,
+        folder,
+        draw=gate_pictures.draw,
+        replace_existing=True,
     )
     marker.write_text(weights, encoding="utf-8")
     return folder

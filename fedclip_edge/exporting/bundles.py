@@ -1,4 +1,4 @@
-"""A bundle of an open_clip model: load, write texts, export, compare, and only then write.
+"""A bundle of an open_clip model: load, write texts, build the graph, convert, compare, and write.
 
 Law: everything is computed and checked before the first byte is written.
 """
@@ -6,49 +6,84 @@ Law: everything is computed and checked before the first byte is written.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from fedclip_edge.exporting.golden import golden_vectors, open_candidate
-from fedclip_edge.exporting.image_tower import OPSET, export_image_tower
+from fedclip_edge.exporting import parity
+from fedclip_edge.exporting.calibration import Draw, check_calibration, gather
+from fedclip_edge.exporting.candidate import Report, make_candidate
+from fedclip_edge.exporting.image_tower import export_image_tower
+from fedclip_edge.exporting.onnx_file import OPSET
 from fedclip_edge.exporting.open_clip_model import load_open_clip
-from fedclip_edge.exporting.parity import check_parity
+from fedclip_edge.exporting.recipe import Recipe
 from fedclip_edge.exporting.texts import class_texts
 from fedclip_edge.exporting.versions import versions
 from fedclip_edge.vision.bundle import Bundle, Manifest, check_free, write_bundle
 
 
 def export_open_clip(
-    source: str, classes: Sequence[str], prompt: str, out: Path, *, replace_existing: bool = False
+    recipe: Recipe,
+    classes: Sequence[str],
+    out: Path,
+    *,
+    draw: Draw,
+    calibration: Path | None = None,
+    accept_parity: bool = False,
+    replace_existing: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    report: Report = lambda _: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Bundle:
-    """Exports the model `local-dir:FOLDER` with texts for `classes` to the folder `out`.
+    """Exports the model that `recipe` names, with texts for `classes`, to the folder `out`.
 
-    `prompt` holds {} where the class name goes. Raises ConfigError for an argument that is
-    wrong, ExportError where the model cannot be exported or ONNX Runtime's features differ from
-    PyTorch's; then nothing is written.
+    The encoder is compared with PyTorch on the pictures in `calibration`, or on those that `draw`
+    gives; `report` is shown what the gate found, `say` hears of each step, `progress` of the
+    texts. Raises ConfigError for an argument that is wrong, ExportError where the model cannot
+    be had or exported, or where its features differ by more than the precision allows and
+    `accept_parity` is not set; then nothing is written.
     """
     check_free(out, replace_existing=replace_existing)
+    check_calibration(recipe.precision, calibration)
+    say(f"loading {recipe.model}")
     with _collector_paused():
-        model = load_open_clip(source)
-        texts = class_texts(model, classes, prompt)
-        onnx_file = export_image_tower(model.image_tower, model.preprocessing.image_size)
-    encoder = open_candidate(onnx_file, model.preprocessing, f"the exported {model.name}")
-    parity = check_parity(encoder, model.image_tower, model.preprocessing)
+        model = load_open_clip(recipe)
+    pictures = gather(calibration, draw, model.preprocessing, classes)
+    say(f"texts of {len(classes)} classes")
+    texts = class_texts(model, classes, recipe.prompts, progress)
+    tower, preprocessing = model.image_tower, model.preprocessing
     manifest = Manifest(
         model=model.name,
-        pretrained="local-dir",
+        pretrained=model.pretrained,
         weights_sha256=model.weights_sha256,
         dim=texts.vectors.shape[1],
-        preprocessing=model.preprocessing,
+        preprocessing=preprocessing,
         activation=model.activation,
-        precision="fp32",
+        precision=recipe.precision,
         opset=OPSET,
-        parity=parity,
         made_with=versions("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime"),
     )
-    golden = golden_vectors(encoder, model.preprocessing)
-    return write_bundle(out, manifest, onnx_file, texts, golden, replace_existing=replace_existing)
+    del model  # and with it the text tower
+    say("the image tower's graph")
+    with _collector_paused():
+        graph = export_image_tower(tower, preprocessing.image_size)
+    say(f"{recipe.precision}, compared with PyTorch on {len(pictures.pixels)} pictures")
+    made = make_candidate(
+        graph,
+        recipe.precision,
+        pictures,
+        parity.of_tower(tower),
+        texts,
+        preprocessing,
+        accept_parity=accept_parity,
+        report=report,
+        name=f"the exported {manifest.model}",
+    )
+    manifest = replace(manifest, parity=made.parity.to_json(), quantisation=made.quantisation)
+    return write_bundle(
+        out, manifest, made.onnx_file, texts, made.golden, replace_existing=replace_existing
+    )
 
 
 @contextmanager

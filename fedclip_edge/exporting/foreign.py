@@ -6,13 +6,18 @@ Law: everything is checked before the first byte is written.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.exporting.calibration import Draw, check_calibration, gather
+from fedclip_edge.exporting.candidate import Report, make_candidate
 from fedclip_edge.exporting.golden import golden_vectors, open_candidate
 from fedclip_edge.exporting.inputs import read_class_texts, read_encoder_file
+from fedclip_edge.exporting.onnx_file import opset_of
+from fedclip_edge.exporting.recipe import Precision
 from fedclip_edge.exporting.versions import versions
 from fedclip_edge.vision.bundle import Bundle, Manifest, check_free, write_bundle
 
@@ -31,9 +36,20 @@ def export_onnx(
     classes: Path,
     out: Path,
     *,
+    precision: Precision = "fp32",
+    draw: Draw,
+    calibration: Path | None = None,
+    accept_parity: bool = False,
     replace_existing: bool = False,
+    report: Report = lambda _: None,
 ) -> Bundle:
     """Makes a bundle of somebody's own ONNX encoder, its preprocessing and its class texts.
+
+    fp32 keeps the file byte for byte, whatever it is stored in, and nothing is compared. Another
+    precision is made from it and compared with it, on the pictures in the folder `calibration`
+    or, without one, on those that `draw` gives; the identity of the encoder stays, so
+    features of both may meet. With `accept_parity` the bundle is written in spite of the gate.
+    `report` is shown what the gate found, whether it passed or not.
 
     `encoder` takes float32 [batch, 3, S, S] and gives float32 [batch, D]; `class_texts` is a
     `.npy` of C unit vectors [C, D], in the order of the names in `classes`. What nobody can know
@@ -42,12 +58,14 @@ def export_onnx(
     nothing is written.
     """
     check_free(out, replace_existing=replace_existing)
+    check_calibration(precision, calibration)
     described = read_encoder_file(preprocess)
-    texts = read_class_texts(class_texts, classes, described)
+    texts = read_class_texts(class_texts, classes, described.logit_scale, described.prompt)
     onnx_file = _read_bytes(encoder)
     graph = _parse(onnx_file, encoder)
     preprocessing = described.preprocessing()
-    golden = golden_vectors(open_candidate(onnx_file, preprocessing, str(encoder)), preprocessing)
+    given = open_candidate(onnx_file, preprocessing, str(encoder))
+    golden = golden_vectors(given, preprocessing)
     dim = golden.features.shape[1]
     if dim != texts.vectors.shape[1]:
         raise ExportError(
@@ -62,9 +80,33 @@ def export_onnx(
         preprocessing=preprocessing,
         activation="unknown",
         precision=_precision(graph),
-        opset=_opset(graph),
+        opset=opset_of(graph),
         made_with=versions("onnx", "onnxruntime", "onnxruntime-gpu"),
     )
+    if precision != "fp32":
+        if manifest.precision != "fp32":
+            raise ConfigError(
+                f"{encoder} is stored in {manifest.precision} and only an fp32 file can be had in "
+                f"{precision}; name that file, or leave the precision out"
+            )
+        made = make_candidate(
+            graph,
+            precision,
+            gather(calibration, draw, preprocessing, texts.names),
+            given.embed,
+            texts,
+            preprocessing,
+            accept_parity=accept_parity,
+            report=report,
+            name=str(encoder),
+        )
+        onnx_file, golden = made.onnx_file, made.golden
+        manifest = replace(
+            manifest,
+            precision=precision,
+            parity=made.parity.to_json(),
+            quantisation=made.quantisation,
+        )
     return write_bundle(out, manifest, onnx_file, texts, golden, replace_existing=replace_existing)
 
 
@@ -85,14 +127,9 @@ def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
             f"{path} keeps its weights in another file; save it as one file: "
             "onnx.save(onnx.load(PATH), NEW_PATH)"
         )
-    if not _opset(model):  # protobuf reads almost anything
+    if not opset_of(model):  # protobuf reads almost anything
         raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx")
     return model
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    return max(own, default=0)
 
 
 def _precision(model: onnx.ModelProto) -> str:

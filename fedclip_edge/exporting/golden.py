@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from fedclip_edge.config import EncoderConfig
@@ -18,7 +20,8 @@ def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) ->
     """The encoder on the CPU, by its file's content; raises ExportError where it does not fit."""
     side = preprocessing.image_size
     try:
-        return open_onnx(onnx_file, EncoderConfig(), image_size=side, name=name)
+        config = EncoderConfig(threads=len(os.sched_getaffinity(0)))  # no bit depends on it
+        return open_onnx(onnx_file, config, image_size=side, name=name)
     except BundleError as error:
         raise ExportError(str(error)) from error
 

@@ -1,14 +1,13 @@
-"""open_clip models from a folder: both towers, and what open_clip's configuration says of them.
+"""open_clip models: both towers, and what open_clip's configuration says of them.
 
 Laws: everything is computed in fp32, whatever the weights are stored in; preprocessing,
-activation, tokenizer, context length and logit scale are open_clip's, never guessed here. This
-module and the training script of the demo are the only importers of open_clip.
+tokenizer, context length and logit scale are open_clip's, never guessed here; the activation is
+what the modules compute; random weights are the same in every process.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +18,24 @@ from typing import Any
 
 import torch
 
-from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.errors import ExportError
+from fedclip_edge.exporting.hub import check_reach, first_line
+from fedclip_edge.exporting.recipe import Source
+from fedclip_edge.exporting.sources import CONFIG, Found, find
+from fedclip_edge.exporting.tokenizers import Tokenizer, open_tokenizer, stand_in
 from fedclip_edge.exporting.torchvision_ops import declare_missing
+from fedclip_edge.exporting.weights import load_weights, weights_digest
+from fedclip_edge.vision.manifest import RANDOM
 from fedclip_edge.vision.pictures import Preprocessing
 
-PREFIX = "local-dir:"  # open_clip's own spelling
-_CONFIG = "open_clip_config.json"
-_ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu", "ReLU": "relu", "SiLU": "silu"}
+_SEED = 0
+_ACTIVATIONS = {
+    "QuickGELU": "quick_gelu",
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "ReLU": "relu",
+    "SiLU": "silu",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +43,10 @@ class ClipModel:
     """A loaded model in evaluation mode, on the CPU, in fp32."""
 
     name: str
-    clip: Any  # open_clip's CLIP or CustomTextCLIP
+    pretrained: str  # the tag, "file", "local-dir", or RANDOM
+    clip: Any  # open_clip's CLIP, CustomTextCLIP or CoCa
     tokenize: Callable[[Sequence[str]], torch.Tensor]  # texts -> int64 (n, context_length)
-    count_tokens: (
-        Callable[[str], int] | None
-    )  # start and end included; None: the tokenizer hides it
+    count_tokens: Callable[[str], int]  # start and end included
     context_length: int
     vocab_size: int
     logit_scale: float  # multiplies the cosine
@@ -47,93 +56,98 @@ class ClipModel:
 
     @property
     def image_tower(self) -> torch.nn.Module:
-        """float32 [N, 3, S, S] -> raw features [N, D]."""
+        """float32 [N, 3, S, S] -> raw features [N, D]; open_clip's own module where it fits."""
         tower: torch.nn.Module = self.clip.visual
-        return tower
+        return FeaturesAlone(tower) if getattr(tower, "output_tokens", False) else tower
 
 
-def load_open_clip(source: str) -> ClipModel:
-    """Loads `local-dir:FOLDER`, a folder with open_clip_config.json and weights.
+class FeaturesAlone(torch.nn.Module):
+    """An image tower that gives its tokens as well (CoCa's), without them."""
 
-    Raises ConfigError where the source or the folder is not such a one, ExportError where
-    open_clip cannot load it or asks for a preprocessing that bundles do not know.
+    def __init__(self, tower: torch.nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 [N, 3, S, S] -> raw features [N, D]."""
+        features: torch.Tensor = self.tower(pixels)[0]
+        return features
+
+
+def load_open_clip(source: Source) -> ClipModel:
+    """Builds the model that `source` names and fills it.
+
+    Raises ConfigError where the source is wrong (an unknown name or tag, weights of another
+    architecture or activation, a file that cannot be read safely), ExportError where it is right
+    and still cannot be had (no hub, a package missing, a preprocessing that bundles do not know).
     """
-    folder = _folder(source)
-    table = _configuration(folder)
     declare_missing()
-    import open_clip
-
-    name = f"{PREFIX}{folder}"
-    text = table["model_cfg"].get("text_cfg", {})
-    try:
-        with _quiet():
-            clip = open_clip.create_model(
-                name, precision="fp32", device="cpu", require_pretrained=True
-            )
-            tokenizer = open_clip.get_tokenizer(name, **_tokenizer_paths(text, folder))
-    except Exception as error:  # a bad folder fails anywhere in open_clip, torch, safetensors
-        raise ExportError(
-            f"open_clip cannot load {folder}: {str(error).strip().partition(chr(10))[0][:300]}; "
-            f"the folder needs {_CONFIG}, weights that fit it, and its tokenizer's file"
-        ) from error
+    with _quiet():
+        found = find(source)
+        tokenizer = _tokenizer(found)
+        clip = _built(found)
+        if found.file is not None:
+            load_weights(clip, found.file, found.name)
     clip.eval().requires_grad_(requires_grad=False)
-    encode = getattr(tokenizer, "encode", None)
+    text = getattr(clip, "text", clip)  # CLIP is its own text tower
+    vocabulary = int(text.vocab_size)
+    if tokenizer is None:
+        ends = getattr(text, "pool_type", "") == "eos"
+        end = int(text.eos_id) if ends else vocabulary - 1
+        tokenizer = stand_in(int(text.context_length), vocabulary, end)
     return ClipModel(
-        name=folder.name,
+        name=found.title,
+        pretrained=found.label,
         clip=clip,
-        tokenize=tokenizer,
-        count_tokens=(lambda text: len(encode(text)) + 2) if encode else None,
-        context_length=int(clip.context_length),
-        vocab_size=int(clip.vocab_size),
+        tokenize=tokenizer.tokenize,
+        count_tokens=tokenizer.count,
+        context_length=tokenizer.context_length,
+        vocab_size=vocabulary,
         logit_scale=float(clip.logit_scale.exp()),
-        preprocessing=_preprocessing(clip.visual.preprocess_cfg, folder),
+        preprocessing=_preprocessing(clip.visual.preprocess_cfg, found.title),
         activation=_activation(clip.visual),
         weights_sha256=weights_digest(clip.visual.state_dict()),
     )
 
 
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _folder(source: str) -> Path:
-    if not source.startswith(PREFIX):
-        raise ConfigError(
-            f"{source!r} is no model that can be exported; write tiny, or {PREFIX}FOLDER for a "
-            f"folder with {_CONFIG}"
-        )
-    folder = Path(source.removeprefix(PREFIX)).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} does not exist; name a folder with {_CONFIG}")
-    return folder
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
+def _tokenizer(found: Found) -> Tokenizer | None:
+    """None asks for the stand-in, which random weights may have: their texts mean nothing."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no {_CONFIG}; name a folder that does") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(table, dict) or not isinstance(table.get("model_cfg"), dict):
-        raise ConfigError(f"{path} has no model_cfg; write the one that open_clip saved")
-    return table
+        return open_tokenizer(found.name)
+    except ExportError:
+        if found.label == RANDOM:
+            return None
+        raise
 
 
-def _tokenizer_paths(text: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """The merges' absolute path: open_clip takes a relative one from the working directory."""
-    path = text.get("tokenizer_kwargs", {}).get("bpe_path")
-    return {} if path is None else {"bpe_path": str(folder / path)}
+def _built(found: Found) -> Any:
+    """open_clip's model; a folder's with its weights, any other with random ones."""
+    import open_clip
+
+    own = found.file is None and found.label != RANDOM
+    theirs = open_clip.get_model_config(found.name)["text_cfg"].get("hf_model_name")
+    if theirs and not Path(theirs).exists() and importlib.util.find_spec("transformers"):
+        check_reach(theirs, found.title)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return open_clip.create_model(
+                found.name,
+                precision="fp32",
+                device="cpu",
+                load_weights=own,
+                require_pretrained=own,
+                pretrained_text=False,  # a text tower's own weights would be downloaded
+                force_preprocess_cfg=dict(found.preprocessing),
+            )
+    except Exception as error:  # a bad folder fails anywhere in open_clip, torch, safetensors
+        hint = f"; the folder needs {CONFIG} and weights that fit it" if own else ""
+        raise ExportError(f"open_clip cannot load {found.name}: {first_line(error)}{hint}") from (
+            error
+        )
 
 
-def _preprocessing(config: Mapping[str, Any], folder: Path) -> Preprocessing:
+def _preprocessing(config: Mapping[str, Any], model: str) -> Preprocessing:
     size = config["size"]
     sides = {size} if isinstance(size, int) else set(size)
     try:
@@ -149,9 +163,7 @@ def _preprocessing(config: Mapping[str, Any], folder: Path) -> Preprocessing:
             std=tuple(float(value) for value in config["std"]),
         )
     except ValueError as error:
-        raise ExportError(
-            f"{folder} asks for a preprocessing that is not known: {error}"
-        ) from error
+        raise ExportError(f"{model} asks for a preprocessing that is not known: {error}") from error
 
 
 def _activation(tower: torch.nn.Module) -> str:
@@ -160,7 +172,7 @@ def _activation(tower: torch.nn.Module) -> str:
     for module in tower.modules():
         kind = type(module)
         inside = kind.__module__ == "torch.nn.modules.activation" or kind.__name__ in _ACTIVATIONS
-        if inside and kind is not torch.nn.MultiheadAttention:
+        if inside and kind not in (torch.nn.MultiheadAttention, torch.nn.Softmax):
             name = _ACTIVATIONS.get(kind.__name__, kind.__name__.lower())
             found.add(f"{name}_tanh" if getattr(module, "approximate", "") == "tanh" else name)
     return "+".join(sorted(found)) or "unknown"

@@ -1,9 +1,15 @@
-"""What to export and how: the command line's words, or a file in export/."""
+"""What to export and how: the command line's words, or a file in export/.
+
+Law: a relative path in a recipe is relative to the file it stands in.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+from fedclip_edge.config import read_table, read_toml
 
 # fp32: weights and arithmetic in float32.
 # fp16: weights stored in float16; a CPU computes in float32, TensorRT in float16.
@@ -14,13 +20,60 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weights"]
 # The prompt of FedCLIP's reference code.
 PROMPT = "a picture of a {}"
 
+PREFIX = "local-dir:"  # open_clip's own spelling of a folder that it saved
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")  # what no tag of open_clip ends with
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """One export, apart from the classes, which are the fleet's own."""
+class Source:
+    """A model to export, as a person names it."""
 
-    model: str  # open_clip's name, or local-dir:FOLDER
+    model: str  # a name of open_clip.list_models(), or local-dir:FOLDER
     pretrained: str = ""  # open_clip's tag, or the path of a file of weights
     random_weights: bool = False  # for tests and benchmarks; excludes `pretrained`
+    like: str = ""  # the tag whose preprocessing and activation a file of weights has
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise ValueError("model: expected open_clip's name of one, or local-dir:FOLDER")
+        if self.random_weights and self.pretrained:
+            raise ValueError("random_weights excludes pretrained; leave one of them out")
+
+
+@dataclass(frozen=True)
+class Recipe(Source):
+    """One export, apart from the classes, which are the fleet's own."""
+
     prompts: tuple[str, ...] = (PROMPT,)  # {} where the class name goes; several are averaged
     precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompts:
+            raise ValueError(f"prompts: expected one or more, such as {PROMPT!r}")
+        for prompt in self.prompts:
+            check_prompt(prompt)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises ValueError unless the class name has exactly one place in `prompt`."""
+    if prompt.count("{}") != 1:
+        raise ValueError(
+            f"the prompt {prompt!r} needs {{}} once, where the class name goes, as in {PROMPT!r}"
+        )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a recipe; raises ConfigError with the file, the key and what to write instead."""
+    recipe = read_table(Recipe, read_toml(path), str(path))
+    base = path.resolve().parent
+    model, pretrained = recipe.model, recipe.pretrained
+    if model.startswith(PREFIX):
+        model = PREFIX + _placed(model.removeprefix(PREFIX), base)
+    if "/" in pretrained or Path(pretrained).suffix:  # as no tag of open_clip
+        pretrained = _placed(pretrained, base)
+    return replace(recipe, model=model, pretrained=pretrained)
+
+
+def _placed(path: str, base: Path) -> str:
+    return path if path.startswith("~") else str(base / path)

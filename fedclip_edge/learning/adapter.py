@@ -6,8 +6,9 @@ Learning", arXiv 2302.13485; its reference code is microsoft/PersonalizedFL, fol
     adapted = softmax(W2 tanh(W1 f + b1) + b2) * f        over the D features, f raw
     logits  = scale * cos(adapted, t_c)                   for every class text t_c
 
-The gate reads the raw feature and is applied before normalisation: its gradients scale with the
-feature's norm, and unit features would starve it.
+Training, evaluation, prediction and the exported classifier all compute these functions. The gate
+reads the raw feature and is applied before normalisation: its gradients scale with the feature's
+norm, and unit features would starve it.
 """
 
 from __future__ import annotations
@@ -32,3 +33,10 @@ def attend(terms: Mapping[str, Tensor], features: Tensor) -> Tensor:
 def logits(features: Tensor, texts: Tensor, scale: float) -> Tensor:
     """CLIP's logits f32 (N, C): scaled cosines of features (N, D) and unit texts (C, D)."""
     return scale * normalize(features, dim=1) @ texts.T
+
+
+def adapted_logits(
+    terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
+) -> Tensor:
+    """The logits (N, C) of the gated features; raw features (N, D), unit texts (C, D)."""
+    return logits(attend(terms, features), texts, scale)

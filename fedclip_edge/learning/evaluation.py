@@ -1,10 +1,19 @@
-"""How often the most likely class is the right one; never on training pictures."""
+"""What logits say: probabilities, and how often the most likely class is the right one.
+
+An accuracy is never taken on training pictures.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fedclip_edge.records import F32, I64
+
+
+def probabilities(logits: F32) -> F32:
+    """Softmax over the classes: f32 (N, C), rows sum to 1."""
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
 def top1(logits: F32, labels: I64) -> float:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedclip_edge.learning.adapter import attend, logits
+from fedclip_edge.learning.adapter import adapted_logits
 from fedclip_edge.learning.optimizers import Adam
 from fedclip_edge.learning.options import Options
 from fedclip_edge.records import F32, ClassTexts, Features, Terms
@@ -52,8 +52,10 @@ def train(
         decoupled=options.optimizer == "adamw",
     )
     for batch in batches(len(features), options.batch_size, options.epochs, seed):
-        adapted = attend(trained, vectors[batch])  # (B, D)
-        loss = _loss(adapted, labels[batch], texts, classes.logit_scale, options.loss)
+        own = labels[batch]  # (B,)
+        facing = texts if options.loss == "cross-entropy" else texts[own]  # (C, D) or (B, D)
+        scores = adapted_logits(trained, vectors[batch], facing, classes.logit_scale)
+        loss = _loss(scores, own, options.loss)
         optimizer.step(torch.autograd.grad(loss, parameters))
     return {name: term.detach().numpy() for name, term in trained.items()}
 
@@ -70,10 +72,10 @@ def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Ten
             yield order[start : start + batch_size]
 
 
-def _loss(adapted: Tensor, labels: Tensor, texts: Tensor, scale: float, loss: str) -> Tensor:
+def _loss(scores: Tensor, labels: Tensor, loss: str) -> Tensor:
+    """Of logits (B, C) for cross-entropy, (B, B) with one text for each picture otherwise."""
     if loss == "cross-entropy":
-        return cross_entropy(logits(adapted, texts, scale), labels)
-    scores = logits(adapted, texts[labels], scale)  # (B, B), one text for each picture
+        return cross_entropy(scores, labels)
     if loss == "contrastive":
         target = torch.arange(len(labels))
         return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2

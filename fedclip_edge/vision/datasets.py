@@ -84,7 +84,7 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
     ignored = [entry for entry in entries if not entry.is_dir()]
     skipped: list[Skipped] = []
     for entry in sorted(found, key=lambda entry: known[entry.name]):
-        files = list(_files(entry))
+        files = list(files_below(entry))
         candidates = [path for path in files if path.suffix.lower() in EXTENSIONS]
         ignored += [path for path in files if path.suffix.lower() not in EXTENSIONS]
         if not candidates:
@@ -160,7 +160,7 @@ def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:
     return entries
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Every visible file below `folder`, in the same order on every machine."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _hidden(name))

@@ -7,13 +7,13 @@ skipped, counted and named; every batch is on disk before the next one is encode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import F32, I64
+from fedclip_edge.vision.ahead import ahead
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, Skipped
 from fedclip_edge.vision.encoder import Encoder
@@ -86,14 +86,7 @@ def _decoded(
 ) -> Iterator[Decoded]:
     """Batches of pixels; the next one is decoded while the caller encodes this one."""
     batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as ahead:
-        waiting = ahead.submit(_decode, batches[0], preprocessing) if batches else None
-        for following in [*batches[1:], None]:
-            if waiting is None:
-                return
-            ready = waiting.result()
-            waiting = ahead.submit(_decode, following, preprocessing) if following else None
-            yield ready
+    return ahead(lambda batch: _decode(batch, preprocessing), batches)
 
 
 def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:

@@ -1,13 +1,16 @@
 """Pixels to raw features through ONNX Runtime; the only importer of onnxruntime.
 
 Laws: the provider asked for is the provider got, or an error: a silent fall-back would file
-other bits under the same feature key, at another speed. The input is the graph's only one, the
-output its only one or the one named `image_features`; features are raw, never normalised.
+other bits under the same feature key, at another speed. Every provider computes an fp32 encoder in
+fp32, so that features of one encoder may meet. The input is the graph's only one, the output its
+only one or the one named `image_features`; features are raw, never normalised.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+from fedclip_edge import log
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.records import F32
+from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import ENCODER, Bundle, feature_key
 
 _PROVIDERS = {
@@ -30,6 +35,11 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_CPU = _PROVIDERS["cpu"]
+# TF32 keeps 10 of 23 bits and is on by default.
+_CUDA = (_PROVIDERS["cuda"], {"use_tf32": "0"})
+
+Providers = Sequence[str | tuple[str, dict[str, str]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +54,7 @@ class Encoder:
     dim: int | None  # D; None where the graph leaves it open
     provider: str  # "cpu", "cuda", "tensorrt"
     feature_key: str  # under which these features may be cached
+    max_batch: int | None = None  # pictures at a time, where the provider has a bound
 
     def embed(self, pixels: F32) -> F32:
         """Raw features [N, D] of float32 `pixels` [N, 3, S, S].
@@ -59,6 +70,11 @@ class Encoder:
             )
         if not len(pixels):
             return np.zeros((0, self.dim or 0), np.float32)
+        step = self.max_batch or len(pixels)
+        parts = [self._run(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)  # (N, D)
+
+    def _run(self, pixels: F32) -> F32:
         try:
             (features,) = self.session.run([self.output_name], {self.input_name: pixels})
         except Exception as error:  # onnxruntime's errors share no base but Exception
@@ -81,23 +97,21 @@ class Encoder:
 
 
 def open_encoder(bundle: Bundle, config: EncoderConfig) -> Encoder:
-    """Loads a bundle's encoder on the provider that `config` names.
+    """Loads a bundle's encoder on the provider that `config` names; TensorRT may take minutes.
 
     Raises ConfigError, listing the available ones, where that provider is not to be had, and
     BundleError where the file is no such encoder as the manifest says.
     """
     manifest = bundle.manifest
+    sha256 = str(manifest.files[ENCODER])
     return open_onnx(
         bundle.encoder_path,
         config,
         image_size=manifest.preprocessing.image_size,
         dim=manifest.dim,
-        key=feature_key(
-            manifest.encoder_id,
-            str(manifest.files[ENCODER]),
-            manifest.precision,
-            config.provider,
-        ),
+        key=feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider),
+        precision=manifest.precision,
+        sha256=sha256,
     )
 
 
@@ -109,42 +123,118 @@ def open_onnx(
     dim: int | None = None,
     key: str = "",
     name: str = "",
+    precision: str = "fp32",
+    sha256: str = "",
 ) -> Encoder:
     """Loads an ONNX file, or its bytes, that is in no bundle (yet); raises like `open_encoder`.
 
-    `name` is what messages call it; by default its path.
+    `name` is what messages call it; by default its path. TensorRT needs the file's `sha256`, by
+    which the engine is kept, and runs in fp16 where `precision` says so.
     """
     name = name or ("the encoder" if isinstance(model, bytes) else str(model))
-    session = _start(model, name, config)
+    if _PROVIDERS[config.provider] not in onnxruntime.get_available_providers():
+        raise ConfigError(_no_provider(config.provider, "is not part of this onnxruntime"))
+    # On the CPU first, whatever comes then: a wrong file is told from a provider that fails, and
+    # before the minutes that an engine takes.
+    session = _load(model, name, config)
     input_name = _check_input(session, name, image_size)
     output_name, width = _check_output(session, name, dim)
-    return Encoder(session, name, input_name, output_name, image_size, width, config.provider, key)
+    max_batch = None
+    if config.provider == "cuda":
+        session = _accelerate(model, config, [_CUDA, _CPU])
+    elif config.provider == "tensorrt":
+        del session
+        tensorrt.check_precision(precision, name)
+        max_batch = tensorrt.MAX_BATCH
+        session = _with_engine(model, config, input_name, image_size, precision, sha256)
+    return Encoder(
+        session, name, input_name, output_name, image_size, width, config.provider, key, max_batch
+    )
 
 
-def _start(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
-    wanted = _PROVIDERS[config.provider]
-    available = onnxruntime.get_available_providers()
-    if wanted not in available:
-        raise ConfigError(_no_provider(config.provider, "is not part of this onnxruntime"))
+def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
+    try:
+        return _session(model, config, [_CPU])
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        raise BundleError(
+            f"{name} cannot be loaded as an ONNX model: {_first_line(error)}; "
+            "copy it again, or export it again"
+        ) from error
+
+
+def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Providers) -> Any:
+    try:
+        session = _session(model, config, providers)
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        why = f"did not start on this box ({_first_line(error)})"
+        raise ConfigError(_no_provider(config.provider, why)) from error
+    if session.get_providers()[0] != _PROVIDERS[config.provider]:
+        raise ConfigError(_no_provider(config.provider, "did not start on this box"))
+    return session
+
+
+def _with_engine(
+    model: Path | bytes,
+    config: EncoderConfig,
+    input_name: str,
+    side: int,
+    precision: str,
+    sha256: str,
+) -> Any:
+    """A session on TensorRT, with the engine that is there or a new one."""
+    if not sha256:
+        raise ValueError("sha256: TensorRT's engine is kept by the hash of the ONNX file")
+    if precision != "fp16":
+        # The one switch that TensorRT's builder has for TF32 outside its own interface.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    capi = Path(onnxruntime.__file__).parent / "capi"
+    builder = tensorrt.find_builder(onnxruntime.__version__, capi)
+    engines = tensorrt.engines_folder(config.engine_dir)
+    folder = tensorrt.engine_folder(engines, builder, sha256)
+
+    def start(where: Path) -> Any:
+        options = tensorrt.provider_options(where, input_name, side, precision)
+        cuda = [_CUDA] if _CUDA[0] in onnxruntime.get_available_providers() else []
+        return _accelerate(model, config, [(_PROVIDERS["tensorrt"], options), *cuda, _CPU])
+
+    if folder.exists():
+        try:
+            return start(folder)
+        except ConfigError as error:
+            raise ConfigError(f"{error}. To build its engine again, delete {folder}") from error
+    log.event("tensorrt_engine_building", takes="minutes, once", folder=folder)
+    began = time.monotonic()
+    with tensorrt.new_engine(folder) as new:
+        _try(start(new), input_name, side)
+        # Read back, because ONNX Runtime does not notice a disk that was full.
+        session = start(new)
+        _try(session, input_name, side)
+    log.event("tensorrt_engine_built", seconds=time.monotonic() - began, folder=folder)
+    return session
+
+
+def _try(session: Any, input_name: str, side: int) -> None:
+    """The smallest and the largest batch; a graph taken in parts is built at its first run."""
+    try:
+        for batch in (tensorrt.MIN_BATCH, tensorrt.MAX_BATCH):
+            session.run(None, {input_name: np.zeros((batch, 3, side, side), np.float32)})
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        why = f"failed on its first pictures ({_first_line(error)})"
+        raise ConfigError(_no_provider("tensorrt", why)) from error
+
+
+def _session(model: Path | bytes, config: EncoderConfig, providers: Providers) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
     # Spinning threads burn the cores that other programs of the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors; what matters of a warning is checked below
-    providers = list(dict.fromkeys([wanted, _PROVIDERS["cpu"]]))  # the CPU for what others lack
+    options.log_severity_level = 3  # errors; what matters of a warning is checked above
     source = model if isinstance(model, bytes) else str(model)
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no base but Exception
-        raise BundleError(
-            f"{name} cannot be loaded as an ONNX model: {_first_line(error)}; "
-            "copy it again, or export it again"
-        ) from error
-    if session.get_providers()[0] != wanted:
-        raise ConfigError(_no_provider(config.provider, "did not start on this box"))
-    return session
+    # Without enable_fallback=0 a provider that fails, at the start or in the middle of a run, is
+    # replaced by the CPU.
+    return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
 def _check_input(session: Any, name: str, side: int) -> str:
@@ -192,9 +282,10 @@ def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | 
 
 def _no_provider(provider: str, why: str) -> str:
     names = {value: key for key, value in _PROVIDERS.items()}
-    available = [names[p] for p in onnxruntime.get_available_providers() if p in names]
+    here = [names[p] for p in onnxruntime.get_available_providers() if p in names]
+    others = ", ".join(name for name in here if name != provider)
     return (
-        f"[encoder] provider {provider!r} {why}; available: {', '.join(available)}. "
+        f"[encoder] provider {provider!r} {why}; available: {others}. "
         "Name one of these, or install the onnxruntime build for it"
     )
 

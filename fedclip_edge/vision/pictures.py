@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from fedclip_edge.errors import DataError
-from fedclip_edge.records import F32
+from fedclip_edge.records import F32, U8
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,10 +114,18 @@ def decode(data: bytes, preprocessing: Preprocessing) -> F32:
         raise
     except Exception as error:  # a broken file can fail anywhere inside Pillow's decoders
         raise DataError(f"it is cut short or damaged ({error})") from error
-    pixels = np.asarray(_fit(picture, preprocessing), np.float32) / np.float32(255)  # (S, S, 3)
+    return normalise(np.asarray(_fit(picture, preprocessing)), preprocessing)
+
+
+def normalise(pixels: U8, preprocessing: Preprocessing) -> F32:
+    """Pixels uint8 [..., S, S, 3], red, green, blue, as the encoder wants them: f32 [..., 3, S, S].
+
+    exporting/classifier.py writes the same arithmetic as a graph, step for step.
+    """
+    scaled = pixels.astype(np.float32) / np.float32(255)  # (..., S, S, 3)
     mean = np.asarray(preprocessing.mean, np.float32)
     std = np.asarray(preprocessing.std, np.float32)
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))  # (3, S, S)
+    return np.ascontiguousarray(np.moveaxis((scaled - mean) / std, -1, -3))  # (..., 3, S, S)
 
 
 def _open(data: bytes, preprocessing: Preprocessing) -> Image:

@@ -12,6 +12,7 @@ the model, which is the average of the trained adapters.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.options import Options
 from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Terms, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
@@ -69,16 +73,8 @@ def combine(model: Model, total: ExactSum, state: Terms) -> tuple[Model, Terms]:
     return Model("fedclip", model.round + 1, terms), state
 
 
-def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
-    """Logits (N, C) of raw features (N, D)."""
-    import torch
+def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+    """Scaled cosines (N, C) of the gated features; raw features (N, D), unit texts (C, D)."""
+    from fedclip_edge.learning.adapter import adapted_logits
 
-    from fedclip_edge.learning.adapter import attend, logits
-
-    with torch.inference_mode():
-        terms = {name: torch.from_numpy(term) for name, term in model.terms.items()}
-        adapted = attend(terms, torch.from_numpy(vectors))
-        result: F32 = logits(
-            adapted, torch.from_numpy(classes.vectors), classes.logit_scale
-        ).numpy()
-    return result
+    return adapted_logits(terms, features, texts, scale)

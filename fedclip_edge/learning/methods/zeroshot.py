@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import ClassTexts, Features, Model, Plan, Scalar, Terms, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL = Model("zeroshot", 0, {})  # there is no other
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ def check_options(options: Mapping[str, Scalar]) -> Options:
 
 def initial(classes: ClassTexts, dim: int, seed: int) -> Model:
     """A model without terms."""
-    return Model("zeroshot", 0, {})
+    return MODEL
 
 
 def fit(
@@ -41,12 +47,8 @@ def combine(model: Model, total: ExactSum, state: Terms) -> tuple[Model, Terms]:
     return replace(model, round=model.round + 1), state
 
 
-def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
-    """Logits (N, C) of raw features (N, D)."""
-    import torch
+def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+    """Scaled cosines (N, C) of raw features (N, D) and unit texts (C, D)."""
+    from fedclip_edge.learning import adapter
 
-    from fedclip_edge.learning.adapter import logits
-
-    texts = torch.from_numpy(classes.vectors)
-    result: F32 = logits(torch.from_numpy(vectors), texts, classes.logit_scale).numpy()
-    return result
+    return adapter.logits(features, texts, scale)

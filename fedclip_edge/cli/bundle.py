@@ -1,0 +1,108 @@
+"""`fedclip-edge bundle verify`: is this bundle whole, and does this box compute its numbers?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedclip_edge.cli.encoder_options import encoder_options
+
+if TYPE_CHECKING:
+    from fedclip_edge.vision.bundle import Bundle
+    from fedclip_edge.vision.verification import Verification
+
+
+@click.group()
+def bundle() -> None:
+    """The folder that `export` writes and a fleet shares."""
+
+
+@bundle.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@encoder_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(
+    folder: Path, provider: Any, threads: int, engine_dir: Path | None, as_json: bool
+) -> None:
+    """Check the bundle FOLDER on this box: files, manifest, provider and the encoder's numbers.
+
+    Ends with code 12 where a file is not the one that was exported, or where the features of
+    this box differ from those of the exporting machine by more than its arithmetic explains.
+    """
+    from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.vision import verification
+    from fedclip_edge.vision.bundle import read_bundle
+
+    opened = read_bundle(folder)
+    found = verification.verify(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
+    click.echo(json.dumps(_as_json(opened, found)) if as_json else _table(opened, found))
+    verification.check(found, opened)
+
+
+def _table(opened: Bundle, found: Verification) -> str:
+    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.manifest import FILES
+
+    manifest = opened.manifest
+    threads = f", {_counted(found.threads, 'thread')}" if found.provider == "cpu" else ""
+    facts = [
+        ("files", f"{len(FILES)}, as exported (SHA-256)"),
+        ("manifest", f"{manifest.model}, {manifest.pretrained}; {manifest.precision}"),
+        ("encoder id", f"{manifest.encoder_id[:16]}, follows from the manifest"),
+        ("provider", f"{found.provider}{threads}"),
+        ("speed", f"{found.images_per_s:.1f} images/s, without decoding pictures"),
+    ]
+    rows = [
+        (figure.name, f"{figure.found:.1e}", f"{figure.allowed:.0e}", _verdict(figure.passes))
+        for figure in found.figures
+    ]
+    rows.insert(0, (_counted(found.pictures, "golden picture"), "found", "at most", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [f"{name:<12}{value}" for name, value in facts]
+    lines.append("")
+    for name, value, allowed, verdict in rows:
+        line = f"{name:<{widths[0]}}  {value:>{widths[1]}}  {allowed:>{widths[2]}}  {verdict}"
+        lines.append(line.rstrip())
+    if found.bit_equal:
+        lines.append("A picture gives the same bits alone and in a batch.")
+    notes = [f"Note: {caution}." for caution in cautions(manifest)]
+    if manifest.parity is None:
+        notes.append("Note: nobody compared it with the model it was made from (parity unknown).")
+    verdict = "passes" if found.passes else "does NOT pass"
+    return "\n".join([*lines, "", *notes, f"{opened.folder} {verdict} on this box."])
+
+
+def _as_json(opened: Bundle, found: Verification) -> dict[str, Any]:
+    from fedclip_edge.vision.cautions import cautions
+
+    manifest = opened.manifest
+    return {
+        "bundle": str(opened.folder),
+        "model": manifest.model,
+        "pretrained": manifest.pretrained,
+        "precision": manifest.precision,
+        "encoder_id": manifest.encoder_id,
+        "provider": found.provider,
+        "threads": found.threads,
+        "pictures": found.pictures,
+        "checks": [
+            {"name": f.name, "found": f.found, "at_most": f.allowed, "passes": f.passes}
+            for f in found.figures
+        ],
+        "bit_equal": found.bit_equal,
+        "images_per_s": round(found.images_per_s, 2),
+        "parity": "unknown" if manifest.parity is None else dict(manifest.parity),
+        "cautions": cautions(manifest),
+        "passes": found.passes,
+    }
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def _verdict(passes: bool) -> str:
+    return "ok" if passes else "TOO FAR"

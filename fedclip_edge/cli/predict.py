@@ -1,0 +1,274 @@
+"""`fedclip-edge predict`: labels for pictures, by a bundle and the model a fleet trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedclip_edge.cli.encoder_options import encoder_options
+
+if TYPE_CHECKING:
+    from fedclip_edge.prediction import Asked, Prediction
+    from fedclip_edge.records import F32
+    from fedclip_edge.vision.datasets import Skipped
+
+_PATH = click.Path(path_type=Path)
+_SHARE_WIDTH = 7  # "100.0 %"
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, required=True, type=_PATH)
+@click.option("--bundle", required=True, type=_PATH, help="The folder that `export` wrote.")
+@click.option("--model", metavar="RUN_OR_FILE", help="What `serve` trained; zero-shot without it.")
+@click.option(
+    "--journal",
+    default="journal.sqlite",
+    show_default=True,
+    type=_PATH,
+    help="Where a RUN is looked up.",
+)
+@click.option("--out", type=_PATH, help="Write a CSV file instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture.")
+@click.option(
+    "--top",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="K",
+    help="Show the K most likely labels.",
+)
+@encoder_options
+def predict(
+    pictures: tuple[Path, ...],
+    bundle: Path,
+    model: str | None,
+    journal: Path,
+    out: Path | None,
+    as_json: bool,
+    top: int,
+    provider: Any,
+    threads: int,
+    engine_dir: Path | None,
+) -> None:
+    """Label PICTURES, files or folders, with the classes of a bundle.
+
+    RUN_OR_FILE is a models/RUN.safetensors that `serve` wrote, a journal, or a run's id. Where
+    pictures lie in folders named after the classes, the accuracy stands at the end.
+    """
+    from fedclip_edge import atomic, model_file
+    from fedclip_edge.cli.progress import progress_bar
+    from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.errors import DataError
+    from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
+    from fedclip_edge.vision.bundle import read_bundle
+    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.encoder import open_encoder
+
+    opened = read_bundle(bundle)
+    trained = None if model is None else model_file.find(model, journal, opened)
+    asked = find_pictures(pictures, opened.classes.names)
+    encoder = open_encoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
+    for caution in cautions(opened.manifest):
+        click.echo(f"Note: {caution}.", err=True)
+
+    from fedclip_edge.learning.training import use_one_thread
+
+    use_one_thread()  # the same numbers on any number of cores
+    tally = _Tally()
+    rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
+    table = None if out is not None or as_json else _Table(asked, rows)
+    is_silent = (table is None and not as_json) or not sys.stdout.isatty()  # room for a bar
+    written: list[list[str]] = []
+    results = predict_pictures(
+        asked,
+        encoder,
+        opened.manifest.preprocessing,
+        opened.classes,
+        None if trained is None else trained.model,
+    )
+    with progress_bar("predicting") as bar:
+        for done, result in enumerate(results, start=1):
+            tally.add(result)
+            if isinstance(result, Prediction):
+                if as_json:
+                    _print(rows.as_json(result))
+                if out is not None:
+                    written.append(rows.as_csv(result))
+                if table is not None:
+                    table.show(result)
+            if bar is not None and is_silent:
+                bar(done, len(asked))
+    for skipped in tally.skipped:
+        _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)
+    if not tally.read:
+        raise DataError(f"none of {len(asked)} pictures could be read; name others")
+    if out is not None:
+        atomic.write_file(out, _csv([rows.csv_head(), *written]))
+    by = "zero-shot, without --model"
+    if trained is not None:
+        by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
+        by += f" ({trained.model.method})"
+    lines = [f"{tally.summary()}; {by}", *tally.accuracy(adapted=trained is not None)]
+    if out is not None:
+        lines.insert(0, f"Wrote {out}")
+    if table is not None:
+        lines.insert(0, "")
+    click.echo("\n".join(lines), err=as_json)
+
+
+class _Tally:
+    """What came, and how much of what lies in class folders was right."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.skipped: list[Skipped] = []
+        self._known = 0
+        self._right = {"adapted": 0, "zero-shot": 0}
+
+    def add(self, result: Prediction | Skipped) -> None:
+        from fedclip_edge.vision.datasets import Skipped
+
+        if isinstance(result, Skipped):
+            self.skipped.append(result)
+            return
+        self.read += 1
+        if result.asked.truth is not None:
+            self._known += 1
+            self._right["zero-shot"] += int(result.zero_shot.argmax() == result.asked.truth)
+            if result.adapted is not None:
+                self._right["adapted"] += int(result.adapted.argmax() == result.asked.truth)
+
+    def summary(self) -> str:
+        """How many pictures were read and skipped."""
+        text = f"{self.read} picture{'s' if self.read != 1 else ''}"
+        return text if not self.skipped else f"{text}, {len(self.skipped)} skipped"
+
+    def accuracy(self, *, adapted: bool) -> list[str]:
+        """Lines, where there is anything to compare with."""
+        if not self._known:
+            return []
+        shown = ["adapted", "zero-shot"] if adapted else ["zero-shot"]
+        shares = (f"{name} {_percent(self._right[name] / self._known)}" for name in shown)
+        lines = [f"accuracy on the {self._known} in class folders: {', '.join(shares)}"]
+        if adapted:
+            lines.append("(where a model was trained on some of them, its figure flatters it)")
+        return lines
+
+
+class _Rows:
+    """A prediction in the columns of the CSV file and the JSON lines."""
+
+    def __init__(self, names: Sequence[str], top: int, has_model: bool) -> None:
+        self.names = names
+        self.top = top
+        self.has_model = has_model
+
+    def best(self, probabilities: F32) -> list[tuple[str, float]]:
+        """The `top` most likely classes, with their probabilities."""
+        order = (-probabilities).argsort(kind="stable")[: self.top]
+        return [(self.names[i], float(probabilities[i])) for i in order]
+
+    def answers(self, made: Prediction) -> tuple[list[tuple[str, float]], tuple[str, float]]:
+        """The model's best labels (zero-shot's without one), and the zero-shot label."""
+        main = made.zero_shot if made.adapted is None else made.adapted
+        return self.best(main), self.best(made.zero_shot)[0]
+
+    def csv_head(self) -> list[str]:
+        """The names of `as_csv`'s columns."""
+        head = ["picture", "label", "probability"]
+        for place in range(2, self.top + 1):
+            head += [f"label_{place}", f"probability_{place}"]
+        return [*head, *(["zero_shot", "zero_shot_probability"] * self.has_model), "truth"]
+
+    def as_csv(self, made: Prediction) -> list[str]:
+        """One row."""
+        best, (zero_shot, share) = self.answers(made)
+        cells = [str(made.asked.path)]
+        for label, probability in best:
+            cells += [label, f"{probability:.6f}"]
+        if self.has_model:
+            cells += [zero_shot, f"{share:.6f}"]
+        return [*cells, "" if made.asked.truth is None else self.names[made.asked.truth]]
+
+    def as_json(self, made: Prediction) -> str:
+        """One line."""
+        import json
+
+        best, (zero_shot, share) = self.answers(made)
+        fields: dict[str, Any] = {
+            "picture": str(made.asked.path),
+            "label": best[0][0],
+            "probability": round(best[0][1], 6),
+        }
+        if self.has_model:
+            fields |= {"zero_shot": zero_shot, "zero_shot_probability": round(share, 6)}
+        if made.asked.truth is not None:
+            fields["truth"] = self.names[made.asked.truth]
+        if self.top > 1:
+            fields["top"] = {label: round(probability, 6) for label, probability in best}
+        return json.dumps(fields)
+
+
+class _Table:
+    """Lines as wide as the terminal at most, printed as the pictures come."""
+
+    def __init__(self, asked: Sequence[Asked], rows: _Rows) -> None:
+        import shutil
+
+        self._rows = rows
+        self._label_width = min(20, max(9, *(len(name) for name in rows.names)))
+        columns = 2 if rows.has_model else 1
+        taken = columns * (self._label_width + _SHARE_WIDTH + 3)
+        self._path_width = max(7, *(len(_shown(one.path)) for one in asked))
+        self._columns: int | None = None
+        if sys.stdout.isatty():
+            self._columns = shutil.get_terminal_size().columns
+            self._path_width = max(12, min(self._path_width, self._columns - taken))
+        heads = ("adapted", "zero-shot") if rows.has_model else ("zero-shot",)
+        cells = "".join(f"  {head:<{self._label_width + _SHARE_WIDTH + 1}}" for head in heads)
+        click.echo(f"{'picture':<{self._path_width}}{cells}".rstrip())
+
+    def show(self, made: Prediction) -> None:
+        """One picture's line, and one more for the labels after the first."""
+        best, zero_shot = self._rows.answers(made)
+        shown = [best[0], zero_shot] if self._rows.has_model else [best[0]]
+        path = _shown(made.asked.path)
+        if len(path) > self._path_width:
+            path = "..." + path[3 - self._path_width :]
+        _print(f"{path:<{self._path_width}}{''.join(map(self._cell, shown))}".rstrip())
+        for label, probability in best[1:]:
+            _print(f"{'':<{self._path_width}}{self._cell((label, probability))}".rstrip())
+
+    def _cell(self, answer: tuple[str, float]) -> str:
+        label, probability = answer
+        if len(label) > self._label_width:
+            label = label[: self._label_width - 3] + "..."
+        return f"  {label:<{self._label_width}} {_percent(probability):>{_SHARE_WIDTH}}"
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> bytes:
+    import csv
+    import io
+
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name, byte for byte
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    """Whatever a terminal's encoding cannot show is escaped."""
+    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

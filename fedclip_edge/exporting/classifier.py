@@ -1,0 +1,186 @@
+"""The way out: encoder, adapter and class texts in one ONNX file that needs nothing of ours.
+
+    pixels u8 [batch, S, S, 3]  ->  probabilities f32 [batch, C]
+
+`pixels` are what Pillow gives for a picture in RGB, scaled and cropped. Scaling stays outside:
+inside it would be slower, and pictures of several sizes would not fit into one batch. Its rule,
+the labels and what the classifier was made of stand in the file's metadata, see `_metadata`.
+
+Laws: the file is written only after ONNX Runtime gave with it what `predict` gives; the same
+bundle and model give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from fedclip_edge import __version__, atomic
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.exporting.fusion import INPUT, OUTPUT, fuse
+from fedclip_edge.exporting.golden import noise_pixels
+from fedclip_edge.exporting.onnx_file import OPSET, opset_of, serialise
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.model_file import TrainedModel
+from fedclip_edge.prediction import classify
+from fedclip_edge.records import F32, U8, Model
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.encoder import Encoder, open_encoder
+from fedclip_edge.vision.pictures import Preprocessing, normalise
+
+# In a probability. Pixels and features are the same bits; the head's float32 sums come in another
+# order, which moves a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by as
+# much. A wrong operator is far beyond.
+TOLERANCE = 1e-3
+
+_BATCHES = (1, 5)  # one picture, and an odd count
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What was written."""
+
+    path: Path
+    difference: float  # from `predict`, the largest in a probability
+    opset: int
+
+
+def export_classifier(
+    bundle: Bundle, trained: TrainedModel | None, out: Path, *, replace_existing: bool = False
+) -> Classifier:
+    """Writes the classifier of a bundle and a model that fits it; None is zero-shot.
+
+    Raises ConfigError where `out` exists and may not be replaced, and ExportError where the
+    parts cannot be joined, the file gives other probabilities than `predict`, or the disk
+    refuses it; then nothing is written.
+    """
+    if out.is_dir() or (out.exists() and not replace_existing):
+        raise ConfigError(f"{out} exists already; name another file, or add --replace")
+    model = zeroshot.MODEL if trained is None else trained.model
+    encoder = open_encoder(bundle, EncoderConfig())
+    expected = [_predicted(count, encoder, bundle, model) for count in _BATCHES]
+    ends = (encoder.input_name, encoder.output_name)
+    del encoder  # one copy of the weights at a time, as far as it goes
+    joined = fuse(bundle, ends, model)
+    joined.producer_name, joined.producer_version = "fedclip-edge", __version__
+    helper.set_model_props(joined, _metadata(bundle, trained))
+    data, opset = serialise(joined), opset_of(joined)
+    del joined
+    difference = _compare(data, expected)
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"the classifier's probabilities differ from those of `predict` by {difference:.2g}, "
+            f"more than {TOLERANCE:g}; nothing was written. Another version of torch, onnx or "
+            "onnxruntime may help: constraints.txt names those that were tested together"
+        )
+    try:
+        atomic.write_file(out, data)
+    except OSError as error:
+        raise ExportError(
+            f"{out} could not be written: {error.strerror or error}; nothing was left behind"
+        ) from error
+    return Classifier(out, difference, opset)
+
+
+def usage(path: Path, preprocessing: Preprocessing) -> str:
+    """Python that labels a picture with the file: Pillow, numpy and onnxruntime alone."""
+    size, short_px = preprocessing.image_size, preprocessing.resize_px
+    kind = f"Image.Resampling.{preprocessing.interpolation.upper()}"
+    lines = [
+        "import json, numpy, onnxruntime",
+        "from PIL import Image",
+        f"classifier = onnxruntime.InferenceSession({str(path)!r})",
+        "about = classifier.get_modelmeta().custom_metadata_map",
+        'labels = json.loads(about["labels"])',
+        'picture = Image.open("picture.jpg").convert("RGB")',
+    ]
+    if preprocessing.resize == "squash":
+        lines.append(f"picture = picture.resize(({size}, {size}), {kind})")
+    else:
+        lines += [
+            "w, h = picture.size",
+            f"w, h = int(max({short_px}, {short_px} * w / h)), int(max({short_px}, {short_px} * h / w))",
+            f"picture = picture.resize((w, h), {kind})",
+            f"x, y = round((w - {size}) / 2), round((h - {size}) / 2)",
+            f"picture = picture.crop((x, y, x + {size}, y + {size}))",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            f'(p,) = classifier.run(None, {{"{INPUT}": numpy.asarray(picture)[None]}})[0]',
+            "print(labels[p.argmax()], p.max())",
+        ]
+    )
+
+
+def _metadata(bundle: Bundle, trained: TrainedModel | None) -> dict[str, str]:
+    """What stands in the file: texts, JSON where there is structure."""
+    manifest, preprocessing = bundle.manifest, bundle.manifest.preprocessing
+    scaling = {
+        name: getattr(preprocessing, name)
+        for name in ("resize", "resize_px", "interpolation", "image_size")
+    }
+    table: dict[str, Any] = {
+        "labels": json.dumps(bundle.classes.names),
+        "preprocessing": json.dumps(scaling),  # mean and std are in the graph
+        "model": manifest.model,
+        "pretrained": manifest.pretrained,
+        "precision": manifest.precision,
+        "encoder_id": manifest.encoder_id,
+        "classes_digest": bundle.classes.digest,
+        "prompt": bundle.classes.prompt,
+        "method": "zeroshot" if trained is None else trained.model.method,
+        "made_with": f"fedclip-edge {__version__}",
+    }
+    if trained is not None:
+        table |= {"run": trained.run, "round": trained.model.round}
+    return {name: str(table[name]) for name in sorted(table)}
+
+
+def _predicted(count: int, encoder: Encoder, bundle: Bundle, model: Model) -> tuple[U8, F32]:
+    """Noise pictures [count, S, S, 3], and what `predict` makes of them [count, C]."""
+    preprocessing = bundle.manifest.preprocessing
+    pixels = _noise(count, preprocessing)
+    vectors = encoder.embed(normalise(pixels, preprocessing))  # (count, D)
+    _, adapted = classify(vectors, bundle.classes, model)
+    assert adapted is not None  # there is a model
+    return pixels, adapted
+
+
+def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
+    """The largest difference in a probability between the file and `predict`; NaN is infinite."""
+    import onnxruntime  # here: vision/encoder.py sets what must be set before
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    worst = 0.0
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        for pixels, theirs in expected:
+            (ours,) = session.run([OUTPUT], {INPUT: pixels})  # (n, C)
+            if ours.shape != theirs.shape:
+                return float("inf")
+            worst = max(worst, float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max()))
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise ExportError(
+            f"ONNX Runtime cannot run the classifier ({reason}); nothing was written. Export the "
+            f"encoder again with opset {OPSET}"
+        ) from error
+    return worst
+
+
+def _noise(count: int, preprocessing: Preprocessing) -> U8:
+    """Noise pictures as somebody hands them to the file: uint8 [count, S, S, 3]."""
+    normal = noise_pixels(count, preprocessing, seed=count)  # (n, 3, S, S)
+    mean = np.reshape(preprocessing.mean, (3, 1, 1))
+    std = np.reshape(preprocessing.std, (3, 1, 1))
+    levels = np.clip(np.rint((normal * std + mean) * 255), 0, 255)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))

@@ -1,0 +1,122 @@
+"""One graph of pixels, encoder and head.
+
+The encoder stays as it is. In front of it stands `vision.pictures.normalise`, step for step;
+behind it the `logits` function of the model's method, exported by torch, and the softmax.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
+from torch import Tensor
+
+from fedclip_edge.errors import ExportError
+from fedclip_edge.exporting.onnx_file import OPSET, opset_of, strip
+from fedclip_edge.exporting.torch_export import export_module
+from fedclip_edge.learning import methods
+from fedclip_edge.records import ClassTexts, Model
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.pictures import Preprocessing
+
+INPUT, OUTPUT = "pixels", "probabilities"
+
+_FEATURES = "image_features"
+
+
+def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto:
+    """`pixels` u8 [batch, S, S, 3] -> `probabilities` f32 [batch, C], all in one opset.
+
+    `ends` are the encoder's input and output. Raises ExportError where the parts cannot be had in
+    one opset. Merged by hand, because onnx.compose copies the encoder's weights several times.
+    """
+    try:
+        whole = strip(onnx.load(bundle.encoder_path))
+        opset = max(opset_of(whole), OPSET)
+        whole = compose.add_prefix(_at_opset(whole, opset), "encoder/", inplace=True)
+        head = _at_opset(_head(model, bundle.classes), opset)
+    except Exception as error:  # onnx's and torch's errors share no base but Exception
+        raise _cannot_join(bundle, error) from error
+    graph = whole.graph
+    pixels = pixels_graph(bundle.manifest.preprocessing, f"encoder/{ends[0]}")
+    renamed = {f"head/{_FEATURES}": f"encoder/{ends[1]}", f"head/{OUTPUT}": OUTPUT}
+    for node in head.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    nodes = [*pixels.node, *graph.node, *head.graph.node]
+    head.graph.output[0].name = OUTPUT
+    for field, values in (
+        (graph.node, nodes),
+        (graph.input, list(pixels.input)),  # weights were inputs before IR 4
+        (graph.output, list(head.graph.output)),
+    ):
+        del field[:]
+        field.extend(values)
+    graph.initializer.extend([*pixels.initializer, *head.graph.initializer])
+    graph.name = "classifier"
+    # The oldest version that holds both: old runtimes read no newer one.
+    whole.ir_version = max(whole.ir_version, head.ir_version)
+    return whole
+
+
+def _cannot_join(bundle: Bundle, error: Exception) -> ExportError:
+    reason = str(error).strip().partition("\n")[0][:300]
+    return ExportError(
+        f"{bundle.encoder_path} cannot be joined with the head ({reason}); nothing was written. "
+        f"Export the encoder with opset {OPSET}"
+    )
+
+
+def pixels_graph(preprocessing: Preprocessing, output: str) -> onnx.GraphProto:
+    """`normalise` as a graph of any opset, which ONNX Runtime computes to the same bits."""
+    size = preprocessing.image_size
+    constants = {"255": 255, "mean": preprocessing.mean, "std": preprocessing.std}
+    return helper.make_graph(
+        [
+            helper.make_node("Cast", [INPUT], ["pixels/float"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["pixels/float", "pixels/255"], ["pixels/scaled"]),
+            helper.make_node("Sub", ["pixels/scaled", "pixels/mean"], ["pixels/centred"]),
+            helper.make_node("Div", ["pixels/centred", "pixels/std"], ["pixels/normal"]),
+            helper.make_node("Transpose", ["pixels/normal"], [output], perm=[0, 3, 1, 2]),
+        ],
+        "pixels",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", size, size, 3])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 3, size, size])],
+        [
+            numpy_helper.from_array(np.asarray(value, np.float32), f"pixels/{name}")
+            for name, value in constants.items()
+        ],
+    )
+
+
+class _Head(torch.nn.Module):
+    """The probabilities of features under a model, as `prediction.classify` computes them."""
+
+    def __init__(self, model: Model, classes: ClassTexts) -> None:
+        super().__init__()
+        self._logits = methods.get(model.method).logits
+        self._names = {f"term_{i}": name for i, name in enumerate(model.terms)}
+        for own, name in self._names.items():
+            self.register_buffer(own, torch.tensor(model.terms[name]))
+        self.register_buffer("texts", torch.tensor(classes.vectors))
+        self._scale = classes.logit_scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        terms = {name: cast("Tensor", getattr(self, own)) for own, name in self._names.items()}
+        texts = cast("Tensor", self.texts)
+        return torch.softmax(self._logits(terms, features, texts, self._scale), dim=1)  # (N, C)
+
+
+def _head(model: Model, classes: ClassTexts) -> onnx.ModelProto:
+    example = torch.ones(2, classes.vectors.shape[1])
+    exported = export_module(_Head(model, classes), example, _FEATURES, OUTPUT)
+    return compose.add_prefix(exported, "head/")
+
+
+def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    if opset_of(model) == opset:
+        return model
+    return strip(version_converter.convert_version(model, opset))

@@ -1,0 +1,208 @@
+"""The layers of a graph that have weights, what pictures give inside it, and biases that fit.
+
+Rounding a layer's weights shifts the mean of each output channel by the weights' error times the
+mean input; the bias can take that shift back (Nagel et al., arXiv 1906.04721, section 4.2). Of all
+that makes 8 bits accurate nothing helps as much: rounding MobileNetV2's weights alone leaves a
+mean centred cosine of 0.984 without it, and 0.998 with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+# For its effect: it keeps onnxruntime from phoning home, so it is the first to load it.
+import fedclip_edge.vision.encoder  # noqa: F401
+from fedclip_edge.errors import ExportError
+from fedclip_edge.records import F32
+
+Array = NDArray[Any]
+
+_AT_ONCE = 2  # pictures in one run: every activation of the graph is kept until it is looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A node with constant weights: Conv, Gemm or MatMul."""
+
+    node: onnx.NodeProto
+    weights: F32
+    axis: int  # of the output channels
+    groups: int
+
+    @property
+    def input(self) -> str:
+        return str(self.node.input[0])
+
+    @property
+    def input_axis(self) -> int:
+        """Of the input's channels."""
+        return 1 if self.node.op_type == "Conv" else -1
+
+    def rows(self) -> F32:
+        """The weights [output channels, what is summed over], in the order of the kernels."""
+        moved = np.moveaxis(self.weights, self.axis, 0)
+        if moved.ndim > 2:  # positions first, then input channels
+            moved = np.moveaxis(moved, 1, -1)
+        return moved.reshape(len(moved), -1)
+
+    def per_channel(self, values: Array) -> Array:
+        """A number for each output channel, in a shape that multiplies the weights."""
+        shape = [1] * self.weights.ndim
+        shape[self.axis] = -1
+        return values.reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the calibration pictures gave in one tensor."""
+
+    low: float
+    high: float
+    means: dict[int, Array]  # by channel, along the axis that a layer reads as such
+
+
+def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
+    weights = constants(model)
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in weights:
+            continue
+        tensor = weights[node.input[1]]
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = settings.get("alpha", 1) == 1 == settings.get("beta", 1)
+        if tensor.data_type != onnx.TensorProto.FLOAT or not plain or settings.get("transA", 0):
+            continue
+        if node.op_type != "Conv" and len(tensor.dims) != 2:
+            continue
+        axis = 0 if node.op_type == "Conv" or settings.get("transB", 0) else 1
+        found.append(Layer(node, numpy_helper.to_array(tensor), axis, settings.get("group", 1)))
+    return found
+
+
+def observe(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    calibration: Sequence[F32],
+    others: Iterable[str] = (),
+) -> dict[str, Seen]:
+    """Runs the graph as it is on the pictures and looks at the layers' inputs, and at `others`.
+
+    Raises ExportError where the graph fails or gives NaN or infinity.
+    """
+    import onnxruntime
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    (pixels_name,) = (value.name for value in watched.graph.input)
+    known = {value.name for value in watched.graph.output} | {pixels_name}
+    axes: dict[str, set[int]] = {}
+    for layer in layers:
+        axes.setdefault(layer.input, set()).add(layer.input_axis)
+    asked = [name for name in dict.fromkeys([*axes, *others]) if name != pixels_name]
+    for name in asked:
+        if name not in known:
+            value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            watched.graph.output.append(value)
+    data = watched.SerializeToString()
+    del watched  # each copy of the weights is a third of a gigabyte, for a ViT-B
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    means: dict[str, dict[int, Array]] = {}
+    pictures = 0
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        del data
+        for batch in calibration:
+            for start in range(0, len(batch), _AT_ONCE):
+                pixels = batch[start : start + _AT_ONCE]
+                pictures += len(pixels)
+                arrays = dict(zip(asked, session.run(asked, {pixels_name: pixels}), strict=True))
+                for name, array in {pixels_name: pixels, **arrays}.items():
+                    low[name] = min(low.get(name, 0.0), float(array.min()))
+                    high[name] = max(high.get(name, 0.0), float(array.max()))
+                    sums = means.setdefault(name, {})
+                    for axis in axes.get(name, ()):
+                        sums[axis] = sums.get(axis, 0.0) + len(pixels) * _mean(array, axis)
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise ExportError(f"the calibration failed: {reason}") from error
+    return {
+        name: Seen(low[name], high[name], {a: s / pictures for a, s in means[name].items()})
+        for name in low
+    }
+
+
+def correct_biases(
+    model: onnx.ModelProto, calibration: Sequence[F32], rounded: Callable[[F32], F32]
+) -> None:
+    """Changes biases in place so that weights replaced by `rounded` keep every channel's mean."""
+    layers = weighted_layers(model)
+    seen = observe(model, layers, calibration)
+    for layer in layers:
+        correct_bias(model, layer, rounded(layer.weights), seen[layer.input])
+
+
+def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen) -> None:
+    error = np.moveaxis(rounded.astype(np.float64) - layer.weights, layer.axis, 0)
+    error = error.reshape(*error.shape[:2], -1).sum(axis=2)  # (outputs, inputs of one group)
+    mean = seen.means[layer.input_axis].reshape(layer.groups, -1)
+    shift = np.einsum("goi,gi->go", error.reshape(layer.groups, -1, error.shape[1]), mean).ravel()
+    node, place = _bias(model, layer)
+    if node is None:
+        return
+    known = constants(model)
+    old = np.zeros(len(shift))
+    if place < len(node.input):
+        old = numpy_helper.to_array(known[node.input[place]])
+    name = f"{layer.node.output[0]}.bias"
+    new = (np.broadcast_to(old.reshape(-1), shift.shape) - shift).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(new, name))
+    if place < len(node.input):
+        node.input[place] = name
+    else:
+        node.input.append(name)
+
+
+def _bias(model: onnx.ModelProto, layer: Layer) -> tuple[onnx.NodeProto | None, int]:
+    """The node that adds the layer's bias, and which of its inputs that is; or None."""
+    outputs = layer.weights.shape[layer.axis]
+    sizes = {t.name: math.prod(t.dims) for t in model.graph.initializer if t.data_type == 1}
+    if layer.node.op_type in ("Conv", "Gemm"):
+        has = len(layer.node.input) > 2
+        fits = not has or sizes.get(layer.node.input[2]) == outputs
+        return (layer.node if fits else None), 2
+    readers = consumers(model).get(layer.node.output[0], [])
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        for place, name in enumerate(readers[0].input):
+            if sizes.get(name) == outputs:
+                return readers[0], place
+    return None, 0
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The initialisers by name, not yet arrays: together they can fill the memory."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def _mean(array: Array, axis: int) -> Array:
+    other = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
+    return np.asarray(array.mean(axis=other), np.float64)

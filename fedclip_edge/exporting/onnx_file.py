@@ -1,0 +1,101 @@
+"""What every ONNX file of ours has in common, whatever made its graph; needs no torch.
+
+Law: the same weights give the same bytes in every process and every folder, because the file's
+SHA-256 is part of the feature key.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from fedclip_edge.errors import ExportError
+
+OPSET = 18  # LayerNormalization is one operator from 17 on, and TensorRT 10 reads 18
+_LIMIT_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for nodes and names
+_SMALL_BYTES = 1024  # shapes and axes, which the checker needs to know
+
+
+def serialise(model: onnx.ModelProto) -> bytes:
+    """The file, weights inside; raises ExportError for more weights than one file can hold."""
+    size = sum(map(_tensor_bytes, model.graph.initializer))
+    if size > _LIMIT_BYTES:
+        raise ExportError(
+            f"the image encoder's weights take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB: "
+            "export with --precision fp16, or with int8-weights"
+        )
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Raises what onnx's checker raises; its weights are not looked at."""
+    onnx.checker.check_model(_without_weights(model), full_check=True)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators; 0 where the file names none."""
+    own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return int(max(own, default=0))
+
+
+def strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Takes out, in place, what does not compute: it holds paths and varies between runs."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        _strip_nodes(function.node)
+    return model
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]  # shapes inside the graph; a runtime infers them
+    for values in (graph.input, graph.output, graph.initializer):
+        for value in values:
+            value.doc_string = ""
+            del value.metadata_props[:]
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Any) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _strip_graph(attribute.g)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model whose weights are inputs: the checker copies what it checks several times."""
+    large = [tensor for tensor in model.graph.initializer if _tensor_bytes(tensor) > _SMALL_BYTES]
+    names = {tensor.name for tensor in large}
+    graph = helper.make_graph(
+        model.graph.node,
+        model.graph.name,
+        [
+            *model.graph.input,
+            *(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large),
+        ],
+        model.graph.output,
+        [tensor for tensor in model.graph.initializer if tensor.name not in names],
+    )
+    return helper.make_model(
+        graph,
+        functions=model.functions,
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims) * kind.itemsize)

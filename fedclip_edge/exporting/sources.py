@@ -1,0 +1,252 @@
+"""Where a model comes from: open_clip's name with a tag, with a file or with random weights, or
+a folder that open_clip saved.
+
+Laws: a name that open_clip does not know is answered with the nearest ones; weights trained with
+QuickGELU never run under GELU, nor the other way round, because their features would look almost
+right; preprocessing is what open_clip says of the weights, and where it says several things of
+one architecture, a file must say which tag it is like.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.hub import download, repository_of
+from fedclip_edge.exporting.recipe import PREFIX, Source
+from fedclip_edge.exporting.torchvision_ops import declare_missing
+from fedclip_edge.vision.manifest import RANDOM
+
+CONFIG = "open_clip_config.json"
+_QUICK = "-quickgelu"  # how open_clip names the twin of a configuration
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+_ENOUGH = 5  # names in one sentence
+
+
+@dataclass(frozen=True)
+class Found:
+    """What open_clip needs to build a model and to fill it."""
+
+    name: str  # as open_clip.create_model takes it
+    title: str  # as a manifest calls it
+    label: str  # the manifest's `pretrained`
+    preprocessing: Mapping[str, Any]  # overrides of the configuration's; may be empty
+    file: Path | None  # weights; None: the folder's own, or random ones
+
+
+def find(source: Source) -> Found:
+    """Settles names, tags, files and the activation, and downloads a tag's weights.
+
+    Raises ConfigError where the source names nothing or names weights of another activation,
+    ExportError where a tag's weights cannot be downloaded.
+    """
+    if source.model.startswith(PREFIX):
+        return _folder(source)
+    declare_missing()
+    import open_clip
+
+    _check_name(source.model)
+    tags = open_clip.list_pretrained_tags_by_model(source.model)
+    if source.random_weights:
+        chosen = source.like or next(iter(_fitting(source.model, tags)), "")
+        return Found(source.model, source.model, RANDOM, _preprocessing(source.model, chosen), None)
+    if not source.pretrained:
+        some = f"--pretrained TAG ({_some(tags)}) or " if tags else ""
+        raise ConfigError(
+            f"{source.model} needs weights: give {some}--pretrained FILE; --random-weights is for "
+            "tests and benchmarks"
+        )
+    config = open_clip.get_pretrained_cfg(source.model, source.pretrained)
+    if config:
+        tag = _spelled(source.pretrained, tags)
+        if source.like:
+            raise ConfigError(f"--like {source.like} is for a file of weights, and {tag} is a tag")
+        check_activation(source.model, tag)
+        file = download(source.model, tag, config)
+        return Found(source.model, source.model, tag, _preprocessing(source.model, tag), file)
+    return _file(source, tags)
+
+
+def _folder(source: Source) -> Found:
+    if source.pretrained or source.random_weights or source.like:
+        raise ConfigError(
+            f"{source.model} brings its own weights and settings; leave out --pretrained, "
+            "--random-weights and --like"
+        )
+    folder = Path(source.model.removeprefix(PREFIX)).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} does not exist; name a folder with {CONFIG}")
+    folder_config(folder)
+    return Found(f"{PREFIX}{folder}", folder.name, "local-dir", {}, None)
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """The `model_cfg` that open_clip saved in the folder; raises ConfigError without one."""
+    path = folder / CONFIG
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no {CONFIG}; name a folder that does") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    config = table.get("model_cfg") if isinstance(table, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("text_cfg"), dict):
+        raise ConfigError(
+            f"{path} has no model_cfg with a text_cfg; write the one that open_clip saved"
+        )
+    return config
+
+
+def _check_name(model: str) -> None:
+    import open_clip
+
+    names = open_clip.list_models()
+    if model in names:
+        return
+    near = nearest(model.replace("/", "-"), names)
+    hint = f"did you mean {' or '.join(near)}?" if near else "open_clip.list_models() lists them;"
+    raise ConfigError(
+        f"open_clip knows no model {model!r}; {hint} A folder that open_clip saved is "
+        f"{PREFIX}FOLDER, and the demo's own model is tiny"
+    )
+
+
+def _file(source: Source, tags: Sequence[str]) -> Found:
+    path = Path(source.pretrained).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(_no_such_weights(source, tags, path))
+    like = source.like or _tag_in_path(source.model, path)
+    if like:
+        check_activation(source.model, like)
+    elif len(_kinds(source.model, _fitting(source.model, tags))) > 1:
+        raise ConfigError(
+            f"{path}: the weights that open_clip knows for {source.model} want pictures prepared "
+            f"in different ways, and a file does not say in which; give --like TAG, the tag that "
+            f"these weights are or were tuned from ({_some(_fitting(source.model, tags))})"
+        )
+    else:
+        like = next(iter(_fitting(source.model, tags)), "")
+    return Found(source.model, source.model, "file", _preprocessing(source.model, like), path)
+
+
+def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
+    import open_clip
+
+    named = source.pretrained
+    if path.suffix or "/" in named:
+        tag = f" or a tag ({_some(tags)})" if tags else ""
+        return f"{path} does not exist; give a file of weights{tag}"
+    others = open_clip.list_pretrained_models_by_tag(named)
+    if _twin(source.model) in others:
+        return f"{named} is a tag of {_twin(source.model)}, not of {source.model}; export that one"
+    near = nearest(named, tags) or tags
+    known = f"its tags are {_some(near)}" if tags else "open_clip knows no weights for it"
+    also = f"; {named} is a tag of {_some(nearest(source.model, others) or others)}"
+    return (
+        f"{named} is no tag of {source.model}: {known}{also if others else ''}; "
+        "--pretrained FILE takes weights of your own"
+    )
+
+
+def check_activation(model: str, tag: str) -> None:
+    """Raises ConfigError where weights like `tag` were trained with another activation.
+
+    A mismatch without a twin to name is open_clip's own: roberta-ViT-B-32 says QuickGELU in its
+    only configuration and nothing in its only tag.
+    """
+    quick = _is_quick(model, tag)
+    if quick != has_quick_gelu(model) and (twin := _twin(model)):
+        trained, runs = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
+        raise ConfigError(
+            f"weights like {tag} were trained with {trained}, and {model} computes {runs}, which "
+            f"gives features that look almost right; export {twin} instead"
+        )
+
+
+def has_quick_gelu(model: str) -> bool:
+    """Whether open_clip's configuration `model` computes QuickGELU."""
+    import open_clip
+
+    return bool(open_clip.get_model_config(model).get("quick_gelu"))
+
+
+def quick_twin(model: str) -> str:
+    """The name under which weights of this architecture run with QuickGELU."""
+    return model if has_quick_gelu(model) else _twin(model)
+
+
+def _twin(model: str) -> str:
+    """The same architecture with the other activation, or nothing."""
+    import open_clip
+
+    other = model.removesuffix(_QUICK) if model.endswith(_QUICK) else model + _QUICK
+    return other if other in open_clip.list_models() else ""
+
+
+def _is_quick(model: str, tag: str) -> bool:
+    return bool(_tag_config(model, tag).get("quick_gelu"))
+
+
+def _tag_config(model: str, tag: str) -> dict[str, Any]:
+    """A tag's settings; the twin's tags serve, because only the activation differs."""
+    import open_clip
+
+    for name in (model, _twin(model)):
+        config: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+        if config:
+            return config
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    near = nearest(tag, tags) or tags
+    raise ConfigError(f"--like {tag}: no tag of {model}; its tags are {_some(near) or 'none'}")
+
+
+def _preprocessing(model: str, tag: str) -> dict[str, Any]:
+    """Without a tag, open_clip's own defaults stand."""
+    config = _tag_config(model, tag) if tag else {}
+    return {key: config[key] for key in _PREPROCESSING if key in config}
+
+
+def _kinds(model: str, tags: Iterable[str]) -> set[str]:
+    return {json.dumps(_preprocessing(model, tag), sort_keys=True) for tag in tags}
+
+
+def _fitting(model: str, tags: Sequence[str]) -> list[str]:
+    """The tags with the configuration's activation; all, where none has it."""
+    quick = has_quick_gelu(model)
+    return [tag for tag in tags if _is_quick(model, tag) == quick] or list(tags)
+
+
+def _tag_in_path(model: str, path: Path) -> str:
+    """A file in a copy of a hub's repository, or in the hub's cache, stands under its name."""
+    import open_clip
+
+    for name in filter(None, (model, _twin(model))):
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            repository = repository_of(open_clip.get_pretrained_cfg(name, tag))
+            forms = {repository.rpartition("/")[2], "models--" + repository.replace("/", "--")}
+            if repository and forms & set(path.parts):
+                return str(tag)
+    return ""
+
+
+def nearest(word: str, words: Sequence[str]) -> list[str]:
+    """The few of `words` that are spelled most like `word`; upper and lower case are alike."""
+    by_lower = {known.lower(): known for known in words}
+    near = difflib.get_close_matches(word.lower(), by_lower, _ENOUGH, 0.7)
+    return [by_lower[known] for known in near]
+
+
+def _spelled(tag: str, tags: Iterable[str]) -> str:
+    """As open_clip's table spells it; open_clip takes dashes and capitals as well."""
+    wanted = tag.lower().replace("-", "_")
+    return next(known for known in tags if known == wanted)
+
+
+def _some(words: Sequence[str]) -> str:
+    more = ", ..." if len(words) > _ENOUGH else ""
+    return ", ".join(words[:_ENOUGH]) + more

@@ -1,0 +1,58 @@
+"""PyTorch's exporter as this package calls it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+
+from fedclip_edge.exporting.onnx_file import OPSET, strip
+
+
+def export_module(
+    module: torch.nn.Module, example: torch.Tensor, input_name: str, output_name: str
+) -> onnx.ModelProto:
+    """A graph of one input and one output, whose first axes are the batch.
+
+    `example` holds two of a batch: a dimension of 1 would be taken for a constant. Raises
+    whatever the exporter's passes raise.
+    """
+    with _as_exporter_needs(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    return strip(program.model_proto)
+
+
+@contextlib.contextmanager
+def _as_exporter_needs() -> Iterator[None]:
+    """No fused attention, which has no ONNX counterpart, and none of the exporter's chatter."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loud]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for logger in loud:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # deprecations between torch and onnxscript
+            yield
+    finally:
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -1,0 +1,210 @@
+"""A file of weights into a model: nothing in it is run, and nothing is bent to fit.
+
+Laws: a pickle is read with `weights_only`; a TorchScript archive is opened only where its
+SHA-256 is one that open_clip publishes for OpenAI's files; position embeddings are not
+stretched to another picture size, which open_clip would do in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.hub import first_line
+from fedclip_edge.exporting.sources import has_quick_gelu, quick_twin
+
+# What OpenAI's archives carry beside tensors of the model; nobody else's weights have them.
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+_POSITIONS = "positional_embedding"
+_FEW = 3  # tensors named in one sentence
+_MISMATCH = re.compile(
+    r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)"
+)
+
+
+def load_weights(clip: torch.nn.Module, path: Path, model: str) -> None:
+    """Fills open_clip's `clip` of the configuration `model` from a file, whatever its precision.
+
+    Takes .safetensors, what `torch.save` made of a state dict (or of a dict that holds one under
+    "state_dict"), and OpenAI's own archives. Raises ConfigError, naming the file, where it cannot
+    be read safely or holds weights of another architecture or activation.
+    """
+    if _is_torchscript(path):
+        state = _openai_state(path, model)
+        _fill(clip, path, model, state)
+        return
+    shapes = _shapes(path)
+    if set(_OPENAI_SIZES) <= set(shapes):
+        _check_openai(path, model)
+        _fill(clip, path, model, _state(path))
+        return
+    _check_positions(clip, shapes, path, model)
+    import open_clip
+
+    try:
+        open_clip.load_checkpoint(clip, str(path), strict=True, weights_only=True)
+    except Exception as error:  # a wrong file fails anywhere in open_clip's conversions
+        raise ConfigError(_misfit(error, path, model)) from error
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().contiguous().numpy()
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor; the tensors themselves stay on disk where they can."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {first_line(error)}; it is incomplete or no safetensors"
+            ) from error
+    return {name: tuple(tensor.shape) for name, tensor in _state(path).items()}
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file that `torch.save` made."""
+    try:
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...
+        if "weights only load failed" in str(error).lower() and "Unsupported" in str(error):
+            raise ConfigError(
+                f"{path} holds more than weights, and loading that could run code; save the "
+                "model's state_dict() alone, best as .safetensors"
+            ) from error
+        raise ConfigError(
+            f"{path} cannot be read: it is incomplete, or no file of weights ({first_line(error)})"
+        ) from error
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
+        raise ConfigError(f"{path} holds no state dict; save the model's state_dict()")
+    if not state:
+        raise ConfigError(f"{path} holds no weights; save the model's state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _openai_state(path: Path, model: str) -> dict[str, torch.Tensor]:
+    owner = openai_files().get(_sha256(path))
+    if owner is None:
+        raise ConfigError(
+            f"{path} is a TorchScript archive, which holds code, and none that OpenAI published; "
+            "save the model's state_dict() alone, best as .safetensors"
+        )
+    _check_openai(path, model)
+    if quick_twin(owner) != model:
+        raise ConfigError(f"{path} is OpenAI's {owner}, not {model}; export {quick_twin(owner)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; its files are still there
+        loaded = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    return dict(loaded.state_dict())
+
+
+def openai_files() -> dict[str, str]:
+    """SHA-256 of every file that OpenAI published -> open_clip's name of the model."""
+    import open_clip
+
+    urls = {
+        name: open_clip.get_pretrained_url(name, "openai")
+        for name in open_clip.list_pretrained_models_by_tag("openai")
+    }
+    return {url.split("/")[-2]: name for name, url in urls.items() if "openaipublic" in url}
+
+
+def _check_openai(path: Path, model: str) -> None:
+    if not has_quick_gelu(model):
+        twin = quick_twin(model)
+        raise ConfigError(
+            f"{path} holds OpenAI's weights, trained with QuickGELU, and {model} computes GELU, "
+            "which gives features that look almost right; "
+            + (f"export {twin} instead" if twin else "name the configuration they belong to")
+        )
+
+
+def _fill(clip: torch.nn.Module, path: Path, model: str, state: Mapping[str, torch.Tensor]) -> None:
+    tensors = {name: tensor for name, tensor in state.items() if name not in _OPENAI_SIZES}
+    try:
+        clip.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(_misfit(error, path, model)) from error
+
+
+def _check_positions(
+    clip: torch.nn.Module, shapes: Mapping[str, Sequence[int]], path: Path, model: str
+) -> None:
+    ours = {
+        name.removeprefix("text."): list(tensor.shape)
+        for name, tensor in clip.state_dict().items()
+        if name.endswith(_POSITIONS)
+    }
+    for name, shape in shapes.items():
+        wanted = ours.get(name.removeprefix("text."))
+        if wanted is not None and list(shape) != wanted:
+            raise ConfigError(
+                f"{path} holds weights of another architecture than {model}: {name} is "
+                f"{list(shape)}, expected {wanted}; name the model they were trained as"
+            )
+
+
+def _misfit(error: BaseException, path: Path, model: str) -> str:
+    """One sentence out of what torch says in hundreds of lines."""
+    found: list[str] = []
+    for line in str(error).splitlines():
+        names = re.findall(r'"([^"]+)"', line)
+        if "Missing key" in line:
+            found.append(f"it lacks {_count(names)}")
+        elif "Unexpected key" in line:
+            found.append(f"it has {_count(names)} too many")
+    shapes = [
+        f"{name} is [{theirs}], expected [{ours}]"
+        for name, theirs, ours in _MISMATCH.findall(str(error))
+    ]
+    found += shapes[:_FEW]
+    if len(shapes) > _FEW:
+        found.append(f"{len(shapes) - _FEW} more differ in shape")
+    what = "; ".join(found) or first_line(error)
+    return (
+        f"{path} holds weights of another architecture than {model}: {what}; "
+        "name the model they were trained as"
+    )
+
+
+def _count(names: Sequence[str]) -> str:
+    plural = "s" if len(names) != 1 else ""
+    more = ", ..." if len(names) > _FEW else ""
+    return f"{len(names)} tensor{plural} ({', '.join(names[:_FEW])}{more})"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Picture files to probabilities: the zero-shot answer, and the adapted model's beside it.
+
+Laws: the logits are those of training and evaluation (learning/methods); two batches of pixels
+are held at a time, however many pictures there are; a picture that cannot be decoded is skipped
+and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedclip_edge.errors import DataError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.evaluation import probabilities
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.records import F32, ClassTexts, Model
+from fedclip_edge.vision.ahead import ahead
+from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
+from fedclip_edge.vision.encoder import Encoder
+from fedclip_edge.vision.pictures import Preprocessing, decode
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture file to be predicted."""
+
+    path: Path
+    truth: int | None  # the class whose folder it lies in, if it lies in one
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the encoder, and the model where there is one, make of a picture."""
+
+    asked: Asked
+    zero_shot: F32  # (C,) probabilities
+    adapted: F32 | None  # (C,) probabilities
+
+
+def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked, ...]:
+    """The pictures meant by `paths`: files as they are, folders with all pictures below them.
+
+    A file that is meant twice is there once. The truth is the nearest folder with a class's name,
+    from the picture up to the folder that was named. Raises DataError where a path is missing or where there is no picture at all.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    found: dict[Path, Asked] = {}
+    for path in paths:
+        if path.is_dir():
+            files = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS]
+            top = len(path.parts) - 1
+        elif path.exists():
+            files = [path]
+            top = len(path.parts) - 2
+        else:
+            raise DataError(f"{path} does not exist; name pictures, or folders of pictures")
+        for file in files:
+            folders = reversed(file.parts[max(0, top) : -1])
+            truth = next((labels[name] for name in folders if name in labels), None)
+            found.setdefault(file, Asked(file, truth))
+    if not found:
+        raise DataError(
+            f"{', '.join(map(str, paths))} holds no picture ({', '.join(sorted(EXTENSIONS))})"
+        )
+    return tuple(found.values())
+
+
+def predict_pictures(
+    asked: Sequence[Asked],
+    encoder: Encoder,
+    preprocessing: Preprocessing,
+    classes: ClassTexts,
+    model: Model | None,
+    batch_size: int = 8,
+) -> Iterator[Prediction | Skipped]:
+    """One result for each picture, those of a batch together; raises BundleError as `embed`."""
+    batches = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
+    for batch, pixels, skipped in ahead(lambda some: _decode(some, preprocessing), batches):
+        yield from skipped
+        if not batch:
+            continue
+        vectors = encoder.embed(pixels)  # (B, D)
+        zero_shot, adapted = classify(vectors, classes, model)  # (B, C) each
+        for i, one in enumerate(batch):
+            yield Prediction(one, zero_shot[i], None if adapted is None else adapted[i])
+
+
+def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F32, F32 | None]:
+    """Probabilities (N, C) of raw features (N, D): zero-shot, and the model's if there is one."""
+    zero_shot = probabilities(methods.predict(zeroshot.MODEL, vectors, classes))
+    if model is None:
+        return zero_shot, None
+    return zero_shot, probabilities(methods.predict(model, vectors, classes))
+
+
+def _decode(
+    batch: Sequence[Asked], preprocessing: Preprocessing
+) -> tuple[list[Asked], F32, list[Skipped]]:
+    readable: list[Asked] = []
+    pixels: list[F32] = []
+    skipped: list[Skipped] = []
+    for one in batch:
+        try:
+            pixels.append(decode(one.path.read_bytes(), preprocessing))
+            readable.append(one)
+        except DataError as error:
+            skipped.append(Skipped(one.path, str(error)))
+        except OSError as error:
+            skipped.append(Skipped(one.path, f"cannot be read: {error.strerror or error}"))
+    side = preprocessing.image_size
+    stacked = np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.float32)
+    return readable, stacked, skipped

@@ -1,0 +1,15 @@
+"""What whoever uses a bundle should be told, because its numbers do not show it."""
+
+from __future__ import annotations
+
+from fedclip_edge.vision.manifest import RANDOM, Manifest
+
+
+def cautions(manifest: Manifest) -> tuple[str, ...]:
+    """One sentence for each; none for most bundles."""
+    found = []
+    if manifest.pretrained == RANDOM:
+        found.append("its weights are random: no feature and no accuracy of it means anything")
+    if manifest.parity is not None and manifest.parity.get("accepted"):
+        found.append("its features missed the parity gate and were accepted (--accept-parity)")
+    return tuple(found)

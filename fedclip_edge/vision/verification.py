@@ -1,0 +1,166 @@
+"""Is this bundle the one that was exported, and does this box compute its numbers?
+
+The golden vectors were computed by ONNX Runtime on the exporting machine's CPU, from the very file
+that is in the bundle; so what differs here is the processor and its library alone. How much may,
+relative to the feature (‖here - golden‖ / ‖golden‖, the worst picture) and as the largest
+difference of a component of unit vectors, follows from the arithmetic:
+
+- float32 arithmetic on a CPU (fp32; fp16 and int8-weights are stored so and computed in float32):
+  another order of sums moves the last bits, 1e-7 for one sum, some 1e-6 through a deep tower.
+- 8-bit products (int8): a last bit before a rounding decides on a whole level, a 127th of the
+  range; where many flip, the feature moves as much as quantisation itself moved it, 1e-2. A CPU
+  or a library that saturates such products is far beyond, and is what the check must find.
+- A GPU computes in float32 as well (encoder.py turns TF32 off), by algorithms of its own for
+  convolutions: 1e-5 through a tower. TensorRT computes fp16 bundles in fp16, 11 bits: 5e-4 for one
+  product, some 1e-3 through a tower.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import BundleError
+from fedclip_edge.records import F32
+from fedclip_edge.vision.bundle import Bundle, Golden
+from fedclip_edge.vision.encoder import Encoder, open_encoder
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The most that features may differ by."""
+
+    on_unit: float  # in a component of unit vectors
+    relative: float  # of the whole feature
+    batch: float  # the same, between one picture alone and the same one in a batch
+
+
+# A cached feature must not depend on its neighbours, so a batch may move last bits alone; GPU
+# libraries choose another kernel for another batch, and so another order of sums.
+_FLOAT32 = Tolerance(on_unit=1e-5, relative=1e-4, batch=1e-6)
+_EIGHT_BIT = Tolerance(on_unit=1e-2, relative=5e-2, batch=1e-6)
+_GPU_FLOAT32 = Tolerance(on_unit=1e-4, relative=1e-3, batch=1e-4)
+_GPU_FLOAT16 = Tolerance(on_unit=1e-3, relative=1e-2, batch=1e-2)
+_GPU_EIGHT_BIT = Tolerance(on_unit=1e-2, relative=5e-2, batch=5e-2)
+
+_TIMED_BATCH = 8  # the agent's own
+_TIMED_S = 1.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with what it may be at most."""
+
+    name: str
+    found: float
+    allowed: float
+
+    @property
+    def passes(self) -> bool:
+        """NaN does not."""
+        return self.found <= self.allowed
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a box made of a bundle's golden vectors."""
+
+    figures: tuple[Figure, ...]
+    bit_equal: bool  # a picture alone and in a batch
+    pictures: int
+    provider: str
+    threads: int
+    images_per_s: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether features of this box may meet those of others."""
+        return all(figure.passes for figure in self.figures)
+
+
+def tolerance(precision: str, provider: str) -> Tolerance:
+    """For a manifest's precision on a provider; an unknown precision may be the coarsest."""
+    on_cpu = provider == "cpu"
+    if precision == "fp16" and provider == "tensorrt":
+        return _GPU_FLOAT16
+    if precision in ("fp32", "fp16", "int8-weights"):
+        return _FLOAT32 if on_cpu else _GPU_FLOAT32
+    return _EIGHT_BIT if on_cpu else _GPU_EIGHT_BIT
+
+
+def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
+    """Runs the golden pictures through the encoder on this box.
+
+    The files and the manifest were checked when the bundle was read. Raises ConfigError where
+    the provider is not to be had and BundleError where the encoder cannot be run; numbers that
+    are too far off are in the result.
+    """
+    golden = bundle.golden()
+    encoder = open_encoder(bundle, config)
+    whole = encoder.embed(golden.pixels)  # (n, D)
+    alone = np.concatenate([encoder.embed(pixels[None]) for pixels in golden.pixels])  # (n, D)
+    allowed = tolerance(bundle.manifest.precision, config.provider)
+    return Verification(
+        figures=(
+            Figure(
+                "largest difference, unit vectors",
+                float(np.abs(_unit(whole) - _unit(golden.features)).max(initial=0)),
+                allowed.on_unit,
+            ),
+            Figure("relative difference", _relative(whole, golden.features), allowed.relative),
+            Figure("alone or in a batch", _relative(alone, whole), allowed.batch),
+        ),
+        bit_equal=bool(np.array_equal(alone, whole)),
+        pictures=len(golden.pixels),
+        provider=encoder.provider,
+        threads=config.threads,
+        images_per_s=_speed(encoder, golden),
+    )
+
+
+def check(verification: Verification, bundle: Bundle) -> None:
+    """Raises BundleError, saying what to do, unless it passes."""
+    wrong = [figure for figure in verification.figures if not figure.passes]
+    if not wrong:
+        return
+    first, precision = wrong[0], bundle.manifest.precision
+    raise BundleError(
+        f"on this box {bundle.folder} gives other features than where it was exported "
+        f"({first.name}: {first.found:.2g}, at most {first.allowed:g} for {precision} on "
+        f"{verification.provider}); keep the box out of the fleet until it agrees: try "
+        f"{_remedy(precision, verification.provider)}"
+    )
+
+
+def _remedy(precision: str, provider: str) -> str:
+    other = "another version of onnxruntime"
+    if provider != "cpu":
+        return f"--provider cpu, or {other}"
+    return other if precision == "fp32" else f"a bundle exported in fp32, or {other}"
+
+
+def _unit(vectors: F32) -> F32:
+    wide = vectors.astype(np.float64)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), np.float32)
+
+
+def _relative(found: F32, expected: F32) -> float:
+    """The worst picture's ‖found - expected‖ / ‖expected‖."""
+    gaps = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
+    return float((gaps / np.linalg.norm(expected.astype(np.float64), axis=1)).max(initial=0))
+
+
+def _speed(encoder: Encoder, golden: Golden) -> float:
+    """Pictures per second in batches as the agent makes them; the best of what fits in a second."""
+    repeats = -(-_TIMED_BATCH // len(golden.pixels))
+    batch = np.concatenate([golden.pixels] * repeats)[:_TIMED_BATCH]  # (8, 3, S, S)
+    encoder.embed(batch)  # the first one allocates
+    best_s, ends = float("inf"), time.monotonic() + _TIMED_S
+    while time.monotonic() < ends:
+        began = time.perf_counter()
+        encoder.embed(batch)
+        best_s = min(best_s, time.perf_counter() - began)
+    return len(batch) / best_s

@@ -1,0 +1,111 @@
+"""Small configurations that open_clip takes for its own, and a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+VISION = {"layers": 2, "width": 64, "image_size": 32, "patch_size": 16}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+DECODER = {"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+BASE: dict[str, Any] = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "small": BASE,
+    "small-quickgelu": {**BASE, "quick_gelu": True},
+    "small-larger-pictures": {**BASE, "vision_cfg": {**VISION, "image_size": 64}},
+    "small-eos": {
+        **BASE,
+        "custom_text": True,
+        "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 49407},
+    },
+    "small-both-ways": {**BASE, "custom_text": True, "text_cfg": {**TEXT, "no_causal_mask": True}},
+    "small-hub-tokenizer": {**BASE, "text_cfg": {**TEXT, "hf_tokenizer_name": "org/tokens"}},
+    "small-coca": {
+        **BASE,
+        "custom_text": True,
+        "vision_cfg": {**VISION, "output_tokens": True, "attentional_pool": True},
+        "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": DECODER,
+    },
+}
+_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_PLAIN = {"interpolation": "bilinear", "resize_mode": "squash", **_HALF}
+TAGS: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "plain_e1": {"hf_hub": "org/small.plain_e1/", **_PLAIN},
+        "quick_e1": {"hf_hub": "org/small.quick_e1/", "quick_gelu": True, **_PLAIN},
+    },
+    "small-quickgelu": {
+        "quick_e1": {"hf_hub": "org/small.quick_e1/", "quick_gelu": True, **_PLAIN}
+    },
+    "small-larger-pictures": {
+        "first": {"hf_hub": "org/first/", **_PLAIN},
+        "second": {"hf_hub": "org/second/", **_PLAIN, "mean": (0.1, 0.2, 0.3)},
+    },
+}
+
+
+@contextmanager
+def registered(folder: Path) -> Iterator[None]:
+    """open_clip lists CONFIGS and TAGS as long as it lasts."""
+    from fedclip_edge.exporting.torchvision_ops import declare_missing
+
+    declare_missing()
+    import open_clip
+    from open_clip import factory
+    from open_clip.pretrained import _PRETRAINED
+
+    for name, config in CONFIGS.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    _PRETRAINED.update(TAGS)
+    try:
+        yield
+    finally:
+        factory._MODEL_CONFIG_PATHS.remove(folder)
+        for name in CONFIGS:
+            del factory._MODEL_CONFIGS[name]
+        for name in TAGS:
+            del _PRETRAINED[name]
+
+
+@contextmanager
+def hub(files: Mapping[str, bytes]) -> Iterator[str]:
+    """A hub that holds `files`, `org/name/file` -> content; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(with_content=False)
+
+        def do_GET(self) -> None:
+            self._answer(with_content=True)
+
+        def _answer(self, *, with_content: bool) -> None:
+            content = files.get(self.path.strip("/").replace("/resolve/main/", "/"))
+            self.send_response(404 if content is None else 200)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("ETag", f'"{len(content or b"")}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if with_content and content:
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,37 @@
+"""The order of map, one item ahead and no more."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedclip_edge.vision.ahead import ahead
+
+
+@given(st.lists(st.integers()))
+def test_it_is_map(items: list[int]) -> None:
+    assert list(ahead(lambda item: item * 2, items)) == [item * 2 for item in items]
+
+
+def test_it_is_one_item_ahead() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def work(item: int) -> int:
+        begun[item].set()
+        return item
+
+    results = ahead(work, range(4))
+    assert next(results) == 0
+    assert begun[1].wait(10)  # while the caller has the first
+    assert not begun[2].is_set()
+    assert list(results) == [1, 2, 3]
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    results = ahead(lambda item: 1 // item, [1, 1, 0, 1])
+    assert [next(results), next(results)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -1,0 +1,212 @@
+"""`fedclip-edge predict` as it is typed."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import subprocess
+import termios
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import system
+from click.testing import CliRunner, Result
+from PIL import Image
+from way_out import train, write_mixed
+
+from fedclip_edge import model_file
+from fedclip_edge.cli.predict import predict
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.model_file import TrainedModel
+from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.encoder import open_encoder
+
+NAMES = ("circle", "square", "triangle")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
+    write_mixed(folder, NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
+    return train(random_bundle, pictures)
+
+
+@pytest.fixture
+def model(trained: TrainedModel, tmp_path: Path) -> Path:
+    path = tmp_path / "models" / "run.safetensors"
+    model_file.write(path, trained)
+    return path
+
+
+def typed(bundle: Bundle, *words: str | int | Path) -> Result:
+    return CliRunner().invoke(predict, ["--bundle", str(bundle.folder), *map(str, words)])
+
+
+def expected(bundle: Bundle, pictures: Path, trained: TrainedModel) -> list[Prediction]:
+    asked = find_pictures([pictures], NAMES)
+    encoder, preprocessing = open_encoder(bundle, EncoderConfig()), bundle.manifest.preprocessing
+    found = predict_pictures(asked, encoder, preprocessing, bundle.classes, trained.model)
+    return [result for result in found if isinstance(result, Prediction)]
+
+
+def test_a_table_with_the_zero_shot_label_beside_the_adapted_one(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, model: Path
+) -> None:
+    done = typed(random_bundle, pictures, "--model", model)
+    assert done.exit_code == 0, done.output
+    head, *rows, empty, summary, accuracy, caution = done.stdout.splitlines()
+    assert head.split() == ["picture", "adapted", "zero-shot"]
+    made = expected(random_bundle, pictures, trained)
+    for row, one in zip(rows, made, strict=True):
+        path, adapted, share, _, zero_shot, other, _ = row.split()
+        assert one.adapted is not None
+        assert path == str(one.asked.path)
+        assert adapted == NAMES[one.adapted.argmax()]
+        assert float(share) == pytest.approx(100 * one.adapted.max(), abs=0.06)
+        assert zero_shot == NAMES[one.zero_shot.argmax()]
+        assert float(other) == pytest.approx(100 * one.zero_shot.max(), abs=0.06)
+    assert empty == ""
+    assert summary == "15 pictures; run-1234abcd, round 1 of 1 (fedclip)"
+    shares = {
+        name: 100 * float(np.mean([v.argmax() == o.asked.truth for v, o in zip(values, made)]))  # noqa: B905
+        for name, values in {
+            "adapted": [one.adapted for one in made if one.adapted is not None],
+            "zero-shot": [one.zero_shot for one in made],
+        }.items()
+    }
+    said = ", ".join(f"{name} {share:.1f} %" for name, share in shares.items())
+    assert accuracy == f"accuracy on the 15 in class folders: {said}"
+    assert "flatters" in caution
+    assert shares["adapted"] > shares["zero-shot"]
+
+
+def test_without_a_model_it_is_zero_shot_and_says_so(random_bundle: Bundle, pictures: Path) -> None:
+    done = typed(random_bundle, pictures / "square")
+    head, *_, summary, accuracy = done.stdout.splitlines()
+    assert head.split() == ["picture", "zero-shot"]
+    assert summary == "5 pictures; zero-shot, without --model"
+    assert accuracy.startswith("accuracy on the 5 in class folders: zero-shot ")
+
+
+def test_a_csv_file(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.csv"
+    done = typed(random_bundle, pictures, "--model", model, "--out", out, "--top", 2)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[:1] == [f"Wrote {out}"]
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert list(rows[0]) == [
+        "picture",
+        "label",
+        "probability",
+        "label_2",
+        "probability_2",
+        "zero_shot",
+        "zero_shot_probability",
+        "truth",
+    ]
+    for row, one in zip(rows, expected(random_bundle, pictures, trained), strict=True):
+        assert one.adapted is not None
+        assert one.asked.truth is not None
+        order = (-one.adapted).argsort()
+        assert (row["label"], row["label_2"]) == (NAMES[order[0]], NAMES[order[1]])
+        assert float(row["probability_2"]) == pytest.approx(float(one.adapted[order[1]]), abs=1e-5)
+        assert row["zero_shot"] == NAMES[one.zero_shot.argmax()]
+        assert row["truth"] == NAMES[one.asked.truth]
+        assert row["picture"] == str(one.asked.path)
+
+
+def test_json_lines(random_bundle: Bundle, pictures: Path, model: Path) -> None:
+    done = typed(random_bundle, pictures, "--model", model, "--json", "--top", 9)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 15
+    for line in found:
+        assert set(line["top"]) == set(NAMES)
+        assert line["label"] == max(line["top"], key=line["top"].__getitem__)
+        assert line["probability"] == line["top"][line["label"]]
+        assert line["zero_shot"] in NAMES
+        assert line["truth"] == Path(line["picture"]).parent.name
+    assert "15 pictures" in done.stderr
+
+
+def test_no_accuracy_where_no_folder_names_a_class(random_bundle: Bundle, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    done = typed(random_bundle, tmp_path / "a.png")
+    assert done.exit_code == 0
+    assert "accuracy on" not in done.output
+    assert "1 picture; zero-shot" in done.stdout
+
+
+def test_what_cannot_be_read_is_named_and_counted(random_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("a letter")
+    done = typed(random_bundle, tmp_path)
+    assert isinstance(done.exception, DataError)
+    assert "none of 1 pictures could be read" in str(done.exception)
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
+    done = typed(random_bundle, tmp_path, "--out", tmp_path / "p.csv")
+    assert done.exit_code == 0
+    assert f"skipped {tmp_path / 'a.png'}: it is no picture" in done.stderr
+    assert "1 picture, 1 skipped" in done.stdout
+
+
+def test_a_name_that_no_terminal_shows(random_bundle: Bundle, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\x1b[2J\n.png")  # another encoding, an escape, a line break
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
+    (tmp_path / "b.png").rename(tmp_path / name)
+    done = typed(random_bundle, tmp_path)
+    assert done.exit_code == 0, done.exception
+    assert "\x1b" not in done.stdout
+    assert len(done.stdout.splitlines()) == 4
+    typed(random_bundle, tmp_path, "--out", tmp_path / "p.csv")
+    assert os.fsencode(name) in (tmp_path / "p.csv").read_bytes()
+
+
+def test_a_model_of_another_fleet_is_refused(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, tmp_path: Path
+) -> None:
+    model_file.write(tmp_path / "a", replace(trained, encoder_id="f" * 64))
+    done = typed(random_bundle, pictures, "--model", tmp_path / "a")
+    assert isinstance(done.exception, ConfigError)
+    assert "another encoder" in str(done.exception)
+
+
+def test_a_terminal_gets_no_line_that_is_wider(
+    random_bundle: Bundle, model: Path, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("long-" * 20) / "pictures"
+    write_mixed(deep, NAMES, per_class=1)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    words = ("predict", "--bundle", random_bundle.folder, "--model", model, deep)
+    with subprocess.Popen(system.command(*words), stdout=theirs, stderr=subprocess.PIPE) as child:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                block = os.read(ours, 65536)
+            except OSError:  # the child closed its side
+                break
+            if not block:
+                break
+            shown += block
+        assert child.wait(system.DEADLINE_S) == 0
+    os.close(ours)
+    lines = shown.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if line.startswith("...")]
+    assert [row.split()[0].rsplit("/", 2)[1] for row in rows] == list(NAMES)

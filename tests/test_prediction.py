@@ -1,0 +1,175 @@
+"""Pictures to probabilities: the encoder's features under the methods' own logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from way_out import train, write_mixed
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.model_file import TrainedModel
+from fedclip_edge.prediction import Asked, Prediction, find_pictures, predict_pictures
+from fedclip_edge.records import F32, Model
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.datasets import Skipped
+from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.pictures import load
+
+NAMES = ("circle", "square", "triangle")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
+    write_mixed(folder, NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
+    return train(random_bundle, pictures)
+
+
+def predicted(
+    bundle: Bundle, paths: list[Path], model: Model | None, batch_size: int = 4
+) -> list[Prediction | Skipped]:
+    asked = find_pictures(paths, bundle.classes.names)
+    encoder = open_encoder(bundle, EncoderConfig())
+    preprocessing = bundle.manifest.preprocessing
+    return list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model, batch_size))
+
+
+def softmax(logits: F32) -> F32:
+    wide = np.exp(logits.astype(np.float64))
+    return np.asarray(wide / wide.sum(axis=1, keepdims=True), np.float32)
+
+
+def test_probabilities_are_the_softmax_of_the_methods_logits(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel
+) -> None:
+    found = predicted(random_bundle, [pictures], trained.model)
+    assert len(found) == 15
+    encoder = open_encoder(random_bundle, EncoderConfig())
+    adapted_differs = False
+    for result in found:
+        assert isinstance(result, Prediction)
+        pixels = load(result.asked.path, random_bundle.manifest.preprocessing)
+        vectors = encoder.embed(pixels[None])  # (1, D)
+        for shown, model in ((result.zero_shot, zeroshot.MODEL), (result.adapted, trained.model)):
+            assert shown is not None
+            expected = softmax(methods.predict(model, vectors, random_bundle.classes))[0]
+            np.testing.assert_allclose(shown, expected, atol=1e-5)
+            assert shown.sum() == pytest.approx(1, abs=1e-5)
+        assert result.adapted is not None
+        adapted_differs |= bool(result.adapted.argmax() != result.zero_shot.argmax())
+    assert adapted_differs
+
+
+def test_without_a_model_there_is_the_zero_shot_answer_alone(
+    random_bundle: Bundle, pictures: Path
+) -> None:
+    found = predicted(random_bundle, [pictures / "square"], None)
+    assert all(isinstance(r, Prediction) and r.adapted is None for r in found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 15, 100])
+def test_the_batch_changes_no_answer(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, batch_size: int
+) -> None:
+    together = predicted(random_bundle, [pictures], trained.model, 4)
+    otherwise = predicted(random_bundle, [pictures], trained.model, batch_size)
+    for one, other in zip(together, otherwise, strict=True):
+        assert isinstance(one, Prediction)
+        assert isinstance(other, Prediction)
+        assert one.asked == other.asked
+        assert one.adapted is not None
+        assert other.adapted is not None
+        np.testing.assert_allclose(one.adapted, other.adapted, atol=1e-5)
+
+
+def test_unreadable_pictures_are_named_and_the_others_answered(
+    random_bundle: Bundle, tmp_path: Path
+) -> None:
+    write_mixed(tmp_path / "p", NAMES, per_class=2)
+    (tmp_path / "p" / "circle" / "0.png").write_text("a letter")
+    (tmp_path / "p" / "square" / "1.png").write_bytes(b"")
+    found = predicted(random_bundle, [tmp_path / "p"], None)
+    skipped = {r.path.name: r.reason for r in found if isinstance(r, Skipped)}
+    assert skipped == {
+        "0.png": "it is no picture in a known format",
+        "1.png": "the file is empty",
+    }
+    assert sum(isinstance(r, Prediction) for r in found) == 4
+
+
+# --- which pictures, and what they show ----------------------------------------------------------
+
+
+def made(folder: Path, *names: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return paths
+
+
+def test_a_folder_means_every_picture_below_it(tmp_path: Path) -> None:
+    paths = made(tmp_path, "b.JPG", "a/c/d.png", "e.webp")
+    made(tmp_path, "notes.txt", ".hidden.png", "a/.cache/f.png")
+    assert {asked.path for asked in find_pictures([tmp_path], NAMES)} == set(paths)
+
+
+def test_a_file_that_was_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
+    paths = made(tmp_path, "frame", "z.tiff", "a.png")
+    assert [asked.path for asked in find_pictures(paths, NAMES)] == paths
+
+
+def test_a_file_that_is_meant_twice_is_there_once(tmp_path: Path) -> None:
+    paths = made(tmp_path, "square/a.png", "b.png")
+    found = find_pictures([tmp_path, *paths, tmp_path / "square"], NAMES)
+    assert {asked.path: asked.truth for asked in found} == {paths[0]: 1, paths[1]: None}
+    assert len(found) == 2
+    made(tmp_path, "square/deep/c.png")
+    (first,) = find_pictures([tmp_path / "square" / "deep", tmp_path / "square" / "deep"], NAMES)
+    assert first.truth is None
+    twice = find_pictures([tmp_path / "square" / "deep", tmp_path / "square"], NAMES)
+    assert twice[0] == first
+
+
+def test_the_truth_is_the_nearest_folder_with_a_classs_name(tmp_path: Path) -> None:
+    made(tmp_path, "square/a.png", "square/deep/b.png", "square/circle/c.png", "other/d.png")
+    found = {asked.path.name: asked.truth for asked in find_pictures([tmp_path], NAMES)}
+    assert found == {"a.png": 1, "b.png": 1, "c.png": 0, "d.png": None}
+
+
+def test_the_truth_is_looked_for_no_higher_than_what_was_named(tmp_path: Path) -> None:
+    (path,) = made(tmp_path, "square/mixed/a.png")
+    by = {
+        "folder": [tmp_path / "square" / "mixed"],
+        "class": [tmp_path / "square"],
+        "file": [path],
+    }
+    truths = {name: find_pictures(paths, NAMES)[0].truth for name, paths in by.items()}
+    assert truths == {"folder": None, "class": 1, "file": None}
+    (inside,) = made(tmp_path, "square/b.png")
+    assert find_pictures([inside], NAMES) == (Asked(inside, 1),)
+
+
+def test_a_folder_named_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "square/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures([Path()], NAMES) == (Asked(Path("square/a.png"), 1),)
+    assert find_pictures([Path("square/a.png")], NAMES)[0].truth == 1
+
+
+def test_nothing_to_predict(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.png does not exist; name pictures"):
+        find_pictures([tmp_path / "gone.png"], NAMES)
+    made(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=r"holds no picture \(\.bmp, .*\.webp\)"):
+        find_pictures([tmp_path], NAMES)

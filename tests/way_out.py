@@ -1,0 +1,59 @@
+"""A bundle, pictures and a model that a round trained on them: what the ways out start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.model_file import TrainedModel
+from fedclip_edge.prediction import find_pictures
+from fedclip_edge.records import Features, Plan, Scalar
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.pictures import load
+
+# Moves far enough in one round that many adapted labels are others than the zero-shot ones.
+OPTIONS: dict[str, Scalar] = {"loss": "cross-entropy", "weight_decay": 0.0, "epochs": 40}
+
+
+def write_mixed(folder: Path, classes: tuple[str, ...], per_class: int = 5) -> None:
+    """Noise pictures of many shapes and modes, in a folder for each class."""
+    random = np.random.default_rng(5)
+    modes = ("RGB", "L", "P", "RGBA", "CMYK")
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            height, width = random.integers(20, 150, 2)
+            pixels = random.integers(0, 160, (height, width, 3))
+            pixels[..., number % 3] += 90
+            mode = modes[index % len(modes)]
+            picture = Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+            picture.save(folder / name / f"{index}.{'jpg' if mode == 'CMYK' else 'png'}")
+
+
+def train(bundle: Bundle, pictures: Path, lr: float = 2e-2) -> TrainedModel:
+    """One round of one device on pictures in class folders."""
+    asked = find_pictures([pictures], bundle.classes.names)
+    encoder = open_encoder(bundle, EncoderConfig())
+    pixels = [load(one.path, bundle.manifest.preprocessing) for one in asked]
+    features = Features(
+        encoder.embed(np.stack(pixels)),
+        np.array([one.truth for one in asked], np.int64),
+        bundle.manifest.encoder_id,
+    )
+    plan = Plan(options={**OPTIONS, "lr": lr}, rounds=1, seed=3)
+    own = methods.get(plan.method)
+    model = own.initial(bundle.classes, bundle.manifest.dim, plan.seed)
+    update, _ = own.fit(model, features, bundle.classes, plan, {}, 1)
+    total = ExactSum(replace(plan, max_norm=1e6))
+    total.add(update)
+    model, _ = own.combine(model, total, {})
+    return TrainedModel(
+        model, "run-1234abcd", plan, bundle.manifest.encoder_id, bundle.classes.digest
+    )
