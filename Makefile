@@ -43,8 +43,9 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY) ## Measure start-up, set-up aside, and the demo
+bench: $(READY) ## Measure start-up, the demo, and the encoder at each precision
 	@$(BIN)/python benchmarks/first_minute.py
+	@$(BIN)/python benchmarks/encoder.py
 
 wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .

@@ -90,15 +90,18 @@ def _move(source: Path, target: Path) -> None:
         source.rename(target)
     else:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.rename(aside / "folder")
-        try:
-            source.rename(target)
-        except BaseException:
-            (aside / "folder").rename(target)
-            aside.rmdir()
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+        old = aside / "folder"
+        with _locked(aside):
+            try:
+                target.rename(old)
+                source.rename(target)
+            except BaseException:
+                if old.exists():
+                    old.rename(target)
+                aside.rmdir()
+                raise
     _sync(target.parent)
+    _sweep(target.parent, f".{target.name}.old.")
 
 
 def _sync(folder: Path) -> None:

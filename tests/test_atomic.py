@@ -152,3 +152,21 @@ def test_a_disk_that_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tempfile, "mkdtemp", fail)
     with pytest.raises(OSError, match="Read-only"):
         atomic.write_file(tmp_path / "file", b"")
+
+
+def test_a_folder_that_cannot_be_moved_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a mount point, or the folder that one stands in."""
+    atomic.write_folder(tmp_path / "folder", {"a": b"old"}, check=lambda _: None)
+    monkeypatch.chdir(tmp_path / "folder")
+    with pytest.raises(OSError, match="busy"):
+        atomic.write_folder(Path(), NEW, check=lambda _: None)
+    assert names(tmp_path / "folder") == ["a"]
+
+
+def test_what_a_killed_writer_moved_aside_goes_with_the_next_write(tmp_path: Path) -> None:
+    aside = tmp_path / ".folder.old.killed"
+    atomic.write_folder(aside / "folder", {"a": b"old"}, check=lambda _: None)
+    atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
+    assert names(tmp_path) == ["folder"]

@@ -200,6 +200,24 @@ def test_golden_vectors_of_another_encoder(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("count", "kind", "message"), [(0, "float32", "in F32"), (4, "float64", "in F32 and F64")]
+)
+def test_golden_vectors_that_no_encoder_takes(
+    copied: Path, count: int, kind: str, message: str
+) -> None:
+    pixels, features = np.zeros((count, 3, 32, 32), kind), np.zeros((count, 16), np.float32)
+    put(copied, "golden.safetensors", {"pixels": pixels, "features": features}, {})
+    with pytest.raises(BundleError, match=message):
+        read_bundle(copied)
+
+
+def test_a_manifest_that_is_nested_without_end(copied: Path) -> None:
+    (copied / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="cut short or no JSON"):
+        read_bundle(copied)
+
+
+@pytest.mark.parametrize(
     "head", ["{}", "no json", '{"names": ["a", "a"], "prompt": "", "logit_scale": 1}', "[]"]
 )
 def test_classes_that_are_none(copied: Path, head: str) -> None:
@@ -212,13 +230,15 @@ def test_classes_that_are_none(copied: Path, head: str) -> None:
 def test_an_existing_folder_is_refused_unless_it_is_a_bundle_to_replace(
     random_bundle: Bundle, copied: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="exists already; name another folder"):
+    with pytest.raises(
+        ConfigError, match="is a bundle already; name another folder, or add --replace"
+    ):
         again(random_bundle, copied)
     (copied / "old").write_text("")
     assert again(random_bundle, copied, replace_existing=True).folder == copied
     assert not (copied / "old").exists()
     (tmp_path / "precious").mkdir()
-    with pytest.raises(ConfigError, match="is no bundle, so it is not replaced"):
+    with pytest.raises(ConfigError, match="exists already and is no bundle; name"):
         again(random_bundle, tmp_path / "precious", replace_existing=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "precious"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,8 +30,8 @@ from fedclip_edge.exporting.recipe import Precision
 from fedclip_edge.learning import methods
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
-from fedclip_edge.records import U8
-from fedclip_edge.vision.bundle import Bundle, Golden, read_bundle, write_bundle
+from fedclip_edge.records import U8, ClassTexts, Model
+from fedclip_edge.vision.bundle import Bundle, Golden, read_bundle, replace_classes, write_bundle
 from fedclip_edge.vision.encoder import open_encoder, open_onnx
 from fedclip_edge.vision.pictures import Preprocessing, normalise
 
@@ -384,9 +385,29 @@ def test_a_wrong_graph_is_not_written(
         return right(replace(preprocessing, mean=mean), output)
 
     monkeypatch.setattr(fusion, "pixels_graph", wrong)
-    with pytest.raises(ExportError, match=r"differ from those of `predict` by 0\.\d+, more than"):
+    said = r"differ from those of `predict` by [\d.e+]+ \(relative\), more than"
+    with pytest.raises(ExportError, match=said):
         export_classifier(random_bundle, None, tmp_path / "c.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_head_is_not_written_however_many_classes_there_are(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among 10,000 a probability is so small that any two are alike but for their ratio."""
+    vectors = np.random.default_rng(0).normal(size=(10_000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = tuple(map(str, range(len(vectors))))
+    folder = Path(shutil.copytree(random_bundle.folder, tmp_path / "bundle"))
+    bundle = replace_classes(read_bundle(folder), ClassTexts(names, vectors, 1.0, "a {}"))
+    right = fusion._head
+
+    def wrong(model: Model, classes: ClassTexts) -> onnx.ModelProto:
+        return right(model, replace(classes, logit_scale=1.1 * classes.logit_scale))
+
+    monkeypatch.setattr(fusion, "_head", wrong)
+    with pytest.raises(ExportError, match="differ from those of `predict`"):
+        export_classifier(bundle, None, tmp_path / "c.onnx")
 
 
 def test_a_file_that_is_there_stays(random_bundle: Bundle, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from small_models import registered
 
 from fedclip_edge.cli.export import export
 from fedclip_edge.demo import tiny_clip, world
@@ -90,17 +91,21 @@ def test_tiny_is_the_model_of_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_recipe_with_other_weights_and_prompts(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    (tmp_path / "prompts.json").write_text(json.dumps(["a {}", "the {}"]))
-    (tmp_path / "rn50.toml").write_text(
-        'model = "RN50-quickgelu"\npretrained = "openai"\nprecision = "fp16"\n'
+    files = {name: tmp_path / name for name in ("classes.txt", "prompts.json", "small.toml")}
+    files["classes.txt"].write_text("cat\ndog\n")
+    files["prompts.json"].write_text(json.dumps(["a {}", "the {}"]))
+    files["small.toml"].write_text(
+        'model = "small-quickgelu"\npretrained = "quick_e1"\nprecision = "fp16"\n'
     )
-    words = ("rn50.toml", "--random-weights", "--classes", "classes.txt", "--out", "bundle")
-    done = process(*words, "--prompts", "prompts.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    words = ("--random-weights", "--prompts", files["prompts.json"], "--out", tmp_path / "bundle")
+    (tmp_path / "configurations").mkdir()
+    with registered(tmp_path / "configurations"):
+        done = typed(files["small.toml"], "--classes", files["classes.txt"], *words)
+    assert done.exit_code == 0, done.output
     manifest = read_bundle(tmp_path / "bundle").manifest
-    assert (manifest.model, manifest.pretrained) == ("RN50-quickgelu", "random")
-    assert manifest.precision == "fp16"
+    assert (manifest.model, manifest.pretrained) == ("small-quickgelu", "random")
+    assert (manifest.activation, manifest.precision) == ("quick_gelu", "fp16")
+    assert manifest.preprocessing.resize == "squash"  # as the registered tag says
     assert rows(done.stdout)["prompt"] == "a {} | the {}"
     assert "its weights are random" in done.stdout
 
@@ -171,47 +176,37 @@ def test_an_error_is_one_sentence_with_its_exit_code(own: list[str | Path], tmp_
     assert done.returncode == ConfigError.exit_code
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line == "fedclip-edge: bundle exists already; name another folder, or remove it first"
+    assert line == "fedclip-edge: bundle exists already and is no bundle; name another folder"
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "message"),
     [
-        (("ViT-B-23", "--pretrained", "openai"), ConfigError.exit_code, "did you mean ViT-B-32"),
-        (("ViT-B-32", "--pretrained", "laion2b_s34b"), ConfigError.exit_code, "laion2b_s34b_b79k"),
-        (
-            ("ViT-B-32", "--pretrained", "openai"),
-            ConfigError.exit_code,
-            "export ViT-B-32-quickgelu",
-        ),
-        (("ViT-B-32",), ConfigError.exit_code, "needs weights"),
-        (("ViT-B-32", "--pretrained", "none.pt"), ConfigError.exit_code, "none.pt does not exist"),
-        (("none.toml",), ConfigError.exit_code, "none.toml does not exist"),
-        (("tiny", "--prompt", "no place"), ConfigError.exit_code, "needs {} once"),
-        (("tiny", "--calibration", "none"), ConfigError.exit_code, "none is no folder"),
-        (("tiny", "--precision", "int8"), ConfigError.exit_code, "give --calibration FOLDER"),
+        (("ViT-B-23", "--pretrained", "openai"), "did you mean ViT-B-32"),
+        (("ViT-B-32", "--pretrained", "laion2b_s34b"), "laion2b_s34b_b79k"),
+        (("ViT-B-32", "--pretrained", "openai"), "export ViT-B-32-quickgelu"),
+        (("ViT-B-32",), "needs weights"),
+        (("ViT-B-32", "--pretrained", "none.pt"), "none.pt does not exist"),
+        (("ViT-B-32", "--pretrained", "openai", "--random-weights"), "excludes pretrained"),
+        (("none.toml",), "none.toml does not exist"),
+        (("tiny", "--prompt", "no place"), "needs {} once"),
+        (("tiny", "--calibration", "none"), "none is no folder"),
+        (("tiny", "--calibration", "few"), "few holds 3 different pictures that can be read"),
+        (("tiny", "--precision", "int8"), "give --calibration FOLDER"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(
-    words: tuple[str, ...], code: int, message: str, tmp_path: Path
+def test_bad_input_is_said_and_leaves_nothing(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "c.txt").write_text("cat\ndog\n")
-    done = process(*words, "--classes", "c.txt", "--out", "out/bundle", cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("fedclip-edge: ")
-    assert message in said
-    assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
-
-
-def test_a_calibration_folder_without_enough_pictures(tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.txt").write_text("cat\ndog\n")
+    Path("few").mkdir()
     for seed in range(3):
-        (tmp_path / "few").mkdir(exist_ok=True)
-        world.draw("boat", "photo", seed).save(tmp_path / "few" / f"{seed}.png")
-    done = process("tiny", "--calibration", "few", "--out", "bundle", cwd=tmp_path)
-    assert done.returncode == ConfigError.exit_code
-    assert "few holds 3 different pictures that can be read" in done.stderr
-    assert not (tmp_path / "bundle").exists()
+        world.draw("boat", "photo", seed).save(f"few/{seed}.png")
+    done = typed(*words, "--classes", "c.txt", "--out", "out/bundle")
+    assert isinstance(done.exception, ConfigError), done.output
+    assert message in str(done.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.txt", "few"]
 
 
 def test_no_hub_is_said_with_what_to_do(tmp_path: Path) -> None:

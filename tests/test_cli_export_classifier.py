@@ -34,7 +34,7 @@ def test_a_summary_and_how_to_use_it(random_bundle: Bundle, tmp_path: Path) -> N
     assert told["model"] == "run-1234abcd, round 1 of 1 (fedclip)"
     assert told["input"] == "pixels, uint8 [batch, 32, 32, 3], red, green, blue"
     assert told["output"] == "probabilities, float32 [batch, 3]"
-    assert told["difference"].endswith("from `predict`, in a probability")
+    assert told["difference"].endswith("from `predict`, relative")
     assert f"classifier = onnxruntime.InferenceSession({str(out)!r})" in lines
     assert lines[-1] == "print(labels[p.argmax()], p.max())"
 

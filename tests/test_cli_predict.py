@@ -131,6 +131,13 @@ def test_a_csv_file(
         assert row["picture"] == str(one.asked.path)
 
 
+def test_a_folder_is_no_csv_file(random_bundle: Bundle, pictures: Path) -> None:
+    """Said before a picture is encoded."""
+    done = typed(random_bundle, pictures, "--out", pictures)
+    assert done.exit_code == 2
+    assert "is a directory" in done.output
+
+
 def test_json_lines(random_bundle: Bundle, pictures: Path, model: Path) -> None:
     done = typed(random_bundle, pictures, "--model", model, "--json", "--top", 9)
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -376,3 +376,20 @@ def test_the_stand_in_encoder_on_real_pictures(
     assert parity.figures["centred_cosine_mean"] > 0.99
     size = bundle.encoder_path.stat().st_size / standin.encoder_path.stat().st_size
     assert size < {"fp16": 0.53, "int8-weights": 0.33, "int8": 0.28}[precision]
+
+
+def test_features_that_could_not_be_cached_are_refused(own: dict[str, Any]) -> None:
+    """Dynamic int8 scales activations by whatever else is in the batch."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(own["encoder"], own["encoder"], op_types_to_quantize=["MatMul"])
+    with pytest.raises(ExportError, match=r"another feature alone than in a batch.*--precision"):
+        export_onnx(**own)
+    assert not own["out"].exists()
+
+
+def test_features_of_nothing_are_refused(own: dict[str, Any], make_encoder: MakeEncoder) -> None:
+    own["encoder"].write_bytes(make_encoder(scale=0.0))
+    with pytest.raises(ExportError, match="features of nothing but 0"):
+        export_onnx(**own)
+    assert not own["out"].exists()

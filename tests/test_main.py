@@ -40,7 +40,12 @@ def test_wrong_usage_is_said_and_ends_with_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("library", "extra", "arguments"),
-    [("jinja2", "serve", ["demo"]), ("onnx", "export", ["export", "tiny", "--out", "none"])],
+    [
+        ("jinja2", "all", ["demo"]),
+        ("onnx", "export", ["export", "tiny", "--out", "none"]),
+        ("PIL", "export", ["export", "tiny", "--out", "none"]),
+        ("onnxruntime", "agent", ["bundle", "verify", "none"]),
+    ],
 )
 def test_a_missing_extra_is_named(library: str, extra: str, arguments: list[str]) -> None:
     without = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import ExportError
+from fedclip_edge.errors import BundleError, ExportError
 from fedclip_edge.exporting.calibration import GatePictures
 from fedclip_edge.exporting.golden import golden_vectors, noise_pixels, open_candidate
 from fedclip_edge.exporting.parity import LIMITS, Parity, check, measure, of_tower
@@ -256,3 +256,11 @@ def test_a_candidate_that_does_not_fit_is_an_export_error(make_encoder: Any) -> 
     broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine")
     with pytest.raises(ExportError, match="mine gave NaN"):
         golden_vectors(broken, PLAIN)
+
+
+def test_a_reference_that_fails_is_an_export_error(
+    encoder: Encoder, pictures: GatePictures, texts: ClassTexts
+) -> None:
+    failing: Any = Changed(encoder, lambda _: (_ for _ in ()).throw(BundleError("gave NaN")))
+    with pytest.raises(ExportError, match="gave NaN"):
+        measure(encoder, failing.embed, pictures, texts, "fp16")

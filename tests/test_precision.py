@@ -309,3 +309,55 @@ def test_the_manifest_says_how() -> None:
 def test_layers_are_those_with_constant_weights() -> None:
     names = [layer.node.input[1] for layer in weighted_layers(tower())]
     assert names == ["stem", "wide", "depth", "narrow", "narrow_b", "mix", "head"]
+
+
+def renamed(model: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
+    """Inputs of nodes and initialisers under other names."""
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    return model
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int8"])
+def test_biases_that_are_called_as_ours(precision: Precision, tmp_path: Path) -> None:
+    """A layer's output `a` with the bias `a.bias`, as modules are often named."""
+    names = {"stem_bias": "a.bias", "mix_bias": "l.bias", "head_bias": "image_features.bias"}
+    changed = convert(renamed(tower(), names), precision, [pixels(32)])
+    plain = convert(tower(), precision, [pixels(32)])
+    assert np.array_equal(features(changed, pixels(8)), features(plain, pixels(8)))
+
+
+@pytest.mark.parametrize("precision", SMALLER)
+def test_no_weights_are_left_that_nothing_reads(precision: Precision) -> None:
+    """ONNX Runtime warns of each, wherever the file is loaded."""
+    changed = convert(tower(), precision, [pixels(32)])
+    read = {name for node in changed.graph.node for name in node.input}
+    assert {tensor.name for tensor in changed.graph.initializer} <= read
+
+
+@pytest.mark.parametrize("precision", SMALLER)
+@pytest.mark.parametrize("bias", ["", "computed"])
+def test_a_bias_that_is_no_constant(precision: Precision, bias: str) -> None:
+    """Left out by an empty name, or behind an Identity, as PyTorch writes equal weights once."""
+    model = tower()
+    model.graph.node.insert(0, helper.make_node("Identity", ["wide_bias"], ["computed"]))
+    (wide,) = (node for node in model.graph.node if "wide" in node.input)
+    wide.input[2] = bias
+    exact = features(model, pixels(8))
+    assert closeness(features(convert(model, precision, [pixels(32)]), pixels(8)), exact) > 0.98
+
+
+@pytest.mark.parametrize("precision", SMALLER)
+def test_a_file_that_lists_its_weights_among_the_inputs(precision: Precision) -> None:
+    """As IR 3 must."""
+    model = tower(opset=13)
+    model.ir_version = 3
+    model.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+    )
+    plain = convert(tower(opset=13), precision, [pixels(32)])
+    changed = convert(model, precision, [pixels(32)])
+    assert np.array_equal(features(changed, pixels(8)), features(plain, pixels(8)))

@@ -127,6 +127,7 @@ def test_a_causal_tower_looks_no_further_than_the_end(
     [
         (("a", "b"), ["a picture"], r"needs \{\} once"),
         (("a", "b"), ["a {}", "{} and {}"], r"'\{\} and \{\}' needs \{\} once"),
+        (("a", "b"), ["a photo | a {}"], r"holds ' \| '.*write another sign"),
         (("a", "b"), [], "no prompt is given"),
         (("a", "word " * 30), ["a {}"], r"has \d+ tokens, and random-clip reads 24; shorten"),
         (("a",), ["a {}"], "expected two classes or more, got 1"),

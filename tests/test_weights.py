@@ -99,6 +99,12 @@ def test_truncated_files_are_refused(name: str, keep: int, trained: State, tmp_p
         load(path)
 
 
+def test_a_text_is_not_called_code(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_text("dog\ncat\n")
+    with pytest.raises(ConfigError, match="cannot be read: it is incomplete, or no file of"):
+        load(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {}, {"state_dict": {}}])
 def test_files_without_a_state_dict_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")

@@ -12,7 +12,10 @@ import click
 @click.option("--once", is_flag=True, help="End after one run instead of waiting for the next.")
 @click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
 def agent(config: Path, once: bool, as_json: bool) -> None:
-    """Train and evaluate on this device's pictures as CONFIG (agent.toml) says."""
+    """Run a device: train and evaluate on its pictures.
+
+    CONFIG (agent.toml) says which.
+    """
     from fedclip_edge import agent as device
     from fedclip_edge import log
     from fedclip_edge.cli.progress import progress_bar

@@ -19,7 +19,10 @@ def broker() -> None:
     help="0 takes a free one.",
 )
 def start(port: int) -> None:
-    """Run mosquitto, or amqtt where it is not installed, on loopback until Ctrl-C."""
+    """Run a broker on loopback until Ctrl-C.
+
+    mosquitto, or amqtt where it is not installed.
+    """
     import tempfile
     from pathlib import Path
 

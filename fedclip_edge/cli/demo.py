@@ -54,7 +54,9 @@ def demo(
     method: str,
     options: tuple[str, ...],
 ) -> None:
-    """Run a federation on this machine: one device per picture style, one style held out.
+    """Run a whole federation on this machine.
+
+    One device for each picture style, and one style held out.
 
     Ends with a table, OUT/report.html and OUT/summary.json.
     """
@@ -104,7 +106,9 @@ def demo(
         f"{figures['world']}; {method} with {chosen or 'the reference settings'}; "
         f"{figures['rounds_closed']} of {rounds} rounds closed; "
         f"{seconds['total']:.0f} s, {seconds['federation']:.0f} s of them with the fleet\n"
-        f"report: {out / 'report.html'}   figures: {out / 'summary.json'}"
+        f"report: {out / 'report.html'}   figures: {out / 'summary.json'}\n"
+        f"use it: fedclip-edge predict --bundle {staged.bundle} "
+        f"--model {staged.journal} PICTURES"
     )
     lock.close()
     if figures["rounds_closed"] != rounds:
@@ -133,7 +137,8 @@ class _Live:
         self._accuracy = "-"
 
     def started(self, fleet: Started) -> None:
-        click.echo(f"{fleet.broker} on {fleet.address.host}:{fleet.address.port}; devices start")
+        click.echo(f"{fleet.broker} on {fleet.address.host}:{fleet.address.port}")
+        click.echo("devices start; at first each encodes its pictures")
 
     def happened(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "joined":

@@ -47,7 +47,7 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
 @click.option("--preprocess", type=_FILE, help="How that encoder wants its pictures, in TOML.")
 @click.option("--class-texts", type=_FILE, help="Its unit text vectors [C, D], a .npy.")
 def export(**given: Any) -> None:
-    """Export an image encoder and its class texts to a bundle.
+    """Export an image encoder and class texts to a bundle.
 
     SOURCE is a recipe (a .toml file, as in export/), a model of open_clip's, a folder that
     open_clip saved (local-dir:FOLDER), or tiny, the model of the demo. The features are compared
@@ -89,7 +89,7 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
     from fedclip_edge.demo.gate_pictures import draw
     from fedclip_edge.exporting.bundles import export_open_clip
 
-    with progress_bar("class texts") as progress:
+    with progress_bar(" ") as progress:
         return export_open_clip(
             recipe,
             names,
@@ -100,7 +100,7 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
             replace_existing=given["replace"],
             say=_say,
             report=_report,
-            progress=progress,
+            progress=progress or _silent,
         )
 
 
@@ -116,26 +116,28 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
     from fedclip_edge.demo.gate_pictures import draw
     from fedclip_edge.exporting.foreign import export_onnx
 
-    return export_onnx(
-        given["onnx"],
-        given["preprocess"],
-        given["class_texts"],
-        given["classes"],
-        given["out"],
-        precision=given["precision"] or "fp32",
-        calibration=given["calibration"],
-        draw=draw,
-        accept_parity=given["accept_parity"],
-        replace_existing=given["replace"],
-        report=_report,
-    )
+    with progress_bar(" ") as progress:
+        return export_onnx(
+            given["onnx"],
+            given["preprocess"],
+            given["class_texts"],
+            given["classes"],
+            given["out"],
+            precision=given["precision"] or "fp32",
+            calibration=given["calibration"],
+            draw=draw,
+            accept_parity=given["accept_parity"],
+            replace_existing=given["replace"],
+            say=_say,
+            report=_report,
+            progress=progress or _silent,
+        )
 
 
 def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
-    _refuse(
-        used, ("out", "precision", "calibration", "accept_parity", "replace"), "without --bundle"
-    )
+    _refuse(used, ("precision", "calibration", "accept_parity", "replace"), "without --bundle")
     _refuse(used, ("onnx", "preprocess"), "without --bundle")
+    _refuse(used, ("out",), "without --bundle, which is changed in place; copy it first")
     if "classes" not in used:
         raise click.UsageError("--bundle needs --classes FILE, the new names.")
     from fedclip_edge.exporting import reclassing
@@ -148,15 +150,31 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
         if "source" not in used:
             _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
         names = _class_names(given["classes"])
-        with progress_bar("class texts") as progress:
+        with progress_bar(" ") as progress:
             bundle = reclassing.from_model(
                 given["bundle"],
                 names,
-                source=_recipe(given, used) if "source" in used else None,
+                source=_recipe(given, used) if "source" in used else _tiny(given["bundle"]),
                 prompts=_prompts(given),
-                progress=progress,
+                progress=progress or _silent,
             )
-    click.echo(_summary(bundle))
+    click.echo(
+        f"Changed the classes of {bundle.folder} to {len(bundle.classes.names)}: "
+        f"{_shortened(bundle.classes.names)}\n\n"
+        "The encoder, its identity and every cached feature stay. Next: copy the bundle to every\n"
+        "box and start a new run; a model trained with other classes does not fit these."
+    )
+
+
+def _tiny(folder: Path) -> Recipe | None:
+    """The demo's model where the bundle was made of it: its text tower is always at hand."""
+    from fedclip_edge.demo import tiny_clip
+    from fedclip_edge.exporting.recipe import Recipe
+    from fedclip_edge.vision.bundle import read_bundle
+
+    manifest = read_bundle(folder).manifest
+    its = (manifest.model, manifest.pretrained) == (tiny_clip.FOLDER.name, "local-dir")
+    return Recipe(tiny_clip.MODEL_NAME) if its else None
 
 
 def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
@@ -211,6 +229,10 @@ def _refuse(used: set[str], names: Sequence[str], where: str) -> None:
         if name in used:
             shown = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{shown} goes {where}.")
+
+
+def _silent(_done: int, _total: int) -> None:
+    """No terminal, no bar: the steps are said as lines."""
 
 
 def _say(step: str) -> None:

@@ -25,7 +25,9 @@ _PATH = click.Path(path_type=Path)
 def export_classifier(
     bundle: Path, model: str | None, zero_shot: bool, journal: Path, out: Path, replace: bool
 ) -> None:
-    """Write encoder, adapter and class texts as one ONNX file: pixels -> probabilities.
+    """Write what was trained as one ONNX file.
+
+    Encoder, adapter and class texts in one graph: pixels -> probabilities.
 
     RUN_OR_FILE is a models/RUN.safetensors that `serve` wrote, a journal, or a run's id. The
     file runs with onnxruntime alone; labels and the scaling of pictures are in its metadata.
@@ -52,7 +54,7 @@ def export_classifier(
         ("input", f"pixels, uint8 [batch, {side}, {side}, 3], red, green, blue"),
         ("output", f"probabilities, float32 [batch, {len(names)}]"),
         ("opset", str(written.opset)),
-        ("difference", f"{written.difference:.1e} from `predict`, in a probability"),
+        ("difference", f"{written.difference:.1e} from `predict`, relative"),
         ("size", f"{out.stat().st_size / 1e6:.1f} MB"),
     ]
     click.echo(f"Wrote {out}\n")

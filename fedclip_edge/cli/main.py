@@ -30,15 +30,14 @@ def cli() -> None:
     """Adapt CLIP to a fleet's own pictures without moving a picture."""
 
 
-# Which extra brings a library that a command may find missing.
+# Libraries that a command may find missing, and the extra that brings all that a command needs.
+_LIBRARIES = ("PIL", "jinja2", "onnx", "onnxruntime", "onnxscript", "open_clip", "torch")
 _EXTRAS = {
-    "PIL": "agent",
-    "jinja2": "serve",
-    "onnx": "export",
-    "onnxruntime": "agent",
-    "onnxscript": "export",
-    "open_clip": "export",
-    "torch": "agent",
+    "agent": "agent",
+    "bundle": "agent",
+    "export": "export",
+    "export-classifier": "export",
+    "predict": "agent",
 }
 
 for _command in (demo, export, bundle, broker, serve, agent, predict, export_classifier):
@@ -71,9 +70,10 @@ def main() -> None:
         sys.exit(DiskError.exit_code)
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
-        if library not in _EXTRAS:
+        if library not in _LIBRARIES:
             raise
-        extra = f"pip install 'fedclip-edge[{_EXTRAS[library]}]'"
+        asked = next((word for word in sys.argv[1:] if word in cli.commands), "")
+        extra = f"pip install 'fedclip-edge[{_EXTRAS.get(asked, 'all')}]'"
         click.echo(f"fedclip-edge: {library} is not installed here; {extra} brings it", err=True)
         sys.exit(ConfigError.exit_code)
 

@@ -31,7 +31,11 @@ _SHARE_WIDTH = 7  # "100.0 %"
     type=_PATH,
     help="Where a RUN is looked up.",
 )
-@click.option("--out", type=_PATH, help="Write a CSV file instead of a table.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a CSV file, over what is there, instead of a table.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture.")
 @click.option(
     "--top",
@@ -54,7 +58,9 @@ def predict(
     threads: int,
     engine_dir: Path | None,
 ) -> None:
-    """Label PICTURES, files or folders, with the classes of a bundle.
+    """Label pictures with the classes of a bundle.
+
+    PICTURES are files or folders.
 
     RUN_OR_FILE is a models/RUN.safetensors that `serve` wrote, a journal, or a run's id. Where
     pictures lie in folders named after the classes, the accuracy stands at the end.
@@ -81,7 +87,6 @@ def predict(
     tally = _Tally()
     rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
     table = None if out is not None or as_json else _Table(asked, rows)
-    is_silent = (table is None and not as_json) or not sys.stdout.isatty()  # room for a bar
     written: list[list[str]] = []
     results = predict_pictures(
         asked,
@@ -100,7 +105,7 @@ def predict(
                     written.append(rows.as_csv(result))
                 if table is not None:
                     table.show(result)
-            if bar is not None and is_silent:
+            if bar is not None and table is None and not as_json:  # the terminal is free
                 bar(done, len(asked))
     for skipped in tally.skipped:
         _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)

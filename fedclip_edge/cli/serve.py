@@ -12,7 +12,10 @@ import click
 @click.option("--take-over", is_flag=True, help="Start although another coordinator seems online.")
 @click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
 def serve(config: Path, take_over: bool, as_json: bool) -> None:
-    """Coordinate the rounds of a run as CONFIG (fleet.toml) says, and end with it."""
+    """Coordinate the rounds of a run, and end with it.
+
+    CONFIG (fleet.toml) says which.
+    """
     from fedclip_edge import log, serving
     from fedclip_edge.config import load_fleet
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedclip_edge.exporting import parity
-from fedclip_edge.exporting.calibration import Draw, check_calibration, gather
+from fedclip_edge.exporting.calibration import Draw, calibrated, check_calibration, gather
 from fedclip_edge.exporting.candidate import Report, make_candidate
 from fedclip_edge.exporting.image_tower import export_image_tower
 from fedclip_edge.exporting.onnx_file import OPSET
@@ -34,19 +34,19 @@ def export_open_clip(
     replace_existing: bool = False,
     say: Callable[[str], None] = lambda _: None,
     report: Report = lambda _: None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: parity.Progress = lambda _done, _total: None,
 ) -> Bundle:
     """Exports the model that `recipe` names, with texts for `classes`, to the folder `out`.
 
     The encoder is compared with PyTorch on the pictures in `calibration`, or on those that `draw`
-    gives; `report` is shown what the gate found, `say` hears of each step, `progress` of the
-    texts. Raises ConfigError for an argument that is wrong, ExportError where the model cannot
+    gives; `report` is shown what the gate found, `say` hears of each step, `progress` how far
+    the texts and then the comparison are. Raises ConfigError for an argument that is wrong, ExportError where the model cannot
     be had or exported, or where its features differ by more than the precision allows and
     `accept_parity` is not set; then nothing is written.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(recipe.precision, calibration)
-    say(f"loading {recipe.model}")
+    say(f"loading {Path(recipe.model).name}")  # of a folder, its name
     with _collector_paused():
         model = load_open_clip(recipe)
     pictures = gather(calibration, draw, model.preprocessing, classes)
@@ -68,7 +68,7 @@ def export_open_clip(
     say("the image tower's graph")
     with _collector_paused():
         graph = export_image_tower(tower, preprocessing.image_size)
-    say(f"{recipe.precision}, compared with PyTorch on {len(pictures.pixels)} pictures")
+    say(f"{recipe.precision}{calibrated(pictures, recipe.precision)}, compared with PyTorch")
     made = make_candidate(
         graph,
         recipe.precision,
@@ -78,6 +78,7 @@ def export_open_clip(
         preprocessing,
         accept_parity=accept_parity,
         report=report,
+        progress=progress,
         name=f"the exported {manifest.model}",
     )
     manifest = replace(manifest, parity=made.parity.to_json(), quantisation=made.quantisation)

@@ -40,11 +40,23 @@ Draw = Callable[[Preprocessing, Sequence[str]], GatePictures]  # drawn ones, for
 
 
 def check_calibration(precision: Precision, folder: Path | None) -> None:
-    """Raises ConfigError where int8 is asked for without the fleet's pictures."""
-    if precision == "int8" and folder is None:
-        raise ConfigError(
-            "int8 is calibrated on pictures like the fleet's own; give --calibration FOLDER"
-        )
+    """Raises ConfigError where int8 is asked for without the fleet's pictures, or with too few.
+
+    Before a model is loaded, so files are only counted; `read_pictures` looks into them.
+    """
+    if folder is None:
+        if precision == "int8":
+            raise ConfigError(
+                "int8 is calibrated on pictures like the fleet's own; give --calibration FOLDER"
+            )
+    elif len(files := _files(folder)) < LEAST:
+        raise ConfigError(_too_few(folder, len(files)))
+
+
+def calibrated(pictures: GatePictures, precision: Precision) -> str:
+    """What a step says of the pictures: ", calibrated on 128 pictures", or nothing."""
+    uses = precision in ("int8", "int8-weights") and len(pictures.calibration)
+    return f" calibrated on {len(pictures.calibration)} pictures" if uses else ""
 
 
 def gather(
@@ -81,10 +93,7 @@ def read_pictures(
     known_all = labels if len(labels) == len(chosen) else None
     pixels, taken, broken = _prepare(images, known_all, preprocessing)
     if len(pixels) < LEAST:
-        raise ConfigError(
-            f"{folder} holds {len(pixels)} different pictures that can be read, and an export is "
-            f"judged on {LEAST} or more; name a folder with more"
-        )
+        raise ConfigError(_too_few(folder, len(pixels)))
     # A third at most calibrates; below 96 the gate would be left with too few, and shares.
     apart = len(pixels) * 2 // 3 >= LEAST
     count = min(_CALIBRATION, len(pixels) // 3) if apart else 0
@@ -132,6 +141,13 @@ def _prepare(
     stacked = np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.float32)
     taken = None if labels is None else np.array([labels[place] for place in places], np.int64)
     return stacked, taken, broken
+
+
+def _too_few(folder: Path, count: int) -> str:
+    return (
+        f"{folder} holds {count} different pictures that can be read, and an export is judged on "
+        f"{LEAST} or more; name a folder with more"
+    )
 
 
 def _files(folder: Path) -> list[Path]:

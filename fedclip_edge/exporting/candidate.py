@@ -39,17 +39,19 @@ def make_candidate(
     *,
     accept_parity: bool,
     report: Report,
+    progress: parity.Progress,
     name: str,
 ) -> Candidate:
     """Converts the fp32 `graph` and compares it with `reference`, whose features are the truth.
 
-    `report` is shown what the gate found, whether it passed or not. Raises ExportError where the
+    `report` is shown what the gate found, whether it passed or not; `progress` hears of the
+    comparison. Raises ExportError where the
     graph cannot be converted or run, gives NaN, or misses the gate and is not accepted.
     """
     calibration = [pictures.calibration] if len(pictures.calibration) else []
     onnx_file = serialise(precision.convert(graph, wanted, calibration))
     encoder = open_candidate(onnx_file, preprocessing, f"{name} in {wanted}")
-    found = parity.measure(encoder, reference, pictures, texts, wanted)
+    found = parity.measure(encoder, reference, pictures, texts, wanted, progress)
     report(found)
     if not accept_parity:
         parity.check(found)

@@ -35,10 +35,12 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder
 from fedclip_edge.vision.pictures import Preprocessing, normalise
 
-# In a probability. Pixels and features are the same bits; the head's float32 sums come in another
-# order, which moves a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by as
-# much. A wrong operator is far beyond.
+# Of a probability, relative to it: where classes are many each is small, and where one is sure the
+# others are. Pixels and features are the same bits; the head's float32 sums come in another order,
+# which moves a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by as much of
+# itself. A wrong operator is far beyond.
 TOLERANCE = 1e-3
+_LEAST = 1e-20  # probabilities below are float32's last bits
 
 _BATCHES = (1, 5)  # one picture, and an odd count
 
@@ -48,7 +50,7 @@ class Classifier:
     """What was written."""
 
     path: Path
-    difference: float  # from `predict`, the largest in a probability
+    difference: float  # from `predict`, the largest of a probability, relative to it
     opset: int
 
 
@@ -61,7 +63,9 @@ def export_classifier(
     parts cannot be joined, the file gives other probabilities than `predict`, or the disk
     refuses it; then nothing is written.
     """
-    if out.is_dir() or (out.exists() and not replace_existing):
+    if out.is_dir():
+        raise ConfigError(f"{out} exists already and is a folder; name a file")
+    if out.exists() and not replace_existing:
         raise ConfigError(f"{out} exists already; name another file, or add --replace")
     model = zeroshot.MODEL if trained is None else trained.model
     encoder = open_encoder(bundle, EncoderConfig())
@@ -76,8 +80,8 @@ def export_classifier(
     difference = _compare(data, expected)
     if not difference <= TOLERANCE:
         raise ExportError(
-            f"the classifier's probabilities differ from those of `predict` by {difference:.2g}, "
-            f"more than {TOLERANCE:g}; nothing was written. Another version of torch, onnx or "
+            f"the classifier's probabilities differ from those of `predict` by {difference:.2g} "
+            f"(relative), more than {TOLERANCE:g}; nothing was written. Another version of torch, onnx or "
             "onnxruntime may help: constraints.txt names those that were tested together"
         )
     try:
@@ -155,7 +159,7 @@ def _predicted(count: int, encoder: Encoder, bundle: Bundle, model: Model) -> tu
 
 
 def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
-    """The largest difference in a probability between the file and `predict`; NaN is infinite."""
+    """The largest relative difference between the file and `predict`; NaN is infinite."""
     import onnxruntime  # here: vision/encoder.py sets what must be set before
 
     options = onnxruntime.SessionOptions()
@@ -167,7 +171,8 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
             (ours,) = session.run([OUTPUT], {INPUT: pixels})  # (n, C)
             if ours.shape != theirs.shape:
                 return float("inf")
-            worst = max(worst, float(np.nan_to_num(np.abs(ours - theirs), nan=np.inf).max()))
+            gaps = np.abs(ours - theirs) / np.maximum(theirs, _LEAST)
+            worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
     except Exception as error:  # onnxruntime's errors share no base but Exception
         reason = str(error).strip().partition("\n")[0][:300]
         raise ExportError(

@@ -6,20 +6,24 @@ Law: everything is checked before the first byte is written.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from fedclip_edge.errors import ConfigError, ExportError
-from fedclip_edge.exporting.calibration import Draw, check_calibration, gather
+from fedclip_edge.exporting.calibration import Draw, calibrated, check_calibration, gather
 from fedclip_edge.exporting.candidate import Report, make_candidate
 from fedclip_edge.exporting.golden import golden_vectors, open_candidate
 from fedclip_edge.exporting.inputs import read_class_texts, read_encoder_file
 from fedclip_edge.exporting.onnx_file import opset_of
+from fedclip_edge.exporting.parity import Progress
 from fedclip_edge.exporting.recipe import Precision
 from fedclip_edge.exporting.versions import versions
-from fedclip_edge.vision.bundle import Bundle, Manifest, check_free, write_bundle
+from fedclip_edge.vision import verification
+from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, check_free, write_bundle
+from fedclip_edge.vision.encoder import Encoder
 
 _FLOATS = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -41,15 +45,19 @@ def export_onnx(
     calibration: Path | None = None,
     accept_parity: bool = False,
     replace_existing: bool = False,
+    say: Callable[[str], None] = lambda _: None,
     report: Report = lambda _: None,
+    progress: Progress = lambda _done, _total: None,
 ) -> Bundle:
     """Makes a bundle of somebody's own ONNX encoder, its preprocessing and its class texts.
 
-    fp32 keeps the file byte for byte, whatever it is stored in, and nothing is compared. Another
+    fp32 keeps the file byte for byte, whatever it is stored in; it is compared with nothing but
+    itself: a picture's feature must not depend on the rest of its batch. Another
     precision is made from it and compared with it, on the pictures in the folder `calibration`
     or, without one, on those that `draw` gives; the identity of the encoder stays, so
     features of both may meet. With `accept_parity` the bundle is written in spite of the gate.
-    `report` is shown what the gate found, whether it passed or not.
+    `say` hears of each step, `progress` of the comparison, and `report` is shown what the gate
+    found, whether it passed or not.
 
     `encoder` takes float32 [batch, 3, S, S] and gives float32 [batch, D]; `class_texts` is a
     `.npy` of C unit vectors [C, D], in the order of the names in `classes`. What nobody can know
@@ -66,6 +74,7 @@ def export_onnx(
     preprocessing = described.preprocessing()
     given = open_candidate(onnx_file, preprocessing, str(encoder))
     golden = golden_vectors(given, preprocessing)
+    _check_features(given, golden, str(encoder))
     dim = golden.features.shape[1]
     if dim != texts.vectors.shape[1]:
         raise ExportError(
@@ -89,15 +98,18 @@ def export_onnx(
                 f"{encoder} is stored in {manifest.precision} and only an fp32 file can be had in "
                 f"{precision}; name that file, or leave the precision out"
             )
+        pictures = gather(calibration, draw, preprocessing, texts.names)
+        say(f"{precision}{calibrated(pictures, precision)}, compared with {encoder}")
         made = make_candidate(
             graph,
             precision,
-            gather(calibration, draw, preprocessing, texts.names),
+            pictures,
             given.embed,
             texts,
             preprocessing,
             accept_parity=accept_parity,
             report=report,
+            progress=progress,
             name=str(encoder),
         )
         onnx_file, golden = made.onnx_file, made.golden
@@ -108,6 +120,21 @@ def export_onnx(
             quantisation=made.quantisation,
         )
     return write_bundle(out, manifest, onnx_file, texts, golden, replace_existing=replace_existing)
+
+
+def _check_features(encoder: Encoder, golden: Golden, name: str) -> None:
+    """Raises ExportError for features that could not be cached, or mean nothing."""
+    if not golden.features.any(axis=1).all():
+        raise ExportError(f"{name} gives features of nothing but 0; its weights are damaged")
+    alone = verification.one_by_one(encoder, golden.pixels)  # (n, D)
+    found = verification.relative(alone, golden.features)
+    allowed = verification.tolerance("unknown", "cpu").batch
+    if not found <= allowed:
+        raise ExportError(
+            f"{name} gives a picture another feature alone than in a batch (relative difference "
+            f"{found:.2g}, at most {allowed:g}), so it could not be cached; dynamic int8 does "
+            "that: name the fp32 file, and --precision int8 for a smaller one"
+        )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -104,7 +104,7 @@ def read_class_texts(vectors: Path, classes: Path, logit_scale: float, prompt: s
     except OSError as error:
         raise ConfigError(f"{vectors} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
-        raise ConfigError(f"{vectors} is no .npy of numbers: {error}") from error
+        raise ConfigError(f"{vectors} is no .npy of numbers, or cut short") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
         what = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an .npz"
         raise ConfigError(f"{vectors}: expected floats [C, D], a row for each class; got {what}")

@@ -70,6 +70,7 @@ class Seen:
 
 
 def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
+    """Every layer whose weights, and bias where it has one, are constants of the graph."""
     weights = constants(model)
     found = []
     for node in model.graph.node:
@@ -81,6 +82,8 @@ def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
         if tensor.data_type != onnx.TensorProto.FLOAT or not plain or settings.get("transA", 0):
             continue
         if node.op_type != "Conv" and len(tensor.dims) != 2:
+            continue
+        if (bias := bias_of(node)) and bias not in weights:  # computed, so nobody knows its values
             continue
         axis = 0 if node.op_type == "Conv" or settings.get("transB", 0) else 1
         found.append(Layer(node, numpy_helper.to_array(tensor), axis, settings.get("group", 1)))
@@ -163,9 +166,11 @@ def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen)
         return
     known = constants(model)
     old = np.zeros(len(shift))
-    if place < len(node.input):
+    if place < len(node.input) and node.input[place]:
         old = numpy_helper.to_array(known[node.input[place]])
     name = f"{layer.node.output[0]}.bias"
+    while name in known:  # as the bias itself is called in many a graph
+        name += "_"
     new = (np.broadcast_to(old.reshape(-1), shift.shape) - shift).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(new, name))
     if place < len(node.input):
@@ -179,8 +184,8 @@ def _bias(model: onnx.ModelProto, layer: Layer) -> tuple[onnx.NodeProto | None, 
     outputs = layer.weights.shape[layer.axis]
     sizes = {t.name: math.prod(t.dims) for t in model.graph.initializer if t.data_type == 1}
     if layer.node.op_type in ("Conv", "Gemm"):
-        has = len(layer.node.input) > 2
-        fits = not has or sizes.get(layer.node.input[2]) == outputs
+        bias = bias_of(layer.node)
+        fits = not bias or sizes.get(bias) == outputs
         return (layer.node if fits else None), 2
     readers = consumers(model).get(layer.node.output[0], [])
     if len(readers) == 1 and readers[0].op_type == "Add":
@@ -188,6 +193,11 @@ def _bias(model: onnx.ModelProto, layer: Layer) -> tuple[onnx.NodeProto | None, 
             if sizes.get(name) == outputs:
                 return readers[0], place
     return None, 0
+
+
+def bias_of(node: onnx.NodeProto) -> str:
+    """The third input of a Conv or Gemm; nothing where it is left out or empty."""
+    return str(node.input[2]) if len(node.input) > 2 else ""
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 F64 = NDArray[np.float64]
 Reference = Callable[[F32], F32]  # pixels [n, 3, S, S] -> raw features [n, D]
+Progress = Callable[[int, int], None]  # done, of how many
 
 _BATCH = 8
 _OTHER_BATCHES = (1, 5)  # one picture, and a count that no exporter saw
@@ -173,16 +174,29 @@ def measure(
     pictures: GatePictures,
     texts: ClassTexts,
     precision: Precision,
+    progress: Progress = lambda _done, _total: None,
 ) -> Parity:
     """Compares `encoder` with `reference` on all pictures in batches of 8, on 64 in 1 and 5.
 
-    Raises ExportError where one of them fails or gives NaN, infinity or another shape.
+    `progress` hears how many of all passes of a picture are done. Raises ExportError where one of them fails or gives NaN, infinity or another shape.
     """
     pixels = pictures.pixels
-    theirs = _in_batches(reference, pixels, _BATCH)  # (n, D)
+    total = 2 * len(pixels) + len(_OTHER_BATCHES) * LEAST
+    done = 0
+
+    def passed(features: Reference, some: F32, size: int) -> F64:
+        nonlocal done
+        parts = []
+        for i in range(0, len(some), size):
+            parts.append(features(some[i : i + size]).astype(np.float64))
+            done += len(parts[-1])
+            progress(done, total)
+        return np.concatenate(parts)
+
     try:
-        ours = _in_batches(encoder.embed, pixels, _BATCH)  # (n, D)
-        again = [_in_batches(encoder.embed, pixels[:LEAST], size) for size in _OTHER_BATCHES]
+        theirs = passed(reference, pixels, _BATCH)  # (n, D)
+        ours = passed(encoder.embed, pixels, _BATCH)  # (n, D)
+        again = [passed(encoder.embed, pixels[:LEAST], size) for size in _OTHER_BATCHES]
     except BundleError as error:
         raise ExportError(str(error)) from error
     if ours.shape != theirs.shape:
@@ -227,8 +241,10 @@ def check(parity: Parity) -> None:
     if parity.missed:
         smaller = parity.precision != "fp32"
         advice = (
-            "Export in fp16, which a CPU computes in fp32"
-            if smaller and parity.precision != "fp16"
+            "Export in int8-weights or fp16, which a CPU computes in fp32"
+            if parity.precision == "int8"
+            else "Export in fp16, which a CPU computes in fp32"
+            if parity.precision == "int8-weights"
             else "Export in fp32"
             if smaller
             else "Export with the versions in constraints.txt"
@@ -245,11 +261,6 @@ def _row(label: str, value: float, limit: Limit | None) -> Row:
         return Row(label, shown, "", None)
     passed = value <= limit.bound if limit.most else value >= limit.bound
     return Row(label, shown, f"at {'most' if limit.most else 'least'} {limit.bound:g}", passed)
-
-
-def _in_batches(features: Reference, pixels: F32, size: int) -> F64:
-    starts = range(0, len(pixels), size)
-    return np.concatenate([features(pixels[i : i + size]).astype(np.float64) for i in starts])
 
 
 def _unit(vectors: F64) -> F64:

@@ -57,7 +57,8 @@ def convert(
         )
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    # IR 3 lists weights among the inputs, where a caller could replace them.
+    # IR 3 lists weights among the inputs, where a caller could replace them, and must.
+    changed.ir_version = max(changed.ir_version, 4)
     weights = {tensor.name for tensor in changed.graph.initializer}
     inputs = [value for value in changed.graph.input if value.name not in weights]
     del changed.graph.input[:]
@@ -117,7 +118,10 @@ def _store(
     """Replaces every large float32 weight by what `smaller` stores, and nodes that widen it."""
     kept: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
+    used = {name for node in model.graph.node for name in node.input}
     for tensor in model.graph.initializer:
+        if tensor.name not in used:  # a bias before its correction; ONNX Runtime warns of each
+            continue
         big = len(tensor.dims) > 1 and np.prod(tensor.dims) >= _STORED_VALUES
         stored = None
         if big and tensor.data_type == onnx.TensorProto.FLOAT:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedclip_edge.config import read_table, read_toml
+from fedclip_edge.errors import ConfigError
 
 # fp32: weights and arithmetic in float32.
 # fp16: weights stored in float16; a CPU computes in float32, TensorRT in float16.
@@ -21,7 +22,7 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weights"]
 PROMPT = "a picture of a {}"
 
 PREFIX = "local-dir:"  # open_clip's own spelling of a folder that it saved
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")  # what no tag of open_clip ends with
+BETWEEN = " | "  # prompts of an ensemble, in the one text that a bundle keeps of them
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,27 @@ class Recipe(Source):
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ValueError unless the class name has exactly one place in `prompt`."""
+    """Raises ValueError unless the class name has exactly one place in `prompt`, and a bundle
+    can tell it from others.
+    """
     if prompt.count("{}") != 1:
         raise ValueError(
             f"the prompt {prompt!r} needs {{}} once, where the class name goes, as in {PROMPT!r}"
+        )
+    if BETWEEN in prompt:
+        raise ValueError(
+            f"the prompt {prompt!r} holds {BETWEEN!r}, which stands between several prompts in a "
+            "bundle; write another sign"
         )
 
 
 def read_recipe(path: Path) -> Recipe:
     """Reads a recipe; raises ConfigError with the file, the key and what to write instead."""
+    if not path.exists():
+        raise ConfigError(
+            f"{path} does not exist; recipes lie in the folder export/ of the source, and a model "
+            "of open_clip's needs none: NAME --pretrained TAG"
+        )
     recipe = read_table(Recipe, read_toml(path), str(path))
     base = path.resolve().parent
     model, pretrained = recipe.model, recipe.pretrained

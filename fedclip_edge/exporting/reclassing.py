@@ -18,7 +18,7 @@ def from_model(
     *,
     source: Source | None = None,
     prompts: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Bundle:
     """Texts for `classes` by the text tower of the model that the bundle was made of.
 

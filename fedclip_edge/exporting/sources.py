@@ -109,7 +109,7 @@ def _check_name(model: str) -> None:
     if model in names:
         return
     near = nearest(model.replace("/", "-"), names)
-    hint = f"did you mean {' or '.join(near)}?" if near else "open_clip.list_models() lists them;"
+    hint = f"did you mean {' or '.join(near)}?" if near else "open_clip.list_models() lists them."
     raise ConfigError(
         f"open_clip knows no model {model!r}; {hint} A folder that open_clip saved is "
         f"{PREFIX}FOLDER, and the demo's own model is tiny"
@@ -144,8 +144,9 @@ def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
     others = open_clip.list_pretrained_models_by_tag(named)
     if _twin(source.model) in others:
         return f"{named} is a tag of {_twin(source.model)}, not of {source.model}; export that one"
-    near = nearest(named, tags) or tags
-    known = f"its tags are {_some(near)}" if tags else "open_clip knows no weights for it"
+    known = f"its tags are {_some(tags)}" if tags else "open_clip knows no weights for it"
+    if near := nearest(named, tags):
+        known = f"did you mean {_some(near)}? {known[0].upper()}{known[1:]}"
     also = f"; {named} is a tag of {_some(nearest(source.model, others) or others)}"
     return (
         f"{named} is no tag of {source.model}: {known}{also if others else ''}; "

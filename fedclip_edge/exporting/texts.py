@@ -10,18 +10,17 @@ import torch
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.open_clip_model import ClipModel
-from fedclip_edge.exporting.recipe import check_prompt
+from fedclip_edge.exporting.recipe import BETWEEN, check_prompt
 from fedclip_edge.records import ClassTexts
 
 _AT_ONCE = 256  # texts in one batch
-_BETWEEN = " | "  # prompts of an ensemble, as ClassTexts names them
 
 
 def class_texts(
     model: ClipModel,
     names: Sequence[str],
     prompts: Sequence[str],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ClassTexts:
     """What the text tower says of each class, as unit vectors [C, D], with the logit scale.
 
@@ -46,11 +45,10 @@ def class_texts(
         if start == 0:
             vectors = np.zeros((len(names), units.shape[1]))
         np.add.at(vectors, (start + np.arange(len(units))) // len(prompts), units)
-        if progress is not None:
-            progress(start + len(units), len(texts))
+        progress(start + len(units), len(texts))
     try:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        described = _BETWEEN.join(prompts)
+        described = BETWEEN.join(prompts)
         return ClassTexts(tuple(names), vectors.astype(np.float32), model.logit_scale, described)
     except ValueError as error:
         raise ConfigError(f"the classes cannot be used: {error}") from error
@@ -58,7 +56,7 @@ def class_texts(
 
 def prompts_of(texts: ClassTexts) -> tuple[str, ...]:
     """The prompts that class texts were made with; the inverse of what `class_texts` writes."""
-    return tuple(texts.prompt.split(_BETWEEN))
+    return tuple(texts.prompt.split(BETWEEN))
 
 
 def _units(model: ClipModel, texts: Sequence[str]) -> Any:

@@ -87,7 +87,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...
-        if "weights only load failed" in str(error).lower() and "Unsupported" in str(error):
+        if re.search("Unsupported (global|class)", str(error)):
             raise ConfigError(
                 f"{path} holds more than weights, and loading that could run code; save the "
                 "model's state_dict() alone, best as .safetensors"

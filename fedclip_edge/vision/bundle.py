@@ -102,10 +102,12 @@ def read_bundle(folder: Path) -> Bundle:
 def check_free(folder: Path, *, replace_existing: bool = False) -> None:
     """Raises ConfigError unless a bundle may be written as `folder`."""
     if folder.exists() or folder.is_symlink():
-        if not replace_existing:
-            raise ConfigError(f"{folder} exists already; name another folder, or remove it first")
         if folder.is_symlink() or not (folder / MANIFEST).is_file():
-            raise ConfigError(f"{folder} is no bundle, so it is not replaced; name another folder")
+            raise ConfigError(f"{folder} exists already and is no bundle; name another folder")
+        if not replace_existing:
+            raise ConfigError(
+                f"{folder} is a bundle already; name another folder, or add --replace"
+            )
     above = folder.absolute().parent
     while not above.exists():
         above = above.parent
@@ -179,7 +181,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         table = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is cut short or no JSON; {AGAIN}") from error
     if len(data) > _MAX_MANIFEST_BYTES or not isinstance(table, dict):
         raise BundleError(f"{path} is no manifest of a bundle; {AGAIN}")
@@ -227,13 +229,16 @@ def _check_golden(path: Path, manifest: Manifest) -> None:
     side = manifest.preprocessing.image_size
     try:
         with safe_open(path, framework="np") as file:
-            pixels = tuple(file.get_slice("pixels").get_shape())
-            features = tuple(file.get_slice("features").get_shape())
+            slices = file.get_slice("pixels"), file.get_slice("features")
+            pixels, features = (tuple(found.get_shape()) for found in slices)
+            kinds = {str(found.get_dtype()) for found in slices}
     except SafetensorError as error:
         raise BundleError(f"{path} holds no golden vectors ({error}); {AGAIN}") from error
     count = pixels[:1]
-    if not count or pixels != (*count, 3, side, side) or features != (*count, manifest.dim):
+    fits = pixels == (*count, 3, side, side) and features == (*count, manifest.dim)
+    if not any(count) or not fits or kinds != {"F32"}:
         raise BundleError(
-            f"{path} holds pixels {list(pixels)} and features {list(features)}, but the encoder "
-            f"takes [n, 3, {side}, {side}] and gives [n, {manifest.dim}]; {AGAIN}"
+            f"{path} holds pixels {list(pixels)} and features {list(features)} in "
+            f"{' and '.join(sorted(kinds))}, but the encoder takes [n, 3, {side}, {side}] and "
+            f"gives [n, {manifest.dim}], in F32; {AGAIN}"
         )

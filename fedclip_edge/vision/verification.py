@@ -101,7 +101,7 @@ def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
     golden = bundle.golden()
     encoder = open_encoder(bundle, config)
     whole = encoder.embed(golden.pixels)  # (n, D)
-    alone = np.concatenate([encoder.embed(pixels[None]) for pixels in golden.pixels])  # (n, D)
+    alone = one_by_one(encoder, golden.pixels)  # (n, D)
     allowed = tolerance(bundle.manifest.precision, config.provider)
     return Verification(
         figures=(
@@ -110,8 +110,8 @@ def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
                 float(np.abs(_unit(whole) - _unit(golden.features)).max(initial=0)),
                 allowed.on_unit,
             ),
-            Figure("relative difference", _relative(whole, golden.features), allowed.relative),
-            Figure("alone or in a batch", _relative(alone, whole), allowed.batch),
+            Figure("relative difference", relative(whole, golden.features), allowed.relative),
+            Figure("alone or in a batch", relative(alone, whole), allowed.batch),
         ),
         bit_equal=bool(np.array_equal(alone, whole)),
         pictures=len(golden.pixels),
@@ -147,7 +147,12 @@ def _unit(vectors: F32) -> F32:
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), np.float32)
 
 
-def _relative(found: F32, expected: F32) -> float:
+def one_by_one(encoder: Encoder, pixels: F32) -> F32:
+    """Features [n, D] of pixels [n, 3, S, S], each picture in a batch of its own."""
+    return np.concatenate([encoder.embed(one[None]) for one in pixels])
+
+
+def relative(found: F32, expected: F32) -> float:
     """The worst picture's ‖found - expected‖ / ‖expected‖."""
     gaps = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
     return float((gaps / np.linalg.norm(expected.astype(np.float64), axis=1)).max(initial=0))
