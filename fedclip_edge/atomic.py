@@ -2,7 +2,8 @@
 
 Laws: what is under the final name was written and synced completely, because it is written beside
 it and renamed; an error or an interrupt leaves nothing behind, and what a killed process left goes
-with the next write of the same name.
+with the next write of the same name. A kill between the two renames that replace a folder leaves
+the old one beside its name.
 """
 
 from __future__ import annotations

@@ -82,3 +82,8 @@ class PeerError(FedclipError):
     """A message broke the protocol: drop it, count it, name the peer; never stop for it."""
 
     exit_code = 21
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, cut to 300 characters, for a sentence of ours."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -167,7 +167,7 @@ def _check_fits(where: str, encoder_id: str, classes_digest: str, bundle: Bundle
     if classes_digest != bundle.classes.digest:
         raise ConfigError(
             f"{where} was made with other classes or class texts than those of {bundle.folder} "
-            f"({', '.join(bundle.classes.names)}); name the bundle of its fleet"
+            f"({len(bundle.classes.names)} classes); name the bundle of its fleet"
         )
 
 

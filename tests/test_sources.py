@@ -58,7 +58,10 @@ def test_preprocessing_is_that_of_open_clips_tags(
         (Source("hf-hub:org/model"), "no model 'hf-hub:org/model'"),
         (Source("ViT-B-32"), r"needs weights: give --pretrained TAG \(openai, .*, \.\.\.\) or"),
         (Source("ViT-S-32"), "needs weights: give --pretrained FILE; --random-weights is for"),
-        (Source("ViT-B-32", "laion2b"), r"laion2b is no tag of ViT-B-32: did you mean laion2b_e16\? Its tags are openai, "),
+        (
+            Source("ViT-B-32", "laion2b"),
+            r"laion2b is no tag of ViT-B-32: did you mean laion2b_e16\? Its tags are openai, ",
+        ),
         (Source("ViT-S-32", "laion2b"), "open_clip knows no weights for it; laion2b is a tag of"),
         (Source("ViT-B-16", "webli"), "webli is a tag of .*SigLIP"),
         (

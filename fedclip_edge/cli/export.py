@@ -41,7 +41,9 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
     help="Pictures like the fleet's: the encoder is judged on them, and int8 set by them.",
 )
 @click.option("--accept-parity", is_flag=True, help="Write a bundle that the gate refuses.")
-@click.option("--replace", is_flag=True, help="Replace a bundle that is there already.")
+@click.option(
+    "--replace", is_flag=True, help="Replace a bundle that is there, with all in its folder."
+)
 @click.option("--bundle", type=_FOLDER, help="Give this bundle other --classes, nothing else.")
 @click.option("--onnx", type=_FILE, help="Somebody's own encoder, in place of SOURCE.")
 @click.option("--preprocess", type=_FILE, help="How that encoder wants its pictures, in TOML.")
@@ -155,7 +157,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
                 given["bundle"],
                 names,
                 source=_recipe(given, used) if "source" in used else _tiny(given["bundle"]),
-                prompts=_prompts(given),
+                prompts=_prompts(given) or _own_prompts(given),
                 progress=progress or _silent,
             )
     click.echo(
@@ -201,6 +203,14 @@ def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
         return dataclasses.replace(recipe, **changes)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _own_prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of a recipe file; a model's name has none of its own."""
+    from fedclip_edge.exporting.recipe import read_recipe
+
+    source = given["source"] or ""
+    return read_recipe(Path(source)).prompts if source.endswith(".toml") else ()
 
 
 def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from onnx import helper
 
 from fedclip_edge import __version__, atomic
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.errors import ConfigError, ExportError, first_line
 from fedclip_edge.exporting.fusion import INPUT, OUTPUT, fuse
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, serialise
@@ -174,9 +174,8 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
             gaps = np.abs(ours - theirs) / np.maximum(theirs, _LEAST)
             worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        reason = str(error).strip().partition("\n")[0][:300]
         raise ExportError(
-            f"ONNX Runtime cannot run the classifier ({reason}); nothing was written. Export the "
+            f"ONNX Runtime cannot run the classifier ({first_line(error)}); nothing was written. Export the "
             f"encoder again with opset {OPSET}"
         ) from error
     return worst

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from torch import Tensor
 
-from fedclip_edge.errors import ExportError
+from fedclip_edge.errors import ExportError, first_line
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, strip
 from fedclip_edge.exporting.torch_export import export_module
 from fedclip_edge.learning import methods
@@ -63,9 +63,8 @@ def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto
 
 
 def _cannot_join(bundle: Bundle, error: Exception) -> ExportError:
-    reason = str(error).strip().partition("\n")[0][:300]
     return ExportError(
-        f"{bundle.encoder_path} cannot be joined with the head ({reason}); nothing was written. "
+        f"{bundle.encoder_path} cannot be joined with the head ({first_line(error)}); nothing was written. "
         f"Export the encoder with opset {OPSET}"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedclip_edge.errors import ExportError
+from fedclip_edge.errors import ExportError, first_line
 
 _ANSWERS_S = 5.0
 _ANY = "config.json"  # to be answered, any name will do
@@ -81,8 +81,3 @@ def _cached(repository: str, filename: str) -> Path | None:
         if isinstance(found, str):
             return Path(found)
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a sentence of ours."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

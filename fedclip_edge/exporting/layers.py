@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 # For its effect: it keeps onnxruntime from phoning home, so it is the first to load it.
 import fedclip_edge.vision.encoder  # noqa: F401
-from fedclip_edge.errors import ExportError
+from fedclip_edge.errors import ExportError, first_line
 from fedclip_edge.records import F32
 
 Array = NDArray[Any]
@@ -138,8 +138,7 @@ def observe(
                     for axis in axes.get(name, ()):
                         sums[axis] = sums.get(axis, 0.0) + len(pixels) * _mean(array, axis)
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise ExportError(f"the calibration failed: {reason}") from error
+        raise ExportError(f"the calibration failed: {first_line(error)}") from error
     return {
         name: Seen(low[name], high[name], {a: s / pictures for a, s in means[name].items()})
         for name in low

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from fedclip_edge.errors import ExportError
-from fedclip_edge.exporting.hub import check_reach, first_line
+from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.exporting.hub import check_reach
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.sources import CONFIG, Found, find
 from fedclip_edge.exporting.tokenizers import Tokenizer, open_tokenizer, stand_in

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from fedclip_edge.errors import ExportError
+from fedclip_edge.errors import ExportError, first_line
 from fedclip_edge.exporting import static_int8
 from fedclip_edge.exporting.layers import Array, correct_biases
 from fedclip_edge.exporting.recipe import Precision
@@ -74,8 +74,7 @@ def convert(
     try:
         onnx.checker.check_model(changed)
     except Exception as error:  # the checker's errors and protobuf's share no base but Exception
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise ExportError(f"the graph cannot be had in {precision}: {reason}") from error
+        raise ExportError(f"the graph cannot be had in {precision}: {first_line(error)}") from error
     return changed
 
 

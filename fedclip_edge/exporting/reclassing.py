@@ -32,13 +32,17 @@ def from_model(
     from fedclip_edge.exporting.open_clip_model import load_open_clip
     from fedclip_edge.exporting.texts import class_texts, prompts_of
 
+    wanted = prompts or prompts_of(bundle.classes)
+    if wanted == ("unknown",):
+        raise ConfigError(
+            f"nobody knows the prompt of the classes in {folder}; give it with --prompt"
+        )
     model = load_open_clip(source)
     if model.weights_sha256 != bundle.manifest.weights_sha256:
         raise ConfigError(
             f"{source.model} has other weights than the model {folder} was made of "
             f"({bundle.manifest.model}, {bundle.manifest.pretrained}); name that one"
         )
-    wanted = prompts or prompts_of(bundle.classes)
     return replace_classes(bundle, class_texts(model, classes, wanted, progress))
 
 

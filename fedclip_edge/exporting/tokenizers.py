@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fedclip_edge.errors import ExportError
-from fedclip_edge.exporting.hub import first_line, hub_answers
+from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.exporting.hub import hub_answers
 from fedclip_edge.exporting.recipe import PREFIX
 from fedclip_edge.exporting.sources import CONFIG, folder_config
 

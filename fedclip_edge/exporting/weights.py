@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fedclip_edge.errors import ConfigError
-from fedclip_edge.exporting.hub import first_line
+from fedclip_edge.errors import ConfigError, first_line
 from fedclip_edge.exporting.sources import has_quick_gelu, quick_twin
 
 # What OpenAI's archives carry beside tensors of the model; nobody else's weights have them.

@@ -159,9 +159,12 @@ def replace_classes(bundle: Bundle, classes: ClassTexts) -> Bundle:
             f"the text vectors are {classes.vectors.shape[1]} wide, the features of "
             f"{bundle.folder} {bundle.manifest.dim}; name the model the bundle was made of"
         )
+    parity = bundle.manifest.parity
+    if parity is not None:  # what it says of the old classes is true no more
+        parity = {name: value for name, value in parity.items() if not name.startswith("zero_shot")}
     return write_bundle(
         bundle.folder,
-        bundle.manifest,
+        replace(bundle.manifest, parity=parity),
         bundle.encoder_path.read_bytes(),
         classes,
         bundle.golden(),

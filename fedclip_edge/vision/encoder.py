@@ -25,7 +25,7 @@ import onnxruntime
 
 from fedclip_edge import log
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.errors import BundleError, ConfigError, first_line
 from fedclip_edge.records import F32
 from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import ENCODER, Bundle, feature_key
@@ -79,7 +79,7 @@ class Encoder:
             (features,) = self.session.run([self.output_name], {self.input_name: pixels})
         except Exception as error:  # onnxruntime's errors share no base but Exception
             raise BundleError(
-                f"{self.name} failed on {len(pixels)} pictures: {_first_line(error)}; "
+                f"{self.name} failed on {len(pixels)} pictures: {first_line(error)}; "
                 "export it again with a dynamic batch"
             ) from error
         expected = (len(pixels), self.dim or features.shape[-1])
@@ -157,7 +157,7 @@ def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
         return _session(model, config, [_CPU])
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise BundleError(
-            f"{name} cannot be loaded as an ONNX model: {_first_line(error)}; "
+            f"{name} cannot be loaded as an ONNX model: {first_line(error)}; "
             "copy it again, or export it again"
         ) from error
 
@@ -166,7 +166,7 @@ def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Providers
     try:
         session = _session(model, config, providers)
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        why = f"did not start on this box ({_first_line(error)})"
+        why = f"did not start on this box ({first_line(error)})"
         raise ConfigError(_no_provider(config.provider, why)) from error
     if session.get_providers()[0] != _PROVIDERS[config.provider]:
         raise ConfigError(_no_provider(config.provider, "did not start on this box"))
@@ -219,7 +219,7 @@ def _try(session: Any, input_name: str, side: int) -> None:
         for batch in (tensorrt.MIN_BATCH, tensorrt.MAX_BATCH):
             session.run(None, {input_name: np.zeros((batch, 3, side, side), np.float32)})
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        why = f"failed on its first pictures ({_first_line(error)})"
+        why = f"failed on its first pictures ({first_line(error)})"
         raise ConfigError(_no_provider("tensorrt", why)) from error
 
 
@@ -288,7 +288,3 @@ def _no_provider(provider: str, why: str) -> str:
         f"[encoder] provider {provider!r} {why}; available: {others}. "
         "Name one of these, or install the onnxruntime build for it"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
