@@ -102,7 +102,7 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
             replace_existing=given["replace"],
             say=_say,
             report=_report,
-            progress=progress or _silent,
+            progress=progress,
         )
 
 
@@ -132,7 +132,7 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
             replace_existing=given["replace"],
             say=_say,
             report=_report,
-            progress=progress or _silent,
+            progress=progress,
         )
 
 
@@ -158,7 +158,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
                 names,
                 source=_recipe(given, used) if "source" in used else _tiny(given["bundle"]),
                 prompts=_prompts(given) or _own_prompts(given),
-                progress=progress or _silent,
+                progress=progress,
             )
     click.echo(
         f"Changed the classes of {bundle.folder} to {len(bundle.classes.names)}: "
@@ -239,10 +239,6 @@ def _refuse(used: set[str], names: Sequence[str], where: str) -> None:
         if name in used:
             shown = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{shown} goes {where}.")
-
-
-def _silent(_done: int, _total: int) -> None:
-    """No terminal, no bar: the steps are said as lines."""
 
 
 def _say(step: str) -> None:

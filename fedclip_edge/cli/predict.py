@@ -105,7 +105,7 @@ def predict(
                     written.append(rows.as_csv(result))
                 if table is not None:
                     table.show(result)
-            if bar is not None and table is None and not as_json:  # the terminal is free
+            if table is None and not as_json:  # the terminal is free
                 bar(done, len(asked))
     for skipped in tally.skipped:
         _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)

@@ -10,13 +10,13 @@ import click
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback of (done, total), or None where standard error is no terminal.
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback of (done, total), which shows nothing where standard error is no terminal.
 
     The bar begins at each total that is new and ends when it is reached.
     """
     if not sys.stderr.isatty():
-        yield None
+        yield lambda _done, _total: None
         return
 
     def show(done: int, total: int) -> None:
