@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 import types
@@ -189,7 +190,7 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | 
     whatever the dataclass itself refuses.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -207,6 +208,11 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | 
         return cls(**values)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+@functools.cache  # every message of every device is read through here
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _load(cls: type[T], path: Path) -> T:

@@ -94,6 +94,9 @@ class Coordinator:
     def take(self, event: Event, now: float) -> None:
         """Takes one event in, and does all that follows from it."""
         if isinstance(event, Connected):
+            # Wills may have been said while nobody listened; who is there says hello again.
+            for device in tuple(self._boots):
+                self._leave(device, now)
             self._say_state(online=True)
             self._say_manifest()
         elif isinstance(event, Received):
@@ -160,6 +163,8 @@ class Coordinator:
         if device not in self._keys or device not in self._boots:
             if isinstance(message, DeviceState):
                 return  # it will say hello, or it is a will from an earlier run
+            # It takes itself for known: this run has forgotten it, or its hello never came.
+            self._say_down(device, self._state(online=True))
             raise PeerError("it has not said hello")
         signed.check(self._keys[device])
         if isinstance(message, DeviceState):
@@ -168,6 +173,7 @@ class Coordinator:
         elif isinstance(message, Offer):
             self._take_offer(device, message, now)
         elif isinstance(message, Want):
+            self._step(rounds.Heard(device), now)
             self._send_wanted(device, message)
         elif isinstance(message, Report):
             self._take_report(device, message, now)
@@ -199,13 +205,12 @@ class Coordinator:
         self._boots[device] = hello.boot
         joined = rounds.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
         self._step(joined, now)
-        takes_part = device in self._rounds.cohort
-        self._say_down(device, self._manifest(takes_part=takes_part))
+        self._say_down(device, self._manifest(takes_part=self._takes_part(device)))
 
     def _leave(self, device: str, now: float) -> None:
         log.event("left", device=device)
         del self._boots[device]
-        self._uploads.release(device)
+        self._uploads.leave(device)
         self._step(rounds.Left(device), now)
 
     def _take_offer(self, device: str, offer: Offer, now: float) -> None:
@@ -281,6 +286,14 @@ class Coordinator:
     def _do(self, action: rounds.Action, now: float) -> None:
         if isinstance(action, rounds.Announce):
             self._announce(now)
+        elif isinstance(action, rounds.Remind):
+            self._say_down(
+                action.device, self._manifest(takes_part=self._takes_part(action.device))
+            )
+        elif isinstance(action, rounds.Forget):
+            log.event("given_up", device=action.device)
+            self._boots.pop(action.device, None)
+            self._uploads.release(action.device)
         elif isinstance(action, rounds.Upload):
             self._uploads.request(action.device)
             self._ask_due(now)
@@ -358,9 +371,14 @@ class Coordinator:
     def _say_manifest(self) -> None:
         self._say(self.topics.round, self._manifest(), retain=True)
 
+    def _takes_part(self, device: str) -> bool:
+        return device in self._rounds.cohort
+
+    def _state(self, *, online: bool) -> CoordinatorState:
+        return CoordinatorState(self.boot, self.epoch, self.run.id, online, self.identity.key)
+
     def _say_state(self, *, online: bool) -> None:
-        state = CoordinatorState(self.boot, self.epoch, self.run.id, online, self.identity.key)
-        self._say(self.topics.coordinator_state, state, retain=True)
+        self._say(self.topics.coordinator_state, self._state(online=online), retain=True)
 
     def _say_down(self, device: str, message: Message) -> None:
         self._say(self.topics.down(device), message)

@@ -207,7 +207,7 @@ class Session:
             raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
         self._believe(signed)
         if isinstance(message, CoordinatorState):
-            self._take_coordinator(message, now)
+            self._take_coordinator(message, now, direct=topic == self.topics.down(self.config.id))
         elif isinstance(message, Manifest):
             self._take_manifest(message, now, direct=topic == self.topics.down(self.config.id))
         elif isinstance(message, Want):
@@ -236,12 +236,13 @@ class Session:
         else:
             raise PeerError("nothing is known of the run yet")
 
-    def _take_coordinator(self, state: CoordinatorState, now: float) -> None:
+    def _take_coordinator(self, state: CoordinatorState, now: float, *, direct: bool) -> None:
         known = self._coordinator
         if known is not None and state.epoch < known.epoch:
             raise PeerError(f"epoch {state.epoch} is older than {known.epoch}")
         self._coordinator = state
-        is_new = known is None or known.boot != state.boot or not known.online
+        # Said to this device alone, it asks who that is.
+        is_new = direct or known is None or known.boot != state.boot or not known.online
         if state.online and is_new and self._hello_at is not None:
             self._greeted = False
             self._say_hello(now)
@@ -260,12 +261,15 @@ class Session:
             self._report, self._reported, self._contributed = None, ("", False), None
         self._manifest = manifest
         self._heard_at = now
+        is_greeting = direct and not self._greeted
         if direct:
             self._greeted, self._joined, self._unanswered = True, manifest.run, False
         if self._version != manifest.model.sha256:
             # From now on its chunks count. Who was greeted just now has missed the broadcast, and
-            # asks at once.
-            self._expect(manifest, now - self._repair_s if direct else now)
+            # whatever was on its way before: it asks at once, and for all that is missing.
+            self._expect(manifest, now)
+            if is_greeting:
+                self._chunk_at, self._asked_for = now - self._repair_s, ""
         took_part = known is not None and known.run == manifest.run
         evaluates = "evaluate" in self.config.roles
         if manifest.phase == "done" and took_part and not (evaluates and not self._reported[1]):

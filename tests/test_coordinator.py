@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from in_memory import ENCODER, Fleet, class_texts, features
+from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 from test_records import report
 
 from fedclip_edge.config import RunRules
@@ -411,6 +411,83 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
     restart(fleet)
     fleet.run()
     assert final(fleet) == undisturbed()
+
+
+# Devices of whose going, or coming, nobody hears.
+
+
+def come_back(fleet: Fleet) -> None:
+    """Every link is there again, in no order that matters."""
+    parties: list[Any] = [fleet.coordinator, *fleet.sessions.values()]
+    for party in parties:
+        assert isinstance(party.transport, MemoryTransport)
+        fleet.broker.come_back(party.transport)
+
+
+def test_who_died_with_the_broker_is_not_waited_for(tmp_path: Path) -> None:
+    """The broker takes the will with it, and nobody ever says that the device went."""
+    fleet = joined(tmp_path)
+    device(fleet, 2)
+    until(fleet, lambda: "cam-2" in state(fleet).cohort)
+    del fleet.sessions["cam-2"]
+    fleet.broker.die(forgets=True)
+    come_back(fleet)
+    fleet.run(int((RULES.grace_s + 10) / TICK_S))
+    assert contributions(fleet, "cam-1") == [1, 2, 3]
+
+
+def test_a_hello_that_comes_after_its_will_holds_up_one_attempt(tmp_path: Path) -> None:
+    fleet = make(tmp_path)
+    ghost = Mallory(fleet)
+    ghost.joins("train", "evaluate")
+    for number in range(2):
+        device(fleet, number)
+    until(fleet, lambda: state(fleet).phase == "open")
+    assert state(fleet).cohort == {"mallory", "cam-0"}
+    until(fleet, lambda: state(fleet).attempt == 1)
+    assert state(fleet).trainers == {"cam-0", "cam-1"}
+    fleet.run(int((RULES.deadline_s + 10) / TICK_S))
+    assert final(fleet) == undisturbed()
+
+
+def test_a_device_thought_to_be_gone_is_asked_who_it_is(tmp_path: Path) -> None:
+    """A will that is late, of a link that has long come back."""
+    fleet = joined(tmp_path)
+    until(fleet, lambda: state(fleet).phase == "open")
+    gone = fleet.sessions["cam-0"].transport
+    assert isinstance(gone, MemoryTransport)
+    fleet.broker.deliver(gone.will.topic, gone.will.payload, retain=True)
+    fleet.run(int(20 / TICK_S))
+    assert final(fleet) == undisturbed()
+
+
+class Deaf(MemoryBroker):
+    """Loses what everybody is told about one phase of one round, on its way to cam-0."""
+
+    said = b"nothing"
+
+    def hand(self, client: MemoryTransport, message: Received) -> None:
+        if (
+            client.client_id != "cam-0"
+            or message.topic != TOPICS.round
+            or self.said not in message.payload
+        ):
+            super().hand(client, message)
+
+
+@pytest.mark.parametrize("said", [b'"phase":"open","round":2', b'"phase":"final"'])
+def test_a_manifest_that_was_lost_is_said_again_long_before_the_deadline(
+    tmp_path: Path, said: bytes
+) -> None:
+    broker = Deaf()
+    broker.said = said
+    fleet = make(tmp_path, replace(RULES, deadline_s=600.0), broker)
+    for number in range(2):
+        device(fleet, number)
+    fleet.run(int(20 / TICK_S))
+    assert final(fleet) == undisturbed()
+    run = fleet.coordinator.run.id
+    assert {r.device for r in fleet.store.reports(run) if r.round == 3} == {"cam-0", "cam-1"}
 
 
 # Peers that break the protocol.

@@ -25,11 +25,14 @@ from fedclip_edge.messaging.rounds import (
     Drop,
     Event,
     Finish,
+    Forget,
+    Heard,
     Joined,
     Keep,
     Left,
     Offered,
     Rejected,
+    Remind,
     Reported,
     State,
     Tick,
@@ -54,11 +57,12 @@ DONE = replace(FINAL, phase="done")
 Row = tuple[State, Event, float, dict[str, Any], tuple[Action, ...]]
 ROWS: dict[str, Row] = {
     "gathering: one is not enough": (
-        GATHERING, Joined(A, True, False), 5, {"trainers": frozenset(A)}, ()
+        GATHERING, Joined(A, True, False), 5,
+        {"trainers": frozenset(A), "heard": frozenset(A)}, (),
     ),
     "gathering: who only evaluates is not counted": (
         replace(GATHERING, trainers=frozenset(A)),
-        Joined(B, False, True), 5, {"evaluators": frozenset(B)}, (),
+        Joined(B, False, True), 5, {"evaluators": frozenset(B), "heard": frozenset(B)}, (),
     ),
     "gathering: enough are there": (
         replace(GATHERING, trainers=frozenset(A)),
@@ -88,15 +92,15 @@ ROWS: dict[str, Row] = {
     "gathering: time changes nothing": (GATHERING, Tick(), 1e9, {}, ()),
     "open: a late joiner waits for the next round": (
         OPEN, Joined(C, True, True), 5,
-        {"trainers": BOTH | {C}, "evaluators": BOTH | {C}}, (),
+        {"trainers": BOTH | {C}, "evaluators": BOTH | {C}, "heard": frozenset(C)}, (),
     ),
     "open: who comes back is waited for again": (
         replace(OPEN, trainers=frozenset(A), evaluators=frozenset(A), away_since={B: 1.0}),
         Joined(B, True, True), 5,
-        {"trainers": BOTH, "evaluators": BOTH, "away_since": {}}, (),
+        {"trainers": BOTH, "evaluators": BOTH, "away_since": {}, "heard": frozenset(B)}, (),
     ),
     "open: who changed its roles has the new ones": (
-        OPEN, Joined(B, False, True), 5, {"trainers": frozenset(A)}, ()
+        OPEN, Joined(B, False, True), 5, {"trainers": frozenset(A), "heard": frozenset(B)}, ()
     ),
     "open: one leaves": (
         OPEN, Left(B), 5,
@@ -107,7 +111,9 @@ ROWS: dict[str, Row] = {
         replace(OPEN, trainers=frozenset(A), evaluators=frozenset(A), away_since={B: 1.0}),
         Left(B), 5, {}, (),
     ),
-    "open: an offer is welcome": (OPEN, Offered(A, 1, X), 5, {}, (Upload(A),)),
+    "open: an offer is welcome": (
+        OPEN, Offered(A, 1, X), 5, {"offered": frozenset(A)}, (Upload(A),)
+    ),
     "open: offered and kept": (HALF, Offered(A, 1, X), 5, {}, (Acknowledge(A),)),
     "open: another one is kept": (
         HALF, Offered(A, 1, Y), 5, {}, (Drop(A, "another contribution to round 1 is kept"),)
@@ -158,21 +164,45 @@ ROWS: dict[str, Row] = {
     "open: the last one awaited is rejected, and the round repeated at once": (
         HALF, Rejected(B, 1), 5, {"attempt": 1, "deadline": 105.0}, (Announce(),),
     ),
-    "open: a report changes nothing": (OPEN, Reported(A, 1), 5, {}, ()),
-    "open: time passes": (HALF, Tick(), 99.9, {}, ()),
+    "open: a report is a sign of life": (OPEN, Reported(A, 1), 5, {"heard": frozenset(A)}, ()),
+    "open: a sign of life": (OPEN, Heard(A), 5, {"heard": frozenset(A)}, ()),
+    "gathering: a sign of life": (GATHERING, Heard(A), 5, {}, ()),
+    "final: a sign of life": (FINAL, Heard(A), 5, {}, ()),
+    "done: a sign of life": (DONE, Heard(A), 5, {}, ()),
+    "open: time passes": (HALF, Tick(), 4.9, {}, ()),
+    "open: who is silent is reminded": (HALF, Tick(), 5, {"reminded": 1}, (Remind(B),)),
+    "open: and again after as long": (replace(HALF, reminded=1), Tick(), 9.9, {}, ()),
+    "open: and again": (replace(HALF, reminded=1), Tick(), 10, {"reminded": 2}, (Remind(B),)),
+    "open: who offered is not reminded": (
+        replace(HALF, offered=frozenset(B)), Tick(), 5, {"reminded": 1}, ()
+    ),
     "open: the deadline, with a quorum": (
         replace(OPEN, cohort=frozenset("abcd"), kept={A: X, B: X, C: X}), Tick(), 100, {},
-        (CloseRound(),),
+        (Forget(D), CloseRound()),
     ),
-    "open: the deadline, without a quorum": (
-        HALF, Tick(), 100, {"attempt": 1, "deadline": 200.0}, (Announce(),)
+    "open: the deadline, and one still uploads": (
+        replace(OPEN, kept={A: X}, offered=frozenset(B)), Tick(), 100,
+        {"attempt": 1, "deadline": 200.0, "offered": frozenset()}, (Announce(),),
+    ),
+    "open: the deadline, and one was heard of": (
+        replace(OPEN, kept={A: X}, heard=frozenset(B)), Tick(), 100,
+        {"attempt": 1, "deadline": 200.0, "heard": frozenset()}, (Announce(),),
+    ),
+    "open: the deadline, without a quorum, and the silent one is forgotten": (
+        HALF, Tick(), 100,
+        {"phase": "gathering", "attempt": 1, "deadline": math.inf, "trainers": frozenset(A),
+         "evaluators": frozenset(A)},
+        (Forget(B), Announce()),
     ),
     "open: the deadline, and too few are there": (
         replace(HALF, kept={}, trainers=frozenset(A)), Tick(), 100,
-        {"phase": "gathering", "attempt": 1, "deadline": math.inf}, (Announce(),),
+        {"phase": "gathering", "attempt": 1, "deadline": math.inf, "trainers": frozenset(),
+         "evaluators": frozenset()},
+        (Forget(A), Forget(B), Announce()),
     ),
     "open: one is away for less than grace_s": (
-        replace(HALF, trainers=frozenset(A), away_since={B: 5.0}), Tick(), 14.9, {}, ()
+        replace(HALF, trainers=frozenset(A), away_since={B: 5.0}), Tick(), 14.9,
+        {"reminded": 1}, (),
     ),
     "open: one is given up, the rest is a quorum": (
         replace(
@@ -187,7 +217,7 @@ ROWS: dict[str, Row] = {
     ),
     "final: one joins": (
         FINAL, Joined(C, True, True), 5,
-        {"trainers": frozenset(C), "evaluators": BOTH | {C}}, (),
+        {"trainers": frozenset(C), "evaluators": BOTH | {C}, "heard": frozenset(C)}, (),
     ),
     "final: one leaves": (
         FINAL, Left(B), 5, {"evaluators": frozenset(A), "away_since": {B: 5}}, ()
@@ -204,14 +234,17 @@ ROWS: dict[str, Row] = {
         replace(FINAL, reported=frozenset(A)), Reported(B, 2), 5,
         {"phase": "done", "reported": BOTH}, (Announce(), Finish()),
     ),
-    "final: time passes": (FINAL, Tick(), 99.9, {}, ()),
+    "final: time passes": (FINAL, Tick(), 4.9, {}, ()),
+    "final: who is silent is reminded": (
+        replace(FINAL, reported=frozenset(A)), Tick(), 5, {"reminded": 1}, (Remind(B),)
+    ),
     "final: one is given up": (
         replace(FINAL, evaluators=frozenset(A), away_since={B: 5.0}, reported=frozenset(A)),
         Tick(), 15, {"phase": "done"}, (Announce(), Finish()),
     ),
     "final: one that went away is waited for": (
         replace(FINAL, evaluators=frozenset(A), away_since={B: 5.0}, reported=frozenset(A)),
-        Tick(), 14.9, {}, (),
+        Tick(), 14.9, {"reminded": 1}, (),
     ),
     "final: the deadline": (FINAL, Tick(), 100, {"phase": "done"}, (Announce(), Finish())),
     "done: joins": (DONE, Joined(C, True, True), 5, {}, ()),
@@ -378,6 +411,9 @@ class Federation(RuleBasedStateMachine):
                 assert self.state.kept == self.first
                 assert len(self.first) >= self.state.quorum
                 assert action == actions[-1]
+            elif isinstance(action, Forget):
+                assert self.now >= before.deadline
+                self.online.discard(action.device)
             elif isinstance(action, Finish):
                 self.finished += 1
         assert self.state.round >= before.round, "a closed round reopened"
@@ -416,7 +452,7 @@ class Federation(RuleBasedStateMachine):
     def offer(self, device: str, sha256: str, behind: int) -> None:
         before = self.state
         actions = self.happens(Offered(device, self.state.round - behind, sha256))
-        assert self.state == before
+        assert self.state == replace(before, offered=self.state.offered)
         if behind == 0 and before.phase == "open" and device in before.cohort:
             kept = self.first.get(device)
             if kept is None:
@@ -454,7 +490,7 @@ class Federation(RuleBasedStateMachine):
                 assert self.state.attempt == before.attempt + 1
                 assert self.state.kept == before.kept, "a repeat keeps what is in"
         else:
-            assert actions == ()
+            assert all(isinstance(action, Remind) for action in actions)
 
     @rule()
     def everybody_left(self) -> None:
@@ -496,7 +532,7 @@ TestLimitedFederation.settings = TestFederation.settings
 
 
 def test_a_run_ends_whoever_is_lost_after_the_quorum() -> None:
-    """One of four devices never answers: each round waits for its deadline, none for ever."""
+    """One of four never answers: the first round waits for its deadline, none after it."""
     rules = replace(RULES, devices=4, quorum=0.75)
     state, now = State("run-1", rules, rounds=3), 0.0
     for device in "abcd":
@@ -505,13 +541,15 @@ def test_a_run_ends_whoever_is_lost_after_the_quorum() -> None:
         assert (state.phase, state.round) == ("open", number)
         for device in "abc":
             state, actions = step(state, Arrived(device, number, X), now)
-            assert actions == (Keep(device),)
-        now += 100.0
-        state, actions = step(state, Tick(), now)
-        assert actions == (CloseRound(),)
+            assert actions[0] == Keep(device)
+        if number == 1:
+            now += 100.0
+            state, actions = step(state, Tick(), now)
+            assert actions == (Forget(D), CloseRound())
+        else:
+            assert actions == (Keep(device), CloseRound())
         state, _ = step(state, Closed(), now)
     for device in "abc":
-        state, _ = step(state, Reported(device, 3), now)
-    assert state.phase == "final"
-    state, actions = step(state, Tick(), now + 100.0)
+        assert state.phase == "final"
+        state, actions = step(state, Reported(device, 3), now)
     assert actions == (Announce(), Finish())

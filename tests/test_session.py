@@ -285,6 +285,41 @@ def test_it_leaves_with_a_good_bye(scene: Scene) -> None:
     assert scene.heard(DeviceState)[-1] == DeviceState("b1", online=False)
 
 
+def test_asked_who_it_is_it_says_hello_and_waits_for_the_answer(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    scene.say(state(), topic=TOPICS.coordinator_state)
+    scene.work()
+    scene.say(manifest(phase="gathering"))
+    scene.work()
+    scene.heard(Hello)
+    scene.say(state(), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.heard(Hello) == [], "known, and said to everybody"
+    scene.say(state())
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest())
+    scene.work()
+    assert len(scene.learner.fitted) == 1
+
+
+def test_greeted_anew_it_asks_at_once_for_all_that_is_missing(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    last = manifest().model.chunks - 1
+    for _ in range(6):
+        scene.work(by_s=60)
+    scene.heard(Want)
+    scene.say(state())
+    scene.work()
+    scene.say(manifest())
+    scene.work()
+    assert [want.missing for want in scene.heard(Want)] == [((0, last),)]
+
+
 # Whom it believes.
 
 

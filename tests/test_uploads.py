@@ -207,3 +207,38 @@ def test_everything_arrives_over_a_link_that_drops_repeats_and_reorders(
             uploads.request(device)
         now += 0.5
     assert arrived == {device: body(device) for device in names}
+
+
+def test_who_comes_back_goes_on_where_its_link_broke() -> None:
+    uploads = make(1)
+    offered(uploads, "a")
+    uploads.due(0.0)
+    for chunk in sent("a")[:-1]:
+        uploads.receive("a", chunk, 0.1)
+    uploads.leave("a")
+    assert uploads.due(5.0) == [], "nobody is there to be asked"
+    offered(uploads, "a")
+    last = parcel("a").chunks - 1
+    assert uploads.due(6.0) == [("a", Want(parcel("a").sha256, ((last, last),)))]
+    assert uploads.receive("a", sent("a")[-1], 6.1) == body("a")
+
+
+def test_who_left_gives_its_slot_to_who_is_there() -> None:
+    uploads = make(1)
+    offered(uploads, "a")
+    uploads.due(0.0)
+    uploads.leave("a")
+    offered(uploads, "b")
+    assert uploads.due(1.0) == [("b", everything("b"))]
+    offered(uploads, "a")
+    uploads.release("b")
+    assert uploads.due(2.0) == [("a", everything("a"))]
+
+
+def test_who_left_waiting_does_not_wait_any_more() -> None:
+    uploads = make(1)
+    offered(uploads, "a", "b")
+    uploads.due(0.0)
+    uploads.leave("b")
+    uploads.release("a")
+    assert uploads.due(1.0) == []

@@ -1,7 +1,9 @@
 """A broker and its clients in one process: the in-memory twin of transport.py.
 
 Law: what is published is delivered at once and in order, on the caller's thread; so whoever moves
-the clock and picks who reads next decides everything that happens.
+the clock and picks who reads next decides everything that happens. A link that is gone comes back
+when it is told to. `accept` and `hand` are the two hops of a message, and all that a worse network
+has to replace.
 """
 
 from __future__ import annotations
@@ -33,18 +35,30 @@ class MemoryBroker:
         if client_id in self._clients:
             self.cut(client_id)
         client = MemoryTransport(self, client_id, tuple(topics), will)
-        self._clients[client_id] = client
-        client.inbox.append(Connected())
-        for topic, payload in self._retained.items():
-            if client.subscribes(topic):
-                client.inbox.append(Received(topic, payload))
+        self._connect(client)
         return client
+
+    def come_back(self, client: MemoryTransport) -> None:
+        """A client whose link was gone has it again; who took its id meanwhile is thrown out."""
+        if client.client_id in self._clients:
+            self.cut(client.client_id)
+        self._connect(client)
 
     def cut(self, client_id: str) -> None:
         """The client's link is gone without a good-bye."""
         client = self._clients.pop(client_id)
         client.inbox.append(Disconnected("cut"))
         self.deliver(client.will.topic, client.will.payload, retain=True)
+
+    def die(self, *, forgets: bool) -> None:
+        """The broker is gone and there again: no link is left and no will said, nor, where it
+        `forgets`, anything retained.
+        """
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.inbox.append(Disconnected("the broker is gone"))
+        if forgets:
+            self._retained.clear()
 
     def is_here(self, client: MemoryTransport) -> bool:
         """Whether this very client is connected."""
@@ -59,9 +73,24 @@ class MemoryBroker:
             self._retained[topic] = payload
         elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept, and ends what was
             self._retained.pop(topic, None)
-        for client in self._clients.values():
+        for client in list(self._clients.values()):
             if client.subscribes(topic):
-                client.inbox.append(Received(topic, payload))
+                self.hand(client, Received(topic, payload))
+
+    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+        """A message on its way from a client to the broker."""
+        self.deliver(topic, payload, retain=retain)
+
+    def hand(self, client: MemoryTransport, message: Received) -> None:
+        """A message on its way from the broker to a client."""
+        client.inbox.append(message)
+
+    def _connect(self, client: MemoryTransport) -> None:
+        self._clients[client.client_id] = client
+        client.inbox.append(Connected())
+        for topic, payload in list(self._retained.items()):
+            if client.subscribes(topic):
+                self.hand(client, Received(topic, payload))
 
 
 @dataclass(eq=False)
@@ -75,16 +104,17 @@ class MemoryTransport:
 
     def __post_init__(self) -> None:
         self.inbox: deque[Event] = deque()
+        self.on_its_way = 0  # messages that the broker has not taken in yet
 
     def subscribes(self, topic: str) -> bool:
         return any(matches(pattern, topic) for pattern in self.topics)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         if self.broker.is_here(self):
-            self.broker.deliver(topic, payload, retain=retain)
+            self.broker.accept(self, topic, payload, retain=retain)
 
     def backlog(self) -> int:
-        return 0
+        return self.on_its_way
 
     def next_event(self, timeout_s: float) -> Event | None:
         return self.inbox.popleft() if self.inbox else None

@@ -11,7 +11,11 @@ Laws:
   once the round is open, but never again what was refused.
 - A round closes when everybody of its cohort is in or given up and a quorum is in, at its
   deadline at the latest; short of the quorum it is repeated with what is in kept.
-- Nothing waits for "all": a device that went away is waited for `grace_s` and no longer.
+- Nothing waits for "all": a device that went away is waited for `grace_s` and no longer, and one
+  that was silent up to the deadline is forgotten until it says hello again: nobody may be there
+  any more to say that it went (a broker that dies takes the wills with it).
+- Who is silent is told again what is open, at intervals that double: a lost manifest costs as long
+  again as was waited already, not the round's deadline.
 - A closed round never reopens: the round number only grows.
 """
 
@@ -25,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from fedclip_edge.config import RunRules
 from fedclip_edge.messaging.messages import Phase
 
+REMIND_S = 5.0  # after this long without an offer a device is told again what is open
 EVERYBODY, NOBODY = "f" * 64, "0" * 64
 
 
@@ -47,6 +52,9 @@ class State:
     invited: frozenset[str] = frozenset()  # by name: the first round waits for these as well
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
     rejected: frozenset[str] = frozenset()  # in this attempt
+    offered: frozenset[str] = frozenset()  # in this attempt, and may upload
+    heard: frozenset[str] = frozenset()  # said anything at all in this attempt
+    reminded: int = 0  # times in this attempt
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
 
     @property
@@ -64,6 +72,13 @@ class Joined:
 
 @dataclass(frozen=True)
 class Left:
+    device: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The device is there: it said something that decides nothing."""
+
     device: str
 
 
@@ -117,6 +132,20 @@ class Announce:
 
 
 @dataclass(frozen=True)
+class Remind:
+    """Tell the device again what is open: it has not answered."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The device is taken for gone until it says hello."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Upload:
     """Let the device upload what it offered."""
 
@@ -155,8 +184,8 @@ class Finish:
     """Every round is closed, and the last model evaluated as far as anybody was there."""
 
 
-Event = Joined | Left | Offered | Arrived | Rejected | Closed | Reported | Tick
-Action = Announce | Upload | Keep | Acknowledge | Drop | CloseRound | Finish
+Event = Joined | Left | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick
+Action = Announce | Remind | Forget | Upload | Keep | Acknowledge | Drop | CloseRound | Finish
 Step = tuple[State, tuple[Action, ...]]
 
 
@@ -177,6 +206,7 @@ def _join(state: State, event: Joined, now: float) -> Step:
         trainers=trainers | {event.device} if event.trains else trainers,
         evaluators=evaluators | {event.device} if event.evaluates else evaluators,
         away_since={d: t for d, t in state.away_since.items() if d != event.device},
+        heard=state.heard | {event.device},
     )
     return _open_if_enough(state, now) if state.phase == "gathering" else (state, ())
 
@@ -194,7 +224,11 @@ def _leave(state: State, event: Left, now: float) -> Step:
 
 
 def _offer(state: State, event: Offered, now: float) -> Step:
-    return state, (_judge(state, event) or Upload(event.device),)
+    verdict = _judge(state, event)
+    if verdict is not None:
+        return state, (verdict,)
+    state = replace(state, offered=state.offered | {event.device})
+    return state, (Upload(event.device),)
 
 
 def _early(state: State, event: Offered | Arrived, now: float) -> Step:
@@ -230,17 +264,32 @@ def _close_if_complete(state: State, now: float) -> Step:
     waiting = state.cohort - state.kept.keys() - state.rejected - _given_up(state, now)
     if waiting and now < state.deadline:
         return state, ()
+    silent = waiting - state.offered - state.heard
+    state = replace(state, trainers=state.trainers - silent, evaluators=state.evaluators - silent)
+    forgotten = tuple(Forget(device) for device in sorted(silent))
     if len(state.kept) >= state.quorum:
-        return state, (CloseRound(),)
+        return state, (*forgotten, CloseRound())
     state = replace(state, phase="gathering", attempt=state.attempt + 1, deadline=math.inf)
     state, actions = _open_if_enough(state, now)
-    return state, actions or (Announce(),)
+    return state, (*forgotten, *(actions or (Announce(),)))
+
+
+def _remind(state: State, awaited: frozenset[str], now: float) -> Step:
+    waited_s = now - (state.deadline - state.rules.deadline_s)
+    if waited_s < REMIND_S * 2**state.reminded:
+        return state, ()
+    silent = sorted(awaited - state.away_since.keys())
+    return replace(state, reminded=state.reminded + 1), tuple(map(Remind, silent))
 
 
 def _given_up(state: State, now: float) -> frozenset[str]:
     return frozenset(
         device for device, since in state.away_since.items() if now - since >= state.rules.grace_s
     )
+
+
+def _hear(state: State, event: Heard | Reported, now: float) -> Step:
+    return replace(state, heard=state.heard | {event.device}), ()
 
 
 def _tick_gathering(state: State, event: Tick, now: float) -> Step:
@@ -254,13 +303,21 @@ def _reject(state: State, event: Rejected, now: float) -> Step:
 
 
 def _tick_open(state: State, event: Tick, now: float) -> Step:
-    return _close_if_complete(state, now)
+    state, actions = _close_if_complete(state, now)
+    if actions:
+        return state, actions
+    return _remind(state, state.cohort - state.kept.keys() - state.rejected - state.offered, now)
 
 
 def _closed(state: State, event: Closed, now: float) -> Step:
     state = replace(state, kept={}, cohort=frozenset(), attempt=0, deadline=math.inf)
     if state.round == state.rounds:
-        state = replace(state, phase="final", deadline=now + state.rules.deadline_s)
+        state = replace(
+            state,
+            phase="final",
+            deadline=now + state.rules.deadline_s,
+            reminded=0,
+        )
         state, actions = _finish_if_evaluated(state, now)
         return state, (Announce(), *actions)
     state = replace(state, phase="gathering", round=state.round + 1)
@@ -295,6 +352,9 @@ def _open(state: State, now: float) -> Step:
         state,
         phase="open",
         rejected=frozenset(),
+        offered=frozenset(),
+        heard=frozenset(),
+        reminded=0,
         cohort=frozenset(chosen) | state.kept.keys(),
         threshold=threshold,
         deadline=now + state.rules.deadline_s,
@@ -309,7 +369,8 @@ def _report_final(state: State, event: Reported, now: float) -> Step:
 
 
 def _tick_final(state: State, event: Tick, now: float) -> Step:
-    return _finish_if_evaluated(state, now)
+    state, actions = _finish_if_evaluated(state, now)
+    return (state, actions) if actions else _remind(state, state.evaluators - state.reported, now)
 
 
 def _finish_if_evaluated(state: State, now: float) -> Step:
@@ -326,6 +387,7 @@ def _nothing(state: State, event: Event, now: float) -> Step:
 _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Joined): _join,
     ("gathering", Left): _leave,
+    ("gathering", Heard): _nothing,
     ("gathering", Offered): _early,
     ("gathering", Arrived): _early,
     ("gathering", Rejected): _nothing,
@@ -333,14 +395,16 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Tick): _tick_gathering,
     ("open", Joined): _join,
     ("open", Left): _leave,
+    ("open", Heard): _hear,
     ("open", Offered): _offer,
     ("open", Arrived): _arrive,
     ("open", Rejected): _reject,
     ("open", Closed): _closed,
-    ("open", Reported): _nothing,
+    ("open", Reported): _hear,
     ("open", Tick): _tick_open,
     ("final", Joined): _join,
     ("final", Left): _leave,
+    ("final", Heard): _nothing,
     ("final", Offered): _offer,
     ("final", Arrived): _arrive,
     ("final", Rejected): _nothing,
@@ -348,6 +412,7 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("final", Tick): _tick_final,
     ("done", Joined): _nothing,
     ("done", Left): _nothing,
+    ("done", Heard): _nothing,
     ("done", Offered): _offer,
     ("done", Arrived): _arrive,
     ("done", Rejected): _nothing,

@@ -156,6 +156,15 @@ class Slots:
         return device in self._leases
 
     @property
+    def full(self) -> bool:
+        return len(self._leases) >= self.count
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Who has asked and has no slot yet, first come first."""
+        return tuple(self._waiting)
+
+    @property
     def holders(self) -> tuple[str, ...]:
         return tuple(self._leases)
 

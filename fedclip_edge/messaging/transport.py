@@ -14,6 +14,7 @@ What the rest of the package relies on, and both keep:
 
 from __future__ import annotations
 
+import functools
 import queue
 import socket
 import struct
@@ -292,6 +293,7 @@ def _count(connection: socket.socket | None) -> Traffic | None:
         return None
 
 
+@functools.lru_cache(maxsize=4096)
 def matches(pattern: str, topic: str) -> bool:
     """Whether a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
     return bool(mqtt.topic_matches_sub(pattern, topic))

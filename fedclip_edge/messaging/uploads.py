@@ -2,7 +2,9 @@
 
 Sans-I/O: the clock is passed in, and what to say comes back. Laws: memory is taken for devices
 with a slot only, so for a few at a time whatever the fleet's size; a holder without progress is
-asked again for what is missing, and loses the slot after a whole lease.
+asked again for what is missing, and loses the slot after a whole lease. A holder whose link went
+keeps its slot, and what came so far, until another device needs the slot: a link that breaks more
+often than an upload takes would otherwise never finish one.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ class Uploads:
     _offers: dict[str, Offer] = field(default_factory=dict)
     _incoming: dict[str, Incoming] = field(default_factory=dict)
     _asked_at: dict[str, float] = field(default_factory=dict)
+    _away: dict[str, None] = field(default_factory=dict)  # holders, in the order of their leaving
 
     def remember(self, device: str, offer: Offer) -> None:
         """What the device has; taken up only on `request`."""
         self._offers[device] = offer
+        self._away.pop(device, None)
 
     def offer_of(self, device: str) -> Offer:
         """What the device offered last."""
@@ -41,9 +45,14 @@ class Uploads:
 
     def due(self, now: float) -> list[tuple[str, Want]]:
         """Whom to ask for what now: new holders, and holders that fell silent."""
+        while self._away and self.slots.full and self.slots.waiting:
+            self.release(next(iter(self._away)))
+            self.slots.grant(now)
         self.slots.grant(now)
         asks = []
         for device in self.slots.holders:
+            if device in self._away:
+                continue
             silent = device in self.slots.idle(now, REPAIR_S)
             asked_at = self._asked_at.get(device)
             if asked_at is None or (silent and now - asked_at >= REPAIR_S):
@@ -71,8 +80,16 @@ class Uploads:
             self._asked_at.pop(device, None)  # all of it again
             raise
 
+    def leave(self, device: str) -> None:
+        """The device's link is gone; it offers again when it is back."""
+        if self.slots.holds(device):
+            self._away[device] = None
+        else:
+            self.release(device)
+
     def release(self, device: str) -> None:
         """The device's upload is over, one way or another."""
+        self._away.pop(device, None)
         self.slots.release(device)
         self._incoming.pop(device, None)
         self._asked_at.pop(device, None)

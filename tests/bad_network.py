@@ -1,0 +1,187 @@
+"""The in-memory broker on a network that loses, repeats, reorders, delays and alters messages.
+
+A message takes two hops, and each of them has its own fate. One that is on its way when its link
+goes is lost with it, unless it is a late one: paho may hand over to a new link what was meant for
+the old one.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
+from fedclip_edge.messaging.transport import Received
+
+if TYPE_CHECKING:
+    from simulation import World
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What becomes of a message on a hop, as probabilities; and how long it takes, in seconds."""
+
+    lost: float = 0.0
+    repeated: float = 0.0
+    altered: float = 0.0
+    late: float = 0.0
+    in_order: bool = True
+    latency_s: float = 0.02
+
+
+def worse(luck: random.Random) -> Weather:
+    """The weather of a run: often fair in all but one respect."""
+    return Weather(
+        lost=luck.choice((0.0, 0.0, 0.02, 0.1)),
+        repeated=luck.choice((0.0, 0.0, 0.05, 0.3)),
+        altered=luck.choice((0.0, 0.0, 0.02, 0.1)),
+        late=luck.choice((0.0, 0.0, 0.02, 0.1)),
+        in_order=luck.random() < 0.5,
+        latency_s=luck.choice((0.01, 0.1, 0.5)),
+    )
+
+
+def storm(luck: random.Random) -> Weather:
+    """Some seconds in which little gets through, and nothing in order."""
+    return Weather(
+        lost=luck.choice((0.1, 0.5, 0.9)),
+        repeated=0.3,
+        altered=luck.choice((0.0, 0.3)),
+        late=0.2,
+        in_order=False,
+        latency_s=luck.choice((0.1, 1.0)),
+    )
+
+
+class Network(MemoryBroker):
+    """A broker whose links are the world's."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self._links: dict[MemoryTransport, int] = {}  # how often it was connected
+        self._clear_at: dict[tuple[MemoryTransport, str], float] = {}
+
+    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+        world, party = self._world, self._world.owner(client)
+        assert party is not None
+        party.fuse.point()
+        if party is world.serve and world.laws is not None:
+            world.laws.said(topic, payload)
+        send = functools.partial(self._send, client, topic, payload, retain)
+        if party.busy_until > world.now:  # said when the work is done, if it lives to say it
+            life = party.lives
+
+            def later() -> None:
+                if party.link is client and party.lives == life and self.is_here(client):
+                    send()
+
+            world.at(party.busy_until - world.now, later)
+        else:
+            send()
+
+    def hand(self, client: MemoryTransport, message: Received) -> None:
+        for delay_s, payload, link in self._fates(client, "<", message.payload):
+            receive = functools.partial(self._receive, client, link, message.topic, payload)
+            self._world.at(delay_s, receive)
+
+    def cut(self, client_id: str) -> None:
+        client = self._clients[client_id]
+        super().cut(client_id)
+        self._world.link_lost(client)
+
+    def die(self, *, forgets: bool) -> None:
+        clients = list(self._clients.values())
+        super().die(forgets=forgets)
+        for client in clients:
+            self._world.link_lost(client)
+
+    def miss(self, client: MemoryTransport) -> None:
+        """The broker finds out that a client is gone."""
+        if self.is_here(client):
+            self.cut(client.client_id)
+
+    def _connect(self, client: MemoryTransport) -> None:
+        self._links[client] = self._links.get(client, 0) + 1
+        client.on_its_way = 0
+        super()._connect(client)
+
+    def _send(self, client: MemoryTransport, topic: str, payload: bytes, retain: bool) -> None:
+        for delay_s, data, link in self._fates(client, ">", payload):
+            client.on_its_way += 1
+            arrive = functools.partial(self._arrive, client, link, topic, data, retain)
+            self._world.at(delay_s, arrive)
+
+    def _arrive(
+        self,
+        client: MemoryTransport,
+        link: int,
+        topic: str,
+        payload: bytes,
+        retain: bool,
+    ) -> None:
+        client.on_its_way = max(0, client.on_its_way - 1)
+        if self.is_here(client) and link in (0, self._links[client]):
+            self._world.note(
+                f"{client.client_id} > {topic} {zlib.crc32(payload):08x} {_kind(payload)}"
+            )
+            self.deliver(topic, payload, retain=retain)
+
+    def _receive(self, client: MemoryTransport, link: int, topic: str, payload: bytes) -> None:
+        party = self._world.owner(client)
+        if party is not None and self.is_here(client) and link in (0, self._links[client]):
+            self._world.note(
+                f"{client.client_id} < {topic} {zlib.crc32(payload):08x} {_kind(payload)}"
+            )
+            client.inbox.append(Received(topic, payload))
+            self._world.poke(party)
+
+    def _fates(
+        self, client: MemoryTransport, way: str, payload: bytes
+    ) -> list[tuple[float, bytes, int]]:
+        """When the copies of a message come, with what in them, and on which link (0: on any)."""
+        world, party = self._world, self._world.owner(client)
+        weather, luck, link = world.weather, world.luck, self._links[client]
+        if party is not None and party.muted_until > world.now:
+            return []
+        if world.now >= world.quiet_at:
+            return [(self._in_order(client, way, weather.latency_s), payload, link)]
+        if luck.random() < weather.lost:
+            return []
+        fates = []
+        for _ in range(2 if luck.random() < weather.repeated else 1):
+            if luck.random() < weather.late:
+                fates.append((luck.uniform(0, 20), payload, 0))
+                continue
+            data = _altered(payload, luck) if luck.random() < weather.altered else payload
+            delay_s = weather.latency_s * luck.uniform(0.5, 2)
+            if weather.in_order:
+                delay_s = self._in_order(client, way, delay_s)
+            fates.append((delay_s, data, link))
+        return fates
+
+    def _in_order(self, client: MemoryTransport, way: str, delay_s: float) -> float:
+        """Not before what was sent earlier on this link."""
+        now = self._world.now
+        at = max(now + delay_s, self._clear_at.get((client, way), 0.0))
+        self._clear_at[client, way] = at
+        return at - now
+
+
+def _altered(payload: bytes, luck: random.Random) -> bytes:
+    """A flipped bit, or a part cut off."""
+    if luck.random() < 0.3 or not payload:
+        return payload[: luck.randrange(len(payload) + 1)]
+    data = bytearray(payload)
+    data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
+    return bytes(data)
+
+
+def _kind(payload: bytes) -> str:
+    """For the trace's reader."""
+    return (
+        payload[9:20].decode(errors="replace").partition('"')[0] if payload[:1] == b"{" else "chunk"
+    )

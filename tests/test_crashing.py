@@ -1,0 +1,61 @@
+"""What a simulated kill leaves of a journal: everything that was committed, and no part of more."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from crashing import Disk, Fuse, Journal, Killed
+
+from fedclip_edge.store import Store, open_store
+
+
+def killed_at(folder: Path, seed: int, left: int, checkpoint_pages: int = 0) -> tuple[int, int]:
+    """The last epoch that was promised before the fuse burnt down, and the one on disk after."""
+    disk, fuse = Disk(folder, random.Random(seed)), Fuse(left)
+    disk.folder.mkdir(parents=True)
+    database = open_store(disk.path)._database
+    if checkpoint_pages:
+        database.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
+    journal = Journal(database, functools.partial(disk.torn, database), fuse)
+    store = Store(disk.path, cast("Any", journal))
+    promised = 0
+    try:
+        while True:
+            promised = store.next_epoch()
+    except Killed:
+        pass
+    disk.kill(journal)
+    again = open_store(disk.path)
+    found = again.next_epoch() - 1
+    again.close()
+    return promised, found
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 31, 32, 33])
+@pytest.mark.parametrize("checkpoint_pages", [0, 4])
+def test_what_was_promised_is_there_and_at_most_what_was_being_written(
+    tmp_path: Path, left: int, checkpoint_pages: int
+) -> None:
+    differences: Counter[int] = Counter()
+    for seed in range(12):
+        promised, found = killed_at(tmp_path / str(seed), seed, left, checkpoint_pages)
+        differences[found - promised] += 1
+    # An epoch is a query, an update and a commit: the third point is within the commit.
+    assert set(differences) == ({0, 1} if left % 3 == 0 else {0}), "both, and nothing else"
+
+
+def test_a_journal_that_was_being_made_is_made_again(tmp_path: Path) -> None:
+    for seed in range(12):
+        disk = Disk(tmp_path / str(seed), random.Random(seed))
+        disk.folder.mkdir(parents=True)
+        with pytest.raises(Killed):
+            disk.born(open_store(disk.path)._database)
+        disk.kill(None)
+        store = open_store(disk.path)
+        assert store.next_epoch() == 1
+        store.close()
