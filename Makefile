@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench wheel clean
+.PHONY: help setup demo test test-all lint bench adversary wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ lint: $(READY) ## ruff and mypy
 bench: $(READY) ## Measure start-up, the demo, and the encoder at each precision
 	@$(BIN)/python benchmarks/first_minute.py
 	@$(BIN)/python benchmarks/encoder.py
+
+adversary: $(READY) ## Try the laws of a run for 100,000 seeds (about an hour on two cores)
+	@$(BIN)/python benchmarks/adversary.py --seeds 100000
 
 wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .

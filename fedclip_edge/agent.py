@@ -247,10 +247,11 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     _make_state_dir(config.state_dir)
     lock = claim(config.state_dir / "lock", f"state_dir {config.state_dir}")
     data = prepare(config, bundle, progress)
-    me, boot = identity.load_or_create(config.state_dir / "device.key"), secrets.token_hex(8)
+    me = identity.of(config.broker.key, config.state_dir / "device.key")
+    boot = secrets.token_hex(8)
     link = transport.PahoTransport(
         config.broker,
-        f"{config.fleet}.{config.id}",  # the same id in another fleet is another client
+        transport.device_client(config.fleet, config.id, boot),
         Topics(config.fleet).for_device(config.id),
         will(config, me, boot),
     )

@@ -9,12 +9,13 @@ the old one beside its name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,10 +36,34 @@ def write_folder(
         _move(new, folder)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes `path`, in place of what is there; raises OSError where the disk refuses."""
+def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection[str]) -> None:
+    """Writes the files `contents` (names may hold folders) as a new `folder`.
+
+    Those in `private` are for their owner alone. Raises FileExistsError, and changes nothing, where
+    there is something already; OSError where the disk refuses.
+    """
+    with beside(folder) as new:
+        for name, data in contents.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            _write(new / name, data, private=name in private)
+        for inner in {(new / name).parent for name in contents} | {new}:
+            _sync(inner)
+        try:
+            new.rename(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, "is there already", str(folder)) from None
+            raise
+        _sync(folder.parent)
+
+
+def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Writes `path`, in place of what is there; a `private` one is for its owner alone.
+
+    Raises OSError where the disk refuses.
+    """
     with beside(path) as new:
-        _write(new / path.name, data)
+        _write(new / path.name, data, private=private)
         (new / path.name).replace(path)
     _sync(path.parent)
 
@@ -78,8 +103,10 @@ def _sweep(parent: Path, prefix: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+def _write(path: Path, data: bytes, *, private: bool = False) -> None:
+    # Created with its mode: a private file is at no moment anybody else's to read.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+    with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.records import Plan, Role, Scalar, check_domain, check_id
+from fedclip_edge.records import Plan, Role, Scalar, check_domain, check_id, check_sha256
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,18 +34,29 @@ _EXACT_IN_FLOAT = 2**53
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Where the MQTT broker listens."""
+    """Where the MQTT broker listens, and as whom to come; with `ca` over TLS."""
 
     host: str = "127.0.0.1"
     port: int = 1883
     username: str = ""
     password: str = ""
     keepalive_s: int = 30
+    ca: Path | None = None  # the authority that the broker's certificate must be of
+    certificate: Path | None = None  # our own, of the same authority: its name is the user name
+    key: Path | None = None  # the certificate's key, which signs our messages as well
 
     def __post_init__(self) -> None:
         _require(bool(self.host.strip()), "host: expected a name or an address")
         _require(1 <= self.port <= 65535, f"port: expected 1 to 65535, got {self.port}")
         _require(5 <= self.keepalive_s <= 3600, "keepalive_s: expected 5 to 3600 seconds")
+        _require(
+            (self.certificate is None) == (self.key is None),
+            "certificate and key: expected both or neither",
+        )
+        _require(
+            self.certificate is None or self.ca is not None,
+            "ca: expected the authority's certificate beside the device's own",
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class FleetConfig:
     bundle: Path  # the encoder that admits a device, and the classes
     journal: Path = Path("journal.sqlite")
     broker: BrokerAddress = field(default_factory=BrokerAddress)
+    registry: Path | None = None  # devices.json of the enrolled devices; None believes anybody
     rules: RunRules = field(default_factory=RunRules)
     plan: Plan = field(default_factory=Plan)
     trainer: Trainer | None = None
@@ -136,6 +148,7 @@ class AgentConfig:
     state_dir: Path  # the device's key, its feature cache, its predictions
     domain: str = ""  # a name for where the pictures come from, shown in reports
     roles: tuple[Role, ...] = ("train", "evaluate")
+    coordinator_key: str = ""  # believe this one alone; empty: the first that a run shows
     broker: BrokerAddress = field(default_factory=BrokerAddress)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -143,6 +156,8 @@ class AgentConfig:
         check_id(self.fleet, "fleet")
         check_id(self.id, "id")
         check_domain(self.domain)
+        if self.coordinator_key:
+            check_sha256(self.coordinator_key, "coordinator_key")
         _require(self.id != "coordinator", "id: 'coordinator' is reserved")
         _require(len(self.roles) > 0, "roles: expected train, evaluate or both")
         _require(

@@ -6,6 +6,7 @@ Laws:
 - A contribution is checked whole before `rounds.py` hears of it, on disk before it is added, and
   added before it is acknowledged.
 - A message that breaks the protocol is dropped and counted against its peer; it stops nothing.
+- With a registry, the keys in it are believed and no others; who is taken off it is refused at once.
 - Whatever is killed, the journal is enough to go on: `resume` rebuilds this state from it.
 """
 
@@ -31,6 +32,7 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
 from fedclip_edge.messaging.uploads import LEASE_S, Uploads
@@ -59,6 +61,7 @@ class Coordinator:
     boot: str
     epoch: int
     invited: frozenset[str] = frozenset()  # devices that the first round waits for by name
+    registry: Registry | None = None  # who is enrolled; without one the first key shown is pinned
     finished: bool = False
     refused_messages: Counter[str] = field(default_factory=Counter)
     _rounds: rounds.State = field(init=False)
@@ -120,6 +123,18 @@ class Coordinator:
         self._ask_due(now)
         self._step(rounds.Tick(), now)
 
+    def admit(self, registry: Registry, now: float) -> dict[str, str]:
+        """Takes over a changed registry; the boots of those it no longer admits, by device."""
+        self.registry = registry
+        out = {}
+        for device, boot in list(self._boots.items()):
+            reason = registry.refusal(device, self._keys[device])
+            if reason is not None:
+                self._refuse(device, reason, self._keys[device], boot)
+                self._leave(device, now)
+                out[device] = boot
+        return out
+
     def say_goodbye(self) -> None:
         """Tells the devices that nobody coordinates from here on."""
         self._say_state(online=False)
@@ -138,7 +153,7 @@ class Coordinator:
         state = signed.message
         if not isinstance(state, CoordinatorState):
             raise PeerError(f"a coordinator's state topic carries {type(state).__name__}")
-        signed.check(state.key)
+        signed.check(state.key if self.registry is None else self.identity.key)
         if state.boot == self.boot:
             return  # our own, back from the broker
         if state.online and (state.epoch, state.boot) > (self.epoch, self.boot):
@@ -150,6 +165,8 @@ class Coordinator:
 
     def _take_message(self, device: str, event: Received, now: float) -> None:
         if transfer.is_chunk(event.payload):
+            if device not in self._boots:
+                raise PeerError("a chunk of a device that is not here")
             self._take_chunk(device, event.payload, now)
             return
         signed = wire.unpack_control(event.topic, event.payload)
@@ -181,31 +198,46 @@ class Coordinator:
             raise PeerError(f"a device does not say {type(message).__name__}")
 
     def _take_hello(self, device: str, hello: Hello, now: float) -> None:
-        pinned = self._keys.get(device)
-        pinned = pinned or self.ledger.store.pin_key(self.run.id, device, hello.key)
-        self._keys[device] = pinned
-        reason = None
-        if pinned != hello.key:
-            reason = (
-                "another key was shown under this id in this run; give the device its state_dir "
-                "back, or another id"
-            )
+        reason = self._check_key(device, hello.key)
+        if reason is not None:
+            pass
         elif hello.encoder_id != self.run.encoder_id:
             reason = "its bundle holds another encoder; copy the coordinator's bundle to it"
         elif hello.classes_digest != self.run.classes_digest:
             reason = "its bundle holds other classes; copy the coordinator's bundle to it"
         if reason is not None:
-            log.event("device_refused", device=device, reason=reason)
-            # The manifest first: it brings the key without which a refusal is not believed.
-            self._say_down(device, self._manifest(takes_part=False))
-            self._say_down(device, Refused(reason, final=True, key=hello.key))
+            self._refuse(device, reason, hello.key, hello.boot)
             return
         if device not in self._boots:
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
         self._boots[device] = hello.boot
         joined = rounds.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
         self._step(joined, now)
-        self._say_down(device, self._manifest(takes_part=self._takes_part(device)))
+        takes_part = self._takes_part(device)
+        self._say_down(device, self._manifest(takes_part=takes_part, answers=hello.boot))
+
+    def _check_key(self, device: str, key: str) -> str | None:
+        """Why this key is not the device's; None where it is, from now on for the whole run."""
+        if self.registry is not None:
+            reason = self.registry.refusal(device, key)
+            if reason is None:
+                self.ledger.store.pin_key(self.run.id, device, key)  # so that it is waited for
+                self._keys[device] = key
+            return reason
+        pinned = self._keys.get(device)
+        self._keys[device] = pinned or self.ledger.store.pin_key(self.run.id, device, key)
+        if self._keys[device] == key:
+            return None
+        return (
+            "another key was shown under this id in this run; give the device its state_dir "
+            "back, or another id"
+        )
+
+    def _refuse(self, device: str, reason: str, key: str, boot: str) -> None:
+        log.event("device_refused", device=device, reason=reason)
+        # The manifest first: it brings the key without which a refusal is not believed.
+        self._say_down(device, self._manifest(takes_part=False, answers=boot))
+        self._say_down(device, Refused(reason, final=True, key=key))
 
     def _leave(self, device: str, now: float) -> None:
         log.event("left", device=device)
@@ -287,9 +319,8 @@ class Coordinator:
         if isinstance(action, rounds.Announce):
             self._announce(now)
         elif isinstance(action, rounds.Remind):
-            self._say_down(
-                action.device, self._manifest(takes_part=self._takes_part(action.device))
-            )
+            takes_part, boot = self._takes_part(action.device), self._boots.get(action.device, "")
+            self._say_down(action.device, self._manifest(takes_part=takes_part, answers=boot))
         elif isinstance(action, rounds.Forget):
             log.event("given_up", device=action.device)
             self._boots.pop(action.device, None)
@@ -349,8 +380,9 @@ class Coordinator:
         for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel, want.missing):
             self.transport.publish(self.topics.down(device), chunk)
 
-    def _manifest(self, takes_part: bool | None = None) -> Manifest:
+    def _manifest(self, takes_part: bool | None = None, answers: str = "") -> Manifest:
         state = self._rounds
+        enrolled = 0 if self.registry is None else len(self.registry.devices)
         return Manifest(
             run=self.run.id,
             epoch=self.epoch,
@@ -365,7 +397,9 @@ class Coordinator:
             classes_digest=self.run.classes_digest,
             cohort=state.threshold,
             deadline_s=self.config.rules.deadline_s,
+            devices=max(1, enrolled, len(self._keys)),
             takes_part=takes_part,
+            answers=answers,
         )
 
     def _say_manifest(self) -> None:

@@ -43,7 +43,9 @@ class ExportError(FedclipError):
 
 
 class RefusedError(FedclipError):
-    """The other side refused for good (another encoder, other classes): retrying cannot help."""
+    """The coordinator or the broker refused for good (another encoder, a revoked certificate, a
+    wrong password): retrying cannot help.
+    """
 
     exit_code = 14
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import secrets
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 
 from fedclip_edge import coordinator, ledger, log, processes
 from fedclip_edge.config import FleetConfig, load_agent
-from fedclip_edge.errors import ConfigError, PeerError, RunError
+from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
-from fedclip_edge.messaging import identity, transport, wire
+from fedclip_edge.messaging import identity, registry, transport, wire
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.store import Run, Store, open_store
@@ -54,7 +55,8 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         run = ledger.begin(config, bundle.classes, dim, encoder_id, store)
         shapes = methods.shapes(run.plan, bundle.classes, dim)
-        me = identity.load_or_create(config.journal.with_suffix(".key"))
+        me = identity.of(config.broker.key, config.journal.with_suffix(".key"))
+        enrolled = None if config.registry is None else registry.read(config.registry)
         claim = _claim(config, run, store, me, take_over=take_over)
         serving = coordinator.Coordinator(
             config=config,
@@ -64,6 +66,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
             boot=claim.boot,
             epoch=claim.epoch,
             invited=frozenset(() if trainer_id is None else (trainer_id,)),
+            registry=enrolled,
         )
         try:
             serving.resume(time.monotonic())
@@ -114,6 +117,7 @@ def _trainer_id(config: FleetConfig) -> str | None:
 
 def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
     ticked_at = time.monotonic()
+    changed_at = _changed_at(serving.config)
     while not serving.finished:
         event = serving.transport.next_event(_TICK_S)
         now = time.monotonic()
@@ -121,6 +125,8 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             serving.take(event, now)
         if now - ticked_at >= _TICK_S:
             ticked_at = now
+            if changed_at != (changed_at := _changed_at(serving.config)):
+                _admit(serving, now)
             serving.tick(now)
         if trainer is not None and trainer.poll() is not None and not serving.finished:
             if not serving.has_begun:
@@ -132,6 +138,35 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             trainer = None
 
 
+def _changed_at(config: FleetConfig) -> int:
+    """When the registry was last written; 0 without one."""
+    try:
+        return 0 if config.registry is None else config.registry.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _admit(serving: coordinator.Coordinator, now: float) -> None:
+    """Reads the registry again, and has the broker end the connections of who is off it."""
+    config = serving.config
+    try:
+        assert config.registry is not None
+        out = serving.admit(registry.read(config.registry), now)
+    except ConfigError as error:
+        log.event("registry_not_read", reason=str(error))  # what was admitted before stays so
+        return
+    for device, boot in out.items():
+        client = transport.device_client(config.fleet, device, boot)
+        threading.Thread(target=_throw_out, args=(config, client), daemon=True).start()
+
+
+def _throw_out(config: FleetConfig, client: str) -> None:
+    try:
+        transport.throw_out(config.broker, client)
+    except FedclipError as error:
+        log.event("not_thrown_out", client=client, reason=str(error))
+
+
 def _claim(
     config: FleetConfig, run: Run, store: Store, me: identity.Identity, *, take_over: bool
 ) -> _Claim:
@@ -141,12 +176,12 @@ def _claim(
         gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
         link = transport.PahoTransport(
             config.broker,
-            f"{coordinator.NAME}-{boot}",
+            transport.coordinator_client(),
             Topics(config.fleet).for_coordinator(),
             coordinator.will(config.fleet, gone, me),
         )
         link.connect(_FIRST_CONNECTION_S)
-        other = _listen(config, link)
+        other = _listen(config, link, me)
         if other is not None and other.online and not take_over:
             link.close()
             raise ConfigError(
@@ -159,8 +194,13 @@ def _claim(
         epoch = store.next_epoch(above=other.epoch)
 
 
-def _listen(config: FleetConfig, link: transport.PahoTransport) -> CoordinatorState | None:
-    """The newest state that another coordinator left or keeps on the broker."""
+def _listen(
+    config: FleetConfig, link: transport.PahoTransport, me: identity.Identity
+) -> CoordinatorState | None:
+    """The newest state that another coordinator left or keeps on the broker.
+
+    Those of an enrolled fleet share one key.
+    """
     topic = Topics(config.fleet).coordinator_state
     deadline, newest = time.monotonic() + _LISTEN_S, None
     while (left_s := deadline - time.monotonic()) > 0:
@@ -170,7 +210,7 @@ def _listen(config: FleetConfig, link: transport.PahoTransport) -> CoordinatorSt
         try:
             signed = wire.unpack_control(event.topic, event.payload)
             if isinstance(signed.message, CoordinatorState):
-                signed.check(signed.message.key)
+                signed.check(signed.message.key if config.registry is None else me.key)
                 newest = signed.message
         except PeerError as error:
             log.event("message_refused", topic=topic, reason=str(error))

@@ -6,10 +6,11 @@ well as a broker does.
 
 Laws:
 - Training and evaluation happen in `act`, never while a message is being taken in.
-- A message is believed when the key pinned for its run signed it; the coordinator's first key in
-  a run is pinned. An older epoch or round is refused.
+- A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
+  without enrolment the first that a run showed. An older epoch or round is refused.
 - A round is joined only after the coordinator has answered this connection's hello, because only
-  that answer says whether a late-comer is in the cohort.
+  that answer says whether a late-comer is in the cohort; and it names this process's boot, so
+  that nobody can play an answer of old to it.
 - A contribution is held until the coordinator has it on disk, or will never want it.
 """
 
@@ -228,7 +229,7 @@ class Session:
     def _believe(self, signed: wire.Signed) -> None:
         message = signed.message
         if isinstance(message, CoordinatorState | Manifest):
-            key = self._pins.get(message.run, message.key)
+            key = self.config.coordinator_key or self._pins.get(message.run, message.key)
             signed.check(key)
             self._pins[message.run] = key
         elif self._manifest is not None:
@@ -248,6 +249,8 @@ class Session:
             self._say_hello(now)
 
     def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
+        if direct and manifest.answers != self.boot:
+            raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
         known = self._manifest
         if known is not None and known.run == manifest.run:
             if (manifest.epoch, manifest.round) < (known.epoch, known.round):
@@ -261,6 +264,7 @@ class Session:
             self._report, self._reported, self._contributed = None, ("", False), None
         self._manifest = manifest
         self._heard_at = now
+        self.transport.expect(manifest.devices)
         is_greeting = direct and not self._greeted
         if direct:
             self._greeted, self._joined, self._unanswered = True, manifest.run, False

@@ -26,7 +26,7 @@ from fedclip_edge.records import Model, Plan, Report, Update
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
-CHUNK_BYTES = 200  # a model of 40 numbers in a handful of chunks
+CHUNK_BYTES = 400  # a model of 40 numbers in two chunks
 
 
 @dataclass(eq=False)

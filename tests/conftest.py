@@ -94,7 +94,7 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, make_encoder: MakeEn
     return write_bundle(folder, manifest, encoder, texts, golden)
 
 
-_MOSQUITTO = shutil.which("mosquitto", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
+MOSQUITTO = shutil.which("mosquitto", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
 _BROKER_STARTS_S = 10.0
 
 
@@ -116,12 +116,12 @@ StartMosquitto = Callable[..., Mosquitto]
 @pytest.fixture(scope="session")
 def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartMosquitto]:
     """`start_mosquitto(port=0, settings="...")`: one more broker, accepting when it is returned."""
-    if _MOSQUITTO is None:
+    if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed; the tests need a real broker")
     started: list[Mosquitto] = []
 
     def start(port: int = 0, settings: str = "allow_anonymous true") -> Mosquitto:
-        wanted = port or _free_port()
+        wanted = port or free_port()
         folder: Path = tmp_path_factory.mktemp("mosquitto")
         lines = [
             f"listener {wanted} 127.0.0.1",
@@ -134,7 +134,7 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [str(_MOSQUITTO), "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log
+                [str(MOSQUITTO), "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log
             )
         broker = Mosquitto(BrokerAddress(port=wanted), process)
         started.append(broker)
@@ -159,7 +159,7 @@ def mosquitto(start_mosquitto: StartMosquitto) -> BrokerAddress:
     return start_mosquitto().address
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

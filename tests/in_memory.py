@@ -15,6 +15,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity
 from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import CoordinatorState
+from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
 from fedclip_edge.session import Session, will
@@ -50,6 +51,7 @@ class Fleet:
     broker: MemoryBroker = field(default_factory=MemoryBroker)
     now: float = 1000.0
     sessions: dict[str, Session] = field(default_factory=dict)
+    registry: Registry | None = None  # with one, devices pin the coordinator's key as well
 
     def __post_init__(self) -> None:
         self.store: Store = open_store(self.folder / "journal.sqlite")
@@ -85,6 +87,7 @@ class Fleet:
             transport=link,
             boot=boot,
             epoch=epoch,
+            registry=self.registry,
         )
         started.resume(self.now)
         return started
@@ -97,8 +100,16 @@ class Fleet:
         roles: tuple[Role, ...] = ("train", "evaluate"),
     ) -> Session:
         """A device with these features; starting it again is its restart."""
+        pinned = "" if self.registry is None else self.registry.coordinator
         config = AgentConfig(
-            name, "lab", self.folder, DataConfig(self.folder), self.folder / name, name, roles
+            name,
+            "lab",
+            self.folder,
+            DataConfig(self.folder),
+            self.folder / name,
+            name,
+            roles,
+            pinned,
         )
         config.state_dir.mkdir(exist_ok=True)
         data = Prepared(

@@ -69,6 +69,7 @@ class Laws:
     announced: int = 0  # rounds closed, in the newest manifest that anybody could have seen
     _model: Model = field(init=False)
     _open: tuple[dict[str, str], ExactSum] | None = None
+    _made: dict[tuple[int, str, str], Update] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._model = self.initial
@@ -155,7 +156,10 @@ class Laws:
     def _sum(self, number: int, kept: dict[str, str]) -> ExactSum:
         total = ExactSum(self.run.plan)
         for device, sha256 in kept.items():
-            total.add(self._contributed(number, device, sha256))
+            made = number, device, sha256
+            if made not in self._made:
+                self._made[made] = self._contributed(*made)
+            total.add(self._made[made])
         return total
 
     def _contributed(self, number: int, device: str, sha256: str) -> Update:

@@ -148,27 +148,27 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
 # The law that is broken, the bug, and within how many seeds the adversary has to notice.
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
-        "lost", replaced((Coordinator, "_step", says_kept_before_it_is)), 400
+        "lost", replaced((Coordinator, "_step", says_kept_before_it_is)), 200
     ),
-    "commits with the next": ("lost", replaced((Store, "keep", commits_with_the_next)), 400),
+    "commits with the next": ("lost", replaced((Store, "keep", commits_with_the_next)), 200),
     "adds a duplicate": (
         "twice",
         replaced(
             (Ledger, "kept", resumes_without_what_is_kept),
             (Ledger, "keep", adds_what_it_keeps_already),
         ),
-        400,
+        200,
     ),
     "closes a round with the next commit": (
-        "reopened", replaced((Store, "close_round", closes_with_the_next)), 400
+        "reopened", replaced((Store, "close_round", closes_with_the_next)), 200
     ),
     "never repeats an offer": (
-        "ends", replaced((Session, "_repeat_offer", never_repeats_an_offer)), 400
+        "ends", replaced((Session, "_repeat_offer", never_repeats_an_offer)), 200
     ),
     "believes every chunk": (
         "equal",
         replaced((Incoming, "receive", believes_every_chunk), (Incoming, "take", joins_what_came)),
-        400,
+        200,
     ),
 }  # fmt: skip
 

@@ -80,8 +80,8 @@ def test_a_file_that_fails_half_way_leaves_what_was_there(
     atomic.write_file(target, b"old")
     write = getattr(atomic, step)
 
-    def fail(path: Path, *data: bytes) -> None:
-        write(path, *data)
+    def fail(path: Path, *data: bytes, **how: bool) -> None:
+        write(path, *data, **how)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic, step, fail)
@@ -170,3 +170,30 @@ def test_what_a_killed_writer_moved_aside_goes_with_the_next_write(tmp_path: Pat
     atomic.write_folder(aside / "folder", {"a": b"old"}, check=lambda _: None)
     atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_new_folder_is_whole_private_where_asked_and_never_in_the_way(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        contents = {"key": b"secret", "inner/cert": b"public"}
+        atomic.make_folder(tmp_path / "made", contents, ["key"])
+        atomic.write_file(tmp_path / "made" / "other", b"secret", private=True)
+    finally:
+        os.umask(before)
+    made = {p.name: (p.read_bytes(), stat.S_IMODE(p.stat().st_mode)) for p in files(tmp_path)}
+    assert made == {
+        "key": (b"secret", 0o600),
+        "other": (b"secret", 0o600),
+        "cert": (b"public", 0o666),
+    }
+    (tmp_path / "file").write_text("mine")
+    for taken in ("made", "file"):
+        with pytest.raises(FileExistsError):
+            atomic.make_folder(tmp_path / taken, {"new": b""}, [])
+    assert {p.name for p in files(tmp_path)} == {*made, "file"}
+    atomic.make_folder(tmp_path / "inner" / "folder", {"new": b""}, [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "inner", "made"]
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

@@ -7,11 +7,13 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.messaging import identity
+from fedclip_edge.messaging import authority, identity
 
 ME, OTHER = identity.new(), identity.new()
 
@@ -80,3 +82,30 @@ def test_a_place_that_holds_no_file_is_named(tmp_path: Path) -> None:
         identity.load_or_create(tmp_path / "file" / "device.key")
     with pytest.raises(ConfigError, match="cannot be used: Is a directory"):
         identity.load_or_create(tmp_path)
+
+
+def test_the_key_of_a_certificate_signs(tmp_path: Path) -> None:
+    key = authority.new_key()
+    (tmp_path / "device.key").write_bytes(authority.private_pem(key))
+    me = identity.of(tmp_path / "device.key", tmp_path / "unused.key")
+    assert me.key == authority.public_hex(key.public_key())
+    assert identity.verifies(me.key, b"m", me.sign(b"m"))
+    assert not (tmp_path / "unused.key").exists()
+    own = identity.of(None, tmp_path / "own.key")
+    assert identity.of(None, tmp_path / "own.key").key == own.key
+
+
+def test_a_file_without_an_ed25519_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "device.key"
+    with pytest.raises(ConfigError, match=r"device\.key cannot be read: No such file"):
+        identity.load(path)
+    other = ec.generate_private_key(ec.SECP256R1())
+    pem = other.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    for content, said in ((b"", "no private key in PEM"), (pem, "of another kind than Ed25519")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=said):
+            identity.load(path)

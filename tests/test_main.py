@@ -22,9 +22,12 @@ def test_it_says_its_version_and_helps() -> None:
         "broker",
         "bundle",
         "demo",
+        "enroll",
         "export",
         "export-classifier",
         "predict",
+        "renew",
+        "revoke",
         "serve",
     ):
         assert f"  {command} " in helped.stdout

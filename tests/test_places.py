@@ -23,6 +23,7 @@ from fedclip_edge.errors import (
     LinkError,
     RefusedError,
 )
+from fedclip_edge.messaging import mosquitto
 from fedclip_edge.messaging.topics import access_list
 from fedclip_edge.vision.bundle import Bundle
 
@@ -66,6 +67,12 @@ def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None
 
 def test_the_access_list_is_what_the_topics_print() -> None:
     assert (ROOT / "broker" / "fleet.acl").read_text(encoding="utf-8") == access_list()
+
+
+def test_the_brokers_settings_are_those_that_an_init_writes() -> None:
+    shipped = (ROOT / "broker" / "mosquitto.conf").read_text(encoding="utf-8")
+    assert shipped == mosquitto.settings()
+    assert str(mosquitto.HOME) in (ROOT / "broker" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_sample_preprocessing_loads() -> None:

@@ -175,6 +175,7 @@ def manifest(made: Model | None = None, **changes: Any) -> Manifest:
         "cohort": "f" * 64,
         "deadline_s": 600.0,
         "takes_part": True,
+        "answers": "b1",
     }
     return Manifest(**{**fields, **changes})
 
@@ -209,6 +210,40 @@ def test_unanswered_it_says_hello_again(scene: Scene) -> None:
     scene.say(manifest())
     scene.work(REPEAT_S)
     assert scene.heard(Hello) == []
+
+
+def test_an_answer_to_an_earlier_process_is_no_answer(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest(answers="b0"))
+    scene.work()
+    assert scene.session.refused_messages == 1
+    assert scene.heard(Want) == []
+    scene.say(manifest())
+    scene.work()
+    assert len(scene.heard(Want)) == 1
+
+
+def test_it_knows_how_many_may_come_back_with_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[int] = []
+    monkeypatch.setattr(scene.link, "expect", expected.append)
+    scene.join(devices=700)
+    assert expected == [700]
+
+
+def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) -> None:
+    config = scene.session.config
+    scene.session.config = replace(config, coordinator_key=identity.new().key)
+    scene.flow()
+    scene.say(manifest())
+    scene.say(state(), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.session.refused_messages == 2
+    scene.session.config = replace(config, coordinator_key=ME.key)
+    scene.say(manifest())
+    scene.work()
+    assert len(scene.heard(Want)) == 1
 
 
 def test_a_broadcast_is_no_answer(scene: Scene) -> None:

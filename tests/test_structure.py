@@ -119,6 +119,7 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
         "import sys; from fedclip_edge.cli.main import cli\n"
         "for argv in (['--help'], ['agent', '--help'], ['serve', '--help'], ['demo', '--help'],\n"
         "             ['export', '--help'], ['broker', 'start', '--help'], ['predict', '--help'],\n"
+        "             ['broker', 'init', '--help'], ['enroll', '--help'], ['revoke', '--help'],\n"
         "             ['bundle', 'verify', '--help'], ['export-classifier', '--help']):\n"
         "    cli.main(argv, standalone_mode=False)"
     )

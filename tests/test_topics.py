@@ -121,3 +121,9 @@ def test_a_stranger_may_do_nothing_to_others() -> None:
         assert not allowed("mallory", "write", topic)
         if "/dev/" in topic:
             assert not allowed("mallory", "read", topic)
+
+
+def test_who_was_revoked_is_denied_everything_and_nobody_else_is() -> None:
+    assert access_list(["cam-01", "cam-02"]) == access_list() + (
+        "\nuser cam-01\ntopic deny #\n\nuser cam-02\ntopic deny #\n"
+    )

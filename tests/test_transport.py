@@ -14,9 +14,11 @@ from typing import Protocol, TypeVar
 
 import pytest
 from conftest import StartMosquitto
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.errors import ConfigError, LinkError
+from fedclip_edge.errors import LinkError, RefusedError
 from fedclip_edge.messaging.memory import MemoryBroker
 from fedclip_edge.messaging.topics import Topics, access_list
 from fedclip_edge.messaging.transport import (
@@ -27,6 +29,9 @@ from fedclip_edge.messaging.transport import (
     Received,
     Transport,
     Will,
+    coordinator_client,
+    device_client,
+    reconnect_wait_s,
 )
 
 DEADLINE_S = 30.0
@@ -436,11 +441,11 @@ def login(address: BrokerAddress, user: str, password: str) -> BrokerAddress:
 
 
 @pytest.mark.parametrize(("user", "password"), [("cam-01", "wrong"), ("nobody", "x"), ("", "")])
-def test_a_wrong_password_is_for_a_person_to_correct(
+def test_a_wrong_password_is_refused_for_good(
     guarded: BrokerAddress, user: str, password: str
 ) -> None:
     client = PahoTransport(login(guarded, user, password), "cam-01", [], Will("w", b""))
-    with pytest.raises(ConfigError, match=r"refused 'cam-01': .*correct username and password"):
+    with pytest.raises(RefusedError, match=r"refused 'cam-01': .*correct username and password"):
         client.connect(DEADLINE_S)
 
 
@@ -512,6 +517,43 @@ def test_traffic_is_what_went_over_the_wire(place: MosquittoPlace) -> None:
     assert proxy.up_bytes > 2_000_000
     assert counted.up_bytes == pytest.approx(proxy.up_bytes, rel=0.05)
     assert counted.down_bytes == pytest.approx(proxy.down_bytes, rel=0.05)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_who_comes_back_is_spread_over_a_time_that_grows_with_the_fleet(
+    failures: int, devices: int, draw: float
+) -> None:
+    spread_s = max(1.0, devices / 50)
+    least, most = (reconnect_wait_s(failures, devices, at) for at in (0.0, 1.0))
+    assert most - least == pytest.approx(spread_s)
+    assert least <= reconnect_wait_s(failures, devices, draw) <= most
+    assert least <= 7  # found again within ten seconds of its return
+    assert reconnect_wait_s(failures + 1, devices, draw) >= reconnect_wait_s(
+        failures, devices, draw
+    )
+
+
+def test_a_client_of_a_large_fleet_stays_away_for_longer(place: MosquittoPlace) -> None:
+    waits = []
+    for number, devices in enumerate((1, 10**9)):
+        client = place.client(str(number))
+        assert isinstance(client, PahoTransport)
+        next_of(client, Connected)
+        client.expect(devices)
+        place.cut(str(number))
+        next_of(client, Disconnected)
+        deadline = time.monotonic() + DEADLINE_S
+        while (wait_s := client._client._reconnect_min_delay) == 1:
+            assert time.monotonic() < deadline
+        waits.append(wait_s)
+    assert waits[0] <= 8 < waits[1]  # the second is below but once in two million times
+
+
+def test_a_client_id_is_known_to_its_owner_alone() -> None:
+    assert device_client("lab", "cam-01", "b1") != device_client("lab", "cam-01", "b2")
+    assert device_client("lab", "cam-01", "b1") != device_client("yard", "cam-01", "b1")
+    assert coordinator_client() != coordinator_client()
 
 
 def test_in_memory_there_is_no_wire_to_measure() -> None:

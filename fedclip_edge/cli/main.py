@@ -17,6 +17,7 @@ from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.bundle import bundle
 from fedclip_edge.cli.demo import demo
+from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.predict import predict
@@ -40,7 +41,19 @@ _EXTRAS = {
     "predict": "agent",
 }
 
-for _command in (demo, export, bundle, broker, serve, agent, predict, export_classifier):
+for _command in (
+    demo,
+    export,
+    bundle,
+    broker,
+    enroll,
+    renew,
+    revoke,
+    serve,
+    agent,
+    predict,
+    export_classifier,
+):
     cli.add_command(_command)
 
 

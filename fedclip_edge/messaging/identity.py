@@ -1,19 +1,24 @@
 """Ed25519 keys: who said it.
 
+An enrolled party signs with the key of its certificate (authority.py), and its peers believe that
+key alone. One key serves both: TLS 1.3 signs what opens with 64 spaces, a message of ours opens
+with its topic, so neither signature can pass for the other.
+
 Without enrolment each party makes its key on first start, and its peers trust the first key they
 see for the length of one run. That stops a forged or altered message, not an impostor who was
-there first: it is meant for a loopback broker or one that checks certificates.
+there first: it is meant for a loopback broker.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fedclip_edge import atomic
 from fedclip_edge.errors import ConfigError
 
 _KEY_BYTES = 32  # Ed25519, RFC 8032
@@ -40,6 +45,33 @@ def new() -> Identity:
     return Identity(Ed25519PrivateKey.generate())
 
 
+def of(certified: Path | None, own: Path) -> Identity:
+    """The identity of an enrolled party, whose certificate's key is in `certified` (PEM).
+
+    Without one, the identity in `own`, made if missing. Raises ConfigError as the two below do.
+    """
+    return load_or_create(own) if certified is None else load(certified)
+
+
+def load(path: Path) -> Identity:
+    """The identity in a PEM file; raises ConfigError where there is no Ed25519 key in it."""
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(
+            f"the key file {path} cannot be read: {error.strerror}; name the one of the device's "
+            "enrolment under [broker] key, readable by the user that runs this"
+        ) from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} is no private key in PEM: {error}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(
+            f"{path} holds a key of another kind than Ed25519, which signs the messages; "
+            "`fedclip-edge enroll` makes one"
+        )
+    return Identity(key)
+
+
 def load_or_create(path: Path) -> Identity:
     """The identity kept in `path` (32 raw bytes, readable by its owner alone), made if missing.
 
@@ -47,8 +79,8 @@ def load_or_create(path: Path) -> Identity:
     """
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_private(path, Ed25519PrivateKey.generate().private_bytes_raw())
+            raw = Ed25519PrivateKey.generate().private_bytes_raw()
+            atomic.write_file(path, raw, private=True)
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(
@@ -69,12 +101,3 @@ def verifies(key: str, message: bytes, signature: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
-
-
-def _write_private(path: Path, raw: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(raw)
-        os.fsync(file.fileno())
-    partial.rename(path)

@@ -119,6 +119,9 @@ class MemoryTransport:
     def next_event(self, timeout_s: float) -> Event | None:
         return self.inbox.popleft() if self.inbox else None
 
+    def expect(self, devices: int) -> None:
+        """Nothing here comes back by itself."""
+
     def traffic(self) -> Traffic | None:
         return None
 

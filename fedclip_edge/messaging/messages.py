@@ -105,7 +105,9 @@ class Manifest:
     classes_digest: str
     cohort: str  # devices take part whose cohort hash (rounds.py) is not above this one
     deadline_s: float  # a duration, so that no clock has to agree; the coordinator enforces it
+    devices: int = 1  # how many the fleet has: so many may come back together
     takes_part: bool | None = None  # set in the direct answer to a hello; None in the broadcast
+    answers: str = ""  # the boot of that hello: an answer to an earlier process is no answer
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")

@@ -14,6 +14,7 @@ seven slashes).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedclip_edge.errors import PeerError
@@ -68,10 +69,12 @@ class Topics:
         return (self.coordinator_state, self.round, self.model, self.down(device))
 
 
-def access_list() -> str:
+def access_list(revoked: Iterable[str] = ()) -> str:
     """A mosquitto ACL file: a device reads and writes only what is its own, in any fleet.
 
-    `%u` is the user name, which is the device id; `pattern` lines hold for every user.
+    `%u` is the user name, which is the device id; `pattern` lines hold for every user. For those
+    in `revoked` nothing holds: mosquitto does not end the connection of one whose certificate was
+    revoked, but it reads its access list again on SIGHUP, and "deny" goes before everything.
     """
     fleet = Topics("+")
     lines = [
@@ -86,5 +89,6 @@ def access_list() -> str:
             for topic in (fleet.coordinator_state, fleet.round, fleet.model)
         ),
         f"topic write {fleet.down('+')}",
+        *(line for device in revoked for line in ("", f"user {device}", "topic deny #")),
     ]
     return "\n".join(lines) + "\n"

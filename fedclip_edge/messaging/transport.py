@@ -9,14 +9,18 @@ What the rest of the package relies on, and both keep:
   the handing over, because paho calls `on_publish` under the lock that its `publish` takes.
 - What was not delivered when the link went away is forgotten, not queued: every message of the
   protocol is sent again by whoever still needs its effect.
-- The link comes back by itself, with paho's back-off; only the first connection may fail.
+- The link comes back by itself, after a while drawn at random, so that a fleet does not come back
+  at once; only the first connection may fail. Who is refused for good learns it from `next_event`.
 """
 
 from __future__ import annotations
 
 import functools
 import queue
+import random
+import secrets
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -28,11 +32,18 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fedclip_edge import log
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.errors import ConfigError, LinkError
+from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
+from fedclip_edge.messaging import tls
 
 WINDOW = 8
-_RECONNECT_MAX_S = 30
+# A broker that is back is found again within ten seconds.
+_RECONNECT_MAX_S = 8.0
+# What a broker on two cores lets in with a handshake each, and without a queue of its own.
+_RECONNECTS_PER_S = 50
+_EXAMINE_S = 3.0
+_THROW_OUT_S = 5.0
 _CLOSE_S = 5.0
 _ALL_WAITING = 2**20  # permits that let whatever waits for a dead link pass, to be forgotten
 # struct tcp_info of Linux 4.1 and later: bytes acknowledged by the peer, bytes received.
@@ -64,6 +75,13 @@ Event = Connected | Disconnected | Received
 
 
 @dataclass(frozen=True)
+class _RefusedForGood:
+    """In the queue behind what came before it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Will:
     """What the broker publishes, retained, when this client vanishes."""
 
@@ -89,7 +107,13 @@ class Transport(Protocol):
         """Messages published on this link that the broker has not acknowledged yet."""
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """The next event, or None after `timeout_s`."""
+        """The next event, or None after `timeout_s`.
+
+        Raises RefusedError where the broker will never let this client in.
+        """
+
+    def expect(self, devices: int) -> None:
+        """How many may come back at the same time as this client, should the broker go away."""
 
     def traffic(self) -> Traffic | None:
         """What went over the wire; None where it cannot be measured."""
@@ -115,19 +139,48 @@ class _Outgoing:
     link: _Link
 
 
+def device_client(fleet: str, device: str, boot: str) -> str:
+    """A device's client id: only it and its coordinator know `boot`.
+
+    A broker ends the older of two connections with one client id, whoever they are of.
+    """
+    return f"{fleet}.{device}.{boot}"
+
+
+def coordinator_client() -> str:
+    """A client id that nobody else can know."""
+    return f"coordinator-{secrets.token_hex(8)}"
+
+
+def reconnect_wait_s(failures: int, devices: int, draw: float) -> float:
+    """How long to stay away after so many failed attempts; `draw` is uniform in [0, 1).
+
+    Drawn from at least a second, and from as long as the broker needs for all of a large fleet.
+    """
+    grows = min(2.0**failures, _RECONNECT_MAX_S) - 1
+    return grows + draw * max(1.0, devices / _RECONNECTS_PER_S)
+
+
 class PahoTransport:
-    """MQTT 3.1.1, which every broker speaks."""
+    """MQTT 3.1.1, which every broker speaks; over TLS where the address has an authority.
+
+    Raises ConfigError where the address names certificates that cannot be used.
+    """
 
     def __init__(
-        self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will
+        self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will | None
     ) -> None:
         self._address = address
         self._client_id = client_id
         self._topics = [(topic, 1) for topic in topics]
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | _RefusedForGood] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
         self._link: _Link | None = None
         self._refusal = ""
+        self._failures = 0  # attempts since the link was last up
+        self._devices = 1
+        self._examining = threading.Lock()
+        self._complaint = ""  # why the last attempt failed
         self._first_answer = threading.Event()
         self._socket: socket.socket | None = None
         self._closed_traffic = Traffic(0, 0)
@@ -135,11 +188,15 @@ class PahoTransport:
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True
         )
-        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         if address.username:
             self._client.username_pw_set(address.username, address.password)
-        self._client.reconnect_delay_set(1, _RECONNECT_MAX_S)
+        settings = tls.context(address)
+        if settings is not None:
+            self._client.tls_set_context(settings)
         self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
@@ -150,7 +207,8 @@ class PahoTransport:
     def connect(self, timeout_s: float) -> None:
         """Makes the first connection, trying for `timeout_s`.
 
-        Raises LinkError where no broker answers, ConfigError where it refuses this client.
+        Raises LinkError where no broker answers, RefusedError where it refuses this client for
+        good, ConfigError where it is not the broker that the address means.
         """
         deadline = time.monotonic() + timeout_s
         where = f"{self._address.host}:{self._address.port}"
@@ -164,22 +222,23 @@ class PahoTransport:
                 raise ConfigError(
                     f"host {self._address.host!r} is no host name; correct it under [broker]"
                 ) from None
+            except ssl.SSLError as error:
+                why = tls.explain(self._address, error)
+                if isinstance(why, ConfigError) or time.monotonic() >= deadline:
+                    raise why from None
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise LinkError(
                         f"no MQTT broker answers at {where} ({error.strerror or error}); "
                         "start one, or correct host and port under [broker]"
                     ) from None
-                time.sleep(min(0.2, timeout_s))
+            time.sleep(min(0.2, timeout_s))
         self._sender.start()
         self._client.loop_start()
         self._first_answer.wait(max(1.0, deadline - time.monotonic()))
         if self._refusal:
             self.close()
-            raise ConfigError(
-                f"the broker at {where} refused {self._client_id!r}: "
-                f"{self._refusal}; correct username and password under [broker]"
-            )
+            raise RefusedError(self._refusal)
         if not self._first_answer.is_set():
             self.close()
             raise LinkError(f"{where} accepts connections but does not answer MQTT")
@@ -196,9 +255,15 @@ class PahoTransport:
 
     def next_event(self, timeout_s: float) -> Event | None:
         try:
-            return self._events.get(timeout=max(0.0, timeout_s))
+            event = self._events.get(timeout=max(0.0, timeout_s))
         except queue.Empty:
             return None
+        if isinstance(event, _RefusedForGood):
+            raise RefusedError(event.reason)
+        return event
+
+    def expect(self, devices: int) -> None:
+        self._devices = devices
 
     def traffic(self) -> Traffic | None:
         live = _count(self._socket)
@@ -231,8 +296,11 @@ class PahoTransport:
     ) -> None:
         if reason.is_failure:
             if str(reason) in _REFUSED_FOR_GOOD:
-                self._refusal = str(reason)
-                self._first_answer.set()
+                where = f"{self._address.host}:{self._address.port}"
+                self._refuse(
+                    f"the broker at {where} refused {self._client_id!r}: {reason}; "
+                    "correct username and password under [broker]"
+                )
             return
         # paho keeps what the last link did not deliver and would send it all again, whatever the
         # window; the session is clean, so it is forgotten on this side as well.
@@ -250,6 +318,7 @@ class PahoTransport:
     def _begin(self) -> None:
         """Subscriptions stand, so that retained messages follow: the link may be used."""
         self._link = _Link()
+        self._failures, self._complaint = 0, ""
         self._first_answer.set()
         self._events.put(Connected())
 
@@ -259,7 +328,38 @@ class PahoTransport:
         link, self._link = self._link, None
         if link is not None:
             link.window.release(_ALL_WAITING)
-        self._events.put(Disconnected(str(reason)))
+            self._events.put(Disconnected(str(reason)))
+        self._come_back(failed=link is None)
+
+    def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
+        self._come_back(failed=True)
+
+    def _come_back(self, *, failed: bool) -> None:
+        """Tells paho how long to wait; where an attempt failed, looks into why."""
+        wait_s = reconnect_wait_s(self._failures, self._devices, random.random())  # noqa: S311
+        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats serve
+        if failed:
+            self._failures += 1
+            if self._address.ca is not None and self._examining.acquire(blocking=False):
+                threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
+
+    def _examine(self) -> None:
+        """In a thread of its own: a handshake takes longer than a callback may."""
+        try:
+            tls.examine(self._address, _EXAMINE_S)
+        except RefusedError as error:
+            self._refuse(str(error))
+        except FedclipError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.event("broker_not_reached", reason=self._complaint)
+        finally:
+            self._examining.release()
+
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        self._events.put(_RefusedForGood(reason))
+        self._first_answer.set()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         self._events.put(Received(message.topic, bytes(message.payload)))
@@ -291,6 +391,16 @@ def _count(connection: socket.socket | None) -> Traffic | None:
         return Traffic(*_TCP_COUNTERS.unpack_from(info, _TCP_COUNTERS_AT))
     except (OSError, AttributeError, struct.error):
         return None
+
+
+def throw_out(address: BrokerAddress, client_id: str) -> None:
+    """Has the broker end the connection of that client id, by coming under it and leaving again.
+
+    Raises LinkError or RefusedError as `connect` does.
+    """
+    link = PahoTransport(address, client_id, (), None)
+    link.connect(_THROW_OUT_S)
+    link.close()
 
 
 @functools.lru_cache(maxsize=4096)

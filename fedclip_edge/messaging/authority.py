@@ -1,0 +1,240 @@
+"""A private certificate authority: its key, the certificates it signs, its revocation list.
+
+X.509 and RFC 5280 through `cryptography`; bytes in, bytes out, no file is touched here.
+
+Laws:
+- Keys are Ed25519 throughout: mosquitto 2.0.11 on OpenSSL 3 and Python's ssl take them, and then
+  one key authenticates a device's link and signs its messages, so that the certificate is the pin
+  and a signing request brings the signing key with it.
+- A device's certificate can identify no broker: it is for client authentication alone.
+- Nothing of the fleet's own expires before the authority does. mosquitto 2.0.11 turns everybody
+  away once its revocation list or its own certificate has expired.
+- A later revocation list says a later time: OpenSSL takes the newest, by the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.records import check_id
+
+# Past what anybody will run this for: an authority that ends takes the fleet with it.
+AUTHORITY_DAYS = 20 * 365
+DEVICE_DAYS = 2 * 365
+# Certificates begin in the past, for boxes and brokers whose clocks are behind.
+_BACKDATED = dt.timedelta(days=1)
+# Revocation lists too, by less, so that every later one is in the past as well.
+_LIST_BACKDATED = dt.timedelta(hours=1)
+_PEM = serialization.Encoding.PEM
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Who signs."""
+
+    certificate: x509.Certificate
+    key: Ed25519PrivateKey
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate; everybody may have it."""
+        return self.certificate.public_bytes(_PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        """The private key; nobody else may."""
+        return private_pem(self.key)
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate, and what the books keep of it."""
+
+    pem: bytes
+    serial: str  # hex
+    expires: str  # ISO date
+    key: str  # the public key, 64 hex digits
+
+
+def new_key() -> Ed25519PrivateKey:
+    """A key that no file remembers."""
+    return Ed25519PrivateKey.generate()
+
+
+def private_pem(key: Ed25519PrivateKey) -> bytes:
+    """PKCS #8, not encrypted: a box has nobody to type a password."""
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def found() -> Authority:
+    """A new authority."""
+    key, now = new_key(), _now()
+    name = _name("fedclip-edge authority")
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + dt.timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, None)
+    )
+    return Authority(certificate, key)
+
+
+def load(certificate_pem: bytes, key_pem: bytes) -> Authority:
+    """The authority of these two files; raises ConfigError where they are not its own."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        key = serialization.load_pem_private_key(key_pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the authority's files are damaged: {error}; restore them") from error
+    if not isinstance(key, Ed25519PrivateKey) or key.public_key() != certificate.public_key():
+        raise ConfigError("the authority's key is not its certificate's; restore the two files")
+    return Authority(certificate, key)
+
+
+def certify_broker(authority: Authority, key: Ed25519PublicKey, hosts: Sequence[str]) -> Issued:
+    """A certificate for the broker under each name and address in `hosts`."""
+    names = x509.SubjectAlternativeName([_host(host) for host in hosts])
+    ends = authority.certificate.not_valid_after_utc
+    return _issue(authority, "broker", key, ends, ExtendedKeyUsageOID.SERVER_AUTH, names)
+
+
+def certify_coordinator(authority: Authority, key: Ed25519PublicKey, name: str) -> Issued:
+    """A client's certificate that lasts as long as the authority."""
+    ends = authority.certificate.not_valid_after_utc
+    return _issue(authority, name, key, ends, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def certify_device(authority: Authority, key: Ed25519PublicKey, id: str, days: int) -> Issued:
+    """A client's certificate whose name is the device's id."""
+    ends = min(_now() + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
+    return _issue(authority, id, key, ends, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+def revocation_list(authority: Authority, serials: Iterable[str], before: bytes = b"") -> bytes:
+    """The list (PEM) that revokes the certificates `serials`; `before` is the one it replaces."""
+    now = _now()
+    this_update = now - _LIST_BACKDATED
+    if before:
+        last = x509.load_pem_x509_crl(before).last_update_utc
+        this_update = max(this_update, last + dt.timedelta(seconds=1))
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(this_update)
+        .next_update(authority.certificate.not_valid_after_utc)
+    )
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder(int(serial, 16), now)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(authority.key, None).public_bytes(_PEM)
+
+
+def read_request(pem: bytes) -> tuple[str, Ed25519PublicKey]:
+    """The name and the key in a signing request (PKCS #10, PEM).
+
+    Raises ConfigError unless it is one, signed with its own key, of kind Ed25519, with one name.
+    """
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        key, sound = request.public_key(), request.is_signature_valid
+    except ValueError as error:
+        raise ConfigError(f"this is no certificate signing request in PEM: {error}") from error
+    if not sound:
+        raise ConfigError("the signing request is not signed with its own key; make it again")
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(
+            "the signing request's key is not of kind Ed25519, which signs the messages; "
+            "make one with `openssl genpkey -algorithm ed25519`"
+        )
+    if len(names) != 1:
+        raise ConfigError("the signing request has no name; make it with -subj /CN=ID")
+    return str(names[0].value), key
+
+
+def public_hex(key: Ed25519PublicKey) -> str:
+    """64 hex digits, as messages and registries spell a key."""
+    return key.public_bytes_raw().hex()
+
+
+def public_key(key: str) -> Ed25519PublicKey:
+    """The key that `public_hex` spelled."""
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
+
+
+def _issue(
+    authority: Authority,
+    name: str,
+    key: Ed25519PublicKey,
+    ends: dt.datetime,
+    purpose: x509.ObjectIdentifier,
+    names: x509.SubjectAlternativeName | None = None,
+) -> Issued:
+    serial = x509.random_serial_number()
+    issuer = x509.SubjectKeyIdentifier.from_public_key(authority.key.public_key())
+    builder = (
+        x509.CertificateBuilder(authority.certificate.subject, _name(name), key, serial)
+        .not_valid_before(_now() - _BACKDATED)
+        .not_valid_after(ends)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False
+        )
+    )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    certificate = builder.sign(authority.key, None)
+    expires = certificate.not_valid_after_utc.date().isoformat()
+    return Issued(certificate.public_bytes(_PEM), f"{serial:x}", expires, public_hex(key))
+
+
+def _host(host: str) -> x509.GeneralName:
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(host))
+    try:
+        for label in host.split("."):
+            check_id(label.lower(), "host")
+        return x509.DNSName(host)
+    except ValueError:
+        raise ConfigError(f"host {host!r} is neither a name nor an address") from None
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc).replace(microsecond=0)

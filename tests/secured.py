@@ -1,0 +1,85 @@
+"""A real mosquitto with the very files that `broker init` makes, and boxes enrolled at it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tarfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from conftest import MOSQUITTO, free_port
+
+from fedclip_edge.config import BrokerAddress, load_agent
+from fedclip_edge.messaging import enrolment
+from fedclip_edge.messaging.enrolment import Folder
+
+_BROKER_STARTS_S = 10.0
+
+
+@dataclass
+class Secured:
+    """An operator's folder, and the broker that runs with it."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.site: Folder = enrolment.found(
+            self.folder / "site", ["127.0.0.1"], fleet="lab", port=self.port
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def settings(self) -> Path:
+        return self.site.broker / "mosquitto.conf"
+
+    def start(self) -> None:
+        if os.geteuid() == 0 and "user root" not in self.settings.read_text():
+            with self.settings.open("a") as file:
+                file.write("user root\n")  # its own user may not read the test's folder
+        with (self.folder / "broker.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(MOSQUITTO), "-v", "-c", str(self.settings)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + _BROKER_STARTS_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return
+        raise AssertionError(f"mosquitto did not start: {self.log()}")
+
+    def log(self) -> str:
+        return (self.folder / "broker.log").read_text()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+    def box(self, id: str, days: int = 30) -> BrokerAddress:
+        """Enrols a device and unpacks its archive; the [broker] of its agent.toml."""
+        archive = enrolment.enroll(self.site, id, out=self.folder / f"{id}.tar", days=days)
+        with tarfile.open(archive) as tar:
+            tar.extractall(self.folder / id, filter="data")
+        return load_agent(self.folder / id / "agent.toml").broker
+
+    @property
+    def coordinator(self) -> BrokerAddress:
+        here = self.site.coordinator
+        return BrokerAddress(
+            port=self.port,
+            ca=here / "ca.crt",
+            certificate=here / "coordinator.crt",
+            key=here / "coordinator.key",
+        )
+
+    def nobody(self) -> BrokerAddress:
+        """Whoever knows the authority, and was given no certificate."""
+        return replace(self.coordinator, certificate=None, key=None)

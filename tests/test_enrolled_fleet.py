@@ -1,0 +1,93 @@
+"""Coordinator and agents as processes, with certificates, over mosquitto as `broker init` made it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import system
+from conftest import MOSQUITTO
+from secured import Secured
+from system import Site, wait_until
+
+from fedclip_edge.errors import RefusedError
+from fedclip_edge.vision.bundle import Bundle
+
+pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[Secured]:
+    made = Secured(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def site(secured: Secured, random_bundle: Bundle) -> Iterator[Site]:
+    made = Site(secured.folder, random_bundle, secured.coordinator, "lab")
+    yield made
+    made.end()
+
+
+def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
+    here = secured.site.coordinator
+    path = secured.folder / "fleet.toml"
+    path.write_text(
+        f'fleet = "lab"\nbundle = "{bundle.folder}"\nregistry = "{secured.site.registry}"\n'
+        f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
+        f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
+        f"[rules]\ndevices = 2\nquorum = 0.5\ndeadline_s = 60\ngrace_s = 1\n"
+        f"[plan]\nrounds = {rounds}\n"
+    )
+    return path
+
+
+def write_agent(secured: Secured, bundle: Bundle, name: str) -> Path:
+    """The archive's own agent.toml, with what a person puts in: pictures, and where things lie."""
+    secured.box(name)
+    folder = secured.folder / name
+    system.write_pictures(folder / "pictures", bundle.classes.names, 12, len(name))
+    path = folder / "agent.toml"
+    text = path.read_text()
+    for old, new in (
+        ('bundle = "bundle"', f'bundle = "{bundle.folder}"'),
+        ('"/var/lib/fedclip-edge"', '"state"'),
+        ('"/srv/pictures"', '"pictures"'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(
+    secured: Secured, site: Site, random_bundle: Bundle
+) -> None:
+    agents = {name: write_agent(secured, random_bundle, name) for name in ("cam-01", "cam-02")}
+    serve = site.start("serve", write_fleet(secured, random_bundle, 60), "--json", log="serve")
+    stays = site.start("agent", agents["cam-01"], "--once", "--json", log="cam-01")
+    gone = site.start("agent", agents["cam-02"], "--json", log="cam-02")
+
+    def closed() -> int:
+        return sum(event["event"] == "round_closed" for event in site.events("serve"))
+
+    wait_until(lambda: closed() > 0, "the first round to close")
+    folder = secured.site.path
+    began = time.monotonic()
+    said = system.run("revoke", "cam-02", "--site", folder)
+    assert (said.returncode, said.stdout) == (0, "cam-02 is revoked\n"), said.stderr
+    assert gone.wait(system.DEADLINE_S) == RefusedError.exit_code
+    assert time.monotonic() - began < 30
+    assert "revoked" in site.text("cam-02").splitlines()[-1]
+    refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
+    assert (refused[0]["device"], refused[0]["reason"]) == ("cam-02", "it was revoked")
+    assert serve.wait(system.DEADLINE_S) == 0, site.text("serve")
+    assert stays.wait(system.DEADLINE_S) == 0, site.text("cam-01")
+    again = system.run("agent", agents["cam-02"], "--once")
+    assert again.returncode == RefusedError.exit_code
+    assert "this device's certificate was revoked" in again.stderr
+    assert (secured.folder / "cam-01" / "state" / "device.key").exists() is False

@@ -1,0 +1,84 @@
+"""Who is enrolled, under which key, and who no longer is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.messaging import registry
+from fedclip_edge.messaging.registry import Device, Registry
+
+KEYS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+IDS = st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True)
+DEVICES = st.builds(
+    Device,
+    KEYS,
+    st.tuples(st.from_regex(r"[0-9a-f]{1,40}", fullmatch=True)),
+    st.dates().map(str),
+    st.booleans(),
+)
+BOOKS = st.builds(
+    Registry,
+    IDS,
+    st.text(max_size=20),
+    st.integers(1, 65535),
+    KEYS,
+    st.text(max_size=20),
+    st.dictionaries(IDS, DEVICES, max_size=5),
+)
+EMPTY = Registry("lab", "edge", 8883, "0" * 64)
+
+
+@settings(max_examples=50, deadline=None)
+@given(BOOKS)
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, books: Registry
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "devices.json"
+    registry.write(path, books)
+    assert registry.read(path) == books
+
+
+@settings(max_examples=100, deadline=None)
+@given(BOOKS, IDS, KEYS)
+def test_only_an_enrolled_device_under_its_own_key_is_believed(
+    books: Registry, id: str, key: str
+) -> None:
+    known = books.devices.get(id)
+    believed = known is not None and not known.revoked and known.key == key
+    assert (books.refusal(id, key) is None) == believed
+    for name, device in books.devices.items():
+        assert (books.refusal(name, device.key) is None) == (name not in books.revoked)
+
+
+def test_a_refusal_says_why() -> None:
+    books = EMPTY.with_device("a", Device("1" * 64, ("1",), "2030-01-01"))
+    assert books.refusal("b", "1" * 64) == "it is not enrolled; `fedclip-edge enroll` does it"
+    assert books.refusal("a", "2" * 64) == "it shows another key than it was enrolled with"
+    gone = books.with_device("a", replace(books.devices["a"], revoked=True))
+    assert gone.refusal("a", "1" * 64) == "it was revoked"
+    assert books.revoked == ()  # the earlier one is as it was
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "broker init"),
+        (b"{", "no registry"),
+        (b"[]", "no registry"),
+        (b'{"fleet": "lab"}', "'host' is missing"),
+        (registry.pack(EMPTY).replace(b"0" * 64, b"x"), "coordinator"),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "devices.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        registry.read(path)
+    assert str(path) in str(caught.value)
