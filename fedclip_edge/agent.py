@@ -12,7 +12,7 @@ import io
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import identity, transport
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.wire import Shapes
+from fedclip_edge.parked import open_parked
 from fedclip_edge.processes import claim
 from fedclip_edge.records import (
     F32,
@@ -79,23 +80,17 @@ class LocalLearner:
     traffic: Callable[[], transport.Traffic | None]
     train_s: float = 0.0
     busy_s: float = 0.0
-    _state: Terms = field(default_factory=dict)  # the method's own, as of the last kept round
-    _pending_state: Terms = field(default_factory=dict)
 
     def shapes(self, plan: Plan) -> Shapes:
         return methods.shapes(plan, self.classes, self.dim)
 
-    def fit(self, model: Model, plan: Plan) -> Update:
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         began = time.monotonic()
-        state = self._state if model.round else {}  # a run begins with none
-        update, self._pending_state = self._fit(model, plan, state)
+        made = self._fit(model, plan, state)
         took_s = time.monotonic() - began
         self.train_s += took_s
         self.busy_s += took_s
-        return update
-
-    def commit(self) -> None:
-        self._state = self._pending_state
+        return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         began = time.monotonic()
@@ -246,6 +241,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     _make_state_dir(config.state_dir)
     lock = claim(config.state_dir / "lock", f"state_dir {config.state_dir}")
+    parked = open_parked(config.state_dir / "parked.sqlite")
     data = prepare(config, bundle, progress)
     me = identity.of(config.broker.key, config.state_dir / "device.key")
     boot = secrets.token_hex(8)
@@ -263,6 +259,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         learner=LocalLearner(config, bundle.classes, bundle.manifest.dim, data, link.traffic),
         identity=me,
         transport=link,
+        parked=parked,
     )
     # Only now: torch takes seconds to load, and what is wrong above should be said at once.
     from fedclip_edge.learning import training
@@ -275,6 +272,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     finally:
         session.say_goodbye()
         link.close()
+        parked.close()
         lock.close()
 
 

@@ -42,6 +42,8 @@ from fedclip_edge.store import Run
 NAME = "coordinator"
 # The same seed trains to the same bytes: what is refused this often is refused for ever.
 _ATTEMPTS = 5
+# No coordinator starts this often in its life, and no device can use all epochs up.
+_EPOCHS_AT_ONCE = 2**20
 
 
 def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
@@ -208,6 +210,8 @@ class Coordinator:
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
+        if hello.epoch > self.epoch:
+            self._rise_above(device, hello.epoch)
         if device not in self._boots:
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
         self._boots[device] = hello.boot
@@ -239,6 +243,15 @@ class Coordinator:
         self._say_down(device, self._manifest(takes_part=False, answers=boot))
         self._say_down(device, Refused(reason, final=True, key=key))
 
+    def _rise_above(self, device: str, epoch: int) -> None:
+        """The fleet has heard of a later epoch than this journal, which is new or an old copy."""
+        if epoch - self.epoch > _EPOCHS_AT_ONCE:
+            raise PeerError(f"claims epoch {epoch}, this is epoch {self.epoch}")
+        self.epoch = self.ledger.store.next_epoch(above=epoch)
+        log.event("epoch_raised", device=device, epoch=self.epoch)
+        self._say_state(online=True)
+        self._say_manifest()
+
     def _leave(self, device: str, now: float) -> None:
         log.event("left", device=device)
         del self._boots[device]
@@ -251,9 +264,14 @@ class Coordinator:
                 device, Refused(f"this is {self.run.id}", final=False, sha256=offer.parcel.sha256)
             )
             return
-        limit = wire.body_limit_bytes(self.ledger.shapes)
+        limit = wire.body_limit_bytes(self.ledger.shapes, self.run.plan.codec_up)
         if offer.parcel.size_bytes > limit:
             raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
+        closed = self.ledger.model.round
+        if offer.round <= closed and self.ledger.was_kept(device, offer.round, offer.parcel.sha256):
+            # The first answer was lost, and the device must know: its next update depends on it.
+            self._say_down(device, Kept(self.run.id, offer.round, offer.parcel.sha256))
+            return
         self._uploads.remember(device, offer)
         self._step(rounds.Offered(device, offer.round, offer.parcel.sha256), now)
 
@@ -265,7 +283,8 @@ class Coordinator:
     def _take_contribution(self, device: str, offer: Offer, body: bytes, now: float) -> None:
         self._uploads.release(device)
         try:
-            contribution = wire.unpack_contribution(body, self.run.plan.codec, self.ledger.shapes)
+            codec, shapes = self.run.plan.codec_up, self.ledger.shapes
+            contribution = wire.unpack_contribution(body, codec, shapes)
             self._check(device, offer, contribution)
             self.ledger.check(contribution.update)
         except PeerError as error:
@@ -335,7 +354,10 @@ class Coordinator:
         elif isinstance(action, rounds.Drop):
             log.event("contribution_dropped", device=action.device, reason=action.reason)
             sha256 = self._uploads.offer_of(action.device).parcel.sha256
-            self._say_down(action.device, Refused(action.reason, final=False, sha256=sha256))
+            refused = Refused(
+                action.reason, final=False, sha256=sha256, closed=self.ledger.model.round
+            )
+            self._say_down(action.device, refused)
         elif isinstance(action, rounds.CloseRound):
             self._close_round(now)
         else:
@@ -352,6 +374,8 @@ class Coordinator:
             rounds=self.run.plan.rounds,
             contributions=len(self._rounds.kept),
             cohort=len(self._rounds.cohort),
+            updates_bytes=self.ledger.store.kept_bytes(self.run.id, self.ledger.model.round),
+            model_bytes=self.ledger.parcel.size_bytes,
             seconds=round(now - self._opened_at, 3),
         )
         self._uploads.release_all()

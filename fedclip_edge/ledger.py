@@ -1,8 +1,10 @@
 """What a run has come to: its model, the open round's sum, and how both stand in the journal.
 
 Laws: a contribution is on disk before it is in the sum; a closed round's model is on disk before
-anybody hears of it; a run is finished only once its model file is written; whatever is killed, `open_ledger` comes back to the same model, byte for byte,
-and to a sum of the same contributions.
+anybody hears of it; a run is finished only once its model file is written; whatever is killed,
+`open_ledger` comes back to the same model, byte for byte, and to a sum of the same contributions.
+A round's sum is added to the model in float32, the master; devices get it as the plan's
+`codec_down` gives it, and what they send is relative to that.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import ClassTexts, Contribution, Model, Terms, Update
+from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Terms, Update
 from fedclip_edge.store import Run, Store, StoredModel
 
 
@@ -45,7 +47,7 @@ def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, s
         run = None
     if run is None:
         run = Run(f"run-{secrets.token_hex(4)}", config.plan, encoder_id, classes.digest)
-        store.add_run(run, _stored(method.initial(classes, dim, run.plan.seed), {}, run.plan.codec))
+        store.add_run(run, _stored(method.initial(classes, dim, run.plan.seed), {}, run.plan))
     return run
 
 
@@ -56,7 +58,7 @@ class Ledger:
     run: Run
     store: Store
     shapes: wire.Shapes  # the terms of its models and updates
-    model: Model
+    model: Model  # the master
     stored: StoredModel  # the model in the bytes that are published
     total: ExactSum
 
@@ -74,6 +76,10 @@ class Ledger:
         """By device, the SHA-256 of what is on disk for the open round."""
         return self.store.kept(self.run.id, self.model.round + 1)
 
+    def was_kept(self, device: str, round: int, sha256: str) -> bool:
+        """Whether this very contribution is in this run, its round open or closed."""
+        return self.store.has_kept(self.run.id, round, device, sha256)
+
     def check(self, update: Update) -> None:
         """Raises PeerError where the update is out of the plan's bounds."""
         self.total.check(update)
@@ -88,7 +94,7 @@ class Ledger:
         plan = self.run.plan
         state: Terms = safetensors.numpy.load(self.stored.server_state)
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
-        stored = _stored(model, state, plan.codec)
+        stored = _stored(model, state, plan)
         self.store.close_round(self.run.id, stored)
         self.model, self.stored, self.total = model, stored, ExactSum(plan)
 
@@ -116,14 +122,20 @@ class Ledger:
 def open_ledger(run: Run, store: Store, shapes: wire.Shapes) -> Ledger:
     """The books as the journal has them."""
     plan, stored = run.plan, store.newest_model(run.id)
-    model = wire.unpack_model(stored.body, plan.codec, shapes)
+    model = model_file.master(stored, shapes)
     total = ExactSum(plan)
     for body in store.contributions(run.id, model.round + 1):
-        total.add(wire.unpack_contribution(body, plan.codec, shapes).update)
+        total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)
     return Ledger(run, store, shapes, model, stored, total)
 
 
-def _stored(model: Model, server_state: Terms, codec: str) -> StoredModel:
-    body = wire.pack_model(model, codec)
-    state = safetensors.numpy.save(dict(server_state))
-    return StoredModel(model.round, hashlib.sha256(body).hexdigest(), body, state)
+def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:
+    body = wire.pack_model(model, plan.codec_down)
+    lossless = plan.codec_down == model_file.MASTER_CODEC
+    return StoredModel(
+        round=model.round,
+        sha256=hashlib.sha256(body).hexdigest(),
+        body=body,
+        server_state=safetensors.numpy.save(dict(server_state)),
+        master=None if lossless else wire.pack_model(model, model_file.MASTER_CODEC),
+    )

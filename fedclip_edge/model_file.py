@@ -25,10 +25,11 @@ from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import wire
-from fedclip_edge.records import Model, Plan
-from fedclip_edge.store import Run, Store, open_store
+from fedclip_edge.records import Codec, Model, Plan
+from fedclip_edge.store import Run, Store, StoredModel, open_store
 from fedclip_edge.vision.bundle import Bundle
 
+MASTER_CODEC: Codec = "fp32"  # loses nothing
 _SCHEMA = 1
 _METADATA = "fedclip_edge"
 _SQLITE = b"SQLite format 3\0"  # sqlite.org/fileformat.html
@@ -94,6 +95,11 @@ def read(path: Path) -> TrainedModel:
     return trained
 
 
+def master(stored: StoredModel, shapes: wire.Shapes) -> Model:
+    """A journal's model in float32, whatever it was published in; PeerError if it is damaged."""
+    return wire.unpack_model(stored.master or stored.body, MASTER_CODEC, shapes)
+
+
 def find(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
     """The model that `--model name` means, fitting the bundle.
 
@@ -135,7 +141,7 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
         _check_fits(where, run.encoder_id, run.classes_digest, bundle)
         shapes = methods.shapes(run.plan, bundle.classes, bundle.manifest.dim)
         try:
-            model = wire.unpack_model(store.newest_model(run.id).body, run.plan.codec, shapes)
+            model = master(store.newest_model(run.id), shapes)
         except PeerError as error:
             raise ConfigError(
                 f"the model of {where} is damaged ({error}); {_NAME_ANOTHER}"

@@ -24,7 +24,7 @@ U8 = NDArray[np.uint8]
 Scalar = str | int | float | bool
 Terms = Mapping[str, F32]
 Role = Literal["train", "evaluate"]
-Codec = Literal["fp32"]  # messaging/codec.py
+Codec = Literal["fp32", "fp16", "int8"]  # messaging/codec.py
 
 # One topic level on every broker, a file name on every disk, a certificate's common name.
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
@@ -132,7 +132,8 @@ class Plan:
     options: Mapping[str, Scalar] = field(default_factory=dict)  # the method's own, by name
     rounds: int = 30
     seed: int = 0
-    codec: Codec = "fp32"
+    codec_up: Codec = "int8"  # of updates
+    codec_down: Codec = "fp16"  # of models; the coordinator keeps them in float32 all the same
     grid_bits: int = 32  # sums are taken on the grid 2**-grid_bits, in int64
     max_weight: int = 2**20  # a contribution above either bound is refused, so that
     max_norm: float = 1000.0  # no single device can overflow or drown a sum
@@ -150,8 +151,11 @@ class Plan:
                 raise ValueError(f"{name}: expected {low} to {high}, got {value}")
         if not 0 < self.max_norm < 1e9:
             raise ValueError(f"max_norm: expected above 0 and below 1e9, got {self.max_norm}")
-        if self.codec not in get_args(Codec):
-            raise ValueError(f"codec: expected one of {get_args(Codec)}, got {self.codec!r}")
+        for name in ("codec_up", "codec_down"):
+            if getattr(self, name) not in get_args(Codec):
+                raise ValueError(
+                    f"{name}: expected one of {get_args(Codec)}, got {getattr(self, name)!r}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `Plan(**plan.to_json()) == plan`."""

@@ -7,23 +7,27 @@ well as a broker does.
 Laws:
 - Training and evaluation happen in `act`, never while a message is being taken in.
 - A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
-  without enrolment the first that a run showed. An older epoch or round is refused.
+  without enrolment the first that a run showed. An older epoch or round is refused, also after a
+  restart.
 - A round is joined only after the coordinator has answered this connection's hello, because only
   that answer says whether a late-comer is in the cohort; and it names this process's boot, so
   that nobody can play an answer of old to it.
-- A contribution is held until the coordinator has it on disk, or will never want it.
+- A contribution is parked on disk before it is offered, and held until the coordinator has it on
+  its own, or will never want it. No other one of its run is made before: what a kept one left
+  behind (the codec's residual, the method's state) goes into the next, once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fedclip_edge import log
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import PeerError, RefusedError
-from fedclip_edge.messaging import rounds, transfer, wire
+from fedclip_edge.messaging import codec, rounds, transfer, wire
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
@@ -39,7 +43,8 @@ from fedclip_edge.messaging.messages import (
 )
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
-from fedclip_edge.records import Contribution, Model, Plan, Report, Update
+from fedclip_edge.parked import Carried, Floor, Parked, ParkedUpdate
+from fedclip_edge.records import Contribution, Model, Plan, Report, Terms, Update
 
 REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
 REPEAT_S = 5.0  # without an answer for this long, say it again
@@ -53,11 +58,8 @@ class Learner(Protocol):
     def shapes(self, plan: Plan) -> wire.Shapes:
         """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
 
-    def fit(self, model: Model, plan: Plan) -> Update:
-        """Trains one round from `model`; what the method keeps waits for `commit`."""
-
-    def commit(self) -> None:
-        """The last update is kept: the method's own state may move on with it."""
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        """Trains one round from `model` and the method's own state; empty in a run's first."""
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         """Accuracies on the test pictures; `final` for the model that ends the run."""
@@ -73,17 +75,14 @@ class Learner(Protocol):
 
 
 @dataclass(eq=False)
-class _Contributed:
-    """What this device has made for one round."""
+class _Offered:
+    """A contribution that is neither kept nor refused yet."""
 
-    run: str
-    round: int
+    update: ParkedUpdate
     parcel: Parcel
-    data: bytes
     said_at: float
-    settled: bool = False  # kept or refused: nothing more to do in this attempt
-    kept: bool = False
     answered: bool = False  # chunks went out on this link
+    unwanted: bool = False  # in this attempt; what becomes of it is known when its round is closed
 
 
 def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
@@ -107,6 +106,7 @@ class Session:
     learner: Learner
     identity: Identity
     transport: Transport
+    parked: Parked
     finished: bool = False
     refused_messages: int = 0
     _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
@@ -124,7 +124,8 @@ class Session:
     _repair_s: float = REPAIR_S
     _model: Model | None = None
     _version: str = ""  # of the model held
-    _contributed: _Contributed | None = None
+    _offered: _Offered | None = None
+    _settled_round: int = 0  # of this run, the last that this device has its answer for
     _report: Report | None = None
     _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
 
@@ -144,8 +145,8 @@ class Session:
         if isinstance(event, Connected):
             self._first_connected_at = self._first_connected_at or now
             self._greeted = False
-            if self._contributed is not None:
-                self._contributed.answered = False
+            if self._offered is not None:
+                self._offered.answered = False
             self._say_state(online=True)
             self._say_hello(now)
         elif isinstance(event, Received):
@@ -179,13 +180,11 @@ class Session:
         if now - self._heard_at >= self._patience_s(manifest):
             self._heard_at = now  # the next manifest may have been lost on its way
             self._say_hello(now)
+        if self._repeat_offer(now):
+            return True
         if not self._have_model(manifest, now):
             return False
-        return (
-            self._train_if_due(manifest, now)
-            or self._evaluate_if_due(manifest, now)
-            or self._repeat_offer(now)
-        )
+        return self._train_if_due(manifest, now) or self._evaluate_if_due(manifest, now)
 
     def _patience_s(self, manifest: Manifest) -> float:
         """After how long without a manifest this device asks whether it missed one."""
@@ -214,15 +213,14 @@ class Session:
         elif isinstance(message, Want):
             self._send_wanted(message, now)
         elif isinstance(message, Kept):
-            if self._settle(message.sha256, kept=True):
-                self.learner.commit()
+            self._settle(message)
         elif isinstance(message, Refused):
             if message.final and message.key != self.identity.key:
                 return  # meant for another that speaks under this id
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
-            self._settle(message.sha256, kept=False)
+            self._settle(message)
         else:
             raise PeerError(f"a coordinator does not say {type(message).__name__}")
 
@@ -239,8 +237,10 @@ class Session:
 
     def _take_coordinator(self, state: CoordinatorState, now: float, *, direct: bool) -> None:
         known = self._coordinator
-        if known is not None and state.epoch < known.epoch:
-            raise PeerError(f"epoch {state.epoch} is older than {known.epoch}")
+        epoch = max(self.parked.floor.epoch, 0 if known is None else known.epoch)
+        # One that rose above its own first epoch left its will before that.
+        if state.epoch < epoch and (known is None or state.boot != known.boot):
+            raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
         self._coordinator = state
         # Said to this device alone, it asks who that is.
         is_new = direct or known is None or known.boot != state.boot or not known.online
@@ -251,17 +251,26 @@ class Session:
     def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         if direct and manifest.answers != self.boot:
             raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
-        known = self._manifest
-        if known is not None and known.run == manifest.run:
-            if (manifest.epoch, manifest.round) < (known.epoch, known.round):
-                raise PeerError(f"manifest of round {manifest.round} of epoch {manifest.epoch}")
-            mine = self._contributed
-            if manifest.attempt > known.attempt and mine and mine.settled and not mine.kept:
-                self._contributed = None  # what one attempt refused, the next may want
-        elif known is not None and manifest.epoch < known.epoch:
-            raise PeerError(f"manifest of an older run, epoch {manifest.epoch}")
-        if known is not None and known.run != manifest.run:  # what was said of it ends with it
-            self._report, self._reported, self._contributed = None, ("", False), None
+        known, floor = self._manifest, self.parked.floor
+        if floor.is_above(manifest.epoch, manifest.run, manifest.round):
+            raise PeerError(
+                f"manifest of round {manifest.round} of epoch {manifest.epoch}, older than round "
+                f"{floor.round} of epoch {floor.epoch}"
+            )
+        self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round))
+        if known is None or known.run != manifest.run:  # what was said of another ends with it
+            self._report, self._reported = None, ("", False)
+            self._take_up(manifest.run)
+        elif self._offered is not None and (
+            manifest.round != known.round
+            or (manifest.attempt != known.attempt and self._offered.unwanted)
+        ):
+            # What one attempt refused, the next may want; and once the round is closed, the answer
+            # is final, and the next contribution waits for it.
+            self._offered.unwanted, self._offered.said_at = False, -math.inf
+        if manifest.phase == "done":
+            self._offered = None
+            self.parked.forget(manifest.run)
         self._manifest = manifest
         self._heard_at = now
         self.transport.expect(manifest.devices)
@@ -278,6 +287,13 @@ class Session:
         evaluates = "evaluate" in self.config.roles
         if manifest.phase == "done" and took_part and not (evaluates and not self._reported[1]):
             self.finished = True
+
+    def _take_up(self, run: str) -> None:
+        """What this device had made for the run before it was killed, or before another came."""
+        update, self._settled_round = self.parked.update(run), self.parked.kept_round(run)
+        self._offered = None
+        if update is not None:
+            self._offered = _Offered(update, transfer.parcel_of(update.body), -math.inf)
 
     def _expect(self, manifest: Manifest, since: float) -> transfer.Incoming:
         if self._incoming is None or self._incoming.parcel != manifest.model:
@@ -296,7 +312,7 @@ class Session:
             return False
         try:
             shapes = self.learner.shapes(manifest.plan)
-            self._model = wire.unpack_model(incoming.take(), manifest.plan.codec, shapes)
+            self._model = wire.unpack_model(incoming.take(), manifest.plan.codec_down, shapes)
         except PeerError as error:
             self.refused_messages += 1
             log.event("model_refused", reason=str(error))
@@ -318,15 +334,18 @@ class Session:
         return transfer.first(incoming.missing, _REPAIR_CHUNKS)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
-        done = self._contributed
         if (
             manifest.phase != "open"
             or "train" not in self.config.roles
             or not self._takes_part(manifest)
-            or (done is not None and (done.run, done.round) == (manifest.run, manifest.round))
+            or self._offered is not None
+            or self._settled_round == manifest.round
         ):
             return False
         assert self._model is not None
+        plan, carried = manifest.plan, self.parked.carried(manifest.run)
+        update, state = self.learner.fit(self._model, plan, carried.state)
+        terms, residual = codec.with_feedback(plan.codec_up, update.terms, carried.residual)
         contribution = Contribution(
             run=manifest.run,
             round=manifest.round,
@@ -334,12 +353,15 @@ class Session:
             base=self._version,
             encoder_id=self.encoder_id,
             classes_digest=self.classes_digest,
-            update=self.learner.fit(self._model, manifest.plan),
+            update=replace(update, terms=terms),
         )
-        data = wire.pack_contribution(contribution, manifest.plan.codec)
+        data = wire.pack_contribution(contribution, plan.codec_up)
         parcel = transfer.parcel_of(data)
-        self._contributed = _Contributed(manifest.run, manifest.round, parcel, data, now)
+        parked = ParkedUpdate(manifest.run, manifest.round, parcel.sha256, data)
+        self.parked.park(parked, Carried(residual, state))
+        self._offered = _Offered(parked, parcel, now)
         self._say_up(Offer(manifest.run, manifest.round, parcel))
+        log.event("trained", round=manifest.round, update_bytes=len(data))
         return True
 
     def _takes_part(self, manifest: Manifest) -> bool:
@@ -367,32 +389,38 @@ class Session:
         return True
 
     def _repeat_offer(self, now: float) -> bool:
-        mine = self._contributed
-        if mine is None or mine.settled or now - mine.said_at < REPEAT_S:
+        mine = self._offered
+        if mine is None or mine.unwanted or now - mine.said_at < REPEAT_S:
             return False
         if mine.answered and self.transport.backlog():
             return False
         mine.said_at = now
-        self._say_up(Offer(mine.run, mine.round, mine.parcel))
+        self._say_up(Offer(mine.update.run, mine.update.round, mine.parcel))
         return True
 
     def _send_wanted(self, want: Want, now: float) -> None:
-        mine = self._contributed
-        if mine is None or mine.settled or mine.parcel.sha256 != want.sha256:
+        mine = self._offered
+        if mine is None or mine.unwanted or mine.parcel.sha256 != want.sha256:
             return  # of an earlier round: whoever asked has moved on
         if mine.answered and self.transport.backlog():
             return  # the answer to the last time is still on its way; a slow link is no loss
         mine.said_at, mine.answered = now, True
-        for chunk in transfer.chunks(mine.data, mine.parcel, want.missing):
+        for chunk in transfer.chunks(mine.update.body, mine.parcel, want.missing):
             self.transport.publish(self.topics.up(self.config.id), chunk)
 
-    def _settle(self, sha256: str, *, kept: bool) -> bool:
-        """Forgets the contribution of that hash; False where it is another, or forgotten."""
-        mine = self._contributed
-        if mine is None or mine.settled or mine.parcel.sha256 != sha256:
-            return False
-        mine.settled, mine.kept, mine.data = True, kept, b""
-        return True
+    def _settle(self, answer: Kept | Refused) -> None:
+        """Forgets the contribution of that hash; nothing where it is another, or forgotten.
+
+        A refusal while its round is not closed settles nothing: the same one may be kept yet.
+        """
+        mine = self._offered
+        if mine is None or mine.parcel.sha256 != answer.sha256:
+            return
+        if isinstance(answer, Refused) and answer.closed < mine.update.round:
+            mine.unwanted = True
+            return
+        self.parked.settle(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
+        self._settled_round, self._offered = mine.update.round, None
 
     def _say_hello(self, now: float) -> None:
         self._hello_at = now
@@ -404,12 +432,13 @@ class Session:
                 domain=self.config.domain,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,
+                epoch=self.parked.floor.epoch,
             )
         )
         if self._report is not None:  # the coordinator may have been away when it was said
             self._say_up(self._report)
-        if self._contributed is not None and not self._contributed.settled:
-            self._contributed.said_at = now - REPEAT_S
+        if self._offered is not None:
+            self._offered.said_at = -math.inf
 
     def _say_state(self, *, online: bool) -> None:
         topic = self.topics.state(self.config.id)

@@ -5,7 +5,8 @@ not forget: runs, closed models, the open round's contributions, reports, pinned
 
 Laws: the first contribution per (run, round, device) stays; closing a round commits the model and
 deletes its contribution bodies in one transaction; what is read back is what was written, byte
-for byte.
+for byte. A model is stored in the bytes that were published, never encoded anew, because another
+version of a compression library may write other bytes for the same model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError, StoreError
 from fedclip_edge.records import Plan, Report
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE run (
     id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
@@ -30,7 +31,7 @@ CREATE TABLE run (
 );
 CREATE TABLE model (
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, sha256 TEXT NOT NULL,
-    body BLOB NOT NULL, server_state BLOB NOT NULL, PRIMARY KEY (run, round)
+    body BLOB NOT NULL, server_state BLOB NOT NULL, master BLOB, PRIMARY KEY (run, round)
 );
 CREATE TABLE contribution (
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
@@ -65,9 +66,10 @@ class StoredModel:
     """A closed model, in the bytes that were published."""
 
     round: int  # rounds closed in it
-    sha256: str
+    sha256: str  # of `body`
     body: bytes
     server_state: bytes  # what the method keeps on the coordinator between rounds
+    master: bytes | None = None  # the model in float32; None where `body` is that
 
 
 class Store:
@@ -123,7 +125,7 @@ class Store:
         """The model the run stands at."""
         return StoredModel(
             *self._one(
-                "SELECT round, sha256, body, server_state FROM model WHERE run = ? "
+                "SELECT round, sha256, body, server_state, master FROM model WHERE run = ? "
                 "ORDER BY round DESC LIMIT 1",
                 run,
             )
@@ -148,6 +150,16 @@ class Store:
             )
         )
 
+    def has_kept(self, run: str, round: int, device: str, sha256: str) -> bool:
+        """Whether this very contribution was kept, in a round that is open or closed."""
+        query = "SELECT sha256 FROM contribution WHERE run = ? AND round = ? AND device = ?"
+        return self._rows(query, run, round, device) == [(sha256,)]
+
+    def kept_bytes(self, run: str, round: int) -> int:
+        """What the contributions to a round, open or closed, measured as they came."""
+        query = "SELECT SUM(size_bytes) FROM contribution WHERE run = ? AND round = ?"
+        return int(self._one(query, run, round)[0] or 0)
+
     def contributions(self, run: str, round: int) -> Iterator[bytes]:
         """The bodies kept for an open round, in the order of `kept`, one in memory at a time."""
         query = "SELECT body FROM contribution WHERE run = ? AND round = ? AND device = ?"
@@ -155,9 +167,16 @@ class Store:
             yield self._one(query, run, round, device)[0]
 
     def close_round(self, run: str, model: StoredModel) -> None:
-        """Commits the model of `model.round` and deletes the bodies that made it."""
+        """Commits the model of `model.round` and deletes the bodies that made it.
+
+        Of the models before it the float32 stays; what was published is asked for no more.
+        """
         with self._writing():
             self._add_model(run, model)
+            self._database.execute(
+                "UPDATE model SET body = x'' WHERE run = ? AND round = ? AND master IS NOT NULL",
+                (run, model.round - 1),
+            )
             self._database.execute(
                 "UPDATE contribution SET body = NULL WHERE run = ? AND round = ?",
                 (run, model.round),
@@ -222,8 +241,8 @@ class Store:
 
     def _add_model(self, run: str, model: StoredModel) -> None:
         self._database.execute(
-            "INSERT INTO model VALUES (?, ?, ?, ?, ?)",
-            (run, model.round, model.sha256, model.body, model.server_state),
+            "INSERT INTO model VALUES (?, ?, ?, ?, ?, ?)",
+            (run, model.round, model.sha256, model.body, model.server_state, model.master),
         )
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity, transfer, wire
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import Model, Plan, Report, Update
+from fedclip_edge.records import Model, Plan, Report, Terms, Update
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
@@ -41,12 +41,9 @@ class Learner:
     def shapes(self, plan: Plan) -> wire.Shapes:
         return shapes(plan.method)
 
-    def fit(self, model: Model, plan: Plan) -> Update:
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         self.trains()
-        return update_of(model, self.device, self.variant)
-
-    def commit(self) -> None:
-        pass
+        return update_of(model, self.device, self.variant), state
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         return {"federated": 0.5}

@@ -17,6 +17,7 @@ from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.parked import open_parked
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
 from fedclip_edge.session import Session, will
 from fedclip_edge.store import Store, open_store
@@ -133,6 +134,7 @@ class Fleet:
             learner=LocalLearner(config, self.classes, dim, data, link.traffic),
             identity=me,
             transport=link,
+            parked=open_parked(config.state_dir / "parked.sqlite"),
         )
         self.sessions[name] = session
         return session

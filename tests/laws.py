@@ -73,7 +73,7 @@ class Laws:
 
     def __post_init__(self) -> None:
         self._model = self.initial
-        self.models.append(ledger._stored(self.initial, {}, self.run.plan.codec))
+        self.models.append(ledger._stored(self.initial, {}, self.run.plan))
 
     def said(self, topic: str, payload: bytes) -> None:
         """A message that the coordinator lets out of its hands."""
@@ -137,7 +137,7 @@ class Laws:
         total = self._sum(number, kept)
         method = methods.get(self.run.plan.method)
         self._model, _ = method.combine(self._model, total, {})
-        self.models.append(ledger._stored(self._model, {}, self.run.plan.codec))
+        self.models.append(ledger._stored(self._model, {}, self.run.plan))
         self.closed_with.append(kept)
         self._open = None
 
@@ -174,7 +174,7 @@ class Laws:
                 classes_digest=self.run.classes_digest,
                 update=update,
             )
-            body = wire.pack_contribution(contribution, self.run.plan.codec)
+            body = wire.pack_contribution(contribution, self.run.plan.codec_up)
             if hashlib.sha256(body).hexdigest() == sha256:
                 return update
         raise BrokenLawError("equal", f"{device} never made what is kept of it for round {number}")

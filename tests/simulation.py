@@ -36,6 +36,7 @@ from fedclip_edge.messaging.memory import MemoryTransport
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.uploads import LEASE_S
+from fedclip_edge.parked import open_parked
 from fedclip_edge.records import Plan, Role
 from fedclip_edge.store import Run, Store, open_store
 
@@ -114,7 +115,9 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         devices, spare = self.luck.choice((1, 1, 2, 2, 3)), self.luck.choice((0, 0, 1))
-        self.plan = Plan(rounds=self.luck.choice((1, 2, 2, 3)))
+        rounds = self.luck.choice((1, 2, 2, 3))
+        # Lossless, so that what a device made can be told from what it made of its residual.
+        self.plan = Plan(rounds=rounds, codec_up="fp32", codec_down="fp32")
         self.rules = RunRules(
             devices=devices,
             quorum=self.luck.choice((0.5, 0.75, 1.0)),
@@ -273,7 +276,7 @@ class World:
         if store.last_run() is None:
             initial = methods.get(self.plan.method).initial(CLASSES, DIM, self.plan.seed)
             run = Run("run-1", self.plan, ENCODER, CLASSES.digest)
-            store.add_run(run, ledger._stored(initial, {}, self.plan.codec))
+            store.add_run(run, ledger._stored(initial, {}, self.plan))
         elif store.unfinished_run() is None:
             return None
         return ledger.begin(self._fleet_config(store.path), CLASSES, DIM, ENCODER, store)
@@ -300,6 +303,9 @@ class World:
             learner=Learner(name, variant, functools.partial(self._trains, party)),
             identity=me,
             transport=party.link,
+            parked=open_parked(
+                Path(":memory:")
+            ),  # devices forget; test_session.py has those that do not
         )
 
     def _trains(self, party: Party) -> None:

@@ -29,6 +29,8 @@ CLASSES = class_texts(dim=D)
 PLAN = Plan(
     options={"lr": 2e-2, "weight_decay": 0.0, "loss": "cross-entropy"},
     rounds=3,
+    codec_up="fp32",  # a device alone sends nothing, and so loses nothing
+    codec_down="fp32",
     local_baseline=True,
 )
 
@@ -108,7 +110,9 @@ def test_a_device_trains_with_its_own_seed(tmp_path: Path) -> None:
 
     def terms(name: str, round: int) -> bytes:
         model = Model("fedclip", round, initial().terms)
-        return learner(tmp_path, data, name=name).fit(model, PLAN).terms["0.weight"].tobytes()
+        return (
+            learner(tmp_path, data, name=name).fit(model, PLAN, {})[0].terms["0.weight"].tobytes()
+        )
 
     assert terms("cam-a", 0) == terms("cam-a", 0)
     assert len({terms("cam-a", 0), terms("cam-b", 0), terms("cam-a", 1)}) == 3
@@ -116,7 +120,7 @@ def test_a_device_trains_with_its_own_seed(tmp_path: Path) -> None:
 
 def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Path) -> None:
     data = prepared()
-    update = learner(tmp_path, data).fit(initial(), PLAN)
+    update, _ = learner(tmp_path, data).fit(initial(), PLAN, {})
     seed = training_seed(PLAN.seed, 0, "cam-a")
     expected, _ = fedclip.fit(initial(), data.train, CLASSES, PLAN, {}, seed)
     assert update.weight == expected.weight
@@ -214,7 +218,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
     one.evaluate(initial(), PLAN, final=True)
     assert one.train_s == 0
     assert one.busy_s > 0
-    first, second = one.fit(initial(), PLAN), other.fit(initial(), PLAN)
+    (first, _), (second, _) = one.fit(initial(), PLAN, {}), other.fit(initial(), PLAN, {})
     assert first.terms["2.weight"].tobytes() == second.terms["2.weight"].tobytes()
 
 
@@ -224,7 +228,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
 def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
     asked = learner(tmp_path, traffic=Traffic(up_bytes=11, down_bytes=22))
     model = Model("fedclip", 2, initial().terms)
-    asked.fit(model, PLAN)
+    asked.fit(model, PLAN, {})
     report = asked.report("run-1", model, "a" * 64, {"federated": 0.25}, 3.5)
     assert report == Report(
         run="run-1",
@@ -248,9 +252,9 @@ def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
 
 def test_seconds_add_up_over_rounds(tmp_path: Path) -> None:
     asked = learner(tmp_path)
-    asked.fit(initial(), PLAN)
+    asked.fit(initial(), PLAN, {})
     once = asked.train_s
-    asked.fit(initial(), PLAN)
+    asked.fit(initial(), PLAN, {})
     assert asked.train_s > once
     assert asked.busy_s == asked.train_s
     asked.evaluate(initial(), PLAN, final=False)

@@ -197,7 +197,11 @@ def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
         ("deadline_s = 90", "cohort = -1", " [rules]: cohort: expected 0 or more"),
         ("deadline_s = 90", "upload_slots = 0", " [rules]: upload_slots: expected 1 or more"),
         ("rounds = 5", "rounds = 0", " [plan]: rounds: expected 1 to 1000000, got 0"),
-        ("rounds = 5", 'codec = "int3"', " [plan]: codec: expected 'fp32', got 'int3'"),
+        (
+            "rounds = 5",
+            'codec_up = "int3"',
+            " [plan]: codec_up: expected 'fp32' or 'fp16' or 'int8'",
+        ),
         ("epochs = 2", "epochs = [2]", " [plan]: options.epochs: expected "),
         ("[plan]", "[[plan]]", ": plan: expected Plan, got list"),
         ("[rules]", "[rule]", ": unknown key 'rule'; did you mean 'rules'?"),

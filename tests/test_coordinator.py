@@ -363,8 +363,8 @@ def test_messages_lost_repeated_and_reordered_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     # Many small chunks instead of one: 120 KiB is written as a default in two places.
-    monkeypatch.setattr(Parcel.__init__, "__defaults__", (48,))
-    monkeypatch.setattr(transfer.parcel_of, "__defaults__", (48,))
+    monkeypatch.setattr(Parcel.__init__, "__defaults__", (24,))
+    monkeypatch.setattr(transfer.parcel_of, "__defaults__", (24,))
     broker = LossyBroker(seed, loss=0.1)
     fleet = make(tmp_path, broker=broker)
     for number in range(2):
@@ -491,6 +491,74 @@ def test_a_manifest_that_was_lost_is_said_again_long_before_the_deadline(
 
 
 # Peers that break the protocol.
+
+
+class Forgetful(MemoryBroker):
+    """Loses every acknowledgement to cam-0 while it is told to."""
+
+    losing = False
+
+    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if not (self.losing and topic == TOPICS.down("cam-0") and b'{"kind":"kept"' in payload):
+            super().deliver(topic, payload, retain=retain)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_acknowledgement_lost_over_the_end_of_its_round_is_given_again(
+    tmp_path: Path, killed: bool
+) -> None:
+    """Else the residual that went into that contribution would go into the next one as well."""
+    broker = Forgetful()
+    fleet = make(tmp_path, broker=broker)
+    for number in range(2):
+        device(fleet, number)
+    until(fleet, lambda: fleet.coordinator.ledger.model.round == 1)
+    broker.losing = True
+    until(fleet, lambda: fleet.coordinator.ledger.model.round == 2)
+    assert fleet.sessions["cam-0"].parked.kept_round(fleet.coordinator.run.id) == 1
+    if killed:
+        device(fleet, 0)
+        restart(fleet)
+    broker.losing = False
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_devices_killed_again_and_again_change_nothing(tmp_path: Path, every: int) -> None:
+    fleet = joined(tmp_path)
+    for number in range(60):
+        steps(fleet, every)
+        if fleet.coordinator.finished:
+            break
+        device(fleet, number % 2)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_heard(
+    tmp_path: Path,
+) -> None:
+    fleet = joined(tmp_path)
+    for _ in range(4):
+        restart(fleet)
+        steps(fleet, 4)
+    lost = fleet.coordinator.run.id
+    heard = max(session.parked.floor.epoch for session in fleet.sessions.values())
+    assert heard == 5
+    fleet.store.close()
+    for file in tmp_path.glob("journal.sqlite*"):
+        file.unlink()
+    fleet.broker.cut("coordinator")
+    fleet.broker._retained.clear()  # nor does the broker remember
+    restart(fleet)
+    assert fleet.coordinator.epoch == 1
+    fleet.run()
+    assert fleet.coordinator.run.id != lost
+    assert fleet.coordinator.epoch > heard
+    assert contributing(fleet) == {"cam-0", "cam-1"}
+    restart(fleet)
+    assert fleet.coordinator.epoch > heard + 1, "it is in the journal"
 
 
 def listen(fleet: Fleet, *topics: str) -> MemoryTransport:
@@ -653,7 +721,7 @@ def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
 def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    limit = wire.body_limit_bytes(fleet.coordinator.ledger.shapes)
+    limit = wire.body_limit_bytes(fleet.coordinator.ledger.shapes, PLAN.codec_up)
     run = fleet.coordinator.run.id
     heard = listen(fleet, TOPICS.down("mallory"))
     mallory.say(Offer(run, 1, Parcel("a" * 64, limit + 1)), TOPICS.up("mallory"))
@@ -664,6 +732,17 @@ def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
 
 def test_an_offer_before_a_hello_is_refused(fleet: Fleet) -> None:
     Mallory(fleet).say(forged_offer(fleet), TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+
+
+@pytest.mark.parametrize("round", [-(2**70), -1, 2**53 + 1, 2**70])
+def test_an_offer_to_a_round_that_cannot_be_is_refused(fleet: Fleet, round: int) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    offer = Offer(fleet.coordinator.run.id, 1, Parcel("a" * 64, 10))
+    object.__setattr__(offer, "round", round)
+    mallory.say(offer, TOPICS.up("mallory"))
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
 
@@ -728,7 +807,7 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     until(fleet, lambda: state(fleet).phase == "open")
     assert "mallory" in state(fleet).cohort
     heard = listen(fleet, TOPICS.down("mallory"))
-    data = wire.pack_contribution(build(fleet), "fp32")
+    data = wire.pack_contribution(build(fleet), PLAN.codec_up)
     parcel = transfer.parcel_of(data)
     mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), TOPICS.up("mallory"))
     fleet.step()
@@ -846,6 +925,18 @@ def test_each_start_is_under_a_higher_epoch(fleet: Fleet) -> None:
     first = fleet.coordinator.epoch
     restart(fleet)
     assert fleet.coordinator.epoch == first + 1
+
+
+def test_nobody_can_use_the_epochs_up(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    first = fleet.coordinator.epoch
+    for epoch, expected in ((first, first), (first + 5, first + 6), (2**53, first + 6)):
+        mallory.say(hello(roles=("evaluate",), epoch=epoch), TOPICS.up("mallory"))
+        fleet.step()
+        assert fleet.coordinator.epoch == expected
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
 
 
 @pytest.mark.parametrize("changed", ["plan", "encoder", "classes"])

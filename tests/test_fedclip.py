@@ -99,7 +99,7 @@ def features(device: str) -> Features:
 
 
 def plan_of(how: Reference) -> Plan:
-    return Plan(options=how.options, rounds=ROUNDS, seed=SEED)
+    return Plan(options=how.options, rounds=ROUNDS, seed=SEED, codec_up="fp32", codec_down="fp32")
 
 
 @cache
@@ -210,7 +210,7 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
 
     def newest() -> Model:
         body = fleet.store.newest_model(fleet.coordinator.run.id).body
-        return wire.unpack_model(body, plan.codec, fleet.coordinator.ledger.shapes)
+        return wire.unpack_model(body, plan.codec_down, fleet.coordinator.ledger.shapes)
 
     first = newest()
     for name in SIZES:
@@ -252,14 +252,15 @@ def test_the_comparison_tells_every_variant_apart(name: str) -> None:
 
 
 def test_the_reference_is_the_default() -> None:
-    """A plan that says nothing is the published algorithm, at the published settings."""
-    assert plan_of(Reference()) == Plan(rounds=ROUNDS, seed=SEED)
+    """A plan that says nothing but the codecs is the published algorithm at its own settings."""
+    expected = Plan(rounds=ROUNDS, seed=SEED, codec_up="fp32", codec_down="fp32")
+    assert plan_of(Reference()) == expected
     assert Plan().method == "fedclip"
 
 
 def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> None:
     """What travels is a change; adding its mean gives the average of the trained adapters."""
-    plan = Plan(options={"lr": 1e-4}, rounds=1, seed=SEED)
+    plan = Plan(options={"lr": 1e-4}, rounds=1, seed=SEED, codec_up="fp32", codec_down="fp32")
     _, last = federated(tmp_path, plan)
     start = fedclip.initial(CLASSES, D, SEED)
     changes = [

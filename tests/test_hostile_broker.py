@@ -82,7 +82,7 @@ def fleet(tmp_path: Path, broker: HostileBroker) -> Fleet:
 def evil_model(fleet: Fleet) -> tuple[bytes, Parcel]:
     model = fleet.coordinator.ledger.model
     terms = {name: np.full_like(values, 0.25) for name, values in model.terms.items()}
-    data = wire.pack_model(replace(model, terms=terms), PLAN.codec)
+    data = wire.pack_model(replace(model, terms=terms), PLAN.codec_down)
     return data, transfer.parcel_of(data)
 
 
@@ -172,7 +172,7 @@ def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
             classes_digest=class_texts().digest,
             update=Update("sum", 1, terms),
         ),
-        PLAN.codec,
+        PLAN.codec_up,
     )
     return data, Offer(run.id, ledger.model.round + 1, transfer.parcel_of(data))
 
@@ -283,7 +283,7 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
         for said in old:
             if said[0].endswith(("down", "model", "round", "coord/state")):
                 broker.inject(*said[:2])
-    assert anew._contributed is None  # it trained nothing
+    assert anew._offered is None  # it trained nothing
     assert anew._report is None  # and evaluated nothing
     broker.attack = None
     fleet.run()

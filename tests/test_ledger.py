@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +49,8 @@ def contribution(books: ledger.Ledger, device: str, seed: int) -> tuple[Contribu
         classes_digest=CLASSES.digest,
         update=Update("sum", 1, terms),
     )
-    body = wire.pack_contribution(made, "fp32")
+    body = wire.pack_contribution(made, PLAN.codec_up)
+    made = wire.unpack_contribution(body, PLAN.codec_up, books.shapes)
     return made, transfer.parcel_of(body).sha256, body
 
 
@@ -67,8 +70,65 @@ def test_a_process_that_starts_again_comes_to_the_same_bytes(tmp_path: Path) -> 
         restarted.close_round()
         restarted = open_books(tmp_path / "again")
         assert restarted.stored.body == undisturbed.stored.body
+        assert restarted.stored.master == undisturbed.stored.master
         assert restarted.kept() == {}
     assert restarted.model.round == PLAN.rounds
+
+
+def test_the_model_is_kept_in_float32_whatever_it_is_published_in(tmp_path: Path) -> None:
+    """Else what a round moves by less than half a step of the codec would be lost for ever."""
+    books = open_books(tmp_path)
+    published = wire.unpack_model(books.stored.body, PLAN.codec_down, books.shapes)
+    assert any((published.terms[n] != t).any() for n, t in books.model.terms.items())
+    assert books.version == hashlib.sha256(books.stored.body).hexdigest()
+    tiny = {name: np.full(shape, 1e-7, np.float32) for name, shape in books.shapes.items()}
+    before = books.model
+    for _ in range(PLAN.rounds):
+        base, number = books.version, books.model.round + 1
+        update = Update("sum", 1, tiny)
+        made = Contribution(books.run.id, number, "cam-0", base, ENCODER, CLASSES.digest, update)
+        body = wire.pack_contribution(made, PLAN.codec_up)
+        made = wire.unpack_contribution(body, PLAN.codec_up, books.shapes)
+        books.keep(made, transfer.parcel_of(body).sha256, body)
+        books.close_round()
+        books = open_books(tmp_path)
+    for name, term in before.terms.items():
+        moved = books.model.terms[name].astype(np.float64) - term
+        assert moved.mean() == pytest.approx(PLAN.rounds * 1e-7, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "stored_twice"), [("fp32", False), ("fp16", True)])
+def test_only_a_lossy_codec_costs_a_second_copy_and_of_the_newest_model_alone(
+    tmp_path: Path, name: Any, stored_twice: bool
+) -> None:
+    settings = config(tmp_path, dataclasses.replace(PLAN, codec_up="fp32", codec_down=name))
+    store = open_store(settings.journal)
+    run = ledger.begin(settings, CLASSES, D, ENCODER, store)
+    shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
+    books = ledger.open_ledger(run, store, shapes)
+    assert (books.stored.master is not None) == stored_twice
+    ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    books.total.add(Update("sum", 1, ones))
+    books.close_round()
+    sizes = store._rows("SELECT LENGTH(body), master IS NOT NULL FROM model ORDER BY round")
+    assert [bool(master) for _, master in sizes] == [stored_twice] * 2
+    assert (sizes[0][0] == 0) == stored_twice
+    assert sizes[1][0] == len(books.stored.body)
+
+
+def test_what_was_kept_is_known_after_its_round_closed(tmp_path: Path) -> None:
+    books = open_books(tmp_path)
+    made, sha256, body = contribution(books, "cam-0", 1)
+    assert not books.was_kept("cam-0", 1, sha256)
+    books.keep(made, sha256, body)
+    books.close_round()
+    books = open_books(tmp_path)
+    assert books.was_kept("cam-0", 1, sha256)
+    assert not books.was_kept("cam-0", 2, sha256)
+    assert not books.was_kept("cam-1", 1, sha256)
+    assert not books.was_kept("cam-0", 1, "a" * 64)
+    assert books.store.kept_bytes(books.run.id, 1) == len(body)
+    assert books.store.kept_bytes(books.run.id, 2) == 0
 
 
 def test_what_the_disk_refuses_is_not_in_the_sum(

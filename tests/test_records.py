@@ -223,7 +223,8 @@ def test_a_plan_comes_back_from_json(plan: Plan) -> None:
         ("max_norm", -1.0),
         ("max_norm", 1e9),
         ("max_norm", float("nan")),
-        ("codec", "int3"),
+        ("codec_up", "int3"),
+        ("codec_down", "int3"),
     ],
 )
 def test_a_plan_out_of_bounds_is_refused(name: str, value: Any) -> None:
@@ -233,7 +234,8 @@ def test_a_plan_out_of_bounds_is_refused(name: str, value: Any) -> None:
 
 def test_a_plan_knows_every_codec_there_is() -> None:
     for name in codec.CODECS:
-        assert replace(Plan(), codec=cast("Any", name)).codec == name
+        plan = replace(Plan(), codec_up=cast("Any", name), codec_down=cast("Any", name))
+        assert (plan.codec_up, plan.codec_down) == (name, name)
 
 
 @pytest.mark.parametrize("term", [np.zeros(2), np.zeros(2, np.int32), np.array(np.nan, np.float32)])

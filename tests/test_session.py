@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.config import AgentConfig, DataConfig
-from fedclip_edge.errors import RefusedError
+from fedclip_edge.errors import DiskError, RefusedError
 from fedclip_edge.messaging import identity, transfer, wire
 from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import (
@@ -31,10 +31,12 @@ from fedclip_edge.messaging.messages import (
 from fedclip_edge.messaging.rounds import cohort_hash
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Will
-from fedclip_edge.records import Model, Plan, Report, Role, Update
+from fedclip_edge.parked import Parked, open_parked
+from fedclip_edge.records import Model, Plan, Report, Role, Terms, Update
 from fedclip_edge.session import REPAIR_S, REPEAT_S, Session, will
 
 TOPICS = Topics("lab")
+PLAN = Plan(codec_up="fp32", codec_down="fp32")
 ME, FORGER = identity.new(), identity.new()
 DEVICE_KEY = identity.new()
 M = TypeVar("M")
@@ -46,23 +48,23 @@ def model(value: float, closed: int = 0) -> Model:
 
 @dataclass
 class FakeLearner:
-    """Counts what is asked of it; an update is the model it came from."""
+    """Counts what is asked of it; an update is the model it came from, and a little more."""
 
     device: str = "cam-01"
+    adds: float = 0.5
     fitted: list[float] = field(default_factory=list)
-    committed: int = 0
+    states: list[int] = field(default_factory=list)  # its own: how many were kept before
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
     busy_s: float = 0.0
 
     def shapes(self, plan: Plan) -> wire.Shapes:
         return {"gate": (40, 10)}
 
-    def fit(self, model: Model, plan: Plan) -> Update:
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         self.fitted.append(float(model.terms["gate"][0, 0]))
-        return Update("sum", 1, {"gate": model.terms["gate"] + np.float32(0.5)})
-
-    def commit(self) -> None:
-        self.committed += 1
+        self.states.append(int(state["kept"]) if state else 0)
+        update = Update("sum", 1, {"gate": model.terms["gate"] + np.float32(self.adds)})
+        return update, {"kept": np.array(self.states[-1] + 1, np.float32)}
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         self.evaluated.append((float(model.terms["gate"][0, 0]), final))
@@ -88,13 +90,27 @@ class Scene:
         self.script = self.broker.client(
             "script", (TOPICS.state("+"), TOPICS.up("+")), Will("gone", b"")
         )
-        self.learner = FakeLearner()
-        config = AgentConfig("cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles)
-        link = self.broker.client(
-            "cam-01", TOPICS.for_device("cam-01"), will(config, DEVICE_KEY, "b1")
+        self.config = AgentConfig(
+            "cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles
         )
-        self.link = link
-        self.session = Session(config, "b1", "e" * 64, "c" * 64, self.learner, DEVICE_KEY, link)
+        self.start()
+
+    def start(self) -> None:
+        """The device's process; once more after whatever killed it."""
+        self.learner = FakeLearner()
+        self.link = self.broker.client(
+            "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
+        )
+        self.session = Session(
+            config=self.config,
+            boot="b1",
+            encoder_id="e" * 64,
+            classes_digest="c" * 64,
+            learner=self.learner,
+            identity=DEVICE_KEY,
+            transport=self.link,
+            parked=open_parked(self.config.state_dir / "parked.sqlite"),
+        )
 
     def flow(self) -> None:
         """The session takes what came."""
@@ -141,7 +157,7 @@ class Scene:
         return payload
 
     def say_model(self, made: Model, only: transfer.Ranges | None = None) -> None:
-        data = wire.pack_model(made, "fp32")
+        data = wire.pack_model(made, PLAN.codec_down)
         for chunk in transfer.chunks(data, small(data), only):
             self.script.publish(TOPICS.model, chunk)
 
@@ -167,9 +183,9 @@ def manifest(made: Model | None = None, **changes: Any) -> Manifest:
         "phase": "open",
         "round": 1,
         "attempt": 0,
-        "model": small(wire.pack_model(made, "fp32")),
+        "model": small(wire.pack_model(made, PLAN.codec_down)),
         "model_round": made.round,
-        "plan": Plan(),
+        "plan": PLAN,
         "encoder_id": "e" * 64,
         "classes_digest": "c" * 64,
         "cohort": "f" * 64,
@@ -581,11 +597,13 @@ def test_it_contributes_once_a_round(scene: Scene) -> None:
     scene.say(manifest(attempt=1))
     scene.work()
     assert scene.learner.fitted == [0.0]
+    scene.say(Kept("run-1", 1, offer.parcel.sha256))
     scene.say(manifest(model(1, 1), round=2, takes_part=None), topic=TOPICS.round)
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
     assert scene.learner.fitted == [0.0, 1.0]
+    assert scene.learner.states == [0, 1]
     assert [offer.round for offer in scene.heard(Offer)] == [2]
 
 
@@ -635,14 +653,12 @@ def test_it_offers_again_until_it_is_kept(scene: Scene) -> None:
         assert scene.heard(Offer) == []
         scene.work(0.1)
         assert scene.heard(Offer) == [offer]
-    assert scene.learner.committed == 0
     scene.say(Kept("run-1", 1, "a" * 64))  # another one
     scene.work(REPEAT_S)
     assert scene.heard(Offer) == [offer]
     for _ in range(2):
         scene.say(Kept("run-1", 1, offer.parcel.sha256))
         scene.work()
-        assert scene.learner.committed == 1
     scene.work(10 * REPEAT_S)
     assert scene.heard(Offer) == []
     scene.say(Want(offer.parcel.sha256, ((0, 9),)))
@@ -677,7 +693,7 @@ def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
     scene.say(Refused("too large", final=False, sha256=offer.parcel.sha256))
     scene.work(10 * REPEAT_S)
     assert scene.heard(Offer) == []
-    assert scene.learner.committed == 0
+    assert scene.learner.fitted == [0.0]
 
 
 def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
@@ -811,3 +827,228 @@ def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> Non
     assert not scene.session.finished, "the coordinator may still give it the last model"
     comes(state(online=False), TOPICS.coordinator_state)
     assert scene.session.finished
+
+
+# What survives its kill.
+
+
+def kept(scene: Scene, offer: Offer) -> None:
+    scene.say(Kept("run-1", offer.round, offer.parcel.sha256))
+    scene.work()
+
+
+def restart(scene: Scene) -> None:
+    scene.broker.cut("cam-01")
+    for kind in (Offer, Hello, Want, Report, bytes):
+        scene.heard(kind)
+    scene.start()
+    scene.flow()
+
+
+def uploaded(scene: Scene, offer: Offer) -> bytes:
+    scene.say(Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),)))
+    scene.work()
+    incoming = transfer.Incoming(offer.parcel)
+    for chunk in scene.heard(bytes):
+        incoming.receive(chunk)
+    return incoming.take()
+
+
+def test_after_a_kill_it_offers_the_very_same_bytes_without_training(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    body = uploaded(scene, offer)
+    restart(scene)
+    scene.say(manifest())
+    scene.work()
+    assert scene.heard(Offer) == [offer], "before it has the model again"
+    assert uploaded(scene, offer) == body
+    scene.say_model(model(0))
+    scene.work()
+    kept(scene, offer)
+    scene.work(10 * REPEAT_S)
+    assert scene.learner.fitted == []
+    assert scene.heard(Offer) == []
+
+
+def test_after_a_kill_it_does_not_train_again_what_is_kept(scene: Scene) -> None:
+    scene.join()
+    kept(scene, scene.heard(Offer)[0])
+    restart(scene)
+    scene.say(manifest(attempt=1))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest(model(1, 1), round=2))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert (scene.learner.fitted, scene.learner.states) == ([1.0], [1]), "its own state is there"
+
+
+@pytest.mark.parametrize("answer", ["kept", "refused"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
+    scene: Scene, answer: str, killed: bool
+) -> None:
+    """Else what the update left behind would be lost, or would count twice."""
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    if killed:
+        restart(scene)
+    scene.say(manifest(model(1, 1), round=2))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.heard(Offer) == [offer], "at once"
+    assert 1.0 not in scene.learner.fitted
+    scene.work(REPEAT_S)
+    assert scene.heard(Offer) == [offer], "until it is answered"
+    if answer == "kept":
+        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    else:
+        scene.say(Refused("not open", final=False, sha256=offer.parcel.sha256, closed=1))
+    scene.work()
+    assert scene.learner.fitted[-1] == 1.0
+    assert scene.learner.states[-1] == (answer == "kept")
+    assert [offer.round for offer in scene.heard(Offer)] == [2]
+
+
+@pytest.mark.parametrize("answer", ["kept", "refused"])
+def test_a_refusal_is_believed_once_its_round_is_closed(scene: Scene, answer: str) -> None:
+    """An earlier one may be late: the same contribution may have been kept since."""
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    early = Refused("not in the cohort", final=False, sha256=offer.parcel.sha256, closed=0)
+    scene.say(early)
+    scene.work(10 * REPEAT_S)
+    assert scene.heard(Offer) == []
+    scene.say(manifest(model(1, 1), round=2))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.heard(Offer) == [offer]
+    scene.say(early)
+    scene.work()
+    assert 1.0 not in scene.learner.fitted
+    if answer == "kept":
+        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    else:
+        scene.say(replace(early, closed=1))
+    scene.work()
+    assert scene.learner.states == [0, int(answer == "kept")]
+
+
+def test_in_an_unknown_run_it_parks_its_update_until_its_own_comes_back(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(manifest(model(5), run="run-2", epoch=6))
+    scene.flow()
+    scene.say_model(model(5))
+    scene.work()
+    assert [offer.run for offer in scene.heard(Offer)] == ["run-2"]
+    assert scene.learner.states == [0, 0], "each run has its own"
+    for again in (False, True):
+        if again:
+            restart(scene)
+        scene.say(manifest(epoch=7))
+        scene.work()
+        assert scene.heard(Offer) == [offer]
+        scene.say(manifest(model(5), run="run-2", epoch=7))
+        scene.work()
+        assert [offer.run for offer in scene.heard(Offer)] == ["run-2"]
+
+
+def test_when_a_run_is_done_nothing_of_it_stays(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    assert scene.session.parked.update("run-1") is not None
+    scene.say(manifest(phase="done"))
+    scene.work()
+    assert scene.session.parked.update("run-1") is None
+    scene.work(10 * REPEAT_S)
+    assert offer not in scene.heard(Offer)
+
+
+def test_after_a_kill_it_refuses_an_older_epoch_and_an_older_round(scene: Scene) -> None:
+    scene.join(round=3, epoch=5, phase="gathering")
+    restart(scene)
+    (hello,) = [*scene.heard(Hello)]
+    assert hello.epoch == 5, "so that a coordinator without its journal can rise above it"
+    for older in (
+        manifest(round=2, epoch=5),
+        manifest(round=9, epoch=4),
+        manifest(run="run-2", epoch=4),
+    ):
+        scene.say(older)
+        refused_once(scene)
+    scene.say(state("k0", epoch=4), topic=TOPICS.coordinator_state)
+    refused_once(scene)
+    scene.say(manifest(run="run-2", epoch=6))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_coordinator_that_rose_is_known_by_its_boot(scene: Scene) -> None:
+    """The will that the broker holds for it is of its first epoch."""
+    scene.join()
+    scene.say(state("k2", epoch=9), topic=TOPICS.coordinator_state)
+    scene.say(manifest(epoch=9))
+    scene.work()
+    scene.say(state("k2", epoch=3, online=False), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.session.refused_messages == 0
+    scene.say(state("k1", epoch=3), topic=TOPICS.coordinator_state)
+    refused_once(scene)
+
+
+# What a codec loses.
+
+
+def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None:
+    """Of 0.001 beside 1 nothing can be said in so few steps; after enough rounds it has arrived."""
+    plan = Plan(codec_up="int8", codec_down="fp32")
+    scene.flow()
+    arrived = np.zeros((40, 10))
+    true = np.full((40, 10), 1e-3)
+    true[:, 0] = 1.0
+
+    def fit(model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        return Update("sum", 1, {"gate": true.astype(np.float32)}), {}
+
+    rounds = 30
+    for number in range(1, rounds + 1):
+        vars(scene.learner)["fit"] = fit
+        scene.say(manifest(plan=plan, round=number))
+        scene.flow()
+        scene.say_model(model(0))
+        scene.work()
+        (offer,) = scene.heard(Offer)
+        found = wire.unpack_contribution(uploaded(scene, offer), "int8", {"gate": (40, 10)})
+        if number % 7 == 3:  # refused: the residual before it stays
+            scene.say(Refused("no", final=False, sha256=offer.parcel.sha256, closed=number))
+            scene.work()
+            rounds -= 1
+        else:
+            arrived += found.update.terms["gate"]
+            kept(scene, offer)
+        if number % 5 == 4:
+            restart(scene)
+    residual = scene.session.parked.carried("run-1").residual["gate"]
+    np.testing.assert_allclose(arrived + residual, rounds * true, rtol=0, atol=1e-4)
+    assert (arrived[:, 1:] > 0).any()
+
+
+def test_a_full_disk_ends_it_before_anything_is_offered(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DiskError("parked.sqlite cannot be written")
+
+    monkeypatch.setattr(Parked, "park", full)
+    with pytest.raises(DiskError):
+        scene.join()
+    assert scene.heard(Offer) == []

@@ -293,10 +293,10 @@ def test_the_first_key_of_a_device_in_a_run_is_pinned(store: Store) -> None:
 
 
 def test_a_journal_of_another_version_is_left_alone(store: Store, path: Path) -> None:
-    database(store).execute("PRAGMA user_version = 2")
+    database(store).execute("PRAGMA user_version = 1")
     store.close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="is of version 2, this program writes 1"):
+    with pytest.raises(ConfigError, match="is of version 1, this program writes 2"):
         open_store(path)
     assert path.read_bytes() == before
 

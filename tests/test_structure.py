@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("records",),
     ("config",),
     ("vision", "learning", "messaging"),
-    ("store", "exporting", "model_file", "prediction"),
+    ("store", "parked", "exporting", "model_file", "prediction"),
     ("ledger",),
     ("session", "coordinator", "agent", "serving"),
     ("demo",),
@@ -39,7 +39,7 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("demo/",),
-    "sqlite3": ("vision/cache.py", "store.py"),
+    "sqlite3": ("vision/cache.py", "store.py", "parked.py"),
 }
 
 

@@ -56,7 +56,7 @@ ROLES = st.lists(st.sampled_from(["train", "evaluate"]), min_size=1, max_size=2)
 MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
     CoordinatorState: st.builds(CoordinatorState, TEXT, COUNTS, TEXT, st.booleans(), SHAS),
     DeviceState: st.builds(DeviceState, TEXT, st.booleans()),
-    Hello: st.builds(Hello, TEXT, SHAS, ROLES, st.text("abc é", max_size=9), TEXT, TEXT),
+    Hello: st.builds(Hello, TEXT, SHAS, ROLES, st.text("abc é", max_size=9), TEXT, TEXT, COUNTS),
     Manifest: st.builds(
         Manifest,
         run=IDS,
@@ -77,7 +77,7 @@ MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
     Offer: st.builds(Offer, TEXT, COUNTS, PARCELS),
     Want: st.builds(Want, SHAS, GAPS.filter(len)),
     Kept: st.builds(Kept, TEXT, COUNTS, SHAS),
-    Refused: st.builds(Refused, TEXT, st.booleans(), TEXT),
+    Refused: st.builds(Refused, TEXT, st.booleans(), TEXT, TEXT, COUNTS),
     KINDS["report"]: REPORTS,
 }
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -89,6 +89,14 @@ def arrays(shape: tuple[int, ...]) -> st.SearchStrategy[F32]:
 
 TERMS: st.SearchStrategy[Terms] = st.fixed_dictionaries(
     {"gate": arrays((2, 3)), "bias": arrays((3,))}
+)
+
+
+SMALL_TERMS: st.SearchStrategy[Terms] = st.fixed_dictionaries(
+    {
+        name: hnp.arrays(np.float32, shape, elements=st.floats(-1e9, 1e9, width=32))
+        for name, shape in SHAPES.items()
+    }
 )
 
 
@@ -302,14 +310,92 @@ def test_a_message_with_any_value_anywhere_is_taken_or_refused(
 
 
 @settings(max_examples=100, deadline=None)
-@given(TERMS, st.integers(0, 2**40), st.sampled_from(sorted(codec.CODECS)))
-def test_a_model_comes_back_exactly(terms: Terms, closed: int, name: str) -> None:
+@given(TERMS, st.integers(0, 2**40))
+def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
     model = Model("fedclip", closed, terms)
-    packed = wire.pack_model(model, name)
-    assert wire.pack_model(model, name) == packed
-    found = wire.unpack_model(packed, name, SHAPES)
+    packed = wire.pack_model(model, "fp32")
+    assert wire.pack_model(model, "fp32") == packed
+    found = wire.unpack_model(packed, "fp32", SHAPES)
     assert (found.method, found.round) == ("fedclip", closed)
     assert_same(found.terms, terms)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SMALL_TERMS, st.sampled_from(sorted(codec.CODECS)))
+def test_what_a_codec_keeps_comes_back_exactly(terms: Terms, name: str) -> None:
+    kept = codec.restore(name, codec.store(name, terms), SHAPES)
+    model = wire.unpack_model(wire.pack_model(Model("m", 1, terms), name), name, SHAPES)
+    assert_same(model.terms, kept)
+    packed = wire.pack_contribution(contribution(terms), name)
+    assert len(packed) <= wire.body_limit_bytes(SHAPES, name)
+    assert_same(wire.unpack_contribution(packed, name, SHAPES).update.terms, kept)
+
+
+def other_tensors(name: str, **changes: Any) -> bytes:
+    """A body whose tensors, but for these, are those of the codec; None leaves one out."""
+    tensors = {**codec.store(name, zeros()), **changes}
+    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    head = json.dumps({"schema": 1, "kind": "model", "method": "fedclip", "round": 1})
+    return codec.encode(name, safetensors.numpy.save(tensors, {"fedclip": head}))
+
+
+BAD_TENSORS: Mapping[str, tuple[str, dict[str, Any], str]] = {
+    "a scale more": ("int8", {"gate:scale": np.zeros(2, np.uint16)}, "expected the terms"),
+    "a scale less": ("int8", {"gate:scale": np.zeros(0, np.uint16)}, "expected the terms"),
+    "no scales": ("int8", {"gate:scale": None}, "expected the terms"),
+    "scales of float32": ("int8", {"gate:scale": np.zeros(1, np.float32)}, "expected the terms"),
+    "steps of float32": ("int8", {"gate": np.zeros((2, 3), np.float32)}, "expected the terms"),
+    "steps of another shape": ("int8", {"gate": np.zeros((3, 2), np.int8)}, "expected the terms"),
+    "a scale that is NaN": (
+        "int8",
+        {"gate:scale": np.array([0x7FC0], np.uint16)},
+        "scales of gate are not all numbers from 0 to 1e",
+    ),
+    "a scale that is infinite": (
+        "int8",
+        {"gate:scale": np.array([0x7F80], np.uint16)},
+        "scales of gate are not all numbers",
+    ),
+    "a scale below zero": (
+        "int8",
+        {"gate:scale": np.array([0xBF80], np.uint16)},
+        "scales of gate are not all numbers",
+    ),
+    "a scale that overflows": (
+        "int8",
+        {"gate:scale": np.array([0x7F7F], np.uint16)},
+        "scales of gate are not all numbers",
+    ),
+    "a step beyond the last": (
+        "int8",
+        {"gate": np.full((2, 3), codec.STEPS + 1, np.int8)},
+        "steps of gate go beyond 55",
+    ),
+    "a step below the first": (
+        "int8",
+        {"gate": np.full((2, 3), -128, np.int8)},
+        "steps of gate go beyond 55",
+    ),
+    "NaN in half": ("fp16", {"bias": np.full(3, np.nan, np.float16)}, "NaN or infinity"),
+    "infinity in half": ("fp16", {"bias": np.full(3, np.inf, np.float16)}, "NaN or infinity"),
+    "float32 for half": ("fp16", {"bias": np.zeros(3, np.float32)}, "expected the terms"),
+}
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_tensors_that_the_codec_does_not_write_are_refused(
+    name: str, changes: dict[str, Any], said: str
+) -> None:
+    assert wire.unpack_model(other_tensors(name), name, SHAPES).round == 1
+    with pytest.raises(PeerError, match=said):
+        wire.unpack_model(other_tensors(name, **changes), name, SHAPES)
+
+
+@pytest.mark.parametrize("name", sorted(codec.CODECS))
+def test_a_body_of_another_codec_is_refused(name: str) -> None:
+    for other in codec.CODECS.keys() - {name}:
+        with pytest.raises(PeerError):
+            wire.unpack_model(wire.pack_model(Model("m", 1, zeros()), other), name, SHAPES)
 
 
 @settings(max_examples=100, deadline=None)
@@ -320,7 +406,7 @@ def test_a_contribution_comes_back_exactly(
     sent = contribution(device=device, update=Update(kind, weight, terms))
     packed = wire.pack_contribution(sent, "fp32")
     assert wire.pack_contribution(sent, "fp32") == packed
-    assert len(packed) <= wire.body_limit_bytes(SHAPES)
+    assert len(packed) <= wire.body_limit_bytes(SHAPES, "fp32")
     found = wire.unpack_contribution(packed, "fp32", SHAPES)
     for name in ("run", "round", "device", "base", "encoder_id", "classes_digest"):
         assert getattr(found, name) == getattr(sent, name)
@@ -357,7 +443,7 @@ def test_what_does_not_shrink_is_still_within_the_limit(scale: float) -> None:
     noise = np.random.default_rng(0).integers(0, 2**31 - 2**24, (500, 500), np.int64)
     terms = {"a": (noise * int(scale)).astype(np.uint32).view(np.float32)}
     packed = wire.pack_contribution(contribution(terms), "fp32")
-    assert len(packed) <= wire.body_limit_bytes(shapes)
+    assert len(packed) <= wire.body_limit_bytes(shapes, "fp32")
     assert_same(wire.unpack_contribution(packed, "fp32", shapes).update.terms, terms)
 
 
@@ -540,7 +626,7 @@ UNPACKS: list[Unpack] = [wire.unpack_model, wire.unpack_contribution]
 def test_a_body_larger_than_its_terms_can_be_is_refused_before_memory_is_taken(
     unpack: Unpack,
 ) -> None:
-    limit = wire.body_limit_bytes(SHAPES)
+    limit = wire.body_limit_bytes(SHAPES, "fp32")
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     with pytest.raises(PeerError, match=f"declares {1 << 28} bytes, expected 1 to {limit}"):
         unpack(bomb, "fp32", SHAPES)

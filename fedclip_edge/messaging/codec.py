@@ -1,26 +1,96 @@
-"""How a body's bytes are made smaller on the link, and never larger than declared on the way back.
+"""How terms become fewer bytes on the link, and never more than declared on the way back.
 
-"fp32" is lossless: the bytes of each tensor are shuffled by significance (all lowest bytes,
-then the next, ...) before zstd, because exponents repeat where whole floats do not. Measured on
-an adapter of 526,336 parameters: 2,105 kB, 1,959 kB with zstd alone, 1,784 kB shuffled.
+A codec says which tensors stand in a body for each term:
+
+    fp32   float32, the term itself
+    fp16   float16; what is beyond its range becomes its largest number
+    int8   int8 steps, -55 to 55, and in NAME:scale one scale for each 256 of them in a row: a
+           value is step * scale. A scale is 1/55 of the block's largest value, rounded up to a
+           bfloat16, and stands there as the uint16 of its bits: half a float32, and its range
+
+The body is then shuffled by significance (all lowest bytes of its items, then the next, ...),
+because exponents repeat where whole floats do not, and compressed with zstd.
+
+What a lossy codec loses of an update, its sender adds to the next one: error feedback, after
+Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its application to
+data-parallel distributed training of speech DNNs" (Interspeech), and Karimireddy, Rebjock, Stich,
+Jaggi 2019, "Error feedback fixes SignSGD and other gradient compression schemes",
+arXiv 1901.09847.
+
+Laws: the same terms give the same bytes; sizes are checked before memory is taken; what travelled
+and what was lost add up to what was meant, within float32's rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from fedclip_edge.errors import PeerError
+from fedclip_edge.records import F32, Terms
 
-_LEVEL = 1  # level 19 saves nothing more on floats and takes 50 to 500 times as long
-_FLOAT_BYTES = 4
+Shapes = Mapping[str, tuple[int, ...]]
+Tensors = Mapping[str, NDArray[Any]]
+Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype and shape, as safetensors say them
+
+BLOCK = 256  # steps that share a scale
+# So few of int8's 127 that no update, however it is spread, needs more than 7 bits a value once it
+# is compressed: 455 kB for an adapter of 525,312 (526 with 127). What that loses comes the next time.
+STEPS = 55
+_SCALE_MAX = 1e30  # no product with a step overflows; plans allow far less
+_LEVEL = 1  # the next ones save nothing on floats and take longer (benchmarks/codec_sizes.py)
+
+
+@dataclass(frozen=True)
+class _Codec:
+    item_bytes: int  # what is shuffled
+    layout: Callable[[Shapes], Layout]
+    store: Callable[[Terms], Tensors]
+    restore: Callable[[Tensors, Shapes], Terms]
+
+
+def layout(codec: str, shapes: Shapes) -> Layout:
+    """The tensors of a body with these terms; raises PeerError for an unknown codec."""
+    return _get(codec).layout(shapes)
+
+
+def store(codec: str, terms: Terms) -> Tensors:
+    """Finite terms as the tensors of a body. Raises PeerError for a codec not in CODECS."""
+    return _get(codec).store(terms)
+
+
+def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Terms:
+    """The terms again, as far as the codec keeps them.
+
+    `tensors` have the codec's `layout` of `shapes`. Raises PeerError for steps and scales that
+    `store` does not write, NaN and infinity among them.
+    """
+    return _get(codec).restore(tensors, shapes)
+
+
+def with_feedback(codec: str, terms: Terms, residual: Terms) -> tuple[Terms, Terms]:
+    """What to send for `terms`, and the residual that is left once it was received.
+
+    `residual` is that of the update before, or empty; the new one is empty where nothing was lost.
+    """
+    meant = {
+        name: term + residual[name] if name in residual else term for name, term in terms.items()
+    }
+    shapes = {name: term.shape for name, term in meant.items()}
+    received = restore(codec, store(codec, meant), shapes)
+    lost = {name: meant[name] - received[name] for name in meant}
+    return meant, lost if any(term.any() for term in lost.values()) else {}
 
 
 def encode(codec: str, body: bytes) -> bytes:
-    """`body` as it travels. Raises KeyError for a codec not in CODECS."""
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(CODECS[codec][0](body))
+    """`body` as it travels; raises PeerError for a codec not in CODECS."""
+    shuffled = _shuffle(body, _get(codec).item_bytes)
+    return zstandard.ZstdCompressor(level=_LEVEL).compress(shuffled)
 
 
 def decode(codec: str, data: bytes, limit_bytes: int) -> bytes:
@@ -28,8 +98,7 @@ def decode(codec: str, data: bytes, limit_bytes: int) -> bytes:
 
     The size is read from the frame's header and held against `limit_bytes` before memory is taken.
     """
-    if codec not in CODECS:
-        raise PeerError(f"unknown codec {codec[:40]!r}")
+    item_bytes = _get(codec).item_bytes
     try:
         declared = zstandard.frame_content_size(data)
         if not 0 < declared <= limit_bytes:
@@ -39,21 +108,91 @@ def decode(codec: str, data: bytes, limit_bytes: int) -> bytes:
         )
     except zstandard.ZstdError as error:
         raise PeerError(f"body is not a whole zstd frame: {error}") from None
-    return CODECS[codec][1](body)
+    return _unshuffle(body, item_bytes)
 
 
-def _shuffle(body: bytes) -> bytes:
-    whole = len(body) - len(body) % _FLOAT_BYTES
-    planes = np.frombuffer(body[:whole], np.uint8).reshape(-1, _FLOAT_BYTES).T
+def _get(codec: str) -> _Codec:
+    if codec not in CODECS:
+        raise PeerError(f"unknown codec {codec[:40]!r}")
+    return CODECS[codec]
+
+
+def _shuffle(body: bytes, item_bytes: int) -> bytes:
+    whole = len(body) - len(body) % item_bytes
+    planes = np.frombuffer(body[:whole], np.uint8).reshape(-1, item_bytes).T
     return planes.tobytes() + body[whole:]
 
 
-def _unshuffle(body: bytes) -> bytes:
-    whole = len(body) - len(body) % _FLOAT_BYTES
-    planes = np.frombuffer(body[:whole], np.uint8).reshape(_FLOAT_BYTES, -1).T
+def _unshuffle(body: bytes, item_bytes: int) -> bytes:
+    whole = len(body) - len(body) % item_bytes
+    planes = np.frombuffer(body[:whole], np.uint8).reshape(item_bytes, -1).T
     return planes.tobytes() + body[whole:]
 
 
-CODECS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
-    "fp32": (_shuffle, _unshuffle),
+def _floats(dtype: str) -> Callable[[Shapes], Layout]:
+    return lambda shapes: {name: (dtype, list(shape)) for name, shape in shapes.items()}
+
+
+def _store_half(terms: Terms) -> Tensors:
+    largest = float(np.finfo(np.float16).max)
+    return {n: np.clip(term, -largest, largest).astype(np.float16) for n, term in terms.items()}
+
+
+def _restore_half(tensors: Tensors, shapes: Shapes) -> Terms:
+    return {name: tensors[name].astype(np.float32) for name in shapes}
+
+
+def _blocks(shape: tuple[int, ...]) -> int:
+    return -(-int(np.prod(shape)) // BLOCK)
+
+
+def _scale_of(name: str) -> str:
+    return f"{name}:scale"
+
+
+def _steps_layout(shapes: Shapes) -> Layout:
+    steps = {name: ("I8", list(shape)) for name, shape in shapes.items()}
+    scales = {_scale_of(name): ("U16", [_blocks(shape)]) for name, shape in shapes.items()}
+    return {**steps, **scales}
+
+
+def _store_steps(terms: Terms) -> Tensors:
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, term in terms.items():
+        rows = _in_blocks(term.ravel())
+        largest = np.abs(rows).max(axis=1, initial=0) / np.float32(STEPS)  # (blocks,)
+        halves = ((largest.view(np.uint32) + 0xFFFF) >> 16).astype(np.uint16)  # rounded up
+        scales = _scales(halves)
+        steps = np.rint(rows / np.where(scales > 0, scales, 1)[:, None])
+        tensors[name] = steps.astype(np.int8).ravel()[: term.size].reshape(term.shape)
+        tensors[_scale_of(name)] = halves
+    return tensors
+
+
+def _scales(halves: NDArray[np.uint16]) -> F32:
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _restore_steps(tensors: Tensors, shapes: Shapes) -> Terms:
+    terms = {}
+    for name, shape in shapes.items():
+        steps, scales = tensors[name], _scales(tensors[_scale_of(name)])
+        if not ((scales >= 0) & (scales <= _SCALE_MAX)).all():
+            raise PeerError(f"the scales of {name} are not all numbers from 0 to {_SCALE_MAX:g}")
+        if ((steps < -STEPS) | (steps > STEPS)).any():
+            raise PeerError(f"the steps of {name} go beyond {STEPS}")
+        rows = _in_blocks(steps.ravel().astype(np.float32)) * scales[:, None]
+        terms[name] = rows.ravel()[: steps.size].reshape(shape)
+    return terms
+
+
+def _in_blocks(values: F32) -> F32:
+    """Rows of BLOCK values, the last one filled up with zeros."""
+    return np.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
+
+
+CODECS: Mapping[str, _Codec] = {
+    "fp32": _Codec(4, _floats("F32"), lambda terms: terms, lambda tensors, _: dict(tensors)),
+    "fp16": _Codec(2, _floats("F16"), _store_half, _restore_half),
+    "int8": _Codec(1, _steps_layout, _store_steps, _restore_steps),
 }

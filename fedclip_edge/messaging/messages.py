@@ -20,7 +20,7 @@ CHUNK_BYTES = 120 * 1024
 # A model of a thousand million parameters is no adapter.
 _MAX_PARCEL_BYTES = 2**32
 _MAX_CHUNKS = 2**16
-_MAX_EPOCH = 2**53  # exact in every JSON reader
+_MAX_COUNT = 2**53  # exact in every JSON reader
 
 Phase = Literal["gathering", "open", "final", "done"]
 
@@ -59,7 +59,7 @@ class CoordinatorState:
 
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
-        _check_epoch(self.epoch)
+        _check_count(self.epoch, "epoch")
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ class Hello:
     domain: str
     encoder_id: str
     classes_digest: str
+    epoch: int = 0  # the highest it has heard of; a coordinator that lost its journal rises above
 
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
         check_domain(self.domain)
+        _check_count(self.epoch, "epoch")
         if not self.roles:
             raise ValueError("roles: expected train, evaluate or both")
 
@@ -113,7 +115,8 @@ class Manifest:
         check_id(self.run, "run")
         check_sha256(self.key, "key")
         check_sha256(self.cohort, "cohort")
-        _check_epoch(self.epoch)
+        _check_count(self.epoch, "epoch")
+        _check_count(self.round, "round")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class Offer:
     run: str
     round: int
     parcel: Parcel
+
+    def __post_init__(self) -> None:
+        _check_count(self.round, "round")
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,17 @@ class Refused:
     final: bool
     sha256: str = ""  # of the contribution refused, or empty
     key: str = ""  # of the device refused for good: another one may speak under the same id
+    # Rounds closed when it was said. A contribution to one of these is refused for ever; to the
+    # round that is open it may still be taken, so that is no answer to rely on: it may come late.
+    closed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count(self.closed, "closed")
 
 
-def _check_epoch(epoch: int) -> None:
-    if not 0 <= epoch <= _MAX_EPOCH:
-        raise ValueError(f"epoch: expected 0 to {_MAX_EPOCH}, got {epoch}")
+def _check_count(value: int, what: str) -> None:
+    if not 0 <= value <= _MAX_COUNT:
+        raise ValueError(f"{what}: expected 0 to {_MAX_COUNT}, got {value}")
 
 
 Message = CoordinatorState | DeviceState | Hello | Manifest | Offer | Want | Kept | Refused | Report

@@ -10,9 +10,10 @@ than 64 KiB, no signature line, JSON with a repeated key, NaN or infinity, an un
 unknown, missing or mistyped field.
 
 Body (a model, a contribution): a safetensors file whose only metadata key `fedclip` holds a JSON
-object, sent through the codec. Refused: a JSON header above 64 KiB, tensors whose names, shapes
-or dtype are not the expected ones, NaN or infinity, a record that its own constructor refuses.
-Both are checked before the tensors are built. No pickle, ever.
+object, and whose tensors are those that the codec makes of the terms (codec.py), shuffled and
+compressed by the codec. Refused: a JSON header above 64 KiB, tensors whose names, shapes or dtype
+are not the expected ones, NaN or infinity, a record that its own constructor refuses. All but the
+values is checked before the tensors are built. No pickle, ever.
 
 A chunk (transfer.py) starts with the two bytes 0xFC 0x1E, which no UTF-8 text does.
 """
@@ -41,11 +42,12 @@ from fedclip_edge.messaging.messages import KINDS, Message
 from fedclip_edge.records import Contribution, Model, Terms, Update
 
 T = TypeVar("T")
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = codecs.Shapes
 
 MAX_CONTROL_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
 _SCHEMA = 1
+_ITEM_BYTES = {"F32": 4, "F16": 2, "U16": 2, "I8": 1}  # as safetensors names them
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 
@@ -133,14 +135,16 @@ def unpack_contribution(data: bytes, codec: str, shapes: Shapes) -> Contribution
     return _build(Contribution, {**head, "update": update})
 
 
-def body_limit_bytes(shapes: Shapes) -> int:
-    """The most that a body with these terms can measure, before and after the codec."""
-    tensor_bytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+def body_limit_bytes(shapes: Shapes, codec: str) -> int:
+    """The most that a body with these terms can measure, before and after it is compressed."""
+    layout = codecs.layout(codec, shapes).values()
+    tensor_bytes = sum(_ITEM_BYTES[dtype] * int(np.prod(shape)) for dtype, shape in layout)
     return 8 + _MAX_HEADER_BYTES + tensor_bytes
 
 
 def _pack(head: Mapping[str, Any], terms: Terms, codec: str) -> bytes:
-    arrays = {name: np.asarray(term, order="C") for name, term in terms.items()}
+    tensors = codecs.store(codec, terms)
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # One metadata key: safetensors writes several in an order that differs between runs.
     metadata = {"fedclip": json.dumps(head, sort_keys=True)}
     return codecs.encode(codec, safetensors.numpy.save(arrays, metadata))
@@ -149,7 +153,7 @@ def _pack(head: Mapping[str, Any], terms: Terms, codec: str) -> bytes:
 def _unpack(
     data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes
 ) -> tuple[dict[str, Any], Terms]:
-    body = codecs.decode(codec, data, body_limit_bytes(shapes))
+    body = codecs.decode(codec, data, body_limit_bytes(shapes, codec))
     (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)
     if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(body) - 8):
         raise PeerError(f"{kind}: header of {header_bytes} bytes, limit {_MAX_HEADER_BYTES}")
@@ -168,13 +172,14 @@ def _unpack(
         name: (spec.get("dtype"), spec.get("shape")) if isinstance(spec, dict) else None
         for name, spec in header.items()
     }
-    expected = {name: ("F32", list(shape)) for name, shape in shapes.items()}
+    expected = codecs.layout(codec, shapes)
     if declared != expected:
         raise PeerError(f"{kind}: expected the terms {expected}, got {str(declared)[:400]}")
     try:
-        return head, safetensors.numpy.load(body)
+        tensors = safetensors.numpy.load(body)
     except SafetensorError as error:
         raise PeerError(f"{kind}: not safetensors: {error}") from None
+    return head, codecs.restore(codec, tensors, shapes)
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:

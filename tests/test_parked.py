@@ -1,0 +1,297 @@
+"""What a device made is there after whatever killed it, and counts once."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.errors import ConfigError, DiskError
+from fedclip_edge.messaging import codec
+from fedclip_edge.parked import RUNS, Carried, Floor, Parked, ParkedUpdate, open_parked
+from fedclip_edge.records import Terms
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "parked.sqlite"
+
+
+@pytest.fixture
+def parked(path: Path) -> Iterator[Parked]:
+    opened = open_parked(path)
+    yield opened
+    opened.close()
+
+
+def update(round: int, run: str = "run-1", body: bytes | None = None) -> ParkedUpdate:
+    body = body or f"{run}/{round}".encode()
+    return ParkedUpdate(run, round, hashlib.sha256(body).hexdigest(), body)
+
+
+def left(value: float) -> Carried:
+    state = {"moments": np.full((2, 2), -value, np.float32)}
+    return Carried({"gate": np.full(3, value, np.float32)}, state)
+
+
+def value(carried: Carried) -> float:
+    """Of `left`; 0 for nothing."""
+    assert carried.residual.keys() == ({"gate"} if carried.residual else set())
+    if not carried.residual:
+        assert not carried.state
+        return 0.0
+    assert (carried.state["moments"] == -carried.residual["gate"][0]).all()
+    return float(carried.residual["gate"][0])
+
+
+def test_the_very_same_bytes_are_there_after_a_restart(parked: Parked, path: Path) -> None:
+    made = update(3, body=b"one\0two")
+    parked.park(made, left(1))
+    again = open_parked(path)  # nothing was closed: a killed process says no good-bye
+    found = again.update("run-1")
+    assert found is not None
+    assert vars(found) == vars(made)
+    assert again.update("run-2") is None
+    assert (again.kept_round("run-1"), value(again.carried("run-1"))) == (0, 0)
+    again.close()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fedclip_edge.parked import Carried, ParkedUpdate, open_parked
+parked = open_parked(Path(sys.argv[1]))
+parked.park(ParkedUpdate("run-1", 1, "a" * 64, bytes(1 << 19)), Carried())
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_is_parked_survives_a_kill(path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
+    parked = open_parked(path)
+    found = parked.update("run-1")
+    assert found is not None
+    assert (found.sha256, found.body) == ("a" * 64, bytes(1 << 19))
+    parked.close()
+
+
+def test_every_commit_is_synced(parked: Parked) -> None:
+    assert parked._rows("PRAGMA synchronous") == [(2,)]
+    assert parked._rows("PRAGMA journal_mode") == [("wal",)]
+
+
+def test_what_is_left_counts_from_kept_on(parked: Parked) -> None:
+    parked.park(update(1), left(1))
+    assert value(parked.carried("run-1")) == 0
+    parked.settle("run-1", update(1).sha256, kept=True)
+    assert (value(parked.carried("run-1")), parked.kept_round("run-1")) == (1, 1)
+    assert parked.update("run-1") is None
+
+
+def test_where_it_is_refused_what_was_left_before_stays(parked: Parked) -> None:
+    parked.park(update(1), left(1))
+    parked.settle("run-1", update(1).sha256, kept=True)
+    parked.park(update(2), left(2))
+    assert value(parked.carried("run-1")) == 1
+    parked.settle("run-1", update(2).sha256, kept=False)
+    assert (value(parked.carried("run-1")), parked.kept_round("run-1")) == (1, 1)
+    assert parked.update("run-1") is None
+
+
+def test_an_answer_to_another_update_settles_nothing(parked: Parked) -> None:
+    parked.park(update(2), left(2))
+    for kept in (True, False):
+        parked.settle("run-1", update(1).sha256, kept=kept)
+        parked.settle("run-2", update(2).sha256, kept=kept)
+    assert parked.update("run-1") is not None
+    assert (value(parked.carried("run-1")), parked.kept_round("run-1")) == (0, 0)
+    parked.settle("run-1", update(2).sha256, kept=True)
+    assert value(parked.carried("run-1")) == 2
+
+
+def test_runs_are_apart_and_an_update_waits_for_its_own(parked: Parked) -> None:
+    parked.park(update(1), left(1))
+    parked.settle("run-1", update(1).sha256, kept=True)
+    parked.park(update(2), left(2))
+    parked.park(update(1, "run-2"), left(9))
+    assert value(parked.carried("run-2")) == 0
+    parked.settle("run-2", update(1, "run-2").sha256, kept=True)
+    assert (value(parked.carried("run-1")), value(parked.carried("run-2"))) == (1, 9)
+    waiting = parked.update("run-1")
+    assert waiting is not None
+    assert waiting.body == update(2).body
+    parked.forget("run-2")
+    assert value(parked.carried("run-2")) == 0
+    parked.settle("run-1", update(2).sha256, kept=True)
+    assert value(parked.carried("run-1")) == 2
+
+
+def test_only_the_newest_few_runs_stay(parked: Parked) -> None:
+    names = [f"run-{n}" for n in range(RUNS + 3)]
+    for name in names:
+        parked.park(update(1, name), left(1))
+    assert [name for name in names if parked.update(name)] == names[-RUNS:]
+    assert parked._rows("SELECT COUNT(*) FROM carried") == [(RUNS,)]
+    parked.park(update(1, names[-RUNS]), left(1))  # the oldest of them goes on
+    assert [name for name in names if parked.update(name)] == names[-RUNS:]
+
+
+def test_the_file_does_not_grow_with_the_rounds(parked: Parked) -> None:
+    sizes = []
+    for number in range(1, 40):
+        parked.park(update(number, body=bytes([number]) * 50_000), left(number))
+        parked.settle("run-1", hashlib.sha256(bytes([number]) * 50_000).hexdigest(), kept=True)
+        parked._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        sizes.append(parked.path.stat().st_size)
+    assert max(sizes[10:]) <= max(sizes[:10])
+
+
+# The floor.
+
+
+def test_the_last_manifest_is_remembered(parked: Parked, path: Path) -> None:
+    assert parked.floor == Floor()
+    parked.move_floor(Floor(7, "run-1", 3))
+    again = open_parked(path)
+    assert again.floor == Floor(7, "run-1", 3)
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "run", "round", "older"),
+    [
+        (7, "run-1", 3, False),
+        (7, "run-1", 4, False),
+        (8, "run-1", 1, False),  # a journal put back to an earlier day
+        (7, "run-2", 1, False),
+        (7, "run-1", 2, True),
+        (6, "run-1", 9, True),
+        (6, "run-2", 9, True),
+    ],
+)
+def test_what_is_older_than_the_floor(epoch: int, run: str, round: int, older: bool) -> None:
+    assert Floor(7, "run-1", 3).is_above(epoch, run, round) == older
+
+
+# The disk.
+
+
+def break_with(parked: Parked, statement: str) -> None:
+    """Lets every statement that starts so fail, as a full disk does."""
+
+    class Broken:
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self._connection = connection
+
+        def execute(self, query: str, *values: object) -> sqlite3.Cursor:
+            if query.startswith(statement):
+                raise sqlite3.OperationalError("database or disk is full")
+            return self._connection.execute(query, *values)  # type: ignore[arg-type]
+
+        def __enter__(self) -> None:
+            self._connection.__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            self._connection.__exit__(*error)  # type: ignore[arg-type]
+
+        def close(self) -> None:
+            self._connection.close()
+
+    vars(parked)["_database"] = Broken(parked._database)
+
+
+@pytest.mark.parametrize("statement", ["INSERT", "DELETE", "INSERT OR REPLACE"])
+def test_a_full_disk_is_said_and_changes_nothing(
+    parked: Parked, path: Path, statement: str
+) -> None:
+    parked.park(update(1), left(1))
+    parked.settle("run-1", update(1).sha256, kept=True)
+    break_with(parked, statement)
+    with pytest.raises(DiskError, match=r"parked.sqlite cannot be written \(.* is full\); free"):
+        parked.park(update(2), left(2))
+    again = open_parked(path)
+    assert again.update("run-1") is None
+    assert (value(again.carried("run-1")), again.kept_round("run-1")) == (1, 1)
+    again.close()
+
+
+def test_an_answer_that_cannot_be_written_is_asked_for_again(parked: Parked, path: Path) -> None:
+    parked.park(update(1), left(1))
+    break_with(parked, "DELETE FROM carried")
+    with pytest.raises(DiskError, match="cannot be written"):
+        parked.settle("run-1", update(1).sha256, kept=True)
+    again = open_parked(path)
+    assert again.update("run-1") is not None
+    assert again.kept_round("run-1") == 0
+    again.close()
+
+
+def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(DiskError, match="delete the file"):
+        open_parked(path)
+    path.unlink()
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 9")
+    database.close()
+    with pytest.raises(ConfigError, match="is of version 9, this program writes 1"):
+        open_parked(path)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="unable to open"):
+        open_parked(tmp_path / "missing" / "parked.sqlite")
+
+
+# The law of the residual.
+
+FATES = st.lists(
+    st.tuples(
+        st.floats(-8, 8, width=32),
+        # What becomes of an update: kept; kept, but this device dies before it hears of it, once
+        # or more often; refused; refused after a restart.
+        st.sampled_from(["kept", "killed, kept", "refused", "killed, refused"]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(FATES, st.sampled_from(["fp32", "fp16", "int8"]))
+def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
+    fates: list[tuple[float, str]], name: str
+) -> None:
+    """What the coordinator kept and what is carried add up to all updates that were kept."""
+    shapes = {"gate": (40,)}
+    random = np.random.default_rng(0)
+    arrived, meant = np.zeros(40), np.zeros(40)
+    database = open_parked(Path(":memory:"))
+    for number, (size, fate) in enumerate(fates, start=1):
+        made = {"gate": (size * random.normal(size=40)).astype(np.float32)}
+        carried = database.carried("run-1")
+        sent, residual = codec.with_feedback(name, made, carried.residual)
+        database.park(update(number), Carried(residual))
+        if fate.startswith("killed"):  # what it has in memory is gone; the file tells what to offer
+            again = database.update("run-1")
+            assert again is not None
+            assert again.body == update(number).body
+        kept = fate.endswith("kept")
+        if kept:
+            received: Terms = codec.restore(name, codec.store(name, sent), shapes)
+            arrived += received["gate"]
+            meant += made["gate"]
+        database.settle("run-1", update(number).sha256, kept=kept)
+        database.settle("run-1", update(number).sha256, kept=kept)  # the answer came twice
+    residual = database.carried("run-1").residual
+    held = residual["gate"] if residual else 0
+    np.testing.assert_allclose(arrived + held, meant, rtol=0, atol=1e-4)
+    database.close()
