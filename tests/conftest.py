@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fedclip_edge.config import BrokerAddress, EncoderConfig
+from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
 from fedclip_edge.vision.encoder import open_onnx
@@ -223,3 +224,21 @@ def clip_bundle(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> 
     recipe = Recipe(f"local-dir:{clip_folder}", prompts=("a {}",))
     out = tmp_path_factory.mktemp("bundles") / "clip"
     return export_open_clip(recipe, ("circle", "square"), out, draw=gate_pictures.draw)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, random_bundle: Bundle) -> Path:
+    """Noise pictures in a folder for each class of `random_bundle`."""
+    from way_out import write_mixed
+
+    folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
+    write_mixed(folder, random_bundle.classes.names)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
+    """What one round on `pictures` makes of `random_bundle`'s zero-shot model."""
+    from way_out import train
+
+    return train(random_bundle, pictures)

@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import system
 from onnx import TensorProto, helper, numpy_helper
-from way_out import train, write_mixed
+from way_out import train
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.demo import tiny_clip, world
@@ -37,18 +37,6 @@ from fedclip_edge.vision.pictures import Preprocessing, normalise
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 NAMES = ("circle", "square", "triangle")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
-    write_mixed(folder, NAMES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
-    return train(random_bundle, pictures)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 from small_models import registered
 
 from fedclip_edge.cli.export import export
-from fedclip_edge.demo import tiny_clip, world
+from fedclip_edge.demo import world
 from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.exporting.recipe import PROMPT
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 _DEADLINE_S = 120.0
@@ -85,7 +86,7 @@ def test_tiny_is_the_model_of_the_demo(tmp_path: Path) -> None:
     assert done.returncode == 0
     bundle = read_bundle(tmp_path / "bundle")
     assert bundle.classes.names == world.CLASSES
-    assert bundle.classes.prompt == tiny_clip.PROMPT
+    assert bundle.classes.prompt == PROMPT
     assert bundle.manifest.precision == "fp16"
     assert "zero-shot accuracy" in done.stderr  # the drawn pictures are of its own classes
 

@@ -19,7 +19,7 @@ import pytest
 import system
 from click.testing import CliRunner, Result
 from PIL import Image
-from way_out import train, write_mixed
+from way_out import write_mixed
 
 from fedclip_edge import model_file
 from fedclip_edge.cli.predict import predict
@@ -31,18 +31,6 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import open_encoder
 
 NAMES = ("circle", "square", "triangle")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
-    write_mixed(folder, NAMES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
-    return train(random_bundle, pictures)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from way_out import train, write_mixed
+from way_out import write_mixed
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import DataError
@@ -21,18 +21,6 @@ from fedclip_edge.vision.encoder import open_encoder
 from fedclip_edge.vision.pictures import load
 
 NAMES = ("circle", "square", "triangle")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
-    write_mixed(folder, NAMES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
-    return train(random_bundle, pictures)
 
 
 def predicted(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedclip_edge.cli.export_screens import report, shortened, summary
 from fedclip_edge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from fedclip_edge.exporting.parity import Parity
     from fedclip_edge.exporting.recipe import Recipe
     from fedclip_edge.vision.bundle import Bundle
 
@@ -79,7 +79,7 @@ def export(**given: Any) -> None:
     if "out" not in used:
         raise click.UsageError("Name the folder to write: --out FOLDER.")
     bundle = _from_onnx(given, used) if "source" not in used else _from_open_clip(given, used)
-    click.echo(_summary(bundle))
+    click.echo(summary(bundle))
 
 
 def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
@@ -88,7 +88,6 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
     if "classes" not in used and given["source"] != "tiny":
         raise click.UsageError(f"{given['source']} needs --classes FILE, one class name a line.")
     names = _class_names(given["classes"])
-    from fedclip_edge.demo.gate_pictures import draw
     from fedclip_edge.exporting.bundles import export_open_clip
 
     with progress_bar(" ") as progress:
@@ -96,12 +95,7 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
             recipe,
             names,
             given["out"],
-            calibration=given["calibration"],
-            draw=draw,
-            accept_parity=given["accept_parity"],
-            replace_existing=given["replace"],
-            say=_say,
-            report=_report,
+            **_judged(given),
             progress=progress,
         )
 
@@ -115,7 +109,6 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
         raise click.UsageError(f"An encoder of your own also needs {options}.")
     _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
     _refuse(used, ("prompt", "prompts"), "with SOURCE; write prompt in the TOML file")
-    from fedclip_edge.demo.gate_pictures import draw
     from fedclip_edge.exporting.foreign import export_onnx
 
     with progress_bar(" ") as progress:
@@ -126,14 +119,23 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
             given["classes"],
             given["out"],
             precision=given["precision"] or "fp32",
-            calibration=given["calibration"],
-            draw=draw,
-            accept_parity=given["accept_parity"],
-            replace_existing=given["replace"],
-            say=_say,
-            report=_report,
+            **_judged(given),
             progress=progress,
         )
+
+
+def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What both ways to a bundle take alike: how the encoder is judged, and who is told."""
+    from fedclip_edge.demo.gate_pictures import draw
+
+    return {
+        "calibration": given["calibration"],
+        "draw": draw,
+        "accept_parity": given["accept_parity"],
+        "replace_existing": given["replace"],
+        "say": _say,
+        "report": report,
+    }
 
 
 def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
@@ -151,18 +153,17 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
     else:
         if "source" not in used:
             _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
-        names = _class_names(given["classes"])
+        names, prompts = _class_names(given["classes"]), _prompts(given)
+        source = _recipe(given, used) if "source" in used else _tiny(given["bundle"])
+        if source is not None and str(given["source"]).endswith(".toml"):
+            prompts = source.prompts  # a model's name has none of its own
         with progress_bar(" ") as progress:
             bundle = reclassing.from_model(
-                given["bundle"],
-                names,
-                source=_recipe(given, used) if "source" in used else _tiny(given["bundle"]),
-                prompts=_prompts(given) or _own_prompts(given),
-                progress=progress,
+                given["bundle"], names, source=source, prompts=prompts, progress=progress
             )
     click.echo(
         f"Changed the classes of {bundle.folder} to {len(bundle.classes.names)}: "
-        f"{_shortened(bundle.classes.names)}\n\n"
+        f"{shortened(bundle.classes.names)}\n\n"
         "The encoder, its identity and every cached feature stay. Next: copy the bundle to every\n"
         "box and start a new run; a model trained with other classes does not fit these."
     )
@@ -205,14 +206,6 @@ def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def _own_prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those of a recipe file; a model's name has none of its own."""
-    from fedclip_edge.exporting.recipe import read_recipe
-
-    source = given["source"] or ""
-    return read_recipe(Path(source)).prompts if source.endswith(".toml") else ()
-
-
 def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
     """What the command line says; nothing where it says nothing."""
     if given["prompts"] is None:
@@ -243,65 +236,3 @@ def _refuse(used: set[str], names: Sequence[str], where: str) -> None:
 
 def _say(step: str) -> None:
     click.echo(step, err=True)
-
-
-def _report(parity: Parity) -> None:
-    """The gate's table, before the verdict, so that it is seen even if the bundle is refused."""
-    rows = parity.rows()
-    widths = [
-        max(len(column) for column in columns)
-        for columns in zip(*(r[:3] for r in rows), strict=True)
-    ]
-    click.echo(f"{parity.precision} against the model it was made from:", err=True)
-    for row in rows:
-        verdict = {None: "", True: "ok", False: "MISSED"}[row.passed]
-        texts = (
-            row.label.ljust(widths[0]),
-            row.value.rjust(widths[1]),
-            row.threshold.ljust(widths[2]),
-        )
-        line = "  ".join(("", *texts, verdict))
-        click.echo(line.rstrip(), err=True)
-
-
-def _summary(bundle: Bundle) -> str:
-    from fedclip_edge.vision.cautions import cautions
-
-    manifest = bundle.manifest
-    preprocessing = manifest.preprocessing
-    side = preprocessing.image_size
-    rows = [
-        ("model", f"{manifest.model}, {manifest.pretrained}"),
-        ("input", f"{side} x {side}, {preprocessing.resize}, {preprocessing.interpolation}"),
-        ("features", f"{manifest.dim} wide, {manifest.precision}"),
-        ("activation", manifest.activation),
-        ("classes", f"{len(bundle.classes.names)}: {_shortened(bundle.classes.names)}"),
-        ("prompt", bundle.classes.prompt),
-        ("parity", _parity(manifest.parity)),
-        ("encoder id", manifest.encoder_id[:16]),
-        *((path.name, _size(path)) for path in sorted(bundle.folder.iterdir())),
-    ]
-    width = max(len(name) for name, _ in rows)
-    table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-    notes = "".join(f"\nNote: {caution}." for caution in cautions(manifest))
-    return (
-        f"Wrote the bundle {bundle.folder}\n\n{table}\n{notes}\n"
-        f'Next: name it in fleet.toml and in every agent.toml, as bundle = "{bundle.folder}"'
-    )
-
-
-def _parity(parity: Mapping[str, Any] | None) -> str:
-    if parity is None:
-        return "unknown"
-    passed = "passed" if parity["passed"] else "MISSED, and accepted"
-    worst = f"{parity['largest_difference']:.1e}"
-    return f"{passed}; largest difference {worst} on unit vectors, {parity['pictures']} pictures"
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 12 else ", ".join((*names[:11], "..."))
-
-
-def _size(path: Path) -> str:
-    size = path.stat().st_size
-    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"

@@ -210,7 +210,7 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
     from fedclip_edge.exporting.recipe import Recipe
 
     export_open_clip(
-        Recipe(tiny_clip.MODEL_NAME, prompts=(tiny_clip.PROMPT,)),
+        Recipe(tiny_clip.MODEL_NAME),
         world.CLASSES,
         folder,
         draw=gate_pictures.draw,

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedclip_edge.exporting.recipe import PREFIX
+
 # open_clip_config.json, open_clip_model.safetensors, merges.txt.gz, figures.json, MODEL_CARD.md
 FOLDER = Path(__file__).resolve().parent / "tiny"
 
 # The first argument of open_clip's create_model and get_tokenizer.
-MODEL_NAME = f"local-dir:{FOLDER}"
-
-# The prompt of the reference code of FedCLIP, which the captions of the training contain.
-PROMPT = "a picture of a {}"
+MODEL_NAME = f"{PREFIX}{FOLDER}"
 
 
 def tokenizer_options(folder: Path = FOLDER) -> dict[str, str]:

@@ -32,6 +32,7 @@ from fedclip_edge.demo import tiny_clip
 from fedclip_edge.demo.model_card import card
 from fedclip_edge.demo.vocabulary import learn_merges, write_merges
 from fedclip_edge.demo.world import CLASSES, SEEN, STYLES, adjectives, caption, draw, picture_seed
+from fedclip_edge.exporting.recipe import PROMPT
 from fedclip_edge.exporting.torchvision_ops import declare_missing
 
 TRAIN_PER_CLASS = 800  # of each seen style: 24,000 pictures
@@ -158,7 +159,7 @@ def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 def text_features(model: Any, tokenizer: Tokenizer) -> torch.Tensor:
     """Unit features f32 (10, 128) of the prompt of every class, in the order of CLASSES."""
     with torch.inference_mode():
-        texts = model.encode_text(tokenizer([tiny_clip.PROMPT.format(c) for c in CLASSES]))
+        texts = model.encode_text(tokenizer([PROMPT.format(c) for c in CLASSES]))
     return functional.normalize(texts, dim=-1)
 
 

@@ -145,7 +145,7 @@ class Parity:
             "pictures": self.pictures,
             "source": self.source,
             "batches": ", ".join(map(str, (*_OTHER_BATCHES, _BATCH))),
-            **self.figures,
+            **{name: _kept(value) for name, value in self.figures.items()},
             "zero_shot_agreement": self.zero_shot_agreement,
             "bit_equal": self.bit_equal,
         }
@@ -253,6 +253,11 @@ def check(parity: Parity) -> None:
             f"the {parity.precision} features miss the gate: {'; '.join(parity.missed)}; nothing "
             f"was written. {advice}, or take it as it is with --accept-parity"
         )
+
+
+def _kept(value: float) -> float:
+    """Without the digits that PyTorch's number of threads decides."""
+    return float(f"{value:.1g}") if abs(value) < 0.01 else round(value, 4)
 
 
 def _row(label: str, value: float, limit: Limit | None) -> Row:

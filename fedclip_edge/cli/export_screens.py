@@ -1,0 +1,77 @@
+"""What `fedclip-edge export` shows: the gate's table, and the bundle it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fedclip_edge.exporting.parity import Parity
+    from fedclip_edge.vision.bundle import Bundle
+
+
+def report(parity: Parity) -> None:
+    """The gate's table, before the verdict, so that it is seen even if the bundle is refused."""
+    rows = parity.rows()
+    widths = [
+        max(len(column) for column in columns)
+        for columns in zip(*(r[:3] for r in rows), strict=True)
+    ]
+    click.echo(f"{parity.precision} against the model it was made from:", err=True)
+    for row in rows:
+        verdict = {None: "", True: "ok", False: "MISSED"}[row.passed]
+        texts = (
+            row.label.ljust(widths[0]),
+            row.value.rjust(widths[1]),
+            row.threshold.ljust(widths[2]),
+        )
+        line = "  ".join(("", *texts, verdict))
+        click.echo(line.rstrip(), err=True)
+
+
+def summary(bundle: Bundle) -> str:
+    """The bundle, line by line, and what to do next."""
+    from fedclip_edge.vision.cautions import cautions
+
+    manifest = bundle.manifest
+    preprocessing = manifest.preprocessing
+    side = preprocessing.image_size
+    rows = [
+        ("model", f"{manifest.model}, {manifest.pretrained}"),
+        ("input", f"{side} x {side}, {preprocessing.resize}, {preprocessing.interpolation}"),
+        ("features", f"{manifest.dim} wide, {manifest.precision}"),
+        ("activation", manifest.activation),
+        ("classes", f"{len(bundle.classes.names)}: {shortened(bundle.classes.names)}"),
+        ("prompt", bundle.classes.prompt),
+        ("parity", _parity(manifest.parity)),
+        ("encoder id", manifest.encoder_id[:16]),
+        *((path.name, _size(path)) for path in sorted(bundle.folder.iterdir())),
+    ]
+    width = max(len(name) for name, _ in rows)
+    table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+    notes = "".join(f"\nNote: {caution}." for caution in cautions(manifest))
+    return (
+        f"Wrote the bundle {bundle.folder}\n\n{table}\n{notes}\n"
+        f'Next: name it in fleet.toml and in every agent.toml, as bundle = "{bundle.folder}"'
+    )
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "unknown"
+    passed = "passed" if parity["passed"] else "MISSED, and accepted"
+    worst = f"{parity['largest_difference']:.1e}"
+    return f"{passed}; largest difference {worst} on unit vectors, {parity['pictures']} pictures"
+
+
+def shortened(names: tuple[str, ...]) -> str:
+    """At most a dozen of them."""
+    return ", ".join(names) if len(names) <= 12 else ", ".join((*names[:11], "..."))
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
