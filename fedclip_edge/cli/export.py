@@ -172,25 +172,25 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
 def _tiny(folder: Path) -> Recipe | None:
     """The demo's model where the bundle was made of it: its text tower is always at hand."""
     from fedclip_edge.demo import tiny_clip
-    from fedclip_edge.exporting.recipe import Recipe
+    from fedclip_edge.exporting.recipe import Recipe, in_folder
     from fedclip_edge.vision.bundle import read_bundle
 
     manifest = read_bundle(folder).manifest
     its = (manifest.model, manifest.pretrained) == (tiny_clip.FOLDER.name, "local-dir")
-    return Recipe(tiny_clip.MODEL_NAME) if its else None
+    return Recipe(in_folder(tiny_clip.FOLDER)) if its else None
 
 
 def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
     """SOURCE as a recipe, with what the command line says in place of its own."""
     from fedclip_edge.demo import tiny_clip
     from fedclip_edge.errors import ConfigError
-    from fedclip_edge.exporting.recipe import Recipe, read_recipe
+    from fedclip_edge.exporting.recipe import Recipe, in_folder, read_recipe
 
     source = given["source"]
     if source.endswith(".toml"):
         recipe = read_recipe(Path(source))
     else:
-        recipe = Recipe(tiny_clip.MODEL_NAME if source == "tiny" else source)
+        recipe = Recipe(in_folder(tiny_clip.FOLDER) if source == "tiny" else source)
     changes: dict[str, Any] = {
         name: given[name]
         for name in ("pretrained", "like", "random_weights", "precision")

@@ -207,10 +207,10 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
     say("exporting the tiny CLIP")
     from fedclip_edge.demo import gate_pictures
     from fedclip_edge.exporting.bundles import export_open_clip  # seconds of imports
-    from fedclip_edge.exporting.recipe import Recipe
+    from fedclip_edge.exporting.recipe import Recipe, in_folder
 
     export_open_clip(
-        Recipe(tiny_clip.MODEL_NAME),
+        Recipe(in_folder(tiny_clip.FOLDER)),
         world.CLASSES,
         folder,
         draw=gate_pictures.draw,

@@ -21,7 +21,7 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weights"]
 # The prompt of FedCLIP's reference code.
 PROMPT = "a picture of a {}"
 
-PREFIX = "local-dir:"  # open_clip's own spelling of a folder that it saved
+PREFIX = "local-dir:"  # open_clip's own spelling of a folder that it saved, for a model's name
 BETWEEN = " | "  # prompts of an ensemble, in the one text that a bundle keeps of them
 
 
@@ -54,6 +54,11 @@ class Recipe(Source):
             raise ValueError(f"prompts: expected one or more, such as {PROMPT!r}")
         for prompt in self.prompts:
             check_prompt(prompt)
+
+
+def in_folder(folder: Path) -> str:
+    """The name of the model that open_clip saved in `folder`."""
+    return f"{PREFIX}{folder}"
 
 
 def check_prompt(prompt: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.hub import download, repository_of
-from fedclip_edge.exporting.recipe import PREFIX, Source
+from fedclip_edge.exporting.recipe import PREFIX, Source, in_folder
 from fedclip_edge.exporting.torchvision_ops import declare_missing
 from fedclip_edge.vision.manifest import RANDOM
 
@@ -82,7 +82,7 @@ def _folder(source: Source) -> Found:
     if not folder.is_dir():
         raise ConfigError(f"{folder} does not exist; name a folder with {CONFIG}")
     folder_config(folder)
-    return Found(f"{PREFIX}{folder}", folder.name, "local-dir", {}, None)
+    return Found(in_folder(folder), folder.name, "local-dir", {}, None)
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
