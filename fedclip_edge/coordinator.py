@@ -19,7 +19,7 @@ from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.errors import PeerError, RunError
 from fedclip_edge.ledger import Ledger
-from fedclip_edge.messaging import rounds, transfer, wire
+from fedclip_edge.messaging import round_events, rounds, transfer, wire
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
@@ -123,7 +123,7 @@ class Coordinator:
         for device in self._uploads.expire(now):
             log.event("upload_abandoned", device=device)
         self._ask_due(now)
-        self._step(rounds.Tick(), now)
+        self._step(round_events.Tick(), now)
 
     def admit(self, registry: Registry, now: float) -> dict[str, str]:
         """Takes over a changed registry; the boots of those it no longer admits, by device."""
@@ -192,7 +192,7 @@ class Coordinator:
         elif isinstance(message, Offer):
             self._take_offer(device, message, now)
         elif isinstance(message, Want):
-            self._step(rounds.Heard(device), now)
+            self._step(round_events.Heard(device), now)
             self._send_wanted(device, message)
         elif isinstance(message, Report):
             self._take_report(device, message, now)
@@ -215,7 +215,7 @@ class Coordinator:
         if device not in self._boots:
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
         self._boots[device] = hello.boot
-        joined = rounds.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
+        joined = round_events.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
         self._step(joined, now)
         takes_part = self._takes_part(device)
         self._say_down(device, self._manifest(takes_part=takes_part, answers=hello.boot))
@@ -256,7 +256,7 @@ class Coordinator:
         log.event("left", device=device)
         del self._boots[device]
         self._uploads.leave(device)
-        self._step(rounds.Left(device), now)
+        self._step(round_events.Left(device), now)
 
     def _take_offer(self, device: str, offer: Offer, now: float) -> None:
         if offer.run != self.run.id:
@@ -273,7 +273,7 @@ class Coordinator:
             self._say_down(device, Kept(self.run.id, offer.round, offer.parcel.sha256))
             return
         self._uploads.remember(device, offer)
-        self._step(rounds.Offered(device, offer.round, offer.parcel.sha256), now)
+        self._step(round_events.Offered(device, offer.round, offer.parcel.sha256), now)
 
     def _take_chunk(self, device: str, payload: bytes, now: float) -> None:
         body = self._uploads.receive(device, payload, now)
@@ -290,9 +290,9 @@ class Coordinator:
         except PeerError as error:
             self._say_down(device, Refused(str(error), final=False, sha256=offer.parcel.sha256))
             self._last_refusal = f"{device}: {error}"
-            self._step(rounds.Rejected(device, offer.round), now)
+            self._step(round_events.Rejected(device, offer.round), now)
             raise
-        arrived = rounds.Arrived(device, offer.round, offer.parcel.sha256)
+        arrived = round_events.Arrived(device, offer.round, offer.parcel.sha256)
         self._step(arrived, now, contribution, body)
 
     def _check(self, device: str, offer: Offer, contribution: Contribution) -> None:
@@ -316,49 +316,49 @@ class Coordinator:
             raise PeerError(f"report on round {report.round}, which is not closed")
         self.ledger.store.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
-        self._step(rounds.Reported(device, report.round), now)
+        self._step(round_events.Reported(device, report.round), now)
 
     def _step(
         self,
-        event: rounds.Event,
+        event: round_events.Event,
         now: float,
         contribution: Contribution | None = None,
         body: bytes = b"",
     ) -> None:
         state, actions = rounds.step(self._rounds, event, now)
         for action in actions:
-            if isinstance(action, rounds.Keep):
+            if isinstance(action, round_events.Keep):
                 assert contribution is not None
                 self.ledger.keep(contribution, state.kept[action.device], body)
         self._rounds = state
         for action in actions:
             self._do(action, now)
 
-    def _do(self, action: rounds.Action, now: float) -> None:
-        if isinstance(action, rounds.Announce):
+    def _do(self, action: round_events.Action, now: float) -> None:
+        if isinstance(action, round_events.Announce):
             self._announce(now)
-        elif isinstance(action, rounds.Remind):
+        elif isinstance(action, round_events.Remind):
             takes_part, boot = self._takes_part(action.device), self._boots.get(action.device, "")
             self._say_down(action.device, self._manifest(takes_part=takes_part, answers=boot))
-        elif isinstance(action, rounds.Forget):
+        elif isinstance(action, round_events.Forget):
             log.event("given_up", device=action.device)
             self._boots.pop(action.device, None)
             self._uploads.release(action.device)
-        elif isinstance(action, rounds.Upload):
+        elif isinstance(action, round_events.Upload):
             self._uploads.request(action.device)
             self._ask_due(now)
-        elif isinstance(action, rounds.Keep | rounds.Acknowledge):
+        elif isinstance(action, round_events.Keep | round_events.Acknowledge):
             offer = self._uploads.offer_of(action.device)
             self._say_down(action.device, Kept(self.run.id, offer.round, offer.parcel.sha256))
             self._ask_due(now)
-        elif isinstance(action, rounds.Drop):
+        elif isinstance(action, round_events.Drop):
             log.event("contribution_dropped", device=action.device, reason=action.reason)
             sha256 = self._uploads.offer_of(action.device).parcel.sha256
             refused = Refused(
                 action.reason, final=False, sha256=sha256, closed=self.ledger.model.round
             )
             self._say_down(action.device, refused)
-        elif isinstance(action, rounds.CloseRound):
+        elif isinstance(action, round_events.CloseRound):
             self._close_round(now)
         else:
             path = self.ledger.finish()
@@ -379,7 +379,7 @@ class Coordinator:
             seconds=round(now - self._opened_at, 3),
         )
         self._uploads.release_all()
-        self._step(rounds.Closed(), now)
+        self._step(round_events.Closed(), now)
 
     def _announce(self, now: float) -> None:
         self._opened_at = now

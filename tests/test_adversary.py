@@ -17,7 +17,7 @@ from simulation import Outcome, simulate
 
 from fedclip_edge.coordinator import Coordinator
 from fedclip_edge.ledger import Ledger
-from fedclip_edge.messaging import rounds
+from fedclip_edge.messaging import round_events, rounds
 from fedclip_edge.messaging.transfer import Incoming
 from fedclip_edge.records import Contribution
 from fedclip_edge.session import Session
@@ -77,14 +77,14 @@ def test_the_benchmark_ends_with_0_and_its_figures() -> None:
 
 def says_kept_before_it_is(
     self: Coordinator,
-    event: rounds.Event,
+    event: round_events.Event,
     now: float,
     contribution: Contribution | None = None,
     body: bytes = b"",
 ) -> None:
     self._rounds, actions = rounds.step(self._rounds, event, now)
     for action in actions:
-        if isinstance(action, rounds.Keep):
+        if isinstance(action, round_events.Keep):
             self._do(action, now)
             assert contribution is not None
             self.ledger.keep(contribution, self._rounds.kept[action.device], body)

@@ -14,8 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from fedclip_edge.config import RunRules
 from fedclip_edge.messaging import rounds
 from fedclip_edge.messaging.messages import Phase
-from fedclip_edge.messaging.rounds import (
-    NOBODY,
+from fedclip_edge.messaging.round_events import (
     Acknowledge,
     Action,
     Announce,
@@ -34,9 +33,12 @@ from fedclip_edge.messaging.rounds import (
     Rejected,
     Remind,
     Reported,
-    State,
     Tick,
     Upload,
+)
+from fedclip_edge.messaging.rounds import (
+    NOBODY,
+    State,
     cohort_hash,
     step,
 )
