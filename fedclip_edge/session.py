@@ -12,22 +12,21 @@ Laws:
 - A round is joined only after the coordinator has answered this connection's hello, because only
   that answer says whether a late-comer is in the cohort; and it names this process's boot, so
   that nobody can play an answer of old to it.
-- A contribution is parked on disk before it is offered, and held until the coordinator has it on
-  its own, or will never want it. No other one of its run is made before: what a kept one left
-  behind (the codec's residual, the method's state) goes into the next, once.
+- A contribution is made when its round is open and the last one is settled (`contributing.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedclip_edge import log
 from fedclip_edge.config import AgentConfig
+from fedclip_edge.contributing import REPEAT_S, Contributing
 from fedclip_edge.errors import PeerError, RefusedError
-from fedclip_edge.messaging import codec, rounds, transfer, wire
+from fedclip_edge.messaging import rounds, transfer, wire
+from fedclip_edge.messaging.download import Download
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
@@ -36,20 +35,13 @@ from fedclip_edge.messaging.messages import (
     Kept,
     Manifest,
     Message,
-    Offer,
-    Parcel,
     Refused,
     Want,
 )
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
-from fedclip_edge.parked import Carried, Floor, Parked, ParkedUpdate
+from fedclip_edge.parked import Floor, Parked
 from fedclip_edge.records import Contribution, Model, Plan, Report, Terms, Update
-
-REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
-REPEAT_S = 5.0  # without an answer for this long, say it again
-_REPAIR_MAX_S = 16.0  # 120 KiB at 8 kB/s
-_REPAIR_CHUNKS = 4
 
 
 class Learner(Protocol):
@@ -72,17 +64,6 @@ class Learner(Protocol):
     @property
     def busy_s(self) -> float:
         """Seconds spent in `fit` and `evaluate` so far."""
-
-
-@dataclass(eq=False)
-class _Offered:
-    """A contribution that is neither kept nor refused yet."""
-
-    update: ParkedUpdate
-    parcel: Parcel
-    said_at: float
-    answered: bool = False  # chunks went out on this link
-    unwanted: bool = False  # in this attempt; what becomes of it is known when its round is closed
 
 
 def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
@@ -118,16 +99,15 @@ class Session:
     _hello_at: float | None = None  # None while disconnected
     _heard_at: float = 0.0  # when the last manifest came
     _first_connected_at: float | None = None
-    _incoming: transfer.Incoming | None = None
-    _chunk_at: float = 0.0
-    _asked_for: str = ""  # the model whose chunks were asked for last
-    _repair_s: float = REPAIR_S
+    _download: Download = field(default_factory=Download)
     _model: Model | None = None
     _version: str = ""  # of the model held
-    _offered: _Offered | None = None
-    _settled_round: int = 0  # of this run, the last that this device has its answer for
+    _mine: Contributing = field(init=False)
     _report: Report | None = None
     _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
+
+    def __post_init__(self) -> None:
+        self._mine = Contributing(self.parked)
 
     @property
     def topics(self) -> Topics:
@@ -145,8 +125,7 @@ class Session:
         if isinstance(event, Connected):
             self._first_connected_at = self._first_connected_at or now
             self._greeted = False
-            if self._offered is not None:
-                self._offered.answered = False
+            self._mine.link_came()
             self._say_state(online=True)
             self._say_hello(now)
         elif isinstance(event, Received):
@@ -198,8 +177,7 @@ class Session:
 
     def _take_message(self, topic: str, payload: bytes, now: float) -> None:
         if transfer.is_chunk(payload):
-            if self._incoming is not None and self._incoming.receive(payload):
-                self._chunk_at = now
+            self._download.receive(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
         message = signed.message
@@ -211,16 +189,17 @@ class Session:
         elif isinstance(message, Manifest):
             self._take_manifest(message, now, direct=topic == self.topics.down(self.config.id))
         elif isinstance(message, Want):
-            self._send_wanted(message, now)
+            for chunk in self._mine.chunks(message, now, sending=self._sending):
+                self.transport.publish(self.topics.up(self.config.id), chunk)
         elif isinstance(message, Kept):
-            self._settle(message)
+            self._mine.settle(message)
         elif isinstance(message, Refused):
             if message.final and message.key != self.identity.key:
                 return  # meant for another that speaks under this id
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
-            self._settle(message)
+            self._mine.settle(message)
         else:
             raise PeerError(f"a coordinator does not say {type(message).__name__}")
 
@@ -260,17 +239,11 @@ class Session:
         self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round))
         if known is None or known.run != manifest.run:  # what was said of another ends with it
             self._report, self._reported = None, ("", False)
-            self._take_up(manifest.run)
-        elif self._offered is not None and (
-            manifest.round != known.round
-            or (manifest.attempt != known.attempt and self._offered.unwanted)
-        ):
-            # What one attempt refused, the next may want; and once the round is closed, the answer
-            # is final, and the next contribution waits for it.
-            self._offered.unwanted, self._offered.said_at = False, -math.inf
+            self._mine.take_up(manifest.run)
+        else:
+            self._mine.moved_on(known, manifest)
         if manifest.phase == "done":
-            self._offered = None
-            self.parked.forget(manifest.run)
+            self._mine.end(manifest.run)
         self._manifest = manifest
         self._heard_at = now
         self.transport.expect(manifest.devices)
@@ -280,72 +253,44 @@ class Session:
         if self._version != manifest.model.sha256:
             # From now on its chunks count. Who was greeted just now has missed the broadcast, and
             # whatever was on its way before: it asks at once, and for all that is missing.
-            self._expect(manifest, now)
+            self._download.expect(manifest.model, now)
             if is_greeting:
-                self._chunk_at, self._asked_for = now - self._repair_s, ""
+                self._download.hurry(now)
         took_part = known is not None and known.run == manifest.run
         evaluates = "evaluate" in self.config.roles
         if manifest.phase == "done" and took_part and not (evaluates and not self._reported[1]):
             self.finished = True
 
-    def _take_up(self, run: str) -> None:
-        """What this device had made for the run before it was killed, or before another came."""
-        update, self._settled_round = self.parked.update(run), self.parked.kept_round(run)
-        self._offered = None
-        if update is not None:
-            self._offered = _Offered(update, transfer.parcel_of(update.body), -math.inf)
-
-    def _expect(self, manifest: Manifest, since: float) -> transfer.Incoming:
-        if self._incoming is None or self._incoming.parcel != manifest.model:
-            self._incoming = transfer.Incoming(manifest.model)
-            self._chunk_at = since
-        return self._incoming
-
     def _have_model(self, manifest: Manifest, now: float) -> bool:
         if self._version == manifest.model.sha256:
             return True
-        incoming = self._expect(manifest, now)
-        if not incoming.complete:
-            if now - self._chunk_at >= self._repair_s:
-                self._chunk_at = now
-                self._say_up(Want(incoming.parcel.sha256, self._missing_of(incoming)))
+        self._download.expect(manifest.model, now)
+        if not self._download.complete:
+            want = self._download.due(now)
+            if want is not None:
+                self._say_up(want)
             return False
         try:
-            shapes = self.learner.shapes(manifest.plan)
-            self._model = wire.unpack_model(incoming.take(), manifest.plan.codec_down, shapes)
+            body, shapes = self._download.take(), self.learner.shapes(manifest.plan)
+            self._model = wire.unpack_model(body, manifest.plan.codec_down, shapes)
         except PeerError as error:
             self.refused_messages += 1
             log.event("model_refused", reason=str(error))
             return False
-        finally:
-            self._incoming = None
         self._version = manifest.model.sha256
-        self._repair_s = max(REPAIR_S, self._repair_s / 2)
         return True
-
-    def _missing_of(self, incoming: transfer.Incoming) -> transfer.Ranges:
-        """All gaps at first; after that a few and less and less often, since a link that is slower
-        than a chunk in REPAIR_S would otherwise carry everything again and again.
-        """
-        if self._asked_for != incoming.parcel.sha256:
-            self._asked_for = incoming.parcel.sha256
-            return incoming.missing
-        self._repair_s = min(2 * self._repair_s, _REPAIR_MAX_S)
-        return transfer.first(incoming.missing, _REPAIR_CHUNKS)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         if (
             manifest.phase != "open"
             or "train" not in self.config.roles
             or not self._takes_part(manifest)
-            or self._offered is not None
-            or self._settled_round == manifest.round
+            or not self._mine.owes(manifest.round)
         ):
             return False
         assert self._model is not None
-        plan, carried = manifest.plan, self.parked.carried(manifest.run)
+        plan, carried = manifest.plan, self._mine.carried(manifest.run)
         update, state = self.learner.fit(self._model, plan, carried.state)
-        terms, residual = codec.with_feedback(plan.codec_up, update.terms, carried.residual)
         contribution = Contribution(
             run=manifest.run,
             round=manifest.round,
@@ -353,15 +298,11 @@ class Session:
             base=self._version,
             encoder_id=self.encoder_id,
             classes_digest=self.classes_digest,
-            update=replace(update, terms=terms),
+            update=update,
         )
-        data = wire.pack_contribution(contribution, plan.codec_up)
-        parcel = transfer.parcel_of(data)
-        parked = ParkedUpdate(manifest.run, manifest.round, parcel.sha256, data)
-        self.parked.park(parked, Carried(residual, state))
-        self._offered = _Offered(parked, parcel, now)
-        self._say_up(Offer(manifest.run, manifest.round, parcel))
-        log.event("trained", round=manifest.round, update_bytes=len(data))
+        offer = self._mine.make(contribution, plan, carried, state, now)
+        self._say_up(offer)
+        log.event("trained", round=manifest.round, update_bytes=offer.parcel.size_bytes)
         return True
 
     def _takes_part(self, manifest: Manifest) -> bool:
@@ -389,38 +330,15 @@ class Session:
         return True
 
     def _repeat_offer(self, now: float) -> bool:
-        mine = self._offered
-        if mine is None or mine.unwanted or now - mine.said_at < REPEAT_S:
-            return False
-        if mine.answered and self.transport.backlog():
-            return False
-        mine.said_at = now
-        self._say_up(Offer(mine.update.run, mine.update.round, mine.parcel))
-        return True
+        offer = self._mine.due(now, sending=self._sending)
+        if offer is not None:
+            self._say_up(offer)
+        return offer is not None
 
-    def _send_wanted(self, want: Want, now: float) -> None:
-        mine = self._offered
-        if mine is None or mine.unwanted or mine.parcel.sha256 != want.sha256:
-            return  # of an earlier round: whoever asked has moved on
-        if mine.answered and self.transport.backlog():
-            return  # the answer to the last time is still on its way; a slow link is no loss
-        mine.said_at, mine.answered = now, True
-        for chunk in transfer.chunks(mine.update.body, mine.parcel, want.missing):
-            self.transport.publish(self.topics.up(self.config.id), chunk)
-
-    def _settle(self, answer: Kept | Refused) -> None:
-        """Forgets the contribution of that hash; nothing where it is another, or forgotten.
-
-        A refusal while its round is not closed settles nothing: the same one may be kept yet.
-        """
-        mine = self._offered
-        if mine is None or mine.parcel.sha256 != answer.sha256:
-            return
-        if isinstance(answer, Refused) and answer.closed < mine.update.round:
-            mine.unwanted = True
-            return
-        self.parked.settle(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
-        self._settled_round, self._offered = mine.update.round, None
+    @property
+    def _sending(self) -> bool:
+        """Whether something that was said is still on its way to the broker."""
+        return self.transport.backlog() > 0
 
     def _say_hello(self, now: float) -> None:
         self._hello_at = now
@@ -437,8 +355,7 @@ class Session:
         )
         if self._report is not None:  # the coordinator may have been away when it was said
             self._say_up(self._report)
-        if self._offered is not None:
-            self._offered.said_at = -math.inf
+        self._mine.hurry()
 
     def _say_state(self, *, online: bool) -> None:
         topic = self.topics.state(self.config.id)

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.contributing import REPEAT_S
 from fedclip_edge.errors import DiskError, RefusedError
 from fedclip_edge.messaging import identity, transfer, wire
+from fedclip_edge.messaging.download import REPAIR_S
 from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
@@ -33,7 +35,7 @@ from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Will
 from fedclip_edge.parked import Parked, open_parked
 from fedclip_edge.records import Model, Plan, Report, Role, Terms, Update
-from fedclip_edge.session import REPAIR_S, REPEAT_S, Session, will
+from fedclip_edge.session import Session, will
 
 TOPICS = Topics("lab")
 PLAN = Plan(codec_up="fp32", codec_down="fp32")

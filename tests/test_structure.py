@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("vision", "learning", "messaging"),
     ("store", "parked", "exporting", "model_file", "prediction"),
-    ("ledger",),
+    ("ledger", "contributing"),
     ("session", "coordinator", "agent", "serving"),
     ("demo",),
     ("cli",),
