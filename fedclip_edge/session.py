@@ -6,25 +6,22 @@ well as a broker does.
 
 Laws:
 - Training and evaluation happen in `act`, never while a message is being taken in.
-- A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
-  without enrolment the first that a run showed. An older epoch or round is refused, also after a
-  restart.
+- What is not believed (`believing.py`) changes nothing.
 - A round is joined only after the coordinator has answered this connection's hello, because only
-  that answer says whether a late-comer is in the cohort; and it names this process's boot, so
-  that nobody can play an answer of old to it.
+  that answer says whether a late-comer is in the cohort.
 - A contribution is made when its round is open and the last one is settled (`contributing.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from fedclip_edge import log
+from fedclip_edge.believing import Believing
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.contributing import REPEAT_S, Contributing
 from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.learner import Learner
 from fedclip_edge.messaging import rounds, transfer, wire
 from fedclip_edge.messaging.download import Download
 from fedclip_edge.messaging.identity import Identity
@@ -40,30 +37,8 @@ from fedclip_edge.messaging.messages import (
 )
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
-from fedclip_edge.parked import Floor, Parked
-from fedclip_edge.records import Contribution, Model, Plan, Report, Terms, Update
-
-
-class Learner(Protocol):
-    """What a session asks of whoever holds the features."""
-
-    def shapes(self, plan: Plan) -> wire.Shapes:
-        """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
-
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
-        """Trains one round from `model` and the method's own state; empty in a run's first."""
-
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
-        """Accuracies on the test pictures; `final` for the model that ends the run."""
-
-    def report(
-        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
-    ) -> Report:
-        """The accuracies with what they cost."""
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds spent in `fit` and `evaluate` so far."""
+from fedclip_edge.parked import Parked
+from fedclip_edge.records import Contribution, Model, Report
 
 
 def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
@@ -90,9 +65,7 @@ class Session:
     parked: Parked
     finished: bool = False
     refused_messages: int = 0
-    _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
-    _coordinator: CoordinatorState | None = None
-    _manifest: Manifest | None = None
+    _believed: Believing = field(init=False)
     _greeted: bool = False
     _unanswered: bool = False  # and said so
     _joined: str = ""  # the run that a hello was last answered for
@@ -107,6 +80,7 @@ class Session:
     _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
 
     def __post_init__(self) -> None:
+        self._believed = Believing(self.boot, self.config.coordinator_key, self.parked)
         self._mine = Contributing(self.parked)
 
     @property
@@ -142,7 +116,7 @@ class Session:
         """Does the next piece of work, at most one; False where there was none."""
         if self._hello_at is None:
             return False
-        manifest = self._manifest
+        manifest = self._believed.manifest
         if manifest is not None and self._is_left_alone(manifest):
             log.event("run_ended_without_this_device", run=manifest.run)
             self.finished, self._joined = True, ""
@@ -171,7 +145,8 @@ class Session:
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
         """The run it joined is done, and nobody is there any more to give it the last model."""
-        gone = self._coordinator is not None and not self._coordinator.online
+        coordinator = self._believed.coordinator
+        gone = coordinator is not None and not coordinator.online
         has_model = self._version == manifest.model.sha256
         return manifest.phase == "done" and gone and manifest.run == self._joined and not has_model
 
@@ -180,10 +155,8 @@ class Session:
             self._download.receive(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
+        self._believed.check(signed)
         message = signed.message
-        if signed.sender != "coordinator":
-            raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
-        self._believe(signed)
         if isinstance(message, CoordinatorState):
             self._take_coordinator(message, now, direct=topic == self.topics.down(self.config.id))
         elif isinstance(message, Manifest):
@@ -203,24 +176,9 @@ class Session:
         else:
             raise PeerError(f"a coordinator does not say {type(message).__name__}")
 
-    def _believe(self, signed: wire.Signed) -> None:
-        message = signed.message
-        if isinstance(message, CoordinatorState | Manifest):
-            key = self.config.coordinator_key or self._pins.get(message.run, message.key)
-            signed.check(key)
-            self._pins[message.run] = key
-        elif self._manifest is not None:
-            signed.check(self._pins[self._manifest.run])
-        else:
-            raise PeerError("nothing is known of the run yet")
-
     def _take_coordinator(self, state: CoordinatorState, now: float, *, direct: bool) -> None:
-        known = self._coordinator
-        epoch = max(self.parked.floor.epoch, 0 if known is None else known.epoch)
-        # One that rose above its own first epoch left its will before that.
-        if state.epoch < epoch and (known is None or state.boot != known.boot):
-            raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
-        self._coordinator = state
+        known = self._believed.coordinator
+        self._believed.take_coordinator(state)
         # Said to this device alone, it asks who that is.
         is_new = direct or known is None or known.boot != state.boot or not known.online
         if state.online and is_new and self._hello_at is not None:
@@ -228,15 +186,8 @@ class Session:
             self._say_hello(now)
 
     def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
-        if direct and manifest.answers != self.boot:
-            raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
-        known, floor = self._manifest, self.parked.floor
-        if floor.is_above(manifest.epoch, manifest.run, manifest.round):
-            raise PeerError(
-                f"manifest of round {manifest.round} of epoch {manifest.epoch}, older than round "
-                f"{floor.round} of epoch {floor.epoch}"
-            )
-        self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round))
+        known = self._believed.manifest
+        self._believed.take_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:  # what was said of another ends with it
             self._report, self._reported = None, ("", False)
             self._mine.take_up(manifest.run)
@@ -244,7 +195,6 @@ class Session:
             self._mine.moved_on(known, manifest)
         if manifest.phase == "done":
             self._mine.end(manifest.run)
-        self._manifest = manifest
         self._heard_at = now
         self.transport.expect(manifest.devices)
         is_greeting = direct and not self._greeted

@@ -31,7 +31,7 @@ CHUNK_BYTES = 400  # a model of 40 numbers in two chunks
 
 @dataclass(eq=False)
 class Learner:
-    """What session.Learner asks for, without pictures; training takes virtual time alone."""
+    """What learner.Learner asks for, without pictures; training takes virtual time alone."""
 
     device: str
     variant: int

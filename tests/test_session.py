@@ -251,14 +251,13 @@ def test_it_knows_how_many_may_come_back_with_it(
 
 
 def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) -> None:
-    config = scene.session.config
-    scene.session.config = replace(config, coordinator_key=identity.new().key)
+    scene.session._believed.coordinator_key = identity.new().key
     scene.flow()
     scene.say(manifest())
     scene.say(state(), topic=TOPICS.coordinator_state)
     scene.work()
     assert scene.session.refused_messages == 2
-    scene.session.config = replace(config, coordinator_key=ME.key)
+    scene.session._believed.coordinator_key = ME.key
     scene.say(manifest())
     scene.work()
     assert len(scene.heard(Want)) == 1

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("vision", "learning", "messaging"),
     ("store", "parked", "exporting", "model_file", "prediction"),
-    ("ledger", "contributing"),
+    ("ledger", "learner", "believing", "contributing"),
     ("session", "coordinator", "agent", "serving"),
     ("demo",),
     ("cli",),

@@ -1,0 +1,65 @@
+"""What a device believes of what it hears: whose key signed it, and whether it is of now.
+
+Laws:
+- A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
+  without enrolment the first that a run showed.
+- An older epoch or round is refused, also after a restart.
+- A direct answer names this process's boot, so that nobody can play an answer of old to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.messaging import wire
+from fedclip_edge.messaging.messages import CoordinatorState, Manifest
+from fedclip_edge.parked import Floor, Parked
+
+
+@dataclass(eq=False)
+class Believing:
+    """What was believed last. Every method raises PeerError for what is not to be believed."""
+
+    boot: str  # of this process
+    coordinator_key: str  # that enrolment pinned; empty without
+    parked: Parked
+    coordinator: CoordinatorState | None = None
+    manifest: Manifest | None = None
+    _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
+
+    def check(self, signed: wire.Signed) -> None:
+        """The coordinator said it."""
+        message = signed.message
+        if signed.sender != "coordinator":
+            raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
+        if isinstance(message, CoordinatorState | Manifest):
+            key = self.coordinator_key or self._pins.get(message.run, message.key)
+            signed.check(key)
+            self._pins[message.run] = key
+        elif self.manifest is not None:
+            signed.check(self._pins[self.manifest.run])
+        else:
+            raise PeerError("nothing is known of the run yet")
+
+    def take_coordinator(self, state: CoordinatorState) -> None:
+        """It is this one from here on."""
+        known = self.coordinator
+        epoch = max(self.parked.floor.epoch, 0 if known is None else known.epoch)
+        # One that rose above its own first epoch left its will before that.
+        if state.epoch < epoch and (known is None or state.boot != known.boot):
+            raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
+        self.coordinator = state
+
+    def take_manifest(self, manifest: Manifest, *, direct: bool) -> None:
+        """The run stands there from here on; `direct` where it was said to this device alone."""
+        if direct and manifest.answers != self.boot:
+            raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
+        floor = self.parked.floor
+        if floor.is_above(manifest.epoch, manifest.run, manifest.round):
+            raise PeerError(
+                f"manifest of round {manifest.round} of epoch {manifest.epoch}, older than round "
+                f"{floor.round} of epoch {floor.epoch}"
+            )
+        self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round))
+        self.manifest = manifest

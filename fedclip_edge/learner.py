@@ -1,0 +1,31 @@
+"""What a session asks of whoever holds the features: `agent.py`, a simulation, a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from fedclip_edge.messaging.wire import Shapes
+from fedclip_edge.records import Model, Plan, Report, Terms, Update
+
+
+class Learner(Protocol):
+    """What a session asks of whoever holds the features."""
+
+    def shapes(self, plan: Plan) -> Shapes:
+        """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
+
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        """Trains one round from `model` and the method's own state; empty in a run's first."""
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+        """Accuracies on the test pictures; `final` for the model that ends the run."""
+
+    def report(
+        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+    ) -> Report:
+        """The accuracies with what they cost."""
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent in `fit` and `evaluate` so far."""
