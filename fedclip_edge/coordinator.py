@@ -6,7 +6,7 @@ Laws:
 - A contribution is checked whole before `rounds.py` hears of it, on disk before it is added, and
   added before it is acknowledged.
 - A message that breaks the protocol is dropped and counted against its peer; it stops nothing.
-- With a registry, the keys in it are believed and no others; who is taken off it is refused at once.
+- Who may not take part (`admission.py`) is refused, and who no longer may is refused at once.
 - Whatever is killed, the journal is enough to go on: `resume` rebuilds this state from it.
 """
 
@@ -16,40 +16,32 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
+from fedclip_edge.admission import Admission
+from fedclip_edge.announcing import Announcer
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.errors import PeerError, RunError
 from fedclip_edge.ledger import Ledger
 from fedclip_edge.messaging import round_events, rounds, transfer, wire
-from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
     DeviceState,
     Hello,
     Kept,
-    Manifest,
-    Message,
     Offer,
     Refused,
     Want,
 )
 from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
+from fedclip_edge.messaging.transport import Connected, Event, Received
 from fedclip_edge.messaging.uploads import LEASE_S, Uploads
 from fedclip_edge.records import Contribution, Report
 from fedclip_edge.store import Run
 
-NAME = "coordinator"
 # The same seed trains to the same bytes: what is refused this often is refused for ever.
 _ATTEMPTS = 5
 # No coordinator starts this often in its life, and no device can use all epochs up.
 _EPOCHS_AT_ONCE = 2**20
-
-
-def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
-    """What the broker says for a coordinator that vanished."""
-    topic = Topics(fleet).coordinator_state
-    return Will(topic, wire.pack_control(state, NAME, topic, identity))
 
 
 @dataclass(eq=False)
@@ -58,19 +50,15 @@ class Coordinator:
 
     config: FleetConfig
     ledger: Ledger
-    identity: Identity
-    transport: Transport
-    boot: str
-    epoch: int
+    voice: Announcer
     invited: frozenset[str] = frozenset()  # devices that the first round waits for by name
     registry: Registry | None = None  # who is enrolled; without one the first key shown is pinned
     finished: bool = False
     refused_messages: Counter[str] = field(default_factory=Counter)
     _rounds: rounds.State = field(init=False)
     _uploads: Uploads = field(init=False)
-    _keys: dict[str, str] = field(init=False)
+    _admission: Admission = field(init=False)
     _boots: dict[str, str] = field(default_factory=dict)  # device -> its process's boot
-    _broadcast: str = ""  # version of the model last sent to everybody
     _opened_at: float = 0.0
     _last_refusal: str = ""  # of a contribution to the open round
 
@@ -78,7 +66,7 @@ class Coordinator:
         """Takes up the run where its books stand."""
         closed, total = self.ledger.model.round, self.run.plan.rounds
         self._uploads = Uploads(transfer.Slots(self.config.rules.upload_slots, LEASE_S))
-        self._keys = self.ledger.store.keys(self.run.id)
+        self._admission = Admission(self.run, self.ledger.store, self.registry)
         self._rounds = rounds.State(
             run=self.run.id,
             rules=self.config.rules,
@@ -87,7 +75,7 @@ class Coordinator:
             phase="final" if closed >= total else "gathering",
             deadline=now + self.config.rules.deadline_s,
             # Whoever was there before the restart is waited for as if it had just gone.
-            away_since=dict.fromkeys(self._keys, now),
+            away_since=dict.fromkeys(self._admission.keys, now),
             invited=self.invited,
             kept=self.ledger.kept(),
         )
@@ -102,7 +90,7 @@ class Coordinator:
             # Wills may have been said while nobody listened; who is there says hello again.
             for device in tuple(self._boots):
                 self._leave(device, now)
-            self._say_state(online=True)
+            self.voice.say_state(online=True)
             self._say_manifest()
         elif isinstance(event, Received):
             device = ""
@@ -127,19 +115,19 @@ class Coordinator:
 
     def admit(self, registry: Registry, now: float) -> dict[str, str]:
         """Takes over a changed registry; the boots of those it no longer admits, by device."""
-        self.registry = registry
+        self.registry = self._admission.registry = registry
         out = {}
         for device, boot in list(self._boots.items()):
-            reason = registry.refusal(device, self._keys[device])
+            reason = self._admission.refusal(device)
             if reason is not None:
-                self._refuse(device, reason, self._keys[device], boot)
+                self._refuse(device, reason, self._admission.keys[device], boot)
                 self._leave(device, now)
                 out[device] = boot
         return out
 
     def say_goodbye(self) -> None:
         """Tells the devices that nobody coordinates from here on."""
-        self._say_state(online=False)
+        self.voice.say_state(online=False)
 
     @property
     def has_begun(self) -> bool:
@@ -147,23 +135,30 @@ class Coordinator:
         return self._rounds.round > 1 or self._rounds.phase != "gathering"
 
     @property
+    def epoch(self) -> int:
+        """The higher one wins where two coordinate; devices refuse a lower one."""
+        return self.voice.epoch
+
+    @property
     def topics(self) -> Topics:
-        return Topics(self.config.fleet)
+        return self.voice.topics
 
     def _take_coordinator(self, event: Received) -> None:
         signed = wire.unpack_control(event.topic, event.payload)
         state = signed.message
         if not isinstance(state, CoordinatorState):
             raise PeerError(f"a coordinator's state topic carries {type(state).__name__}")
-        signed.check(state.key if self.registry is None else self.identity.key)
-        if state.boot == self.boot:
+        signed.check(state.key if self.registry is None else self.voice.identity.key)
+        if state.boot == self.voice.boot:
             return  # our own, back from the broker
-        if state.online and (state.epoch, state.boot) > (self.epoch, self.boot):
+        if state.online and (state.epoch, state.boot) > (self.epoch, self.voice.boot):
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
                 "this one stops, its journal stays as it is"
             )
-        self._say_state(online=True)  # the will of an earlier one has replaced what is retained
+        self.voice.say_state(
+            online=True
+        )  # the will of an earlier one has replaced what is retained
 
     def _take_message(self, device: str, event: Received, now: float) -> None:
         if transfer.is_chunk(event.payload):
@@ -179,13 +174,13 @@ class Coordinator:
             signed.check(message.key)
             self._take_hello(device, message, now)
             return
-        if device not in self._keys or device not in self._boots:
+        if device not in self._admission.keys or device not in self._boots:
             if isinstance(message, DeviceState):
                 return  # it will say hello, or it is a will from an earlier run
             # It takes itself for known: this run has forgotten it, or its hello never came.
-            self._say_down(device, self._state(online=True))
+            self.voice.say_down(device, self.voice.state(online=True))
             raise PeerError("it has not said hello")
-        signed.check(self._keys[device])
+        signed.check(self._admission.keys[device])
         if isinstance(message, DeviceState):
             if not message.online and message.boot == self._boots[device]:
                 self._leave(device, now)
@@ -193,20 +188,15 @@ class Coordinator:
             self._take_offer(device, message, now)
         elif isinstance(message, Want):
             self._step(round_events.Heard(device), now)
-            self._send_wanted(device, message)
+            if message.sha256 == self.ledger.version:  # else the manifest that replaces it comes
+                self.voice.send_model(device, message.missing)
         elif isinstance(message, Report):
             self._take_report(device, message, now)
         else:
             raise PeerError(f"a device does not say {type(message).__name__}")
 
     def _take_hello(self, device: str, hello: Hello, now: float) -> None:
-        reason = self._check_key(device, hello.key)
-        if reason is not None:
-            pass
-        elif hello.encoder_id != self.run.encoder_id:
-            reason = "its bundle holds another encoder; copy the coordinator's bundle to it"
-        elif hello.classes_digest != self.run.classes_digest:
-            reason = "its bundle holds other classes; copy the coordinator's bundle to it"
+        reason = self._admission.admit(device, hello)
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
@@ -217,39 +207,21 @@ class Coordinator:
         self._boots[device] = hello.boot
         joined = round_events.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
         self._step(joined, now)
-        takes_part = self._takes_part(device)
-        self._say_down(device, self._manifest(takes_part=takes_part, answers=hello.boot))
-
-    def _check_key(self, device: str, key: str) -> str | None:
-        """Why this key is not the device's; None where it is, from now on for the whole run."""
-        if self.registry is not None:
-            reason = self.registry.refusal(device, key)
-            if reason is None:
-                self.ledger.store.pin_key(self.run.id, device, key)  # so that it is waited for
-                self._keys[device] = key
-            return reason
-        pinned = self._keys.get(device)
-        self._keys[device] = pinned or self.ledger.store.pin_key(self.run.id, device, key)
-        if self._keys[device] == key:
-            return None
-        return (
-            "another key was shown under this id in this run; give the device its state_dir "
-            "back, or another id"
-        )
+        self._answer(device, hello.boot)
 
     def _refuse(self, device: str, reason: str, key: str, boot: str) -> None:
         log.event("device_refused", device=device, reason=reason)
         # The manifest first: it brings the key without which a refusal is not believed.
-        self._say_down(device, self._manifest(takes_part=False, answers=boot))
-        self._say_down(device, Refused(reason, final=True, key=key))
+        self._answer(device, boot)
+        self.voice.say_down(device, Refused(reason, final=True, key=key))
 
     def _rise_above(self, device: str, epoch: int) -> None:
         """The fleet has heard of a later epoch than this journal, which is new or an old copy."""
         if epoch - self.epoch > _EPOCHS_AT_ONCE:
             raise PeerError(f"claims epoch {epoch}, this is epoch {self.epoch}")
-        self.epoch = self.ledger.store.next_epoch(above=epoch)
+        self.voice.epoch = self.ledger.store.next_epoch(above=epoch)
         log.event("epoch_raised", device=device, epoch=self.epoch)
-        self._say_state(online=True)
+        self.voice.say_state(online=True)
         self._say_manifest()
 
     def _leave(self, device: str, now: float) -> None:
@@ -260,7 +232,7 @@ class Coordinator:
 
     def _take_offer(self, device: str, offer: Offer, now: float) -> None:
         if offer.run != self.run.id:
-            self._say_down(
+            self.voice.say_down(
                 device, Refused(f"this is {self.run.id}", final=False, sha256=offer.parcel.sha256)
             )
             return
@@ -270,7 +242,7 @@ class Coordinator:
         closed = self.ledger.model.round
         if offer.round <= closed and self.ledger.was_kept(device, offer.round, offer.parcel.sha256):
             # The first answer was lost, and the device must know: its next update depends on it.
-            self._say_down(device, Kept(self.run.id, offer.round, offer.parcel.sha256))
+            self.voice.say_down(device, Kept(self.run.id, offer.round, offer.parcel.sha256))
             return
         self._uploads.remember(device, offer)
         self._step(round_events.Offered(device, offer.round, offer.parcel.sha256), now)
@@ -285,29 +257,16 @@ class Coordinator:
         try:
             codec, shapes = self.run.plan.codec_up, self.ledger.shapes
             contribution = wire.unpack_contribution(body, codec, shapes)
-            self._check(device, offer, contribution)
-            self.ledger.check(contribution.update)
+            self.ledger.check(device, offer.round, contribution)
         except PeerError as error:
-            self._say_down(device, Refused(str(error), final=False, sha256=offer.parcel.sha256))
+            self.voice.say_down(
+                device, Refused(str(error), final=False, sha256=offer.parcel.sha256)
+            )
             self._last_refusal = f"{device}: {error}"
             self._step(round_events.Rejected(device, offer.round), now)
             raise
         arrived = round_events.Arrived(device, offer.round, offer.parcel.sha256)
         self._step(arrived, now, contribution, body)
-
-    def _check(self, device: str, offer: Offer, contribution: Contribution) -> None:
-        expected = {
-            "run": self.run.id,
-            "round": offer.round,
-            "device": device,
-            "base": self.ledger.version,
-            "encoder_id": self.run.encoder_id,
-            "classes_digest": self.run.classes_digest,
-        }
-        for name, value in expected.items():
-            got = getattr(contribution, name)
-            if got != value:
-                raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
 
     def _take_report(self, device: str, report: Report, now: float) -> None:
         if (report.run, report.device) != (self.run.id, device):
@@ -338,8 +297,7 @@ class Coordinator:
         if isinstance(action, round_events.Announce):
             self._announce(now)
         elif isinstance(action, round_events.Remind):
-            takes_part, boot = self._takes_part(action.device), self._boots.get(action.device, "")
-            self._say_down(action.device, self._manifest(takes_part=takes_part, answers=boot))
+            self._answer(action.device, self._boots.get(action.device, ""))
         elif isinstance(action, round_events.Forget):
             log.event("given_up", device=action.device)
             self._boots.pop(action.device, None)
@@ -349,7 +307,7 @@ class Coordinator:
             self._ask_due(now)
         elif isinstance(action, round_events.Keep | round_events.Acknowledge):
             offer = self._uploads.offer_of(action.device)
-            self._say_down(action.device, Kept(self.run.id, offer.round, offer.parcel.sha256))
+            self.voice.say_down(action.device, Kept(self.run.id, offer.round, offer.parcel.sha256))
             self._ask_due(now)
         elif isinstance(action, round_events.Drop):
             log.event("contribution_dropped", device=action.device, reason=action.reason)
@@ -357,7 +315,7 @@ class Coordinator:
             refused = Refused(
                 action.reason, final=False, sha256=sha256, closed=self.ledger.model.round
             )
-            self._say_down(action.device, refused)
+            self.voice.say_down(action.device, refused)
         elif isinstance(action, round_events.CloseRound):
             self._close_round(now)
         else:
@@ -389,58 +347,15 @@ class Coordinator:
                 f"contribution was refused: {self._last_refusal}; change [plan] and begin anew"
             )
         self._say_manifest()
-        if self._broadcast != self.ledger.version and self._rounds.phase != "done":
-            self._broadcast = self.ledger.version
-            for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel):
-                self.transport.publish(self.topics.model, chunk)
+        if self._rounds.phase != "done":
+            self.voice.say_model()
 
     def _ask_due(self, now: float) -> None:
         for device, want in self._uploads.due(now):
-            self._say_down(device, want)
-
-    def _send_wanted(self, device: str, want: Want) -> None:
-        if want.sha256 != self.ledger.version:
-            return  # an older model; the manifest that replaces it is on its way
-        for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel, want.missing):
-            self.transport.publish(self.topics.down(device), chunk)
-
-    def _manifest(self, takes_part: bool | None = None, answers: str = "") -> Manifest:
-        state = self._rounds
-        enrolled = 0 if self.registry is None else len(self.registry.devices)
-        return Manifest(
-            run=self.run.id,
-            epoch=self.epoch,
-            key=self.identity.key,
-            phase=state.phase,
-            round=state.round,
-            attempt=state.attempt,
-            model=self.ledger.parcel,
-            model_round=self.ledger.model.round,
-            plan=self.run.plan,
-            encoder_id=self.run.encoder_id,
-            classes_digest=self.run.classes_digest,
-            cohort=state.threshold,
-            deadline_s=self.config.rules.deadline_s,
-            devices=max(1, enrolled, len(self._keys)),
-            takes_part=takes_part,
-            answers=answers,
-        )
+            self.voice.say_down(device, want)
 
     def _say_manifest(self) -> None:
-        self._say(self.topics.round, self._manifest(), retain=True)
+        self.voice.say_manifest(self._rounds, self._admission.devices)
 
-    def _takes_part(self, device: str) -> bool:
-        return device in self._rounds.cohort
-
-    def _state(self, *, online: bool) -> CoordinatorState:
-        return CoordinatorState(self.boot, self.epoch, self.run.id, online, self.identity.key)
-
-    def _say_state(self, *, online: bool) -> None:
-        self._say(self.topics.coordinator_state, self._state(online=online), retain=True)
-
-    def _say_down(self, device: str, message: Message) -> None:
-        self._say(self.topics.down(device), message)
-
-    def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:
-        payload = wire.pack_control(message, NAME, topic, self.identity)
-        self.transport.publish(topic, payload, retain=retain)
+    def _answer(self, device: str, boot: str) -> None:
+        self.voice.answer(device, boot, self._rounds, self._admission.devices)

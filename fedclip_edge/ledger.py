@@ -18,12 +18,12 @@ import safetensors.numpy
 
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.errors import ConfigError, StoreError
+from fedclip_edge.errors import ConfigError, PeerError, StoreError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Terms, Update
+from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Terms
 from fedclip_edge.store import Run, Store, StoredModel
 
 
@@ -80,9 +80,21 @@ class Ledger:
         """Whether this very contribution is in this run, its round open or closed."""
         return self.store.has_kept(self.run.id, round, device, sha256)
 
-    def check(self, update: Update) -> None:
-        """Raises PeerError where the update is out of the plan's bounds."""
-        self.total.check(update)
+    def check(self, device: str, round: int, contribution: Contribution) -> None:
+        """Raises PeerError where it is not what `device` may add to the round in this model."""
+        expected = {
+            "run": self.run.id,
+            "round": round,
+            "device": device,
+            "base": self.version,
+            "encoder_id": self.run.encoder_id,
+            "classes_digest": self.run.classes_digest,
+        }
+        for name, value in expected.items():
+            got = getattr(contribution, name)
+            if got != value:
+                raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
+        self.total.check(contribution.update)
 
     def keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
         """Puts a checked contribution on disk, then into the sum; raises StoreError."""

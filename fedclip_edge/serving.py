@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from fedclip_edge import coordinator, ledger, log, processes
+from fedclip_edge import announcing, coordinator, ledger, log, processes
 from fedclip_edge.config import FleetConfig, load_agent
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -58,13 +58,11 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
         me = identity.of(config.broker.key, config.journal.with_suffix(".key"))
         enrolled = None if config.registry is None else registry.read(config.registry)
         claim = _claim(config, run, store, me, take_over=take_over)
+        books = ledger.open_ledger(run, store, shapes)
         serving = coordinator.Coordinator(
             config=config,
-            ledger=ledger.open_ledger(run, store, shapes),
-            identity=me,
-            transport=claim.link,
-            boot=claim.boot,
-            epoch=claim.epoch,
+            ledger=books,
+            voice=announcing.Announcer(config, books, me, claim.link, claim.boot, claim.epoch),
             invited=frozenset(() if trainer_id is None else (trainer_id,)),
             registry=enrolled,
         )
@@ -119,7 +117,7 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
     ticked_at = time.monotonic()
     changed_at = _changed_at(serving.config)
     while not serving.finished:
-        event = serving.transport.next_event(_TICK_S)
+        event = serving.voice.transport.next_event(_TICK_S)
         now = time.monotonic()
         if event is not None:
             serving.take(event, now)
@@ -178,7 +176,7 @@ def _claim(
             config.broker,
             transport.coordinator_client(),
             Topics(config.fleet).for_coordinator(),
-            coordinator.will(config.fleet, gone, me),
+            announcing.will(config.fleet, gone, me),
         )
         link.connect(_FIRST_CONNECTION_S)
         other = _listen(config, link, me)

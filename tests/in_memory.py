@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import coordinator, ledger
+from fedclip_edge import announcing, coordinator, ledger
 from fedclip_edge.agent import LocalLearner, Prepared
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.learning import methods
@@ -17,6 +17,7 @@ from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import Transport
 from fedclip_edge.parked import open_parked
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
 from fedclip_edge.session import Session, will
@@ -79,15 +80,13 @@ class Fleet:
         link = self.broker.client(
             "coordinator",
             Topics("lab").for_coordinator(),
-            coordinator.will("lab", gone, me),
+            announcing.will("lab", gone, me),
         )
+        books = ledger.open_ledger(run, self.store, methods.shapes(run.plan, self.classes, dim))
         started = coordinator.Coordinator(
             config=self.config,
-            ledger=ledger.open_ledger(run, self.store, methods.shapes(run.plan, self.classes, dim)),
-            identity=me,
-            transport=link,
-            boot=boot,
-            epoch=epoch,
+            ledger=books,
+            voice=announcing.Announcer(self.config, books, me, link, boot, epoch),
             registry=self.registry,
         )
         started.resume(self.now)
@@ -139,12 +138,17 @@ class Fleet:
         self.sessions[name] = session
         return session
 
+    def parties(self) -> list[tuple[coordinator.Coordinator | Session, MemoryTransport]]:
+        """Everybody, and the link of each."""
+        links: list[tuple[coordinator.Coordinator | Session, Transport]] = [
+            (self.coordinator, self.coordinator.voice.transport)
+        ]
+        links += [(session, session.transport) for session in self.sessions.values()]
+        return [(party, link) for party, link in links if isinstance(link, MemoryTransport)]
+
     def step(self) -> None:
         """Everybody takes what came, does one piece of work, and time moves on."""
-        parties: list[coordinator.Coordinator | Session] = [self.coordinator]
-        for party in [*parties, *self.sessions.values()]:
-            link = party.transport
-            assert isinstance(link, MemoryTransport)
+        for party, link in self.parties():
             while (event := link.next_event(0)) is not None:
                 party.take(event, self.now)
         for session in self.sessions.values():

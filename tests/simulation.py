@@ -28,7 +28,7 @@ from faults import FAULTS
 from in_memory import ENCODER
 from laws import BrokenLawError, Laws
 
-from fedclip_edge import coordinator, ledger, session
+from fedclip_edge import announcing, coordinator, ledger, session
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.errors import FedclipError
 from fedclip_edge.learning import methods
@@ -259,15 +259,13 @@ class World:
         party.link = self.network.client(
             f"coordinator-{boot}",
             Topics(FLEET).for_coordinator(),
-            coordinator.will(FLEET, gone, me),
+            announcing.will(FLEET, gone, me),
         )
+        config = self._fleet_config(path)
         party.process = coordinator.Coordinator(
-            config=self._fleet_config(path),
+            config=config,
             ledger=books,
-            identity=me,
-            transport=party.link,
-            boot=boot,
-            epoch=epoch,
+            voice=announcing.Announcer(config, books, me, party.link, boot, epoch),
         )
         party.process.resume(self.now)
 

@@ -418,10 +418,8 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
 
 def come_back(fleet: Fleet) -> None:
     """Every link is there again, in no order that matters."""
-    parties: list[Any] = [fleet.coordinator, *fleet.sessions.values()]
-    for party in parties:
-        assert isinstance(party.transport, MemoryTransport)
-        fleet.broker.come_back(party.transport)
+    for _, link in fleet.parties():
+        fleet.broker.come_back(link)
 
 
 def test_who_died_with_the_broker_is_not_waited_for(tmp_path: Path) -> None:
@@ -697,7 +695,7 @@ def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
 
 def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
-    right = fleet.coordinator._manifest()
+    right = fleet.coordinator.voice.manifest(state(fleet), 3)
     # With its own key in it, or the true one that it cannot sign for.
     for forged in (replace(right, round=99, key=STRANGER.key), replace(right, round=99)):
         mallory.say(forged, TOPICS.round, "coordinator")

@@ -341,10 +341,10 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
 
 
 def test_a_manifest_says_how_many_may_come_back(fleet: Fleet) -> None:
-    assert fleet.coordinator._manifest().devices == len(BOXES)
+    assert fleet.coordinator._admission.devices == len(BOXES)
     assert fleet.registry is not None
     books = fleet.registry
     for number in range(200):
         books = books.with_device(f"box-{number}", Device("a" * 64, ("1",), "2099-01-01"))
     fleet.coordinator.admit(books, fleet.now)
-    assert fleet.coordinator._manifest().devices == 202
+    assert fleet.coordinator._admission.devices == 202

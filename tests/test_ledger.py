@@ -151,8 +151,16 @@ def test_an_update_out_of_bounds_is_refused_before_it_is_kept(tmp_path: Path) ->
     made, _, _ = contribution(books, "cam-0", 0)
     huge = {name: term * np.float32(1e6) for name, term in made.update.terms.items()}
     with pytest.raises(PeerError, match="max_norm"):
-        books.check(Update("sum", 1, huge))
-    books.check(made.update)
+        books.check("cam-0", 1, dataclasses.replace(made, update=Update("sum", 1, huge)))
+    books.check("cam-0", 1, made)
+
+
+def test_what_is_not_for_this_device_round_and_model_is_refused(tmp_path: Path) -> None:
+    books = open_books(tmp_path)
+    made, _, _ = contribution(books, "cam-0", 0)
+    for name, other in (("device", "cam-1"), ("round", 2), ("base", "0" * 64), ("run", "run-0")):
+        with pytest.raises(PeerError, match=f"contribution: {name} is"):
+            books.check("cam-0", 1, dataclasses.replace(made, **{name: other}))  # type: ignore[arg-type]
 
 
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:

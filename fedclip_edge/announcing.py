@@ -1,0 +1,106 @@
+"""What a coordinator says, signed and on its topic: its state, the round, the model, answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.ledger import Ledger
+from fedclip_edge.messaging import rounds, transfer, wire
+from fedclip_edge.messaging.identity import Identity
+from fedclip_edge.messaging.messages import CoordinatorState, Manifest, Message
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import Transport, Will
+
+NAME = "coordinator"
+
+
+def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
+    """What the broker says for a coordinator that vanished."""
+    topic = Topics(fleet).coordinator_state
+    return Will(topic, wire.pack_control(state, NAME, topic, identity))
+
+
+@dataclass(eq=False)
+class Announcer:
+    """One process's voice. `epoch` rises with the coordinator's."""
+
+    config: FleetConfig
+    ledger: Ledger
+    identity: Identity
+    transport: Transport
+    boot: str
+    epoch: int
+    _broadcast: str = ""  # version of the model last sent to everybody
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.config.fleet)
+
+    def state(self, *, online: bool) -> CoordinatorState:
+        return CoordinatorState(
+            self.boot, self.epoch, self.ledger.run.id, online, self.identity.key
+        )
+
+    def say_state(self, *, online: bool) -> None:
+        """To everybody, and retained."""
+        self._say(self.topics.coordinator_state, self.state(online=online), retain=True)
+
+    def say_manifest(self, state: rounds.State, devices: int) -> None:
+        """To everybody, and retained."""
+        self._say(self.topics.round, self.manifest(state, devices), retain=True)
+
+    def answer(self, device: str, boot: str, state: rounds.State, devices: int) -> None:
+        """The manifest to one device alone, which says whether it takes part."""
+        takes_part = device in state.cohort
+        manifest = self.manifest(state, devices, takes_part=takes_part, answers=boot)
+        self.say_down(device, manifest)
+
+    def say_model(self) -> None:
+        """To everybody, once; who misses it asks."""
+        if self._broadcast != self.ledger.version:
+            self._broadcast = self.ledger.version
+            self._send_model(self.topics.model, None)
+
+    def send_model(self, device: str, missing: transfer.Ranges) -> None:
+        """The chunks that one device asked for."""
+        self._send_model(self.topics.down(device), missing)
+
+    def say_down(self, device: str, message: Message) -> None:
+        """To one device alone."""
+        self._say(self.topics.down(device), message)
+
+    def _send_model(self, topic: str, wanted: transfer.Ranges | None) -> None:
+        for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel, wanted):
+            self.transport.publish(topic, chunk)
+
+    def manifest(
+        self,
+        state: rounds.State,
+        devices: int,
+        takes_part: bool | None = None,
+        answers: str = "",
+    ) -> Manifest:
+        run = self.ledger.run
+        return Manifest(
+            run=run.id,
+            epoch=self.epoch,
+            key=self.identity.key,
+            phase=state.phase,
+            round=state.round,
+            attempt=state.attempt,
+            model=self.ledger.parcel,
+            model_round=self.ledger.model.round,
+            plan=run.plan,
+            encoder_id=run.encoder_id,
+            classes_digest=run.classes_digest,
+            cohort=state.threshold,
+            deadline_s=self.config.rules.deadline_s,
+            devices=devices,
+            takes_part=takes_part,
+            answers=answers,
+        )
+
+    def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        payload = wire.pack_control(message, NAME, topic, self.identity)
+        self.transport.publish(topic, payload, retain=retain)
