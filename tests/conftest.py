@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -24,6 +25,9 @@ from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
 from fedclip_edge.vision.encoder import open_onnx
 from fedclip_edge.vision.pictures import Preprocessing
+
+# A shell that starts the tests in the background has them ignore it, and whatever they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeEncoder = Callable[..., bytes]
 MakeClip = Callable[[Path, Mapping[str, Any]], Path]
