@@ -1,0 +1,74 @@
+"""Who may take part, with a registry and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from in_memory import ENCODER
+
+from fedclip_edge.admission import Admission
+from fedclip_edge.messaging.messages import Hello
+from fedclip_edge.messaging.registry import Device, Registry
+from fedclip_edge.records import Plan
+from fedclip_edge.store import Run, Store, StoredModel, open_store
+
+RUN = Run("run-1", Plan(), ENCODER, "c" * 64)
+KEY, OTHER = "1" * 64, "2" * 64
+HELLO = Hello("b1", KEY, ("train",), "photo", ENCODER, "c" * 64)
+BOOKS = Registry(
+    "lab", "localhost", 1883, "3" * 64, devices={"cam-0": Device(KEY, (), "2099-01-01")}
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(tmp_path / "journal.sqlite")
+    opened.add_run(RUN, StoredModel(0, "a" * 64, b"model", b"", None))
+    yield opened
+    opened.close()
+
+
+def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(store: Store) -> None:
+    admission = Admission(RUN, store, None)
+    assert admission.admit("cam-0", HELLO) is None
+    assert admission.admit("cam-0", replace(HELLO, key=OTHER)) is not None
+    again = Admission(RUN, store, None)
+    assert again.keys == {"cam-0": KEY}
+    assert "another id" in (again.admit("cam-0", replace(HELLO, key=OTHER)) or "")
+
+
+def test_a_registry_decides_whatever_was_shown_first(store: Store) -> None:
+    Admission(RUN, store, None).admit("cam-0", replace(HELLO, key=OTHER))
+    admission = Admission(RUN, store, BOOKS)
+    assert admission.admit("cam-0", HELLO) is None
+    assert admission.keys["cam-0"] == KEY
+    assert "not enrolled" in (admission.admit("cam-1", HELLO) or "")
+
+
+@pytest.mark.parametrize("name", ["encoder_id", "classes_digest"])
+def test_what_cannot_be_averaged_stays_out(store: Store, name: str) -> None:
+    hello = replace(HELLO, **{name: "f" * 64})  # type: ignore[arg-type]
+    assert "copy the coordinator's bundle" in (
+        Admission(RUN, store, None).admit("cam-0", hello) or ""
+    )
+
+
+def test_who_is_revoked_is_admitted_no_longer(store: Store) -> None:
+    admission = Admission(RUN, store, BOOKS)
+    admission.admit("cam-0", HELLO)
+    assert admission.refusal("cam-0") is None
+    admission.registry = BOOKS.with_device("cam-0", replace(BOOKS.devices["cam-0"], revoked=True))
+    assert admission.refusal("cam-0") == "it was revoked"
+    assert Admission(RUN, store, None).refusal("cam-0") is None
+
+
+def test_how_many_the_fleet_has(store: Store) -> None:
+    assert Admission(RUN, store, None).devices == 1
+    admission = Admission(RUN, store, None)
+    for number in range(3):
+        admission.admit(f"cam-{number}", HELLO)
+    assert admission.devices == 3
+    assert Admission(RUN, store, BOOKS).devices == 3

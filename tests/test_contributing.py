@@ -1,0 +1,127 @@
+"""A contribution is on disk before it is offered, one at a time, and settled once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedclip_edge.contributing import REPEAT_S, Contributing
+from fedclip_edge.messaging import transfer
+from fedclip_edge.messaging.messages import Kept, Offer, Refused, Want
+from fedclip_edge.parked import Carried, Parked, open_parked
+from fedclip_edge.records import Contribution, Plan, Update
+
+PLAN = Plan()
+
+
+@pytest.fixture
+def parked(tmp_path: Path) -> Iterator[Parked]:
+    opened = open_parked(tmp_path / "parked.sqlite")
+    yield opened
+    opened.close()
+
+
+def make(mine: Contributing, round: int = 1, seed: int = 0) -> Offer:
+    term = np.random.default_rng(seed).normal(size=(30, 40)).astype(np.float32)
+    made = Contribution(
+        "run-1", round, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
+    )
+    return mine.make(made, PLAN, mine.carried("run-1"), {}, now=0.0)
+
+
+def sent(mine: Contributing, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
+    incoming = transfer.Incoming(offer.parcel)
+    wanted = Want(offer.parcel.sha256, incoming.missing)
+    for chunk in mine.chunks(wanted, now, sending=sending):
+        incoming.receive(chunk)
+    return incoming.take() if incoming.complete else b""
+
+
+def test_it_is_on_disk_before_it_is_offered(parked: Parked) -> None:
+    mine = Contributing(parked)
+    offer = make(mine)
+    found = parked.update("run-1")
+    assert found is not None
+    assert found.sha256 == offer.parcel.sha256
+    assert sent(mine, offer) == found.body
+
+
+def test_no_other_is_made_before_it_is_settled(parked: Parked) -> None:
+    mine = Contributing(parked)
+    offer = make(mine)
+    assert mine.unsettled
+    assert not mine.owes(1)
+    assert not mine.owes(2)
+    mine.settle(Kept("run-1", 1, "0" * 64))
+    assert not mine.owes(2), "the answer to another one"
+    mine.settle(Kept("run-1", 1, offer.parcel.sha256))
+    assert not mine.owes(1)
+    assert mine.owes(2)
+
+
+def test_after_a_kill_the_very_same_one_is_offered(parked: Parked) -> None:
+    offer = make(Contributing(parked))
+    again = Contributing(parked)
+    again.take_up("run-1")
+    assert again.due(0.0, sending=False) == offer
+    again.settle(Kept("run-1", 1, offer.parcel.sha256))
+    after = Contributing(parked)
+    after.take_up("run-1")
+    assert not after.unsettled
+    assert not after.owes(1)
+
+
+def test_what_is_left_behind_counts_once_it_is_kept(parked: Parked) -> None:
+    mine = Contributing(parked)
+    refused = make(mine)
+    mine.settle(Refused("late", final=False, sha256=refused.parcel.sha256, closed=1))
+    assert mine.carried("run-1").residual == {}
+    kept = make(mine, round=2, seed=1)
+    mine.settle(Kept("run-1", 2, kept.parcel.sha256))
+    assert mine.carried("run-1").residual["gate"].any()
+
+
+def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: Parked) -> None:
+    mine = Contributing(parked)
+    offer = make(mine)
+    assert mine.due(REPEAT_S - 0.1, sending=False) is None
+    assert mine.due(REPEAT_S, sending=True) == offer
+    sent(mine, offer, now=REPEAT_S)
+    assert mine.due(2 * REPEAT_S, sending=True) is None
+    assert sent(mine, offer, now=2 * REPEAT_S, sending=True) == b""
+    mine.link_came()
+    assert mine.due(2 * REPEAT_S, sending=True) == offer
+
+
+def test_a_refusal_in_an_open_round_settles_nothing(parked: Parked) -> None:
+    mine = Contributing(parked)
+    offer = make(mine)
+    mine.settle(Refused("no", final=False, sha256=offer.parcel.sha256))
+    assert mine.unsettled
+    assert mine.due(100.0, sending=False) is None
+    assert sent(mine, offer) == b""
+
+
+def test_the_end_of_a_run_forgets_it(parked: Parked) -> None:
+    mine = Contributing(parked)
+    make(mine)
+    mine.end("run-1")
+    assert not mine.unsettled
+    assert parked.update("run-1") is None
+
+
+def test_a_term_out_of_the_codecs_range_is_carried(parked: Parked) -> None:
+    mine = Contributing(parked)
+    term = np.full((2, 2), 0.3, np.float32)
+    made = Contribution(
+        "run-1", 1, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
+    )
+    carried = Carried({"gate": np.full((2, 2), 0.2, np.float32)})
+    lossless = replace(PLAN, codec_up="fp32")
+    offer = mine.make(made, lossless, carried, {}, now=0.0)
+    mine.settle(Kept("run-1", 1, offer.parcel.sha256))
+    assert mine.carried("run-1").residual == {}, "what was carried went out whole"

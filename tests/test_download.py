@@ -1,0 +1,80 @@
+"""A model on its way in: asked for once in whole, then a little at a time, and never believed early."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.messaging.download import REPAIR_S, Download
+from fedclip_edge.messaging.messages import Want
+from fedclip_edge.messaging.transfer import chunks, parcel_of
+
+BODY = bytes(range(256)) * 4
+PARCEL = parcel_of(BODY, 64)
+SENT = list(chunks(BODY, PARCEL))
+
+
+def expecting() -> Download:
+    download = Download()
+    download.expect(PARCEL, since=0.0)
+    return download
+
+
+def test_nothing_is_asked_for_while_nothing_is_expected() -> None:
+    assert Download().due(100.0) is None
+
+
+def test_all_gaps_are_asked_for_first_and_a_few_after_that() -> None:
+    download = expecting()
+    download.receive(SENT[3], 0.0)
+    assert download.due(REPAIR_S - 0.1) is None
+    last = len(SENT) - 1
+    assert download.due(REPAIR_S) == Want(PARCEL.sha256, ((0, 2), (4, last)))
+    assert download.due(2 * REPAIR_S) == Want(PARCEL.sha256, ((0, 2), (4, 4)))
+    assert download.due(3 * REPAIR_S) is None, "less and less often"
+
+
+def test_who_missed_the_broadcast_asks_at_once_and_for_all() -> None:
+    download = expecting()
+    download.due(REPAIR_S)
+    download.hurry(REPAIR_S)
+    assert download.due(REPAIR_S) == Want(PARCEL.sha256, ((0, len(SENT) - 1),))
+
+
+def test_chunks_of_another_model_do_not_count() -> None:
+    download = expecting()
+    other = parcel_of(BODY[::-1], 64)
+    download.expect(other, since=1.0)
+    download.receive(SENT[0], 1.0)
+    assert download.due(1.0 + REPAIR_S) == Want(other.sha256, ((0, len(SENT) - 1),))
+
+
+@settings(deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_any_order_any_number_of_times(order: random.Random) -> None:
+    download = expecting()
+    some = order.choices(SENT, k=len(SENT)) + SENT
+    order.shuffle(some)
+    for chunk in some:
+        download.receive(chunk, 0.0)
+    assert download.complete
+    assert download.take() == BODY
+    assert not download.complete
+
+
+def test_a_wrong_hash_is_told_and_all_of_it_fetched_anew() -> None:
+    lie = parcel_of(BODY[:-1] + b"!", 64)
+    download = Download()
+    download.expect(lie, since=0.0)
+    head = SENT[0][:4] + bytes.fromhex(lie.sha256)[:8]
+    for chunk in SENT:
+        download.receive(head + chunk[len(head) :], 0.0)
+    assert download.complete
+    with pytest.raises(PeerError, match="another hash"):
+        download.take()
+    download.expect(lie, since=5.0)
+    assert not download.complete
