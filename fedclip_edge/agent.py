@@ -24,7 +24,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.messaging import identity, transport
+from fedclip_edge.messaging import identity, mqtt, transport
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.wire import Shapes
 from fedclip_edge.parked import open_parked
@@ -245,7 +245,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     data = prepare(config, bundle, progress)
     me = identity.of(config.broker.key, config.state_dir / "device.key")
     boot = secrets.token_hex(8)
-    link = transport.PahoTransport(
+    link = mqtt.PahoTransport(
         config.broker,
         transport.device_client(config.fleet, config.id, boot),
         Topics(config.fleet).for_device(config.id),

@@ -18,7 +18,7 @@ from fedclip_edge import announcing, coordinator, ledger, log, processes
 from fedclip_edge.config import FleetConfig, load_agent
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
-from fedclip_edge.messaging import identity, registry, transport, wire
+from fedclip_edge.messaging import identity, mqtt, registry, transport, wire
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.store import Run, Store, open_store
@@ -35,7 +35,7 @@ _TRAINER_ENDS_S = 10.0
 class _Claim:
     """The fleet is ours, under this epoch."""
 
-    link: transport.PahoTransport
+    link: mqtt.PahoTransport
     boot: str
     epoch: int
 
@@ -160,7 +160,7 @@ def _admit(serving: coordinator.Coordinator, now: float) -> None:
 
 def _throw_out(config: FleetConfig, client: str) -> None:
     try:
-        transport.throw_out(config.broker, client)
+        mqtt.throw_out(config.broker, client)
     except FedclipError as error:
         log.event("not_thrown_out", client=client, reason=str(error))
 
@@ -172,7 +172,7 @@ def _claim(
     while True:
         boot = secrets.token_hex(8)
         gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
-        link = transport.PahoTransport(
+        link = mqtt.PahoTransport(
             config.broker,
             transport.coordinator_client(),
             Topics(config.fleet).for_coordinator(),
@@ -193,7 +193,7 @@ def _claim(
 
 
 def _listen(
-    config: FleetConfig, link: transport.PahoTransport, me: identity.Identity
+    config: FleetConfig, link: mqtt.PahoTransport, me: identity.Identity
 ) -> CoordinatorState | None:
     """The newest state that another coordinator left or keeps on the broker.
 

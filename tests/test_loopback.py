@@ -12,7 +12,8 @@ from system import wait_until
 
 from fedclip_edge.errors import BrokerError
 from fedclip_edge.messaging import loopback
-from fedclip_edge.messaging.transport import Connected, PahoTransport, Received, Will
+from fedclip_edge.messaging.mqtt import PahoTransport
+from fedclip_edge.messaging.transport import Connected, Received, Will
 from fedclip_edge.processes import Children
 
 

@@ -23,9 +23,10 @@ from test_transport import DEADLINE_S, connected, next_of, until_end
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
-from fedclip_edge.messaging import authority, enrolment, tls, transport
+from fedclip_edge.messaging import authority, enrolment, mqtt, tls, transport
+from fedclip_edge.messaging.mqtt import PahoTransport
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Disconnected, PahoTransport, Received, Will
+from fedclip_edge.messaging.transport import Connected, Disconnected, Received, Will
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
 LAB = Topics("lab")
@@ -146,7 +147,7 @@ def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: 
         assert next_of(others, Received, lambda e: e.payload == b"after")
         assert its.next_event(0.3) is None  # connected, and deaf
         tls.examine(stays, 1.0)  # nothing against this one
-        transport.throw_out(secured.coordinator, client)
+        mqtt.throw_out(secured.coordinator, client)
         next_of(its, Disconnected)
         with pytest.raises(RefusedError, match="certificate was revoked"):
             its.next_event(DEADLINE_S)

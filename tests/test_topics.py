@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.topics import Topics, access_list
+from fedclip_edge.messaging.topics import Topics, access_list, matches
 
 LEVEL = st.text("abz09-", min_size=1, max_size=12).map(lambda t: f"a{t}9")
 NAMES = ["cam-01", "cam-02"]
@@ -73,6 +73,18 @@ def test_any_topic_is_parsed_or_refused(topic: str) -> None:
     except PeerError:
         return
     assert topic in (LAB.state(device), LAB.up(device))
+
+
+LEVELS = st.lists(st.sampled_from(["a", "b", "", "$s"]), min_size=1, max_size=5).map("/".join)
+PATTERNS = st.tuples(
+    st.lists(st.sampled_from(["a", "b", "", "$s", "+"]), max_size=5), st.sampled_from([[], ["#"]])
+).map(lambda parts: "/".join(parts[0] + parts[1]))
+
+
+@settings(max_examples=500, deadline=None)
+@given(PATTERNS.filter(bool), LEVELS.filter(bool))
+def test_a_pattern_gets_what_paho_says_it_gets(pattern: str, topic: str) -> None:
+    assert matches(pattern, topic) == topic_matches_sub(pattern, topic)
 
 
 def allowed(user: str, access: str, topic: str) -> bool:

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import LinkError, RefusedError
 from fedclip_edge.messaging.memory import MemoryBroker
+from fedclip_edge.messaging.mqtt import PahoTransport
+from fedclip_edge.messaging.outbox import WINDOW
 from fedclip_edge.messaging.topics import Topics, access_list
 from fedclip_edge.messaging.transport import (
-    WINDOW,
     Connected,
     Disconnected,
-    PahoTransport,
     Received,
     Transport,
     Will,

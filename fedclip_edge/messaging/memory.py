@@ -1,4 +1,4 @@
-"""A broker and its clients in one process: the in-memory twin of transport.py.
+"""A broker and its clients in one process: the in-memory twin of mqtt.py.
 
 Law: what is published is delivered at once and in order, on the caller's thread; so whoever moves
 the clock and picks who reads next decides everything that happens. A link that is gone comes back
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fedclip_edge.messaging.topics import matches
 from fedclip_edge.messaging.transport import (
     Connected,
     Disconnected,
@@ -19,7 +20,6 @@ from fedclip_edge.messaging.transport import (
     Received,
     Traffic,
     Will,
-    matches,
 )
 
 

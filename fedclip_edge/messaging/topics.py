@@ -14,6 +14,7 @@ seven slashes).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -67,6 +68,22 @@ class Topics:
     def for_device(self, device: str) -> tuple[str, ...]:
         """What a device subscribes to."""
         return (self.coordinator_state, self.round, self.model, self.down(device))
+
+
+@functools.lru_cache(maxsize=4096)
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
+    if topic.startswith("$") and pattern[:1] in ("+", "#"):
+        return False
+    wanted, levels = pattern.split("/"), topic.split("/")
+    if wanted[-1] == "#":  # the levels above it, and whatever follows
+        wanted.pop()
+        if len(levels) < len(wanted):
+            return False
+        levels = levels[: len(wanted)]
+    return len(wanted) == len(levels) and all(
+        level in ("+", given) for level, given in zip(wanted, levels, strict=True)
+    )
 
 
 def access_list(revoked: Iterable[str] = ()) -> str:

@@ -1,0 +1,95 @@
+"""What waits to be sent, and at most a window of it on its way.
+
+paho sends everything it holds at once after a reconnect, whatever its own limit says; so it holds
+no more than WINDOW messages of one link, and a thread of our own hands them over, because paho
+calls `on_publish` under the lock that its `publish` takes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+WINDOW = 8
+_ALL_WAITING = 2**20  # permits that let whatever waits for a dead link pass, to be forgotten
+
+
+class _Link:
+    """One connection's window; what waits for an older one is forgotten."""
+
+    def __init__(self) -> None:
+        self.window = threading.Semaphore(WINDOW)
+        self.published = 0  # written by the publishing thread alone
+        self.acknowledged = 0  # written by paho's thread alone
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    topic: str
+    payload: bytes
+    retain: bool
+    link: _Link
+
+
+class Outbox:
+    """One client's messages out. `hand_over` takes topic, payload and whether to retain."""
+
+    def __init__(self, hand_over: Callable[[str, bytes, bool], object]) -> None:
+        self._hand_over = hand_over
+        self._queue: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
+        self._link: _Link | None = None
+        self._sender = threading.Thread(target=self._send, name="mqtt-sender", daemon=True)
+
+    def start(self) -> None:
+        """From here on messages are handed over."""
+        self._sender.start()
+
+    def link_up(self) -> None:
+        """A connection stands, with a window of its own."""
+        self._link = _Link()
+
+    def link_down(self) -> bool:
+        """The connection is gone, and with it what waits; False where none stood."""
+        link, self._link = self._link, None
+        if link is None:
+            return False
+        link.window.release(_ALL_WAITING)
+        return True
+
+    def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Sends it in its turn; forgets it if the link is or goes down."""
+        link = self._link
+        if link is not None:
+            link.published += 1
+            self._queue.put(_Outgoing(topic, payload, retain, link))
+
+    def acknowledged(self) -> None:
+        """The broker has acknowledged one more."""
+        link = self._link
+        if link is not None:
+            link.acknowledged += 1
+            link.window.release()
+
+    def backlog(self) -> int:
+        """Messages of this link that the broker has not acknowledged yet."""
+        link = self._link
+        return 0 if link is None else link.published - link.acknowledged
+
+    def drain(self, timeout_s: float) -> None:
+        """Hands over what is queued and waits until all of it is acknowledged; then ends."""
+        link, deadline = self._link, time.monotonic() + timeout_s
+        self._queue.put(None)
+        if self._sender.is_alive():
+            self._sender.join(timeout_s)
+        if link is not None:
+            for _ in range(WINDOW):
+                link.window.acquire(timeout=max(0.0, deadline - time.monotonic()))
+
+    def _send(self) -> None:
+        while (message := self._queue.get()) is not None:
+            message.link.window.acquire()
+            if message.link is self._link:
+                self._hand_over(message.topic, message.payload, message.retain)
