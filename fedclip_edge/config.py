@@ -30,6 +30,7 @@ else:
 T = TypeVar("T")
 
 _EXACT_IN_FLOAT = 2**53
+_MQTT_MAX_BYTES = 268_435_460  # a packet's largest length, and the header that says it
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class BrokerAddress:
     username: str = ""
     password: str = ""
     keepalive_s: int = 30
+    max_packet_bytes: int | None = None  # what the broker takes, where it does not say it itself
     ca: Path | None = None  # the authority that the broker's certificate must be of
     certificate: Path | None = None  # our own, of the same authority: its name is the user name
     key: Path | None = None  # the certificate's key, which signs our messages as well
@@ -49,6 +51,10 @@ class BrokerAddress:
         _require(bool(self.host.strip()), "host: expected a name or an address")
         _require(1 <= self.port <= 65535, f"port: expected 1 to 65535, got {self.port}")
         _require(5 <= self.keepalive_s <= 3600, "keepalive_s: expected 5 to 3600 seconds")
+        _require(
+            self.max_packet_bytes is None or 1 <= self.max_packet_bytes <= _MQTT_MAX_BYTES,
+            f"max_packet_bytes: expected 1 to {_MQTT_MAX_BYTES}, got {self.max_packet_bytes}",
+        )
         _require(
             (self.certificate is None) == (self.key is None),
             "certificate and key: expected both or neither",

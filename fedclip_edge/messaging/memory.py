@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fedclip_edge.messaging.outbox import Limits
 from fedclip_edge.messaging.topics import matches
 from fedclip_edge.messaging.transport import (
     Connected,
@@ -27,6 +28,7 @@ class MemoryBroker:
     """A broker in this process, retained messages and wills included."""
 
     def __init__(self) -> None:
+        self.limits = Limits()
         self._clients: dict[str, MemoryTransport] = {}
         self._retained: dict[str, bytes] = {}
 
@@ -110,8 +112,12 @@ class MemoryTransport:
         return any(matches(pattern, topic) for pattern in self.topics)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self.broker.limits.check("this process", topic, payload)
         if self.broker.is_here(self):
             self.broker.accept(self, topic, payload, retain=retain)
+
+    def packet_bytes(self) -> int | None:
+        return self.broker.limits.packet_bytes
 
     def backlog(self) -> int:
         return self.on_its_way

@@ -19,7 +19,7 @@ from fedclip_edge.records import Plan, Report, Role, check_domain, check_id, che
 CHUNK_BYTES = 120 * 1024
 # A model of a thousand million parameters is no adapter.
 _MAX_PARCEL_BYTES = 2**32
-_MAX_CHUNKS = 2**16
+MAX_CHUNKS = 2**16
 _MAX_COUNT = 2**53  # exact in every JSON reader
 
 Phase = Literal["gathering", "open", "final", "done"]
@@ -39,8 +39,8 @@ class Parcel:
             raise ValueError(f"size_bytes: 1 to {_MAX_PARCEL_BYTES}, got {self.size_bytes}")
         if not 1 <= self.chunk_bytes <= CHUNK_BYTES:
             raise ValueError(f"chunk_bytes: expected 1 to {CHUNK_BYTES}, got {self.chunk_bytes}")
-        if self.chunks > _MAX_CHUNKS:
-            raise ValueError(f"{self.chunks} chunks, limit {_MAX_CHUNKS}")
+        if self.chunks > MAX_CHUNKS:
+            raise ValueError(f"{self.chunks} chunks, limit {MAX_CHUNKS}")
 
     @property
     def chunks(self) -> int:

@@ -2,36 +2,39 @@
 
 Beside what transport.py says:
 
-- paho's callbacks only enqueue: work inside a callback misses the keepalive, and the broker then
-  delivers the same message a second time.
+- paho's callbacks only enqueue (inbox.py).
 - QoS 1, a clean session, and at most a window of messages handed to paho (outbox.py).
+- MQTT 5 where the broker speaks it (dialect.py), for what it says: how large a packet may be, how
+  many may be on their way, and why something was refused. Nothing here relies on it.
 - The link comes back after a while drawn at random, so that a fleet does not come back at once;
   only the first connection may fail.
 """
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import random
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fedclip_edge import log
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
-from fedclip_edge.messaging import tls
-from fedclip_edge.messaging.outbox import Outbox
+from fedclip_edge.messaging import reasons, tls
+from fedclip_edge.messaging.dialect import Dialect, Version
+from fedclip_edge.messaging.inbox import Inbox
+from fedclip_edge.messaging.outbox import Limits, Outbox
 from fedclip_edge.messaging.traffic import Meter
 from fedclip_edge.messaging.transport import (
-    Connected,
     Disconnected,
     Event,
     Received,
@@ -43,18 +46,23 @@ from fedclip_edge.messaging.transport import (
 _EXAMINE_S = 3.0
 _THROW_OUT_S = 5.0
 _CLOSE_S = 5.0
-_REFUSED_FOR_GOOD = ("Bad user name or password", "Not authorized", "Client identifier not valid")
+# Nothing of ours is larger; a broker of MQTT 5 hands over nothing that is.
+_TAKES_BYTES = 200_000
 
 
-@dataclass(frozen=True)
-class _RefusedForGood:
-    """In the queue behind what came before it."""
+class _Client(mqtt.Client):
+    """paho's, which can speak another version at its next connection."""
 
-    reason: str
+    def speak(self, version: Version) -> None:
+        self._protocol = MQTTProtocolVersion(version)
+        self._clean_start = True  # version 5's clean session; what it leaves expires at once
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = _TAKES_BYTES
+        self._connect_properties = properties
 
 
 class PahoTransport:
-    """MQTT 3.1.1, which every broker speaks; over TLS where the address has an authority.
+    """MQTT over TCP, or over TLS where the address has an authority.
 
     Raises ConfigError where the address names certificates that cannot be used.
     """
@@ -63,20 +71,20 @@ class PahoTransport:
         self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will | None
     ) -> None:
         self._address = address
+        self._where = f"{address.host}:{address.port}"
         self._client_id = client_id
         self._topics = [(topic, 1) for topic in topics]
-        self._events: queue.SimpleQueue[Event | _RefusedForGood] = queue.SimpleQueue()
+        self._dialect = Dialect((address.host, address.port))
+        self._answered = False  # the connection that is being made, or stands
+        self._unsupported = False  # the broker says so of the version
+        self._limits = Limits(address.max_packet_bytes)
+        self._inbox = Inbox(self._limits)
         self._outbox = Outbox(self._hand_over)
         self._meter = Meter()
-        self._refusal = ""
         self._failures = 0  # attempts since the link was last up
         self._devices = 1
         self._examining = threading.Lock()
-        self._complaint = ""  # why the last attempt failed
-        self._first_answer = threading.Event()
-        self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True
-        )
+        self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         if address.username:
@@ -99,53 +107,51 @@ class PahoTransport:
         Raises LinkError where no broker answers, RefusedError where it refuses this client for
         good, ConfigError where it is not the broker that the address means.
         """
-        deadline = time.monotonic() + timeout_s
-        where = f"{self._address.host}:{self._address.port}"
+        deadline, here = time.monotonic() + timeout_s, self._address
+        self._client.connect_async(here.host, here.port, here.keepalive_s)
         while True:
             try:
-                self._client.connect(
-                    self._address.host, self._address.port, self._address.keepalive_s
-                )
+                self._client.speak(self._dialect.version)
+                self._client.reconnect()
                 break
             except UnicodeError:
                 raise ConfigError(
-                    f"host {self._address.host!r} is no host name; correct it under [broker]"
+                    f"host {here.host!r} is no host name; correct it under [broker]"
                 ) from None
             except ssl.SSLError as error:
-                why = tls.explain(self._address, error)
+                why = tls.explain(here, error)
                 if isinstance(why, ConfigError) or time.monotonic() >= deadline:
                     raise why from None
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise LinkError(
-                        f"no MQTT broker answers at {where} ({error.strerror or error}); "
+                        f"no MQTT broker answers at {self._where} ({error.strerror or error}); "
                         "start one, or correct host and port under [broker]"
                     ) from None
             time.sleep(min(0.2, timeout_s))
         self._outbox.start()
         self._client.loop_start()
-        self._first_answer.wait(max(1.0, deadline - time.monotonic()))
-        if self._refusal:
+        answered = self._inbox.await_first_answer(max(1.0, deadline - time.monotonic()))
+        if self._inbox.refusal:
             self.close()
-            raise RefusedError(self._refusal)
-        if not self._first_answer.is_set():
+            raise RefusedError(self._inbox.refusal)
+        if not answered:
             self.close()
-            raise LinkError(f"{where} accepts connections but does not answer MQTT")
+            silent = f"{self._where} accepts connections but does not answer MQTT"
+            raise LinkError(self._inbox.complaint or silent)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self._inbox.limits.check(self._where, topic, payload)
         self._outbox.put(topic, payload, retain=retain)
+
+    def packet_bytes(self) -> int | None:
+        return self._inbox.limits.packet_bytes
 
     def backlog(self) -> int:
         return self._outbox.backlog()
 
     def next_event(self, timeout_s: float) -> Event | None:
-        try:
-            event = self._events.get(timeout=max(0.0, timeout_s))
-        except queue.Empty:
-            return None
-        if isinstance(event, _RefusedForGood):
-            raise RefusedError(event.reason)
-        return event
+        return self._inbox.next_event(timeout_s)
 
     def expect(self, devices: int) -> None:
         self._devices = devices
@@ -162,16 +168,24 @@ class PahoTransport:
         self._client.publish(topic, payload, 1, retain)
 
     def _on_connect(
-        self, client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+        self, client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, said: Any
     ) -> None:
-        if reason.is_failure:
-            if str(reason) in _REFUSED_FOR_GOOD:
-                where = f"{self._address.host}:{self._address.port}"
-                self._refuse(
-                    f"the broker at {where} refused {self._client_id!r}: {reason}; "
-                    "correct username and password under [broker]"
-                )
+        if str(reason) == "Unsupported protocol version":
+            self._unsupported = True
             return
+        self._answered = True
+        self._dialect.answered()
+        if str(reason) in reasons.FOR_GOOD:
+            self._inbox.refuse(
+                f"the broker at {self._where} refused {self._client_id!r}: {reason}; "
+                "correct username and password under [broker]"
+            )
+            return
+        if reason.is_failure:
+            why = reasons.advised(str(reason))
+            self._inbox.complain(f"the broker at {self._where} did not let this client in: {why}")
+            return
+        self._limits = self._limits_of(said)
         # paho keeps what the last link did not deliver and would send it all again, whatever the
         # window; the session is clean, so it is forgotten on this side as well.
         client.drop_out_messages()
@@ -180,25 +194,60 @@ class PahoTransport:
         else:
             self._begin()
 
+    def _limits_of(self, said: Any) -> Limits:
+        """What the broker says of them; under MQTT 3.1.1 what it once said holds."""
+        said_bytes = getattr(said, "MaximumPacketSize", None)
+        if self._dialect.version == 4:
+            said_bytes = self._limits.packet_bytes
+        known = [n for n in (said_bytes, self._address.max_packet_bytes) if n is not None]
+        receive_maximum = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
+        return Limits(min(known, default=None), receive_maximum)
+
     def _on_subscribe(
-        self, _client: mqtt.Client, _data: Any, _mid: int, _reasons: Any, _properties: Any
+        self, client: mqtt.Client, _data: Any, _mid: int, answers: list[ReasonCode], _said: Any
     ) -> None:
-        self._begin()
+        answered = zip(self._topics, answers, strict=False)
+        denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
+        if not denied:
+            self._begin()
+            return
+        topic, reason = next(iter(denied.items()))
+        complaint = (
+            f"the broker at {self._where} refused {self._client_id!r} the subscription to {topic}: "
+            f"{reasons.advised(reason)}"
+        )
+        if reason in reasons.NEVER_SUBSCRIBED:
+            self._inbox.refuse(complaint)
+            return
+        self._inbox.complain(complaint)
+        link: Any = client.socket()
+        if link is not None:  # a deaf link is of no use: it comes back later, and asks again
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
 
     def _begin(self) -> None:
         """Subscriptions stand, so that retained messages follow: the link may be used."""
-        self._outbox.link_up()
-        self._failures, self._complaint = 0, ""
-        self._first_answer.set()
-        self._events.put(Connected())
+        self._outbox.link_up(self._limits)
+        self._failures = 0
+        self._inbox.link_up(self._limits)
 
     def _on_disconnect(
-        self, _client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+        self, _client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _said: Any
     ) -> None:
         stood = self._outbox.link_down()
         if stood:
-            self._events.put(Disconnected(str(reason)))
-        self._come_back(failed=not stood)
+            self._inbox.put(Disconnected(reasons.advised(str(reason))))
+        at_once = False
+        if self._unsupported:
+            at_once = self._dialect.unsupported()
+        elif not self._answered:
+            at_once = self._dialect.closed()
+        self._answered = self._unsupported = False
+        self._client.speak(self._dialect.version)
+        if at_once:
+            self._client.reconnect_delay_set(0, 0)
+        else:
+            self._come_back(failed=not stood)
 
     def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
         self._come_back(failed=True)
@@ -217,26 +266,21 @@ class PahoTransport:
         try:
             tls.examine(self._address, _EXAMINE_S)
         except RefusedError as error:
-            self._refuse(str(error))
+            self._inbox.refuse(str(error))
         except FedclipError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                log.event("broker_not_reached", reason=self._complaint)
+            self._inbox.complain(str(error))
         finally:
             self._examining.release()
 
-    def _refuse(self, reason: str) -> None:
-        self._refusal = reason
-        self._events.put(_RefusedForGood(reason))
-        self._first_answer.set()
-
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._events.put(Received(message.topic, bytes(message.payload)))
+        self._inbox.put(Received(message.topic, bytes(message.payload)))
 
     def _on_publish(
-        self, _client: mqtt.Client, _data: Any, _mid: int, _reason: ReasonCode, _properties: Any
+        self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _said: Any
     ) -> None:
-        self._outbox.acknowledged()
+        topic = self._outbox.acknowledged()
+        if reason.is_failure:
+            self._inbox.note("message_not_taken", reasons.advised(str(reason)), topic)
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
         self._meter.opened(opened)

@@ -10,18 +10,45 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from fedclip_edge.errors import ConfigError
 
 WINDOW = 8
 _ALL_WAITING = 2**20  # permits that let whatever waits for a dead link pass, to be forgotten
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a broker takes from one client; MQTT 3.1.1 has no way to say it."""
+
+    packet_bytes: int | None = None  # None: nothing is known of a limit
+    receive_maximum: int = 65535  # messages that it has not acknowledged
+
+    def fit(self, topic: str, payload: bytes) -> bool:
+        """Whether a message of QoS 1 is no larger than what it takes."""
+        return self.packet_bytes is None or packet_size_bytes(topic, payload) <= self.packet_bytes
+
+    def check(self, where: str, topic: str, payload: bytes) -> None:
+        """Raises ConfigError where a message of QoS 1 is larger than what it takes."""
+        if not self.fit(topic, payload):
+            raise ConfigError(
+                f"the broker at {where} takes packets of {self.packet_bytes} bytes, and a message "
+                f"on {topic} has {packet_size_bytes(topic, payload)}; raise its limit (mosquitto: "
+                "max_packet_size), or max_packet_bytes under [broker] where that is what limits it"
+            )
+
+
 class _Link:
     """One connection's window; what waits for an older one is forgotten."""
 
-    def __init__(self) -> None:
-        self.window = threading.Semaphore(WINDOW)
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.size = min(WINDOW, limits.receive_maximum)
+        self.window = threading.Semaphore(self.size)
+        self.on_way: deque[str] = deque()  # topics; a broker acknowledges in their order
         self.published = 0  # written by the publishing thread alone
         self.acknowledged = 0  # written by paho's thread alone
 
@@ -47,9 +74,9 @@ class Outbox:
         """From here on messages are handed over."""
         self._sender.start()
 
-    def link_up(self) -> None:
+    def link_up(self, limits: Limits) -> None:
         """A connection stands, with a window of its own."""
-        self._link = _Link()
+        self._link = _Link(limits)
 
     def link_down(self) -> bool:
         """The connection is gone, and with it what waits; False where none stood."""
@@ -60,18 +87,20 @@ class Outbox:
         return True
 
     def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Sends it in its turn; forgets it if the link is or goes down."""
+        """Sends it in its turn; forgets it if the link is or goes down, or takes none so large."""
         link = self._link
-        if link is not None:
+        if link is not None and link.limits.fit(topic, payload):
             link.published += 1
             self._queue.put(_Outgoing(topic, payload, retain, link))
 
-    def acknowledged(self) -> None:
-        """The broker has acknowledged one more."""
+    def acknowledged(self) -> str:
+        """The broker has acknowledged one more; its topic."""
         link = self._link
-        if link is not None:
-            link.acknowledged += 1
-            link.window.release()
+        if link is None or not link.on_way:
+            return ""
+        link.acknowledged += 1
+        link.window.release()
+        return link.on_way.popleft()
 
     def backlog(self) -> int:
         """Messages of this link that the broker has not acknowledged yet."""
@@ -85,11 +114,18 @@ class Outbox:
         if self._sender.is_alive():
             self._sender.join(timeout_s)
         if link is not None:
-            for _ in range(WINDOW):
+            for _ in range(link.size):
                 link.window.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def _send(self) -> None:
         while (message := self._queue.get()) is not None:
             message.link.window.acquire()
             if message.link is self._link:
+                message.link.on_way.append(message.topic)
                 self._hand_over(message.topic, message.payload, message.retain)
+
+
+def packet_size_bytes(topic: str, payload: bytes) -> int:
+    """What a message of QoS 1 comes to, at most: its length field has up to 4 bytes."""
+    # Type and flags, length, the topic's length, packet identifier, no properties.
+    return 1 + 4 + 2 + 2 + 1 + len(topic.encode()) + len(payload)

@@ -22,14 +22,19 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.messages import CHUNK_BYTES, Parcel
+from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, Parcel
 
 _HEADER = struct.Struct("<2sBB8sIII")
 _MAGIC = b"\xfc\x1e"
 _VERSION = 1
+# Of a packet that carries a chunk: the longest topic that every broker takes, MQTT's own, and the
+# chunk's header.
+_OVERHEAD_BYTES = 256 + 16 + _HEADER.size
+# Where a broker takes less than this, no manifest fits either, and whoever publishes is told.
+_MIN_CHUNK_BYTES = 1024
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -42,6 +47,15 @@ def is_chunk(payload: bytes) -> bool:
 def parcel_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
     """What to announce before sending `data`."""
     return Parcel(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
+
+
+def fitted(parcel: Parcel, packet_bytes: int | None) -> Parcel:
+    """The parcel in chunks that fit into packets of that size; None where nothing limits them."""
+    if packet_bytes is None:
+        return parcel
+    least = max(_MIN_CHUNK_BYTES, -(-parcel.size_bytes // MAX_CHUNKS))
+    room = max(least, packet_bytes - _OVERHEAD_BYTES)
+    return replace(parcel, chunk_bytes=min(parcel.chunk_bytes, room))
 
 
 def chunks(data: bytes, parcel: Parcel, wanted: Ranges | None = None) -> Iterator[bytes]:

@@ -63,7 +63,15 @@ class Transport(Protocol):
     """One client's way to send and to be told."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Sends, or forgets the message if the link is or goes down. Never blocks."""
+        """Sends, or forgets the message if the link is or goes down. Never blocks.
+
+        Raises ConfigError where the broker takes no packet as large as this one.
+        """
+
+    def packet_bytes(self) -> int | None:
+        """The largest packet that the broker takes, topic and headers included, as of the last
+        `Connected`; None where nothing is known of a limit.
+        """
 
     def backlog(self) -> int:
         """Messages published on this link that the broker has not acknowledged yet."""

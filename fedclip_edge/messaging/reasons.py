@@ -1,0 +1,31 @@
+"""What a person can do about the reason that a broker gives; MQTT 5, 2.4, has their names."""
+
+from __future__ import annotations
+
+# Those that no waiting will change, when a broker answers a client that comes.
+FOR_GOOD = frozenset(("Bad user name or password", "Not authorized", "Client identifier not valid"))
+# Those that only the broker's operator can change, when it answers a subscription.
+NEVER_SUBSCRIBED = frozenset(("Not authorized", "Topic filter invalid"))
+
+_ADVICE = {
+    "Session taken over": "another client came under this one's client id",
+    "Packet too large": (
+        "raise the broker's limit (mosquitto: max_packet_size), or say what it takes with "
+        "max_packet_bytes under [broker]"
+    ),
+    "Not authorized": (
+        "the broker's access list denies it: it has to be the one of broker/, and the user name "
+        "the device's id"
+    ),
+    "Retain not supported": "the broker must keep retained messages (mosquitto: retain_available)",
+    "QoS not supported": "the broker must take QoS 1 (mosquitto: max_qos)",
+    "Quota exceeded": "the broker limits what a client may do",
+    "Message rate too high": "the broker limits what a client may send",
+    # MQTT 3.1.1 has this one alone for a subscription that is refused.
+    "Unspecified error": "the broker's log, or its access list, says why",
+}
+
+
+def advised(reason: str) -> str:
+    """The reason, with what to do about it where that is known."""
+    return f"{reason}: {_ADVICE[reason]}" if reason in _ADVICE else reason
