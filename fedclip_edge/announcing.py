@@ -8,7 +8,7 @@ from fedclip_edge.config import FleetConfig
 from fedclip_edge.ledger import Ledger
 from fedclip_edge.messaging import rounds, transfer, wire
 from fedclip_edge.messaging.identity import Identity
-from fedclip_edge.messaging.messages import CoordinatorState, Manifest, Message
+from fedclip_edge.messaging.messages import CoordinatorState, Manifest, Message, Parcel
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Transport, Will
 
@@ -70,8 +70,13 @@ class Announcer:
         """To one device alone."""
         self._say(self.topics.down(device), message)
 
+    @property
+    def _parcel(self) -> Parcel:
+        """The model as it is announced over this link."""
+        return transfer.fitted(self.ledger.parcel, self.transport.packet_bytes())
+
     def _send_model(self, topic: str, wanted: transfer.Ranges | None) -> None:
-        for chunk in transfer.chunks(self.ledger.stored.body, self.ledger.parcel, wanted):
+        for chunk in transfer.chunks(self.ledger.stored.body, self._parcel, wanted):
             self.transport.publish(topic, chunk)
 
     def manifest(
@@ -89,7 +94,7 @@ class Announcer:
             phase=state.phase,
             round=state.round,
             attempt=state.attempt,
-            model=self.ledger.parcel,
+            model=self._parcel,
             model_round=self.ledger.model.round,
             plan=run.plan,
             encoder_id=run.encoder_id,

@@ -42,6 +42,7 @@ class Contributing:
     parked: Parked
     _offered: _Offered | None = None
     _settled_round: int = 0  # of this run, the last that this device has its answer for
+    _packet_bytes: int | None = None  # the largest packet that the broker takes
 
     @property
     def unsettled(self) -> bool:
@@ -57,12 +58,14 @@ class Contributing:
         update, self._settled_round = self.parked.update(run), self.parked.kept_round(run)
         self._offered = None
         if update is not None:
-            self._offered = _Offered(update, transfer.parcel_of(update.body), -math.inf)
+            self._offered = _Offered(update, self._parcel_of(update.body), -math.inf)
 
-    def link_came(self) -> None:
-        """What went out on the link before is lost."""
+    def link_came(self, packet_bytes: int | None) -> None:
+        """What went out on the link before is lost; this one's broker takes packets of that size."""
+        self._packet_bytes = packet_bytes
         if self._offered is not None:
             self._offered.answered = False
+            self._offered.parcel = self._parcel_of(self._offered.update.body)
 
     def hurry(self) -> None:
         """The offer is due at once, unless it is unwanted in this attempt."""
@@ -102,7 +105,7 @@ class Contributing:
         terms, residual = codec.with_feedback(plan.codec_up, update.terms, carried.residual)
         encoded = replace(contribution, update=replace(update, terms=terms))
         body = wire.pack_contribution(encoded, plan.codec_up)
-        parcel = transfer.parcel_of(body)
+        parcel = self._parcel_of(body)
         parked = ParkedUpdate(contribution.run, contribution.round, parcel.sha256, body)
         self.parked.park(parked, Carried(residual, state))
         self._offered = _Offered(parked, parcel, now)
@@ -141,3 +144,7 @@ class Contributing:
             return
         self.parked.settle(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
         self._settled_round, self._offered = mine.update.round, None
+
+    def _parcel_of(self, body: bytes) -> Parcel:
+        """As it is offered over this link."""
+        return transfer.fitted(transfer.parcel_of(body), self._packet_bytes)

@@ -69,7 +69,7 @@ class Ledger:
 
     @property
     def parcel(self) -> Parcel:
-        """The model as it is announced."""
+        """The model as it is announced where nothing limits a packet."""
         return Parcel(self.stored.sha256, len(self.stored.body))
 
     def kept(self) -> dict[str, str]:

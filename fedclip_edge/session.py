@@ -99,7 +99,7 @@ class Session:
         if isinstance(event, Connected):
             self._first_connected_at = self._first_connected_at or now
             self._greeted = False
-            self._mine.link_came()
+            self._mine.link_came(self.transport.packet_bytes())
             self._say_state(online=True)
             self._say_hello(now)
         elif isinstance(event, Received):
