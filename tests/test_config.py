@@ -182,6 +182,8 @@ def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
         ("port = 8883", "port = 0", " [broker]: port: expected 1 to 65535, got 0"),
         ("port = 8883", "prot = 1", " [broker]: unknown key 'prot'; did you mean 'port'?"),
         ("port = 8883", "keepalive_s = 4", " [broker]: keepalive_s: expected 5 to 3600 seconds"),
+        ("port = 8883", "max_packet_bytes = 0", " [broker]: max_packet_bytes: expected 1 to 268"),
+        ("port = 8883", "max_packet_bytes = 1.5", " [broker]: max_packet_bytes: expected "),
         ('"broker.local"', '""', " [broker]: host"),
         ("port = 8883", 'ca = "c"\nkey = "k"', " [broker]: certificate and key: expected both or"),
         ("port = 8883", 'key = "k"\ncertificate = "c"', " [broker]: ca: expected the authority's"),

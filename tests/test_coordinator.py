@@ -39,6 +39,7 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.messaging.outbox import Limits, packet_size_bytes
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Received, Will
 from fedclip_edge.records import Contribution, Plan, Report, Role, Update
@@ -377,6 +378,70 @@ def test_messages_lost_repeated_and_reordered_change_nothing(
 
 def test_the_chunks_of_that_test_are_not_the_default() -> None:
     assert Parcel("a" * 64, 1).chunk_bytes == CHUNK_BYTES
+
+
+class NarrowBroker(MemoryBroker):
+    """Takes packets of so many bytes, and notes what passes."""
+
+    def __init__(self, packet_bytes: int) -> None:
+        super().__init__()
+        self.limits = Limits(packet_bytes)
+        self.passed: list[tuple[int, bool]] = []  # bytes, and whether it was a chunk
+
+    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+        size = packet_size_bytes(topic, payload)
+        assert size <= (self.limits.packet_bytes or 0)
+        self.passed.append((size, transfer.is_chunk(payload)))
+        super().accept(client, topic, payload, retain=retain)
+
+
+def leave_100_bytes(monkeypatch: pytest.MonkeyPatch, packet_bytes: int) -> None:
+    """A chunk of 100 bytes in such a packet: these models are smaller than a manifest."""
+    monkeypatch.setattr(transfer, "_MIN_CHUNK_BYTES", 1)
+    monkeypatch.setattr(transfer, "_OVERHEAD_BYTES", packet_bytes - 100)
+
+
+def test_no_message_is_larger_than_the_broker_takes_and_the_model_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_100_bytes(monkeypatch, 2_000)
+    broker = NarrowBroker(2_000)
+    fleet = make(tmp_path, broker=broker)
+    for number in range(2):
+        device(fleet, number)
+    fleet.run()
+    chunks = [size for size, is_chunk in broker.passed if is_chunk]
+    assert len(chunks) > 2 * PLAN.rounds * 2
+    assert final(fleet) == undisturbed()
+
+
+def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path) -> None:
+    """Of the update that was offered before, too."""
+    with pytest.MonkeyPatch.context() as changed:
+        leave_100_bytes(changed, 2_000)
+        broker = NarrowBroker(100_000)
+        fleet = make(tmp_path, broker=broker)
+        for number in range(2):
+            device(fleet, number)
+        until(fleet, lambda: all(s._offered is not None for s in fleet.sessions.values()))
+        offered = fleet.sessions["cam-0"]._offered
+        assert offered is not None
+        before = offered.parcel.chunks
+        broker.limits = Limits(2_000)
+        broker.die(forgets=True)
+        for link in (fleet.coordinator.transport, *(s.transport for s in fleet.sessions.values())):
+            assert isinstance(link, MemoryTransport)
+            broker.come_back(link)
+        steps(fleet, 1)
+        assert offered.parcel.chunks > before
+        fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_a_manifest_that_the_broker_does_not_take_says_what_to_raise(tmp_path: Path) -> None:
+    fleet = make(tmp_path, broker=NarrowBroker(600))
+    with pytest.raises(ConfigError, match=r"takes packets of 600 bytes.*max_packet_size"):
+        fleet.step()
 
 
 def test_an_offer_that_comes_between_two_attempts_is_taken_in_the_next(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from conftest import MOSQUITTO
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from secured import Secured
+from system import wait_until
 from test_transport import DEADLINE_S, connected, next_of, until_end
 
 from fedclip_edge.config import BrokerAddress
@@ -310,7 +311,6 @@ def test_files_that_cannot_be_used_are_named(secured: Secured, tmp_path: Path) -
 
 
 def test_a_broker_over_tls_that_goes_comes_back(secured: Secured) -> None:
-    link = None
     box = secured.box("cam-01")
     secured.start()
     link = come(box, "x", [LAB.model, LAB.down("cam-01")])
@@ -320,7 +320,8 @@ def test_a_broker_over_tls_that_goes_comes_back(secured: Secured) -> None:
         for _ in range(2):
             secured.stop()
             next_of(link, Disconnected)
-            time.sleep(1.5)  # attempts fail meanwhile, and are looked into
+            # An attempt fails meanwhile, and is looked into.
+            wait_until(lambda: "no broker answers" in link._inbox.complaint, "a failed attempt")
             secured.start()
             next_of(link, Connected)
     finally:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.messages import CHUNK_BYTES, Parcel
-from fedclip_edge.messaging.transfer import Incoming, Slots, chunks, is_chunk, parcel_of
+from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, Parcel
+from fedclip_edge.messaging.outbox import packet_size_bytes
+from fedclip_edge.messaging.transfer import Incoming, Slots, chunks, fitted, is_chunk, parcel_of
 
 DATA = bytes(range(100))
 PARCEL = parcel_of(DATA, 16)
@@ -243,3 +244,30 @@ def test_silence_is_counted_from_the_last_progress() -> None:
     slots.progress("b", 1.5)
     assert slots.idle(2.0, for_s=2.0) == ("a",)
     assert slots.idle(3.5, for_s=2.0) == ("a", "b")
+
+
+@settings(deadline=None)
+@given(st.integers(1_400, 200_000), st.integers(1, 400_000))
+def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, size: int) -> None:
+    data = bytes(size)
+    parcel = fitted(parcel_of(data), packet_bytes)
+    sizes = [packet_size_bytes("t" * 256, chunk) for chunk in chunks(data, parcel)]
+    assert max(sizes) <= packet_bytes
+    # and no smaller than need be
+    assert (
+        parcel.chunk_bytes == CHUNK_BYTES
+        or packet_size_bytes("t" * 256, bytes(24 + parcel.chunk_bytes)) > packet_bytes - 8
+    )
+
+
+def test_nothing_known_of_a_limit_changes_nothing() -> None:
+    assert fitted(parcel_of(DATA), None) == parcel_of(DATA)
+    assert fitted(parcel_of(DATA), 2**28) == parcel_of(DATA)
+    assert fitted(Parcel("a" * 64, 10, 5), 100_000).chunk_bytes == 5
+
+
+def test_a_limit_too_small_for_any_manifest_makes_no_parcel_of_too_many_chunks() -> None:
+    for size in (1, 2**20, 2**32):
+        parcel = fitted(Parcel("a" * 64, size), 20)
+        assert parcel.chunks <= MAX_CHUNKS
+        assert parcel.chunk_bytes >= 1024

@@ -1,9 +1,10 @@
 """Which version of MQTT to speak to a broker: 5 where it is understood, 3.1.1 where it is not.
 
-A broker without MQTT 5 names the version as unsupported (amqtt 0.12), or closes the connection
-without a word (RabbitMQ 3.10); and so does one that dies, or that refuses a certificate. So a
-silent close makes 3.1.1 worth an attempt, and only an answer to it is believed: where that
-connection is closed as well, 5 comes next again.
+A broker without MQTT 5 names the version as unsupported, closes the connection without a word
+(RabbitMQ 3.10), or takes a CONNECT with a will for a longer one of 3.1.1 and waits for the rest
+(amqtt 0.12). A broker that dies, or that refuses a certificate, does the like. So silence makes
+3.1.1 worth an attempt, and only an answer to it is believed: where that connection ends as well, 5
+comes next again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ Where = tuple[str, int]
 # What a broker has answered once holds until it closes this many connections in a row in silence:
 # it may have been replaced by another.
 _CLOSED_IN_A_ROW = 3
+# How long a broker that is not known to speak 5 may keep silent on it.
+PATIENCE_S = 2.0
 _answered: dict[Where, Version] = {}  # by host and port, for the life of the process
 
 
@@ -26,6 +29,11 @@ class Dialect:
         self._where = where
         self._closed = 0
         self.version: Version = _answered.get(where, 5)
+
+    @property
+    def is_a_guess(self) -> bool:
+        """Whether the version is 5 for want of an answer."""
+        return self.version == 5 and self._where not in _answered
 
     def answered(self) -> None:
         """The broker took part in a connection of this version, whether it let the client in."""

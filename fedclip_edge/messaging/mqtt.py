@@ -30,7 +30,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
 from fedclip_edge.messaging import reasons, tls
-from fedclip_edge.messaging.dialect import Dialect, Version
+from fedclip_edge.messaging.dialect import PATIENCE_S, Dialect, Version
 from fedclip_edge.messaging.inbox import Inbox
 from fedclip_edge.messaging.outbox import Limits, Outbox
 from fedclip_edge.messaging.traffic import Meter
@@ -182,10 +182,13 @@ class PahoTransport:
             )
             return
         if reason.is_failure:
-            why = reasons.advised(str(reason))
-            self._inbox.complain(f"the broker at {self._where} did not let this client in: {why}")
+            refusal = f"the broker at {self._where} did not let this client in"
+            self._inbox.complain(f"{refusal}: {reasons.advised(str(reason))}")
             return
-        self._limits = self._limits_of(said)
+        if self._dialect.version == 5:  # under 3.1.1 what it once said holds
+            packet_bytes = getattr(said, "MaximumPacketSize", None)
+            waiting = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
+            self._limits = Limits(packet_bytes, waiting).within(self._address.max_packet_bytes)
         # paho keeps what the last link did not deliver and would send it all again, whatever the
         # window; the session is clean, so it is forgotten on this side as well.
         client.drop_out_messages()
@@ -193,15 +196,6 @@ class PahoTransport:
             client.subscribe(self._topics)
         else:
             self._begin()
-
-    def _limits_of(self, said: Any) -> Limits:
-        """What the broker says of them; under MQTT 3.1.1 what it once said holds."""
-        said_bytes = getattr(said, "MaximumPacketSize", None)
-        if self._dialect.version == 4:
-            said_bytes = self._limits.packet_bytes
-        known = [n for n in (said_bytes, self._address.max_packet_bytes) if n is not None]
-        receive_maximum = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
-        return Limits(min(known, default=None), receive_maximum)
 
     def _on_subscribe(
         self, client: mqtt.Client, _data: Any, _mid: int, answers: list[ReasonCode], _said: Any
@@ -220,10 +214,7 @@ class PahoTransport:
             self._inbox.refuse(complaint)
             return
         self._inbox.complain(complaint)
-        link: Any = client.socket()
-        if link is not None:  # a deaf link is of no use: it comes back later, and asks again
-            with contextlib.suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
+        _end(client.socket())  # a deaf link is of no use: it comes back later, and asks again
 
     def _begin(self) -> None:
         """Subscriptions stand, so that retained messages follow: the link may be used."""
@@ -284,9 +275,24 @@ class PahoTransport:
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
         self._meter.opened(opened)
+        if self._dialect.is_a_guess:
+            patience = threading.Timer(PATIENCE_S, self._give_up, (opened,))
+            patience.daemon = True
+            patience.start()
+
+    def _give_up(self, opened: Any) -> None:
+        """Ends a connection that the broker has not answered yet."""
+        if self._client.socket() is opened and not self._answered and not self._unsupported:
+            _end(opened)
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
         self._meter.closing()
+
+
+def _end(link: Any) -> None:
+    """Ends a connection under paho's hands, which then takes it for lost."""
+    with contextlib.suppress(OSError, AttributeError):  # it is gone, or there is none
+        link.shutdown(socket.SHUT_RDWR)
 
 
 def throw_out(address: BrokerAddress, client_id: str) -> None:

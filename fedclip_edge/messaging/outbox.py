@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedclip_edge.errors import ConfigError
 
@@ -26,6 +26,11 @@ class Limits:
 
     packet_bytes: int | None = None  # None: nothing is known of a limit
     receive_maximum: int = 65535  # messages that it has not acknowledged
+
+    def within(self, packet_bytes: int | None) -> Limits:
+        """These, and no larger packets than that either; None where that says nothing."""
+        known = [n for n in (self.packet_bytes, packet_bytes) if n is not None]
+        return replace(self, packet_bytes=min(known, default=None))
 
     def fit(self, topic: str, payload: bytes) -> bool:
         """Whether a message of QoS 1 is no larger than what it takes."""

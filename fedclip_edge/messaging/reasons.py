@@ -21,8 +21,6 @@ _ADVICE = {
     "QoS not supported": "the broker must take QoS 1 (mosquitto: max_qos)",
     "Quota exceeded": "the broker limits what a client may do",
     "Message rate too high": "the broker limits what a client may send",
-    # MQTT 3.1.1 has this one alone for a subscription that is refused.
-    "Unspecified error": "the broker's log, or its access list, says why",
 }
 
 
