@@ -93,8 +93,24 @@ def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: Parked)
     sent(mine, offer, now=REPEAT_S)
     assert mine.due(2 * REPEAT_S, sending=True) is None
     assert sent(mine, offer, now=2 * REPEAT_S, sending=True) == b""
-    mine.link_came()
+    mine.link_came(None)
     assert mine.due(2 * REPEAT_S, sending=True) == offer
+
+
+def test_it_is_offered_again_in_chunks_that_the_next_link_takes(parked: Parked) -> None:
+    mine = Contributing(parked)
+    before = make(mine)
+    body = sent(mine, before)
+    mine.link_came(1_500)
+    after = mine.due(REPEAT_S, sending=False)
+    assert after is not None
+    assert after.parcel.sha256 == before.parcel.sha256
+    assert 24 + after.parcel.chunk_bytes < 1_500 < before.parcel.chunk_bytes
+    assert sent(mine, after) == body != b""
+    again = Contributing(parked)
+    again.link_came(1_500)
+    again.take_up("run-1")
+    assert again.due(0.0, sending=False) == after
 
 
 def test_a_refusal_in_an_open_round_settles_nothing(parked: Parked) -> None:

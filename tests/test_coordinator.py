@@ -423,14 +423,13 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
         fleet = make(tmp_path, broker=broker)
         for number in range(2):
             device(fleet, number)
-        until(fleet, lambda: all(s._offered is not None for s in fleet.sessions.values()))
-        offered = fleet.sessions["cam-0"]._offered
+        until(fleet, lambda: all(s._mine._offered is not None for s in fleet.sessions.values()))
+        offered = fleet.sessions["cam-0"]._mine._offered
         assert offered is not None
         before = offered.parcel.chunks
         broker.limits = Limits(2_000)
         broker.die(forgets=True)
-        for link in (fleet.coordinator.transport, *(s.transport for s in fleet.sessions.values())):
-            assert isinstance(link, MemoryTransport)
+        for _, link in fleet.parties():
             broker.come_back(link)
         steps(fleet, 1)
         assert offered.parcel.chunks > before

@@ -13,20 +13,22 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
+import system
 from conftest import StartMosquitto
 from paho.mqtt.enums import CallbackAPIVersion
-from system import wait_until
+from system import Site, wait_until
 from test_loopback import no_mosquitto
 from test_transport import DEADLINE_S, Proxy, connected, guarded, login, next_of, subscribed
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
-from fedclip_edge.messaging import loopback, mqtt
+from fedclip_edge.messaging import dialect, loopback, mqtt
 from fedclip_edge.messaging.mqtt import PahoTransport
 from fedclip_edge.messaging.outbox import WINDOW, packet_size_bytes
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Disconnected, Received, Will
 from fedclip_edge.processes import Children
+from fedclip_edge.vision.bundle import Bundle
 
 __all__ = ["guarded"]  # a fixture
 
@@ -35,29 +37,35 @@ CHUNK = 120 * 1024
 DYNAMIC_SECURITY = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port may have been another broker's before."""
+    monkeypatch.setattr(dialect, "_answered", {})
+
+
 def version(link: PahoTransport) -> int:
     return int(link._client.protocol)
 
 
 class Gate(Proxy):
     """A relay that closes a connection whose CONNECT says MQTT 5, without a word, as RabbitMQ 3.10
-    does; `shut`, every connection once its CONNECT came, as a broker does that dies."""
+    does, unless it `knows_5`; and any connection, as long as there are `deaths` left."""
 
     def __init__(self, target: BrokerAddress) -> None:
-        self.shut = False
+        self.knows_5 = False
+        self.deaths = 0
         self.knocks: list[int] = []  # the versions that were asked for
         super().__init__(target)
 
     def _up(self, client: socket.socket, server: socket.socket) -> None:
-        # A fixed header of 2 bytes at least, then "MQTT" with its length, then the version.
         begin = client.recv(256, socket.MSG_PEEK)
-        at = begin.find(b"\0\x04MQTT")
-        if at >= 0:
-            self.knocks.append(begin[at + 6])
-            if self.shut or begin[at + 6] == 5:
-                client.shutdown(socket.SHUT_RDWR)
-                server.close()
-                return
+        version = begin[begin.find(b"\0\x04MQTT") + 6]
+        self.knocks.append(version)
+        if self.deaths or (version == 5 and not self.knows_5):
+            self.deaths = max(0, self.deaths - 1)
+            client.shutdown(socket.SHUT_RDWR)
+            server.close()
+            return
         super()._up(client, server)
 
 
@@ -107,33 +115,24 @@ def test_a_broker_that_closes_on_5_without_a_word_is_spoken_3_1_1_to(gate: Gate)
         link.close()
 
 
-def test_a_broker_that_dies_is_not_taken_for_one_without_5(mosquitto: BrokerAddress) -> None:
-    proxy = Proxy(mosquitto)
-    proxy.accepting = False  # accepts, and closes
-    link = PahoTransport(proxy.address, "a", ["ready"], Will("w", b""))
-    with pytest.raises(LinkError, match="accepts connections but does not answer MQTT"):
-        link.connect(0.1)
-    proxy.accepting = True
-    again = connected(proxy.address, "b", ["ready"])
-    subscribed(again)
-    assert version(again) == 5
-    again.close()
-    proxy.close()
-
-
-def test_a_broker_that_spoke_5_is_not_given_up_for_one_death(mosquitto: BrokerAddress) -> None:
-    proxy = Proxy(mosquitto)
-    link = connected(proxy.address, "a", ["ready"])
+def test_a_broker_that_dies_is_not_taken_for_one_without_5(gate: Gate) -> None:
+    gate.knows_5, gate.deaths = True, 2
+    link = connected(gate.address, "a", ["ready"])
     subscribed(link)
-    proxy.accepting = False
-    proxy.cut()
-    next_of(link, Disconnected)
-    wait_until(lambda: link._failures == 1, "an attempt that fails")
-    proxy.accepting = True
-    subscribed(link)
-    assert version(link) == 5
+    assert gate.knocks == [5, 4, 5]
     link.close()
-    proxy.close()
+
+
+def test_a_broker_that_spoke_5_is_not_given_up_for_two_deaths(gate: Gate) -> None:
+    gate.knows_5 = True
+    link = connected(gate.address, "a", ["ready"])
+    subscribed(link)
+    gate.deaths = 2
+    gate.cut()
+    next_of(link, Disconnected)
+    subscribed(link)
+    assert gate.knocks == [5, 5, 5, 5]
+    link.close()
 
 
 @pytest.mark.parametrize("announced", [4_000, 60_000])
@@ -337,3 +336,38 @@ def test_a_broker_that_lets_nobody_in_for_now_is_told_with_its_reason() -> None:
         link = PahoTransport(address, "a", [], Will("w", b""))
         with pytest.raises(LinkError, match="did not let this client in: Quota exceeded"):
             link.connect(0.1)
+
+
+@pytest.fixture
+def narrow(
+    start_mosquitto: StartMosquitto,
+    tmp_path: Path,
+    random_bundle: Bundle,
+    request: pytest.FixtureRequest,
+) -> Iterator[Site]:
+    """A fleet at a broker that takes packets of so many bytes."""
+    broker = start_mosquitto(settings=f"allow_anonymous true\nmax_packet_size {request.param}")
+    made = Site(tmp_path, random_bundle, broker.address, "lab")
+    yield made
+    made.end()
+    broker.stop()
+
+
+@pytest.mark.parametrize("narrow", [2_500], indirect=True)
+def test_a_run_ends_over_a_broker_that_takes_little(narrow: Site) -> None:
+    fleet = narrow.write_fleet(devices=1, rounds=2)
+    agent = narrow.write_agent("north")
+    serve = narrow.start("serve", fleet, "--json", log="serve")
+    device = narrow.start("agent", agent, "--once", "--json", log="north")
+    assert serve.wait(system.DEADLINE_S) == 0, narrow.text("serve")
+    assert device.wait(system.DEADLINE_S) == 0, narrow.text("north")
+    for log in ("serve", "north"):
+        assert not [e for e in narrow.events(log) if e["event"] == "link_lost"]
+
+
+@pytest.mark.parametrize("narrow", [700], indirect=True)
+def test_a_broker_that_takes_no_manifest_ends_serve_with_what_to_raise(narrow: Site) -> None:
+    done = system.run("serve", narrow.write_fleet(devices=1, rounds=1))
+    assert done.returncode == ConfigError.exit_code, done.stderr
+    assert "takes packets of 700 bytes" in done.stderr
+    assert "mosquitto: max_packet_size" in done.stderr
