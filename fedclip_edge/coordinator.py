@@ -87,7 +87,11 @@ class Coordinator:
     def take(self, event: Event, now: float) -> None:
         """Takes one event in, and does all that follows from it."""
         if isinstance(event, Connected):
-            # Wills may have been said while nobody listened; who is there says hello again.
+            # Wills may have been said while nobody listened; who is there says hello again. It
+            # does so at a coordinator that was gone, and where only this link broke, as with a
+            # node of a cluster, the will that says so may be lost with it.
+            if self._boots:
+                self.voice.say_state(online=False)
             for device in tuple(self._boots):
                 self._leave(device, now)
             self.voice.say_state(online=True)
@@ -149,16 +153,15 @@ class Coordinator:
         if not isinstance(state, CoordinatorState):
             raise PeerError(f"a coordinator's state topic carries {type(state).__name__}")
         signed.check(state.key if self.registry is None else self.voice.identity.key)
-        if state.boot == self.voice.boot:
+        if state.boot == self.voice.boot and state.online:
             return  # our own, back from the broker
         if state.online and (state.epoch, state.boot) > (self.epoch, self.voice.boot):
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
                 "this one stops, its journal stays as it is"
             )
-        self.voice.say_state(
-            online=True
-        )  # the will of an earlier one has replaced what is retained
+        # A will has replaced what is retained: of an earlier one, or of an earlier link of ours.
+        self.voice.say_state(online=True)
 
     def _take_message(self, device: str, event: Received, now: float) -> None:
         if transfer.is_chunk(event.payload):

@@ -524,6 +524,43 @@ def test_a_device_thought_to_be_gone_is_asked_who_it_is(tmp_path: Path) -> None:
     assert final(fleet) == undisturbed()
 
 
+def test_who_has_nothing_to_say_is_there_again_when_the_coordinators_link_is(
+    tmp_path: Path,
+) -> None:
+    """The node of a cluster that the coordinator was at is gone, and the will with it; the devices
+    at the others notice nothing. One that evaluates would speak once the round is closed.
+    """
+    fleet = make(tmp_path)
+    device(fleet, 0, ("train",))
+    device(fleet, 1)
+    until(fleet, lambda: state(fleet).phase == "open")
+    slow = fleet.sessions.pop("cam-1")
+    until(fleet, lambda: "cam-0" in state(fleet).kept)
+    fleet.step()  # cam-0 has its answer
+    link = fleet.coordinator.voice.transport
+    assert isinstance(link, MemoryTransport)
+    fleet.broker.leave("coordinator")
+    fleet.broker.come_back(link)
+    fleet.step()
+    fleet.sessions["cam-1"] = slow
+    fleet.run(int(8 / TICK_S))
+    assert final(fleet) == undisturbed()
+
+
+def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Path) -> None:
+    """A cluster ends the older of two links under one client id late, and then says its will."""
+    fleet = joined(tmp_path)
+    until(fleet, lambda: state(fleet).phase == "open")
+    link = fleet.coordinator.voice.transport
+    assert isinstance(link, MemoryTransport)
+    fleet.broker.deliver(link.will.topic, link.will.payload, retain=True)
+    fleet.run()
+    retained = fleet.broker._retained[TOPICS.coordinator_state]
+    message = wire.unpack_control(TOPICS.coordinator_state, retained).message
+    assert isinstance(message, CoordinatorState)
+    assert message.online
+
+
 class Deaf(MemoryBroker):
     """Loses what everybody is told about one phase of one round, on its way to cam-0."""
 
