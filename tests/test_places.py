@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shlex
@@ -24,7 +25,7 @@ from fedclip_edge.errors import (
     RefusedError,
 )
 from fedclip_edge.messaging import mosquitto
-from fedclip_edge.messaging.topics import access_list
+from fedclip_edge.messaging.topics import Topics, access_list, matches
 from fedclip_edge.vision.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,102 @@ def test_the_brokers_settings_are_those_that_an_init_writes() -> None:
     shipped = (ROOT / "broker" / "mosquitto.conf").read_text(encoding="utf-8")
     assert shipped == mosquitto.settings()
     assert str(mosquitto.HOME) in (ROOT / "broker" / "README.md").read_text(encoding="utf-8")
+
+
+RABBITMQ = ROOT / "broker" / "rabbitmq"
+
+
+def rabbitmq_users(*ids: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", str(RABBITMQ / "users.sh"), *ids]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def allowed(user: str, way: str, topic: str, acl: str) -> bool:
+    """Whether mosquitto's access list lets that user read or write the topic."""
+    mine, found = True, False
+    for line in acl.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "user":
+            mine = rest == user
+        elif word == "pattern" or (word == "topic" and mine):
+            ways, _, pattern = rest.partition(" ")
+            found |= way in ways and matches(pattern.replace("%u", user), topic)
+    return found
+
+
+def test_rabbitmqs_users_may_do_what_the_access_list_says() -> None:
+    ids = ("coordinator", "cam-01", "cam-02")
+    definitions = json.loads(rabbitmq_users(*ids).stdout)
+    assert [(user["name"], user["password_hash"]) for user in definitions["users"]] == [
+        (name, "") for name in ids
+    ]
+    assert [entry["user"] for entry in definitions["permissions"]] == list(ids)
+    own, other = Topics("lab"), Topics("another-fleet")
+    plain = [f"{word}/more" for word in ("fedclip/v1/lab/model", own.up("cam-01"))]
+    for topics in (own, other):
+        plain += [topics.coordinator_state, topics.round, topics.model]
+        plain += [at(name) for name in ids for at in (topics.state, topics.up, topics.down)]
+    seen = set()
+    for entry in definitions["topic_permissions"]:
+        assert entry["exchange"] == "amq.topic"
+        for way in ("read", "write"):
+            for topic in plain:
+                says = re.search(entry[way], topic.replace("/", ".")) is not None
+                # A pattern holds for every mosquitto user; the coordinator is no device.
+                if entry["user"] == "coordinator" and topic.split("/")[4:5] == ["coordinator"]:
+                    continue
+                assert says == allowed(entry["user"], way, topic, access_list()), (entry, topic)
+                seen.add((entry["user"], way, says))
+    assert len(seen) == 2 * 2 * len(ids)
+
+
+def test_rabbitmqs_users_may_subscribe_to_what_they_need_and_to_no_more() -> None:
+    for entry in json.loads(rabbitmq_users("coordinator", "cam-01").stdout)["topic_permissions"]:
+        topics, user = Topics("lab"), entry["user"]
+        needed = topics.for_device(user)
+        if user == "coordinator":
+            needed = topics.for_coordinator()
+        for topic in needed:  # as RabbitMQ spells a subscription
+            assert re.search(entry["read"], topic.replace("/", ".").replace("+", "*")), topic
+        for pattern in ("#", "fedclip.v1.#", "fedclip.v1.lab.dev.*.down", "fedclip.v1.lab.dev.#"):
+            assert not re.search(entry["read"], pattern), pattern
+
+
+@pytest.mark.parametrize("ids", [(), ("",), ("cam.01",), ("cam-01", 'a"b'), ("Cam",)])
+def test_rabbitmqs_users_are_ids(ids: tuple[str, ...]) -> None:
+    said = rabbitmq_users(*ids)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "users.sh" in said.stderr
+
+
+def test_rabbitmqs_settings_name_what_an_init_writes_and_let_nobody_in_without() -> None:
+    text = (RABBITMQ / "rabbitmq.conf").read_text(encoding="utf-8")
+    lines = (line.partition(" = ") for line in text.splitlines() if " = " in line)
+    settings = {key: value for key, _, value in lines if not key.startswith("#")}
+    theirs = {
+        words[0]: words[1]
+        for words in map(str.split, mosquitto.settings().splitlines())
+        if len(words) == 2
+    }
+    for ours, key in (("cacertfile", "cafile"), ("certfile", "certfile"), ("keyfile", "keyfile")):
+        assert Path(settings[f"ssl_options.{ours}"]).name == Path(theirs[key]).name
+    assert settings["mqtt.listeners.ssl.default"] == str(mosquitto.PORT)
+    assert settings["listeners.tcp"] == settings["mqtt.listeners.tcp"] == "none"
+    assert settings["mqtt.allow_anonymous"] == "false"
+    assert settings["mqtt.ssl_cert_login"] == "true"
+    assert settings["ssl_cert_login_from"] == "common_name"
+    assert settings["ssl_options.verify"] == "verify_peer"
+    assert settings["ssl_options.fail_if_no_peer_cert"] == "true"
+    assert settings["ssl_options.versions.1"] == theirs["tls_version"]
+    assert "rabbitmq_mqtt" in (RABBITMQ / "enabled_plugins").read_text(encoding="utf-8")
+    readme = (ROOT / "broker" / "README.md").read_text(encoding="utf-8")
+    for name in (
+        "rabbitmq.conf",
+        "enabled_plugins",
+        "users.sh",
+        str(Path(settings["ssl_options.certfile"]).parent),
+    ):
+        assert name in readme, name
 
 
 def test_the_sample_preprocessing_loads() -> None:
