@@ -13,8 +13,10 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
+RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench adversary wheel clean
+.PHONY: help setup demo test test-all test-cluster lint bench adversary wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +38,11 @@ test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest
 
 test-all: $(READY) ## Run the tests, the slow ones too
-	@$(BIN)/python -m pytest -m ''
+	@$(BIN)/python -m pytest -m 'not cluster'
+
+test-cluster: $(READY) ## Run a fleet over three RabbitMQ nodes and kill one (needs rabbitmq-server)
+	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
+	@$(BIN)/python -m pytest -m cluster tests/test_cluster.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .
