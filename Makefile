@@ -19,7 +19,7 @@ RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 .PHONY: help setup demo test test-all test-cluster lint bench adversary wheel clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the virtual environment, if it is not there
 
