@@ -168,8 +168,10 @@ def _throw_out(config: FleetConfig, client: str) -> None:
 def _claim(
     config: FleetConfig, run: Run, store: Store, me: identity.Identity, *, take_over: bool
 ) -> _Claim:
-    epoch = store.next_epoch()
+    heard = 0
     while True:
+        # Claimed only once it is ours: a claim stops whoever has this journal open and writes to it.
+        epoch = max(store.epoch, heard) + 1
         boot = secrets.token_hex(8)
         gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
         link = mqtt.PahoTransport(
@@ -186,10 +188,10 @@ def _claim(
                 f"another coordinator is online for fleet {config.fleet} (epoch {other.epoch}); "
                 "stop it, or add --take-over if it is known to be dead"
             )
-        if other is None or other.epoch < epoch:
+        heard = heard if other is None else max(heard, other.epoch)
+        if heard < epoch and store.next_epoch(above=heard) == epoch:
             return _Claim(link, boot, epoch)
         link.close()
-        epoch = store.next_epoch(above=other.epoch)
 
 
 def _listen(

@@ -5,7 +5,8 @@ not forget: runs, closed models, the open round's contributions, reports, pinned
 
 Laws: the first contribution per (run, round, device) stays; closing a round commits the model and
 deletes its contribution bodies in one transaction; what is read back is what was written, byte
-for byte. A model is stored in the bytes that were published, never encoded anew, because another
+for byte; who claimed an epoch writes only until another claims a later one: two coordinators on one
+journal would each count what the other does not know of. A model is stored in the bytes that were published, never encoded anew, because another
 version of a compression library may write other bytes for the same model.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge.config import read_table
-from fedclip_edge.errors import ConfigError, StoreError
+from fedclip_edge.errors import ConfigError, RunError, StoreError
 from fedclip_edge.records import Plan, Report
 
 _SCHEMA_VERSION = 2
@@ -78,12 +79,22 @@ class Store:
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
         self._database = database
+        self._claimed: int | None = None  # the epoch under which this process writes
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that anybody claimed; 0 for none."""
+        return int(self._one("SELECT value FROM epoch")[0])
 
     def next_epoch(self, above: int = 0) -> int:
-        """An epoch above every earlier one of this journal, and above `above`."""
+        """Claims an epoch above every earlier one of this journal, and above `above`.
+
+        Every write of who claimed an earlier one raises RunError from then on.
+        """
         with self._writing():
-            epoch = max(int(self._one("SELECT value FROM epoch")[0]), above) + 1
+            epoch = max(self.epoch, above) + 1
             self._database.execute("UPDATE epoch SET value = ?", (epoch,))
+        self._claimed = epoch
         return epoch
 
     def add_run(self, run: Run, initial: StoredModel) -> None:
@@ -218,8 +229,17 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction; raises StoreError, and changes nothing, where the disk refuses."""
+        """One transaction; changes nothing where it raises.
+
+        StoreError where the disk refuses, RunError where another process claimed a later epoch.
+        """
         with self._told("written"), self._database:
+            self._database.execute("BEGIN IMMEDIATE")  # nobody writes between the check and this
+            if self._claimed is not None and self.epoch != self._claimed:
+                raise RunError(
+                    f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
+                    "this one stops, and has written nothing since"
+                )
             yield
 
     @contextmanager

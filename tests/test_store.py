@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_records import PLANS, REPORTS, report
 
-from fedclip_edge.errors import ConfigError, StoreError
+from fedclip_edge.errors import ConfigError, RunError, StoreError
 from fedclip_edge.records import Plan, Report
 from fedclip_edge.store import Run, Store, StoredModel, open_store
 
@@ -237,6 +237,22 @@ def test_epochs_grow_across_processes_and_above_any_that_was_seen(store: Store, 
     again = open_store(path)
     assert again.next_epoch() == 43
     again.close()
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_who_was_taken_over_from_writes_nothing_more(store: Store, path: Path, write: Any) -> None:
+    store.next_epoch()
+    other = open_store(path)
+    assert other.epoch == 1
+    other.keep("run-1", 2, "cam-02", "b" * 64, b"two")  # to look and to write is no claim
+    store.keep("run-1", 2, "cam-03", "c" * 64, b"three")
+    assert other.next_epoch() == 2
+    content = list(database(other).iterdump())
+    with pytest.raises(RunError, match=r"took over the journal .* \(epoch 2\)"):
+        write(store)
+    assert list(database(other).iterdump()) == content
+    write(other)
+    other.close()
 
 
 def test_a_run_is_gone_on_with_until_it_is_finished(store: Store, path: Path) -> None:
