@@ -31,6 +31,11 @@ class Admission:
         enrolled = 0 if self.registry is None else len(self.registry.devices)
         return max(1, enrolled, len(self.keys))
 
+    @property
+    def admitted(self) -> tuple[str, ...]:
+        """Who joined once and still may."""
+        return tuple(device for device in self.keys if self.refusal(device) is None)
+
     def admit(self, device: str, hello: Hello) -> str | None:
         """Why `device` cannot take part, with what to do; None where it can, its key now known."""
         reason = self._check_key(device, hello.key)

@@ -25,6 +25,7 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import identity, mqtt, transport
+from fedclip_edge.messaging.expiry import Expiry
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.wire import Shapes
 from fedclip_edge.parked import open_parked
@@ -268,7 +269,8 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     link.connect(_FIRST_CONNECTION_S)
     log.event("connected", broker=f"{config.broker.host}:{config.broker.port}", id=config.id)
     try:
-        loop(session, once=once)
+        renew = f"`fedclip-edge renew {config.id}` writes a new one; put it there and restart"
+        loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
     finally:
         session.say_goodbye()
         link.close()
@@ -290,7 +292,7 @@ def _make_state_dir(folder: Path) -> None:
         ) from error
 
 
-def loop(session: Session, *, once: bool) -> None:
+def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
     """Takes every event that is there before each piece of work: news may make work needless."""
     worked = False
     while True:
@@ -299,6 +301,8 @@ def loop(session: Session, *, once: bool) -> None:
             session.take(event, time.monotonic())
             event = session.transport.next_event(0)
         worked = session.act(time.monotonic())
+        if expiry is not None:
+            expiry.look(time.monotonic())
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.ledger import Ledger
@@ -52,8 +52,12 @@ class Announcer:
 
     def answer(self, device: str, boot: str, state: rounds.State, devices: int) -> None:
         """The manifest to one device alone, which says whether it takes part."""
-        takes_part = device in state.cohort
-        manifest = self.manifest(state, devices, takes_part=takes_part, answers=boot)
+        manifest = replace(
+            self.manifest(state, devices),
+            takes_part=device in state.cohort,
+            answers=boot,
+            kept=state.kept.get(device, ""),
+        )
         self.say_down(device, manifest)
 
     def say_model(self) -> None:
@@ -83,9 +87,8 @@ class Announcer:
         self,
         state: rounds.State,
         devices: int,
-        takes_part: bool | None = None,
-        answers: str = "",
     ) -> Manifest:
+        """What everybody is told."""
         run = self.ledger.run
         return Manifest(
             run=run.id,
@@ -102,8 +105,6 @@ class Announcer:
             cohort=state.threshold,
             deadline_s=self.config.rules.deadline_s,
             devices=devices,
-            takes_part=takes_part,
-            answers=answers,
         )
 
     def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:

@@ -5,11 +5,12 @@ Laws:
   without enrolment the first that a run showed.
 - An older epoch or round is refused, also after a restart.
 - A direct answer names this process's boot, so that nobody can play an answer of old to it.
+- A run ends once for a device that took part in it, also where it was killed before it had heard.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.messaging import wire
@@ -26,6 +27,7 @@ class Believing:
     parked: Parked
     coordinator: CoordinatorState | None = None
     manifest: Manifest | None = None
+    is_mine: bool = False  # the manifest's run: this device was in it, and is not done with it
     _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
 
     def check(self, signed: wire.Signed) -> None:
@@ -61,5 +63,12 @@ class Believing:
                 f"manifest of round {manifest.round} of epoch {manifest.epoch}, older than round "
                 f"{floor.round} of epoch {floor.epoch}"
             )
-        self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round))
+        self.is_mine = manifest.phase != "done" or (floor.run == manifest.run and not floor.over)
+        over = not self.is_mine
+        self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round, over=over))
         self.manifest = manifest
+
+    def end(self) -> None:
+        """The device is done with the manifest's run."""
+        self.is_mine = False
+        self.parked.move_floor(replace(self.parked.floor, over=True))

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from fedclip_edge import log
 from fedclip_edge.messaging import codec, transfer, wire
 from fedclip_edge.messaging.messages import Kept, Manifest, Offer, Parcel, Refused, Want
 from fedclip_edge.parked import Carried, Parked, ParkedUpdate
@@ -59,6 +60,19 @@ class Contributing:
         self._offered = None
         if update is not None:
             self._offered = _Offered(update, self._parcel_of(update.body), -math.inf)
+
+    def go_back(self, manifest: Manifest) -> None:
+        """What a coordinator has lost that came back with an old copy of its journal is made anew."""
+        mine, closed = self._offered, manifest.model_round
+        # Its base is the model of the round before it, or of one that is to be closed again.
+        behind = 0 if mine is None else mine.update.round - closed
+        is_other = mine is not None and manifest.model.sha256 != mine.update.base
+        if mine is not None and (behind > 1 or (behind == 1 and is_other)):
+            log.event("update_of_a_lost_round", run=manifest.run, round=mine.update.round)
+            self.parked.settle(manifest.run, mine.update.sha256, kept=False)
+            self._offered = None
+        if closed < self._settled_round and manifest.kept == "":
+            self._settled_round = 0
 
     def link_came(self, packet_bytes: int | None) -> None:
         """What went out on the link before is lost; this one's broker takes packets of that size."""
@@ -106,7 +120,9 @@ class Contributing:
         encoded = replace(contribution, update=replace(update, terms=terms))
         body = wire.pack_contribution(encoded, plan.codec_up)
         parcel = self._parcel_of(body)
-        parked = ParkedUpdate(contribution.run, contribution.round, parcel.sha256, body)
+        parked = ParkedUpdate(
+            contribution.run, contribution.round, contribution.base, parcel.sha256, body
+        )
         self.parked.park(parked, Carried(residual, state))
         self._offered = _Offered(parked, parcel, now)
         return Offer(contribution.run, contribution.round, parcel)

@@ -75,7 +75,7 @@ class Coordinator:
             phase="final" if closed >= total else "gathering",
             deadline=now + self.config.rules.deadline_s,
             # Whoever was there before the restart is waited for as if it had just gone.
-            away_since=dict.fromkeys(self._admission.keys, now),
+            away_since=dict.fromkeys(self._admission.admitted, now),
             invited=self.invited,
             kept=self.ledger.kept(),
         )
@@ -121,12 +121,16 @@ class Coordinator:
         """Takes over a changed registry; the boots of those it no longer admits, by device."""
         self.registry = self._admission.registry = registry
         out = {}
-        for device, boot in list(self._boots.items()):
+        for device, key in list(self._admission.keys.items()):
             reason = self._admission.refusal(device)
-            if reason is not None:
-                self._refuse(device, reason, self._admission.keys[device], boot)
-                self._leave(device, now)
+            if reason is None:
+                continue
+            boot = self._boots.pop(device, None)
+            if boot is not None:
+                self._refuse(device, reason, key, boot)
                 out[device] = boot
+            self._uploads.release(device)
+            self._step(round_events.Left(device, for_good=True), now)
         return out
 
     def say_goodbye(self) -> None:
@@ -203,7 +207,8 @@ class Coordinator:
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
-        if hello.epoch > self.epoch:
+        knows_later = hello.run == self.run.id and hello.round > self._rounds.round
+        if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
             self._rise_above(device, hello.epoch)
         if device not in self._boots:
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))

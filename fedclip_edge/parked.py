@@ -25,20 +25,20 @@ from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.records import Terms
 
 RUNS = 4  # one goes on, and the others may come back; each may hold two models' worth of bytes
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE floor (
     only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, run TEXT NOT NULL,
-    round INTEGER NOT NULL
+    round INTEGER NOT NULL, over INTEGER NOT NULL
 );
-INSERT INTO floor VALUES (1, 0, '', 0);
+INSERT INTO floor VALUES (1, 0, '', 0, 0);
 CREATE TABLE run (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
     kept_round INTEGER NOT NULL DEFAULT 0, kept TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE parked (
     run TEXT PRIMARY KEY REFERENCES run (id) ON DELETE CASCADE,
-    round INTEGER NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL
+    round INTEGER NOT NULL, base TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE carried (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
@@ -55,6 +55,7 @@ class Floor:
     epoch: int = 0
     run: str = ""
     round: int = 0
+    over: bool = False  # this device is done with that run, or it was done before it came
 
     def is_above(self, epoch: int, run: str, round: int) -> bool:
         """Whether a manifest of these is older: of an earlier epoch, or of the run's earlier round."""
@@ -67,6 +68,7 @@ class ParkedUpdate:
 
     run: str
     round: int
+    base: str  # version of the model it was made from
     sha256: str
     body: bytes
 
@@ -88,15 +90,16 @@ class Parked:
 
     @property
     def floor(self) -> Floor:
-        return Floor(*self._rows("SELECT epoch, run, round FROM floor")[0])
+        epoch, run, number, over = self._rows("SELECT epoch, run, round, over FROM floor")[0]
+        return Floor(epoch, run, number, bool(over))
 
     def move_floor(self, floor: Floor) -> None:
         """`floor` is the last manifest's from here on."""
         if floor != self.floor:
             with self._writing():
                 self._database.execute(
-                    "UPDATE floor SET epoch = ?, run = ?, round = ?",
-                    (floor.epoch, floor.run, floor.round),
+                    "UPDATE floor SET epoch = ?, run = ?, round = ?, over = ?",
+                    (floor.epoch, floor.run, floor.round, floor.over),
                 )
 
     def park(self, update: ParkedUpdate, left: Carried) -> None:
@@ -112,17 +115,19 @@ class Parked:
             )
             self._clear(update.run)
             self._database.execute(
-                "INSERT INTO parked VALUES (?, ?, ?, ?)",
-                (update.run, update.round, update.sha256, update.body),
+                "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
+                (update.run, update.round, update.base, update.sha256, update.body),
             )
+            # Where these very bytes were kept before (the coordinator's journal is an old copy of
+            # itself), they leave what they left then.
             self._database.execute(
-                "INSERT OR REPLACE INTO carried VALUES (?, ?, ?)",
+                "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
                 (update.run, update.sha256, safetensors.numpy.save(terms)),
             )
 
     def update(self, run: str) -> ParkedUpdate | None:
         """The run's update that is not settled."""
-        rows = self._rows("SELECT run, round, sha256, body FROM parked WHERE run = ?", run)
+        rows = self._rows("SELECT run, round, base, sha256, body FROM parked WHERE run = ?", run)
         return ParkedUpdate(*rows[0]) if rows else None
 
     def kept_round(self, run: str) -> int:

@@ -19,6 +19,7 @@ from fedclip_edge.config import FleetConfig, load_agent
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity, mqtt, registry, transport, wire
+from fedclip_edge.messaging.expiry import Expiry
 from fedclip_edge.messaging.messages import CoordinatorState
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.store import Run, Store, open_store
@@ -29,6 +30,11 @@ _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
 _TICK_S = 0.2
 _TRAINER_ENDS_S = 10.0
+# authority.py: the coordinator's own certificate lasts as long as what signed it.
+_ENDS_WITH_AUTHORITY = (
+    "the fleet's authority ends with it: make a new one with `fedclip-edge broker init`, and enrol "
+    "every device again"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +121,7 @@ def _trainer_id(config: FleetConfig) -> str | None:
 
 def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
     ticked_at = time.monotonic()
+    expiry = Expiry(serving.config.broker.certificate, _ENDS_WITH_AUTHORITY)
     changed_at = _changed_at(serving.config)
     while not serving.finished:
         event = serving.voice.transport.next_event(_TICK_S)
@@ -123,6 +130,7 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             serving.take(event, now)
         if now - ticked_at >= _TICK_S:
             ticked_at = now
+            expiry.look(now)
             if changed_at != (changed_at := _changed_at(serving.config)):
                 _admit(serving, now)
             serving.tick(now)

@@ -40,6 +40,9 @@ from fedclip_edge.messaging.transport import Connected, Event, Received, Transpo
 from fedclip_edge.parked import Parked
 from fedclip_edge.records import Contribution, Model, Report
 
+_ALONE_S = 60.0  # between hellos where nobody coordinates
+_ALONE_HELLOS = 4  # its good-bye may have been lost
+
 
 def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
     """What the broker says for a device that vanished."""
@@ -67,8 +70,7 @@ class Session:
     refused_messages: int = 0
     _believed: Believing = field(init=False)
     _greeted: bool = False
-    _unanswered: bool = False  # and said so
-    _joined: str = ""  # the run that a hello was last answered for
+    _unanswered: int = 0  # hellos on end
     _hello_at: float | None = None  # None while disconnected
     _heard_at: float = 0.0  # when the last manifest came
     _first_connected_at: float | None = None
@@ -119,20 +121,19 @@ class Session:
         manifest = self._believed.manifest
         if manifest is not None and self._is_left_alone(manifest):
             log.event("run_ended_without_this_device", run=manifest.run)
-            self.finished, self._joined = True, ""
+            self._finish()
             return False
         if not self._greeted:
-            if now - self._hello_at >= REPEAT_S:
+            if now - self._hello_at >= self._repeat_hello_s:
                 if not self._unanswered:
                     log.event("no_answer", fleet=self.config.fleet, hint="does its serve run?")
-                self._unanswered = True
-                self._say_hello(now)
+                self._ask_again(now)
             return False
         if manifest is None:
             return False
         if now - self._heard_at >= self._patience_s(manifest):
             self._heard_at = now  # the next manifest may have been lost on its way
-            self._say_hello(now)
+            self._ask_again(now)
         if self._repeat_offer(now):
             return True
         if not self._have_model(manifest, now):
@@ -141,14 +142,33 @@ class Session:
 
     def _patience_s(self, manifest: Manifest) -> float:
         """After how long without a manifest this device asks whether it missed one."""
-        return REPEAT_S if manifest.phase == "final" else manifest.deadline_s
+        is_mine = self._believed.is_mine
+        is_near = manifest.phase == "final" or (manifest.phase == "done" and is_mine)
+        return REPEAT_S if is_near else manifest.deadline_s
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
-        """The run it joined is done, and nobody is there any more to give it the last model."""
+        """Its run is done, and nobody is there any more to give it the last model, or to greet it."""
+        is_over = manifest.phase == "done" and self._believed.is_mine
+        can_evaluate = self._greeted and self._version == manifest.model.sha256
+        return is_over and self._is_alone and not can_evaluate
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the coordinator said that it goes, or answers no more."""
         coordinator = self._believed.coordinator
         gone = coordinator is not None and not coordinator.online
-        has_model = self._version == manifest.model.sha256
-        return manifest.phase == "done" and gone and manifest.run == self._joined and not has_model
+        return gone or self._unanswered >= _ALONE_HELLOS
+
+    @property
+    def _repeat_hello_s(self) -> float:
+        """Who comes says so to all; the fewer hellos until then, the better."""
+        return min(REPEAT_S * 2**self._unanswered, _ALONE_S) if self._is_alone else REPEAT_S
+
+    def _ask_again(self, now: float) -> None:
+        """A message was lost, and whoever said it may be gone: what is retained says the same."""
+        self._unanswered += 1
+        self.transport.resubscribe()
+        self._say_hello(now)
 
     def _take_message(self, topic: str, payload: bytes, now: float) -> None:
         if transfer.is_chunk(payload):
@@ -191,7 +211,8 @@ class Session:
         if known is None or known.run != manifest.run:  # what was said of another ends with it
             self._report, self._reported = None, ("", False)
             self._mine.take_up(manifest.run)
-        else:
+        self._mine.go_back(manifest)
+        if known is not None and known.run == manifest.run:
             self._mine.moved_on(known, manifest)
         if manifest.phase == "done":
             self._mine.end(manifest.run)
@@ -199,17 +220,15 @@ class Session:
         self.transport.expect(manifest.devices)
         is_greeting = direct and not self._greeted
         if direct:
-            self._greeted, self._joined, self._unanswered = True, manifest.run, False
+            self._greeted, self._unanswered = True, 0
         if self._version != manifest.model.sha256:
             # From now on its chunks count. Who was greeted just now has missed the broadcast, and
             # whatever was on its way before: it asks at once, and for all that is missing.
             self._download.expect(manifest.model, now)
             if is_greeting:
                 self._download.hurry(now)
-        took_part = known is not None and known.run == manifest.run
-        evaluates = "evaluate" in self.config.roles
-        if manifest.phase == "done" and took_part and not (evaluates and not self._reported[1]):
-            self.finished = True
+        if manifest.phase == "done" and ("evaluate" not in self.config.roles or self._reported[1]):
+            self._finish()
 
     def _have_model(self, manifest: Manifest, now: float) -> bool:
         if self._version == manifest.model.sha256:
@@ -276,8 +295,14 @@ class Session:
         self._say_up(self._report)
         log.event("evaluated", round=self._model.round, **self._report.accuracy)
         if manifest.phase == "done":
-            self.finished = True
+            self._finish()
         return True
+
+    def _finish(self) -> None:
+        """The run is done, and so is this device with it, if it took part; it is so once."""
+        if self._believed.is_mine:
+            self._believed.end()
+            self.finished = True
 
     def _repeat_offer(self, now: float) -> bool:
         offer = self._mine.due(now, sending=self._sending)
@@ -291,7 +316,7 @@ class Session:
         return self.transport.backlog() > 0
 
     def _say_hello(self, now: float) -> None:
-        self._hello_at = now
+        self._hello_at, floor = now, self.parked.floor
         self._say_up(
             Hello(
                 boot=self.boot,
@@ -300,7 +325,9 @@ class Session:
                 domain=self.config.domain,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,
-                epoch=self.parked.floor.epoch,
+                epoch=floor.epoch,
+                run=floor.run,
+                round=floor.round,
             )
         )
         if self._report is not None:  # the coordinator may have been away when it was said

@@ -340,6 +340,32 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
         steps(fleet, 20)
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_round_does_not_wait_for_a_device_that_was_revoked(
+    fleet: Fleet, broker: HostileBroker, *, away: bool
+) -> None:
+    fleet.coordinator.config = replace(
+        fleet.config, rules=replace(fleet.rules, quorum=0.5, grace_s=900.0, deadline_s=1000.0)
+    )
+    fleet.coordinator.resume(fleet.now)
+    start(fleet)
+    # cam-1 says that it is there, and no more
+    broker.attack = lambda said: iter(
+        () if said[0] == TOPICS.up("cam-1") and not isinstance(message(said), Hello) else (said,)
+    )
+    steps(fleet, 20)
+    assert fleet.coordinator.ledger.kept().keys() == {"cam-0"}
+    if away:
+        broker.cut("cam-1")
+        steps(fleet, 20)
+    assert fleet.coordinator.ledger.model.round == 0
+    assert fleet.registry is not None
+    gone = fleet.registry.devices["cam-1"]
+    fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
+    fleet.coordinator.admit(fewer, fleet.now)
+    assert fleet.coordinator.ledger.model.round == 1
+
+
 def test_a_manifest_says_how_many_may_come_back(fleet: Fleet) -> None:
     assert fleet.coordinator._admission.devices == len(BOXES)
     assert fleet.registry is not None

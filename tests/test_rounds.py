@@ -206,6 +206,22 @@ ROWS: dict[str, Row] = {
         replace(HALF, trainers=frozenset(A), away_since={B: 5.0}), Tick(), 14.9,
         {"reminded": 1}, (),
     ),
+    "open: one will not be let in again, and is not waited for": (
+        HALF, Left(B, for_good=True), 5,
+        {"trainers": frozenset(A), "evaluators": frozenset(A), "phase": "gathering",
+         "deadline": math.inf, "attempt": 1, "away_since": {B: -math.inf}},
+        (Announce(),),
+    ),
+    "open: one that is away will not be let in again, the rest is a quorum": (
+        replace(OPEN, trainers=frozenset("abc"), cohort=frozenset("abcd"), away_since={D: 5.0},
+                kept={A: X, B: X, C: X}),
+        Left(D, for_good=True), 6,
+        {"away_since": {D: -math.inf}, "evaluators": BOTH}, (CloseRound(),),
+    ),
+    "gathering: who will not be let in again is not waited for": (
+        replace(GATHERING, trainers=BOTH, away_since={C: 5.0}), Left(C, for_good=True), 6,
+        {"away_since": {C: -math.inf}}, (),
+    ),
     "open: one is given up, the rest is a quorum": (
         replace(
             OPEN, trainers=frozenset("abc"), cohort=frozenset("abcd"), away_since={D: 5.0},

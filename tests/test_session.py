@@ -830,6 +830,106 @@ def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> Non
     assert scene.session.finished
 
 
+def end_of_run(scene: Scene, *, gone: bool = True) -> None:
+    """What the broker retains of a run that is done."""
+    done = manifest(model(1, 1), phase="done", takes_part=None, answers="")
+    for topic, message in (
+        (TOPICS.round, done),
+        (TOPICS.coordinator_state, state(online=not gone)),
+    ):
+        payload = wire.pack_control(message, "coordinator", topic, ME)
+        scene.script.publish(topic, payload, retain=True)
+
+
+@pytest.mark.parametrize("roles", [("train",), ("train", "evaluate")])
+def test_killed_before_the_end_it_hears_it_of_what_is_retained(
+    tmp_path: Path, roles: tuple[Role, ...]
+) -> None:
+    scene = Scene(tmp_path, roles)
+    scene.join()
+    scene.broker.cut("cam-01")
+    end_of_run(scene)
+    scene.start()
+    scene.work()
+    assert scene.session.finished
+    scene.start()  # for the next run: this one it has ended already
+    scene.work(100.0)
+    assert not scene.session.finished
+
+
+def test_an_end_that_was_lost_on_a_standing_link_is_asked_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("train",))
+    scene.join(deadline_s=60.0)
+    end_of_run(scene)
+    scene.link.inbox.clear()
+    scene.work(60.0)
+    scene.work()
+    assert scene.session.finished
+
+
+def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
+    scene.join(deadline_s=60.0)
+    end_of_run(scene, gone=False)
+    scene.work()
+    for _ in range(4):
+        assert not scene.session.finished, "the coordinator may still give it the last model"
+        scene.work(REPEAT_S)
+        scene.work()
+    assert scene.session.finished
+
+
+def test_where_nobody_coordinates_hellos_become_rare(scene: Scene) -> None:
+    end_of_run(scene)
+    scene.work()
+    scene.heard(Hello)
+    for _ in range(600):
+        scene.work(1.0)
+    assert 10 <= len(scene.heard(Hello)) <= 14
+    scene.say(state("k2", 6), TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1, "and who comes is greeted at once"
+
+
+# A coordinator that came back with an old copy of its journal, under a higher epoch.
+
+
+def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
+    scene.join(round=2)
+    scene.session.take(Connected(), scene.now)
+    said = scene.heard(Hello)[-1]
+    assert (said.epoch, said.run, said.round) == (5, "run-1", 2)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_not_kept_any_more_is_made_again(scene: Scene, *, killed: bool) -> None:
+    scene.join()
+    kept(scene, scene.heard(Offer)[0])
+    if killed:
+        restart(scene)
+    scene.say(manifest(epoch=6, kept="a" * 64))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.heard(Offer) == []
+    scene.say(manifest(epoch=7, kept=""))
+    scene.work()
+    assert len(scene.heard(Offer)) == 1
+
+
+@pytest.mark.parametrize(("closed", "value"), [(0, 0.0), (1, 2.0)])
+def test_an_update_of_a_round_that_was_lost_makes_way(
+    scene: Scene, closed: int, value: float
+) -> None:
+    scene.join(round=2)
+    scene.heard(Offer)
+    scene.say(manifest(model(value, closed), epoch=6, round=closed + 1, kept=""))
+    scene.flow()
+    scene.say_model(model(value, closed))
+    scene.work()
+    assert scene.learner.fitted == [0.0, value]
+    assert [offer.round for offer in scene.heard(Offer)] == [closed + 1]
+
+
 # What survives its kill.
 
 

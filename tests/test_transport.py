@@ -262,6 +262,19 @@ def test_what_is_retained_comes_to_who_subscribes_later(anywhere: Place) -> None
     assert messages(late, until="kept/end") == [("kept/1", b"new")]
 
 
+def test_what_is_retained_is_said_again_to_who_asks(anywhere: Place) -> None:
+    listener = anywhere.client("a", ["kept/#", "ready"])
+    speaker = anywhere.client("b")
+    speaker.publish("kept/1", b"news", retain=True)
+    speaker.publish("ready", b"")
+    assert messages(listener, "ready") == [("kept/1", b"news")]
+    listener.resubscribe()
+    again = next_of(listener, Received)
+    assert (again.topic, again.payload) == ("kept/1", b"news")
+    speaker.publish("ready", b"")
+    assert messages(listener, "ready") == [], "and the link is the same"
+
+
 def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
     listener = anywhere.client("a", ["ready", "state/b"])
     subscribed(listener)

@@ -90,6 +90,10 @@ class MemoryBroker:
     def _connect(self, client: MemoryTransport) -> None:
         self._clients[client.client_id] = client
         client.inbox.append(Connected())
+        self.repeat(client)
+
+    def repeat(self, client: MemoryTransport) -> None:
+        """What is retained on the client's topics, said to it alone."""
         for topic, payload in list(self._retained.items()):
             if client.subscribes(topic):
                 self.hand(client, Received(topic, payload))
@@ -124,6 +128,10 @@ class MemoryTransport:
 
     def next_event(self, timeout_s: float) -> Event | None:
         return self.inbox.popleft() if self.inbox else None
+
+    def resubscribe(self) -> None:
+        if self.broker.is_here(self):
+            self.broker.repeat(self)
 
     def expect(self, devices: int) -> None:
         """Nothing here comes back by itself."""

@@ -81,11 +81,14 @@ class Hello:
     encoder_id: str
     classes_digest: str
     epoch: int = 0  # the highest it has heard of; a coordinator that lost its journal rises above
+    run: str = ""  # of the last manifest it believed, and
+    round: int = 0  # its round: with an old copy of its journal, a coordinator may be before it
 
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
         check_domain(self.domain)
         _check_count(self.epoch, "epoch")
+        _check_count(self.round, "round")
         if not self.roles:
             raise ValueError("roles: expected train, evaluate or both")
 
@@ -110,6 +113,7 @@ class Manifest:
     devices: int = 1  # how many the fleet has: so many may come back together
     takes_part: bool | None = None  # set in the direct answer to a hello; None in the broadcast
     answers: str = ""  # the boot of that hello: an answer to an earlier process is no answer
+    kept: str | None = None  # in that answer: what is kept of the device for this round, by hash
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")

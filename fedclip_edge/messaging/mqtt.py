@@ -153,6 +153,10 @@ class PahoTransport:
     def next_event(self, timeout_s: float) -> Event | None:
         return self._inbox.next_event(timeout_s)
 
+    def resubscribe(self) -> None:
+        if self._outbox.is_up and self._topics:  # else the next connection does it
+            self._client.subscribe(self._topics)
+
     def expect(self, devices: int) -> None:
         self._devices = devices
 
@@ -203,7 +207,8 @@ class PahoTransport:
         answered = zip(self._topics, answers, strict=False)
         denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
         if not denied:
-            self._begin()
+            if not self._outbox.is_up:  # else it said again what is retained
+                self._begin()
             return
         topic, reason = next(iter(denied.items()))
         complaint = (

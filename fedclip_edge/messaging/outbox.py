@@ -83,6 +83,11 @@ class Outbox:
         """A connection stands, with a window of its own."""
         self._link = _Link(limits)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a connection stands."""
+        return self._link is not None
+
     def link_down(self) -> bool:
         """The connection is gone, and with it what waits; False where none stood."""
         link, self._link = self._link, None

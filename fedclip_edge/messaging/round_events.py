@@ -15,6 +15,7 @@ class Joined:
 @dataclass(frozen=True)
 class Left:
     device: str
+    for_good: bool = False  # it will not be let in again: not waited for
 
 
 @dataclass(frozen=True)

@@ -111,15 +111,17 @@ def _join(state: State, event: Joined, now: float) -> Step:
 
 
 def _leave(state: State, event: Left, now: float) -> Step:
-    if event.device not in state.trainers | state.evaluators:
+    is_here = event.device in state.trainers | state.evaluators
+    if not is_here and not (event.for_good and event.device in state.away_since):
         return state, ()
     state = replace(
         state,
         trainers=state.trainers - {event.device},
         evaluators=state.evaluators - {event.device},
-        away_since={**state.away_since, event.device: now},
+        away_since={**state.away_since, event.device: -math.inf if event.for_good else now},
     )
-    return state, ()
+    is_awaited = state.phase == "open" and event.for_good
+    return _close_if_complete(state, now) if is_awaited else (state, ())
 
 
 def _offer(state: State, event: Offered, now: float) -> Step:

@@ -82,6 +82,9 @@ class Transport(Protocol):
         Raises RefusedError where the broker will never let this client in.
         """
 
+    def resubscribe(self) -> None:
+        """Has the broker say again what it retains on this client's topics. Never blocks."""
+
     def expect(self, devices: int) -> None:
         """How many may come back at the same time as this client, should the broker go away."""
 

@@ -1,0 +1,43 @@
+"""A certificate of one's own that ends soon is said, at start and daily, with what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+
+from fedclip_edge import log
+
+WARN_DAYS = 30
+_DAY_S = 24 * 3600.0
+
+
+@dataclass(eq=False)
+class Expiry:
+    """Watches one certificate; nothing where there is none."""
+
+    certificate: Path | None
+    remedy: str
+    _looked_at: float = field(default=-math.inf)
+
+    def look(self, now: float) -> None:
+        """Says what is to be said, once a day; `now` is of any monotonic clock, in seconds."""
+        if self.certificate is None or now - self._looked_at < _DAY_S:
+            return
+        self._looked_at = now
+        try:
+            ends = x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
+        except (OSError, ValueError):
+            return  # the link has its own in memory; the next start says what is wrong with this
+        days_left = (ends - dt.datetime.now(dt.timezone.utc)) / dt.timedelta(days=1)
+        if days_left < WARN_DAYS:
+            log.event(
+                "certificate_ends",
+                certificate=self.certificate,
+                ends=ends.date().isoformat(),
+                days_left=math.floor(days_left),
+                hint=self.remedy,
+            )
