@@ -10,14 +10,24 @@ from __future__ import annotations
 import functools
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import device_laws
+from crashing import Killed
+
 from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
+from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Received
 
 if TYPE_CHECKING:
+    from parties import Party
     from simulation import World
+
+FLEET = "lab"
+_KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"
+_COORDINATOR_STATE = Topics(FLEET).coordinator_state
+_HEAD_BYTES = 24  # transfer.py; the last four are the checksum
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Weather:
     repeated: float = 0.0
     altered: float = 0.0
     late: float = 0.0
+    lost_chunks: float = 0.0  # of a model on its way to devices
+    forged_chunks: float = 0.0  # other bytes in them, of an update as well; the checksum fits
     in_order: bool = True
     latency_s: float = 0.02
 
@@ -39,6 +51,7 @@ def worse(luck: random.Random) -> Weather:
         repeated=luck.choice((0.0, 0.0, 0.05, 0.3)),
         altered=luck.choice((0.0, 0.0, 0.02, 0.1)),
         late=luck.choice((0.0, 0.0, 0.02, 0.1)),
+        forged_chunks=luck.choice((0.0, 0.0, 0.0, 0.2)),
         in_order=luck.random() < 0.5,
         latency_s=luck.choice((0.01, 0.1, 0.5)),
     )
@@ -56,6 +69,15 @@ def storm(luck: random.Random) -> Weather:
     )
 
 
+def bad_downloads(calm: Weather, luck: random.Random) -> Weather:
+    """Some seconds in which models come with holes and with other bytes in them."""
+    return replace(
+        calm,
+        lost_chunks=luck.choice((0.3, 0.6)),
+        forged_chunks=luck.choice((0.0, 0.3, 0.6)),
+    )
+
+
 class Network(MemoryBroker):
     """A broker whose links are the world's."""
 
@@ -65,12 +87,15 @@ class Network(MemoryBroker):
         self._links: dict[MemoryTransport, int] = {}  # how often it was connected
         self._clear_at: dict[tuple[MemoryTransport, str], float] = {}
 
+    def retained(self, topic: str) -> bytes:
+        """What the broker keeps for who comes; nothing where it has none."""
+        return self._retained.get(topic, b"")
+
     def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
         world, party = self._world, self._world.owner(client)
         assert party is not None
         party.fuse.point()
-        if party is world.serve and world.laws is not None:
-            world.laws.said(topic, payload)
+        self._hear(party, topic, payload)
         send = functools.partial(self._send, client, topic, payload, retain)
         if party.busy_until > world.now:  # said when the work is done, if it lives to say it
             life = party.lives
@@ -82,8 +107,22 @@ class Network(MemoryBroker):
             world.at(party.busy_until - world.now, later)
         else:
             send()
+        if party.dies_of_answers and payload.startswith(_KEPT):
+            raise Killed
+
+    def _hear(self, party: Party, topic: str, payload: bytes) -> None:
+        """The laws of what is said, at the moment that it is."""
+        if party.serves and self._world.laws is not None:
+            self._world.laws.said(topic, payload, party.view)
+        elif payload.startswith(_OFFER):
+            assert party.journal is not None
+            device_laws.offers(party.memory, payload, party.view, writing=party.journal.writing)
 
     def hand(self, client: MemoryTransport, message: Received) -> None:
+        party = self._world.owner(client)
+        is_deaf = party is not None and party.deaf_until > self._world.now
+        if is_deaf and message.topic == _COORDINATOR_STATE:
+            return
         for delay_s, payload, link in self._fates(client, "<", message.payload):
             receive = functools.partial(self._receive, client, link, message.topic, payload)
             self._world.at(delay_s, receive)
@@ -145,12 +184,18 @@ class Network(MemoryBroker):
         """When the copies of a message come, with what in them, and on which link (0: on any)."""
         world, party = self._world, self._world.owner(client)
         weather, luck, link = world.weather, world.luck, self._links[client]
+        is_chunk = (weather.lost_chunks or weather.forged_chunks) and payload.startswith(_CHUNK)
         if party is not None and party.muted_until > world.now:
             return []
         if world.now >= world.quiet_at:
             return [(self._in_order(client, way, weather.latency_s), payload, link)]
         if luck.random() < weather.lost:
             return []
+        if is_chunk and party is not None and not party.serves:
+            if way == "<" and luck.random() < weather.lost_chunks:
+                return []
+            if luck.random() < weather.forged_chunks:
+                payload = _forged(payload, luck)
         fates = []
         for _ in range(2 if luck.random() < weather.repeated else 1):
             if luck.random() < weather.late:
@@ -178,6 +223,15 @@ def _altered(payload: bytes, luck: random.Random) -> bytes:
     data = bytearray(payload)
     data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
     return bytes(data)
+
+
+def _forged(chunk: bytes, luck: random.Random) -> bytes:
+    """Other bytes with a CRC-32 that fits: what only the whole's hash can tell."""
+    if len(chunk) <= _HEAD_BYTES:
+        return chunk
+    part = bytearray(chunk[_HEAD_BYTES:])
+    part[luck.randrange(len(part))] ^= 1 << luck.randrange(8)
+    return chunk[: _HEAD_BYTES - 4] + zlib.crc32(part).to_bytes(4, "little") + part
 
 
 def _kind(payload: bytes) -> str:

@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from device_laws import update_of
 from in_memory import class_texts
-from laws import update_of
 
 from fedclip_edge import log
 from fedclip_edge.learning import methods
@@ -34,16 +35,18 @@ class Learner:
     """What learner.Learner asks for, without pictures; training takes virtual time alone."""
 
     device: str
-    variant: int
-    trains: Callable[[], None]  # told when training begins
+    variant: str  # another one in each process, as where pictures come and go
+    trains: Callable[[str, Model], None]  # told with that and the model when training begins
     busy_s: float = 0.0
 
     def shapes(self, plan: Plan) -> wire.Shapes:
         return shapes(plan.method)
 
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
-        self.trains()
-        return update_of(model, self.device, self.variant), state
+        self.trains(self.variant, model)
+        kept = int(state["kept"]) if state else 0
+        update = update_of(model, self.device, self.variant)
+        return update, {"kept": np.array(kept + 1, np.float32)}
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         return {"federated": 0.5}

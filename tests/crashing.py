@@ -1,6 +1,6 @@
-"""A process that is gone at a chosen instruction, and what the disk keeps of its journal.
+"""A process that is gone at a chosen instruction, and what the disk keeps of its SQLite file.
 
-The coordinator runs on the real `Store` over a real SQLite file. A kill is an exception that
+The coordinator runs on the real `Store`, a device on the real `Parked`, each over a file. A kill is an exception that
 nothing catches, raised before a chosen statement, message or commit; the files are copied as they
 lie there at that moment, write-ahead log and all, and the restart gets the copy alone. SQLite's
 own rollback, which a killed process never runs, so repairs nothing.
@@ -51,7 +51,7 @@ class Fuse:
 
 
 class Journal:
-    """A journal's connection, as `Store` uses it, that a fuse is laid to."""
+    """A file's connection, as `Store` and `Parked` use it, that a fuse is laid to."""
 
     def __init__(self, database: sqlite3.Connection, torn: Callable[[], None], fuse: Fuse) -> None:
         self._database = database
@@ -62,6 +62,11 @@ class Journal:
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         self._fuse.point(on_disk=True)
         return self._database.execute(*arguments)
+
+    @property
+    def writing(self) -> bool:
+        """Whether something is written that is not committed."""
+        return self._database.in_transaction
 
     def __enter__(self) -> None:
         self._database.__enter__()
@@ -86,10 +91,11 @@ class Journal:
 
 @dataclass(eq=False)
 class Disk:
-    """The coordinator's folder; each of its lives has one of its own, copied from the last."""
+    """A process's folder; each of its lives has one of its own, copied from the last."""
 
     root: Path
     luck: random.Random
+    name: str = "journal.sqlite"
     life: int = 0
     image: tuple[bytes, bytes] | None = None  # database and log, as a torn commit left them
 
@@ -99,7 +105,7 @@ class Disk:
 
     @property
     def path(self) -> Path:
-        return self.folder / "journal.sqlite"
+        return self.folder / self.name
 
     def torn(self, database: sqlite3.Connection) -> None:
         """Lets the open transaction commit, and keeps what a kill within that could leave."""
@@ -126,8 +132,19 @@ class Disk:
         database.close()
         raise Killed
 
+    def copy(self) -> tuple[bytes, bytes]:
+        """The file as it lies there, log and all."""
+        return self._read()
+
+    def replace(self, image: tuple[bytes, bytes]) -> None:
+        """That copy takes the file's place, or nothing where it is empty; nobody has it open."""
+        for path, content in zip((self.path, self._log), image, strict=True):
+            path.unlink(missing_ok=True)
+            if image[0]:
+                path.write_bytes(content)
+
     def kill(self, journal: Journal | None) -> None:
-        """What lies there now is all that the next life gets."""
+        """What lies there now is all that the next life gets; of a torn commit, its image."""
         pages, log = self.image or self._read()
         old, self.image = self.folder, None
         self.life += 1

@@ -1,60 +1,40 @@
 """What must hold at every step of a run, whatever the adversary does; checked from outside.
 
 The journal is read through the coordinator's own `Store`, but what it should hold is worked out
-anew: every device's update is a function of the model and the device, so a faultless run over the
-contributions that the journal names is computed here from the initial model on.
+anew: every device's update is a function of the model, of the device and of what the codec lost of
+its last kept one, so a faultless run over the contributions that the journal names is computed
+here from the initial model on.
 
 Laws, as `BrokenLawError.law` names them:
 - twice: the open round's sum holds each kept contribution once, and a device counts once a round.
 - lost: what was acknowledged is in the journal, and so in the model of its round.
 - reopened: a closed round stays closed, with the model and the contributions it was closed with.
-- ends: a run with enough live devices ends once the adversary is quiet, within a bound.
+- ends: a run with enough live devices ends once the adversary is quiet, within a bound, and for
+  every device that took part in it.
 - equal: every model, and the file of the last one, is byte for byte that of the faultless run.
+- residual: a device's next update carries what its last kept one lost, once (device_laws.py).
+- parked: what a device offers is on its disk.
+- epochs: no device believes a manifest of an older epoch than it has believed before.
+
+A journal that was lost, or replaced by an old copy, takes with it what it had; from there on the
+laws hold again of what is left.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from broken_law import BrokenLawError
+from device_laws import Made
 
 from fedclip_edge import ledger, model_file
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
-from fedclip_edge.records import Contribution, Model, Update
-from fedclip_edge.store import Run, StoredModel
-
-VARIANTS = 2  # a device, and a copy of it with other pictures
-
-
-class BrokenLawError(AssertionError):
-    """A law does not hold."""
-
-    def __init__(self, law: str, what: str) -> None:
-        super().__init__(f"{law}: {what}")
-        self.law = law
-
-
-def update_of(model: Model, device: str, variant: int = 0) -> Update:
-    """What a device makes of a model: cheap, of its own, and the same every time."""
-    content = b"".join(model.terms[name].tobytes() for name in sorted(model.terms))
-    return _update(content, tuple(sorted(model.terms)), device, variant)
-
-
-@functools.lru_cache(maxsize=4096)
-def _update(content: bytes, names: tuple[str, ...], device: str, variant: int) -> Update:
-    digest = hashlib.sha256(content + f"{device}/{variant}".encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    weight = 1 + digest[8] % 3
-    dim = int(np.sqrt(len(content) / 8 + 0.25))  # two square layers, and a bias to each
-    shapes = {name: (dim, dim) if name.endswith("weight") else (dim,) for name in names}
-    terms = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return Update("sum", weight, terms)
+from fedclip_edge.records import Model
+from fedclip_edge.store import Run, Store, StoredModel
 
 
 @dataclass(eq=False)
@@ -63,46 +43,70 @@ class Laws:
 
     run: Run
     initial: Model
+    shapes: wire.Shapes
     models: list[StoredModel] = field(default_factory=list)  # by rounds closed
+    masters: list[Model] = field(default_factory=list)
     closed_with: list[dict[str, str]] = field(default_factory=list)  # by round, from 1
     acknowledged: dict[tuple[int, str], str] = field(default_factory=dict)
+    made: dict[tuple[str, str], Made] = field(default_factory=dict)  # by device and hash
+    known: dict[str, int] = field(default_factory=dict)  # by version: rounds closed in that model
     announced: int = 0  # rounds closed, in the newest manifest that anybody could have seen
-    _model: Model = field(init=False)
+    epoch: int = 0  # of that
+    _kept: dict[str, str] = field(default_factory=dict)  # in the open round
     _open: tuple[dict[str, str], ExactSum] | None = None
-    _made: dict[tuple[int, str, str], Update] = field(default_factory=dict)
+    _received: dict[str, Model] = field(default_factory=dict)  # by version, as devices have it
+    _ever: set[tuple[str, str]] = field(default_factory=set)  # acknowledged, by any journal
 
     def __post_init__(self) -> None:
-        self._model = self.initial
-        self.models.append(ledger._stored(self.initial, {}, self.run.plan))
+        self._add(self.initial)
 
-    def said(self, topic: str, payload: bytes) -> None:
-        """A message that the coordinator lets out of its hands."""
+    def received(self, version: str) -> Model:
+        """A model that was published, as devices have it."""
+        return self._received[version]
+
+    def keeps(self, device: str, number: int, sha256: str) -> bool:
+        """Whether the journal had this contribution when it was last looked at."""
+        closed = number <= len(self.closed_with)
+        return (self.closed_with[number - 1] if closed else self._kept).get(device) == sha256
+
+    def was_acknowledged(self, device: str, number: int, sha256: str) -> bool:
+        """Whether the coordinator ever said so."""
+        return (device, sha256) in self._ever
+
+    def said(self, topic: str, payload: bytes, store: Store) -> None:
+        """A message that a coordinator on that journal lets out of its hands."""
         if payload.startswith(b'{"kind":"kept"'):
             body = json.loads(payload.partition(b"\n")[0])["body"]
             device = topic.split("/")[-2]
             known = self.acknowledged.setdefault((body["round"], device), body["sha256"])
+            self._ever.add((device, body["sha256"]))
             if known != body["sha256"]:
                 raise BrokenLawError(
                     "twice", f"two contributions of {device} to round {body['round']}"
                 )
         elif payload.startswith(b'{"kind":"manifest"'):
-            self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"])
+            self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"], store)
 
-    def _said_manifest(self, manifest: dict[str, Any]) -> None:
+    def _said_manifest(self, manifest: dict[str, Any], store: Store) -> None:
+        if manifest["run"] != self.run.id or manifest["epoch"] < self.epoch:
+            return  # of one that another took over from: no device believes it
+        self.epoch = manifest["epoch"]
         closed, number, phase = manifest["model_round"], manifest["round"], manifest["phase"]
         if closed < self.announced or number < min(closed + 1, self.run.plan.rounds):
             raise BrokenLawError("reopened", f"round {number} after {self.announced} were closed")
         if phase in ("gathering", "open") and number != closed + 1:
             raise BrokenLawError("reopened", f"round {number} is {phase}, {closed} closed")
         self.announced = closed
+        if closed >= len(self.models):
+            self.check(store)
         if closed < len(self.models) and self.models[closed].sha256 != manifest["model"]["sha256"]:
             raise BrokenLawError(
                 "equal", f"the model of round {closed} is published with other bytes"
             )
 
-    def check(self, books: ledger.Ledger) -> None:
-        """The journal and the books on it, after a step that wrote or a restart."""
-        store, run = books.store, self.run
+    def check(self, store: Store) -> None:
+        """The journal, after a step that wrote or a restart."""
+        run = self.run
         closed = store.rounds_closed(run.id)
         if closed < len(self.models) - 1 or closed < self.announced:
             raise BrokenLawError(
@@ -115,8 +119,9 @@ class Laws:
                     raise BrokenLawError("reopened", f"round {number} has other contributions now")
             else:
                 self._close(number, kept)
+        self._kept = store.kept(run.id, closed + 1)
         for (number, device), sha256 in self.acknowledged.items():
-            known = store.kept(run.id, number) if number > closed else self.closed_with[number - 1]
+            known = self._kept if number > closed else self.closed_with[number - 1]
             if known.get(device) != sha256:
                 raise BrokenLawError(
                     "lost", f"{device}'s contribution to round {number}, acknowledged"
@@ -124,22 +129,47 @@ class Laws:
         newest = store.newest_model(run.id)
         if (newest.sha256, newest.body) != (self.models[-1].sha256, self.models[-1].body):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
-        if books.model.round == closed:
-            self._check_sum(closed + 1, store.kept(run.id, closed + 1), books.total)
+
+    def check_books(self, books: ledger.Ledger) -> None:
+        """The journal, and the sum that a coordinator holds on it."""
+        self.check(books.store)
+        number = len(self.models)
+        if books.model.round == number - 1:
+            self._check_sum(number, self._kept, books.total)
 
     def check_file(self, books: ledger.Ledger) -> None:
         """The file that the run leaves behind."""
         found = model_file.read(model_file.path_of(books.store.path, self.run.id)).model
-        if found.round != self.run.plan.rounds or not _same(found, self._model):
+        if found.round != self.run.plan.rounds or not _same(found, self.masters[-1]):
             raise BrokenLawError("equal", "the model file differs from a faultless run's")
+
+    def journal_replaced(self, store: Store) -> None:
+        """The journal is an old copy of itself: what came after it is gone."""
+        run = self.run.id
+        closed = store.rounds_closed(run)
+        del self.models[closed + 1 :], self.masters[closed + 1 :], self.closed_with[closed:]
+        kept = {number: store.kept(run, number) for number in range(1, closed + 2)}
+        self.acknowledged = {
+            (number, device): sha256
+            for (number, device), sha256 in self.acknowledged.items()
+            if kept.get(number, {}).get(device) == sha256
+        }
+        self.announced, self.epoch, self._open = closed, 0, None
 
     def _close(self, number: int, kept: dict[str, str]) -> None:
         total = self._sum(number, kept)
         method = methods.get(self.run.plan.method)
-        self._model, _ = method.combine(self._model, total, {})
-        self.models.append(ledger._stored(self._model, {}, self.run.plan))
+        model, _ = method.combine(self.masters[-1], total, {})
+        self._add(model)
         self.closed_with.append(kept)
         self._open = None
+
+    def _add(self, model: Model) -> None:
+        stored, codec = ledger._stored(model, {}, self.run.plan), self.run.plan.codec_down
+        self.masters.append(model)
+        self.models.append(stored)
+        self.known[stored.sha256] = model.round
+        self._received[stored.sha256] = wire.unpack_model(stored.body, codec, self.shapes)
 
     def _check_sum(self, number: int, kept: dict[str, str], total: ExactSum) -> None:
         if self._open is None or self._open[0] != kept:
@@ -156,28 +186,12 @@ class Laws:
     def _sum(self, number: int, kept: dict[str, str]) -> ExactSum:
         total = ExactSum(self.run.plan)
         for device, sha256 in kept.items():
-            made = number, device, sha256
-            if made not in self._made:
-                self._made[made] = self._contributed(*made)
-            total.add(self._made[made])
+            made = self.made.get((device, sha256))
+            if made is None or made.base != self.models[number - 1].sha256:
+                what = f"{device} never made what is kept of it for round {number}"
+                raise BrokenLawError("equal", what)
+            total.add(made.update)
         return total
-
-    def _contributed(self, number: int, device: str, sha256: str) -> Update:
-        for variant in range(VARIANTS):
-            update = update_of(self._model, device, variant)
-            contribution = Contribution(
-                run=self.run.id,
-                round=number,
-                device=device,
-                base=self.models[number - 1].sha256,
-                encoder_id=self.run.encoder_id,
-                classes_digest=self.run.classes_digest,
-                update=update,
-            )
-            body = wire.pack_contribution(contribution, self.run.plan.codec_up)
-            if hashlib.sha256(body).hexdigest() == sha256:
-                return update
-        raise BrokenLawError("equal", f"{device} never made what is kept of it for round {number}")
 
 
 def _same(one: Model, other: Model) -> bool:

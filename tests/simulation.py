@@ -1,48 +1,51 @@
-"""A federation under an adversary: real coordinator, sessions and journal, a made-up network and
-clock, and one seed that decides everything that goes wrong.
+"""A federation under an adversary: real coordinator, sessions, journal and devices' files, a
+made-up network and clock, and one seed that decides everything that goes wrong.
 
 Nothing here looks at a wall clock or at chance of its own: the same seed gives the same events in
-the same order, and `Outcome.trace` is their hash. While the adversary acts it loses, repeats,
-reorders, delays and alters messages, mutes parties, cuts links, kills the broker, starts a second
-agent under an id in use, and kills any process at any instruction that matters: before a message
-or a statement, within a commit (crashing.py). Then it is quiet, everybody who may comes back, and
-the run has to end. What must hold meanwhile stands in laws.py.
+the same order, and `Outcome.trace` is their hash. While the adversary acts it does what stands in
+faults.py: it loses, repeats, reorders, delays and alters messages, cuts links, kills the broker,
+takes disks away or puts old ones in, starts a second agent or coordinator under an id in use, and
+kills any process at any instruction that matters: before a message or a statement, within a
+commit (crashing.py). Then it is quiet, everybody who may comes back, and the run has to end. What
+must hold meanwhile stands in laws.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import heapq
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from bad_network import Network, Weather, worse
-from cheap_parts import CLASSES, DIM, Learner, identity_of, quickly, shapes
-from crashing import Disk, Fuse, Journal, Killed
+import device_laws
+from bad_network import FLEET, Network, Weather, worse
+from broken_law import BrokenLawError
+from cheap_parts import identity_of, quickly, shapes
+from crashing import Disk, Killed
 from faults import FAULTS
-from in_memory import ENCODER
-from laws import BrokenLawError, Laws
+from laws import Laws
+from parties import Party, start_agent, start_coordinator
 
 from fedclip_edge import announcing, coordinator, ledger, session
-from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
-from fedclip_edge.errors import FedclipError
-from fedclip_edge.learning import methods
+from fedclip_edge.config import RunRules
+from fedclip_edge.errors import FedclipError, PeerError, RunError
+from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.memory import MemoryTransport
-from fedclip_edge.messaging.messages import CoordinatorState
+from fedclip_edge.messaging.messages import Manifest
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.uploads import LEASE_S
-from fedclip_edge.parked import open_parked
-from fedclip_edge.records import Plan, Role
-from fedclip_edge.store import Run, Store, open_store
+from fedclip_edge.records import Codec, Plan, Role
+from fedclip_edge.store import Store
 
-FLEET = "lab"
 TICK_S = 1.0
-_NOWHERE = Path("/nowhere")
+_CLOSE_S = 5.0  # transport.py: for this long what is queued is still sent
+_LOSSY: tuple[Codec, Codec] = ("int8", "fp16")  # the product's own
+_TOLD_S = 150.0  # within which a device hears that its run is done, once all is quiet
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def simulate(seed: int, show: Callable[[str], None] | None = None) -> Outcome:
             events=world.events,
             broken=broken,
             law=law,
-            settled_s=world.now - world.quiet_at,
+            settled_s=world.ended_at - world.quiet_at if world.ended_at else 0.0,
             kills=world.kills,
             rounds=world.plan.rounds,
         )
@@ -87,37 +90,25 @@ def _fast_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-@dataclass(eq=False)
-class Party:
-    """A process, or the place where one was."""
-
-    name: str
-    process: coordinator.Coordinator | session.Session | None = None
-    link: MemoryTransport | None = None
-    fuse: Fuse = field(default_factory=Fuse)
-    lives: int = 0
-    busy_until: float = 0.0  # it trains, and hears nothing meanwhile
-    muted_until: float = 0.0  # nothing passes, and nobody notices
-    gone_for_good: bool = False
-
-
 class World:
     """The parties, the clock, and what is yet to happen."""
 
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
-        self.luck = random.Random(seed)
+        self.luck: random.Random = random.Random(seed)
         self.now = 1000.0
         self.trace = hashlib.sha256()
-        self.events = self.kills = 0
+        self.events = self.kills = self.runs = self.boots = 0
         self.quiet_at = self.now + self.luck.uniform(5, 60)
+        self.ended_at = 0.0  # the coordinator's part
         self.finished = False
         self._show = show
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         devices, spare = self.luck.choice((1, 1, 2, 2, 3)), self.luck.choice((0, 0, 1))
         rounds = self.luck.choice((1, 2, 2, 3))
-        # Lossless, so that what a device made can be told from what it made of its residual.
-        self.plan = Plan(rounds=rounds, codec_up="fp32", codec_down="fp32")
+        lossless: tuple[Codec, Codec] = ("fp32", "fp32")
+        up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
+        self.plan = Plan(rounds=rounds, codec_up=up, codec_down=down)
         self.rules = RunRules(
             devices=devices,
             quorum=self.luck.choice((0.5, 0.75, 1.0)),
@@ -126,24 +117,35 @@ class World:
             cohort=self.luck.choice((0, 0, 0, devices)),
             upload_slots=self.luck.choice((1, 2, 8)),
         )
-        self.serve = Party("coordinator")
-        self.agents = [Party(f"cam-{number}") for number in range(devices + 1 + spare)]
-        self.clones = [Party(agent.name) for agent in self.agents[:1]]
+        journal = Disk(folder / announcing.NAME, self.luck)
+        # Two of them on one journal, the second by --take-over; whichever is `serve` is restarted.
+        self.serve, self.rival = (Party(announcing.NAME, journal) for _ in range(2))
+        names = [f"cam-{number}" for number in range(devices + 1 + spare)]
+        self.agents = [self._box(folder, name) for name in names]
+        self.clones = [self._box(folder, names[0], copy=True)]
         self.roles: dict[str, tuple[Role, ...]] = {
-            agent.name: ("evaluate",)
+            name: ("evaluate",)
             if not number and self.luck.random() < 0.3
             else self.luck.choice((("train", "evaluate"), ("train", "evaluate"), ("train",)))
-            for number, agent in enumerate(self.agents)
+            for number, name in enumerate(names)
         }
-        self.training_s = {agent.name: self.luck.uniform(0, 6) for agent in self.agents}
-        self.disk = Disk(folder, self.luck)
-        self.journal: Journal | None = None
-        self.dies_young = self.luck.random() < 0.1
+        self.training_s = {name: self.luck.uniform(0, 6) for name in names}
+        for party in (self.serve, *self.agents):
+            party.dies_young = self.luck.random() < 0.1
         self.checkpoint_pages = self.luck.choice((0, 0, 4, 12))
+        self.backup: tuple[bytes, bytes] = (b"", b"")  # of the journal
         self.laws: Laws | None = None
-        self.weather = worse(self.luck)
+        self.weather: Weather = worse(self.luck)
         self.network = Network(self)
         self._spare = spare
+
+    def _box(self, folder: Path, name: str, *, copy: bool = False) -> Party:
+        disk = Disk(folder / f"{name}{'-copy' if copy else ''}", self.luck, "parked.sqlite")
+        return Party(name, disk, copy)
+
+    @property
+    def parties(self) -> tuple[Party, ...]:
+        return (self.serve, self.rival, *self.agents, *self.clones)
 
     @property
     def bound_s(self) -> float:
@@ -167,7 +169,8 @@ class World:
 
     def play(self) -> None:
         """Until the run has ended; raises BrokenLawError."""
-        self.disk.folder.mkdir()
+        for party in (self.serve, *self.agents, *self.clones):
+            party.disk.folder.mkdir(parents=True)
         self._plan_faults()
         self.start(self.serve)
         for agent in self.agents:
@@ -175,13 +178,16 @@ class World:
         self.at(self.quiet_at - self.now, self.fall_quiet)
         while not self.finished:
             self.now, _, act = heapq.heappop(self._queue)
-            if self.now > self.quiet_at + self.bound_s:
+            if not self.ended_at and self.now > self.quiet_at + self.bound_s:
                 raise BrokenLawError("ends", f"not ended {self.bound_s:.0f} s after the last fault")
             act()
+            if self.ended_at:
+                self._check_told()
 
     def close(self) -> None:
-        if self.journal is not None:
-            self.journal.close()
+        for party in self.parties:
+            if party.journal is not None:
+                party.journal.close()
 
     # ---- the adversary
 
@@ -197,119 +203,47 @@ class World:
         self.weather = Weather()
         for clone in self.clones:
             self.kill(clone, back_in_s=None)
-        for party in (self.serve, *self.agents):
+        for party in self.parties:
             party.fuse.left = 0
-            party.muted_until = 0.0
+            party.muted_until = party.deaf_until = 0.0
+            party.dies_young = party.dies_of_answers = False
         for agent in self.agents[len(self.agents) - self._spare :]:
             agent.gone_for_good = True
             self.kill(agent, back_in_s=None)
-        for party in (self.serve, *self.agents):
+        for party in (self.serve, self.rival, *self.agents):
             if party.process is None:
-                self.start(party)
+                if party is not self.rival:
+                    self.start(party)
             elif party.link is not None and not self.network.is_here(party.link):
                 self.reconnect(party)
 
     # ---- processes
 
-    def start(self, party: Party) -> None:
+    def start(self, party: Party, *, take_over: bool = False) -> None:
         """A new process, unless one runs, or none is to."""
         if party.process is not None or party.gone_for_good or self.finished:
             return
+        if party.serves and (self.ended_at or (self._other(party).process and not take_over)):
+            return
         party.lives += 1
         party.busy_until = 0.0
-        self.note(f"start {party.name}")
+        self.note(f"start {party.label}")
         try:
-            if party is self.serve:
-                self._start_coordinator()
-            else:
-                self._start_agent(party)
+            if not party.serves:
+                start_agent(self, party)
+            elif not start_coordinator(self, party):
+                self._end(party)
+                return
         except Killed:
             self._die(party)
             return
         except FedclipError as error:
-            raise BrokenLawError("ends", f"{party.name} cannot start: {error}") from error
+            raise BrokenLawError("ends", f"{party.label} cannot start: {error}") from error
         self.at(0, functools.partial(self.poke, party))
         self._tick(party, party.lives)
 
-    def _start_coordinator(self) -> None:
-        party, path = self.serve, self.disk.path
-        store = open_store(path)
-        database = store._database
-        if self.dies_young:
-            self.dies_young = False
-            self.disk.born(database)
-        if self.checkpoint_pages:
-            database.execute(f"PRAGMA wal_autocheckpoint = {self.checkpoint_pages}")
-        torn = functools.partial(self.disk.torn, database)
-        self.journal = Journal(database, torn, party.fuse)
-        store = Store(path, cast("Any", self.journal))
-        run = self._begin(store)
-        if run is None:
-            self._end()
-            return
-        epoch = store.next_epoch()
-        boot = f"boot-{epoch}"
-        me = identity_of(party.name)
-        gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
-        books = ledger.open_ledger(run, store, shapes(run.plan.method))
-        if self.laws is None:
-            self.laws = Laws(run, books.model)
-        self.laws.check(books)
-        # Each start has an id of its own, as serving.py gives it; the last one's will may follow.
-        party.link = self.network.client(
-            f"coordinator-{boot}",
-            Topics(FLEET).for_coordinator(),
-            announcing.will(FLEET, gone, me),
-        )
-        config = self._fleet_config(path)
-        party.process = coordinator.Coordinator(
-            config=config,
-            ledger=books,
-            voice=announcing.Announcer(config, books, me, party.link, boot, epoch),
-        )
-        party.process.resume(self.now)
-
-    def _begin(self, store: Store) -> Run | None:
-        """The run to go on with; None where it is finished already. Its id is no chance here."""
-        if store.last_run() is None:
-            initial = methods.get(self.plan.method).initial(CLASSES, DIM, self.plan.seed)
-            run = Run("run-1", self.plan, ENCODER, CLASSES.digest)
-            store.add_run(run, ledger._stored(initial, {}, self.plan))
-        elif store.unfinished_run() is None:
-            return None
-        return ledger.begin(self._fleet_config(store.path), CLASSES, DIM, ENCODER, store)
-
-    def _fleet_config(self, journal: Path) -> FleetConfig:
-        return FleetConfig(
-            FLEET, bundle=_NOWHERE, journal=journal, rules=self.rules, plan=self.plan
-        )
-
-    def _start_agent(self, party: Party) -> None:
-        name, me = party.name, identity_of(party.name)
-        roles = self.roles[name]
-        config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles)
-        variant = int(party in self.clones)
-        boot = f"{name}-{party.lives}-{variant}"
-        party.link = self.network.client(
-            f"{FLEET}.{name}", Topics(FLEET).for_device(name), session.will(config, me, boot)
-        )
-        party.process = session.Session(
-            config=config,
-            boot=boot,
-            encoder_id=ENCODER,
-            classes_digest=CLASSES.digest,
-            learner=Learner(name, variant, functools.partial(self._trains, party)),
-            identity=me,
-            transport=party.link,
-            parked=open_parked(
-                Path(":memory:")
-            ),  # devices forget; test_session.py has those that do not
-        )
-
-    def _trains(self, party: Party) -> None:
-        training_s = self.training_s[party.name]
-        party.busy_until = self.now + training_s
-        self.at(training_s, functools.partial(self.poke, party))
+    def _other(self, party: Party) -> Party:
+        return self.rival if party is self.serve else self.serve
 
     def _tick(self, party: Party, life: int) -> None:
         """The process's own clock, for as long as it lives."""
@@ -325,60 +259,138 @@ class World:
             return
         try:
             if isinstance(process, coordinator.Coordinator):
-                self._serve(process, link, ticks=ticks)
+                self._serve(party, process, link, ticks=ticks)
             else:
                 self._act(party, process, link)
         except Killed:
             self._die(party)
         except BrokenLawError:
             raise
+        except RunError as error:
+            if not party.serves or "took over" not in str(error):
+                raise BrokenLawError("ends", f"{party.label}: {error}") from error
+            self._give_way(party)
         except Exception as error:
-            what = f"{party.name} died of {type(error).__name__}: {error}"
+            what = f"{party.label} died of {type(error).__name__}: {error}"
             raise BrokenLawError("ends", what) from error
 
     def _serve(
-        self, process: coordinator.Coordinator, link: MemoryTransport, *, ticks: bool
+        self,
+        party: Party,
+        process: coordinator.Coordinator,
+        link: MemoryTransport,
+        *,
+        ticks: bool,
     ) -> None:
-        assert self.journal is not None
-        before = self.journal.commits
+        assert party.journal is not None
+        before = party.journal.commits
         while not process.finished and (event := link.next_event(0)) is not None:
             process.take(event, self.now)
-            before = self._check(process, before)
+            before = self._check(party, process, before)
         if ticks and not process.finished:
             process.tick(self.now)
-            self._check(process, before)
+            self._check(party, process, before)
         if process.finished:
             process.say_goodbye()
-            link.close()
-            self._end()
+            self._end(party)
 
-    def _check(self, process: coordinator.Coordinator, before: int) -> int:
-        assert self.journal is not None
+    def _check(self, party: Party, process: coordinator.Coordinator, before: int) -> int:
+        assert party.journal is not None
         assert self.laws is not None
-        if self.journal.commits != before:
-            self.laws.check(process.ledger)
-        return self.journal.commits
+        if party.journal.commits != before:
+            self.laws.check_books(process.ledger)
+        return party.journal.commits
 
     def _act(self, party: Party, process: session.Session, link: MemoryTransport) -> None:
-        while True:
-            while (event := link.next_event(0)) is not None:
-                process.take(event, self.now)
-            if not process.act(self.now) or party.busy_until > self.now:
-                return
+        assert party.journal is not None
+        before = party.journal.commits
+        try:
+            while True:
+                while (event := link.next_event(0)) is not None:
+                    process.take(event, self.now)
+                    self._believes(party, process)
+                if not process.act(self.now) or party.busy_until > self.now:
+                    break
+        finally:
+            # Of one that is killed as well, unless that was within a commit.
+            wrote = party.journal.commits != before
+            if wrote and not party.journal.writing and party.disk.image is None:
+                party.check(self.laws)
+        if process.finished:  # what agent.py's loop does
+            process.finished = False
+            self.note(f"{party.label} is done")
 
-    def _end(self) -> None:
+    def _believes(self, party: Party, process: session.Session) -> None:
+        manifest = process._believed.manifest
+        if manifest is not None and manifest is not party.believed:
+            party.believed = manifest
+            device_laws.believes(party.memory, manifest)
+
+    def _give_way(self, party: Party) -> None:
+        """Another coordinator took over; this one ends as `serve` does, with a good-bye."""
+        self.note(f"{party.label} gives way")
+        assert party.process is not None
+        with contextlib.suppress(Killed):
+            party.process.say_goodbye()
+        if party is self.serve and self.rival.process is not None:
+            self.serve, self.rival = self.rival, self.serve
+        self._die(party, back_in_s=5.0)
+
+    def _end(self, party: Party) -> None:
         """The run is over: what is left of it is checked, from the disk."""
         assert self.laws is not None
-        assert self.journal is not None
         self.note("end")
-        store = Store(self.disk.path, cast("Any", self.journal))
+        store = Store(party.disk.path, party.view._database)
         run = self.laws.run
         books = ledger.open_ledger(run, store, shapes(run.plan.method))
-        self.laws.check(books)
+        self.laws.check_books(books)
         if len(self.laws.models) != self.plan.rounds + 1 or store.unfinished_run() is not None:
             raise BrokenLawError("ends", "it says that it ended, and its journal says otherwise")
         self.laws.check_file(books)
-        self.finished = True
+        self.ended_at = self.now
+        self.kill(self._other(party), back_in_s=None)
+        for agent in self.agents:  # some are away just then
+            if self.luck.random() < 0.2:
+                self.luck.choice((self.lose_link, functools.partial(self.kill, back_in_s=2.0)))(
+                    agent
+                )
+        party.process, link = None, party.link
+        if link is not None:
+            self._leave_when_sent(link, self.now + _CLOSE_S)
+
+    def _leave_when_sent(self, link: MemoryTransport, until: float) -> None:
+        """As paho closes: what is queued is sent first."""
+        if link.backlog() and self.now < until:
+            self.at(0.1, functools.partial(self._leave_when_sent, link, until))
+        elif self.network.is_here(link):
+            link.close()
+
+    def _check_told(self) -> None:
+        """Whether every device that took part in the run knows that it is done."""
+        assert self.laws is not None
+        run = self.laws.run.id
+        waiting = [
+            agent.name
+            for agent in self.agents
+            if agent.memory.part_of == run != agent.memory.ended and not agent.gone_for_good
+        ]
+        if not waiting:
+            self.finished = True
+        elif self.now > max(self.ended_at, self.quiet_at) + _TOLD_S:
+            # Nobody may be there any more to say it; but what is retained is.
+            if self._retains_the_end(run):
+                raise BrokenLawError("ends", f"{waiting} never hear that {run} is done")
+            self.finished = True
+
+    def _retains_the_end(self, run: str) -> bool:
+        topic = Topics(FLEET).round
+        try:
+            signed = wire.unpack_control(topic, self.network.retained(topic))
+            signed.check(identity_of(announcing.NAME).key)
+        except PeerError:
+            return False
+        said = signed.message
+        return isinstance(said, Manifest) and said.run == run and said.phase == "done"
 
     # ---- what befalls them
 
@@ -389,11 +401,18 @@ class World:
 
     def _die(self, party: Party, back_in_s: float | None = 0.5) -> None:
         self.kills += 1
-        self.note(f"killed {party.name}")
-        party.process, party.fuse.left = None, 0
-        if party is self.serve:
-            self.disk.kill(self.journal)
-            self.journal = None
+        self.note(f"killed {party.label}")
+        party.process, party.fuse.left, party.dies_of_answers = None, 0, False
+        other = self._other(party) if party.serves else None
+        if other is not None and other.process is not None:
+            if party.disk.image is not None:  # a box without power takes both
+                self._drop(party)
+                self._die(other, back_in_s)
+            else:
+                self._drop(party)
+        else:
+            party.disk.kill(party.journal)
+            party.journal = party.view = None
         link, party.link = party.link, None
         if link is not None and self.network.is_here(link):
             # A killed process's socket is closed at once; a box without power is missed later.
@@ -403,11 +422,17 @@ class World:
             back_in_s = self.luck.choice((back_in_s, self.luck.uniform(0, 12)))
             self.at(back_in_s, functools.partial(self.start, party))
 
+    def _drop(self, party: Party) -> None:
+        """One of two processes on one file is gone: the file is the other's."""
+        if party.journal is not None:
+            party.journal.close()
+        party.journal = party.view = None
+
     def reconnect(self, party: Party) -> None:
         """paho's own back-off is over."""
         if party.process is None or party.link is None or self.network.is_here(party.link):
             return
-        self.note(f"reconnected {party.name}")
+        self.note(f"reconnected {party.label}")
         self.network.come_back(party.link)
         self.at(0, functools.partial(self.poke, party))
 
@@ -418,16 +443,16 @@ class World:
 
     def link_lost(self, link: MemoryTransport) -> None:
         """Told by the network: its owner, if it lives, comes back after paho's back-off."""
-        for party in (self.serve, *self.agents, *self.clones):
-            if party.link is link:
-                self.note(f"link lost {party.name}")
-                self.at(0, functools.partial(self.poke, party))
-                back_in_s = self.luck.uniform(1, 3) if self.luck.random() < 0.7 else 8.0
-                self.at(back_in_s, functools.partial(self.reconnect, party))
+        party = self.owner(link)
+        if party is not None:
+            self.note(f"link lost {party.label}")
+            self.at(0, functools.partial(self.poke, party))
+            back_in_s = self.luck.uniform(1, 3) if self.luck.random() < 0.7 else 8.0
+            self.at(back_in_s, functools.partial(self.reconnect, party))
 
     def owner(self, link: MemoryTransport) -> Party | None:
         """The living process at the end of this link."""
-        for party in (self.serve, *self.agents, *self.clones):
+        for party in self.parties:
             if party.link is link:
                 return party
         return None
