@@ -21,6 +21,7 @@ from typing import Any
 
 import safetensors.numpy
 
+from fedclip_edge import durable
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.records import Terms
 
@@ -211,8 +212,7 @@ def open_parked(path: Path) -> Parked:
             raise ConfigError(
                 f"{path} is of version {version}, this program writes {_SCHEMA_VERSION}; {_DELETE}"
             )
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")  # survives power loss, not only a crash
+        durable.set_up(database)
         database.execute("PRAGMA foreign_keys = ON")
         if version == 0:
             script = f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"

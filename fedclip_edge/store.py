@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedclip_edge import durable
 from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError, RunError, StoreError
 from fedclip_edge.records import Plan, Report
@@ -301,8 +302,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
             f"the journal {path} is of version {version}, this program writes {_SCHEMA_VERSION}; "
             "finish its run with the program that began it, or name another file"
         )
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")  # survives power loss, not only a crash
+    durable.set_up(database)
     if not tables:
         database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
 

@@ -220,9 +220,10 @@ def test_a_write_that_the_database_refuses_is_a_store_error(store: Store, write:
 
 def test_a_damaged_file_is_a_store_error(store: Store, path: Path) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000))
+    (page_bytes,) = database(store).execute("PRAGMA page_size").fetchone()
     store.close()
     raw = bytearray(path.read_bytes())
-    raw[4096:] = b"\xff" * (len(raw) - 4096)  # all but the first page, which opening reads
+    raw[page_bytes:] = b"\xff" * (len(raw) - page_bytes)  # opening reads the first page
     path.write_bytes(raw)
     damaged = open_store(path)
     with pytest.raises(StoreError, match="malformed"):

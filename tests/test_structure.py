@@ -18,7 +18,7 @@ PACKAGE = Path(fedclip_edge.__file__).parent  # as installed: the checkout, or a
 # From the ground up; a module imports from its own level or below, and the three columns of one
 # level never import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "atomic", "errors", "log", "processes"),
+    ("__init__", "atomic", "durable", "errors", "log", "processes"),
     ("records",),
     ("config",),
     ("vision", "learning", "messaging"),
@@ -40,7 +40,7 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("demo/",),
-    "sqlite3": ("vision/cache.py", "store.py", "parked.py"),
+    "sqlite3": ("vision/cache.py", "durable.py", "store.py", "parked.py"),
 }
 
 
