@@ -23,19 +23,24 @@ class ExactSum:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._largest = 0  # bound on any entry of the total, in grid steps
+        self._checked: tuple[Update, dict[str, I64], int] | None = None  # what is added next
         self.terms: dict[str, I64] = {}
         self.weight = 0
 
     def check(self, update: Update) -> None:
-        """Raises PeerError where `add` would refuse the update."""
-        self._on_grid(update)
+        """Raises PeerError where `add` would refuse the update, which stays as it is until then."""
+        self._checked = (update, *self._on_grid(update))
 
     def add(self, update: Update) -> None:
         """Adds one device's update; raises PeerError, and adds nothing, where it is out of bounds.
 
         max_norm bounds the norm of the whole update before its weight was multiplied in.
         """
-        steps, largest = self._on_grid(update)
+        checked, self._checked = self._checked, None
+        if checked is not None and checked[0] is update:
+            _, steps, largest = checked
+        else:
+            steps, largest = self._on_grid(update)
         self._largest += largest
         self.weight += update.weight
         for name, term in steps.items():
@@ -55,7 +60,9 @@ class ExactSum:
         if self.weight and shapes != expected:
             raise PeerError(f"terms {shapes} do not match {expected}")
         # In float64 a float32 times a power of two is exact; rint is the only rounding.
-        scaled = {n: np.rint(np.float64(t) * 2.0**plan.grid_bits) for n, t in update.terms.items()}
+        scaled = {n: t.astype(np.float64) for n, t in update.terms.items()}
+        for values in scaled.values():
+            np.rint(np.multiply(values, 2.0**plan.grid_bits, out=values), out=values)
         largest = int(max((np.abs(s).max(initial=0) for s in scaled.values()), default=0))
         if self._largest + largest > _INT64_MAX:
             raise PeerError("the sum would overflow; choose fewer grid_bits")
