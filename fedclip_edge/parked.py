@@ -8,13 +8,16 @@ Laws:
 - Runs are apart: an update waits here for its own run to come back. The newest few runs stay.
 - The last manifest's epoch, run and round are remembered: no replay of an older one is believed.
 - Whatever is killed or refused by the disk, all of a change is here, or nothing of it.
+- Not waited for is what a power cut may undo: the next round of a run that is here, since a
+  device that was restarted joins none without an answer to its own process; and that an update is
+  settled, since it is offered again and answered as before.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,11 +86,14 @@ class Carried:
 
 
 class Parked:
-    """The open file. Every method that writes has synced when it returns, or raises DiskError."""
+    """The open file. What is parked and forgotten, and a new run or epoch, has been synced when
+    the method returns; all that write raise DiskError.
+    """
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
         self._database = database
+        self._left: tuple[str, str, Carried] | None = None  # run, update's hash: what it left
 
     @property
     def floor(self) -> Floor:
@@ -96,8 +102,10 @@ class Parked:
 
     def move_floor(self, floor: Floor) -> None:
         """`floor` is the last manifest's from here on."""
-        if floor != self.floor:
-            with self._writing():
+        known = self.floor
+        if floor != known:
+            is_next_round = (floor.epoch, floor.run) == (known.epoch, known.run)
+            with self._writing(synced=not is_next_round):
                 self._database.execute(
                     "UPDATE floor SET epoch = ?, run = ?, round = ?, over = ?",
                     (floor.epoch, floor.run, floor.round, floor.over),
@@ -125,6 +133,7 @@ class Parked:
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
                 (update.run, update.sha256, safetensors.numpy.save(terms)),
             )
+        self._left = update.run, update.sha256, left
 
     def update(self, run: str) -> ParkedUpdate | None:
         """The run's update that is not settled."""
@@ -138,6 +147,9 @@ class Parked:
 
     def carried(self, run: str) -> Carried:
         """What the last kept update left; nothing where none was kept."""
+        rows = self._rows("SELECT kept FROM run WHERE id = ?", run)
+        if rows and self._left is not None and self._left[:2] == (run, rows[0][0]):
+            return self._left[2]  # what was parked last is what counts, as a rule
         query = "SELECT terms FROM carried JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
         rows = self._rows(query, run)
         terms = safetensors.numpy.load(rows[0][0]) if rows else {}
@@ -150,7 +162,7 @@ class Parked:
         """
         rows = self._rows("SELECT round FROM parked WHERE run = ? AND sha256 = ?", run, sha256)
         if rows:
-            with self._writing():
+            with self._writing(synced=False):
                 if kept:
                     self._database.execute(
                         "UPDATE run SET kept = ?, kept_round = ? WHERE id = ?",
@@ -176,10 +188,11 @@ class Parked:
         )
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, *, synced: bool = True) -> Iterator[None]:
         """One transaction; changes nothing where the disk refuses."""
+        waiting = nullcontext() if synced else durable.unsynced(self._database)
         try:
-            with self._database:
+            with waiting, self._database:
                 yield
         except sqlite3.DatabaseError as error:
             raise DiskError(

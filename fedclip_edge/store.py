@@ -75,7 +75,7 @@ class StoredModel:
 
 
 class Store:
-    """An open journal. Every method that writes has synced when it returns."""
+    """An open journal. Every method that writes has synced when it returns, but `add_report`."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
@@ -199,8 +199,11 @@ class Store:
         return int(self._one("SELECT MAX(round) FROM model WHERE run = ?", run)[0])
 
     def add_report(self, report: Report) -> None:
-        """Stores a report; a later one on the same model replaces it."""
-        with self._writing():
+        """Stores a report; a later one on the same model replaces it.
+
+        Not waited for: the device says it again to whoever comes after a power cut.
+        """
+        with durable.unsynced(self._database), self._writing():
             self._database.execute(
                 "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
                 (report.run, report.round, report.device, json.dumps(report.to_json())),

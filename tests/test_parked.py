@@ -304,3 +304,42 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
     held = residual["gate"] if residual else 0
     np.testing.assert_allclose(arrived + held, meant, rtol=0, atol=1e-4)
     database.close()
+
+
+def test_what_is_remembered_in_memory_is_what_the_file_says(path: Path) -> None:
+    parked = open_parked(path)
+    for number, kept in ((1, True), (2, False), (3, True)):
+        parked.park(update(number), left(number))
+        parked.settle("run-1", update(number).sha256, kept=kept)
+        again = open_parked(path)
+        assert value(parked.carried("run-1")) == value(again.carried("run-1"))
+        again.close()
+    parked.forget("run-1")
+    assert parked.carried("run-1").residual == {}
+    parked.close()
+
+
+def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
+    parked = open_parked(path)
+    said: list[str] = []
+    parked._database.set_trace_callback(said.append)
+
+    def waited_for() -> bool:
+        """Whether the commits since the last call were."""
+        waits = not any("synchronous = NORMAL" in statement for statement in said)
+        said.clear()
+        return waits
+
+    parked.move_floor(Floor(1, "run-1", 1))
+    assert waited_for()
+    parked.move_floor(Floor(1, "run-1", 2))
+    assert not waited_for()
+    parked.move_floor(Floor(2, "run-1", 2))
+    assert waited_for()
+    parked.park(update(1), left(1))
+    assert waited_for()
+    parked.settle("run-1", update(1).sha256, kept=True)
+    assert not waited_for()
+    parked.forget("run-1")
+    assert waited_for()
+    parked.close()

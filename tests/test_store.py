@@ -345,3 +345,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         open_store(tmp_path / "file" / "journal.sqlite")
     with pytest.raises(ConfigError, match="unable to open database file"):
         open_store(tmp_path)
+
+
+def test_a_report_alone_is_not_waited_for(store: Store) -> None:
+    said: list[str] = []
+    database(store).set_trace_callback(said.append)
+    store.add_report(report())
+    assert any("synchronous = NORMAL" in statement for statement in said)
+    assert database(store).execute("PRAGMA synchronous").fetchone() == (2,)
+    said.clear()
+    store.keep("run-1", 1, "cam-01", "a" * 64, b"body")
+    assert not any("synchronous" in statement for statement in said)
