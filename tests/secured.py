@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import tarfile
 import time
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conftest import MOSQUITTO, free_port
+from endings import Encryption
 
 from fedclip_edge.config import BrokerAddress, load_agent
-from fedclip_edge.messaging import enrolment
+from fedclip_edge.messaging import enrolment, tls
 from fedclip_edge.messaging.enrolment import Folder
 
 _BROKER_STARTS_S = 10.0
@@ -79,6 +81,22 @@ class Secured:
             certificate=here / "coordinator.crt",
             key=here / "coordinator.key",
         )
+
+    def at(self, address: BrokerAddress, port: int) -> BrokerAddress:
+        """The same client, where it finds the broker at another port."""
+        return replace(address, port=port)
+
+    def both_ends(self, client: BrokerAddress) -> Encryption:
+        """What a link between this client and the broker needs to look inside."""
+        as_broker = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        as_broker.minimum_version = ssl.TLSVersion.TLSv1_3
+        as_broker.load_cert_chain(self.site.broker / "broker.crt", self.site.broker / "broker.key")
+        as_broker.load_verify_locations(self.site.broker / "ca.crt")
+        as_broker.verify_mode = ssl.CERT_REQUIRED
+        as_client = tls.context(client)
+        assert as_client is not None
+        as_client.sslsocket_class = ssl.SSLSocket
+        return Encryption(as_broker, as_client)
 
     def nobody(self) -> BrokerAddress:
         """Whoever knows the authority, and was given no certificate."""
