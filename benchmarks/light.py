@@ -1,0 +1,195 @@
+"""A device without pictures: the real session and loop on a real link, ready updates for training.
+
+Run as a program it is one device in a process of its own. On its standard input come permits, a
+number a line: so many rounds it takes part in, then it waits for more inside `fit`. That is how
+rounds.py lets other things be measured in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedclip_edge import agent, log
+from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
+from fedclip_edge.messaging import identity, transport
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.wire import Shapes
+from fedclip_edge.parked import open_parked
+from fedclip_edge.records import ClassTexts, Model, Plan, Report, Role, Terms, Update
+from fedclip_edge.session import Session, will
+from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
+from fedclip_edge.vision.pictures import Preprocessing
+
+DIM = 512  # of ViT-B-32: an adapter of 525,312 parameters
+FLEET = "bench"
+# What one round of the reference's settings moves a parameter by, roughly.
+_STEP = 1e-4
+_READY = 4  # updates drawn in advance; the same one twice in a row would be a repetition
+_CONNECTS_S = 30.0
+_SHAPES: Shapes = {
+    "0.weight": (DIM, DIM),
+    "0.bias": (DIM,),
+    "2.weight": (DIM, DIM),
+    "2.bias": (DIM,),
+}
+
+
+def make_bundle(folder: Path) -> Bundle:
+    """A bundle as wide as ViT-B-32's, whose encoder nobody opens."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(7, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = tuple(f"class {n}" for n in range(7))
+    sizes = Preprocessing(8, "shortest", 8, "bicubic", (0.5,) * 3, (0.25,) * 3)
+    golden = Golden(np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, DIM), np.float32))
+    made = Manifest("none", "none", "0" * 64, DIM, sizes, "none", "fp32", 18)
+    texts = ClassTexts(names, vectors.astype(np.float32), 100.0, "a {}")
+    return write_bundle(folder, made, b"no encoder", texts, golden)
+
+
+def write_fleet(
+    folder: Path, bundle: Bundle, port: int, rules: RunRules, plan: Plan, *, journal: Path
+) -> Path:
+    """A fleet.toml for `fedclip-edge serve`."""
+    path = folder / "fleet.toml"
+    path.write_text(
+        f'fleet = "{FLEET}"\nbundle = "{bundle.folder}"\njournal = "{journal}"\n'
+        f"[broker]\nport = {port}\nkeepalive_s = 60\n"
+        f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
+        f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"
+        f"upload_slots = {rules.upload_slots}\n"
+        f'[plan]\nrounds = {plan.rounds}\ncodec_up = "{plan.codec_up}"\n'
+        f'codec_down = "{plan.codec_down}"\n'
+    )
+    return path
+
+
+@dataclass(eq=False)
+class ReadyLearner:
+    """A learner that trains nothing: its updates are drawn from `seed` before the first round."""
+
+    name: str
+    seed: int
+    permits: int | None = None  # None is without end; at 0 it waits for a line with more
+    busy_s: float = 0.0
+    _ready: list[Terms] = field(default_factory=list)
+    _given: int = 0
+
+    def draw(self) -> None:
+        random = np.random.default_rng(self.seed)
+        for _ in range(_READY):
+            terms = {
+                name: (_STEP * random.standard_normal(shape)).astype(np.float32)
+                for name, shape in _SHAPES.items()
+            }
+            self._ready.append(terms)
+
+    def shapes(self, plan: Plan) -> Shapes:
+        return _SHAPES
+
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        if self.permits is not None:
+            while not self.permits:
+                self.permits = int(sys.stdin.readline() or 2**31)
+            self.permits -= 1
+        self._given += 1
+        return Update("sum", 1, self._ready[self._given % _READY]), state
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+        return {"zero_shot": 0.5, "federated": 0.5}
+
+    def report(
+        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+    ) -> Report:
+        return Report(
+            run=run,
+            round=model.round,
+            device=self.name,
+            domain="",
+            model=version,
+            accuracy=accuracy,
+            train_pictures=0,
+            test_pictures=0,
+            encoded=0,
+            skipped=0,
+            bytes_up=None,
+            bytes_down=None,
+            encode_s=0.0,
+            train_s=0.0,
+            wait_s=wait_s,
+        )
+
+
+def make_session(
+    folder: Path,
+    bundle: Bundle,
+    broker: BrokerAddress,
+    name: str,
+    *,
+    seed: int,
+    permits: int | None = None,
+    roles: tuple[Role, ...] = ("train", "evaluate"),
+) -> Session:
+    """A connected device whose state lies in `folder`."""
+    state = folder / name
+    state.mkdir(parents=True, exist_ok=True)
+    config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
+    me = identity.load_or_create(state / "device.key")
+    boot = secrets.token_hex(8)
+    learner = ReadyLearner(name, seed, permits)
+    learner.draw()
+    link = transport.PahoTransport(
+        broker,
+        transport.device_client(FLEET, name, boot),
+        Topics(FLEET).for_device(name),
+        will(config, me, boot),
+    )
+    session = Session(
+        config=config,
+        boot=boot,
+        encoder_id=bundle.manifest.encoder_id,
+        classes_digest=bundle.classes.digest,
+        learner=learner,
+        identity=me,
+        transport=link,
+        parked=open_parked(state / "parked.sqlite"),
+    )
+    link.connect(_CONNECTS_S)
+    return session
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--gated", action="store_true", help="wait for permits")
+    options = parser.parse_args()
+    log.use_json(True)
+    session = make_session(
+        options.folder,
+        read_bundle(options.bundle),
+        BrokerAddress(port=options.port, keepalive_s=60),
+        options.name,
+        seed=options.seed,
+        permits=0 if options.gated else None,
+    )
+    try:
+        agent.loop(session, once=True)
+    finally:
+        session.say_goodbye()
+        session.transport.close()
+        session.parked.close()
+
+
+if __name__ == "__main__":
+    main()
