@@ -7,7 +7,9 @@ Pictures, features and predictions stay.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import importlib.util
 import io
 import secrets
 import time
@@ -46,7 +48,7 @@ from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.cautions import cautions
 from fedclip_edge.vision.datasets import Picture, read_folder, split
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
-from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.standby import StandbyEncoder
 
 _FIRST_CONNECTION_S = 10.0  # later ones are tried for ever
 _TICK_S = 0.2
@@ -70,6 +72,10 @@ class Prepared:
     encode_s: float
 
 
+def _nothing() -> None:
+    """All is there."""
+
+
 @dataclass(eq=False)
 class LocalLearner:
     """The learner of `session.py` over one device's features."""
@@ -79,6 +85,7 @@ class LocalLearner:
     dim: int
     data: Prepared
     traffic: Callable[[], transport.Traffic | None]
+    load: Callable[[], None] = _nothing  # what has to be there before the first training
     train_s: float = 0.0
     busy_s: float = 0.0
 
@@ -87,14 +94,17 @@ class LocalLearner:
 
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         began = time.monotonic()
+        self.load()
+        loaded = time.monotonic()
         made = self._fit(model, plan, state)
-        took_s = time.monotonic() - began
-        self.train_s += took_s
-        self.busy_s += took_s
+        ended = time.monotonic()
+        self.train_s += ended - loaded
+        self.busy_s += ended - began
         return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         began = time.monotonic()
+        self.load()
         test = self.data.test
         logits = {
             "zero_shot": methods.predict(zeroshot.MODEL, test.vectors, self.classes),
@@ -181,7 +191,7 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
         "validation": sides.validation,
         "test": sides.test if "evaluate" in config.roles else (),
     }
-    encoder = open_encoder(bundle, config.encoder)
+    encoder = StandbyEncoder(bundle, config.encoder)  # let go with this function: it is not small
     began = time.monotonic()
     with FeatureCache(config.state_dir / "features.sqlite") as cache:
         embedded = {
@@ -219,7 +229,7 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
         cached=sum(side.cached for side in embedded.values()),
         skipped=len(skipped),
         seconds=encode_s,
-        provider=encoder.provider,
+        provider=config.encoder.provider,
     )
     return Prepared(
         train=_features(embedded["train"], bundle),
@@ -235,8 +245,10 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
 def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
     """The device's loop; with `once` it ends after one run.
 
-    Raises LinkError where no broker answers at first; once it has, the link may come and go.
+    Raises LinkError where no broker answers at first; once it has, the link may come and go. Torch
+    is loaded when the first round asks for it: a box that waits needs a third of the memory.
     """
+    _check_torch()
     bundle = read_bundle(config.bundle)
     for caution in cautions(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
@@ -257,15 +269,13 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         boot=boot,
         encoder_id=bundle.manifest.encoder_id,
         classes_digest=bundle.classes.digest,
-        learner=LocalLearner(config, bundle.classes, bundle.manifest.dim, data, link.traffic),
+        learner=LocalLearner(
+            config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+        ),
         identity=me,
         transport=link,
         parked=parked,
     )
-    # Only now: torch takes seconds to load, and what is wrong above should be said at once.
-    from fedclip_edge.learning import training
-
-    training.use_one_thread()
     link.connect(_FIRST_CONNECTION_S)
     log.event("connected", broker=f"{config.broker.host}:{config.broker.port}", id=config.id)
     try:
@@ -276,6 +286,21 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         link.close()
         parked.close()
         lock.close()
+
+
+def _check_torch() -> None:
+    """What a box without torch should hear at its start, and not when a round begins."""
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+@functools.cache
+def _load_torch() -> None:
+    began = time.monotonic()
+    from fedclip_edge.learning import training
+
+    training.use_one_thread()
+    log.event("torch_loaded", seconds=round(time.monotonic() - began, 2))
 
 
 def _features(embedded: Embedded, bundle: Bundle) -> Features:

@@ -134,3 +134,7 @@ def test_the_coordinator_needs_neither_torch_nor_onnxruntime() -> None:
 def test_vision_needs_no_torch() -> None:
     pytest.importorskip("onnxruntime", reason="only the extra [agent] brings it")
     assert loads("import fedclip_edge.vision.embedding") <= {"onnxruntime"}
+
+
+def test_an_agent_that_waits_has_neither_torch_nor_onnxruntime() -> None:
+    assert loads("import fedclip_edge.agent") == {"paho"}

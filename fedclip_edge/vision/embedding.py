@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,8 +17,23 @@ from fedclip_edge.records import F32, I64
 from fedclip_edge.vision.ahead import ahead
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, Skipped
-from fedclip_edge.vision.encoder import Encoder
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
+
+
+class PictureEncoder(Protocol):
+    """Of an encoder (encoder.py, standby.py), what is asked here."""
+
+    @property
+    def dim(self) -> int | None:
+        """D; None where it is not known before the first picture."""
+
+    @property
+    def feature_key(self) -> str:
+        """Under which its features may be cached."""
+
+    def embed(self, pixels: F32) -> F32:
+        """Raw features [N, D] of float32 `pixels` [N, 3, S, S]."""
+
 
 Progress = Callable[[int, int], None]  # distinct pictures done, distinct pictures to encode
 
@@ -36,7 +52,7 @@ class Embedded:
 
 def embed_pictures(
     pictures: Sequence[Picture],
-    encoder: Encoder,
+    encoder: PictureEncoder,
     cache: FeatureCache,
     preprocessing: Preprocessing,
     batch_size: int = 8,
@@ -45,8 +61,8 @@ def embed_pictures(
 ) -> Embedded:
     """Features of `pictures`, from the cache where it has them.
 
-    Raises DataError where the cache cannot be used and BundleError where the encoder fails; what
-    was encoded before stays in the cache.
+    Raises DataError where the cache cannot be used, and what the encoder raises; what was encoded
+    before stays in the cache.
     """
     distinct: dict[str, Picture] = {}
     for picture in pictures:
@@ -109,7 +125,7 @@ def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
     return readable, stacked, reasons
 
 
-def _stack(vectors: list[F32], encoder: Encoder, cache: FeatureCache) -> F32:
+def _stack(vectors: list[F32], encoder: PictureEncoder, cache: FeatureCache) -> F32:
     widths = {len(vector) for vector in vectors}
     if len(widths) > 1 or (encoder.dim is not None and widths - {encoder.dim}):
         raise DataError(

@@ -28,7 +28,8 @@ from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, first_line
 from fedclip_edge.records import F32
 from fedclip_edge.vision import tensorrt
-from fedclip_edge.vision.bundle import ENCODER, Bundle, feature_key
+from fedclip_edge.vision.bundle import ENCODER, Bundle
+from fedclip_edge.vision.standby import key_of
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -103,15 +104,14 @@ def open_encoder(bundle: Bundle, config: EncoderConfig) -> Encoder:
     BundleError where the file is no such encoder as the manifest says.
     """
     manifest = bundle.manifest
-    sha256 = str(manifest.files[ENCODER])
     return open_onnx(
         bundle.encoder_path,
         config,
         image_size=manifest.preprocessing.image_size,
         dim=manifest.dim,
-        key=feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider),
+        key=key_of(bundle, config),
         precision=manifest.precision,
-        sha256=sha256,
+        sha256=str(manifest.files[ENCODER]),
     )
 
 

@@ -1,0 +1,47 @@
+"""A bundle's encoder that is loaded when the first picture needs it.
+
+A box whose features are all cached needs none, and starts without onnxruntime in memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.records import F32
+from fedclip_edge.vision.bundle import ENCODER, Bundle, feature_key
+
+if TYPE_CHECKING:
+    from fedclip_edge.vision.encoder import Encoder
+
+
+class StandbyEncoder:
+    """What `open_encoder` gives, as far as `embed_pictures` asks for it; loaded by `embed`."""
+
+    def __init__(self, bundle: Bundle, config: EncoderConfig) -> None:
+        self._bundle = bundle
+        self._config = config
+        self._encoder: Encoder | None = None
+
+    @property
+    def dim(self) -> int:
+        return self._bundle.manifest.dim
+
+    @property
+    def feature_key(self) -> str:
+        return key_of(self._bundle, self._config)
+
+    def embed(self, pixels: F32) -> F32:
+        """Raw features [N, D] of `pixels`; raises what `open_encoder` and `Encoder.embed` do."""
+        if self._encoder is None:
+            from fedclip_edge.vision.encoder import open_encoder
+
+            self._encoder = open_encoder(self._bundle, self._config)
+        return self._encoder.embed(pixels)
+
+
+def key_of(bundle: Bundle, config: EncoderConfig) -> str:
+    """Under which features of this encoder, run as `config` says, are cached."""
+    manifest = bundle.manifest
+    sha256 = str(manifest.files[ENCODER])
+    return feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider)

@@ -1,0 +1,48 @@
+"""An encoder that nobody needs is not loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.vision import encoder
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.standby import StandbyEncoder
+
+
+def test_it_is_the_encoder_that_would_be_opened(random_bundle: Bundle) -> None:
+    loaded = open_encoder(random_bundle, EncoderConfig())
+    waiting = StandbyEncoder(random_bundle, EncoderConfig())
+    assert (waiting.feature_key, waiting.dim) == (loaded.feature_key, loaded.dim)
+    pixels = random_bundle.golden().pixels
+    assert np.array_equal(waiting.embed(pixels), loaded.embed(pixels))
+
+
+def test_it_is_loaded_by_the_first_pictures_and_once(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Bundle] = []
+
+    def spy(bundle: Bundle, config: EncoderConfig) -> encoder.Encoder:
+        opened.append(bundle)
+        return open_encoder(bundle, config)
+
+    monkeypatch.setattr(encoder, "open_encoder", spy)
+    waiting = StandbyEncoder(random_bundle, EncoderConfig())
+    assert waiting.feature_key
+    assert opened == []
+    for _ in range(2):
+        waiting.embed(random_bundle.golden().pixels)
+    assert opened == [random_bundle]
+
+
+def test_what_is_wrong_is_said_when_it_is_needed(random_bundle: Bundle) -> None:
+    waiting = StandbyEncoder(random_bundle, replace(EncoderConfig(), provider="cuda"))
+    assert waiting.feature_key != StandbyEncoder(random_bundle, EncoderConfig()).feature_key
+    with pytest.raises(ConfigError, match="cuda"):
+        waiting.embed(random_bundle.golden().pixels)
