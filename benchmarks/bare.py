@@ -88,7 +88,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     options = parser.parse_args()
     update = np.random.default_rng(options.seed).bytes(options.size)
-    client = _client(options.port, _DOWN, lambda c, _d, _m: c.publish(_UP, update, 1) and None)
+
+    def answer(client: mqtt.Client, _data: object, _message: mqtt.MQTTMessage) -> None:
+        client.publish(_UP, update, 1)
+
+    client = _client(options.port, _DOWN, answer)
     client.publish(_UP, b"", 1)  # here
     threading.Event().wait()
 

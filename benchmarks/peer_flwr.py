@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import venv
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,31 +112,26 @@ def measure(
     binaries = _environment(environment or folder / "venv") / "bin"
     times = folder / "times.json"
     _write_app(folder / "app", rounds, clients, model_bytes // 4, times)
-    fleet, control, runtime, *nodes = _free_ports(3 + clients)
+    link, *nodes = _free_ports(1 + clients)
     home = folder / "home"
     home.mkdir()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{control}"\n'
+        f'[superlink]\ndefault = "bench"\n\n[superlink.bench]\naddress = "127.0.0.1:{link}"\n'
         "insecure = true\n"
     )
     settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     settings |= {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"}
     settings["PATH"] = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-    server = ["--fleet-api-address", f"127.0.0.1:{fleet}", "--port", str(runtime)]
-    server += ["--control-api-address", f"127.0.0.1:{control}"]
-    commands = [[str(binaries / "flower-superlink"), "--insecure", *server]]
-    commands += [
-        [str(binaries / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}"]
-        + ["--port", str(port)]
-        for port in nodes
-    ]
+    commands = [[str(binaries / "flower-superlink"), "--insecure", "--port", str(link)]]
+    node = [str(binaries / "flower-supernode"), "--insecure"]
+    commands += [[*node, "--superlink", f"127.0.0.1:{link}", "--port", str(port)] for port in nodes]
     running = []
     try:
         for number, command in enumerate(commands):
             with (folder / f"process-{number}.log").open("wb") as log:
                 running.append(subprocess.Popen(command, env=settings, stdout=log, stderr=log))
             if number == 0:
-                _await_port(control, running[0])
+                _await_port(link, running[0])
         run = [str(binaries / "flwr"), "run", str(folder / "app"), "bench", "--stream"]
         done = subprocess.run(
             run,
@@ -155,7 +151,7 @@ def measure(
         for process in running:
             process.wait()
     began = json.loads(times.read_text())
-    taken = [b - a for a, b in zip(began, began[1:], strict=False)][1:]
+    taken = [b - a for a, b in pairwise(began)][1:]
     return {
         "version": VERSION,
         "rounds": len(taken),

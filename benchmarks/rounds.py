@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
                 closed = [fleet.next_closed().at_s for _ in range(_BLOCK + 1)]
                 exchanged = [exchange.once() for _ in range(_BLOCK + 1)]
                 if block:  # the first one warms up
-                    rounds_s += [b - a for a, b in zip(closed, closed[1:], strict=False)]
+                    rounds_s += [b - a for a, b in pairwise(closed)]
                     bare_s += exchanged[1:]
         fleet.end()
     return Times(rounds_s, bare_s)

@@ -130,7 +130,7 @@ def _unshuffle(body: bytes, item_bytes: int) -> bytes:
     items = planes[-1].astype(f"<u{item_bytes}")
     for plane in planes[-2::-1]:
         items = items << 8 | plane
-    return items.tobytes() + body[whole:]
+    return bytes(items.tobytes()) + body[whole:]
 
 
 def _floats(dtype: str) -> Callable[[Shapes], Layout]:
