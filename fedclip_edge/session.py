@@ -284,6 +284,8 @@ class Session:
         due = (self._version, manifest.phase in ("final", "done"))
         if "evaluate" not in self.config.roles or self._reported == due:
             return False
+        if manifest.phase == "gathering":
+            return False  # it waits for others, maybe for days: torch is not loaded for that
         assert self._model is not None
         assert self._first_connected_at is not None
         waited_s = now - self._first_connected_at - self.learner.busy_s

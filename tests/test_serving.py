@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +70,45 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
     bytes_up = final["north"].bytes_up
     assert bytes_up is not None
     assert bytes_up > 3 * 2 * (16 * 16) * 4  # three updates of two 16 x 16 matrices at the least
+
+
+def test_an_agent_that_waits_for_a_round_has_loaded_no_torch(site: Site) -> None:
+    """Neither without a coordinator, nor while one waits for more devices."""
+    agent = site.write_agent("north")
+    first = site.start("agent", agent, "--json", log="first")
+    wait_until(lambda: "connected" in site.text("first"), "the first start to connect")
+    first.terminate()
+    first.wait()
+    running = site.start("agent", agent, "--json", log="north")
+    wait_until(lambda: "connected" in site.text("north"), "the agent to connect")
+    assert loaded_by(running.pid) == set()
+    site.start("serve", site.write_fleet(devices=2, rounds=1), "--json", log="serve")
+    wait_until(lambda: "joined" in site.text("serve"), "the coordinator to know it")
+    assert loaded_by(running.pid) == set()
+    other = site.start("agent", site.write_agent("south"), "--once", "--json", log="south")
+    assert other.wait(system.DEADLINE_S) == 0
+    assert "torch" in loaded_by(running.pid)
+    assert running.poll() is None
+
+
+def loaded_by(process: int) -> set[str]:
+    """Of torch and onnxruntime, what the kernel has mapped for a process."""
+    maps = Path(f"/proc/{process}/maps").read_text()
+    return {name for name in ("torch", "onnxruntime") if f"/{name}/" in maps}
+
+
+def test_a_box_without_torch_hears_it_at_once(site: Site) -> None:
+    without = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"sys.argv[1:] = ['agent', {str(site.write_agent('north'))!r}]\n"
+        "from fedclip_edge.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", without], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == ConfigError.exit_code
+    assert "torch is not installed here" in done.stderr
+    assert "features_ready" not in done.stdout  # before anything that takes time
 
 
 def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
