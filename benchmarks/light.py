@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.messaging import identity, transport
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.wire import Shapes
-from fedclip_edge.parked import open_parked
+from fedclip_edge.parked import Parked, open_parked
 from fedclip_edge.records import ClassTexts, Model, Plan, Report, Role, Terms, Update
 from fedclip_edge.session import Session, will
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
@@ -31,7 +31,6 @@ DIM = 512  # of ViT-B-32: an adapter of 525,312 parameters
 FLEET = "bench"
 # What one round of the reference's settings moves a parameter by, roughly.
 _STEP = 1e-4
-_READY = 4  # updates drawn in advance; the same one twice in a row would be a repetition
 _CONNECTS_S = 30.0
 _SHAPES: Shapes = {
     "0.weight": (DIM, DIM),
@@ -78,13 +77,14 @@ class ReadyLearner:
     name: str
     seed: int
     permits: int | None = None  # None is without end; at 0 it waits for a line with more
+    ready: int = 4  # updates drawn in advance, taken in turn
     busy_s: float = 0.0
     _ready: list[Terms] = field(default_factory=list)
     _given: int = 0
 
     def draw(self) -> None:
         random = np.random.default_rng(self.seed)
-        for _ in range(_READY):
+        for _ in range(self.ready):
             terms = {
                 name: (_STEP * random.standard_normal(shape)).astype(np.float32)
                 for name, shape in _SHAPES.items()
@@ -100,7 +100,7 @@ class ReadyLearner:
                 self.permits = int(sys.stdin.readline() or 2**31)
             self.permits -= 1
         self._given += 1
-        return Update("sum", 1, self._ready[self._given % _READY]), state
+        return Update("sum", 1, self._ready[self._given % self.ready]), state
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
         return {"zero_shot": 0.5, "federated": 0.5}
@@ -127,7 +127,13 @@ class ReadyLearner:
         )
 
 
-def make_session(
+def state_of(folder: Path, name: str) -> Path:
+    state = folder / name
+    state.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def connect(
     folder: Path,
     bundle: Bundle,
     broker: BrokerAddress,
@@ -135,15 +141,15 @@ def make_session(
     *,
     seed: int,
     permits: int | None = None,
+    ready: int = 4,
     roles: tuple[Role, ...] = ("train", "evaluate"),
-) -> Session:
-    """A connected device whose state lies in `folder`."""
-    state = folder / name
-    state.mkdir(parents=True, exist_ok=True)
+) -> Callable[[Parked], Session]:
+    """A device that is connected; its session begins with its parked file."""
+    state = state_of(folder, name)
     config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
     me = identity.load_or_create(state / "device.key")
     boot = secrets.token_hex(8)
-    learner = ReadyLearner(name, seed, permits)
+    learner = ReadyLearner(name, seed, permits, ready)
     learner.draw()
     link = transport.PahoTransport(
         broker,
@@ -151,7 +157,8 @@ def make_session(
         Topics(FLEET).for_device(name),
         will(config, me, boot),
     )
-    session = Session(
+    link.connect(_CONNECTS_S)
+    return lambda parked: Session(
         config=config,
         boot=boot,
         encoder_id=bundle.manifest.encoder_id,
@@ -159,10 +166,8 @@ def make_session(
         learner=learner,
         identity=me,
         transport=link,
-        parked=open_parked(state / "parked.sqlite"),
+        parked=parked,
     )
-    link.connect(_CONNECTS_S)
-    return session
 
 
 def main() -> None:
@@ -175,7 +180,7 @@ def main() -> None:
     parser.add_argument("--gated", action="store_true", help="wait for permits")
     options = parser.parse_args()
     log.use_json(True)
-    session = make_session(
+    begin = connect(
         options.folder,
         read_bundle(options.bundle),
         BrokerAddress(port=options.port, keepalive_s=60),
@@ -183,6 +188,7 @@ def main() -> None:
         seed=options.seed,
         permits=0 if options.gated else None,
     )
+    session = begin(open_parked(state_of(options.folder, options.name) / "parked.sqlite"))
     try:
         agent.loop(session, once=True)
     finally:
