@@ -129,11 +129,11 @@ class Parked:
             )
             # Where these very bytes were kept before (the coordinator's journal is an old copy of
             # itself), they leave what they left then.
-            self._database.execute(
+            written = self._database.execute(
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
                 (update.run, update.sha256, safetensors.numpy.save(terms)),
             )
-        self._left = update.run, update.sha256, left
+        self._left = (update.run, update.sha256, left) if written.rowcount else None
 
     def update(self, run: str) -> ParkedUpdate | None:
         """The run's update that is not settled."""

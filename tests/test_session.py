@@ -222,12 +222,28 @@ def test_unanswered_it_says_hello_again(scene: Scene) -> None:
     assert len(scene.heard(Hello)) == 1
     scene.work(REPEAT_S - 0.1)
     assert scene.heard(Hello) == []
+    scene.say(state())
     for _ in range(3):
         scene.work(REPEAT_S)
         assert len(scene.heard(Hello)) == 1
     scene.say(manifest())
     scene.work(REPEAT_S)
     assert scene.heard(Hello) == []
+
+
+def test_where_nobody_coordinates_hellos_become_rare_until_somebody_does(scene: Scene) -> None:
+    scene.work()
+    hellos = []
+    for _ in range(2 * 720):  # two hours
+        scene.work(REPEAT_S)
+        hellos.append(len(scene.heard(Hello)))
+    assert sum(hellos[:12]) >= 3  # in the first minute
+    assert 10 <= sum(hellos[720:]) <= 12  # in the second hour
+    scene.say(state())
+    scene.work(0)
+    assert len(scene.heard(Hello)) == 1
+    scene.work(REPEAT_S)
+    assert len(scene.heard(Hello)) == 1
 
 
 def test_an_answer_to_an_earlier_process_is_no_answer(scene: Scene) -> None:
@@ -724,8 +740,11 @@ def test_who_only_trains_never_evaluates(tmp_path: Path) -> None:
 def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene) -> None:
     scene.join(phase="gathering")
     scene.work(1.0)
+    assert scene.learner.evaluated == []  # torch is not loaded for the sake of waiting
+    scene.join(takes_part=False)
+    scene.work(1.0)
     last = manifest(model(1, 1), phase="final", takes_part=None)
-    scene.say(manifest(model(1, 1), round=2, phase="gathering"))
+    scene.say(manifest(model(1, 1), round=2, takes_part=False))
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
@@ -765,7 +784,7 @@ def test_a_run_that_was_done_before_it_came_is_not_its_own(tmp_path: Path) -> No
 def test_time_spent_waiting_is_what_was_not_spent_working(scene: Scene) -> None:
     scene.flow()
     scene.learner.busy_s = 4.0
-    scene.say(manifest(phase="gathering"))
+    scene.say(manifest(takes_part=False))
     scene.flow()
     scene.say_model(model(0))
     scene.work(10.0)
