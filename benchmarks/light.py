@@ -18,7 +18,7 @@ import numpy as np
 
 from fedclip_edge import agent, log
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
-from fedclip_edge.messaging import identity, transport
+from fedclip_edge.messaging import identity, mqtt, transport
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.wire import Shapes
 from fedclip_edge.parked import Parked, open_parked
@@ -151,7 +151,7 @@ def connect(
     boot = secrets.token_hex(8)
     learner = ReadyLearner(name, seed, permits, ready)
     learner.draw()
-    link = transport.PahoTransport(
+    link = mqtt.PahoTransport(
         broker,
         transport.device_client(FLEET, name, boot),
         Topics(FLEET).for_device(name),

@@ -20,8 +20,9 @@ from noise import Noise
 from secured import Secured
 
 from fedclip_edge.config import BrokerAddress
+from fedclip_edge.messaging.mqtt import PahoTransport
 from fedclip_edge.messaging.transfer import chunks, parcel_of
-from fedclip_edge.messaging.transport import Connected, Disconnected, PahoTransport, Received
+from fedclip_edge.messaging.transport import Connected, Disconnected, Received
 
 DEADLINE_S = 20.0
 
