@@ -40,7 +40,7 @@ from fedclip_edge.messaging.transport import Connected, Event, Received, Transpo
 from fedclip_edge.parked import Parked
 from fedclip_edge.records import Contribution, Model, Report
 
-# Between hellos where nobody coordinates: 9 kB an hour. Whoever comes says so to all.
+# Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
 _ALONE_S = 300.0
 _ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
 
