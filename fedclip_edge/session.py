@@ -164,7 +164,7 @@ class Session:
     def _repeat_hello_s(self) -> float:
         """How long to wait for an answer to the last hello."""
         if self._is_alone or self._believed.coordinator is None:
-            return min(REPEAT_S * 2**self._unanswered, _ALONE_S)
+            return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
         return REPEAT_S
 
     def _ask_again(self, now: float) -> None:

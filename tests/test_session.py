@@ -897,21 +897,6 @@ def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
     assert scene.session.finished
 
 
-def test_where_nobody_coordinates_hellos_become_rare(scene: Scene) -> None:
-    end_of_run(scene)
-    scene.work()
-    scene.heard(Hello)
-    for _ in range(600):
-        scene.work(1.0)
-    assert 10 <= len(scene.heard(Hello)) <= 14
-    scene.say(state("k2", 6), TOPICS.coordinator_state)
-    scene.work()
-    assert len(scene.heard(Hello)) == 1, "and who comes is greeted at once"
-
-
-# A coordinator that came back with an old copy of its journal, under a higher epoch.
-
-
 def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
     scene.join(round=2)
     scene.session.take(Connected(), scene.now)
