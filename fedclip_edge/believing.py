@@ -58,17 +58,20 @@ class Believing:
         if direct and manifest.answers != self.boot:
             raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
         floor = self.parked.floor
-        if floor.is_above(manifest.epoch, manifest.run, manifest.round):
-            raise PeerError(
-                f"manifest of round {manifest.round} of epoch {manifest.epoch}, older than round "
-                f"{floor.round} of epoch {floor.epoch}"
-            )
-        self.is_mine = manifest.phase != "done" or (floor.run == manifest.run and not floor.over)
-        over = not self.is_mine
-        self.parked.move_floor(Floor(manifest.epoch, manifest.run, manifest.round, over=over))
+        is_done = manifest.phase == "done"
+        here = Floor(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
+        if floor.is_above(here):
+            raise PeerError(f"manifest from {_spelled(here)}, older than {_spelled(floor)}")
+        self.is_mine = not is_done or (floor.run == manifest.run and not floor.over)
+        self.parked.move_floor(replace(here, over=not self.is_mine))
         self.manifest = manifest
 
     def end(self) -> None:
         """The device is done with the manifest's run."""
         self.is_mine = False
         self.parked.move_floor(replace(self.parked.floor, over=True))
+
+
+def _spelled(floor: Floor) -> str:
+    rounds = "the end" if floor.over else f"{floor.closed} closed rounds"
+    return f"{rounds} of {floor.run or 'no run'} in epoch {floor.epoch}"

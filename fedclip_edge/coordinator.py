@@ -207,7 +207,7 @@ class Coordinator:
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
-        knows_later = hello.run == self.run.id and hello.round > self._rounds.round
+        knows_later = hello.run == self.run.id and hello.closed > self.ledger.model.round
         if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
             self._rise_above(device, hello.epoch)
         if device not in self._boots:

@@ -33,7 +33,7 @@ _SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE floor (
     only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, run TEXT NOT NULL,
-    round INTEGER NOT NULL, over INTEGER NOT NULL
+    closed INTEGER NOT NULL, over INTEGER NOT NULL
 );
 INSERT INTO floor VALUES (1, 0, '', 0, 0);
 CREATE TABLE run (
@@ -58,12 +58,14 @@ class Floor:
 
     epoch: int = 0
     run: str = ""
-    round: int = 0
+    closed: int = 0  # rounds of that run
     over: bool = False  # this device is done with that run, or it was done before it came
 
-    def is_above(self, epoch: int, run: str, round: int) -> bool:
-        """Whether a manifest of these is older: of an earlier epoch, or of the run's earlier round."""
-        return epoch < self.epoch or (run == self.run and (epoch, round) < (self.epoch, self.round))
+    def is_above(self, other: Floor) -> bool:
+        """Whether `other` is older: of an earlier epoch, or from before in the same run."""
+        if other.epoch != self.epoch or other.run != self.run:
+            return other.epoch < self.epoch
+        return (other.closed, other.over) < (self.closed, self.over)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +99,8 @@ class Parked:
 
     @property
     def floor(self) -> Floor:
-        epoch, run, number, over = self._rows("SELECT epoch, run, round, over FROM floor")[0]
-        return Floor(epoch, run, number, bool(over))
+        epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM floor")[0]
+        return Floor(epoch, run, closed, bool(over))
 
     def move_floor(self, floor: Floor) -> None:
         """`floor` is the last manifest's from here on."""
@@ -107,8 +109,8 @@ class Parked:
             is_next_round = (floor.epoch, floor.run) == (known.epoch, known.run)
             with self._writing(synced=not is_next_round):
                 self._database.execute(
-                    "UPDATE floor SET epoch = ?, run = ?, round = ?, over = ?",
-                    (floor.epoch, floor.run, floor.round, floor.over),
+                    "UPDATE floor SET epoch = ?, run = ?, closed = ?, over = ?",
+                    (floor.epoch, floor.run, floor.closed, floor.over),
                 )
 
     def park(self, update: ParkedUpdate, left: Carried) -> None:

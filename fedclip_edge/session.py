@@ -332,7 +332,7 @@ class Session:
                 classes_digest=self.classes_digest,
                 epoch=floor.epoch,
                 run=floor.run,
-                round=floor.round,
+                closed=floor.closed,
             )
         )
         if self._report is not None:  # the coordinator may have been away when it was said

@@ -58,9 +58,12 @@ class Journal:
         self._torn = torn  # commits, and keeps a part of it
         self._fuse = fuse
         self.commits = 0
+        self._killed = False
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        self._fuse.point(on_disk=True)
+        if self._killed or self._fuse.burns_down(on_disk=True):  # it tidies nothing up, either
+            self._killed = True
+            raise Killed
         return self._database.execute(*arguments)
 
     @property
@@ -80,6 +83,7 @@ class Journal:
         if kind is None:
             self.commits += 1
             if self._fuse.burns_down(on_disk=True):
+                self._killed = True
                 self._torn()
                 raise Killed
         if kind is not Killed:  # a killed process rolls nothing back

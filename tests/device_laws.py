@@ -100,7 +100,7 @@ def offers(memory: Memory, payload: bytes, disk: Parked, *, writing: bool) -> No
 def check(laws: Laws, memory: Memory, disk: Parked) -> None:
     """The disk, after a commit or a restart."""
     floor = disk.floor
-    if memory.floor.is_above(floor.epoch, floor.run, floor.round):
+    if memory.floor.is_above(floor):
         raise BrokenLawError("epochs", f"{memory.device} fell from {memory.floor} to {floor}")
     memory.floor = floor
     if floor.over:

@@ -187,7 +187,7 @@ def gives_up_waiting_for_the_answer(
         self._offered = None
 
 
-def believes_any_epoch(self: Floor, epoch: int, run: str, round: int) -> bool:
+def believes_any_epoch(self: Floor, other: Floor) -> bool:
     return False
 
 

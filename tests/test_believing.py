@@ -55,11 +55,14 @@ def test_an_answer_before_any_manifest_is_not_believed(parked: Parked) -> None:
 
 
 def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: Parked) -> None:
-    newest = replace(manifest(), epoch=3, round=2)
+    newest = replace(manifest(), epoch=3, round=2, model_round=1)
     Believing("b1", "", parked).take_manifest(newest, direct=False)
     after = Believing("b2", "", parked)
-    for older in (replace(newest, round=1), replace(newest, epoch=2, round=9)):
-        with pytest.raises(PeerError, match="older than round"):
+    for older in (
+        replace(newest, round=1, model_round=0),
+        replace(newest, epoch=2, round=9, model_round=8),
+    ):
+        with pytest.raises(PeerError, match="older than 1 closed rounds of"):
             after.take_manifest(older, direct=False)
         assert after.manifest is None
     with pytest.raises(PeerError, match="older than 3"):

@@ -175,19 +175,26 @@ def test_the_last_manifest_is_remembered(parked: Parked, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epoch", "run", "round", "older"),
+    ("other", "older"),
     [
-        (7, "run-1", 3, False),
-        (7, "run-1", 4, False),
-        (8, "run-1", 1, False),  # a journal put back to an earlier day
-        (7, "run-2", 1, False),
-        (7, "run-1", 2, True),
-        (6, "run-1", 9, True),
-        (6, "run-2", 9, True),
+        (Floor(7, "run-1", 3), False),
+        (Floor(7, "run-1", 4), False),
+        (Floor(8, "run-1", 1), False),  # a journal put back to an earlier day
+        (Floor(7, "run-2", 1), False),
+        (Floor(7, "run-1", 2), True),
+        (Floor(6, "run-1", 9), True),
+        (Floor(6, "run-2", 9), True),
     ],
 )
-def test_what_is_older_than_the_floor(epoch: int, run: str, round: int, older: bool) -> None:
-    assert Floor(7, "run-1", 3).is_above(epoch, run, round) == older
+def test_what_is_older_than_the_floor(other: Floor, older: bool) -> None:
+    assert Floor(7, "run-1", 3).is_above(other) == older
+
+
+def test_nothing_of_a_run_comes_after_its_end() -> None:
+    end = Floor(7, "run-1", 3, over=True)
+    assert end.is_above(Floor(7, "run-1", 3))
+    assert not end.is_above(end)
+    assert not end.is_above(Floor(8, "run-1", 3)), "a journal put back to before it"
 
 
 # The disk.

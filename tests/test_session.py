@@ -418,8 +418,12 @@ def test_a_manifest_replayed_on_another_topic_is_dropped(scene: Scene) -> None:
 
 
 def test_a_replayed_manifest_of_an_older_round_or_epoch_is_dropped(scene: Scene) -> None:
-    scene.join(round=2, phase="gathering")
-    for older in (manifest(round=1), manifest(round=2, epoch=4), manifest(round=9, epoch=4)):
+    scene.join(round=2, model_round=1, phase="gathering")
+    for older in (
+        manifest(),
+        manifest(round=2, model_round=1, epoch=4),
+        manifest(round=9, epoch=4),
+    ):
         scene.say(older)
         refused_once(scene)
     scene.say(manifest(round=9, epoch=4, run="run-0"))  # of an older run
@@ -897,11 +901,28 @@ def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
     assert scene.session.finished
 
 
+# A coordinator that came back with an old copy of its journal, under a higher epoch.
+
+
 def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
-    scene.join(round=2)
+    scene.join(round=2, model_round=1)
     scene.session.take(Connected(), scene.now)
     said = scene.heard(Hello)[-1]
-    assert (said.epoch, said.run, said.round) == (5, "run-1", 2)
+    assert (said.epoch, said.run, said.closed) == (5, "run-1", 1)
+
+
+def test_an_open_round_that_is_heard_after_the_end_is_dropped(scene: Scene) -> None:
+    """Delayed on its way, or played again: the run would begin anew where nobody coordinates."""
+    scene.join()
+    trained = list(scene.learner.fitted)
+    end_of_run(scene)
+    scene.work()
+    before = scene.session.refused_messages
+    for late in (manifest(), manifest(model(0, 1), phase="final")):
+        scene.say(late)
+        scene.work()
+    assert scene.session.refused_messages == before + 2
+    assert scene.learner.fitted == trained
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -1077,13 +1098,13 @@ def test_when_a_run_is_done_nothing_of_it_stays(scene: Scene) -> None:
 
 
 def test_after_a_kill_it_refuses_an_older_epoch_and_an_older_round(scene: Scene) -> None:
-    scene.join(round=3, epoch=5, phase="gathering")
+    scene.join(round=3, model_round=2, epoch=5, phase="gathering")
     restart(scene)
     (hello,) = [*scene.heard(Hello)]
     assert hello.epoch == 5, "so that a coordinator without its journal can rise above it"
     for older in (
-        manifest(round=2, epoch=5),
-        manifest(round=9, epoch=4),
+        manifest(round=2, model_round=1, epoch=5),
+        manifest(round=9, model_round=8, epoch=4),
         manifest(run="run-2", epoch=4),
     ):
         scene.say(older)

@@ -82,13 +82,15 @@ class Hello:
     classes_digest: str
     epoch: int = 0  # the highest it has heard of; a coordinator that lost its journal rises above
     run: str = ""  # of the last manifest it believed, and
-    round: int = 0  # its round: with an old copy of its journal, a coordinator may be before it
+    closed: int = (
+        0  # its closed rounds: a coordinator may have fewer, in an old copy of its journal
+    )
 
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
         check_domain(self.domain)
         _check_count(self.epoch, "epoch")
-        _check_count(self.round, "round")
+        _check_count(self.closed, "closed")
         if not self.roles:
             raise ValueError("roles: expected train, evaluate or both")
 
