@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import reprlib
 import sys
 import types
 import typing
@@ -263,8 +264,10 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         if value in arguments:
             return value
         choices = tuple(repr(choice) for choice in arguments)
-        raise ConfigError(f"{where}: expected {' or '.join(choices)}, got {value!r}")
+        raise ConfigError(f"{where}: expected {' or '.join(choices)}, got {reprlib.repr(value)}")
     elif origin is tuple and isinstance(value, list):
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ConfigError(f"{where}: expected {len(arguments)} in a row, got {len(value)}")
         return tuple(_convert(item, arguments[0], where, base) for item in value)
     elif origin is Mapping and isinstance(value, dict):
         return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
@@ -273,7 +276,9 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
     elif type(value) is hint:  # not isinstance: true is no number here
         return value
     expected = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: expected {expected}, got {type(value).__name__} {value!r:.80}")
+    # Not repr: a value may be nested almost as deep as its reader could follow.
+    got = f"{type(value).__name__} {reprlib.repr(value)}"
+    raise ConfigError(f"{where}: expected {expected}, got {got}")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_SENTENCE = 500
+
 
 class FedclipError(Exception):
     """Anything this package raises on purpose; never raised itself."""
@@ -81,9 +83,15 @@ class LinkError(FedclipError):
 
 
 class PeerError(FedclipError):
-    """A message broke the protocol: drop it, count it, name the peer; never stop for it."""
+    """A message broke the protocol: drop it, count it, name the peer; never stop for it.
+
+    The sentence stays short however much of the message it was made of.
+    """
 
     exit_code = 21
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence if len(sentence) <= _SENTENCE else sentence[:_SENTENCE] + " ...")
 
 
 def first_line(error: BaseException) -> str:

@@ -232,13 +232,18 @@ class Report:
     wait_s: float
 
     def __post_init__(self) -> None:
+        check_id(self.run, "run")
         check_id(self.device, "device")
         check_domain(self.domain)
+        check_sha256(self.model, "model")
         counts = ("round", "train_pictures", "test_pictures", "encoded", "skipped")
         for name in (*counts, "bytes_up", "bytes_down"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= _COUNT_MAX:
                 raise ValueError(f"{name}: expected 0 to {_COUNT_MAX}, got {value}")
+        for name in ("encode_s", "train_s", "wait_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         # Accuracies are shown beside the report's own fields, so their names must differ.
         taken = {f.name for f in fields(self)}
         for name, share in self.accuracy.items():

@@ -13,9 +13,13 @@ from fedclip_edge.messaging import messages
 from fedclip_edge.messaging.messages import (
     CHUNK_BYTES,
     CoordinatorState,
+    DeviceState,
     Hello,
+    Kept,
     Manifest,
+    Offer,
     Parcel,
+    Refused,
     Want,
 )
 from fedclip_edge.records import Plan
@@ -143,3 +147,38 @@ def test_every_message_has_one_kind_and_is_frozen() -> None:
     for message in messages.KINDS.values():
         assert dataclasses.fields(message)
         assert vars(message)["__dataclass_params__"].frozen
+
+
+HELLO = Hello("b", KEY, ("train",), "photo", "e", "c")
+LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
+    (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "run", "Run 1"),
+    (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "boot", "b" * 129),
+    (DeviceState("b", online=True), "boot", "\n"),
+    (HELLO, "boot", "b" * 129),
+    (HELLO, "boot", "\ud800"),
+    (HELLO, "encoder_id", "e" * 129),
+    (HELLO, "classes_digest", "\x1b[2J"),
+    (HELLO, "roles", ("train", "train")),
+    (manifest(), "attempt", -1),
+    (manifest(), "model_round", 2**53 + 1),
+    (manifest(), "deadline_s", 0.0),
+    (manifest(), "devices", 0),
+    (manifest(), "devices", messages.MAX_DEVICES + 1),
+    (manifest(), "answers", "b" * 129),
+    (Offer("run-1", 1, PARCEL), "run", ""),
+    (Kept("run-1", 1, SHA), "run", "a/b"),
+    (Kept("run-1", 1, SHA), "round", -1),
+    (Kept("run-1", 1, SHA), "sha256", ""),
+    (Refused("no", final=False), "reason", "x" * (messages.MAX_REASON + 1)),
+    (Refused("no", final=False), "sha256", "x"),
+    (Refused("no", final=False), "key", "x"),
+    (Want(SHA, ((0, 1),)), "missing", tuple((2 * n, 2 * n) for n in range(messages.MAX_GAPS + 1))),
+)
+
+
+@pytest.mark.parametrize(("message", "name", "value"), LOOSE)
+def test_no_field_takes_what_nobody_would_say(
+    message: messages.Message, name: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=name):
+        type(message)(**{**vars(message), name: value})

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, Parcel
+from fedclip_edge.messaging import identity, wire
+from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel, Want
 from fedclip_edge.messaging.outbox import packet_size_bytes
 from fedclip_edge.messaging.transfer import Incoming, Slots, chunks, fitted, is_chunk, parcel_of
 
@@ -271,3 +272,20 @@ def test_a_limit_too_small_for_any_manifest_makes_no_parcel_of_too_many_chunks()
         parcel = fitted(Parcel("a" * 64, size), 20)
         assert parcel.chunks <= MAX_CHUNKS
         assert parcel.chunk_bytes >= 1024
+
+
+def test_no_more_gaps_are_told_than_a_message_holds() -> None:
+    data = bytes(4 * MAX_GAPS)
+    parcel = parcel_of(data, 1)
+    incoming = Incoming(parcel)
+    for chunk in itertools.islice(chunks(data, parcel), 1, None, 2):
+        incoming.receive(chunk)
+    want = Want(parcel.sha256, incoming.missing)
+    assert want.missing == tuple((2 * n, 2 * n) for n in range(MAX_GAPS))
+    said = wire.pack_control(want, "cam-01", "up", identity.new())
+    assert len(said) < wire.MAX_CONTROL_BYTES
+    for chunk in chunks(data, parcel, incoming.missing):
+        incoming.receive(chunk)
+    for chunk in chunks(data, parcel, incoming.missing):
+        incoming.receive(chunk)
+    assert incoming.take() == data

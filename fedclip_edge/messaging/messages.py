@@ -21,6 +21,10 @@ CHUNK_BYTES = 120 * 1024
 _MAX_PARCEL_BYTES = 2**32
 MAX_CHUNKS = 2**16
 _MAX_COUNT = 2**53  # exact in every JSON reader
+MAX_DEVICES = 1_000_000  # so many come back within hours, and no wait overflows a clock
+MAX_GAPS = 1024  # a message is at most 64 KiB
+_MAX_TEXT = 128
+MAX_REASON = 1000
 
 Phase = Literal["gathering", "open", "final", "done"]
 
@@ -58,6 +62,8 @@ class CoordinatorState:
     key: str
 
     def __post_init__(self) -> None:
+        _check_text(self.boot, "boot")
+        check_id(self.run, "run")
         check_sha256(self.key, "key")
         _check_count(self.epoch, "epoch")
 
@@ -68,6 +74,9 @@ class DeviceState:
 
     boot: str
     online: bool
+
+    def __post_init__(self) -> None:
+        _check_text(self.boot, "boot")
 
 
 @dataclass(frozen=True)
@@ -82,16 +91,18 @@ class Hello:
     classes_digest: str
     epoch: int = 0  # the highest it has heard of; a coordinator that lost its journal rises above
     run: str = ""  # of the last manifest it believed, and
-    closed: int = (
-        0  # its closed rounds: a coordinator may have fewer, in an old copy of its journal
-    )
+    closed: int = 0  # its closed rounds; a coordinator with an old copy of its journal has fewer
 
     def __post_init__(self) -> None:
+        for name in ("boot", "encoder_id", "classes_digest"):
+            _check_text(getattr(self, name), name)
         check_sha256(self.key, "key")
         check_domain(self.domain)
         _check_count(self.epoch, "epoch")
         _check_count(self.closed, "closed")
-        if not self.roles:
+        if self.run:
+            check_id(self.run, "run")
+        if not self.roles or len(set(self.roles)) != len(self.roles):
             raise ValueError("roles: expected train, evaluate or both")
 
 
@@ -121,8 +132,16 @@ class Manifest:
         check_id(self.run, "run")
         check_sha256(self.key, "key")
         check_sha256(self.cohort, "cohort")
-        _check_count(self.epoch, "epoch")
-        _check_count(self.round, "round")
+        for name in ("epoch", "round", "attempt", "model_round"):
+            _check_count(getattr(self, name), name)
+        for name in ("encoder_id", "classes_digest", "answers"):
+            _check_text(getattr(self, name), name)
+        if not self.deadline_s > 0:
+            raise ValueError(f"deadline_s: expected above 0, got {self.deadline_s}")
+        if self.kept is not None:
+            check_sha256(self.kept, "kept")
+        if not 1 <= self.devices <= MAX_DEVICES:
+            raise ValueError(f"devices: expected 1 to {MAX_DEVICES}, got {self.devices}")
 
 
 @dataclass(frozen=True)
@@ -134,12 +153,13 @@ class Offer:
     parcel: Parcel
 
     def __post_init__(self) -> None:
+        check_id(self.run, "run")
         _check_count(self.round, "round")
 
 
 @dataclass(frozen=True)
 class Want:
-    """Send me these chunks: first and last index of each gap."""
+    """Send me these chunks: first and last index of each gap; the first 1,024 gaps at most."""
 
     sha256: str
     missing: tuple[tuple[int, int], ...]
@@ -148,6 +168,8 @@ class Want:
         check_sha256(self.sha256, "sha256")
         if not self.missing or any(not 0 <= first <= last for first, last in self.missing):
             raise ValueError("missing: expected pairs of first and last chunk")
+        if len(self.missing) > MAX_GAPS:
+            raise ValueError(f"missing: at most {MAX_GAPS} gaps, got {len(self.missing)}")
         # Each chunk at most once, or a small message would cost its receiver many large ones.
         if any(after <= last for (_, last), (after, _) in pairwise(self.missing)):
             raise ValueError("missing: expected gaps in order and apart")
@@ -160,6 +182,11 @@ class Kept:
     run: str
     round: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        check_id(self.run, "run")
+        _check_count(self.round, "round")
+        check_sha256(self.sha256, "sha256")
 
 
 @dataclass(frozen=True)
@@ -176,6 +203,16 @@ class Refused:
 
     def __post_init__(self) -> None:
         _check_count(self.closed, "closed")
+        if len(self.reason) > MAX_REASON:
+            raise ValueError(f"reason: at most {MAX_REASON} characters, got {len(self.reason)}")
+        for name in ("sha256", "key"):
+            if getattr(self, name):
+                check_sha256(getattr(self, name), name)
+
+
+def _check_text(value: str, what: str) -> None:
+    if len(value) > _MAX_TEXT or not value.isprintable():
+        raise ValueError(f"{what}: expected at most {_MAX_TEXT} printable characters")
 
 
 def _check_count(value: int, what: str) -> None:

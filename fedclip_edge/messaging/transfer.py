@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, Parcel
+from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel
 
 _HEADER = struct.Struct("<2sBB8sIII")
 _MAGIC = b"\xfc\x1e"
@@ -110,13 +110,15 @@ class Incoming:
 
     @property
     def missing(self) -> Ranges:
-        """The gaps, as first and last index; empty when everything is here."""
+        """The first gaps, as first and last index; empty when everything is here."""
         gaps: list[tuple[int, int]] = []
         for index in range(self.parcel.chunks):
             if index in self._parts:
                 continue
             if gaps and gaps[-1][1] == index - 1:
                 gaps[-1] = (gaps[-1][0], index)
+            elif len(gaps) == MAX_GAPS:
+                break  # the others are asked for the next time
             else:
                 gaps.append((index, index))
         return tuple(gaps)
