@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.ledger import Ledger
 from fedclip_edge.messaging import rounds, transfer, wire
 from fedclip_edge.messaging.identity import Identity
-from fedclip_edge.messaging.messages import CoordinatorState, Manifest, Message, Parcel
+from fedclip_edge.messaging.messages import MAX_DEVICES, CoordinatorState, Manifest, Message, Parcel
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Transport, Will
 
 NAME = "coordinator"
+WANT_S = 0.5  # the same model is sent to a device no sooner again
 
 
 def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
@@ -31,6 +33,7 @@ class Announcer:
     transport: Transport
     boot: str
     epoch: int
+    _sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # device -> version, when
     _broadcast: str = ""  # version of the model last sent to everybody
 
     @property
@@ -66,8 +69,15 @@ class Announcer:
             self._broadcast = self.ledger.version
             self._send_model(self.topics.model, None)
 
-    def send_model(self, device: str, missing: transfer.Ranges) -> None:
-        """The chunks that one device asked for."""
+    def send_model(self, device: str, missing: transfer.Ranges, now: float) -> None:
+        """The chunks that one device asked for, unless it had some of this model just now.
+
+        A small message costs a whole model; who needs it asks again, and later than that.
+        """
+        version, sent_at = self._sent.get(device, ("", -math.inf))
+        if version == self.ledger.version and now - sent_at < WANT_S:
+            return
+        self._sent[device] = (self.ledger.version, now)
         self._send_model(self.topics.down(device), missing)
 
     def say_down(self, device: str, message: Message) -> None:
@@ -104,7 +114,7 @@ class Announcer:
             classes_digest=run.classes_digest,
             cohort=state.threshold,
             deadline_s=self.config.rules.deadline_s,
-            devices=devices,
+            devices=min(devices, MAX_DEVICES),
         )
 
     def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:

@@ -17,6 +17,8 @@ from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.messages import CoordinatorState, Manifest
 from fedclip_edge.parked import Floor, Parked
 
+_RUNS_PINNED = 64
+
 
 @dataclass(eq=False)
 class Believing:
@@ -38,7 +40,10 @@ class Believing:
         if isinstance(message, CoordinatorState | Manifest):
             key = self.coordinator_key or self._pins.get(message.run, message.key)
             signed.check(key)
-            self._pins[message.run] = key
+            self._pins.setdefault(message.run, key)
+            if len(self._pins) > _RUNS_PINNED:  # the oldest but the one it is in
+                current = "" if self.manifest is None else self.manifest.run
+                del self._pins[next(run for run in self._pins if run != current)]
         elif self.manifest is not None:
             signed.check(self._pins[self.manifest.run])
         else:

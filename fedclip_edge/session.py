@@ -20,7 +20,7 @@ from fedclip_edge import log
 from fedclip_edge.believing import Believing
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.contributing import REPEAT_S, Contributing
-from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.errors import ConfigError, PeerError, RefusedError
 from fedclip_edge.learner import Learner
 from fedclip_edge.messaging import rounds, transfer, wire
 from fedclip_edge.messaging.download import Download
@@ -35,10 +35,10 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.topics import CHUNK, Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
 from fedclip_edge.parked import Parked
-from fedclip_edge.records import Contribution, Model, Report
+from fedclip_edge.records import Contribution, Model, Plan, Report
 
 # Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
 _ALONE_S = 300.0
@@ -78,6 +78,7 @@ class Session:
     _download: Download = field(default_factory=Download)
     _model: Model | None = None
     _version: str = ""  # of the model held
+    _shapes: tuple[Plan | None, wire.Shapes] = (None, {})  # of the plan last asked for
     _mine: Contributing = field(init=False)
     _report: Report | None = None
     _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
@@ -175,9 +176,11 @@ class Session:
 
     def _take_message(self, topic: str, payload: bytes, now: float) -> None:
         if transfer.is_chunk(payload):
+            self.topics.check_kind(topic, CHUNK)
             self._download.receive(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
+        self.topics.check_kind(topic, signed.kind)
         self._believed.check(signed)
         message = signed.message
         if isinstance(message, CoordinatorState):
@@ -196,8 +199,6 @@ class Session:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
             self._mine.settle(message)
-        else:
-            raise PeerError(f"a coordinator does not say {type(message).__name__}")
 
     def _take_coordinator(self, state: CoordinatorState, now: float, *, direct: bool) -> None:
         known = self._believed.coordinator
@@ -210,6 +211,7 @@ class Session:
 
     def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         known = self._believed.manifest
+        self._check_size(manifest)
         self._believed.take_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:  # what was said of another ends with it
             self._report, self._reported = None, ("", False)
@@ -233,9 +235,28 @@ class Session:
         if manifest.phase == "done" and ("evaluate" not in self.config.roles or self._reported[1]):
             self._finish()
 
+    def _check_size(self, manifest: Manifest) -> None:
+        """Raises PeerError for a model larger than the plan's can be, before a chunk is taken."""
+        try:
+            shapes = self._shapes_of(manifest.plan)
+        except ConfigError:
+            return  # `act` raises it, and takes none
+        limit = wire.body_limit_bytes(shapes, manifest.plan.codec_down)
+        size_bytes = manifest.model.size_bytes
+        if size_bytes > limit:
+            raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
+
+    def _shapes_of(self, plan: Plan) -> wire.Shapes:
+        known, shapes = self._shapes
+        if known != plan:
+            shapes = self.learner.shapes(plan)
+            self._shapes = (plan, shapes)
+        return shapes
+
     def _have_model(self, manifest: Manifest, now: float) -> bool:
         if self._version == manifest.model.sha256:
             return True
+        shapes = self._shapes_of(manifest.plan)
         self._download.expect(manifest.model, now)
         if not self._download.complete:
             want = self._download.due(now)
@@ -243,7 +264,7 @@ class Session:
                 self._say_up(want)
             return False
         try:
-            body, shapes = self._download.take(), self.learner.shapes(manifest.plan)
+            body = self._download.take()
             self._model = wire.unpack_model(body, manifest.plan.codec_down, shapes)
         except PeerError as error:
             self.refused_messages += 1

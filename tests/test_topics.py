@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.topics import Topics, access_list, matches
+from fedclip_edge.messaging.messages import KINDS
+from fedclip_edge.messaging.topics import CHUNK, Topics, access_list, matches
 
 LEVEL = st.text("abz09-", min_size=1, max_size=12).map(lambda t: f"a{t}9")
 NAMES = ["cam-01", "cam-02"]
@@ -139,3 +140,25 @@ def test_who_was_revoked_is_denied_everything_and_nobody_else_is() -> None:
     assert access_list(["cam-01", "cam-02"]) == access_list() + (
         "\nuser cam-01\ntopic deny #\n\nuser cam-02\ntopic deny #\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("topic", "kinds"),
+    [
+        (LAB.coordinator_state, {"coordinator"}),
+        (LAB.round, {"manifest"}),
+        (LAB.model, {CHUNK}),
+        (LAB.state("cam-01"), {"device"}),
+        (LAB.up("cam-01"), {"hello", "offer", "want", "report", CHUNK}),
+        (LAB.down("cam-01"), {"coordinator", "manifest", "want", "kept", "refused", CHUNK}),
+        (Topics("other").round, set()),
+        ("up", set()),
+    ],
+)
+def test_each_topic_carries_its_own_kinds(topic: str, kinds: set[str]) -> None:
+    for kind in (*KINDS, CHUNK):
+        if kind in kinds:
+            LAB.check_kind(topic, kind)
+        else:
+            with pytest.raises(PeerError, match=f"a {kind} is not said on topic"):
+                LAB.check_kind(topic, kind)

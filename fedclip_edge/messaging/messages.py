@@ -138,7 +138,7 @@ class Manifest:
             _check_text(getattr(self, name), name)
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s: expected above 0, got {self.deadline_s}")
-        if self.kept is not None:
+        if self.kept:
             check_sha256(self.kept, "kept")
         if not 1 <= self.devices <= MAX_DEVICES:
             raise ValueError(f"devices: expected 1 to {MAX_DEVICES}, got {self.devices}")

@@ -1,11 +1,13 @@
 """Every MQTT topic, spelled once: built, parsed, and turned into the broker's access list.
 
-    fedclip/v1/FLEET/coord/state        retained, will   coordinator -> all   CoordinatorState
-    fedclip/v1/FLEET/round              retained         coordinator -> all   Manifest
-    fedclip/v1/FLEET/model                               coordinator -> all   chunks of a new model
-    fedclip/v1/FLEET/dev/DEVICE/state   retained, will   device -> all        DeviceState
+    fedclip/v1/FLEET/coord/state        retained, will   coordinator -> all
+    fedclip/v1/FLEET/round              retained         coordinator -> all
+    fedclip/v1/FLEET/model                               coordinator -> all
+    fedclip/v1/FLEET/dev/DEVICE/state   retained, will   device -> coordinator
     fedclip/v1/FLEET/dev/DEVICE/up                       device -> coordinator
     fedclip/v1/FLEET/dev/DEVICE/down                     coordinator -> device
+
+What is said where stands in `_SAID`; said anywhere else, it is refused.
 
 Bulk is never retained: some brokers keep no retained message above 64 KB, or keep it on one node
 only. Who misses chunks asks for them. At most six levels, no leading slash (AWS IoT allows
@@ -15,13 +17,22 @@ seven slashes).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.records import check_id
 
 _PREFIX = "fedclip/v1"
+CHUNK = "chunk"  # beside the kinds of control messages (messages.py)
+_SAID: Mapping[str, tuple[str, ...]] = {
+    "coord/state": ("coordinator",),
+    "round": ("manifest",),
+    "model": (CHUNK,),
+    "state": ("device",),
+    "up": ("hello", "offer", "want", "report", CHUNK),
+    "down": ("coordinator", "manifest", "want", "kept", "refused", CHUNK),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,15 @@ class Topics:
             except ValueError as error:
                 raise PeerError(f"topic {topic!r}: {error}") from None
         raise PeerError(f"topic {topic!r} is no device's state or up topic")
+
+    def check_kind(self, topic: str, kind: str) -> None:
+        """Raises PeerError unless `kind`, or a CHUNK, is said on this topic of the fleet."""
+        ours = f"{_PREFIX}/{self.fleet}/"
+        name = topic.removeprefix(ours) if topic.startswith(ours) else ""
+        if name.startswith("dev/"):
+            name = name.split("/", 2)[-1]
+        if kind not in _SAID.get(name, ()):
+            raise PeerError(f"a {kind} is not said on topic {topic!r}")
 
     def for_coordinator(self) -> tuple[str, ...]:
         """What the coordinator subscribes to."""

@@ -25,6 +25,7 @@ import binascii
 import dataclasses
 import json
 import math
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,10 +61,14 @@ class Signed:
     _signed: bytes
     _signature: bytes
 
+    @property
+    def kind(self) -> str:
+        return _KIND_OF[type(self.message)]
+
     def check(self, key: str) -> None:
         """Raises PeerError unless `key` (hex) signed it."""
         if not verifies(key, self._signed, self._signature):
-            raise PeerError(f"{self.sender}: {_KIND_OF[type(self.message)]} has a wrong signature")
+            raise PeerError(f"{self.sender[:64]}: {self.kind} has a wrong signature")
 
 
 def pack_control(message: Message, sender: str, topic: str, identity: Identity) -> bytes:
@@ -88,7 +93,7 @@ def unpack_control(topic: str, payload: bytes) -> Signed:
         raise PeerError("control message: expected the keys kind, from, body")
     kind, body = fields["kind"], fields["body"]
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(body, dict):
-        raise PeerError(f"control message of unknown kind {str(kind)[:40]!r}")
+        raise PeerError(f"control message of unknown kind {reprlib.repr(kind)}")
     try:
         message: Message = read_table(KINDS[kind], body, f"{kind} message")
         raw = base64.b64decode(signature, validate=True)
@@ -164,7 +169,8 @@ def _unpack(
     if len(metadata) > 1:
         raise PeerError(f"{kind}: 'fedclip' is not the only metadata key")
     head = _read_json(metadata["fedclip"], f"{kind} metadata")
-    if head.pop("schema", None) != _SCHEMA or head.pop("kind", None) != kind:
+    schema = head.pop("schema", None)
+    if type(schema) is not int or schema != _SCHEMA or head.pop("kind", None) != kind:
         raise PeerError(f"{kind}: not a {kind} of schema {_SCHEMA}")
     if set(head) != names:
         raise PeerError(f"{kind}: expected the fields {sorted(names)}, got {sorted(head)}")
@@ -174,7 +180,7 @@ def _unpack(
     }
     expected = codecs.layout(codec, shapes)
     if declared != expected:
-        raise PeerError(f"{kind}: expected the terms {expected}, got {str(declared)[:400]}")
+        raise PeerError(f"{kind}: expected the terms {expected}, got {reprlib.repr(declared)}")
     try:
         tensors = safetensors.numpy.load(body)
     except SafetensorError as error:
