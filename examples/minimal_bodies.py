@@ -1,0 +1,137 @@
+"""Bodies and chunks of protocol v1, for minimal_agent.py; docs/protocol.md is all it was made from.
+
+A body is a safetensors file of what the codec makes of the terms, shuffled, then compressed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import zstandard
+
+Json = dict[str, Any]
+Shapes = dict[str, list[int]]
+Terms = dict[str, list[float]]
+CHUNK_BYTES, BLOCK, STEPS = 120 * 1024, 256, 55
+CHUNK = struct.Struct("<2sBB8sIII")
+CODECS = {"fp32": (4, "F32", "f"), "fp16": (2, "F16", "e"), "int8": (1, "I8", "b")}
+
+
+def f32(values: list[float]) -> list[float]:
+    return list(struct.unpack(f"<{len(values)}f", struct.pack(f"<{len(values)}f", *values)))
+
+
+def scales(values: list[float]) -> list[int]:
+    """By block, 1/55 of the largest value as a bfloat16, rounded up."""
+    blocks = [values[i : i + BLOCK] for i in range(0, len(values), BLOCK)]
+    tops = f32([max(map(abs, block)) / STEPS for block in blocks])
+    bits = struct.unpack(f"<{len(tops)}I", struct.pack(f"<{len(tops)}f", *tops))
+    return [(n + 0xFFFF) >> 16 for n in bits]
+
+
+def scale_of(half: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", half << 16))[0])
+
+
+def pack(head: Json, shapes: Shapes, terms: Terms, codec: str) -> bytes:
+    item, dtype, letter = CODECS[codec]
+    tensors: list[tuple[str, str, list[int], bytes]] = []
+    for name, values in terms.items():
+        numbers: list[Any] = values
+        if codec == "fp16":
+            numbers = [min(max(v, -65504.0), 65504.0) for v in values]
+        elif codec == "int8":
+            halves = scales(values)
+            each = [scale_of(half) or 1.0 for half in halves]
+            numbers = [round(v / each[i // BLOCK]) for i, v in enumerate(values)]
+            data = struct.pack(f"<{len(halves)}H", *halves)
+            tensors.insert(0, (f"{name}:scale", "U16", [len(halves)], data))
+        data = struct.pack(f"<{len(numbers)}{letter}", *numbers)
+        tensors.append((name, dtype, shapes[name], data))
+    header: Json = {"__metadata__": {"fedclip": json.dumps(head)}}
+    at = 0
+    for name, dtype, shape, data in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    body = struct.pack("<Q", len(text)) + text + b"".join(data for *_, data in tensors)
+    whole = len(body) - len(body) % item
+    planes = b"".join(body[i:whole:item] for i in range(item))
+    return zstandard.ZstdCompressor().compress(planes + body[whole:])
+
+
+def unpack(data: bytes, shapes: Shapes, codec: str) -> Terms:
+    item, _, letter = CODECS[codec]
+    limit = 8 + 64 * 1024 + 4 * sum(math.prod(shape) for shape in shapes.values())
+    if not 0 < zstandard.frame_content_size(data) <= limit:
+        raise ValueError("a body larger than its terms can be")
+    shuffled = zstandard.ZstdDecompressor().decompress(data)
+    whole, body = len(shuffled) - len(shuffled) % item, bytearray(shuffled)
+    for i in range(item):
+        body[i:whole:item] = shuffled[i * whole // item : (i + 1) * whole // item]
+    (size,) = struct.unpack_from("<Q", body)
+    header = read_json(bytes(body[8 : 8 + size]))
+    terms = {}
+    for name, shape in shapes.items():
+        if header[name]["shape"] != shape:
+            raise ValueError(f"{name} has another shape")
+        at, count = 8 + size + header[name]["data_offsets"][0], math.prod(shape)
+        values = list(struct.unpack_from(f"<{count}{letter}", body, at))
+        if codec == "int8":
+            at = 8 + size + header[f"{name}:scale"]["data_offsets"][0]
+            halves = struct.unpack_from(f"<{-(-count // BLOCK)}H", body, at)
+            values = [v * scale_of(halves[i // BLOCK]) for i, v in enumerate(values)]
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{name} holds NaN or infinity")
+        terms[name] = values
+    return terms
+
+
+def read_json(text: bytes) -> Json:
+    def fields(pairs: list[tuple[str, Any]]) -> Json:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    value = json.loads(text.decode(), object_pairs_hook=fields, parse_constant=float)
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
+
+
+def parcel_of(data: bytes) -> Json:
+    digest = hashlib.sha256(data).hexdigest()
+    return {"sha256": digest, "size_bytes": len(data), "chunk_bytes": CHUNK_BYTES}
+
+
+def count_of(parcel: Json) -> int:
+    return -(-int(parcel["size_bytes"]) // int(parcel["chunk_bytes"]))
+
+
+def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
+    """Those of the ranges that there are."""
+    digest, count = hashlib.sha256(data).digest()[:8], count_of(parcel_of(data))
+    for first, last in missing:
+        for i in range(first, min(last, count - 1) + 1):
+            part = data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]
+            yield CHUNK.pack(b"\xfc\x1e", 1, 0, digest, i, count, zlib.crc32(part)) + part
+
+
+def read_chunk(payload: bytes, parcel: Json) -> tuple[int, bytes] | None:
+    """Index and part; None for a chunk of another parcel."""
+    _, version, zero, digest, index, count, crc = CHUNK.unpack_from(payload)
+    part, size, each = payload[CHUNK.size :], parcel["size_bytes"], parcel["chunk_bytes"]
+    if digest != bytes.fromhex(parcel["sha256"])[:8]:
+        return None
+    if (version, zero, count) != (1, 0, count_of(parcel)) or index >= count:
+        raise ValueError("a chunk that contradicts its parcel")
+    if len(part) != min(each, size - index * each) or zlib.crc32(part) != crc:
+        raise ValueError("a damaged chunk")
+    return index, part
