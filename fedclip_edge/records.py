@@ -171,6 +171,8 @@ class Model:
     terms: Terms
 
     def __post_init__(self) -> None:
+        if not 0 <= self.round <= _COUNT_MAX:
+            raise ValueError(f"model round: expected 0 to {_COUNT_MAX}, got {self.round}")
         for name, term in self.terms.items():
             _check_array(term, f"model term {name}", np.float32, term.ndim)
 

@@ -296,3 +296,9 @@ def test_a_report_is_checked_at_the_door(changes: dict[str, Any]) -> None:
     assert report().accuracy["federated"] == 1.0
     with pytest.raises(ValueError, match=next(iter(changes))):
         report(**changes)
+
+
+@pytest.mark.parametrize("round", [-1, 2**63, 10**3999])
+def test_a_model_of_no_round_that_can_be_is_refused(round: int) -> None:
+    with pytest.raises(ValueError, match="model round"):
+        Model("fedclip", round, {})
