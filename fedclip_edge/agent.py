@@ -52,6 +52,7 @@ from fedclip_edge.vision.standby import StandbyEncoder
 
 _FIRST_CONNECTION_S = 10.0  # later ones are tried for ever
 _TICK_S = 0.2
+_EVENTS_AT_ONCE = 256
 
 
 def training_seed(seed: int, round: int, device: str) -> int:
@@ -318,13 +319,18 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
-    """Takes every event that is there before each piece of work: news may make work needless."""
+    """Takes the events that are there before each piece of work: news may make work needless.
+
+    But no more than some: where messages never end, work goes on all the same.
+    """
     worked = False
     while True:
         event = session.transport.next_event(0 if worked else _TICK_S)
+        taken = 0
         while event is not None:
             session.take(event, time.monotonic())
-            event = session.transport.next_event(0)
+            taken += 1
+            event = session.transport.next_event(0) if taken < _EVENTS_AT_ONCE else None
         worked = session.act(time.monotonic())
         if expiry is not None:
             expiry.look(time.monotonic())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
 
-from fedclip_edge.agent import LocalLearner, Prepared, training_seed
+from fedclip_edge.agent import LocalLearner, Prepared, loop, training_seed
 from fedclip_edge.config import AgentConfig, DataConfig, RunRules
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.methods import fedclip, zeroshot
-from fedclip_edge.messaging.transport import Traffic
+from fedclip_edge.messaging.transport import Received, Traffic
 from fedclip_edge.records import Features, Model, Plan, Report, Role
+from fedclip_edge.session import Session
 from fedclip_edge.vision.datasets import Picture
 
 D = 16
@@ -324,3 +326,29 @@ def test_without_test_pictures_there_is_nothing_to_say(tmp_path: Path) -> None:
     data = Prepared(prepared().train, empty, empty, (), 0, 0, 0.0)
     with pytest.raises(ValueError, match="no test pictures"):
         learner(tmp_path, data).evaluate(initial(), PLAN, final=False)
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
+    class Endless:
+        def next_event(self, timeout_s: float) -> Received:
+            return Received("x", b"")
+
+    class Worker:
+        transport = Endless()
+        finished = False
+        refused_messages = taken = 0
+
+        def take(self, event: Received, now: float) -> None:
+            self.taken += 1
+            assert self.taken < 10_000
+
+        def act(self, now: float) -> bool:
+            self.finished = True
+            return True
+
+    worker = Worker()
+    loop(cast("Session", worker), once=True)
+    assert worker.taken > 1
