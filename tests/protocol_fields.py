@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge import contributing, coordinator
+from fedclip_edge import announcing, contributing, coordinator
 from fedclip_edge.messaging import (
     codec,
     download,
@@ -228,7 +228,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     "REPAIR_S": (download.REPAIR_S, "a device asks for missing chunks after so long without one"),
     "REPAIR_MAX_S": (download._REPAIR_MAX_S, "and, each time twice as patient, at most so long"),
     "REPAIR_CHUNKS": (download._REPAIR_CHUNKS, "so many at a time after the first time"),
-    "WANT_S": (coordinator._WANT_S, "the same model is sent to a device no sooner again"),
+    "WANT_S": (announcing.WANT_S, "the same model is sent to a device no sooner again"),
     "UPLOAD_REPAIR_S": (uploads.REPAIR_S, "the coordinator asks an uploader again after so long"),
     "LEASE_S": (uploads.LEASE_S, "and takes its slot away after so long without a chunk"),
     "REMIND_S": (rounds.REMIND_S, "a silent device is told again what is open; then at twice that"),

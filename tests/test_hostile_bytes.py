@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet
 from test_coordinator import PLAN, RULES, device, final, undisturbed
 
-from fedclip_edge.errors import RefusedError
-from fedclip_edge.messaging import identity, transfer, wire
-from fedclip_edge.messaging.memory import MemoryBroker
+from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.messaging import codec, identity, transfer, wire
+from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.registry import Device, Registry
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Received
@@ -73,7 +73,7 @@ class Target:
         )
 
     def as_coordinator(self) -> Aim:
-        aim = hostile.as_sender(self.aim(), "coordinator", self.fleet.coordinator.identity)
+        aim = hostile.as_sender(self.aim(), "coordinator", self.fleet.coordinator.voice.identity)
         return replace(aim, boot=self.session.boot, device="cam-0")
 
     def to_coordinator(self, topic: str, payload: bytes) -> int:
@@ -154,7 +154,7 @@ def everywhere(aim: Aim, topics: tuple[str, ...]) -> Corpus:
         for kind in aim.messages():
             try:
                 TOPICS.check_kind(topic, kind)
-            except wire.PeerError:
+            except PeerError:
                 said[f"a {kind} on {topic}"] = (topic, aim.sign(aim.line(kind), topic))
     return said
 
@@ -205,8 +205,8 @@ def for_device(target: Target) -> Corpus:
     for kind, topic in topics.items():
         said[f"a forged {kind}"] = (topic, forged.sign(forged.line(kind), topic))
     for sender in ("cam-1", "Coordinator", ""):
-        other = hostile.as_sender(aim, sender, aim.identity)
-        said[f"a manifest of {sender!r}"] = (down, other.sign(other.line("manifest"), down))
+        liar = hostile.as_sender(aim, sender, aim.identity)
+        said[f"a manifest of {sender!r}"] = (down, liar.sign(liar.line("manifest"), down))
     return said
 
 
@@ -314,11 +314,13 @@ def test_a_flood_of_wants_does_not_fill_the_outbox(tmp_path: Path) -> None:
     join(target)
     aim, broker = target.aim(), target.fleet.broker
     sent: list[str] = []
-    deliver = broker.deliver
-    broker.deliver = lambda topic, payload, *, retain: (  # type: ignore[method-assign]
-        sent.append(topic),
-        deliver(topic, payload, retain=retain),
-    )[1]
+    publish = broker.accept
+
+    def listen(client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+        sent.append(topic)
+        publish(client, topic, payload, retain=retain)
+
+    broker.accept = listen  # type: ignore[method-assign]
     line = aim.line("want", sha256=aim.model.sha256, missing=[[0, 2**40]])
     for _ in range(200):
         target.to_coordinator(UP, aim.sign(line, UP))
@@ -347,8 +349,8 @@ def test_runs_without_end_are_not_remembered(target: Target) -> None:
     for number in range(200):
         line = lead.line("coordinator", run=f"run-{number}", online=False)
         target.to_device(TOPICS.coordinator_state, lead.sign(line, TOPICS.coordinator_state))
-    assert len(target.session._pins) <= 64
-    assert target.fleet.coordinator.run.id in target.session._pins
+    assert len(target.session._believed._pins) <= 64
+    assert target.fleet.coordinator.run.id in target.session._believed._pins
     line = lead.line("coordinator")
     target.to_device(TOPICS.coordinator_state, lead.sign(line, TOPICS.coordinator_state))
 
@@ -410,10 +412,10 @@ def test_no_mutation_stops_a_device(target: Target, data: st.DataObject) -> None
 def test_no_mutation_of_a_body_stops_either(target: Target, data: st.DataObject) -> None:
     aim, right = target.aim(), target.fleet.coordinator.ledger.stored.body
     bodies = [hostile.contribution(aim, round=aim.round + 1), right]
-    plain = [hostile.codec.decode(PLAN.codec_up, bodies[0], 2**20)]
+    plain = [codec.decode(PLAN.codec_up, bodies[0], 2**20)]
     changed = mutated(data, [*bodies, *plain][data.draw(st.integers(0, 2))], bodies)
     if changed[:4] != b"\x28\xb5\x2f\xfd":
-        changed = hostile.codec.encode(PLAN.codec_up, changed)
+        changed = codec.encode(PLAN.codec_up, changed)
     assert target.upload(changed) <= 1
     if changed != right:
         assert target.publish(changed) == 1

@@ -32,7 +32,7 @@ def test_it_is_made_of_nothing_of_ours() -> None:
                 assert (node.module or "").split(".")[0] in ALLOWED
 
 
-def start(site: Site, name: str) -> subprocess.Popen[bytes]:
+def start(site: Site, name: str, **more: str) -> subprocess.Popen[bytes]:
     settings = {
         "host": "127.0.0.1",
         "port": site.broker.port,
@@ -42,6 +42,7 @@ def start(site: Site, name: str) -> subprocess.Popen[bytes]:
         "encoder_id": site.bundle.manifest.encoder_id,
         "classes_digest": site.bundle.classes.digest,
         "state": str(site.folder / f"{name}.json"),
+        **more,
     }
     path = site.folder / f"{name}.agent.json"
     path.write_text(json.dumps(settings))
