@@ -9,6 +9,7 @@ tried is what stands behind the signature as well.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -194,7 +195,7 @@ def wrong_lines(aim: Aim, kind: str) -> Said:
             lines[f"{name} below zero"] = aim.line(kind, **{name: -1})
         elif isinstance(number, str):
             lines[f"{name} of 50,000 letters"] = aim.line(kind, **{name: "a" * 50_000})
-    for depth in range(100, 1000, 60):  # a parser stops somewhere; so may whoever shows the value
+    for depth in range(100, 1000, 220):  # a parser stops somewhere; so may whoever shows the value
         lines[f"a value {depth} deep"] = put(b"[" * depth + b"]" * depth)
         lines[f"an object {depth} deep"] = put(b'{"a":' * depth + b"1" + b"}" * depth)
     return {f"{kind}: {name}": line for name, line in lines.items()}
@@ -336,20 +337,24 @@ def wrong_chunks(parcel: Parcel, data: bytes) -> Said:
     }
 
 
+@functools.cache
+def _bomb() -> bytes:
+    return zstandard.ZstdCompressor().compress(bytes(2**28))
+
+
 def wrong_frames(body: bytes, name: str) -> Said:
     """What the decompressor is to choke on; `body` is a right one, `name` its codec."""
     plain = codec.decode(name, body, 2**26)
     shuffled = zstandard.ZstdDecompressor().decompress(body)
-    bomb = bytearray(zstandard.ZstdCompressor().compress(bytes(2**28)))
-    declares_little = bytes(bomb)
+    bomb = _bomb()
     at = 6  # behind magic, descriptor and window: the content size, of 4 bytes
-    assert struct.unpack_from("<I", declares_little, at) == (2**28,)
-    declares_little = bytes(bomb[:at]) + struct.pack("<I", len(plain)) + bytes(bomb[at + 4 :])
+    assert struct.unpack_from("<I", bomb, at) == (2**28,)
+    declares_little = bomb[:at] + struct.pack("<I", len(plain)) + bomb[at + 4 :]
     streamed = zstandard.ZstdCompressor(write_content_size=False).compress(shuffled)
     return {
         "a body of no frame": shuffled[: len(body)],
         "a body of nothing but a frame's magic": b"\x28\xb5\x2f\xfd",
-        "a bomb of 256 MiB": bytes(bomb),
+        "a bomb of 256 MiB": bomb,
         "a bomb that declares as much as is right": declares_little,
         "a frame that declares 2**62": b"\x28\xb5\x2f\xfd\xe0"
         + struct.pack("<Q", 2**62)

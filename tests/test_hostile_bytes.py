@@ -15,7 +15,7 @@ import tempfile
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import hostile_bytes as hostile
@@ -46,11 +46,11 @@ ALL_TOPICS = (
 TIMES, PLUS_BYTES = 40, 256 * 1024
 
 
-@dataclass(frozen=True, eq=False, repr=False)  # Hypothesis would show it
 class Target:
     """A fleet of two honest devices and a hostile one, whose first round is open."""
 
-    fleet: Fleet
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
 
     @property
     def session(self) -> Session:
@@ -134,6 +134,14 @@ def join(target: Target) -> None:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     made = make(tmp_path_factory.mktemp("hostile"))
+    join(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def other_target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """For bodies: one that no mutated message has made say hello, or wait for another epoch."""
+    made = make(tmp_path_factory.mktemp("bodies"))
     join(made)
     return made
 
@@ -409,7 +417,8 @@ def test_no_mutation_stops_a_device(target: Target, data: st.DataObject) -> None
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_no_mutation_of_a_body_stops_either(target: Target, data: st.DataObject) -> None:
+def test_no_mutation_of_a_body_stops_either(other_target: Target, data: st.DataObject) -> None:
+    target = other_target
     aim, right = target.aim(), target.fleet.coordinator.ledger.stored.body
     bodies = [hostile.contribution(aim, round=aim.round + 1), right]
     plain = [codec.decode(PLAN.codec_up, bodies[0], 2**20)]
@@ -504,14 +513,13 @@ def test_a_run_under_fire_ends_with_the_same_model(tmp_path: Path) -> None:
     bodies = [*hostile.wrong_contributions(target.aim())]
     step = 0
     while not fleet.coordinator.finished:
-        for topic, payload in fire[step % 7 :: 7]:
+        for topic, payload in fire[step % 16 :: 16]:
             broker.deliver(topic, payload, retain=step % 3 == 0 and topic != TOPICS.model)
         wrong = hostile.wrong_contributions(target.aim())
-        for number in range(3):
-            target.upload(wrong[bodies[(3 * step + number) % len(bodies)]])
+        target.upload(wrong[bodies[7 * step % len(bodies)]])
         fleet.step()
         step += 1
         assert step < 500
     assert final(fleet) == undisturbed()
-    assert fleet.coordinator.refused_messages[ME] > 100
-    assert all(session.refused_messages > 30 for session in fleet.sessions.values())
+    assert fleet.coordinator.refused_messages[ME] > 50
+    assert all(session.refused_messages > 15 for session in fleet.sessions.values())
