@@ -66,7 +66,15 @@ EXAMPLES: Mapping[str, messages.Message] = {
     "coordinator": messages.CoordinatorState("9f0e", 7, RUN, online=True, key=COORDINATOR.key),
     "device": messages.DeviceState("5b2d", online=True),
     "hello": messages.Hello(
-        "5b2d", DEVICE.key, ("train", "evaluate"), "roof", ENCODER, CLASSES, epoch=6
+        "5b2d",
+        DEVICE.key,
+        ("train", "evaluate"),
+        "roof",
+        ENCODER,
+        CLASSES,
+        epoch=6,
+        run=RUN,
+        round=1,
     ),
     "manifest": messages.Manifest(
         run=RUN,
@@ -85,6 +93,7 @@ EXAMPLES: Mapping[str, messages.Message] = {
         devices=2,
         takes_part=True,
         answers="5b2d",
+        kept="",
     ),
     "offer": messages.Offer(RUN, 1, OFFERED),
     "want": messages.Want(OFFERED.sha256, ((0, 1), (3, 3))),

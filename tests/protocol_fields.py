@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge import announcing, contributing, coordinator
+from fedclip_edge import announcing, contributing, coordinator, session
 from fedclip_edge.messaging import (
     codec,
     download,
@@ -45,6 +45,12 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         "1 to 64 of `a-z`, `0-9`, `-`; not starting or ending with `-`",
         ["a", "0", "a-9", "a" * 64],
         ["", "-a", "a-", "A", "a_b", "a/b", "a" * 65, "é", 1],
+    ),
+    "id or empty": ("an id, or an empty string", ["", "a"], ["-", "A", None, 1]),
+    "hash, empty or null": (
+        "a hash, an empty string, or null",
+        ["", _SHA, None],
+        ["a", "A" * 64, 1],
     ),
     "hash": ("64 lower-case hex digits", [_SHA], ["", "a" * 63, "A" * 64, "g" * 64, 1]),
     "hash or empty": ("a hash, or an empty string", ["", _SHA], ["a", "A" * 64, None]),
@@ -139,7 +145,9 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "domain": ("short text", "where its pictures come from; shown, never used"),
         "encoder_id": ("text", "of its bundle"),
         "classes_digest": ("text", "of its bundle"),
-        "epoch": ("count", "the highest of any manifest that it believed"),
+        "epoch": ("count", "of the last manifest that it believed"),
+        "run": ("id or empty", "of that manifest; empty before any"),
+        "round": ("count", "of that manifest"),
     },
     Manifest: {
         "run": ("id", "random; another run has another"),
@@ -158,6 +166,10 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "devices": ("devices", "how many the fleet has, for the wait after a lost link"),
         "takes_part": ("truth or null", "null in a broadcast; else the answer for this device"),
         "answers": ("text", "the boot of the hello answered; empty in a broadcast"),
+        "kept": (
+            "hash, empty or null",
+            "what is kept of this device for `round`; empty for nothing; null in a broadcast",
+        ),
     },
     Offer: {
         "run": ("id", "the run it is for"),
@@ -235,6 +247,11 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     "REMIND_S": (rounds.REMIND_S, "a silent device is told again what is open; then at twice that"),
     "ATTEMPTS": (coordinator._ATTEMPTS, "of a round that refusals leave without a quorum"),
     "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "a hello may be so far ahead, no further"),
+    "ALONE_S": (session._ALONE_S, "between hellos, at most, where nobody coordinates"),
+    "ALONE_HELLOS": (
+        session._ALONE_HELLOS,
+        "unanswered, after which a device takes itself for alone",
+    ),
     "WINDOW": (outbox.WINDOW, "messages that wait for the broker's acknowledgement"),
     "RECONNECT_MAX_S": (transport._RECONNECT_MAX_S, "the doubling wait after a lost link, at most"),
     "RECONNECTS_PER_S": (transport._RECONNECTS_PER_S, "devices that come back in one second"),
