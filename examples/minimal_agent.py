@@ -45,7 +45,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 REPEAT_S, REPAIR_S, MAX_GAPS = 5.0, 1.0, 1024
 REFUSED = (ValueError, TypeError, LookupError, RecursionError, struct.error)
-NOTHING: Json = {"epoch": 0, "run": "", "round": 0, "parked": None, "settled": [], "residual": {}}
+NOTHING: Json = {"epoch": 0, "run": "", "closed": 0, "parked": None, "settled": [], "residual": {}}
 
 
 class Agent:
@@ -194,19 +194,20 @@ class Agent:
     def take_manifest(self, manifest: Json, *, direct: bool) -> None:
         if direct and manifest["answers"] != self.boot:
             raise ValueError("an answer to an earlier process")
-        epoch, run, number = manifest["epoch"], manifest["run"], manifest["round"]
+        epoch, run, closed = manifest["epoch"], manifest["run"], manifest["model_round"]
         known = self.state
         if epoch < known["epoch"] or (
-            run == known["run"] and (epoch, number) < (known["epoch"], known["round"])
+            run == known["run"] and (epoch, closed) < (known["epoch"], known["closed"])
         ):
             raise ValueError("an older manifest")
         if run != known["run"]:
             known.update(parked=None, settled=[], residual={})
-        if (epoch, run, number) != (known["epoch"], known["run"], known["round"]):
-            known.update(epoch=epoch, run=run, round=number)
+        if (epoch, run, closed) != (known["epoch"], known["run"], known["closed"]):
+            known.update(epoch=epoch, run=run, closed=closed)
             self.save()
         before, self.manifest = self.manifest, manifest
-        if (before.get("round"), before.get("attempt")) != (number, manifest["attempt"]):
+        now = (manifest["round"], manifest["attempt"])
+        if (before.get("round"), before.get("attempt")) != now:
             self.unwanted, self.said_at = False, -math.inf
         self.heard_at = time.monotonic()
         if direct and not self.greeted:

@@ -66,6 +66,7 @@ class Memory:
     believed: int = 0  # the highest epoch of a manifest
     part_of: str = ""  # the run that it believed a manifest of before that was done
     ended: str = ""  # the run that it is done with
+    parked: str | None = None  # what lay there when it was looked at last
 
 
 def trains(memory: Memory, run: str, closed: int, variant: str) -> None:
@@ -116,9 +117,12 @@ def check(laws: Laws, memory: Memory, disk: Parked) -> None:
     last = next((one.sha256 for one in reversed(made) if one.kept), "")
     if kept != last:
         _take_kept(laws, memory, disk, kept)
-    # The same bytes may be made again, for a coordinator that lost its journal, and leave the same.
-    if parked is not None and all(one.sha256 != parked for one in made):
+    # The same bytes may be made again, for a coordinator that lost its journal. They leave the same
+    # while they are the last kept; after another one they may leave something else.
+    if parked is not None and parked not in (memory.parked, kept):
+        made[:] = [one for one in made if one.sha256 != parked]
         _take_parked(laws, memory, disk)
+    memory.parked = parked
 
 
 def _take_kept(laws: Laws, memory: Memory, disk: Parked, sha256: str) -> None:

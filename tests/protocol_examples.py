@@ -74,7 +74,7 @@ EXAMPLES: Mapping[str, messages.Message] = {
         CLASSES,
         epoch=6,
         run=RUN,
-        round=1,
+        closed=1,
     ),
     "manifest": messages.Manifest(
         run=RUN,

@@ -147,7 +147,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "classes_digest": ("text", "of its bundle"),
         "epoch": ("count", "of the last manifest that it believed"),
         "run": ("id or empty", "of that manifest; empty before any"),
-        "round": ("count", "of that manifest"),
+        "closed": ("count", "rounds closed in it (`model_round`)"),
     },
     Manifest: {
         "run": ("id", "random; another run has another"),
