@@ -23,6 +23,7 @@ and what was lost add up to what was meant, within float32's rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ def _restore_half(tensors: Tensors, shapes: Shapes) -> Terms:
 
 
 def _blocks(shape: tuple[int, ...]) -> int:
-    return -(-int(np.prod(shape)) // BLOCK)
+    return -(-math.prod(shape) // BLOCK)
 
 
 def _scale_of(name: str) -> str:

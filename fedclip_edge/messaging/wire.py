@@ -143,7 +143,7 @@ def unpack_contribution(data: bytes, codec: str, shapes: Shapes) -> Contribution
 def body_limit_bytes(shapes: Shapes, codec: str) -> int:
     """The most that a body with these terms can measure, before and after it is compressed."""
     layout = codecs.layout(codec, shapes).values()
-    tensor_bytes = sum(_ITEM_BYTES[dtype] * int(np.prod(shape)) for dtype, shape in layout)
+    tensor_bytes = sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in layout)
     return 8 + _MAX_HEADER_BYTES + tensor_bytes
 
 
