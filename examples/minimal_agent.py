@@ -196,9 +196,9 @@ class Agent:
             raise ValueError("an answer to an earlier process")
         epoch, run, closed = manifest["epoch"], manifest["run"], manifest["model_round"]
         known = self.state
-        if epoch < known["epoch"] or (
-            run == known["run"] and (epoch, closed) < (known["epoch"], known["closed"])
-        ):
+        is_later = epoch > known["epoch"] or not known["run"]
+        is_same = (epoch, run) == (known["epoch"], known["run"]) and closed >= known["closed"]
+        if not is_later and not is_same:
             raise ValueError("an older manifest")
         if run != known["run"]:
             known.update(parked=None, settled=[], residual={})
@@ -241,6 +241,7 @@ class Agent:
             "boot": self.boot, "key": self.key.public_key().public_bytes_raw().hex(),
             "roles": ["train"], "domain": "", "encoder_id": config["encoder_id"],
             "classes_digest": config["classes_digest"], "epoch": self.state["epoch"],
+            "run": self.state["run"], "closed": self.state["closed"],
         })  # fmt: skip
         self.said_at = -math.inf
 

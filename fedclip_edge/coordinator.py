@@ -211,7 +211,9 @@ class Coordinator:
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
-        knows_later = hello.run == self.run.id and hello.closed > self.ledger.model.round
+        # An epoch is one process's, and a process has one run: that was another journal's.
+        is_other = hello.run not in ("", self.run.id)
+        knows_later = is_other or hello.closed > self.ledger.model.round
         if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
             self._rise_above(device, hello.epoch)
         if device not in self._boots:

@@ -62,10 +62,14 @@ class Floor:
     over: bool = False  # this device is done with that run, or it was done before it came
 
     def is_above(self, other: Floor) -> bool:
-        """Whether `other` is older: of an earlier epoch, or from before in the same run."""
-        if other.epoch != self.epoch or other.run != self.run:
+        """Whether `other` is older: of an earlier epoch, or from before in the same one.
+
+        An epoch has one run: another in it is of another journal, and nobody knows which came first.
+        Its coordinator hears of it in a hello, and takes a later epoch.
+        """
+        if other.epoch != self.epoch or not self.run:
             return other.epoch < self.epoch
-        return (other.closed, other.over) < (self.closed, self.over)
+        return other.run != self.run or (other.closed, other.over) < (self.closed, self.over)
 
 
 @dataclass(frozen=True, eq=False)

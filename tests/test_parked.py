@@ -180,7 +180,8 @@ def test_the_last_manifest_is_remembered(parked: Parked, path: Path) -> None:
         (Floor(7, "run-1", 3), False),
         (Floor(7, "run-1", 4), False),
         (Floor(8, "run-1", 1), False),  # a journal put back to an earlier day
-        (Floor(7, "run-2", 1), False),
+        (Floor(8, "run-2", 1), False),
+        (Floor(7, "run-2", 4), True),  # of two journals
         (Floor(7, "run-1", 2), True),
         (Floor(6, "run-1", 9), True),
         (Floor(6, "run-2", 9), True),
