@@ -47,6 +47,7 @@ PAIRS: tuple[tuple[Codec, Codec], ...] = (("fp32", "fp32"), ("int8", "fp16"))
 @dataclass(frozen=True, eq=False)
 class Domain:
     train: Features
+    validation: Features
     test: Features
     everything: Features
 
@@ -75,7 +76,10 @@ def domains(bundle: Bundle, folder: Path, cache_path: Path) -> dict[str, Domain]
             dataset = read_folder(path, bundle.classes.names)
             sides = split(dataset, DataConfig(path))
             found[path.name] = Domain(
-                features(sides.train), features(sides.test), features(dataset.pictures)
+                features(sides.train),
+                features(sides.validation),
+                features(sides.test),
+                features(dataset.pictures),
             )
     return found
 
@@ -97,7 +101,9 @@ def federate(
         model, total = wire.unpack_model(published, plan.codec_down, shapes), ExactSum(plan)
         for name in trainers:
             seed = training_seed(plan.seed, model.round, name)
-            made, _ = method.fit(model, data[name].train, classes, plan, {}, seed)
+            made, _ = method.fit(
+                model, data[name].train, data[name].validation, classes, plan, {}, seed
+            )
             terms, residuals[name] = codec.with_feedback(plan.codec_up, made.terms, residuals[name])
             update = Update(made.kind, made.weight, terms)
             sent = Contribution("r", 1, name, "b", "e", "c", update)

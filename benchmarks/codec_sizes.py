@@ -49,11 +49,12 @@ def updates(rounds: int) -> dict[str, Terms]:
     labels = random.integers(0, CLASSES, PICTURES)
     vectors = 10 * (units[labels] + 0.04 * random.normal(size=(PICTURES, DIM)))
     features = Features(vectors.astype(np.float32), labels, "e" * 64)
+    empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     plan = Plan()
     method = methods.get(plan.method)
     model, found = method.initial(classes, DIM, plan.seed), {}
     for number in range(rounds):
-        update, _ = method.fit(model, features, classes, plan, {}, number)
+        update, _ = method.fit(model, features, empty, classes, plan, {}, number)
         if number in (0, rounds - 1):
             found[f"update of round {number + 1}"] = update.terms
         total = ExactSum(plan)

@@ -20,9 +20,8 @@ from fedclip_edge import agent, log
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.messaging import identity, mqtt, transport
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.wire import Shapes
 from fedclip_edge.parked import Parked, open_parked
-from fedclip_edge.records import ClassTexts, Model, Plan, Report, Role, Terms, Update
+from fedclip_edge.records import ClassTexts, Model, Plan, Report, Role, Shapes, Terms, Update
 from fedclip_edge.session import Session, will
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing

@@ -29,7 +29,6 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import identity, mqtt, transport
 from fedclip_edge.messaging.expiry import Expiry
 from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.wire import Shapes
 from fedclip_edge.parked import open_parked
 from fedclip_edge.processes import claim
 from fedclip_edge.records import (
@@ -39,6 +38,7 @@ from fedclip_edge.records import (
     Model,
     Plan,
     Report,
+    Shapes,
     Terms,
     Update,
 )
@@ -145,13 +145,13 @@ class LocalLearner:
 
     def _fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         seed = training_seed(plan.seed, model.round, self.config.id)
-        method = methods.get(plan.method)
-        return method.fit(model, self.data.train, self.classes, plan, state, seed)
+        data = self.data
+        return methods.fit(model, data.train, data.validation, self.classes, plan, state, seed)
 
     def _train_alone(self, plan: Plan) -> Model:
         """What the same training gives without the fleet: a federation of one."""
         method = methods.get(plan.method)
-        model = method.initial(self.classes, self.dim, plan.seed)
+        model = methods.initial(plan, self.classes, self.dim)
         state: Terms = {}
         server: Terms = {}
         for _ in range(plan.rounds):

@@ -250,7 +250,8 @@ class Coordinator:
                 device, Refused(f"this is {self.run.id}", final=False, sha256=offer.parcel.sha256)
             )
             return
-        limit = wire.body_limit_bytes(self.ledger.shapes, self.run.plan.codec_up)
+        layout = self.ledger.layout
+        limit = wire.body_limit_bytes(layout.terms, self.run.plan.codec_up, layout.sums)
         if offer.parcel.size_bytes > limit:
             raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
         closed = self.ledger.model.round
@@ -269,8 +270,8 @@ class Coordinator:
     def _take_contribution(self, device: str, offer: Offer, body: bytes, now: float) -> None:
         self._uploads.release(device)
         try:
-            codec, shapes = self.run.plan.codec_up, self.ledger.shapes
-            contribution = wire.unpack_contribution(body, codec, shapes)
+            codec, layout = self.run.plan.codec_up, self.ledger.layout
+            contribution = wire.unpack_contribution(body, codec, layout.terms, layout.sums)
             self.ledger.check(device, offer.round, contribution)
         except PeerError as error:
             self.voice.say_down(

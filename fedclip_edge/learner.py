@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from fedclip_edge.messaging.wire import Shapes
-from fedclip_edge.records import Model, Plan, Report, Terms, Update
+from fedclip_edge.records import Model, Plan, Report, Shapes, Terms, Update
 
 
 class Learner(Protocol):

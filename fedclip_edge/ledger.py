@@ -23,7 +23,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Terms
+from fedclip_edge.records import ClassTexts, Contribution, Layout, Model, Plan, Terms
 from fedclip_edge.store import Run, Store, StoredModel
 
 
@@ -32,10 +32,9 @@ def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, s
 
     Raises ConfigError where the unfinished run has other settings, classes or encoder.
     """
-    method = methods.get(config.plan.method)
-    method.check_options(config.plan.options)
+    plan = methods.settled(config.plan)
     run = store.unfinished_run()
-    wanted = (config.plan, encoder_id, classes.digest)
+    wanted = (plan, encoder_id, classes.digest)
     if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
         if store.has_begun(run.id):
             raise ConfigError(
@@ -46,8 +45,8 @@ def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, s
         store.finish(run.id)  # no device ever said hello: nothing is lost with it
         run = None
     if run is None:
-        run = Run(f"run-{secrets.token_hex(4)}", config.plan, encoder_id, classes.digest)
-        store.add_run(run, _stored(method.initial(classes, dim, run.plan.seed), {}, run.plan))
+        run = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
+        store.add_run(run, _stored(methods.initial(plan, classes, dim), {}, plan))
     return run
 
 
@@ -57,7 +56,7 @@ class Ledger:
 
     run: Run
     store: Store
-    shapes: wire.Shapes  # the terms of its models and updates
+    layout: Layout  # of its models and updates
     model: Model  # the master
     stored: StoredModel  # the model in the bytes that are published
     total: ExactSum
@@ -131,14 +130,15 @@ class Ledger:
         return path
 
 
-def open_ledger(run: Run, store: Store, shapes: wire.Shapes) -> Ledger:
+def open_ledger(run: Run, store: Store, layout: Layout) -> Ledger:
     """The books as the journal has them."""
     plan, stored = run.plan, store.newest_model(run.id)
-    model = model_file.master(stored, shapes)
+    model = model_file.master(stored, layout.model)
     total = ExactSum(plan)
     for body in store.contributions(run.id, model.round + 1):
-        total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)
-    return Ledger(run, store, shapes, model, stored, total)
+        kept = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)
+        total.add(kept.update)
+    return Ledger(run, store, layout, model, stored, total)
 
 
 def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:

@@ -25,7 +25,7 @@ from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import wire
-from fedclip_edge.records import Codec, Model, Plan
+from fedclip_edge.records import Codec, Model, Plan, Shapes
 from fedclip_edge.store import Run, Store, StoredModel, open_store
 from fedclip_edge.vision.bundle import Bundle
 
@@ -95,7 +95,7 @@ def read(path: Path) -> TrainedModel:
     return trained
 
 
-def master(stored: StoredModel, shapes: wire.Shapes) -> Model:
+def master(stored: StoredModel, shapes: Shapes) -> Model:
     """A journal's model in float32, whatever it was published in; PeerError if it is damaged."""
     return wire.unpack_model(stored.master or stored.body, MASTER_CODEC, shapes)
 

@@ -23,6 +23,8 @@ I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 Scalar = str | int | float | bool
 Terms = Mapping[str, F32]
+Sums = Mapping[str, I64]
+Shapes = Mapping[str, tuple[int, ...]]  # of terms or sums, by name
 Role = Literal["train", "evaluate"]
 Codec = Literal["fp32", "fp16", "int8"]  # messaging/codec.py
 
@@ -130,7 +132,7 @@ class Plan:
 
     method: str = "fedclip"
     options: Mapping[str, Scalar] = field(default_factory=dict)  # the method's own, by name
-    rounds: int = 30
+    rounds: int = 0  # 0 is the method's own number: learning/methods settles it
     seed: int = 0
     codec_up: Codec = "int8"  # of updates
     codec_down: Codec = "fp16"  # of models; the coordinator keeps them in float32 all the same
@@ -141,7 +143,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("rounds", 1, 1_000_000),
+            ("rounds", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
             ("grid_bits", 1, 52),
             ("max_weight", 1, 2**40),
@@ -183,11 +185,14 @@ class Update:
 
     kind "sum": the terms of all devices are added, and divided by the added weights.
     kind "single": for rules that must see each device's own (median, Krum).
+
+    `sums` are whole numbers: they travel without loss under every codec, and are added as they are.
     """
 
     kind: Literal["sum", "single"]
     weight: int
     terms: Terms  # already multiplied by the weight
+    sums: Sums = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in ("sum", "single"):
@@ -196,6 +201,19 @@ class Update:
             raise ValueError(f"update weight: expected 1 or more, got {self.weight}")
         for name, term in self.terms.items():
             _check_array(term, f"update term {name}", np.float32, term.ndim)
+        for name, numbers in self.sums.items():
+            _check_array(numbers, f"update sum {name}", np.int64, numbers.ndim)
+        if both := self.terms.keys() & self.sums.keys():
+            raise ValueError(f"update: {min(both)!r} is both a term and a sum")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the models and the updates of one run hold, by name."""
+
+    model: Shapes  # float32
+    terms: Shapes  # of an update, float32
+    sums: Shapes = field(default_factory=dict)  # of an update, int64
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,11 +60,11 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     with contextlib.closing(store), processes.Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         run = ledger.begin(config, bundle.classes, dim, encoder_id, store)
-        shapes = methods.shapes(run.plan, bundle.classes, dim)
+        layout = methods.layout(run.plan, bundle.classes, dim)
         me = identity.of(config.broker.key, config.journal.with_suffix(".key"))
         enrolled = None if config.registry is None else registry.read(config.registry)
         claim = _claim(config, run, store, me, take_over=take_over)
-        books = ledger.open_ledger(run, store, shapes)
+        books = ledger.open_ledger(run, store, layout)
         serving = coordinator.Coordinator(
             config=config,
             ledger=books,

@@ -38,7 +38,7 @@ from fedclip_edge.messaging.messages import (
 from fedclip_edge.messaging.topics import CHUNK, Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
 from fedclip_edge.parked import Parked
-from fedclip_edge.records import Contribution, Model, Plan, Report
+from fedclip_edge.records import Contribution, Model, Plan, Report, Shapes
 
 # Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
 _ALONE_S = 300.0
@@ -78,7 +78,7 @@ class Session:
     _download: Download = field(default_factory=Download)
     _model: Model | None = None
     _version: str = ""  # of the model held
-    _shapes: tuple[Plan | None, wire.Shapes] = (None, {})  # of the plan last asked for
+    _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
     _mine: Contributing = field(init=False)
     _report: Report | None = None
     _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
@@ -246,7 +246,7 @@ class Session:
         if size_bytes > limit:
             raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
 
-    def _shapes_of(self, plan: Plan) -> wire.Shapes:
+    def _shapes_of(self, plan: Plan) -> Shapes:
         known, shapes = self._shapes
         if known != plan:
             shapes = self.learner.shapes(plan)

@@ -23,7 +23,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity, transfer, wire
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import Model, Plan, Report, Terms, Update
+from fedclip_edge.records import Layout, Model, Plan, Report, Shapes, Terms, Update
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
@@ -39,8 +39,8 @@ class Learner:
     trains: Callable[[str, Model], None]  # told with that and the model when training begins
     busy_s: float = 0.0
 
-    def shapes(self, plan: Plan) -> wire.Shapes:
-        return shapes(plan.method)
+    def shapes(self, plan: Plan) -> Shapes:
+        return layout(plan.method).model
 
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         self.trains(self.variant, model)
@@ -74,9 +74,9 @@ class Learner:
 
 
 @functools.cache
-def shapes(method: str) -> wire.Shapes:
+def layout(method: str) -> Layout:
     """Of every model and update here."""
-    return methods.shapes(Plan(method), CLASSES, DIM)
+    return methods.layout(Plan(method), CLASSES, DIM)
 
 
 @functools.cache

@@ -35,7 +35,7 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.records import Contribution, Plan, Report, Update
+from fedclip_edge.records import Contribution, Plan, Report, Shapes, Update
 
 Said = dict[str, bytes]  # by name of the attack
 KIND_OF = {cls: kind for kind, cls in KINDS.items()}
@@ -53,7 +53,7 @@ class Aim:
     round: int
     model: Parcel
     plan: Plan
-    shapes: wire.Shapes
+    shapes: Shapes
     encoder_id: str
     classes_digest: str
     boot: str = "boot"  # of the device attacked

@@ -42,6 +42,11 @@ def features(count: int, seed: int, classes: ClassTexts, noise: float = 0.6) -> 
     return Features(vectors.astype(np.float32), labels.astype(np.int64), ENCODER)
 
 
+def nothing(dim: int = 8) -> Features:
+    """No pictures: what a device without a validation side has."""
+    return Features(np.zeros((0, dim), np.float32), np.zeros(0, np.int64), ENCODER)
+
+
 @dataclass
 class Fleet:
     """One coordinator and some devices."""
@@ -82,7 +87,7 @@ class Fleet:
             Topics("lab").for_coordinator(),
             announcing.will("lab", gone, me),
         )
-        books = ledger.open_ledger(run, self.store, methods.shapes(run.plan, self.classes, dim))
+        books = ledger.open_ledger(run, self.store, methods.layout(run.plan, self.classes, dim))
         started = coordinator.Coordinator(
             config=self.config,
             ledger=books,
@@ -114,7 +119,7 @@ class Fleet:
         config.state_dir.mkdir(exist_ok=True)
         data = Prepared(
             train=train,
-            validation=features(0, 0, self.classes),
+            validation=nothing(self.classes.vectors.shape[1]),
             test=test if test is not None else train,
             test_pictures=(),
             encoded=len(train),

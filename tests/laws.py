@@ -33,7 +33,7 @@ from fedclip_edge import ledger, model_file
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
-from fedclip_edge.records import Model
+from fedclip_edge.records import Model, Shapes
 from fedclip_edge.store import Run, Store, StoredModel
 
 
@@ -43,7 +43,7 @@ class Laws:
 
     run: Run
     initial: Model
-    shapes: wire.Shapes
+    shapes: Shapes  # of its models, and of its updates: FedCLIP's are alike
     models: list[StoredModel] = field(default_factory=list)  # by rounds closed
     masters: list[Model] = field(default_factory=list)
     closed_with: list[dict[str, str]] = field(default_factory=list)  # by round, from 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import device_laws
 from bad_network import FLEET
-from cheap_parts import CLASSES, DIM, Learner, identity_of, shapes
+from cheap_parts import CLASSES, DIM, Learner, identity_of, layout
 from crashing import Disk, Fuse, Journal
 from device_laws import Memory
 from in_memory import ENCODER
@@ -104,9 +104,9 @@ def start_coordinator(world: World, party: Party) -> bool:
     boot = f"boot-{world.boots}"
     me = identity_of(party.name)
     gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
-    books = ledger.open_ledger(run, store, shapes(run.plan.method))
+    books = ledger.open_ledger(run, store, layout(run.plan.method))
     if world.laws is None or world.laws.run.id != run.id:
-        world.laws = Laws(run, books.model, shapes(run.plan.method))
+        world.laws = Laws(run, books.model, layout(run.plan.method).model)
     world.laws.check_books(books)
     # Each start has an id of its own, as serving.py gives it; the last one's will may follow.
     party.link = world.network.client(

@@ -25,7 +25,7 @@ from pathlib import Path
 import device_laws
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
-from cheap_parts import identity_of, quickly, shapes
+from cheap_parts import identity_of, layout, quickly
 from crashing import Disk, Killed
 from faults import FAULTS
 from laws import Laws
@@ -342,7 +342,7 @@ class World:
         self.note("end")
         store = Store(party.disk.path, party.view._database)
         run = self.laws.run
-        books = ledger.open_ledger(run, store, shapes(run.plan.method))
+        books = ledger.open_ledger(run, store, layout(run.plan.method))
         self.laws.check_books(books)
         if len(self.laws.models) != self.plan.rounds + 1 or store.unfinished_run() is not None:
             raise BrokenLawError("ends", "it says that it ended, and its journal says otherwise")

@@ -125,7 +125,7 @@ def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Pa
     data = prepared()
     update, _ = learner(tmp_path, data).fit(initial(), PLAN, {})
     seed = training_seed(PLAN.seed, 0, "cam-a")
-    expected, _ = fedclip.fit(initial(), data.train, CLASSES, PLAN, {}, seed)
+    expected, _ = fedclip.fit(initial(), data.train, data.validation, CLASSES, PLAN, {}, seed)
     assert update.weight == expected.weight
     assert {n: t.tobytes() for n, t in update.terms.items()} == {
         n: t.tobytes() for n, t in expected.terms.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import aggregation
 from fedclip_edge.learning.aggregation import ExactSum, norm_of
-from fedclip_edge.records import F32, Plan, Terms, Update
+from fedclip_edge.records import F32, I64, Plan, Terms, Update
 
 BITS = st.integers(1, 52)
 
@@ -268,3 +269,75 @@ def test_what_was_checked_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatc
     total.add(one)
     assert len(worked) == 4
     assert total.mean()["a"] == pytest.approx((1.5 + 2.5 + 1.5) / 3)
+
+
+# --- integer sums --------------------------------------------------------------------------------
+
+
+def whole(*values: int) -> I64:
+    return np.array(values, np.int64)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 2**20), st.lists(st.integers(-(2**30), 2**30), min_size=3)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.randoms(),
+)
+def test_integer_sums_are_exact_in_any_order(
+    drawn: list[tuple[int, list[int]]], shuffle: random.Random
+) -> None:
+    contributions = [
+        Update("sum", w, {}, {"g": np.array(values[:3], np.int64) * w}) for w, values in drawn
+    ]
+    expected = [sum(w * values[i] for w, values in drawn) for i in range(3)]
+    shuffle.shuffle(contributions)
+    total = total_of(Plan(), contributions)
+    assert total.sums["g"].tolist() == expected
+    assert total.sums["g"].dtype == np.int64
+    assert total.weight == sum(w for w, _ in drawn)
+
+
+def test_integer_sums_are_added_beside_terms() -> None:
+    total = ExactSum(Plan())
+    numbers = whole(2**30, -5)
+    total.add(Update("sum", 1, {"a": array(0.5)}, {"g": numbers}))
+    numbers[:] = 0  # a caller that uses its buffer again
+    total.add(Update("sum", 1, {"a": array(1.5)}, {"g": whole(1, 1)}))
+    assert total.mean()["a"].tolist() == [1.0]
+    assert total.sums["g"].tolist() == [2**30 + 1, -4]
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (Update("sum", 1, {}, {"g": whole(2**30 + 1)}), "integer sum of 1073741825 is above"),
+        (Update("sum", 2, {}, {"g": whole(-(2**31) - 1)}), "above 1073741824 times its weight 2"),
+        (Update("sum", 9, {}, {"g": whole(-(2**63))}), "integer sum of 9223372036854775808"),
+        (Update("sum", 11, {}, {"g": whole(1)}), "weight 11 is above max_weight 10"),
+        (Update("sum", 1, {}, {"h": whole(1)}), "do not match"),
+        (Update("sum", 1, {}, {"g": whole(1, 2)}), "do not match"),
+        (Update("sum", 1, {}), "do not match"),
+    ],
+)
+def test_integer_sums_out_of_bounds_are_refused_and_leave_no_trace(
+    update: Update, message: str
+) -> None:
+    total = ExactSum(PLAN)
+    total.add(Update("sum", 1, {}, {"g": whole(7)}))
+    with pytest.raises(PeerError, match=message):
+        total.check(update)
+    with pytest.raises(PeerError, match=message):
+        total.add(update)
+    assert (total.sums["g"].tolist(), total.weight) == ([7], 1)
+
+
+def test_integer_sums_never_wrap() -> None:
+    plan = Plan(max_weight=2**40)
+    total, largest = ExactSum(plan), Update("sum", 2**32, {}, {"g": whole(2**62)})
+    total.add(largest)
+    with pytest.raises(PeerError, match="integer sums would overflow"):
+        total.add(largest)
+    assert total.sums["g"].tolist() == [2**62]

@@ -198,7 +198,7 @@ def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
         ("deadline_s = 90", "grace_s = inf", " [rules]: grace_s: expected 0 or more"),
         ("deadline_s = 90", "cohort = -1", " [rules]: cohort: expected 0 or more"),
         ("deadline_s = 90", "upload_slots = 0", " [rules]: upload_slots: expected 1 or more"),
-        ("rounds = 5", "rounds = 0", " [plan]: rounds: expected 1 to 1000000, got 0"),
+        ("rounds = 5", "rounds = -1", " [plan]: rounds: expected 0 to 1000000, got -1"),
         (
             "rounds = 5",
             'codec_up = "int3"',

@@ -821,7 +821,7 @@ def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
 def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    limit = wire.body_limit_bytes(fleet.coordinator.ledger.shapes, PLAN.codec_up)
+    limit = wire.body_limit_bytes(fleet.coordinator.ledger.layout.terms, PLAN.codec_up)
     run = fleet.coordinator.run.id
     heard = listen(fleet, TOPICS.down("mallory"))
     mallory.say(Offer(run, 1, Parcel("a" * 64, limit + 1)), TOPICS.up("mallory"))
@@ -873,7 +873,7 @@ def wrong(fleet: Fleet, **changes: Any) -> Contribution:
 
 
 def ones(fleet: Fleet, value: float = 1.0, **changes: Any) -> Update:
-    shapes = fleet.coordinator.ledger.shapes
+    shapes = fleet.coordinator.ledger.layout.terms
     terms = {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
     return replace(Update("sum", 1, terms), **changes)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from in_memory import ENCODER, Fleet, class_texts
+from in_memory import ENCODER, Fleet, class_texts, nothing
 from torch import Tensor, nn
 
 from fedclip_edge.agent import training_seed
@@ -26,6 +26,7 @@ from fedclip_edge.records import Features, Model, Plan, Scalar
 
 D = 64
 ROUNDS = 3
+NOTHING = nothing(D)
 SEED = 5
 TOLERANCE = 1e-5
 CLASSES = class_texts(("ant", "bee", "cat", "dog", "emu"), D)
@@ -210,7 +211,7 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
 
     def newest() -> Model:
         body = fleet.store.newest_model(fleet.coordinator.run.id).body
-        return wire.unpack_model(body, plan.codec_down, fleet.coordinator.ledger.shapes)
+        return wire.unpack_model(body, plan.codec_down, fleet.coordinator.ledger.layout.model)
 
     first = newest()
     for name in SIZES:
@@ -264,7 +265,9 @@ def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> 
     _, last = federated(tmp_path, plan)
     start = fedclip.initial(CLASSES, D, SEED)
     changes = [
-        fedclip.fit(start, features(n), CLASSES, plan, {}, training_seed(SEED, 0, n))[0].terms
+        fedclip.fit(start, features(n), NOTHING, CLASSES, plan, {}, training_seed(SEED, 0, n))[
+            0
+        ].terms
         for n in SIZES
     ]
     for name, term in start.terms.items():

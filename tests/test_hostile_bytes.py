@@ -66,7 +66,7 @@ class Target:
             round=min(coordinator.ledger.model.round + 1, PLAN.rounds),
             model=coordinator.ledger.parcel,
             plan=PLAN,
-            shapes=coordinator.ledger.shapes,
+            shapes=coordinator.ledger.layout.terms,
             encoder_id=ENCODER,
             classes_digest=self.fleet.classes.digest,
             epoch=coordinator.epoch,
@@ -279,7 +279,7 @@ def test_each_contribution_is_refused(target: Target) -> None:
 @pytest.mark.usefixtures("traced")
 def test_each_model_is_refused(target: Target) -> None:
     ledger = target.fleet.coordinator.ledger
-    body = wire.body_limit_bytes(ledger.shapes, PLAN.codec_down)
+    body = wire.body_limit_bytes(ledger.layout.model, PLAN.codec_down)
     version = target.session._version
     for name, data in hostile.wrong_models(target.aim(), ledger.stored.body).items():
         refused, peak = measured(functools.partial(target.publish, data))

@@ -15,7 +15,7 @@ from fedclip_edge import ledger, model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.errors import ConfigError, PeerError, StoreError
 from fedclip_edge.messaging import transfer, wire
-from fedclip_edge.records import Contribution, Plan, Update
+from fedclip_edge.records import Contribution, Layout, Plan, Update
 from fedclip_edge.store import Store, open_store
 
 CLASSES, D = class_texts(), 8
@@ -32,13 +32,14 @@ def open_books(folder: Path) -> ledger.Ledger:
     store = open_store(settings.journal)
     run = ledger.begin(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    return ledger.open_ledger(run, store, shapes)
+    return ledger.open_ledger(run, store, Layout(shapes, shapes))
 
 
 def contribution(books: ledger.Ledger, device: str, seed: int) -> tuple[Contribution, str, bytes]:
     random = np.random.default_rng(seed)
     terms = {
-        name: random.normal(size=shape).astype(np.float32) for name, shape in books.shapes.items()
+        name: random.normal(size=shape).astype(np.float32)
+        for name, shape in books.layout.model.items()
     }
     made = Contribution(
         run=books.run.id,
@@ -50,7 +51,7 @@ def contribution(books: ledger.Ledger, device: str, seed: int) -> tuple[Contribu
         update=Update("sum", 1, terms),
     )
     body = wire.pack_contribution(made, PLAN.codec_up)
-    made = wire.unpack_contribution(body, PLAN.codec_up, books.shapes)
+    made = wire.unpack_contribution(body, PLAN.codec_up, books.layout.model)
     return made, transfer.parcel_of(body).sha256, body
 
 
@@ -78,17 +79,17 @@ def test_a_process_that_starts_again_comes_to_the_same_bytes(tmp_path: Path) -> 
 def test_the_model_is_kept_in_float32_whatever_it_is_published_in(tmp_path: Path) -> None:
     """Else what a round moves by less than half a step of the codec would be lost for ever."""
     books = open_books(tmp_path)
-    published = wire.unpack_model(books.stored.body, PLAN.codec_down, books.shapes)
+    published = wire.unpack_model(books.stored.body, PLAN.codec_down, books.layout.model)
     assert any((published.terms[n] != t).any() for n, t in books.model.terms.items())
     assert books.version == hashlib.sha256(books.stored.body).hexdigest()
-    tiny = {name: np.full(shape, 1e-7, np.float32) for name, shape in books.shapes.items()}
+    tiny = {name: np.full(shape, 1e-7, np.float32) for name, shape in books.layout.model.items()}
     before = books.model
     for _ in range(PLAN.rounds):
         base, number = books.version, books.model.round + 1
         update = Update("sum", 1, tiny)
         made = Contribution(books.run.id, number, "cam-0", base, ENCODER, CLASSES.digest, update)
         body = wire.pack_contribution(made, PLAN.codec_up)
-        made = wire.unpack_contribution(body, PLAN.codec_up, books.shapes)
+        made = wire.unpack_contribution(body, PLAN.codec_up, books.layout.model)
         books.keep(made, transfer.parcel_of(body).sha256, body)
         books.close_round()
         books = open_books(tmp_path)
@@ -105,7 +106,7 @@ def test_only_a_lossy_codec_costs_a_second_copy_and_of_the_newest_model_alone(
     store = open_store(settings.journal)
     run = ledger.begin(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    books = ledger.open_ledger(run, store, shapes)
+    books = ledger.open_ledger(run, store, Layout(shapes, shapes))
     assert (books.stored.master is not None) == stored_twice
     ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     books.total.add(Update("sum", 1, ones))

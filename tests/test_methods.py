@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from in_memory import class_texts, features
+from in_memory import class_texts, features, nothing
 from torch import nn
 
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.methods import Method, fedclip, zeroshot
-from fedclip_edge.records import Model, Plan, Scalar, Terms, Update
+from fedclip_edge.learning.method import Method
+from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.records import Features, Model, Plan, Scalar, Terms, Update
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
 D = 16
 CLASSES = class_texts(dim=D)
+NOTHING = nothing(D)
 PROJECT = Path(__file__).parent.parent
 
 
@@ -34,7 +36,7 @@ def trained(method: Method, model: Model, plan: Plan, devices: int = 2) -> Model
     """One round on that many devices."""
     total = ExactSum(plan)
     for i in range(devices):
-        update, _ = method.fit(model, features(20 + i, i, CLASSES), CLASSES, plan, {}, i)
+        update, _ = method.fit(model, features(20 + i, i, CLASSES), NOTHING, CLASSES, plan, {}, i)
         total.add(update)
     return method.combine(model, total, {})[0]
 
@@ -107,7 +109,7 @@ def test_a_device_sends_what_the_model_holds(name: str) -> None:
     method, plan = methods.get(name), Plan(name)
     model = method.initial(CLASSES, D, 0)
     before = bytes_of(model.terms)
-    update, state = method.fit(model, features(20, 1, CLASSES), CLASSES, plan, {}, 1)
+    update, state = method.fit(model, features(20, 1, CLASSES), NOTHING, CLASSES, plan, {}, 1)
     assert {n: t.shape for n, t in update.terms.items()} == {
         n: t.shape for n, t in model.terms.items()
     }
@@ -122,7 +124,7 @@ def test_the_same_seed_gives_the_same_update(name: str) -> None:
     model = method.initial(CLASSES, D, 0)
 
     def update(seed: int) -> Update:
-        return method.fit(model, data, CLASSES, Plan(name), {}, seed)[0]
+        return method.fit(model, data, NOTHING, CLASSES, Plan(name), {}, seed)[0]
 
     assert bytes_of(update(1).terms) == bytes_of(update(1).terms)
     if model.terms:
@@ -230,8 +232,10 @@ def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
 @pytest.mark.parametrize(("weighting", "weight"), [("uniform", 1), ("pictures", 40)])
 def test_fedclip_sends_the_weighted_change(weighting: str, weight: int) -> None:
     model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
-    plain, _ = fedclip.fit(model, data, CLASSES, Plan(), {}, 1)
-    update, _ = fedclip.fit(model, data, CLASSES, Plan(options={"weighting": weighting}), {}, 1)
+    plain, _ = fedclip.fit(model, data, NOTHING, CLASSES, Plan(), {}, 1)
+    update, _ = fedclip.fit(
+        model, data, NOTHING, CLASSES, Plan(options={"weighting": weighting}), {}, 1
+    )
     assert (update.kind, update.weight, plain.weight) == ("sum", weight, 1)
     for name, term in update.terms.items():
         np.testing.assert_array_equal(term, np.float32(weight) * plain.terms[name])
@@ -280,11 +284,60 @@ def test_fedclips_defaults_are_the_references() -> None:
 def test_fit_takes_the_plans_options() -> None:
     model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
     with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
-        fedclip.fit(model, data, CLASSES, Plan(options={"lrr": 1.0}), {}, 1)
+        fedclip.fit(model, data, NOTHING, CLASSES, Plan(options={"lrr": 1.0}), {}, 1)
 
 
 def test_diverged_training_is_said_not_sent() -> None:
     model = fedclip.initial(CLASSES, D, 0)
     plan = Plan(options={"optimizer": "adamw", "lr": 1.0, "weight_decay": 10.0, "epochs": 60})
     with pytest.raises(ConfigError, match="diverged in round 1; lower lr"):
-        fedclip.fit(model, features(40, 0, CLASSES), CLASSES, plan, {}, 1)
+        fedclip.fit(model, features(40, 0, CLASSES), NOTHING, CLASSES, plan, {}, 1)
+
+
+# --- rounds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_that_names_no_rounds_gets_the_methods_own(name: str) -> None:
+    own = methods.get(name).TRAITS.rounds
+    assert methods.settled(Plan(name)).rounds == own >= 1
+    assert methods.settled(Plan(name, rounds=1)) == Plan(name, rounds=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_rounds_than_a_method_takes_are_refused(name: str) -> None:
+    if methods.get(name).TRAITS.one_round:
+        with pytest.raises(ConfigError, match=f"{name} is done after one round.*write rounds = 1"):
+            methods.settled(Plan(name, rounds=2))
+    else:
+        assert methods.settled(Plan(name, rounds=2)).rounds == 2
+
+
+def test_a_plan_is_refused_for_its_method_and_its_options() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'fedclp'"):
+        methods.settled(Plan("fedclp"))
+    with pytest.raises(ConfigError, match="zeroshot options: unknown key 'lr'"):
+        methods.settled(Plan("zeroshot", {"lr": 0.1}))
+
+
+# --- features that cannot be -----------------------------------------------------------------------
+
+
+def fit_of(train: Features, validation: Features) -> None:
+    methods.fit(fedclip.initial(CLASSES, D, 0), train, validation, CLASSES, Plan(), {}, 0)
+
+
+def test_a_label_outside_the_class_list_is_refused() -> None:
+    data = features(20, 1, CLASSES)
+    beyond = Features(data.vectors, np.full(20, len(CLASSES.names), np.int64), data.encoder_id)
+    for sides, what in (((beyond, data), "training"), ((data, beyond), "validation")):
+        with pytest.raises(DataError, match=rf"{what} features have the label 3, and there are 3"):
+            fit_of(*sides)
+
+
+def test_features_of_another_encoder_are_refused() -> None:
+    data = features(20, 1, CLASSES)
+    with pytest.raises(DataError, match=r"16 numbers each, the class texts 8: .*another encoder"):
+        methods.check_features(data, class_texts(dim=8), "training features")
+    with pytest.raises(DataError, match="of encoder eeeeeeeeeeee, validation features of fff"):
+        fit_of(data, Features(data.vectors, data.labels, "f" * 64))

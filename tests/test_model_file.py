@@ -51,8 +51,8 @@ def begin_run(folder: Path, bundle: Bundle, journal: str = "journal.sqlite") -> 
     with contextlib.closing(open_store(config.journal)) as store:
         identifier = bundle.manifest.encoder_id
         run = ledger.begin(config, bundle.classes, bundle.manifest.dim, identifier, store)
-        shapes = methods.shapes(PLAN, bundle.classes, bundle.manifest.dim)
-        ledger.open_ledger(run, store, shapes).finish()
+        layout = methods.layout(PLAN, bundle.classes, bundle.manifest.dim)
+        ledger.open_ledger(run, store, layout).finish()
     return run.id
 
 
@@ -194,7 +194,7 @@ def test_what_is_no_model_file(
     ("head", "message"),
     [
         ({"schema": 9}, "another version of this program"),
-        ({"plan": {"method": "fedclip", "rounds": 0}}, r"damaged \(plan: rounds: expected 1"),
+        ({"plan": {"method": "fedclip", "rounds": -1}}, r"damaged \(plan: rounds: expected 0"),
         ({"plan": {"methot": "fedclip"}}, "damaged .*unknown key 'methot'"),
         ({"plan": 3}, "damaged"),
         ({"round": "many"}, "damaged"),

@@ -34,7 +34,7 @@ from fedclip_edge.messaging.rounds import cohort_hash
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Will
 from fedclip_edge.parked import Parked, open_parked
-from fedclip_edge.records import Model, Plan, Report, Role, Terms, Update
+from fedclip_edge.records import Model, Plan, Report, Role, Shapes, Terms, Update
 from fedclip_edge.session import Session, will
 
 TOPICS = Topics("lab")
@@ -59,7 +59,7 @@ class FakeLearner:
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
     busy_s: float = 0.0
 
-    def shapes(self, plan: Plan) -> wire.Shapes:
+    def shapes(self, plan: Plan) -> Shapes:
         return {"gate": (40, 10)}
 
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from in_memory import class_texts, features
 from torch import nn
 
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import methods, training
+from fedclip_edge.learning.adapter import adapted_logits
 from fedclip_edge.learning.methods import fedclip
-from fedclip_edge.learning.options import Options
-from fedclip_edge.learning.training import batches, train
+from fedclip_edge.learning.methods.fedclip import Options
+from fedclip_edge.learning.optimizers import Adam
+from fedclip_edge.learning.training import batches
 from fedclip_edge.records import F32, ClassTexts, Features, Terms
 
 D = 16
@@ -35,7 +37,7 @@ FRESH_PROCESS = """
 import hashlib, json, sys
 import numpy as np, torch
 from fedclip_edge.learning.methods import fedclip
-from fedclip_edge.learning.options import Options
+from fedclip_edge.learning.methods.fedclip import Options
 from fedclip_edge.learning.training import train
 from fedclip_edge.records import ClassTexts, Features
 
@@ -44,7 +46,8 @@ vectors, labels, texts = json.load(sys.stdin)
 classes = ClassTexts(("ant", "bee", "cat"), np.array(texts, np.float32), 100.0, "")
 pictures = Features(np.array(vectors, np.float32), np.array(labels), "e" * 64)
 start = fedclip.initial(classes, pictures.vectors.shape[1], 0)
-terms = train(start.terms, pictures, classes, Options(lr=1e-3), 1)
+options = Options(lr=1e-3)
+terms = train(start.terms, pictures, fedclip.objective(classes, options), options, 1)
 print(hashlib.sha256(b"".join(terms[name].tobytes() for name in sorted(terms))).hexdigest())
 """
 
@@ -55,6 +58,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def train(
+    terms: Terms, features: Features, classes: ClassTexts, options: Options, seed: int
+) -> dict[str, F32]:
+    """FedCLIP's training, which has every loss."""
+    return training.train(terms, features, fedclip.objective(classes, options), options, seed)
 
 
 def start() -> Terms:
@@ -149,6 +159,52 @@ def test_what_goes_in_is_left_alone() -> None:
     assert {name: (t.shape, t.dtype) for name, t in result.items()} == {
         name: (t.shape, t.dtype) for name, t in terms.items()
     }
+
+
+def before(
+    terms: Terms, features: Features, classes: ClassTexts, options: Options, seed: int
+) -> dict[str, F32]:
+    """The loop as it was when FedCLIP was the only method that had one."""
+    trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
+    parameters = list(trained.values())
+    vectors, labels = torch.from_numpy(features.vectors), torch.from_numpy(features.labels)
+    texts = torch.from_numpy(classes.vectors)
+    optimizer = Adam(
+        parameters,
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        decoupled=options.optimizer == "adamw",
+    )
+    for batch in batches(len(features), options.batch_size, options.epochs, seed):
+        own = labels[batch]
+        facing = texts if options.loss == "cross-entropy" else texts[own]
+        scores = adapted_logits(trained, vectors[batch], facing, classes.logit_scale)
+        loss = _loss_before(scores, own, options.loss)
+        optimizer.step(torch.autograd.grad(loss, parameters))
+    return {name: term.detach().numpy() for name, term in trained.items()}
+
+
+def _loss_before(scores: torch.Tensor, labels: torch.Tensor, loss: str) -> torch.Tensor:
+    if loss == "cross-entropy":
+        return nn.functional.cross_entropy(scores, labels)
+    if loss == "contrastive":
+        target = torch.arange(len(labels))
+        rows = nn.functional.cross_entropy(scores, target)
+        return (rows + nn.functional.cross_entropy(scores.T, target)) / 2
+    is_own = labels[:, None] == labels[None, :]
+    own = scores.masked_fill(~is_own, -torch.inf)
+    rows = torch.logsumexp(scores, dim=1) - torch.logsumexp(own, dim=1)
+    columns = torch.logsumexp(scores, dim=0) - torch.logsumexp(own, dim=0)
+    return (rows.mean() + columns.mean()) / 2
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fedclip_trains_to_the_same_bytes_as_before_others_shared_its_loop(loss: str) -> None:
+    options = replace(fedclip.check_options({"loss": loss}), epochs=3)
+    asked = (start(), pictures(70), CLASSES, options, 4)
+    assert digest(train(*asked)) == digest(before(*asked)) != digest(start())
 
 
 # --- few pictures --------------------------------------------------------------------------------

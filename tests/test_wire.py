@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from fedclip_edge.messaging.messages import (
     Want,
 )
 from fedclip_edge.messaging.transfer import is_chunk
-from fedclip_edge.records import F32, Contribution, Model, Terms, Update
+from fedclip_edge.records import F32, I64, Contribution, Model, Shapes, Terms, Update
 
 ME, OTHER = identity.new(), identity.new()
 TOPIC = "fedclip/v1/lab/dev/cam-01/up"
@@ -118,7 +119,7 @@ def contribution(terms: Terms | None = None, **changes: Any) -> Contribution:
     return Contribution(**{**fields, **changes})
 
 
-def zeros(shapes: wire.Shapes = SHAPES) -> dict[str, F32]:
+def zeros(shapes: Shapes = SHAPES) -> dict[str, F32]:
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
@@ -428,7 +429,7 @@ def assert_same(found: Terms, sent: Terms) -> None:
 
 
 @pytest.mark.parametrize("shapes", [{}, {"a": ()}, {"a": (0,)}, {"a": (2, 0, 3)}, {"ä b": (1,)}])
-def test_terms_of_any_shape_and_number_travel(shapes: wire.Shapes) -> None:
+def test_terms_of_any_shape_and_number_travel(shapes: Shapes) -> None:
     packed = wire.pack_model(Model("zeroshot", 0, zeros(shapes)), "fp32")
     assert_same(wire.unpack_model(packed, "fp32", shapes).terms, zeros(shapes))
 
@@ -623,7 +624,7 @@ def test_a_contribution_is_refused_by_name(changes: dict[str, Any], said: str) -
         wire.unpack_contribution(wrong, "fp32", SHAPES)
 
 
-Unpack = Callable[[bytes, str, wire.Shapes], object]
+Unpack = Callable[[bytes, str, Shapes], object]
 UNPACKS: list[Unpack] = [wire.unpack_model, wire.unpack_contribution]
 
 
@@ -688,3 +689,77 @@ def test_a_header_with_any_value_anywhere_is_a_body_or_refused(
 def test_safetensors_itself_can_read_what_is_sent() -> None:
     packed = wire.pack_model(Model("fedclip", 1, zeros()), "fp32")
     assert_same(safetensors.numpy.load(codec.decode("fp32", packed, 1 << 20)), zeros())
+
+
+# --- integer sums --------------------------------------------------------------------------------
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def summed(sums: dict[str, I64], terms: Terms | None = None) -> Contribution:
+    return contribution(update=Update("sum", 3, terms or {}, sums))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(sorted(codec.CODECS)),
+    st.lists(INT64, min_size=4, max_size=4),
+    st.floats(-100, 100, width=32),
+)
+def test_integers_come_back_exactly_under_every_codec(
+    name: str, values: list[int], other: float
+) -> None:
+    sums = {"gram": np.array(values, np.int64).reshape(2, 2), "count": np.array(7, np.int64)}
+    shapes = {key: numbers.shape for key, numbers in sums.items()}
+    for terms in ({}, {"a": np.full(5, other, np.float32)}):
+        floats = {key: term.shape for key, term in terms.items()}
+        packed = wire.pack_contribution(summed(sums, terms), name)
+        assert len(packed) <= wire.body_limit_bytes(floats, name, shapes)
+        found = wire.unpack_contribution(packed, name, floats, shapes).update
+        assert found.sums.keys() == sums.keys()
+        for key, numbers in sums.items():
+            assert found.sums[key].dtype == np.int64
+            assert found.sums[key].shape == numbers.shape
+            assert found.sums[key].tobytes() == numbers.tobytes()
+        assert found.terms.keys() == terms.keys()
+
+
+@pytest.mark.parametrize("name", sorted(codec.CODECS))
+def test_error_feedback_leaves_integers_alone(name: str) -> None:
+    update = summed({"g": np.array([3, -4], np.int64)}, {"a": np.array([0.3], np.float32)}).update
+    terms, residual = codec.with_feedback(name, update.terms, {"a": np.array([1], np.float32)})
+    assert replace(update, terms=terms).sums == update.sums
+    assert residual.keys() <= {"a"}
+
+
+def test_integers_are_shuffled_by_their_own_size() -> None:
+    """Sums over pictures are small in the high bytes, which lie together and vanish."""
+    numbers = np.random.default_rng(0).integers(-(2**28), 2**28, 20_000, np.int64)
+    for name in codec.CODECS:
+        packed = wire.pack_contribution(summed({"g": numbers}), name)
+        assert len(packed) < 0.6 * numbers.nbytes
+
+
+@pytest.mark.parametrize(
+    ("terms", "sums"),
+    [
+        ({}, {}),
+        ({}, {"g": (2,)}),
+        ({}, {"h": (3,)}),
+        ({}, {"g": (3,), "h": (1,)}),
+        ({"g": (3,)}, {}),
+        ({"a": (1,)}, {"g": (3,)}),
+    ],
+)
+def test_integers_that_are_not_the_expected_ones_are_refused(terms: Shapes, sums: Shapes) -> None:
+    packed = wire.pack_contribution(summed({"g": np.arange(3)}), "fp32")
+    assert wire.unpack_contribution(packed, "fp32", {}, {"g": (3,)}).update.weight == 3
+    with pytest.raises(PeerError):
+        wire.unpack_contribution(packed, "fp32", terms, sums)
+
+
+def test_a_name_is_a_term_or_a_sum() -> None:
+    with pytest.raises(ValueError, match="'a' is both a term and a sum"):
+        Update("sum", 1, {"a": np.zeros(1, np.float32)}, {"a": np.zeros(1, np.int64)})
+    with pytest.raises(ValueError, match="update sum g: expected int64"):
+        Update("sum", 1, {}, {"g": np.zeros(1, np.int32)})

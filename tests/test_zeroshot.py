@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from in_memory import class_texts, features
+from in_memory import class_texts, features, nothing
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
@@ -39,7 +39,7 @@ def test_nothing_is_trained_and_nothing_travels() -> None:
     data = features(30, 1, CLASSES)
     total = ExactSum(plan)
     for seed in (1, 2):
-        update, state = zeroshot.fit(model, data, CLASSES, plan, {}, seed)
+        update, state = zeroshot.fit(model, data, nothing(D), CLASSES, plan, {}, seed)
         assert (update.kind, update.weight, dict(update.terms), dict(state)) == ("sum", 1, {}, {})
         total.add(update)
     following, state = zeroshot.combine(model, total, {})

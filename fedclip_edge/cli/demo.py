@@ -24,10 +24,8 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--hold-out", default="cartoon", show_default=True, help="Domain without a device.")
 @click.option(
     "--rounds",
-    default=30,
-    show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Rounds to run.",
+    help="Rounds to run; 30 by default, or the one that a method takes.",
 )
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of pictures and training."
@@ -48,7 +46,7 @@ def demo(
     data: Path | None,
     bundle: Path | None,
     hold_out: str,
-    rounds: int,
+    rounds: int | None,
     seed: int,
     per_class: int,
     method: str,
@@ -65,8 +63,12 @@ def demo(
     from fedclip_edge import processes
     from fedclip_edge.demo import examples, federation, report, stage, summary
     from fedclip_edge.errors import RunError
+    from fedclip_edge.learning import methods
+    from fedclip_edge.records import Plan
 
     began = time.monotonic()
+    parsed = _parse(options)
+    rounds = methods.settled(Plan(method, parsed, rounds=rounds or 0)).rounds
     settings = stage.Settings(
         out=out,
         data=data,
@@ -76,7 +78,7 @@ def demo(
         seed=seed,
         per_class=per_class,
         method=method,
-        options=_parse(options),
+        options=parsed,
     )
     stage.check(settings)
     out.mkdir(parents=True, exist_ok=True)

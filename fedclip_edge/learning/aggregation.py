@@ -1,8 +1,13 @@
 """Exact sums over devices; numpy only, for the coordinator.
 
-Law: a total does not depend on the order in which contributions come. Every value is rounded
-once to the grid 2**-grid_bits and added in int64; a contribution whose values could overflow the
-sum, or that is above the plan's bounds, is refused before anything is added.
+Law: a total does not depend on the order in which contributions come. Every value of a term is
+rounded once to the grid 2**-grid_bits and added in int64; an update's own integer sums are added as
+they are. A contribution whose values could overflow a sum, or that is above the bounds, is
+refused before anything is added.
+
+The bounds: `max_weight` and, for terms, `max_norm` of the plan. A norm means nothing for integer
+sums over pictures, which grow with their number: each entry may be at most PER_PICTURE times the
+weight, which then counts pictures.
 """
 
 from __future__ import annotations
@@ -12,8 +17,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.records import F32, I64, Plan, Terms, Update
+from fedclip_edge.records import F32, I64, Model, Plan, Terms, Update
 
+# What one picture can add to an entry of an integer sum: the product of two coordinates, each at
+# most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are below.
+PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
 
 
@@ -21,14 +29,17 @@ class ExactSum:
     """A running total of updates of kind "sum"."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._largest = 0  # bound on any entry of the total, in grid steps
+        self.plan = plan
+        self._largest = 0  # bound on any entry of `terms`
+        self._largest_sum = 0  # and of `sums`
         self._checked: tuple[Update, dict[str, I64], int] | None = None  # what is added next
-        self.terms: dict[str, I64] = {}
+        self.terms: dict[str, I64] = {}  # in grid steps
+        self.sums: dict[str, I64] = {}
         self.weight = 0
 
     def check(self, update: Update) -> None:
         """Raises PeerError where `add` would refuse the update, which stays as it is until then."""
+        self._largest_of(update)
         self._checked = (update, *self._on_grid(update))
 
     def add(self, update: Update) -> None:
@@ -41,14 +52,31 @@ class ExactSum:
             _, steps, largest = checked
         else:
             steps, largest = self._on_grid(update)
+        self._largest_sum += self._largest_of(update)
         self._largest += largest
         self.weight += update.weight
         for name, term in steps.items():
             self.terms[name] = self.terms[name] + term if name in self.terms else term
+        for name, numbers in update.sums.items():
+            self.sums[name] = self.sums[name] + numbers if name in self.sums else numbers.copy()
+
+    def _largest_of(self, update: Update) -> int:
+        """The largest entry of the update's integer sums."""
+        # Not np.abs: of the smallest int64 it is negative.
+        ends = [(int(s.min()), int(s.max())) for s in update.sums.values() if s.size]
+        largest = max((max(-low, high) for low, high in ends), default=0)
+        if largest > PER_PICTURE * update.weight:
+            raise PeerError(
+                f"an integer sum of {largest} is above {PER_PICTURE} times its weight "
+                f"{update.weight}"
+            )
+        if self._largest_sum + largest > _INT64_MAX:
+            raise PeerError("the integer sums would overflow; choose a smaller max_weight")
+        return largest
 
     def _on_grid(self, update: Update) -> tuple[dict[str, I64], int]:
         """The update in grid steps, and the largest of them."""
-        plan = self._plan
+        plan = self.plan
         if update.kind != "sum":
             raise PeerError(f"an update of kind {update.kind!r} cannot be summed")
         if update.weight > plan.max_weight:
@@ -56,7 +84,8 @@ class ExactSum:
         norm = norm_of(update.terms) / update.weight
         if norm > plan.max_norm:
             raise PeerError(f"norm {norm:.4g} is above max_norm {plan.max_norm:g}")
-        shapes, expected = _shapes(update.terms), _shapes(self.terms)
+        shapes = _shapes({**update.terms, **update.sums})
+        expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
             raise PeerError(f"terms {shapes} do not match {expected}")
         # In float64 a float32 times a power of two is exact; rint is the only rounding.
@@ -70,8 +99,15 @@ class ExactSum:
 
     def mean(self) -> Mapping[str, F32]:
         """The weighted mean of what was added, f32; zero terms where nothing was."""
-        step = 2.0**-self._plan.grid_bits / max(1, self.weight)
+        step = 2.0**-self.plan.grid_bits / max(1, self.weight)
         return {name: (total * step).astype(np.float32) for name, total in self.terms.items()}
+
+
+def add_mean(model: Model, total: ExactSum) -> Model:
+    """The model plus the weighted mean change; terms that no update has stay as they are."""
+    change = total.mean()
+    terms = {n: term + change[n] if n in change else term for n, term in model.terms.items()}
+    return Model(model.method, model.round + 1, terms)
 
 
 def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
-"""The named options of local training, for whatever method trains the attention adapter.
+"""The named options that every method trained by gradients has; each method's own come on top.
 
-The defaults are those of the reference code (microsoft/PersonalizedFL at 441670e,
-fedclip/methods/fed_at_clip.py, lines 123 to 141).
+The defaults are those of FedCLIP's reference code (microsoft/PersonalizedFL at 441670e,
+fedclip/methods/fed_at_clip.py, lines 123 to 141); a method with others says so in its file.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Options:
+class Training:
     """Checked when made; raises ValueError naming the option and its range."""
 
-    loss: Literal["contrastive", "multi-positive", "cross-entropy"] = "contrastive"
     optimizer: Literal["adam", "adamw"] = "adam"  # adam couples the weight decay, adamw does not
     lr: float = 5e-5
     beta1: float = 0.9

@@ -1,14 +1,4 @@
-"""The seeded mini-batch loop of the attention adapter.
-
-The three losses, on logits of the batch's B pictures:
-
-- contrastive, the reference's: logits (B, B) against the text of every *picture*, the other
-  pictures of one's own class counting as negatives; mean of the cross-entropies of rows and of
-  columns. With duplicates in the batch it cannot reach zero.
-- multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same, but what is made likely
-  is one's own class as a whole, so that it holds no negatives. Equal shares of the target for
-  all of one's class would change nothing: the texts of a class are one vector.
-- cross-entropy: logits (B, C) against the classes.
+"""The seeded mini-batch loop that every method trained by gradients runs, and what it sends.
 
 Law: the order of the pictures comes from the seed alone, and nothing else is random; in one torch
 thread the same seed gives the same bytes on one kind of machine.
@@ -16,17 +6,19 @@ thread the same seed gives the same bytes on one kind of machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from fedclip_edge.learning.adapter import adapted_logits
+from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning.optimizers import Adam
-from fedclip_edge.learning.options import Options
-from fedclip_edge.records import F32, ClassTexts, Features, Terms
+from fedclip_edge.learning.options import Training
+from fedclip_edge.records import F32, Features, Terms, Update
+
+# Of the terms that are trained, a batch's raw vectors (B, D) and its labels (B,).
+Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def use_one_thread() -> None:
@@ -34,15 +26,30 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def change(
+    terms: Terms, features: Features, loss: Loss, options: Training, seed: int, round: int
+) -> Update:
+    """What a device sends of one round's training: `weight * (trained - received)`.
+
+    `round` is that of the model received. Raises ConfigError where training diverged.
+    """
+    trained = train(terms, features, loss, options, seed)
+    if not all(np.isfinite(term).all() for term in trained.values()):
+        raise ConfigError(
+            f"training diverged in round {round + 1}; lower lr or weight_decay under [plan.options]"
+        )
+    weight = max(1, len(features)) if options.weighting == "pictures" else 1
+    return Update("sum", weight, {name: weight * (trained[name] - terms[name]) for name in terms})
+
+
 def train(
-    terms: Terms, features: Features, classes: ClassTexts, options: Options, seed: int
+    terms: Terms, features: Features, loss: Loss, options: Training, seed: int
 ) -> dict[str, F32]:
-    """The adapter's terms after `options.epochs` over the features; the input is left alone."""
+    """The terms after `options.epochs` over the features; the input is left alone."""
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
     parameters = list(trained.values())
     vectors = torch.from_numpy(features.vectors)  # (N, D)
     labels = torch.from_numpy(features.labels)  # (N,)
-    texts = torch.from_numpy(classes.vectors)  # (C, D)
     optimizer = Adam(
         parameters,
         lr=options.lr,
@@ -52,35 +59,18 @@ def train(
         decoupled=options.optimizer == "adamw",
     )
     for batch in batches(len(features), options.batch_size, options.epochs, seed):
-        own = labels[batch]  # (B,)
-        facing = texts if options.loss == "cross-entropy" else texts[own]  # (C, D) or (B, D)
-        scores = adapted_logits(trained, vectors[batch], facing, classes.logit_scale)
-        loss = _loss(scores, own, options.loss)
-        optimizer.step(torch.autograd.grad(loss, parameters))
+        value = loss(trained, vectors[batch], labels[batch])
+        optimizer.step(torch.autograd.grad(value, parameters))
     return {name: term.detach().numpy() for name, term in trained.items()}
 
 
 def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
     """Shuffled indices, anew each epoch; the last batch may be short.
 
-    A batch of one is skipped: it has no negatives (the reference skips it as well).
+    A batch of one is skipped: it has no negatives (FedCLIP's reference skips it as well).
     """
     random = np.random.default_rng(seed)
     for _ in range(epochs):
         order = torch.from_numpy(random.permutation(count))
         for start in range(0, count - 1, batch_size):
             yield order[start : start + batch_size]
-
-
-def _loss(scores: Tensor, labels: Tensor, loss: str) -> Tensor:
-    """Of logits (B, C) for cross-entropy, (B, B) with one text for each picture otherwise."""
-    if loss == "cross-entropy":
-        return cross_entropy(scores, labels)
-    if loss == "contrastive":
-        target = torch.arange(len(labels))
-        return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
-    is_own = labels[:, None] == labels[None, :]  # (B, B), symmetric
-    own = scores.masked_fill(~is_own, -torch.inf)
-    rows = torch.logsumexp(scores, dim=1) - torch.logsumexp(own, dim=1)  # (B,)
-    columns = torch.logsumexp(scores, dim=0) - torch.logsumexp(own, dim=0)  # (B,)
-    return (rows.mean() + columns.mean()) / 2

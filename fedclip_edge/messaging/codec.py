@@ -8,8 +8,11 @@ A codec says which tensors stand in a body for each term:
            value is step * scale. A scale is 1/55 of the block's largest value, rounded up to a
            bfloat16, and stands there as the uint16 of its bits: half a float32, and its range
 
+Whole numbers (an update's `sums`) stand there as the int64 they are, whatever the codec.
+
 The body is then shuffled by significance (all lowest bytes of its items, then the next, ...),
-because exponents repeat where whole floats do not, and compressed with zstd.
+because exponents repeat where whole floats do not, and compressed with zstd. An item has the
+codec's size; in a body with whole numbers it has theirs.
 
 What a lossy codec loses of an update, its sender adds to the next one: error feedback, after
 Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its application to
@@ -33,9 +36,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.records import F32, Terms
+from fedclip_edge.records import F32, Shapes, Terms
 
-Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype and shape, as safetensors say them
 
@@ -44,6 +46,7 @@ BLOCK = 256  # steps that share a scale
 # is compressed: 455 kB for an adapter of 525,312 (526 with 127). What that loses comes the next time.
 STEPS = 55
 _SCALE_MAX = 1e30  # no product with a step overflows; plans allow far less
+INTEGER_BYTES = 8
 _LEVEL = 1  # the next ones save nothing on floats and take longer (benchmarks/codec_sizes.py)
 
 
@@ -55,9 +58,10 @@ class _Codec:
     restore: Callable[[Tensors, Shapes], Terms]
 
 
-def layout(codec: str, shapes: Shapes) -> Layout:
-    """The tensors of a body with these terms; raises PeerError for an unknown codec."""
-    return _get(codec).layout(shapes)
+def layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
+    """The tensors of a body with these terms and sums; raises PeerError for an unknown codec."""
+    whole = {name: ("I64", list(shape)) for name, shape in (sums or {}).items()}
+    return {**_get(codec).layout(shapes), **whole}
 
 
 def store(codec: str, terms: Terms) -> Tensors:
@@ -88,18 +92,18 @@ def with_feedback(codec: str, terms: Terms, residual: Terms) -> tuple[Terms, Ter
     return meant, lost if any(term.any() for term in lost.values()) else {}
 
 
-def encode(codec: str, body: bytes) -> bytes:
-    """`body` as it travels; raises PeerError for a codec not in CODECS."""
-    shuffled = _shuffle(body, _get(codec).item_bytes)
+def encode(codec: str, body: bytes, *, integers: bool = False) -> bytes:
+    """`body` as it travels; `integers` where it holds sums. Raises PeerError for an unknown codec."""
+    shuffled = _shuffle(body, _item_bytes(codec, integers=integers))
     return zstandard.ZstdCompressor(level=_LEVEL).compress(shuffled)
 
 
-def decode(codec: str, data: bytes, limit_bytes: int) -> bytes:
+def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False) -> bytes:
     """The body again; raises PeerError for an unknown codec or where it is no such body.
 
     The size is read from the frame's header and held against `limit_bytes` before memory is taken.
     """
-    item_bytes = _get(codec).item_bytes
+    item_bytes = _item_bytes(codec, integers=integers)
     try:
         declared = zstandard.frame_content_size(data)
         if not 0 < declared <= limit_bytes:
@@ -110,6 +114,10 @@ def decode(codec: str, data: bytes, limit_bytes: int) -> bytes:
     except zstandard.ZstdError as error:
         raise PeerError(f"body is not a whole zstd frame: {error}") from None
     return _unshuffle(body, item_bytes)
+
+
+def _item_bytes(codec: str, *, integers: bool) -> int:
+    return INTEGER_BYTES if integers else _get(codec).item_bytes
 
 
 def _get(codec: str) -> _Codec:

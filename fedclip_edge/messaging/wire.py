@@ -10,8 +10,8 @@ than 64 KiB, no signature line, JSON with a repeated key, NaN or infinity, an un
 unknown, missing or mistyped field.
 
 Body (a model, a contribution): a safetensors file whose only metadata key `fedclip` holds a JSON
-object, and whose tensors are those that the codec makes of the terms (codec.py), shuffled and
-compressed by the codec. Refused: a JSON header above 64 KiB, tensors whose names, shapes or dtype
+object, and whose tensors are those that the codec makes of the terms (codec.py) and, in a
+contribution, the int64 sums, shuffled and compressed by the codec. Refused: a JSON header above 64 KiB, tensors whose names, shapes or dtype
 are not the expected ones, NaN or infinity, a record that its own constructor refuses. All but the
 values is checked before the tensors are built. No pickle, ever.
 
@@ -40,15 +40,20 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.messaging import codec as codecs
 from fedclip_edge.messaging.identity import Identity, verifies
 from fedclip_edge.messaging.messages import KINDS, Message
-from fedclip_edge.records import Contribution, Model, Terms, Update
+from fedclip_edge.records import Contribution, Model, Shapes, Sums, Terms, Update
 
 T = TypeVar("T")
-Shapes = codecs.Shapes
 
 MAX_CONTROL_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
 _SCHEMA = 1
-_ITEM_BYTES = {"F32": 4, "F16": 2, "U16": 2, "I8": 1}  # as safetensors names them
+_ITEM_BYTES = {
+    "I64": codecs.INTEGER_BYTES,
+    "F32": 4,
+    "F16": 2,
+    "U16": 2,
+    "I8": 1,
+}  # as safetensors names them
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 
@@ -110,7 +115,7 @@ def pack_model(model: Model, codec: str) -> bytes:
 
 def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
     """Raises PeerError unless `data` is a model with exactly these terms."""
-    head, terms = _unpack(data, codec, "model", {"method", "round"}, shapes)
+    head, terms, _ = _unpack(data, codec, "model", {"method", "round"}, shapes, {})
     return _build(Model, {**head, "terms": terms})
 
 
@@ -127,38 +132,40 @@ def pack_contribution(contribution: Contribution, codec: str) -> bytes:
         "update": contribution.update.kind,
         "weight": contribution.update.weight,
     }
-    return _pack(head, contribution.update.terms, codec)
+    return _pack(head, contribution.update.terms, codec, contribution.update.sums)
 
 
-def unpack_contribution(data: bytes, codec: str, shapes: Shapes) -> Contribution:
-    """Raises PeerError unless `data` is a contribution with exactly these terms."""
+def unpack_contribution(
+    data: bytes, codec: str, shapes: Shapes, sums: Shapes | None = None
+) -> Contribution:
+    """Raises PeerError unless `data` is a contribution with exactly these terms and sums."""
     names = {f.name for f in dataclasses.fields(Contribution)} | {"weight"}
-    head, terms = _unpack(data, codec, "contribution", names, shapes)
-    update = _build(
-        Update, {"kind": head.pop("update"), "weight": head.pop("weight"), "terms": terms}
-    )
+    head, terms, whole = _unpack(data, codec, "contribution", names, shapes, sums or {})
+    kind, weight = head.pop("update"), head.pop("weight")
+    update = _build(Update, {"kind": kind, "weight": weight, "terms": terms, "sums": whole})
     return _build(Contribution, {**head, "update": update})
 
 
-def body_limit_bytes(shapes: Shapes, codec: str) -> int:
-    """The most that a body with these terms can measure, before and after it is compressed."""
-    layout = codecs.layout(codec, shapes).values()
+def body_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> int:
+    """The most that a body with these terms and sums can measure, compressed or not."""
+    layout = codecs.layout(codec, shapes, sums).values()
     tensor_bytes = sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in layout)
     return 8 + _MAX_HEADER_BYTES + tensor_bytes
 
 
-def _pack(head: Mapping[str, Any], terms: Terms, codec: str) -> bytes:
-    tensors = codecs.store(codec, terms)
+def _pack(head: Mapping[str, Any], terms: Terms, codec: str, sums: Sums | None = None) -> bytes:
+    tensors = {**codecs.store(codec, terms), **(sums or {})}
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # One metadata key: safetensors writes several in an order that differs between runs.
     metadata = {"fedclip": json.dumps(head, sort_keys=True)}
-    return codecs.encode(codec, safetensors.numpy.save(arrays, metadata))
+    return codecs.encode(codec, safetensors.numpy.save(arrays, metadata), integers=bool(sums))
 
 
 def _unpack(
-    data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes
-) -> tuple[dict[str, Any], Terms]:
-    body = codecs.decode(codec, data, body_limit_bytes(shapes, codec))
+    data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes, sums: Shapes
+) -> tuple[dict[str, Any], Terms, Sums]:
+    limit_bytes = body_limit_bytes(shapes, codec, sums)
+    body = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
     (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)
     if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(body) - 8):
         raise PeerError(f"{kind}: header of {header_bytes} bytes, limit {_MAX_HEADER_BYTES}")
@@ -178,14 +185,15 @@ def _unpack(
         name: (spec.get("dtype"), spec.get("shape")) if isinstance(spec, dict) else None
         for name, spec in header.items()
     }
-    expected = codecs.layout(codec, shapes)
+    expected = codecs.layout(codec, shapes, sums)
     if declared != expected:
         raise PeerError(f"{kind}: expected the terms {expected}, got {reprlib.repr(declared)}")
     try:
         tensors = safetensors.numpy.load(body)
     except SafetensorError as error:
         raise PeerError(f"{kind}: not safetensors: {error}") from None
-    return head, codecs.restore(codec, tensors, shapes)
+    whole = {name: tensors.pop(name) for name in sums}
+    return head, codecs.restore(codec, tensors, shapes), whole
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -1,73 +1,19 @@
-"""One paper, one file; the registry of methods by name.
-
-A method is a module of a few functions. What runs on the coordinator (`initial`, `combine`) is
-numpy; `fit`, which runs on a device, and `logits`, from which evaluation, prediction and the
-exported classifier are made, import torch inside. `State` is what one side keeps between rounds
-(a server optimiser's moments, a device's control variates); most methods keep nothing.
-"""
+"""One paper, one file; the registry of methods by name, and what is asked of all of them alike."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
 
 import numpy as np
 
-from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.learning.method import Method, State
 from fedclip_edge.learning.methods import fedclip, zeroshot
-from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Terms, Update
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-State = Terms
-
-
-class Method(Protocol):
-    """What a module in this package offers."""
-
-    def check_options(self, options: Mapping[str, Scalar]) -> object:
-        """Raises ConfigError for an option that the method does not have."""
-
-    def initial(self, classes: ClassTexts, dim: int, seed: int) -> Model:
-        """The model of round 0; the same for the same seed, on every machine."""
-
-    def fit(
-        self,
-        model: Model,
-        features: Features,
-        classes: ClassTexts,
-        plan: Plan,
-        state: State,
-        seed: int,
-    ) -> tuple[Update, State]:
-        """Trains from `model` on the device's raw features; the same seed gives the same bytes."""
-
-    def combine(self, model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
-        """The next model from the sum of all updates."""
-
-    def logits(
-        self, terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
-    ) -> Tensor:
-        """Logits f32 (N, C) of raw features (N, D) under a model's terms, unit texts (C, D).
-
-        Torch operations on its tensors alone, each picture by itself: exporting/classifier.py
-        turns it into a graph.
-        """
-
+from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: Mapping[str, Method] = {"fedclip": fedclip, "zeroshot": zeroshot}
-
-
-def shapes(plan: Plan, classes: ClassTexts, dim: int) -> dict[str, tuple[int, ...]]:
-    """The terms that every model and update of a plan has, by name.
-
-    Raises ConfigError for an unknown method.
-    """
-    initial = get(plan.method).initial(classes, dim, plan.seed)
-    return {name: term.shape for name, term in initial.terms.items()}
 
 
 def get(name: str) -> Method:
@@ -77,6 +23,76 @@ def get(name: str) -> Method:
     near = difflib.get_close_matches(name, _METHODS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_METHODS)}"
     raise ConfigError(f"unknown method {name!r}; {hint}")
+
+
+def settled(plan: Plan) -> Plan:
+    """The plan with the method's own number of rounds where it names none.
+
+    Raises ConfigError for an unknown method, an option that it does not have, and more rounds than
+    it takes.
+    """
+    method = get(plan.method)
+    method.check_options(plan.options)
+    traits = method.TRAITS
+    if traits.one_round and plan.rounds > 1:
+        raise ConfigError(
+            f"{plan.method} is done after one round, and the plan has {plan.rounds}; "
+            "write rounds = 1, or leave it out"
+        )
+    return plan if plan.rounds else replace(plan, rounds=traits.rounds)
+
+
+def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
+    """The model of round 0. Raises ConfigError for an unknown method or option."""
+    return get(plan.method).initial(classes, dim, plan.seed, plan.options)
+
+
+def layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
+    """What every model and update of a plan holds; raises ConfigError as `initial`."""
+    return get(plan.method).layout(initial(plan, classes, dim))
+
+
+def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
+    """The terms that every model of a plan has, by name; raises ConfigError as `initial`."""
+    return layout(plan, classes, dim).model
+
+
+def fit(
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
+    """The method's own `fit`, on features that were checked.
+
+    Raises DataError where features cannot be of these classes, or of one encoder.
+    """
+    check_features(features, classes, "training features")
+    check_features(validation, classes, "validation features")
+    if validation.encoder_id != features.encoder_id:
+        raise DataError(
+            f"training features are of encoder {features.encoder_id[:12]}, validation features of "
+            f"{validation.encoder_id[:12]}; encode both with one bundle"
+        )
+    return get(plan.method).fit(model, features, validation, classes, plan, state, seed)
+
+
+def check_features(features: Features, classes: ClassTexts, what: str) -> None:
+    """Raises DataError where `features` are not as wide as the texts, or have other labels."""
+    width, known = classes.vectors.shape[1], len(classes.names)
+    if features.vectors.shape[1] != width:
+        raise DataError(
+            f"{what} have {features.vectors.shape[1]} numbers each, the class texts {width}: they "
+            "are of another encoder; encode the pictures with the bundle of the class texts"
+        )
+    if len(features) and features.labels.max() >= known:
+        raise DataError(
+            f"{what} have the label {features.labels.max()}, and there are {known} classes (labels "
+            f"0 to {known - 1}); give the labels in the order of the class list"
+        )
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:

@@ -5,25 +5,41 @@ Lu, Hu, Wang, Xie 2023, arXiv 2302.13485. The defaults follow the reference code
 paper's text in places: symmetric in-batch contrastive loss, Adam with coupled weight decay whose
 moments start anew every round, every device weighing the same. Each deviation is an option.
 
+    adapted = softmax(W2 tanh(W1 f + b1) + b2) * f        f raw; logits = scale * cos(adapted, t_c)
+
 A device sends `weight * (trained - received)`; the coordinator adds the weighted mean of these to
 the model, which is the average of the trained adapters.
+
+Options: `loss` (contrastive, multi-positive, cross-entropy) and those of learning/options.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fedclip_edge.config import read_table
-from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.options import Options
-from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.learning.aggregation import ExactSum, add_mean
+from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.learning.options import Training
+from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedclip_edge.learning.training import Loss
+
+TRAITS = Traits()
+
+
+@dataclass(frozen=True)
+class Options(Training):
+    """The defaults are those of the reference code."""
+
+    loss: Literal["contrastive", "multi-positive", "cross-entropy"] = "contrastive"
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
@@ -31,7 +47,9 @@ def check_options(options: Mapping[str, Scalar]) -> Options:
     return read_table(Options, options, "fedclip options")
 
 
-def initial(classes: ClassTexts, dim: int, seed: int) -> Model:
+def initial(
+    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
+) -> Model:
     """The gate as torch.nn.Linear would start it: uniform within 1/sqrt(D), in float32."""
     random = np.random.default_rng([seed, dim])
     bound = 1 / np.sqrt(dim)
@@ -48,29 +66,47 @@ def initial(classes: ClassTexts, dim: int, seed: int) -> Model:
     return Model("fedclip", 0, terms)
 
 
+def layout(model: Model) -> Layout:
+    """Every term of the model is trained, and sent."""
+    shapes = {name: term.shape for name, term in model.terms.items()}
+    return Layout(shapes, shapes)
+
+
 def fit(
-    model: Model, features: Features, classes: ClassTexts, plan: Plan, state: Terms, seed: int
-) -> tuple[Update, Terms]:
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
     """Trains the gate on the device's raw features, from a fresh optimiser."""
-    from fedclip_edge.learning.training import train
+    from fedclip_edge.learning.training import change
 
     options = check_options(plan.options)
-    trained = train(model.terms, features, classes, options, seed)
-    if not all(np.isfinite(term).all() for term in trained.values()):
-        raise ConfigError(
-            f"training diverged in round {model.round + 1}; lower lr or weight_decay under "
-            "[plan.options]"
-        )
-    weight = len(features) if options.weighting == "pictures" else 1
-    terms = {name: weight * (trained[name] - model.terms[name]) for name in model.terms}
-    return Update("sum", weight, terms), state
+    loss = objective(classes, options)
+    return change(model.terms, features, loss, options, seed, model.round), state
 
 
-def combine(model: Model, total: ExactSum, state: Terms) -> tuple[Model, Terms]:
+def objective(classes: ClassTexts, options: Options) -> Loss:
+    """The loss that `fit` goes down on."""
+    import torch
+
+    from fedclip_edge.learning import losses
+
+    texts, scale = torch.from_numpy(classes.vectors), classes.logit_scale  # (C, D)
+
+    def loss(terms: Mapping[str, Tensor], vectors: Tensor, labels: Tensor) -> Tensor:
+        scores = logits(terms, vectors, losses.facing(options.loss, texts, labels), scale)
+        return losses.on_texts(options.loss, scores, labels)
+
+    return loss
+
+
+def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
     """The model plus the weighted mean change."""
-    change = total.mean()
-    terms = {name: term + change[name] for name, term in model.terms.items()}
-    return Model("fedclip", model.round + 1, terms), state
+    return add_mean(model, total), state
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:

@@ -2,6 +2,10 @@
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 arXiv 2103.00020.
+
+    logits = scale * cos(f, t_c)
+
+It has no options, and sends an empty update.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ from typing import TYPE_CHECKING
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.records import ClassTexts, Features, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRAITS = Traits(rounds=1)
 MODEL = Model("zeroshot", 0, {})  # there is no other
 
 
@@ -30,19 +36,32 @@ def check_options(options: Mapping[str, Scalar]) -> Options:
     return read_table(Options, options, "zeroshot options")
 
 
-def initial(classes: ClassTexts, dim: int, seed: int) -> Model:
+def initial(
+    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
+) -> Model:
     """A model without terms."""
     return MODEL
 
 
+def layout(model: Model) -> Layout:
+    """Nothing."""
+    return Layout({}, {})
+
+
 def fit(
-    model: Model, features: Features, classes: ClassTexts, plan: Plan, state: Terms, seed: int
-) -> tuple[Update, Terms]:
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
     """An update without terms."""
     return Update("sum", 1, {}), state
 
 
-def combine(model: Model, total: ExactSum, state: Terms) -> tuple[Model, Terms]:
+def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
     """The same model, one round on."""
     return replace(model, round=model.round + 1), state
 

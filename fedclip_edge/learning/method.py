@@ -1,0 +1,79 @@
+"""What a method is: a module of a few functions, and what it says about itself.
+
+What runs on the coordinator (`initial`, `combine`) is numpy; `fit`, which runs on a device, and
+`logits`, from which evaluation, prediction and the exported classifier are made, import torch
+inside. `State` is what one side keeps between rounds (a server optimiser's moments, a device's
+control variates); most methods keep nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Terms, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = Terms
+Options = Mapping[str, Scalar]
+NO_OPTIONS: Options = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a run has to know of its method before it starts."""
+
+    rounds: int = 30  # where the plan names none
+    one_round: bool = False  # a second would add the same pictures once more: it is refused
+    # The run's model is the zero-shot one; what is better lies on each device and never leaves it.
+    is_personal: bool = False
+
+
+class Method(Protocol):
+    """What a module in `methods/` offers."""
+
+    TRAITS: Traits
+
+    def check_options(self, options: Options) -> object:
+        """Raises ConfigError for an option that the method does not have."""
+
+    def initial(
+        self, classes: ClassTexts, dim: int, seed: int, options: Options = NO_OPTIONS
+    ) -> Model:
+        """The model of round 0; the same for the same seed and options, on every machine."""
+
+    def layout(self, model: Model) -> Layout:
+        """What every model and update of a run holds that starts from this initial model."""
+
+    def fit(
+        self,
+        model: Model,
+        features: Features,
+        validation: Features,
+        classes: ClassTexts,
+        plan: Plan,
+        state: State,
+        seed: int,
+    ) -> tuple[Update, State]:
+        """Trains from `model` on the device's raw features; the same seed gives the same bytes.
+
+        `validation` is for choosing settings alone. Both may be empty: a device without pictures
+        of its own adds nothing.
+        """
+
+    def combine(self, model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+        """The next model from the sum of all updates."""
+
+    def logits(
+        self, terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
+    ) -> Tensor:
+        """Logits f32 (N, C) of raw features (N, D) under a model's terms, unit texts (C, D).
+
+        Torch operations on its tensors alone, each picture by itself: exporting/classifier.py
+        turns it into a graph.
+        """
