@@ -23,7 +23,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import ClassTexts, Contribution, Layout, Model, Plan, Terms
+from fedclip_edge.records import ClassTexts, Contribution, Layout, Model, Plan, Terms, in_order
 from fedclip_edge.store import Run, Store, StoredModel
 
 
@@ -148,6 +148,6 @@ def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:
         round=model.round,
         sha256=hashlib.sha256(body).hexdigest(),
         body=body,
-        server_state=safetensors.numpy.save(dict(server_state)),
+        server_state=safetensors.numpy.save(in_order(server_state)),
         master=None if lossless else wire.pack_model(model, model_file.MASTER_CODEC),
     )

@@ -25,7 +25,7 @@ from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import wire
-from fedclip_edge.records import Codec, Model, Plan, Shapes
+from fedclip_edge.records import Codec, Model, Plan, Shapes, in_order
 from fedclip_edge.store import Run, Store, StoredModel, open_store
 from fedclip_edge.vision.bundle import Bundle
 
@@ -63,7 +63,7 @@ def write(path: Path, trained: TrainedModel) -> None:
     }
     # One entry: safetensors writes several in an order that varies between runs.
     metadata = {_METADATA: json.dumps(head, sort_keys=True)}
-    atomic.write_file(path, save(dict(trained.model.terms), metadata=metadata))
+    atomic.write_file(path, save(in_order(trained.model.terms), metadata=metadata))
 
 
 def read(path: Path) -> TrainedModel:

@@ -26,7 +26,7 @@ import safetensors.numpy
 
 from fedclip_edge import durable
 from fedclip_edge.errors import ConfigError, DiskError
-from fedclip_edge.records import Terms
+from fedclip_edge.records import Terms, in_order
 
 RUNS = 4  # one goes on, and the others may come back; each may hold two models' worth of bytes
 _SCHEMA_VERSION = 2
@@ -137,7 +137,7 @@ class Parked:
             # itself), they leave what they left then.
             written = self._database.execute(
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
-                (update.run, update.sha256, safetensors.numpy.save(terms)),
+                (update.run, update.sha256, safetensors.numpy.save(in_order(terms))),
             )
         self._left = (update.run, update.sha256, left) if written.rowcount else None
 

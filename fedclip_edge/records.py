@@ -59,6 +59,11 @@ def check_domain(value: str) -> str:
     return value
 
 
+def in_order(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The same values, row by row in memory: safetensors writes what lies there, whatever the axes."""
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}
+
+
 def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int) -> None:
     if array.dtype != dtype or array.ndim != ndim:
         raise ValueError(

@@ -105,6 +105,15 @@ def test_any_model_is_read_back_and_gives_the_same_bytes(
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
 
 
+def test_terms_are_written_by_value_not_by_layout(tmp_path: Path) -> None:
+    term = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for name, same in (("a", term), ("b", np.asfortranarray(term)), ("c", term.T.copy().T)):
+        some = TrainedModel(Model("fedclip", 1, {"t": same}), "run-a", Plan(), "e" * 64, "c" * 64)
+        model_file.write(tmp_path / name, some)
+        np.testing.assert_array_equal(model_file.read(tmp_path / name).model.terms["t"], term)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "a").read_bytes()
+
+
 def test_anybody_can_read_it_without_this_package(trained: TrainedModel, tmp_path: Path) -> None:
     model_file.write(tmp_path / "a", trained)
     with safe_open(tmp_path / "a", framework="np") as file:

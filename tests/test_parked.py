@@ -96,6 +96,15 @@ def test_what_is_left_counts_from_kept_on(parked: Parked) -> None:
     assert parked.update("run-1") is None
 
 
+def test_what_is_left_is_kept_by_value_not_by_layout(parked: Parked) -> None:
+    term = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    parked.park(update(1), Carried({"a": term}, {"b": term.T}))
+    parked.settle("run-1", update(1).sha256, kept=True)
+    carried = parked.carried("run-1")
+    np.testing.assert_array_equal(carried.residual["a"], term)
+    np.testing.assert_array_equal(carried.state["b"], term.T)
+
+
 def test_where_it_is_refused_what_was_left_before_stays(parked: Parked) -> None:
     parked.park(update(1), left(1))
     parked.settle("run-1", update(1).sha256, kept=True)

@@ -40,7 +40,7 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.messaging import codec as codecs
 from fedclip_edge.messaging.identity import Identity, verifies
 from fedclip_edge.messaging.messages import KINDS, Message
-from fedclip_edge.records import Contribution, Model, Shapes, Sums, Terms, Update
+from fedclip_edge.records import Contribution, Model, Shapes, Sums, Terms, Update, in_order
 
 T = TypeVar("T")
 
@@ -155,10 +155,11 @@ def body_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> 
 
 def _pack(head: Mapping[str, Any], terms: Terms, codec: str, sums: Sums | None = None) -> bytes:
     tensors = {**codecs.store(codec, terms), **(sums or {})}
-    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # One metadata key: safetensors writes several in an order that differs between runs.
     metadata = {"fedclip": json.dumps(head, sort_keys=True)}
-    return codecs.encode(codec, safetensors.numpy.save(arrays, metadata), integers=bool(sums))
+    return codecs.encode(
+        codec, safetensors.numpy.save(in_order(tensors), metadata), integers=bool(sums)
+    )
 
 
 def _unpack(
