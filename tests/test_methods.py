@@ -21,7 +21,8 @@ from fedclip_edge.learning.method import Method
 from fedclip_edge.learning.methods import fedclip, zeroshot
 from fedclip_edge.records import Features, Model, Plan, Scalar, Terms, Update
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+NAMES = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
+TRAINED = [name for name in NAMES if methods.layout(Plan(name), class_texts(), 8).terms]
 D = 16
 CLASSES = class_texts(dim=D)
 NOTHING = nothing(D)
@@ -50,7 +51,7 @@ def test_fedclip_and_the_line_beside_it_are_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_is_registered_under_its_name(name: str) -> None:
-    assert getattr(methods.get(name), "__name__", "").endswith(f".{name}")
+    assert getattr(methods.get(name), "__name__", "").endswith("." + name.replace("-", "_"))
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
@@ -77,9 +78,11 @@ for name in {NAMES!r}:
     method.check_options({{}})
     model = method.initial(classes, 8, 0)
     total = ExactSum(Plan())
-    total.add(Update("sum", 1, dict(model.terms)))
+    its = method.layout(model)
+    sums = {{name: np.zeros(shape, np.int64) for name, shape in its.sums.items()}}
+    total.add(Update("sum", 1, {{name: model.terms[name] for name in its.terms}}, sums))
     method.combine(model, total, {{}})
-print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)))
+print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -89,7 +92,7 @@ print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)))
         timeout=60,
         check=False,
     )
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+    assert (done.stderr.strip(), done.returncode) == ("[]", 0)  # logs go to stdout
 
 
 # --- what every method keeps to ------------------------------------------------------------------
@@ -104,15 +107,16 @@ def test_the_initial_model_is_the_seeds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_device_sends_what_the_model_holds(name: str) -> None:
-    """The wire admits an update only with the model's own names and shapes."""
+def test_a_device_sends_what_the_layout_says(name: str) -> None:
+    """The wire admits nothing else."""
     method, plan = methods.get(name), Plan(name)
     model = method.initial(CLASSES, D, 0)
     before = bytes_of(model.terms)
     update, state = method.fit(model, features(20, 1, CLASSES), NOTHING, CLASSES, plan, {}, 1)
-    assert {n: t.shape for n, t in update.terms.items()} == {
-        n: t.shape for n, t in model.terms.items()
-    }
+    its = method.layout(model)
+    assert {n: t.shape for n, t in model.terms.items()} == its.model
+    assert {n: t.shape for n, t in update.terms.items()} == its.terms
+    assert {n: t.shape for n, t in update.sums.items()} == its.sums
     assert bytes_of(model.terms) == before
     assert bytes_of(state) == {}
     ExactSum(plan).check(update)  # within the default bounds
@@ -127,7 +131,10 @@ def test_the_same_seed_gives_the_same_update(name: str) -> None:
         return method.fit(model, data, NOTHING, CLASSES, Plan(name), {}, seed)[0]
 
     assert bytes_of(update(1).terms) == bytes_of(update(1).terms)
-    if model.terms:
+    assert {n: s.tobytes() for n, s in update(1).sums.items()} == {
+        n: s.tobytes() for n, s in update(1).sums.items()
+    }
+    if name in TRAINED:
         assert bytes_of(update(1).terms) != bytes_of(update(2).terms)
 
 
@@ -142,7 +149,8 @@ def test_a_round_gives_the_next_model(name: str) -> None:
     }
     if model.terms:
         assert bytes_of(following.terms) != bytes_of(model.terms)
-    assert trained(method, following, plan).round == 2
+    if not method.TRAITS.one_round:
+        assert trained(method, following, plan).round == 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +162,7 @@ def test_predictions_are_logits_of_every_picture(name: str) -> None:
     logits = methods.predict(model, data.vectors, CLASSES)
     assert logits.shape == (60, len(CLASSES.names))
     assert logits.dtype == np.float32
-    assert (np.abs(logits) <= CLASSES.logit_scale * (1 + 1e-5)).all()
+    assert np.isfinite(logits).all()
     assert np.mean(logits.argmax(axis=1) == data.labels) > 0.8
     assert data.vectors.tobytes() == before
     assert methods.predict(model, data.vectors[:0], CLASSES).shape == (0, len(CLASSES.names))
@@ -172,8 +180,9 @@ def test_predictions_are_the_methods_own_formula_in_torch(name: str) -> None:
     np.testing.assert_array_equal(methods.predict(model, vectors, CLASSES), logits.detach().numpy())
     alone = [methods.predict(model, row[None], CLASSES)[0] for row in vectors]
     np.testing.assert_allclose(np.stack(alone), logits.detach().numpy(), atol=1e-3)
-    if terms:
-        gradients = torch.autograd.grad(logits.sum(), list(terms.values()))
+    if name in TRAINED:
+        sent = [terms[n] for n in method.layout(model).terms]
+        gradients = torch.autograd.grad(logits.square().sum(), sent)
         assert all(gradient.any() for gradient in gradients)
 
 

@@ -10,10 +10,14 @@ import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning.method import Method, State
-from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.learning.methods import fedclip, ridge, zeroshot
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
-_METHODS: Mapping[str, Method] = {"fedclip": fedclip, "zeroshot": zeroshot}
+_METHODS: Mapping[str, Method] = {
+    "fedclip": fedclip,
+    "ridge": ridge,
+    "zeroshot": zeroshot,
+}
 
 
 def get(name: str) -> Method:
