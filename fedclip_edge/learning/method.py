@@ -14,7 +14,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import (
+    ClassTexts,
+    Features,
+    Layout,
+    Model,
+    Plan,
+    Scalar,
+    Shapes,
+    Terms,
+    Update,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,3 +87,20 @@ class Method(Protocol):
         Torch operations on its tensors alone, each picture by itself: exporting/classifier.py
         turns it into a graph.
         """
+
+
+class Personal(Protocol):
+    """What a method offers besides that keeps a model of each device's own on the device."""
+
+    def personal(
+        self,
+        model: Model,
+        features: Features,
+        validation: Features,
+        classes: ClassTexts,
+        plan: Plan,
+    ) -> Model:
+        """The device's own model, which the method's `logits` takes as it takes the shared one."""
+
+    def personal_shapes(self, model: Model, classes: ClassTexts, dim: int) -> Shapes:
+        """What the terms of such a model must be, by the number of pictures it holds."""

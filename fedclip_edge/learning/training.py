@@ -7,18 +7,22 @@ thread the same seed gives the same bytes on one kind of machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning.optimizers import Adam
 from fedclip_edge.learning.options import Training
-from fedclip_edge.records import F32, Features, Terms, Update
+from fedclip_edge.records import F32, ClassTexts, Features, Terms, Update
 
 # Of the terms that are trained, a batch's raw vectors (B, D) and its labels (B,).
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+Logits = Callable[[Mapping[str, Tensor], Tensor, Tensor, float], Tensor]  # a method's own
+NO_TERMS: Terms = MappingProxyType({})
 
 
 def use_one_thread() -> None:
@@ -40,6 +44,17 @@ def change(
         )
     weight = max(1, len(features)) if options.weighting == "pictures" else 1
     return Update("sum", weight, {name: weight * (trained[name] - terms[name]) for name in terms})
+
+
+def classification(logits: Logits, classes: ClassTexts, fixed: Terms = NO_TERMS) -> Loss:
+    """The cross-entropy of a method's logits; `fixed` are the model's terms that are not trained."""
+    texts, scale = torch.from_numpy(classes.vectors), classes.logit_scale  # (C, D)
+    constant = {name: torch.tensor(term) for name, term in fixed.items()}
+
+    def loss(terms: Mapping[str, Tensor], vectors: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits({**constant, **terms}, vectors, texts, scale), labels)
+
+    return loss
 
 
 def train(

@@ -9,15 +9,22 @@ from dataclasses import replace
 import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.learning.method import Method, State
-from fedclip_edge.learning.methods import fedclip, ridge, zeroshot
+from fedclip_edge.learning.method import Method, Personal, State
+from fedclip_edge.learning.methods import (
+    fedclip,
+    linear,
+    ridge,
+    zeroshot,
+)
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: Mapping[str, Method] = {
     "fedclip": fedclip,
+    "linear": linear,
     "ridge": ridge,
     "zeroshot": zeroshot,
 }
+_PERSONAL: Mapping[str, Personal] = {}
 
 
 def get(name: str) -> Method:
@@ -97,6 +104,36 @@ def check_features(features: Features, classes: ClassTexts, what: str) -> None:
             f"{what} have the label {features.labels.max()}, and there are {known} classes (labels "
             f"0 to {known - 1}); give the labels in the order of the class list"
         )
+
+
+def personal(
+    model: Model, features: Features, validation: Features, classes: ClassTexts, plan: Plan
+) -> Model | None:
+    """The device's own model beside the shared one, where the method has such; it is never sent.
+
+    Raises DataError as `fit`.
+    """
+    if plan.method not in _PERSONAL:
+        return None
+    check_features(features, classes, "training features")
+    check_features(validation, classes, "validation features")
+    return _PERSONAL[plan.method].personal(model, features, validation, classes, plan)
+
+
+def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
+    """What this model must hold: the shapes of the plan's, or of a device's own by its size.
+
+    Raises ConfigError for the shared model of a personal method: it is zero-shot CLIP, and who
+    names it means another.
+    """
+    if plan.method not in _PERSONAL:
+        return shapes(plan, classes, dim)
+    if not model.terms:
+        raise ConfigError(
+            f"{plan.method} keeps what it learns on each device, and the run's own model is "
+            "zero-shot CLIP; name the personal.safetensors in the device's state_dir"
+        )
+    return _PERSONAL[plan.method].personal_shapes(model, classes, dim)
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
