@@ -11,6 +11,7 @@ import numpy as np
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning.method import Method, Personal, State
 from fedclip_edge.learning.methods import (
+    clip_adapter,
     fedclip,
     linear,
     ridge,
@@ -19,6 +20,7 @@ from fedclip_edge.learning.methods import (
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: Mapping[str, Method] = {
+    "clip-adapter": clip_adapter,
     "fedclip": fedclip,
     "linear": linear,
     "ridge": ridge,
