@@ -14,6 +14,7 @@ from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
     linear,
+    lowrank,
     ridge,
     zeroshot,
 )
@@ -23,6 +24,7 @@ _METHODS: Mapping[str, Method] = {
     "clip-adapter": clip_adapter,
     "fedclip": fedclip,
     "linear": linear,
+    "lowrank": lowrank,
     "ridge": ridge,
     "zeroshot": zeroshot,
 }

@@ -1,0 +1,101 @@
+"""A low-rank residual map of the feature, averaged over the devices.
+
+The form of LoRA (Hu et al. 2021, arXiv 2106.09685) on the joint image-text space instead of the
+encoder's weights, so that it runs on cached features.
+
+    logits = scale * cos(f + B A f, t_c)            A (r, D), B (D, r), f raw
+
+B begins at zero, so the first model is zero-shot CLIP. Trained with cross-entropy. What is averaged
+are A and B, not their product; devices that begin every round at the same A and B stay close
+enough for that (FedAvg, arXiv 1602.05629).
+
+Options: `rank`, and those of learning/options.py, with defaults of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedclip_edge.config import read_table
+from fedclip_edge.learning.aggregation import ExactSum, add_mean
+from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.learning.options import Training
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAITS = Traits()
+
+
+@dataclass(frozen=True)
+class Options(Training):
+    """Chosen on validation pictures (docs/methods.md)."""
+
+    lr: float = 1e-3
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    rank: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"rank: expected 1 or more, got {self.rank}")
+
+
+def check_options(options: Mapping[str, Scalar]) -> Options:
+    """Raises ConfigError for an unknown option or a value out of range."""
+    return read_table(Options, options, "lowrank options")
+
+
+def initial(
+    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
+) -> Model:
+    """A as torch.nn.Linear would start it (LoRA's own way), B at zero."""
+    rank = min(check_options(options).rank, dim)
+    bound = 1 / np.sqrt(dim)
+    down = np.random.default_rng([seed, dim]).uniform(-bound, bound, (rank, dim))
+    terms = {"a": down.astype(np.float32), "b": np.zeros((dim, rank), np.float32)}
+    return Model("lowrank", 0, terms)
+
+
+def layout(model: Model) -> Layout:
+    """Both factors are trained, and sent."""
+    shapes = {name: term.shape for name, term in model.terms.items()}
+    return Layout(shapes, shapes)
+
+
+def fit(
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
+    """Trains the map on the device's raw features, from a fresh optimiser."""
+    from fedclip_edge.learning.training import change, classification
+
+    loss = classification(logits, classes)
+    options = check_options(plan.options)
+    return change(model.terms, features, loss, options, seed, model.round), state
+
+
+def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+    """The model plus the weighted mean change."""
+    return add_mean(model, total), state
+
+
+def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+    """Scaled cosines (N, C) of the mapped features; raw features (N, D), unit texts (C, D)."""
+    from torch.nn.functional import linear
+
+    from fedclip_edge.learning import adapter
+
+    mapped = features + linear(linear(features, terms["a"]), terms["b"])  # (N, D)
+    return adapter.logits(mapped, texts, scale)
