@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedclip_edge.errors import DataError
-from fedclip_edge.records import F32, Features, Shapes, Sums
+from fedclip_edge.records import F32, I64, Features, Shapes, Sums, Update
 
 F64 = NDArray[np.float64]
 
 GRID_BITS = 15
 _MOST = 2 ** (53 - 2 * GRID_BITS)
+_SIDES = ("train", "validation")
 _ROWS = 4096  # of a block: bounds the memory for the copy in float64
 
 
@@ -43,16 +44,30 @@ class Moments:
         return int(self.counts.sum())
 
 
-def layout(prefix: str, classes: int, dim: int) -> Shapes:
-    """Names and shapes of what `send` makes."""
-    return {
-        f"{prefix}.gram": (dim * (dim + 1) // 2,),
-        f"{prefix}.sums": (classes, dim),
-        f"{prefix}.counts": (classes,),
-    }
+def layout(classes: int, dim: int) -> Shapes:
+    """Names and shapes of the integer sums in `update`."""
+    kinds = {"gram": (dim * (dim + 1) // 2,), "sums": (classes, dim), "counts": (classes,)}
+    return {f"{side}.{kind}": shape for side in _SIDES for kind, shape in kinds.items()}
 
 
-def send(prefix: str, features: Features, classes: int, min_per_class: int) -> Sums:
+def update(train: Features, validation: Features, classes: int, min_per_class: int) -> Update:
+    """The moments of both sides, apart; the weight counts the pictures in them.
+
+    Raises DataError for more pictures than can be summed exactly.
+    """
+    sums: dict[str, I64] = {}
+    for side, features in zip(_SIDES, (train, validation), strict=True):
+        sums |= send(side, features, classes, min_per_class)
+    pictures = sum(int(sums[f"{side}.counts"].sum()) for side in _SIDES)
+    return Update("sum", max(1, pictures), {}, sums)
+
+
+def received(sums: Sums) -> tuple[Moments, Moments]:
+    """The moments of both sides, training and validation, added over all devices."""
+    return receive("train", sums), receive("validation", sums)
+
+
+def send(prefix: str, features: Features, classes: int, min_per_class: int) -> dict[str, I64]:
     """What a device sends of its raw features; raises DataError for too many pictures."""
     counts = np.bincount(features.labels, minlength=classes)
     counts[counts < min_per_class] = 0
@@ -82,11 +97,6 @@ def receive(prefix: str, sums: Sums) -> Moments:
     gram.T[upper] = gram[upper]
     counts = sums[f"{prefix}.counts"].astype(np.float64)
     return Moments(gram, by_class * 2.0**-GRID_BITS, counts)
-
-
-def pictures(sums: Sums) -> int:
-    """How many pictures are in what is sent."""
-    return sum(int(n.sum()) for name, n in sums.items() if name.endswith(".counts"))
 
 
 def _on_grid(vectors: F32) -> F64:

@@ -15,6 +15,7 @@ from fedclip_edge.learning.methods import (
     fedclip,
     linear,
     lowrank,
+    prototypes,
     ridge,
     zeroshot,
 )
@@ -25,6 +26,7 @@ _METHODS: Mapping[str, Method] = {
     "fedclip": fedclip,
     "linear": linear,
     "lowrank": lowrank,
+    "prototypes": prototypes,
     "ridge": ridge,
     "zeroshot": zeroshot,
 }

@@ -95,8 +95,7 @@ def layout(model: Model) -> Layout:
     """A head; what is sent are integer sums."""
     classes, dim = model.terms["weight"].shape
     shapes = {name: term.shape for name, term in model.terms.items()}
-    sums = {side: moments.layout(side, classes, dim) for side in ("train", "validation")}
-    return Layout(shapes, {}, {**sums["train"], **sums["validation"]})
+    return Layout(shapes, {}, moments.layout(classes, dim))
 
 
 def fit(
@@ -109,12 +108,8 @@ def fit(
     seed: int,
 ) -> tuple[Update, State]:
     """The sums of both sides; the weight counts the pictures in them."""
-    least, known = check_options(plan.options).min_per_class, len(classes.names)
-    sums = {
-        **moments.send("train", features, known, least),
-        **moments.send("validation", validation, known, least),
-    }
-    return Update("sum", max(1, moments.pictures(sums)), {}, sums), state
+    least = check_options(plan.options).min_per_class
+    return moments.update(features, validation, len(classes.names), least), state
 
 
 def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
@@ -124,7 +119,7 @@ def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
         log.event("ridge_without_pictures", model="zero-shot")
         zero_shot = model.terms
         return Model(model.method, model.round + 1, zero_shot), state
-    train, validation = (moments.receive(side, total.sums) for side in ("train", "validation"))
+    train, validation = moments.received(total.sums)
     head = solve(train, validation, model.terms["weight"].astype(np.float64), options)
     variance = max(head.error, _VARIANCE_MIN)
     log.event(

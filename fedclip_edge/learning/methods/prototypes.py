@@ -1,0 +1,198 @@
+"""Class means and one shared covariance, beside the class texts: closed form, one round.
+
+Gaussian discriminant analysis on frozen features: Wang, Liang, Sheng, He, Wang, Tan 2024, "A
+Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation" (ICLR), arXiv 2402.04087, code
+mrflogs/ICLR24; from sums over devices in one round as in TOFA (arXiv 2511.16423), whose hierarchy
+of priors is left out.
+
+    mu_c   = sum of x over class c / n_c                    x unit features
+    S      = sum x x^T - sum_c n_c mu_c mu_c^T              scatter within the classes
+    P      = D (S + tr(S) / (N - 1) I)^-1                   inverse covariance, shrunk
+    w_c    = P mu_c,   b_c = -mu_c^T P mu_c / 2             equal priors
+    logits = s (scale * cos(f, t_c) + alpha (x . w_c + b_c))
+
+The shrinkage is the paper's empirical Bayes ridge-type estimator (Kubokawa & Srivastava 2008).
+Devices send what the ridge head sends (learning/moments.py): exact integers, of training and
+validation pictures apart. The paper chooses alpha by accuracy on validation pictures; here no
+picture leaves its device, so alpha and s are those of the least squared error over the validation
+sums, between the two parts of the logits (centred over the classes) and the one-hot targets,
+divided by that error as in ridge.py, which see for the reason. Nobody's test pictures are in them.
+
+A class that no device has gets its mean from its text: the mean of all means, moved along the
+texts by as much as the means that are there follow theirs. Without any picture the model is
+zero-shot CLIP; without a validation picture alpha and s are 1.
+
+Options: `alpha`, chosen where not given; `shrinkage` multiplies tr(S) / (N - 1); `min_per_class` as
+in ridge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedclip_edge import log
+from fedclip_edge.config import read_table
+from fedclip_edge.learning import moments
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.learning.moments import F64, Moments
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAITS = Traits(rounds=1, one_round=True)
+_VARIANCE_MIN = 1e-4  # of pictures that are all told without error
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked when made; raises ValueError naming the option and its range."""
+
+    alpha: float | None = None
+    shrinkage: float = 1.0
+    min_per_class: int = 5
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 <= self.alpha <= 1e6:
+            raise ValueError(f"alpha: expected 0 to 1e6, got {self.alpha}")
+        if not 0 < self.shrinkage <= 1e6:
+            raise ValueError(f"shrinkage: expected above 0 up to 1e6, got {self.shrinkage}")
+        if self.min_per_class < 1:
+            raise ValueError(f"min_per_class: expected 1 or more, got {self.min_per_class}")
+
+
+def check_options(options: Mapping[str, Scalar]) -> Options:
+    """Raises ConfigError for an unknown option or a value out of range."""
+    return read_table(Options, options, "prototypes options")
+
+
+def initial(
+    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
+) -> Model:
+    """The zero-shot head: the class texts, scaled."""
+    weight = classes.vectors.astype(np.float64) * classes.logit_scale
+    return _model(0, weight, np.zeros(len(weight)), 0.0)
+
+
+def layout(model: Model) -> Layout:
+    """A head; what is sent are integer sums."""
+    shapes = {name: term.shape for name, term in model.terms.items()}
+    return Layout(shapes, {}, moments.layout(*model.terms["weight"].shape))
+
+
+def fit(
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
+    """The sums of both sides; the weight counts the pictures in them."""
+    least = check_options(plan.options).min_per_class
+    return moments.update(features, validation, len(classes.names), least), state
+
+
+def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+    """The head of the sums, beside the scaled texts that the model began with."""
+    options = check_options(total.plan.options)
+    if not total.sums or not total.sums["train.counts"].any():
+        log.event("prototypes_without_pictures", model="zero-shot")
+        return Model(model.method, model.round + 1, model.terms), state
+    train, validation = moments.received(total.sums)
+    texts = _affine(model.terms["weight"].astype(np.float64), np.zeros(len(train.counts)))
+    images = discriminant(train, texts[:, :-1], options.shrinkage)
+    shares = _shares(texts, images, validation, options.alpha)
+    alpha = float(shares[1] / shares[0]) if shares[0] > 0 else np.inf
+    log.event(
+        "prototypes_chosen",
+        alpha=alpha,
+        scale=float(shares[0]),
+        train_pictures=train.pictures,
+        validation_pictures=validation.pictures,
+    )
+    head = shares[0] * texts + shares[1] * images  # (C, D + 1)
+    finite = min(alpha, float(np.finfo(np.float16).max))
+    return _model(model.round + 1, head[:, :-1], head[:, -1], finite), state
+
+
+def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
+    """W and b (C, D + 1), centred over the classes: what they have in common decides nothing."""
+    means = _means(train, texts)  # (C, D)
+    scatter = train.gram - (means.T * train.counts) @ means  # (D, D)
+    dim = len(scatter)
+    ridge = shrinkage * max(float(np.trace(scatter)), 1e-9) / max(1, train.pictures - 1)
+    values, basis = np.linalg.eigh(scatter)
+    values = np.maximum(values, 0)  # a device may send what no pictures give
+    precision = (basis * (dim / (values + ridge))) @ basis.T
+    weight = means @ precision
+    return _affine(weight, -np.sum(weight * means, axis=1) / 2)
+
+
+def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+    """Scores (N, C) of unit features; the texts and their scale are in the head."""
+    from torch.nn.functional import linear, normalize
+
+    return linear(normalize(features, dim=1), terms["weight"], terms["bias"])
+
+
+def _means(train: Moments, texts: F64) -> F64:
+    """The mean of each class (C, D), of an absent one by its text."""
+    present = train.counts > 0
+    means = train.sums / np.maximum(train.counts, 1)[:, None]
+    if present.all():
+        return means
+    middle, centre = means[present].mean(axis=0), texts[present].mean(axis=0)
+    followed = texts - centre  # (C, D)
+    length = float(np.sum(followed[present] ** 2))
+    share = float(np.sum((means[present] - middle) * followed[present])) / max(length, 1e-9)
+    return np.where(present[:, None], means, middle + max(0.0, share) * followed)
+
+
+def _shares(texts: F64, images: F64, held: Moments, alpha: float | None) -> F64:
+    """What the two parts (C, D + 1) are multiplied by, none below zero."""
+    if not held.pictures:
+        return np.array([1.0, 1.0 if alpha is None else alpha])
+    parts = [texts, images] if alpha is None else [texts + alpha * images]
+    sums = held.sums.sum(axis=0)[:, None]
+    gram = np.block([[held.gram, sums], [sums.T, np.array([[float(held.pictures)]])]])
+    targets = np.concatenate([held.sums, held.counts[:, None]], axis=1)  # (C, D + 1)
+    normal = np.array([[np.sum(a * (b @ gram)) for b in parts] for a in parts])
+    wanted = np.array([np.sum(a * targets) for a in parts])
+    shares = _not_negative(normal, wanted)
+    count = len(texts)
+    squared = held.pictures * (1 - 1 / count) - 2 * shares @ wanted + shares @ normal @ shares
+    variance = max(float(squared) / (held.pictures * (count - 1)), _VARIANCE_MIN)
+    if alpha is not None:
+        shares = np.array([shares[0], alpha * shares[0]])
+    if not shares.any():  # nothing that was sent points the right way
+        return np.array([1.0, 0.0])
+    return shares / variance
+
+
+def _not_negative(normal: F64, wanted: F64) -> F64:
+    """Least squares of one or two unknowns, none below zero."""
+    free = np.linalg.lstsq(normal, wanted, rcond=None)[0]
+    if (free >= 0).all():
+        return np.asarray(free)
+    alone = np.maximum(wanted, 0) / np.maximum(np.diag(normal), 1e-12)
+    gains = alone * np.maximum(wanted, 0)
+    return np.where(np.arange(len(alone)) == gains.argmax(), alone, 0.0)
+
+
+def _affine(weight: F64, bias: F64) -> F64:
+    """(C, D + 1), centred over the classes."""
+    joined = np.concatenate([weight, bias[:, None]], axis=1)
+    return np.asarray(joined - joined.mean(axis=0))
+
+
+def _model(round: int, weight: F64, bias: F64, alpha: float) -> Model:
+    values = {"weight": weight, "bias": bias, "alpha": np.array(alpha)}
+    terms = {name: np.array(value, np.float32, order="C") for name, value in values.items()}
+    return Model("prototypes", round, terms)

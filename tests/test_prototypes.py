@@ -1,0 +1,160 @@
+"""Class means and one covariance: the paper's head, exact over any partition, and few pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from averaged import shifted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from in_memory import class_texts, features, nothing
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.methods import prototypes, zeroshot
+from fedclip_edge.records import F32, Features, Model, Plan, Scalar, Update
+
+D = 16
+CLASSES = class_texts(("ant", "bee", "cat", "dog"), D)
+EVERY: dict[str, Scalar] = {"min_per_class": 1}
+NOTHING = nothing(D)
+Sides = tuple[Features, Features]
+
+
+def some(data: Features, rows: Any) -> Features:
+    return Features(data.vectors[rows], data.labels[rows], data.encoder_id)
+
+
+def solved(sides: Sequence[Sides], options: dict[str, Scalar] | None = None) -> Model:
+    plan = Plan("prototypes", {**EVERY, **(options or {})})
+    start, total = methods.initial(plan, CLASSES, D), ExactSum(plan)
+    for train, validation in sides:
+        total.add(methods.fit(start, train, validation, CLASSES, plan, {}, 0)[0])
+    return prototypes.combine(start, total, {})[0]
+
+
+def bytes_of(model: Model) -> dict[str, bytes]:
+    return {name: term.tobytes() for name, term in model.terms.items()}
+
+
+def unit(data: Features) -> F32:
+    norms = np.linalg.norm(data.vectors, axis=1, keepdims=True)
+    return np.asarray(data.vectors / norms, np.float32)
+
+
+def published(train: Features, asked: Features, alpha: float) -> F32:
+    """The logits as the paper's code computes them (mrflogs/ICLR24, main_few_shots.py)."""
+    x, y = torch.tensor(unit(train)).double(), torch.tensor(train.labels)
+    count = len(CLASSES.names)
+    mus = torch.stack([x[y == i].mean(dim=0) for i in range(count)])
+    centred = x - mus[y]
+    cov = centred.T.cov()
+    eye = torch.eye(D).double()
+    inverse = D * torch.linalg.inv((len(x) - 1) * cov + cov.trace() * eye)
+    w = mus @ inverse
+    b = np.log(1 / count) - (w * mus).sum(dim=1) / 2
+    f = torch.tensor(unit(asked)).double()
+    scores = 100 * f @ torch.tensor(CLASSES.vectors).double().T + alpha * (f @ w.T + b)
+    return np.asarray((scores - scores.mean(dim=1, keepdim=True)).numpy(), np.float32)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_without_validation_it_is_the_papers_head(alpha: float) -> None:
+    train, asked = features(90, 1, CLASSES), features(30, 2, CLASSES)
+    model = solved([(train, NOTHING)], {"alpha": alpha})
+    logits = methods.predict(model, asked.vectors, CLASSES)
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    expected = published(train, asked, alpha)
+    np.testing.assert_allclose(centred, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 80), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_any_partition_gives_the_bytes_of_one_device_with_all_pictures(
+    count: int, devices: int, seed: int
+) -> None:
+    train, validation = features(count, seed, CLASSES), features(30, seed + 1, CLASSES)
+    random = np.random.default_rng(seed)
+    owner, judge = random.integers(0, devices, count), random.integers(0, devices, 30)
+    sides = [(some(train, owner == i), some(validation, judge == i)) for i in range(devices)]
+    assert bytes_of(solved(sides)) == bytes_of(solved([(train, validation)]))
+
+
+def test_what_is_chosen_is_the_least_squared_error_on_validation() -> None:
+    """Beside a search by brute force over both shares, on the pictures themselves."""
+    train, held = shifted(60, 1), shifted(90, 2)
+    model = solved([(train, held)])
+    alpha = float(model.terms["alpha"])
+    y = np.eye(4)[held.labels] - 0.25
+
+    def error(share: float) -> float:
+        z = published(train, held, share).astype(np.float64)
+        scale = np.sum(z * y) / np.sum(z * z)
+        return float(np.mean((scale * z - y) ** 2))
+
+    assert 0 < alpha < 1e4
+    assert error(alpha) <= min(error(share) for share in np.logspace(-3, 3, 60)) * 1.001
+
+
+def test_it_is_better_than_the_texts_where_there_is_something_to_learn() -> None:
+    train, held, asked = shifted(200, 1), shifted(100, 2), shifted(400, 3)
+    model = solved([(train, held)])
+
+    def right(its: Model) -> float:
+        guesses = methods.predict(its, asked.vectors, CLASSES).argmax(axis=1)
+        return float(np.mean(guesses == asked.labels))
+
+    assert right(model) > right(zeroshot.MODEL) + 0.02
+
+
+@pytest.mark.parametrize("sides", [[], [(NOTHING, NOTHING)], [(NOTHING, features(9, 1, CLASSES))]])
+def test_without_a_training_picture_the_model_is_zero_shot(sides: list[Sides]) -> None:
+    asked = features(20, 3, CLASSES)
+    np.testing.assert_allclose(
+        methods.predict(solved(sides), asked.vectors, CLASSES),
+        methods.predict(zeroshot.MODEL, asked.vectors, CLASSES),
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [0, 1], [0, 1, 2]])
+def test_a_class_that_no_device_has_is_put_by_its_text(labels: list[int]) -> None:
+    data = features(120, 1, CLASSES, noise=0.2)
+    rows = [int(np.flatnonzero(data.labels == label)[i]) for i, label in enumerate(labels)]
+    asked = features(200, 3, CLASSES, noise=0.1)
+    logits = methods.predict(solved([(some(data, rows), NOTHING)]), asked.vectors, CLASSES)
+    assert np.isfinite(logits).all()
+    assert np.mean(logits.argmax(axis=1) == asked.labels) > 0.8
+
+
+def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
+    plan = Plan("prototypes", EVERY)
+    start, total = methods.initial(plan, CLASSES, D), ExactSum(plan)
+    train, held = features(40, 1, CLASSES), features(20, 2, CLASSES)
+    honest = methods.fit(start, train, held, CLASSES, plan, {}, 0)[0]
+    total.add(honest)
+    hostile = {name: np.zeros_like(numbers) for name, numbers in honest.sums.items()}
+    hostile["train.gram"] = hostile["train.gram"] - 2**30 * 50
+    hostile["validation.gram"] = hostile["validation.gram"] - 2**30 * 50
+    total.add(Update("sum", 50, {}, hostile))
+    model, _ = prototypes.combine(start, total, {})
+    assert all(np.isfinite(term).all() for term in model.terms.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": -1.0}, "alpha: expected 0 to"),
+        ({"shrinkage": 0.0}, "shrinkage: expected above 0"),
+        ({"min_per_class": 0}, "min_per_class: expected 1"),
+        ({"l2": 1.0}, "unknown key 'l2'"),
+    ],
+)
+def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"prototypes options: {message}"):
+        prototypes.check_options(options)
