@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import atomic, log
+from fedclip_edge import atomic, log, model_file
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
@@ -114,10 +114,15 @@ class LocalLearner:
         if final and plan.local_baseline and "train" in self.config.roles:
             alone = self._train_alone(plan)
             logits["local"] = methods.predict(alone, test.vectors, self.classes)
+        own = self._personal(model, plan)
+        if own is not None:
+            logits["personal"] = methods.predict(own, test.vectors, self.classes)
         accuracy = {name: top1(values, test.labels) for name, values in logits.items()}
         if final:
             accuracy["zero_shot_all"] = self._zero_shot_all()
             self._write_predictions(logits)
+            if own is not None:
+                self._write_personal(own, plan)
         self.busy_s += time.monotonic() - began
         return accuracy
 
@@ -147,6 +152,21 @@ class LocalLearner:
         seed = training_seed(plan.seed, model.round, self.config.id)
         data = self.data
         return methods.fit(model, data.train, data.validation, self.classes, plan, state, seed)
+
+    def _personal(self, model: Model, plan: Plan) -> Model | None:
+        """The device's own model, where the method has one and there is what to make it of."""
+        data = self.data
+        if "train" not in self.config.roles or not len(data.train):
+            return None
+        return methods.personal(model, data.train, data.validation, self.classes, plan)
+
+    def _write_personal(self, own: Model, plan: Plan) -> None:
+        """personal.safetensors in the device's own folder; it is never sent."""
+        encoder_id, classes_digest = self.data.train.encoder_id, self.classes.digest
+        kept = model_file.TrainedModel(
+            own, f"own-{self.config.id}", plan, encoder_id, classes_digest
+        )
+        model_file.write(self.config.state_dir / "personal.safetensors", kept)
 
     def _train_alone(self, plan: Plan) -> Model:
         """What the same training gives without the fleet: a federation of one."""

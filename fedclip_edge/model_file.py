@@ -116,7 +116,8 @@ def find(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
         return _from_journal(path, bundle, None)
     trained = read(path)
     _check_fits(str(path), trained.encoder_id, trained.classes_digest, bundle)
-    shapes = methods.shapes(trained.plan, bundle.classes, bundle.manifest.dim)
+    dim = bundle.manifest.dim
+    shapes = methods.shapes_beside(trained.model, trained.plan, bundle.classes, dim)
     found = {term: array.shape for term, array in trained.model.terms.items()}
     if found != shapes:
         raise ConfigError(
@@ -142,6 +143,7 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
         shapes = methods.shapes(run.plan, bundle.classes, bundle.manifest.dim)
         try:
             model = master(store.newest_model(run.id), shapes)
+            methods.shapes_beside(model, run.plan, bundle.classes, bundle.manifest.dim)
         except PeerError as error:
             raise ConfigError(
                 f"the model of {where} is damaged ({error}); {_NAME_ANOTHER}"

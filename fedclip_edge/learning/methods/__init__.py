@@ -17,6 +17,7 @@ from fedclip_edge.learning.methods import (
     lowrank,
     prototypes,
     ridge,
+    tip_adapter,
     zeroshot,
 )
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
@@ -28,9 +29,10 @@ _METHODS: Mapping[str, Method] = {
     "lowrank": lowrank,
     "prototypes": prototypes,
     "ridge": ridge,
+    "tip-adapter": tip_adapter,
     "zeroshot": zeroshot,
 }
-_PERSONAL: Mapping[str, Personal] = {}
+_PERSONAL: Mapping[str, Personal] = {"tip-adapter": tip_adapter}
 
 
 def get(name: str) -> Method:

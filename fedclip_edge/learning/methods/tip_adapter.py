@@ -1,0 +1,147 @@
+"""Tip-Adapter: a cache of the device's own pictures beside the class texts, nothing trained.
+
+Zhang et al. 2022, "Tip-Adapter: Training-Free Adaption of CLIP for Few-Shot Classification",
+arXiv 2207.09519; reference code gaopengcuhk/Tip-Adapter.
+
+    logits = scale * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [y_i = c]
+
+k_i are the device's training features and y_i their labels. They are features of its pictures, so the
+method is **personal**: an empty update is all that leaves the device, the run's model is zero-shot
+CLIP, and each device keeps its own model in `personal.safetensors`, which `predict` and
+`export-classifier` take. It is made anew from the cached features whenever it is asked for.
+
+alpha and beta are those of the best accuracy on the device's validation pictures, of the lowest
+cross-entropy among equals; alpha 0, zero-shot CLIP, is among them, so on these pictures the device's
+model is never worse. Without validation pictures they are the paper's 1 and 5.5.
+
+Options: `alpha` and `beta`, chosen where not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedclip_edge.config import read_table
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Shapes, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAITS = Traits(rounds=1, one_round=True, is_personal=True)
+_ALPHAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_BETAS = (1.0, 2.0, 5.5, 10.0, 20.0, 50.0)
+_ALPHA, _BETA = 1.0, 5.5  # the paper's
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked when made; raises ValueError naming the option and its range."""
+
+    alpha: float | None = None
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1e4:
+                raise ValueError(f"{name}: expected 0 to 1e4, got {value}")
+
+
+def check_options(options: Mapping[str, Scalar]) -> Options:
+    """Raises ConfigError for an unknown option or a value out of range."""
+    return read_table(Options, options, "tip-adapter options")
+
+
+def initial(
+    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
+) -> Model:
+    """A model without terms: zero-shot CLIP."""
+    return Model("tip-adapter", 0, {})
+
+
+def layout(model: Model) -> Layout:
+    """Nothing is shared."""
+    return Layout({}, {})
+
+
+def fit(
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
+    """An update without terms."""
+    check_options(plan.options)
+    return Update("sum", 1, {}), state
+
+
+def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+    """The same model, one round on."""
+    return replace(model, round=model.round + 1), state
+
+
+def personal(
+    model: Model, features: Features, validation: Features, classes: ClassTexts, plan: Plan
+) -> Model:
+    """The device's cache, with the alpha and beta that its validation pictures choose."""
+    options = check_options(plan.options)
+    norms = np.linalg.norm(features.vectors, axis=1, keepdims=True)
+    keys = (features.vectors / np.where(norms > 0, norms, 1)).astype(np.float32)  # (N, D)
+    values = np.eye(len(classes.names), dtype=np.float32)[features.labels]  # (N, C)
+
+    def cached(alpha: float, beta: float) -> Model:
+        chosen = {"alpha": np.array(alpha, np.float32), "beta": np.array(beta, np.float32)}
+        return replace(model, terms={"keys": keys, "values": values, **chosen})
+
+    alphas = _ALPHAS if options.alpha is None else (options.alpha,)
+    betas = _BETAS if options.beta is None else (options.beta,)
+    if not len(validation):
+        return cached(
+            _ALPHA if options.alpha is None else options.alpha,
+            _BETA if options.beta is None else options.beta,
+        )
+    every = [cached(alpha, beta) for alpha in alphas for beta in betas]
+    return max(every, key=lambda its: _goodness(its, validation, classes))
+
+
+def personal_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
+    """As many keys as there are, of this width."""
+    count = len(model.terms["keys"]) if model.terms.get("keys", np.zeros(())).ndim else 0
+    return {"keys": (count, dim), "values": (count, len(classes.names)), "alpha": (), "beta": ()}
+
+
+def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+    """Logits (N, C) of raw features (N, D); those of the texts alone where there is no cache."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from fedclip_edge.learning import adapter
+
+    told = adapter.logits(features, texts, scale)
+    if "keys" not in terms:
+        return told
+    near = normalize(features, dim=1) @ terms["keys"].T  # (N, pictures)
+    votes = torch.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
+    return told + terms["alpha"] * votes
+
+
+def _goodness(model: Model, validation: Features, classes: ClassTexts) -> tuple[float, float]:
+    """Accuracy, then how likely the labels are; larger is better."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    with torch.inference_mode():
+        terms = {name: torch.tensor(term) for name, term in model.terms.items()}
+        vectors, labels = torch.tensor(validation.vectors), torch.tensor(validation.labels)
+        scores = logits(terms, vectors, torch.tensor(classes.vectors), classes.logit_scale)
+        right = float((scores.argmax(dim=1) == labels).float().mean())
+        return right, -float(cross_entropy(scores, labels))
