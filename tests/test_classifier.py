@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import system
 from onnx import TensorProto, helper, numpy_helper
-from way_out import train
+from way_out import OPTIONS_OF, train
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.demo import tiny_clip, world
@@ -124,6 +124,21 @@ def test_its_labels_are_those_of_predict(
 ) -> None:
     moved = same_as_predict(random_bundle, trained, pictures, bare, tmp_path / "c.onnx")
     assert moved > 0.2  # otherwise the adapter would show nothing
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS_OF.keys() - {"fedclip", "zeroshot"}))
+def test_every_method_has_a_way_out(
+    random_bundle: Bundle, pictures: Path, bare: Path, tmp_path: Path, name: str
+) -> None:
+    trained = train(random_bundle, pictures, method=name)
+    moved = same_as_predict(random_bundle, trained, pictures, bare, tmp_path / "c.onnx")
+    assert moved > 0.2
+    about = onnx.load(tmp_path / "c.onnx").metadata_props
+    assert {entry.key: entry.value for entry in about}["method"] == name
+
+
+def test_the_list_of_ways_out_is_that_of_the_methods() -> None:
+    assert set(OPTIONS_OF) == set(methods.names())
 
 
 def test_zero_shot_needs_no_model(

@@ -20,6 +20,16 @@ from fedclip_edge.vision.pictures import load
 
 # Moves far enough in one round that many adapted labels are others than the zero-shot ones.
 OPTIONS: dict[str, Scalar] = {"loss": "cross-entropy", "weight_decay": 0.0, "epochs": 40}
+OPTIONS_OF: dict[str, dict[str, Scalar]] = {
+    "fedclip": OPTIONS,
+    "linear": {"epochs": 40},
+    "clip-adapter": {"epochs": 40},
+    "lowrank": {"epochs": 40},
+    "prototypes": {"alpha": 50.0},
+    "ridge": {},
+    "tip-adapter": {"alpha": 200.0},
+    "zeroshot": {},
+}
 
 
 def write_mixed(folder: Path, classes: tuple[str, ...], per_class: int = 5) -> None:
@@ -37,8 +47,10 @@ def write_mixed(folder: Path, classes: tuple[str, ...], per_class: int = 5) -> N
             picture.save(folder / name / f"{index}.{'jpg' if mode == 'CMYK' else 'png'}")
 
 
-def train(bundle: Bundle, pictures: Path, lr: float = 2e-2) -> TrainedModel:
-    """One round of one device on pictures in class folders."""
+def train(
+    bundle: Bundle, pictures: Path, lr: float = 2e-2, method: str = "fedclip"
+) -> TrainedModel:
+    """One round of one device on pictures in class folders; of a personal method its own model."""
     asked = find_pictures([pictures], bundle.classes.names)
     encoder = open_encoder(bundle, EncoderConfig())
     pixels = [load(one.path, bundle.manifest.preprocessing) for one in asked]
@@ -47,14 +59,16 @@ def train(bundle: Bundle, pictures: Path, lr: float = 2e-2) -> TrainedModel:
         np.array([one.truth for one in asked], np.int64),
         bundle.manifest.encoder_id,
     )
-    plan = Plan(options={**OPTIONS, "lr": lr}, rounds=1, seed=3)
+    options = OPTIONS_OF[method]
+    plan = Plan(method, {**options, "lr": lr} if "epochs" in options else options, rounds=1, seed=3)
     own = methods.get(plan.method)
-    model = own.initial(bundle.classes, bundle.manifest.dim, plan.seed)
+    model = methods.initial(plan, bundle.classes, bundle.manifest.dim)
     empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     update, _ = own.fit(model, features, empty, bundle.classes, plan, {}, 1)
     total = ExactSum(replace(plan, max_norm=1e6))
     total.add(update)
     model, _ = own.combine(model, total, {})
+    model = methods.personal(model, features, empty, bundle.classes, plan) or model
     return TrainedModel(
         model, "run-1234abcd", plan, bundle.manifest.encoder_id, bundle.classes.digest
     )

@@ -44,6 +44,11 @@ def get(name: str) -> Method:
     raise ConfigError(f"unknown method {name!r}; {hint}")
 
 
+def names() -> tuple[str, ...]:
+    """Every method there is."""
+    return tuple(_METHODS)
+
+
 def settled(plan: Plan) -> Plan:
     """The plan with the method's own number of rounds where it names none.
 
