@@ -103,14 +103,15 @@ def demo(
     summary.write(out / "summary.json", figures)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     click.echo("\n" + summary.table(figures, columns) + "\n")
+    personal = staged.devices[0].state_dir / "personal.safetensors"
+    model = personal if methods.get(method).TRAITS.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
         f"{figures['world']}; {method} with {chosen or 'the reference settings'}; "
         f"{figures['rounds_closed']} of {rounds} rounds closed; "
         f"{seconds['total']:.0f} s, {seconds['federation']:.0f} s of them with the fleet\n"
         f"report: {out / 'report.html'}   figures: {out / 'summary.json'}\n"
-        f"use it: fedclip-edge predict --bundle {staged.bundle} "
-        f"--model {staged.journal} PICTURES"
+        f"use it: fedclip-edge predict --bundle {staged.bundle} --model {model} PICTURES"
     )
     lock.close()
     if figures["rounds_closed"] != rounds:

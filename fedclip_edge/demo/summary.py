@@ -55,17 +55,23 @@ def write(path: Path, summary: Summary) -> None:
 
 def table(summary: Summary, columns: int | None = None) -> str:
     """The closing table; on a terminal of fewer `columns` than it needs, accuracy and cost apart."""
-    rows = [_row(name, figures) for name, figures in summary["devices"].items()]
-    rows.append(_row(f"{summary['held_out']['domain']} (held out)", summary["held_out"]))
-    head = ["device", "train+test", "encoded", "zero-shot", "local", "federated", "gain"]
+    kinds = ["zero_shot", "local", "federated"]
+    if any("personal" in figures["accuracy"] for figures in summary["devices"].values()):
+        kinds.append("personal")  # a method that keeps a model of each device's own
+    rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
+    held_out = summary["held_out"]
+    rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds))
+    head = ["device", "train+test", "encoded", *(kind.replace("_", "-") for kind in kinds), "gain"]
     head += ["up", "down", "encode", "train", "wait"]
-    units = ["", "pictures", "now", "%", "%", "%", "points", "kB/round", "kB/round", "s", "s", "s"]
+    units = ["", "pictures", "now", *("%" for _ in kinds), "points"]
+    units += ["kB/round", "kB/round", "s", "s", "s"]
     whole = [head, units, *rows]
+    costs = 4 + len(kinds)
     text = _aligned(whole)
     if columns is None or max(map(len, text.splitlines())) <= columns:
         return text
-    accuracy = [[row[0], row[1], *row[3:7]] for row in whole]
-    cost = [[row[0], row[2], *row[7:]] for row in whole]
+    accuracy = [[row[0], row[1], *row[3:costs]] for row in whole]
+    cost = [[row[0], row[2], *row[costs:]] for row in whole]
     return _aligned(accuracy) + "\n\n" + _aligned(cost)
 
 
@@ -98,16 +104,16 @@ def _per_round(total_bytes: int | None, rounds: int) -> int | None:
     return None if total_bytes is None else round(total_bytes / rounds)
 
 
-def _row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
+    """The gain is the device's own model's where it has one, else the fleet's."""
     accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
-    gain = 100 * (accuracy["federated"] - accuracy["zero_shot"])
+    best = accuracy.get("personal", accuracy["federated"])
+    gain = 100 * (best - accuracy["zero_shot"])
     return (
         name,
         f"{pictures['train']}+{pictures['test']}",
         str(figures["encoded"]),
-        _percent(accuracy["zero_shot"]),
-        _percent(accuracy.get("local")),
-        _percent(accuracy["federated"]),
+        *(_percent(accuracy.get(kind)) for kind in kinds),
         f"{gain:+.1f}",
         _kilobytes(figures["bytes_up_per_round"]),
         _kilobytes(figures["bytes_down_per_round"]),

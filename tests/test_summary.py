@@ -1,0 +1,49 @@
+"""The demo's closing table: a column for each kind of accuracy that there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedclip_edge.demo import summary
+
+
+def figures(domain: str, **accuracy: float) -> dict[str, Any]:
+    return {
+        "domain": domain,
+        "pictures": {"train": 60, "test": 20},
+        "encoded": 80,
+        "accuracy": accuracy,
+        "bytes_up_per_round": 1000,
+        "bytes_down_per_round": None,
+        "seconds": {"encode": 1.0, "train": 2.0, "wait": 3.0},
+    }
+
+
+def table(**accuracy: float) -> list[list[str]]:
+    devices = {"cam": figures("photo", zero_shot=0.5, federated=0.6, **accuracy)}
+    held_out = figures("art", zero_shot=0.4, federated=0.45)
+    text = summary.table({"devices": devices, "held_out": held_out})
+    return [line.split() for line in text.splitlines()]
+
+
+def test_the_gain_is_that_of_the_fleets_model() -> None:
+    head, _, cam, held_out = table(local=0.55)
+    assert head[3:7] == ["zero-shot", "local", "federated", "gain"]
+    assert cam[3:7] == ["50.0", "55.0", "60.0", "+10.0"]
+    assert held_out[5:9] == ["40.0", "-", "45.0", "+5.0"]
+
+
+def test_a_model_of_the_devices_own_has_its_column() -> None:
+    head, units, cam, held_out = table(personal=0.7)
+    assert head[3:8] == ["zero-shot", "local", "federated", "personal", "gain"]
+    assert units[-10:-5] == ["%", "%", "%", "%", "points"]
+    assert cam[3:8] == ["50.0", "-", "60.0", "70.0", "+20.0"]
+    assert held_out[5:10] == ["40.0", "-", "45.0", "-", "+5.0"]
+
+
+def test_on_a_narrow_terminal_accuracy_and_cost_are_apart() -> None:
+    devices = {"cam": figures("photo", zero_shot=0.5, federated=0.6, personal=0.7)}
+    both = {"devices": devices, "held_out": figures("art", zero_shot=0.4, federated=0.45)}
+    accuracy, cost = summary.table(both, columns=70).split("\n\n")
+    assert accuracy.splitlines()[0].split()[-2:] == ["personal", "gain"]
+    assert cost.splitlines()[0].split()[:3] == ["device", "encoded", "up"]
