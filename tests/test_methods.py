@@ -350,3 +350,37 @@ def test_features_of_another_encoder_are_refused() -> None:
         methods.check_features(data, class_texts(dim=8), "training features")
     with pytest.raises(DataError, match="of encoder eeeeeeeeeeee, validation features of fff"):
         fit_of(data, Features(data.vectors, data.labels, "f" * 64))
+
+
+# --- devices with little to learn from -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_pictures_change_nothing(name: str, count: int) -> None:
+    plan = Plan(name, {"weighting": "pictures"})
+    model, data = methods.initial(plan, CLASSES, D), features(count, 1, CLASSES)
+    update, _ = methods.fit(model, data, NOTHING, CLASSES, plan, {}, 0)
+    assert update.weight == 1
+    assert not any(term.any() for term in update.terms.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_of_one_class_takes_part(name: str) -> None:
+    method, plan, data = methods.get(name), Plan(name), features(60, 1, CLASSES)
+    one = data.labels == 1
+    only = Features(data.vectors[one], data.labels[one], data.encoder_id)
+    model, total = methods.initial(plan, CLASSES, D), ExactSum(plan)
+    for side in (only, features(60, 2, CLASSES)):
+        total.add(methods.fit(model, side, NOTHING, CLASSES, plan, {}, 0)[0])
+    following, _ = method.combine(model, total, {})
+    logits = methods.predict(following, data.vectors, CLASSES)
+    assert np.isfinite(logits).all()
+    assert np.mean(logits.argmax(axis=1) == data.labels) > 0.5
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    data = features(4, 1, CLASSES)
+    data.vectors[2, 3] = np.nan
+    with pytest.raises(ValueError, match="feature vectors: holds NaN or infinity"):
+        Features(data.vectors, data.labels, data.encoder_id)
