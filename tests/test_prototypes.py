@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from in_memory import class_texts, features, nothing
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.evaluation import probabilities, top1
 from fedclip_edge.learning.methods import prototypes, zeroshot
 from fedclip_edge.records import F32, Features, Model, Plan, Scalar, Update
 
@@ -144,6 +145,22 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
     total.add(Update("sum", 50, {}, hostile))
     model, _ = prototypes.combine(start, total, {})
     assert all(np.isfinite(term).all() for term in model.terms.values())
+
+
+def test_a_negative_scatter_turns_no_class_round() -> None:
+    sums = np.zeros((4, D))
+    sums[np.arange(4), np.arange(4)] = 2.0
+    hostile = moments.Moments(-9 * np.eye(D), sums, np.full(4, 4.0))
+    head = prototypes.discriminant(hostile, CLASSES.vectors.astype(np.float64), 1.0)
+    scores = np.eye(D)[:4] @ head[:, :-1].T + head[:, -1]
+    assert scores.argmax(axis=1).tolist() == [0, 1, 2, 3]
+
+
+def test_it_is_as_sure_as_it_is_right() -> None:
+    train, held, asked = shifted(200, 1), shifted(200, 2), shifted(600, 3)
+    logits = methods.predict(solved([(train, held)]), asked.vectors, CLASSES)
+    sure = float(probabilities(logits).max(axis=1).mean())
+    assert sure == pytest.approx(top1(logits, asked.labels), abs=0.1)
 
 
 @pytest.mark.parametrize(

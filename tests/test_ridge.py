@@ -248,6 +248,20 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
     assert all(np.isfinite(term).all() for term in model.terms.values())
 
 
+def test_a_negative_gram_is_taken_for_none() -> None:
+    """At an eigenvalue of minus lambda the solution would be infinite."""
+    plan = Plan("ridge", {**EVERY, "l2": 2.0, "prior": 1.0})
+    total = ExactSum(plan)
+    numbers = {name: np.zeros_like(n) for name, n in update_of(NOTHING, plan=plan).sums.items()}
+    upper = np.zeros((D, D), np.int64)
+    np.fill_diagonal(upper, -2 * 2**30)
+    numbers["train.gram"] = upper[np.triu_indices(D)]
+    numbers["train.counts"] = np.full(4, 2)
+    total.add(Update("sum", 8, {}, numbers))
+    model, _ = ridge.combine(methods.initial(plan, CLASSES, D), total, {})
+    np.testing.assert_allclose(model.terms["weight"], CLASSES.vectors, atol=1e-5)
+
+
 # --- in a run ------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from averaged import shifted
 from in_memory import Fleet, class_texts, features, nothing
 
 from fedclip_edge import model_file
@@ -74,6 +75,13 @@ def test_on_validation_it_is_never_worse_than_zero_shot(seed: int) -> None:
         for model in (own(train, validation), zeroshot.MODEL)
     ]
     assert scores[0] >= scores[1]
+
+
+def test_a_cache_that_misleads_is_not_listened_to() -> None:
+    train = features(60, 1, CLASSES, noise=0.2)
+    misled = replace(train, labels=(train.labels + 1) % 4)
+    assert float(own(misled, features(40, 2, CLASSES)).terms["alpha"]) == 0
+    assert float(own(shifted(60, 1), shifted(40, 2)).terms["alpha"]) > 0
 
 
 def test_alpha_and_beta_are_the_best_of_the_grid() -> None:
