@@ -243,8 +243,8 @@ class Report:
     device: str
     domain: str
     model: str  # SHA-256 of the model evaluated
-    # Fractions on test pictures: zero_shot, federated, and at the end local; zero_shot_all is over
-    # every picture with features on the device.
+    # Fractions on test pictures: zero_shot, federated, personal where the method has a model of the
+    # device's own, and at the end local; zero_shot_all is over every picture with features on it.
     accuracy: Mapping[str, float]
     train_pictures: int
     test_pictures: int
