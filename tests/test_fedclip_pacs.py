@@ -1,4 +1,4 @@
-"""FedCLIP, leave-one-domain-out over ten rounds, is a plain PyTorch rendering to 1e-4.
+"""FedCLIP, leave-one-domain-out over ten rounds, is a plain PyTorch rendering to 1e-5.
 
 On real pictures through the stand-in encoder where these lie beside the checkout, on drawn
 features of the same width otherwise.
@@ -110,5 +110,5 @@ def test_ten_rounds_are_plain_pytorchs(
     apart = max(float(np.abs(model.terms[n] - t.numpy()).max()) for n, t in expected.items())
     moved = max(float((start[n] - t).abs().max()) for n, t in expected.items())
     print(f"{held_out}: largest difference {apart:.1e}, movement {moved:.1e}")  # noqa: T201
-    assert apart <= 1e-4
+    assert apart <= 1e-5  # at 1e-4 another beta2 would pass
     assert moved > 1e-3
