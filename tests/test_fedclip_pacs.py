@@ -111,4 +111,4 @@ def test_ten_rounds_are_plain_pytorchs(
     moved = max(float((start[n] - t).abs().max()) for n, t in expected.items())
     print(f"{held_out}: largest difference {apart:.1e}, movement {moved:.1e}")  # noqa: T201
     assert apart <= 1e-5  # at 1e-4 another beta2 would pass
-    assert moved > 1e-3
+    assert moved > 5e-4  # fifty tolerances
