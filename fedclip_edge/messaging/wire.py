@@ -31,7 +31,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
