@@ -117,7 +117,7 @@ def manifest(**changes: Any) -> Manifest:
         "attempt": 0,
         "model": PARCEL,
         "model_round": 0,
-        "plan": Plan(),
+        "plan": Plan(rounds=30),
         "encoder_id": SHA,
         "classes_digest": SHA,
         "cohort": "f" * 64,

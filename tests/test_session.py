@@ -38,7 +38,7 @@ from fedclip_edge.records import Model, Plan, Report, Role, Shapes, Terms, Updat
 from fedclip_edge.session import Session, will
 
 TOPICS = Topics("lab")
-PLAN = Plan(codec_up="fp32", codec_down="fp32")
+PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")
 ME, FORGER = identity.new(), identity.new()
 DEVICE_KEY = identity.new()
 M = TypeVar("M")
@@ -1136,7 +1136,7 @@ def test_a_coordinator_that_rose_is_known_by_its_boot(scene: Scene) -> None:
 
 def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None:
     """Of 0.001 beside 1 nothing can be said in so few steps; after enough rounds it has arrived."""
-    plan = Plan(codec_up="int8", codec_down="fp32")
+    plan = Plan(rounds=30, codec_up="int8", codec_down="fp32")
     scene.flow()
     arrived = np.zeros((40, 10))
     true = np.full((40, 10), 1e-3)

@@ -138,6 +138,8 @@ class Manifest:
             _check_text(getattr(self, name), name)
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s: expected above 0, got {self.deadline_s}")
+        if self.plan.rounds < 1:  # 0 is said in fleet.toml alone: the method's own number
+            raise ValueError("plan: a run that is announced has a round or more, got 0")
         if self.kept:
             check_sha256(self.kept, "kept")
         if not 1 <= self.devices <= MAX_DEVICES:
