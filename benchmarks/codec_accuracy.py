@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge.agent import training_seed
 from fedclip_edge.config import DataConfig, EncoderConfig, parse_value
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
+from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import codec, wire
 from fedclip_edge.records import (

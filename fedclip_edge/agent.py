@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import importlib.util
 import io
 import secrets
@@ -22,9 +21,8 @@ import numpy as np
 from fedclip_edge import atomic, log, model_file
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.learning import methods
-from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.evaluation import top1
+from fedclip_edge.learning import local, methods
+from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import identity, mqtt, transport
 from fedclip_edge.messaging.expiry import Expiry
@@ -35,6 +33,7 @@ from fedclip_edge.records import (
     F32,
     ClassTexts,
     Features,
+    Measured,
     Model,
     Plan,
     Report,
@@ -53,11 +52,6 @@ from fedclip_edge.vision.standby import StandbyEncoder
 _FIRST_CONNECTION_S = 10.0  # later ones are tried for ever
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
-
-
-def training_seed(seed: int, round: int, device: str) -> int:
-    """What a device's shuffling in the round that follows `round` closed ones is drawn from."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{device}".encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +97,7 @@ class LocalLearner:
         self.busy_s += ended - began
         return made
 
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         began = time.monotonic()
         self.load()
         test = self.data.test
@@ -117,17 +111,20 @@ class LocalLearner:
         own = self._personal(model, plan)
         if own is not None:
             logits["personal"] = methods.predict(own, test.vectors, self.classes)
-        accuracy = {name: top1(values, test.labels) for name, values in logits.items()}
+        found = {name: evaluate(values, test.labels) for name, values in logits.items()}
+        accuracy = {name: one.top1 for name, one in found.items()}
+        accuracy |= {f"{name}_f1": one.macro_f1 for name, one in found.items()}
+        accuracy |= {f"{name}_ece": one.ece for name, one in found.items()}
         if final:
             accuracy["zero_shot_all"] = self._zero_shot_all()
             self._write_predictions(logits)
             if own is not None:
                 self._write_personal(own, plan)
         self.busy_s += time.monotonic() - began
-        return accuracy
+        return Measured(accuracy, {name: one.said for name, one in found.items()} if final else {})
 
     def report(
-        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
         traffic = self.traffic()
         return Report(
@@ -136,7 +133,7 @@ class LocalLearner:
             device=self.config.id,
             domain=self.config.domain,
             model=version,
-            accuracy=accuracy,
+            accuracy=measured.accuracy,
             train_pictures=len(self.data.train),
             test_pictures=len(self.data.test),
             encoded=self.data.encoded,
@@ -146,19 +143,17 @@ class LocalLearner:
             encode_s=self.data.encode_s,
             train_s=self.train_s,
             wait_s=wait_s,
+            per_class=measured.per_class,
         )
 
     def _fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
-        seed = training_seed(plan.seed, model.round, self.config.id)
-        data = self.data
-        return methods.fit(model, data.train, data.validation, self.classes, plan, state, seed)
+        return local.fit(plan, model, self.data, self.classes, state, self.config.id)
 
     def _personal(self, model: Model, plan: Plan) -> Model | None:
         """The device's own model, where the method has one and there is what to make it of."""
-        data = self.data
-        if "train" not in self.config.roles or not len(data.train):
+        if "train" not in self.config.roles:
             return None
-        return methods.personal(model, data.train, data.validation, self.classes, plan)
+        return local.personal(plan, model, self.data, self.classes)
 
     def _write_personal(self, own: Model, plan: Plan) -> None:
         """personal.safetensors in the device's own folder; it is never sent."""
@@ -169,17 +164,10 @@ class LocalLearner:
         model_file.write(self.config.state_dir / "personal.safetensors", kept)
 
     def _train_alone(self, plan: Plan) -> Model:
-        """What the same training gives without the fleet: a federation of one."""
-        method = methods.get(plan.method)
-        model = methods.initial(plan, self.classes, self.dim)
-        state: Terms = {}
-        server: Terms = {}
+        alone = local.alone(plan, self.classes, self.dim)
         for _ in range(plan.rounds):
-            update, state = self._fit(model, plan, state)
-            total = ExactSum(plan)
-            total.add(update)
-            model, server = method.combine(model, total, server)
-        return model
+            alone.train(self.data, self.classes, self.config.id)
+        return alone.model
 
     def _zero_shot_all(self) -> float:
         """Over all that has features here: nothing is trained, so none is a training picture."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
-from fedclip_edge.records import Model, Plan, Report, Shapes, Terms, Update
+from fedclip_edge.records import Measured, Model, Plan, Report, Shapes, Terms, Update
 
 
 class Learner(Protocol):
@@ -17,13 +16,13 @@ class Learner(Protocol):
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         """Trains one round from `model` and the method's own state; empty in a run's first."""
 
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
-        """Accuracies on the test pictures; `final` for the model that ends the run."""
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        """The model on the test pictures; `final` for the model that ends the run."""
 
     def report(
-        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
-        """The accuracies with what they cost."""
+        """What was measured with what they cost."""
 
     @property
     def busy_s(self) -> float:

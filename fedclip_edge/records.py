@@ -25,6 +25,7 @@ Scalar = str | int | float | bool
 Terms = Mapping[str, F32]
 Sums = Mapping[str, I64]
 Shapes = Mapping[str, tuple[int, ...]]  # of terms or sums, by name
+PerClass = tuple[float | None, ...]
 Role = Literal["train", "evaluate"]
 Codec = Literal["fp32", "fp16", "int8"]  # messaging/codec.py
 
@@ -235,6 +236,14 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a device measured of a model; `Report` says what the figures are."""
+
+    accuracy: Mapping[str, float]
+    per_class: Mapping[str, PerClass] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """What one device measured of one model, and what that cost so far. No picture, no feature."""
 
@@ -243,8 +252,10 @@ class Report:
     device: str
     domain: str
     model: str  # SHA-256 of the model evaluated
-    # Fractions on test pictures: zero_shot, federated, personal where the method has a model of the
-    # device's own, and at the end local; zero_shot_all is over every picture with features on it.
+    # Fractions on test pictures, top-1: zero_shot, federated, personal where the method has a model of
+    # the device's own, and at the end local. With _f1 behind these names macro F1, with _ece the
+    # expected calibration error (learning/evaluation.py). zero_shot_all is the top-1 over every
+    # picture with features on the device.
     accuracy: Mapping[str, float]
     train_pictures: int
     test_pictures: int
@@ -255,6 +266,9 @@ class Report:
     encode_s: float
     train_s: float
     wait_s: float
+    # At the end, by the names of `accuracy`: of each class the share that is right, in the order of
+    # the classes, None where the device has no test picture of it.
+    per_class: Mapping[str, PerClass] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")
@@ -276,7 +290,13 @@ class Report:
                 raise ValueError(f"accuracy: {name[:40]!r} cannot name one")
             if not 0 <= share <= 1:
                 raise ValueError(f"accuracy: expected fractions, got {dict(self.accuracy)}")
+        for name, by_class in self.per_class.items():
+            if name not in self.accuracy:
+                raise ValueError(f"per_class: {name[:40]!r} is none of the accuracies")
+            if not all(share is None or 0 <= share <= 1 for share in by_class):
+                raise ValueError(f"per_class: expected fractions of {name}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `Report(**report.to_json()) == report`."""
-        return {**asdict(self), "accuracy": dict(self.accuracy)}
+        plain = {"accuracy": dict(self.accuracy), "per_class": dict(self.per_class)}
+        return {**asdict(self), **plain}

@@ -313,9 +313,9 @@ class Session:
         assert self._model is not None
         assert self._first_connected_at is not None
         waited_s = now - self._first_connected_at - self.learner.busy_s
-        accuracy = self.learner.evaluate(self._model, manifest.plan, final=due[1])
+        measured = self.learner.evaluate(self._model, manifest.plan, final=due[1])
         self._report = self.learner.report(
-            manifest.run, self._model, self._version, accuracy, max(0.0, waited_s)
+            manifest.run, self._model, self._version, measured, max(0.0, waited_s)
         )
         self._reported = due
         self._say_up(self._report)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest import mock
@@ -23,7 +23,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity, transfer, wire
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import Parcel
-from fedclip_edge.records import Layout, Model, Plan, Report, Shapes, Terms, Update
+from fedclip_edge.records import Layout, Measured, Model, Plan, Report, Shapes, Terms, Update
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
@@ -48,11 +48,11 @@ class Learner:
         update = update_of(model, self.device, self.variant)
         return update, {"kept": np.array(kept + 1, np.float32)}
 
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
-        return {"federated": 0.5}
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        return Measured({"federated": 0.5})
 
     def report(
-        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
         return Report(
             run=run,
@@ -60,7 +60,7 @@ class Learner:
             device=self.device,
             domain="",
             model=version,
-            accuracy=accuracy,
+            accuracy=measured.accuracy,
             train_pictures=1,
             test_pictures=1,
             encoded=0,

@@ -17,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
 
-from fedclip_edge.agent import LocalLearner, Prepared, loop, training_seed
+from fedclip_edge.agent import LocalLearner, Prepared, loop
 from fedclip_edge.config import AgentConfig, DataConfig, RunRules
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.evaluation import evaluate
+from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import fedclip, zeroshot
 from fedclip_edge.messaging.transport import Received, Traffic
-from fedclip_edge.records import Features, Model, Plan, Report, Role
+from fedclip_edge.records import Features, Measured, Model, Plan, Report, Role
 from fedclip_edge.session import Session
 from fedclip_edge.vision.datasets import Picture
 
@@ -153,18 +155,31 @@ def share(data: Features, plan: Plan, model: Model) -> float:
 
 def test_accuracies_are_on_test_pictures(tmp_path: Path) -> None:
     data, model = prepared(), initial()
-    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=False)
-    assert accuracy == {
-        "zero_shot": share(data.test, Plan("zeroshot"), model),
-        "federated": share(data.test, PLAN, model),
-    }
+    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=False).accuracy
+    assert accuracy["zero_shot"] == share(data.test, Plan("zeroshot"), model)
+    assert accuracy["federated"] == share(data.test, PLAN, model)
     assert accuracy["federated"] != share(data.train, PLAN, model)
+
+
+def test_the_other_figures_stand_beside_the_accuracy(tmp_path: Path) -> None:
+    data, model = prepared(), initial()
+    measured = learner(tmp_path, data).evaluate(model, PLAN, final=True)
+    alone = learner(tmp_path, data)._train_alone(PLAN)
+    for name, shown in (("zero_shot", zeroshot.MODEL), ("federated", model), ("local", alone)):
+        logits = methods.predict(shown, data.test.vectors, CLASSES)
+        found = evaluate(logits, data.test.labels)
+        assert measured.accuracy[name] == found.top1
+        assert measured.accuracy[f"{name}_f1"] == found.macro_f1
+        assert measured.accuracy[f"{name}_ece"] == found.ece
+        assert measured.per_class[name] == found.said
+    assert set(measured.per_class) == {"zero_shot", "federated", "local"}
+    assert learner(tmp_path, data).evaluate(model, PLAN, final=False).per_class == {}
 
 
 def test_zero_shot_over_all_pictures_is_measured_at_the_end(tmp_path: Path) -> None:
     """Nothing was trained, so none of them is a training picture."""
     data, model = prepared(), initial()
-    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=True)
+    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=True).accuracy
     sides = (data.train, data.validation, data.test)
     right = sum(share(side, Plan("zeroshot"), model) * len(side) for side in sides)
     assert accuracy["zero_shot_all"] == pytest.approx(right / sum(map(len, sides)))
@@ -212,7 +227,7 @@ def test_the_local_baseline_comes_once_and_only_where_asked_for(
     tmp_path: Path, final: bool, plan: Plan, roles: tuple[Role, ...], expected: bool
 ) -> None:
     data = prepared(train=40 if "train" in roles else 0)
-    accuracy = learner(tmp_path, data, roles).evaluate(initial(), plan, final=final)
+    accuracy = learner(tmp_path, data, roles).evaluate(initial(), plan, final=final).accuracy
     assert ("local" in accuracy) == expected
 
 
@@ -232,7 +247,8 @@ def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
     asked = learner(tmp_path, traffic=Traffic(up_bytes=11, down_bytes=22))
     model = Model("fedclip", 2, initial().terms)
     asked.fit(model, PLAN, {})
-    report = asked.report("run-1", model, "a" * 64, {"federated": 0.25}, 3.5)
+    measured = Measured({"federated": 0.25}, {"federated": (0.5, None)})
+    report = asked.report("run-1", model, "a" * 64, measured, 3.5)
     assert report == Report(
         run="run-1",
         round=2,
@@ -249,6 +265,7 @@ def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
         encode_s=1.5,
         train_s=asked.train_s,
         wait_s=3.5,
+        per_class={"federated": (0.5, None)},
     )
     assert 0 < asked.train_s <= asked.busy_s
 
@@ -281,13 +298,13 @@ def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
 
 
 def test_bytes_that_nobody_counted_are_unknown_not_zero(tmp_path: Path) -> None:
-    report = learner(tmp_path).report("run-1", initial(), "a" * 64, {}, 0.0)
+    report = learner(tmp_path).report("run-1", initial(), "a" * 64, Measured({}), 0.0)
     assert (report.bytes_up, report.bytes_down) == (None, None)
 
 
 def test_a_report_holds_no_picture_and_no_feature() -> None:
     """Only names, counts, seconds and shares: nothing with one value per picture."""
-    kinds = {str(field.type) for field in fields(Report)}
+    kinds = {str(field.type) for field in fields(Report)} - {"Mapping[str, PerClass]"}
     assert kinds <= {"str", "int", "float", "int | None", "Mapping[str, float]"}
 
 
@@ -296,7 +313,7 @@ def test_a_report_holds_no_picture_and_no_feature() -> None:
 
 def test_predictions_are_the_guesses_on_each_test_picture(tmp_path: Path) -> None:
     data, model = prepared(), initial()
-    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=True)
+    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=True).accuracy
     written = rows(tmp_path)
     assert list(written[0]) == ["picture", "label", "zero_shot", "federated", "local"]
     assert [row["picture"] for row in written] == [str(p.path) for p in data.test_pictures]

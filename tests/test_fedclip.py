@@ -18,8 +18,8 @@ import torch
 from in_memory import ENCODER, Fleet, class_texts, nothing
 from torch import Tensor, nn
 
-from fedclip_edge.agent import training_seed
 from fedclip_edge.config import RunRules
+from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import fedclip
 from fedclip_edge.messaging import wire
 from fedclip_edge.records import Features, Model, Plan, Scalar

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +33,7 @@ from fedclip_edge.messaging.rounds import cohort_hash
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Will
 from fedclip_edge.parked import Parked, open_parked
-from fedclip_edge.records import Model, Plan, Report, Role, Shapes, Terms, Update
+from fedclip_edge.records import Measured, Model, Plan, Report, Role, Shapes, Terms, Update
 from fedclip_edge.session import Session, will
 
 TOPICS = Topics("lab")
@@ -68,18 +67,24 @@ class FakeLearner:
         update = Update("sum", 1, {"gate": model.terms["gate"] + np.float32(self.adds)})
         return update, {"kept": np.array(self.states[-1] + 1, np.float32)}
 
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         self.evaluated.append((float(model.terms["gate"][0, 0]), final))
-        return {"federated": 0.5}
+        return Measured({"federated": 0.5})
 
     def report(
-        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
         counts = {"train_pictures": 1, "test_pictures": 1, "encoded": 2, "skipped": 0}
         costs = {"bytes_up": None, "bytes_down": None, "encode_s": 0.0, "train_s": 0.0}
-        fields: dict[str, Any] = {**counts, **costs, "accuracy": accuracy, "wait_s": wait_s}
+        fields: dict[str, Any] = {**counts, **costs, "wait_s": wait_s}
         return Report(
-            run=run, round=model.round, device=self.device, domain="", model=version, **fields
+            run=run,
+            round=model.round,
+            device=self.device,
+            domain="",
+            model=version,
+            accuracy=measured.accuracy,
+            **fields,
         )
 
 
