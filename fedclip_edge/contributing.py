@@ -25,6 +25,14 @@ from fedclip_edge.records import Contribution, Plan, Terms
 REPEAT_S = 5.0  # without an answer for this long, say it again
 
 
+def encode(contribution: Contribution, plan: Plan, residual: Terms) -> tuple[bytes, Terms]:
+    """What is offered for a contribution with the residual before it, and the residual after it."""
+    update = contribution.update
+    terms, left = codec.with_feedback(plan.codec_up, update.terms, residual)
+    meant = replace(contribution, update=replace(update, terms=terms))
+    return wire.pack_contribution(meant, plan.codec_up), left
+
+
 @dataclass(eq=False)
 class _Offered:
     """A contribution that is neither kept nor refused yet."""
@@ -115,10 +123,7 @@ class Contributing:
 
         Raises DiskError.
         """
-        update = contribution.update
-        terms, residual = codec.with_feedback(plan.codec_up, update.terms, carried.residual)
-        encoded = replace(contribution, update=replace(update, terms=terms))
-        body = wire.pack_contribution(encoded, plan.codec_up)
+        body, residual = encode(contribution, plan, carried.residual)
         parcel = self._parcel_of(body)
         parked = ParkedUpdate(
             contribution.run, contribution.round, contribution.base, parcel.sha256, body

@@ -23,6 +23,7 @@ from fedclip_edge.records import F32, I64, Model, Plan, Terms, Update
 # most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are below.
 PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
+_OVERFLOW = "the sum would overflow; choose fewer grid_bits"
 
 
 class ExactSum:
@@ -74,6 +75,20 @@ class ExactSum:
             raise PeerError("the integer sums would overflow; choose a smaller max_weight")
         return largest
 
+    def merge(self, other: ExactSum) -> None:
+        """Adds what another sum of the same plan has added; raises PeerError as `add` does."""
+        if not other.weight:
+            return
+        shapes, expected = _shapes(other.terms), _shapes(self.terms)
+        if self.weight and shapes != expected:
+            raise PeerError(f"terms {shapes} do not match {expected}")
+        if self._largest + other._largest > _INT64_MAX:
+            raise PeerError(_OVERFLOW)
+        self._largest += other._largest
+        self.weight += other.weight
+        for name, term in other.terms.items():
+            self.terms[name] = self.terms[name] + term if name in self.terms else term
+
     def _on_grid(self, update: Update) -> tuple[dict[str, I64], int]:
         """The update in grid steps, and the largest of them."""
         plan = self.plan
@@ -94,7 +109,7 @@ class ExactSum:
             np.rint(np.multiply(values, 2.0**plan.grid_bits, out=values), out=values)
         largest = int(max((np.abs(s).max(initial=0) for s in scaled.values()), default=0))
         if self._largest + largest > _INT64_MAX:
-            raise PeerError("the sum would overflow; choose fewer grid_bits")
+            raise PeerError(_OVERFLOW)
         return {name: s.astype(np.int64) for name, s in scaled.items()}, largest
 
     def mean(self) -> Mapping[str, F32]:
