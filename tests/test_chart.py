@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.demo.chart import (
+from fedclip_edge.reporting.chart import (
     LABEL_GAP_PX,
     NARROW_PX,
     WIDE_PX,

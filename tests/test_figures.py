@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedclip_edge.demo.figures import (
+from fedclip_edge.reporting.figures import (
     decimal,
     difference,
     kilobytes,

@@ -22,11 +22,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("records",),
     ("config",),
     ("vision", "learning", "messaging"),
-    ("store", "parked", "exporting", "model_file", "prediction"),
+    ("store", "parked", "exporting", "model_file", "prediction", "reporting"),
     ("ledger", "learner", "believing", "contributing", "admission"),
     ("announcing",),
     ("session", "coordinator", "agent", "serving"),
-    ("demo",),
+    ("demo", "simulating"),
     ("cli",),
 )
 COLUMNS = {"vision", "learning", "messaging"}
@@ -39,7 +39,7 @@ HOMES = {
     "open_clip": ("exporting/", "demo/train_tiny_clip.py"),
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
-    "jinja2": ("demo/",),
+    "jinja2": ("reporting/",),
     "sqlite3": ("vision/cache.py", "durable.py", "store.py", "parked.py"),
 }
 
@@ -121,7 +121,7 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
         "for argv in (['--help'], ['agent', '--help'], ['serve', '--help'], ['demo', '--help'],\n"
         "             ['export', '--help'], ['broker', 'start', '--help'], ['predict', '--help'],\n"
         "             ['broker', 'init', '--help'], ['enroll', '--help'], ['revoke', '--help'],\n"
-        "             ['bundle', 'verify', '--help'], ['export-classifier', '--help']):\n"
+        "             ['bundle', 'verify', '--help'], ['export-classifier', '--help'], ['simulate', '--help']):\n"
         "    cli.main(argv, standalone_mode=False)"
     )
     assert loads(help_text) == set()

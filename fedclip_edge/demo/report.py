@@ -1,7 +1,6 @@
 """The report of a demo run: one HTML file that holds everything it shows.
 
-Laws: the page asks the network for nothing and runs no script; every text in it is escaped by the
-template; a loss is called a loss.
+Law: a loss is called a loss.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from fedclip_edge import atomic
-from fedclip_edge.demo.chart import NARROW_PX, WIDE_PX, Line, chart_layout
 from fedclip_edge.demo.examples import KINDS, Example, thumbnail
-from fedclip_edge.demo.figures import decimal, difference, kilobytes, number, percent, points, whole
+from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Line, chart_layout
+from fedclip_edge.reporting.figures import difference, number, percent, points, whole
+from fedclip_edge.reporting.page import write_page
 
 TEMPLATE = Path(__file__).resolve().with_name("report.html.j2")
 
@@ -36,32 +33,23 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
         else:
             cards.setdefault(example.device, []).append((example, embedded))
     lines = _lines(summary, names)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["difference"] = difference
-    environment.filters.update(
-        percent=percent, points=points, kilobytes=kilobytes, decimal=decimal, whole=whole
-    )
-    page = environment.get_template(TEMPLATE.name).render(
-        summary=summary,
-        names=names,
-        conclusion=conclusion(summary),
-        remarks=remarks(summary),
-        means={kind: _column_mean(summary, kind) for kind in ("zero_shot", "local", "federated")},
-        charts=[
+    values = {
+        "summary": summary,
+        "names": names,
+        "conclusion": conclusion(summary),
+        "remarks": remarks(summary),
+        "means": {
+            kind: _column_mean(summary, kind) for kind in ("zero_shot", "local", "federated")
+        },
+        "charts": [
             ("wide", chart_layout(lines, *WIDE_PX, name_columns=18, figures=True)),
             ("narrow", chart_layout(lines, *NARROW_PX, name_columns=11, figures=False)),
         ],
-        cards=cards,
-        kinds=KINDS,
-        unreadable=unreadable,
-    )
-    atomic.write_file(path, page.encode(errors="replace"))  # a file name can be any bytes
+        "cards": cards,
+        "kinds": KINDS,
+        "unreadable": unreadable,
+    }
+    write_page(path, TEMPLATE, values)
 
 
 # What the run comes to, in words

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from fedclip_edge.config import BrokerAddress
 from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods
-from fedclip_edge.records import Scalar
+from fedclip_edge.records import Scalar, slug
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.datasets import read_folder
 
@@ -114,8 +113,8 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     bundle = settings.bundle or _export(settings.out / "bundle", say)
     devices = {}
     for domain in _domains(settings):
-        config = settings.out / "devices" / _slug(domain) / "agent.toml"
-        devices[domain] = Device(_slug(domain), domain, config, pictures / domain)
+        config = settings.out / "devices" / slug(domain) / "agent.toml"
+        devices[domain] = Device(slug(domain), domain, config, pictures / domain)
     held_out = devices.pop(settings.hold_out)
     return Stage(
         settings=settings,
@@ -173,7 +172,7 @@ def _domains(settings: Settings) -> tuple[str, ...]:
     if not settings.data.is_dir():
         raise DataError(f"--data {settings.data} is no folder; name one with a folder per domain")
     domains = sorted(p.name for p in settings.data.iterdir() if p.is_dir() and p.name[0] != ".")
-    slugs = {_slug(domain) for domain in domains}
+    slugs = {slug(domain) for domain in domains}
     if len(slugs) < len(domains) or "" in slugs or "coordinator" in slugs:
         raise DataError(f"the domains of {settings.data} do not give distinct device ids; rename")
     if not domains:
@@ -222,10 +221,6 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
 
 def _is_demo(out: Path) -> bool:
     return (out / MARKER).is_file()
-
-
-def _slug(domain: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", domain.lower()).strip("-")
 
 
 def _toml(tables: Tables) -> str:

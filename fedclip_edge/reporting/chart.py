@@ -1,4 +1,4 @@
-"""Where everything in the report's chart of accuracy by round stands, in pixels."""
+"""Where everything in a chart of accuracy, by round or by bytes, stands in pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedclip_edge.demo.figures import number, percent
+from fedclip_edge.reporting.figures import number, percent
 
 LABEL_GAP_PX = 17.0  # between the middles of two labels of 13 px
 _LABEL_OFFSET_PX = 24.0  # from the end of the axis to a label; the leader line is in between
@@ -17,12 +17,23 @@ WIDE_PX, NARROW_PX = (880, 400), (360, 330)  # charts for a desk or paper, and f
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracy of one device as fractions: after round 0, 1, ..., and before any adapting."""
+    """Accuracy of one device or method as fractions: after round 0, 1, ..., and before adapting."""
 
     name: str
     by_round: Sequence[float | None]
     zero_shot: float | None
     held_out: bool = False
+    at: Sequence[float] | None = None  # where along the axis; at its round without
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What lies across the chart: from, to, and the marks between."""
+
+    first: float
+    last: float
+    marks: tuple[tuple[float, str], ...]
+    title: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Chart:
     right_px: float
     bottom_px: float
     label_x_px: float
+    x_title: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     curves: tuple[Curve, ...]
@@ -73,8 +85,9 @@ def chart_layout(
     *,
     name_columns: int,
     figures: bool,
+    axis: Axis | None = None,
 ) -> Chart:
-    """Places lines, ticks and labels; a pure function.
+    """Places lines, ticks and labels; a pure function. Without an `axis` it is that of the rounds.
 
     Names are cut to `name_columns` characters; `figures` puts the last accuracy after each. The
     chart gets higher than `height_px` where its labels would not fit. A line without a figure is
@@ -95,17 +108,24 @@ def chart_layout(
     height = max(height_px, top + LABEL_GAP_PX * len(shown) + 46.0)
     bottom = height - 46.0
 
-    rounds = max([0, *(len(line.by_round) - 1 for line in lines)])
+    if axis is None:
+        axis = round_axis(
+            max([0, *(len(line.by_round) - 1 for line in lines)]), int((right - left) // 50)
+        )
+    from_x, wide = axis.first, axis.last - axis.first
     values = [100 * value for at in known for _, value in at]
     values += [100 * v for i in shown if (v := number(lines[i].zero_shot)) is not None]
     y_ticks = percent_ticks(values)
     low, high = y_ticks[0], y_ticks[-1]
 
     def place(x: float, fraction: float) -> tuple[float, float]:
-        across, up = x / max(rounds, 1), (100 * fraction - low) / (high - low)
+        across, up = (x - from_x) / (wide or 1), (100 * fraction - low) / (high - low)
         return round(left + across * (right - left), 1), round(bottom - up * (bottom - top), 1)
 
-    ends = [place(*known[i][-1]) for i in shown]
+    def at(line: Line, round: int) -> float:
+        return round if line.at is None else line.at[round]
+
+    ends = [place(at(lines[i], known[i][-1][0]), known[i][-1][1]) for i in shown]
     heights = spread([y for _, y in ends], LABEL_GAP_PX, top, bottom)
     colours = iter(range(len(lines)))
     curves = []
@@ -117,9 +137,9 @@ def chart_layout(
                 f"{percent(known[i][-1][1])} after round {known[i][-1][0]}",
                 label=labels[i],
                 label_y_px=round(label_y, 1),
-                path=_path([(x, *place(x, value)) for x, value in known[i]]),
+                path=_path([(x, *place(at(line, x), value)) for x, value in known[i]]),
                 end_px=end,
-                zero_shot_y_px=None if zero_shot is None else place(0, zero_shot)[1],
+                zero_shot_y_px=None if zero_shot is None else place(from_x, zero_shot)[1],
                 colour=-1 if line.held_out else next(colours),
                 held_out=line.held_out,
             )
@@ -132,12 +152,27 @@ def chart_layout(
         right_px=round(right, 1),
         bottom_px=bottom,
         label_x_px=round(label_x, 1),
-        x_ticks=tuple(
-            Tick(place(x, 0)[0], str(x)) for x in round_ticks(rounds, int((right - left) // 50))
-        ),
-        y_ticks=tuple(Tick(place(0, y / 100)[1], f"{y} %") for y in y_ticks),
+        x_title=axis.title,
+        x_ticks=tuple(Tick(place(x, 0)[0], text) for x, text in axis.marks),
+        y_ticks=tuple(Tick(place(from_x, y / 100)[1], f"{y} %") for y in y_ticks),
         curves=tuple(curves),
     )
+
+
+def round_axis(rounds: int, most: int) -> Axis:
+    """From 0 to `rounds`, with about `most` marks."""
+    marks = tuple((float(x), str(x)) for x in round_ticks(rounds, most))
+    return Axis(0, rounds, marks, "rounds closed")
+
+
+def bytes_axis(counts: Sequence[int], title: str) -> Axis:
+    """The decades that hold all counts above 0; lines on it stand at their log10."""
+    known = [math.log10(count) for count in counts if count > 0] or [0.0, 1.0]
+    first, last = math.floor(min(known)), math.ceil(max(known))
+    last = max(last, first + 1)
+    units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+    marks = tuple((float(x), f"{10 ** (x % 3)} {units[x // 3]}") for x in range(first, last + 1))
+    return Axis(first, last, marks, title)
 
 
 def percent_ticks(values: Sequence[float]) -> list[int]:

@@ -1,0 +1,1 @@
+"""What every page that the package writes is made of: figures, charts, one self-contained file."""
