@@ -46,6 +46,11 @@ def check_id(value: str, what: str) -> str:
     return value
 
 
+def slug(text: str) -> str:
+    """`text` as an id, as far as it has letters for one; empty where it has none."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].strip("-")
+
+
 def check_sha256(value: str, what: str) -> str:
     """Returns `value` if it is 64 lower-case hex digits; raises ValueError otherwise."""
     if not _SHA256.fullmatch(value):

@@ -22,6 +22,7 @@ from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.serve import serve
+from fedclip_edge.cli.simulate import simulate
 from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
 
@@ -52,6 +53,7 @@ for _command in (
     serve,
     agent,
     predict,
+    simulate,
     export_classifier,
 ):
     cli.add_command(_command)

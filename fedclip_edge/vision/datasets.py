@@ -112,7 +112,7 @@ def split(dataset: Dataset, shares: DataConfig) -> Split:
     """Puts every picture on the side that its hash says, in shares close to those asked for."""
     sides: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
     for picture in dataset.pictures:
-        sides[_side(picture.hash, shares)].append(picture)
+        sides[side_of(picture.hash, shares)].append(picture)
     tested = {picture.label for picture in sides["test"]}
     present = {picture.label for picture in dataset.pictures}
     return Split(
@@ -123,7 +123,8 @@ def split(dataset: Dataset, shares: DataConfig) -> Split:
     )
 
 
-def _side(picture: str, shares: DataConfig) -> str:
+def side_of(picture: str, shares: DataConfig) -> str:
+    """train, validation or test, of whatever has this hash."""
     digest = hashlib.sha256(b"split" + bytes.fromhex(picture)).digest()
     # 53 bits: every value is an exact float below 1.
     u = (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -1,0 +1,254 @@
+"""`fedclip-edge simulate`: methods and settings side by side, on many virtual devices."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedclip_edge.cli.encoder_options import encoder_options
+
+if TYPE_CHECKING:
+    from fedclip_edge.simulating.comparison import Choices, Step
+    from fedclip_edge.simulating.pool import Pool
+    from fedclip_edge.simulating.results import Outcome
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--data", type=_FOLDER, help="Pictures: FOLDER/CLASS/* or FOLDER/DOMAIN/CLASS/*.")
+@click.option("--bundle", type=_FOLDER, help="The folder that `export` wrote.")
+@click.option(
+    "--features",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Features you have already, in place of --data: an .npz file.",
+)
+@click.option(
+    "--methods",
+    "asked",
+    default="zeroshot,fedclip",
+    show_default=True,
+    help="What to compare; see above.",
+)
+@click.option(
+    "--split", default="domain", show_default=True, help="domain, dirichlet:ALPHA or iid."
+)
+@click.option(
+    "--devices",
+    type=click.IntRange(1, 1_000_000),
+    help="Virtual devices; one for each domain by default, or ten.",
+)
+@click.option("--rounds", default=30, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The first of them."
+)
+@click.option("--shots", type=click.IntRange(1), help="Training pictures of a class on a device.")
+@click.option("--hold-out", default="", metavar="DOMAIN|all", help="Domain without a device.")
+@click.option("--base-to-new", is_flag=True, help="Train on the first half of the classes.")
+@click.option(
+    "--least",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Training pictures that are enough for a device.",
+)
+@click.option(
+    "--validation",
+    default=0.2,
+    show_default=True,
+    type=click.FloatRange(0, 0.9),
+    help="Share of --features' training rows for choosing settings.",
+)
+@click.option(
+    "--workers",
+    default=lambda: len(os.sched_getaffinity(0)),
+    show_default="all cores",
+    type=click.IntRange(1, 256),
+    help="Processes.",
+)
+@click.option(
+    "--out", default="simulation", show_default=True, type=_FOLDER, help="Where it lands."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@encoder_options
+def simulate(
+    data: Path | None,
+    bundle: Path | None,
+    features: Path | None,
+    asked: str,
+    split: str,
+    devices: int | None,
+    rounds: int,
+    seeds: int,
+    seed: int,
+    shots: int | None,
+    hold_out: str,
+    base_to_new: bool,
+    least: int,
+    validation: float,
+    workers: int,
+    out: Path,
+    as_json: bool,
+    provider: Any,
+    threads: int,
+    engine_dir: Path | None,
+) -> None:
+    r"""Compare methods and settings on many virtual devices.
+
+    Every figure is on test pictures, the zero-shot line beside it; bytes are those of the bodies that
+    real devices would send. Writes OUT/results.csv, OUT/report.html and OUT/summary.json.
+
+    \b
+    --methods zeroshot,fedclip                       side by side
+    --methods fedclip,fedclip@lr=1e-3,loss=cross-entropy   with settings
+    --methods fedclip,fedclip:local,fedclip:pooled   each device alone; all
+                                                     pictures on one device
+
+    A setting may also name the plan's rounds, codec_up and codec_down.
+    """
+    from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.simulating import comparison
+    from fedclip_edge.simulating.settings import parse_settings
+    from fedclip_edge.simulating.splits import parse_split
+    from fedclip_edge.simulating.workers import Workers
+
+    choices = comparison.Choices(
+        settings=parse_settings(asked, rounds),
+        split=parse_split(split),
+        devices=devices,
+        first_seed=seed,
+        seeds=seeds,
+        shots=shots,
+        hold_out=hold_out,
+        base_to_new=base_to_new,
+        least=least,
+    )
+    encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
+    pool = _pool(data, bundle, features, out, encoder, validation)
+    comparison.check(choices, pool)
+    out.mkdir(parents=True, exist_ok=True)
+    show = _Show(comparison.count_rounds(choices, pool))
+    done: list[Outcome] = []
+    try:
+        with (out / "results.csv").open("w", encoding="utf-8", newline="") as file:
+            from fedclip_edge.simulating import results
+
+            file.write(results.header())
+            with Workers(pool, workers) as hosts:
+                for step in comparison.compare(choices, pool, hosts, show.note):
+                    file.write(step.lines)
+                    file.flush()
+                    done += step.outcomes
+                    show.step(step)
+    finally:
+        show.end()
+        if done:
+            _finish(done, choices, pool, out, as_json=as_json)
+
+
+def _pool(
+    data: Path | None,
+    bundle: Path | None,
+    features: Path | None,
+    out: Path,
+    encoder: Any,
+    validation: float,
+) -> Pool:
+    from fedclip_edge.cli.progress import progress_bar
+    from fedclip_edge.errors import ConfigError
+    from fedclip_edge.simulating import pictures
+    from fedclip_edge.simulating.pool import read_features
+    from fedclip_edge.vision.bundle import read_bundle
+    from fedclip_edge.vision.cautions import cautions
+
+    if (data is None) == (features is None):
+        raise ConfigError("name either --data FOLDER with --bundle DIR, or --features FILE.npz")
+    opened = None if bundle is None else read_bundle(bundle)
+    if features is not None:
+        return read_features(features, validation, opened)
+    assert data is not None
+    if opened is None:
+        raise ConfigError("--data needs --bundle; make one with `fedclip-edge export`")
+    for caution in cautions(opened.manifest):
+        click.echo(f"Note: {caution}.", err=True)
+    with progress_bar("encoding") as bar:
+        pool, skipped = pictures.read_pictures(data, opened, encoder, out / "features.sqlite", bar)
+    for picture in skipped:
+        click.echo(f"skipped {picture.path}: {picture.reason}", err=True)
+    return pool
+
+
+def _finish(
+    done: Sequence[Outcome], choices: Choices, pool: Pool, out: Path, *, as_json: bool
+) -> None:
+    import json
+
+    from fedclip_edge import atomic
+    from fedclip_edge.simulating import report, summary
+
+    rows = summary.summarise(done)
+    whole = {
+        "split": str(choices.split),
+        "pictures": len(pool.labels),
+        "classes": list(pool.classes.names),
+        "encoder_id": pool.encoder_id,
+        "rows": summary.to_json(rows),
+    }
+    atomic.write_file(out / "summary.json", (json.dumps(whole, indent=2) + "\n").encode())
+    report.write_report(out / "report.html", rows, done, whole)
+    if as_json:
+        click.echo(json.dumps(whole))
+        return
+    click.echo(f"\n{summary.table(rows)}\n")
+    click.echo(
+        f"report: {out / 'report.html'}   rows: {out / 'results.csv'}   "
+        f"figures: {out / 'summary.json'}"
+    )
+
+
+class _Show:
+    """Progress on standard error: a bar on a terminal, a line for each finished run elsewhere."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._done = 0
+        self._is_terminal = sys.stderr.isatty()
+        self._line_is_open = False
+
+    def note(self, text: str) -> None:
+        self.end()
+        click.echo(f"Note: {text}.", err=True)
+
+    def step(self, step: Step) -> None:
+        self._done += 1
+        run = step.run
+        apart = f", {run.held_out} held out" if run.held_out else ""
+        what = f"{run.setting.label}, seed {run.seed}{apart}"
+        if self._is_terminal:
+            import shutil
+
+            filled = 30 * self._done // self._rounds
+            bar = "#" * filled + "-" * (30 - filled)
+            text = f"{self._done}/{self._rounds} {what}, round {step.round}"
+            text = text[: max(20, shutil.get_terminal_size().columns - 34)]
+            self._line_is_open = self._done < self._rounds
+            click.echo(f"\r\033[K[{bar}] {text}", nl=not self._line_is_open, err=True)
+        else:
+            for one in step.outcomes:
+                if one.fleet and one.zero_shot:
+                    shares = f"{100 * one.zero_shot.mean:.1f} -> {100 * one.fleet.mean:.1f} %"
+                    view = f" ({one.view} classes)" if one.view else ""
+                    click.echo(f"{what}: {step.round} rounds, {shares}{view}", err=True)
+
+    def end(self) -> None:
+        if self._line_is_open:
+            click.echo(err=True)
+            self._line_is_open = False

@@ -1,0 +1,1 @@
+"""Many virtual devices on one machine, through the functions of agents and coordinator."""

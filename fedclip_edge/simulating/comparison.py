@@ -1,0 +1,158 @@
+"""Every run of a simulation, one after the other: seeds, held-out domains, settings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.learning import methods
+from fedclip_edge.records import ClassTexts, Plan
+from fedclip_edge.simulating import results
+from fedclip_edge.simulating.federation import federate
+from fedclip_edge.simulating.host import Task, View
+from fedclip_edge.simulating.pool import Pool
+from fedclip_edge.simulating.settings import Setting
+from fedclip_edge.simulating.splits import Fleet, Split, deal
+from fedclip_edge.simulating.workers import Hosts
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose."""
+
+    settings: tuple[Setting, ...]
+    split: Split
+    devices: int | None = None
+    first_seed: int = 0
+    seeds: int = 1
+    shots: int | None = None
+    hold_out: str = ""  # a domain, or "all" for each in turn
+    base_to_new: bool = False
+    least: int = 5  # training pictures that are enough for a device
+
+
+@dataclass(frozen=True)
+class Step:
+    """A round of a run is done; the last one brings the outcomes."""
+
+    run: results.Run
+    round: int
+    lines: str  # for the CSV
+    outcomes: tuple[results.Outcome, ...] = ()
+
+
+def check(choices: Choices, pool: Pool) -> None:
+    """Raises ConfigError and DataError for what can be known before any work."""
+    domains = held_out(choices, pool)
+    for domain in domains:
+        deal_of(choices, pool, choices.first_seed, domain)
+    if choices.base_to_new:
+        base, new = (view.classes for view in views(choices, pool))
+        for setting in choices.settings:
+            few, all_ = (
+                methods.shapes(setting.plan, classes, pool.dim) for classes in (base, pool.classes)
+            )
+            if few != all_:
+                raise ConfigError(
+                    f"{setting.label} learns something for each class, and so cannot name the new "
+                    f"classes of --base-to-new ({new.names[0]}, ...); leave it out"
+                )
+
+
+def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
+    """The domains to hold out in turn; one empty name where none is."""
+    if not choices.hold_out:
+        return ("",)
+    if len(pool.domains) < 2:
+        raise DataError(
+            "--hold-out needs domains: pictures as DOMAIN/CLASS/*, or train_group and test_group "
+            "in the array file"
+        )
+    if choices.hold_out == "all":
+        return pool.domains
+    if choices.hold_out not in pool.domains:
+        raise ConfigError(
+            f"--hold-out {choices.hold_out!r} is none of the domains; there are: "
+            f"{', '.join(pool.domains)}, or all"
+        )
+    return (choices.hold_out,)
+
+
+def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
+    """The devices of one seed and held-out domain."""
+    return deal(
+        pool,
+        choices.split,
+        devices=choices.devices,
+        seed=seed,
+        held_out=domain,
+        shots=choices.shots,
+        least=choices.least,
+    )
+
+
+def views(choices: Choices, pool: Pool) -> tuple[View, ...]:
+    """The classes that pictures are told apart by: all, or the first half and then the others."""
+    count = len(pool.classes.names)
+    if not choices.base_to_new:
+        return (View("", pool.classes, np.arange(count)),)
+    if count < 4:
+        raise DataError(f"--base-to-new needs four classes or more, there are {count}")
+    half = -(-count // 2)  # as CoOp and its followers: the first half, rounded up
+    return (_view("base", pool.classes, 0, half), _view("new", pool.classes, half, count))
+
+
+def count_rounds(choices: Choices, pool: Pool) -> int:
+    """Of all runs together, the initial model's evaluation counting as one."""
+    rounds = sum(setting.plan.rounds + 1 for setting in choices.settings)
+    return rounds * choices.seeds * len(held_out(choices, pool))
+
+
+def compare(
+    choices: Choices, pool: Pool, hosts: Hosts, note: Callable[[str], None]
+) -> Iterator[Step]:
+    """Runs everything, a step for each round; `note` is told of what a reader must know."""
+    shown = views(choices, pool)
+    for seed in range(choices.first_seed, choices.first_seed + choices.seeds):
+        for domain in held_out(choices, pool):
+            fleet = deal_of(choices, pool, seed, domain)
+            if fleet.topped_up:
+                note(
+                    f"seed {seed}: {fleet.topped_up} of {len(fleet.devices)} devices took training "
+                    f"pictures from the largest to have {choices.least}"
+                )
+            for setting in choices.settings:
+                run = results.Run(
+                    setting, seed, str(choices.split), domain, tuple(view.name for view in shown)
+                )
+                following = results.Following(run, fleet)
+                task = _task(run, pool, shown)
+                for found in federate(task, fleet, hosts):
+                    following.add(found)
+                    is_last = found.round == task.plan.rounds
+                    yield Step(
+                        run,
+                        found.round,
+                        results.rows(run, fleet, found),
+                        tuple(following.outcomes()) if is_last else (),
+                    )
+
+
+def _task(run: results.Run, pool: Pool, shown: tuple[View, ...]) -> Task:
+    plan: Plan = replace(run.setting.plan, seed=run.seed)
+    if run.setting.line == "pooled":  # nothing travels, so nothing is lost on the way
+        plan = replace(plan, codec_up="fp32", codec_down="fp32")
+    digest = hashlib.sha256(f"{run.setting.label}/{run.seed}/{run.held_out}".encode()).hexdigest()
+    return Task(f"run-{digest[:8]}", plan, run.setting.line, shown, pool.encoder_id, pool.dim)
+
+
+def _view(name: str, classes: ClassTexts, first: int, end: int) -> View:
+    place = np.full(len(classes.names), -1)
+    place[first:end] = np.arange(end - first)
+    vectors = classes.vectors[first:end]
+    part = ClassTexts(classes.names[first:end], vectors, classes.logit_scale, classes.prompt)
+    return View(name, part, place)

@@ -1,0 +1,101 @@
+"""One simulated run: the round, as ARCHITECTURE.md has it, as a loop.
+
+Laws: a run over the same devices comes to the model that a real coordinator and real sessions come
+to, byte for byte; memory does not grow with the number of rounds; nothing but the plan, the devices
+and the features decides the figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.evaluation import Evaluation
+from fedclip_edge.messaging import wire
+from fedclip_edge.records import Model, Plan, Terms
+from fedclip_edge.simulating.host import Announcement, Task
+from fedclip_edge.simulating.splits import Device, Fleet
+from fedclip_edge.simulating.workers import Hosts
+
+POOLED = "pooled"
+_NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What is known once the model of `round` closed rounds was evaluated by everybody.
+
+    Bytes are those of the bodies that went to and from each device so far.
+    """
+
+    round: int
+    model: Model | None  # the coordinator's, in float32; None where every device has its own
+    figures: Mapping[tuple[str, str], Evaluation]  # by device and view
+    zero_shot: Mapping[tuple[str, str], Evaluation]
+    up_bytes: Mapping[str, int]
+    down_bytes: Mapping[str, int]
+
+
+def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
+    """The rounds of a run, from 0, the initial model, to the plan's last.
+
+    Raises PeerError and ConfigError as the functions of agents and coordinator do.
+    """
+    plan, devices = task.plan, _participants(task, fleet)
+    hosts.begin(task, devices)
+    method = methods.get(plan.method)
+    model = method.initial(task.views[0].classes, task.dim, plan.seed)
+    server: Terms = {}
+    zero_shot: Mapping[tuple[str, str], Evaluation] = {}
+    up = dict.fromkeys((device.name for device in devices), 0)
+    down = dict(up)
+    for closed in range(plan.rounds + 1):
+        is_last = closed == plan.rounds
+        announced = _announce(task, model, plan, is_last=is_last)
+        answers = hosts.take(announced)
+        if task.line == "federated":
+            for name in down:
+                down[name] += len(announced.body)
+        figures = {key: one for answer in answers for key, one in answer.figures.items()}
+        zero_shot = zero_shot or {k: one for a in answers for k, one in a.zero_shot.items()}
+        shown = None if task.line == "local" else model
+        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down))
+        if is_last:
+            return
+        total = ExactSum(plan)
+        for answer in answers:
+            total.merge(answer.total)
+            if task.line == "federated":
+                for name, size in answer.up_bytes.items():
+                    up[name] += size
+        if task.line != "local":
+            model, server = method.combine(model, total, server)
+
+
+def _announce(task: Task, model: Model, plan: Plan, *, is_last: bool) -> Announcement:
+    if task.line == "local":
+        return Announcement(b"", "", is_last)
+    body = wire.pack_model(model, plan.codec_down)
+    return Announcement(body, hashlib.sha256(body).hexdigest(), is_last)
+
+
+def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
+    """Who trains and who evaluates; on the pooled line one trains on what all have."""
+    devices = list(fleet.devices)
+    if task.line == "pooled":
+        train, validation = (
+            np.concatenate([getattr(device, side) for device in devices])
+            for side in ("train", "validation")
+        )
+        devices = [
+            Device(POOLED, np.sort(train), np.sort(validation), _NONE),
+            *(replace(device, train=_NONE, validation=_NONE) for device in devices),
+        ]
+    if fleet.held_out is not None and task.line != "local":  # it has no device of its own
+        devices.append(fleet.held_out)
+    return devices

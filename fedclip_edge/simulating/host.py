@@ -1,0 +1,171 @@
+"""Some virtual devices of one run: what they hold, train, send and measure.
+
+A device's round is the agent's: `learning/local.py` fits, `contributing.encode` packs with error
+feedback, and what the coordinator does with the bytes follows at once, `wire.unpack_contribution` and
+an exact sum. Partial sums are exact too, so it does not matter which host has which device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedclip_edge import contributing
+from fedclip_edge.learning import local, methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.evaluation import Evaluation
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.messaging import wire
+from fedclip_edge.parked import Carried
+from fedclip_edge.records import (
+    F32,
+    I64,
+    ClassTexts,
+    Contribution,
+    Features,
+    Model,
+    Plan,
+)
+from fedclip_edge.simulating.settings import Line
+from fedclip_edge.simulating.splits import Device
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The classes that pictures are told apart by; the first of a run is what it trains on."""
+
+    name: str  # empty, base or new
+    classes: ClassTexts
+    place: I64  # (C,) of each class of the pool its place here, -1 for none
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What all hosts of a run must know."""
+
+    run: str
+    plan: Plan
+    line: Line
+    views: tuple[View, ...]
+    encoder_id: str
+    dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Announcement:
+    """The model of a round, in the bytes that are published."""
+
+    body: bytes
+    version: str
+    is_last: bool  # nobody trains on it
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What one host's devices made of an announcement."""
+
+    total: ExactSum
+    up_bytes: Mapping[str, int]  # of each device that trained
+    # By device and view, of those that have test pictures there.
+    figures: Mapping[tuple[str, str], Evaluation]
+    zero_shot: Mapping[tuple[str, str], Evaluation]  # in the first answer alone: it never changes
+
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    train: Features
+    validation: Features
+
+
+@dataclass(eq=False)
+class Host:
+    """The devices of one run in one process."""
+
+    task: Task
+    devices: Sequence[Device]
+    vectors: F32  # (N, D) of the whole pool
+    labels: I64
+    _carried: dict[str, Carried] = field(default_factory=dict)
+    _alone: dict[str, local.Alone] = field(default_factory=dict)
+    _measured_zero_shot: bool = False
+    _shapes: wire.Shapes | None = None
+    _digest: str = ""
+
+    def take(self, announced: Announcement) -> Answer:
+        """One round of every device here: each evaluates the model, and trains from it."""
+        plan = self.task.plan
+        total, up_bytes = ExactSum(plan), {}
+        figures: dict[tuple[str, str], Evaluation] = {}
+        zero_shot: dict[tuple[str, str], Evaluation] = {}
+        model = None if self.task.line == "local" else self._unpack(announced.body)
+        for device in self.devices:
+            shown = self._of(device).model if model is None else model
+            for view in self.task.views:
+                test = self._features(device.test, view)
+                if not len(test):
+                    continue
+                key = (device.name, view.name)
+                figures[key] = local.measure(shown, test, view.classes)
+                if not self._measured_zero_shot:
+                    zero_shot[key] = local.measure(zeroshot.MODEL, test, view.classes)
+            if announced.is_last or not len(device.train):
+                continue
+            if model is None:
+                self._of(device).train(self._sides(device), self._classes, device.name)
+            else:
+                up_bytes[device.name] = self._contribute(device, model, announced, total)
+        self._measured_zero_shot = True
+        return Answer(total, up_bytes, figures, zero_shot)
+
+    @property
+    def _classes(self) -> ClassTexts:
+        return self.task.views[0].classes
+
+    def _unpack(self, body: bytes) -> Model:
+        if self._shapes is None:
+            self._shapes = methods.shapes(self.task.plan, self._classes, self.task.dim)
+            self._digest = self._classes.digest
+        return wire.unpack_model(body, self.task.plan.codec_down, self._shapes)
+
+    def _contribute(
+        self, device: Device, model: Model, announced: Announcement, total: ExactSum
+    ) -> int:
+        """Adds the device's contribution to `total`; its size in bytes."""
+        task, plan = self.task, self.task.plan
+        before = self._carried.get(device.name, Carried())
+        update, state = local.fit(
+            plan, model, self._sides(device), self._classes, before.state, device.name
+        )
+        contribution = Contribution(
+            run=task.run,
+            round=model.round + 1,
+            device=device.name,
+            base=announced.version,
+            encoder_id=task.encoder_id,
+            classes_digest=self._digest,
+            update=update,
+        )
+        body, residual = contributing.encode(contribution, plan, before.residual)
+        assert self._shapes is not None
+        total.add(wire.unpack_contribution(body, plan.codec_up, self._shapes).update)
+        if model.round + 1 < plan.rounds:
+            self._carried[device.name] = Carried(residual, state)
+        return len(body)
+
+    def _of(self, device: Device) -> local.Alone:
+        if device.name not in self._alone:
+            alone = local.alone(self.task.plan, self._classes, self.task.dim)
+            self._alone[device.name] = alone
+        return self._alone[device.name]
+
+    def _sides(self, device: Device) -> _Sides:
+        view = self.task.views[0]
+        return _Sides(self._features(device.train, view), self._features(device.validation, view))
+
+    def _features(self, rows: I64, view: View) -> Features:
+        places = view.place[self.labels[rows]]
+        if (places < 0).any():
+            rows, places = rows[places >= 0], places[places >= 0]
+        return Features(np.array(self.vectors[rows]), places, self.task.encoder_id)

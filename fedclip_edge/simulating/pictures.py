@@ -1,0 +1,73 @@
+"""The pool of a folder of pictures: encoded once, and split by picture hash as agents split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedclip_edge.config import DataConfig, EncoderConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.datasets import Dataset, Picture, Skipped, read_folder, split
+from fedclip_edge.vision.embedding import Progress, embed_pictures
+from fedclip_edge.vision.encoder import open_encoder
+
+
+def read_pictures(
+    folder: Path, bundle: Bundle, config: EncoderConfig, cache: Path, progress: Progress | None
+) -> tuple[Pool, tuple[Skipped, ...]]:
+    """The pool of `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*, and what could not be used.
+
+    Raises DataError as `read_folder`, and BundleError where the encoder fails.
+    """
+    datasets = _datasets(folder, bundle.classes.names)
+    sides: list[tuple[Picture, int, int]] = []  # with side and domain
+    skipped: list[Skipped] = []
+    for place, dataset in enumerate(datasets.values()):
+        halves = split(dataset, DataConfig(folder))
+        for side, pictures in (
+            (TRAIN, halves.train),
+            (VALIDATION, halves.validation),
+            (TEST, halves.test),
+        ):
+            sides += [(picture, side, place) for picture in pictures]
+        skipped += dataset.skipped
+    with FeatureCache(cache) as features:
+        embedded = embed_pictures(
+            [picture for picture, _, _ in sides],
+            open_encoder(bundle, config),
+            features,
+            bundle.manifest.preprocessing,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
+    broken = {entry.path for entry in embedded.skipped}
+    kept = [entry for entry in sides if entry[0].path not in broken]
+    if not kept:
+        raise DataError(f"{folder} holds no picture that can be read; name another folder")
+    return Pool(
+        classes=bundle.classes,
+        encoder_id=bundle.manifest.encoder_id,
+        vectors=embedded.vectors,
+        labels=embedded.labels,
+        sides=np.array([side for _, side, _ in kept], np.uint8),
+        domains=tuple(name for name in datasets if name),
+        domain_of=np.array([place for _, _, place in kept], np.int64),
+    ), (*skipped, *embedded.skipped)
+
+
+def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
+    """By domain; under "" where the folders are the classes themselves."""
+    inside = sorted(
+        entry
+        for entry in (folder.iterdir() if folder.is_dir() else ())
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+    nested = [e for e in inside if any(s.is_dir() and s.name in classes for s in e.iterdir())]
+    if not nested or any(entry.name in classes for entry in inside):
+        return {"": read_folder(folder, classes)}
+    return {entry.name: read_folder(entry, classes) for entry in inside}

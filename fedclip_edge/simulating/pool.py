@@ -1,0 +1,225 @@
+"""All features of a simulation: of pictures through a bundle's encoder, or somebody's own arrays.
+
+Law: nothing is trained or evaluated on before its array was checked whole; what is wrong is
+refused by the array's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedclip_edge.config import DataConfig
+from fedclip_edge.errors import BundleError, DataError
+from fedclip_edge.records import F32, I64, U8, ClassTexts
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.datasets import side_of
+
+TRAIN, VALIDATION, TEST = range(3)
+_SIDE = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+LOGIT_SCALE = 100.0  # of OpenAI's models, where an array file names none
+_REQUIRED = ("train_x", "train_y", "test_x", "test_y")
+_TEXTS = ("class_texts", "classes")
+_GROUPS = ("train_group", "test_group")
+_KNOWN = (*_REQUIRED, *_TEXTS, *_GROUPS, "logit_scale")
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Every picture's raw feature, its label, its side and its domain."""
+
+    classes: ClassTexts
+    encoder_id: str
+    vectors: F32  # (N, D)
+    labels: I64  # (N,)
+    sides: U8  # (N,) TRAIN, VALIDATION or TEST
+    domains: tuple[str, ...]  # none where nothing is known of domains
+    domain_of: I64  # (N,) index into `domains`; zeros without any
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.vectors.shape[1])
+
+    def rows(self, side: int) -> I64:
+        """Of all pictures on that side."""
+        return np.flatnonzero(self.sides == side)
+
+
+def read_features(path: Path, validation: float, bundle: Bundle | None = None) -> Pool:
+    """The pool of an array file; a share of the training rows is set aside for validation.
+
+    The side of a row follows from its bytes, so that exact copies stay together. Class texts come
+    from `bundle` where the file holds none. Raises DataError naming the array, and BundleError
+    where the bundle's encoder is of another width.
+    """
+    arrays = _load(path)
+    texts = _class_texts(path, arrays, bundle)
+    count, (classes, dim) = len(texts.names), texts.vectors.shape
+    sides = {}
+    for name in ("train", "test"):
+        x, y = _matrix(path, f"{name}_x", arrays), _labels(path, f"{name}_y", arrays, texts.names)
+        if x.shape[1] != dim:
+            raise DataError(
+                f"{path}: {name}_x is {x.shape[1]} wide, the class texts {dim}; "
+                "take both from one model"
+            )
+        if len(x) != len(y):
+            raise DataError(f"{path}: {name}_x has {len(x)} rows, {name}_y {len(y)} labels")
+        sides[name] = (x, y)
+    (train_x, train_y), (test_x, test_y) = sides["train"], sides["test"]
+    groups = _groups(path, arrays, len(train_y), len(test_y))
+    domains = tuple(sorted(set(groups)))
+    place = {name: number for number, name in enumerate(domains)}
+    of_domain = [place[name] for name in groups] or [0] * (len(train_y) + len(test_y))
+    assert count == classes
+    vectors = np.concatenate([train_x, test_x])
+    return Pool(
+        classes=texts,
+        encoder_id=hashlib.sha256(vectors.tobytes()).hexdigest(),
+        vectors=vectors,
+        labels=np.concatenate([train_y, test_y]),
+        sides=np.concatenate(
+            [_set_aside(train_x, validation), np.full(len(test_y), TEST, np.uint8)]
+        ),
+        domains=domains,
+        domain_of=np.array(of_domain, np.int64),
+    )
+
+
+def _load(path: Path) -> Mapping[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} is one array, not an .npz file of several; {_WRITE}")
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; {_WRITE}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(
+            f"{path} is damaged, no .npz file, or holds Python objects ({error}); {_WRITE}"
+        ) from error
+    if unknown := sorted(set(arrays) - set(_KNOWN)):
+        raise DataError(f"{path}: unknown array {unknown[0]!r}; there can be {', '.join(_KNOWN)}")
+    if missing := [name for name in _REQUIRED if name not in arrays]:
+        raise DataError(f"{path}: the array {missing[0]!r} is missing; {_WRITE}")
+    return arrays
+
+
+_WRITE = f"write one with numpy.savez and the arrays {', '.join((*_REQUIRED, *_TEXTS))}"
+
+
+def _matrix(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> F32:
+    array = arrays[name]
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+        raise DataError(
+            f"{path}: {name} is {array.dtype} with shape {list(array.shape)}; "
+            "it must be numbers of shape [pictures, width], at least one picture"
+        )
+    with np.errstate(over="ignore"):
+        vectors = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise DataError(
+            f"{path}: {name} holds NaN or infinity (first in row {row}); leave such pictures out"
+        )
+    if not vectors.any(axis=1).all():
+        row = int(np.flatnonzero(~vectors.any(axis=1))[0])
+        raise DataError(f"{path}: {name} holds a row of zeros ({row}), which has no direction")
+    return vectors
+
+
+def _labels(
+    path: Path, name: str, arrays: Mapping[str, NDArray[Any]], classes: tuple[str, ...]
+) -> I64:
+    array = arrays[name]
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {name} is {array.dtype} with shape {list(array.shape)}; it must be whole "
+            "numbers of shape [pictures], the places of the labels in the class list"
+        )
+    if len(array) and not 0 <= int(array.min()) <= int(array.max()) < len(classes):
+        raise DataError(
+            f"{path}: {name} holds labels from {array.min()} to {array.max()}, but there are "
+            f"{len(classes)} classes (labels 0 to {len(classes) - 1})"
+        )
+    return array.astype(np.int64)
+
+
+def _class_texts(
+    path: Path, arrays: Mapping[str, NDArray[Any]], bundle: Bundle | None
+) -> ClassTexts:
+    if bundle is not None:
+        width = arrays["train_x"].shape[-1] if arrays["train_x"].ndim else 0
+        if width != bundle.manifest.dim:
+            raise BundleError(
+                f"{bundle.folder} gives features of width {bundle.manifest.dim}, train_x of {path} "
+                f"has {width}; name the bundle that the features were made with"
+            )
+        if not any(name in arrays for name in _TEXTS):
+            return bundle.classes
+    if missing := [name for name in _TEXTS if name not in arrays]:
+        raise DataError(
+            f"{path}: the array {missing[0]!r} is missing; add it, or name the features' --bundle"
+        )
+    names = arrays["classes"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(
+            f"{path}: classes is {names.dtype} with shape {list(names.shape)}; it must be texts "
+            "of shape [classes]"
+        )
+    vectors = _matrix(path, "class_texts", arrays)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    scale = arrays.get("logit_scale", np.array(LOGIT_SCALE))
+    if scale.size != 1 or scale.dtype.kind not in "fiu":
+        raise DataError(f"{path}: logit_scale must be one number, such as 100")
+    try:
+        texts = ClassTexts(
+            tuple(str(name) for name in names),
+            (vectors / norms).astype(np.float32),
+            float(scale.ravel()[0]),
+            "unknown",
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: class_texts and classes do not fit: {error}") from error
+    if bundle is not None and texts.names != bundle.classes.names:
+        raise BundleError(
+            f"{bundle.folder} has other classes, or in another order, than {path}; leave out "
+            "class_texts and classes, or the bundle"
+        )
+    return texts
+
+
+def _groups(
+    path: Path, arrays: Mapping[str, NDArray[Any]], train: int, test: int
+) -> tuple[str, ...]:
+    given = [name for name in _GROUPS if name in arrays]
+    if not given:
+        return ()
+    if len(given) == 1:
+        raise DataError(f"{path}: {given[0]} stands alone; both {' and '.join(_GROUPS)} are needed")
+    found: list[str] = []
+    for name, count in zip(_GROUPS, (train, test), strict=True):
+        array = arrays[name]
+        if array.shape != (count,) or array.dtype.kind not in "Uiu":
+            raise DataError(
+                f"{path}: {name} is {array.dtype} with shape {list(array.shape)}; it must name "
+                f"the domain of each of the {count} pictures"
+            )
+        found += [str(group) for group in array]
+    return tuple(found)
+
+
+def _set_aside(vectors: F32, validation: float) -> U8:
+    shares = DataConfig(Path(), train=1 - validation, validation=validation, test=0.0)
+    sides = [_SIDE[side_of(hashlib.sha256(row.tobytes()).hexdigest(), shares)] for row in vectors]
+    return np.array(sides, np.uint8)

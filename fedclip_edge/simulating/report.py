@@ -1,0 +1,153 @@
+"""The report of a simulation: accuracy by round and by byte sent, and every figure of the table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge import __version__
+from fedclip_edge.reporting.chart import (
+    NARROW_PX,
+    WIDE_PX,
+    Axis,
+    Chart,
+    Line,
+    bytes_axis,
+    chart_layout,
+)
+from fedclip_edge.reporting.page import write_page
+from fedclip_edge.simulating.results import Outcome, Point
+from fedclip_edge.simulating.summary import Row, percent
+
+TEMPLATE = Path(__file__).resolve().with_name("report.html.j2")
+_BYTES = "bytes to and from all participants, models and updates"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One chart of the page, for a desk and for a phone."""
+
+    title: str
+    about: str
+    charts: tuple[tuple[str, Chart], ...]
+
+
+def write_report(
+    path: Path, rows: Sequence[Row], outcomes: Sequence[Outcome], whole: Mapping[str, Any]
+) -> None:
+    """Writes the page, whole or not at all; `whole` is the content of summary.json."""
+    values = {
+        "version": __version__,
+        "whole": whole,
+        "rows": rows,
+        "best": best(rows),
+        "drawings": drawings(outcomes),
+        "share": percent,
+        "has_held_out": any(row.held_out_top1 for row in rows),
+        "has_domains": any(row.held_out for row in rows),
+        "has_views": any(row.view for row in rows),
+        "seeds": max(row.seeds for row in rows),
+    }
+    write_page(path, TEMPLATE, values)
+
+
+def best(rows: Sequence[Row]) -> str:
+    """The comparison in one sentence: the best federated mean, beside the zero-shot line."""
+    last = [row for row in rows if row.held_out == rows[-1].held_out and row.mean is not None]
+    sent = [row for row in last if row.up_bytes > 0] or last
+    if not sent:
+        return "No device has test pictures."
+
+    def mean(row: Row) -> float:
+        assert row.mean is not None
+        return row.mean.mean
+
+    first = max(sent, key=mean)
+    said = f"{first.method} reaches {percent(first.mean)} % on the devices' own test pictures"
+    return f"{said}; zero-shot, before any training, {percent(first.zero_shot)} %."
+
+
+def drawings(outcomes: Sequence[Outcome]) -> list[Drawing]:
+    """By round and by bytes, on the participants' and on the held-out pictures."""
+    found = []
+    views = dict.fromkeys(one.view for one in outcomes)
+    for view in views:
+        shown = [one for one in outcomes if one.view == view]
+        of = f", {view} classes" if view else ""
+        own: Callable[[Point], float | None] = lambda point: point.mean  # noqa: E731
+        apart: Callable[[Point], float | None] = lambda point: point.held_out  # noqa: E731
+        found += _pair(shown, f"The participants' own test pictures{of}", own, _zero_shot)
+        if any(one.held_out for one in shown):
+            found += _pair(shown, f"The held-out domain{of}", apart, _held_out_zero_shot)
+    return found
+
+
+def _pair(
+    outcomes: Sequence[Outcome],
+    title: str,
+    value: Callable[[Point], float | None],
+    zero_shot: Callable[[Outcome], float | None],
+) -> list[Drawing]:
+    groups: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        groups.setdefault(one.run.setting.label, []).append(one)
+    by_round = [
+        Line(label, _means(its, value), _mean([zero_shot(one) for one in its]))
+        for label, its in groups.items()
+    ]
+    spent = {label: _spent(its) for label, its in groups.items()}
+    by_bytes = [
+        Line(
+            line.name,
+            [v if n > 0 else None for v, n in zip(line.by_round, spent[line.name], strict=True)],
+            line.zero_shot,
+            at=[math.log10(n) if n > 0 else 0.0 for n in spent[line.name]],
+        )
+        for line in by_round
+    ]
+    axis = bytes_axis([n for its in spent.values() for n in its], _BYTES)
+    made = [Drawing(f"{title}, by round", "Mean over seeds and held-out domains.", _both(by_round))]
+    if any(line.by_round.count(None) < len(line.by_round) for line in by_bytes):
+        about = "What sends nothing (local, pooled) is left out. Each step to the right is tenfold."
+        made.append(Drawing(f"{title}, by byte sent", about, _both(by_bytes, axis)))
+    return made
+
+
+def _both(lines: Sequence[Line], axis: Axis | None = None) -> tuple[tuple[str, Chart], ...]:
+    return (
+        ("wide", chart_layout(lines, *WIDE_PX, name_columns=26, figures=True, axis=axis)),
+        ("narrow", chart_layout(lines, *NARROW_PX, name_columns=13, figures=False, axis=axis)),
+    )
+
+
+def _means(
+    outcomes: Sequence[Outcome], value: Callable[[Point], float | None]
+) -> list[float | None]:
+    return [
+        _mean([value(one.points[number]) for one in outcomes])
+        for number in range(len(outcomes[0].points))
+    ]
+
+
+def _spent(outcomes: Sequence[Outcome]) -> list[int]:
+    return [
+        round(statistics.fmean(one.points[number].body_bytes for one in outcomes))
+        for number in range(len(outcomes[0].points))
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _zero_shot(one: Outcome) -> float | None:
+    return one.zero_shot.mean if one.zero_shot else None
+
+
+def _held_out_zero_shot(one: Outcome) -> float | None:
+    return one.held_out_zero_shot.top1 if one.held_out_zero_shot else None

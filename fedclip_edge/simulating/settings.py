@@ -1,0 +1,76 @@
+"""What `--methods` says: methods, lines and settings side by side.
+
+    zeroshot,fedclip,fedclip@lr=1e-3,loss=cross-entropy,fedclip:local,ridge:pooled@lambda=0.3
+
+A name is followed by `:local` (each device alone, the lower line) or `:pooled` (all training
+pictures on one device, the upper line), then by `@` and options of the method or of the plan (rounds,
+codec_up, codec_down, ...). A `name=value` after a comma belongs to the setting before it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from fedclip_edge.config import parse_value, read_table
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning import methods
+from fedclip_edge.records import Plan, Scalar
+
+Line = Literal["federated", "local", "pooled"]
+_LINES: Mapping[str, Line] = {"": "federated", "local": "local", "pooled": "pooled"}
+# What a setting may say of the plan; the seed and the method it says already.
+_OF_PLAN = {f.name for f in fields(Plan)} - {"method", "options", "seed", "local_baseline"}
+_UNTRAINED = ("zeroshot",)  # further rounds change nothing
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A column of the comparison; `label` is what was typed."""
+
+    label: str
+    plan: Plan
+    line: Line = "federated"
+
+
+def parse_settings(text: str, rounds: int) -> tuple[Setting, ...]:
+    """Reads `--methods`; raises ConfigError naming the setting, and the nearest name that there is."""
+    pieces: list[list[str]] = []
+    for piece in (part.strip() for part in text.split(",")):
+        head, _, _ = piece.partition("=")
+        if pieces and "=" in piece and "@" not in head:
+            pieces[-1].append(piece)
+        else:
+            pieces.append([piece])
+    settings = [_setting(piece, rounds) for piece in pieces]
+    labels = [setting.label for setting in settings]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"--methods names {label!r} twice; once is enough")
+    return tuple(settings)
+
+
+def _setting(pieces: list[str], rounds: int) -> Setting:
+    label = ",".join(pieces)
+    head, at, first = pieces[0].partition("@")
+    name, _, line = head.partition(":")
+    if not name:
+        raise ConfigError(f"--methods: {label!r} names no method; write zeroshot,fedclip")
+    methods.get(name)
+    if line not in _LINES:
+        near = difflib.get_close_matches(line, ["local", "pooled"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "there are: local, pooled"
+        raise ConfigError(f"--methods: {label!r}: no line {line!r}; {hint}")
+    of_plan: dict[str, Scalar] = {"rounds": 1 if name in _UNTRAINED else rounds}
+    options: dict[str, Scalar] = {}
+    for piece in [*([first] if at else []), *pieces[1:]]:
+        key, equals, value = piece.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"--methods: {label!r}: {piece!r} is not NAME=VALUE")
+        (of_plan if key in _OF_PLAN else options)[key] = parse_value(value)
+    plan = read_table(Plan, {"method": name, **of_plan}, f"--methods: {label!r}")
+    plan = replace(plan, options=options)
+    methods.get(name).check_options(plan.options)
+    return Setting(label, plan, _LINES[line])

@@ -1,0 +1,253 @@
+"""Which pictures each virtual device holds.
+
+- domain: a device is a domain, or an even part of one;
+- dirichlet:ALPHA: of each class the devices get shares drawn from a symmetric Dirichlet distribution,
+  the same for training, validation and test; drawn again until every device has enough training
+  pictures. Yurochkin et al. 2019, arXiv 1905.12022; Li, Diao, Chen, He 2022, arXiv 2102.02079. Where no
+  draw of TRIES is enough, those with too few take from whoever has the most, and that is said;
+- iid: even shares of each class.
+
+Laws: every picture is on one device at most; the same seed gives the same devices; a device's
+pictures stay in the pool's order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.records import I64, slug
+from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
+
+TRIES = 200
+_SIDES = (TRAIN, VALIDATION, TEST)
+_NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How pictures go to devices; `str()` of it is what the command line takes."""
+
+    kind: Literal["domain", "dirichlet", "iid"]
+    alpha: float = math.inf
+
+    def __str__(self) -> str:
+        return f"dirichlet:{self.alpha:g}" if self.kind == "dirichlet" else self.kind
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """A virtual device: rows of the pool."""
+
+    name: str
+    train: I64
+    validation: I64
+    test: I64
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The devices of one task, and the one that only evaluates."""
+
+    devices: tuple[Device, ...]
+    held_out: Device | None = None
+    topped_up: int = 0  # devices that took from others to have enough
+
+
+def parse_split(text: str) -> Split:
+    """Reads domain, iid or dirichlet:ALPHA; raises ConfigError."""
+    if text in ("domain", "iid"):
+        return Split("domain" if text == "domain" else "iid")
+    kind, _, value = text.partition(":")
+    try:
+        alpha = float(value)
+    except ValueError:
+        alpha = math.nan
+    if kind != "dirichlet" or not 1e-3 <= alpha <= 1e6:
+        raise ConfigError(
+            f"--split {text!r}: expected domain, iid, or dirichlet:ALPHA with ALPHA from 0.001 to "
+            "1000000, such as dirichlet:0.1"
+        )
+    return Split("dirichlet", alpha)
+
+
+def deal(
+    pool: Pool,
+    split: Split,
+    *,
+    devices: int | None,
+    seed: int,
+    held_out: str = "",
+    shots: int | None = None,
+    least: int = 5,
+) -> Fleet:
+    """The fleet of one seed, the domain `held_out` apart.
+
+    `devices` is by default one for each domain, and ten where the split knows no domains; with
+    `shots` a device keeps at most so many training pictures of a class; `least` are the training
+    pictures that are enough for a device. Raises DataError and ConfigError where that cannot be.
+    """
+    random = np.random.default_rng([seed, 0x5EED])
+    inside = np.ones(len(pool.labels), bool)
+    if held_out:
+        inside = pool.domain_of != pool.domains.index(held_out)
+    if split.kind == "domain":
+        fleet = _by_domain(pool, inside, devices, held_out, random)
+    else:
+        fleet = _by_class(pool, inside, split, devices or 10, least, random)
+    if shots is not None:
+        few = (
+            replace(device, train=_few(device.train, pool.labels, shots, random))
+            for device in fleet.devices
+        )
+        fleet = replace(fleet, devices=tuple(few))
+    if not any(len(device.train) for device in fleet.devices):
+        raise DataError(
+            "no device has a training picture; add pictures, or hold out another domain"
+        )
+    if held_out:
+        rows = np.flatnonzero(~inside)
+        fleet = replace(fleet, held_out=Device(_ids(pool.domains)[held_out], _NONE, _NONE, rows))
+    return fleet
+
+
+def _by_domain(
+    pool: Pool, inside: np.ndarray, devices: int | None, held_out: str, random: np.random.Generator
+) -> Fleet:
+    if len(pool.domains) < 2:
+        raise DataError(
+            "--split domain needs domains: pictures as DOMAIN/CLASS/*, or train_group and "
+            "test_group in the array file; use --split dirichlet:0.1 or iid without"
+        )
+    ids = _ids(pool.domains)
+    domains = [name for name in pool.domains if name != held_out]
+    count = len(domains) if devices is None else devices
+    if count < len(domains):
+        raise ConfigError(
+            f"--devices {count} is fewer than the {len(domains)} domains; leave it out for one each"
+        )
+    made = []
+    for place, domain in enumerate(domains):
+        parts = count // len(domains) + (place < count % len(domains))
+        its = inside & (pool.domain_of == pool.domains.index(domain))
+        if parts == 1:
+            made.append(
+                Device(ids[domain], *(np.flatnonzero(its & (pool.sides == s)) for s in _SIDES))
+            )
+            continue
+        even = np.full((len(pool.classes.names), parts), 1 / parts)
+        sides = [_spread(pool, its & (pool.sides == s), even, random) for s in _SIDES]
+        made += [
+            Device(f"{ids[domain]}-{number}", *(side[number] for side in sides))
+            for number in range(parts)
+        ]
+    return Fleet(tuple(made))
+
+
+def _by_class(
+    pool: Pool,
+    inside: np.ndarray,
+    split: Split,
+    devices: int,
+    least: int,
+    random: np.random.Generator,
+) -> Fleet:
+    classes = len(pool.classes.names)
+    training = inside & (pool.sides == TRAIN)
+    have = int(training.sum())
+    if have < least * devices:
+        raise DataError(
+            f"{have} training pictures are too few for {devices} devices of {least} or more; "
+            "use fewer --devices, or a lower --least"
+        )
+    shares = np.full((classes, devices), 1 / devices)
+    if split.kind == "dirichlet":
+        shares = _draw(pool.labels[training], shares.shape, split.alpha, least, random)
+    sides = [_spread(pool, inside & (pool.sides == side), shares, random) for side in _SIDES]
+    train, topped_up = _top_up(sides[0], pool.labels, least)
+    width = len(str(devices - 1))
+    return Fleet(
+        tuple(
+            Device(f"device-{number:0{width}}", train[number], sides[1][number], sides[2][number])
+            for number in range(devices)
+        ),
+        topped_up=topped_up,
+    )
+
+
+def _draw(
+    labels: I64, shape: tuple[int, int], alpha: float, least: int, random: np.random.Generator
+) -> np.ndarray:
+    """Shares (C, devices) under which each device has enough, or the best of TRIES."""
+    classes, devices = shape
+    counts = np.bincount(labels, minlength=classes)  # (C,)
+    best, most = np.zeros(shape), -1
+    for _ in range(TRIES):
+        shares = random.dirichlet(np.full(devices, alpha), size=classes)  # (C, devices)
+        fewest = int(np.diff(_cuts(shares, counts), axis=1, prepend=0).sum(axis=0).min())
+        if fewest > most:
+            best, most = shares, fewest
+        if most >= least:
+            break
+    return best
+
+
+def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
+    """Where each class's row of pictures is cut: (C, devices), the last cut at its end."""
+    cuts = np.rint(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
+    cuts[:, -1] = counts
+    return np.minimum(cuts, counts[:, None])
+
+
+def _spread(
+    pool: Pool, chosen: np.ndarray, shares: np.ndarray, random: np.random.Generator
+) -> list[I64]:
+    """The chosen rows of each device, of each class as many as its share says."""
+    classes, devices = shares.shape
+    counts = np.bincount(pool.labels[chosen], minlength=classes)
+    cuts = _cuts(shares, counts)
+    owners = np.full(len(pool.labels), -1)
+    for label in range(classes):
+        rows = random.permutation(np.flatnonzero(chosen & (pool.labels == label)))
+        owners[rows] = np.searchsorted(cuts[label], np.arange(len(rows)), side="right")
+    order = np.argsort(owners, kind="stable")
+    edges = np.searchsorted(owners[order], np.arange(devices + 1))
+    return [order[edges[i] : edges[i + 1]] for i in range(devices)]
+
+
+def _top_up(train: Sequence[I64], labels: I64, least: int) -> tuple[list[I64], int]:
+    """Each device with `least` rows or more, and how many had fewer.
+
+    They take, one by one, from whoever has the most, of that one's most frequent class.
+    """
+    rows = list(train)
+    needy = [i for i, own in enumerate(rows) if len(own) < least]
+    for i in needy:
+        while len(rows[i]) < least:
+            richest = max(range(len(rows)), key=lambda j: len(rows[j]))
+            own = rows[richest]
+            frequent = np.bincount(labels[own]).argmax()
+            given = own[np.flatnonzero(labels[own] == frequent)[-1]]
+            rows[richest] = own[own != given]
+            rows[i] = np.sort(np.append(rows[i], given))
+    return rows, len(needy)
+
+
+def _few(rows: I64, labels: I64, shots: int, random: np.random.Generator) -> I64:
+    kept = [
+        random.permutation(rows[labels[rows] == label])[:shots] for label in np.unique(labels[rows])
+    ]
+    return np.sort(np.concatenate(kept)) if kept else rows
+
+
+def _ids(domains: Sequence[str]) -> dict[str, str]:
+    """What a domain's device is called, as in a fleet; raises DataError where two would be alike."""
+    ids = {name: slug(name) or f"domain-{number}" for number, name in enumerate(domains)}
+    if len(set(ids.values())) < len(ids):
+        raise DataError(f"the domains {', '.join(domains)} do not give distinct device ids; rename")
+    return ids

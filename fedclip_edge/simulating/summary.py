@@ -1,0 +1,192 @@
+"""The figures of a simulation, over its seeds: summary.json, and the table on the terminal.
+
+A spread is the sample standard deviation over the seeds; of one seed there is none.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedclip_edge.learning.evaluation import harmonic_mean
+from fedclip_edge.simulating.results import Outcome
+
+MEAN = "mean"  # over the held-out domains
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over the seeds, and the spread."""
+
+    mean: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting under one view, over the seeds; accuracies are fractions."""
+
+    method: str
+    view: str
+    held_out: str  # empty without one; MEAN for all of them
+    seeds: int
+    rounds: int
+    zero_shot: Figure | None  # the participants' mean
+    mean: Figure | None  # of the participants' top-1
+    weighted: Figure | None
+    worst: Figure | None
+    macro_f1: Figure | None
+    ece: Figure | None
+    zero_shot_ece: Figure | None
+    held_out_zero_shot: Figure | None
+    held_out_top1: Figure | None
+    harmonic: Figure | None  # of the mean on base and new classes; in the row of the new ones
+    up_bytes: float  # of a participant, all rounds
+    down_bytes: float
+
+
+def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
+    """Rows by held-out domain, view and setting, as they first came; then the means over the domains."""
+    groups: dict[tuple[str, str, str], list[Outcome]] = {}
+    for one in outcomes:
+        key = (one.run.held_out, one.view, one.run.setting.label)
+        groups.setdefault(key, []).append(one)
+    rows = [_row(key[0], its, groups) for key, its in groups.items()]
+    domains = {held_out for held_out, _, _ in groups}
+    if len(domains) > 1:
+        over: dict[tuple[str, str], list[Outcome]] = {}
+        for (_, view, label), its in groups.items():
+            over.setdefault((view, label), []).extend(its)
+        rows += [_row(MEAN, its, groups) for its in over.values()]
+    return tuple(rows)
+
+
+def _row(
+    held_out: str, its: Sequence[Outcome], groups: Mapping[tuple[str, str, str], Sequence[Outcome]]
+) -> Row:
+    first = its[0]
+
+    def figure(what: str, name: str) -> Figure | None:
+        found = [(one.run.seed, getattr(one, what)) for one in its]
+        return over_seeds([(seed, one and float(getattr(one, name))) for seed, one in found])
+
+    def per_device(total: Callable[[Outcome], int]) -> float:
+        return statistics.fmean(total(one) / one.devices for one in its)
+
+    harmonic = None
+    if first.view == "new":
+        base = {
+            (one.run.seed, one.run.held_out): one.fleet
+            for key, group in groups.items()
+            for one in group
+            if key[1:] == ("base", first.run.setting.label)
+        }
+        pairs = [(one, base.get((one.run.seed, one.run.held_out))) for one in its]
+        harmonic = over_seeds(
+            [
+                (one.run.seed, harmonic_mean(other.mean, one.fleet.mean))
+                for one, other in pairs
+                if one.fleet and other
+            ]
+        )
+    return Row(
+        method=first.run.setting.label,
+        view=first.view,
+        held_out=held_out,
+        seeds=len({one.run.seed for one in its}),
+        rounds=first.run.setting.plan.rounds,
+        zero_shot=figure("zero_shot", "mean"),
+        mean=figure("fleet", "mean"),
+        weighted=figure("fleet", "weighted"),
+        worst=figure("fleet", "worst"),
+        macro_f1=figure("fleet", "macro_f1"),
+        ece=figure("fleet", "ece"),
+        zero_shot_ece=figure("zero_shot", "ece"),
+        held_out_zero_shot=figure("held_out_zero_shot", "top1"),
+        held_out_top1=figure("held_out", "top1"),
+        harmonic=harmonic,
+        up_bytes=per_device(lambda one: one.up_bytes),
+        down_bytes=per_device(lambda one: one.down_bytes),
+    )
+
+
+def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
+    """Of (seed, value) pairs: each seed's mean first, then their mean and spread."""
+    by_seed: dict[int, list[float]] = {}
+    for seed, value in values:
+        if value is not None:
+            by_seed.setdefault(seed, []).append(value)
+    if not by_seed:
+        return None
+    means = [statistics.fmean(its) for its in by_seed.values()]
+    spread = statistics.stdev(means) if len(means) > 1 else None
+    return Figure(statistics.fmean(means), spread)
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """JSON objects; a figure is null or has a mean and a spread."""
+    return [
+        {
+            name: vars(value) if isinstance(value, Figure) else value
+            for name, value in vars(row).items()
+        }
+        for row in rows
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The closing table; accuracies in percent, bytes for each device in all rounds together."""
+    has_held_out = any(row.held_out_top1 for row in rows)
+    has_views = any(row.view for row in rows)
+    columns: list[tuple[str, str, Callable[[Row], str]]] = [("method", "", lambda r: r.method)]
+    if any(row.held_out for row in rows):
+        columns.append(("held out", "", lambda r: r.held_out))
+    if has_views:
+        columns.append(("classes", "", lambda r: r.view))
+    columns += [
+        ("rounds", "", lambda r: str(r.rounds)),
+        ("zero-shot", "%", lambda r: percent(r.zero_shot)),
+        ("top-1", "%, mean", lambda r: percent(r.mean)),
+        ("all pictures", "%", lambda r: percent(r.weighted)),
+        ("worst", "%", lambda r: percent(r.worst)),
+        ("macro F1", "%", lambda r: percent(r.macro_f1)),
+        ("ECE", "%", lambda r: percent(r.ece)),
+    ]
+    if has_held_out:
+        columns += [
+            ("held out:", "zero-shot", lambda r: percent(r.held_out_zero_shot)),
+            ("top-1", "%", lambda r: percent(r.held_out_top1)),
+        ]
+    if has_views:
+        columns.append(("harmonic", "mean, %", lambda r: percent(r.harmonic)))
+    columns += [
+        ("up", "kB", lambda r: f"{r.up_bytes / 1000:.1f}"),
+        ("down", "kB", lambda r: f"{r.down_bytes / 1000:.1f}"),
+    ]
+    cells = [[head for head, _, _ in columns], [unit for _, unit, _ in columns]]
+    cells += [[show(row) for _, _, show in columns] for row in rows]
+    left = sum(head in ("method", "held out", "classes") for head, _, _ in columns)
+    return aligned(cells, left)
+
+
+def percent(figure: Figure | None) -> str:
+    """A fraction as "57.1" or "57.1±0.4"; "-" where there is none."""
+    if figure is None:
+        return "-"
+    spread = "" if figure.spread is None else f"\N{PLUS-MINUS SIGN}{100 * figure.spread:.1f}"
+    return f"{100 * figure.mean:.1f}{spread}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns as wide as their widest cell, the first `left` of them aligned to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

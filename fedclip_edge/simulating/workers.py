@@ -1,0 +1,171 @@
+"""Where a run's devices live: in this process, or spread over worker processes of one thread each.
+
+The features are written to a temporary file once, which every worker maps into its memory; a model goes to
+a worker once a round, and one partial sum comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from fedclip_edge.errors import RunError
+from fedclip_edge.records import F32, I64
+from fedclip_edge.simulating.host import Announcement, Answer, Host, Task
+from fedclip_edge.simulating.pool import Pool
+from fedclip_edge.simulating.splits import Device
+
+_END_S = 5.0
+
+
+class Hosts(Protocol):
+    """All devices of the run that was begun last."""
+
+    def begin(self, task: Task, devices: Sequence[Device]) -> None:
+        """The next run."""
+
+    def take(self, announced: Announcement) -> list[Answer]:
+        """Every device's round."""
+
+
+@dataclass(eq=False)
+class Here:
+    """Every device in this process; the caller sees to torch's threads."""
+
+    pool: Pool
+    _host: Host | None = None
+
+    def begin(self, task: Task, devices: Sequence[Device]) -> None:
+        self._host = Host(task, devices, self.pool.vectors, self.pool.labels)
+
+    def take(self, announced: Announcement) -> list[Answer]:
+        assert self._host is not None
+        return [self._host.take(announced)]
+
+
+class Workers:
+    """A context manager over processes that end with it, and with this process."""
+
+    def __init__(self, pool: Pool, count: int) -> None:
+        self._pool = pool
+        self._count = count
+        self._links: list[Connection] = []
+        self._busy: list[Connection] = []
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Workers:
+        folder = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fedclip-edge-"))
+        )
+        path = folder / "features.npy"
+        np.save(path, self._pool.vectors)
+        context = multiprocessing.get_context("spawn")
+        for _ in range(self._count):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=work, args=(theirs, path, self._pool.labels, os.getpid()), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._links.append(ours)
+            self._processes.append(process)
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for link in self._links:
+            link.close()
+        for process in self._processes:
+            if _type is not None:
+                process.terminate()
+            process.join(_END_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._stack.close()
+
+    def begin(self, task: Task, devices: Sequence[Device]) -> None:
+        """The next run: each worker gets about as many training pictures as the others."""
+        parts: list[list[Device]] = [[] for _ in self._links]
+        loads = [0] * len(parts)
+        for device in sorted(devices, key=lambda one: -len(one.train)):
+            lightest = loads.index(min(loads))
+            parts[lightest].append(device)
+            loads[lightest] += len(device.train) + len(device.test) // 10 + 1
+        self._busy = [link for link, part in zip(self._links, parts, strict=True) if part]
+        for link, part in zip(self._links, parts, strict=True):
+            if part:
+                self._send(link, (task, part))
+
+    def take(self, announced: Announcement) -> list[Answer]:
+        """Raises RunError where a worker is gone, and whatever a worker raised on purpose."""
+        for link in self._busy:
+            self._send(link, announced)
+        answers = []
+        for link in self._busy:
+            try:
+                answer = link.recv()
+            except (EOFError, ConnectionError):
+                self._gone(link)
+            if isinstance(answer, BaseException):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def _send(self, link: Connection, message: object) -> None:
+        try:
+            link.send(message)
+        except (BrokenPipeError, ConnectionError):
+            self._gone(link)
+
+    def _gone(self, link: Connection) -> None:
+        process = self._processes[self._links.index(link)]
+        process.join(_END_S)
+        raise RunError(
+            f"a worker process ended with code {process.exitcode}; if memory ran out, use fewer "
+            "--workers or --devices"
+        )
+
+
+def work(link: Connection, path: Path, labels: I64, parent: int) -> None:
+    """A worker's life: it ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has heard it, and ends the workers
+    from fedclip_edge.learning import training
+
+    training.use_one_thread()
+    vectors: F32 = np.load(path, mmap_mode="r")
+    host: Host | None = None
+    while os.getppid() == parent:
+        try:
+            message = link.recv()
+            if isinstance(message, Announcement):
+                assert host is not None
+                link.send(_answer(host, message))
+            else:
+                task, devices = message
+                host = Host(task, devices, vectors, labels)
+        except (EOFError, ConnectionError):
+            return
+
+
+def _answer(host: Host, announced: Announcement) -> Answer | Exception:
+    try:
+        return host.take(announced)
+    except Exception as error:  # noqa: BLE001 - raised again where somebody is told
+        return error
