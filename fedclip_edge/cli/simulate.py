@@ -43,7 +43,11 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     type=click.IntRange(1, 1_000_000),
     help="Virtual devices; one for each domain by default, or ten.",
 )
-@click.option("--rounds", default=30, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1_000_000),
+    help="Of every method that takes more than one; each its own number by default.",
+)
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many."
 )
@@ -86,7 +90,7 @@ def simulate(
     asked: str,
     split: str,
     devices: int | None,
-    rounds: int,
+    rounds: int | None,
     seeds: int,
     seed: int,
     shots: int | None,

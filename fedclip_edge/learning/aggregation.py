@@ -79,15 +79,21 @@ class ExactSum:
         """Adds what another sum of the same plan has added; raises PeerError as `add` does."""
         if not other.weight:
             return
-        shapes, expected = _shapes(other.terms), _shapes(self.terms)
+        shapes = _shapes({**other.terms, **other.sums})
+        expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
             raise PeerError(f"terms {shapes} do not match {expected}")
-        if self._largest + other._largest > _INT64_MAX:
+        if (
+            self._largest + other._largest > _INT64_MAX
+            or self._largest_sum + other._largest_sum > _INT64_MAX
+        ):
             raise PeerError(_OVERFLOW)
         self._largest += other._largest
+        self._largest_sum += other._largest_sum
         self.weight += other.weight
-        for name, term in other.terms.items():
-            self.terms[name] = self.terms[name] + term if name in self.terms else term
+        for mine, theirs in ((self.terms, other.terms), (self.sums, other.sums)):
+            for name, numbers in theirs.items():
+                mine[name] = mine[name] + numbers if name in mine else numbers
 
     def _on_grid(self, update: Update) -> tuple[dict[str, I64], int]:
         """The update in grid steps, and the largest of them."""

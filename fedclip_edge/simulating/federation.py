@@ -49,7 +49,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     plan, devices = task.plan, _participants(task, fleet)
     hosts.begin(task, devices)
     method = methods.get(plan.method)
-    model = method.initial(task.views[0].classes, task.dim, plan.seed)
+    model = methods.initial(plan, task.views[0].classes, task.dim)
     server: Terms = {}
     zero_shot: Mapping[tuple[str, str], Evaluation] = {}
     up = dict.fromkeys((device.name for device in devices), 0)

@@ -25,6 +25,7 @@ from fedclip_edge.records import (
     ClassTexts,
     Contribution,
     Features,
+    Layout,
     Model,
     Plan,
 )
@@ -90,7 +91,7 @@ class Host:
     _carried: dict[str, Carried] = field(default_factory=dict)
     _alone: dict[str, local.Alone] = field(default_factory=dict)
     _measured_zero_shot: bool = False
-    _shapes: wire.Shapes | None = None
+    _layout: Layout | None = None
     _digest: str = ""
 
     def take(self, announced: Announcement) -> Answer:
@@ -124,10 +125,10 @@ class Host:
         return self.task.views[0].classes
 
     def _unpack(self, body: bytes) -> Model:
-        if self._shapes is None:
-            self._shapes = methods.shapes(self.task.plan, self._classes, self.task.dim)
+        if self._layout is None:
+            self._layout = methods.layout(self.task.plan, self._classes, self.task.dim)
             self._digest = self._classes.digest
-        return wire.unpack_model(body, self.task.plan.codec_down, self._shapes)
+        return wire.unpack_model(body, self.task.plan.codec_down, self._layout.model)
 
     def _contribute(
         self, device: Device, model: Model, announced: Announcement, total: ExactSum
@@ -148,8 +149,10 @@ class Host:
             update=update,
         )
         body, residual = contributing.encode(contribution, plan, before.residual)
-        assert self._shapes is not None
-        total.add(wire.unpack_contribution(body, plan.codec_up, self._shapes).update)
+        layout = self._layout
+        assert layout is not None
+        received = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)
+        total.add(received.update)
         if model.round + 1 < plan.rounds:
             self._carried[device.name] = Carried(residual, state)
         return len(body)

@@ -23,7 +23,6 @@ Line = Literal["federated", "local", "pooled"]
 _LINES: Mapping[str, Line] = {"": "federated", "local": "local", "pooled": "pooled"}
 # What a setting may say of the plan; the seed and the method it says already.
 _OF_PLAN = {f.name for f in fields(Plan)} - {"method", "options", "seed", "local_baseline"}
-_UNTRAINED = ("zeroshot",)  # further rounds change nothing
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,11 @@ class Setting:
     line: Line = "federated"
 
 
-def parse_settings(text: str, rounds: int) -> tuple[Setting, ...]:
-    """Reads `--methods`; raises ConfigError naming the setting, and the nearest name that there is."""
+def parse_settings(text: str, rounds: int | None) -> tuple[Setting, ...]:
+    """Reads `--methods`; `rounds` are those of every method that takes more than one.
+
+    Raises ConfigError naming the setting, and the nearest name that there is.
+    """
     pieces: list[list[str]] = []
     for piece in (part.strip() for part in text.split(",")):
         head, _, _ = piece.partition("=")
@@ -52,18 +54,18 @@ def parse_settings(text: str, rounds: int) -> tuple[Setting, ...]:
     return tuple(settings)
 
 
-def _setting(pieces: list[str], rounds: int) -> Setting:
+def _setting(pieces: list[str], rounds: int | None) -> Setting:
     label = ",".join(pieces)
     head, at, first = pieces[0].partition("@")
     name, _, line = head.partition(":")
     if not name:
         raise ConfigError(f"--methods: {label!r} names no method; write zeroshot,fedclip")
-    methods.get(name)
+    traits = methods.get(name).TRAITS
     if line not in _LINES:
         near = difflib.get_close_matches(line, ["local", "pooled"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "there are: local, pooled"
         raise ConfigError(f"--methods: {label!r}: no line {line!r}; {hint}")
-    of_plan: dict[str, Scalar] = {"rounds": 1 if name in _UNTRAINED else rounds}
+    of_plan: dict[str, Scalar] = {"rounds": 1 if traits.rounds == 1 else rounds or 0}
     options: dict[str, Scalar] = {}
     for piece in [*([first] if at else []), *pieces[1:]]:
         key, equals, value = piece.partition("=")
@@ -71,6 +73,4 @@ def _setting(pieces: list[str], rounds: int) -> Setting:
             raise ConfigError(f"--methods: {label!r}: {piece!r} is not NAME=VALUE")
         (of_plan if key in _OF_PLAN else options)[key] = parse_value(value)
     plan = read_table(Plan, {"method": name, **of_plan}, f"--methods: {label!r}")
-    plan = replace(plan, options=options)
-    methods.get(name).check_options(plan.options)
-    return Setting(label, plan, _LINES[line])
+    return Setting(label, methods.settled(replace(plan, options=options)), _LINES[line])
