@@ -96,7 +96,8 @@ def read_features(path: Path, validation: float, bundle: Bundle | None = None) -
 
 def _load(path: Path) -> Mapping[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} is one array, not an .npz file of several; {_WRITE}")
             arrays = {name: file[name] for name in file.files}
