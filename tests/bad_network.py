@@ -22,7 +22,7 @@ from fedclip_edge.messaging.transport import Received
 
 if TYPE_CHECKING:
     from parties import Party
-    from simulation import World
+    from made_up_network import World
 
 FLEET = "lab"
 _KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"

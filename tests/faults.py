@@ -13,7 +13,7 @@ from parties import Party
 from fedclip_edge.store import open_store
 
 if TYPE_CHECKING:
-    from simulation import World
+    from made_up_network import World
 
 
 def _anybody(world: World) -> Party:

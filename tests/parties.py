@@ -29,7 +29,7 @@ from fedclip_edge.records import Model
 from fedclip_edge.store import Run, Store, open_store
 
 if TYPE_CHECKING:
-    from simulation import World
+    from made_up_network import World
 
 _NOWHERE = Path("/nowhere")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import safetensors.numpy
-from simulation import Outcome, simulate
+from made_up_network import Outcome, simulate
 
 from fedclip_edge import parked
 from fedclip_edge.announcing import Announcer
@@ -46,7 +46,7 @@ def test_no_seed_breaks_a_law() -> None:
 
 @pytest.mark.parametrize("seed", [3, 28])
 def test_the_same_seed_is_the_same_run_in_another_process(seed: int) -> None:
-    code = f"from simulation import simulate; print(simulate({seed}).trace)"
+    code = f"from made_up_network import simulate; print(simulate({seed}).trace)"
     other = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"},

@@ -56,7 +56,7 @@ def check(choices: Choices, pool: Pool) -> None:
             few, all_ = (
                 methods.shapes(setting.plan, classes, pool.dim) for classes in (base, pool.classes)
             )
-            if few != all_:
+            if few != all_ or methods.get(setting.plan.method).TRAITS.is_personal:
                 raise ConfigError(
                     f"{setting.label} learns something for each class, and so cannot name the new "
                     f"classes of --base-to-new ({new.names[0]}, ...); leave it out"

@@ -103,6 +103,9 @@ class Host:
         model = None if self.task.line == "local" else self._unpack(announced.body)
         for device in self.devices:
             shown = self._of(device).model if model is None else model
+            if methods.get(plan.method).TRAITS.is_personal:
+                own = local.personal(plan, shown, self._sides(device), self._classes)
+                shown = shown if own is None else own
             for view in self.task.views:
                 test = self._features(device.test, view)
                 if not len(test):
