@@ -262,7 +262,7 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
         loss = torch.nn.functional.cross_entropy(logits, target)
         loss = (loss + torch.nn.functional.cross_entropy(logits.T, target)) / 2
         adam.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         adam.step()
 
     def ours() -> None:

@@ -341,3 +341,28 @@ def test_integer_sums_never_wrap() -> None:
     with pytest.raises(PeerError, match="integer sums would overflow"):
         total.add(largest)
     assert total.sums["g"].tolist() == [2**62]
+
+
+@given(st.lists(updates(), min_size=1, max_size=6), st.integers(0, 6), BITS)
+def test_partial_sums_add_up_to_the_whole(all_: list[Update], cut: int, bits: int) -> None:
+    plan = Plan(grid_bits=bits, max_norm=1e6)
+    total = total_of(plan, all_[:cut])
+    other = total_of(plan, all_[cut:])
+    before = bytes_of(other)
+    total.merge(other)
+    assert bytes_of(total) == bytes_of(total_of(plan, all_))
+    total.merge(total_of(plan, all_[:1]))
+    assert bytes_of(other) == before  # what was merged is left alone
+
+
+def test_partial_sums_that_overflow_or_do_not_fit_are_refused_whole() -> None:
+    plan = Plan(grid_bits=52, max_norm=1e9 - 1)
+    large = Update("sum", 1, {"a": np.array([1500.0], np.float32)})
+    total, other = total_of(plan, [large]), total_of(plan, [large])
+    before = bytes_of(total)
+    with pytest.raises(PeerError, match="would overflow"):
+        total.merge(other)
+    strange = total_of(plan, [Update("sum", 1, {"b": np.array([1.0], np.float32)})])
+    with pytest.raises(PeerError, match="do not match"):
+        total.merge(strange)
+    assert bytes_of(total) == before

@@ -105,19 +105,19 @@ def simulate(
     threads: int,
     engine_dir: Path | None,
 ) -> None:
-    r"""Compare methods and settings on many virtual devices.
+    """Compare methods and settings on many virtual devices.
 
     Every figure is on test pictures, the zero-shot line beside it; bytes are those of the bodies that
     real devices would send. Writes OUT/results.csv, OUT/report.html and OUT/summary.json.
 
     \b
-    --methods zeroshot,fedclip                       side by side
-    --methods fedclip,fedclip@lr=1e-3,loss=cross-entropy   with settings
-    --methods fedclip,fedclip:local,fedclip:pooled   each device alone; all
-                                                     pictures on one device
-
-    A setting may also name the plan's rounds, codec_up and codec_down.
-    """
+    --methods zeroshot,fedclip           side by side
+    --methods fedclip,fedclip@lr=1e-3,loss=cross-entropy
+                                         with settings, of the method or of
+                                         the plan: rounds, codec_up, ...
+    --methods fedclip,fedclip:local      each device alone
+    --methods fedclip,fedclip:pooled     all pictures on one device
+    """  # noqa: D301 - click reads the backslash
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.simulating import comparison
     from fedclip_edge.simulating.settings import parse_settings

@@ -56,10 +56,8 @@ class ExactSum:
         self._largest_sum += self._largest_of(update)
         self._largest += largest
         self.weight += update.weight
-        for name, term in steps.items():
-            self.terms[name] = self.terms[name] + term if name in self.terms else term
-        for name, numbers in update.sums.items():
-            self.sums[name] = self.sums[name] + numbers if name in self.sums else numbers.copy()
+        _add_in(self.terms, steps)
+        _add_in(self.sums, update.sums)
 
     def _largest_of(self, update: Update) -> int:
         """The largest entry of the update's integer sums."""
@@ -91,9 +89,8 @@ class ExactSum:
         self._largest += other._largest
         self._largest_sum += other._largest_sum
         self.weight += other.weight
-        for mine, theirs in ((self.terms, other.terms), (self.sums, other.sums)):
-            for name, numbers in theirs.items():
-                mine[name] = mine[name] + numbers if name in mine else numbers
+        _add_in(self.terms, other.terms)
+        _add_in(self.sums, other.sums)
 
     def _on_grid(self, update: Update) -> tuple[dict[str, I64], int]:
         """The update in grid steps, and the largest of them."""
@@ -129,6 +126,15 @@ def add_mean(model: Model, total: ExactSum) -> Model:
     change = total.mean()
     terms = {n: term + change[n] if n in change else term for n, term in model.terms.items()}
     return Model(model.method, model.round + 1, terms)
+
+
+def _add_in(total: dict[str, I64], numbers: Mapping[str, I64]) -> None:
+    """In place where there is something: a thousand new arrays of megabytes cost more than adding."""
+    for name, its in numbers.items():
+        if name in total:
+            total[name] += its
+        else:
+            total[name] = its.copy()
 
 
 def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
