@@ -17,10 +17,10 @@ from in_memory import ENCODER, class_texts, nothing
 from test_fedclip import contrastive
 from torch import nn
 
-from fedclip_edge.agent import training_seed
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.local import training_seed
 from fedclip_edge.records import ClassTexts, Features, Plan
 from fedclip_edge.vision.encoder import open_onnx
 from fedclip_edge.vision.pictures import Preprocessing, load

@@ -221,6 +221,19 @@ def test_each_kind_is_named_in_words(tmp_path: Path) -> None:
         assert text in page.text
 
 
+def test_f1_and_calibration_stand_in_the_table_where_they_were_measured(tmp_path: Path) -> None:
+    _, plain = written(tmp_path, run_summary())
+    assert "macro F1" not in plain.text
+    summary = run_summary()
+    for device in summary["devices"].values():
+        device["accuracy"] |= {
+            "federated_f1": 0.123, "zero_shot_ece": 0.234, "federated_ece": 0.345
+        }  # fmt: skip
+    _, shown = written(tmp_path, summary)
+    for text in ("macro F1", "12.3 %", "23.4 %", "34.5 %"):
+        assert text in shown.text
+
+
 def test_importing_the_report_loads_no_heavy_library() -> None:
     check = (
         "import sys, fedclip_edge.demo.report; "

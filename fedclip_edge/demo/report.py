@@ -15,6 +15,7 @@ from fedclip_edge.reporting.figures import difference, number, percent, points, 
 from fedclip_edge.reporting.page import write_page
 
 TEMPLATE = Path(__file__).resolve().with_name("report.html.j2")
+_MEANS = ("zero_shot", "local", "federated", "federated_f1", "zero_shot_ece", "federated_ece")
 
 
 def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Example]) -> None:
@@ -38,9 +39,7 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
         "names": names,
         "conclusion": conclusion(summary),
         "remarks": remarks(summary),
-        "means": {
-            kind: _column_mean(summary, kind) for kind in ("zero_shot", "local", "federated")
-        },
+        "means": {kind: _column_mean(summary, kind) for kind in _MEANS},
         "charts": [
             ("wide", chart_layout(lines, *WIDE_PX, name_columns=18, figures=True)),
             ("narrow", chart_layout(lines, *NARROW_PX, name_columns=11, figures=False)),

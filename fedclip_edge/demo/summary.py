@@ -16,6 +16,7 @@ from fedclip_edge import __version__, atomic
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.records import Report
+from fedclip_edge.reporting.table import aligned
 from fedclip_edge.store import open_store
 from fedclip_edge.vision.bundle import read_bundle
 
@@ -67,12 +68,12 @@ def table(summary: Summary, columns: int | None = None) -> str:
     units += ["kB/round", "kB/round", "s", "s", "s"]
     whole = [head, units, *rows]
     costs = 4 + len(kinds)
-    text = _aligned(whole)
+    text = aligned(whole)
     if columns is None or max(map(len, text.splitlines())) <= columns:
         return text
     accuracy = [[row[0], row[1], *row[3:costs]] for row in whole]
     cost = [[row[0], row[2], *row[costs:]] for row in whole]
-    return _aligned(accuracy) + "\n\n" + _aligned(cost)
+    return aligned(accuracy) + "\n\n" + aligned(cost)
 
 
 def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str
         "encoded": last.encoded,
         "skipped": last.skipped,
         "accuracy": dict(last.accuracy),
+        "per_class": {name: list(shares) for name, shares in last.per_class.items()},
         "accuracy_by_round": [
             own[number].accuracy["federated"] if number in own else None
             for number in range(closed + 1)
@@ -127,13 +129,3 @@ def _percent(fraction: float | None) -> str:
 
 def _kilobytes(count: int | None) -> str:
     return "n/a" if count is None else f"{count / 1000:.1f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(" ".join(cells).rstrip())
-    return "\n".join(lines)

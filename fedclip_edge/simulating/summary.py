@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
+from fedclip_edge.reporting.table import aligned
 from fedclip_edge.simulating.results import Outcome
 
 MEAN = "mean"  # over the held-out domains
@@ -168,7 +169,7 @@ def table(rows: Sequence[Row]) -> str:
     cells = [[head for head, _, _ in columns], [unit for _, unit, _ in columns]]
     cells += [[show(row) for _, _, show in columns] for row in rows]
     left = sum(head in ("method", "held out", "classes") for head, _, _ in columns)
-    return aligned(cells, left)
+    return aligned(cells, left=left, gap="  ")
 
 
 def percent(figure: Figure | None) -> str:
@@ -177,16 +178,3 @@ def percent(figure: Figure | None) -> str:
         return "-"
     spread = "" if figure.spread is None else f"\N{PLUS-MINUS SIGN}{100 * figure.spread:.1f}"
     return f"{100 * figure.mean:.1f}{spread}"
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns as wide as their widest cell, the first `left` of them aligned to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
