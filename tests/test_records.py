@@ -54,7 +54,14 @@ REPORTS = st.builds(
     device=st.sampled_from(["cam-01", "c"]),
     domain=st.text("abc Δé", max_size=16),
     model=st.binary(min_size=32, max_size=32).map(bytes.hex),
-    accuracy=st.dictionaries(st.sampled_from(["zero_shot", "federated", "local"]), st.floats(0, 1)),
+    accuracy=st.fixed_dictionaries(
+        {"zero_shot": st.floats(0, 1), "federated": st.floats(0, 1)},
+        optional={"local": st.floats(0, 1), "federated_f1": st.floats(0, 1)},
+    ),
+    per_class=st.dictionaries(
+        st.sampled_from(["zero_shot", "federated"]),
+        st.lists(st.none() | st.floats(0, 1), max_size=4).map(tuple),
+    ),
     train_pictures=COUNTS,
     test_pictures=COUNTS,
     encoded=COUNTS,
@@ -290,6 +297,9 @@ def test_a_report_comes_back_from_json(report: Report) -> None:
         {"skipped": -1},
         {"bytes_up": -1},
         {"bytes_down": -1},
+        {"per_class": {"federated": (0.5, 1.01)}},
+        {"per_class": {"federated": (None, float("nan"))}},
+        {"per_class": {"personal": (0.5,)}},  # no such accuracy
     ],
 )
 def test_a_report_is_checked_at_the_door(changes: dict[str, Any]) -> None:

@@ -1,0 +1,75 @@
+"""A device's share of the learning: what it passes on, and to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from in_memory import class_texts, features
+
+from fedclip_edge.learning import local, methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.records import Features, Model, Plan
+
+CLASSES = class_texts()
+DIM = 8
+PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3)
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    train: Features
+    validation: Features
+
+
+SIDES = Sides(features(40, 1, CLASSES), features(10, 2, CLASSES))
+
+
+def terms(model: Model) -> dict[str, bytes]:
+    return {name: term.tobytes() for name, term in model.terms.items()}
+
+
+def test_a_fit_is_the_methods_own_with_a_seed_of_plan_round_and_device() -> None:
+    model = methods.initial(PLAN, CLASSES, DIM)
+    for device, closed in (("a", 0), ("a", 1), ("b", 1)):
+        there = replace(model, round=closed)
+        update, _ = local.fit(PLAN, there, SIDES, CLASSES, {}, device)
+        seed = local.training_seed(PLAN.seed, closed, device)
+        expected, _ = methods.fit(there, SIDES.train, SIDES.validation, CLASSES, PLAN, {}, seed)
+        for name, term in expected.terms.items():
+            np.testing.assert_array_equal(update.terms[name], term)
+
+
+def test_alone_is_a_federation_of_one() -> None:
+    alone = local.alone(PLAN, CLASSES, DIM)
+    model = methods.initial(PLAN, CLASSES, DIM)
+    assert terms(alone.model) == terms(model)
+    for _ in range(PLAN.rounds):
+        update, _ = local.fit(PLAN, model, SIDES, CLASSES, {}, "cam")
+        total = ExactSum(PLAN)
+        total.add(update)
+        model, _ = methods.get(PLAN.method).combine(model, total, {})
+        alone.train(SIDES, CLASSES, "cam")
+        assert terms(alone.model) == terms(model)
+    assert alone.model.round == PLAN.rounds
+
+
+def test_a_measure_is_of_test_features_and_needs_some() -> None:
+    model = methods.initial(PLAN, CLASSES, DIM)
+    test = features(20, 3, CLASSES)
+    found = local.measure(model, test, CLASSES)
+    logits = methods.predict(model, test.vectors, CLASSES)
+    assert found.top1 == float(np.mean(logits.argmax(axis=1) == test.labels))
+    with pytest.raises(ValueError, match="no test pictures"):
+        local.measure(model, features(0, 3, CLASSES), CLASSES)
+
+
+def test_only_some_methods_have_a_model_of_the_devices_own() -> None:
+    empty = replace(SIDES, train=features(0, 1, CLASSES))
+    for name in ("fedclip", "tip-adapter"):
+        plan = methods.settled(Plan(name))
+        model = methods.initial(plan, CLASSES, DIM)
+        own = local.personal(plan, model, SIDES, CLASSES)
+        assert (own is not None) == (name == "tip-adapter")
+        assert local.personal(plan, model, empty, CLASSES) is None
