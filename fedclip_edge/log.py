@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
-_format = {"json": False}
+_format = {"json": False, "muted": False}
 
 
 def use_json(enabled: bool) -> None:
@@ -19,9 +19,15 @@ def use_json(enabled: bool) -> None:
     _format["json"] = enabled
 
 
+def mute() -> None:
+    """No event of this process is written any more: a simulation has its own figures to show."""
+    _format["muted"] = True
+
+
 def event(name: str, /, **fields: object) -> None:
     """One line on standard output, flushed: a supervisor may be reading along."""
-    write(sys.stdout, name, fields)
+    if not _format["muted"]:
+        write(sys.stdout, name, fields)
 
 
 def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:

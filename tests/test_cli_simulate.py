@@ -94,7 +94,8 @@ def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> N
         out = tmp_path / workers
         ended = simulate(
             out, "--features", features, "--split", "dirichlet:0.3", "--devices", "5",
-            "--rounds", "2", "--methods", "fedclip", "--workers", workers, "--json",
+            "--rounds", "2", "--methods", "fedclip,ridge,tip-adapter,ridge:local",
+            "--workers", workers, "--json",
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
         assert json.loads(ended.stdout)["split"] == "dirichlet:0.3"
@@ -104,6 +105,9 @@ def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> N
 
 def test_base_to_new(features: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    refused = simulate(out, "--features", features, "--base-to-new", "--methods", "ridge")
+    assert refused.returncode == 10
+    assert "ridge learns something for each class" in refused.stderr
     ended = simulate(out, "--features", features, "--base-to-new", "--rounds", "1", "--json")
     assert ended.returncode == 0, ended.stderr
     rows = json.loads(ended.stdout)["rows"]

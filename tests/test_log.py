@@ -91,3 +91,12 @@ def test_a_narrow_terminal_stops_nothing() -> None:
     stream = io.TextIOWrapper(raw, encoding="ascii")
     log.write(stream, "joined", {"domain": "Küche", "picture": Path("caf\udce9.png")})
     assert raw.getvalue().endswith(b'domain=K\\xfcche picture="caf\\udce9.png"\n')
+
+
+def test_a_process_can_be_muted(capsys: pytest.CaptureFixture[str]) -> None:
+    log.event("joined", device="cam-01")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "_format", {"json": False, "muted": False})
+        log.mute()
+        log.event("left", device="cam-01")
+    assert capsys.readouterr().out.endswith("joined device=cam-01\n")

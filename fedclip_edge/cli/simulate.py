@@ -118,12 +118,14 @@ def simulate(
     --methods fedclip,fedclip:local      each device alone
     --methods fedclip,fedclip:pooled     all pictures on one device
     """  # noqa: D301 - click reads the backslash
+    from fedclip_edge import log
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.simulating import comparison
     from fedclip_edge.simulating.settings import parse_settings
     from fedclip_edge.simulating.splits import parse_split
     from fedclip_edge.simulating.workers import Workers
 
+    log.mute()  # a coordinator's events would stand between the lines of the table
     choices = comparison.Choices(
         settings=parse_settings(asked, rounds),
         split=parse_split(split),

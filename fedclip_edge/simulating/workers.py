@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedclip_edge import log
 from fedclip_edge.errors import RunError
 from fedclip_edge.records import F32, I64
 from fedclip_edge.simulating.host import Announcement, Answer, Host, Task
@@ -148,6 +149,7 @@ def work(link: Connection, path: Path, labels: I64, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has heard it, and ends the workers
     from fedclip_edge.learning import training
 
+    log.mute()
     training.use_one_thread()
     vectors: F32 = np.load(path, mmap_mode="r")
     host: Host | None = None

@@ -1,0 +1,106 @@
+"""Every run of a comparison, in its order, with what a reader must know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from in_memory import class_texts
+from simulated import pool
+
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.simulating.comparison import Choices, check, compare, count_rounds, views
+from fedclip_edge.simulating.settings import parse_settings
+from fedclip_edge.simulating.splits import parse_split
+from fedclip_edge.simulating.workers import Here
+
+POOL = pool()
+CHOICES = Choices(parse_settings("zeroshot,fedclip", 2), parse_split("domain"))
+
+
+def test_runs_come_by_seed_then_held_out_domain_then_setting() -> None:
+    choices = replace(CHOICES, seeds=2, first_seed=5, hold_out="all")
+    steps = list(compare(choices, POOL, Here(POOL), print))
+    assert len(steps) == count_rounds(choices, POOL) == 2 * 3 * (2 + 3)
+    runs = [one.outcomes[0].run for one in steps if one.outcomes]
+    assert [(run.seed, run.held_out, run.setting.label) for run in runs] == [
+        (seed, domain, label)
+        for seed in (5, 6)
+        for domain in ("barn", "roof", "yard")
+        for label in ("zeroshot", "fedclip")
+    ]
+
+
+def test_the_seed_is_the_plans() -> None:
+    one, other = (
+        list(compare(replace(CHOICES, first_seed=seed), POOL, Here(POOL), print))[-1].outcomes[0]
+        for seed in (0, 1)
+    )
+    assert one.zero_shot == other.zero_shot
+    assert one.up_bytes != other.up_bytes or one.fleet != other.fleet
+
+
+def test_the_classes_are_halved_for_base_to_new_the_first_half_rounded_up() -> None:
+    five = pool(classes=class_texts(tuple("abcde")))
+    base, new = views(replace(CHOICES, base_to_new=True), five)
+    assert (base.classes.names, new.classes.names) == (("a", "b", "c"), ("d", "e"))
+    np.testing.assert_array_equal(base.place, [0, 1, 2, -1, -1])
+    np.testing.assert_array_equal(new.place, [-1, -1, -1, 0, 1])
+    np.testing.assert_array_equal(new.classes.vectors, five.classes.vectors[3:])
+
+
+def test_new_classes_are_neither_trained_on_nor_mixed_with_the_old() -> None:
+    """Whatever the pictures of the new classes are, the model of the base classes is the same."""
+    choices = replace(CHOICES, base_to_new=True)
+    changed = POOL.vectors.copy()
+    changed[POOL.labels >= 2] *= -3
+    other = replace(POOL, vectors=changed)
+    one = list(compare(choices, POOL, Here(POOL), print))[-1].outcomes
+    two = list(compare(choices, other, Here(other), print))[-1].outcomes
+    assert [outcome.view for outcome in one] == ["base", "new"]
+    assert one[0].fleet == two[0].fleet
+    assert one[1].fleet != two[1].fleet
+
+
+def test_devices_that_were_topped_up_are_said_to_be() -> None:
+    said: list[str] = []
+    skewed = replace(CHOICES, split=parse_split("dirichlet:0.01"), devices=15)
+    list(compare(skewed, POOL, Here(POOL), said.append))
+    assert len(said) == 1
+    assert "of 15 devices took training pictures from the largest to have 5" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"hold_out": "attic"}, ConfigError, "there are: barn, roof, yard, or all"),
+        (
+            {"base_to_new": True, "settings": parse_settings("linear", 1)},
+            ConfigError,
+            "linear learns",
+        ),
+        (
+            {"base_to_new": True, "settings": parse_settings("tip-adapter", 1)},
+            ConfigError,
+            "tip-adapter",
+        ),
+        ({"devices": 2}, ConfigError, "fewer than the 3 domains"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    changes: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        check(replace(CHOICES, **changes), POOL)  # type: ignore[arg-type]
+
+
+def test_three_classes_are_too_few_for_base_to_new() -> None:
+    few = pool(classes=class_texts())
+    with pytest.raises(DataError, match="needs four classes or more"):
+        check(replace(CHOICES, base_to_new=True), few)
+
+
+def test_without_domains_none_can_be_held_out() -> None:
+    with pytest.raises(DataError, match="--hold-out needs domains"):
+        check(replace(CHOICES, hold_out="all", split=parse_split("iid")), pool(domains=False))
