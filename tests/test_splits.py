@@ -14,7 +14,7 @@ from simulated import pool
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.records import F32, I64
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION
-from fedclip_edge.simulating.splits import Fleet, deal, parse_split
+from fedclip_edge.simulating.splits import Fleet, _spread, deal, parse_split
 
 POOL = pool(200)
 
@@ -78,6 +78,17 @@ def test_a_held_out_domain_is_on_no_device() -> None:
         assert found.held_out.name == "roof"
         np.testing.assert_array_equal(found.held_out.test, np.flatnonzero(POOL.domain_of == 1))
         assert not len(found.held_out.train)
+
+
+def test_shares_are_kept_to_the_picture() -> None:
+    shares = np.array([[0, 0.25, 0.75], [0, 1, 0], [0, 0, 1], [0, 0.5, 0.5]])
+    training = POOL.sides == TRAIN
+    counts = np.bincount(POOL.labels[training], minlength=4)
+    none, some, most = _spread(POOL, training, shares, np.random.default_rng(0))
+    assert not len(none)
+    held = np.bincount(POOL.labels[some], minlength=4)
+    np.testing.assert_array_equal(held, np.rint(counts * shares[:, 1]))
+    np.testing.assert_array_equal(held + np.bincount(POOL.labels[most], minlength=4), counts)
 
 
 def test_a_low_alpha_leaves_a_device_with_few_classes() -> None:
