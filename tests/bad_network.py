@@ -21,8 +21,8 @@ from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Received
 
 if TYPE_CHECKING:
-    from parties import Party
     from made_up_network import World
+    from parties import Party
 
 FLEET = "lab"
 _KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"
