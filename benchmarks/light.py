@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,17 @@ from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.messaging import identity, mqtt, transport
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.parked import Parked, open_parked
-from fedclip_edge.records import ClassTexts, Model, Plan, Report, Role, Shapes, Terms, Update
+from fedclip_edge.records import (
+    ClassTexts,
+    Measured,
+    Model,
+    Plan,
+    Report,
+    Role,
+    Shapes,
+    Terms,
+    Update,
+)
 from fedclip_edge.session import Session, will
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing
@@ -101,11 +111,11 @@ class ReadyLearner:
         self._given += 1
         return Update("sum", 1, self._ready[self._given % self.ready]), state
 
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Mapping[str, float]:
-        return {"zero_shot": 0.5, "federated": 0.5}
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        return Measured({"zero_shot": 0.5, "federated": 0.5})
 
     def report(
-        self, run: str, model: Model, version: str, accuracy: Mapping[str, float], wait_s: float
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
         return Report(
             run=run,
@@ -113,7 +123,7 @@ class ReadyLearner:
             device=self.name,
             domain="",
             model=version,
-            accuracy=accuracy,
+            accuracy=measured.accuracy,
             train_pictures=0,
             test_pictures=0,
             encoded=0,

@@ -97,6 +97,11 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [{}, {"federated": 0.5}, {"a": 0, "b": 1}],
         [{"A": 0.5}, {"round": 0.5}, {"a": 1.5}, {"a": True}, [0.5]],
     ),
+    "shares by class": (
+        "names of `accuracy`; arrays of numbers 0 to 1 or null, in the order of the classes",
+        [{}, {"federated": [0.5, None, 1]}],
+        [{"nobody": [0.5]}, {"federated": [1.5]}, {"federated": 0.5}, [0.5]],
+    ),
     "roles": (
         "one or both, each once",
         [["train"], ["evaluate", "train"]],
@@ -104,7 +109,11 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
     ),
     "one of these": ("one of the values named", [], ["", "TRAIN", 0, None]),
     "record": ("the fields of the record named", [], [[], "x", 0, None, {"nobody": 1}]),
-    "rounds": ("integer, 1 to 1,000,000", [1, 1_000_000], [0, 1_000_001, 1.0]),
+    "rounds": (
+        "integer, 0 to 1,000,000; in a manifest 1 or more",
+        [0, 1, 1_000_000],
+        [-1, 1_000_001, 1.0],
+    ),
     "seed": ("integer, 0 to 2^63 - 1", [0, 2**63 - 1], [-1, 2**63]),
     "bits": ("integer, 1 to 52", [1, 52], [0, 53]),
     "weight": ("integer, 1 to 2^40", [1, 2**40], [0, 2**40 + 1]),
@@ -208,9 +217,10 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "encode_s": ("measured", "seconds of encoding since it started"),
         "train_s": ("measured", "seconds of training"),
         "wait_s": ("measured", "seconds connected without work"),
+        "per_class": ("shares by class", "at the end; null where the device has no picture of it"),
     },
     Plan: {
-        "method": ("name", "`fedclip` or `zeroshot`"),
+        "method": ("name", "by its name in docs/methods.md"),
         "options": ("options", "the method's own"),
         "rounds": ("rounds", "after which the run is finished"),
         "seed": ("seed", "of the initial model, and of shuffling"),

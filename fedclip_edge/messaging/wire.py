@@ -11,9 +11,10 @@ unknown, missing or mistyped field.
 
 Body (a model, a contribution): a safetensors file whose only metadata key `fedclip` holds a JSON
 object, and whose tensors are those that the codec makes of the terms (codec.py) and, in a
-contribution, the int64 sums, shuffled and compressed by the codec. Refused: a JSON header above 64 KiB, tensors whose names, shapes or dtype
-are not the expected ones, NaN or infinity, a record that its own constructor refuses. All but the
-values is checked before the tensors are built. No pickle, ever.
+contribution, the int64 sums, shuffled and compressed by the codec. Refused: a JSON header above
+64 KiB, tensors whose names, shapes or dtype are not the expected ones, NaN or infinity, a record that
+its own constructor refuses. All but the values is checked before the tensors are built. No pickle,
+ever.
 
 A chunk (transfer.py) starts with the two bytes 0xFC 0x1E, which no UTF-8 text does.
 """
