@@ -11,6 +11,8 @@ DEMO ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# A process for each core; a file's tests stay in one, for what they share takes long to make.
+TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
@@ -35,10 +37,10 @@ demo: $(READY) ## Run a federation on this machine (DEMO="--rounds 10" passes op
 	@$(BIN)/fedclip-edge demo $(DEMO)
 
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(TESTS)
 
 test-all: $(READY) ## Run the tests, the slow ones too
-	@$(BIN)/python -m pytest -m 'not cluster'
+	@$(TESTS) -m 'not cluster'
 
 test-cluster: $(READY) ## Run a fleet over three RabbitMQ nodes and kill one (needs rabbitmq-server)
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
