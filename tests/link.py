@@ -248,6 +248,8 @@ class Link:
             buffer += data
             for part in self._looked_at(door, buffer, version, upward=upward):
                 counted.down_bytes += 0 if upward else len(part)
+                if sink.is_closing():
+                    raise ConnectionResetError("reset on the way")
                 sink.write(part)
             await sink.drain()
 
