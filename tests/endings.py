@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 HOST = "127.0.0.1"
-_SLOW_BUFFER_BYTES = 2**14  # more in the kernel would hide from the sender how slow the link is
+# More in the kernel would hide from the sender how slow a link is; with less, loopback's segments
+# of 64 kB do not fit and wait for timers.
+_SLOW_BUFFER_BYTES, _BUFFER_BYTES = 2**16, 2**20
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST, and forgets what was queued
 
 
@@ -51,6 +53,7 @@ def reset(writers: Iterable[asyncio.StreamWriter]) -> None:
         writer.transport.abort()
 
 
-def tighten(connection: socket.socket | TransportSocket) -> None:
-    """Lets the kernel take in little at a time."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER_BYTES)
+def tighten(connection: socket.socket | TransportSocket, *, tight: bool = True) -> None:
+    """Lets the kernel take in little at a time, or much again."""
+    size = _SLOW_BUFFER_BYTES if tight else _BUFFER_BYTES
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)

@@ -164,11 +164,11 @@ class Link:
         door.slow = slow
         if door.next_reset is not None:
             door.next_reset.cancel()
-        if slow is not None:
-            for writer in door.writers:
-                tighten(writer.get_extra_info("socket"))
-            if slow.reset_s < math.inf:
-                self._reset_again(door, slow.reset_s)
+        for writer in door.writers:
+            if not writer.transport.is_closing():
+                tighten(writer.get_extra_info("socket"), tight=slow is not None)
+        if slow is not None and slow.reset_s < math.inf:
+            self._reset_again(door, slow.reset_s)
 
     def _reset_again(self, door: _Door, every_s: float) -> None:
         def again() -> None:

@@ -27,8 +27,8 @@ from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
 from cheap_parts import identity_of, layout, quickly
 from crashing import Disk, Killed
-from faults import FAULTS
 from laws import Laws
+from mischief import FAULTS
 from parties import Party, start_agent, start_coordinator
 
 from fedclip_edge import announcing, coordinator, ledger, session

@@ -1,0 +1,149 @@
+"""The fault matrix: what each fault, in each phase of a round, costs and breaks.
+
+Every cell is a run of its own: `fedclip-edge serve`, three agents and mosquitto as processes, with
+certificates and the configuration that ships, over a link that lets a fault strike between two
+messages (tests/matrix.py). `--markdown` writes the page that says what each figure means. Exit code
+1 where an acknowledged contribution is lost, one is counted twice, a model is not that of its
+contributions, or a run does not end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import fault_page
+import matrix
+from fault_page import Cell, Figures
+from matrix import Undisturbed
+from strikes import FAULTS, PHASES, Phase
+from struck_fleet import make_bundle
+
+# What ends within a few seconds; --quick leaves the rest out.
+QUICK = ("kill-agent", "kill-coordinator", "kill-broker", "duplicated", "corrupted")
+
+
+def median(runs: Sequence[Undisturbed]) -> Undisturbed:
+    run_s = {phase: statistics.median(run.run_s[phase] for run in runs) for phase in PHASES}
+    round_s = {phase: statistics.median(run.round_s[phase] for run in runs) for phase in PHASES}
+    return Undisturbed(run_s, round_s, runs[0].verdict)
+
+
+def rest(_number: int) -> Undisturbed:
+    """A run that nothing strikes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return matrix.undisturbed(Path(folder), make_bundle(Path(folder) / "bundle"))
+
+
+def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
+    """One cell."""
+    fault = FAULTS[name]
+    why = fault.nonsense.get(phase, "") or fault.impossible()
+    if why:
+        return Cell(name, phase, skipped=why)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = make_bundle(Path(folder) / "bundle")
+        try:
+            (outcome,) = matrix.strike(fault, (phase,), Path(folder), bundle)
+        except Exception as error:  # noqa: BLE001 - whatever ended this run, the others go on
+            return Cell(name, phase, failed=f"{type(error).__name__}: {error}")
+    return Cell(
+        name,
+        phase,
+        extra_s=outcome.run_s - usual.run_s[phase],
+        round_extra_s=outcome.round_s - usual.round_s[phase],
+        outcome=outcome,
+    )
+
+
+def chosen(options: argparse.Namespace) -> Iterator[tuple[str, Phase]]:
+    """The cells asked for, in the order of the table."""
+    wanted = set(options.cell)
+    for name in FAULTS:
+        for phase in PHASES:
+            if f"{name}:{phase}" in wanted or (not wanted and (name in QUICK or not options.quick)):
+                yield name, phase
+
+
+def machine() -> str:
+    """What the figures were measured on, the load at the beginning included."""
+    load = os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, load {load:.1f} at the start"
+    )
+
+
+def _cell(text: str) -> str:
+    name, _, phase = text.partition(":")
+    if name not in FAULTS or phase not in PHASES:
+        known = f"FAULT of {', '.join(FAULTS)}; PHASE of {', '.join(PHASES)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not FAULT:PHASE; {known}")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--cell", type=_cell, action="append", default=[], metavar="FAULT:PHASE")
+    parser.add_argument("--repeat", type=int, default=3, help="undisturbed runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--markdown", type=Path, help="write the page of the documentation here")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    began, where = time.monotonic(), machine()
+    cells = []
+    with contextlib.ExitStack() as ends:
+        each: Callable[..., Iterable[Any]] = map
+        if options.jobs > 1:
+            # Processes: what one thread locks, a child that another just forked would hold as well.
+            workers = ProcessPoolExecutor(options.jobs, mp_context=get_context("forkserver"))
+            each = ends.enter_context(workers).map
+        usual = median(list(each(rest, range(options.repeat))))
+        for cell in each(functools.partial(play, usual), *zip(*chosen(options), strict=True)):
+            cells.append(cell)
+            print(" | ".join(fault_page.row(cell)), flush=True)
+    seconds = time.monotonic() - began
+    print("\n" + fault_page.table(cells))
+    if options.markdown is not None:
+        figures = Figures(cells, usual.run_s, where, seconds, options.jobs)
+        options.markdown.write_text(fault_page.page(figures))
+    broken = [f"{cell.fault}:{cell.phase}" for cell in cells if not cell.holds]
+    slow = [f"{cell.fault}:{cell.phase}" for cell in cells if not cell.in_time]
+    for which in broken:
+        again = f"python benchmarks/faults.py --cell {which}"
+        print(f"{which} is broken; {again} plays it again", file=sys.stderr)
+    for which in slow:
+        print(f"{which} is over its limit", file=sys.stderr)
+    if options.json:
+        whole = {
+            "machine": where,
+            "seconds": round(seconds, 1),
+            "undisturbed_s": usual.run_s,
+            "broken": broken,
+            "over_limit": slow,
+            "cells": [asdict(cell) for cell in cells],
+        }
+        print(json.dumps(whole))
+    sys.stdout.flush()
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""An agent process whose training costs nothing: `fedclip-edge agent` but for pictures and torch.
+
+    python light_agent.py TRAIN_S CONFIG
+
+Process, configuration, locks, files, link and protocol are the real ones; its features are ready,
+and what it makes of a model is device_laws.py's function of the model and the device, after TRAIN_S
+seconds of "training".
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import types
+from unittest import mock
+
+import numpy as np
+from device_laws import update_of
+from struck_fleet import VARIANT
+
+from fedclip_edge import agent, log
+from fedclip_edge.agent import LocalLearner, Prepared
+from fedclip_edge.cli.main import main
+from fedclip_edge.config import AgentConfig
+from fedclip_edge.records import Features, Measured, Model, Plan, Terms, Update
+from fedclip_edge.vision.bundle import Bundle
+
+
+class LightLearner(LocalLearner):
+    """Says when it begins to train, and takes its time."""
+
+    train_for_s = 0.0
+
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        log.event("training", round=model.round + 1)
+        began = time.monotonic()
+        time.sleep(self.train_for_s)
+        update = update_of(model, self.config.id, VARIANT)
+        self.busy_s += time.monotonic() - began
+        return update, state
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        return Measured({"federated": 0.5})
+
+
+def ready(config: AgentConfig, bundle: Bundle, progress: object) -> Prepared:
+    vectors = np.ones((1, bundle.manifest.dim), np.float32)
+    some = Features(vectors, np.zeros(1, np.int64), bundle.manifest.encoder_id)
+    return Prepared(some, some, some, (), encoded=0, skipped=0, encode_s=0.0)
+
+
+if __name__ == "__main__":
+    LightLearner.train_for_s = float(sys.argv[1])
+    without_torch = types.ModuleType("training")
+    without_torch.use_one_thread = lambda: None  # type: ignore[attr-defined]
+    sys.modules["fedclip_edge.learning.training"] = without_torch
+    with (
+        mock.patch.object(agent, "prepare", ready),
+        mock.patch.object(agent, "LocalLearner", LightLearner),
+    ):
+        sys.argv = ["fedclip-edge", "agent", sys.argv[2], "--json"]
+        main()

@@ -1,0 +1,240 @@
+"""One cell of the fault matrix: a run that a fault strikes in a phase, and what became of it.
+
+What is in a model is found without the product's own books: every update is a function of the model
+and the device (device_laws.py), so of each round's model it can be worked out how often each device counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from device_laws import update_of
+from link import Seen
+from strikes import PHASES, Aftermath, Fault, Phase, Struck, Trigger
+from struck_fleet import AGENTS, COORDINATOR, DIM, OTHERS, VARIANT, VICTIM, Fleet
+
+from fedclip_edge import model_file
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.messaging import wire
+from fedclip_edge.records import Model, Plan
+from fedclip_edge.vision.bundle import Bundle
+
+ROUNDS = 3
+TRAIN_S = 0.5
+STRUCK_ROUND = 2  # the first waits for everybody; an idle fleet is struck before it
+_AT_MOST = 2  # times that a device may count, in the search for what is in a model
+_ENDS_S = 20.0
+
+Counts = dict[str, int]  # by device
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is in the models of a finished run."""
+
+    contributions: int  # in its closed rounds, each counted once
+    lost: tuple[str, ...]  # acknowledged, and in no model, as "device/round"
+    twice: tuple[str, ...]
+    equal: bool  # every model is that of its contributions, byte for byte
+    digest: str  # of the last model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one strike cost."""
+
+    fault: str
+    phase: Phase
+    run_s: float  # from the strike (idle: from the last agent's start) to the end of the run
+    round_s: float  # from there to the end of the round
+    recovered_s: float | None
+    note: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """How long a run goes on from each phase on, and its round."""
+
+    run_s: dict[Phase, float]
+    round_s: dict[Phase, float]
+    verdict: Verdict
+
+
+def strike(fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle) -> list[Outcome]:
+    """A run that the fault strikes in these phases, one after the other; a cell has one."""
+    rounds = ROUNDS if len(phases) == 1 else 3 * len(phases)
+    with _fleet(fault, folder, bundle, rounds) as fleet:
+        moments: list[tuple[Phase, Struck, Aftermath]] = []
+        for phase in phases:
+            if phase == "idle":
+                struck = Struck(time.monotonic(), 1)
+                fault.strike(fleet)
+                aftermath = Aftermath() if fault.lasts else fault.over(fleet, struck)
+                struck = replace(struck, at=time.monotonic())
+                fleet.start(OTHERS[-1])
+                if fault.lasts:
+                    aftermath = fault.over(fleet, struck)
+            else:
+                if OTHERS[-1] not in fleet.processes:
+                    fleet.start(OTHERS[-1])
+                struck = _struck(fleet, fault, phase)
+                aftermath = fault.over(fleet, struck)
+            moments.append((phase, struck, aftermath))
+        done_at = _done(fleet)
+        verdict = judge(fleet.journal, bundle, _acknowledged(fleet))
+        return [
+            Outcome(
+                fault=fault.name,
+                phase=phase,
+                run_s=done_at - struck.at,
+                round_s=(fleet.closed_at(struck.round) or done_at) - struck.at,
+                recovered_s=aftermath.recovered_s,
+                note=aftermath.note,
+                verdict=verdict,
+            )
+            for phase, struck, aftermath in moments
+        ]
+
+
+def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
+    """A run that nothing strikes, with the moments at which something could have."""
+    began: dict[Phase, float] = {}
+    with _fleet(Fault("none", "nothing"), folder, bundle, ROUNDS) as fleet:
+        fleet.start(OTHERS[-1])
+        began["idle"] = time.monotonic()
+        triggers = {p: Trigger(fleet, p, STRUCK_ROUND) for p in PHASES if p != "idle"}
+
+        def watch(seen: Seen) -> bool:
+            for phase, trigger in triggers.items():
+                if phase not in began and trigger.seen(seen):
+                    began[phase] = time.monotonic()
+            return False
+
+        fleet.armed = watch
+        fleet.wait(triggers["training"].logged, "training")
+        began["training"] = time.monotonic()
+        done_at = _done(fleet)
+        ends = {phase: fleet.closed_at(1 if phase == "idle" else STRUCK_ROUND) for phase in began}
+        verdict = judge(fleet.journal, bundle, _acknowledged(fleet))
+    return Undisturbed(
+        {phase: done_at - at for phase, at in began.items()},
+        {phase: (ends[phase] or 0.0) - at for phase, at in began.items()},
+        verdict,
+    )
+
+
+@contextlib.contextmanager
+def _fleet(fault: Fault, folder: Path, bundle: Bundle, rounds: int) -> Iterator[Fleet]:
+    """All but the last agent are there, and nothing goes on yet."""
+    with contextlib.ExitStack() as ends:
+        made = Fleet(folder, bundle, rounds, fault.grace_s, TRAIN_S)
+        made.make_homes()
+        fault.prepare(made)
+        ends.callback(fault.clear, made)
+        fleet = ends.enter_context(made)
+        fleet.start(COORDINATOR)
+        here = [VICTIM, *OTHERS[:-1]]
+        for name in here:
+            fleet.start(name)
+        fleet.wait(lambda: all(fleet.answered_at(name, 0.0) for name in here), "all to be there")
+        yield fleet
+
+
+def _struck(fleet: Fleet, fault: Fault, phase: Phase) -> Struck:
+    """Strikes once the phase has come."""
+    trigger = Trigger(fleet, phase, STRUCK_ROUND)
+    struck: list[Struck] = []
+
+    def strike() -> None:
+        struck.append(Struck(time.monotonic(), fleet.round))
+        fault.strike(fleet)
+
+    if phase == "training":
+        fleet.wait(trigger.logged, phase)
+        strike()
+    else:
+
+        def watch(seen: Seen) -> bool:
+            if trigger.seen(seen):
+                strike()
+            return bool(struck)
+
+        fleet.armed = watch
+        fleet.wait(lambda: bool(struck), phase)
+    return struck[0]
+
+
+def _done(fleet: Fleet) -> float:
+    fleet.wait(lambda: fleet.done_at() is not None, "the end of the run")
+    code = fleet.processes[COORDINATOR].wait(_ENDS_S)
+    assert code == 0, f"serve ended with {code}: {fleet.last_words(COORDINATOR)}"
+    done_at = fleet.done_at()
+    assert done_at is not None
+    return done_at
+
+
+def _acknowledged(fleet: Fleet) -> set[tuple[str, int]]:
+    kept = [said for said in fleet.said if said.kind == "kept"]
+    return {(said.topic.split("/")[-2], said.body["round"]) for said in kept}
+
+
+def judge(journal: Path, bundle: Bundle, acknowledged: set[tuple[str, int]]) -> Verdict:
+    """What the models in the journal hold, and whether the model file is the last of them."""
+    with contextlib.closing(sqlite3.connect(journal)) as database:
+        ((run,),) = database.execute("SELECT id FROM run").fetchall()
+        query = "SELECT body FROM model WHERE run = ? ORDER BY round"
+        bodies = [body for (body,) in database.execute(query, (run,))]
+    plan = model_file.read(model_file.path_of(journal, run)).plan
+    shapes = methods.shapes(plan, bundle.classes, DIM)
+    models = [wire.unpack_model(body, "fp32", shapes) for body in bodies]
+    initial = methods.get(plan.method).initial(bundle.classes, DIM, plan.seed)
+    equal = _digest(models[0]) == _digest(initial)
+    lost: list[str] = []
+    twice: list[str] = []
+    number = 0
+    for closed, (before, after) in enumerate(itertools.pairwise(models), start=1):
+        known = {device for device, when in acknowledged if when == closed}
+        counts = counted(before, after, known, plan)
+        equal = equal and counts is not None
+        counts = counts or {}
+        number += sum(map(bool, counts.values()))
+        lost += [f"{device}/{closed}" for device in sorted(known) if not counts.get(device)]
+        twice += [f"{device}/{closed}" for device, times in counts.items() if times > 1]
+    last = model_file.read(model_file.path_of(journal, run)).model
+    equal = equal and _digest(last) == _digest(models[-1]) and last.round == plan.rounds
+    return Verdict(number, tuple(lost), tuple(twice), equal and not twice, _digest(last))
+
+
+def counted(before: Model, after: Model, known: set[str], plan: Plan) -> Counts | None:
+    """How often each device's update is in `after`; None where no such sum gives these bytes.
+
+    Each of those in `known` once is tried first.
+    """
+    updates = {device: update_of(before, device, VARIANT) for device in AGENTS}
+    likely = tuple(int(device in known) for device in AGENTS)
+    rest = itertools.product(range(_AT_MOST + 1), repeat=len(AGENTS))
+    for times in (likely, *rest):
+        total = ExactSum(plan)
+        for device, often in zip(AGENTS, times, strict=True):
+            for _ in range(often):
+                total.add(updates[device])
+        if not any(times):
+            continue
+        model, _ = methods.get(plan.method).combine(before, total, {})
+        if _digest(model) == _digest(after):
+            return dict(zip(AGENTS, times, strict=True))
+    return None
+
+
+def _digest(model: Model) -> str:
+    content = b"".join(model.terms[name].tobytes() for name in sorted(model.terms))
+    return hashlib.sha256(content).hexdigest()
