@@ -168,6 +168,11 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
         agent = site.start("agent", judge, "--once", "--json", log="judge")
         # It evaluates, and the round does not wait for it; so it is there before the others.
         wait_until(lambda: "joined" in site.text("serve"), "the judge to join")
+        for name in ("serve", "judge"):
+            wait_until(
+                lambda log=name: site.text(log).count("message_refused") > 100,  # type: ignore[misc]
+                f"the flood to reach {name}",
+            )
         boxes = [start(site, name, coordinator_key=key) for name in ("tiny-1", "tiny-2")]
         peak_kb = 0
         status = Path(f"/proc/{serve.pid}/status")

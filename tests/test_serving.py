@@ -64,7 +64,10 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
         model = model_file.find(written[0]["path"], site.folder / "none", site.bundle)
         assert (model.run, model.model.round) == (identifier, 3)
     assert set(final) == {"north", "south-west", "judge"}
-    assert set(final["north"].accuracy) == {"zero_shot", "federated", "local", "zero_shot_all"}
+    names = {
+        f"{of}{what}" for of in ("zero_shot", "federated", "local") for what in ("", "_f1", "_ece")
+    }
+    assert set(final["north"].accuracy) == {*names, "zero_shot_all"}
     assert "local" not in final["judge"].accuracy
     assert final["judge"].train_pictures == 0
     bytes_up = final["north"].bytes_up

@@ -54,6 +54,14 @@ def refused(address: BrokerAddress) -> str:
     return str(tried.value)
 
 
+def is_refused(address: BrokerAddress) -> bool:
+    try:
+        tls.examine(address, 3.0)
+    except RefusedError:
+        return True
+    return False
+
+
 def test_a_device_reads_and_writes_only_what_is_its_own(secured: Secured) -> None:
     boxes = {name: secured.box(name) for name in ("cam-01", "cam-02")}
     secured.start()
@@ -140,7 +148,7 @@ def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: 
         ours.publish(LAB.model, b"before")
         assert next_of(its, Received).payload == b"before"
         enrolment.revoke(secured.site, name)
-        refused(gone)  # so the broker has read its files again
+        wait_until(lambda: is_refused(gone), "the broker to read its files again")
         its.publish(LAB.up(name), b"mute")
         others.publish(LAB.up("cam-02"), b"speaks")
         ours.publish(LAB.model, b"after")
