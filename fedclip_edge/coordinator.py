@@ -115,7 +115,12 @@ class Coordinator:
             log.event("link_lost", reason=event.reason)
 
     def tick(self, now: float) -> None:
-        """Does what is due: deadlines, leases, repairs."""
+        """Does what is due: deadlines, leases, repairs.
+
+        Raises RunError where another coordinator took over the journal: its state may not have been
+        heard, and one that writes nothing would answer devices for ever.
+        """
+        self.ledger.store.check_claim()
         for device in self._uploads.expire(now):
             log.event("upload_abandoned", device=device)
         self._ask_due(now)

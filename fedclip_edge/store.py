@@ -98,6 +98,14 @@ class Store:
         self._claimed = epoch
         return epoch
 
+    def check_claim(self) -> None:
+        """Raises RunError where another process claimed a later epoch."""
+        if self._claimed is not None and self.epoch != self._claimed:
+            raise RunError(
+                f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
+                "this one stops, and has written nothing since"
+            )
+
     def add_run(self, run: Run, initial: StoredModel) -> None:
         """A new run and the model it starts from."""
         with self._writing():
@@ -239,11 +247,7 @@ class Store:
         """
         with self._told("written"), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # nobody writes between the check and this
-            if self._claimed is not None and self.epoch != self._claimed:
-                raise RunError(
-                    f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
-                    "this one stops, and has written nothing since"
-                )
+            self.check_claim()
             yield
 
     @contextmanager

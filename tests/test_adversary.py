@@ -200,6 +200,10 @@ def writes_on(self: Store) -> Iterator[None]:
         yield
 
 
+def claims_for_ever(self: Store) -> None:
+    pass
+
+
 def gives_no_chunk_again(self: Announcer, device: str, missing: Ranges) -> None:
     pass
 
@@ -247,7 +251,12 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         200,
     ),
     "writes on after a take-over": (
-        "lost reopened twice ends", replaced((Store, "_writing", contextmanager(writes_on))), 100
+        "lost reopened twice ends",
+        replaced(
+            (Store, "_writing", contextmanager(writes_on)),
+            (Store, "check_claim", claims_for_ever),
+        ),
+        100,
     ),
     "stays below the epoch that its devices have heard of": (
         "ends", replaced((Coordinator, "_rise_above", stays_below)), 200

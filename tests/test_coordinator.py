@@ -661,6 +661,15 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
     assert fleet.coordinator.epoch > heard + 1, "it is in the journal"
 
 
+def test_who_was_taken_over_from_stops_also_where_it_was_not_told(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    other = open_store(fleet.store.path)
+    other.next_epoch()
+    other.close()
+    with pytest.raises(RunError, match="took over the journal"):
+        fleet.coordinator.tick(fleet.now)
+
+
 def listen(fleet: Fleet, *topics: str) -> MemoryTransport:
     return fleet.broker.client("listener", topics, Will("gone/listener", b""))
 
