@@ -32,7 +32,8 @@ from fedclip_edge.records import (
     Terms,
     Update,
 )
-from fedclip_edge.session import Session, will
+from fedclip_edge.session import Session
+from fedclip_edge.speaking import will
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing
 

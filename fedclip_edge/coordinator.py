@@ -3,8 +3,8 @@
 Neither torch nor onnxruntime is needed here: the coordinator adds what devices send.
 
 Laws:
-- A contribution is checked whole before `rounds.py` hears of it, on disk before it is added, and
-  added before it is acknowledged.
+- A contribution that was checked (`receiving.py`) is on disk before it is added, and added before it
+  is acknowledged.
 - A message that breaks the protocol is dropped and counted against its peer; it stops nothing.
 - Who may not take part (`admission.py`) is refused, and who no longer may is refused at once.
 - Whatever is killed, the journal is enough to go on: `resume` rebuilds this state from it.
@@ -26,7 +26,6 @@ from fedclip_edge.messaging.messages import (
     CoordinatorState,
     DeviceState,
     Hello,
-    Kept,
     Offer,
     Refused,
     Want,
@@ -35,7 +34,8 @@ from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import CHUNK, Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received
 from fedclip_edge.messaging.uploads import LEASE_S, Uploads
-from fedclip_edge.records import Contribution, Report
+from fedclip_edge.receiving import Arrival, Receiving, UnfitError
+from fedclip_edge.records import Report
 from fedclip_edge.store import Run
 
 # The same seed trains to the same bytes: what is refused this often is refused for ever.
@@ -58,7 +58,7 @@ class Coordinator:
     finished: bool = False
     refused_messages: Counter[str] = field(default_factory=Counter)
     _rounds: rounds.State = field(init=False)
-    _uploads: Uploads = field(init=False)
+    _receiving: Receiving = field(init=False)
     _admission: Admission = field(init=False)
     _boots: dict[str, str] = field(default_factory=dict)  # device -> its process's boot
     _opened_at: float = 0.0
@@ -67,7 +67,8 @@ class Coordinator:
     def resume(self, now: float) -> None:
         """Takes up the run where its books stand."""
         closed, total = self.ledger.model.round, self.run.plan.rounds
-        self._uploads = Uploads(transfer.Slots(self.config.rules.upload_slots, LEASE_S))
+        uploads = Uploads(transfer.Slots(self.config.rules.upload_slots, LEASE_S))
+        self._receiving = Receiving(self.ledger, self.voice, uploads)
         self._admission = Admission(self.run, self.ledger.store, self.registry)
         self._rounds = rounds.State(
             run=self.run.id,
@@ -121,9 +122,9 @@ class Coordinator:
         heard, and one that writes nothing would answer devices for ever.
         """
         self.ledger.store.check_claim()
-        for device in self._uploads.expire(now):
+        for device in self._receiving.uploads.expire(now):
             log.event("upload_abandoned", device=device)
-        self._ask_due(now)
+        self._receiving.ask_due(now)
         self._step(round_events.Tick(), now)
 
     def admit(self, registry: Registry, now: float) -> dict[str, str]:
@@ -138,7 +139,7 @@ class Coordinator:
             if boot is not None:
                 self._refuse(device, reason, key, boot)
                 out[device] = boot
-            self._uploads.release(device)
+            self._receiving.uploads.release(device)
             self._step(round_events.Left(device, for_good=True), now)
         return out
 
@@ -246,47 +247,23 @@ class Coordinator:
     def _leave(self, device: str, now: float) -> None:
         log.event("left", device=device)
         del self._boots[device]
-        self._uploads.leave(device)
+        self._receiving.uploads.leave(device)
         self._step(round_events.Left(device), now)
 
     def _take_offer(self, device: str, offer: Offer, now: float) -> None:
-        if offer.run != self.run.id:
-            self.voice.say_down(
-                device, Refused(f"this is {self.run.id}", final=False, sha256=offer.parcel.sha256)
-            )
-            return
-        layout = self.ledger.layout
-        limit = wire.body_limit_bytes(layout.terms, self.run.plan.codec_up, layout.sums)
-        if offer.parcel.size_bytes > limit:
-            raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
-        closed = self.ledger.model.round
-        if offer.round <= closed and self.ledger.was_kept(device, offer.round, offer.parcel.sha256):
-            # The first answer was lost, and the device must know: its next update depends on it.
-            self.voice.say_down(device, Kept(self.run.id, offer.round, offer.parcel.sha256))
-            return
-        self._uploads.remember(device, offer)
-        self._step(round_events.Offered(device, offer.round, offer.parcel.sha256), now)
+        offered = self._receiving.take_offer(device, offer)
+        if offered is not None:
+            self._step(offered, now)
 
     def _take_chunk(self, device: str, payload: bytes, now: float) -> None:
-        body = self._uploads.receive(device, payload, now)
-        if body is not None:
-            self._take_contribution(device, self._uploads.offer_of(device), body, now)
-
-    def _take_contribution(self, device: str, offer: Offer, body: bytes, now: float) -> None:
-        self._uploads.release(device)
         try:
-            codec, layout = self.run.plan.codec_up, self.ledger.layout
-            contribution = wire.unpack_contribution(body, codec, layout.terms, layout.sums)
-            self.ledger.check(device, offer.round, contribution)
-        except PeerError as error:
-            self.voice.say_down(
-                device, Refused(str(error), final=False, sha256=offer.parcel.sha256)
-            )
+            arrival = self._receiving.take_chunk(device, payload, now)
+        except UnfitError as error:
             self._last_refusal = f"{device}: {error}"
-            self._step(round_events.Rejected(device, offer.round), now)
+            self._step(round_events.Rejected(device, error.round), now)
             raise
-        arrived = round_events.Arrived(device, offer.round, offer.parcel.sha256)
-        self._step(arrived, now, contribution, body)
+        if arrival is not None:
+            self._step(arrival.event, now, arrival)
 
     def _take_report(self, device: str, report: Report, now: float) -> None:
         if (report.run, report.device) != (self.run.id, device):
@@ -301,14 +278,14 @@ class Coordinator:
         self,
         event: round_events.Event,
         now: float,
-        contribution: Contribution | None = None,
-        body: bytes = b"",
+        arrival: Arrival | None = None,
     ) -> None:
         state, actions = rounds.step(self._rounds, event, now)
         for action in actions:
             if isinstance(action, round_events.Keep):
-                assert contribution is not None
-                self.ledger.keep(contribution, state.kept[action.device], body)
+                assert arrival is not None
+                sha256 = state.kept[action.device]
+                self.ledger.keep(arrival.contribution, sha256, arrival.body)
         self._rounds = state
         for action in actions:
             self._do(action, now)
@@ -321,21 +298,16 @@ class Coordinator:
         elif isinstance(action, round_events.Forget):
             log.event("given_up", device=action.device)
             self._boots.pop(action.device, None)
-            self._uploads.release(action.device)
+            self._receiving.uploads.release(action.device)
         elif isinstance(action, round_events.Upload):
-            self._uploads.request(action.device)
-            self._ask_due(now)
+            self._receiving.uploads.request(action.device)
+            self._receiving.ask_due(now)
         elif isinstance(action, round_events.Keep | round_events.Acknowledge):
-            offer = self._uploads.offer_of(action.device)
-            self.voice.say_down(action.device, Kept(self.run.id, offer.round, offer.parcel.sha256))
-            self._ask_due(now)
+            self._receiving.say_kept(action.device)
+            self._receiving.ask_due(now)
         elif isinstance(action, round_events.Drop):
             log.event("contribution_dropped", device=action.device, reason=action.reason)
-            sha256 = self._uploads.offer_of(action.device).parcel.sha256
-            refused = Refused(
-                action.reason, final=False, sha256=sha256, closed=self.ledger.model.round
-            )
-            self.voice.say_down(action.device, refused)
+            self._receiving.refuse(action.device, action.reason)
         elif isinstance(action, round_events.CloseRound):
             self._close_round(now)
         else:
@@ -356,7 +328,7 @@ class Coordinator:
             model_bytes=self.ledger.parcel.size_bytes,
             seconds=round(now - self._opened_at, 3),
         )
-        self._uploads.release_all()
+        self._receiving.uploads.release_all()
         self._step(round_events.Closed(), now)
 
     def _announce(self, now: float) -> None:
@@ -369,10 +341,6 @@ class Coordinator:
         self._say_manifest()
         if self._rounds.phase != "done":
             self.voice.say_model()
-
-    def _ask_due(self, now: float) -> None:
-        for device, want in self._uploads.due(now):
-            self.voice.say_down(device, want)
 
     def _say_manifest(self) -> None:
         self.voice.say_manifest(self._rounds, self._admission.devices)

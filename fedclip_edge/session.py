@@ -20,36 +20,27 @@ from fedclip_edge import log
 from fedclip_edge.believing import Believing
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.contributing import REPEAT_S, Contributing
-from fedclip_edge.errors import ConfigError, PeerError, RefusedError
+from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.fetching import Fetching
 from fedclip_edge.learner import Learner
 from fedclip_edge.messaging import rounds, transfer, wire
-from fedclip_edge.messaging.download import Download
 from fedclip_edge.messaging.identity import Identity
 from fedclip_edge.messaging.messages import (
     CoordinatorState,
-    DeviceState,
-    Hello,
     Kept,
     Manifest,
-    Message,
     Refused,
     Want,
 )
 from fedclip_edge.messaging.topics import CHUNK, Topics
-from fedclip_edge.messaging.transport import Connected, Event, Received, Transport, Will
+from fedclip_edge.messaging.transport import Connected, Event, Received, Transport
 from fedclip_edge.parked import Parked
-from fedclip_edge.records import Contribution, Model, Plan, Report, Shapes
+from fedclip_edge.records import Contribution, Report
+from fedclip_edge.speaking import Speaker
 
 # Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
 _ALONE_S = 300.0
 _ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
-
-
-def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
-    """What the broker says for a device that vanished."""
-    topic = Topics(config.fleet).state(config.id)
-    gone = wire.pack_control(DeviceState(boot, online=False), config.id, topic, identity)
-    return Will(topic, gone)
 
 
 @dataclass(eq=False)
@@ -75,25 +66,32 @@ class Session:
     _hello_at: float | None = None  # None while disconnected
     _heard_at: float = 0.0  # when the last manifest came
     _first_connected_at: float | None = None
-    _download: Download = field(default_factory=Download)
-    _model: Model | None = None
-    _version: str = ""  # of the model held
-    _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
+    _voice: Speaker = field(init=False)
+    _fetching: Fetching = field(init=False)
     _mine: Contributing = field(init=False)
     _report: Report | None = None
     _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
 
     def __post_init__(self) -> None:
+        self._voice = Speaker(
+            self.config,
+            self.boot,
+            self.encoder_id,
+            self.classes_digest,
+            self.identity,
+            self.transport,
+        )
+        self._fetching = Fetching(self.learner)
         self._believed = Believing(self.boot, self.config.coordinator_key, self.parked)
         self._mine = Contributing(self.parked)
 
     @property
     def topics(self) -> Topics:
-        return Topics(self.config.fleet)
+        return self._voice.topics
 
     def say_goodbye(self) -> None:
         """Tells the coordinator that this device leaves on purpose."""
-        self._say_state(online=False)
+        self._voice.say_state(online=False)
 
     def take(self, event: Event, now: float) -> None:
         """Takes one event in; answers what can be answered without work.
@@ -104,7 +102,7 @@ class Session:
             self._first_connected_at = self._first_connected_at or now
             self._greeted, self._unanswered = False, 0
             self._mine.link_came(self.transport.packet_bytes())
-            self._say_state(online=True)
+            self._voice.say_state(online=True)
             self._say_hello(now)
         elif isinstance(event, Received):
             try:
@@ -151,7 +149,7 @@ class Session:
     def _is_left_alone(self, manifest: Manifest) -> bool:
         """Its run is done, and nobody is there any more to give it the last model, or to greet it."""
         is_over = manifest.phase == "done" and self._believed.is_mine
-        can_evaluate = self._greeted and self._version == manifest.model.sha256
+        can_evaluate = self._greeted and self._fetching.has(manifest)
         return is_over and self._is_alone and not can_evaluate
 
     @property
@@ -177,7 +175,7 @@ class Session:
     def _take_message(self, topic: str, payload: bytes, now: float) -> None:
         if transfer.is_chunk(payload):
             self.topics.check_kind(topic, CHUNK)
-            self._download.receive(payload, now)
+            self._fetching.receive(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
         self.topics.check_kind(topic, signed.kind)
@@ -188,8 +186,8 @@ class Session:
         elif isinstance(message, Manifest):
             self._take_manifest(message, now, direct=topic == self.topics.down(self.config.id))
         elif isinstance(message, Want):
-            for chunk in self._mine.chunks(message, now, sending=self._sending):
-                self.transport.publish(self.topics.up(self.config.id), chunk)
+            for chunk in self._mine.chunks(message, now, sending=self._voice.is_sending):
+                self._voice.send_chunk(chunk)
         elif isinstance(message, Kept):
             self._mine.settle(message)
         elif isinstance(message, Refused):
@@ -211,7 +209,7 @@ class Session:
 
     def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         known = self._believed.manifest
-        self._check_size(manifest)
+        self._fetching.check_size(manifest)
         self._believed.take_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:  # what was said of another ends with it
             self._report, self._reported = None, ("", False)
@@ -226,52 +224,22 @@ class Session:
         is_greeting = direct and not self._greeted
         if direct:
             self._greeted, self._unanswered = True, 0
-        if self._version != manifest.model.sha256:
-            # From now on its chunks count. Who was greeted just now has missed the broadcast, and
-            # whatever was on its way before: it asks at once, and for all that is missing.
-            self._download.expect(manifest.model, now)
-            if is_greeting:
-                self._download.hurry(now)
+        # Who was greeted just now has missed the broadcast, and whatever was on its way before: it
+        # asks at once, and for all that is missing.
+        self._fetching.expect(manifest, now, missed=is_greeting)
         if manifest.phase == "done" and ("evaluate" not in self.config.roles or self._reported[1]):
             self._finish()
 
-    def _check_size(self, manifest: Manifest) -> None:
-        """Raises PeerError for a model larger than the plan's can be, before a chunk is taken."""
-        try:
-            shapes = self._shapes_of(manifest.plan)
-        except ConfigError:
-            return  # `act` raises it, and takes none
-        limit = wire.body_limit_bytes(shapes, manifest.plan.codec_down)
-        size_bytes = manifest.model.size_bytes
-        if size_bytes > limit:
-            raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
-
-    def _shapes_of(self, plan: Plan) -> Shapes:
-        known, shapes = self._shapes
-        if known != plan:
-            shapes = self.learner.shapes(plan)
-            self._shapes = (plan, shapes)
-        return shapes
-
     def _have_model(self, manifest: Manifest, now: float) -> bool:
-        if self._version == manifest.model.sha256:
-            return True
-        shapes = self._shapes_of(manifest.plan)
-        self._download.expect(manifest.model, now)
-        if not self._download.complete:
-            want = self._download.due(now)
-            if want is not None:
-                self._say_up(want)
-            return False
         try:
-            body = self._download.take()
-            self._model = wire.unpack_model(body, manifest.plan.codec_down, shapes)
+            want = self._fetching.take(manifest, now)
         except PeerError as error:
             self.refused_messages += 1
             log.event("model_refused", reason=str(error))
             return False
-        self._version = manifest.model.sha256
-        return True
+        if want is not None:
+            self._voice.say_up(want)
+        return self._fetching.has(manifest)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         if (
@@ -281,20 +249,21 @@ class Session:
             or not self._mine.owes(manifest.round)
         ):
             return False
-        assert self._model is not None
+        model = self._fetching.model
+        assert model is not None
         plan, carried = manifest.plan, self._mine.carried(manifest.run)
-        update, state = self.learner.fit(self._model, plan, carried.state)
+        update, state = self.learner.fit(model, plan, carried.state)
         contribution = Contribution(
             run=manifest.run,
             round=manifest.round,
             device=self.config.id,
-            base=self._version,
+            base=self._fetching.version,
             encoder_id=self.encoder_id,
             classes_digest=self.classes_digest,
             update=update,
         )
         offer = self._mine.make(contribution, plan, carried, state, now)
-        self._say_up(offer)
+        self._voice.say_up(offer)
         log.event("trained", round=manifest.round, update_bytes=offer.parcel.size_bytes)
         return True
 
@@ -305,21 +274,22 @@ class Session:
         return drawn <= manifest.cohort
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
-        due = (self._version, manifest.phase in ("final", "done"))
+        version, model = self._fetching.version, self._fetching.model
+        due = (version, manifest.phase in ("final", "done"))
         if "evaluate" not in self.config.roles or self._reported == due:
             return False
         if manifest.phase == "gathering":
             return False  # it waits for others, maybe for days: torch is not loaded for that
-        assert self._model is not None
+        assert model is not None
         assert self._first_connected_at is not None
         waited_s = now - self._first_connected_at - self.learner.busy_s
-        measured = self.learner.evaluate(self._model, manifest.plan, final=due[1])
+        measured = self.learner.evaluate(model, manifest.plan, final=due[1])
         self._report = self.learner.report(
-            manifest.run, self._model, self._version, measured, max(0.0, waited_s)
+            manifest.run, model, version, measured, max(0.0, waited_s)
         )
         self._reported = due
-        self._say_up(self._report)
-        log.event("evaluated", round=self._model.round, **self._report.accuracy)
+        self._voice.say_up(self._report)
+        log.event("evaluated", round=model.round, **self._report.accuracy)
         if manifest.phase == "done":
             self._finish()
         return True
@@ -331,43 +301,14 @@ class Session:
             self.finished = True
 
     def _repeat_offer(self, now: float) -> bool:
-        offer = self._mine.due(now, sending=self._sending)
+        offer = self._mine.due(now, sending=self._voice.is_sending)
         if offer is not None:
-            self._say_up(offer)
+            self._voice.say_up(offer)
         return offer is not None
 
-    @property
-    def _sending(self) -> bool:
-        """Whether something that was said is still on its way to the broker."""
-        return self.transport.backlog() > 0
-
     def _say_hello(self, now: float) -> None:
-        self._hello_at, floor = now, self.parked.floor
-        self._say_up(
-            Hello(
-                boot=self.boot,
-                key=self.identity.key,
-                roles=self.config.roles,
-                domain=self.config.domain,
-                encoder_id=self.encoder_id,
-                classes_digest=self.classes_digest,
-                epoch=floor.epoch,
-                run=floor.run,
-                closed=floor.closed,
-            )
-        )
+        self._hello_at = now
+        self._voice.say_hello(self.parked.floor)
         if self._report is not None:  # the coordinator may have been away when it was said
-            self._say_up(self._report)
+            self._voice.say_up(self._report)
         self._mine.hurry()
-
-    def _say_state(self, *, online: bool) -> None:
-        topic = self.topics.state(self.config.id)
-        state = DeviceState(self.boot, online)
-        self.transport.publish(topic, self._pack(topic, state), retain=True)
-
-    def _say_up(self, message: Message) -> None:
-        topic = self.topics.up(self.config.id)
-        self.transport.publish(topic, self._pack(topic, message))
-
-    def _pack(self, topic: str, message: Message) -> bytes:
-        return wire.pack_control(message, self.config.id, topic, self.identity)

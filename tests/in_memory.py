@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from fedclip_edge import announcing, coordinator, ledger
-from fedclip_edge.agent import LocalLearner, Prepared
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.learning import methods
+from fedclip_edge.local_learner import LocalLearner
 from fedclip_edge.messaging import identity
 from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
 from fedclip_edge.messaging.messages import CoordinatorState
@@ -19,8 +19,10 @@ from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Transport
 from fedclip_edge.parked import open_parked
+from fedclip_edge.preparing import Prepared
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
-from fedclip_edge.session import Session, will
+from fedclip_edge.session import Session
+from fedclip_edge.speaking import will
 from fedclip_edge.store import Store, open_store
 
 ENCODER = "e" * 64

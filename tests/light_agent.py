@@ -19,9 +19,10 @@ from device_laws import update_of
 from struck_fleet import VARIANT
 
 from fedclip_edge import agent, log
-from fedclip_edge.agent import LocalLearner, Prepared
 from fedclip_edge.cli.main import main
 from fedclip_edge.config import AgentConfig
+from fedclip_edge.local_learner import LocalLearner
+from fedclip_edge.preparing import Prepared
 from fedclip_edge.records import Features, Measured, Model, Plan, Terms, Update
 from fedclip_edge.vision.bundle import Bundle
 

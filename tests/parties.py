@@ -16,7 +16,7 @@ from device_laws import Memory
 from in_memory import ENCODER
 from laws import Laws
 
-from fedclip_edge import announcing, coordinator, ledger, session
+from fedclip_edge import announcing, coordinator, ledger, session, speaking
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
@@ -164,7 +164,7 @@ def start_agent(world: World, party: Party) -> None:
     variant = f"{party.lives}-{int(party.copy)}"
     boot = f"{name}-{variant}"
     party.link = world.network.client(
-        f"{FLEET}.{name}", Topics(FLEET).for_device(name), session.will(config, me, boot)
+        f"{FLEET}.{name}", Topics(FLEET).for_device(name), speaking.will(config, me, boot)
     )
     party.believed = None
     party.process = session.Session(

@@ -26,6 +26,7 @@ from fedclip_edge.messaging import round_events, rounds
 from fedclip_edge.messaging.messages import Manifest
 from fedclip_edge.messaging.transfer import Incoming, Ranges
 from fedclip_edge.parked import Carried, Floor, Parked, ParkedUpdate
+from fedclip_edge.receiving import Arrival
 from fedclip_edge.records import Contribution
 from fedclip_edge.session import Session
 from fedclip_edge.store import Store, StoredModel
@@ -86,15 +87,15 @@ def says_kept_before_it_is(
     self: Coordinator,
     event: round_events.Event,
     now: float,
-    contribution: Contribution | None = None,
-    body: bytes = b"",
+    arrival: Arrival | None = None,
 ) -> None:
     self._rounds, actions = rounds.step(self._rounds, event, now)
     for action in actions:
         if isinstance(action, round_events.Keep):
             self._do(action, now)
-            assert contribution is not None
-            self.ledger.keep(contribution, self._rounds.kept[action.device], body)
+            assert arrival is not None
+            sha256 = self._rounds.kept[action.device]
+            self.ledger.keep(arrival.contribution, sha256, arrival.body)
         else:
             self._do(action, now)
 

@@ -87,7 +87,7 @@ def evil_model(fleet: Fleet) -> tuple[bytes, Parcel]:
 
 
 def versions(fleet: Fleet) -> set[str]:
-    return {session._version for session in fleet.sessions.values()}
+    return {session._fetching.version for session in fleet.sessions.values()}
 
 
 def message(said: Said) -> Message | None:
@@ -212,7 +212,7 @@ def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
     def swap(said: Said) -> Iterator[Said]:
         topic, _, retained = said
         if message(said) is None and topic == TOPICS.up("cam-0"):
-            offer = fleet.coordinator._uploads.offer_of("cam-0")
+            offer = fleet.coordinator._receiving.uploads.offer_of("cam-0")
             data, _ = evil_contribution(fleet, "cam-0")
             padded = (data + bytes(offer.parcel.size_bytes))[: offer.parcel.size_bytes]
             for chunk in transfer.chunks(padded, offer.parcel):

@@ -34,7 +34,8 @@ from fedclip_edge.messaging.topics import Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Will
 from fedclip_edge.parked import Parked, open_parked
 from fedclip_edge.records import Measured, Model, Plan, Report, Role, Shapes, Terms, Update
-from fedclip_edge.session import Session, will
+from fedclip_edge.session import Session
+from fedclip_edge.speaking import will
 
 TOPICS = Topics("lab")
 PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")

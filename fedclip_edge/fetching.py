@@ -1,0 +1,76 @@
+"""The model that a device holds, and the next one on its way to it.
+
+Law: a model larger than the plan's can be is refused before a chunk of it is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.learner import Learner
+from fedclip_edge.messaging import wire
+from fedclip_edge.messaging.download import Download
+from fedclip_edge.messaging.messages import Manifest, Want
+from fedclip_edge.records import Model, Plan, Shapes
+
+
+@dataclass(eq=False)
+class Fetching:
+    """One device's."""
+
+    learner: Learner
+    model: Model | None = None
+    version: str = ""  # of the model held
+    _download: Download = field(default_factory=Download)
+    _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
+
+    def has(self, manifest: Manifest) -> bool:
+        """Whether the manifest's model is held."""
+        return self.version == manifest.model.sha256
+
+    def check_size(self, manifest: Manifest) -> None:
+        """Raises PeerError for a model larger than the plan's can be."""
+        try:
+            shapes = self._shapes_of(manifest.plan)
+        except ConfigError:
+            return  # `take` raises it, where nothing has been taken yet
+        limit = wire.body_limit_bytes(shapes, manifest.plan.codec_down)
+        size_bytes = manifest.model.size_bytes
+        if size_bytes > limit:
+            raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
+
+    def expect(self, manifest: Manifest, now: float, *, missed: bool) -> None:
+        """From now on the model's chunks count; `missed` where its broadcast is over."""
+        if not self.has(manifest):
+            self._download.expect(manifest.model, now)
+            if missed:
+                self._download.hurry(now)
+
+    def receive(self, chunk: bytes, now: float) -> None:
+        """Takes a chunk in; raises PeerError for a wrong one."""
+        self._download.receive(chunk, now)
+
+    def take(self, manifest: Manifest, now: float) -> Want | None:
+        """Holds the manifest's model where all of it is here; else what to ask for now.
+
+        Raises PeerError where what came is no such model, and all of it is fetched anew;
+        ConfigError for a plan that the learner does not know.
+        """
+        if self.has(manifest):
+            return None
+        shapes = self._shapes_of(manifest.plan)
+        self._download.expect(manifest.model, now)
+        if not self._download.complete:
+            return self._download.due(now)
+        body = self._download.take()
+        self.model = wire.unpack_model(body, manifest.plan.codec_down, shapes)
+        self.version = manifest.model.sha256
+        return None
+
+    def _shapes_of(self, plan: Plan) -> Shapes:
+        known, shapes = self._shapes
+        if known != plan:
+            shapes = self.learner.shapes(plan)
+            self._shapes = (plan, shapes)
+        return shapes
