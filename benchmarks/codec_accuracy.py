@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fedclip_edge import contributing
 from fedclip_edge.config import DataConfig, EncoderConfig, parse_value
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.messaging import codec, wire
+from fedclip_edge.messaging import wire
 from fedclip_edge.records import (
     ClassTexts,
     Codec,
@@ -32,7 +33,6 @@ from fedclip_edge.records import (
     Model,
     Plan,
     Terms,
-    Update,
 )
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.cache import FeatureCache
@@ -104,10 +104,8 @@ def federate(
             made, _ = method.fit(
                 model, data[name].train, data[name].validation, classes, plan, {}, seed
             )
-            terms, residuals[name] = codec.with_feedback(plan.codec_up, made.terms, residuals[name])
-            update = Update(made.kind, made.weight, terms)
-            sent = Contribution("r", 1, name, "b", "e", "c", update)
-            body = wire.pack_contribution(sent, plan.codec_up)
+            sent = Contribution("r", 1, name, "b", "e", "c", made)
+            body, residuals[name] = contributing.encode(sent, plan, residuals[name])
             up.append(len(body))
             total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)
         master, _ = method.combine(master, total, {})

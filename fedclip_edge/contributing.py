@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedclip_edge import log
 from fedclip_edge.messaging import codec, transfer, wire
@@ -27,10 +27,8 @@ REPEAT_S = 5.0  # without an answer for this long, say it again
 
 def encode(contribution: Contribution, plan: Plan, residual: Terms) -> tuple[bytes, Terms]:
     """What is offered for a contribution with the residual before it, and the residual after it."""
-    update = contribution.update
-    terms, left = codec.with_feedback(plan.codec_up, update.terms, residual)
-    meant = replace(contribution, update=replace(update, terms=terms))
-    return wire.pack_contribution(meant, plan.codec_up), left
+    stored, left = codec.with_feedback(plan.codec_up, contribution.update.terms, residual)
+    return wire.pack_contribution(contribution, plan.codec_up, stored), left
 
 
 @dataclass(eq=False)

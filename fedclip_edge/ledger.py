@@ -19,8 +19,8 @@ import safetensors.numpy
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.errors import ConfigError, PeerError, StoreError
-from fedclip_edge.learning import methods
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning import methods, strategies
+from fedclip_edge.learning.strategy import Total
 from fedclip_edge.messaging import wire
 from fedclip_edge.messaging.messages import Parcel
 from fedclip_edge.records import ClassTexts, Contribution, Layout, Model, Plan, Terms, in_order
@@ -59,7 +59,7 @@ class Ledger:
     layout: Layout  # of its models and updates
     model: Model  # the master
     stored: StoredModel  # the model in the bytes that are published
-    total: ExactSum
+    total: Total
 
     @property
     def version(self) -> str:
@@ -107,7 +107,7 @@ class Ledger:
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
         stored = _stored(model, state, plan)
         self.store.close_round(self.run.id, stored)
-        self.model, self.stored, self.total = model, stored, ExactSum(plan)
+        self.model, self.stored, self.total = model, stored, strategies.total(plan)
 
     def finish(self) -> Path:
         """Writes the run's model file, marks the run as finished, and says where the file is.
@@ -134,7 +134,7 @@ def open_ledger(run: Run, store: Store, layout: Layout) -> Ledger:
     """The books as the journal has them."""
     plan, stored = run.plan, store.newest_model(run.id)
     model = model_file.master(stored, layout.model)
-    total = ExactSum(plan)
+    total = strategies.total(plan)
     for body in store.contributions(run.id, model.round + 1):
         kept = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)
         total.add(kept.update)

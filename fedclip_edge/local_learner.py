@@ -18,6 +18,7 @@ from fedclip_edge.config import AgentConfig
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.personal import personal
 from fedclip_edge.messaging.transport import Traffic
 from fedclip_edge.preparing import Prepared
 from fedclip_edge.records import (
@@ -119,7 +120,7 @@ class LocalLearner:
         """The device's own model, where the plan has one and there is what to make it of."""
         if "train" not in self.config.roles:
             return None
-        return local.personal(plan, model, self.data, self.classes)
+        return personal(plan, model, self.data, self.classes, self.config.id)
 
     def _write_personal(self, own: Model, plan: Plan) -> None:
         """personal.safetensors in the device's own folder; it is never sent."""

@@ -150,6 +150,11 @@ class Plan:
     grid_bits: int = 32  # sums are taken on the grid 2**-grid_bits, in int64
     max_weight: int = 2**20  # a contribution above either bound is refused, so that
     max_norm: float = 1000.0  # no single device can overflow or drown a sum
+    strategy: str = "fedavg"  # learning/strategies: what is made of a round's updates
+    strategy_options: Mapping[str, Scalar] = field(default_factory=dict)
+    # After the last round each device trains on from the shared model so often, and keeps what its
+    # validation pictures choose (learning/personal.py); 0 keeps none.
+    personal_epochs: int = 0
     local_baseline: bool = False  # each device also trains alone, for comparison
 
     def __post_init__(self) -> None:
@@ -158,6 +163,7 @@ class Plan:
             ("seed", 0, 2**63 - 1),
             ("grid_bits", 1, 52),
             ("max_weight", 1, 2**40),
+            ("personal_epochs", 0, 1000),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -172,7 +178,8 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; `Plan(**plan.to_json()) == plan`."""
-        return {**asdict(self), "options": dict(self.options)}
+        plain = {"options": dict(self.options), "strategy_options": dict(self.strategy_options)}
+        return {**asdict(self), **plain}
 
 
 @dataclass(frozen=True, eq=False)

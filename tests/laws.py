@@ -32,6 +32,7 @@ from device_laws import Made
 from fedclip_edge import ledger, model_file
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.strategy import Total
 from fedclip_edge.messaging import wire
 from fedclip_edge.records import Model, Shapes
 from fedclip_edge.store import Run, Store, StoredModel
@@ -171,10 +172,11 @@ class Laws:
         self.known[stored.sha256] = model.round
         self._received[stored.sha256] = wire.unpack_model(stored.body, codec, self.shapes)
 
-    def _check_sum(self, number: int, kept: dict[str, str], total: ExactSum) -> None:
+    def _check_sum(self, number: int, kept: dict[str, str], total: Total) -> None:
         if self._open is None or self._open[0] != kept:
             self._open = kept, self._sum(number, kept)
         expected = self._open[1]
+        assert isinstance(total, ExactSum)
         if total.weight != expected.weight:
             what = f"weight {total.weight} in the sum, {expected.weight} in the journal"
             raise BrokenLawError("twice" if total.weight > expected.weight else "lost", what)

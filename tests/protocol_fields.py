@@ -109,6 +109,7 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
     ),
     "one of these": ("one of the values named", [], ["", "TRAIN", 0, None]),
     "record": ("the fields of the record named", [], [[], "x", 0, None, {"nobody": 1}]),
+    "epochs": ("0 to 1000", [0, 1000], [-1, 1001, 1.0, "1", True]),
     "rounds": (
         "integer, 0 to 1,000,000; in a manifest 1 or more",
         [0, 1, 1_000_000],
@@ -229,6 +230,9 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "grid_bits": ("bits", "sums are taken in steps of 2^-grid_bits"),
         "max_weight": ("weight", "the largest weight taken"),
         "max_norm": ("norm", "the largest L2 norm of all terms together over the weight"),
+        "strategy": ("name", "what is made of a round's updates (docs/methods.md)"),
+        "strategy_options": ("options", "the strategy's own"),
+        "personal_epochs": ("epochs", "after the last round, for a model of the device's own"),
         "local_baseline": ("truth", "also train alone, for comparison"),
     },
 }

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.learning import aggregation
 from fedclip_edge.learning.aggregation import ExactSum, norm_of
 from fedclip_edge.records import F32, I64, Plan, Terms, Update
 
@@ -248,27 +247,6 @@ def test_the_norm_is_that_of_all_terms_in_one_vector(update: Update, factor: int
 def test_the_norm_of_large_values_does_not_overflow() -> None:
     assert norm_of({"a": array(3e38, 0), "b": array(0)}) == pytest.approx(3e38)
     assert norm_of({}) == 0
-
-
-def test_what_was_checked_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    worked: list[int] = []
-    norm_of = aggregation.norm_of
-
-    def count(terms: Terms) -> float:
-        worked.append(1)
-        return norm_of(terms)
-
-    monkeypatch.setattr(aggregation, "norm_of", count)
-    one, other = (Update("sum", 1, {"a": array(value)}) for value in (1.5, 2.5))
-    total = ExactSum(PLAN)
-    total.check(one)
-    total.add(one)
-    assert len(worked) == 1
-    total.check(one)
-    total.add(other)  # another than was checked
-    total.add(one)
-    assert len(worked) == 4
-    assert total.mean()["a"] == pytest.approx((1.5 + 2.5 + 1.5) / 3)
 
 
 # --- integer sums --------------------------------------------------------------------------------

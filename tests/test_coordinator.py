@@ -729,7 +729,7 @@ def test_a_device_with_another_encoder_or_other_classes_is_refused_for_good(
     fleet = joined(tmp_path)
     wrong = device(fleet, 7)
     for name, value in changes.items():
-        setattr(wrong, name, value)
+        setattr(wrong._voice, name, value)
     with pytest.raises(RefusedError, match=f"refused cam-7: {reason}"):
         steps(fleet, 20)
     del fleet.sessions["cam-7"]

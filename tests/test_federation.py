@@ -35,12 +35,25 @@ def run(plan: Plan, fleet: Fleet = FLEET, its: Pool = POOL) -> list[Round]:
     return list(federate(task(plan), fleet, Here(its)))
 
 
-@pytest.mark.parametrize("codecs", [("fp32", "fp32"), ("int8", "fp16")])
+LOSSLESS: dict[str, Codec] = {"codec_up": "fp32", "codec_down": "fp32"}
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PLAN,
+        replace(PLAN, **LOSSLESS),
+        replace(PLAN, strategy="fedyogi"),
+        replace(PLAN, strategy="multi-krum"),
+        Plan("linear", {"optimizer": "sgd", "lr": 0.05}, rounds=3, strategy="scaffold"),
+    ],
+    ids=["lossy", "lossless", "fedyogi", "multi-krum", "scaffold"],
+)
 def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
-    tmp_path: Path, codecs: tuple[Codec, Codec]
+    tmp_path: Path, plan: Plan
 ) -> None:
     """The coordinator, sessions and learners of tests/in_memory.py, on the same features."""
-    plan = replace(PLAN, codec_up=codecs[0], codec_down=codecs[1])
+    plan = replace(plan, personal_epochs=2)
     real = RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES)
     for device in FLEET.devices:
         session = real.start_device(
@@ -53,12 +66,14 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
     kept = real.store.newest_model(real.coordinator.run.id)
     simulated = run(plan)
     assert model_bytes(simulated[-1].model) == model_bytes(real.coordinator.ledger.model)
-    assert wire.pack_model(simulated[-1].model, codecs[1]) == kept.body  # type: ignore[arg-type]
+    assert wire.pack_model(simulated[-1].model, plan.codec_down) == kept.body  # type: ignore[arg-type]
     for report in reports:
         key = (report.device, "")
         found = simulated[report.round]
-        assert report.accuracy["federated"] == found.figures[key].top1
-        assert report.accuracy["federated_ece"] == found.figures[key].ece
+        # After the last round a device is shown with the model that it keeps for itself.
+        name = "personal" if report.round == plan.rounds else "federated"
+        assert report.accuracy[name] == found.figures[key].top1
+        assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
         assert report.accuracy["zero_shot"] == found.zero_shot[key].top1
     real.store.close()
 

@@ -63,13 +63,3 @@ def test_a_measure_is_of_test_features_and_needs_some() -> None:
     assert found.top1 == float(np.mean(logits.argmax(axis=1) == test.labels))
     with pytest.raises(ValueError, match="no test pictures"):
         local.measure(model, features(0, 3, CLASSES), CLASSES)
-
-
-def test_only_some_methods_have_a_model_of_the_devices_own() -> None:
-    empty = replace(SIDES, train=features(0, 1, CLASSES))
-    for name in ("fedclip", "tip-adapter"):
-        plan = methods.settled(Plan(name))
-        model = methods.initial(plan, CLASSES, DIM)
-        own = local.personal(plan, model, SIDES, CLASSES)
-        assert (own is not None) == (name == "tip-adapter")
-        assert local.personal(plan, model, empty, CLASSES) is None

@@ -271,7 +271,8 @@ def test_fedclip_sends_the_weighted_change(weighting: str, weight: int) -> None:
         ({"batch_size": True}, "batch_size: expected int, got bool"),
         ({"epochs": 0}, "epochs: expected 1 or more, got 0"),
         ({"loss": "triplet"}, "loss: expected 'contrastive' or .*, got 'triplet'"),
-        ({"optimizer": "sgd"}, "optimizer: expected 'adam' or 'adamw', got 'sgd'"),
+        ({"optimizer": "rmsprop"}, "optimizer: expected 'adam' or .*'sgd', got 'rmsprop'"),
+        ({"proximal_mu": -1.0}, "proximal_mu: expected 0 to 1e6, got -1.0"),
         ({"weighting": "n"}, "weighting: expected 'uniform' or 'pictures', got 'n'"),
     ],
 )
@@ -287,7 +288,7 @@ def test_fedclips_defaults_are_the_references() -> None:
     assert (options.lr, options.beta1, options.beta2, options.eps) == (5e-5, 0.9, 0.98, 1e-6)
     assert (options.weight_decay, options.batch_size, options.epochs) == (0.2, 32, 1)
     assert (options.loss, options.optimizer) == ("contrastive", "adam")
-    assert options.weighting == "uniform"
+    assert (options.weighting, options.proximal_mu) == ("uniform", 0.0)
 
 
 def test_fit_takes_the_plans_options() -> None:

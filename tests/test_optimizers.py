@@ -1,11 +1,11 @@
-"""Our Adam is torch's, bit for bit; torch.optim is the slow, obvious version."""
+"""Our optimisers are torch's, bit for bit; torch.optim is the obvious version."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fedclip_edge.learning.optimizers import Adam
+from fedclip_edge.learning.optimizers import Adam, Sgd
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
@@ -18,7 +18,7 @@ def test_every_step_equals_torch_optim(decoupled: bool) -> None:
         ours, lr=3e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, decoupled=decoupled
     )
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-    reference = kind(theirs, foreach=False, **settings)  # type: ignore[arg-type]
+    reference = kind(theirs, fused=True, **settings)  # type: ignore[arg-type]
     for _ in range(20):
         gradients = [torch.randn(p.shape, generator=random) for p in ours]
         for parameter, gradient in zip(theirs, gradients, strict=True):
@@ -27,3 +27,42 @@ def test_every_step_equals_torch_optim(decoupled: bool) -> None:
         reference.step()
         for mine, other in zip(ours, theirs, strict=True):
             assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_kernel_computes_what_single_operations_do(decoupled: bool) -> None:
+    """The plain arithmetic, of which the kernel rounds some steps together."""
+    random = torch.Generator().manual_seed(1)
+    ours = [torch.randn(33, 17, generator=random)]
+    theirs = [ours[0].clone().requires_grad_()]
+    optimizer = Adam(ours, 1e-2, (0.9, 0.98), 1e-6, 0.2, decoupled)
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    reference = kind(theirs, 1e-2, (0.9, 0.98), 1e-6, 0.2, foreach=False)
+    for _ in range(20):
+        gradient = torch.randn(33, 17, generator=random)
+        theirs[0].grad = gradient.clone()
+        optimizer.step([gradient])
+        reference.step()
+    torch.testing.assert_close(ours[0], theirs[0].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_may_lie_in_memory_as_it_likes() -> None:
+    one, other = (torch.ones(6, 4) for _ in range(2))
+    gradient = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).T
+    for parameter, its in ((one, gradient), (other, gradient.contiguous())):
+        Adam([parameter], 0.1, (0.9, 0.9), 1e-6, 0.0, decoupled=False).step([its])
+    assert torch.equal(one, other)
+
+
+def test_sgd_equals_torch_optim() -> None:
+    random = torch.Generator().manual_seed(0)
+    ours = [torch.randn(5, 4, generator=random)]
+    theirs = [ours[0].clone().requires_grad_()]
+    optimizer = Sgd(ours, lr=0.03, weight_decay=0.1)
+    reference = torch.optim.SGD(theirs, lr=0.03, weight_decay=0.1, foreach=False)
+    for _ in range(20):
+        gradient = torch.randn(5, 4, generator=random)
+        theirs[0].grad = gradient.clone()
+        optimizer.step([gradient])
+        reference.step()
+        assert torch.equal(ours[0], theirs[0])

@@ -312,7 +312,7 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
             assert again.body == update(number).body
         kept = fate.endswith("kept")
         if kept:
-            received: Terms = codec.restore(name, codec.store(name, sent), shapes)
+            received: Terms = codec.restore(name, sent, shapes)
             arrived += received["gate"]
             meant += made["gate"]
         database.settle("run-1", update(number).sha256, kept=kept)

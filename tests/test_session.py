@@ -336,7 +336,7 @@ def test_a_lost_link_stops_work_and_a_new_one_begins_with_hello(scene: Scene) ->
     assert scene.learner.fitted == []
     scene.heard(Hello)
     link = scene.broker.client("cam-01", TOPICS.for_device("cam-01"), scene.link.will)
-    scene.link = scene.session.transport = link
+    scene.link = scene.session.transport = scene.session._voice.transport = link
     scene.work()
     assert len(scene.heard(Hello)) == 1
     scene.heard(Want)

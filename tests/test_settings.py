@@ -25,6 +25,14 @@ def test_methods_lines_and_settings_stand_side_by_side() -> None:
     assert found[4].plan.options == {}
 
 
+def test_a_strategy_and_its_options_stand_in_a_setting() -> None:
+    text = "linear@lr=1e-3,strategy=fedadam,strategy.lr=0.01,personal_epochs=3,proximal_mu=0.1"
+    (found,) = parse_settings(text, 20)
+    assert found.plan.options == {"lr": 0.001, "proximal_mu": 0.1}
+    assert (found.plan.strategy, found.plan.strategy_options) == ("fedadam", {"lr": 0.01})
+    assert found.plan.personal_epochs == 3
+
+
 def test_each_method_has_its_own_number_of_rounds() -> None:
     assert [one.plan.rounds for one in parse_settings("zeroshot,fedclip", None)] == [1, 30]
 
@@ -41,6 +49,9 @@ def test_each_method_has_its_own_number_of_rounds() -> None:
         ("fedclip@lrr=1", "unknown key 'lrr'; did you mean 'lr'"),
         ("fedclip@lr=2", "lr: expected above 0 up to 1"),
         ("fedclip@codec_up=int9", "codec_up"),
+        ("fedclip@strategy=fedadm", "unknown strategy 'fedadm'; did you mean 'fedadam'"),
+        ("fedclip@strategy.lr=1", "fedavg options: unknown key 'lr'"),
+        ("fedclip@strategy_options=1", "unknown key 'strategy_options'"),
         ("fedclip@seed=3", "unknown key 'seed'"),
         ("fedclip,fedclip", "names 'fedclip' twice"),
     ],

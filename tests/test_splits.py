@@ -127,6 +127,18 @@ def test_nobody_need_have_enough() -> None:
     assert min(len(device.train) for device in found.devices) == 0
 
 
+def test_a_share_of_the_devices_sends_noise_the_same_for_a_seed() -> None:
+    for share, count in ((0.2, 2), (0.29, 2), (0.3, 3), (1.0, 10)):
+        noisy = [one.name for one in fleet("iid", 10, noisy=share).devices if one.sends_noise]
+        again = [one.name for one in fleet("iid", 10, noisy=share).devices if one.sends_noise]
+        assert noisy == again
+        assert len(noisy) == count
+    plain = fleet("iid", 10)
+    assert not any(one.sends_noise for one in plain.devices)
+    pictures = [one.train.tolist() for one in fleet("iid", 10, noisy=0.5).devices]
+    assert pictures == [one.train.tolist() for one in plain.devices]
+
+
 def test_shots_are_the_most_of_a_class_on_a_device() -> None:
     whole, few = fleet("dirichlet:0.5", 5), fleet("dirichlet:0.5", 5, shots=3)
     for before, after in zip(whole.devices, few.devices, strict=True):

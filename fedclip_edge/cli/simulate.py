@@ -65,6 +65,13 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Training pictures that are enough for a device.",
 )
 @click.option(
+    "--noisy",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the devices that send noise: to try a strategy.",
+)
+@click.option(
     "--validation",
     default=0.2,
     show_default=True,
@@ -97,6 +104,7 @@ def simulate(
     hold_out: str,
     base_to_new: bool,
     least: int,
+    noisy: float,
     validation: float,
     workers: int,
     out: Path,
@@ -115,6 +123,10 @@ def simulate(
     --methods fedclip,fedclip@lr=1e-3,loss=cross-entropy
                                          with settings, of the method or of
                                          the plan: rounds, codec_up, ...
+    --methods linear,linear@strategy=fedadam,strategy.lr=0.01
+                                         and of the plan's strategy
+    --methods fedclip,fedclip@personal_epochs=5
+                                         at the end, each device's own model
     --methods fedclip,fedclip:local      each device alone
     --methods fedclip,fedclip:pooled     all pictures on one device
     """  # noqa: D301 - click reads the backslash
@@ -136,6 +148,7 @@ def simulate(
         hold_out=hold_out,
         base_to_new=base_to_new,
         least=least,
+        noisy=noisy,
     )
     encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
     pool = _pool(data, bundle, features, out, encoder, validation)

@@ -96,7 +96,7 @@ class _Head(torch.nn.Module):
 
     def __init__(self, model: Model, classes: ClassTexts) -> None:
         super().__init__()
-        self._logits = methods.get(model.method).logits
+        self._logits = methods.logits_of(model)
         self._names = {f"term_{i}": name for i, name in enumerate(model.terms)}
         for own, name in self._names.items():
             self.register_buffer(own, torch.tensor(model.terms[name]))

@@ -12,17 +12,19 @@ weight, which then counts pictures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.records import F32, I64, Model, Plan, Terms, Update
+from fedclip_edge.records import F32, I64, Plan, Terms, Update
 
 # What one picture can add to an entry of an integer sum: the product of two coordinates, each at
 # most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are below.
 PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
+_BLOCK = 1 << 14  # values: in float64 and int64 they fit the cache beside what they come from
 _OVERFLOW = "the sum would overflow; choose fewer grid_bits"
 
 
@@ -33,30 +35,28 @@ class ExactSum:
         self.plan = plan
         self._largest = 0  # bound on any entry of `terms`
         self._largest_sum = 0  # and of `sums`
-        self._checked: tuple[Update, dict[str, I64], int] | None = None  # what is added next
         self.terms: dict[str, I64] = {}  # in grid steps
         self.sums: dict[str, I64] = {}
         self.weight = 0
 
     def check(self, update: Update) -> None:
-        """Raises PeerError where `add` would refuse the update, which stays as it is until then."""
+        """Raises PeerError where `add` would refuse the update."""
+        self._check_terms(update)
         self._largest_of(update)
-        self._checked = (update, *self._on_grid(update))
 
     def add(self, update: Update) -> None:
         """Adds one device's update; raises PeerError, and adds nothing, where it is out of bounds.
 
         max_norm bounds the norm of the whole update before its weight was multiplied in.
         """
-        checked, self._checked = self._checked, None
-        if checked is not None and checked[0] is update:
-            _, steps, largest = checked
-        else:
-            steps, largest = self._on_grid(update)
-        self._largest_sum += self._largest_of(update)
+        largest, largest_sum = self._check_terms(update), self._largest_of(update)
         self._largest += largest
+        self._largest_sum += largest_sum
         self.weight += update.weight
-        _add_in(self.terms, steps)
+        for name, term in update.terms.items():
+            if name not in self.terms:
+                self.terms[name] = np.zeros(term.shape, np.int64)
+            self._add_on_grid(self.terms[name], term)
         _add_in(self.sums, update.sums)
 
     def _largest_of(self, update: Update) -> int:
@@ -92,8 +92,8 @@ class ExactSum:
         _add_in(self.terms, other.terms)
         _add_in(self.sums, other.sums)
 
-    def _on_grid(self, update: Update) -> tuple[dict[str, I64], int]:
-        """The update in grid steps, and the largest of them."""
+    def _check_terms(self, update: Update) -> int:
+        """The largest entry of the update's terms, in grid steps."""
         plan = self.plan
         if update.kind != "sum":
             raise PeerError(f"an update of kind {update.kind!r} cannot be summed")
@@ -106,26 +106,26 @@ class ExactSum:
         expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
             raise PeerError(f"terms {shapes} do not match {expected}")
-        # In float64 a float32 times a power of two is exact; rint is the only rounding.
-        scaled = {n: t.astype(np.float64) for n, t in update.terms.items()}
-        for values in scaled.values():
-            np.rint(np.multiply(values, 2.0**plan.grid_bits, out=values), out=values)
-        largest = int(max((np.abs(s).max(initial=0) for s in scaled.values()), default=0))
-        if self._largest + largest > _INT64_MAX:
+        ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.terms.values()]
+        largest = max((max(-low, high) for low, high in ends), default=0.0)
+        steps = round(math.ldexp(largest, plan.grid_bits))
+        if self._largest + steps > _INT64_MAX:
             raise PeerError(_OVERFLOW)
-        return {name: s.astype(np.int64) for name, s in scaled.items()}, largest
+        return steps
+
+    def _add_on_grid(self, total: I64, term: F32) -> None:
+        """A block at a time: what does not leave the processor's cache costs a third."""
+        step, totals, values = 2.0**self.plan.grid_bits, total.reshape(-1), term.reshape(-1)
+        for first in range(0, values.size, _BLOCK):
+            # In float64 a float32 times a power of two is exact; rint is the only rounding.
+            block = values[first : first + _BLOCK].astype(np.float64)
+            np.rint(np.multiply(block, step, out=block), out=block)
+            totals[first : first + _BLOCK] += block.astype(np.int64)
 
     def mean(self) -> Mapping[str, F32]:
         """The weighted mean of what was added, f32; zero terms where nothing was."""
         step = 2.0**-self.plan.grid_bits / max(1, self.weight)
         return {name: (total * step).astype(np.float32) for name, total in self.terms.items()}
-
-
-def add_mean(model: Model, total: ExactSum) -> Model:
-    """The model plus the weighted mean change; terms that no update has stay as they are."""
-    change = total.mean()
-    terms = {n: term + change[n] if n in change else term for n, term in model.terms.items()}
-    return Model(model.method, model.round + 1, terms)
 
 
 def _add_in(total: dict[str, I64], numbers: Mapping[str, I64]) -> None:
@@ -143,6 +143,10 @@ def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
 
 def norm_of(terms: Terms) -> float:
     """The L2 norm over all terms together."""
-    return float(
-        np.sqrt(sum(float(np.sum(np.square(t, dtype=np.float64))) for t in terms.values()))
-    )
+    squared = 0.0
+    for term in terms.values():
+        values = term.reshape(-1)
+        for first in range(0, values.size, _BLOCK):
+            block = values[first : first + _BLOCK].astype(np.float64)
+            squared += float(np.square(block, out=block).sum())  # no BLAS: its threads would spin
+    return math.sqrt(squared)

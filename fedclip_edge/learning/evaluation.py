@@ -113,6 +113,17 @@ def top1(logits: F32, labels: I64) -> float:
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
+def goodness(logits: F32, labels: I64) -> tuple[float, float]:
+    """What a choice among models goes by: top-1, and among equals how likely the labels are.
+
+    Of logits (N, C), labels (N,); compares as tuples do, and larger is better.
+    """
+    scores = logits.astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    likely = scores[np.arange(len(labels)), labels] - np.log(np.exp(scores).sum(axis=1))
+    return top1(logits, labels), round(float(likely.mean()), 6)  # less is rounding, not a reason
+
+
 def _calibration_error(confidence: F32, right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
     """How far confidence (N,) and accuracy are apart, in the mean over the pictures' bins."""
     # Bin b holds ((b - 1) / BINS, b / BINS].

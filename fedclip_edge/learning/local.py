@@ -9,8 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedclip_edge.learning import methods
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.records import ClassTexts, Features, Model, Plan, Terms, Update
 
@@ -38,13 +37,6 @@ def fit(
     return methods.fit(model, sides.train, sides.validation, classes, plan, state, seed)
 
 
-def personal(plan: Plan, model: Model, sides: Sides, classes: ClassTexts) -> Model | None:
-    """The device's own model, where the method has one and there is what to make it of."""
-    if not len(sides.train):
-        return None
-    return methods.personal(model, sides.train, sides.validation, classes, plan)
-
-
 def measure(model: Model, test: Features, classes: ClassTexts) -> Evaluation:
     """The model on test features; raises ValueError without any."""
     return evaluate(methods.predict(model, test.vectors, classes), test.labels)
@@ -62,7 +54,7 @@ class Alone:
     def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
         """One round."""
         update, self._state = fit(self.plan, self.model, sides, classes, self._state, device)
-        total = ExactSum(self.plan)
+        total = strategies.total(self.plan)
         total.add(update)
         combine = methods.get(self.plan.method).combine
         self.model, self._server = combine(self.model, total, self._server)

@@ -2,18 +2,18 @@
 
 What runs on the coordinator (`initial`, `combine`) is numpy; `fit`, which runs on a device, and
 `logits`, from which evaluation, prediction and the exported classifier are made, import torch
-inside. `State` is what one side keeps between rounds (a server optimiser's moments, a device's
-control variates); most methods keep nothing.
+inside. `State` is what one side keeps between rounds; most methods keep nothing. What the changes of a
+method that is averaged become is its plan's strategy's (strategy.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     ClassTexts,
     Features,
@@ -29,9 +29,11 @@ from fedclip_edge.records import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-State = Terms
 Options = Mapping[str, Scalar]
+# Of a model's terms, raw features (N, D), unit texts (C, D) and their scale: a method's `logits`.
+Logits = Callable[[Mapping[str, "Tensor"], "Tensor", "Tensor", float], "Tensor"]
 NO_OPTIONS: Options = MappingProxyType({})
+NO_TERMS: Terms = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Traits:
     """What a run has to know of its method before it starts."""
 
     rounds: int = 30  # where the plan names none
+    is_averaged: bool = False  # devices send changes of a model, for a strategy to put together
     one_round: bool = False  # a second would add the same pictures once more: it is refused
     # The run's model is the zero-shot one; what is better lies on each device and never leaves it.
     is_personal: bool = False
@@ -69,14 +72,15 @@ class Method(Protocol):
         plan: Plan,
         state: State,
         seed: int,
+        drift: Terms = NO_TERMS,
     ) -> tuple[Update, State]:
         """Trains from `model` on the device's raw features; the same seed gives the same bytes.
 
         `validation` is for choosing settings alone. Both may be empty: a device without pictures
-        of its own adds nothing.
+        of its own adds nothing. `drift` is added to every gradient of the terms that it names.
         """
 
-    def combine(self, model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+    def combine(self, model: Model, total: Total, state: State) -> tuple[Model, State]:
         """The next model from the sum of all updates."""
 
     def logits(

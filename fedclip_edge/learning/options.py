@@ -14,7 +14,7 @@ from typing import Literal
 class Training:
     """Checked when made; raises ValueError naming the option and its range."""
 
-    optimizer: Literal["adam", "adamw"] = "adam"  # adam couples the weight decay, adamw does not
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # adamw decouples the weight decay
     lr: float = 5e-5
     beta1: float = 0.9
     beta2: float = 0.98
@@ -23,6 +23,7 @@ class Training:
     batch_size: int = 32
     epochs: int = 1
     weighting: Literal["uniform", "pictures"] = "uniform"
+    proximal_mu: float = 0.0  # FedProx's: mu / 2 |w - received|^2 is added to the loss
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
@@ -32,6 +33,8 @@ class Training:
             raise ValueError("beta1, beta2: expected 0 up to, but not including, 1")
         if not 0 <= self.weight_decay <= 10:
             raise ValueError(f"weight_decay: expected 0 to 10, got {self.weight_decay}")
+        if not 0 <= self.proximal_mu <= 1e6:
+            raise ValueError(f"proximal_mu: expected 0 to 1e6, got {self.proximal_mu}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size: expected 2 or more, got {self.batch_size}")
         if self.epochs < 1:

@@ -1,13 +1,15 @@
 """The seeded mini-batch loop that every method trained by gradients runs, and what it sends.
 
+`proximal_mu` is FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, "Federated Optimization in
+Heterogeneous Networks", arXiv 1812.06127: mu / 2 |w - received|^2 beside the loss.
+
 Law: the order of the pictures comes from the seed alone, and nothing else is random; in one torch
 thread the same seed gives the same bytes on one kind of machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,14 +17,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning.optimizers import Adam
+from fedclip_edge.learning.method import NO_TERMS, Logits
+from fedclip_edge.learning.optimizers import Adam, Optimizer, Sgd
 from fedclip_edge.learning.options import Training
 from fedclip_edge.records import F32, ClassTexts, Features, Terms, Update
 
 # Of the terms that are trained, a batch's raw vectors (B, D) and its labels (B,).
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
-Logits = Callable[[Mapping[str, Tensor], Tensor, Tensor, float], Tensor]  # a method's own
-NO_TERMS: Terms = MappingProxyType({})
 
 
 def use_one_thread() -> None:
@@ -31,13 +32,20 @@ def use_one_thread() -> None:
 
 
 def change(
-    terms: Terms, features: Features, loss: Loss, options: Training, seed: int, round: int
+    terms: Terms,
+    features: Features,
+    loss: Loss,
+    options: Training,
+    seed: int,
+    round: int,
+    drift: Terms = NO_TERMS,
 ) -> Update:
     """What a device sends of one round's training: `weight * (trained - received)`.
 
-    `round` is that of the model received. Raises ConfigError where training diverged.
+    `round` is that of the model received; `drift` is added to every gradient of the terms that it
+    names. Raises ConfigError where training diverged.
     """
-    trained = train(terms, features, loss, options, seed)
+    trained = train(terms, features, loss, options, seed, drift)
     if not all(np.isfinite(term).all() for term in trained.values()):
         raise ConfigError(
             f"training diverged in round {round + 1}; lower lr or weight_decay under [plan.options]"
@@ -58,14 +66,50 @@ def classification(logits: Logits, classes: ClassTexts, fixed: Terms = NO_TERMS)
 
 
 def train(
-    terms: Terms, features: Features, loss: Loss, options: Training, seed: int
+    terms: Terms,
+    features: Features,
+    loss: Loss,
+    options: Training,
+    seed: int,
+    drift: Terms = NO_TERMS,
 ) -> dict[str, F32]:
     """The terms after `options.epochs` over the features; the input is left alone."""
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
     parameters = list(trained.values())
     vectors = torch.from_numpy(features.vectors)  # (N, D)
     labels = torch.from_numpy(features.labels)  # (N,)
-    optimizer = Adam(
+    optimizer = _optimizer(parameters, options)
+    pulled = _pulled(terms, drift, parameters, options.proximal_mu)
+    for batch in batches(len(features), options.batch_size, options.epochs, seed):
+        value = loss(trained, vectors[batch], labels[batch])
+        gradients = torch.autograd.grad(value, parameters)
+        optimizer.step(pulled(gradients))
+    return {name: term.detach().numpy() for name, term in trained.items()}
+
+
+def _pulled(
+    terms: Terms, drift: Terms, parameters: Sequence[Tensor], proximal_mu: float
+) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+    """What a strategy's part on the device makes of the gradients; most have none."""
+    if not drift and not proximal_mu:
+        return lambda gradients: gradients
+    starts = [torch.tensor(term) for term in terms.values()]
+    drifts = [torch.tensor(drift.get(name, np.float32(0))) for name in terms]
+
+    @torch.no_grad()
+    def pull(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [
+            gradient + proximal_mu * (own - start) + by
+            for gradient, own, start, by in zip(gradients, parameters, starts, drifts, strict=True)
+        ]
+
+    return pull
+
+
+def _optimizer(parameters: Sequence[Tensor], options: Training) -> Optimizer:
+    if options.optimizer == "sgd":
+        return Sgd(parameters, options.lr, options.weight_decay)
+    return Adam(
         parameters,
         lr=options.lr,
         betas=(options.beta1, options.beta2),
@@ -73,10 +117,11 @@ def train(
         weight_decay=options.weight_decay,
         decoupled=options.optimizer == "adamw",
     )
-    for batch in batches(len(features), options.batch_size, options.epochs, seed):
-        value = loss(trained, vectors[batch], labels[batch])
-        optimizer.step(torch.autograd.grad(value, parameters))
-    return {name: term.detach().numpy() for name, term in trained.items()}
+
+
+def steps(count: int, options: Training) -> int:
+    """How many steps `train` takes over so many pictures."""
+    return options.epochs * len(range(0, count - 1, options.batch_size))
 
 
 def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ and what was lost add up to what was meant, within float32's rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ BLOCK = 256  # steps that share a scale
 # is compressed: 455 kB for an adapter of 525,312 (526 with 127). What that loses comes the next time.
 STEPS = 55
 _SCALE_MAX = 1e30  # no product with a step overflows; plans allow far less
+_ROWS = 64  # blocks that are worked on at a time
 INTEGER_BYTES = 8
 _LEVEL = 1  # the next ones save nothing on floats and take longer (benchmarks/codec_sizes.py)
 
@@ -78,18 +79,18 @@ def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Terms:
     return _get(codec).restore(tensors, shapes)
 
 
-def with_feedback(codec: str, terms: Terms, residual: Terms) -> tuple[Terms, Terms]:
-    """What to send for `terms`, and the residual that is left once it was received.
+def with_feedback(codec: str, terms: Terms, residual: Terms) -> tuple[Tensors, Terms]:
+    """What is sent for `terms`, stored, and the residual that is left once it was received.
 
     `residual` is that of the update before, or empty; the new one is empty where nothing was lost.
     """
     meant = {
         name: term + residual[name] if name in residual else term for name, term in terms.items()
     }
-    shapes = {name: term.shape for name, term in meant.items()}
-    received = restore(codec, store(codec, meant), shapes)
-    lost = {name: meant[name] - received[name] for name in meant}
-    return meant, lost if any(term.any() for term in lost.values()) else {}
+    tensors = store(codec, meant)
+    received = restore(codec, tensors, {name: term.shape for name, term in meant.items()})
+    lost = {name: term - received[name] for name, term in meant.items()}
+    return tensors, lost if any(term.any() for term in lost.values()) else {}
 
 
 def encode(codec: str, body: bytes, *, integers: bool = False) -> bytes:
@@ -173,13 +174,22 @@ def _store_steps(terms: Terms) -> Tensors:
     tensors: dict[str, NDArray[Any]] = {}
     for name, term in terms.items():
         rows = _in_blocks(term.ravel())
-        largest = np.abs(rows).max(axis=1, initial=0) / np.float32(STEPS)  # (blocks,)
-        halves = ((largest.view(np.uint32) + 0xFFFF) >> 16).astype(np.uint16)  # rounded up
-        scales = _scales(halves)
-        steps = np.rint(rows / np.where(scales > 0, scales, 1)[:, None])
-        tensors[name] = steps.astype(np.int8).ravel()[: term.size].reshape(term.shape)
+        steps = np.empty(rows.shape, np.int8)
+        halves = np.empty(len(rows), np.uint16)
+        for some in _parts(len(rows)):
+            part = rows[some]
+            largest = np.abs(part).max(axis=1, initial=0) / np.float32(STEPS)  # (blocks,)
+            halves[some] = (largest.view(np.uint32) + 0xFFFF) >> 16  # rounded up
+            scales = _scales(halves[some])
+            steps[some] = np.rint(part / np.where(scales > 0, scales, 1)[:, None])
+        tensors[name] = steps.ravel()[: term.size].reshape(term.shape)
         tensors[_scale_of(name)] = halves
     return tensors
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    """Of a term, each small enough for the processor's cache."""
+    return (slice(first, first + _ROWS) for first in range(0, rows, _ROWS))
 
 
 def _scales(halves: NDArray[np.uint16]) -> F32:
@@ -192,14 +202,17 @@ def _restore_steps(tensors: Tensors, shapes: Shapes) -> Terms:
         steps, scales = tensors[name], _scales(tensors[_scale_of(name)])
         if not ((scales >= 0) & (scales <= _SCALE_MAX)).all():
             raise PeerError(f"the scales of {name} are not all numbers from 0 to {_SCALE_MAX:g}")
-        if ((steps < -STEPS) | (steps > STEPS)).any():
+        if steps.size and not -STEPS <= steps.min() <= steps.max() <= STEPS:
             raise PeerError(f"the steps of {name} go beyond {STEPS}")
-        rows = _in_blocks(steps.ravel().astype(np.float32)) * scales[:, None]
-        terms[name] = rows.ravel()[: steps.size].reshape(shape)
+        rows = _in_blocks(steps.ravel())
+        values = np.empty(rows.shape, np.float32)
+        for some in _parts(len(rows)):
+            np.multiply(rows[some], scales[some, None], out=values[some])
+        terms[name] = values.ravel()[: steps.size].reshape(shape)
     return terms
 
 
-def _in_blocks(values: F32) -> F32:
+def _in_blocks(values: NDArray[Any]) -> NDArray[Any]:
     """Rows of BLOCK values, the last one filled up with zeros."""
     missing = -len(values) % BLOCK
     return (np.pad(values, (0, missing)) if missing else values).reshape(-1, BLOCK)

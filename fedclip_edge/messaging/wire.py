@@ -110,7 +110,7 @@ def unpack_control(topic: str, payload: bytes) -> Signed:
 def pack_model(model: Model, codec: str) -> bytes:
     """The bytes that are published; their SHA-256 is the model's version."""
     head = {"schema": _SCHEMA, "kind": "model", "method": model.method, "round": model.round}
-    return _pack(head, model.terms, codec)
+    return _pack(head, codecs.store(codec, model.terms), codec)
 
 
 def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
@@ -119,8 +119,10 @@ def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
     return _build(Model, {**head, "terms": terms})
 
 
-def pack_contribution(contribution: Contribution, codec: str) -> bytes:
-    """The bytes that are offered."""
+def pack_contribution(
+    contribution: Contribution, codec: str, stored: codecs.Tensors | None = None
+) -> bytes:
+    """The bytes that are offered; `stored` is what the codec made of the terms, if it is known."""
     head = {
         "schema": _SCHEMA,
         "kind": "contribution",
@@ -132,7 +134,8 @@ def pack_contribution(contribution: Contribution, codec: str) -> bytes:
         "update": contribution.update.kind,
         "weight": contribution.update.weight,
     }
-    return _pack(head, contribution.update.terms, codec, contribution.update.sums)
+    tensors = codecs.store(codec, contribution.update.terms) if stored is None else stored
+    return _pack(head, tensors, codec, contribution.update.sums)
 
 
 def unpack_contribution(
@@ -153,8 +156,10 @@ def body_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> 
     return 8 + _MAX_HEADER_BYTES + tensor_bytes
 
 
-def _pack(head: Mapping[str, Any], terms: Terms, codec: str, sums: Sums | None = None) -> bytes:
-    tensors = {**codecs.store(codec, terms), **(sums or {})}
+def _pack(
+    head: Mapping[str, Any], stored: codecs.Tensors, codec: str, sums: Sums | None = None
+) -> bytes:
+    tensors = {**stored, **(sums or {})}
     # One metadata key: safetensors writes several in an order that differs between runs.
     metadata = {"fedclip": json.dumps(head, sort_keys=True)}
     return codecs.encode(

@@ -33,6 +33,7 @@ class Choices:
     hold_out: str = ""  # a domain, or "all" for each in turn
     base_to_new: bool = False
     least: int = 5  # training pictures that are enough for a device
+    noisy: float = 0.0  # share of the devices that send noise
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
         held_out=domain,
         shots=choices.shots,
         least=choices.least,
+        noisy=choices.noisy,
     )
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedclip_edge.learning import methods
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.messaging import wire
 from fedclip_edge.records import Model, Plan, Terms
@@ -67,7 +66,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         yield Round(closed, shown, figures, zero_shot, dict(up), dict(down))
         if is_last:
             return
-        total = ExactSum(plan)
+        total = strategies.total(plan)
         for answer in answers:
             total.merge(answer.total)
             if task.line == "federated":

@@ -7,16 +7,19 @@ an exact sum. Partial sums are exact too, so it does not matter which host has w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedclip_edge import contributing
-from fedclip_edge.learning import local, methods
-from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning import local, methods, strategies
+from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.personal import personal
+from fedclip_edge.learning.strategy import Total
 from fedclip_edge.messaging import wire
 from fedclip_edge.parked import Carried
 from fedclip_edge.records import (
@@ -28,9 +31,12 @@ from fedclip_edge.records import (
     Layout,
     Model,
     Plan,
+    Update,
 )
 from fedclip_edge.simulating.settings import Line
 from fedclip_edge.simulating.splits import Device
+
+NOISE = 100.0  # times an honest update's norm: a mean over hundreds of devices drowns in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +73,7 @@ class Announcement:
 class Answer:
     """What one host's devices made of an announcement."""
 
-    total: ExactSum
+    total: Total
     up_bytes: Mapping[str, int]  # of each device that trained
     # By device and view, of those that have test pictures there.
     figures: Mapping[tuple[str, str], Evaluation]
@@ -97,15 +103,15 @@ class Host:
     def take(self, announced: Announcement) -> Answer:
         """One round of every device here: each evaluates the model, and trains from it."""
         plan = self.task.plan
-        total, up_bytes = ExactSum(plan), {}
+        total, up_bytes = strategies.total(plan), {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
         model = None if self.task.line == "local" else self._unpack(announced.body)
         for device in self.devices:
             shown = self._of(device).model if model is None else model
-            if methods.get(plan.method).TRAITS.is_personal:
-                own = local.personal(plan, shown, self._sides(device), self._classes)
-                shown = shown if own is None else own
+            if plan.personal_epochs or methods.get(plan.method).TRAITS.is_personal:
+                sides = self._sides(device)
+                shown = personal(plan, shown, sides, self._classes, device.name) or shown
             for view in self.task.views:
                 test = self._features(device.test, view)
                 if not len(test):
@@ -134,7 +140,7 @@ class Host:
         return wire.unpack_model(body, self.task.plan.codec_down, self._layout.model)
 
     def _contribute(
-        self, device: Device, model: Model, announced: Announcement, total: ExactSum
+        self, device: Device, model: Model, announced: Announcement, total: Total
     ) -> int:
         """Adds the device's contribution to `total`; its size in bytes."""
         task, plan = self.task, self.task.plan
@@ -149,7 +155,7 @@ class Host:
             base=announced.version,
             encoder_id=task.encoder_id,
             classes_digest=self._digest,
-            update=update,
+            update=noise(update, plan, device.name) if device.sends_noise else update,
         )
         body, residual = contributing.encode(contribution, plan, before.residual)
         layout = self._layout
@@ -175,3 +181,27 @@ class Host:
         if (places < 0).any():
             rows, places = rows[places >= 0], places[places >= 0]
         return Features(np.array(self.vectors[rows]), places, self.task.encoder_id)
+
+
+def noise(update: Update, plan: Plan, seed: str) -> Update:
+    """What a broken or hostile device sends in an update's place, of the same layout.
+
+    Terms are drawn from a normal distribution, NOISE times the update's norm in all, but within what
+    the plan admits; sums are drawn evenly up to the largest that the update has.
+    """
+    digest = hashlib.sha256(seed.encode())
+    for term in update.terms.values():
+        digest.update(np.ascontiguousarray(term).tobytes())
+    random = np.random.default_rng(int.from_bytes(digest.digest()[:8], "big"))
+    size = sum(term.size for term in update.terms.values())
+    norm = min(NOISE * norm_of(update.terms), 0.9 * plan.max_norm * update.weight)
+    spread = norm / max(1.0, size**0.5)
+    terms = {
+        name: (spread * random.standard_normal(term.shape)).astype(np.float32)
+        for name, term in update.terms.items()
+    }
+    sums = {
+        name: random.integers(0, int(its.max(initial=0)) + 1, its.shape)
+        for name, its in update.sums.items()
+    }
+    return replace(update, terms=terms, sums=sums)

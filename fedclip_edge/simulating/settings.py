@@ -4,7 +4,7 @@
 
 A name is followed by `:local` (each device alone, the lower line) or `:pooled` (all training
 pictures on one device, the upper line), then by `@` and options of the method or of the plan (rounds,
-codec_up, codec_down, ...). A `name=value` after a comma belongs to the setting before it.
+strategy, codec_up, ...); `strategy.name` is an option of the strategy. A `name=value` after a comma belongs to the setting before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from fedclip_edge.records import Plan, Scalar
 Line = Literal["federated", "local", "pooled"]
 _LINES: Mapping[str, Line] = {"": "federated", "local": "local", "pooled": "pooled"}
 # What a setting may say of the plan; the seed and the method it says already.
-_OF_PLAN = {f.name for f in fields(Plan)} - {"method", "options", "seed", "local_baseline"}
+_OF_PLAN = {f.name for f in fields(Plan)} - {
+    "method",
+    "options",
+    "strategy_options",
+    "seed",
+    "local_baseline",
+}
+_OF_STRATEGY = "strategy."
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,15 @@ def _setting(pieces: list[str], rounds: int | None) -> Setting:
         raise ConfigError(f"--methods: {label!r}: no line {line!r}; {hint}")
     of_plan: dict[str, Scalar] = {"rounds": 1 if traits.rounds == 1 else rounds or 0}
     options: dict[str, Scalar] = {}
+    of_strategy: dict[str, Scalar] = {}
     for piece in [*([first] if at else []), *pieces[1:]]:
         key, equals, value = piece.partition("=")
         if not equals or not key or not value:
             raise ConfigError(f"--methods: {label!r}: {piece!r} is not NAME=VALUE")
-        (of_plan if key in _OF_PLAN else options)[key] = parse_value(value)
-    plan = read_table(Plan, {"method": name, **of_plan}, f"--methods: {label!r}")
+        if key.startswith(_OF_STRATEGY):
+            of_strategy[key.removeprefix(_OF_STRATEGY)] = parse_value(value)
+        else:
+            (of_plan if key in _OF_PLAN else options)[key] = parse_value(value)
+    table = {"method": name, "strategy_options": of_strategy, **of_plan}
+    plan = read_table(Plan, table, f"--methods: {label!r}")
     return Setting(label, methods.settled(replace(plan, options=options)), _LINES[line])

@@ -48,6 +48,7 @@ class Device:
     train: I64
     validation: I64
     test: I64
+    sends_noise: bool = False  # in place of what it learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +86,14 @@ def deal(
     held_out: str = "",
     shots: int | None = None,
     least: int = 5,
+    noisy: float = 0.0,
 ) -> Fleet:
     """The fleet of one seed, the domain `held_out` apart.
 
     `devices` is by default one for each domain, and ten where the split knows no domains; with
     `shots` a device keeps at most so many training pictures of a class; `least` are the training
-    pictures that are enough for a device. Raises DataError and ConfigError where that cannot be.
+    pictures that are enough for a device; `noisy` is the share of devices, rounded down, that send
+    noise. Raises DataError and ConfigError where that cannot be.
     """
     random = np.random.default_rng([seed, 0x5EED])
     inside = np.ones(len(pool.labels), bool)
@@ -110,10 +113,24 @@ def deal(
         raise DataError(
             "no device has a training picture; add pictures, or hold out another domain"
         )
+    if noisy:
+        fleet = replace(fleet, devices=_with_noise(fleet.devices, noisy, random))
     if held_out:
         rows = np.flatnonzero(~inside)
         fleet = replace(fleet, held_out=Device(_ids(pool.domains)[held_out], _NONE, _NONE, rows))
     return fleet
+
+
+def _with_noise(
+    devices: Sequence[Device], share: float, random: np.random.Generator
+) -> tuple[Device, ...]:
+    count = int(share * len(devices) + 1e-9)
+    if not count:
+        raise ConfigError(
+            f"--noisy {share:g} of {len(devices)} devices is none; use more --devices, or a larger share"
+        )
+    chosen = set(random.permutation(len(devices))[:count])
+    return tuple(replace(one, sends_noise=i in chosen) for i, one in enumerate(devices))
 
 
 def _by_domain(
@@ -136,14 +153,13 @@ def _by_domain(
         parts = count // len(domains) + (place < count % len(domains))
         its = inside & (pool.domain_of == pool.domains.index(domain))
         if parts == 1:
-            made.append(
-                Device(ids[domain], *(np.flatnonzero(its & (pool.sides == s)) for s in _SIDES))
-            )
+            train, validation, test = (np.flatnonzero(its & (pool.sides == s)) for s in _SIDES)
+            made.append(Device(ids[domain], train, validation, test))
             continue
         even = np.full((len(pool.classes.names), parts), 1 / parts)
         sides = [_spread(pool, its & (pool.sides == s), even, random) for s in _SIDES]
         made += [
-            Device(f"{ids[domain]}-{number}", *(side[number] for side in sides))
+            Device(f"{ids[domain]}-{number}", sides[0][number], sides[1][number], sides[2][number])
             for number in range(parts)
         ]
     return Fleet(tuple(made))

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.learning.method import Method, Personal, State
+from fedclip_edge.learning import mixture, strategies
+from fedclip_edge.learning.method import Logits, Method, Personal
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
@@ -20,6 +21,9 @@ from fedclip_edge.learning.methods import (
     tip_adapter,
     zeroshot,
 )
+from fedclip_edge.learning.options import Training
+from fedclip_edge.learning.strategies import scaffold
+from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: Mapping[str, Method] = {
@@ -52,28 +56,67 @@ def names() -> tuple[str, ...]:
 def settled(plan: Plan) -> Plan:
     """The plan with the method's own number of rounds where it names none.
 
-    Raises ConfigError for an unknown method, an option that it does not have, and more rounds than
-    it takes.
+    Raises ConfigError for an unknown method or strategy, an option that it does not have, more
+    rounds than the method takes, and what does not go together.
     """
     method = get(plan.method)
-    method.check_options(plan.options)
+    options = method.check_options(plan.options)
     traits = method.TRAITS
     if traits.one_round and plan.rounds > 1:
         raise ConfigError(
             f"{plan.method} is done after one round, and the plan has {plan.rounds}; "
             "write rounds = 1, or leave it out"
         )
+    strategies.options(plan)
+    if plan.strategy != strategies.DEFAULT:
+        _check_strategy(plan, options)
+    if plan.personal_epochs and not (traits.is_averaged or traits.one_round):
+        raise ConfigError(f"{plan.method} trains nothing; leave out personal_epochs")
+    if plan.personal_epochs and traits.is_personal:
+        raise ConfigError(
+            f"{plan.method} makes a model of each device's own by itself; leave out personal_epochs"
+        )
+    if plan.personal_epochs > 1 and traits.one_round:
+        raise ConfigError(
+            f"{plan.method} learns all from its pictures at once; write personal_epochs = 1"
+        )
     return plan if plan.rounds else replace(plan, rounds=traits.rounds)
+
+
+def _check_strategy(plan: Plan, options: object) -> None:
+    if not get(plan.method).TRAITS.is_averaged:
+        raise ConfigError(
+            f"{plan.method} sends no changes of a model, so there is nothing for the strategy "
+            f"{plan.strategy}; leave out strategy"
+        )
+    is_single = strategies.get(plan.strategy).kind == "single"
+    is_scaffold = plan.strategy == strategies.SCAFFOLD
+    if (is_single or is_scaffold) and getattr(options, "weighting", "uniform") != "uniform":
+        raise ConfigError(
+            f"{plan.strategy} counts every device the same; leave out weighting = "
+            f"{plan.options['weighting']!r}"
+        )
+    if is_scaffold and getattr(options, "optimizer", "sgd") != "sgd":
+        raise ConfigError(
+            "scaffold corrects the gradients of plain SGD; write optimizer = 'sgd', and an lr for it, "
+            "under [plan.options]"
+        )
 
 
 def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     """The model of round 0. Raises ConfigError for an unknown method or option."""
-    return get(plan.method).initial(classes, dim, plan.seed, plan.options)
+    method = get(plan.method)
+    model = method.initial(classes, dim, plan.seed, plan.options)
+    if plan.strategy == strategies.SCAFFOLD:
+        return scaffold.with_control(model, method.layout(model).terms)
+    return model
 
 
 def layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
     """What every model and update of a plan holds; raises ConfigError as `initial`."""
-    return get(plan.method).layout(initial(plan, classes, dim))
+    method = get(plan.method)
+    own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
+    return scaffold.layout(own) if plan.strategy == strategies.SCAFFOLD else own
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
@@ -101,7 +144,32 @@ def fit(
             f"training features are of encoder {features.encoder_id[:12]}, validation features of "
             f"{validation.encoder_id[:12]}; encode both with one bundle"
         )
-    return get(plan.method).fit(model, features, validation, classes, plan, state, seed)
+    method, options = get(plan.method), strategies.get(plan.strategy)
+    if plan.strategy == strategies.SCAFFOLD:
+        return _fit_scaffold(model, features, validation, classes, plan, state, seed)
+    update, state = method.fit(model, features, validation, classes, plan, state, seed)
+    return replace(update, kind=options.kind), state
+
+
+def _fit_scaffold(
+    model: Model,
+    features: Features,
+    validation: Features,
+    classes: ClassTexts,
+    plan: Plan,
+    state: State,
+    seed: int,
+) -> tuple[Update, State]:
+    """The method's fit, its gradients corrected, with what scaffold sends and keeps besides."""
+    from fedclip_edge.learning.training import steps
+
+    method = get(plan.method)
+    own, control = scaffold.apart(model)
+    drift = scaffold.drift(control, state)
+    update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
+    options = method.check_options(plan.options)
+    assert isinstance(options, Training)  # `settled` has seen to it
+    return scaffold.extended(update, drift, state, options.lr, steps(len(features), options))
 
 
 def check_features(features: Features, classes: ClassTexts, what: str) -> None:
@@ -140,7 +208,8 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     names it means another.
     """
     if plan.method not in _PERSONAL:
-        return shapes(plan, classes, dim)
+        its = shapes(plan, classes, dim)
+        return mixture.shapes(its) if mixture.is_one(model) else its
     if not model.terms:
         raise ConfigError(
             f"{plan.method} keeps what it learns on each device, and the run's own model is "
@@ -154,11 +223,17 @@ def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
 
     Raises ConfigError for an unknown method.
     """
-    method = get(model.method)
+    logits = logits_of(model)
     import torch
 
     with torch.inference_mode():
-        terms = {name: torch.tensor(term) for name, term in model.terms.items()}
-        texts = torch.tensor(classes.vectors)  # (C, D)
-        logits = method.logits(terms, torch.tensor(vectors), texts, classes.logit_scale)  # (N, C)
-    return np.asarray(logits.numpy(), np.float32)
+        terms = {name: torch.from_numpy(term) for name, term in model.terms.items()}
+        texts = torch.from_numpy(classes.vectors)  # (C, D)
+        scores = logits(terms, torch.from_numpy(vectors), texts, classes.logit_scale)  # (N, C)
+    return np.asarray(scores.numpy(), np.float32)
+
+
+def logits_of(model: Model) -> Logits:
+    """What computes the model's logits from its terms; raises ConfigError for an unknown method."""
+    own = get(model.method).logits
+    return mixture.logits(own) if mixture.is_one(model) else own

@@ -22,17 +22,28 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedclip_edge.config import read_table
-from fedclip_edge.learning.aggregation import ExactSum, add_mean
-from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.learning import strategies
+from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
 from fedclip_edge.learning.options import Training
-from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.records import (
+    F32,
+    ClassTexts,
+    Features,
+    Layout,
+    Model,
+    Plan,
+    Scalar,
+    Terms,
+    Update,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedclip_edge.learning.training import Loss
 
-TRAITS = Traits()
+TRAITS = Traits(is_averaged=True)
 
 
 @dataclass(frozen=True)
@@ -80,13 +91,14 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
+    drift: Terms = NO_TERMS,
 ) -> tuple[Update, State]:
     """Trains the gate on the device's raw features, from a fresh optimiser."""
     from fedclip_edge.learning.training import change
 
     options = check_options(plan.options)
     loss = objective(classes, options)
-    return change(model.terms, features, loss, options, seed, model.round), state
+    return change(model.terms, features, loss, options, seed, model.round, drift), state
 
 
 def objective(classes: ClassTexts, options: Options) -> Loss:
@@ -104,9 +116,9 @@ def objective(classes: ClassTexts, options: Options) -> Loss:
     return loss
 
 
-def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
-    """The model plus the weighted mean change."""
-    return add_mean(model, total), state
+def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
+    """What the strategy makes of the changes."""
+    return strategies.step(model, total, state)
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:

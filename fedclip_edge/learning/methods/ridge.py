@@ -38,10 +38,20 @@ import numpy as np
 from fedclip_edge import log
 from fedclip_edge.config import read_table
 from fedclip_edge.learning import moments
-from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
 from fedclip_edge.learning.moments import F64, Moments
-from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.records import (
+    F32,
+    ClassTexts,
+    Features,
+    Layout,
+    Model,
+    Plan,
+    Scalar,
+    Terms,
+    Update,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,13 +116,14 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
+    drift: Terms = NO_TERMS,
 ) -> tuple[Update, State]:
     """The sums of both sides; the weight counts the pictures in them."""
     least = check_options(plan.options).min_per_class
     return moments.update(features, validation, len(classes.names), least), state
 
 
-def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
     """The head that solves the sums, round the texts that the model began with."""
     options = check_options(total.plan.options)
     if not total.sums or not total.sums["train.counts"].any():

@@ -26,9 +26,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedclip_edge.config import read_table
-from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
-from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Shapes, Update
+from fedclip_edge.learning.evaluation import goodness
+from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.records import (
+    F32,
+    ClassTexts,
+    Features,
+    Layout,
+    Model,
+    Plan,
+    Scalar,
+    Shapes,
+    Terms,
+    Update,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,13 +90,14 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
+    drift: Terms = NO_TERMS,
 ) -> tuple[Update, State]:
     """An update without terms."""
     check_options(plan.options)
     return Update("sum", 1, {}), state
 
 
-def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
     """The same model, one round on."""
     return replace(model, round=model.round + 1), state
 
@@ -110,7 +123,11 @@ def personal(
             _BETA if options.beta is None else options.beta,
         )
     every = [cached(alpha, beta) for alpha in alphas for beta in betas]
-    return max(every, key=lambda its: _goodness(its, validation, classes))
+
+    def told(its: Model) -> tuple[float, float]:
+        return goodness(_scores(its, validation, classes), validation.labels)
+
+    return max(every, key=told)
 
 
 def personal_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
@@ -134,14 +151,11 @@ def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: 
     return told + terms["alpha"] * votes
 
 
-def _goodness(model: Model, validation: Features, classes: ClassTexts) -> tuple[float, float]:
-    """Accuracy, then how likely the labels are; larger is better."""
+def _scores(model: Model, features: Features, classes: ClassTexts) -> F32:
     import torch
-    from torch.nn.functional import cross_entropy
 
     with torch.inference_mode():
         terms = {name: torch.tensor(term) for name, term in model.terms.items()}
-        vectors, labels = torch.tensor(validation.vectors), torch.tensor(validation.labels)
-        scores = logits(terms, vectors, torch.tensor(classes.vectors), classes.logit_scale)
-        right = float((scores.argmax(dim=1) == labels).float().mean())
-        return right, -float(cross_entropy(scores, labels))
+        texts = torch.tensor(classes.vectors)
+        scores = logits(terms, torch.tensor(features.vectors), texts, classes.logit_scale)
+    return np.asarray(scores.numpy(), np.float32)

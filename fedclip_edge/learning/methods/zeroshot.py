@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedclip_edge.config import read_table
-from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.method import NO_OPTIONS, State, Traits
-from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Terms, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,12 +56,13 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
+    drift: Terms = NO_TERMS,
 ) -> tuple[Update, State]:
     """An update without terms."""
     return Update("sum", 1, {}), state
 
 
-def combine(model: Model, total: ExactSum, state: State) -> tuple[Model, State]:
+def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
     """The same model, one round on."""
     return replace(model, round=model.round + 1), state
 

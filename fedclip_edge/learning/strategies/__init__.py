@@ -1,0 +1,64 @@
+"""The registry of strategies by name, and where a run meets the one of its plan."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from fedclip_edge.config import read_table
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.singles import Singles
+from fedclip_edge.learning.strategies import adaptive, fedavg, fedavgm, robust, scaffold
+from fedclip_edge.learning.strategy import NoOptions, State, Strategy, Total
+from fedclip_edge.records import Model, Plan
+
+DEFAULT = "fedavg"
+SCAFFOLD = "scaffold"  # the one that has a part on the devices
+
+_STRATEGIES: Mapping[str, Strategy] = {
+    DEFAULT: Strategy(fedavg.step, NoOptions),
+    "fedavgm": Strategy(fedavgm.step, fedavgm.Options),
+    "fedadam": Strategy(adaptive.fedadam, adaptive.Options),
+    "fedyogi": Strategy(adaptive.fedyogi, adaptive.Options),
+    SCAFFOLD: Strategy(scaffold.step, scaffold.Options),
+    "median": Strategy(robust.median, NoOptions, "single"),
+    "trimmed-mean": Strategy(robust.trimmed_mean, robust.Options, "single"),
+    "krum": Strategy(robust.krum, robust.Options, "single"),
+    "multi-krum": Strategy(robust.multi_krum, robust.Options, "single"),
+}
+
+
+def get(name: str) -> Strategy:
+    """The strategy of that name; raises ConfigError naming the nearest one."""
+    if name in _STRATEGIES:
+        return _STRATEGIES[name]
+    near = difflib.get_close_matches(name, _STRATEGIES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_STRATEGIES)}"
+    raise ConfigError(f"unknown strategy {name!r}; {hint}")
+
+
+def names() -> tuple[str, ...]:
+    """Every strategy there is."""
+    return tuple(_STRATEGIES)
+
+
+def options(plan: Plan) -> Any:
+    """The plan's, checked; raises ConfigError for an unknown one or a value out of range."""
+    own = get(plan.strategy).options
+    return read_table(own, plan.strategy_options, f"{plan.strategy} options")
+
+
+def total(plan: Plan) -> Total:
+    """What a round's updates are added to."""
+    return Singles(plan) if get(plan.strategy).kind == "single" else ExactSum(plan)
+
+
+def step(model: Model, total: Total, state: State) -> tuple[Model, State]:
+    """The next model, and what the strategy keeps for the one after.
+
+    The plan's max_norm bounds every change, far enough for no strategy to leave float32.
+    """
+    plan = total.plan
+    return get(plan.strategy).step(model, total, state, options(plan))

@@ -1,0 +1,106 @@
+"""Strategies that hold where some devices send anything at all: each update is seen by itself.
+
+- median, trimmed-mean: of every coordinate. Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-Robust
+  Distributed Learning: Towards Optimal Statistical Rates", arXiv 1803.01498. Trimmed are the f
+  smallest and the f largest.
+- krum, multi-krum: the update that is nearest to the others, or the mean of the n - f nearest. Blanchard,
+  El Mhamdi, Guerraoui, Stainer 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
+  Descent", arXiv 1703.02757. An update's score is the sum of its squared distances to the n - f - 2
+  that are nearest to it; the lowest wins.
+
+f is `byzantine` times the n devices of the round, rounded up, and at most what leaves the rule
+something to choose from: (n - 1) / 2 for the trimmed mean, (n - 3) / 2 for Krum. Every device weighs
+the same: a weight is what a liar would say first.
+
+Option: `byzantine`, the largest share of devices that may send anything; the median has none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedclip_edge import log
+from fedclip_edge.learning.singles import Singles
+from fedclip_edge.learning.strategy import NoOptions, State, moved
+from fedclip_edge.records import F32, I64, Model
+
+_COLUMNS = 1 << 16  # of a block: bounds the memory for the copy in float64
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked when made; raises ValueError naming the option and its range."""
+
+    byzantine: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.byzantine < 0.5:
+            raise ValueError(f"byzantine: expected 0 up to, but not 0.5, got {self.byzantine}")
+
+
+def median(model: Model, total: Singles, state: State, options: NoOptions) -> tuple[Model, State]:
+    """The model plus the median change of every coordinate."""
+    change = {n: np.median(total.of(n), axis=0).astype(np.float32) for n in total.shapes}
+    return moved(model, change), state
+
+
+def trimmed_mean(
+    model: Model, total: Singles, state: State, options: Options
+) -> tuple[Model, State]:
+    """The model plus every coordinate's mean without its extremes."""
+    count = total.weight
+    cut = min(liars(count, options.byzantine), (count - 1) // 2)
+    change = {n: _mean(np.sort(total.of(n), axis=0)[cut : count - cut]) for n in total.shapes}
+    return moved(model, change), state
+
+
+def krum(model: Model, total: Singles, state: State, options: Options) -> tuple[Model, State]:
+    """The model plus the one change that is nearest to the others."""
+    return _nearest(model, total, state, options, one=True)
+
+
+def multi_krum(model: Model, total: Singles, state: State, options: Options) -> tuple[Model, State]:
+    """The model plus the mean of the n - f changes that are nearest to the others."""
+    return _nearest(model, total, state, options, one=False)
+
+
+def liars(count: int, share: float) -> int:
+    """F of `count` devices."""
+    return math.ceil(share * count - 1e-9)  # 0.2 * 15 is a little above 3
+
+
+def scores(total: Singles, f: int) -> F32:
+    """Krum's of every update (n,); zeros for one or two, which nothing tells apart."""
+    count = total.weight
+    squared = np.zeros((count, count))
+    for name in total.shapes:
+        rows = total.of(name).reshape(count, -1)
+        for first in range(0, rows.shape[1], _COLUMNS):
+            block = rows[:, first : first + _COLUMNS].astype(np.float64)
+            block -= np.median(block, axis=0)  # far from zero, differences would drown
+            gram = block @ block.T
+            norms = np.diag(gram)
+            squared += np.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0)
+    others = np.sort(squared + np.diag(np.full(count, np.inf)), axis=1)  # itself comes last
+    near = others[:, : max(0, count - f - 2)]
+    return np.asarray(near.sum(axis=1), np.float32)
+
+
+def _nearest(
+    model: Model, total: Singles, state: State, options: Options, *, one: bool
+) -> tuple[Model, State]:
+    count = total.weight
+    if not count:
+        return moved(model, {}), state
+    f = max(0, min(liars(count, options.byzantine), (count - 3) // 2))
+    order: I64 = np.argsort(scores(total, f), kind="stable")
+    kept = order[: 1 if one else count - f]
+    log.event("nearest_updates", devices=count, byzantine=f, kept=len(kept))
+    return moved(model, {n: _mean(total.of(n)[np.sort(kept)]) for n in total.shapes}), state
+
+
+def _mean(rows: F32) -> F32:
+    return np.asarray(rows.mean(axis=0, dtype=np.float64), np.float32)

@@ -1,0 +1,102 @@
+"""SCAFFOLD: every device corrects its gradients by what the fleet's differ from its own.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Controlled Averaging for
+Federated Learning", arXiv 1910.06378, algorithm 1 with option II.
+
+    on a device    w_k <- w_k - eta (g - c_i + c)       K steps of plain SGD, from w
+                   c_i' = c_i - c + (w - w_K) / (K eta)
+    it sends       w_K - w  and  c_i' - c_i
+    coordinator    w <- w + lr mean(w_K - w);  c <- the mean of c_i over the devices
+
+c travels with the model and c_i stays on its device, so both ways take twice the bytes. (w - w_K) / (K
+eta) is a mean gradient only where every step has the same rate: the method's `optimizer` must be
+"sgd". The paper counts all devices that there are; we count those that have taken part so far, which
+comes to the same once each has: a device says with its first update that it is new.
+
+Option: `lr`, the coordinator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.strategy import State, moved
+from fedclip_edge.records import Layout, Model, Shapes, Terms, Update
+
+_CONTROL = "control/"  # before the names of terms
+_NEW = "new"  # devices that send their first update
+_DEVICES = "devices"  # in the coordinator's state
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked when made; raises ValueError naming the option and its range."""
+
+    lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr <= 10:
+            raise ValueError(f"lr: expected above 0 up to 10, got {self.lr}")
+
+
+def with_control(model: Model, trained: Shapes) -> Model:
+    """The initial model with c, which begins at zero."""
+    control = {_CONTROL + name: np.zeros(shape, np.float32) for name, shape in trained.items()}
+    return replace(model, terms={**model.terms, **control})
+
+
+def layout(own: Layout) -> Layout:
+    """What models and updates hold, by the method's own layout."""
+    control = {_CONTROL + name: shape for name, shape in own.terms.items()}
+    return Layout({**own.model, **control}, {**own.terms, **control}, {**own.sums, _NEW: (1,)})
+
+
+def apart(model: Model) -> tuple[Model, Terms]:
+    """The method's own model, and c by the names of its terms."""
+    own = {name: term for name, term in model.terms.items() if not name.startswith(_CONTROL)}
+    control = {n.removeprefix(_CONTROL): t for n, t in model.terms.items() if n not in own}
+    return replace(model, terms=own), control
+
+
+def drift(control: Terms, state: State) -> Terms:
+    """C - c_i, which is added to every gradient."""
+    return {name: c - state[name] if name in state else c for name, c in control.items()}
+
+
+def extended(
+    update: Update, drift: Terms, state: State, lr: float, steps: int
+) -> tuple[Update, State]:
+    """What is sent for K `steps` of rate `lr`, and the device's c_i'."""
+    following: dict[str, np.ndarray] = {}
+    change: dict[str, np.ndarray] = {}
+    for name, moved_by in update.terms.items():
+        before = state.get(name, np.zeros_like(moved_by))
+        following[name] = before  # without a step nothing was learned of the gradient
+        if steps:
+            following[name] = -drift[name] - moved_by / np.float32(steps * lr)
+        change[name] = following[name] - before
+    is_new = np.array([0 if state else 1], np.int64)
+    terms: Mapping[str, np.ndarray] = {
+        **update.terms,
+        **{_CONTROL + name: term for name, term in change.items()},
+    }
+    return replace(update, terms=terms, sums={**update.sums, _NEW: is_new}), following
+
+
+def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
+    """The state counts the devices that have taken part."""
+    mean, change = total.mean(), dict[str, np.ndarray]()
+    before = float(state[_DEVICES][0]) if _DEVICES in state else 0.0
+    now = before + (float(total.sums[_NEW][0]) if total.sums else 0.0)
+    for name, its in mean.items():
+        if name.startswith(_CONTROL):
+            # c was the mean over fewer devices; those that are new begin at zero.
+            known = before * model.terms[name] + total.weight * its
+            change[name] = (known / max(now, 1.0) - model.terms[name]).astype(np.float32)
+        else:
+            change[name] = np.float32(options.lr) * its
+    return moved(model, change), {_DEVICES: np.array([now], np.float32)}

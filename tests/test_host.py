@@ -1,0 +1,56 @@
+"""What a simulated device that is broken sends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated import pool, task
+
+from fedclip_edge.learning.aggregation import ExactSum, norm_of
+from fedclip_edge.records import Plan, Update
+from fedclip_edge.simulating.federation import Round, federate
+from fedclip_edge.simulating.host import NOISE, noise
+from fedclip_edge.simulating.splits import deal, parse_split
+from fedclip_edge.simulating.workers import Here
+
+POOL = pool(150)
+TERMS = {"a": np.linspace(-1, 1, 300, dtype=np.float32), "b": np.ones((4, 5), np.float32)}
+
+
+def test_noise_has_the_updates_layout_and_not_its_values() -> None:
+    update = Update("sum", 3, TERMS, {"g": np.arange(20)})
+    found = noise(update, Plan(), "cam")
+    assert (found.kind, found.weight) == ("sum", 3)
+    assert {n: t.shape for n, t in found.terms.items()} == {n: t.shape for n, t in TERMS.items()}
+    assert norm_of(found.terms) == pytest.approx(NOISE * norm_of(TERMS), rel=0.2)
+    assert 0 <= found.sums["g"].min() <= found.sums["g"].max() <= 19
+    again = noise(update, Plan(), "cam")
+    assert all(found.terms[n].tobytes() == again.terms[n].tobytes() for n in TERMS)
+    other = noise(update, Plan(), "dog")
+    assert found.terms["a"].tobytes() != other.terms["a"].tobytes()
+
+
+def test_noise_stays_within_what_the_plan_admits() -> None:
+    plan = Plan(max_norm=5.0)
+    ExactSum(plan).check(noise(Update("sum", 2, TERMS), plan, "cam"))
+
+
+def last(plan: Plan, noisy: float) -> Round:
+    fleet = deal(POOL, parse_split("iid"), devices=10, seed=0, noisy=noisy)
+    return list(federate(task(plan), fleet, Here(POOL)))[-1]
+
+
+def mean(found: Round) -> float:
+    return float(np.mean([one.top1 for one in found.figures.values()]))
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])
+def test_a_robust_strategy_holds_where_a_fifth_of_a_fleet_sends_noise(strategy: str) -> None:
+    """And the mean does not, over the same devices and the same noise."""
+    plan = Plan("linear", {"lr": 0.01}, rounds=8)
+    honest, broken = last(plan, 0.0), last(plan, 0.2)
+    held = last(replace(plan, strategy=strategy), 0.2)
+    assert mean(held) > mean(honest) - 0.05
+    assert mean(broken) < mean(honest) - 0.2

@@ -1,0 +1,189 @@
+"""A device's own model: never worse on what chose it, and taken like any other afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from averaged import CLASSES, D, shifted
+from in_memory import Fleet, features, nothing
+from way_out import train, write_mixed
+
+from fedclip_edge import model_file
+from fedclip_edge.config import RunRules
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.classifier import export_classifier
+from fedclip_edge.learning import methods, mixture
+from fedclip_edge.learning.evaluation import goodness, top1
+from fedclip_edge.learning.personal import SHARES, personal
+from fedclip_edge.records import Features, Model, Plan
+from fedclip_edge.vision.bundle import Bundle
+
+LEARNING = ["clip-adapter", "fedclip", "linear", "lowrank", "prototypes", "ridge"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    train: Features
+    validation: Features
+
+
+SIDES = Sides(shifted(60, 1), shifted(40, 2))
+
+
+def plan_of(method: str, epochs: int = 3, **changes: object) -> Plan:
+    its = methods.settled(Plan(method, rounds=1, personal_epochs=1, **changes))  # type: ignore[arg-type]
+    return replace(its, personal_epochs=1 if methods.get(method).TRAITS.one_round else epochs)
+
+
+def last(plan: Plan) -> Model:
+    """The run's last model, as if nobody had moved it."""
+    return replace(methods.initial(plan, CLASSES, D), round=plan.rounds)
+
+
+def right(model: Model, data: Features) -> float:
+    return top1(methods.predict(model, data.vectors, CLASSES), data.labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", LEARNING)
+def test_on_validation_it_is_never_worse_than_the_shared_model(method: str, seed: int) -> None:
+    plan = plan_of(method)
+    sides = Sides(features(30, seed, CLASSES, noise=2.0), features(40, seed + 50, CLASSES))
+    if seed % 2:  # a device whose labels mislead
+        misled = replace(sides.train, labels=(sides.train.labels + 1) % len(CLASSES.names))
+        sides = replace(sides, train=misled)
+    shared = last(plan)
+    own = personal(plan, shared, sides, CLASSES, "cam")
+    assert own is not None
+    scores = [
+        goodness(methods.predict(model, sides.validation.vectors, CLASSES), sides.validation.labels)
+        for model in (own, shared)
+    ]
+    assert scores[0][0] >= scores[1][0]
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_where_the_device_differs_it_learns_that(method: str) -> None:
+    learns = {"loss": "cross-entropy", "lr": 0.01, "weight_decay": 0.0}
+    plan = plan_of(method, 20, options=learns if method == "fedclip" else {})
+    shared = last(plan)
+    own = personal(plan, shared, SIDES, CLASSES, "cam")
+    assert own is not None
+    assert mixture.is_one(own)
+    assert right(own, SIDES.validation) >= right(shared, SIDES.validation)
+    assert own.round == shared.round
+
+
+def test_pictures_that_mislead_leave_the_shared_model() -> None:
+    train = features(60, 1, CLASSES, noise=0.2)
+    misled = replace(train, labels=(train.labels + 1) % len(CLASSES.names))
+    plan = plan_of("linear", 5, options={"lr": 1.0})
+    shared = last(plan)
+    own = personal(plan, shared, Sides(misled, features(40, 2, CLASSES)), CLASSES, "cam")
+    assert own is shared
+
+
+def test_there_is_none_without_pictures_to_train_or_to_choose_by() -> None:
+    plan = plan_of("linear")
+    empty = nothing(D)
+    for sides in (Sides(empty, SIDES.validation), Sides(SIDES.train, empty)):
+        assert personal(plan, last(plan), sides, CLASSES, "cam") is None
+
+
+def test_it_is_made_after_the_last_round_and_where_the_plan_says_so() -> None:
+    plan = plan_of("linear")
+    assert personal(plan, methods.initial(plan, CLASSES, D), SIDES, CLASSES, "cam") is None
+    without = replace(plan, personal_epochs=0)
+    assert personal(without, last(plan), SIDES, CLASSES, "cam") is None
+
+
+def test_the_same_device_makes_the_same_bytes() -> None:
+    plan = plan_of("fedclip")
+    one, other = (personal(plan, last(plan), SIDES, CLASSES, "cam") for _ in range(2))
+    assert one is not None
+    assert other is not None
+    assert {n: t.tobytes() for n, t in one.terms.items()} == {
+        n: t.tobytes() for n, t in other.terms.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"), [("median", {}), ("scaffold", {"optimizer": "sgd", "lr": 0.05})]
+)
+def test_a_strategy_has_no_part_in_it(strategy: str, options: dict[str, str | float]) -> None:
+    plan = plan_of("linear", options=options, strategy=strategy)
+    own = personal(plan, last(plan), SIDES, CLASSES, "cam")
+    assert own is not None
+    shapes = methods.shapes_beside(own, plan, CLASSES, D)
+    assert {name: term.shape for name, term in own.terms.items()} == shapes
+    np.testing.assert_array_equal(own.terms["weight"], CLASSES.vectors)  # the shared one's
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_mix_is_of_the_logits(share: float) -> None:
+    plan = plan_of("fedclip")
+    shared, own = (methods.initial(replace(plan, seed=seed), CLASSES, D) for seed in (1, 2))
+    vectors = features(9, 3, CLASSES).vectors
+    one, other = (methods.predict(model, vectors, CLASSES) for model in (shared, own))
+    found = methods.predict(mixture.mixed(shared, own, share), vectors, CLASSES)
+    np.testing.assert_allclose(found, (1 - share) * one + share * other, atol=1e-3)
+    assert mixture.mixed(shared, own, 0) is shared
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "message"),
+    [
+        ("zeroshot", 1, "zeroshot trains nothing; leave out personal_epochs"),
+        ("tip-adapter", 1, "tip-adapter makes a model of each device's own by itself"),
+        ("ridge", 2, "ridge learns all from its pictures at once; write personal_epochs = 1"),
+    ],
+)
+def test_where_it_cannot_be_it_is_refused(method: str, epochs: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        methods.settled(Plan(method, personal_epochs=epochs))
+    with pytest.raises(ValueError, match="personal_epochs: expected 0 to 1000"):
+        Plan(personal_epochs=-1)
+
+
+def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> None:
+    plan = Plan("linear", {"lr": 0.02}, rounds=2, personal_epochs=5)
+    fleet = Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES)
+    for i in range(2):
+        session = fleet.start_device(f"cam-{i}", shifted(60, i), shifted(60, i + 9))
+        data = session.learner.data  # type: ignore[attr-defined]
+        session.learner.data = replace(data, validation=shifted(40, i + 5))  # type: ignore[attr-defined]
+    fleet.run()
+    reports = fleet.store.reports(fleet.coordinator.run.id)
+    assert all(("personal" in report.accuracy) == (report.round == 2) for report in reports)
+    for report in reports[-2:]:
+        found = model_file.read(tmp_path / report.device / "personal.safetensors").model
+        asked = shifted(60, int(report.device[-1]) + 9)
+        assert report.accuracy["personal"] == right(found, asked)
+    fleet.store.close()
+
+
+def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Path) -> None:
+    """`export_classifier` compares its labels with those of `predict`, and refuses others."""
+    write_mixed(tmp_path / "pictures", random_bundle.classes.names)
+    shared = train(random_bundle, tmp_path / "pictures", method="linear")
+    own = methods.initial(shared.plan, random_bundle.classes, random_bundle.manifest.dim)
+    mixed = replace(shared, model=mixture.mixed(shared.model, own, 0.5))
+    path = tmp_path / "personal.safetensors"
+    model_file.write(path, mixed)
+    found = model_file.find(str(path), tmp_path / "journal.sqlite", random_bundle)
+    assert found.model.terms.keys() == mixed.model.terms.keys()
+    export_classifier(random_bundle, found, tmp_path / "classifier.onnx")
+    model_file.write(
+        path,
+        replace(
+            mixed,
+            model=Model(
+                "linear", 1, {**mixed.model.terms, "own/weight": np.zeros((1, 1), np.float32)}
+            ),
+        ),
+    )
+    with pytest.raises(ConfigError, match=r"holds .*own/weight \[1, 1\]"):
+        model_file.find(str(path), tmp_path / "journal.sqlite", random_bundle)
