@@ -37,7 +37,7 @@ import numpy as np
 
 from fedclip_edge.records import ClassTexts, Plan
 from fedclip_edge.simulating.comparison import Choices, compare
-from fedclip_edge.simulating.pool import TEST, TRAIN, Pool
+from fedclip_edge.simulating.pool import TRAIN, Pool
 from fedclip_edge.simulating.settings import parse_settings
 from fedclip_edge.simulating.splits import parse_split
 from fedclip_edge.simulating.workers import Workers
@@ -62,11 +62,10 @@ def drawn(count: int, seed: int) -> tuple[Any, Any]:
 
 
 def pool(devices: int) -> Pool:
-    """100 training features for each device, and 10 for testing."""
-    train, test = devices * PICTURES, devices * 10
-    vectors, labels = drawn(train + test, 1)
-    sides = np.repeat([TRAIN, TEST], [train, test]).astype(np.uint8)
-    nowhere = np.zeros(train + test, np.int64)
+    """100 training features for each device, and none for testing: Flower's round has no evaluation."""
+    count = devices * PICTURES
+    vectors, labels = drawn(count, 1)
+    sides, nowhere = np.full(count, TRAIN, np.uint8), np.zeros(count, np.int64)
     return Pool(texts(), "e" * 64, vectors, labels, sides, (), nowhere)
 
 

@@ -151,6 +151,22 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
     )
 
 
+def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_path: Path) -> None:
+    """The mean is lost where a third of the devices send noise, and the median is not."""
+    methods = "linear@lr=0.02,linear@lr=0.02,strategy=median,linear@lr=0.02,personal_epochs=40"
+    arguments = ("--features", features, "--split", "iid", "--devices", "6", "--rounds", "5")
+    ended = simulate(tmp_path, *arguments, "--methods", methods, "--noisy", "0.34", "--json")
+    assert ended.returncode == 0, ended.stderr
+    whole = json.loads(ended.stdout)
+    mean, median, personal = (row["mean"]["mean"] for row in whole["rows"])
+    assert whole["noisy"] == 0.34
+    assert median > mean + 0.1
+    assert personal > mean + 0.05  # what the noise has spoiled, a device mends for itself
+    page = (tmp_path / "report.html").read_text()
+    assert "34.0 % of the devices send noise" in page
+    assert "with the model that it keeps for itself" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -163,6 +179,12 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
             10,
             "there are: barn, roof, yard, or all",
         ),
+        (
+            ("--features", "FEATURES", "--methods", "ridge@strategy=median"),
+            10,
+            "ridge sends no changes of a model, so there is nothing for the strategy median",
+        ),
+        (("--features", "FEATURES", "--noisy", "0.1"), 10, "--noisy 0.1 of 3 devices is none"),
         (("--features", "none.npz"), 11, "none.npz does not exist"),
         (("--features", "FEATURES", "--split", "iid", "--devices", "999"), 11, "are too few"),
         (("--features", "FEATURES", "--bundle", "BUNDLE"), 12, "gives features of width 16"),

@@ -216,6 +216,7 @@ def _finish(
     rows = summary.summarise(done)
     whole = {
         "split": str(choices.split),
+        "noisy": choices.noisy,
         "pictures": len(pool.labels),
         "classes": list(pool.classes.names),
         "encoder_id": pool.encoder_id,

@@ -50,6 +50,7 @@ def write_report(
         "has_held_out": any(row.held_out_top1 for row in rows),
         "has_domains": any(row.held_out for row in rows),
         "has_views": any(row.view for row in rows),
+        "has_personal": any(one.run.setting.plan.personal_epochs for one in outcomes),
         "seeds": max(row.seeds for row in rows),
     }
     write_page(path, TEMPLATE, values)

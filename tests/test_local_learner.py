@@ -1,0 +1,344 @@
+"""The device's learner: what it trains, measures, reports and writes down."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from in_memory import ENCODER, Fleet, class_texts, features
+
+from fedclip_edge.config import AgentConfig, DataConfig, RunRules
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.evaluation import evaluate
+from fedclip_edge.learning.local import training_seed
+from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.local_learner import LocalLearner
+from fedclip_edge.messaging.transport import Traffic
+from fedclip_edge.preparing import Prepared
+from fedclip_edge.records import Features, Measured, Model, Plan, Report, Role
+from fedclip_edge.vision.datasets import Picture
+
+D = 16
+CLASSES = class_texts(dim=D)
+# Moves far enough in three rounds that a fleet, a device alone and zero-shot guess differently.
+PLAN = Plan(
+    options={"lr": 2e-2, "weight_decay": 0.0, "loss": "cross-entropy"},
+    rounds=3,
+    codec_up="fp32",  # a device alone sends nothing, and so loses nothing
+    codec_down="fp32",
+    local_baseline=True,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared(train: int = 40, test: int = 30, seed: int = 1) -> Prepared:
+    """Test pictures are named after their place, so that their rows can be told apart."""
+    tested = features(test, seed + 100, CLASSES)
+    return Prepared(
+        train=features(train, seed, CLASSES),
+        validation=features(10, seed + 200, CLASSES),
+        test=tested,
+        test_pictures=tuple(
+            Picture(Path(f"pictures/{i}, a.png"), int(label), f"{i:064x}")
+            for i, label in enumerate(tested.labels)
+        ),
+        encoded=55,
+        skipped=2,
+        encode_s=1.5,
+    )
+
+
+def learner(
+    folder: Path,
+    data: Prepared | None = None,
+    roles: tuple[Role, ...] = ("train", "evaluate"),
+    name: str = "cam-a",
+    traffic: Traffic | None = None,
+) -> LocalLearner:
+    state = folder / name
+    state.mkdir(exist_ok=True)
+    config = AgentConfig(name, "lab", folder, DataConfig(folder), state, "roof", roles)
+    return LocalLearner(config, CLASSES, D, data or prepared(), lambda: traffic)
+
+
+def initial(plan: Plan = PLAN) -> Model:
+    return methods.get(plan.method).initial(CLASSES, D, plan.seed)
+
+
+def rows(folder: Path, name: str = "cam-a") -> list[dict[str, str]]:
+    with (folder / name / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the seed ------------------------------------------------------------------------------------
+
+SEEDS = st.tuples(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 10**6),
+    st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True),
+)
+
+
+@given(SEEDS, SEEDS)
+def test_the_training_seed_differs_by_run_round_and_device(
+    one: tuple[int, int, str], other: tuple[int, int, str]
+) -> None:
+    assert (training_seed(*one) == training_seed(*other)) == (one == other)
+
+
+def test_the_training_seed_is_the_same_on_every_machine() -> None:
+    digest = hashlib.sha256(b"7/2/cam-a").hexdigest()
+    assert training_seed(7, 2, "cam-a") == int(digest[:16], 16)
+    assert len({training_seed(s, r, d) for s in (0, 1) for r in (0, 1) for d in "ab"}) == 8
+
+
+def test_a_device_trains_with_its_own_seed(tmp_path: Path) -> None:
+    """Two devices with the same pictures differ, as do two rounds of one."""
+    data = prepared()
+
+    def terms(name: str, round: int) -> bytes:
+        model = Model("fedclip", round, initial().terms)
+        return (
+            learner(tmp_path, data, name=name).fit(model, PLAN, {})[0].terms["0.weight"].tobytes()
+        )
+
+    assert terms("cam-a", 0) == terms("cam-a", 0)
+    assert len({terms("cam-a", 0), terms("cam-b", 0), terms("cam-a", 1)}) == 3
+
+
+def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Path) -> None:
+    data = prepared()
+    update, _ = learner(tmp_path, data).fit(initial(), PLAN, {})
+    seed = training_seed(PLAN.seed, 0, "cam-a")
+    expected, _ = fedclip.fit(initial(), data.train, data.validation, CLASSES, PLAN, {}, seed)
+    assert update.weight == expected.weight
+    assert {n: t.tobytes() for n, t in update.terms.items()} == {
+        n: t.tobytes() for n, t in expected.terms.items()
+    }
+
+
+def test_shapes_are_those_of_the_plans_model(tmp_path: Path) -> None:
+    asked = learner(tmp_path)
+    assert asked.shapes(PLAN) == {
+        "0.weight": (D, D),
+        "0.bias": (D,),
+        "2.weight": (D, D),
+        "2.bias": (D,),
+    }
+    assert asked.shapes(Plan("zeroshot")) == {}
+
+
+# --- what it measures ----------------------------------------------------------------------------
+
+
+def share(data: Features, plan: Plan, model: Model) -> float:
+    logits = methods.predict(replace(model, method=plan.method), data.vectors, CLASSES)
+    return float(np.mean(logits.argmax(axis=1) == data.labels))
+
+
+def test_accuracies_are_on_test_pictures(tmp_path: Path) -> None:
+    data, model = prepared(), initial()
+    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=False).accuracy
+    assert accuracy["zero_shot"] == share(data.test, Plan("zeroshot"), model)
+    assert accuracy["federated"] == share(data.test, PLAN, model)
+    assert accuracy["federated"] != share(data.train, PLAN, model)
+
+
+def test_the_other_figures_stand_beside_the_accuracy(tmp_path: Path) -> None:
+    data, model = prepared(), initial()
+    measured = learner(tmp_path, data).evaluate(model, PLAN, final=True)
+    alone = learner(tmp_path, data)._train_alone(PLAN)
+    for name, shown in (("zero_shot", zeroshot.MODEL), ("federated", model), ("local", alone)):
+        logits = methods.predict(shown, data.test.vectors, CLASSES)
+        found = evaluate(logits, data.test.labels)
+        assert measured.accuracy[name] == found.top1
+        assert measured.accuracy[f"{name}_f1"] == found.macro_f1
+        assert measured.accuracy[f"{name}_ece"] == found.ece
+        assert measured.per_class[name] == found.said
+    assert set(measured.per_class) == {"zero_shot", "federated", "local"}
+    assert learner(tmp_path, data).evaluate(model, PLAN, final=False).per_class == {}
+
+
+def test_zero_shot_over_all_pictures_is_measured_at_the_end(tmp_path: Path) -> None:
+    """Nothing was trained, so none of them is a training picture."""
+    data, model = prepared(), initial()
+    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=True).accuracy
+    sides = (data.train, data.validation, data.test)
+    right = sum(share(side, Plan("zeroshot"), model) * len(side) for side in sides)
+    assert accuracy["zero_shot_all"] == pytest.approx(right / sum(map(len, sides)))
+
+
+def run_fleet(folder: Path, plan: Plan, data: dict[str, Prepared]) -> dict[str, Report]:
+    """A whole run; the report of each device on the last model."""
+    folder.mkdir()
+    fleet = Fleet(folder, plan, RunRules(devices=len(data), quorum=1.0), CLASSES)
+    for name, its in data.items():
+        session = fleet.start_device(name, its.train, its.test)
+        assert isinstance(session.learner, LocalLearner)
+        session.learner.data = its
+    fleet.run()
+    reports = fleet.store.reports(fleet.coordinator.run.id)
+    fleet.store.close()
+    return {report.device: report for report in reports if report.round == plan.rounds}
+
+
+def test_the_local_baseline_is_a_fleet_of_one(tmp_path: Path) -> None:
+    """Picture by picture, the guesses of a device that trained alone through all of it."""
+    two = {"cam-a": prepared(), "cam-b": prepared(seed=2)}
+    together = run_fleet(tmp_path / "two", PLAN, two)
+    alone = {name: run_fleet(tmp_path / f"only-{name}", PLAN, {name: two[name]}) for name in two}
+    for name in two:
+        mine = [row["local"] for row in rows(tmp_path / "two", name)]
+        assert mine == [row["federated"] for row in rows(tmp_path / f"only-{name}", name)]
+        assert mine != [row["federated"] for row in rows(tmp_path / "two", name)]
+        assert mine != [row["zero_shot"] for row in rows(tmp_path / "two", name)]
+        lonely = alone[name][name].accuracy
+        assert together[name].accuracy["local"] == lonely["federated"] == lonely["local"]
+
+
+@pytest.mark.parametrize(
+    ("final", "plan", "roles", "expected"),
+    [
+        (True, PLAN, ("train", "evaluate"), True),
+        (False, PLAN, ("train", "evaluate"), False),
+        (True, Plan(rounds=3), ("train", "evaluate"), False),
+        (True, PLAN, ("evaluate",), False),
+    ],
+    ids=["asked for", "not the last model", "not asked for", "does not train"],
+)
+def test_the_local_baseline_comes_once_and_only_where_asked_for(
+    tmp_path: Path, final: bool, plan: Plan, roles: tuple[Role, ...], expected: bool
+) -> None:
+    data = prepared(train=40 if "train" in roles else 0)
+    accuracy = learner(tmp_path, data, roles).evaluate(initial(), plan, final=final).accuracy
+    assert ("local" in accuracy) == expected
+
+
+def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Path) -> None:
+    one, other = learner(tmp_path), learner(tmp_path)
+    one.evaluate(initial(), PLAN, final=True)
+    assert one.train_s == 0
+    assert one.busy_s > 0
+    (first, _), (second, _) = one.fit(initial(), PLAN, {}), other.fit(initial(), PLAN, {})
+    assert first.terms["2.weight"].tobytes() == second.terms["2.weight"].tobytes()
+
+
+# --- what it says --------------------------------------------------------------------------------
+
+
+def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
+    asked = learner(tmp_path, traffic=Traffic(up_bytes=11, down_bytes=22))
+    model = Model("fedclip", 2, initial().terms)
+    asked.fit(model, PLAN, {})
+    measured = Measured({"federated": 0.25}, {"federated": (0.5, None)})
+    report = asked.report("run-1", model, "a" * 64, measured, 3.5)
+    assert report == Report(
+        run="run-1",
+        round=2,
+        device="cam-a",
+        domain="roof",
+        model="a" * 64,
+        accuracy={"federated": 0.25},
+        train_pictures=40,
+        test_pictures=30,
+        encoded=55,
+        skipped=2,
+        bytes_up=11,
+        bytes_down=22,
+        encode_s=1.5,
+        train_s=asked.train_s,
+        wait_s=3.5,
+        per_class={"federated": (0.5, None)},
+    )
+    assert 0 < asked.train_s <= asked.busy_s
+
+
+def test_seconds_add_up_over_rounds(tmp_path: Path) -> None:
+    asked = learner(tmp_path)
+    asked.fit(initial(), PLAN, {})
+    once = asked.train_s
+    asked.fit(initial(), PLAN, {})
+    assert asked.train_s > once
+    busy_s = asked.busy_s
+    assert busy_s >= asked.train_s
+    asked.evaluate(initial(), PLAN, final=False)
+    assert asked.busy_s > busy_s
+
+
+def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
+    asked, loaded = learner(tmp_path), []
+
+    def load() -> None:
+        loaded.append(asked.train_s)
+        time.sleep(0.05)
+
+    asked.load = load
+    asked.fit(initial(), PLAN, {})
+    assert loaded == [0.0]
+    assert asked.busy_s - asked.train_s >= 0.05
+    asked.evaluate(initial(), PLAN, final=False)
+    assert len(loaded) == 2
+
+
+def test_bytes_that_nobody_counted_are_unknown_not_zero(tmp_path: Path) -> None:
+    report = learner(tmp_path).report("run-1", initial(), "a" * 64, Measured({}), 0.0)
+    assert (report.bytes_up, report.bytes_down) == (None, None)
+
+
+def test_a_report_holds_no_picture_and_no_feature() -> None:
+    """Only names, counts, seconds and shares: nothing with one value per picture."""
+    kinds = {str(field.type) for field in fields(Report)} - {"Mapping[str, PerClass]"}
+    assert kinds <= {"str", "int", "float", "int | None", "Mapping[str, float]"}
+
+
+# --- what it writes down -------------------------------------------------------------------------
+
+
+def test_predictions_are_the_guesses_on_each_test_picture(tmp_path: Path) -> None:
+    data, model = prepared(), initial()
+    accuracy = learner(tmp_path, data).evaluate(model, PLAN, final=True).accuracy
+    written = rows(tmp_path)
+    assert list(written[0]) == ["picture", "label", "zero_shot", "federated", "local"]
+    assert [row["picture"] for row in written] == [str(p.path) for p in data.test_pictures]
+    assert [row["label"] for row in written] == [CLASSES.names[i] for i in data.test.labels]
+    for shown, column in ((zeroshot.MODEL, "zero_shot"), (model, "federated")):
+        guesses = methods.predict(shown, data.test.vectors, CLASSES).argmax(axis=1)
+        assert [row[column] for row in written] == [CLASSES.names[i] for i in guesses]
+    for column in ("zero_shot", "federated", "local"):
+        right = sum(row[column] == row["label"] for row in written)
+        assert accuracy[column] == right / len(written)
+
+
+def test_predictions_are_those_of_the_last_model_and_whole(tmp_path: Path) -> None:
+    asked = learner(tmp_path)
+    asked.evaluate(initial(), PLAN, final=False)
+    assert not (tmp_path / "cam-a" / "predictions.csv").exists()
+    asked.evaluate(initial(), Plan(), final=True)
+    assert list(rows(tmp_path)[0]) == ["picture", "label", "zero_shot", "federated"]
+    asked.evaluate(initial(), PLAN, final=True)
+    assert len(rows(tmp_path)) == 30
+    assert "local" in rows(tmp_path)[0]
+    assert [path.name for path in (tmp_path / "cam-a").iterdir()] == ["predictions.csv"]
+
+
+def test_without_test_pictures_there_is_nothing_to_say(tmp_path: Path) -> None:
+    empty = Features(np.zeros((0, D), np.float32), np.zeros(0, np.int64), ENCODER)
+    data = Prepared(prepared().train, empty, empty, (), 0, 0, 0.0)
+    with pytest.raises(ValueError, match="no test pictures"):
+        learner(tmp_path, data).evaluate(initial(), PLAN, final=False)
