@@ -190,8 +190,9 @@ FIRST = {"robust": "devices that send noise", "skew": "alpha", "shots": "picture
 
 def simulate(arguments: str, data: Path, bundle: Path, folder: Path) -> list[Row]:
     """The rows of one command's summary."""
-    base = [Path(sys.executable).with_name("fedclip-edge"), "simulate", "--data", data]
-    base += ["--bundle", bundle, "--out", folder, *arguments.split()]
+    program = Path(sys.executable).with_name("fedclip-edge")
+    places = ["--data", str(data), "--bundle", str(bundle), "--out", str(folder)]
+    base = [str(program), "simulate", *places, *arguments.split()]
     done = subprocess.run(
         base, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -1,8 +1,8 @@
 """What a simulated round costs, against Flower's simulation; and an epoch, against the reference's.
 
 - round: --devices virtual devices with 100 cached features of 512 numbers each, one FedCLIP round of
-  one local epoch each, with the default codecs and with every device evaluated before and after.
-  The clock runs from before the worker processes start until the last figure is there.
+  one local epoch each, with the default codecs and nothing evaluated. The clock runs from before the
+  worker processes start until the last figure is there.
 - `--peer flwr`: the same round through Flower's simulation (flwr and ray, as pip finds them, in an
   environment that is made for it in --peer-env, with telemetry off): ServerApp, ClientApp, FedAvg, one
   client a core, nothing evaluated. Its clients call our `fit` on the same features, and send

@@ -15,7 +15,7 @@ from fedclip_edge.config import RunRules
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.messaging import wire
-from fedclip_edge.records import Codec, Features, Model, Plan
+from fedclip_edge.records import Features, Model, Plan
 from fedclip_edge.simulating.federation import Round, federate
 from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.splits import Device, Fleet, deal, parse_split
@@ -35,14 +35,11 @@ def run(plan: Plan, fleet: Fleet = FLEET, its: Pool = POOL) -> list[Round]:
     return list(federate(task(plan), fleet, Here(its)))
 
 
-LOSSLESS: dict[str, Codec] = {"codec_up": "fp32", "codec_down": "fp32"}
-
-
 @pytest.mark.parametrize(
     "plan",
     [
         PLAN,
-        replace(PLAN, **LOSSLESS),
+        replace(PLAN, codec_up="fp32", codec_down="fp32"),
         replace(PLAN, strategy="fedyogi"),
         replace(PLAN, strategy="multi-krum"),
         Plan("linear", {"optimizer": "sgd", "lr": 0.05}, rounds=3, strategy="scaffold"),

@@ -21,6 +21,7 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
+from fedclip_edge.learning.strategy import Total
 from fedclip_edge.messaging import transfer, wire
 from fedclip_edge.records import F32, Contribution, Model, Plan, Scalar, Terms, Update
 from fedclip_edge.store import open_store
@@ -35,7 +36,7 @@ def plan_of(name: str, **changes: object) -> Plan:
     return Plan("linear", options, rounds=3, strategy=name, **changes)  # type: ignore[arg-type]
 
 
-def added(plan: Plan, changes: list[F32]) -> strategies.Total:
+def added(plan: Plan, changes: list[F32]) -> Total:
     total, kind = strategies.total(plan), strategies.get(plan.strategy).kind
     for change in changes:
         total.add(Update(kind, 1, {"w": change}))
@@ -47,9 +48,10 @@ def stepped(
 ) -> list[F32]:
     """The model after each round, from zero."""
     plan = plan_of(name, strategy_options=options or {})
-    model, state, found = Model("linear", 0, {"w": np.zeros_like(rounds[0][0])}), {}, []
+    model, found = Model("linear", 0, {"w": np.zeros_like(rounds[0][0])}), list[F32]()
+    state: Terms = {}
     for changes in rounds:
-        model, state = strategies.step(model, added(plan, changes), state)  # type: ignore[assignment]
+        model, state = strategies.step(model, added(plan, changes), state)
         found.append(model.terms["w"])
     assert model.round == len(rounds)
     return found

@@ -18,14 +18,13 @@ Option: `lr`, the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import State, moved
-from fedclip_edge.records import Layout, Model, Shapes, Terms, Update
+from fedclip_edge.records import F32, Layout, Model, Shapes, Terms, Update
 
 _CONTROL = "control/"  # before the names of terms
 _NEW = "new"  # devices that send their first update
@@ -63,7 +62,7 @@ def apart(model: Model) -> tuple[Model, Terms]:
 
 
 def drift(control: Terms, state: State) -> Terms:
-    """C - c_i, which is added to every gradient."""
+    """What is added to every gradient: c - c_i."""
     return {name: c - state[name] if name in state else c for name, c in control.items()}
 
 
@@ -71,8 +70,8 @@ def extended(
     update: Update, drift: Terms, state: State, lr: float, steps: int
 ) -> tuple[Update, State]:
     """What is sent for K `steps` of rate `lr`, and the device's c_i'."""
-    following: dict[str, np.ndarray] = {}
-    change: dict[str, np.ndarray] = {}
+    following: dict[str, F32] = {}
+    change: dict[str, F32] = {}
     for name, moved_by in update.terms.items():
         before = state.get(name, np.zeros_like(moved_by))
         following[name] = before  # without a step nothing was learned of the gradient
@@ -80,16 +79,14 @@ def extended(
             following[name] = -drift[name] - moved_by / np.float32(steps * lr)
         change[name] = following[name] - before
     is_new = np.array([0 if state else 1], np.int64)
-    terms: Mapping[str, np.ndarray] = {
-        **update.terms,
-        **{_CONTROL + name: term for name, term in change.items()},
-    }
+    sent = {_CONTROL + name: term for name, term in change.items()}
+    terms = {**update.terms, **sent}
     return replace(update, terms=terms, sums={**update.sums, _NEW: is_new}), following
 
 
 def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
     """The state counts the devices that have taken part."""
-    mean, change = total.mean(), dict[str, np.ndarray]()
+    mean, change = total.mean(), dict[str, F32]()
     before = float(state[_DEVICES][0]) if _DEVICES in state else 0.0
     now = before + (float(total.sums[_NEW][0]) if total.sums else 0.0)
     for name, its in mean.items():
