@@ -15,7 +15,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -230,6 +230,13 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | 
         return cls(**values)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> ConfigError:
+    """The error for a name that is none of the known ones: it names the nearest, or all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    return ConfigError(f"unknown {what} {name!r}; {hint}")
 
 
 @functools.cache  # every message of every device is read through here

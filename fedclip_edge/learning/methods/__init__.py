@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from fedclip_edge.config import unknown
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import mixture, strategies
 from fedclip_edge.learning.method import Logits, Method, Personal
@@ -41,11 +41,9 @@ _PERSONAL: Mapping[str, Personal] = {"tip-adapter": tip_adapter}
 
 def get(name: str) -> Method:
     """The method of that name; raises ConfigError naming the nearest one."""
-    if name in _METHODS:
-        return _METHODS[name]
-    near = difflib.get_close_matches(name, _METHODS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_METHODS)}"
-    raise ConfigError(f"unknown method {name!r}; {hint}")
+    if name not in _METHODS:
+        raise unknown("method", name, _METHODS)
+    return _METHODS[name]
 
 
 def names() -> tuple[str, ...]:
@@ -144,31 +142,17 @@ def fit(
             f"training features are of encoder {features.encoder_id[:12]}, validation features of "
             f"{validation.encoder_id[:12]}; encode both with one bundle"
         )
-    method, options = get(plan.method), strategies.get(plan.strategy)
-    if plan.strategy == strategies.SCAFFOLD:
-        return _fit_scaffold(model, features, validation, classes, plan, state, seed)
-    update, state = method.fit(model, features, validation, classes, plan, state, seed)
-    return replace(update, kind=options.kind), state
-
-
-def _fit_scaffold(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-) -> tuple[Update, State]:
-    """The method's fit, its gradients corrected, with what scaffold sends and keeps besides."""
+    method = get(plan.method)
+    if plan.strategy != strategies.SCAFFOLD:
+        update, state = method.fit(model, features, validation, classes, plan, state, seed)
+        return replace(update, kind=strategies.get(plan.strategy).kind), state
     from fedclip_edge.learning.training import steps
 
-    method = get(plan.method)
+    options = method.check_options(plan.options)
+    assert isinstance(options, Training)  # `settled` has seen to it
     own, control = scaffold.apart(model)
     drift = scaffold.drift(control, state)
     update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
-    options = method.check_options(plan.options)
-    assert isinstance(options, Training)  # `settled` has seen to it
     return scaffold.extended(update, drift, state, options.lr, steps(len(features), options))
 
 

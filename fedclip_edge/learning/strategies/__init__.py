@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge.config import read_table
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.config import read_table, unknown
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, fedavg, fedavgm, robust, scaffold
@@ -32,11 +30,9 @@ _STRATEGIES: Mapping[str, Strategy] = {
 
 def get(name: str) -> Strategy:
     """The strategy of that name; raises ConfigError naming the nearest one."""
-    if name in _STRATEGIES:
-        return _STRATEGIES[name]
-    near = difflib.get_close_matches(name, _STRATEGIES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_STRATEGIES)}"
-    raise ConfigError(f"unknown strategy {name!r}; {hint}")
+    if name not in _STRATEGIES:
+        raise unknown("strategy", name, _STRATEGIES)
+    return _STRATEGIES[name]
 
 
 def names() -> tuple[str, ...]:
