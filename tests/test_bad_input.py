@@ -63,6 +63,20 @@ def test_a_misspelt_key_names_the_nearest(site: Site) -> None:
     refused(ConfigError, "serve", fleet, words=("[rules]", "'deadlines'", "'deadline_s'"))
 
 
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ('strategy = "fedadm"\n', ("'fedadm'", "'fedadam'")),
+        ('strategy = "krum"\n[plan.strategy_options]\nbizantine = 0.1\n', ("'byzantine'",)),
+        ('strategy = "scaffold"\n', ("scaffold", "optimizer = 'sgd'")),
+        ('strategy = "median"\n[plan.options]\nweighting = "pictures"\n', ("leave out weighting",)),
+        ("personal_epochs = -1\n", ("personal_epochs", "0 to 1000")),
+    ],
+)
+def test_a_strategy_that_cannot_be(site: Site, extra: str, words: tuple[str, ...]) -> None:
+    refused(ConfigError, "serve", site.write_fleet(1, 1, extra), words=words)
+
+
 def test_broken_toml(site: Site) -> None:
     fleet = site.write_fleet(1, 1)
     replace(fleet, "[plan]", "[plan")

@@ -163,7 +163,7 @@ def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_p
     assert median > mean + 0.1
     assert personal > mean + 0.05  # what the noise has spoiled, a device mends for itself
     page = (tmp_path / "report.html").read_text()
-    assert "34.0 % of the devices send noise" in page
+    assert "34 % of the devices send noise" in page
     assert "with the model that it keeps for itself" in page
 
 

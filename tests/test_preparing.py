@@ -1,0 +1,143 @@
+"""A device's pictures become features once, each on the side of its hash; what cannot is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from way_out import write_mixed
+
+from fedclip_edge.config import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.preparing import Prepared, prepare
+from fedclip_edge.records import Features, Role
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
+from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.pictures import load
+
+BOTH: tuple[Role, ...] = ("train", "evaluate")
+
+
+@pytest.fixture
+def site(tmp_path: Path, random_bundle: Bundle) -> Path:
+    """A device's own folder with its pictures in it."""
+    write_mixed(tmp_path / "pictures", random_bundle.classes.names, per_class=8)
+    return tmp_path
+
+
+def config(
+    site: Path,
+    roles: tuple[Role, ...] = BOTH,
+    shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
+) -> AgentConfig:
+    data = DataConfig(site / "pictures", *shares)
+    return AgentConfig("cam-a", "lab", site, data, site / "state", roles=roles)
+
+
+def sides(site: Path, bundle: Bundle) -> Split:
+    dataset = read_folder(site / "pictures", bundle.classes.names)
+    return split(dataset, config(site).data)
+
+
+def all_of(made: Prepared) -> tuple[Features, ...]:
+    return made.train, made.validation, made.test
+
+
+def rows(features: Features) -> set[tuple[int, bytes]]:
+    """Its pictures in no order."""
+    pairs = zip(features.labels, features.vectors, strict=True)
+    return {(int(label), vector.tobytes()) for label, vector in pairs}
+
+
+def is_of(features: Features, pictures: tuple[Picture, ...], bundle: Bundle) -> bool:
+    """Whether these are the raw features of these pictures, one after the other."""
+    encoder = open_encoder(bundle, EncoderConfig())
+    pixels = [load(picture.path, bundle.manifest.preprocessing) for picture in pictures]
+    vectors = np.concatenate([encoder.embed(one[None]) for one in pixels])
+    return (
+        np.array_equal(features.vectors, vectors)
+        and features.labels.tolist() == [picture.label for picture in pictures]
+        and features.encoder_id == bundle.manifest.encoder_id
+    )
+
+
+def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: Bundle) -> None:
+    made, expected = prepare(config(site), random_bundle, None), sides(site, random_bundle)
+    assert is_of(made.train, expected.train, random_bundle)
+    assert is_of(made.validation, expected.validation, random_bundle)
+    assert is_of(made.test, expected.test, random_bundle)
+    assert made.test_pictures == expected.test
+    assert (made.encoded, made.skipped) == (24, 0)
+
+
+def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: Bundle) -> None:
+    first = prepare(config(site), random_bundle, None)
+    again = prepare(config(site), random_bundle, None)
+    assert again.encoded == 0
+    for before, after in zip(all_of(first), all_of(again), strict=True):
+        assert before.vectors.tobytes() == after.vectors.tobytes()
+        assert before.labels.tolist() == after.labels.tolist()
+
+
+def test_under_another_name_a_picture_is_on_the_same_side(
+    site: Path, random_bundle: Bundle
+) -> None:
+    first = prepare(config(site), random_bundle, None)
+    for number, path in enumerate(sorted((site / "pictures").rglob("*.*"), reverse=True)):
+        path.rename(path.with_stem(f"renamed-{number}"))
+    again = prepare(config(site), random_bundle, None)
+    assert again.encoded == 0
+    assert list(map(rows, all_of(again))) == list(map(rows, all_of(first)))
+
+
+@pytest.mark.parametrize("roles", [("train",), ("evaluate",), BOTH], ids=str)
+def test_only_the_sides_that_its_roles_need_are_encoded(
+    site: Path, random_bundle: Bundle, roles: tuple[Role, ...]
+) -> None:
+    made, all_sides = prepare(config(site, roles), random_bundle, None), sides(site, random_bundle)
+    train = len(all_sides.train) if "train" in roles else 0
+    test = len(all_sides.test) if "evaluate" in roles else 0
+    assert list(map(len, all_of(made))) == [train, len(all_sides.validation), test]
+    assert made.encoded == train + len(all_sides.validation) + test
+
+
+def test_a_picture_that_cannot_be_read_is_skipped_counted_and_named(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = site / "pictures" / "circle" / "broken.jpg"
+    broken.write_text("this is no picture")
+    made = prepare(config(site), random_bundle, None)
+    assert (made.encoded, made.skipped) == (24, 1)
+    assert f"picture_skipped picture={broken} reason=" in capsys.readouterr().out
+
+
+def test_what_will_not_count_is_said(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site / "pictures" / "circle" / "notes.TXT").write_text("bought in May")
+    prepare(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle, None)
+    said = capsys.readouterr().out
+    assert "files_ignored count=1 kinds=.txt" in said
+    for name in random_bundle.classes.names:
+        assert f"class_without_test_pictures class_name={name}" in said
+
+
+@pytest.mark.parametrize(
+    ("role", "shares", "side"),
+    [("train", (1e-9, 0.0, 1 - 1e-9), "train"), ("evaluate", (0.8, 0.2, 0.0), "test")],
+)
+def test_a_role_without_a_picture_ends_with_what_to_change(
+    site: Path, random_bundle: Bundle, role: Role, shares: tuple[float, float, float], side: str
+) -> None:
+    said = f"pictures has no {side} pictures .* cam-a has the role '{role}'; add pictures"
+    with pytest.raises(DataError, match=said):
+        prepare(config(site, (role,), shares), random_bundle, None)
+
+
+def test_progress_is_said_until_each_side_is_done(site: Path, random_bundle: Bundle) -> None:
+    said: list[tuple[int, int]] = []
+    made = prepare(config(site), random_bundle, lambda done, of: said.append((done, of)))
+    ends = [done for done, of in said if done == of]
+    assert ends == list(map(len, all_of(made)))

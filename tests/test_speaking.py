@@ -1,0 +1,123 @@
+"""What a device says: signed, on its own topics, and retained where it must outlast the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.errors import PeerError
+from fedclip_edge.messaging import identity, wire
+from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
+from fedclip_edge.messaging.messages import DeviceState, Hello, Want
+from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.messaging.transport import Received, Will
+from fedclip_edge.parked import Floor
+from fedclip_edge.speaking import Speaker, will
+
+TOPICS, ME = Topics("lab"), identity.new()
+STATE, UP = TOPICS.state("cam-0"), TOPICS.up("cam-0")
+CONFIG = AgentConfig(
+    "cam-0", "lab", Path(), DataConfig(Path()), Path(), domain="roof", roles=("evaluate",)
+)
+WANT = Want("a" * 64, ((0, 3),))
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker()
+
+
+def speak(broker: MemoryBroker) -> Speaker:
+    link = broker.client("cam-0", (), will(CONFIG, ME, "boot-1"))
+    return Speaker(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link)
+
+
+def listen(broker: MemoryBroker) -> MemoryTransport:
+    return broker.client("listener", TOPICS.for_coordinator(), Will("gone", b""))
+
+
+def heard(by: MemoryTransport) -> list[Received]:
+    events = []
+    while (event := by.next_event(0)) is not None:
+        events.append(event)
+    return [event for event in events if isinstance(event, Received)]
+
+
+def believed(event: Received) -> object:
+    """What it says; raises PeerError unless the device signed it for this topic."""
+    signed = wire.unpack_control(event.topic, event.payload)
+    signed.check(ME.key)
+    assert signed.sender == "cam-0"
+    return signed.message
+
+
+def test_who_comes_later_hears_its_last_state(broker: MemoryBroker) -> None:
+    speaker = speak(broker)
+    speaker.say_state(online=False)
+    speaker.say_state(online=True)
+    (last,) = heard(listen(broker))
+    assert (last.topic, believed(last)) == (STATE, DeviceState("boot-1", online=True))
+
+
+def test_of_a_device_that_vanished_the_broker_says_so_in_its_name(broker: MemoryBroker) -> None:
+    speak(broker).say_state(online=True)
+    broker.cut("cam-0")
+    (last,) = heard(listen(broker))
+    assert (last.topic, believed(last)) == (STATE, DeviceState("boot-1", online=False))
+
+
+def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: MemoryBroker) -> None:
+    listener = listen(broker)
+    speak(broker).say_hello(Floor(epoch=4, run="run-1", closed=2))
+    (said,) = heard(listener)
+    assert said.topic == UP
+    assert believed(said) == Hello(
+        boot="boot-1",
+        key=ME.key,
+        roles=("evaluate",),
+        domain="roof",
+        encoder_id="e" * 64,
+        classes_digest="c" * 64,
+        epoch=4,
+        run="run-1",
+        closed=2,
+    )
+
+
+def test_what_it_says_is_signed_for_its_own_topic_alone(broker: MemoryBroker) -> None:
+    listener = listen(broker)
+    speak(broker).say_up(WANT)
+    (said,) = heard(listener)
+    assert believed(said) == WANT
+    with pytest.raises(PeerError, match="wrong signature"):
+        believed(Received(TOPICS.up("cam-1"), said.payload))
+
+
+def test_what_it_says_upwards_is_over_once_it_is_said(broker: MemoryBroker) -> None:
+    speaker = speak(broker)
+    speaker.say_hello(Floor())
+    speaker.say_up(WANT)
+    speaker.send_chunk(b"\xfc\x1e of a parcel")
+    assert heard(listen(broker)) == []
+
+
+def test_a_chunk_goes_up_as_it_is(broker: MemoryBroker) -> None:
+    listener = listen(broker)
+    speak(broker).send_chunk(b"\xfc\x1e of a parcel")
+    assert heard(listener) == [Received(UP, b"\xfc\x1e of a parcel")]
+
+
+def test_it_is_sending_until_the_broker_has_taken_it_in() -> None:
+    class Slow(MemoryBroker):
+        def accept(
+            self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool
+        ) -> None:
+            client.on_its_way += 1
+
+    speaker, at_once = speak(Slow()), speak(MemoryBroker())
+    assert not speaker.is_sending
+    for one in (speaker, at_once):
+        one.say_up(WANT)
+    assert (speaker.is_sending, at_once.is_sending) == (True, False)
