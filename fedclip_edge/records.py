@@ -264,7 +264,7 @@ class Report:
     device: str
     domain: str
     model: str  # SHA-256 of the model evaluated
-    # Fractions on test pictures, top-1: zero_shot, federated, personal where the method has a model of
+    # Fractions on test pictures, top-1: zero_shot, federated, personal where there is a model of
     # the device's own, and at the end local. With _f1 behind these names macro F1, with _ece the
     # expected calibration error (learning/evaluation.py). zero_shot_all is the top-1 over every
     # picture with features on the device.

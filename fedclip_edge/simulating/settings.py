@@ -2,9 +2,10 @@
 
     zeroshot,fedclip,fedclip@lr=1e-3,loss=cross-entropy,fedclip:local,ridge:pooled@lambda=0.3
 
-A name is followed by `:local` (each device alone, the lower line) or `:pooled` (all training
-pictures on one device, the upper line), then by `@` and options of the method or of the plan (rounds,
-strategy, codec_up, ...); `strategy.name` is an option of the strategy. A `name=value` after a comma belongs to the setting before it.
+A name is followed by `:local` (each device alone, the lower line) or `:pooled` (all training pictures on
+one device, the upper line), then by `@` and options of the method or of the plan (rounds, strategy,
+codec_up, ...); `strategy.NAME` is an option of the strategy. A `name=value` after a comma belongs to the
+setting before it.
 """
 
 from __future__ import annotations

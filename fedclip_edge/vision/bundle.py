@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from fedclip_edge import atomic
+from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, ExportError
 from fedclip_edge.records import F32, ClassTexts
 from fedclip_edge.vision.manifest import (
@@ -44,6 +45,7 @@ __all__ = [
     "Manifest",
     "check_free",
     "feature_key",
+    "key_of",
     "read_bundle",
     "replace_classes",
     "write_bundle",
@@ -245,3 +247,10 @@ def _check_golden(path: Path, manifest: Manifest) -> None:
             f"{' and '.join(sorted(kinds))}, but the encoder takes [n, 3, {side}, {side}] and "
             f"gives [n, {manifest.dim}], in F32; {AGAIN}"
         )
+
+
+def key_of(bundle: Bundle, config: EncoderConfig) -> str:
+    """Under which features of this encoder, run as `config` says, are cached."""
+    manifest = bundle.manifest
+    sha256 = str(manifest.files[ENCODER])
+    return feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider)

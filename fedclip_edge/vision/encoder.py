@@ -28,8 +28,7 @@ from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, first_line
 from fedclip_edge.records import F32
 from fedclip_edge.vision import tensorrt
-from fedclip_edge.vision.bundle import ENCODER, Bundle
-from fedclip_edge.vision.standby import key_of
+from fedclip_edge.vision.bundle import ENCODER, Bundle, key_of
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",

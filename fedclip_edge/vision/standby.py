@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.records import F32
-from fedclip_edge.vision.bundle import ENCODER, Bundle, feature_key
+from fedclip_edge.vision.bundle import Bundle, key_of
 
 if TYPE_CHECKING:
     from fedclip_edge.vision.encoder import Encoder
@@ -38,10 +38,3 @@ class StandbyEncoder:
 
             self._encoder = open_encoder(self._bundle, self._config)
         return self._encoder.embed(pixels)
-
-
-def key_of(bundle: Bundle, config: EncoderConfig) -> str:
-    """Under which features of this encoder, run as `config` says, are cached."""
-    manifest = bundle.manifest
-    sha256 = str(manifest.files[ENCODER])
-    return feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider)
