@@ -247,8 +247,9 @@ def cost(csv_file: Path) -> str:
     lines = ["| what | rounds | MB a device, both ways | times fewer |", "|---|---|---|---|"]
     for what, size in (("FedAvg of all of CLIP", CLIP_BYTES), ("FedCLIP", GATE_BYTES)):
         whole = 2 * size * TARGET_ROUNDS
+        times = "1" if size == GATE_BYTES else f"1/{whole / gate:.0f}"
         lines.append(
-            f"| {what}, float32, computed | {TARGET_ROUNDS} | {whole / 1e6:,.0f} | {gate / whole:.3g} |"
+            f"| {what}, float32, computed | {TARGET_ROUNDS} | {whole / 1e6:,.0f} | {times} |"
         )
     for method in dict.fromkeys(name for name, _ in sent):
         rounds = sorted(number for name, number in sent if name == method)
