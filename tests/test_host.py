@@ -46,11 +46,24 @@ def mean(found: Round) -> float:
     return float(np.mean([one.top1 for one in found.figures.values()]))
 
 
+LINEAR = Plan("linear", {"lr": 0.01}, rounds=8)
+
+
+@pytest.fixture(scope="module")
+def averaged() -> tuple[float, float]:
+    """What the mean comes to where all are honest, and where a fifth sends noise."""
+    return mean(last(LINEAR, 0.0)), mean(last(LINEAR, 0.2))
+
+
+def test_the_mean_does_not_hold_where_a_fifth_of_a_fleet_sends_noise(
+    averaged: tuple[float, float],
+) -> None:
+    honest, broken = averaged
+    assert broken < honest - 0.2
+
+
 @pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])
-def test_a_robust_strategy_holds_where_a_fifth_of_a_fleet_sends_noise(strategy: str) -> None:
-    """And the mean does not, over the same devices and the same noise."""
-    plan = Plan("linear", {"lr": 0.01}, rounds=8)
-    honest, broken = last(plan, 0.0), last(plan, 0.2)
-    held = last(replace(plan, strategy=strategy), 0.2)
-    assert mean(held) > mean(honest) - 0.05
-    assert mean(broken) < mean(honest) - 0.2
+def test_a_robust_strategy_holds(strategy: str, averaged: tuple[float, float]) -> None:
+    """Over the same devices and the same noise."""
+    held = last(replace(LINEAR, strategy=strategy), 0.2)
+    assert mean(held) > averaged[0] - 0.05
