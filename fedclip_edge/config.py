@@ -216,7 +216,8 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | 
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            every = f"known keys: {', '.join(known)}" if known else "it has none"
+            hint = f"did you mean {near[0]!r}?" if near else every
             raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
     values = {}
     for name, spec in known.items():

@@ -24,7 +24,7 @@ def test_noise_has_the_updates_layout_and_not_its_values() -> None:
     found = noise(update, Plan(), "cam")
     assert (found.kind, found.weight) == ("sum", 3)
     assert {n: t.shape for n, t in found.terms.items()} == {n: t.shape for n, t in TERMS.items()}
-    assert norm_of(found.terms) == pytest.approx(NOISE * norm_of(TERMS), rel=0.2)
+    assert norm_of(found.terms) == pytest.approx(NOISE * norm_of(TERMS), rel=1e-5)
     assert 0 <= found.sums["g"].min() <= found.sums["g"].max() <= 19
     again = noise(update, Plan(), "cam")
     assert all(found.terms[n].tobytes() == again.terms[n].tobytes() for n in TERMS)
@@ -59,7 +59,7 @@ def test_the_mean_does_not_hold_where_a_fifth_of_a_fleet_sends_noise(
     averaged: tuple[float, float],
 ) -> None:
     honest, broken = averaged
-    assert broken < honest - 0.2
+    assert broken < honest - 0.08
 
 
 @pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])

@@ -100,6 +100,24 @@ def test_it_is_made_after_the_last_round_and_where_the_plan_says_so() -> None:
     assert personal(without, last(plan), SIDES, CLASSES, "cam") is None
 
 
+def test_the_fleets_bounds_are_not_the_devices_own() -> None:
+    """What is learned alone is never sent, so a plan that refuses it to the fleet does not matter."""
+    plan = plan_of("linear", options={"lr": 0.05, "weighting": "pictures"})
+    bound = replace(plan, max_norm=1e-3, max_weight=8)
+    one, other = (personal(its, last(its), SIDES, CLASSES, "cam") for its in (plan, bound))
+    assert one is not None
+    assert other is not None
+    assert mixture.is_one(other)
+    assert other.terms["own/weight"].tobytes() == one.terms["own/weight"].tobytes()
+
+
+def test_training_that_runs_away_leaves_the_shared_model() -> None:
+    far: dict[str, str | float] = {"optimizer": "sgd", "lr": 1.0, "proximal_mu": 1e6}
+    plan = plan_of("linear", 2, options=far)
+    shared = last(plan)
+    assert personal(plan, shared, SIDES, CLASSES, "cam") is shared
+
+
 def test_the_same_device_makes_the_same_bytes() -> None:
     plan = plan_of("fedclip")
     one, other = (personal(plan, last(plan), SIDES, CLASSES, "cam") for _ in range(2))

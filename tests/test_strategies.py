@@ -97,7 +97,7 @@ def test_an_option_that_it_does_not_have_is_refused(name: str) -> None:
         ("fedavgm", {"lr": 0.0}, "lr: expected above 0"),
         ("fedavgm", {"momentum": 1.0}, "momentum: expected 0 up to"),
         ("fedadam", {"lr": -1.0}, "lr: expected above 0"),
-        ("fedyogi", {"tau": 0.0}, "tau: expected above 0"),
+        ("fedyogi", {"tau": 0.0}, "tau: expected 1e-12 to 10"),
         ("fedyogi", {"beta2": 1.0}, "beta1, beta2: expected"),
         ("scaffold", {"lr": 11.0}, "lr: expected above 0 up to 10"),
         ("krum", {"byzantine": 0.5}, "byzantine: expected 0 up to, but not 0.5"),
@@ -243,7 +243,7 @@ def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
     server: Terms = {}
     own = methods.get("linear")
     for number, present in enumerate(rounds):
-        total = ExactSum(plan)
+        total = strategies.total(plan)
         for i in present:
             update, states[i] = methods.fit(
                 model, shifted(SIZES[i], i), nothing(D), CLASSES, plan, states[i], 100 * number + i
@@ -255,6 +255,29 @@ def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
     assert float(server["devices"][0]) == len(SIZES)
     layout = methods.layout(plan, CLASSES, D)
     assert {n: t.shape for n, t in model.terms.items()} == layout.model
+
+
+@pytest.mark.parametrize(
+    ("weight", "new", "message"),
+    [
+        (2**20, [1], "counts every device the same, and one weighs 1048576"),
+        (1, [-(2**30)], r"is new or not, 1 or 0, and one says \[-1073741824\]"),
+        (1, [2], "is new or not"),
+    ],
+)
+def test_scaffold_takes_no_count_that_a_device_makes_up(
+    tmp_path: Path, weight: int, new: list[int], message: str
+) -> None:
+    """Else one device could multiply everybody's correction, and end every run of the journal."""
+    its = books(tmp_path, methods.settled(plan_of("scaffold")))
+    terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.terms.items()}
+    update = Update("sum", weight, terms, {"new": np.array(new)})
+    made = Contribution(its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, update)
+    with pytest.raises(PeerError, match=message):
+        its.check("cam-0", 1, made)
+    with pytest.raises(PeerError, match=message):
+        its.total.add(update)
+    its.store.close()
 
 
 def test_scaffold_learns_nothing_of_a_device_without_pictures() -> None:
@@ -279,6 +302,14 @@ def test_a_fifth_of_garbage_moves_them_no_further_than_the_honest(name: str, dev
     assert np.abs(mean - 1).max() > 3
 
 
+@pytest.mark.parametrize("devices", [3, 4])
+@pytest.mark.parametrize("name", SINGLE)
+def test_one_liar_among_few_moves_them_no_further_than_the_honest(name: str, devices: int) -> None:
+    honest = [np.full(7, 0.01 * (i + 1), np.float32) for i in range(devices - 1)]
+    (found,) = stepped(name, [[*honest, np.full(7, 100, np.float32)]])
+    assert np.abs(found).max() <= 0.01 * devices
+
+
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", SINGLE)
 def test_few_devices_are_enough_for_every_rule(name: str, devices: int) -> None:
@@ -301,7 +332,8 @@ def test_the_median_and_the_trimmed_mean_are_of_every_coordinate() -> None:
 @given(st.integers(3, 12), st.sampled_from([0.0, 0.1, 0.2, 0.34]), st.integers(0, 1000))
 def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None:
     (changes,) = drawn(devices, rounds=1, seed=seed)
-    f = max(0, min(int(np.ceil(share * devices - 1e-9)), (devices - 3) // 2))
+    liars = max(0, min(int(np.ceil(share * devices - 1e-9)), (devices - 1) // 2))
+    f = max(0, min(liars, (devices - 3) // 2))
     scores = []
     for i, one in enumerate(changes):
         distances = sorted(
@@ -317,14 +349,14 @@ def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None
     assert scores[chosen] <= min(scores) * (1 + 1e-6)  # two may be each other's nearest
     (found,) = stepped("multi-krum", [changes], options)
     ranked = sorted(scores)
-    if f == 0 or ranked[devices - f] > ranked[devices - f - 1] * (1 + 1e-6):
-        kept = np.argsort(scores)[: devices - f]
+    if liars == 0 or ranked[devices - liars] > ranked[devices - liars - 1] * (1 + 1e-6):
+        kept = np.argsort(scores)[: devices - liars]
         np.testing.assert_allclose(found, np.mean([changes[i] for i in kept], axis=0), atol=1e-5)
 
 
 def test_the_share_of_liars_is_rounded_up() -> None:
-    counts = [robust.liars(n, 0.2) for n in (1, 4, 5, 6, 10, 15)]
-    assert counts == [1, 1, 1, 2, 2, 3]
+    counts = [robust.liars(n, 0.2) for n in (1, 2, 3, 4, 5, 6, 10, 15)]
+    assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # and fewer than half
 
 
 @settings(max_examples=30, deadline=None)

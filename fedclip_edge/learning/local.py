@@ -6,12 +6,14 @@ Law: what is random on a device follows from the plan's seed, the round and the 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.records import ClassTexts, Features, Model, Plan, Terms, Update
+
+_UNBOUNDED, _ANY_WEIGHT = 1e8, 2**40  # far beyond what a device learns
 
 
 class Sides(Protocol):
@@ -54,7 +56,8 @@ class Alone:
     def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
         """One round."""
         update, self._state = fit(self.plan, self.model, sides, classes, self._state, device)
-        total = strategies.total(self.plan)
+        # The plan's bounds are the fleet's, against devices that lie.
+        total = strategies.total(replace(self.plan, max_norm=_UNBOUNDED, max_weight=_ANY_WEIGHT))
         total.add(update)
         combine = methods.get(self.plan.method).combine
         self.model, self._server = combine(self.model, total, self._server)

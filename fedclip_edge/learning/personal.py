@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from fedclip_edge import log
+from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods, mixture, strategies
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
@@ -55,7 +57,11 @@ def _trained_on(
     its_plan = replace(plan, options=options, strategy=strategies.DEFAULT, strategy_options={})
     own, _ = scaffold.apart(model)
     alone = local.Alone(its_plan, own)
-    for _ in range(plan.personal_epochs):
-        alone.train(sides, classes, device)
+    for epoch in range(plan.personal_epochs):
+        try:
+            alone.train(sides, classes, device)
+        except (ConfigError, PeerError) as error:  # it ran away: what came before stays a candidate
+            log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
+            return
         # As many terms as the shared model has: what a strategy keeps in it stays as it was.
         yield replace(alone.model, round=model.round, terms={**model.terms, **alone.model.terms})

@@ -39,7 +39,10 @@ class Singles:
                 f"an update of kind {update.kind!r} came, and {self.plan.strategy} sees each by itself"
             )
         if update.weight != 1 or update.sums:
-            raise PeerError(f"a single update has weight 1 and no sums, got weight {update.weight}")
+            raise PeerError(
+                f"a single update has weight 1 and no sums, got weight {update.weight} and "
+                f"{len(update.sums)} sums"
+            )
         norm = norm_of(update.terms)
         if norm > self.plan.max_norm:
             raise PeerError(f"norm {norm:.4g} is above max_norm {self.plan.max_norm:g}")

@@ -193,12 +193,11 @@ def noise(update: Update, plan: Plan, seed: str) -> Update:
     for term in update.terms.values():
         digest.update(np.ascontiguousarray(term).tobytes())
     random = np.random.default_rng(int.from_bytes(digest.digest()[:8], "big"))
-    size = sum(term.size for term in update.terms.values())
     norm = min(NOISE * norm_of(update.terms), 0.9 * plan.max_norm * update.weight)
-    spread = norm / max(1.0, size**0.5)
+    drawn = {name: random.standard_normal(term.shape) for name, term in update.terms.items()}
+    length = float(np.sqrt(sum(float(np.square(its).sum()) for its in drawn.values())))
     terms = {
-        name: (spread * random.standard_normal(term.shape)).astype(np.float32)
-        for name, term in update.terms.items()
+        name: np.asarray(norm / max(length, 1e-12) * its, np.float32) for name, its in drawn.items()
     }
     sums = {
         name: random.integers(0, int(its.max(initial=0)) + 1, its.shape)

@@ -48,6 +48,8 @@ def options(plan: Plan) -> Any:
 
 def total(plan: Plan) -> Total:
     """What a round's updates are added to."""
+    if plan.strategy == SCAFFOLD:
+        return scaffold.CountedSum(plan)
     return Singles(plan) if get(plan.strategy).kind == "single" else ExactSum(plan)
 
 

@@ -8,8 +8,8 @@ change d of a round:
     v <- v - (1 - beta2) d^2 sign(v - d^2)              FedYogi
     w <- w + lr m / (sqrt(v) + tau)                     m = 0, v = tau^2 at the start
 
-There is no bias correction, as in the paper. A step moves a weight by about `lr` at most, whatever
-the devices' own learning rate.
+There is no bias correction, as in the paper. With the defaults a step moves a weight by about 2 `lr` at
+most, whatever the devices' own learning rate.
 
 Options: `lr`, `beta1`, `beta2`, `tau`; the defaults of beta1, beta2 and tau are the paper's.
 """
@@ -38,9 +38,10 @@ class Options:
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("lr", "tau"):
-            if not 0 < getattr(self, name) <= 10:
-                raise ValueError(f"{name}: expected above 0 up to 10, got {getattr(self, name)}")
+        if not 0 < self.lr <= 10:
+            raise ValueError(f"lr: expected above 0 up to 10, got {self.lr}")
+        if not 1e-12 <= self.tau <= 10:
+            raise ValueError(f"tau: expected 1e-12 to 10, got {self.tau}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError("beta1, beta2: expected 0 up to, but not including, 1")
 

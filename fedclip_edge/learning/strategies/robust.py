@@ -8,9 +8,9 @@
   Descent", arXiv 1703.02757. An update's score is the sum of its squared distances to the n - f - 2
   that are nearest to it; the lowest wins.
 
-f is `byzantine` times the n devices of the round, rounded up, and at most what leaves the rule
-something to choose from: (n - 1) / 2 for the trimmed mean, (n - 3) / 2 for Krum. Every device weighs
-the same: a weight is what a liar would say first.
+f is `byzantine` times the n devices of the round, rounded up, and fewer than half of them; a score
+leaves out (n - 3) / 2 at most, so that there is a neighbour. Of one or two devices no rule can tell the
+liar. Every device weighs the same: a weight is what a liar would say first.
 
 Option: `byzantine`, the largest share of devices that may send anything; the median has none.
 """
@@ -52,7 +52,7 @@ def trimmed_mean(
 ) -> tuple[Model, State]:
     """The model plus every coordinate's mean without its extremes."""
     count = total.weight
-    cut = min(liars(count, options.byzantine), (count - 1) // 2)
+    cut = liars(count, options.byzantine)
     change = {n: _mean(np.sort(total.of(n), axis=0)[cut : count - cut]) for n in total.shapes}
     return moved(model, change), state
 
@@ -68,8 +68,9 @@ def multi_krum(model: Model, total: Singles, state: State, options: Options) -> 
 
 
 def liars(count: int, share: float) -> int:
-    """F of `count` devices."""
-    return math.ceil(share * count - 1e-9)  # 0.2 * 15 is a little above 3
+    """How many of `count` devices may send anything: f."""
+    most = math.ceil(share * count - 1e-9)  # 0.2 * 15 is a little above 3
+    return max(0, min(most, (count - 1) // 2))
 
 
 def scores(total: Singles, f: int) -> F32:
@@ -95,8 +96,8 @@ def _nearest(
     count = total.weight
     if not count:
         return moved(model, {}), state
-    f = max(0, min(liars(count, options.byzantine), (count - 3) // 2))
-    order: I64 = np.argsort(scores(total, f), kind="stable")
+    f = liars(count, options.byzantine)
+    order: I64 = np.argsort(scores(total, max(0, min(f, (count - 3) // 2))), kind="stable")
     kept = order[: 1 if one else count - f]
     log.event("nearest_updates", devices=count, byzantine=f, kept=len(kept))
     return moved(model, {n: _mean(total.of(n)[np.sort(kept)]) for n in total.shapes}), state

@@ -13,6 +13,8 @@ eta) is a mean gradient only where every step has the same rate: the method's `o
 "sgd". The paper counts all devices that there are; we count those that have taken part so far, which
 comes to the same once each has: a device says with its first update that it is new.
 
+Law: a device counts once a round, whatever weight it claims; else one could multiply c as it likes.
+
 Option: `lr`, the coordinator's.
 """
 
@@ -22,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedclip_edge.errors import PeerError
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import State, moved
 from fedclip_edge.records import F32, Layout, Model, Shapes, Terms, Update
@@ -29,6 +32,26 @@ from fedclip_edge.records import F32, Layout, Model, Shapes, Terms, Update
 _CONTROL = "control/"  # before the names of terms
 _NEW = "new"  # devices that send their first update
 _DEVICES = "devices"  # in the coordinator's state
+
+
+class CountedSum(ExactSum):
+    """An exact sum of updates that weigh 1 each and are new or not."""
+
+    def check(self, update: Update) -> None:
+        _check_count(update)
+        super().check(update)
+
+    def add(self, update: Update) -> None:
+        _check_count(update)
+        super().add(update)
+
+
+def _check_count(update: Update) -> None:
+    if update.weight != 1:
+        raise PeerError(f"scaffold counts every device the same, and one weighs {update.weight}")
+    new = update.sums[_NEW].tolist() if _NEW in update.sums else None
+    if new not in ([0], [1]):
+        raise PeerError(f"scaffold: a device is new or not, 1 or 0, and one says {new}")
 
 
 @dataclass(frozen=True)
