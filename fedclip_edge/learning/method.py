@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
+    F32,
     ClassTexts,
     Features,
     Layout,
@@ -34,6 +37,17 @@ Options = Mapping[str, Scalar]
 Logits = Callable[[Mapping[str, "Tensor"], "Tensor", "Tensor", float], "Tensor"]
 NO_OPTIONS: Options = MappingProxyType({})
 NO_TERMS: Terms = MappingProxyType({})
+
+
+def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F32:
+    """The logits (N, C) of a model's terms on raw features (N, D), as arrays."""
+    import torch
+
+    with torch.inference_mode():
+        terms = {name: torch.from_numpy(term) for name, term in model.terms.items()}
+        texts = torch.from_numpy(classes.vectors)  # (C, D)
+        found = logits(terms, torch.from_numpy(vectors), texts, classes.logit_scale)  # (N, C)
+    return np.asarray(found.numpy(), np.float32)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,7 @@ _SHARE, _OWN = "mix", "own/"  # a term, and what stands before the names of the 
 
 
 def mixed(shared: Model, own: Model, share: float) -> Model:
-    """The mix; the shared model itself where `share` is 0."""
-    if share == 0:
-        return shared
+    """The mix, of the shared model's round."""
     beside = {_OWN + name: term for name, term in own.terms.items()}
     terms: Terms = {**shared.terms, **beside, _SHARE: np.array(share, np.float32)}
     return replace(shared, terms=terms)

@@ -60,7 +60,7 @@ class Singles:
         self._by_hash.sort(key=lambda one: one[0])
 
     def merge(self, other: Singles) -> None:
-        """Keeps what another round's part of the same plan has kept."""
+        """Keeps what another part of the same round has kept."""
         self._by_hash = sorted([*self._by_hash, *other._by_hash], key=lambda one: one[0])
 
     @property

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from fedclip_edge.config import unknown
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import mixture, strategies
-from fedclip_edge.learning.method import Logits, Method, Personal
+from fedclip_edge.learning.method import Logits, Method, Personal, scores
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
@@ -207,14 +205,7 @@ def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
 
     Raises ConfigError for an unknown method.
     """
-    logits = logits_of(model)
-    import torch
-
-    with torch.inference_mode():
-        terms = {name: torch.from_numpy(term) for name, term in model.terms.items()}
-        texts = torch.from_numpy(classes.vectors)  # (C, D)
-        scores = logits(terms, torch.from_numpy(vectors), texts, classes.logit_scale)  # (N, C)
-    return np.asarray(scores.numpy(), np.float32)
+    return scores(logits_of(model), model, vectors, classes)
 
 
 def logits_of(model: Model) -> Logits:

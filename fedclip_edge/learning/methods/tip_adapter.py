@@ -27,10 +27,9 @@ import numpy as np
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning.evaluation import goodness
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits, scores
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
-    F32,
     ClassTexts,
     Features,
     Layout,
@@ -125,7 +124,7 @@ def personal(
     every = [cached(alpha, beta) for alpha in alphas for beta in betas]
 
     def told(its: Model) -> tuple[float, float]:
-        return goodness(_scores(its, validation, classes), validation.labels)
+        return goodness(scores(logits, its, validation.vectors, classes), validation.labels)
 
     return max(every, key=told)
 
@@ -149,13 +148,3 @@ def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: 
     near = normalize(features, dim=1) @ terms["keys"].T  # (N, pictures)
     votes = torch.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
     return told + terms["alpha"] * votes
-
-
-def _scores(model: Model, features: Features, classes: ClassTexts) -> F32:
-    import torch
-
-    with torch.inference_mode():
-        terms = {name: torch.tensor(term) for name, term in model.terms.items()}
-        texts = torch.tensor(classes.vectors)
-        scores = logits(terms, torch.tensor(features.vectors), texts, classes.logit_scale)
-    return np.asarray(scores.numpy(), np.float32)

@@ -94,8 +94,6 @@ def _nearest(
     model: Model, total: Singles, state: State, options: Options, *, one: bool
 ) -> tuple[Model, State]:
     count = total.weight
-    if not count:
-        return moved(model, {}), state
     f = liars(count, options.byzantine)
     order: I64 = np.argsort(scores(total, max(0, min(f, (count - 3) // 2))), kind="stable")
     kept = order[: 1 if one else count - f]
