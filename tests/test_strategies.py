@@ -126,7 +126,7 @@ def test_who_counts_every_device_the_same_takes_no_weights(name: str) -> None:
 
 def test_scaffold_wants_plain_sgd() -> None:
     with pytest.raises(
-        ConfigError, match="scaffold corrects the gradients of plain SGD; write opt"
+        ConfigError, match="scaffold corrects the gradients of sgd; write optimizer = 'sgd'"
     ):
         methods.settled(Plan("linear", strategy="scaffold"))
 

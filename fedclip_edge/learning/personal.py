@@ -19,7 +19,6 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods, mixture, strategies
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
-from fedclip_edge.learning.strategies import scaffold
 from fedclip_edge.records import ClassTexts, Model, Plan
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the device's own logits
@@ -55,7 +54,8 @@ def _trained_on(
     if methods.get(plan.method).TRAITS.is_averaged:
         options["epochs"] = 1
     its_plan = replace(plan, options=options, strategy=strategies.DEFAULT, strategy_options={})
-    own, _ = scaffold.apart(model)
+    part = strategies.get(plan.strategy).on_devices
+    own = model if part is None else part.apart(model)[0]
     alone = local.Alone(its_plan, own)
     for epoch in range(plan.personal_epochs):
         try:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fedclip_edge.records import Model, Plan, Sums, Terms, Update
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.records import Layout, Model, Plan, Shapes, Sums, Terms, Update
 
 State = Terms
 
@@ -39,13 +40,39 @@ class Total(Protocol):
         """Adds what another of the same plan has added; raises PeerError."""
 
 
+class OnDevices(Protocol):
+    """What a strategy offers besides that has a part on the devices: terms beside the method's own."""
+
+    OPTIMIZER: str  # the one whose gradients it corrects
+
+    def with_control(self, model: Model, trained: Shapes) -> Model:
+        """The initial model with its terms."""
+
+    def layout(self, own: Layout) -> Layout:
+        """What models and updates hold, by the method's own layout."""
+
+    def apart(self, model: Model) -> tuple[Model, Terms]:
+        """The method's own model, and what travels beside it."""
+
+    def drift(self, control: Terms, state: State) -> Terms:
+        """What is added to every gradient."""
+
+    def extended(
+        self, update: Update, drift: Terms, state: State, lr: float, steps: int
+    ) -> tuple[Update, State]:
+        """What is sent after so many steps of rate `lr`, and what the device keeps."""
+
+
 @dataclass(frozen=True)
 class Strategy:
     """`step(model, total, state, options)` is the next model, one round on, and the next state."""
 
     step: Callable[[Model, Any, State, Any], tuple[Model, State]]
     options: type[Any]  # a frozen dataclass of scalars, checked when it is made
+    total: Callable[[Plan], Total] = ExactSum  # what a round's updates are added to
     kind: Literal["sum", "single"] = "sum"  # of the updates that it takes
+    is_uniform: bool = False  # every device weighs the same
+    on_devices: OnDevices | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from fedclip_edge.learning.methods import (
     zeroshot,
 )
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategies import scaffold
 from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
@@ -85,17 +84,18 @@ def _check_strategy(plan: Plan, options: object) -> None:
             f"{plan.method} sends no changes of a model, so there is nothing for the strategy "
             f"{plan.strategy}; leave out strategy"
         )
-    is_single = strategies.get(plan.strategy).kind == "single"
-    is_scaffold = plan.strategy == strategies.SCAFFOLD
-    if (is_single or is_scaffold) and getattr(options, "weighting", "uniform") != "uniform":
+    assert isinstance(options, Training)  # as every averaged method's are
+    strategy = strategies.get(plan.strategy)
+    if strategy.is_uniform and options.weighting != "uniform":
         raise ConfigError(
             f"{plan.strategy} counts every device the same; leave out weighting = "
-            f"{plan.options['weighting']!r}"
+            f"{options.weighting!r}"
         )
-    if is_scaffold and getattr(options, "optimizer", "sgd") != "sgd":
+    part = strategy.on_devices
+    if part is not None and options.optimizer != part.OPTIMIZER:
         raise ConfigError(
-            "scaffold corrects the gradients of plain SGD; write optimizer = 'sgd', and an lr for it, "
-            "under [plan.options]"
+            f"{plan.strategy} corrects the gradients of {part.OPTIMIZER}; write optimizer = "
+            f"{part.OPTIMIZER!r}, and an lr for it, under [plan.options]"
         )
 
 
@@ -103,16 +103,16 @@ def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     """The model of round 0. Raises ConfigError for an unknown method or option."""
     method = get(plan.method)
     model = method.initial(classes, dim, plan.seed, plan.options)
-    if plan.strategy == strategies.SCAFFOLD:
-        return scaffold.with_control(model, method.layout(model).terms)
-    return model
+    part = strategies.get(plan.strategy).on_devices
+    return model if part is None else part.with_control(model, method.layout(model).terms)
 
 
 def layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
     """What every model and update of a plan holds; raises ConfigError as `initial`."""
     method = get(plan.method)
     own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
-    return scaffold.layout(own) if plan.strategy == strategies.SCAFFOLD else own
+    part = strategies.get(plan.strategy).on_devices
+    return own if part is None else part.layout(own)
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
@@ -140,18 +140,19 @@ def fit(
             f"training features are of encoder {features.encoder_id[:12]}, validation features of "
             f"{validation.encoder_id[:12]}; encode both with one bundle"
         )
-    method = get(plan.method)
-    if plan.strategy != strategies.SCAFFOLD:
+    method, strategy = get(plan.method), strategies.get(plan.strategy)
+    part = strategy.on_devices
+    if part is None:
         update, state = method.fit(model, features, validation, classes, plan, state, seed)
-        return replace(update, kind=strategies.get(plan.strategy).kind), state
+        return replace(update, kind=strategy.kind), state
     from fedclip_edge.learning.training import steps
 
     options = method.check_options(plan.options)
     assert isinstance(options, Training)  # `settled` has seen to it
-    own, control = scaffold.apart(model)
-    drift = scaffold.drift(control, state)
+    own, control = part.apart(model)
+    drift = part.drift(control, state)
     update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
-    return scaffold.extended(update, drift, state, options.lr, steps(len(features), options))
+    return part.extended(update, drift, state, options.lr, steps(len(features), options))
 
 
 def check_features(features: Features, classes: ClassTexts, what: str) -> None:

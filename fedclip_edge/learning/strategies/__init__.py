@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedclip_edge.config import read_table, unknown
-from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, fedavg, fedavgm, robust, scaffold
 from fedclip_edge.learning.strategy import NoOptions, State, Strategy, Total
 from fedclip_edge.records import Model, Plan
 
 DEFAULT = "fedavg"
-SCAFFOLD = "scaffold"  # the one that has a part on the devices
+
+
+def _robust(step: Callable[..., tuple[Model, State]], options: type[Any]) -> Strategy:
+    return Strategy(step, options, total=Singles, kind="single", is_uniform=True)
+
 
 _STRATEGIES: Mapping[str, Strategy] = {
     DEFAULT: Strategy(fedavg.step, NoOptions),
     "fedavgm": Strategy(fedavgm.step, fedavgm.Options),
     "fedadam": Strategy(adaptive.fedadam, adaptive.Options),
     "fedyogi": Strategy(adaptive.fedyogi, adaptive.Options),
-    SCAFFOLD: Strategy(scaffold.step, scaffold.Options),
-    "median": Strategy(robust.median, NoOptions, "single"),
-    "trimmed-mean": Strategy(robust.trimmed_mean, robust.Options, "single"),
-    "krum": Strategy(robust.krum, robust.Options, "single"),
-    "multi-krum": Strategy(robust.multi_krum, robust.Options, "single"),
+    "scaffold": Strategy(
+        scaffold.step,
+        scaffold.Options,
+        total=scaffold.CountedSum,
+        is_uniform=True,
+        on_devices=scaffold,
+    ),
+    "median": _robust(robust.median, NoOptions),
+    "trimmed-mean": _robust(robust.trimmed_mean, robust.Options),
+    "krum": _robust(robust.krum, robust.Options),
+    "multi-krum": _robust(robust.multi_krum, robust.Options),
 }
 
 
@@ -48,9 +57,7 @@ def options(plan: Plan) -> Any:
 
 def total(plan: Plan) -> Total:
     """What a round's updates are added to."""
-    if plan.strategy == SCAFFOLD:
-        return scaffold.CountedSum(plan)
-    return Singles(plan) if get(plan.strategy).kind == "single" else ExactSum(plan)
+    return get(plan.strategy).total(plan)
 
 
 def step(model: Model, total: Total, state: State) -> tuple[Model, State]:

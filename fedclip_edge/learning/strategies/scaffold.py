@@ -29,6 +29,7 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import State, moved
 from fedclip_edge.records import F32, Layout, Model, Shapes, Terms, Update
 
+OPTIMIZER = "sgd"  # of the devices
 _CONTROL = "control/"  # before the names of terms
 _NEW = "new"  # devices that send their first update
 _DEVICES = "devices"  # in the coordinator's state
