@@ -15,19 +15,30 @@ from fedclip_edge.messaging.messages import Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A model as it was published."""
+
+    version: str
+    model: Model
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(term.nbytes for term in self.model.terms.values())
+
+
 @dataclass(eq=False)
 class Fetching:
     """One device's."""
 
     learner: Learner
-    model: Model | None = None
-    version: str = ""  # of the model held
+    held: Held | None = None
     _download: Download = field(default_factory=Download)
     _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
 
     def has(self, manifest: Manifest) -> bool:
         """Whether the manifest's model is held."""
-        return self.version == manifest.model.sha256
+        return self.held is not None and self.held.version == manifest.model.sha256
 
     def check_size(self, manifest: Manifest) -> None:
         """Raises PeerError for a model larger than the plan's can be."""
@@ -51,22 +62,25 @@ class Fetching:
         """Takes a chunk in; raises PeerError for a wrong one."""
         self._download.receive(chunk, now)
 
-    def take(self, manifest: Manifest, now: float) -> Want | None:
-        """Holds the manifest's model where all of it is here; else what to ask for now.
+    def take(self, manifest: Manifest) -> Held | None:
+        """Holds the manifest's model from now on, where all of it is here; None where nothing came.
 
         Raises PeerError where what came is no such model, and all of it is fetched anew;
         ConfigError for a plan that the learner does not know.
         """
+        shapes = self._shapes_of(manifest.plan)
+        if not self._download.has(manifest.model):
+            return None
+        model = wire.unpack_model(self._download.take(), manifest.plan.codec_down, shapes)
+        self.held = Held(manifest.model.sha256, model)
+        return self.held
+
+    def due(self, manifest: Manifest, now: float) -> Want | None:
+        """What to ask for now."""
         if self.has(manifest):
             return None
-        shapes = self._shapes_of(manifest.plan)
         self._download.expect(manifest.model, now)
-        if not self._download.complete:
-            return self._download.due(now)
-        body = self._download.take()
-        self.model = wire.unpack_model(body, manifest.plan.codec_down, shapes)
-        self.version = manifest.model.sha256
-        return None
+        return self._download.due(now)
 
     def _shapes_of(self, plan: Plan) -> Shapes:
         known, shapes = self._shapes

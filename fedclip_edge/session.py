@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from fedclip_edge import log
 from fedclip_edge.believing import Believing
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.contributing import REPEAT_S, Contributing
+from fedclip_edge.contributing import Contributing
 from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.evaluating import Evaluating
 from fedclip_edge.fetching import Fetching
+from fedclip_edge.greeting import Greeting
 from fedclip_edge.learner import Learner
 from fedclip_edge.messaging import rounds, transfer, wire
 from fedclip_edge.messaging.identity import Identity
@@ -35,12 +37,8 @@ from fedclip_edge.messaging.messages import (
 from fedclip_edge.messaging.topics import CHUNK, Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received, Transport
 from fedclip_edge.parked import Parked
-from fedclip_edge.records import Contribution, Report
+from fedclip_edge.records import Contribution
 from fedclip_edge.speaking import Speaker
-
-# Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
-_ALONE_S = 300.0
-_ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
 
 
 @dataclass(eq=False)
@@ -61,16 +59,11 @@ class Session:
     finished: bool = False
     refused_messages: int = 0
     _believed: Believing = field(init=False)
-    _greeted: bool = False
-    _unanswered: int = 0  # hellos on end
-    _hello_at: float | None = None  # None while disconnected
-    _heard_at: float = 0.0  # when the last manifest came
-    _first_connected_at: float | None = None
+    _greeting: Greeting = field(init=False)
     _voice: Speaker = field(init=False)
     _fetching: Fetching = field(init=False)
     _mine: Contributing = field(init=False)
-    _report: Report | None = None
-    _reported: tuple[str, bool] = ("", False)  # version, and whether as the last one
+    _evaluating: Evaluating = field(init=False)
 
     def __post_init__(self) -> None:
         self._voice = Speaker(
@@ -83,7 +76,9 @@ class Session:
         )
         self._fetching = Fetching(self.learner)
         self._believed = Believing(self.boot, self.config.coordinator_key, self.parked)
+        self._greeting = Greeting(self.config.fleet, self._believed)
         self._mine = Contributing(self.parked)
+        self._evaluating = Evaluating(self.learner)
 
     @property
     def topics(self) -> Topics:
@@ -99,8 +94,7 @@ class Session:
         Raises RefusedError where the coordinator will never take this device.
         """
         if isinstance(event, Connected):
-            self._first_connected_at = self._first_connected_at or now
-            self._greeted, self._unanswered = False, 0
+            self._greeting.link_came(now)
             self._mine.link_came(self.transport.packet_bytes())
             self._voice.say_state(online=True)
             self._say_hello(now)
@@ -111,64 +105,37 @@ class Session:
                 self.refused_messages += 1
                 log.event("message_refused", topic=event.topic, reason=str(error))
         else:
-            self._hello_at = None
+            self._greeting.link_lost()
             log.event("link_lost", reason=event.reason)
 
     def act(self, now: float) -> bool:
         """Does the next piece of work, at most one; False where there was none."""
-        if self._hello_at is None:
+        if not self._greeting.is_connected:
             return False
         manifest = self._believed.manifest
         if manifest is not None and self._is_left_alone(manifest):
             log.event("run_ended_without_this_device", run=manifest.run)
             self._finish()
             return False
-        if not self._greeted:
-            if now - self._hello_at >= self._repeat_hello_s:
-                if not self._unanswered:
-                    log.event("no_answer", fleet=self.config.fleet, hint="does its serve run?")
-                self._ask_again(now)
-            return False
-        if manifest is None:
-            return False
-        if now - self._heard_at >= self._patience_s(manifest):
-            self._heard_at = now  # the next manifest may have been lost on its way
+        if self._greeting.due(now):
             self._ask_again(now)
+        if manifest is None or not self._greeting.is_answered:
+            return False
         if self._repeat_offer(now):
             return True
-        if not self._have_model(manifest, now):
-            return False
-        return self._train_if_due(manifest, now) or self._evaluate_if_due(manifest, now)
-
-    def _patience_s(self, manifest: Manifest) -> float:
-        """After how long without a manifest this device asks whether it missed one."""
-        is_mine = self._believed.is_mine
-        is_near = manifest.phase == "final" or (manifest.phase == "done" and is_mine)
-        return REPEAT_S if is_near else manifest.deadline_s
+        has_model = self._have_model(manifest, now)
+        if has_model and self._train_if_due(manifest, now):
+            return True
+        return self._evaluate_if_due(manifest, now)
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
         """Its run is done, and nobody is there any more to give it the last model, or to greet it."""
         is_over = manifest.phase == "done" and self._believed.is_mine
-        can_evaluate = self._greeted and self._fetching.has(manifest)
-        return is_over and self._is_alone and not can_evaluate
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether the coordinator said that it goes, or answers no more."""
-        coordinator = self._believed.coordinator
-        gone = coordinator is not None and not coordinator.online
-        return gone or self._unanswered >= _ALONE_HELLOS
-
-    @property
-    def _repeat_hello_s(self) -> float:
-        """How long to wait for an answer to the last hello."""
-        if self._is_alone or self._believed.coordinator is None:
-            return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
-        return REPEAT_S
+        can_evaluate = self._greeting.is_answered and self._fetching.has(manifest)
+        return is_over and self._greeting.is_alone and not can_evaluate
 
     def _ask_again(self, now: float) -> None:
         """A message was lost, and whoever said it may be gone: what is retained says the same."""
-        self._unanswered += 1
         self.transport.resubscribe()
         self._say_hello(now)
 
@@ -199,12 +166,11 @@ class Session:
             self._mine.settle(message)
 
     def _take_coordinator(self, state: CoordinatorState, now: float, *, direct: bool) -> None:
-        known = self._believed.coordinator
-        self._believed.take_coordinator(state)
         # Said to this device alone, it asks who that is.
-        is_new = direct or known is None or known.boot != state.boot or not known.online
-        if state.online and is_new and self._hello_at is not None:
-            self._greeted, self._unanswered = False, 0
+        is_asked = direct or self._greeting.is_new(state)
+        self._believed.take_coordinator(state)
+        if state.online and is_asked and self._greeting.is_connected:
+            self._greeting.begin()
             self._say_hello(now)
 
     def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
@@ -212,34 +178,41 @@ class Session:
         self._fetching.check_size(manifest)
         self._believed.take_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:  # what was said of another ends with it
-            self._report, self._reported = None, ("", False)
+            self._evaluating.begin()
             self._mine.take_up(manifest.run)
         self._mine.go_back(manifest)
         if known is not None and known.run == manifest.run:
             self._mine.moved_on(known, manifest)
+            self._hold(known)
         if manifest.phase == "done":
             self._mine.end(manifest.run)
-        self._heard_at = now
         self.transport.expect(manifest.devices)
-        is_greeting = direct and not self._greeted
-        if direct:
-            self._greeted, self._unanswered = True, 0
+        is_answer = self._greeting.heard(now, direct=direct)
         # Who was greeted just now has missed the broadcast, and whatever was on its way before: it
         # asks at once, and for all that is missing.
-        self._fetching.expect(manifest, now, missed=is_greeting)
-        if manifest.phase == "done" and ("evaluate" not in self.config.roles or self._reported[1]):
+        self._fetching.expect(manifest, now, missed=is_answer)
+        if manifest.phase == "done" and (
+            "evaluate" not in self.config.roles or self._evaluating.is_over(manifest)
+        ):
             self._finish()
 
     def _have_model(self, manifest: Manifest, now: float) -> bool:
-        try:
-            want = self._fetching.take(manifest, now)
-        except PeerError as error:
-            self.refused_messages += 1
-            log.event("model_refused", reason=str(error))
-            return False
+        self._hold(manifest)
+        want = self._fetching.due(manifest, now)
         if want is not None:
             self._voice.say_up(want)
         return self._fetching.has(manifest)
+
+    def _hold(self, manifest: Manifest) -> None:
+        """Holds the manifest's model where all of it is here, and will evaluate it."""
+        try:
+            came = self._fetching.take(manifest)
+        except PeerError as error:
+            self.refused_messages += 1
+            log.event("model_refused", reason=str(error))
+            return
+        if came is not None and "evaluate" in self.config.roles:
+            self._evaluating.add(came)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         if (
@@ -249,15 +222,15 @@ class Session:
             or not self._mine.owes(manifest.round)
         ):
             return False
-        model = self._fetching.model
-        assert model is not None
+        base = self._fetching.held
+        assert base is not None
         plan, carried = manifest.plan, self._mine.carried(manifest.run)
-        update, state = self.learner.fit(model, plan, carried.state)
+        update, state = self.learner.fit(base.model, plan, carried.state)
         contribution = Contribution(
             run=manifest.run,
             round=manifest.round,
             device=self.config.id,
-            base=self._fetching.version,
+            base=base.version,
             encoder_id=self.encoder_id,
             classes_digest=self.classes_digest,
             update=update,
@@ -274,23 +247,17 @@ class Session:
         return drawn <= manifest.cohort
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
-        version, model = self._fetching.version, self._fetching.model
-        due = (version, manifest.phase in ("final", "done"))
-        if "evaluate" not in self.config.roles or self._reported == due:
-            return False
-        if manifest.phase == "gathering":
+        if "evaluate" not in self.config.roles or manifest.phase == "gathering":
             return False  # it waits for others, maybe for days: torch is not loaded for that
-        assert model is not None
-        assert self._first_connected_at is not None
-        waited_s = now - self._first_connected_at - self.learner.busy_s
-        measured = self.learner.evaluate(model, manifest.plan, final=due[1])
-        self._report = self.learner.report(
-            manifest.run, model, version, measured, max(0.0, waited_s)
-        )
-        self._reported = due
-        self._voice.say_up(self._report)
-        log.event("evaluated", round=model.round, **self._report.accuracy)
-        if manifest.phase == "done":
+        due = self._evaluating.due(manifest, self._fetching.held)
+        if due is None:
+            return False
+        assert self._greeting.since is not None
+        waited_s = max(0.0, now - self._greeting.since - self.learner.busy_s)
+        report = self._evaluating.evaluate(due, manifest, waited_s)
+        self._voice.say_up(report)
+        log.event("evaluated", round=report.round, **report.accuracy)
+        if manifest.phase == "done" and self._evaluating.is_over(manifest):
             self._finish()
         return True
 
@@ -307,8 +274,8 @@ class Session:
         return offer is not None
 
     def _say_hello(self, now: float) -> None:
-        self._hello_at = now
+        self._greeting.said(now)
         self._voice.say_hello(self.parked.floor)
-        if self._report is not None:  # the coordinator may have been away when it was said
-            self._voice.say_up(self._report)
+        if self._evaluating.report is not None:  # the coordinator may have been away then
+            self._voice.say_up(self._evaluating.report)
         self._mine.hurry()

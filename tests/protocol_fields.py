@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge import announcing, contributing, coordinator, session
+from fedclip_edge import announcing, contributing, coordinator, greeting
 from fedclip_edge.messaging import (
     codec,
     download,
@@ -261,9 +261,9 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     "REMIND_S": (rounds.REMIND_S, "a silent device is told again what is open; then at twice that"),
     "ATTEMPTS": (coordinator._ATTEMPTS, "of a round that refusals leave without a quorum"),
     "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "a hello may be so far ahead, no further"),
-    "ALONE_S": (session._ALONE_S, "between hellos, at most, where nobody coordinates"),
+    "ALONE_S": (greeting._ALONE_S, "between hellos, at most, where nobody coordinates"),
     "ALONE_HELLOS": (
-        session._ALONE_HELLOS,
+        greeting._ALONE_HELLOS,
         "unanswered, after which a device takes itself for alone",
     ),
     "WINDOW": (outbox.WINDOW, "messages that wait for the broker's acknowledgement"),

@@ -104,11 +104,18 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = DEAD
         time.sleep(0.05)
 
 
-def commands() -> list[str]:
-    """The command line of every process there is."""
-    lines = []
+def commands() -> dict[int, str]:
+    """The command line of every process there is, by its id."""
+    lines = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                lines[int(entry.name)] = line
     return lines
+
+
+def process_of(argument: str) -> int:
+    """The id of the one process with it in its command line."""
+    (found,) = (pid for pid, line in commands().items() if argument in line)
+    return found

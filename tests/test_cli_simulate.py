@@ -144,7 +144,10 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
     assert "zeroshot" in (out / "report.html").read_text()
     wait_until(
         lambda: (
-            not any("multiprocessing" in line and str(out) in line for line in system.commands())
+            not any(
+                "multiprocessing" in line and str(out) in line
+                for line in system.commands().values()
+            )
         ),
         "every worker to end",
         timeout_s=10,

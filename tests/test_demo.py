@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_summary(out: Path) -> dict[str, Any]:
 
 
 def processes_of(out: Path) -> list[str]:
-    return [line for line in system.commands() if str(out) in line]
+    return [line for line in system.commands().values() if str(out) in line]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,21 @@ def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, s
         assert device["accuracy_by_round"] == before["devices"][name]["accuracy_by_round"]
     assert after["held_out"]["encoded"] == 0
     assert after["held_out"]["accuracy"] == before["held_out"]["accuracy"]
+
+
+def test_a_held_out_device_that_falls_behind_leaves_no_gap(tmp_path: Path) -> None:
+    out, rounds = tmp_path / "demo-run", 12
+    command = system.command("demo", "--out", out, "--rounds", str(rounds), "--per-class", "12")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("round 3/"):
+                held_out = system.process_of(str(out / "devices" / "cartoon" / "agent.toml"))
+                os.kill(held_out, signal.SIGSTOP)
+            if line.startswith("round 9/"):
+                os.kill(held_out, signal.SIGCONT)
+    assert running.returncode == 0
+    assert None not in read_summary(out)["held_out"]["accuracy_by_round"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

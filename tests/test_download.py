@@ -61,9 +61,10 @@ def test_any_order_any_number_of_times(order: random.Random) -> None:
     order.shuffle(some)
     for chunk in some:
         download.receive(chunk, 0.0)
-    assert download.complete
+    assert download.has(parcel_of(BODY, 64))
+    assert not download.has(parcel_of(BODY[:-1] + b"!", 64))
     assert download.take() == BODY
-    assert not download.complete
+    assert not download.has(parcel_of(BODY, 64))
 
 
 def test_a_wrong_hash_is_told_and_all_of_it_fetched_anew() -> None:
@@ -73,8 +74,8 @@ def test_a_wrong_hash_is_told_and_all_of_it_fetched_anew() -> None:
     head = SENT[0][:4] + bytes.fromhex(lie.sha256)[:8]
     for chunk in SENT:
         download.receive(head + chunk[len(head) :], 0.0)
-    assert download.complete
+    assert download.has(lie)
     with pytest.raises(PeerError, match="another hash"):
         download.take()
     download.expect(lie, since=5.0)
-    assert not download.complete
+    assert not download.has(lie)

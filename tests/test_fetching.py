@@ -57,13 +57,15 @@ def test_a_model_is_held_once_its_last_chunk_is_here(fetching: Fetching) -> None
     told, last = manifest(model=parcel(body), plan=PLAN), parcel(body).chunks - 1
     fetching.expect(told, 0.0, missed=False)
     send(fetching, body, ((0, last - 1),))
-    assert fetching.take(told, 0.1) is None
-    assert (fetching.has(told), fetching.model) == (False, None)
+    assert fetching.take(told) is None
+    assert (fetching.has(told), fetching.held) == (False, None)
     send(fetching, body, ((last, last),))
-    assert fetching.take(told, 0.2) is None
+    held = fetching.take(told)
     assert fetching.has(told)
-    assert fetching.model is not None
-    assert wire.pack_model(fetching.model, PLAN.codec_down) == body
+    assert fetching.held is held
+    assert held is not None
+    assert wire.pack_model(held.model, PLAN.codec_down) == body
+    assert fetching.take(told) is None  # it comes once
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
@@ -90,7 +92,7 @@ def test_a_device_asks_for_no_chunk_of_a_larger_one(tmp_path: Path) -> None:
 def test_a_broadcast_that_was_missed_is_asked_for_at_once(fetching: Fetching) -> None:
     told = manifest(model=parcel(model()), plan=PLAN)
     fetching.expect(told, 0.0, missed=True)
-    assert fetching.take(told, 0.0) == everything(told.model)
+    assert fetching.due(told, 0.0) == everything(told.model)
 
 
 def test_a_broadcast_is_waited_for_and_its_gaps_asked_for_once_it_is_silent(
@@ -99,10 +101,10 @@ def test_a_broadcast_is_waited_for_and_its_gaps_asked_for_once_it_is_silent(
     body = model()
     told, last = manifest(model=parcel(body), plan=PLAN), parcel(body).chunks - 1
     fetching.expect(told, 0.0, missed=False)
-    assert fetching.take(told, 0.0) is None
+    assert fetching.due(told, 0.0) is None
     send(fetching, body, ((0, 1), (3, last - 1)), now=0.5)
-    assert fetching.take(told, 0.5 + REPAIR_S - 0.1) is None
-    assert fetching.take(told, 0.5 + REPAIR_S) == Want(told.model.sha256, ((2, 2), (last, last)))
+    assert fetching.due(told, 0.5 + REPAIR_S - 0.1) is None
+    assert fetching.due(told, 0.5 + REPAIR_S) == Want(told.model.sha256, ((2, 2), (last, last)))
 
 
 def test_the_model_that_is_held_is_not_fetched_again(fetching: Fetching) -> None:
@@ -110,9 +112,9 @@ def test_the_model_that_is_held_is_not_fetched_again(fetching: Fetching) -> None
     told = manifest(model=parcel(body), plan=PLAN)
     fetching.expect(told, 0.0, missed=False)
     send(fetching, body)
-    fetching.take(told, 0.0)
+    fetching.take(told)
     fetching.expect(told, 10.0, missed=True)
-    assert [fetching.take(told, now) for now in (10.0, 20.0, 30.0)] == [None] * 3
+    assert [fetching.due(told, now) for now in (10.0, 20.0, 30.0)] == [None] * 3
     damaged = next(transfer.chunks(body, told.model))[:-1]
     fetching.receive(damaged, 30.0)  # nobody reads it
 
@@ -132,18 +134,17 @@ def test_what_is_no_such_model_is_fetched_anew_and_the_one_before_stays(
     before = manifest(model=parcel(model()), plan=PLAN)
     fetching.expect(before, 0.0, missed=False)
     send(fetching, model())
-    fetching.take(before, 0.0)
-    held = fetching.model
+    held = fetching.take(before)
     announced = replace(parcel(body), sha256=sha256 or parcel(body).sha256)
     told = manifest(model=announced, plan=PLAN)
     fetching.expect(told, 1.0, missed=False)
     send(fetching, body, now=1.0)
     with pytest.raises(PeerError):
-        fetching.take(told, 1.0)
+        fetching.take(told)
     assert fetching.has(before)
-    assert fetching.model is held
-    assert fetching.take(told, 1.0) is None
-    assert fetching.take(told, 1.0 + REPAIR_S) == everything(announced)
+    assert fetching.held is held
+    assert fetching.due(told, 1.0) is None
+    assert fetching.due(told, 1.0 + REPAIR_S) == everything(announced)
 
 
 def test_a_plan_that_the_learner_does_not_know_is_said_where_its_model_is_due(
@@ -152,4 +153,4 @@ def test_a_plan_that_the_learner_does_not_know_is_said_where_its_model_is_due(
     told = manifest(model=Parcel("a" * 64, 2**30), plan=replace(PLAN, method="fedklip"))
     fetching.check_size(told)
     with pytest.raises(ConfigError, match="unknown method 'fedklip'; did you mean 'fedclip'"):
-        fetching.take(told, 0.0)
+        fetching.take(told)

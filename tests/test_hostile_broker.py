@@ -87,7 +87,8 @@ def evil_model(fleet: Fleet) -> tuple[bytes, Parcel]:
 
 
 def versions(fleet: Fleet) -> set[str]:
-    return {session._fetching.version for session in fleet.sessions.values()}
+    held = [session._fetching.held for session in fleet.sessions.values()]
+    return {"" if one is None else one.version for one in held}
 
 
 def message(said: Said) -> Message | None:
@@ -284,7 +285,7 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
             if said[0].endswith(("down", "model", "round", "coord/state")):
                 broker.inject(*said[:2])
     assert not anew._mine.unsettled  # it trained nothing
-    assert anew._report is None  # and evaluated nothing
+    assert anew._evaluating.report is None  # and evaluated nothing
     broker.attack = None
     fleet.run()
     assert final(fleet) == undisturbed()

@@ -128,7 +128,7 @@ def join(target: Target) -> None:
     for _ in range(8):
         target.fleet.step()
     assert target.fleet.coordinator._rounds.phase == "open"
-    assert target.session._fetching.model is not None
+    assert target.session._fetching.held is not None
 
 
 @pytest.fixture(scope="module")
@@ -280,12 +280,12 @@ def test_each_contribution_is_refused(target: Target) -> None:
 def test_each_model_is_refused(target: Target) -> None:
     ledger = target.fleet.coordinator.ledger
     body = wire.body_limit_bytes(ledger.layout.model, PLAN.codec_down)
-    version = target.session._fetching.version
+    held = target.session._fetching.held
     for name, data in hostile.wrong_models(target.aim(), ledger.stored.body).items():
         refused, peak = measured(functools.partial(target.publish, data))
         assert refused == 1, name
         assert peak < TIMES * max(len(data), body) + PLUS_BYTES, name
-        assert target.session._fetching.version == version, name
+        assert target.session._fetching.held is held, name
 
 
 def test_each_chunk_is_refused(target: Target) -> None:

@@ -236,5 +236,5 @@ def test_a_signal_ends_a_coordinator_and_its_trainer(site: Site, number: signal.
     serve.send_signal(number)
     assert serve.wait(system.DEADLINE_S) == 128 + number
     assert "Traceback" not in site.text("serve")
-    left = [line for line in system.commands() if str(site.folder) in line]
+    left = [line for line in system.commands().values() if str(site.folder) in line]
     assert left == []

@@ -770,6 +770,36 @@ def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene)
     assert scene.session.finished
 
 
+def test_rounds_that_went_by_while_it_was_busy_are_evaluated_all_the_same(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    for closed in (1, 2, 3):  # all of it waits to be taken in
+        published = model(closed, closed)
+        scene.say(
+            manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
+        )
+        scene.say_model(published)
+    scene.work()
+    assert scene.learner.evaluated == [(closed, False) for closed in (0.0, 1.0, 2.0, 3.0)]
+    assert [report.round for report in scene.heard(Report)] == [0, 1, 2, 3]
+
+
+def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene: Scene) -> None:
+    scene.join(takes_part=False)
+    scene.learner.evaluated.clear()
+    for closed in (1, 2):
+        published = model(closed, closed)
+        scene.say(
+            manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
+        )
+        scene.say_model(published)
+    scene.flow()
+    assert scene.session.act(scene.now)
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([2.0], [])
+    scene.work()
+    assert scene.learner.evaluated == [(1.0, False), (2.0, False)]
+
+
 def test_it_evaluates_the_last_model_even_when_the_run_is_done(scene: Scene) -> None:
     scene.join()
     done = manifest(model(1, 1), phase="done", takes_part=None)

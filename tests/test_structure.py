@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("vision", "learning", "messaging"),
     ("store", "parked", "exporting", "model_file", "prediction", "reporting"),
     ("ledger", "learner", "believing", "contributing", "admission", "preparing"),
-    ("announcing", "speaking", "fetching", "receiving", "local_learner"),
+    ("announcing", "speaking", "greeting", "fetching", "evaluating", "receiving", "local_learner"),
     ("session", "coordinator", "agent", "serving"),
     ("demo", "simulating"),
     ("cli",),

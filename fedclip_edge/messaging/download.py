@@ -39,9 +39,10 @@ class Download:
         if self._incoming is not None and self._incoming.receive(payload):
             self._chunk_at = now
 
-    @property
-    def complete(self) -> bool:
-        return self._incoming is not None and self._incoming.complete
+    def has(self, parcel: Parcel) -> bool:
+        """Whether all of its chunks are here."""
+        incoming = self._incoming
+        return incoming is not None and incoming.parcel == parcel and incoming.complete
 
     def due(self, now: float) -> Want | None:
         """What to ask for now."""

@@ -1,0 +1,66 @@
+"""What a device has yet to evaluate of the run it is in, and what it reported last.
+
+Laws:
+- Every model that the device held is evaluated, the oldest first, however fast rounds go by: who
+  was slow to start leaves no gap in its accuracy by round.
+- The run's last model is evaluated as the last, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedclip_edge.fetching import Held
+from fedclip_edge.learner import Learner
+from fedclip_edge.messaging.messages import Manifest
+from fedclip_edge.records import Report
+
+_WAITING_BYTES = 16 * 2**20  # a box may have little memory: of more than this the oldest make way
+
+
+@dataclass(eq=False)
+class Evaluating:
+    """One device's."""
+
+    learner: Learner
+    report: Report | None = None  # the last one made in this run
+    _waiting: list[Held] = field(default_factory=list)
+    _last: str = ""  # the version that was evaluated as the run's last
+
+    def begin(self) -> None:
+        """Another run: what was said of the one before ends with it."""
+        self.report, self._last = None, ""
+        self._waiting.clear()
+
+    def add(self, held: Held) -> None:
+        """A model that came just now."""
+        self._waiting.append(held)
+        while len(self._waiting) > 1 and sum(h.size_bytes for h in self._waiting) > _WAITING_BYTES:
+            del self._waiting[0]
+
+    def is_over(self, manifest: Manifest) -> bool:
+        """Whether nothing is left to evaluate: the manifest's model was, as the run's last."""
+        return self._last == manifest.model.sha256
+
+    def due(self, manifest: Manifest, held: Held | None) -> Held | None:
+        """What to evaluate now; `held` is the newest model here."""
+        is_last = held is not None and self._is_last(held, manifest)
+        if not self._waiting and is_last and not self.is_over(manifest):
+            return held  # it was evaluated before anybody said that it is the last
+        return self._waiting[0] if self._waiting else None
+
+    def evaluate(self, held: Held, manifest: Manifest, waited_s: float) -> Report:
+        """The report on what is due; `waited_s` is how long the device has had nothing to do."""
+        is_last = self._is_last(held, manifest)
+        measured = self.learner.evaluate(held.model, manifest.plan, final=is_last)
+        self.report = self.learner.report(
+            manifest.run, held.model, held.version, measured, waited_s
+        )
+        self._waiting = [other for other in self._waiting if other.version != held.version]
+        if is_last:
+            self._last = held.version
+        return self.report
+
+    @staticmethod
+    def _is_last(held: Held, manifest: Manifest) -> bool:
+        return manifest.phase in ("final", "done") and held.version == manifest.model.sha256
