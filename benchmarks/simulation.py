@@ -1,14 +1,15 @@
 """What a simulated round costs, against Flower's simulation; and an epoch, against the reference's.
 
 - round: --devices virtual devices with 100 cached features of 512 numbers each, one FedCLIP round of
-  one local epoch each, with the default codecs and nothing evaluated. The clock runs from before the
-  worker processes start until the last figure is there.
+  one local epoch each, with the default codecs and nothing evaluated, each time in a fresh process.
+  The clock runs from before its worker processes start until they have ended.
 - `--peer flwr`: the same round through Flower's simulation (flwr and ray, as pip finds them, in an
   environment that is made for it in --peer-env, with telemetry off): ServerApp, ClientApp, FedAvg, one
   client a core, nothing evaluated. Its clients call our `fit` on the same features, and send
   float32. Its clock runs from before its run_simulation until that has returned; making the
   environment, and importing what a client needs in the first process, are outside.
-- memory: the resident sizes of all processes together, over --memory-rounds rounds of 100 devices.
+- memory: of all processes together (what they share counted once), over --memory-rounds rounds of
+  100 devices.
 - epoch: one local epoch from the cache (1,000 features, batches of 32) against the reference's, which
   encodes picture and text of every batch again: ViT-B-32 of open_clip with random weights, frozen,
   the gate trained. A few of the reference's steps are measured, and 32 of them are its epoch
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -30,6 +32,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +80,17 @@ def rounds(its: Pool, devices: int, count: int, workers: int) -> Iterator[int]:
             yield step.round
 
 
-def measure_round(its: Pool, devices: int, workers: int) -> float:
-    began = time.perf_counter()
+def measure_round(devices: int, workers: int) -> float:
+    its, began = pool(devices), time.perf_counter()
     assert list(rounds(its, devices, 1, workers)) == [0, 1]
     return time.perf_counter() - began
+
+
+def measure_round_afresh(devices: int, workers: int) -> float:
+    """In a process that has loaded nothing before, and leaves nothing loaded behind."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+        return fresh.submit(measure_round, devices, workers).result()
 
 
 # --- Flower --------------------------------------------------------------------------------------
@@ -199,24 +209,29 @@ def measure_flower(its: Pool, devices: int, folder: Path) -> tuple[float, str]:
 # --- memory --------------------------------------------------------------------------------------
 
 
-def resident_mb() -> float:
-    """This process and its children."""
-    total_kb = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            status = (entry / "status").read_text()
-        except OSError:
-            continue
-        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        if int(entry.name) == os.getpid() or int(fields["PPid"]) == os.getpid():
-            total_kb += int(fields.get("VmRSS", "0 kB").split()[0])
-    return total_kb / 1000
+def fields_of(pid: str, file: str) -> dict[str, str]:
+    """A file of /proc as names and values; empty where the process is gone."""
+    try:
+        lines = (Path("/proc") / pid / file).read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}
+
+
+def memory_mb() -> float:
+    """This process and all that come from it; what several share is divided among them."""
+    pids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    parents = {pid: fields_of(pid, "status").get("PPid", "").strip() for pid in pids}
+    ours, more = set(), {str(os.getpid())}
+    while more:
+        ours |= more
+        more = {pid for pid, parent in parents.items() if parent in more} - ours
+    shares = [fields_of(pid, "smaps_rollup").get("Pss", "0 kB") for pid in ours]
+    return sum(int(share.split()[0]) for share in shares) / 1000
 
 
 def measure_memory(count: int, workers: int) -> dict[str, float]:
-    found = {number: resident_mb() for number in rounds(pool(100), 100, count, workers)}
+    found = {number: memory_mb() for number in rounds(pool(100), 100, count, workers)}
     warm = max(2, count // 5)  # the residuals of every device are there by then
     first = statistics.median(v for number, v in found.items() if warm <= number < 2 * warm)
     last = statistics.median(v for number, v in found.items() if number > count - warm)
@@ -329,7 +344,7 @@ def main() -> None:
         its = pool(options.devices)
         ours, theirs, versions = [], [], ""
         for _ in range(options.repeat):
-            ours.append(measure_round(its, options.devices, options.workers))
+            ours.append(measure_round_afresh(options.devices, options.workers))
             if options.peer:
                 seconds, versions = measure_flower(its, options.devices, options.peer_env)
                 theirs.append(seconds)

@@ -21,6 +21,7 @@ from typing import IO
 from fedclip_edge.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TERM_S = 8.0  # time to say good-bye to the broker before SIGKILL
 
 
@@ -95,6 +96,18 @@ def claim(path: Path, what: str) -> IO[bytes]:
             f"{what} is in use by another process; end that one, or name another"
         ) from None
     return held
+
+
+def keep_freed_memory() -> None:
+    """From now on what this process frees stays with it, for its next allocation.
+
+    By default glibc hands blocks of a megabyte back to the kernel, and every step of a training asks
+    for as many again: page faults are a tenth of a simulation's time. Nothing where libc is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def own_command(*arguments: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -135,3 +136,40 @@ def test_what_one_process_claims_another_cannot(tmp_path: Path) -> None:
         claim(tmp_path / "lock", "the folder")
     held.close()
     claim(tmp_path / "lock", "the folder").close()
+
+
+FAULTS = """
+import resource
+import sys
+
+from fedclip_edge.processes import keep_freed_memory
+
+
+def steps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        held = [bytearray(2**20) for _ in range(8)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+steps()
+print(steps())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_there_for_the_next_step() -> None:
+    """In page faults: 50 steps of 8 MB are 100,000 pages."""
+    default, kept = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for how in ("default", "keep")
+    )
+    assert default > 10_000
+    assert kept < default / 100

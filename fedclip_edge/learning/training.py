@@ -51,7 +51,10 @@ def change(
             f"training diverged in round {round + 1}; lower lr or weight_decay under [plan.options]"
         )
     weight = max(1, len(features)) if options.weighting == "pictures" else 1
-    return Update("sum", weight, {name: weight * (trained[name] - terms[name]) for name in terms})
+    for name, term in trained.items():  # in place: together they are as large as the model
+        np.subtract(term, terms[name], out=term)
+        np.multiply(term, weight, out=term)
+    return Update("sum", weight, trained)
 
 
 def classification(logits: Logits, classes: ClassTexts, fixed: Terms = NO_TERMS) -> Loss:

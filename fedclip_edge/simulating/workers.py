@@ -1,18 +1,20 @@
 """Where a run's devices live: in this process, or spread over worker processes of one thread each.
 
 The features are written to a temporary file once, which every worker maps into its memory; a model goes to
-a worker once a round, and one partial sum comes back.
+a worker once a round, and one partial sum comes back. Workers are forked from a process that has loaded
+torch once for all of them, while the features are being written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
-import os
 import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedclip_edge import log
+from fedclip_edge import log, processes
 from fedclip_edge.errors import RunError
 from fedclip_edge.records import F32, I64
 from fedclip_edge.simulating.host import Announcement, Answer, Host, Task
@@ -28,6 +30,7 @@ from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.splits import Device
 
 _END_S = 5.0
+_LOADED_ONCE = ["fedclip_edge.simulating.workers", "fedclip_edge.learning.training"]
 
 
 class Hosts(Protocol):
@@ -71,12 +74,14 @@ class Workers:
             self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fedclip-edge-"))
         )
         path = folder / "features.npy"
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_LOADED_ONCE)
+        forkserver.ensure_running()
         np.save(path, self._pool.vectors)
-        context = multiprocessing.get_context("spawn")
         for _ in range(self._count):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=work, args=(theirs, path, self._pool.labels, os.getpid()), daemon=True
+                target=work, args=(theirs, path, self._pool.labels), daemon=True
             )
             process.start()
             theirs.close()
@@ -93,8 +98,7 @@ class Workers:
         for link in self._links:
             link.close()
         for process in self._processes:
-            if _type is not None:
-                process.terminate()
+            process.terminate()  # it holds nothing, and an orderly end of torch takes its time
             process.join(_END_S)
             if process.is_alive():
                 process.kill()
@@ -144,16 +148,18 @@ class Workers:
         )
 
 
-def work(link: Connection, path: Path, labels: I64, parent: int) -> None:
-    """A worker's life: it ends when its parent does."""
+def work(link: Connection, path: Path, labels: I64) -> None:
+    """A worker's life: it ends when whoever started it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has heard it, and ends the workers
     from fedclip_edge.learning import training
 
     log.mute()
     training.use_one_thread()
+    processes.keep_freed_memory()
+    gc.freeze()  # what is loaded stays: collections need not go through it again and again
     vectors: F32 = np.load(path, mmap_mode="r")
     host: Host | None = None
-    while os.getppid() == parent:
+    while True:
         try:
             message = link.recv()
             if isinstance(message, Announcement):
