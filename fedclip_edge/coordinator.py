@@ -1,10 +1,8 @@
-"""One federation: takes messages in, lets `rounds.py` decide, keeps, combines, publishes.
+"""One federation: takes messages in, and hands what they mean for the rounds to `conducting.py`.
 
 Neither torch nor onnxruntime is needed here: the coordinator adds what devices send.
 
 Laws:
-- A contribution that was checked (`receiving.py`) is on disk before it is added, and added before it
-  is acknowledged.
 - A message that breaks the protocol is dropped and counted against its peer; it stops nothing.
 - Who may not take part (`admission.py`) is refused, and who no longer may is refused at once.
 - Whatever is killed, the journal is enough to go on: `resume` rebuilds this state from it.
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from fedclip_edge import log
 from fedclip_edge.admission import Admission
 from fedclip_edge.announcing import Announcer
+from fedclip_edge.conducting import Conducting
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.errors import PeerError, RunError
 from fedclip_edge.ledger import Ledger
@@ -34,12 +33,10 @@ from fedclip_edge.messaging.registry import Registry
 from fedclip_edge.messaging.topics import CHUNK, Topics
 from fedclip_edge.messaging.transport import Connected, Event, Received
 from fedclip_edge.messaging.uploads import LEASE_S, Uploads
-from fedclip_edge.receiving import Arrival, Receiving, UnfitError
+from fedclip_edge.receiving import Receiving, UnfitError
 from fedclip_edge.records import Report
 from fedclip_edge.store import Run
 
-# The same seed trains to the same bytes: what is refused this often is refused for ever.
-_ATTEMPTS = 5
 # Names that nobody was let in under are counted one by one up to here, then together.
 _PEERS_COUNTED = 10_000
 # No coordinator starts this often in its life, and no device can use all epochs up.
@@ -48,21 +45,17 @@ _EPOCHS_AT_ONCE = 2**20
 
 @dataclass(eq=False)
 class Coordinator:
-    """One run's state. `finished` once every round is closed and the last model evaluated."""
+    """One run's state; `resume` before anything else."""
 
     config: FleetConfig
     ledger: Ledger
     voice: Announcer
     invited: frozenset[str] = frozenset()  # devices that the first round waits for by name
     registry: Registry | None = None  # who is enrolled; without one the first key shown is pinned
-    finished: bool = False
     refused_messages: Counter[str] = field(default_factory=Counter)
-    _rounds: rounds.State = field(init=False)
     _receiving: Receiving = field(init=False)
     _admission: Admission = field(init=False)
-    _boots: dict[str, str] = field(default_factory=dict)  # device -> its process's boot
-    _opened_at: float = 0.0
-    _last_refusal: str = ""  # of a contribution to the open round
+    _conducting: Conducting = field(init=False)
 
     def resume(self, now: float) -> None:
         """Takes up the run where its books stand."""
@@ -70,7 +63,7 @@ class Coordinator:
         uploads = Uploads(transfer.Slots(self.config.rules.upload_slots, LEASE_S))
         self._receiving = Receiving(self.ledger, self.voice, uploads)
         self._admission = Admission(self.run, self.ledger.store, self.registry)
-        self._rounds = rounds.State(
+        state = rounds.State(
             run=self.run.id,
             rules=self.config.rules,
             rounds=total,
@@ -81,6 +74,9 @@ class Coordinator:
             away_since=dict.fromkeys(self._admission.admitted, now),
             invited=self.invited,
             kept=self.ledger.kept(),
+        )
+        self._conducting = Conducting(
+            state, self.ledger, self.voice, self._receiving, self._admission
         )
 
     @property
@@ -98,7 +94,7 @@ class Coordinator:
             for device in tuple(self._boots):
                 self._leave(device, now)
             self.voice.say_state(online=True)
-            self._say_manifest()
+            self._conducting.say_manifest()
         elif isinstance(event, Received):
             device = ""
             try:
@@ -125,7 +121,7 @@ class Coordinator:
         for device in self._receiving.uploads.expire(now):
             log.event("upload_abandoned", device=device)
         self._receiving.ask_due(now)
-        self._step(round_events.Tick(), now)
+        self._conducting.step(round_events.Tick(), now)
 
     def admit(self, registry: Registry, now: float) -> dict[str, str]:
         """Takes over a changed registry; the boots of those it no longer admits, by device."""
@@ -140,7 +136,7 @@ class Coordinator:
                 self._refuse(device, reason, key, boot)
                 out[device] = boot
             self._receiving.uploads.release(device)
-            self._step(round_events.Left(device, for_good=True), now)
+            self._conducting.step(round_events.Left(device, for_good=True), now)
         return out
 
     def say_goodbye(self) -> None:
@@ -150,7 +146,17 @@ class Coordinator:
     @property
     def has_begun(self) -> bool:
         """Whether a round was ever open."""
-        return self._rounds.round > 1 or self._rounds.phase != "gathering"
+        state = self._conducting.state
+        return state.round > 1 or state.phase != "gathering"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every round is closed and the last model evaluated."""
+        return self._conducting.finished
+
+    @property
+    def _boots(self) -> dict[str, str]:
+        return self._conducting.boots
 
     @property
     def epoch(self) -> int:
@@ -206,7 +212,7 @@ class Coordinator:
         elif isinstance(message, Offer):
             self._take_offer(device, message, now)
         elif isinstance(message, Want):
-            self._step(round_events.Heard(device), now)
+            self._conducting.step(round_events.Heard(device), now)
             if message.sha256 == self.ledger.version:  # else the manifest that replaces it comes
                 self.voice.send_model(device, message.missing, now)
         elif isinstance(message, Report):
@@ -226,13 +232,13 @@ class Coordinator:
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
         self._boots[device] = hello.boot
         joined = round_events.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
-        self._step(joined, now)
-        self._answer(device, hello.boot)
+        self._conducting.step(joined, now)
+        self._conducting.answer(device, hello.boot)
 
     def _refuse(self, device: str, reason: str, key: str, boot: str) -> None:
         log.event("device_refused", device=device, reason=reason)
         # The manifest first: it brings the key without which a refusal is not believed.
-        self._answer(device, boot)
+        self._conducting.answer(device, boot)
         self.voice.say_down(device, Refused(reason, final=True, key=key))
 
     def _rise_above(self, device: str, epoch: int) -> None:
@@ -242,28 +248,27 @@ class Coordinator:
         self.voice.epoch = self.ledger.store.next_epoch(above=epoch)
         log.event("epoch_raised", device=device, epoch=self.epoch)
         self.voice.say_state(online=True)
-        self._say_manifest()
+        self._conducting.say_manifest()
 
     def _leave(self, device: str, now: float) -> None:
         log.event("left", device=device)
         del self._boots[device]
         self._receiving.uploads.leave(device)
-        self._step(round_events.Left(device), now)
+        self._conducting.step(round_events.Left(device), now)
 
     def _take_offer(self, device: str, offer: Offer, now: float) -> None:
         offered = self._receiving.take_offer(device, offer)
         if offered is not None:
-            self._step(offered, now)
+            self._conducting.step(offered, now)
 
     def _take_chunk(self, device: str, payload: bytes, now: float) -> None:
         try:
             arrival = self._receiving.take_chunk(device, payload, now)
         except UnfitError as error:
-            self._last_refusal = f"{device}: {error}"
-            self._step(round_events.Rejected(device, error.round), now)
+            self._conducting.reject(device, error, now)
             raise
         if arrival is not None:
-            self._step(arrival.event, now, arrival)
+            self._conducting.step(arrival.event, now, arrival)
 
     def _take_report(self, device: str, report: Report, now: float) -> None:
         if (report.run, report.device) != (self.run.id, device):
@@ -272,78 +277,4 @@ class Coordinator:
             raise PeerError(f"report on round {report.round}, which is not closed")
         self.ledger.store.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
-        self._step(round_events.Reported(device, report.round), now)
-
-    def _step(
-        self,
-        event: round_events.Event,
-        now: float,
-        arrival: Arrival | None = None,
-    ) -> None:
-        state, actions = rounds.step(self._rounds, event, now)
-        for action in actions:
-            if isinstance(action, round_events.Keep):
-                assert arrival is not None
-                sha256 = state.kept[action.device]
-                self.ledger.keep(arrival.contribution, sha256, arrival.body)
-        self._rounds = state
-        for action in actions:
-            self._do(action, now)
-
-    def _do(self, action: round_events.Action, now: float) -> None:
-        if isinstance(action, round_events.Announce):
-            self._announce(now)
-        elif isinstance(action, round_events.Remind):
-            self._answer(action.device, self._boots.get(action.device, ""))
-        elif isinstance(action, round_events.Forget):
-            log.event("given_up", device=action.device)
-            self._boots.pop(action.device, None)
-            self._receiving.uploads.release(action.device)
-        elif isinstance(action, round_events.Upload):
-            self._receiving.uploads.request(action.device)
-            self._receiving.ask_due(now)
-        elif isinstance(action, round_events.Keep | round_events.Acknowledge):
-            self._receiving.say_kept(action.device)
-            self._receiving.ask_due(now)
-        elif isinstance(action, round_events.Drop):
-            log.event("contribution_dropped", device=action.device, reason=action.reason)
-            self._receiving.refuse(action.device, action.reason)
-        elif isinstance(action, round_events.CloseRound):
-            self._close_round(now)
-        else:
-            path = self.ledger.finish()
-            self.finished = True
-            log.event("model_written", path=path)
-
-    def _close_round(self, now: float) -> None:
-        self.ledger.close_round()
-        self._last_refusal = ""
-        log.event(
-            "round_closed",
-            round=self.ledger.model.round,
-            rounds=self.run.plan.rounds,
-            contributions=len(self._rounds.kept),
-            cohort=len(self._rounds.cohort),
-            updates_bytes=self.ledger.store.kept_bytes(self.run.id, self.ledger.model.round),
-            model_bytes=self.ledger.parcel.size_bytes,
-            seconds=round(now - self._opened_at, 3),
-        )
-        self._receiving.uploads.release_all()
-        self._step(round_events.Closed(), now)
-
-    def _announce(self, now: float) -> None:
-        self._opened_at = now
-        if self._last_refusal and self._rounds.attempt >= _ATTEMPTS:
-            raise RunError(
-                f"round {self._rounds.round} found no quorum in {_ATTEMPTS} attempts; the last "
-                f"contribution was refused: {self._last_refusal}; change [plan] and begin anew"
-            )
-        self._say_manifest()
-        if self._rounds.phase != "done":
-            self.voice.say_model()
-
-    def _say_manifest(self) -> None:
-        self.voice.say_manifest(self._rounds, self._admission.devices)
-
-    def _answer(self, device: str, boot: str) -> None:
-        self.voice.answer(device, boot, self._rounds, self._admission.devices)
+        self._conducting.step(round_events.Reported(device, report.round), now)

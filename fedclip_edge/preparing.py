@@ -62,8 +62,9 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
     skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
     for picture in skipped:
         log.event("picture_skipped", picture=picture.path, reason=picture.reason)
-    for name in sides.classes_without_test:
-        log.event("class_without_test_pictures", class_name=name)
+    if "evaluate" in config.roles:
+        for name in sides.classes_without_test:
+            log.event("class_without_test_pictures", class_name=name)
     for side, role in (("train", "train"), ("test", "evaluate")):
         if role in config.roles and not embedded[side].pictures:
             raise DataError(

@@ -12,10 +12,11 @@ import secrets
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedclip_edge import announcing, coordinator, ledger, log, processes
-from fedclip_edge.config import FleetConfig, load_agent
+from fedclip_edge.config import FleetConfig, load_agent, load_fleet
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.messaging import identity, mqtt, registry, transport, wire
@@ -44,6 +45,15 @@ class _Claim:
     link: mqtt.PahoTransport
     boot: str
     epoch: int
+
+
+def load(path: Path) -> FleetConfig:
+    """Reads fleet.toml, its plan settled; raises ConfigError naming the file and the table."""
+    config = load_fleet(path)
+    try:
+        return replace(config, plan=methods.settled(config.plan))
+    except ConfigError as error:
+        raise ConfigError(f"{path} [plan]: {error}") from None
 
 
 def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge import announcing, contributing, coordinator, greeting
+from fedclip_edge import announcing, conducting, contributing, coordinator, greeting
 from fedclip_edge.messaging import (
     codec,
     download,
@@ -259,7 +259,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     "UPLOAD_REPAIR_S": (uploads.REPAIR_S, "the coordinator asks an uploader again after so long"),
     "LEASE_S": (uploads.LEASE_S, "and takes its slot away after so long without a chunk"),
     "REMIND_S": (rounds.REMIND_S, "a silent device is told again what is open; then at twice that"),
-    "ATTEMPTS": (coordinator._ATTEMPTS, "of a round that refusals leave without a quorum"),
+    "ATTEMPTS": (conducting._ATTEMPTS, "of a round that refusals leave without a quorum"),
     "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "a hello may be so far ahead, no further"),
     "ALONE_S": (greeting._ALONE_S, "between hellos, at most, where nobody coordinates"),
     "ALONE_HELLOS": (

@@ -19,6 +19,7 @@ from made_up_network import Outcome, simulate
 
 from fedclip_edge import parked
 from fedclip_edge.announcing import Announcer
+from fedclip_edge.conducting import Conducting
 from fedclip_edge.contributing import Contributing
 from fedclip_edge.coordinator import Coordinator
 from fedclip_edge.ledger import Ledger
@@ -84,17 +85,17 @@ def test_the_benchmark_ends_with_0_and_its_figures() -> None:
 
 
 def says_kept_before_it_is(
-    self: Coordinator,
+    self: Conducting,
     event: round_events.Event,
     now: float,
     arrival: Arrival | None = None,
 ) -> None:
-    self._rounds, actions = rounds.step(self._rounds, event, now)
+    self.state, actions = rounds.step(self.state, event, now)
     for action in actions:
         if isinstance(action, round_events.Keep):
             self._do(action, now)
             assert arrival is not None
-            sha256 = self._rounds.kept[action.device]
+            sha256 = self.state.kept[action.device]
             self.ledger.keep(arrival.contribution, sha256, arrival.body)
         else:
             self._do(action, now)
@@ -227,7 +228,7 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
 # The law that is broken, the bug, and within how many seeds the adversary has to notice.
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
-        "lost", replaced((Coordinator, "_step", says_kept_before_it_is)), 100
+        "lost", replaced((Conducting, "step", says_kept_before_it_is)), 100
     ),
     "commits with the next": ("lost", replaced((Store, "keep", commits_with_the_next)), 100),
     "adds a duplicate": (

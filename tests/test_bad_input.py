@@ -147,9 +147,9 @@ def test_a_provider_that_is_not_here(site: Site) -> None:
 
 def test_an_unknown_method_and_option(site: Site) -> None:
     fleet = site.write_fleet(1, 1, extra='method = "fedklip"\n')
-    refused(ConfigError, "serve", fleet, words=("'fedklip'", "'fedclip'"))
+    refused(ConfigError, "serve", fleet, words=(f"{fleet} [plan]: ", "'fedklip'", "'fedclip'"))
     fleet = site.write_fleet(1, 1, extra="[plan.options]\nlearning_rate = 0.1\n")
-    refused(ConfigError, "serve", fleet, words=("'learning_rate'",))
+    refused(ConfigError, "serve", fleet, words=(f"{fleet} [plan]: ", "'learning_rate'"))
 
 
 def test_a_trainer_of_another_fleet(site: Site) -> None:

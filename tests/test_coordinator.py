@@ -210,7 +210,7 @@ def contributions(fleet: Fleet, name: str) -> list[int]:
 
 
 def state(fleet: Fleet) -> Any:
-    return fleet.coordinator._rounds
+    return fleet.coordinator._conducting.state
 
 
 def until(fleet: Fleet, condition: Callable[[], bool], count: int = 400) -> None:

@@ -127,7 +127,7 @@ def join(target: Target) -> None:
         assert target.to_coordinator(topic, speaker.sign(speaker.line("hello"), topic)) == 0
     for _ in range(8):
         target.fleet.step()
-    assert target.fleet.coordinator._rounds.phase == "open"
+    assert target.fleet.coordinator._conducting.state.phase == "open"
     assert target.session._fetching.held is not None
 
 

@@ -117,11 +117,23 @@ def test_what_will_not_count_is_said(
     site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (site / "pictures" / "circle" / "notes.TXT").write_text("bought in May")
-    prepare(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle, None)
+    shares = (0.5, 0.44, 0.06)
+    dataset = read_folder(site / "pictures", random_bundle.classes.names)
+    untested = split(dataset, config(site, BOTH, shares).data).classes_without_test
+    assert 0 < len(untested) < len(random_bundle.classes.names)
+    prepare(config(site, BOTH, shares), random_bundle, None)
     said = capsys.readouterr().out
     assert "files_ignored count=1 kinds=.txt" in said
     for name in random_bundle.classes.names:
-        assert f"class_without_test_pictures class_name={name}" in said
+        is_said = f"class_without_test_pictures class_name={name}" in said
+        assert is_said == (name in untested)
+
+
+def test_who_evaluates_nothing_misses_no_test_pictures(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle, None)
+    assert "class_without_test_pictures" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

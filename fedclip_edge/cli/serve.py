@@ -17,7 +17,6 @@ def serve(config: Path, take_over: bool, as_json: bool) -> None:
     CONFIG (fleet.toml) says which.
     """
     from fedclip_edge import log, serving
-    from fedclip_edge.config import load_fleet
 
     log.use_json(as_json)
-    serving.serve(load_fleet(config), take_over=take_over, as_json=as_json)
+    serving.serve(serving.load(config), take_over=take_over, as_json=as_json)
