@@ -25,11 +25,12 @@ class Evaluating:
     learner: Learner
     report: Report | None = None  # the last one made in this run
     _waiting: list[Held] = field(default_factory=list)
-    _last: str = ""  # the version that was evaluated as the run's last
+    _newest: str = ""  # the version that was evaluated after all others
+    _last: str = ""  # the one that was so as the run's last
 
     def begin(self) -> None:
         """Another run: what was said of the one before ends with it."""
-        self.report, self._last = None, ""
+        self.report, self._newest, self._last = None, "", ""
         self._waiting.clear()
 
     def add(self, held: Held) -> None:
@@ -44,10 +45,13 @@ class Evaluating:
 
     def due(self, manifest: Manifest, held: Held | None) -> Held | None:
         """What to evaluate now; `held` is the newest model here."""
-        is_last = held is not None and self._is_last(held, manifest)
-        if not self._waiting and is_last and not self.is_over(manifest):
-            return held  # it was evaluated before anybody said that it is the last
-        return self._waiting[0] if self._waiting else None
+        if self._waiting:
+            return self._waiting[0]
+        if held is None or held.version != manifest.model.sha256:
+            return None
+        # It may be here since an earlier run, or be known only now to be the last.
+        done = self._last if self._is_last(held, manifest) else self._newest
+        return None if done == held.version else held
 
     def evaluate(self, held: Held, manifest: Manifest, waited_s: float) -> Report:
         """The report on what is due; `waited_s` is how long the device has had nothing to do."""
@@ -57,6 +61,7 @@ class Evaluating:
             manifest.run, held.model, held.version, measured, waited_s
         )
         self._waiting = [other for other in self._waiting if other.version != held.version]
+        self._newest = held.version
         if is_last:
             self._last = held.version
         return self.report

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,3 +205,18 @@ class _Sides:
 
 
 assert POOL.encoder_id == ENCODER
+
+
+def test_a_disk_that_takes_no_features_keeps_nothing_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_arguments: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    here = functools.partial(tempfile.TemporaryDirectory, dir=tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", here)
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="no space left"), Workers(POOL, 2):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -770,6 +770,14 @@ def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene)
     assert scene.session.finished
 
 
+def test_another_run_that_begins_with_the_same_bytes_is_evaluated_as_well(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    scene.say(manifest(run="run-2", epoch=6))
+    scene.work()
+    assert [(said.run, said.round) for said in scene.heard(Report)] == [("run-1", 0), ("run-2", 0)]
+
+
 def test_rounds_that_went_by_while_it_was_busy_are_evaluated_all_the_same(tmp_path: Path) -> None:
     scene = Scene(tmp_path, ("evaluate",))
     scene.join()

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import multiprocessing
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +71,14 @@ class Workers:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Workers:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _start(self) -> None:
         folder = Path(
             self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fedclip-edge-"))
         )
@@ -87,7 +96,6 @@ class Workers:
             theirs.close()
             self._links.append(ours)
             self._processes.append(process)
-        return self
 
     def __exit__(
         self,
