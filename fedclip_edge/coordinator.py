@@ -275,6 +275,8 @@ class Coordinator:
             raise PeerError(f"report of {report.device!r} in {report.run!r}")
         if report.round > self.ledger.model.round:
             raise PeerError(f"report on round {report.round}, which is not closed")
+        if report.round == self.ledger.model.round and report.model != self.ledger.version:
+            raise PeerError(f"report on another model of round {report.round}")
         self.ledger.store.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self._conducting.step(round_events.Reported(device, report.round), now)

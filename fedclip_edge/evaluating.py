@@ -2,20 +2,25 @@
 
 Laws:
 - Every model that the device held is evaluated, the oldest first, however fast rounds go by: who
-  was slow to start leaves no gap in its accuracy by round.
-- The run's last model is evaluated as the last, once.
+  was slow to start leaves no gap in its accuracy by round. But no more than some wait; those that
+  make way are named.
+- The run's last model is evaluated as the last, once; when the run is done, nobody hears of others.
+- What is measured of a model that was lost with a journal is not said.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedclip_edge import log
 from fedclip_edge.fetching import Held
 from fedclip_edge.learner import Learner
 from fedclip_edge.messaging.messages import Manifest
 from fedclip_edge.records import Report
 
-_WAITING_BYTES = 16 * 2**20  # a box may have little memory: of more than this the oldest make way
+# A box may have little memory, and at its end the run waits for the last model's figures.
+_WAITING_BYTES = 16 * 2**20
+_WAITING = 64
 
 
 @dataclass(eq=False)
@@ -36,8 +41,16 @@ class Evaluating:
     def add(self, held: Held) -> None:
         """A model that came just now."""
         self._waiting.append(held)
-        while len(self._waiting) > 1 and sum(h.size_bytes for h in self._waiting) > _WAITING_BYTES:
-            del self._waiting[0]
+        while len(self._waiting) > 1 and (
+            len(self._waiting) > _WAITING
+            or sum(held.size_bytes for held in self._waiting) > _WAITING_BYTES
+        ):
+            log.event("model_not_evaluated", round=self._waiting.pop(0).model.round)
+
+    def go_back(self, manifest: Manifest) -> None:
+        """The run stands where `manifest` says, and may have lost rounds."""
+        closed = manifest.model_round
+        self._waiting = [held for held in self._waiting if held.model.round <= closed]
 
     def is_over(self, manifest: Manifest) -> bool:
         """Whether nothing is left to evaluate: the manifest's model was, as the run's last."""
@@ -45,7 +58,7 @@ class Evaluating:
 
     def due(self, manifest: Manifest, held: Held | None) -> Held | None:
         """What to evaluate now; `held` is the newest model here."""
-        if self._waiting:
+        if self._waiting and manifest.phase != "done":
             return self._waiting[0]
         if held is None or held.version != manifest.model.sha256:
             return None

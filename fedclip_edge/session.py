@@ -183,7 +183,9 @@ class Session:
         self._mine.go_back(manifest)
         if known is not None and known.run == manifest.run:
             self._mine.moved_on(known, manifest)
-            self._hold(known)
+            if self._greeting.is_answered:
+                self._hold(known)
+        self._evaluating.go_back(manifest)
         if manifest.phase == "done":
             self._mine.end(manifest.run)
         self.transport.expect(manifest.devices)
@@ -249,6 +251,8 @@ class Session:
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
         if "evaluate" not in self.config.roles or manifest.phase == "gathering":
             return False  # it waits for others, maybe for days: torch is not loaded for that
+        if self._greeting.is_alone and manifest.phase != "done":
+            return False  # nobody would hear of it, and only the last report is said again
         due = self._evaluating.due(manifest, self._fetching.held)
         if due is None:
             return False

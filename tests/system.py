@@ -115,6 +115,22 @@ def commands() -> dict[int, str]:
     return lines
 
 
+def descendants(pid: int) -> set[int]:
+    """The ids of all processes that come from it and are there."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # The name in brackets may hold anything; the state and the parent follow it.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+    found, more = set[int](), {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
+    return found
+
+
 def process_of(argument: str) -> int:
     """The id of the one process with it in its command line."""
     (found,) = (pid for pid, line in commands().items() if argument in line)

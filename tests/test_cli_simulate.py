@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from in_memory import class_texts
 from simulated import DOMAINS, write_npz
 from system import wait_until
 
+from fedclip_edge.errors import RunError
 from fedclip_edge.simulating.results import COLUMNS
 from fedclip_edge.vision.bundle import Bundle
 
@@ -131,6 +133,7 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
         wait_until(
             lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"
         )
+        workers = system.descendants(running.pid)
         running.send_signal(signal.SIGINT)
         printed, errors = running.communicate(timeout=system.DEADLINE_S)
     assert running.returncode == 130, errors
@@ -142,16 +145,50 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
     assert all(None not in row.values() for row in rows)
     assert rows[-1]["device"] == "all"
     assert "zeroshot" in (out / "report.html").read_text()
-    wait_until(
-        lambda: (
-            not any(
-                "multiprocessing" in line and str(out) in line
-                for line in system.commands().values()
-            )
-        ),
-        "every worker to end",
-        timeout_s=10,
+    assert workers
+    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_whatever_ends_it_ends_its_workers(
+    features: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = system.command(
+        "simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000"
     )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
+        written = tmp_path / "out" / "results.csv"
+        wait_until(
+            lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"
+        )
+        workers = system.descendants(running.pid)
+        running.send_signal(number)
+        running.communicate(timeout=system.DEADLINE_S)
+    assert len(workers) >= 2
+    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=20)
+
+
+def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_path: Path) -> None:
+    command = system.command(
+        "simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000",
+        "--workers", "1",
+    )  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        written = tmp_path / "out" / "results.csv"
+        wait_until(
+            lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"
+        )
+        # Above it, the process that loads torch for all; beside that, multiprocessing's own.
+        (worker,) = (
+            pid for other in system.descendants(running.pid) for pid in system.descendants(other)
+        )
+        os.kill(worker, signal.SIGKILL)
+        _, errors = running.communicate(timeout=system.DEADLINE_S)
+    assert running.returncode == RunError.exit_code
+    assert "a worker process ended with code -9; if memory ran out" in errors
+    assert "Traceback" not in errors
 
 
 def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_path: Path) -> None:

@@ -114,6 +114,34 @@ def test_of_too_many_the_oldest_make_way_and_the_newest_stays(
     assert all_due(mine, told(held(7)), held(7)) == [7]
 
 
+def test_so_many_wait_and_who_makes_way_is_named(
+    mine: Evaluating, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for closed in range(evaluating._WAITING + 2):
+        mine.add(held(closed))
+    newest = held(evaluating._WAITING + 1)
+    assert all_due(mine, told(newest), newest)[0] == 2
+    said = capsys.readouterr().out
+    assert said.count("model_not_evaluated") == 2
+    assert "model_not_evaluated round=0" in said
+
+
+def test_when_the_run_is_done_only_the_last_one_is_evaluated(
+    mine: Evaluating, learner: FakeLearner
+) -> None:
+    for closed in range(3):
+        mine.add(held(closed))
+    assert all_due(mine, told(held(2), "done"), held(2)) == [2]
+    assert learner.evaluated == [(2.0, True)]
+
+
+def test_rounds_that_were_lost_are_not_evaluated(mine: Evaluating) -> None:
+    for closed in range(4):
+        mine.add(held(closed))
+    mine.go_back(told(held(1)))
+    assert all_due(mine, told(held(1)), held(3)) == [0, 1]
+
+
 def test_a_models_size_is_that_of_its_terms() -> None:
     terms = {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}
     assert Held("v", Model("made-up", 0, terms)).size_bytes == 4 * (12 + 5)

@@ -792,6 +792,22 @@ def test_rounds_that_went_by_while_it_was_busy_are_evaluated_all_the_same(tmp_pa
     assert [report.round for report in scene.heard(Report)] == [0, 1, 2, 3]
 
 
+def test_what_waits_is_evaluated_when_somebody_is_there_to_hear_of_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    published = model(1, 1)
+    scene.say(manifest(published, round=2, takes_part=None, answers=""), topic=TOPICS.round)
+    scene.say_model(published)
+    scene.say(state(online=False))
+    scene.work()
+    assert scene.learner.evaluated == [(0.0, False)]
+    scene.say(state("k2", epoch=6))
+    scene.work()
+    scene.say(manifest(published, round=2, epoch=6, takes_part=None))
+    scene.work()
+    assert scene.learner.evaluated == [(0.0, False), (1.0, False)]
+
+
 def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene: Scene) -> None:
     scene.join(takes_part=False)
     scene.learner.evaluated.clear()

@@ -85,14 +85,20 @@ class Workers:
         path = folder / "features.npy"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_LOADED_ONCE)
-        forkserver.ensure_running()
+        _load_once()
         np.save(path, self._pool.vectors)
         for _ in range(self._count):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=work, args=(theirs, path, self._pool.labels), daemon=True
             )
-            process.start()
+            try:
+                process.start()
+            except (EOFError, ConnectionError) as error:
+                raise RunError(
+                    "worker processes cannot be started: what loads torch for them ended; if memory "
+                    "ran out, free some, and else see whether `python -c 'import torch'` works"
+                ) from error
             theirs.close()
             self._links.append(ours)
             self._processes.append(process)
@@ -154,6 +160,15 @@ class Workers:
             f"a worker process ended with code {process.exitcode}; if memory ran out, use fewer "
             "--workers or --devices"
         )
+
+
+def _load_once() -> None:
+    """Begins to load what all workers have in common; Ctrl-C is for this process alone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child has its mask
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work(link: Connection, path: Path, labels: I64) -> None:
