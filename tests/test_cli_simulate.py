@@ -149,6 +149,31 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
     wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=10)
 
 
+def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path: Path) -> None:
+    """There it reaches every process of the command, those that load torch among them."""
+    command = system.command("simulate", "--features", features, "--out", tmp_path / "out")
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        wait_until(
+            lambda: any(
+                "forkserver" in system.commands().get(pid, "")
+                for pid in system.descendants(running.pid)
+            ),
+            "torch to be loaded",
+        )
+        workers = system.descendants(running.pid)
+        os.killpg(running.pid, signal.SIGINT)
+        printed, _ = running.communicate(timeout=system.DEADLINE_S)
+    assert running.returncode == 130
+    assert printed.strip() == "interrupted"
+    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=20)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_whatever_ends_it_ends_its_workers(
     features: Path, tmp_path: Path, number: signal.Signals

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +164,7 @@ class Workers:
 
 def _load_once() -> None:
     """Begins to load what all workers have in common; Ctrl-C is for this process alone."""
+    resource_tracker.ensure_running()  # or it starts within, and lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child has its mask
     try:
         forkserver.ensure_running()
@@ -180,7 +181,10 @@ def work(link: Connection, path: Path, labels: I64) -> None:
     training.use_one_thread()
     processes.keep_freed_memory()
     gc.freeze()  # what is loaded stays: collections need not go through it again and again
-    vectors: F32 = np.load(path, mmap_mode="r")
+    try:
+        vectors: F32 = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        return  # whoever asked for this worker was interrupted while it waited for it
     host: Host | None = None
     while True:
         try:
