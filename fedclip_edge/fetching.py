@@ -72,6 +72,10 @@ class Fetching:
         if not self._download.has(manifest.model):
             return None
         model = wire.unpack_model(self._download.take(), manifest.plan.codec_down, shapes)
+        if model.method != manifest.plan.method:
+            raise PeerError(
+                f"a model of {model.method[:40]!r} in a run of {manifest.plan.method!r}"
+            )
         self.held = Held(manifest.model.sha256, model)
         return self.held
 

@@ -123,6 +123,10 @@ OTHER_TERMS = Model("fedclip", 1, {"gate": np.ones((D, D), np.float32)})
 FORGED: dict[str, tuple[bytes, str]] = {
     "another hash": (model(1), parcel(model(1)).sha256[:16] + "0" * 48),
     "other terms": (wire.pack_model(OTHER_TERMS, PLAN.codec_down), ""),
+    "another method": (
+        wire.pack_model(replace(methods.initial(PLAN, CLASSES, D), method="fedblip"), "fp32"),
+        "",
+    ),
     "no model": (b"no model" * CHUNK, ""),
 }
 

@@ -45,7 +45,7 @@ M = TypeVar("M")
 
 
 def model(value: float, closed: int = 0) -> Model:
-    return Model("made-up", closed, {"gate": np.full((40, 10), value, np.float32)})
+    return Model(PLAN.method, closed, {"gate": np.full((40, 10), value, np.float32)})
 
 
 @dataclass
