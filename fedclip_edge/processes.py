@@ -2,7 +2,8 @@
 
 Each child gets its own process group, so that Ctrl-C reaches the parent alone and the parent
 ends the children in order; and on Linux the kernel is asked to end them should the parent die
-without a chance to.
+without a chance to. The child asks, in an interpreter that makes way for its command: code that
+runs between fork and exec (`preexec_fn`) may wait for ever for a lock of another thread's.
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from fedclip_edge.errors import ConfigError
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What a child does before its command: 1 is PR_SET_PDEATHSIG of linux/prctl.h; the interpreter
+# ignores two signals, and its command would inherit that.
+_END_WITH_PARENT = """\
+import ctypes, os, sys
+from signal import SIG_DFL, SIGPIPE, SIGTERM, SIGXFSZ, signal
+ctypes.CDLL(None).prctl(1, SIGTERM)
+signal(SIGPIPE, SIG_DFL), signal(SIGXFSZ, SIG_DFL)
+if os.getppid() == int(sys.argv[1]):  # else it died in between
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TERM_S = 8.0  # time to say good-bye to the broker before SIGKILL
 
@@ -34,7 +43,7 @@ class Children:
     def start(
         self, command: Sequence[str], log: Path | None, *, pipe: bool = False
     ) -> subprocess.Popen[str]:
-        """Starts `command`.
+        """Starts `command`, a program's path and its arguments.
 
         Its standard error goes to `log` (inherited where None); its standard output as well, or,
         with `pipe`, to the caller.
@@ -42,13 +51,12 @@ class Children:
         errors = None if log is None else log.open("ab")
         try:
             child = subprocess.Popen(
-                command,
+                [*_end_with(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe else errors,
                 stderr=errors,
                 text=True,
                 start_new_session=True,
-                preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - one prctl, no allocation
             )
         finally:
             if errors is not None:
@@ -115,14 +123,8 @@ def own_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fedclip_edge.cli.main", *arguments]
 
 
-def _end_with(parent: int) -> Callable[[], None] | None:
+def _end_with(parent: int) -> list[str]:
+    """The command line that the rest of one goes behind."""
     if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)  # before the fork: no allocation between fork and exec
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask
+        return []
+    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(parent)]

@@ -6,8 +6,9 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,30 @@ def run(*arguments: str | Path, timeout_s: float = DEADLINE_S) -> subprocess.Com
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False
     )
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str | Path,
+    stderr: int | None = subprocess.STDOUT,
+    new_session: bool = False,
+    timeout_s: float = 3 * DEADLINE_S,
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that the test ends, its output in a pipe; killed on leaving, or when time is up."""
+    with subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=new_session,
+    ) as process:
+        killer = threading.Timer(timeout_s, process.kill)  # whoever reads its output waits for ever
+        killer.start()
+        try:
+            yield process
+        finally:
+            killer.cancel()
+            process.kill()
 
 
 def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: int) -> None:

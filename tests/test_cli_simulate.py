@@ -125,10 +125,8 @@ def test_base_to_new(features: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = system.command("simulate", "--features", features, "--out", out, "--rounds", "100000")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+    words = ("simulate", "--features", features, "--out", out, "--rounds", "100000")
+    with system.started(*words, stderr=subprocess.PIPE) as running:
         written = out / "results.csv"
         wait_until(
             lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"
@@ -151,14 +149,8 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
 
 def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path: Path) -> None:
     """There it reaches every process of the command, those that load torch among them."""
-    command = system.command("simulate", "--features", features, "--out", tmp_path / "out")
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as running:
+    words = ("simulate", "--features", features, "--out", tmp_path / "out")
+    with system.started(*words, new_session=True) as running:
         wait_until(
             lambda: any(
                 "forkserver" in system.commands().get(pid, "")
@@ -178,10 +170,8 @@ def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path
 def test_whatever_ends_it_ends_its_workers(
     features: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    command = system.command(
-        "simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000"
-    )
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
+    words = ("simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000")
+    with system.started(*words) as running:
         written = tmp_path / "out" / "results.csv"
         wait_until(
             lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"
@@ -194,13 +184,8 @@ def test_whatever_ends_it_ends_its_workers(
 
 
 def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_path: Path) -> None:
-    command = system.command(
-        "simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000",
-        "--workers", "1",
-    )  # fmt: skip
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+    words = ("simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000")
+    with system.started(*words, "--workers", "1", stderr=subprocess.PIPE) as running:
         written = tmp_path / "out" / "results.csv"
         wait_until(
             lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"

@@ -13,7 +13,7 @@ import pytest
 import system
 from system import wait_until
 
-from fedclip_edge.demo import stage
+from fedclip_edge.demo import federation, stage
 from fedclip_edge.errors import RunError
 
 ROUNDS, PER_CLASS = 3, 12
@@ -36,6 +36,11 @@ def read_summary(out: Path) -> dict[str, Any]:
 
 def processes_of(out: Path) -> list[str]:
     return [line for line in system.commands().values() if str(out) in line]
+
+
+def logs_of(out: Path) -> list[str]:
+    """The last lines of each process of a demo that went wrong."""
+    return [f"\n{log}: {log.read_text()[-2000:]}" for log in sorted(out.glob("logs/*.log"))]
 
 
 @pytest.fixture(scope="module")
@@ -106,26 +111,25 @@ def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, s
 
 def test_a_held_out_device_that_falls_behind_leaves_no_gap(tmp_path: Path) -> None:
     out, rounds = tmp_path / "demo-run", 12
-    command = system.command("demo", "--out", out, "--rounds", str(rounds), "--per-class", "12")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    words = ("demo", "--out", out, "--rounds", str(rounds), "--per-class", "12")
+    printed = []
+    with system.started(*words) as running:
         assert running.stdout is not None
         for line in running.stdout:
+            printed.append(line)
             if line.startswith("round 3/"):
                 held_out = system.process_of(str(out / "devices" / "cartoon" / "agent.toml"))
                 os.kill(held_out, signal.SIGSTOP)
             if line.startswith("round 9/"):
                 os.kill(held_out, signal.SIGCONT)
-    assert running.returncode == 0
+        assert running.wait(system.DEADLINE_S) == 0, "".join([*printed, *logs_of(out)])
     assert None not in read_summary(out)["held_out"]["accuracy_by_round"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: signal.Signals) -> None:
     out = first[0]
-    command = system.command("demo", "--out", out, "--rounds", "5000", "--per-class", "12")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
+    with system.started("demo", "--out", out, "--rounds", "5000", "--per-class", "12") as running:
         assert running.stdout is not None
         printed = []
         for line in running.stdout:
@@ -143,21 +147,19 @@ def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: sign
 def test_an_interrupt_while_drawing_leaves_no_half_drawn_folder(tmp_path: Path) -> None:
     out = tmp_path / "demo-run"
     pictures = out / "pictures" / "5000-of-seed-0"
-    command = system.command("demo", "--out", out, "--per-class", "5000")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with system.started("demo", "--out", out, "--per-class", "5000") as running:
         wait_until(lambda: any(pictures.glob(".*/*/*.png")), "the first drawn picture")
         running.send_signal(signal.SIGINT)
         assert running.wait(system.DEADLINE_S) == 128 + signal.SIGINT
-        assert running.stderr is not None
-        assert running.stderr.read().strip() == b"interrupted"
+        assert running.stdout is not None
+        assert running.stdout.read().splitlines()[-1] == "interrupted"
     assert processes_of(out) == []
     assert list(pictures.iterdir()) == []
 
 
 def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> None:
     out = first[0]
-    command = system.command("demo", "--out", out, "--rounds", "5000", "--per-class", "12")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    with system.started("demo", "--out", out, "--rounds", "5000", "--per-class", "12") as running:
         assert running.stdout is not None
         for line in running.stdout:
             if line.startswith("round 1/"):
@@ -182,6 +184,27 @@ def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]
     assert "poster" in last
     assert "cra" in last
     assert "Traceback" not in done.stderr
+    assert processes_of(out) == []
+
+
+def test_a_run_that_stands_still_ends_with_what_happened_last(
+    first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = first[0]
+    monkeypatch.setattr(federation, "_SILENT_S", 2.0)
+    settings = stage.Settings(out=out, rounds=5000, per_class=PER_CLASS)
+
+    def happened(event: federation.Event) -> None:
+        if event["event"] == "round_closed" and event["round"] == 2:
+            os.kill(
+                system.process_of(str(out / "devices" / "photo" / "agent.toml")), signal.SIGSTOP
+            )
+
+    with pytest.raises(
+        RunError,
+        match=r"after (report of \w+|round_closed); what each process said last is in .*logs",
+    ):
+        federation.run(stage.prepare(settings, print), lambda _: None, happened)
     assert processes_of(out) == []
 
 

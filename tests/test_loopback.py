@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 from pathlib import Path
 
@@ -77,11 +78,7 @@ def test_a_broker_that_dies_at_once_is_told_with_its_log(
 
 
 def test_the_command_runs_until_it_is_ended() -> None:
-    import signal
-    import subprocess
-
-    command = system.command("broker", "start", "--port", "0")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    with system.started("broker", "start", "--port", "0") as running:
         assert running.stdout is not None
         line = running.stdout.readline()
         assert "listens on 127.0.0.1:" in line

@@ -95,6 +95,44 @@ def test_control_c_reaches_the_parent_alone() -> None:
         assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
 
 
+STARTS = """
+import os
+import threading
+
+import numpy as np
+
+from fedclip_edge.processes import Children
+
+
+def multiply():
+    matrix = np.ones((128, 128))
+    while True:
+        matrix @ matrix
+
+
+for _ in range(3):
+    threading.Thread(target=multiply, daemon=True).start()
+with Children() as children:
+    for _ in range(10):
+        children.start(["/bin/true"], None).wait()
+os._exit(0)
+"""
+
+
+def test_what_other_threads_do_holds_no_start_up() -> None:
+    """Code between fork and exec stopped two of three of these for ever, in a lock of OpenBLAS's."""
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", STARTS], timeout=4 * DEADLINE_S, check=True)
+
+
+def test_a_command_starts_with_the_signals_that_python_ignores(tmp_path: Path) -> None:
+    with Children() as children:
+        command = ["/bin/grep", "SigIgn", "/proc/self/status"]
+        assert children.start(command, tmp_path / "log").wait(DEADLINE_S) == 0
+    ignored = int((tmp_path / "log").read_text().split()[1], 16)
+    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's own")
 def test_children_end_with_a_parent_that_was_killed() -> None:
     code = (

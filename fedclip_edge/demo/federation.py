@@ -11,13 +11,14 @@ import json
 import queue
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.demo.stage import Stage, configure
+from fedclip_edge.demo.stage import DEADLINE_S, Stage, configure
 from fedclip_edge.errors import RunError
 from fedclip_edge.messaging import loopback
 from fedclip_edge.processes import Children, own_command
@@ -25,6 +26,9 @@ from fedclip_edge.processes import Children, own_command
 Event = Mapping[str, Any]  # one JSON line of the coordinator's log
 _LOOK_S = 0.5  # between looks at whether every process is still there
 _AGENT_ENDS_S = 20.0
+# Between rounds something happens at their deadlines at the latest. Before the first, a device may
+# encode pictures for hours.
+_SILENT_S = DEADLINE_S + 60.0
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,17 @@ def _watch(
     happened: Callable[[Event], None],
 ) -> None:
     """Passes events on until the run is done."""
+    heard_at, last, has_closed = time.monotonic(), "", False
     while True:
         try:
             line = lines.get(timeout=_LOOK_S)
         except queue.Empty:
             _check_alive(watched)
+            if has_closed and time.monotonic() - heard_at > _SILENT_S:
+                raise RunError(
+                    f"the run stands still: nothing has happened for {_SILENT_S:.0f} s, after {last}; "
+                    f"what each process said last is in {watched[0].log.parent}"
+                ) from None
             continue
         if line is None:  # the coordinator closed its output: it has ended
             raise RunError(_obituary(watched[0]))
@@ -92,6 +102,9 @@ def _watch(
         except ValueError:
             continue  # a warning of some library's
         happened(event)
+        heard_at = time.monotonic()
+        last = event["event"] + (f" of {event['device']}" if "device" in event else "")
+        has_closed = has_closed or event["event"] == "round_closed"
         if event["event"] == "run_done" and "run" in event:
             return
         if event["event"] == "trainer_ended" and event["code"] != 0:

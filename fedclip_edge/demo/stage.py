@@ -26,7 +26,7 @@ from fedclip_edge.vision.datasets import read_folder
 DRAWN_DOMAINS = ("photo", "painting", "poster", "sketch", "cartoon")
 MARKER = ".fedclip-edge-demo"
 _WEIGHTS = "open_clip_model.safetensors"  # as open_clip names it
-_DEADLINE_S = 300.0
+DEADLINE_S = 300.0  # of a round
 
 Tables = Mapping[str, Mapping[str, object]]
 
@@ -153,7 +153,7 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
     fleet: Tables = {
         "": {"fleet": "demo", "bundle": str(stage.bundle.resolve()), "journal": stage.journal.name},
         "broker": {"host": broker.host, "port": broker.port},
-        "rules": {"devices": len(stage.devices), "quorum": 1.0, "deadline_s": _DEADLINE_S},
+        "rules": {"devices": len(stage.devices), "quorum": 1.0, "deadline_s": DEADLINE_S},
         "plan": {
             "method": settings.method,
             "rounds": settings.rounds,
