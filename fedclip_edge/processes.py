@@ -28,25 +28,33 @@ from signal import SIG_DFL, SIGPIPE, SIGTERM, SIGXFSZ, signal
 ctypes.CDLL(None).prctl(1, SIGTERM)
 signal(SIGPIPE, SIG_DFL), signal(SIGXFSZ, SIG_DFL)
 if os.getppid() == int(sys.argv[1]):  # else it died in between
-    os.execv(sys.argv[2], sys.argv[2:])
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}")
 """
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_TERM_S = 8.0  # time to say good-bye to the broker before SIGKILL
+_ENDS_IN_S = 8.0  # time to say good-bye to the broker before SIGKILL
 
 
 class Children:
     """A context manager that ends, on leaving, what was started through it, last one first."""
 
     def __init__(self) -> None:
-        self._children: list[subprocess.Popen[str]] = []
+        self._children: list[tuple[subprocess.Popen[str], float]] = []
 
     def start(
-        self, command: Sequence[str], log: Path | None, *, pipe: bool = False
+        self,
+        command: Sequence[str],
+        log: Path | None,
+        *,
+        pipe: bool = False,
+        ends_in_s: float = _ENDS_IN_S,
     ) -> subprocess.Popen[str]:
-        """Starts `command`, a program's path and its arguments.
+        """Starts `command`; one that cannot be started says so and ends with 1.
 
         Its standard error goes to `log` (inherited where None); its standard output as well, or,
-        with `pipe`, to the caller.
+        with `pipe`, to the caller. Asked to end, it has `ends_in_s` before it is killed.
         """
         errors = None if log is None else log.open("ab")
         try:
@@ -61,7 +69,7 @@ class Children:
         finally:
             if errors is not None:
                 errors.close()
-        self._children.append(child)
+        self._children.append((child, ends_in_s))
         return child
 
     def __enter__(self) -> Children:
@@ -73,16 +81,16 @@ class Children:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        for child in reversed(self._children):
-            end(child)
+        for child, ends_in_s in reversed(self._children):
+            _end(child, ends_in_s)
 
 
-def end(child: subprocess.Popen[str]) -> None:
+def _end(child: subprocess.Popen[str], ends_in_s: float) -> None:
     """Asks one child to end, then makes it."""
     if child.poll() is None:
         child.terminate()
         try:
-            child.wait(_TERM_S)
+            child.wait(ends_in_s)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import system
 
 from fedclip_edge import processes
 from fedclip_edge.errors import ConfigError
@@ -55,15 +56,14 @@ def test_children_end_when_the_parent_fails() -> None:
     assert child.returncode == -signal.SIGTERM
 
 
-def test_who_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_TERM_S", 0.1)
+def test_who_does_not_listen_is_killed() -> None:
     deaf = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "print('ready', flush=True)\n"
         "while True: signal.pause()\n"
     )
     with Children() as children:
-        child = children.start([sys.executable, "-c", deaf], None, pipe=True)
+        child = children.start([sys.executable, "-c", deaf], None, pipe=True, ends_in_s=0.1)
         says_ready(child)
     assert child.returncode == -signal.SIGKILL
 
@@ -125,12 +125,21 @@ def test_what_other_threads_do_holds_no_start_up() -> None:
         subprocess.run([sys.executable, "-c", STARTS], timeout=4 * DEADLINE_S, check=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_command_starts_with_the_signals_that_python_ignores(tmp_path: Path) -> None:
     with Children() as children:
-        command = ["/bin/grep", "SigIgn", "/proc/self/status"]
+        command = ["grep", "SigIgn", "/proc/self/status"]
         assert children.start(command, tmp_path / "log").wait(DEADLINE_S) == 0
     ignored = int((tmp_path / "log").read_text().split()[1], 16)
     assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Popen raises it")
+def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with Children() as children:
+        assert children.start(["fedclip-nonesuch"], tmp_path / "log").wait(DEADLINE_S) == 1
+    said = (tmp_path / "log").read_text()
+    assert said == "fedclip-nonesuch cannot be started: No such file or directory\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's own")
@@ -142,7 +151,10 @@ def test_children_end_with_a_parent_that_was_killed() -> None:
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dies:
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dies,
+        system.killed_on_leaving(dies),
+    ):
         assert dies.stdout is not None
         orphan = int(dies.stdout.readline())
         assert is_running(orphan)

@@ -26,6 +26,7 @@ from fedclip_edge.processes import Children, own_command
 Event = Mapping[str, Any]  # one JSON line of the coordinator's log
 _LOOK_S = 0.5  # between looks at whether every process is still there
 _AGENT_ENDS_S = 20.0
+_SERVE_ENDS_S = 20.0  # it says good-bye, and has its trainer end as well
 # Between rounds something happens at their deadlines at the latest. Before the first, a device may
 # encode pictures for hours.
 _SILENT_S = DEADLINE_S + 60.0
@@ -59,7 +60,8 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
         broker = loopback.start(children, logs)
         configure(stage, broker.address)
         log = logs / "serve.log"
-        serve = children.start(own_command("serve", str(stage.fleet), "--json"), log, pipe=True)
+        command = own_command("serve", str(stage.fleet), "--json")
+        serve = children.start(command, log, pipe=True, ends_in_s=_SERVE_ENDS_S)
         lines = _lines(serve)
         watched = [
             _Watched("coordinator", serve, log),

@@ -182,13 +182,18 @@ def _domains(settings: Settings) -> tuple[str, ...]:
 
 def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     folder = settings.out / "pictures" / f"{settings.per_class}-of-seed-{settings.seed}"
-    if not all((folder / style).is_dir() for style in DRAWN_DOMAINS):
-        say(f"drawing {settings.per_class} pictures of each class in {len(DRAWN_DOMAINS)} styles")
     drawn = [(folder / style, style, settings.per_class, settings.seed) for style in DRAWN_DOMAINS]
-    # Ctrl-C reaches the whole group; the workers leave it to the parent, which ends them.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with multiprocessing.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
-        pool.starmap(world.write_pictures, drawn, chunksize=1)
+    missing = [one for one in drawn if not one[0].is_dir()]
+    for one in (one for one in drawn if one not in missing):
+        world.write_pictures(*one)  # raises where they are others than are asked for
+    if missing:
+        say(f"drawing {settings.per_class} pictures of each class in {len(missing)} styles")
+        # Ctrl-C reaches the whole group; the workers leave it to the parent, which ends them as it
+        # would be ended itself: forked, they tidy up at SIGTERM. No thread is at work here yet.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
+            pool.starmap(world.write_pictures, missing, chunksize=1)
     return folder
 
 

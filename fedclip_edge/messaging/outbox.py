@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from fedclip_edge.errors import ConfigError
 
 WINDOW = 8
-_ALL_WAITING = 2**20  # permits that let whatever waits for a dead link pass, to be forgotten
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Outbox:
         link, self._link = self._link, None
         if link is None:
             return False
-        link.window.release(_ALL_WAITING)
+        link.window.release(link.size + 1)  # who drains passes, and the sender, which may wait
         return True
 
     def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
@@ -129,6 +128,8 @@ class Outbox:
 
     def _send(self) -> None:
         while (message := self._queue.get()) is not None:
+            if message.link is not self._link:
+                continue
             message.link.window.acquire()
             if message.link is self._link:
                 message.link.on_way.append(message.topic)
