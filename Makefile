@@ -11,14 +11,15 @@ DEMO ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# A process for each core; a file's tests stay in one, for what they share takes long to make.
-TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
+# A process for each core; a file's tests stay in one, for what they share takes long to make. One
+# that dies ends them all: loadfile would wait for ever for what it had yet to do (xdist 3.8).
+TESTS := $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart=0
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-cluster lint bench adversary wheel clean
+.PHONY: help setup demo test test-slow test-all test-cluster lint bench adversary wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +39,9 @@ demo: $(READY) ## Run a federation on this machine (DEMO="--rounds 10" passes op
 
 test: $(READY) ## Run the tests
 	@$(TESTS)
+
+test-slow: $(READY) ## Run the slow tests alone
+	@$(TESTS) -m slow
 
 test-all: $(READY) ## Run the tests, the slow ones too
 	@$(TESTS) -m 'not cluster'

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -28,6 +29,12 @@ from fedclip_edge.vision.pictures import Preprocessing
 
 # A shell that starts the tests in the background has them ignore it, and whatever they start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nothing here is a matter of time, and a busy machine draws examples slowly.
+hypothesis.settings.register_profile(
+    "fedclip-edge", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("fedclip-edge")
 
 MakeEncoder = Callable[..., bytes]
 MakeClip = Callable[[Path, Mapping[str, Any]], Path]

@@ -29,7 +29,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 BROKER = "broker"
 _FIFTH = 5  # of the 15 chunks or so: some have arrived, and more are to come
 DISK_MB = 64
-_SEES_FULL_DISK_S = 5.0
+_SEES_FULL_DISK_S = 30.0
 _HOUR_S = 3600
 
 
@@ -185,7 +185,7 @@ class Noisy(Fault):
 
 @dataclass(frozen=True)
 class FullDisk(Fault):
-    """The disk of the coordinator or the victim is full until the process ends, or for 5 s.
+    """The disk of the coordinator or the victim is full until the process ends, or for 30 s.
 
     Then there is room again, and a supervisor starts what has ended.
     """

@@ -41,20 +41,31 @@ def started(
     timeout_s: float = 3 * DEADLINE_S,
 ) -> Iterator[subprocess.Popen[str]]:
     """A command that the test ends, its output in a pipe; killed on leaving, or when time is up."""
-    with subprocess.Popen(
-        command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        start_new_session=new_session,
-    ) as process:
-        killer = threading.Timer(timeout_s, process.kill)  # whoever reads its output waits for ever
-        killer.start()
-        try:
-            yield process
-        finally:
-            killer.cancel()
-            process.kill()
+    with (
+        subprocess.Popen(
+            command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=new_session,
+        ) as process,
+        killed_on_leaving(process, timeout_s),
+    ):
+        yield process
+
+
+@contextlib.contextmanager
+def killed_on_leaving(
+    process: subprocess.Popen[Any], timeout_s: float = 3 * DEADLINE_S
+) -> Iterator[None]:
+    """Or when time is up: whoever reads its output would wait for ever, as does Popen on leaving."""
+    killer = threading.Timer(timeout_s, process.kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.cancel()
+        process.kill()
 
 
 def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: int) -> None:
@@ -135,8 +146,8 @@ def commands() -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                lines[int(entry.name)] = line
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                lines[int(entry.name)] = line.decode(errors="replace")
     return lines
 
 

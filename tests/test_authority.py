@@ -34,7 +34,7 @@ def request(name: str = "cam-01", key: Ed25519PrivateKey | None = None) -> bytes
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(IDS)
 def test_a_devices_certificate_names_its_id_its_key_and_its_signer(id: str) -> None:
     key = authority.new_key().public_key()
@@ -81,7 +81,7 @@ def test_a_certificate_holds_on_a_clock_that_is_behind_by_hours() -> None:
     assert CA.certificate.not_valid_before_utc < hours_ago
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sets(st.integers(1, 2**159)), min_size=1, max_size=8))
 def test_a_later_list_says_a_later_time_that_has_passed(revoked: list[set[int]]) -> None:
     pem, last = b"", None

@@ -188,7 +188,10 @@ def test_a_terminal_gets_no_line_that_is_wider(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     words = ("predict", "--bundle", random_bundle.folder, "--model", model, deep)
-    with subprocess.Popen(system.command(*words), stdout=theirs, stderr=subprocess.PIPE) as child:
+    with (
+        subprocess.Popen(system.command(*words), stdout=theirs, stderr=subprocess.DEVNULL) as child,
+        system.killed_on_leaving(child),
+    ):
         os.close(theirs)
         shown = b""
         while True:

@@ -24,7 +24,7 @@ CODECS = st.sampled_from(sorted(codec.CODECS))
 LIMIT = 1 << 20
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CODECS, st.binary(min_size=1, max_size=200))
 def test_bytes_of_any_length_come_back_exactly(name: str, body: bytes) -> None:
     coded = codec.encode(name, body)
@@ -33,7 +33,7 @@ def test_bytes_of_any_length_come_back_exactly(name: str, body: bytes) -> None:
     assert codec.encode(name, body) == coded
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(CODECS, st.binary(min_size=2, max_size=200), st.data())
 def test_what_declares_more_than_the_limit_is_refused(
     name: str, body: bytes, data: st.DataObject
@@ -64,7 +64,7 @@ def test_a_frame_that_holds_more_than_it_declares_is_refused() -> None:
         codec.decode("fp32", bytes(coded), LIMIT)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=200), st.data())
 def test_a_frame_cut_short_or_followed_by_more_is_refused(body: bytes, data: st.DataObject) -> None:
     coded = codec.encode("fp32", body)
@@ -75,7 +75,7 @@ def test_a_frame_cut_short_or_followed_by_more_is_refused(body: bytes, data: st.
         codec.decode("fp32", coded + data.draw(st.binary(min_size=1, max_size=9)), LIMIT)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CODECS, st.binary(max_size=100))
 def test_any_bytes_are_decoded_or_refused(name: str, data: bytes) -> None:
     for candidate in (data, b"\x28\xb5\x2f\xfd" + data):
@@ -134,7 +134,7 @@ def through(name: str, terms: Terms) -> Terms:
     return codec.restore(name, stored, shapes)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CODECS, arrays(1e9))
 def test_terms_of_any_shape_come_back_as_terms(name: str, term: F32) -> None:
     found = through(name, {"a": term})["a"]
@@ -145,7 +145,7 @@ def test_terms_of_any_shape_come_back_as_terms(name: str, term: F32) -> None:
         assert found.tobytes() == term.tobytes()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(65504))
 def test_half_keeps_eleven_digits(term: F32) -> None:
     found = through("fp16", {"a": term})["a"]
@@ -157,7 +157,7 @@ def test_what_half_cannot_say_is_its_largest_number() -> None:
     assert found.tolist() == [65504, -65504, 65504]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(arrays(1e9))
 def test_a_step_is_a_set_share_of_its_blocks_largest(term: F32) -> None:
     found = through("int8", {"a": term})["a"].ravel()
@@ -222,7 +222,7 @@ UPDATES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CODECS, UPDATES)
 def test_what_arrived_and_the_residual_add_up_to_what_was_meant(
     name: str, updates: list[F32]

@@ -150,7 +150,7 @@ def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "bundle" in refusal(tmp_path / "fleet.toml", no_such_user)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_an_unknown_key_is_an_error_that_names_the_nearest_one(data: st.DataObject) -> None:
     table = data.draw(st.sampled_from(TABLES))
@@ -277,7 +277,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_value_is_read_or_refused(data: st.DataObject) -> None:
     """Whatever stands under a key, the answer is a record or a ConfigError; nothing else."""

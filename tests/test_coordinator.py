@@ -989,9 +989,7 @@ def test_what_a_device_does_not_say_is_refused(fleet: Fleet, message: Message) -
     assert fleet.coordinator.refused_messages["mallory"] == 1
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=80),
     st.sampled_from(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip_edge.errors import PeerError
@@ -53,7 +53,6 @@ def test_chunks_of_another_model_do_not_count() -> None:
     assert download.due(1.0 + REPAIR_S) == Want(other.sha256, ((0, len(SENT) - 1),))
 
 
-@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_any_order_any_number_of_times(order: random.Random) -> None:
     download = expecting()

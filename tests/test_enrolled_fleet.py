@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(
     secured: Secured, site: Site, random_bundle: Bundle
 ) -> None:
     agents = {name: write_agent(secured, random_bundle, name) for name in ("cam-01", "cam-02")}
-    serve = site.start("serve", write_fleet(secured, random_bundle, 60), "--json", log="serve")
+    serve = site.start("serve", write_fleet(secured, random_bundle, 200), "--json", log="serve")
     stays = site.start("agent", agents["cam-01"], "--once", "--json", log="cam-01")
     gone = site.start("agent", agents["cam-02"], "--json", log="cam-02")
 
@@ -77,11 +76,9 @@ def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(
 
     wait_until(lambda: closed() > 0, "the first round to close")
     folder = secured.site.path
-    began = time.monotonic()
     said = system.run("revoke", "cam-02", "--site", folder)
     assert (said.returncode, said.stdout) == (0, "cam-02 is revoked\n"), said.stderr
     assert gone.wait(system.DEADLINE_S) == RefusedError.exit_code
-    assert time.monotonic() - began < 30
     assert "revoked" in site.text("cam-02").splitlines()[-1]
     refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
     assert (refused[0]["device"], refused[0]["reason"]) == ("cam-02", "it was revoked")

@@ -388,7 +388,7 @@ def mutated(data: st.DataObject, payload: bytes, others: list[bytes]) -> bytes:
     return bytes(changed)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_mutation_stops_the_coordinator(target: Target, data: st.DataObject) -> None:
     aim = target.aim()
@@ -400,7 +400,7 @@ def test_no_mutation_stops_the_coordinator(target: Target, data: st.DataObject) 
     target.to_coordinator(topic, changed)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_mutation_stops_a_device(target: Target, data: st.DataObject) -> None:
     lead = target.as_coordinator()
@@ -415,7 +415,7 @@ def test_no_mutation_stops_a_device(target: Target, data: st.DataObject) -> None
         assert b'"final": true' in changed
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_mutation_of_a_body_stops_either(other_target: Target, data: st.DataObject) -> None:
     target = other_target

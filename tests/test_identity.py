@@ -18,7 +18,7 @@ from fedclip_edge.messaging import authority, identity
 ME, OTHER = identity.new(), identity.new()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=64), st.binary(max_size=64))
 def test_only_the_message_that_was_signed_verifies(message: bytes, other: bytes) -> None:
     signature = ME.sign(message)
@@ -28,7 +28,7 @@ def test_only_the_message_that_was_signed_verifies(message: bytes, other: bytes)
     assert not identity.verifies(OTHER.key, message, signature)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 511))
 def test_a_signature_with_one_bit_changed_does_not_verify(bit: int) -> None:
     signature = bytearray(ME.sign(b"message"))
@@ -36,7 +36,7 @@ def test_a_signature_with_one_bit_changed_does_not_verify(bit: int) -> None:
     assert not identity.verifies(ME.key, b"message", bytes(signature))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=70), st.binary(max_size=70))
 def test_what_is_no_key_or_no_signature_verifies_nothing(key: str, signature: bytes) -> None:
     assert not identity.verifies(key, b"message", signature)

@@ -56,7 +56,9 @@ def exchange(port: int, data: bytes) -> None:
         threading.Thread(target=client.sendall, args=(data,), daemon=True).start()
         back = bytearray()
         while len(back) < len(data):
-            back += client.recv(2**16)
+            block = client.recv(2**16)
+            assert block, "it hung up before all of it was back"
+            back += block
         assert back == data
 
 

@@ -50,7 +50,7 @@ def test_letters_of_every_language_stay_readable() -> None:
     assert line("joined", domain="Küche 2").endswith('domain="Küche 2"\n')
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(KEYS, ANY_TEXT, max_size=3))
 def test_an_event_is_one_line_that_can_be_taken_apart(fields: dict[str, str]) -> None:
     written = line("event", **fields)
@@ -65,7 +65,7 @@ def test_an_event_is_one_line_that_can_be_taken_apart(fields: dict[str, str]) ->
     assert found == fields
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(KEYS, ANY_TEXT | st.integers() | st.booleans(), max_size=3))
 def test_for_machines_an_event_is_one_json_object(fields: dict[str, object]) -> None:
     log.use_json(enabled=True)

@@ -28,7 +28,7 @@ SHA, KEY = "a" * 64, "b" * 64
 PARCEL = Parcel(SHA, 1000)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
 def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
     try:

@@ -291,7 +291,7 @@ FATES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FATES, st.sampled_from(["fp32", "fp16", "int8"]))
 def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
     fates: list[tuple[float, str]], name: str

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -188,7 +188,6 @@ def test_no_kernel_can_saturate() -> None:
     st.sampled_from([1e-30, 1e-3, 1.0, 1e6]),
     st.integers(0, 2**32 - 1),
 )
-@settings(deadline=None)
 def test_no_pair_of_weights_can_overflow_16_bits(
     outputs: int, inputs: int, size: float, seed: int
 ) -> None:

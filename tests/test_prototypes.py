@@ -74,7 +74,7 @@ def test_without_validation_it_is_the_papers_head(alpha: float) -> None:
     np.testing.assert_allclose(centred, expected, atol=2e-3 * np.abs(expected).max())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 80), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_any_partition_gives_the_bytes_of_one_device_with_all_pictures(
     count: int, devices: int, seed: int

@@ -207,7 +207,7 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
     assert texts().digest == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PLANS)
 def test_a_plan_comes_back_from_json(plan: Plan) -> None:
     travelled = json.loads(json.dumps(plan.to_json(), allow_nan=False))
@@ -267,7 +267,7 @@ def test_an_update_has_a_known_kind_and_a_weight(
         Update(kind, weight, {})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(REPORTS)
 def test_a_report_comes_back_from_json(report: Report) -> None:
     travelled = json.loads(json.dumps(report.to_json(), allow_nan=False))

@@ -34,7 +34,7 @@ BOOKS = st.builds(
 EMPTY = Registry("lab", "edge", 8883, "0" * 64)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(BOOKS)
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, books: Registry
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back(
     assert registry.read(path) == books
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(BOOKS, IDS, KEYS)
 def test_only_an_enrolled_device_under_its_own_key_is_believed(
     books: Registry, id: str, key: str

@@ -64,7 +64,7 @@ def unit(data: Features) -> F32:
 # --- exact, however the pictures are spread ------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 120), st.integers(1, 6), st.integers(0, 2**32 - 1), st.floats(-6, 6))
 def test_any_partition_gives_the_bytes_of_one_device_with_all_pictures(
     count: int, devices: int, seed: int, size: float

@@ -349,7 +349,7 @@ def test_an_empty_cohort_draws_nobody_in() -> None:
     assert step(opened, Tick(), 0)[1] == (CloseRound(),)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sets(st.text("abcdef0123", min_size=1, max_size=6), min_size=1, max_size=12),
     st.integers(0, 14),
@@ -545,7 +545,7 @@ class LimitedFederation(Federation):
 
 TestFederation = Federation.TestCase
 TestLimitedFederation = LimitedFederation.TestCase
-TestFederation.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestFederation.settings = settings(max_examples=80, stateful_step_count=30)
 TestLimitedFederation.settings = TestFederation.settings
 
 

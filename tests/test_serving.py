@@ -81,7 +81,7 @@ def test_an_agent_that_waits_for_a_round_has_loaded_no_torch(site: Site) -> None
     first = site.start("agent", agent, "--json", log="first")
     wait_until(lambda: "connected" in site.text("first"), "the first start to connect")
     first.terminate()
-    first.wait()
+    first.wait(system.DEADLINE_S)
     running = site.start("agent", agent, "--json", log="north")
     wait_until(lambda: "connected" in site.text("north"), "the agent to connect")
     assert loaded_by(running.pid) == set()

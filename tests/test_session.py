@@ -480,9 +480,7 @@ def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Messa
     refused_once(scene)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=80), st.sampled_from(TOPICS.for_device("cam-01")))
 def test_no_bytes_stop_it(scene: Scene, payload: bytes, topic: str) -> None:
     scene.flow()

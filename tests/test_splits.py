@@ -27,7 +27,7 @@ def rows_of(its: Fleet, side: str) -> list[int]:
     return sorted(int(row) for device in its.devices for row in getattr(device, side))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     split=st.sampled_from(["domain", "iid", "dirichlet:0.1", "dirichlet:0.5", "dirichlet:100"]),
     devices=st.integers(3, 40),

@@ -111,7 +111,7 @@ def test_every_commit_is_synced(store: Store) -> None:
     assert database(store).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(
@@ -281,7 +281,7 @@ def test_an_empty_journal_has_no_run(path: Path) -> None:
     store.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(PLANS, st.lists(REPORTS, max_size=4), st.binary(min_size=1), st.binary())
 def test_what_is_read_back_is_what_was_written(
     plan: Plan, reports: list[Report], body: bytes, state: bytes

@@ -328,7 +328,7 @@ def test_the_median_and_the_trimmed_mean_are_of_every_coordinate() -> None:
     np.testing.assert_allclose(found, ranked[3:6].mean(axis=0), atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(3, 12), st.sampled_from([0.0, 0.1, 0.2, 0.34]), st.integers(0, 1000))
 def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None:
     (changes,) = drawn(devices, rounds=1, seed=seed)
@@ -359,7 +359,7 @@ def test_the_share_of_liars_is_rounded_up() -> None:
     assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # and fewer than half
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.permutations(range(6)), st.sampled_from(SINGLE), st.integers(1, 5))
 def test_the_order_of_arrival_changes_no_byte(order: list[int], name: str, cut: int) -> None:
     (changes,) = drawn(6, rounds=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,15 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path, fault: BaseException)
 
 
 def test_what_a_killed_build_left_goes_with_the_next(tmp_path: Path) -> None:
-    if (child := os.fork()) == 0:  # killed in the middle: no `finally` runs
-        with new_engine(tmp_path / "sha") as new:
-            (new / "kernel.engine").write_bytes(b"half")
-            os._exit(9)
-    os.waitpid(child, 0)
+    code = (
+        "import os, pathlib, sys\n"
+        "from fedclip_edge.vision.tensorrt import new_engine\n"
+        "with new_engine(pathlib.Path(sys.argv[1])) as new:\n"
+        "    (new / 'kernel.engine').write_bytes(b'half')\n"
+        "    os._exit(9)  # killed in the middle: no `finally` runs\n"
+    )
+    killed = [sys.executable, "-c", code, str(tmp_path / "sha")]
+    assert subprocess.run(killed, timeout=60, check=False).returncode == 9
     assert [path.name != "sha" for path in tmp_path.iterdir()] == [True]
     with new_engine(tmp_path / "sha") as new:
         (new / "kernel.engine").touch()

@@ -93,7 +93,7 @@ words = st.lists(
 
 
 @pytest.mark.parametrize("name", ["small", "small-eos", "small-both-ways", "small-coca"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(texts=st.lists(words.map(" ".join), min_size=1, max_size=4))
 def test_looking_no_further_than_the_end_changes_nothing(
     small: Load, name: str, texts: list[str]

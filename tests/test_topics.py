@@ -16,7 +16,7 @@ NAMES = ["cam-01", "cam-02"]
 LAB = Topics("lab")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(LEVEL, LEVEL)
 def test_what_is_built_is_parsed_again(fleet: str, device: str) -> None:
     topics = Topics(fleet)
@@ -24,7 +24,7 @@ def test_what_is_built_is_parsed_again(fleet: str, device: str) -> None:
     assert topics.device_of(topics.up(device)) == device
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(LEVEL, LEVEL, LEVEL)
 def test_every_topic_differs_and_every_broker_can_carry_it(
     fleet: str, device: str, other: str
@@ -66,7 +66,7 @@ def test_other_topics_are_no_devices(topic: str) -> None:
         LAB.device_of(topic)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=30) | st.text("abup/state+#-", max_size=20).map(lambda t: LAB.up(t)[:-3]))
 def test_any_topic_is_parsed_or_refused(topic: str) -> None:
     try:
@@ -82,7 +82,7 @@ PATTERNS = st.tuples(
 ).map(lambda parts: "/".join(parts[0] + parts[1]))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(PATTERNS.filter(bool), LEVELS.filter(bool))
 def test_a_pattern_gets_what_paho_says_it_gets(pattern: str, topic: str) -> None:
     assert matches(pattern, topic) == topic_matches_sub(pattern, topic)

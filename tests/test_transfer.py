@@ -25,7 +25,7 @@ PARCEL = parcel_of(DATA, 16)
 ALL = list(chunks(DATA, PARCEL))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 40), st.data())
 def test_any_order_and_any_repetition_gives_the_same_bytes(
     sent: bytes, chunk_bytes: int, data: st.DataObject
@@ -43,7 +43,7 @@ def test_any_order_and_any_repetition_gives_the_same_bytes(
     assert incoming.take() == sent
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sets(st.integers(0, 19)), st.integers(0, 39))
 def test_what_is_missing_is_exactly_what_completes_it(lost: set[int], tail: int) -> None:
     sent = bytes(40 * 19 + tail + 1)
@@ -125,7 +125,7 @@ def test_a_chunk_that_contradicts_the_parcel_is_refused_and_not_stored(
     assert incoming.missing == ((0, 6),)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, len(ALL[3]) * 8 - 1))
 def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
     damaged = bytearray(ALL[3])
@@ -165,7 +165,7 @@ def test_a_wrong_hash_fetches_everything_again() -> None:
     assert all(incoming.receive(chunk) for chunk in ALL)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_chunk_or_refused(payload: bytes) -> None:
     incoming = Incoming(PARCEL)
@@ -234,7 +234,7 @@ class SlotsMachine(RuleBasedStateMachine):
 
 
 TestSlots = SlotsMachine.TestCase
-TestSlots.settings = settings(max_examples=50, stateful_step_count=20, deadline=None)
+TestSlots.settings = settings(max_examples=50, stateful_step_count=20)
 
 
 def test_silence_is_counted_from_the_last_progress() -> None:
@@ -247,7 +247,6 @@ def test_silence_is_counted_from_the_last_progress() -> None:
     assert slots.idle(3.5, for_s=2.0) == ("a", "b")
 
 
-@settings(deadline=None)
 @given(st.integers(1_400, 200_000), st.integers(1, 400_000))
 def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, size: int) -> None:
     data = bytes(size)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 from conftest import StartMosquitto
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip_edge.config import BrokerAddress
@@ -532,7 +532,6 @@ def test_traffic_is_what_went_over_the_wire(place: MosquittoPlace) -> None:
     assert counted.down_bytes == pytest.approx(proxy.down_bytes, rel=0.05)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_who_comes_back_is_spread_over_a_time_that_grows_with_the_fleet(
     failures: int, devices: int, draw: float

@@ -177,7 +177,7 @@ def test_when_the_round_is_over_nothing_is_held_or_asked() -> None:
     assert uploads.expire(100.0) == ()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_everything_arrives_over_a_link_that_drops_repeats_and_reorders(
     devices: int, slots: int, seed: int

@@ -65,7 +65,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     act_layer=st.sampled_from([nn.GELU, transformer.QuickGELU]),
     norm_layer=st.sampled_from(

@@ -148,7 +148,7 @@ def line(value: object) -> bytes:
 # Control messages.
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.one_of(*MESSAGES.values()), IDS)
 def test_a_control_message_comes_back_exactly(message: Message, sender: str) -> None:
     payload = wire.pack_control(message, sender, TOPIC, ME)
@@ -268,7 +268,7 @@ def test_an_infinity_of_ours_is_not_sent() -> None:
         wire.pack_control(manifest(deadline_s=float("inf")), "coordinator", TOPIC, ME)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_control_message_or_refused(payload: bytes) -> None:
     for candidate in (payload, KEPT + b"\n" + payload, payload + b"\n" + payload):
@@ -293,7 +293,7 @@ EXAMPLES = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(EXAMPLES), JSON, st.data())
 def test_a_message_with_any_value_anywhere_is_taken_or_refused(
     message: Message, value: object, data: st.DataObject
@@ -314,7 +314,7 @@ def test_a_message_with_any_value_anywhere_is_taken_or_refused(
 # Bodies.
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TERMS, st.integers(0, 2**40))
 def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
     model = Model("fedclip", closed, terms)
@@ -325,7 +325,7 @@ def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
     assert_same(found.terms, terms)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SMALL_TERMS, st.sampled_from(sorted(codec.CODECS)))
 def test_what_a_codec_keeps_comes_back_exactly(terms: Terms, name: str) -> None:
     kept = codec.restore(name, codec.store(name, terms), SHAPES)
@@ -403,7 +403,7 @@ def test_a_body_of_another_codec_is_refused(name: str) -> None:
             wire.unpack_model(wire.pack_model(Model("m", 1, zeros()), other), name, SHAPES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TERMS, st.sampled_from(["sum", "single"]), st.integers(1, 2**40), IDS)
 def test_a_contribution_comes_back_exactly(
     terms: Terms, kind: Any, weight: int, device: str
@@ -648,7 +648,7 @@ def test_a_pickle_is_not_run() -> None:
         wire.unpack_model(codec.encode("fp32", b"cos\nsystem\n(S'false'\ntR."), "fp32", SHAPES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=120), st.sampled_from(UNPACKS))
 def test_any_bytes_are_a_body_or_refused(data: bytes, unpack: Unpack) -> None:
     candidates = [data, codec.encode("fp32", data or b"\0"), codec.encode("fp32", raw(data, b""))]
@@ -657,7 +657,7 @@ def test_any_bytes_are_a_body_or_refused(data: bytes, unpack: Unpack) -> None:
             unpack(candidate, "fp32", SHAPES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0), st.integers(0, 7), st.booleans(), st.sampled_from(UNPACKS))
 def test_a_body_with_one_bit_changed_is_a_body_or_refused(
     at: int, bit: int, inside: bool, unpack: Unpack
@@ -670,7 +670,7 @@ def test_a_body_with_one_bit_changed_is_a_body_or_refused(
         unpack(codec.encode("fp32", bytes(data)) if inside else bytes(data), "fp32", SHAPES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(JSON, st.data())
 def test_a_header_with_any_value_anywhere_is_a_body_or_refused(
     value: object, data: st.DataObject
@@ -699,7 +699,7 @@ def summed(sums: dict[str, I64], terms: Terms | None = None) -> Contribution:
     return contribution(update=Update("sum", 3, terms or {}, sums))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(codec.CODECS)),
     st.lists(INT64, min_size=4, max_size=4),
