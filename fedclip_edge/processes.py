@@ -13,6 +13,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +113,21 @@ def claim(path: Path, what: str) -> IO[bytes]:
             f"{what} is in use by another process; end that one, or name another"
         ) from None
     return held
+
+
+def end_with_any_thread() -> None:
+    """From now on a thread that dies of an exception takes this process along, with code 1.
+
+    Without its link's threads an agent or a coordinator is mute and seems to live. A supervisor starts
+    anew what has ended, and what is on disk is made for a kill.
+    """
+
+    def end(died: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(died)
+        if not sys.is_finalizing():
+            os._exit(1)
+
+    threading.excepthook = end
 
 
 def keep_freed_memory() -> None:

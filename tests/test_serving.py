@@ -94,6 +94,37 @@ def test_an_agent_that_waits_for_a_round_has_loaded_no_torch(site: Site) -> None
     assert running.poll() is None
 
 
+FAILS = """
+import sys
+
+from fedclip_edge.cli.main import main
+from fedclip_edge.messaging import mqtt
+
+
+def fails(*_):
+    raise MemoryError("no room for a message")
+
+
+mqtt.PahoTransport._on_message = fails
+main()
+"""
+
+
+@pytest.mark.parametrize(("command", "other"), [("agent", "serve"), ("serve", "agent")])
+def test_a_thread_that_dies_ends_its_process(site: Site, command: str, other: str) -> None:
+    """Mute, it would seem to live; ended, it is started anew."""
+    configs = {"agent": site.write_agent("north"), "serve": site.write_fleet(1, rounds=1)}
+    words = [sys.executable, "-c", FAILS, command, str(configs[command])]
+    with (
+        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as broken,
+        system.killed_on_leaving(broken),
+    ):
+        site.start(other, configs[other], log=other)
+        _, said = broken.communicate(timeout=system.DEADLINE_S)
+    assert broken.returncode == 1
+    assert b"no room for a message" in said
+
+
 def loaded_by(process: int) -> set[str]:
     """Of torch and onnxruntime, what the kernel has mapped for a process."""
     maps = Path(f"/proc/{process}/maps").read_text()

@@ -16,7 +16,8 @@ def serve(config: Path, take_over: bool, as_json: bool) -> None:
 
     CONFIG (fleet.toml) says which.
     """
-    from fedclip_edge import log, serving
+    from fedclip_edge import log, processes, serving
 
     log.use_json(as_json)
+    processes.end_with_any_thread()
     serving.serve(serving.load(config), take_over=take_over, as_json=as_json)
