@@ -12,6 +12,7 @@ it ends the encryption on both sides, with the broker's key and the client's own
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import socket
@@ -209,8 +210,11 @@ class Link:
             reset(ends)
         finally:
             for writer in ends:
-                door.writers.discard(writer)
                 writer.close()
+            for writer in ends:  # what it has yet to pass on may take long; `close` cuts that short
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+                door.writers.discard(writer)
 
     async def _pass_on(
         self,

@@ -18,6 +18,7 @@ from endings import HOST
 from link import Counted, Link, Seen, Slow
 from noise import Noise
 from secured import Secured
+from system import wait_until
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.messaging.mqtt import PahoTransport
@@ -245,3 +246,22 @@ def test_it_looks_into_tls_with_the_keys_of_both_ends(tmp_path: Path) -> None:
             client.close()
     secured.stop()
     assert "as lab.cam-01.boot" in secured.log()
+
+
+def test_what_nobody_reads_does_not_outlive_it() -> None:
+    """Bytes for a client that does not read keep its connection open when the broker's has ended."""
+    with socket.create_server((HOST, 0)) as server:
+        made = Link(server.getsockname()[1])
+        with dial(made.door("deaf")):
+            broker, _ = server.accept()
+            writers = made._doors["deaf"].writers
+
+            def waits() -> bool:
+                broker.sendall(bytes(2**14))
+                return any(writer.transport.get_write_buffer_size() for writer in tuple(writers))
+
+            wait_until(waits, "bytes that are not passed on")
+            broker.close()
+            wait_until(lambda: any(w.is_closing() for w in tuple(writers)), "its end to be seen")
+            made.close()
+        assert not writers
