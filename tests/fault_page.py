@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matrix import STRUCK_ROUND, TRAIN_S, Outcome
-from strikes import DISK_MB, FAULTS, PHASES, Phase
+from strikes import DISK_MB, FAULTS, PHASES, SEES_FULL_DISK_S, Phase
 from struck_fleet import AGENTS
 
 # What a fault may cost: a quorum round's extra seconds, or seconds from the restart on until the
@@ -156,8 +156,8 @@ broker within {RECOVERED_MAX_S["kill-broker"]:g} s (back s).
 - Link cut: everybody's connection, the coordinator's too. The others are of the victim's link, both
   ways: slow until the round is closed, so in its aggregation for no longer than that takes; every
   third chunk duplicated, or altered in one bit, to the end of the run.
-- Full disk: a {DISK_MB} MB tmpfs, filled to the last page, until the process ends or for 5 s; then it is
-  free again and what has ended is started again.
+- Full disk: a {DISK_MB} MB tmpfs, filled to the last page, until the process ends or for
+  {SEES_FULL_DISK_S:g} s; then it is free again and what has ended is started again.
 - Clocks: the coordinator's jumps an hour ahead, the victim's an hour back.
 
 Machine: {figures.machine};

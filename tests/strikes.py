@@ -29,7 +29,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 BROKER = "broker"
 _FIFTH = 5  # of the 15 chunks or so: some have arrived, and more are to come
 DISK_MB = 64
-_SEES_FULL_DISK_S = 30.0
+SEES_FULL_DISK_S = 30.0
 _HOUR_S = 3600
 
 
@@ -185,7 +185,7 @@ class Noisy(Fault):
 
 @dataclass(frozen=True)
 class FullDisk(Fault):
-    """The disk of the coordinator or the victim is full until the process ends, or for 30 s.
+    """The disk of the coordinator or the victim is full until the process ends, or for SEES_FULL_DISK_S.
 
     Then there is room again, and a supervisor starts what has ended.
     """
@@ -217,7 +217,7 @@ class FullDisk(Fault):
     def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
         process = fleet.processes[self.whose]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_SEES_FULL_DISK_S)
+            process.wait(SEES_FULL_DISK_S)
         self._filler(fleet).unlink()
         if process.poll() is None:
             return Aftermath(note="went on with the disk full")

@@ -58,7 +58,7 @@ def started(
 def killed_on_leaving(
     process: subprocess.Popen[Any], timeout_s: float = 3 * DEADLINE_S
 ) -> Iterator[None]:
-    """Or when time is up: whoever reads its output would wait for ever, as does Popen on leaving."""
+    """Kills it on leaving, or when time is up: a reader, and Popen on leaving, would wait for ever."""
     killer = threading.Timer(timeout_s, process.kill)
     killer.start()
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import system
 from click.testing import CliRunner, Result
 from small_models import registered
 
@@ -115,11 +116,16 @@ def test_a_killed_export_leaves_nothing(clip_folder: Path, tmp_path: Path) -> No
     (tmp_path / "c.txt").write_text("a\nb\n")
     words = (f"local-dir:{clip_folder}", "--classes", tmp_path / "c.txt", "--out", "out/bundle")
     for number in (signal.SIGTERM, signal.SIGKILL):
-        at_work = subprocess.Popen(command(*words), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        assert at_work.stderr is not None
-        assert at_work.stderr.readline().startswith("loading")
-        at_work.send_signal(number)
-        at_work.communicate(timeout=_DEADLINE_S)
+        with (
+            subprocess.Popen(
+                command(*words), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+            ) as at_work,
+            system.killed_on_leaving(at_work),
+        ):
+            assert at_work.stderr is not None
+            assert at_work.stderr.readline().startswith("loading")
+            at_work.send_signal(number)
+            at_work.communicate(timeout=_DEADLINE_S)
         assert at_work.returncode in (-number, 128 + number)
         assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
 

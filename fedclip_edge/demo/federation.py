@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import subprocess
 import threading
@@ -85,15 +86,15 @@ def _watch(
     happened: Callable[[Event], None],
 ) -> None:
     """Passes events on until the run is done."""
-    heard_at, last, has_closed = time.monotonic(), "", False
+    heard_at, last, silent_s = time.monotonic(), "", math.inf
     while True:
         try:
             line = lines.get(timeout=_LOOK_S)
         except queue.Empty:
             _check_alive(watched)
-            if has_closed and time.monotonic() - heard_at > _SILENT_S:
+            if time.monotonic() - heard_at > silent_s:
                 raise RunError(
-                    f"the run stands still: nothing has happened for {_SILENT_S:.0f} s, after {last}; "
+                    f"the run stands still: nothing has happened for {silent_s:.0f} s, after {last}; "
                     f"what each process said last is in {watched[0].log.parent}"
                 ) from None
             continue
@@ -106,7 +107,8 @@ def _watch(
         happened(event)
         heard_at = time.monotonic()
         last = event["event"] + (f" of {event['device']}" if "device" in event else "")
-        has_closed = has_closed or event["event"] == "round_closed"
+        if event["event"] == "round_closed":
+            silent_s = _SILENT_S
         if event["event"] == "run_done" and "run" in event:
             return
         if event["event"] == "trainer_ended" and event["code"] != 0:

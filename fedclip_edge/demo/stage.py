@@ -184,8 +184,6 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     folder = settings.out / "pictures" / f"{settings.per_class}-of-seed-{settings.seed}"
     drawn = [(folder / style, style, settings.per_class, settings.seed) for style in DRAWN_DOMAINS]
     missing = [one for one in drawn if not one[0].is_dir()]
-    for one in (one for one in drawn if one not in missing):
-        world.write_pictures(*one)  # raises where they are others than are asked for
     if missing:
         say(f"drawing {settings.per_class} pictures of each class in {len(missing)} styles")
         # Ctrl-C reaches the whole group; the workers leave it to the parent, which ends them as it
@@ -194,6 +192,8 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
         fork = multiprocessing.get_context("fork")
         with fork.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
             pool.starmap(world.write_pictures, missing, chunksize=1)
+    for one in drawn:
+        world.write_pictures(*one)  # raises where others than these are there
     return folder
 
 
