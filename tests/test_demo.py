@@ -186,6 +186,22 @@ def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]
     assert processes_of(out) == []
 
 
+def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
+    """In order, as by a person: mosquitto's code is 0 then."""
+    out = first[0]
+
+    def happened(event: federation.Event) -> None:
+        if event["event"] == "round_closed" and event["round"] == 2:
+            os.kill(system.process_of(str(out / "logs" / "broker.conf")), signal.SIGTERM)
+
+    settings = stage.Settings(out=out, rounds=5000, per_class=PER_CLASS)
+    with pytest.raises(
+        RunError, match=r"ended with code .* before the run was done: .*broker\.log"
+    ):
+        federation.run(stage.prepare(settings, print), lambda _: None, happened)
+    wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
+
+
 def test_a_run_that_stands_still_ends_with_what_happened_last(
     first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

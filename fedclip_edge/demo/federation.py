@@ -46,6 +46,7 @@ class _Watched:
     name: str
     process: subprocess.Popen[str]
     log: Path
+    ends_with_run: bool = True  # with code 0; it may do so before the coordinator has said it
 
 
 def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Event], None]) -> str:
@@ -66,7 +67,7 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
         lines = _lines(serve)
         watched = [
             _Watched("coordinator", serve, log),
-            _Watched(broker.name, broker.process, logs / "broker.log"),
+            _Watched(broker.name, broker.process, logs / "broker.log", ends_with_run=False),
         ]
         for device in stage.devices:
             log = logs / f"{device.id}.log"
@@ -75,7 +76,7 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
         started(Started(broker.name, broker.address))
         _watch(lines, watched, happened)
         for one in watched:
-            if one.process is not broker.process:
+            if one.ends_with_run:
                 _await_end(one)
     return broker.name
 
@@ -119,7 +120,8 @@ def _watch(
 
 def _check_alive(watched: list[_Watched]) -> None:
     for one in watched:
-        if one.process.poll() not in (None, 0):
+        code = one.process.poll()
+        if code or (code == 0 and not one.ends_with_run):
             raise RunError(_obituary(one))
 
 
