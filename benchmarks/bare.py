@@ -18,7 +18,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fedclip_edge.processes import Children
+from fedclip_edge.processes.children import Children
 
 _DOWN, _UP = "bare/down", "bare/up"
 _WAIT_S = 60.0

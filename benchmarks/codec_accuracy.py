@@ -17,23 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import contributing
+from fedclip_edge.agent import upload
 from fedclip_edge.config import DataConfig, EncoderConfig, parse_value
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.messaging import wire
-from fedclip_edge.records import (
-    ClassTexts,
-    Codec,
-    Contribution,
-    Features,
-    Model,
-    Plan,
-    Terms,
-)
+from fedclip_edge.protocol import wire
+from fedclip_edge.records import ClassTexts, Codec, Contribution, Features, Model, Plan, Terms
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, read_folder, split
@@ -105,7 +97,7 @@ def federate(
                 model, data[name].train, data[name].validation, classes, plan, {}, seed
             )
             sent = Contribution("r", 1, name, "b", "e", "c", made)
-            body, residuals[name] = contributing.encode(sent, plan, residuals[name])
+            body, residuals[name] = upload.encode(sent, plan, residuals[name])
             up.append(len(body))
             total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)
         master, _ = method.combine(master, total, {})

@@ -22,7 +22,7 @@ import zstandard
 
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.messaging import codec, wire
+from fedclip_edge.protocol import codec, wire
 from fedclip_edge.records import ClassTexts, Features, Model, Plan, Terms
 
 T = TypeVar("T")

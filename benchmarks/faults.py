@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import fault_page
 import matrix
 from fault_page import Cell, Figures
+from faulty_fleet import make_bundle
+from fleet_faults import FAULTS, PHASES, Phase
 from matrix import Undisturbed
-from strikes import FAULTS, PHASES, Phase
-from struck_fleet import make_bundle
 
 # What ends within a few seconds; --quick leaves the rest out.
 QUICK = ("kill-agent", "kill-coordinator", "kill-broker", "duplicated", "corrupted")

@@ -29,7 +29,7 @@ def starts(repeat: int) -> dict[str, float]:
         "bare interpreter": [sys.executable, "-c", "pass"],
         "import fedclip_edge": [sys.executable, "-c", "import fedclip_edge"],
         "fedclip-edge --help": [sys.executable, "-m", "fedclip_edge.cli.main", "--help"],
-        "import serving": [sys.executable, "-c", "import fedclip_edge.serving"],
+        "import serving": [sys.executable, "-c", "import fedclip_edge.coordinator.process"],
     }
     for command in contenders.values():
         seconds(command)  # files into memory, bytecode onto disk

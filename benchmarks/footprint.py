@@ -38,12 +38,12 @@ import system
 from federation import Federation
 from link import Link
 
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import Parked, open_parked
 from fedclip_edge.config import RunRules
-from fedclip_edge.messaging import loopback
-from fedclip_edge.parked import Parked, open_parked
-from fedclip_edge.processes import Children, own_command
+from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
-from fedclip_edge.session import Session
+from fedclip_edge.transport import local_broker
 from fedclip_edge.vision.bundle import read_bundle
 
 LIMITS = {
@@ -86,7 +86,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
     rules = RunRules(devices=devices, quorum=1.0)
     plan = replace(Plan(), rounds=_CROWD_ROUNDS)
     with Children() as children:
-        broker = loopback.start(children, folder / "broker")
+        broker = local_broker.start(children, folder / "broker")
         bundle = light.make_bundle(folder / "bundle")
         fleet = light.write_fleet(
             folder, bundle, broker.address.port, rules, plan, journal=folder / "journal.sqlite"
@@ -159,7 +159,7 @@ def _drive(
 def slope(folder: Path, rounds: int) -> dict[str, float]:
     folder.mkdir()
     with Children() as children:
-        port = loopback.start(children, folder / "broker").address.port
+        port = local_broker.start(children, folder / "broker").address.port
         fleet = Federation(
             children, folder / "fleet", port, RunRules(devices=4), replace(Plan(), rounds=rounds)
         )
@@ -198,7 +198,7 @@ def idle(folder: Path) -> dict[str, float]:
     system.write_pictures(folder / "pictures", classes, 20, 0)
     fleet = light.FLEET
     with Children() as children, contextlib.ExitStack() as agents:
-        port = loopback.start(children, folder / "broker").address.port
+        port = local_broker.start(children, folder / "broker").address.port
         link = agents.enter_context(Link(port))
         with _agent(folder, bundle, link.door("filling"), fleet, "state") as process:
             figures = {"idle_after_encoding_mb": memory_mb(process)}

@@ -2,7 +2,7 @@
 
 Run as a program it is one device in a process of its own. On its standard input come permits, a
 number a line: so many rounds it takes part in, then it waits for more inside `fit`. That is how
-rounds.py lets other things be measured in between.
+round_machine.py lets other things be measured in between.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import agent, log
+from fedclip_edge import log
+from fedclip_edge.agent import process
+from fedclip_edge.agent.publisher import will
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import Parked, open_parked
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
-from fedclip_edge.messaging import identity, mqtt, transport
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.parked import Parked, open_parked
+from fedclip_edge.protocol import signing
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import (
     ClassTexts,
     Measured,
@@ -32,8 +35,7 @@ from fedclip_edge.records import (
     Terms,
     Update,
 )
-from fedclip_edge.session import Session
-from fedclip_edge.speaking import will
+from fedclip_edge.transport import base, mqtt
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing
 
@@ -157,13 +159,13 @@ def connect(
     """A device that is connected; its session begins with its parked file."""
     state = state_of(folder, name)
     config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
-    me = identity.load_or_create(state / "device.key")
+    me = signing.load_or_create(state / "device.key")
     boot = secrets.token_hex(8)
     learner = ReadyLearner(name, seed, permits, ready)
     learner.draw()
     link = mqtt.PahoTransport(
         broker,
-        transport.device_client(FLEET, name, boot),
+        base.device_client(FLEET, name, boot),
         Topics(FLEET).for_device(name),
         will(config, me, boot),
     )
@@ -200,7 +202,7 @@ def main() -> None:
     )
     session = begin(open_parked(state_of(options.folder, options.name) / "parked.sqlite"))
     try:
-        agent.loop(session, once=True)
+        process.loop(session, once=True)
     finally:
         session.say_goodbye()
         session.transport.close()

@@ -31,9 +31,9 @@ from federation import Federation
 from link import Link
 
 from fedclip_edge.config import RunRules
-from fedclip_edge.messaging import loopback
-from fedclip_edge.processes import Children
+from fedclip_edge.processes.children import Children
 from fedclip_edge.records import Plan
+from fedclip_edge.transport import local_broker
 
 ADAPTER_BYTES = 525_312 * 4
 DEVICES = 4
@@ -75,7 +75,7 @@ def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
     rounds_s, bare_s = [], []
     blocks = -(-rounds // _BLOCK)
     with Children() as children:
-        port = loopback.start(children, folder / "broker").address.port
+        port = local_broker.start(children, folder / "broker").address.port
         fleet = Federation(
             children, folder / "fleet", port, RULES, plan(up, down, (blocks + 1) * (_BLOCK + 1) + 1)
         )
@@ -95,7 +95,7 @@ def count(folder: Path, up: str, down: str) -> dict[str, float]:
     """Bytes per device and round on the socket, the most of any device."""
     folder.mkdir()
     with Children() as children:
-        port = loopback.start(children, folder / "broker").address.port
+        port = local_broker.start(children, folder / "broker").address.port
         with Link(port) as link:
             fleet = Federation(
                 children,

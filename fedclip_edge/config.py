@@ -1,25 +1,20 @@
 """fleet.toml and agent.toml: read, checked, frozen.
 
-Laws: an unknown key is an error that names the nearest known one; a value of the wrong type is
-an error that names both types; a relative path is relative to the file it stands in, so that a
-configuration means the same wherever the command is typed.
+Law: a relative path is relative to the file it stands in, so that a configuration means the same
+wherever the command is typed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import functools
 import math
-import reprlib
 import sys
-import types
-import typing
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
+from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import Plan, Role, Scalar, check_domain, check_id, check_sha256
 
@@ -30,7 +25,6 @@ else:
 
 T = TypeVar("T")
 
-_EXACT_IN_FLOAT = 2**53
 _MQTT_MAX_BYTES = 268_435_460  # a packet's largest length, and the header that says it
 
 
@@ -205,32 +199,14 @@ def parse_value(text: str) -> Scalar:
 
 
 def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
-    """Builds the dataclass `cls` from `table`.
+    """Builds the dataclass `cls` from settings that a person wrote, as `decode_table` does.
 
-    `where` opens every message ("fleet.toml [broker]"); relative paths are taken from `base`.
-    Raises ConfigError for an unknown key (naming the nearest), a missing one, a wrong type, or
-    whatever the dataclass itself refuses.
+    Raises ConfigError where they do not fit.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            every = f"known keys: {', '.join(known)}" if known else "it has none"
-            hint = f"did you mean {near[0]!r}?" if near else every
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    values = {}
-    for name, spec in known.items():
-        if name in table:
-            values[name] = _convert(table[name], hints[name], f"{where}: {name}", base)
-        elif spec.default is MISSING and spec.default_factory is MISSING:
-            raise ConfigError(f"{where}: the key {name!r} is missing")
-        elif base is not None and isinstance(spec.default, Path):
-            values[name] = base / spec.default
     try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        return decode_table(cls, table, where, base)
+    except DecodeError as error:
+        raise ConfigError(str(error)) from error
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> ConfigError:
@@ -240,53 +216,8 @@ def unknown(what: str, name: str, known: Collection[str]) -> ConfigError:
     return ConfigError(f"unknown {what} {name!r}; {hint}")
 
 
-@functools.cache  # every message of every device is read through here
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _load(cls: type[T], path: Path) -> T:
     return read_table(cls, read_toml(path), str(path), path.resolve().parent)
-
-
-def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
-    """`value`, as TOML or JSON gives it, as the type `hint` wants it."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        choices = tuple(choice for choice in arguments if choice is not type(None))
-        if len(choices) == 1:
-            return _convert(value, choices[0], where, base)
-        if type(value) in choices:
-            return value
-    elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        table, _, key = where.rpartition(": ")
-        return read_table(typing.cast("type[Any]", hint), value, f"{table} [{key}]", base)
-    elif hint is Path and isinstance(value, str) and value:
-        try:
-            return (base or Path()) / Path(value).expanduser()
-        except RuntimeError as error:  # ~somebody who is not known here
-            raise ConfigError(f"{where}: {value!r}: {error}") from None
-    elif origin is Literal:
-        if value in arguments:
-            return value
-        choices = tuple(repr(choice) for choice in arguments)
-        raise ConfigError(f"{where}: expected {' or '.join(choices)}, got {reprlib.repr(value)}")
-    elif origin is tuple and isinstance(value, list):
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise ConfigError(f"{where}: expected {len(arguments)} in a row, got {len(value)}")
-        return tuple(_convert(item, arguments[0], where, base) for item in value)
-    elif origin is Mapping and isinstance(value, dict):
-        return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
-    elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
-        return float(value)
-    elif type(value) is hint:  # not isinstance: true is no number here
-        return value
-    expected = getattr(hint, "__name__", str(hint))
-    # Not repr: a value may be nested almost as deep as its reader could follow.
-    got = f"{type(value).__name__} {reprlib.repr(value)}"
-    raise ConfigError(f"{where}: expected {expected}, got {got}")
 
 
 def _require(condition: bool, message: str) -> None:

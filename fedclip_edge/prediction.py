@@ -18,10 +18,10 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.records import F32, ClassTexts, Model
-from fedclip_edge.vision.ahead import ahead
 from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
 from fedclip_edge.vision.encoder import Encoder
 from fedclip_edge.vision.pictures import Preprocessing, decode
+from fedclip_edge.vision.prefetch import ahead
 
 
 @dataclass(frozen=True)

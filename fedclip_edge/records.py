@@ -27,7 +27,7 @@ Sums = Mapping[str, I64]
 Shapes = Mapping[str, tuple[int, ...]]  # of terms or sums, by name
 PerClass = tuple[float | None, ...]
 Role = Literal["train", "evaluate"]
-Codec = Literal["fp32", "fp16", "int8"]  # messaging/codec.py
+Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
 
 # One topic level on every broker, a file name on every disk, a certificate's common name.
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 import device_laws
 from crashing import Killed
 
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Received
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import Received
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
 
 if TYPE_CHECKING:
     from made_up_network import World
-    from parties import Party
+    from simulated_processes import Party
 
 FLEET = "lab"
 _KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"
 _COORDINATOR_STATE = Topics(FLEET).coordinator_state
-_HEAD_BYTES = 24  # transfer.py; the last four are the checksum
+_HEAD_BYTES = 24  # chunks.py; the last four are the checksum
 
 
 @dataclass(frozen=True)

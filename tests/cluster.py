@@ -18,8 +18,8 @@ from pathlib import Path
 from conftest import free_port
 from system import wait_until
 
-from fedclip_edge.messaging import enrolment
-from fedclip_edge.processes import Children
+from fedclip_edge.pki import enrolment
+from fedclip_edge.processes.children import Children
 
 PLACE = Path(__file__).parents[1] / "broker" / "rabbitmq"
 # Not those in /usr/sbin: they change the user and fix the folders of the machine's own RabbitMQ.

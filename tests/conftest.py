@@ -240,7 +240,7 @@ def clip_bundle(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, random_bundle: Bundle) -> Path:
     """Noise pictures in a folder for each class of `random_bundle`."""
-    from way_out import write_mixed
+    from trained_run import write_mixed
 
     folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
     write_mixed(folder, random_bundle.classes.names)
@@ -250,6 +250,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, random_bundle: Bundle) ->
 @pytest.fixture(scope="module")
 def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
     """What one round on `pictures` makes of `random_bundle`'s zero-shot model."""
-    from way_out import train
+    from trained_run import train
 
     return train(random_bundle, pictures)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from broken_law import BrokenLawError
 
-from fedclip_edge.messaging import wire
-from fedclip_edge.messaging.messages import Manifest
-from fedclip_edge.parked import Floor, Parked
+from fedclip_edge.agent.state_db import Floor, Parked
+from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Contribution, Model, Terms, Update
 
 if TYPE_CHECKING:

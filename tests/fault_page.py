@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from faulty_fleet import AGENTS
+from fleet_faults import DISK_MB, FAULTS, PHASES, SEES_FULL_DISK_S, Phase
 from matrix import STRUCK_ROUND, TRAIN_S, Outcome
-from strikes import DISK_MB, FAULTS, PHASES, SEES_FULL_DISK_S, Phase
-from struck_fleet import AGENTS
 
 # What a fault may cost: a quorum round's extra seconds, or seconds from the restart on until the
 # coordinator has answered everybody.

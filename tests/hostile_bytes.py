@@ -20,9 +20,8 @@ import numpy as np
 import safetensors.numpy
 import zstandard
 
-from fedclip_edge.messaging import codec, transfer, wire
-from fedclip_edge.messaging.identity import Identity
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.protocol import chunks, codec, wire
+from fedclip_edge.protocol.messages import (
     KINDS,
     CoordinatorState,
     DeviceState,
@@ -35,6 +34,7 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import Contribution, Plan, Report, Shapes, Update
 
 Said = dict[str, bytes]  # by name of the attack
@@ -309,16 +309,16 @@ def wrong_plans(aim: Aim) -> Said:
 
 def wrong_chunks(parcel: Parcel, data: bytes) -> Said:
     """Chunks that contradict their parcel, their header or the rules."""
-    right = next(transfer.chunks(data, parcel))
-    magic, version, zero, digest, index, count, crc = transfer._HEADER.unpack_from(right)
-    part = right[transfer._HEADER.size :]
+    right = next(chunks.chunks(data, parcel))
+    magic, version, zero, digest, index, count, crc = chunks._HEADER.unpack_from(right)
+    part = right[chunks._HEADER.size :]
 
     def chunk(*, of: bytes = part, **changes: Any) -> bytes:
         fields = {
             "magic": magic, "version": version, "zero": zero, "digest": digest, "index": index,
             "count": count, "crc": crc, **changes,
         }  # fmt: skip
-        return transfer._HEADER.pack(*fields.values()) + of
+        return chunks._HEADER.pack(*fields.values()) + of
 
     return {
         "a chunk of two bytes": b"\xfc\x1e",
@@ -522,9 +522,9 @@ def wrong_models(aim: Aim, data: bytes) -> Said:
 
 def offered(aim: Aim, body: bytes, topic: str) -> tuple[bytes, Iterator[bytes]]:
     """The offer of a body as the attacker signs it, and its chunks."""
-    parcel = transfer.parcel_of(body)
+    parcel = chunks.parcel_of(body)
     line = aim.line("offer", parcel=vars(parcel))
-    return aim.sign(line, topic), transfer.chunks(body, parcel)
+    return aim.sign(line, topic), chunks.chunks(body, parcel)
 
 
 def as_sender(aim: Aim, sender: str, identity: Identity) -> Aim:

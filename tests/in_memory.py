@@ -8,22 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge import announcing, coordinator, ledger
+from fedclip_edge.agent.features import Prepared
+from fedclip_edge.agent.publisher import will
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import open_parked
+from fedclip_edge.agent.trainer import LocalLearner
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
+from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator.journal import Store, open_store
 from fedclip_edge.learning import methods
-from fedclip_edge.local_learner import LocalLearner
-from fedclip_edge.messaging import identity
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.messages import CoordinatorState
-from fedclip_edge.messaging.registry import Registry
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Transport
-from fedclip_edge.parked import open_parked
-from fedclip_edge.preparing import Prepared
+from fedclip_edge.pki.registry import Registry
+from fedclip_edge.protocol import signing
+from fedclip_edge.protocol.messages import CoordinatorState
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
-from fedclip_edge.session import Session
-from fedclip_edge.speaking import will
-from fedclip_edge.store import Store, open_store
+from fedclip_edge.transport.base import Transport
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
 
 ENCODER = "e" * 64
 TICK_S = 0.25
@@ -79,21 +79,21 @@ class Fleet:
     def start_coordinator(self) -> coordinator.Coordinator:
         """A new process's coordinator over the same journal."""
         dim = self.classes.vectors.shape[1]
-        run = ledger.begin(self.config, self.classes, dim, ENCODER, self.store)
-        me = identity.load_or_create(self.folder / "coordinator.key")
+        run = run_state.begin(self.config, self.classes, dim, ENCODER, self.store)
+        me = signing.load_or_create(self.folder / "coordinator.key")
         epoch = self.store.next_epoch()
         boot = f"boot-{epoch}"
         gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
         link = self.broker.client(
             "coordinator",
             Topics("lab").for_coordinator(),
-            announcing.will("lab", gone, me),
+            publisher.will("lab", gone, me),
         )
-        books = ledger.open_ledger(run, self.store, methods.layout(run.plan, self.classes, dim))
+        books = run_state.open_ledger(run, self.store, methods.layout(run.plan, self.classes, dim))
         started = coordinator.Coordinator(
             config=self.config,
             ledger=books,
-            voice=announcing.Announcer(self.config, books, me, link, boot, epoch),
+            voice=publisher.Announcer(self.config, books, me, link, boot, epoch),
             registry=self.registry,
         )
         started.resume(self.now)
@@ -128,7 +128,7 @@ class Fleet:
             skipped=0,
             encode_s=0.0,
         )
-        me = identity.load_or_create(config.state_dir / "device.key")
+        me = signing.load_or_create(config.state_dir / "device.key")
         dim = self.classes.vectors.shape[1]
         boot = f"{name}-{self.now}"
         link = self.broker.client(name, Topics("lab").for_device(name), will(config, me, boot))

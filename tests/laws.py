@@ -29,13 +29,14 @@ from typing import Any
 from broken_law import BrokenLawError
 from device_laws import Made
 
-from fedclip_edge import ledger, model_file
+from fedclip_edge import model_file
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import Run, Store, StoredModel
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import Total
-from fedclip_edge.messaging import wire
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model, Shapes
-from fedclip_edge.store import Run, Store, StoredModel
 
 
 @dataclass(eq=False)
@@ -131,14 +132,14 @@ class Laws:
         if (newest.sha256, newest.body) != (self.models[-1].sha256, self.models[-1].body):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
-    def check_books(self, books: ledger.Ledger) -> None:
+    def check_books(self, books: run_state.Ledger) -> None:
         """The journal, and the sum that a coordinator holds on it."""
         self.check(books.store)
         number = len(self.models)
         if books.model.round == number - 1:
             self._check_sum(number, self._kept, books.total)
 
-    def check_file(self, books: ledger.Ledger) -> None:
+    def check_file(self, books: run_state.Ledger) -> None:
         """The file that the run leaves behind."""
         found = model_file.read(model_file.path_of(books.store.path, self.run.id)).model
         if found.round != self.run.plan.rounds or not _same(found, self.masters[-1]):
@@ -166,7 +167,7 @@ class Laws:
         self._open = None
 
     def _add(self, model: Model) -> None:
-        stored, codec = ledger._stored(model, {}, self.run.plan), self.run.plan.codec_down
+        stored, codec = run_state._stored(model, {}, self.run.plan), self.run.plan.codec_down
         self.masters.append(model)
         self.models.append(stored)
         self.known[stored.sha256] = model.round

@@ -16,13 +16,14 @@ from unittest import mock
 
 import numpy as np
 from device_laws import update_of
-from struck_fleet import VARIANT
+from faulty_fleet import VARIANT
 
-from fedclip_edge import agent, log
+from fedclip_edge import log
+from fedclip_edge.agent import process
+from fedclip_edge.agent.features import Prepared
+from fedclip_edge.agent.trainer import LocalLearner
 from fedclip_edge.cli.main import main
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.local_learner import LocalLearner
-from fedclip_edge.preparing import Prepared
 from fedclip_edge.records import Features, Measured, Model, Plan, Terms, Update
 from fedclip_edge.vision.bundle import Bundle
 
@@ -56,8 +57,8 @@ if __name__ == "__main__":
     without_torch.use_one_thread = lambda: None  # type: ignore[attr-defined]
     sys.modules["fedclip_edge.learning.training"] = without_torch
     with (
-        mock.patch.object(agent, "prepare", ready),
-        mock.patch.object(agent, "LocalLearner", LightLearner),
+        mock.patch.object(process, "prepare", ready),
+        mock.patch.object(process, "LocalLearner", LightLearner),
     ):
         sys.argv = ["fedclip-edge", "agent", sys.argv[2], "--json"]
         main()

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import mqtt_frames
-from endings import HOST, Encryption, accepted, bound, reset, tighten
 from noise import Dice, Noise
+from socket_faults import HOST, Encryption, accepted, bound, reset, tighten
 
-from fedclip_edge.messaging.transfer import is_chunk
+from fedclip_edge.protocol.chunks import is_chunk
 
 _READ_BYTES = 2**16
 _SLOW_STEP_S = 0.02

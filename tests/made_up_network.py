@@ -25,25 +25,26 @@ from pathlib import Path
 import device_laws
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
-from cheap_parts import identity_of, layout, quickly
+from cached_crypto import identity_of, layout, quickly
 from crashing import Disk, Killed
+from fault_schedule import FAULTS
 from laws import Laws
-from mischief import FAULTS
-from parties import Party, start_agent, start_coordinator
+from simulated_processes import Party, start_agent, start_coordinator
 
-from fedclip_edge import announcing, coordinator, ledger, session
+from fedclip_edge.agent import session
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator.journal import Store
+from fedclip_edge.coordinator.uploads import LEASE_S
 from fedclip_edge.errors import FedclipError, PeerError, RunError
-from fedclip_edge.messaging import wire
-from fedclip_edge.messaging.memory import MemoryTransport
-from fedclip_edge.messaging.messages import Manifest
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.uploads import LEASE_S
+from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.messages import Manifest
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Codec, Plan, Role
-from fedclip_edge.store import Store
+from fedclip_edge.transport.in_memory import MemoryTransport
 
 TICK_S = 1.0
-_CLOSE_S = 5.0  # transport.py: for this long what is queued is still sent
+_CLOSE_S = 5.0  # base.py: for this long what is queued is still sent
 _LOSSY: tuple[Codec, Codec] = ("int8", "fp16")  # the product's own
 _TOLD_S = 150.0  # within which a device hears that its run is done, once all is quiet
 
@@ -117,9 +118,9 @@ class World:
             cohort=self.luck.choice((0, 0, 0, devices)),
             upload_slots=self.luck.choice((1, 2, 8)),
         )
-        journal = Disk(folder / announcing.NAME, self.luck)
+        journal = Disk(folder / publisher.NAME, self.luck)
         # Two of them on one journal, the second by --take-over; whichever is `serve` is restarted.
-        self.serve, self.rival = (Party(announcing.NAME, journal) for _ in range(2))
+        self.serve, self.rival = (Party(publisher.NAME, journal) for _ in range(2))
         names = [f"cam-{number}" for number in range(devices + 1 + spare)]
         self.agents = [self._box(folder, name) for name in names]
         self.clones = [self._box(folder, names[0], copy=True)]
@@ -342,7 +343,7 @@ class World:
         self.note("end")
         store = Store(party.disk.path, party.view._database)
         run = self.laws.run
-        books = ledger.open_ledger(run, store, layout(run.plan.method))
+        books = run_state.open_ledger(run, store, layout(run.plan.method))
         self.laws.check_books(books)
         if len(self.laws.models) != self.plan.rounds + 1 or store.unfinished_run() is not None:
             raise BrokenLawError("ends", "it says that it ended, and its journal says otherwise")
@@ -386,7 +387,7 @@ class World:
         topic = Topics(FLEET).round
         try:
             signed = wire.unpack_control(topic, self.network.retained(topic))
-            signed.check(identity_of(announcing.NAME).key)
+            signed.check(identity_of(publisher.NAME).key)
         except PeerError:
             return False
         said = signed.message

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_laws import update_of
+from faulty_fleet import AGENTS, COORDINATOR, DIM, OTHERS, VARIANT, VICTIM, Fleet
+from fleet_faults import PHASES, Aftermath, Fault, Phase, Struck, Trigger
 from link import Seen
-from strikes import PHASES, Aftermath, Fault, Phase, Struck, Trigger
-from struck_fleet import AGENTS, COORDINATOR, DIM, OTHERS, VARIANT, VICTIM, Fleet
 
 from fedclip_edge import model_file
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.messaging import wire
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 

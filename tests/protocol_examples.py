@@ -28,9 +28,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol_fields import CONSTANTS, FIELDS, MEANINGS
 
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.messaging import codec, messages, rounds, topics, transfer, wire
-from fedclip_edge.messaging.identity import Identity
-from fedclip_edge.messaging.topics import Topics, access_list
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol import chunks, codec, messages, topics, wire
+from fedclip_edge.protocol.cohort import EVERYBODY, cohort_hash
+from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Report, Update
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
@@ -54,12 +56,12 @@ def stored(body: bytes, name: str) -> bytes:
 
 
 MODEL = stored(wire.pack_model(Model("fedclip", 0, {"gate": TERM}), "fp16"), "fp16")
-VERSION = transfer.parcel_of(MODEL)
+VERSION = chunks.parcel_of(MODEL)
 CONTRIBUTION = Contribution(
     RUN, 1, "cam-01", VERSION.sha256, ENCODER, CLASSES, Update("sum", 1, {"gate": TERM})
 )
 UPDATE = stored(wire.pack_contribution(CONTRIBUTION, "int8"), "int8")
-OFFERED = transfer.parcel_of(UPDATE)
+OFFERED = chunks.parcel_of(UPDATE)
 PLAN = Plan(rounds=3, options={"lr": 0.001})
 
 EXAMPLES: Mapping[str, messages.Message] = {
@@ -88,7 +90,7 @@ EXAMPLES: Mapping[str, messages.Message] = {
         plan=PLAN,
         encoder_id=ENCODER,
         classes_digest=CLASSES,
-        cohort=rounds.EVERYBODY,
+        cohort=EVERYBODY,
         deadline_s=600.0,
         devices=2,
         takes_part=True,
@@ -262,8 +264,8 @@ def signed() -> str:
 
 def chunk() -> str:
     data = bytes(range(40))
-    parcel = transfer.parcel_of(data, 16)
-    each = list(transfer.chunks(data, parcel))
+    parcel = chunks.parcel_of(data, 16)
+    each = list(chunks.chunks(data, parcel))
     return (
         "The parcel:\n\n"
         + pretty(vars(parcel))
@@ -278,7 +280,7 @@ def body(data: bytes, name: str) -> str:
         f"Before shuffling, {len(plain)} bytes:\n\n"
         + fenced(dump(plain))
         + f"\n\nAs it travels, in a zstd frame that stores and does not compress, {len(data)} bytes, "
-        f"SHA-256\n`{transfer.parcel_of(data).sha256}`:\n\n" + fenced(dump(data))
+        f"SHA-256\n`{chunks.parcel_of(data).sha256}`:\n\n" + fenced(dump(data))
     )
 
 
@@ -322,7 +324,7 @@ def grid() -> str:
 
 def cohort() -> str:
     names = ("cam-01", "cam-02", "cam-03")
-    hashes = {name: rounds.cohort_hash(RUN, 1, name) for name in names}
+    hashes = {name: cohort_hash(RUN, 1, name) for name in names}
     lines = [f'SHA-256("{RUN}/1/{name}") = {hashed}' for name, hashed in hashes.items()]
     return fenced("\n".join(lines))
 

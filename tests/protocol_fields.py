@@ -9,20 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge import announcing, conducting, contributing, coordinator, greeting
-from fedclip_edge.messaging import (
-    codec,
-    download,
-    messages,
-    outbox,
-    rounds,
-    topics,
-    transfer,
-    transport,
-    uploads,
-    wire,
-)
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.agent import handshake, model_download, upload
+from fedclip_edge.coordinator import coordinator, publisher, round_driver, round_machine, uploads
+from fedclip_edge.protocol import chunks, codec, messages, topics, wire
+from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     CoordinatorState,
     DeviceState,
@@ -35,6 +25,7 @@ from fedclip_edge.messaging.messages import (
     Want,
 )
 from fedclip_edge.records import Plan, Report
+from fedclip_edge.transport import base, outbox
 
 _COUNT = messages._MAX_COUNT
 _SHA = "a" * 64
@@ -243,31 +234,40 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         CHUNK_BYTES,
         "the part of a chunk, and what to use where nothing speaks for less",
     ),
-    "CHUNK_HEADER_BYTES": (transfer._HEADER.size, "before the part of each chunk"),
-    "CHUNK_VERSION": (transfer._VERSION, "in each chunk's header"),
+    "CHUNK_HEADER_BYTES": (chunks._HEADER.size, "before the part of each chunk"),
+    "CHUNK_VERSION": (chunks._VERSION, "in each chunk's header"),
     "MAX_GAPS": (messages.MAX_GAPS, "pairs in one `want`"),
     "SCHEMA": (wire._SCHEMA, "in each body's metadata"),
     "MAX_HEADER_BYTES": (wire._MAX_HEADER_BYTES, "a body's JSON header"),
     "BLOCK": (codec.BLOCK, "`int8`: values that share a scale"),
     "STEPS": (codec.STEPS, "`int8`: the largest step"),
     "SCALE_MAX": (codec._SCALE_MAX, "`int8`: the largest scale taken"),
-    "REPEAT_S": (contributing.REPEAT_S, "a device says a hello or an offer again after so long"),
-    "REPAIR_S": (download.REPAIR_S, "a device asks for missing chunks after so long without one"),
-    "REPAIR_MAX_S": (download._REPAIR_MAX_S, "and, each time twice as patient, at most so long"),
-    "REPAIR_CHUNKS": (download._REPAIR_CHUNKS, "so many at a time after the first time"),
-    "WANT_S": (announcing.WANT_S, "the same model is sent to a device no sooner again"),
+    "REPEAT_S": (upload.REPEAT_S, "a device says a hello or an offer again after so long"),
+    "REPAIR_S": (
+        model_download.REPAIR_S,
+        "a device asks for missing chunks after so long without one",
+    ),
+    "REPAIR_MAX_S": (
+        model_download._REPAIR_MAX_S,
+        "and, each time twice as patient, at most so long",
+    ),
+    "REPAIR_CHUNKS": (model_download._REPAIR_CHUNKS, "so many at a time after the first time"),
+    "WANT_S": (publisher.WANT_S, "the same model is sent to a device no sooner again"),
     "UPLOAD_REPAIR_S": (uploads.REPAIR_S, "the coordinator asks an uploader again after so long"),
     "LEASE_S": (uploads.LEASE_S, "and takes its slot away after so long without a chunk"),
-    "REMIND_S": (rounds.REMIND_S, "a silent device is told again what is open; then at twice that"),
-    "ATTEMPTS": (conducting._ATTEMPTS, "of a round that refusals leave without a quorum"),
+    "REMIND_S": (
+        round_machine.REMIND_S,
+        "a silent device is told again what is open; then at twice that",
+    ),
+    "ATTEMPTS": (round_driver._ATTEMPTS, "of a round that refusals leave without a quorum"),
     "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "a hello may be so far ahead, no further"),
-    "ALONE_S": (greeting._ALONE_S, "between hellos, at most, where nobody coordinates"),
+    "ALONE_S": (handshake._ALONE_S, "between hellos, at most, where nobody coordinates"),
     "ALONE_HELLOS": (
-        greeting._ALONE_HELLOS,
+        handshake._ALONE_HELLOS,
         "unanswered, after which a device takes itself for alone",
     ),
     "WINDOW": (outbox.WINDOW, "messages that wait for the broker's acknowledgement"),
-    "RECONNECT_MAX_S": (transport._RECONNECT_MAX_S, "the doubling wait after a lost link, at most"),
-    "RECONNECTS_PER_S": (transport._RECONNECTS_PER_S, "devices that come back in one second"),
+    "RECONNECT_MAX_S": (base._RECONNECT_MAX_S, "the doubling wait after a lost link, at most"),
+    "RECONNECTS_PER_S": (base._RECONNECTS_PER_S, "devices that come back in one second"),
     "PREFIX": (topics._PREFIX, "of every topic"),
 }

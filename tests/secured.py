@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conftest import MOSQUITTO, free_port
-from endings import Encryption
+from socket_faults import Encryption
 
 from fedclip_edge.config import BrokerAddress, load_agent
-from fedclip_edge.messaging import enrolment, tls
-from fedclip_edge.messaging.enrolment import Folder
+from fedclip_edge.pki import enrolment
+from fedclip_edge.pki.enrolment import Folder
+from fedclip_edge.transport import tls
 
 _BROKER_STARTS_S = 10.0
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from in_memory import ENCODER
 
-from fedclip_edge.admission import Admission
-from fedclip_edge.messaging.messages import Hello
-from fedclip_edge.messaging.registry import Device, Registry
+from fedclip_edge.coordinator.admission import Admission
+from fedclip_edge.coordinator.journal import Run, Store, StoredModel, open_store
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.protocol.messages import Hello
 from fedclip_edge.records import Plan
-from fedclip_edge.store import Run, Store, StoredModel, open_store
 
 RUN = Run("run-1", Plan(), ENCODER, "c" * 64)
 KEY, OTHER = "1" * 64, "2" * 64

@@ -17,20 +17,20 @@ import pytest
 import safetensors.numpy
 from made_up_network import Outcome, simulate
 
-from fedclip_edge import parked
-from fedclip_edge.announcing import Announcer
-from fedclip_edge.conducting import Conducting
-from fedclip_edge.contributing import Contributing
-from fedclip_edge.coordinator import Coordinator
-from fedclip_edge.ledger import Ledger
-from fedclip_edge.messaging import round_events, rounds
-from fedclip_edge.messaging.messages import Manifest
-from fedclip_edge.messaging.transfer import Incoming, Ranges
-from fedclip_edge.parked import Carried, Floor, Parked, ParkedUpdate
-from fedclip_edge.receiving import Arrival
+from fedclip_edge.agent import state_db
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import Carried, Floor, Parked, ParkedUpdate
+from fedclip_edge.agent.upload import Contributing
+from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.journal import Store, StoredModel
+from fedclip_edge.coordinator.publisher import Announcer
+from fedclip_edge.coordinator.receiver import Arrival
+from fedclip_edge.coordinator.round_driver import Conducting
+from fedclip_edge.coordinator.run_state import Ledger
+from fedclip_edge.protocol.chunks import Incoming, Ranges
+from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Contribution
-from fedclip_edge.session import Session
-from fedclip_edge.store import Store, StoredModel
 
 SEEDS = 2000
 ADVERSARY = Path(__file__).parents[1] / "benchmarks" / "adversary.py"
@@ -90,7 +90,7 @@ def says_kept_before_it_is(
     now: float,
     arrival: Arrival | None = None,
 ) -> None:
-    self.state, actions = rounds.step(self.state, event, now)
+    self.state, actions = round_machine.step(self.state, event, now)
     for action in actions:
         if isinstance(action, round_events.Keep):
             self._do(action, now)
@@ -178,7 +178,7 @@ def forgets_what_was_left(self: Parked, run: str, carried: Any = Parked.carried)
 def leaves_what_nobody_kept(self: Parked, run: str) -> Carried:
     rows = self._rows("SELECT terms FROM carried WHERE run = ? ORDER BY rowid DESC LIMIT 1", run)
     terms = safetensors.numpy.load(rows[0][0]) if rows else {}
-    return Carried(parked._named(terms, "residual/"), parked._named(terms, "state/"))
+    return Carried(state_db._named(terms, "residual/"), state_db._named(terms, "state/"))
 
 
 def gives_up_waiting_for_the_answer(

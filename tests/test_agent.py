@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from fedclip_edge.agent import loop
-from fedclip_edge.messaging.transport import Received
-from fedclip_edge.session import Session
+from fedclip_edge.agent.process import loop
+from fedclip_edge.agent.session import Session
+from fedclip_edge.transport.base import Received
 
 
 def test_messages_without_end_do_not_keep_it_from_its_work() -> None:

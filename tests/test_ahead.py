@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.vision.ahead import ahead
+from fedclip_edge.vision.prefetch import ahead
 
 
 @given(st.lists(st.integers()))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedclip_edge import atomic
+from fedclip_edge.storage import atomic
 
 NEW = {"a": b"new", "b": bytes(1000)}
 _DEADLINE_S = 30.0
@@ -100,7 +100,7 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
 
 WRITER = """
 import pathlib, sys, time
-from fedclip_edge import atomic
+from fedclip_edge.storage import atomic
 def wait(folder):
     print(folder, flush=True)
     time.sleep(600)

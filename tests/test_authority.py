@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.messaging import authority
-from fedclip_edge.messaging.authority import Issued
+from fedclip_edge.pki import authority
+from fedclip_edge.pki.authority import Issued
 
 CA = authority.found()
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", fullmatch=True)

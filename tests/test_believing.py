@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from test_session import ME, TOPICS, manifest, state
 
-from fedclip_edge.believing import Believing
+from fedclip_edge.agent.state_db import Parked, open_parked
+from fedclip_edge.agent.trust import Believing
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging import identity, wire
-from fedclip_edge.messaging.messages import Kept, Message
-from fedclip_edge.parked import Parked, open_parked
+from fedclip_edge.protocol import signing, wire
+from fedclip_edge.protocol.messages import Kept, Message
 
-STRANGER = identity.new()
+STRANGER = signing.new()
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def parked(tmp_path: Path) -> Iterator[Parked]:
     opened.close()
 
 
-def signed(message: Message, by: identity.Identity = ME, name: str = "coordinator") -> wire.Signed:
+def signed(message: Message, by: signing.Identity = ME, name: str = "coordinator") -> wire.Signed:
     payload = wire.pack_control(message, name, TOPICS.round, by)
     return wire.unpack_control(TOPICS.round, payload)
 

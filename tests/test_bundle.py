@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedclip_edge import atomic
 from fedclip_edge.errors import BundleError, ConfigError, ExportError
 from fedclip_edge.records import ClassTexts
+from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import (
     Bundle,
     Golden,
     Manifest,
-    feature_key,
     read_bundle,
     replace_classes,
     write_bundle,
 )
+from fedclip_edge.vision.manifest import feature_key
 
 Edit = Callable[[dict[str, Any]], None]
 

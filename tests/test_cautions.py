@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.cautions import cautions
+from fedclip_edge.vision.bundle_warnings import cautions
 from fedclip_edge.vision.manifest import RANDOM
 
 

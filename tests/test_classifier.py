@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import system
 from onnx import TensorProto, helper, numpy_helper
-from way_out import OPTIONS_OF, train
+from trained_run import OPTIONS_OF, train
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.demo import tiny_clip, world

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from way_out import train, write_mixed
+from trained_run import train, write_mixed
 
 from fedclip_edge import model_file
 from fedclip_edge.cli.export_classifier import export_classifier

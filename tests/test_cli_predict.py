@@ -19,7 +19,7 @@ import pytest
 import system
 from click.testing import CliRunner, Result
 from PIL import Image
-from way_out import write_mixed
+from trained_run import write_mixed
 
 from fedclip_edge import model_file
 from fedclip_edge.cli.predict import predict

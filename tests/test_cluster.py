@@ -23,10 +23,10 @@ from system import Site, wait_until
 from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress, load_agent
 from fedclip_edge.errors import LinkError, RefusedError
-from fedclip_edge.messaging import enrolment
-from fedclip_edge.messaging.mqtt import PahoTransport
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Disconnected, Received
+from fedclip_edge.pki import enrolment
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import Connected, Disconnected, Received
+from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle
 
 pytestmark = pytest.mark.cluster

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging import codec
+from fedclip_edge.protocol import codec
 from fedclip_edge.records import F32, Terms
 
 CODECS = st.sampled_from(sorted(codec.CODECS))

@@ -10,15 +10,16 @@ import pytest
 from test_receiving import PLAN, Desk
 
 from fedclip_edge import model_file
-from fedclip_edge.admission import Admission
-from fedclip_edge.conducting import _ATTEMPTS, Conducting
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator import round_machine
+from fedclip_edge.coordinator.admission import Admission
+from fedclip_edge.coordinator.journal import Store
+from fedclip_edge.coordinator.receiver import UnfitError
+from fedclip_edge.coordinator.round_driver import _ATTEMPTS, Conducting
+from fedclip_edge.coordinator.round_events import Joined, Left, Offered, Reported, Tick
 from fedclip_edge.errors import DiskError, RunError
-from fedclip_edge.messaging import rounds, transfer
-from fedclip_edge.messaging.messages import Kept, Manifest, Offer, Refused, Want
-from fedclip_edge.messaging.round_events import Joined, Left, Offered, Reported, Tick
-from fedclip_edge.receiving import UnfitError
-from fedclip_edge.store import Store
+from fedclip_edge.protocol import chunks
+from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Refused, Want
 
 RULES = RunRules(devices=1, quorum=1.0, grace_s=5.0, deadline_s=60.0)
 
@@ -37,7 +38,7 @@ class Stage:
         decided = self.desk.receiving.take_offer("cam-0", offer)
         assert isinstance(decided, Offered)
         self.rounds.step(decided, 1.0)
-        for chunk in transfer.chunks(body, offer.parcel):
+        for chunk in chunks.chunks(body, offer.parcel):
             arrival = self.desk.receiving.take_chunk("cam-0", chunk, 1.0)
             if arrival is not None:
                 self.rounds.step(arrival.event, 1.0, arrival)
@@ -50,7 +51,7 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     desk = Desk(tmp_path, PLAN)
-    state = rounds.State(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
+    state = round_machine.State(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
     admission = Admission(desk.run, desk.books.store, None)
     conducting = Conducting(state, desk.books, desk.receiving.voice, desk.receiving, admission)
     conducting.boots["cam-0"] = "b1"
@@ -125,7 +126,7 @@ def test_another_contribution_to_the_round_is_refused(stage: Stage) -> None:
 
 
 def test_who_is_silent_is_told_again_and_at_the_deadline_forgotten(stage: Stage) -> None:
-    stage.rounds.step(Tick(), rounds.REMIND_S)
+    stage.rounds.step(Tick(), round_machine.REMIND_S)
     assert stage.heard() == [Manifest]
     stage.rounds.step(Tick(), RULES.deadline_s)
     assert stage.rounds.boots == {}

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedclip_edge.contributing import REPEAT_S, Contributing
-from fedclip_edge.messaging import transfer
-from fedclip_edge.messaging.messages import Kept, Offer, Refused, Want
-from fedclip_edge.parked import Carried, Parked, open_parked
+from fedclip_edge.agent.state_db import Carried, Parked, open_parked
+from fedclip_edge.agent.upload import REPEAT_S, Contributing
+from fedclip_edge.protocol import chunks
+from fedclip_edge.protocol.messages import Kept, Offer, Refused, Want
 from fedclip_edge.records import Contribution, Plan, Update
 
 PLAN = Plan()
@@ -34,7 +34,7 @@ def make(mine: Contributing, round: int = 1, seed: int = 0) -> Offer:
 
 
 def sent(mine: Contributing, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
-    incoming = transfer.Incoming(offer.parcel)
+    incoming = chunks.Incoming(offer.parcel)
     wanted = Want(offer.parcel.sha256, incoming.missing)
     for chunk in mine.chunks(wanted, now, sending=sending):
         incoming.receive(chunk)

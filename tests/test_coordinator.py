@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 from test_records import report
 
+from fedclip_edge.agent.session import Session
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.run_state import begin
 from fedclip_edge.errors import ConfigError, RefusedError, RunError, StoreError
-from fedclip_edge.ledger import begin
-from fedclip_edge.messaging import identity, transfer, wire
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     CoordinatorState,
     DeviceState,
@@ -39,17 +40,16 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.messaging.outbox import Limits, packet_size_bytes
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Received, Will
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Report, Role, Update
-from fedclip_edge.session import Session
-from fedclip_edge.store import open_store
+from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
 TOPICS = Topics("lab")
 PLAN = Plan(rounds=3, options={"lr": 0.01, "batch_size": 8})
 RULES = RunRules(devices=2, quorum=1.0, deadline_s=30.0, grace_s=10.0)
-STRANGER = identity.new()
+STRANGER = signing.new()
 BOTH: tuple[Role, ...] = ("train", "evaluate")
 
 
@@ -190,7 +190,7 @@ def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Pa
 @pytest.mark.parametrize(("boot", "stops"), [("boot-0", False), ("boot-9", True)])
 def test_of_two_with_the_same_epoch_one_stops(tmp_path: Path, boot: str, stops: bool) -> None:
     fleet = make(tmp_path)
-    other = identity.new()
+    other = signing.new()
     state = CoordinatorState(boot, fleet.coordinator.epoch, "run-2", online=True, key=other.key)
     topic = Topics("lab").coordinator_state
     heard = Received(topic, wire.pack_control(state, "coordinator", topic, other))
@@ -365,7 +365,7 @@ def test_messages_lost_repeated_and_reordered_change_nothing(
 ) -> None:
     # Many small chunks instead of one: 120 KiB is written as a default in two places.
     monkeypatch.setattr(Parcel.__init__, "__defaults__", (24,))
-    monkeypatch.setattr(transfer.parcel_of, "__defaults__", (24,))
+    monkeypatch.setattr(chunks.parcel_of, "__defaults__", (24,))
     broker = LossyBroker(seed, loss=0.1)
     fleet = make(tmp_path, broker=broker)
     for number in range(2):
@@ -391,14 +391,14 @@ class NarrowBroker(MemoryBroker):
     def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
         size = packet_size_bytes(topic, payload)
         assert size <= (self.limits.packet_bytes or 0)
-        self.passed.append((size, transfer.is_chunk(payload)))
+        self.passed.append((size, chunks.is_chunk(payload)))
         super().accept(client, topic, payload, retain=retain)
 
 
 def leave_100_bytes(monkeypatch: pytest.MonkeyPatch, packet_bytes: int) -> None:
     """A chunk of 100 bytes in such a packet: these models are smaller than a manifest."""
-    monkeypatch.setattr(transfer, "_MIN_CHUNK_BYTES", 1)
-    monkeypatch.setattr(transfer, "_OVERHEAD_BYTES", packet_bytes - 100)
+    monkeypatch.setattr(chunks, "_MIN_CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunks, "_OVERHEAD_BYTES", packet_bytes - 100)
 
 
 def test_no_message_is_larger_than_the_broker_takes_and_the_model_is_the_same(
@@ -677,12 +677,12 @@ def listen(fleet: Fleet, *topics: str) -> MemoryTransport:
 def said(listener: MemoryTransport) -> list[Message]:
     found: list[Message] = []
     while (event := listener.next_event(0)) is not None:
-        if isinstance(event, Received) and not transfer.is_chunk(event.payload):
+        if isinstance(event, Received) and not chunks.is_chunk(event.payload):
             found.append(wire.unpack_control(event.topic, event.payload).message)
     return found
 
 
-def hello(key: identity.Identity = STRANGER, **changes: Any) -> Hello:
+def hello(key: signing.Identity = STRANGER, **changes: Any) -> Hello:
     digest = class_texts().digest
     return replace(Hello("boot", key.key, BOTH, "photo", ENCODER, digest), **changes)
 
@@ -699,7 +699,7 @@ class Mallory:
         message: Message,
         topic: str,
         sender: str = "mallory",
-        key: identity.Identity = STRANGER,
+        key: signing.Identity = STRANGER,
     ) -> None:
         self.link.publish(topic, wire.pack_control(message, sender, topic, key))
 
@@ -772,7 +772,7 @@ def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Flee
 
 
 def forged_offer(fleet: Fleet) -> Offer:
-    return Offer(fleet.coordinator.run.id, 1, transfer.parcel_of(b"forged"))
+    return Offer(fleet.coordinator.run.id, 1, chunks.parcel_of(b"forged"))
 
 
 def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> None:
@@ -917,10 +917,10 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     assert "mallory" in state(fleet).cohort
     heard = listen(fleet, TOPICS.down("mallory"))
     data = wire.pack_contribution(build(fleet), PLAN.codec_up)
-    parcel = transfer.parcel_of(data)
+    parcel = chunks.parcel_of(data)
     mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), TOPICS.up("mallory"))
     fleet.step()
-    for chunk in transfer.chunks(data, parcel):
+    for chunk in chunks.chunks(data, parcel):
         mallory.link.publish(TOPICS.up("mallory"), chunk)
     fleet.step()
     refusals = [message for message in said(heard) if isinstance(message, Refused)]
@@ -937,12 +937,12 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
     key = fleet.sessions["cam-1"].identity
     fleet.sessions.pop("cam-1")
     topic = TOPICS.up("cam-1")
-    parcel = transfer.parcel_of(b"no contribution")
+    parcel = chunks.parcel_of(b"no contribution")
     mallory = Mallory(fleet)
     mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), topic, "cam-1", key)
     fleet.step()
     before = fleet.coordinator.refused_messages["cam-1"]
-    for chunk in transfer.chunks(b"no contribution", parcel):
+    for chunk in chunks.chunks(b"no contribution", parcel):
         mallory.link.publish(topic, chunk)
     fleet.step()
     assert fleet.coordinator.refused_messages["cam-1"] == before + 1
@@ -1006,7 +1006,7 @@ def test_no_bytes_stop_the_coordinator(fleet: Fleet, payload: bytes, topic: str)
 # More than one coordinator, and what a journal holds.
 
 
-def claim(epoch: int, key: identity.Identity, *, online: bool = True) -> CoordinatorState:
+def claim(epoch: int, key: signing.Identity, *, online: bool = True) -> CoordinatorState:
     return CoordinatorState("another", epoch, "run-9", online=online, key=key.key)
 
 
@@ -1022,7 +1022,7 @@ def test_a_coordinator_that_was_taken_over_stops(fleet: Fleet) -> None:
 
 
 def test_a_claim_that_nobody_signed_is_dropped(fleet: Fleet) -> None:
-    forged = claim(99, identity.new())
+    forged = claim(99, signing.new())
     Mallory(fleet).say(forged, TOPICS.coordinator_state, "coordinator")
     fleet.step()
     assert fleet.coordinator.refused_messages[""] == 1

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from crashing import Disk, Fuse, Journal, Killed
 
-from fedclip_edge.store import Store, open_store
+from fedclip_edge.coordinator.journal import Store, open_store
 
 
 def killed_at(folder: Path, seed: int, left: int, checkpoint_pages: int = 0) -> tuple[int, int]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fedclip_edge.messaging import dialect
-from fedclip_edge.messaging.dialect import Dialect
+from fedclip_edge.transport import mqtt_version
+from fedclip_edge.transport.mqtt_version import Dialect
 
 HERE, THERE = ("broker", 1883), ("other", 1883)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialect, "_answered", {})
+    monkeypatch.setattr(mqtt_version, "_answered", {})
 
 
 def test_5_comes_first_and_is_kept_where_it_is_answered() -> None:

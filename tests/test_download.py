@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedclip_edge.agent.model_download import REPAIR_S, Download
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.download import REPAIR_S, Download
-from fedclip_edge.messaging.messages import Want
-from fedclip_edge.messaging.transfer import chunks, parcel_of
+from fedclip_edge.protocol.chunks import chunks, parcel_of
+from fedclip_edge.protocol.messages import Want
 
 BODY = bytes(range(256)) * 4
 PARCEL = parcel_of(BODY, 64)

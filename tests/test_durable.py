@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fedclip_edge import durable
+from fedclip_edge.storage import sqlite
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     opened = sqlite3.connect(tmp_path / "some.sqlite")
-    durable.set_up(opened)
+    sqlite.set_up(opened)
     yield opened
     opened.close()
 
@@ -36,10 +36,10 @@ def test_what_is_deleted_is_not_written_once_more(database: sqlite3.Connection) 
 
 
 def test_unsynced_ends_with_its_block_also_when_that_fails(database: sqlite3.Connection) -> None:
-    with durable.unsynced(database):
+    with sqlite.unsynced(database):
         assert value(database, "synchronous") == 1
     assert value(database, "synchronous") == 2
-    with pytest.raises(KeyError), durable.unsynced(database):
+    with pytest.raises(KeyError), sqlite.unsynced(database):
         raise KeyError
     assert value(database, "synchronous") == 2
 
@@ -52,7 +52,7 @@ def test_a_file_of_an_earlier_version_keeps_its_pages(tmp_path: Path) -> None:
     old.commit()
     old.close()
     again = sqlite3.connect(path)
-    durable.set_up(again)
+    sqlite.set_up(again)
     assert value(again, "page_size") == 4096
     assert again.execute("SELECT name FROM thing").fetchall() == [("kept",)]
     again.close()

@@ -16,9 +16,10 @@ from test_authority import request
 
 from fedclip_edge.config import load_agent
 from fedclip_edge.errors import BrokerError, ConfigError
-from fedclip_edge.messaging import authority, enrolment, identity, mosquitto, registry
-from fedclip_edge.messaging.enrolment import Folder
-from fedclip_edge.messaging.topics import access_list
+from fedclip_edge.pki import authority, enrolment, mosquitto, registry
+from fedclip_edge.pki.enrolment import Folder
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol import signing
 
 
 @pytest.fixture
@@ -94,10 +95,10 @@ def test_an_archive_is_all_that_a_device_needs(site: Folder) -> None:
         assert path is not None
         assert path.is_file()
     assert config.broker.key is not None
-    me = identity.load(config.broker.key)
+    me = signing.load(config.broker.key)
     assert me.key == books.devices["cam-01"].key
     assert books.refusal("cam-01", me.key) is None
-    coordinator = identity.load(site.coordinator / "coordinator.key")
+    coordinator = signing.load(site.coordinator / "coordinator.key")
     assert config.coordinator_key == coordinator.key == books.coordinator
 
 
@@ -116,7 +117,7 @@ def test_the_request_that_the_help_shows_is_taken(site: Folder, tmp_path: Path) 
         if line.strip().startswith("openssl "):
             subprocess.run(line.split(), check=True, capture_output=True, timeout=30)
     assert system.run("enroll", "--csr", "cam-01.csr").returncode == 0
-    assert identity.load(tmp_path / "device.key").key == (
+    assert signing.load(tmp_path / "device.key").key == (
         registry.read(site.registry).devices["cam-01"].key
     )
 

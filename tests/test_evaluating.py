@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from test_session import FakeLearner, manifest, model
 
-from fedclip_edge import evaluating
-from fedclip_edge.evaluating import Evaluating
-from fedclip_edge.fetching import Held
-from fedclip_edge.messaging import wire
-from fedclip_edge.messaging.messages import Manifest
-from fedclip_edge.messaging.transfer import parcel_of
+from fedclip_edge.agent import evaluation_queue
+from fedclip_edge.agent.evaluation_queue import Evaluating
+from fedclip_edge.agent.model_download import Held
+from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.chunks import parcel_of
+from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Model
 
 
@@ -104,11 +104,11 @@ def test_another_run_begins_with_nothing(mine: Evaluating, learner: FakeLearner)
 def test_of_too_many_the_oldest_make_way_and_the_newest_stays(
     mine: Evaluating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "_WAITING_BYTES", 3 * held(0).size_bytes)
+    monkeypatch.setattr(evaluation_queue, "_WAITING_BYTES", 3 * held(0).size_bytes)
     for closed in range(6):
         mine.add(held(closed))
     assert all_due(mine, told(held(5)), held(5)) == [3, 4, 5]
-    monkeypatch.setattr(evaluating, "_WAITING_BYTES", 10)
+    monkeypatch.setattr(evaluation_queue, "_WAITING_BYTES", 10)
     mine.add(held(6))
     mine.add(held(7))
     assert all_due(mine, told(held(7)), held(7)) == [7]
@@ -117,9 +117,9 @@ def test_of_too_many_the_oldest_make_way_and_the_newest_stays(
 def test_so_many_wait_and_who_makes_way_is_named(
     mine: Evaluating, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for closed in range(evaluating._WAITING + 2):
+    for closed in range(evaluation_queue._WAITING + 2):
         mine.add(held(closed))
-    newest = held(evaluating._WAITING + 1)
+    newest = held(evaluation_queue._WAITING + 1)
     assert all_due(mine, told(newest), newest)[0] == 2
     said = capsys.readouterr().out
     assert said.count("model_not_evaluated") == 2

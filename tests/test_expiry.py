@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fedclip_edge import log
-from fedclip_edge.messaging import authority
-from fedclip_edge.messaging.expiry import WARN_DAYS, Expiry
+from fedclip_edge.pki import authority
+from fedclip_edge.pki.expiry import WARN_DAYS, Expiry
 
 DAY_S = 86400.0
 CA = authority.found()

@@ -17,15 +17,16 @@ import matrix
 import pytest
 from conftest import MOSQUITTO
 from device_laws import update_of
+from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
+from fleet_faults import FAULTS, PHASES, Fault, Phase
 from matrix import Outcome, Undisturbed, Verdict, judge, strike
-from strikes import FAULTS, PHASES, Fault, Phase
-from struck_fleet import AGENTS, DIM, VARIANT, make_bundle
 
-from fedclip_edge import ledger, model_file
+from fedclip_edge import model_file
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import Run, open_store
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.records import Model, Plan
-from fedclip_edge.store import Run, open_store
 from fedclip_edge.vision.bundle import Bundle
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
@@ -113,14 +114,14 @@ def books(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
     run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
     path = folder / "journal.sqlite"
     with contextlib.closing(open_store(path)) as store:
-        store.add_run(run, ledger._stored(model, {}, plan))
+        store.add_run(run, run_state._stored(model, {}, plan))
         for counts in rounds:
             total = ExactSum(plan)
             for device, times in counts.items():
                 for _ in range(times):
                     total.add(update_of(model, device, VARIANT))
             model, _ = method.combine(model, total, {})
-            store.close_round(run.id, ledger._stored(model, {}, plan))
+            store.close_round(run.id, run_state._stored(model, {}, plan))
         trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
         file = model_file.path_of(path, run.id)
         file.parent.mkdir()

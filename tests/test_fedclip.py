@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedclip_edge.config import RunRules
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import fedclip
-from fedclip_edge.messaging import wire
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import Features, Model, Plan, Scalar
 
 D = 64

@@ -17,7 +17,7 @@ from simulated import CLASSES, NONE, of, pool, task
 from fedclip_edge.config import RunRules
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.messaging import wire
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import Features, Model, Plan
 from fedclip_edge.simulating.federation import Round, federate
 from fedclip_edge.simulating.pool import Pool

@@ -10,15 +10,14 @@ import pytest
 from in_memory import class_texts, nothing
 from test_session import Scene, manifest
 
+from fedclip_edge.agent.features import Prepared
+from fedclip_edge.agent.model_download import REPAIR_S, Fetching
+from fedclip_edge.agent.trainer import LocalLearner
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import ConfigError, PeerError
-from fedclip_edge.fetching import Fetching
 from fedclip_edge.learning import methods
-from fedclip_edge.local_learner import LocalLearner
-from fedclip_edge.messaging import transfer, wire
-from fedclip_edge.messaging.download import REPAIR_S
-from fedclip_edge.messaging.messages import Parcel, Want
-from fedclip_edge.preparing import Prepared
+from fedclip_edge.protocol import chunks, wire
+from fedclip_edge.protocol.messages import Parcel, Want
 from fedclip_edge.records import Codec, Model, Plan
 
 CLASSES, D = class_texts(), 8
@@ -32,15 +31,15 @@ def model(closed: int = 0) -> bytes:
 
 
 def parcel(body: bytes) -> Parcel:
-    return transfer.parcel_of(body, CHUNK)
+    return chunks.parcel_of(body, CHUNK)
 
 
 def everything(announced: Parcel) -> Want:
     return Want(announced.sha256, ((0, announced.chunks - 1),))
 
 
-def send(to: Fetching, body: bytes, only: transfer.Ranges | None = None, now: float = 0.0) -> None:
-    for chunk in transfer.chunks(body, parcel(body), only):
+def send(to: Fetching, body: bytes, only: chunks.Ranges | None = None, now: float = 0.0) -> None:
+    for chunk in chunks.chunks(body, parcel(body), only):
         to.receive(chunk, now)
 
 
@@ -115,7 +114,7 @@ def test_the_model_that_is_held_is_not_fetched_again(fetching: Fetching) -> None
     fetching.take(told)
     fetching.expect(told, 10.0, missed=True)
     assert [fetching.due(told, now) for now in (10.0, 20.0, 30.0)] == [None] * 3
-    damaged = next(transfer.chunks(body, told.model))[:-1]
+    damaged = next(chunks.chunks(body, told.model))[:-1]
     fetching.receive(damaged, 30.0)  # nobody reads it
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.demo import gate_pictures
 from fedclip_edge.errors import ConfigError, ExportError
-from fedclip_edge.exporting import foreign, precision
-from fedclip_edge.exporting.foreign import export_onnx
+from fedclip_edge.exporting import external_onnx, precision
+from fedclip_edge.exporting.external_onnx import export_onnx
 from fedclip_edge.exporting.parity import Parity
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.cache import FeatureCache
@@ -200,7 +200,7 @@ def test_precision_is_that_of_the_stored_weights(kinds: list[int], precision: st
     ]
     bias = onnx.TensorProto(data_type=onnx.TensorProto.DOUBLE, dims=[2], name="bias")
     graph = onnx.helper.make_graph([], "g", [], [], [*tensors, bias])
-    assert foreign._precision(onnx.helper.make_model(graph)) == precision
+    assert external_onnx._precision(onnx.helper.make_model(graph)) == precision
 
 
 def test_an_own_encoder_needs_no_torch(own: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_session import manifest, state
 
-from fedclip_edge.believing import Believing
-from fedclip_edge.contributing import REPEAT_S
-from fedclip_edge.greeting import Greeting
-from fedclip_edge.parked import open_parked
+from fedclip_edge.agent.handshake import Greeting
+from fedclip_edge.agent.state_db import open_parked
+from fedclip_edge.agent.trust import Believing
+from fedclip_edge.agent.upload import REPEAT_S
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from in_memory import ENCODER, Fleet, class_texts
 from test_coordinator import PLAN, RULES, device, final, restart, steps, undisturbed
 
+from fedclip_edge.agent.session import Session
 from fedclip_edge.errors import RefusedError
-from fedclip_edge.messaging import identity, transfer, wire
-from fedclip_edge.messaging.memory import MemoryBroker
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import (
     CoordinatorState,
     Hello,
     Kept,
@@ -28,13 +29,12 @@ from fedclip_edge.messaging.messages import (
     Parcel,
     Refused,
 )
-from fedclip_edge.messaging.registry import Device, Registry
-from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Update
-from fedclip_edge.session import Session
+from fedclip_edge.transport.in_memory import MemoryBroker
 
 TOPICS = Topics("lab")
-EVIL = identity.new()
+EVIL = signing.new()
 BOXES = ("cam-0", "cam-1")
 Said = tuple[str, bytes, bool]  # topic, payload, retained
 
@@ -62,9 +62,9 @@ class HostileBroker(MemoryBroker):
 
 def enrolled(folder: Path, broker: MemoryBroker, *, pinned: bool = True) -> Fleet:
     """A fleet of two whose keys are pinned before anybody speaks; the devices are yet to start."""
-    books = Registry("lab", "edge", 8883, identity.load_or_create(folder / "coordinator.key").key)
+    books = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
     for name in BOXES:
-        key = identity.load_or_create(folder / name / "device.key").key
+        key = signing.load_or_create(folder / name / "device.key").key
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
     return Fleet(folder, PLAN, RULES, broker=broker, registry=books if pinned else None)
 
@@ -83,7 +83,7 @@ def evil_model(fleet: Fleet) -> tuple[bytes, Parcel]:
     model = fleet.coordinator.ledger.model
     terms = {name: np.full_like(values, 0.25) for name, values in model.terms.items()}
     data = wire.pack_model(replace(model, terms=terms), PLAN.codec_down)
-    return data, transfer.parcel_of(data)
+    return data, chunks.parcel_of(data)
 
 
 def versions(fleet: Fleet) -> set[str]:
@@ -92,7 +92,7 @@ def versions(fleet: Fleet) -> set[str]:
 
 
 def message(said: Said) -> Message | None:
-    if transfer.is_chunk(said[1]):
+    if chunks.is_chunk(said[1]):
         return None
     return wire.unpack_control(*said[:2]).message
 
@@ -116,7 +116,7 @@ def test_it_cannot_swap_a_model_by_a_manifest_of_its_own(
         if isinstance(told, Manifest):
             evil = replace(told, model=parcel, key=EVIL.key)
             yield topic, wire.pack_control(evil, "coordinator", topic, EVIL), retained
-            for chunk in transfer.chunks(data, parcel):
+            for chunk in chunks.chunks(data, parcel):
                 yield TOPICS.model, chunk, False
         elif isinstance(told, CoordinatorState):
             evil_state = replace(told, key=EVIL.key)
@@ -143,7 +143,7 @@ def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBro
         if message(said) is None and topic.endswith(("model", "down")):
             true = fleet.coordinator.ledger.parcel
             padded = (data + bytes(true.size_bytes))[: true.size_bytes]
-            for chunk in transfer.chunks(padded, true):
+            for chunk in chunks.chunks(padded, true):
                 yield topic, chunk, retained
         else:
             yield said
@@ -175,7 +175,7 @@ def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
         ),
         PLAN.codec_up,
     )
-    return data, Offer(run.id, ledger.model.round + 1, transfer.parcel_of(data))
+    return data, Offer(run.id, ledger.model.round + 1, chunks.parcel_of(data))
 
 
 def hello(boot: str = "evil") -> Hello:
@@ -189,7 +189,7 @@ def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
     for _ in range(3):
         broker.forge(offer, TOPICS.up(name), name)
         steps(fleet, 1)
-        for chunk in transfer.chunks(data, offer.parcel):
+        for chunk in chunks.chunks(data, offer.parcel):
             broker.inject(TOPICS.up(name), chunk)
         steps(fleet, 1)
 
@@ -216,7 +216,7 @@ def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
             offer = fleet.coordinator._receiving.uploads.offer_of("cam-0")
             data, _ = evil_contribution(fleet, "cam-0")
             padded = (data + bytes(offer.parcel.size_bytes))[: offer.parcel.size_bytes]
-            for chunk in transfer.chunks(padded, offer.parcel):
+            for chunk in chunks.chunks(padded, offer.parcel):
                 yield topic, chunk, retained
         else:
             yield said

@@ -26,16 +26,16 @@ from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet
 from test_coordinator import PLAN, RULES, device, final, undisturbed
 
+from fedclip_edge.agent.session import Session
 from fedclip_edge.errors import PeerError, RefusedError
-from fedclip_edge.messaging import codec, identity, transfer, wire
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.registry import Device, Registry
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Received
-from fedclip_edge.session import Session
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.protocol import chunks, codec, signing, wire
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import Received
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
 
 TOPICS = Topics("lab")
-MALLORY, QUIET, STRANGER = identity.new(), identity.new(), identity.new()
+MALLORY, QUIET, STRANGER = signing.new(), signing.new(), signing.new()
 ME = "cam-9"  # enrolled, and hostile
 UP, STATE = TOPICS.up(ME), TOPICS.state(ME)
 FROM_DEVICE = {"device": STATE, "hello": UP, "offer": UP, "want": UP, "report": UP}
@@ -98,18 +98,18 @@ class Target:
     def publish(self, body: bytes) -> int:
         """Refusals of a model that the coordinator itself announces and sends."""
         aim = self.as_coordinator()
-        parcel = transfer.parcel_of(body)
+        parcel = chunks.parcel_of(body)
         line = aim.line("manifest", model=vars(parcel), takes_part=None, answers="")
         refused = self.to_device(TOPICS.round, aim.sign(line, TOPICS.round))
-        for chunk in transfer.chunks(body, parcel):
+        for chunk in chunks.chunks(body, parcel):
             refused += self.to_device(TOPICS.model, chunk)
         return refused
 
 
 def make(folder: Path, **rules: float) -> Target:
-    books = Registry("lab", "edge", 8883, identity.load_or_create(folder / "coordinator.key").key)
+    books = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
     for name in ("cam-0", "cam-1"):
-        key = identity.load_or_create(folder / name / "device.key").key
+        key = signing.load_or_create(folder / name / "device.key").key
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
     for name, key in ((ME, MALLORY.key), ("cam-8", QUIET.key)):
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
@@ -293,7 +293,7 @@ def test_each_chunk_is_refused(target: Target) -> None:
     body = hostile.contribution(aim)
     offer, _ = hostile.offered(aim, body, UP)
     assert target.to_coordinator(UP, offer) == 0
-    for name, chunk in hostile.wrong_chunks(transfer.parcel_of(body), body).items():
+    for name, chunk in hostile.wrong_chunks(chunks.parcel_of(body), body).items():
         assert target.to_coordinator(UP, chunk) == 1, name
         assert target.to_coordinator(STATE, chunk) == 1, name
     parcel = replace(aim.model, sha256="5" * 64, size_bytes=len(body))

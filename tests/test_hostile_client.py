@@ -25,18 +25,19 @@ from paho.mqtt.enums import CallbackAPIVersion
 from system import Site, wait_until
 from test_minimal_agent import initial, start
 
-from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.messaging import identity, registry, transfer
-from fedclip_edge.messaging.registry import Device, Registry
-from fedclip_edge.messaging.topics import Topics
+from fedclip_edge.pki import registry
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.protocol import chunks, signing
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Model, Plan, Update
-from fedclip_edge.store import open_store
 from fedclip_edge.vision.bundle import Bundle
 
-MALLORY = identity.new()
+MALLORY = signing.new()
 ROUNDS = 3
 _IN_FLIGHT = 4
 _PACE_S = 0.002  # a machine of two cores has to do the run as well
@@ -44,10 +45,10 @@ _PACE_S = 0.002  # a machine of two cores has to do the run as well
 
 def enrol(site: Site, names: tuple[str, ...]) -> str:
     """Makes every party's key before anybody starts; the coordinator's, which all pin."""
-    coordinator = identity.load_or_create(site.folder / "journal.key").key
+    coordinator = signing.load_or_create(site.folder / "journal.key").key
     books = Registry(site.fleet, "127.0.0.1", site.broker.port, coordinator)
     for name in names:
-        key = identity.load_or_create(site.folder / name / "state" / "device.key").key
+        key = signing.load_or_create(site.folder / name / "state" / "device.key").key
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
     registry.write(site.folder / "devices.json", books)
     return coordinator
@@ -58,7 +59,7 @@ def fire(site: Site) -> list[tuple[str, bytes]]:
     topics, bundle = Topics(site.fleet), site.bundle
     plan = Plan(rounds=ROUNDS)
     shapes = methods.shapes(plan, bundle.classes, 16)
-    body = transfer.parcel_of(b"x" * 1000)
+    body = chunks.parcel_of(b"x" * 1000)
     aim = Aim(
         "judge", "judge", MALLORY, "run-0", 1, body, plan, shapes,
         bundle.manifest.encoder_id, bundle.classes.digest,
@@ -75,8 +76,8 @@ def fire(site: Site) -> list[tuple[str, bytes]]:
             lines = {**hostile.wrong_lines(lead, kind), "right": lead.line(kind)}
             said += [(down, lead.sign(line, down)) for line in lines.values()]
         said += [(topic, p) for topic in (up, down, state) for p in hostile.not_messages().values()]
-        chunks = hostile.wrong_chunks(body, b"x" * 1000).values()
-        said += [(topic, chunk) for topic in (up, topics.model) for chunk in chunks]
+        wrong = hostile.wrong_chunks(body, b"x" * 1000).values()
+        said += [(topic, chunk) for topic in (up, topics.model) for chunk in wrong]
     final = lead.line("refused", final=True, key=MALLORY.key)
     said += [(topics.down("judge"), lead.sign(final, topics.down("judge")))]
     for topic, kind in ((topics.round, "manifest"), (topics.coordinator_state, "coordinator")):
@@ -197,7 +198,7 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
     run = journal.last_run()
     assert run is not None
     shapes = methods.shapes(run.plan, random_bundle.classes, 16)
-    trained = model_file.master(journal.newest_model(run.id), shapes)
+    trained = master_model(journal.newest_model(run.id), shapes)
     journal.close()
     made = expected(random_bundle, run.plan)
     assert {n: t.tobytes() for n, t in trained.terms.items()} == {

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from in_memory import ENCODER, class_texts
 
-from fedclip_edge import ledger, model_file
+from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import Store, open_store
 from fedclip_edge.errors import ConfigError, PeerError, StoreError
-from fedclip_edge.messaging import transfer, wire
+from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import Contribution, Layout, Plan, Update
-from fedclip_edge.store import Store, open_store
 
 CLASSES, D = class_texts(), 8
 PLAN = Plan(rounds=3)
@@ -26,16 +27,18 @@ def config(folder: Path, plan: Plan = PLAN) -> FleetConfig:
     return FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
 
 
-def open_books(folder: Path) -> ledger.Ledger:
+def open_books(folder: Path) -> run_state.Ledger:
     """As a process does that has just started."""
     settings = config(folder)
     store = open_store(settings.journal)
-    run = ledger.begin(settings, CLASSES, D, ENCODER, store)
+    run = run_state.begin(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    return ledger.open_ledger(run, store, Layout(shapes, shapes))
+    return run_state.open_ledger(run, store, Layout(shapes, shapes))
 
 
-def contribution(books: ledger.Ledger, device: str, seed: int) -> tuple[Contribution, str, bytes]:
+def contribution(
+    books: run_state.Ledger, device: str, seed: int
+) -> tuple[Contribution, str, bytes]:
     random = np.random.default_rng(seed)
     terms = {
         name: random.normal(size=shape).astype(np.float32)
@@ -52,7 +55,7 @@ def contribution(books: ledger.Ledger, device: str, seed: int) -> tuple[Contribu
     )
     body = wire.pack_contribution(made, PLAN.codec_up)
     made = wire.unpack_contribution(body, PLAN.codec_up, books.layout.model)
-    return made, transfer.parcel_of(body).sha256, body
+    return made, chunks.parcel_of(body).sha256, body
 
 
 def test_a_process_that_starts_again_comes_to_the_same_bytes(tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_the_model_is_kept_in_float32_whatever_it_is_published_in(tmp_path: Path
         made = Contribution(books.run.id, number, "cam-0", base, ENCODER, CLASSES.digest, update)
         body = wire.pack_contribution(made, PLAN.codec_up)
         made = wire.unpack_contribution(body, PLAN.codec_up, books.layout.model)
-        books.keep(made, transfer.parcel_of(body).sha256, body)
+        books.keep(made, chunks.parcel_of(body).sha256, body)
         books.close_round()
         books = open_books(tmp_path)
     for name, term in before.terms.items():
@@ -104,9 +107,9 @@ def test_only_a_lossy_codec_costs_a_second_copy_and_of_the_newest_model_alone(
 ) -> None:
     settings = config(tmp_path, dataclasses.replace(PLAN, codec_up="fp32", codec_down=name))
     store = open_store(settings.journal)
-    run = ledger.begin(settings, CLASSES, D, ENCODER, store)
+    run = run_state.begin(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    books = ledger.open_ledger(run, store, Layout(shapes, shapes))
+    books = run_state.open_ledger(run, store, Layout(shapes, shapes))
     assert (books.stored.master is not None) == stored_twice
     ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     books.total.add(Update("sum", 1, ones))
@@ -170,19 +173,19 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) 
     store.pin_key(run.id, "cam-0", "a" * 64)
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
     with pytest.raises(ConfigError, match=run.id):
-        ledger.begin(other, CLASSES, D, ENCODER, store)
+        run_state.begin(other, CLASSES, D, ENCODER, store)
     with pytest.raises(ConfigError, match="encoder"):
-        ledger.begin(config(tmp_path), CLASSES, D, "f" * 64, store)
-    assert ledger.begin(config(tmp_path), CLASSES, D, ENCODER, store) == run
+        run_state.begin(config(tmp_path), CLASSES, D, "f" * 64, store)
+    assert run_state.begin(config(tmp_path), CLASSES, D, ENCODER, store) == run
     store.finish(run.id)
-    assert ledger.begin(config(tmp_path), CLASSES, D, ENCODER, store) != run
+    assert run_state.begin(config(tmp_path), CLASSES, D, ENCODER, store) != run
 
 
 def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
     store = open_store(tmp_path / "journal.sqlite")
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
-    begun = ledger.begin(other, CLASSES, D, ENCODER, store)
+    begun = run_state.begin(other, CLASSES, D, ENCODER, store)
     assert begun.id != run.id
     assert begun.plan.seed == 1
     assert store.unfinished_run() == begun

@@ -14,16 +14,16 @@ from pathlib import Path
 import mqtt_frames
 import pytest
 from conftest import MOSQUITTO
-from endings import HOST
 from link import Counted, Link, Seen, Slow
 from noise import Noise
 from secured import Secured
+from socket_faults import HOST
 from system import wait_until
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.messaging.mqtt import PahoTransport
-from fedclip_edge.messaging.transfer import chunks, parcel_of
-from fedclip_edge.messaging.transport import Connected, Disconnected, Received
+from fedclip_edge.protocol.chunks import chunks, parcel_of
+from fedclip_edge.transport.base import Connected, Disconnected, Received
+from fedclip_edge.transport.mqtt import PahoTransport
 
 DEADLINE_S = 20.0
 

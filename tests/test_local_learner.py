@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
 
+from fedclip_edge.agent.features import Prepared
+from fedclip_edge.agent.trainer import LocalLearner
 from fedclip_edge.config import AgentConfig, DataConfig, RunRules
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import evaluate
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import fedclip, zeroshot
-from fedclip_edge.local_learner import LocalLearner
-from fedclip_edge.messaging.transport import Traffic
-from fedclip_edge.preparing import Prepared
 from fedclip_edge.records import Features, Measured, Model, Plan, Report, Role
+from fedclip_edge.transport.base import Traffic
 from fedclip_edge.vision.datasets import Picture
 
 D = 16

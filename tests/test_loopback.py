@@ -12,14 +12,14 @@ import system
 from system import wait_until
 
 from fedclip_edge.errors import BrokerError
-from fedclip_edge.messaging import loopback
-from fedclip_edge.messaging.mqtt import PahoTransport
-from fedclip_edge.messaging.transport import Connected, Received, Will
-from fedclip_edge.processes import Children
+from fedclip_edge.processes.children import Children
+from fedclip_edge.transport import local_broker
+from fedclip_edge.transport.base import Connected, Received, Will
+from fedclip_edge.transport.mqtt import PahoTransport
 
 
 def no_mosquitto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loopback, "_DAEMON_PATH", "/nowhere")
+    monkeypatch.setattr(local_broker, "_DAEMON_PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
 
 
@@ -30,7 +30,7 @@ def test_a_broker_carries_a_message_and_ends_with_its_children(
     if name == "amqtt":
         no_mosquitto(monkeypatch)
     with Children() as children:
-        broker = loopback.start(children, tmp_path)
+        broker = local_broker.start(children, tmp_path)
         assert broker.name == name
         link = PahoTransport(broker.address, "tester", ["greeting"], Will("gone", b"gone"))
         link.connect(system.DEADLINE_S)
@@ -47,7 +47,7 @@ def test_a_broker_carries_a_message_and_ends_with_its_children(
 
 def test_it_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
     with Children() as children:
-        broker = loopback.start(children, tmp_path)
+        broker = local_broker.start(children, tmp_path)
         settings = (tmp_path / "broker.conf").read_text()
     assert f"listener {broker.address.port} 127.0.0.1" in settings
 
@@ -57,7 +57,7 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(BrokerError, match="is in use"):
-            loopback.start(children, tmp_path, taken.getsockname()[1])
+            local_broker.start(children, tmp_path, taken.getsockname()[1])
 
 
 def test_without_any_broker_it_says_what_to_install(
@@ -66,15 +66,15 @@ def test_without_any_broker_it_says_what_to_install(
     no_mosquitto(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with Children() as children, pytest.raises(BrokerError, match="apt-get install mosquitto"):
-        loopback.start(children, tmp_path)
+        local_broker.start(children, tmp_path)
 
 
 def test_a_broker_that_dies_at_once_is_told_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loopback, "_MOSQUITTO", "no such setting\n")
+    monkeypatch.setattr(local_broker, "_MOSQUITTO", "no such setting\n")
     with Children() as children, pytest.raises(BrokerError, match=r"broker\.log"):
-        loopback.start(children, tmp_path)
+        local_broker.start(children, tmp_path)
 
 
 def test_the_command_runs_until_it_is_ended() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.transport import Connected, Disconnected, Event, Received, Will
+from fedclip_edge.transport.base import Connected, Disconnected, Event, Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
 
 
 def client(broker: MemoryBroker, name: str) -> MemoryTransport:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.messaging import messages
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.protocol import messages
+from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     CoordinatorState,
     DeviceState,

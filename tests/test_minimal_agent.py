@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from system import DEADLINE_S, Site, wait_until
 
-from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.learning import methods
 from fedclip_edge.records import Plan, Terms
-from fedclip_edge.store import open_store
 from fedclip_edge.vision.bundle import Bundle
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -80,7 +80,7 @@ def test_its_contributions_are_kept(
     run = journal.last_run()
     assert run is not None
     shapes = methods.shapes(run.plan, random_bundle.classes, 16)
-    trained = model_file.master(journal.newest_model(run.id), shapes).terms
+    trained = master_model(journal.newest_model(run.id), shapes).terms
     journal.close()
     for name, values in initial(run.plan, random_bundle).items():
         # One per cent a round; what the codecs lose is at most some per cent of that.

@@ -17,13 +17,15 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fedclip_edge import ledger, model_file
+from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import Model, Plan, Terms
-from fedclip_edge.store import open_store
 from fedclip_edge.vision.bundle import Bundle
 
 PLAN = Plan(options={"lr": 1e-3}, rounds=4, seed=11)
@@ -50,9 +52,9 @@ def begin_run(folder: Path, bundle: Bundle, journal: str = "journal.sqlite") -> 
     config = FleetConfig("lab", bundle.folder, journal=folder / journal, plan=PLAN)
     with contextlib.closing(open_store(config.journal)) as store:
         identifier = bundle.manifest.encoder_id
-        run = ledger.begin(config, bundle.classes, bundle.manifest.dim, identifier, store)
+        run = run_state.begin(config, bundle.classes, bundle.manifest.dim, identifier, store)
         layout = methods.layout(PLAN, bundle.classes, bundle.manifest.dim)
-        ledger.open_ledger(run, store, layout).finish()
+        run_state.open_ledger(run, store, layout).finish()
     return run.id
 
 
@@ -133,8 +135,7 @@ def test_a_file_a_journal_and_a_run_are_one_model(random_bundle: Bundle, tmp_pat
     file = model_file.path_of(journal, run)
     assert file == tmp_path / "models" / f"{run}.safetensors"
     by_name = {
-        name: model_file.find(name, journal, random_bundle)
-        for name in (str(file), str(journal), run)
+        name: find_model(name, journal, random_bundle) for name in (str(file), str(journal), run)
     }
     for found in by_name.values():
         assert (found.run, found.plan, found.model.round) == (run, PLAN, 0)
@@ -145,29 +146,29 @@ def test_a_journal_means_its_newest_run(random_bundle: Bundle, tmp_path: Path) -
     first, second = (begin_run(tmp_path, random_bundle) for _ in range(2))
     journal = tmp_path / "journal.sqlite"
     assert first != second
-    assert model_file.find(str(journal), tmp_path / "no", random_bundle).run == second
-    assert model_file.find(first, journal, random_bundle).run == first
+    assert find_model(str(journal), tmp_path / "no", random_bundle).run == second
+    assert find_model(first, journal, random_bundle).run == first
 
 
 def test_a_run_that_is_none_names_the_nearest(random_bundle: Bundle, tmp_path: Path) -> None:
     run = begin_run(tmp_path, random_bundle)
     journal = tmp_path / "journal.sqlite"
     with pytest.raises(ConfigError, match=f"no file and no run in .*did you mean '{run}'"):
-        model_file.find(run[:-1], journal, random_bundle)
+        find_model(run[:-1], journal, random_bundle)
     with pytest.raises(ConfigError, match=f"its newest run is '{run}'"):
-        model_file.find("zzz", journal, random_bundle)
+        find_model("zzz", journal, random_bundle)
 
 
 def test_looking_makes_no_journal(random_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no file here, and there is no journal .*--journal"):
-        model_file.find("run-1", tmp_path / "journal.sqlite", random_bundle)
+        find_model("run-1", tmp_path / "journal.sqlite", random_bundle)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_journal_without_a_run(random_bundle: Bundle, tmp_path: Path) -> None:
     open_store(tmp_path / "journal.sqlite").close()
     with pytest.raises(ConfigError, match="holds no run yet"):
-        model_file.find(str(tmp_path / "journal.sqlite"), tmp_path / "no", random_bundle)
+        find_model(str(tmp_path / "journal.sqlite"), tmp_path / "no", random_bundle)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def test_a_journal_without_a_run(random_bundle: Bundle, tmp_path: Path) -> None:
 
 def refused(path: Path, bundle: Bundle, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        model_file.find(str(path), path.parent / "journal.sqlite", bundle)
+        find_model(str(path), path.parent / "journal.sqlite", bundle)
     assert str(path) in str(caught.value)
 
 
@@ -249,4 +250,4 @@ def test_a_run_of_another_encoder_in_the_journal(random_bundle: Bundle, tmp_path
     coarser = replace(random_bundle.manifest, activation="relu")
     other = replace(random_bundle, manifest=coarser)
     with pytest.raises(ConfigError, match=f"{run} in .* was made with another encoder"):
-        model_file.find(run, tmp_path / "journal.sqlite", other)
+        find_model(run, tmp_path / "journal.sqlite", other)

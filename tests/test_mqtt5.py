@@ -22,12 +22,12 @@ from test_transport import DEADLINE_S, Proxy, connected, guarded, login, next_of
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
-from fedclip_edge.messaging import dialect, loopback, mqtt
-from fedclip_edge.messaging.mqtt import PahoTransport
-from fedclip_edge.messaging.outbox import WINDOW, packet_size_bytes
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Disconnected, Received, Will
-from fedclip_edge.processes import Children
+from fedclip_edge.processes.children import Children
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport import local_broker, mqtt, mqtt_version
+from fedclip_edge.transport.base import Connected, Disconnected, Received, Will
+from fedclip_edge.transport.mqtt import PahoTransport
+from fedclip_edge.transport.outbox import WINDOW, packet_size_bytes
 from fedclip_edge.vision.bundle import Bundle
 
 __all__ = ["guarded"]  # a fixture
@@ -40,7 +40,7 @@ DYNAMIC_SECURITY = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")
 @pytest.fixture(autouse=True)
 def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port may have been another broker's before."""
-    monkeypatch.setattr(dialect, "_answered", {})
+    monkeypatch.setattr(mqtt_version, "_answered", {})
 
 
 def version(link: PahoTransport) -> int:
@@ -98,7 +98,7 @@ def test_amqtt_is_spoken_3_1_1_to_and_5_is_tried_once(
         pytest.skip("amqtt is not installed")
     no_mosquitto(monkeypatch)
     with Children() as children:
-        broker = loopback.start(children, tmp_path)
+        broker = local_broker.start(children, tmp_path)
         for number in range(2):
             link = connected(broker.address, f"client-{number}", ["ready"])
             subscribed(link)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedclip_edge.agent.state_db import RUNS, Carried, Floor, Parked, ParkedUpdate, open_parked
 from fedclip_edge.errors import ConfigError, DiskError
-from fedclip_edge.messaging import codec
-from fedclip_edge.parked import RUNS, Carried, Floor, Parked, ParkedUpdate, open_parked
+from fedclip_edge.protocol import codec
 from fedclip_edge.records import Terms
 
 
@@ -67,7 +67,7 @@ def test_the_very_same_bytes_are_there_after_a_restart(parked: Parked, path: Pat
 KILLED = """
 import os, sys
 from pathlib import Path
-from fedclip_edge.parked import Carried, ParkedUpdate, open_parked
+from fedclip_edge.agent.state_db import Carried, ParkedUpdate, open_parked
 parked = open_parked(Path(sys.argv[1]))
 parked.park(ParkedUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), Carried())
 os.kill(os.getpid(), 9)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from averaged import CLASSES, D, shifted
 from in_memory import Fleet, features, nothing
-from way_out import train, write_mixed
+from trained_run import train, write_mixed
 
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.classifier import export_classifier
 from fedclip_edge.learning import methods, mixture
@@ -190,7 +191,7 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
     mixed = replace(shared, model=mixture.mixed(shared.model, own, 0.5))
     path = tmp_path / "personal.safetensors"
     model_file.write(path, mixed)
-    found = model_file.find(str(path), tmp_path / "journal.sqlite", random_bundle)
+    found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
     assert found.model.terms.keys() == mixed.model.terms.keys()
     export_classifier(random_bundle, found, tmp_path / "classifier.onnx")
     model_file.write(
@@ -203,4 +204,4 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
         ),
     )
     with pytest.raises(ConfigError, match=r"holds .*own/weight \[1, 1\]"):
-        model_file.find(str(path), tmp_path / "journal.sqlite", random_bundle)
+        find_model(str(path), tmp_path / "journal.sqlite", random_bundle)

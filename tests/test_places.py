@@ -17,15 +17,10 @@ import pytest
 
 from fedclip_edge.cli.main import cli
 from fedclip_edge.config import AgentConfig, EncoderConfig, load_agent, read_toml
-from fedclip_edge.errors import (
-    BundleError,
-    ConfigError,
-    DataError,
-    LinkError,
-    RefusedError,
-)
-from fedclip_edge.messaging import mosquitto
-from fedclip_edge.messaging.topics import Topics, access_list, matches
+from fedclip_edge.errors import BundleError, ConfigError, DataError, LinkError, RefusedError
+from fedclip_edge.pki import mosquitto
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol.topics import Topics, matches
 from fedclip_edge.vision.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]

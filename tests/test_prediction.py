@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from way_out import write_mixed
+from trained_run import write_mixed
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import DataError

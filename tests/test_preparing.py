@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from way_out import write_mixed
+from trained_run import write_mixed
 
+from fedclip_edge.agent.features import Prepared, prepare
 from fedclip_edge.config import AgentConfig, DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
-from fedclip_edge.preparing import Prepared, prepare
 from fedclip_edge.records import Features, Role
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import Picture, Split, read_folder, split

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import system
 
-from fedclip_edge import processes
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.processes import Children, claim
+from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.storage.lock import lock_file
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 DEADLINE_S = 20.0
@@ -101,7 +101,7 @@ import threading
 
 import numpy as np
 
-from fedclip_edge.processes import Children
+from fedclip_edge.processes.children import Children
 
 
 def multiply():
@@ -146,7 +146,7 @@ def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
 def test_children_end_with_a_parent_that_was_killed() -> None:
     code = (
         "import sys, time\n"
-        "from fedclip_edge.processes import Children\n"
+        "from fedclip_edge.processes.children import Children\n"
         "child = Children().start([sys.executable, '-c', 'import time; time.sleep(600)'], None)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
@@ -175,24 +175,24 @@ def is_running(pid: int) -> bool:
 
 
 def test_our_own_command_is_this_installation() -> None:
-    command = processes.own_command("agent", "a b.toml", "--once")
+    command = own_command("agent", "a b.toml", "--once")
     assert command[0] == sys.executable
     assert command[-3:] == ["agent", "a b.toml", "--once"]
 
 
 def test_what_one_process_claims_another_cannot(tmp_path: Path) -> None:
-    held = claim(tmp_path / "lock", "the folder")
+    held = lock_file(tmp_path / "lock", "the folder")
     with pytest.raises(ConfigError, match="the folder is in use by another process"):
-        claim(tmp_path / "lock", "the folder")
+        lock_file(tmp_path / "lock", "the folder")
     held.close()
-    claim(tmp_path / "lock", "the folder").close()
+    lock_file(tmp_path / "lock", "the folder").close()
 
 
 FAULTS = """
 import resource
 import sys
 
-from fedclip_edge.processes import keep_freed_memory
+from fedclip_edge.simulating.workers import _keep_freed_memory
 
 
 def steps():
@@ -204,7 +204,7 @@ def steps():
 
 
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    _keep_freed_memory()
 steps()
 print(steps())
 """

@@ -14,7 +14,7 @@ from protocol_fields import CONSTANTS, FIELDS, MEANINGS
 
 from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.messaging import messages, transfer, wire
+from fedclip_edge.protocol import chunks, messages, wire
 from fedclip_edge.records import Plan
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def test_the_example_bodies_are_taken() -> None:
     model = wire.unpack_model(examples.MODEL, "fp16", examples.SHAPES)
     assert model.terms["gate"].tolist() == examples.TERM.tolist()
     found = wire.unpack_contribution(examples.UPDATE, "int8", examples.SHAPES)
-    assert found.base == transfer.parcel_of(examples.MODEL).sha256
+    assert found.base == chunks.parcel_of(examples.MODEL).sha256
 
 
 def test_every_constant_in_the_text_is_in_the_table_and_used() -> None:

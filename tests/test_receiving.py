@@ -11,26 +11,27 @@ import numpy as np
 import pytest
 from in_memory import ENCODER, class_texts
 
-from fedclip_edge import ledger
-from fedclip_edge.announcing import Announcer
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.publisher import Announcer
+from fedclip_edge.coordinator.receiver import Arrival, Receiving, UnfitError
+from fedclip_edge.coordinator.round_events import Arrived, Offered
+from fedclip_edge.coordinator.slots import Slots
+from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
-from fedclip_edge.messaging import identity, transfer, wire
-from fedclip_edge.messaging.memory import MemoryBroker
-from fedclip_edge.messaging.messages import Kept, Message, Offer, Parcel, Refused, Want
-from fedclip_edge.messaging.round_events import Arrived, Offered
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Received, Will
-from fedclip_edge.messaging.uploads import LEASE_S, Uploads
-from fedclip_edge.receiving import Arrival, Receiving, UnfitError
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import Kept, Message, Offer, Parcel, Refused, Want
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Update
-from fedclip_edge.store import open_store
+from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker
 
 CLASSES, D = class_texts(), 8
 PLAN = Plan(rounds=3, codec_up="fp32")
 SUMMING = Plan("ridge", codec_up="fp32")  # its updates hold whole numbers as well
-TOPICS, ME = Topics("lab"), identity.new()
+TOPICS, ME = Topics("lab"), signing.new()
 DOWN = TOPICS.down("cam-0")
 
 
@@ -40,14 +41,14 @@ class Desk:
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
         store = open_store(config.journal)
-        self.run = ledger.begin(config, CLASSES, D, ENCODER, store)
+        self.run = run_state.begin(config, CLASSES, D, ENCODER, store)
         self.layout = methods.layout(self.run.plan, CLASSES, D)
-        self.books = ledger.open_ledger(self.run, store, self.layout)
+        self.books = run_state.open_ledger(self.run, store, self.layout)
         broker, gone = MemoryBroker(), Will("gone", b"")
         self.devices = broker.client("devices", (TOPICS.down("+"),), gone)
         link = broker.client("coordinator", (), gone)
         voice = Announcer(config, self.books, ME, link, "boot-1", 1)
-        slots = transfer.Slots(2, LEASE_S)
+        slots = Slots(2, LEASE_S)
         self.receiving = Receiving(self.books, voice, Uploads(slots))
 
     def body(self, kind: Literal["sum", "single"] = "sum", **changes: Any) -> bytes:
@@ -66,18 +67,17 @@ class Desk:
         return wire.pack_contribution(replace(right, **changes), self.run.plan.codec_up)
 
     def offer(self, body: bytes) -> Offer:
-        return Offer(self.run.id, 1, transfer.parcel_of(body))
+        return Offer(self.run.id, 1, chunks.parcel_of(body))
 
     def upload(self, body: bytes) -> list[Arrival | None]:
         """Offered, let in and sent in two chunks; what came of each."""
-        parcel = transfer.parcel_of(body, -(-len(body) // 2))
+        parcel = chunks.parcel_of(body, -(-len(body) // 2))
         self.receiving.take_offer("cam-0", Offer(self.run.id, 1, parcel))
         self.receiving.uploads.request("cam-0")
         self.receiving.ask_due(0.0)
         assert self.heard() == [(DOWN, Want(parcel.sha256, ((0, 1),)))]
         return [
-            self.receiving.take_chunk("cam-0", chunk, 0.1)
-            for chunk in transfer.chunks(body, parcel)
+            self.receiving.take_chunk("cam-0", chunk, 0.1) for chunk in chunks.chunks(body, parcel)
         ]
 
     def close_round_with(self, body: bytes) -> Offer:
@@ -152,7 +152,7 @@ def test_a_contribution_arrives_with_its_last_chunk_as_it_was_sent(desk: Desk, p
     before, arrived = desk.upload(body)
     assert before is None
     assert arrived is not None
-    assert arrived.event == Arrived("cam-0", 1, transfer.parcel_of(body).sha256)
+    assert arrived.event == Arrived("cam-0", 1, chunks.parcel_of(body).sha256)
     assert arrived.body == body
     assert wire.pack_contribution(arrived.contribution, plan.codec_up) == body
     assert not desk.receiving.uploads.slots.holds("cam-0"), "the next one may upload"
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused_whatever_is_wrong_with_it(
     with pytest.raises(UnfitError, match=reason) as refused:
         desk.upload(body)
     assert refused.value.round == 1
-    answer = Refused(str(refused.value), final=False, sha256=transfer.parcel_of(body).sha256)
+    answer = Refused(str(refused.value), final=False, sha256=chunks.parcel_of(body).sha256)
     assert desk.heard() == [(DOWN, answer)]
     assert not desk.receiving.uploads.slots.holds("cam-0")
 
@@ -188,7 +188,7 @@ def test_kept_is_said_of_what_was_offered_last(desk: Desk) -> None:
     for body in (b"an earlier one", desk.body()):
         desk.receiving.take_offer("cam-0", desk.offer(body))
     desk.receiving.say_kept("cam-0")
-    sha256 = transfer.parcel_of(desk.body()).sha256
+    sha256 = chunks.parcel_of(desk.body()).sha256
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, sha256))]
 
 

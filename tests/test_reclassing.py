@@ -11,7 +11,7 @@ import pytest
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
-from fedclip_edge.exporting import reclassing
+from fedclip_edge.exporting import replace_classes
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.encoder import open_encoder
@@ -30,7 +30,7 @@ def test_the_text_tower_answers_for_new_names_in_the_old_prompt(
     clip_bundle: Bundle, clip_folder: Path, copied: Path
 ) -> None:
     source = Source(f"local-dir:{clip_folder}")
-    bundle = reclassing.from_model(copied, ("square", "star", "circle"), source=source)
+    bundle = replace_classes.from_model(copied, ("square", "star", "circle"), source=source)
     assert bundle.classes.names == ("square", "star", "circle")
     assert bundle.classes.prompt == "a {}"
     old, new = clip_bundle.classes.vectors, read_bundle(copied).classes.vectors
@@ -44,23 +44,23 @@ def test_the_text_tower_answers_for_new_names_in_the_old_prompt(
 def test_another_prompt(clip_folder: Path, copied: Path) -> None:
     source = Source(f"local-dir:{clip_folder}")
     prompts = ("the {}", "one {}")
-    bundle = reclassing.from_model(copied, ("a", "b"), source=source, prompts=prompts)
+    bundle = replace_classes.from_model(copied, ("a", "b"), source=source, prompts=prompts)
     assert bundle.classes.prompt == "the {} | one {}"
-    bundle = reclassing.from_model(copied, ("c", "d"), source=source)
+    bundle = replace_classes.from_model(copied, ("c", "d"), source=source)
     assert bundle.classes.prompt == "the {} | one {}"
 
 
 def test_a_bundle_of_own_weights_asks_for_them(copied: Path) -> None:
     before = contents(copied)
     with pytest.raises(ConfigError, match=r"name them again: SOURCE, and local-dir:FOLDER"):
-        reclassing.from_model(copied, ("a", "b"))
+        replace_classes.from_model(copied, ("a", "b"))
     assert contents(copied) == before
 
 
 def test_another_model_is_refused_and_changes_nothing(copied: Path) -> None:
     before = contents(copied)
     with pytest.raises(ConfigError, match=r"RN50 has other weights than the model .* was made of"):
-        reclassing.from_model(copied, ("a", "b"), source=Source("RN50", random_weights=True))
+        replace_classes.from_model(copied, ("a", "b"), source=Source("RN50", random_weights=True))
     assert contents(copied) == before
 
 
@@ -70,14 +70,14 @@ def test_vectors_for_an_encoder_whose_text_tower_is_not_known(
     folder = Path(shutil.copytree(random_bundle.folder, tmp_path / "bundle"))
     np.save(tmp_path / "t.npy", np.eye(2, 16, dtype=np.float32))
     (tmp_path / "c.txt").write_text("cat\ndog\n")
-    bundle = reclassing.from_vectors(folder, tmp_path / "t.npy", tmp_path / "c.txt")
+    bundle = replace_classes.from_vectors(folder, tmp_path / "t.npy", tmp_path / "c.txt")
     assert bundle.classes.names == ("cat", "dog")
     assert bundle.classes.logit_scale == random_bundle.classes.logit_scale
     np.save(tmp_path / "t.npy", np.eye(2, 8, dtype=np.float32))
     with pytest.raises(ConfigError, match=r"8 wide, the features of .* 16"):
-        reclassing.from_vectors(folder, tmp_path / "t.npy", tmp_path / "c.txt")
+        replace_classes.from_vectors(folder, tmp_path / "t.npy", tmp_path / "c.txt")
 
 
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no folder"):
-        reclassing.from_model(tmp_path / "nothing", ("a", "b"))
+        replace_classes.from_model(tmp_path / "nothing", ("a", "b"))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.config import read_table
-from fedclip_edge.messaging import codec
+from fedclip_edge.protocol import codec
 from fedclip_edge.records import (
     F32,
     ClassTexts,

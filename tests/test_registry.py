@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.messaging import registry
-from fedclip_edge.messaging.registry import Device, Registry
+from fedclip_edge.pki import registry
+from fedclip_edge.pki.registry import Device, Registry
 
 KEYS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 IDS = st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True)

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fedclip_edge.config import RunRules
-from fedclip_edge.messaging import rounds
-from fedclip_edge.messaging.messages import Phase
-from fedclip_edge.messaging.round_events import (
+from fedclip_edge.coordinator import round_machine
+from fedclip_edge.coordinator.round_events import (
     Acknowledge,
     Action,
     Announce,
@@ -36,12 +35,9 @@ from fedclip_edge.messaging.round_events import (
     Tick,
     Upload,
 )
-from fedclip_edge.messaging.rounds import (
-    NOBODY,
-    State,
-    cohort_hash,
-    step,
-)
+from fedclip_edge.coordinator.round_machine import State, step
+from fedclip_edge.protocol.cohort import NOBODY, cohort_hash
+from fedclip_edge.protocol.messages import Phase
 
 RULES = RunRules(devices=2, quorum=0.75, deadline_s=100.0, grace_s=10.0)
 IMPOSSIBLE = {("gathering", Closed), ("final", Closed), ("done", Closed)}
@@ -285,7 +281,7 @@ def test_row(
 
 def test_every_pair_of_phase_and_event_has_a_row_or_cannot_happen() -> None:
     pairs = {(phase, event) for phase in get_args(Phase) for event in get_args(Event)}
-    assert set(rounds._TABLE) == pairs - IMPOSSIBLE
+    assert set(round_machine._TABLE) == pairs - IMPOSSIBLE
     assert {(state.phase, type(event)) for state, event, *_ in ROWS.values()} == pairs - IMPOSSIBLE
 
 

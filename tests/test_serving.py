@@ -17,8 +17,9 @@ from system import Site, wait_until
 
 from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, RefusedError
-from fedclip_edge.store import open_store
 from fedclip_edge.vision.bundle import Bundle, write_bundle
 from fedclip_edge.vision.manifest import RANDOM
 
@@ -61,7 +62,7 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
     for attempt, identifier in zip(("first", "second"), runs, strict=True):
         written = [e for e in site.events(f"serve-{attempt}") if e["event"] == "model_written"]
         assert [Path(e["path"]).name for e in written] == [f"{identifier}.safetensors"]
-        model = model_file.find(written[0]["path"], site.folder / "none", site.bundle)
+        model = find_model(written[0]["path"], site.folder / "none", site.bundle)
         assert (model.run, model.model.round) == (identifier, 3)
     assert set(final) == {"north", "south-west", "judge"}
     names = {
@@ -98,7 +99,7 @@ FAILS = """
 import sys
 
 from fedclip_edge.cli.main import main
-from fedclip_edge.messaging import mqtt
+from fedclip_edge.transport import mqtt
 
 
 def fails(*_):

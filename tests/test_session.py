@@ -11,13 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedclip_edge.agent.model_download import REPAIR_S
+from fedclip_edge.agent.publisher import will
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import Parked, open_parked
+from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.config import AgentConfig, DataConfig
-from fedclip_edge.contributing import REPEAT_S
 from fedclip_edge.errors import DiskError, RefusedError
-from fedclip_edge.messaging import identity, transfer, wire
-from fedclip_edge.messaging.download import REPAIR_S
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.cohort import cohort_hash
+from fedclip_edge.protocol.messages import (
     CoordinatorState,
     DeviceState,
     Hello,
@@ -29,18 +32,15 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.messaging.rounds import cohort_hash
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Event, Received, Will
-from fedclip_edge.parked import Parked, open_parked
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Measured, Model, Plan, Report, Role, Shapes, Terms, Update
-from fedclip_edge.session import Session
-from fedclip_edge.speaking import will
+from fedclip_edge.transport.base import Connected, Event, Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
 
 TOPICS = Topics("lab")
 PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")
-ME, FORGER = identity.new(), identity.new()
-DEVICE_KEY = identity.new()
+ME, FORGER = signing.new(), signing.new()
+DEVICE_KEY = signing.new()
 M = TypeVar("M")
 
 
@@ -139,7 +139,7 @@ class Scene:
         while (event := self.script.next_event(0)) is not None:
             if not isinstance(event, Received):
                 continue
-            if transfer.is_chunk(event.payload):
+            if chunks.is_chunk(event.payload):
                 message: object = event.payload
             else:
                 signed = wire.unpack_control(event.topic, event.payload)
@@ -157,16 +157,16 @@ class Scene:
         self,
         message: Message,
         topic: str = TOPICS.down("cam-01"),
-        key: identity.Identity = ME,
+        key: signing.Identity = ME,
         sender: str = "coordinator",
     ) -> bytes:
         payload = wire.pack_control(message, sender, topic, key)
         self.script.publish(topic, payload)
         return payload
 
-    def say_model(self, made: Model, only: transfer.Ranges | None = None) -> None:
+    def say_model(self, made: Model, only: chunks.Ranges | None = None) -> None:
         data = wire.pack_model(made, PLAN.codec_down)
-        for chunk in transfer.chunks(data, small(data), only):
+        for chunk in chunks.chunks(data, small(data), only):
             self.script.publish(TOPICS.model, chunk)
 
     def join(self, **changes: Any) -> None:
@@ -179,7 +179,7 @@ class Scene:
 
 
 def small(data: bytes) -> Parcel:
-    return transfer.parcel_of(data, 16)
+    return chunks.parcel_of(data, 16)
 
 
 def manifest(made: Model | None = None, **changes: Any) -> Manifest:
@@ -273,7 +273,7 @@ def test_it_knows_how_many_may_come_back_with_it(
 
 
 def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) -> None:
-    scene.session._believed.coordinator_key = identity.new().key
+    scene.session._believed.coordinator_key = signing.new().key
     scene.flow()
     scene.say(manifest())
     scene.say(state(), topic=TOPICS.coordinator_state)
@@ -472,7 +472,7 @@ def test_a_forged_refusal_does_not_end_it(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [DeviceState("b", online=True), Offer("run-1", 1, transfer.parcel_of(b"x"))]
+    "message", [DeviceState("b", online=True), Offer("run-1", 1, chunks.parcel_of(b"x"))]
 )
 def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Message) -> None:
     scene.join()
@@ -590,7 +590,7 @@ def test_damaged_chunks_are_counted_and_do_no_harm(scene: Scene) -> None:
     scene.flow()
     scene.say(manifest())
     scene.work()
-    first = next(transfer.chunks(data := wire.pack_model(model(0), "fp32"), small(data)))
+    first = next(chunks.chunks(data := wire.pack_model(model(0), "fp32"), small(data)))
     scene.script.publish(TOPICS.model, first[:-1] + bytes([first[-1] ^ 1]))
     refused_once(scene)
     scene.say_model(model(0))
@@ -657,7 +657,7 @@ def test_what_was_offered_is_sent_chunk_by_chunk_as_asked(scene: Scene) -> None:
     assert scene.heard(bytes) == []
     scene.say(Want(offer.parcel.sha256, ((0, 10**6),)))
     scene.work()
-    incoming = transfer.Incoming(offer.parcel)
+    incoming = chunks.Incoming(offer.parcel)
     for chunk in scene.heard(bytes):
         incoming.receive(chunk)
     found = wire.unpack_contribution(incoming.take(), "fp32", {"gate": (40, 10)})
@@ -1032,7 +1032,7 @@ def restart(scene: Scene) -> None:
 def uploaded(scene: Scene, offer: Offer) -> bytes:
     scene.say(Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),)))
     scene.work()
-    incoming = transfer.Incoming(offer.parcel)
+    incoming = chunks.Incoming(offer.parcel)
     for chunk in scene.heard(bytes):
         incoming.receive(chunk)
     return incoming.take()

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from fedclip_edge.agent.publisher import Speaker, will
+from fedclip_edge.agent.state_db import Floor
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging import identity, wire
-from fedclip_edge.messaging.memory import MemoryBroker, MemoryTransport
-from fedclip_edge.messaging.messages import DeviceState, Hello, Want
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Received, Will
-from fedclip_edge.parked import Floor
-from fedclip_edge.speaking import Speaker, will
+from fedclip_edge.protocol import signing, wire
+from fedclip_edge.protocol.messages import DeviceState, Hello, Want
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
 
-TOPICS, ME = Topics("lab"), identity.new()
+TOPICS, ME = Topics("lab"), signing.new()
 STATE, UP = TOPICS.state("cam-0"), TOPICS.up("cam-0")
 CONFIG = AgentConfig(
     "cam-0", "lab", Path(), DataConfig(Path()), Path(), domain="roof", roles=("evaluate",)

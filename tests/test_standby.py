@@ -12,7 +12,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision import encoder
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import open_encoder
-from fedclip_edge.vision.standby import StandbyEncoder
+from fedclip_edge.vision.lazy_encoder import StandbyEncoder
 
 
 def test_it_is_the_encoder_that_would_be_opened(random_bundle: Bundle) -> None:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_records import PLANS, REPORTS, report
 
+from fedclip_edge.coordinator.journal import Run, Store, StoredModel, open_store
 from fedclip_edge.errors import ConfigError, RunError, StoreError
 from fedclip_edge.records import Plan, Report
-from fedclip_edge.store import Run, Store, StoredModel, open_store
 
 RUN = Run("run-1", Plan(rounds=3, options={"lr": 0.1}), "e" * 64, "c" * 64)
 
@@ -93,7 +93,7 @@ def test_what_is_kept_survives_reopening(store: Store, path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from fedclip_edge.store import open_store
+from fedclip_edge.coordinator.journal import open_store
 store = open_store(Path(sys.argv[1]))
 store.keep("run-1", 1, "cam-01", "a" * 64, bytes(1 << 20))
 os.kill(os.getpid(), 9)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, nothing
 
-from fedclip_edge import ledger
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import open_store
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
@@ -22,9 +23,8 @@ from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
 from fedclip_edge.learning.strategy import Total
-from fedclip_edge.messaging import transfer, wire
+from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import F32, Contribution, Model, Plan, Scalar, Terms, Update
-from fedclip_edge.store import open_store
 
 NAMES = strategies.names()
 SINGLE = [name for name in NAMES if strategies.get(name).kind == "single"]
@@ -424,15 +424,15 @@ def test_a_fleet_learns_under_it(name: str) -> None:
     assert surprise(model) < 0.9 * start
 
 
-def books(folder: Path, plan: Plan) -> ledger.Ledger:
+def books(folder: Path, plan: Plan) -> run_state.Ledger:
     """As a process opens them that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
     store = open_store(config.journal)
-    run = ledger.begin(config, CLASSES, D, ENCODER, store)
-    return ledger.open_ledger(run, store, methods.layout(run.plan, CLASSES, D))
+    run = run_state.begin(config, CLASSES, D, ENCODER, store)
+    return run_state.open_ledger(run, store, methods.layout(run.plan, CLASSES, D))
 
 
-def keep(its: ledger.Ledger, device: int) -> None:
+def keep(its: run_state.Ledger, device: int) -> None:
     plan, number = its.run.plan, its.model.round
     update, _ = methods.fit(
         its.model, shifted(40, device), nothing(D), CLASSES, plan, {}, 10 * number + device
@@ -443,7 +443,7 @@ def keep(its: ledger.Ledger, device: int) -> None:
     body = wire.pack_contribution(made, plan.codec_up)
     made = wire.unpack_contribution(body, plan.codec_up, its.layout.terms, its.layout.sums)
     its.check(made.device, number + 1, made)
-    its.keep(made, transfer.parcel_of(body).sha256, body)
+    its.keep(made, chunks.parcel_of(body).sha256, body)
 
 
 @pytest.mark.parametrize("name", NAMES)

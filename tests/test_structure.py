@@ -1,4 +1,4 @@
-"""Which way imports point, where each heavy library lives, and what loads none of them."""
+"""The layers of the package, the home of each heavy library, and what loads none of them."""
 
 from __future__ import annotations
 
@@ -15,42 +15,34 @@ import fedclip_edge
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(fedclip_edge.__file__).parent  # as installed: the checkout, or a wheel's
 
-# From the ground up; a module imports from its own level or below, and the three columns of one
-# level never import each other.
+# From the ground up. A part imports itself and lower layers; never a part beside it.
+# ARCHITECTURE.md shows this list as its diagram and its reading order.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "atomic", "durable", "errors", "log", "processes"),
-    ("records",),
-    ("config",),
-    ("vision", "learning", "messaging"),
-    ("store", "parked", "exporting", "model_file", "prediction", "reporting"),
-    ("ledger", "learner", "believing", "contributing", "admission", "preparing"),
-    (
-        "announcing",
-        "speaking",
-        "greeting",
-        "fetching",
-        "evaluating",
-        "receiving",
-        "conducting",
-        "local_learner",
-    ),
-    ("session", "coordinator", "agent", "serving"),
-    ("demo", "simulating"),
+    ("errors", "log", "records"),
+    ("decoding",),
+    ("config", "storage", "processes"),
+    ("vision", "learning", "protocol"),
+    ("transport", "pki"),
+    ("model_file", "prediction", "reporting"),
+    ("agent", "coordinator"),
+    ("exporting",),
+    ("simulating",),
+    ("demo",),
     ("cli",),
 )
-COLUMNS = {"vision", "learning", "messaging"}
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 HOMES = {
     "onnxruntime": ("vision/encoder.py", "exporting/"),
     "torch": ("learning/", "exporting/", "demo/train_tiny_clip.py"),
-    "paho": ("messaging/mqtt.py",),
+    "paho": ("transport/mqtt.py",),
     "open_clip": ("exporting/", "demo/train_tiny_clip.py"),
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
-    "sqlite3": ("vision/cache.py", "durable.py", "store.py", "parked.py"),
+    "sqlite3": ("storage/sqlite.py", "vision/cache.py", "agent/", "coordinator/"),
 }
+MODULES_AT_THE_ROOT = 8
 
 
 def modules() -> list[Path]:
@@ -75,13 +67,11 @@ def imported(path: Path) -> Iterator[str]:
 def test_imports_point_one_way(path: Path) -> None:
     mine = part_of(path)
     for name in imported(path):
-        if not name.startswith("fedclip_edge."):
+        other = name.split(".")[1] if name.startswith("fedclip_edge.") else mine
+        if other in (mine, "__version__"):
             continue
-        other = name.split(".")[1]
-        other = other if other in RANK else "__init__"
-        assert RANK[other] <= RANK[mine], f"{mine} imports {name} from a layer above"
-        if {mine, other} <= COLUMNS:
-            assert mine == other, f"{mine} imports {name} from the column beside it"
+        assert mine != "__init__", f"the package itself imports {name}"
+        assert RANK[other] < RANK[mine], f"{mine} imports {name}, which is not in a lower layer"
 
 
 @pytest.mark.parametrize("library", HOMES)
@@ -97,7 +87,37 @@ def test_each_heavy_library_has_its_home(library: str) -> None:
 
 
 def test_every_part_has_a_layer() -> None:
-    assert {part_of(path) for path in modules()} == set(RANK)
+    assert {part_of(path) for path in modules()} == {"__init__", *RANK}
+
+
+def test_few_modules_lie_at_the_root() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MODULES_AT_THE_ROOT
+
+
+def diagram() -> str:
+    """The layers as ARCHITECTURE.md draws them, the lowest first."""
+    rows = [" | ".join(parts) for parts in LAYERS]
+    return "\n".join(("   " if i == 0 else "<- ") + row for i, row in enumerate(rows))
+
+
+def test_the_architecture_page_shows_these_layers() -> None:
+    if not (ROOT / "ARCHITECTURE.md").exists():
+        pytest.skip("the checkout is not here: this is an installed wheel")
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert f"```\n{diagram()}\n```" in page, f"ARCHITECTURE.md should show\n{diagram()}"
+    order = page.partition("## The reading order")[2].partition("\n## ")[0]
+    heads = [line.partition("**")[2].partition("**")[0] for line in order.splitlines()]
+    read = [name.strip(" /") for head in heads for name in head.split(",") if name]
+    assert read == [part for parts in LAYERS for part in parts]
+
+
+def test_the_reading_order_names_every_module() -> None:
+    if not (ROOT / "ARCHITECTURE.md").exists():
+        pytest.skip("the checkout is not here: this is an installed wheel")
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    order = page.partition("## The reading order")[2].partition("\n## ")[0]
+    for path in modules():
+        assert path.stem == "__init__" or f"`{path.stem}`" in order, f"{path} is not named"
 
 
 def test_every_module_says_what_it_is() -> None:
@@ -111,16 +131,21 @@ def test_places_hold_no_python(place: str) -> None:
     assert (ROOT / place / "README.md").is_file()
 
 
-HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx")
+HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx", "jinja2")
 
 
-def loads(code: str) -> set[str]:
-    """Which heavy libraries a fresh interpreter has loaded after `code`."""
-    report = f"{code}\nimport sys; print(*(m for m in {HEAVY} if m in sys.modules))"
+def loaded_by(code: str) -> set[str]:
+    """Names of all modules that a fresh interpreter has loaded after `code`."""
+    report = f"{code}\nimport sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", report], capture_output=True, text=True, check=True
     )
     return set(done.stdout.splitlines()[-1].split())
+
+
+def loads(code: str) -> set[str]:
+    """Heavy libraries that a fresh interpreter has loaded after `code`."""
+    return loaded_by(code) & set(HEAVY)
 
 
 def test_the_package_and_its_help_load_nothing_heavy() -> None:
@@ -136,8 +161,15 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
     assert loads(help_text) == set()
 
 
+@pytest.mark.parametrize(("role", "other"), [("agent", "coordinator"), ("coordinator", "agent")])
+def test_a_role_loads_nothing_of_the_other(role: str, other: str) -> None:
+    loaded = loaded_by(f"import fedclip_edge.{role}.process")
+    assert f"fedclip_edge.{role}.process" in loaded
+    assert not {name for name in loaded if name.startswith(f"fedclip_edge.{other}")}
+
+
 def test_the_coordinator_needs_neither_torch_nor_onnxruntime() -> None:
-    assert loads("import fedclip_edge.serving") == {"paho"}
+    assert loads("import fedclip_edge.coordinator.process") == {"paho"}
 
 
 def test_vision_needs_no_torch() -> None:
@@ -146,4 +178,4 @@ def test_vision_needs_no_torch() -> None:
 
 
 def test_an_agent_that_waits_has_neither_torch_nor_onnxruntime() -> None:
-    assert loads("import fedclip_edge.agent") == {"paho"}
+    assert loads("import fedclip_edge.agent.process") == {"paho"}

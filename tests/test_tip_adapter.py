@@ -12,6 +12,7 @@ from in_memory import Fleet, class_texts, features, nothing
 
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import top1
@@ -153,7 +154,7 @@ def written(bundle: Bundle, path: Path, model: Model) -> str:
 def test_the_shared_model_cannot_be_asked_for(random_bundle: Bundle, tmp_path: Path) -> None:
     path = written(random_bundle, tmp_path / "a.safetensors", SHARED)
     with pytest.raises(ConfigError, match=r"zero-shot CLIP; name the personal\.safetensors"):
-        model_file.find(path, tmp_path / "journal.sqlite", random_bundle)
+        find_model(path, tmp_path / "journal.sqlite", random_bundle)
 
 
 def test_a_devices_own_model_can(random_bundle: Bundle, tmp_path: Path) -> None:
@@ -163,12 +164,12 @@ def test_a_devices_own_model_can(random_bundle: Bundle, tmp_path: Path) -> None:
     model = methods.personal(SHARED, data, features(0, 1, classes), classes, plan)
     assert model is not None
     path = written(random_bundle, tmp_path / "a.safetensors", model)
-    found = model_file.find(path, tmp_path / "journal.sqlite", random_bundle)
+    found = find_model(path, tmp_path / "journal.sqlite", random_bundle)
     assert found.model.terms["keys"].shape == (7, dim)
     wrong = replace(model, terms={**model.terms, "keys": model.terms["keys"][:3]})
     path = written(random_bundle, tmp_path / "b.safetensors", wrong)
     with pytest.raises(ConfigError, match=r"holds .*but tip-adapter with this bundle has"):
-        model_file.find(path, tmp_path / "journal.sqlite", random_bundle)
+        find_model(path, tmp_path / "journal.sqlite", random_bundle)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ from test_transport import DEADLINE_S, connected, next_of, until_end
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
-from fedclip_edge.messaging import authority, enrolment, mqtt, tls, transport
-from fedclip_edge.messaging.mqtt import PahoTransport
-from fedclip_edge.messaging.topics import Topics
-from fedclip_edge.messaging.transport import Connected, Disconnected, Received, Will
+from fedclip_edge.pki import authority, enrolment
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport import base, mqtt, tls
+from fedclip_edge.transport.base import Connected, Disconnected, Received, Will
+from fedclip_edge.transport.mqtt import PahoTransport
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
 LAB = Topics("lab")
@@ -139,7 +140,7 @@ def test_another_broker_or_another_name_is_for_a_person_to_correct(
 
 
 def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: Secured) -> None:
-    name, client = "cam-01", transport.device_client("lab", "cam-01", "b1")
+    name, client = "cam-01", base.device_client("lab", "cam-01", "b1")
     gone, stays = secured.box(name), secured.box("cam-02")
     secured.start()
     ours = come(secured.coordinator, "c", [LAB.up("+")])

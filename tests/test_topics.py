@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.messages import KINDS
-from fedclip_edge.messaging.topics import CHUNK, Topics, access_list, matches
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol.messages import KINDS
+from fedclip_edge.protocol.topics import CHUNK, Topics, matches
 
 LEVEL = st.text("abz09-", min_size=1, max_size=12).map(lambda t: f"a{t}9")
 NAMES = ["cam-01", "cam-02"]

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging import identity, wire
-from fedclip_edge.messaging.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel, Want
-from fedclip_edge.messaging.outbox import packet_size_bytes
-from fedclip_edge.messaging.transfer import Incoming, Slots, chunks, fitted, is_chunk, parcel_of
+from fedclip_edge.protocol import signing, wire
+from fedclip_edge.protocol.chunks import Incoming, chunks, fitted, is_chunk, parcel_of
+from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel, Want
+from fedclip_edge.transport.outbox import packet_size_bytes
 
 DATA = bytes(range(100))
 PARCEL = parcel_of(DATA, 16)
@@ -281,7 +282,7 @@ def test_no_more_gaps_are_told_than_a_message_holds() -> None:
         incoming.receive(chunk)
     want = Want(parcel.sha256, incoming.missing)
     assert want.missing == tuple((2 * n, 2 * n) for n in range(MAX_GAPS))
-    said = wire.pack_control(want, "cam-01", "up", identity.new())
+    said = wire.pack_control(want, "cam-01", "up", signing.new())
     assert len(said) < wire.MAX_CONTROL_BYTES
     for chunk in chunks(data, parcel, incoming.missing):
         incoming.receive(chunk)

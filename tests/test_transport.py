@@ -19,11 +19,9 @@ from hypothesis import strategies as st
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import LinkError, RefusedError
-from fedclip_edge.messaging.memory import MemoryBroker
-from fedclip_edge.messaging.mqtt import PahoTransport
-from fedclip_edge.messaging.outbox import WINDOW
-from fedclip_edge.messaging.topics import Topics, access_list
-from fedclip_edge.messaging.transport import (
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import (
     Connected,
     Disconnected,
     Received,
@@ -33,6 +31,9 @@ from fedclip_edge.messaging.transport import (
     device_client,
     reconnect_wait_s,
 )
+from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.mqtt import PahoTransport
+from fedclip_edge.transport.outbox import WINDOW
 
 DEADLINE_S = 30.0
 E = TypeVar("E")

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedclip_edge.coordinator.slots import Slots
+from fedclip_edge.coordinator.uploads import LEASE_S, REPAIR_S, Uploads
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging.messages import Offer, Parcel, Want
-from fedclip_edge.messaging.transfer import Slots, chunks, parcel_of
-from fedclip_edge.messaging.uploads import LEASE_S, REPAIR_S, Uploads
+from fedclip_edge.protocol.chunks import chunks, parcel_of
+from fedclip_edge.protocol.messages import Offer, Parcel, Want
 
 
 def body(device: str) -> bytes:

@@ -22,8 +22,9 @@ from test_messages import manifest
 from test_records import IDS, PLANS, REPORTS, report
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.messaging import codec, identity, wire
-from fedclip_edge.messaging.messages import (
+from fedclip_edge.protocol import codec, signing, wire
+from fedclip_edge.protocol.chunks import is_chunk
+from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     KINDS,
     CoordinatorState,
@@ -37,10 +38,9 @@ from fedclip_edge.messaging.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.messaging.transfer import is_chunk
 from fedclip_edge.records import F32, I64, Contribution, Model, Shapes, Terms, Update
 
-ME, OTHER = identity.new(), identity.new()
+ME, OTHER = signing.new(), signing.new()
 TOPIC = "fedclip/v1/lab/dev/cam-01/up"
 SHAPES = {"gate": (2, 3), "bias": (3,)}
 SHA = "a" * 64
@@ -455,7 +455,7 @@ def test_what_does_not_shrink_is_still_within_the_limit(scale: float) -> None:
 PACK = """
 import hashlib, sys
 import numpy as np
-from fedclip_edge.messaging import wire
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import Contribution, Model, Update
 terms = {f"t{i}": np.full((3, i + 1), i, np.float32) for i in range(20)}
 model = wire.pack_model(Model("m", 1, terms), "fp32")

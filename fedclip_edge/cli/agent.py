@@ -16,13 +16,14 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
 
     CONFIG (agent.toml) says which.
     """
-    from fedclip_edge import agent as device
-    from fedclip_edge import log, processes
+    from fedclip_edge import log
+    from fedclip_edge.agent import process as device
     from fedclip_edge.cli.progress import progress_bar
     from fedclip_edge.config import load_agent
+    from fedclip_edge.processes.threads import exit_on_thread_failure
 
     log.use_json(as_json)
-    processes.end_with_any_thread()
+    exit_on_thread_failure()
     loaded = load_agent(config)
     with progress_bar("encoding pictures") as progress:
         device.run(loaded, once=once, progress=progress)

@@ -28,11 +28,11 @@ def start(port: int) -> None:
     import tempfile
 
     from fedclip_edge.errors import BrokerError
-    from fedclip_edge.messaging import loopback
-    from fedclip_edge.processes import Children
+    from fedclip_edge.processes.children import Children
+    from fedclip_edge.transport import local_broker
 
     with tempfile.TemporaryDirectory(prefix="fedclip-edge-broker-") as folder, Children() as kids:
-        running = loopback.start(kids, Path(folder), port)
+        running = local_broker.start(kids, Path(folder), port)
         click.echo(f"{running.name} listens on 127.0.0.1:{running.address.port}; Ctrl-C ends it")
         code = running.process.wait()
         raise BrokerError(f"{running.name} ended by itself with code {code}; start it again")
@@ -66,7 +66,7 @@ def init(
     """Make FOLDER: a private authority, and all that a broker and a coordinator need."""
     import socket
 
-    from fedclip_edge.messaging import enrolment
+    from fedclip_edge.pki import enrolment
 
     made = enrolment.found(
         folder,

@@ -43,7 +43,7 @@ def verify(
 
 
 def _table(opened: Bundle, found: Verification) -> str:
-    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.bundle_warnings import cautions
     from fedclip_edge.vision.manifest import FILES
 
     manifest = opened.manifest
@@ -76,7 +76,7 @@ def _table(opened: Bundle, found: Verification) -> str:
 
 
 def _as_json(opened: Bundle, found: Verification) -> dict[str, Any]:
-    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.bundle_warnings import cautions
 
     manifest = opened.manifest
     return {

@@ -60,11 +60,11 @@ def demo(
     """
     import time
 
-    from fedclip_edge import processes
     from fedclip_edge.demo import examples, federation, report, stage, summary
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
     from fedclip_edge.records import Plan
+    from fedclip_edge.storage.lock import lock_file
 
     began = time.monotonic()
     parsed = _parse(options)
@@ -82,7 +82,7 @@ def demo(
     )
     stage.check(settings)
     out.mkdir(parents=True, exist_ok=True)
-    lock = processes.claim(out / stage.MARKER, f"--out {out}")
+    lock = lock_file(out / stage.MARKER, f"--out {out}")
     staged = stage.prepare(settings, click.echo)
     prepared = time.monotonic()
     live = _Live(staged.held_out.id, rounds)

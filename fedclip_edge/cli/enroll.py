@@ -41,7 +41,7 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
       openssl req -new -key device.key -subj /CN=cam-01 -out cam-01.csr
     """  # noqa: D301 - click's mark for lines that stay as they are
     from fedclip_edge.errors import ConfigError
-    from fedclip_edge.messaging import enrolment
+    from fedclip_edge.pki import enrolment
 
     if not id and csr is None:
         raise click.UsageError("Missing argument 'ID', or --csr with a request that names it.")
@@ -65,7 +65,7 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
 @_SITE
 def renew(id: str, out: Path | None, days: int, site: Path) -> None:
     """Write a new certificate for the key that the device ID has."""
-    from fedclip_edge.messaging import enrolment
+    from fedclip_edge.pki import enrolment
 
     path = enrolment.renew(enrolment.Folder(site.absolute()), id, out=out, days=days)
     click.echo(f"{path}: put it on the box as device.crt, and restart the agent")
@@ -76,7 +76,7 @@ def renew(id: str, out: Path | None, days: int, site: Path) -> None:
 @_SITE
 def revoke(id: str, site: Path) -> None:
     """Refuse the device ID from now on, at the coordinator and at the broker, for good."""
-    from fedclip_edge.messaging import enrolment
+    from fedclip_edge.pki import enrolment
 
     enrolment.revoke(enrolment.Folder(site.absolute()), id)
     click.echo(f"{id} is revoked")

@@ -109,7 +109,7 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
         raise click.UsageError(f"An encoder of your own also needs {options}.")
     _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
     _refuse(used, ("prompt", "prompts"), "with SOURCE; write prompt in the TOML file")
-    from fedclip_edge.exporting.foreign import export_onnx
+    from fedclip_edge.exporting.external_onnx import export_onnx
 
     with progress_bar(" ") as progress:
         return export_onnx(
@@ -144,12 +144,14 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
     _refuse(used, ("out",), "without --bundle, which is changed in place; copy it first")
     if "classes" not in used:
         raise click.UsageError("--bundle needs --classes FILE, the new names.")
-    from fedclip_edge.exporting import reclassing
+    from fedclip_edge.exporting import replace_classes
 
     if "class_texts" in used:
         _refuse(used, ("source", "pretrained", "like", "random_weights"), "without --class-texts")
         _refuse(used, ("prompt", "prompts"), "without --class-texts")
-        bundle = reclassing.from_vectors(given["bundle"], given["class_texts"], given["classes"])
+        bundle = replace_classes.from_vectors(
+            given["bundle"], given["class_texts"], given["classes"]
+        )
     else:
         if "source" not in used:
             _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
@@ -158,7 +160,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
         if source is not None and str(given["source"]).endswith(".toml"):
             prompts = source.prompts  # a model's name has none of its own
         with progress_bar(" ") as progress:
-            bundle = reclassing.from_model(
+            bundle = replace_classes.from_model(
                 given["bundle"], names, source=source, prompts=prompts, progress=progress
             )
     click.echo(

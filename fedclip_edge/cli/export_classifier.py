@@ -34,13 +34,13 @@ def export_classifier(
     """
     if (model is None) != zero_shot:
         raise click.UsageError("Give either --model RUN_OR_FILE or --zero-shot.")
-    from fedclip_edge import model_file
+    from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.exporting import classifier
     from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.bundle_warnings import cautions
 
     opened = read_bundle(bundle)
-    trained = None if model is None else model_file.find(model, journal, opened)
+    trained = None if model is None else find_model(model, journal, opened)
     written = classifier.export_classifier(opened, trained, out, replace_existing=replace)
     manifest, names = opened.manifest, opened.classes.names
     side = manifest.preprocessing.image_size

@@ -34,7 +34,7 @@ def report(parity: Parity) -> None:
 
 def summary(bundle: Bundle) -> str:
     """The bundle, line by line, and what to do next."""
-    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.bundle_warnings import cautions
 
     manifest = bundle.manifest
     preprocessing = manifest.preprocessing

@@ -65,17 +65,18 @@ def predict(
     RUN_OR_FILE is a models/RUN.safetensors that `serve` wrote, a journal, or a run's id. Where
     pictures lie in folders named after the classes, the accuracy stands at the end.
     """
-    from fedclip_edge import atomic, model_file
     from fedclip_edge.cli.progress import progress_bar
     from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
+    from fedclip_edge.storage import atomic
     from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.bundle_warnings import cautions
     from fedclip_edge.vision.encoder import open_encoder
 
     opened = read_bundle(bundle)
-    trained = None if model is None else model_file.find(model, journal, opened)
+    trained = None if model is None else find_model(model, journal, opened)
     asked = find_pictures(pictures, opened.classes.names)
     encoder = open_encoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
     for caution in cautions(opened.manifest):

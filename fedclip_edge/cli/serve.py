@@ -16,8 +16,10 @@ def serve(config: Path, take_over: bool, as_json: bool) -> None:
 
     CONFIG (fleet.toml) says which.
     """
-    from fedclip_edge import log, processes, serving
+    from fedclip_edge import log
+    from fedclip_edge.coordinator import process
+    from fedclip_edge.processes.threads import exit_on_thread_failure
 
     log.use_json(as_json)
-    processes.end_with_any_thread()
-    serving.serve(serving.load(config), take_over=take_over, as_json=as_json)
+    exit_on_thread_failure()
+    process.serve(process.load(config), take_over=take_over, as_json=as_json)

@@ -186,7 +186,7 @@ def _pool(
     from fedclip_edge.simulating import pictures
     from fedclip_edge.simulating.pool import read_features
     from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.cautions import cautions
+    from fedclip_edge.vision.bundle_warnings import cautions
 
     if (data is None) == (features is None):
         raise ConfigError("name either --data FOLDER with --bundle DIR, or --features FILE.npz")
@@ -210,8 +210,8 @@ def _finish(
 ) -> None:
     import json
 
-    from fedclip_edge import atomic
     from fedclip_edge.simulating import report, summary
+    from fedclip_edge.storage import atomic
 
     rows = summary.summarise(done)
     whole = {

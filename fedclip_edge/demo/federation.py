@@ -21,8 +21,8 @@ from typing import Any
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.demo.stage import DEADLINE_S, Stage, configure
 from fedclip_edge.errors import RunError
-from fedclip_edge.messaging import loopback
-from fedclip_edge.processes import Children, own_command
+from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.transport import local_broker
 
 Event = Mapping[str, Any]  # one JSON line of the coordinator's log
 _LOOK_S = 0.5  # between looks at whether every process is still there
@@ -59,7 +59,7 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
     for log in logs.iterdir():
         log.unlink()
     with Children() as children:
-        broker = loopback.start(children, logs)
+        broker = local_broker.start(children, logs)
         configure(stage, broker.address)
         log = logs / "serve.log"
         command = own_command("serve", str(stage.fleet), "--json")

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip_edge import __version__, atomic
+from fedclip_edge import __version__
+from fedclip_edge.coordinator.journal import open_store
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.records import Report
 from fedclip_edge.reporting.table import aligned
-from fedclip_edge.store import open_store
+from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
 
 Summary = Mapping[str, Any]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from fedclip_edge.exporting import parity
 from fedclip_edge.exporting.calibration import Draw, calibrated, check_calibration, gather
-from fedclip_edge.exporting.candidate import Report, make_candidate
 from fedclip_edge.exporting.image_tower import export_image_tower
 from fedclip_edge.exporting.onnx_file import OPSET
 from fedclip_edge.exporting.open_clip_model import load_open_clip
+from fedclip_edge.exporting.parity_gate import Report, make_candidate
 from fedclip_edge.exporting.recipe import Recipe
 from fedclip_edge.exporting.texts import class_texts
 from fedclip_edge.exporting.versions import versions

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from fedclip_edge import __version__, atomic
+from fedclip_edge import __version__
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import ConfigError, ExportError, first_line
 from fedclip_edge.exporting.fusion import INPUT, OUTPUT, fuse
@@ -31,6 +31,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import classify
 from fedclip_edge.records import F32, U8, Model
+from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder
 from fedclip_edge.vision.pictures import Preprocessing, normalise

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedclip_edge import atomic
 from fedclip_edge.reporting.figures import decimal, difference, kilobytes, percent, points, whole
+from fedclip_edge.storage import atomic
 
 
 def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation
-from fedclip_edge.messaging import wire
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model, Plan, Terms
 from fedclip_edge.simulating.host import Announcement, Task
 from fedclip_edge.simulating.splits import Device, Fleet

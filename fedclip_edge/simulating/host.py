@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedclip_edge import contributing
+from fedclip_edge.agent import upload
+from fedclip_edge.agent.state_db import Carried
 from fedclip_edge.learning import local, methods, strategies
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.strategy import Total
-from fedclip_edge.messaging import wire
-from fedclip_edge.parked import Carried
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import (
     F32,
     I64,
@@ -157,7 +157,7 @@ class Host:
             classes_digest=self._digest,
             update=noise(update, plan, device.name) if device.sends_noise else update,
         )
-        body, residual = contributing.encode(contribution, plan, before.residual)
+        body, residual = upload.encode(contribution, plan, before.residual)
         layout = self._layout
         assert layout is not None
         received = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)

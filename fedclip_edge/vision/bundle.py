@@ -22,10 +22,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from fedclip_edge import atomic
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, ExportError
 from fedclip_edge.records import F32, ClassTexts
+from fedclip_edge.storage import atomic
 from fedclip_edge.vision.manifest import (
     AGAIN,
     CLASSES,

@@ -14,14 +14,14 @@ import numpy as np
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import F32, I64
-from fedclip_edge.vision.ahead import ahead
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, Skipped
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
+from fedclip_edge.vision.prefetch import ahead
 
 
 class PictureEncoder(Protocol):
-    """Of an encoder (encoder.py, standby.py), what is asked here."""
+    """Of an encoder (encoder.py, lazy_encoder.py), what is asked here."""
 
     @property
     def dim(self) -> int | None:

@@ -28,7 +28,8 @@ from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, first_line
 from fedclip_edge.records import F32
 from fedclip_edge.vision import tensorrt
-from fedclip_edge.vision.bundle import ENCODER, Bundle, key_of
+from fedclip_edge.vision.bundle import Bundle, key_of
+from fedclip_edge.vision.manifest import ENCODER
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",

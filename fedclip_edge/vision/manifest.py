@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fedclip_edge.config import read_table
-from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.decoding import DecodeError, decode_table
+from fedclip_edge.errors import BundleError
 from fedclip_edge.records import Scalar, check_sha256
 from fedclip_edge.vision.pictures import Preprocessing
 
@@ -99,8 +99,8 @@ def manifest_from_json(table: Mapping[str, Any], where: str) -> Manifest:
     if values.get("parity") == "unknown":
         del values["parity"]
     try:
-        manifest = read_table(Manifest, values, where)
-    except ConfigError as error:
+        manifest = decode_table(Manifest, values, where)
+    except DecodeError as error:
         raise BundleError(f"{error}; {AGAIN}") from error
     if sorted(manifest.files) != sorted(FILES):
         raise BundleError(f"{where}: files: expected {', '.join(FILES)}; {AGAIN}")

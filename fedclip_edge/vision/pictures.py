@@ -73,7 +73,7 @@ class Preprocessing:
             raise ValueError(f"std: expected three numbers above 0, got {list(self.std)}")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `config.read_table(Preprocessing, ...)` reads it back."""
+        """A JSON object; `decoding.decode_table(Preprocessing, ...)` reads it back."""
         # Floats always: 0 and 0.0 are one number, and must be one text in the encoder's identity.
         return {
             **asdict(self),

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedclip_edge.atomic import beside
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.storage.atomic import beside
 
 # The batches an engine is built for: one picture, the agent's default, and a bound on its memory.
 MIN_BATCH, OPT_BATCH, MAX_BATCH = 1, 8, 32

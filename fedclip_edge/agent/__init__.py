@@ -1,0 +1,1 @@
+"""The device's process, and everything that only a device needs."""

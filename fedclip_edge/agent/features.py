@@ -1,0 +1,97 @@
+"""A device's pictures become features, once, each on the side that its hash gives it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fedclip_edge import log
+from fedclip_edge.config import AgentConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.records import Features
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.datasets import Picture, read_folder, split
+from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
+from fedclip_edge.vision.lazy_encoder import StandbyEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A device's features, split, and what it took to get them."""
+
+    train: Features
+    validation: Features
+    test: Features
+    test_pictures: tuple[Picture, ...]
+    encoded: int
+    skipped: int
+    encode_s: float
+
+
+def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> Prepared:
+    """The device's features, from its cache where it has them.
+
+    Raises DataError where there is nothing to train or to evaluate on.
+    """
+    dataset = read_folder(config.data.folder, bundle.classes.names)
+    sides = split(dataset, config.data)
+    wanted = {
+        "train": sides.train if "train" in config.roles else (),
+        "validation": sides.validation,
+        "test": sides.test if "evaluate" in config.roles else (),
+    }
+    encoder = StandbyEncoder(bundle, config.encoder)  # let go with this function: it is not small
+    began = time.monotonic()
+    with FeatureCache(config.state_dir / "features.sqlite") as cache:
+        embedded = {
+            side: embed_pictures(
+                pictures,
+                encoder,
+                cache,
+                bundle.manifest.preprocessing,
+                batch_size=config.encoder.batch_size,
+                progress=progress,
+            )
+            for side, pictures in wanted.items()
+        }
+    encode_s = time.monotonic() - began
+    if dataset.ignored:
+        kinds = sorted({path.suffix.lower() for path in dataset.ignored})
+        log.event("files_ignored", count=len(dataset.ignored), kinds=" ".join(kinds))
+    skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
+    for picture in skipped:
+        log.event("picture_skipped", picture=picture.path, reason=picture.reason)
+    if "evaluate" in config.roles:
+        for name in sides.classes_without_test:
+            log.event("class_without_test_pictures", class_name=name)
+    for side, role in (("train", "train"), ("test", "evaluate")):
+        if role in config.roles and not embedded[side].pictures:
+            raise DataError(
+                f"{config.data.folder} has no {side} pictures that can be read, but {config.id} "
+                f"has the role {role!r}; add pictures, or change the shares under [data]"
+            )
+    encoded = sum(side.encoded for side in embedded.values())
+    log.event(
+        "features_ready",
+        train=len(embedded["train"].pictures),
+        test=len(embedded["test"].pictures),
+        encoded=encoded,
+        cached=sum(side.cached for side in embedded.values()),
+        skipped=len(skipped),
+        seconds=encode_s,
+        provider=config.encoder.provider,
+    )
+    return Prepared(
+        train=_features(embedded["train"], bundle),
+        validation=_features(embedded["validation"], bundle),
+        test=_features(embedded["test"], bundle),
+        test_pictures=embedded["test"].pictures,
+        encoded=encoded,
+        skipped=len(skipped),
+        encode_s=encode_s,
+    )
+
+
+def _features(embedded: Embedded, bundle: Bundle) -> Features:
+    return Features(embedded.vectors, embedded.labels, bundle.manifest.encoder_id)

@@ -1,0 +1,102 @@
+"""When a device says hello, and whether anybody is there to hear it.
+
+Laws:
+- A hello is said again until it is answered; where nobody coordinates it becomes rare.
+- Who was answered and then hears nothing for too long asks what is open: the manifest that said so
+  may be lost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedclip_edge import log
+from fedclip_edge.agent.trust import Believing
+from fedclip_edge.agent.upload import REPEAT_S
+from fedclip_edge.protocol.messages import CoordinatorState
+
+# Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
+_ALONE_S = 300.0
+_ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
+
+
+@dataclass(eq=False)
+class Greeting:
+    """One device's, over one link after another."""
+
+    fleet: str
+    believed: Believing
+    is_answered: bool = False  # by whoever coordinates now, on this link
+    since: float | None = None  # when the first link came
+    _unanswered: int = 0  # hellos on end
+    _said_at: float | None = None  # None while disconnected
+    _heard_at: float = 0.0  # when the last manifest came
+
+    def link_came(self, now: float) -> None:
+        self.since = now if self.since is None else self.since
+        self.begin()
+
+    def link_lost(self) -> None:
+        self._said_at = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._said_at is not None
+
+    def begin(self) -> None:
+        """An answer to an earlier hello is none any more."""
+        self.is_answered, self._unanswered = False, 0
+
+    def said(self, now: float) -> None:
+        self._said_at = now
+
+    def is_new(self, state: CoordinatorState) -> bool:
+        """Whether another one coordinates than so far, or the same one once more."""
+        known = self.believed.coordinator
+        return known is None or known.boot != state.boot or not known.online
+
+    def heard(self, now: float, *, direct: bool) -> bool:
+        """A manifest came; whether it is the answer that was waited for."""
+        self._heard_at = now
+        is_answer = direct and not self.is_answered
+        if direct:
+            self.is_answered, self._unanswered = True, 0
+        return is_answer
+
+    def due(self, now: float) -> bool:
+        """Whether hello is to be said again now, and is then counted as not answered."""
+        said_at = math.inf if self._said_at is None else self._said_at
+        if not self.is_answered:
+            due = now - said_at >= self._repeat_s
+            if due and not self._unanswered:
+                log.event("no_answer", fleet=self.fleet, hint="does its serve run?")
+        else:
+            due = now - self._heard_at >= self._patience_s
+            self._heard_at = now if due else self._heard_at
+        self._unanswered += due
+        return due
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the coordinator said that it goes, or answers no more."""
+        coordinator = self.believed.coordinator
+        gone = coordinator is not None and not coordinator.online
+        return gone or self._unanswered >= _ALONE_HELLOS
+
+    @property
+    def _repeat_s(self) -> float:
+        """How long to wait for an answer to the last hello."""
+        if self.is_alone or self.believed.coordinator is None:
+            return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
+        return REPEAT_S
+
+    @property
+    def _patience_s(self) -> float:
+        """After how long without a manifest to ask whether one was missed."""
+        manifest = self.believed.manifest
+        if manifest is None:
+            return REPEAT_S
+        is_mine = self.believed.is_mine
+        is_near = manifest.phase == "final" or (manifest.phase == "done" and is_mine)
+        return REPEAT_S if is_near else manifest.deadline_s

@@ -1,0 +1,153 @@
+"""The model that a device holds, and the next one on its way to it.
+
+Law: a model larger than the plan's can be is refused before a chunk of it is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedclip_edge.agent.learner import Learner
+from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.chunks import Incoming, Ranges, first
+from fedclip_edge.protocol.messages import Manifest, Parcel, Want
+from fedclip_edge.records import Model, Plan, Shapes
+
+REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
+_REPAIR_MAX_S = 16.0  # 120 KiB at 8 kB/s
+_REPAIR_CHUNKS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A model as it was published."""
+
+    version: str
+    model: Model
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(term.nbytes for term in self.model.terms.values())
+
+
+@dataclass(eq=False)
+class Download:
+    """One model at a time; how patient it is with the link outlasts each."""
+
+    _incoming: Incoming | None = None
+    _chunk_at: float = 0.0
+    _asked_for: str = ""  # the model whose chunks were asked for last
+    _repair_s: float = REPAIR_S
+
+    def expect(self, parcel: Parcel, since: float) -> None:
+        """From now on its chunks count, and those of no other."""
+        if self._incoming is None or self._incoming.parcel != parcel:
+            self._incoming = Incoming(parcel)
+            self._chunk_at = since
+
+    def hurry(self, now: float) -> None:
+        """Its broadcast was missed: all that is missing is due at once."""
+        self._chunk_at, self._asked_for = now - self._repair_s, ""
+
+    def receive(self, payload: bytes, now: float) -> None:
+        """Takes one chunk in; raises PeerError for a wrong one."""
+        if self._incoming is not None and self._incoming.receive(payload):
+            self._chunk_at = now
+
+    def has(self, parcel: Parcel) -> bool:
+        """Whether all of its chunks are here."""
+        incoming = self._incoming
+        return incoming is not None and incoming.parcel == parcel and incoming.complete
+
+    def due(self, now: float) -> Want | None:
+        """What to ask for now."""
+        if self._incoming is None or now - self._chunk_at < self._repair_s:
+            return None
+        self._chunk_at = now
+        return Want(self._incoming.parcel.sha256, self._missing(self._incoming))
+
+    def take(self) -> bytes:
+        """The whole. Raises PeerError where its hash is another; all of it is then fetched anew."""
+        assert self._incoming is not None
+        incoming, self._incoming = self._incoming, None
+        body = incoming.take()
+        self._repair_s = max(REPAIR_S, self._repair_s / 2)
+        return body
+
+    def _missing(self, incoming: Incoming) -> Ranges:
+        """All gaps at first; after that a few and less and less often, since a link that is slower
+        than a chunk in REPAIR_S would otherwise carry everything again and again.
+        """
+        if self._asked_for != incoming.parcel.sha256:
+            self._asked_for = incoming.parcel.sha256
+            return incoming.missing
+        self._repair_s = min(2 * self._repair_s, _REPAIR_MAX_S)
+        return first(incoming.missing, _REPAIR_CHUNKS)
+
+
+@dataclass(eq=False)
+class Fetching:
+    """One device's."""
+
+    learner: Learner
+    held: Held | None = None
+    _download: Download = field(default_factory=Download)
+    _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
+
+    def has(self, manifest: Manifest) -> bool:
+        """Whether the manifest's model is held."""
+        return self.held is not None and self.held.version == manifest.model.sha256
+
+    def check_size(self, manifest: Manifest) -> None:
+        """Raises PeerError for a model larger than the plan's can be."""
+        try:
+            shapes = self._shapes_of(manifest.plan)
+        except ConfigError:
+            return  # `take` raises it, where nothing has been taken yet
+        limit = wire.body_limit_bytes(shapes, manifest.plan.codec_down)
+        size_bytes = manifest.model.size_bytes
+        if size_bytes > limit:
+            raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
+
+    def expect(self, manifest: Manifest, now: float, *, missed: bool) -> None:
+        """From now on the model's chunks count; `missed` where its broadcast is over."""
+        if not self.has(manifest):
+            self._download.expect(manifest.model, now)
+            if missed:
+                self._download.hurry(now)
+
+    def receive(self, chunk: bytes, now: float) -> None:
+        """Takes a chunk in; raises PeerError for a wrong one."""
+        self._download.receive(chunk, now)
+
+    def take(self, manifest: Manifest) -> Held | None:
+        """Holds the manifest's model from now on, where all of it is here; None where nothing came.
+
+        Raises PeerError where what came is no such model, and all of it is fetched anew;
+        ConfigError for a plan that the learner does not know.
+        """
+        shapes = self._shapes_of(manifest.plan)
+        if not self._download.has(manifest.model):
+            return None
+        model = wire.unpack_model(self._download.take(), manifest.plan.codec_down, shapes)
+        if model.method != manifest.plan.method:
+            raise PeerError(
+                f"a model of {model.method[:40]!r} in a run of {manifest.plan.method!r}"
+            )
+        self.held = Held(manifest.model.sha256, model)
+        return self.held
+
+    def due(self, manifest: Manifest, now: float) -> Want | None:
+        """What to ask for now."""
+        if self.has(manifest):
+            return None
+        self._download.expect(manifest.model, now)
+        return self._download.due(now)
+
+    def _shapes_of(self, plan: Plan) -> Shapes:
+        known, shapes = self._shapes
+        if known != plan:
+            shapes = self.learner.shapes(plan)
+            self._shapes = (plan, shapes)
+        return shapes

@@ -1,0 +1,156 @@
+"""The learner of `session.py` over one device's features: trains, evaluates, and keeps to itself.
+
+What is not for the fleet lies in the device's own folder: predictions.csv, personal.safetensors.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedclip_edge import model_file
+from fedclip_edge.agent.features import Prepared
+from fedclip_edge.config import AgentConfig
+from fedclip_edge.learning import local, methods
+from fedclip_edge.learning.evaluation import evaluate, top1
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.personal import personal
+from fedclip_edge.records import (
+    F32,
+    ClassTexts,
+    Measured,
+    Model,
+    Plan,
+    Report,
+    Shapes,
+    Terms,
+    Update,
+)
+from fedclip_edge.storage import atomic
+from fedclip_edge.transport.base import Traffic
+
+
+def _nothing() -> None:
+    """All is there."""
+
+
+@dataclass(eq=False)
+class LocalLearner:
+    """One device's. `load` makes torch ready, and is called before any work that needs it."""
+
+    config: AgentConfig
+    classes: ClassTexts
+    dim: int
+    data: Prepared
+    traffic: Callable[[], Traffic | None]
+    load: Callable[[], None] = _nothing
+    train_s: float = 0.0
+    busy_s: float = 0.0
+
+    def shapes(self, plan: Plan) -> Shapes:
+        return methods.shapes(plan, self.classes, self.dim)
+
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        began = time.monotonic()
+        self.load()
+        loaded = time.monotonic()
+        made = self._fit(model, plan, state)
+        ended = time.monotonic()
+        self.train_s += ended - loaded
+        self.busy_s += ended - began
+        return made
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        began = time.monotonic()
+        self.load()
+        test = self.data.test
+        logits = {
+            "zero_shot": methods.predict(zeroshot.MODEL, test.vectors, self.classes),
+            "federated": methods.predict(model, test.vectors, self.classes),
+        }
+        if final and plan.local_baseline and "train" in self.config.roles:
+            alone = self._train_alone(plan)
+            logits["local"] = methods.predict(alone, test.vectors, self.classes)
+        own = self._personal(model, plan)
+        if own is not None:
+            logits["personal"] = methods.predict(own, test.vectors, self.classes)
+        found = {name: evaluate(values, test.labels) for name, values in logits.items()}
+        accuracy = {name: one.top1 for name, one in found.items()}
+        accuracy |= {f"{name}_f1": one.macro_f1 for name, one in found.items()}
+        accuracy |= {f"{name}_ece": one.ece for name, one in found.items()}
+        if final:
+            accuracy["zero_shot_all"] = self._zero_shot_all()
+            self._write_predictions(logits)
+            if own is not None:
+                self._write_personal(own, plan)
+        self.busy_s += time.monotonic() - began
+        return Measured(accuracy, {name: one.said for name, one in found.items()} if final else {})
+
+    def report(
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
+    ) -> Report:
+        traffic = self.traffic()
+        return Report(
+            run=run,
+            round=model.round,
+            device=self.config.id,
+            domain=self.config.domain,
+            model=version,
+            accuracy=measured.accuracy,
+            train_pictures=len(self.data.train),
+            test_pictures=len(self.data.test),
+            encoded=self.data.encoded,
+            skipped=self.data.skipped,
+            bytes_up=None if traffic is None else traffic.up_bytes,
+            bytes_down=None if traffic is None else traffic.down_bytes,
+            encode_s=self.data.encode_s,
+            train_s=self.train_s,
+            wait_s=wait_s,
+            per_class=measured.per_class,
+        )
+
+    def _fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        return local.fit(plan, model, self.data, self.classes, state, self.config.id)
+
+    def _personal(self, model: Model, plan: Plan) -> Model | None:
+        """The device's own model, where the plan has one and there is what to make it of."""
+        if "train" not in self.config.roles:
+            return None
+        return personal(plan, model, self.data, self.classes, self.config.id)
+
+    def _write_personal(self, own: Model, plan: Plan) -> None:
+        """personal.safetensors in the device's own folder; it is never sent."""
+        encoder_id, classes_digest = self.data.train.encoder_id, self.classes.digest
+        kept = model_file.TrainedModel(
+            own, f"own-{self.config.id}", plan, encoder_id, classes_digest
+        )
+        model_file.write(self.config.state_dir / "personal.safetensors", kept)
+
+    def _train_alone(self, plan: Plan) -> Model:
+        alone = local.alone(plan, self.classes, self.dim)
+        for _ in range(plan.rounds):
+            alone.train(self.data, self.classes, self.config.id)
+        return alone.model
+
+    def _zero_shot_all(self) -> float:
+        """Over all that has features here: nothing is trained, so none is a training picture."""
+        sides = (self.data.train, self.data.validation, self.data.test)
+        vectors = np.concatenate([side.vectors for side in sides])
+        labels = np.concatenate([side.labels for side in sides])
+        return top1(methods.predict(zeroshot.MODEL, vectors, self.classes), labels)
+
+    def _write_predictions(self, logits: Mapping[str, F32]) -> None:
+        """predictions.csv in the device's own folder; it is never sent."""
+        path = self.config.state_dir / "predictions.csv"
+        names, text = self.classes.names, io.StringIO(newline="")
+        rows = csv.writer(text)
+        rows.writerow(["picture", "label", *logits])
+        for i, picture in enumerate(self.data.test_pictures):
+            guesses = [names[int(values[i].argmax())] for values in logits.values()]
+            rows.writerow([picture.path, names[picture.label], *guesses])
+        atomic.write_file(path, text.getvalue().encode(errors="surrogateescape"))

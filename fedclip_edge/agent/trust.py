@@ -1,0 +1,82 @@
+"""What a device believes of what it hears: whose key signed it, and whether it is of now.
+
+Laws:
+- A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
+  without enrolment the first that a run showed.
+- An older epoch or round is refused, also after a restart.
+- A direct answer names this process's boot, so that nobody can play an answer of old to it.
+- A run ends once for a device that took part in it, also where it was killed before it had heard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from fedclip_edge.agent.state_db import Floor, Parked
+from fedclip_edge.errors import PeerError
+from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.messages import CoordinatorState, Manifest
+
+_RUNS_PINNED = 64
+
+
+@dataclass(eq=False)
+class Believing:
+    """What was believed last. Every method raises PeerError for what is not to be believed."""
+
+    boot: str  # of this process
+    coordinator_key: str  # that enrolment pinned; empty without
+    parked: Parked
+    coordinator: CoordinatorState | None = None
+    manifest: Manifest | None = None
+    is_mine: bool = False  # the manifest's run: this device was in it, and is not done with it
+    _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
+
+    def check(self, signed: wire.Signed) -> None:
+        """The coordinator said it."""
+        message = signed.message
+        if signed.sender != "coordinator":
+            raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
+        if isinstance(message, CoordinatorState | Manifest):
+            key = self.coordinator_key or self._pins.get(message.run, message.key)
+            signed.check(key)
+            self._pins.setdefault(message.run, key)
+            if len(self._pins) > _RUNS_PINNED:  # the oldest but the one it is in
+                current = "" if self.manifest is None else self.manifest.run
+                del self._pins[next(run for run in self._pins if run != current)]
+        elif self.manifest is not None:
+            signed.check(self._pins[self.manifest.run])
+        else:
+            raise PeerError("nothing is known of the run yet")
+
+    def take_coordinator(self, state: CoordinatorState) -> None:
+        """It is this one from here on."""
+        known = self.coordinator
+        epoch = max(self.parked.floor.epoch, 0 if known is None else known.epoch)
+        # One that rose above its own first epoch left its will before that.
+        if state.epoch < epoch and (known is None or state.boot != known.boot):
+            raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
+        self.coordinator = state
+
+    def take_manifest(self, manifest: Manifest, *, direct: bool) -> None:
+        """The run stands there from here on; `direct` where it was said to this device alone."""
+        if direct and manifest.answers != self.boot:
+            raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
+        floor = self.parked.floor
+        is_done = manifest.phase == "done"
+        here = Floor(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
+        if floor.is_above(here):
+            raise PeerError(f"manifest from {_spelled(here)}, older than {_spelled(floor)}")
+        self.is_mine = not is_done or (floor.run == manifest.run and not floor.over)
+        self.parked.move_floor(replace(here, over=not self.is_mine))
+        self.manifest = manifest
+
+    def end(self) -> None:
+        """The device is done with the manifest's run."""
+        self.is_mine = False
+        self.parked.move_floor(replace(self.parked.floor, over=True))
+
+
+def _spelled(floor: Floor) -> str:
+    rounds = "the end" if floor.over else f"{floor.closed} closed rounds"
+    return f"{rounds} of {floor.run or 'no run'} in epoch {floor.epoch}"

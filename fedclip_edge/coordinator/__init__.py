@@ -1,0 +1,1 @@
+"""The coordinator's process, and everything that only a coordinator needs."""

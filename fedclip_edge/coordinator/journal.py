@@ -1,0 +1,330 @@
+"""The run's journal: nothing is acknowledged before it is here.
+
+One SQLite file, write-ahead logged and synced at every commit, holds all that a coordinator must
+not forget: runs, closed models, the open round's contributions, reports, pinned keys.
+
+Laws: the first contribution per (run, round, device) stays; closing a round commits the model and
+deletes its contribution bodies in one transaction; what is read back is what was written, byte
+for byte; who claimed an epoch writes only until another claims a later one: two coordinators on one
+journal would each count what the other does not know of. A model is stored in the bytes that were published, never encoded anew, because another
+version of a compression library may write other bytes for the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedclip_edge.decoding import DecodeError, decode_table
+from fedclip_edge.errors import ConfigError, RunError, StoreError
+from fedclip_edge.records import Plan, Report
+from fedclip_edge.storage import sqlite
+
+T = TypeVar("T")
+
+_SCHEMA_VERSION = 2
+_SCHEMA = """
+CREATE TABLE run (
+    id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
+    classes_digest TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE model (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    body BLOB NOT NULL, server_state BLOB NOT NULL, master BLOB, PRIMARY KEY (run, round)
+);
+CREATE TABLE contribution (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
+    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, body BLOB,
+    PRIMARY KEY (run, round, device)
+);
+CREATE TABLE report (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
+    report TEXT NOT NULL, PRIMARY KEY (run, round, device)
+);
+CREATE TABLE pinned_key (
+    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, key TEXT NOT NULL,
+    PRIMARY KEY (run, device)
+);
+CREATE TABLE epoch (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL);
+INSERT INTO epoch VALUES (1, 0);
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the journal knows it."""
+
+    id: str
+    plan: Plan
+    encoder_id: str
+    classes_digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A closed model, in the bytes that were published."""
+
+    round: int  # rounds closed in it
+    sha256: str  # of `body`
+    body: bytes
+    server_state: bytes  # what the method keeps on the coordinator between rounds
+    master: bytes | None = None  # the model in float32; None where `body` is that
+
+
+class Store:
+    """An open journal. Every method that writes has synced when it returns, but `add_report`."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self.path = path
+        self._database = database
+        self._claimed: int | None = None  # the epoch under which this process writes
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that anybody claimed; 0 for none."""
+        return int(self._one("SELECT value FROM epoch")[0])
+
+    def next_epoch(self, above: int = 0) -> int:
+        """Claims an epoch above every earlier one of this journal, and above `above`.
+
+        Every write of who claimed an earlier one raises RunError from then on.
+        """
+        with self._writing():
+            epoch = max(self.epoch, above) + 1
+            self._database.execute("UPDATE epoch SET value = ?", (epoch,))
+        self._claimed = epoch
+        return epoch
+
+    def check_claim(self) -> None:
+        """Raises RunError where another process claimed a later epoch."""
+        if self._claimed is not None and self.epoch != self._claimed:
+            raise RunError(
+                f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
+                "this one stops, and has written nothing since"
+            )
+
+    def add_run(self, run: Run, initial: StoredModel) -> None:
+        """A new run and the model it starts from."""
+        with self._writing():
+            self._database.execute(
+                "INSERT INTO run VALUES (?, ?, ?, ?, 0)",
+                (run.id, json.dumps(run.plan.to_json()), run.encoder_id, run.classes_digest),
+            )
+            self._add_model(run.id, initial)
+
+    def unfinished_run(self) -> Run | None:
+        """The run to go on with, if the last one was not finished."""
+        rows = self._rows("SELECT id, done FROM run ORDER BY rowid DESC LIMIT 1")
+        return self.last_run() if rows and not rows[0][1] else None
+
+    def last_run(self) -> Run | None:
+        """The newest run, finished or not."""
+        rows = self._rows(
+            "SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid DESC LIMIT 1"
+        )
+        return self._run(rows[0]) if rows else None
+
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, oldest first."""
+        rows = self._rows("SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid")
+        return tuple(map(self._run, rows))
+
+    def has_begun(self, run: str) -> bool:
+        """Whether any device ever spoke in it."""
+        return bool(self.keys(run))
+
+    def finish(self, run: str) -> None:
+        """Marks the run as finished."""
+        with self._writing():
+            self._database.execute("UPDATE run SET done = 1 WHERE id = ?", (run,))
+
+    def newest_model(self, run: str) -> StoredModel:
+        """The model the run stands at."""
+        return StoredModel(
+            *self._one(
+                "SELECT round, sha256, body, server_state, master FROM model WHERE run = ? "
+                "ORDER BY round DESC LIMIT 1",
+                run,
+            )
+        )
+
+    def keep(self, run: str, round: int, device: str, sha256: str, body: bytes) -> None:
+        """Puts a contribution on disk. Raises sqlite3.IntegrityError if the device has one."""
+        with self._writing():
+            self._database.execute(
+                "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
+                (run, round, device, sha256, len(body), body),
+            )
+
+    def kept(self, run: str, round: int) -> dict[str, str]:
+        """By device, the SHA-256 of what is kept for a round, open or closed."""
+        return dict(
+            self._rows(
+                "SELECT device, sha256 FROM contribution WHERE run = ? AND round = ? "
+                "ORDER BY device",
+                run,
+                round,
+            )
+        )
+
+    def has_kept(self, run: str, round: int, device: str, sha256: str) -> bool:
+        """Whether this very contribution was kept, in a round that is open or closed."""
+        query = "SELECT sha256 FROM contribution WHERE run = ? AND round = ? AND device = ?"
+        return self._rows(query, run, round, device) == [(sha256,)]
+
+    def kept_bytes(self, run: str, round: int) -> int:
+        """What the contributions to a round, open or closed, measured as they came."""
+        query = "SELECT SUM(size_bytes) FROM contribution WHERE run = ? AND round = ?"
+        return int(self._one(query, run, round)[0] or 0)
+
+    def contributions(self, run: str, round: int) -> Iterator[bytes]:
+        """The bodies kept for an open round, in the order of `kept`, one in memory at a time."""
+        query = "SELECT body FROM contribution WHERE run = ? AND round = ? AND device = ?"
+        for device in self.kept(run, round):
+            yield self._one(query, run, round, device)[0]
+
+    def close_round(self, run: str, model: StoredModel) -> None:
+        """Commits the model of `model.round` and deletes the bodies that made it.
+
+        Of the models before it the float32 stays; what was published is asked for no more.
+        """
+        with self._writing():
+            self._add_model(run, model)
+            self._database.execute(
+                "UPDATE model SET body = x'' WHERE run = ? AND round = ? AND master IS NOT NULL",
+                (run, model.round - 1),
+            )
+            self._database.execute(
+                "UPDATE contribution SET body = NULL WHERE run = ? AND round = ?",
+                (run, model.round),
+            )
+
+    def rounds_closed(self, run: str) -> int:
+        """How many rounds of the run have a model."""
+        return int(self._one("SELECT MAX(round) FROM model WHERE run = ?", run)[0])
+
+    def add_report(self, report: Report) -> None:
+        """Stores a report; a later one on the same model replaces it.
+
+        Not waited for: the device says it again to whoever comes after a power cut.
+        """
+        with sqlite.unsynced(self._database), self._writing():
+            self._database.execute(
+                "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
+                (report.run, report.round, report.device, json.dumps(report.to_json())),
+            )
+
+    def reports(self, run: str) -> tuple[Report, ...]:
+        """Every report, by round and device."""
+        rows = self._rows("SELECT report FROM report WHERE run = ? ORDER BY round, device", run)
+        return tuple(self._decode(Report, text) for (text,) in rows)
+
+    def pin_key(self, run: str, device: str, key: str) -> str:
+        """The key that the device first showed in this run: `key` itself, or an earlier one."""
+        with self._writing():
+            self._database.execute(
+                "INSERT OR IGNORE INTO pinned_key VALUES (?, ?, ?)", (run, device, key)
+            )
+        return str(
+            self._one("SELECT key FROM pinned_key WHERE run = ? AND device = ?", run, device)[0]
+        )
+
+    def keys(self, run: str) -> dict[str, str]:
+        """Every pinned key, by device."""
+        return dict(self._rows("SELECT device, key FROM pinned_key WHERE run = ?", run))
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction; changes nothing where it raises.
+
+        StoreError where the disk refuses, RunError where another process claimed a later epoch.
+        """
+        with self._told("written"), self._database:
+            self._database.execute("BEGIN IMMEDIATE")  # nobody writes between the check and this
+            self.check_claim()
+            yield
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """The disk's refusals as StoreError."""
+        try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # not the disk's doing
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"the journal {self.path} cannot be {what} ({error}); what was acknowledged before "
+                "is in it: free or mend the disk and start again"
+            ) from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._told("read"):
+            return self._database.execute(query, values).fetchall()
+
+    def _add_model(self, run: str, model: StoredModel) -> None:
+        self._database.execute(
+            "INSERT INTO model VALUES (?, ?, ?, ?, ?, ?)",
+            (run, model.round, model.sha256, model.body, model.server_state, model.master),
+        )
+
+    def _run(self, row: tuple[Any, ...]) -> Run:
+        identifier, plan, encoder_id, classes_digest = map(str, row)
+        return Run(identifier, self._decode(Plan, plan), encoder_id, classes_digest)
+
+    def _decode(self, cls: type[T], text: str) -> T:
+        """A record that the journal holds as JSON; raises StoreError where it is damaged."""
+        try:
+            return decode_table(cls, json.loads(text), "journal")
+        except (DecodeError, ValueError) as error:
+            raise StoreError(
+                f"the journal {self.path} holds a {cls.__name__} that cannot be read ({error}); "
+                "finish its run with the program that began it, or name another file"
+            ) from error
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...]:
+        return self._rows(query, *values)[0]
+
+
+def open_store(path: Path) -> Store:
+    """Opens the journal, making it if missing.
+
+    Raises ConfigError, and changes nothing, where it is no journal of this version or cannot be
+    written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as on_failure:
+            database = sqlite3.connect(path, timeout=1.0)
+            on_failure.callback(database.close)
+            _prepare(database, path)
+            on_failure.pop_all()
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"the journal {path} cannot be opened ({error}); name another file under 'journal'"
+        ) from error
+    return Store(path, database)
+
+
+def _prepare(database: sqlite3.Connection, path: Path) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    if tables and ("contribution",) not in tables:
+        raise ConfigError(
+            f"{path} is the database of something else; name another file under 'journal'"
+        )
+    if tables and version != _SCHEMA_VERSION:
+        raise ConfigError(
+            f"the journal {path} is of version {version}, this program writes {_SCHEMA_VERSION}; "
+            "finish its run with the program that began it, or name another file"
+        )
+    sqlite.set_up(database)
+    if not tables:
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")

@@ -1,0 +1,111 @@
+"""The meaning of `--model RUN_OR_FILE`: a model file, a journal, or a run's id.
+
+Law: a model that was found fits the bundle: another encoder or other classes are refused, never
+silently used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge import model_file
+from fedclip_edge.coordinator.journal import Run, Store, open_store
+from fedclip_edge.coordinator.run_state import master_model
+from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.learning import methods
+from fedclip_edge.model_file import NAME_ANOTHER, TrainedModel
+from fedclip_edge.vision.bundle import Bundle
+
+_SQLITE = b"SQLite format 3\0"  # sqlite.org/fileformat.html
+
+
+def find_model(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
+    """The model that `--model name` means, fitting the bundle.
+
+    `name` is a model file; or a journal, of which the newest run's newest model is taken; or a
+    run's id, looked up in `journal`. Raises ConfigError where there is none, or where it was
+    made for another encoder or other classes.
+    """
+    path = Path(name)
+    if path.is_dir():
+        raise ConfigError(f"--model {path} is a folder; {NAME_ANOTHER}")
+    if not path.exists():
+        return _from_journal(journal, bundle, name)
+    if _is_database(path):
+        return _from_journal(path, bundle, None)
+    trained = model_file.read(path)
+    _check_fits(str(path), trained.encoder_id, trained.classes_digest, bundle)
+    dim = bundle.manifest.dim
+    shapes = methods.shapes_beside(trained.model, trained.plan, bundle.classes, dim)
+    found = {term: array.shape for term, array in trained.model.terms.items()}
+    if found != shapes:
+        raise ConfigError(
+            f"{path} holds {_described(found)}, but {trained.plan.method} with this bundle has "
+            f"{_described(shapes)}; {NAME_ANOTHER}"
+        )
+    return trained
+
+
+def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
+    if not path.is_file():
+        raise ConfigError(
+            f"--model {name} is no file here, and there is no journal {path} to look a run up in; "
+            "name a file, or the journal with --journal"
+        )
+    with contextlib.closing(open_store(path)) as store:
+        run = _run(store, name)
+        where = f"{run.id} in {path}"
+        _check_fits(where, run.encoder_id, run.classes_digest, bundle)
+        shapes = methods.shapes(run.plan, bundle.classes, bundle.manifest.dim)
+        try:
+            model = master_model(store.newest_model(run.id), shapes)
+            methods.shapes_beside(model, run.plan, bundle.classes, bundle.manifest.dim)
+        except PeerError as error:
+            raise ConfigError(
+                f"the model of {where} is damaged ({error}); {NAME_ANOTHER}"
+            ) from error
+    return TrainedModel(model, run.id, run.plan, run.encoder_id, run.classes_digest)
+
+
+def _run(store: Store, name: str | None) -> Run:
+    runs = {run.id: run for run in store.runs()}
+    if not runs:
+        raise ConfigError(f"the journal {store.path} holds no run yet; start one with `serve`")
+    if name is None:
+        return next(reversed(runs.values()))
+    if name not in runs:
+        near = difflib.get_close_matches(name, runs, n=1)
+        newest = next(reversed(runs))
+        hint = f"did you mean {near[0]!r}?" if near else f"its newest run is {newest!r}"
+        raise ConfigError(f"{name!r} is no file and no run in the journal {store.path}; {hint}")
+    return runs[name]
+
+
+def _check_fits(where: str, encoder_id: str, classes_digest: str, bundle: Bundle) -> None:
+    ours = bundle.manifest.encoder_id
+    if encoder_id != ours:
+        raise ConfigError(
+            f"{where} was made with another encoder ({encoder_id[:12]}) than that of "
+            f"{bundle.folder} ({ours[:12]}); name the bundle of its fleet"
+        )
+    if classes_digest != bundle.classes.digest:
+        raise ConfigError(
+            f"{where} was made with other classes or class texts than those of {bundle.folder} "
+            f"({len(bundle.classes.names)} classes); name the bundle of its fleet"
+        )
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _described(shapes: dict[str, tuple[int, ...]] | Any) -> str:
+    terms = (f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
+    return ", ".join(terms) or "no terms"

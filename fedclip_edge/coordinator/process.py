@@ -1,0 +1,239 @@
+"""`fedclip-edge serve`: the coordinator as a process, with the broker, the clock and the trainer.
+
+Law: two coordinators never serve one fleet. Before it says anything, a new one listens for the
+retained state of another; it takes over only from one that is gone, or when told to, and always
+under a higher epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedclip_edge import log
+from fedclip_edge.config import FleetConfig, load_agent, load_fleet
+from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator.journal import Run, Store, open_store
+from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
+from fedclip_edge.learning import methods
+from fedclip_edge.pki import registry
+from fedclip_edge.pki.expiry import Expiry
+from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.protocol import signing, wire
+from fedclip_edge.protocol.messages import CoordinatorState
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport import base, mqtt
+from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.bundle_warnings import cautions
+
+_LISTEN_S = 0.5
+_FIRST_CONNECTION_S = 10.0
+_TICK_S = 0.2
+_TRAINER_ENDS_S = 10.0
+# authority.py: the coordinator's own certificate lasts as long as what signed it.
+_ENDS_WITH_AUTHORITY = (
+    "the fleet's authority ends with it: make a new one with `fedclip-edge broker init`, and enrol "
+    "every device again"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Claim:
+    """The fleet is ours, under this epoch."""
+
+    link: mqtt.PahoTransport
+    boot: str
+    epoch: int
+
+
+def load(path: Path) -> FleetConfig:
+    """Reads fleet.toml, its plan settled; raises ConfigError naming the file and the table."""
+    config = load_fleet(path)
+    try:
+        return replace(config, plan=methods.settled(config.plan))
+    except ConfigError as error:
+        raise ConfigError(f"{path} [plan]: {error}") from None
+
+
+def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:
+    """Runs one federation to its end.
+
+    Raises ConfigError, BundleError, LinkError, StoreError, and RunError where another coordinator
+    took over.
+    """
+    bundle = read_bundle(config.bundle)
+    for caution in cautions(bundle.manifest):
+        log.event("bundle_caution", bundle=config.bundle, caution=caution)
+    trainer_id = _trainer_id(config)
+    store = open_store(config.journal)
+    with contextlib.closing(store), Children() as children:
+        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
+        run = run_state.begin(config, bundle.classes, dim, encoder_id, store)
+        layout = methods.layout(run.plan, bundle.classes, dim)
+        me = signing.of(config.broker.key, config.journal.with_suffix(".key"))
+        enrolled = None if config.registry is None else registry.read(config.registry)
+        claim = _claim(config, run, store, me, take_over=take_over)
+        books = run_state.open_ledger(run, store, layout)
+        serving = coordinator.Coordinator(
+            config=config,
+            ledger=books,
+            voice=publisher.Announcer(config, books, me, claim.link, claim.boot, claim.epoch),
+            invited=frozenset(() if trainer_id is None else (trainer_id,)),
+            registry=enrolled,
+        )
+        try:
+            serving.resume(time.monotonic())
+            serving.take(base.Connected(), time.monotonic())
+            log.event(
+                "serving",
+                fleet=config.fleet,
+                run=run.id,
+                epoch=claim.epoch,
+                rounds_closed=store.rounds_closed(run.id),
+                rounds=run.plan.rounds,
+                waiting_for=config.rules.devices,
+            )
+            trainer = None
+            if config.trainer is not None:
+                flags = ["--json"] if as_json else []
+                command = ["agent", str(config.trainer.config), "--once", *flags]
+                trainer = children.start(own_command(*command), log=None)
+            _loop(serving, trainer)
+            log.event(
+                "run_done",
+                run=run.id,
+                rounds=store.rounds_closed(run.id),
+                refused_messages=serving.refused_messages.total(),
+            )
+        finally:
+            serving.say_goodbye()
+            claim.link.close()
+        if trainer is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                trainer.wait(_TRAINER_ENDS_S)
+
+
+def _trainer_id(config: FleetConfig) -> str | None:
+    """The trainer's device id; raises ConfigError where it would join another fleet."""
+    if config.trainer is None:
+        return None
+    agent = load_agent(config.trainer.config)
+    theirs = (agent.fleet, agent.broker.host, agent.broker.port)
+    ours = (config.fleet, config.broker.host, config.broker.port)
+    if theirs != ours:
+        raise ConfigError(
+            f"{config.trainer.config}: the trainer is of fleet {theirs[0]!r} at "
+            f"{theirs[1]}:{theirs[2]}; write {ours[0]!r} and {ours[1]}:{ours[2]} as in fleet.toml"
+        )
+    return agent.id
+
+
+def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
+    ticked_at = time.monotonic()
+    expiry = Expiry(serving.config.broker.certificate, _ENDS_WITH_AUTHORITY)
+    changed_at = _changed_at(serving.config)
+    while not serving.finished:
+        event = serving.voice.transport.next_event(_TICK_S)
+        now = time.monotonic()
+        if event is not None:
+            serving.take(event, now)
+        if now - ticked_at >= _TICK_S:
+            ticked_at = now
+            expiry.look(now)
+            if changed_at != (changed_at := _changed_at(serving.config)):
+                _admit(serving, now)
+            serving.tick(now)
+        if trainer is not None and trainer.poll() is not None and not serving.finished:
+            if not serving.has_begun:
+                raise RunError(
+                    f"the trainer ended with code {trainer.returncode} before the first round; "
+                    "what it said stands above"
+                )
+            log.event("trainer_ended", code=trainer.returncode)
+            trainer = None
+
+
+def _changed_at(config: FleetConfig) -> int:
+    """When the registry was last written; 0 without one."""
+    try:
+        return 0 if config.registry is None else config.registry.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _admit(serving: coordinator.Coordinator, now: float) -> None:
+    """Reads the registry again, and has the broker end the connections of who is off it."""
+    config = serving.config
+    try:
+        assert config.registry is not None
+        out = serving.admit(registry.read(config.registry), now)
+    except ConfigError as error:
+        log.event("registry_not_read", reason=str(error))  # what was admitted before stays so
+        return
+    for device, boot in out.items():
+        client = base.device_client(config.fleet, device, boot)
+        threading.Thread(target=_throw_out, args=(config, client), daemon=True).start()
+
+
+def _throw_out(config: FleetConfig, client: str) -> None:
+    try:
+        mqtt.throw_out(config.broker, client)
+    except FedclipError as error:
+        log.event("not_thrown_out", client=client, reason=str(error))
+
+
+def _claim(
+    config: FleetConfig, run: Run, store: Store, me: signing.Identity, *, take_over: bool
+) -> _Claim:
+    heard = 0
+    while True:
+        # Claimed only once it is ours: a claim stops whoever has this journal open and writes to it.
+        epoch = max(store.epoch, heard) + 1
+        boot = secrets.token_hex(8)
+        gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
+        link = mqtt.PahoTransport(
+            config.broker,
+            base.coordinator_client(),
+            Topics(config.fleet).for_coordinator(),
+            publisher.will(config.fleet, gone, me),
+        )
+        link.connect(_FIRST_CONNECTION_S)
+        other = _listen(config, link, me)
+        if other is not None and other.online and not take_over:
+            link.close()
+            raise ConfigError(
+                f"another coordinator is online for fleet {config.fleet} (epoch {other.epoch}); "
+                "stop it, or add --take-over if it is known to be dead"
+            )
+        heard = heard if other is None else max(heard, other.epoch)
+        if heard < epoch and store.next_epoch(above=heard) == epoch:
+            return _Claim(link, boot, epoch)
+        link.close()
+
+
+def _listen(
+    config: FleetConfig, link: mqtt.PahoTransport, me: signing.Identity
+) -> CoordinatorState | None:
+    """The newest state that another coordinator left or keeps on the broker.
+
+    Those of an enrolled fleet share one key.
+    """
+    topic = Topics(config.fleet).coordinator_state
+    deadline, newest = time.monotonic() + _LISTEN_S, None
+    while (left_s := deadline - time.monotonic()) > 0:
+        event = link.next_event(left_s)
+        if not isinstance(event, base.Received) or event.topic != topic:
+            continue
+        try:
+            signed = wire.unpack_control(event.topic, event.payload)
+            if isinstance(signed.message, CoordinatorState):
+                signed.check(signed.message.key if config.registry is None else me.key)
+                newest = signed.message
+        except PeerError as error:
+            log.event("message_refused", topic=topic, reason=str(error))
+    return newest

@@ -1,0 +1,316 @@
+"""The round as a state table: pure, with the clock passed in.
+
+Laws:
+- Everything that decides about a round is in this file, and this file does no I/O: `step` takes
+  a state, an event and the time in seconds on any monotonic clock, and returns the next state
+  and what to do.
+- A pair of phase and event that is not in the table is an error by construction.
+- The first verified contribution per round and device wins; the same one again is acknowledged
+  again; another one is refused.
+- Between two attempts at a round nothing is taken and nothing refused: the device offers it again
+  once the round is open, but never again what was refused.
+- A round closes when everybody of its cohort is in or given up and a quorum is in, at its
+  deadline at the latest; short of the quorum it is repeated with what is in kept.
+- Nothing waits for "all": a device that went away is waited for `grace_s` and no longer, and one
+  that was silent up to the deadline is forgotten until it says hello again: nobody may be there
+  any more to say that it went (a broker that dies takes the wills with it).
+- Who is silent is told again what is open, at intervals that double: a lost manifest costs as long
+  again as was waited already, not the round's deadline.
+- A closed round never reopens: the round number only grows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.round_events import (
+    Acknowledge,
+    Action,
+    Announce,
+    Arrived,
+    Closed,
+    CloseRound,
+    Drop,
+    Event,
+    Finish,
+    Forget,
+    Heard,
+    Joined,
+    Keep,
+    Left,
+    Offered,
+    Rejected,
+    Remind,
+    Reported,
+    Tick,
+    Upload,
+)
+from fedclip_edge.protocol.cohort import EVERYBODY, NOBODY, cohort_hash
+from fedclip_edge.protocol.messages import Phase
+
+REMIND_S = 5.0  # after this long without an offer a device is told again what is open
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. `round` is the one open, or next to open; from 1."""
+
+    run: str
+    rules: RunRules
+    rounds: int
+    round: int = 1
+    phase: Phase = "gathering"
+    attempt: int = 0
+    deadline: float = math.inf  # of the open round, or of the last evaluation
+    trainers: frozenset[str] = frozenset()  # online, and willing to train
+    evaluators: frozenset[str] = frozenset()  # online, and willing to evaluate
+    away_since: Mapping[str, float] = field(default_factory=dict)  # went away, not back yet
+    cohort: frozenset[str] = frozenset()
+    threshold: str = EVERYBODY
+    invited: frozenset[str] = frozenset()  # by name: the first round waits for these as well
+    kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
+    rejected: frozenset[str] = frozenset()  # in this attempt
+    offered: frozenset[str] = frozenset()  # in this attempt, and may upload
+    heard: frozenset[str] = frozenset()  # said anything at all in this attempt
+    reminded: int = 0  # times in this attempt
+    reported: frozenset[str] = frozenset()  # devices that evaluated the last model
+
+    @property
+    def quorum(self) -> int:
+        """Contributions without which the open round cannot close."""
+        return max(1, math.ceil(self.rules.quorum * len(self.cohort)))
+
+
+Step = tuple[State, tuple[Action, ...]]
+
+
+def step(state: State, event: Event, now: float) -> Step:
+    """The next state, and what to do, in order. Raises KeyError for what cannot happen."""
+    return _TABLE[state.phase, type(event)](state, event, now)
+
+
+def _join(state: State, event: Joined, now: float) -> Step:
+    trainers, evaluators = state.trainers - {event.device}, state.evaluators - {event.device}
+    state = replace(
+        state,
+        trainers=trainers | {event.device} if event.trains else trainers,
+        evaluators=evaluators | {event.device} if event.evaluates else evaluators,
+        away_since={d: t for d, t in state.away_since.items() if d != event.device},
+        heard=state.heard | {event.device},
+    )
+    return _open_if_enough(state, now) if state.phase == "gathering" else (state, ())
+
+
+def _leave(state: State, event: Left, now: float) -> Step:
+    is_here = event.device in state.trainers | state.evaluators
+    if not is_here and not (event.for_good and event.device in state.away_since):
+        return state, ()
+    state = replace(
+        state,
+        trainers=state.trainers - {event.device},
+        evaluators=state.evaluators - {event.device},
+        away_since={**state.away_since, event.device: -math.inf if event.for_good else now},
+    )
+    is_awaited = state.phase == "open" and event.for_good
+    return _close_if_complete(state, now) if is_awaited else (state, ())
+
+
+def _offer(state: State, event: Offered, now: float) -> Step:
+    verdict = _judge(state, event)
+    if verdict is not None:
+        return state, (verdict,)
+    state = replace(state, offered=state.offered | {event.device})
+    return state, (Upload(event.device),)
+
+
+def _early(state: State, event: Offered | Arrived, now: float) -> Step:
+    verdict = _judge(state, event)
+    return state, () if verdict is None else (verdict,)
+
+
+def _arrive(state: State, event: Arrived, now: float) -> Step:
+    verdict = _judge(state, event)
+    if verdict is not None:
+        return state, (verdict,)
+    state = replace(state, kept={**state.kept, event.device: event.sha256})
+    state, actions = _close_if_complete(state, now)
+    return state, (Keep(event.device), *actions)
+
+
+def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
+    """None where the contribution is welcome."""
+    if state.phase in ("final", "done"):
+        return Drop(event.device, f"no round is open ({state.phase})")
+    if event.round != state.round:
+        return Drop(event.device, f"round {event.round} is not open, round {state.round} is")
+    if event.device in state.kept:
+        if state.kept[event.device] == event.sha256:
+            return Acknowledge(event.device)
+        return Drop(event.device, f"another contribution to round {event.round} is kept")
+    if state.phase == "open" and event.device not in state.cohort:
+        return Drop(event.device, f"not in the cohort of round {event.round}")
+    return None
+
+
+def _close_if_complete(state: State, now: float) -> Step:
+    waiting = state.cohort - state.kept.keys() - state.rejected - _given_up(state, now)
+    if waiting and now < state.deadline:
+        return state, ()
+    silent = waiting - state.offered - state.heard
+    state = replace(state, trainers=state.trainers - silent, evaluators=state.evaluators - silent)
+    forgotten = tuple(Forget(device) for device in sorted(silent))
+    if len(state.kept) >= state.quorum:
+        return state, (*forgotten, CloseRound())
+    state = replace(state, phase="gathering", attempt=state.attempt + 1, deadline=math.inf)
+    state, actions = _open_if_enough(state, now)
+    return state, (*forgotten, *(actions or (Announce(),)))
+
+
+def _remind(state: State, awaited: frozenset[str], now: float) -> Step:
+    waited_s = now - (state.deadline - state.rules.deadline_s)
+    if waited_s < REMIND_S * 2**state.reminded:
+        return state, ()
+    silent = sorted(awaited - state.away_since.keys())
+    return replace(state, reminded=state.reminded + 1), tuple(map(Remind, silent))
+
+
+def _given_up(state: State, now: float) -> frozenset[str]:
+    return frozenset(
+        device for device, since in state.away_since.items() if now - since >= state.rules.grace_s
+    )
+
+
+def _hear(state: State, event: Heard | Reported, now: float) -> Step:
+    return replace(state, heard=state.heard | {event.device}), ()
+
+
+def _tick_gathering(state: State, event: Tick, now: float) -> Step:
+    return _open_if_enough(state, now)
+
+
+def _reject(state: State, event: Rejected, now: float) -> Step:
+    if event.round != state.round or event.device in state.kept:
+        return state, ()
+    return _close_if_complete(replace(state, rejected=state.rejected | {event.device}), now)
+
+
+def _tick_open(state: State, event: Tick, now: float) -> Step:
+    state, actions = _close_if_complete(state, now)
+    if actions:
+        return state, actions
+    return _remind(state, state.cohort - state.kept.keys() - state.rejected - state.offered, now)
+
+
+def _closed(state: State, event: Closed, now: float) -> Step:
+    state = replace(state, kept={}, cohort=frozenset(), attempt=0, deadline=math.inf)
+    if state.round == state.rounds:
+        state = replace(
+            state,
+            phase="final",
+            deadline=now + state.rules.deadline_s,
+            reminded=0,
+        )
+        state, actions = _finish_if_evaluated(state, now)
+        return state, (Announce(), *actions)
+    state = replace(state, phase="gathering", round=state.round + 1)
+    state, actions = _open_if_enough(state, now)
+    return state, actions or (Announce(),)
+
+
+def _open_if_enough(state: State, now: float) -> Step:
+    # The first round waits for everybody who is expected; later ones for a quorum of them.
+    needed = state.rules.devices
+    if state.round > 1:
+        needed = max(1, math.ceil(state.rules.quorum * needed))
+    elif not state.invited <= state.trainers | state.evaluators:
+        return state, ()
+    if len(state.trainers | state.kept.keys()) < needed:
+        return state, ()
+    if state.away_since.keys() - _given_up(state, now):
+        return state, ()  # somebody has just gone: waited for as in an open round
+    return _open(state, now)
+
+
+def _open(state: State, now: float) -> Step:
+    free = state.trainers - state.kept.keys()
+    hashes = {d: cohort_hash(state.run, state.round, d) for d in free}
+    chosen, threshold = sorted(hashes, key=hashes.__getitem__), EVERYBODY
+    if state.rules.cohort:
+        # The last hash that fits is published: the cohort's size is exact, whoever is kept from
+        # an earlier attempt included, and no list of devices travels.
+        chosen = chosen[: max(0, state.rules.cohort - len(state.kept))]
+        threshold = hashes[chosen[-1]] if chosen else NOBODY
+    state = replace(
+        state,
+        phase="open",
+        rejected=frozenset(),
+        offered=frozenset(),
+        heard=frozenset(),
+        reminded=0,
+        cohort=frozenset(chosen) | state.kept.keys(),
+        threshold=threshold,
+        deadline=now + state.rules.deadline_s,
+    )
+    return state, (Announce(),)
+
+
+def _report_final(state: State, event: Reported, now: float) -> Step:
+    if event.round != state.round:
+        return state, ()
+    return _finish_if_evaluated(replace(state, reported=state.reported | {event.device}), now)
+
+
+def _tick_final(state: State, event: Tick, now: float) -> Step:
+    state, actions = _finish_if_evaluated(state, now)
+    return (state, actions) if actions else _remind(state, state.evaluators - state.reported, now)
+
+
+def _finish_if_evaluated(state: State, now: float) -> Step:
+    awaited = (state.evaluators | state.away_since.keys()) - _given_up(state, now)
+    if awaited <= state.reported or now >= state.deadline:
+        return replace(state, phase="done"), (Announce(), Finish())
+    return state, ()
+
+
+def _nothing(state: State, event: Event, now: float) -> Step:
+    return state, ()
+
+
+_TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
+    ("gathering", Joined): _join,
+    ("gathering", Left): _leave,
+    ("gathering", Heard): _nothing,
+    ("gathering", Offered): _early,
+    ("gathering", Arrived): _early,
+    ("gathering", Rejected): _nothing,
+    ("gathering", Reported): _nothing,
+    ("gathering", Tick): _tick_gathering,
+    ("open", Joined): _join,
+    ("open", Left): _leave,
+    ("open", Heard): _hear,
+    ("open", Offered): _offer,
+    ("open", Arrived): _arrive,
+    ("open", Rejected): _reject,
+    ("open", Closed): _closed,
+    ("open", Reported): _hear,
+    ("open", Tick): _tick_open,
+    ("final", Joined): _join,
+    ("final", Left): _leave,
+    ("final", Heard): _nothing,
+    ("final", Offered): _offer,
+    ("final", Arrived): _arrive,
+    ("final", Rejected): _nothing,
+    ("final", Reported): _report_final,
+    ("final", Tick): _tick_final,
+    ("done", Joined): _nothing,
+    ("done", Left): _nothing,
+    ("done", Heard): _nothing,
+    ("done", Offered): _offer,
+    ("done", Arrived): _arrive,
+    ("done", Rejected): _nothing,
+    ("done", Reported): _nothing,
+    ("done", Tick): _nothing,
+}

@@ -1,0 +1,168 @@
+"""A bundle of somebody's own ONNX encoder; needs neither PyTorch nor open_clip.
+
+Law: everything is checked before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.exporting.calibration import Draw, calibrated, check_calibration, gather
+from fedclip_edge.exporting.golden import golden_vectors, open_candidate
+from fedclip_edge.exporting.inputs import read_class_texts, read_encoder_file
+from fedclip_edge.exporting.onnx_file import opset_of
+from fedclip_edge.exporting.parity import Progress
+from fedclip_edge.exporting.parity_gate import Report, make_candidate
+from fedclip_edge.exporting.recipe import Precision
+from fedclip_edge.exporting.versions import versions
+from fedclip_edge.vision import verification
+from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, check_free, write_bundle
+from fedclip_edge.vision.encoder import Encoder
+
+_FLOATS = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
+_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+
+
+def export_onnx(
+    encoder: Path,
+    preprocess: Path,
+    class_texts: Path,
+    classes: Path,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    draw: Draw,
+    calibration: Path | None = None,
+    accept_parity: bool = False,
+    replace_existing: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    report: Report = lambda _: None,
+    progress: Progress = lambda _done, _total: None,
+) -> Bundle:
+    """Makes a bundle of somebody's own ONNX encoder, its preprocessing and its class texts.
+
+    fp32 keeps the file byte for byte, whatever it is stored in; it is compared with nothing but
+    itself: a picture's feature must not depend on the rest of its batch. Another
+    precision is made from it and compared with it, on the pictures in the folder `calibration`
+    or, without one, on those that `draw` gives; the identity of the encoder stays, so
+    features of both may meet. With `accept_parity` the bundle is written in spite of the gate.
+    `say` hears of each step, `progress` of the comparison, and `report` is shown what the gate
+    found, whether it passed or not.
+
+    `encoder` takes float32 [batch, 3, S, S] and gives float32 [batch, D]; `class_texts` is a
+    `.npy` of C unit vectors [C, D], in the order of the names in `classes`. What nobody can know
+    of a foreign encoder is "unknown" in the manifest. Raises ConfigError, naming the file, for
+    one that is missing or wrong, and ExportError where the encoder does not fit the others; then
+    nothing is written.
+    """
+    check_free(out, replace_existing=replace_existing)
+    check_calibration(precision, calibration)
+    described = read_encoder_file(preprocess)
+    texts = read_class_texts(class_texts, classes, described.logit_scale, described.prompt)
+    onnx_file = _read_bytes(encoder)
+    graph = _parse(onnx_file, encoder)
+    preprocessing = described.preprocessing()
+    given = open_candidate(onnx_file, preprocessing, str(encoder))
+    golden = golden_vectors(given, preprocessing)
+    _check_features(given, golden, str(encoder))
+    dim = golden.features.shape[1]
+    if dim != texts.vectors.shape[1]:
+        raise ExportError(
+            f"{encoder} gives features of width {dim}, but {class_texts} holds text "
+            f"vectors of width {texts.vectors.shape[1]}; both must come from one model"
+        )
+    manifest = Manifest(
+        model=described.model,
+        pretrained="unknown",
+        weights_sha256=hashlib.sha256(onnx_file).hexdigest(),
+        dim=dim,
+        preprocessing=preprocessing,
+        activation="unknown",
+        precision=_precision(graph),
+        opset=opset_of(graph),
+        made_with=versions("onnx", "onnxruntime", "onnxruntime-gpu"),
+    )
+    if precision != "fp32":
+        if manifest.precision != "fp32":
+            raise ConfigError(
+                f"{encoder} is stored in {manifest.precision} and only an fp32 file can be had in "
+                f"{precision}; name that file, or leave the precision out"
+            )
+        pictures = gather(calibration, draw, preprocessing, texts.names)
+        say(f"{precision}{calibrated(pictures, precision)}, compared with {encoder}")
+        made = make_candidate(
+            graph,
+            precision,
+            pictures,
+            given.embed,
+            texts,
+            preprocessing,
+            accept_parity=accept_parity,
+            report=report,
+            progress=progress,
+            name=str(encoder),
+        )
+        onnx_file, golden = made.onnx_file, made.golden
+        manifest = replace(
+            manifest,
+            precision=precision,
+            parity=made.parity.to_json(),
+            quantisation=made.quantisation,
+        )
+    return write_bundle(out, manifest, onnx_file, texts, golden, replace_existing=replace_existing)
+
+
+def _check_features(encoder: Encoder, golden: Golden, name: str) -> None:
+    """Raises ExportError for features that could not be cached, or mean nothing."""
+    if not golden.features.any(axis=1).all():
+        raise ExportError(f"{name} gives features of nothing but 0; its weights are damaged")
+    alone = verification.one_by_one(encoder, golden.pixels)  # (n, D)
+    found = verification.relative(alone, golden.features)
+    allowed = verification.tolerance("unknown", "cpu").batch
+    if not found <= allowed:
+        raise ExportError(
+            f"{name} gives a picture another feature alone than in a batch (relative difference "
+            f"{found:.2g}, at most {allowed:g}), so it could not be cached; dynamic int8 does "
+            "that: name the fp32 file, and --precision int8 for a smaller one"
+        )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model_from_string(onnx_file)
+    except Exception as error:  # protobuf's errors share no base but Exception
+        raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx") from error
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise ConfigError(
+            f"{path} keeps its weights in another file; save it as one file: "
+            "onnx.save(onnx.load(PATH), NEW_PATH)"
+        )
+    if not opset_of(model):  # protobuf reads almost anything
+        raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx")
+    return model
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """By the weights as stored; "unknown" for a mixture."""
+    stored = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    if stored & set(_QUANTISED):
+        return "int8"
+    kinds = {_FLOATS[kind] for kind in stored if kind in _FLOATS}
+    return kinds.pop() if len(kinds) == 1 else "unknown"

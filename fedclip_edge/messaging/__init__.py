@@ -1,1 +1,0 @@
-"""What is said between devices and coordinator, and how it travels; no torch, no onnxruntime."""

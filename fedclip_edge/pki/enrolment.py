@@ -1,0 +1,272 @@
+"""The operator's folder of one fleet: its authority, what the broker and the coordinator need, and
+the devices enrolled, renewed and revoked in it.
+
+    FOLDER/ca.crt, ca.key           the authority; its key stays here
+    FOLDER/broker/                  mosquitto.conf and all it names: goes to the broker's host
+    FOLDER/coordinator/             certificate, key, devices.json: goes to where `serve` runs
+
+Laws:
+- Private keys are readable by their owner alone, and a device's key is kept nowhere but in its
+  archive; with a signing request it never leaves the box.
+- Everything is written whole or not at all, and an authority that exists is never overwritten.
+- A revocation reaches the registry first, so that the coordinator refuses the device whatever the
+  broker does. Revoking again does all of it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedclip_edge.errors import BrokerError, ConfigError
+from fedclip_edge.pki import authority, mosquitto, registry
+from fedclip_edge.pki.authority import Authority
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.records import check_id
+from fedclip_edge.storage import atomic
+from fedclip_edge.storage.lock import lock_file
+
+COORDINATOR = "coordinator"  # the user name that the access list knows
+# A broker on this machine is reached under these whatever else it is called.
+_LOCAL = ("localhost", "127.0.0.1")
+
+_AGENT = """\
+# One device. Relative paths are relative to this file.
+
+id = {id}
+fleet = {fleet}
+bundle = "bundle"                  # a copy of the coordinator's bundle
+state_dir = "/var/lib/fedclip-edge"
+# Believe this coordinator and no other.
+coordinator_key = {coordinator}
+
+[data]
+folder = "/srv/pictures"           # one folder per class, named as in the bundle
+
+[broker]
+host = {host}
+port = {port}
+ca = "ca.crt"
+certificate = "device.crt"
+key = "device.key"
+"""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where things lie in an operator's folder."""
+
+    path: Path
+
+    @property
+    def broker(self) -> Path:
+        return self.path / "broker"
+
+    @property
+    def coordinator(self) -> Path:
+        return self.path / "coordinator"
+
+    @property
+    def registry(self) -> Path:
+        return self.coordinator / "devices.json"
+
+
+def found(
+    folder: Path,
+    hosts: Sequence[str],
+    *,
+    fleet: str,
+    port: int = mosquitto.PORT,
+    broker_home: Path | None = None,
+    reload: str = "",
+) -> Folder:
+    """Makes the operator's folder; devices will look for the broker at the first of `hosts`.
+
+    `broker_home` is where the broker's files will lie on its host (None: where they are made).
+    Raises ConfigError where `folder` exists, or a host or the fleet is no name.
+    """
+    made = Folder(folder.absolute())
+    ca = authority.found()
+    broker_key, coordinator_key = authority.new_key(), authority.new_key()
+    names = tuple(dict.fromkeys([*hosts, *_LOCAL]))
+    broker = authority.certify_broker(ca, broker_key.public_key(), names)
+    client = authority.certify_coordinator(ca, coordinator_key.public_key(), COORDINATOR)
+    try:
+        books = Registry(check_id(fleet, "fleet"), names[0], port, client.key, reload)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    contents = {
+        "ca.crt": ca.pem,
+        "ca.key": ca.key_pem,
+        "broker/ca.crt": ca.pem,
+        "broker/broker.crt": broker.pem,
+        "broker/broker.key": authority.private_pem(broker_key),
+        "broker/crl.pem": authority.revocation_list(ca, ()),
+        "broker/fleet.acl": access_list().encode(),
+        "broker/mosquitto.conf": mosquitto.settings(broker_home or made.broker, port).encode(),
+        "coordinator/ca.crt": ca.pem,
+        "coordinator/coordinator.crt": client.pem,
+        "coordinator/coordinator.key": authority.private_pem(coordinator_key),
+        "coordinator/devices.json": registry.pack(books),
+    }
+    try:
+        atomic.make_folder(made.path, contents, [name for name in contents if ".key" in name])
+    except FileExistsError:
+        raise ConfigError(
+            f"{made.path} is there already and stays as it is; name another folder"
+        ) from None
+    return made
+
+
+def enroll(
+    folder: Folder,
+    id: str = "",
+    *,
+    request: bytes | None = None,
+    out: Path | None = None,
+    days: int = authority.DEVICE_DAYS,
+) -> Path:
+    """Makes a device's archive: agent.toml, its certificate, the authority's, and its key.
+
+    With a signing `request` the key stays where it was made, and the name in it is the id. Raises
+    ConfigError where the id cannot be had, the key is another's, or `out` exists.
+    """
+    key = None
+    if request is None:
+        key = authority.new_key()
+        name, public = id, key.public_key()
+    else:
+        name, public = authority.read_request(request)
+        if id not in ("", name):
+            raise ConfigError(f"the signing request names {name!r}, not {id!r}; correct one")
+    with _books(folder) as books:
+        _check_new(books, name, authority.public_hex(public))
+        target = out or Path(f"{name}.tar")
+        if target.exists():
+            raise ConfigError(f"{target} is there already; name another file with --out")
+        ca = _authority(folder)
+        issued = authority.certify_device(ca, public, name, days)
+        files = {
+            "agent.toml": _agent_toml(books, name).encode(),
+            "ca.crt": ca.pem,
+            "device.crt": issued.pem,
+        }
+        if key is not None:
+            files["device.key"] = authority.private_pem(key)
+        atomic.write_file(target, _archive(files), private=True)
+        device = Device(issued.key, (issued.serial,), issued.expires)
+        registry.write(folder.registry, books.with_device(name, device))
+    return target
+
+
+def renew(
+    folder: Folder, id: str, *, out: Path | None = None, days: int = authority.DEVICE_DAYS
+) -> Path:
+    """Writes a new certificate for the device's own key, to be put in the old one's place.
+
+    Raises ConfigError where the device is not enrolled, or was revoked.
+    """
+    with _books(folder) as books:
+        device = _device(books, id)
+        if device.revoked:
+            raise ConfigError(f"{id} was revoked; enroll the box under another id")
+        key = authority.public_key(device.key)
+        issued = authority.certify_device(_authority(folder), key, id, days)
+        # The registry first: no certificate is about that a revocation would not know.
+        renewed = replace(device, serials=(*device.serials, issued.serial), expires=issued.expires)
+        registry.write(folder.registry, books.with_device(id, renewed))
+        target = out or Path(f"{id}.crt")
+        atomic.write_file(target, issued.pem)
+    return target
+
+
+def revoke(folder: Folder, id: str) -> None:
+    """Refuses the device from now on: at the coordinator, then at the broker.
+
+    Raises ConfigError where it is not enrolled, BrokerError where the broker was not reached.
+    """
+    with _books(folder) as books:
+        without = books.with_device(id, replace(_device(books, id), revoked=True))
+        registry.write(folder.registry, without)
+        path = folder.broker / "crl.pem"
+        serials = [serial for name in without.revoked for serial in without.devices[name].serials]
+        newer = authority.revocation_list(_authority(folder), serials, path.read_bytes())
+        atomic.write_file(path, newer)
+        atomic.write_file(folder.broker / "fleet.acl", access_list(without.revoked).encode())
+        try:
+            mosquitto.reload(books.reload, folder.broker / "mosquitto.conf")
+        except BrokerError as error:
+            raise BrokerError(
+                f"{id} is revoked at the coordinator, but the broker does not know yet: {error}; "
+                f"copy crl.pem and fleet.acl of {folder.broker} to its host and send it SIGHUP"
+            ) from error
+
+
+@contextlib.contextmanager
+def _books(folder: Folder) -> Iterator[Registry]:
+    """The registry, held against another command at the same time."""
+    registry.read(folder.registry)  # so that a wrong folder gets a sentence, and no lock file
+    with contextlib.closing(lock_file(folder.path / ".lock", str(folder.path))):
+        yield registry.read(folder.registry)
+
+
+def _check_new(books: Registry, id: str, key: str) -> None:
+    try:
+        check_id(id, "id")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if id == COORDINATOR:
+        raise ConfigError(f"the id {COORDINATOR!r} is reserved; choose another")
+    known = books.devices.get(id)
+    if known is not None and known.revoked:
+        raise ConfigError(
+            f"{id} was revoked, and its old holder may still be about; choose another"
+        )
+    if known is not None:
+        raise ConfigError(f"{id} is enrolled already; renew it, or revoke it and choose another id")
+    holders = {device.key: name for name, device in books.devices.items()}
+    holder = COORDINATOR if key == books.coordinator else holders.get(key)
+    if holder is not None:
+        raise ConfigError(f"the key is that of {holder}; make a key for each device")
+
+
+def _device(books: Registry, id: str) -> Device:
+    if id not in books.devices:
+        raise ConfigError(f"{id!r} is not enrolled here")
+    return books.devices[id]
+
+
+def _authority(folder: Folder) -> Authority:
+    try:
+        certificate = (folder.path / "ca.crt").read_bytes()
+        key = (folder.path / "ca.key").read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be read: {error.strerror}; the authority's two files are "
+            "needed here"
+        ) from error
+    return authority.load(certificate, key)
+
+
+def _agent_toml(books: Registry, id: str) -> str:
+    words = {"id": id, "fleet": books.fleet, "coordinator": books.coordinator, "host": books.host}
+    # JSON's strings are TOML's.
+    quoted = {name: json.dumps(word) for name, word in words.items()}
+    return _AGENT.format(port=books.port, **quoted)
+
+
+def _archive(files: Mapping[str, bytes]) -> bytes:
+    """A tar file; private keys in it are for their owner alone."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o600 if name.endswith(".key") else 0o644
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""mosquitto's files for a fleet whose devices have certificates, and making it read them again.
+
+The `mosquitto.conf` that ships in `broker/` is what `settings` prints for the folder named there.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedclip_edge.errors import BrokerError
+from fedclip_edge.protocol.topics import Topics
+
+PORT = 8883  # IANA's for MQTT over TLS
+# Where broker/README.md puts the files on a broker's host.
+HOME = Path("/etc/mosquitto/fedclip-edge")
+_RELOAD_S = 30.0
+
+_SETTINGS = """\
+# A broker for one fleet: who has no certificate of its authority is not let in.
+# Printed by fedclip_edge.pki.mosquitto.settings().
+listener {port}
+allow_anonymous false
+cafile {folder}/ca.crt
+certfile {folder}/broker.crt
+keyfile {folder}/broker.key
+crlfile {folder}/crl.pem
+require_certificate true
+# The certificate's name is the user name, which is the device's id.
+use_identity_as_username true
+# With 1.3 a refusal is encrypted: a device believes it, since nobody on the way can have forged it.
+tls_version tlsv1.3
+acl_file {folder}/fleet.acl
+
+# A chunk is 120 KiB; nothing of ours is larger than 200 kB.
+max_packet_size 200000
+
+# With the default of 1000, messages are dropped that the sender was told had arrived.
+max_queued_messages 20000
+max_queued_bytes 268435456
+
+# Sessions are clean and everything is sent again by whoever needs it: nothing to persist.
+persistence false
+
+# Rounds are many small messages; waiting to fill packets costs 40 ms each.
+set_tcp_nodelay true
+"""
+
+
+def settings(folder: Path = HOME, port: int = PORT) -> str:
+    """mosquitto.conf for a broker whose files are in `folder`."""
+    return _SETTINGS.format(folder=folder, port=port)
+
+
+def reload(command: str, settings_file: Path) -> None:
+    """Has the broker read its access list and its revocation list again.
+
+    Runs `command`, or, where that is empty, signals the mosquitto that runs here with
+    `settings_file`. Raises BrokerError where neither worked.
+    """
+    if command:
+        try:
+            done = subprocess.run(
+                shlex.split(command), capture_output=True, text=True, timeout=_RELOAD_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BrokerError(f"{command!r} did not reload the broker: {error}") from error
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()
+            raise BrokerError(f"{command!r} did not reload the broker: {said[:200]}")
+        return
+    found = _running_with(settings_file)
+    try:
+        for process in found:
+            os.kill(process, signal.SIGHUP)
+    except OSError as error:
+        raise BrokerError(f"the broker could not be told to reload: {error.strerror}") from error
+    if not found:
+        raise BrokerError(f"no mosquitto runs here with {settings_file}")
+
+
+def _running_with(settings_file: Path) -> list[int]:
+    """The processes that were started as `mosquitto ... -c settings_file`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            where = (entry / "cwd").readlink()
+        except OSError:  # it ended, or is somebody else's
+            continue
+        if Path(words[0]).name == "mosquitto" and any(
+            where / word == settings_file for word in words[1:]
+        ):
+            found.append(int(entry.name))
+    return found
+
+
+def access_list(revoked: Iterable[str] = ()) -> str:
+    """A mosquitto ACL file: a device reads and writes only what is its own, in any fleet.
+
+    `%u` is the user name, which is the device id; `pattern` lines hold for every user. For those
+    in `revoked` nothing holds: mosquitto does not end the connection of one whose certificate was
+    revoked, but it reads its access list again on SIGHUP, and "deny" goes before everything.
+    """
+    fleet = Topics("+")
+    lines = [
+        "# Who may read and write what. Printed by fedclip_edge.pki.mosquitto.access_list().",
+        *(f"pattern read {topic}" for topic in fleet.for_device("%u")),
+        *(f"pattern write {topic}" for topic in (fleet.state("%u"), fleet.up("%u"))),
+        "",
+        "user coordinator",
+        *(f"topic read {topic}" for topic in (fleet.state("+"), fleet.up("+"))),
+        *(
+            f"topic readwrite {topic}"
+            for topic in (fleet.coordinator_state, fleet.round, fleet.model)
+        ),
+        f"topic write {fleet.down('+')}",
+        *(line for device in revoked for line in ("", f"user {device}", "topic deny #")),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,94 @@
+"""devices.json: who is enrolled in a fleet, under which key, and who no longer is.
+
+It holds no secret. Where there is one, a coordinator believes the keys in it and no others; it
+reads the file again when it changes, so that a revocation takes effect at once.
+
+Law: an id that was revoked stays revoked. A connection of its old holder may still stand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedclip_edge.config import read_table
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.records import check_id, check_sha256
+from fedclip_edge.storage import atomic
+
+
+@dataclass(frozen=True)
+class Device:
+    """One enrolled device."""
+
+    key: str  # its public key, which signs its messages; 64 hex digits
+    serials: tuple[str, ...]  # of every certificate it was given, hex
+    expires: str  # the newest one's last day, ISO
+    revoked: bool = False
+
+    def __post_init__(self) -> None:
+        check_sha256(self.key, "key")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """One fleet's devices, and where its broker is."""
+
+    fleet: str
+    host: str
+    port: int
+    coordinator: str  # its public key
+    reload: str = ""  # the command that makes the broker read its files again
+    devices: Mapping[str, Device] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_id(self.fleet, "fleet")
+        check_sha256(self.coordinator, "coordinator")
+
+    def refusal(self, device: str, key: str) -> str | None:
+        """Why this device is not to be believed under this key; None where it is."""
+        known = self.devices.get(device)
+        if known is None:
+            return "it is not enrolled; `fedclip-edge enroll` does it"
+        if known.revoked:
+            return "it was revoked"
+        if known.key != key:
+            return "it shows another key than it was enrolled with"
+        return None
+
+    @property
+    def revoked(self) -> tuple[str, ...]:
+        """Ids that were revoked, in order."""
+        return tuple(sorted(name for name, device in self.devices.items() if device.revoked))
+
+    def with_device(self, id: str, device: Device) -> Registry:
+        """The registry with one device more, or changed."""
+        return replace(self, devices={**self.devices, id: device})
+
+
+def read(path: Path) -> Registry:
+    """Raises ConfigError where the file is missing or no registry."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}; `fedclip-edge broker init` makes one"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no registry of devices: {error}; restore it") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path} is no registry of devices; restore it")
+    return read_table(Registry, table, str(path))
+
+
+def pack(registry: Registry) -> bytes:
+    """The file's bytes."""
+    return (json.dumps(dataclasses.asdict(registry), indent=1) + "\n").encode()
+
+
+def write(path: Path, registry: Registry) -> None:
+    """Replaces the file; raises OSError where the disk refuses."""
+    atomic.write_file(path, pack(registry))

@@ -1,0 +1,1 @@
+"""The messages between agents and coordinator and their bytes; no sockets."""

@@ -1,0 +1,155 @@
+"""Bytes to chunks and back.
+
+A chunk is 24 bytes of header, little-endian, then its part of the parcel:
+
+    0   2  0xFC 0x1E
+    2   1  version, 1
+    3   1  zero
+    4   8  first 8 bytes of the parcel's SHA-256
+    12  4  index, from 0
+    16  4  number of chunks
+    20  4  CRC-32 of the part
+
+Laws: a chunk is checked against the announced parcel before it is stored; a chunk may come any
+number of times, in any order; the whole is believed only when its SHA-256 is the announced one,
+and if it is not, everything is fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel
+
+_HEADER = struct.Struct("<2sBB8sIII")
+_MAGIC = b"\xfc\x1e"
+_VERSION = 1
+# Of a packet that carries a chunk: the longest topic that every broker takes, MQTT's own, and the
+# chunk's header.
+_OVERHEAD_BYTES = 256 + 16 + _HEADER.size
+# Where a broker takes less than this, no manifest fits either, and whoever publishes is told.
+_MIN_CHUNK_BYTES = 1024
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def is_chunk(payload: bytes) -> bool:
+    """Whether a payload is a chunk rather than a control message."""
+    return payload.startswith(_MAGIC)
+
+
+def parcel_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
+    """What to announce before sending `data`."""
+    return Parcel(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
+
+
+def fitted(parcel: Parcel, packet_bytes: int | None) -> Parcel:
+    """The parcel in chunks that fit into packets of that size; None where nothing limits them."""
+    if packet_bytes is None:
+        return parcel
+    least = max(_MIN_CHUNK_BYTES, -(-parcel.size_bytes // MAX_CHUNKS))
+    room = max(least, packet_bytes - _OVERHEAD_BYTES)
+    return replace(parcel, chunk_bytes=min(parcel.chunk_bytes, room))
+
+
+def chunks(data: bytes, parcel: Parcel, wanted: Ranges | None = None) -> Iterator[bytes]:
+    """The chunks of `data`, all or the wanted ranges; indices beyond the end are left out."""
+    ranges = ((0, parcel.chunks - 1),) if wanted is None else wanted
+    for index in _indices(ranges, parcel.chunks):
+        part = data[index * parcel.chunk_bytes : (index + 1) * parcel.chunk_bytes]
+        yield (
+            _HEADER.pack(
+                _MAGIC,
+                _VERSION,
+                0,
+                bytes.fromhex(parcel.sha256)[:8],
+                index,
+                parcel.chunks,
+                zlib.crc32(part),
+            )
+            + part
+        )
+
+
+@dataclass(eq=False)
+class Incoming:
+    """A parcel on its way in. Memory is taken chunk by chunk, never more than announced."""
+
+    parcel: Parcel
+    _parts: dict[int, bytes] = field(default_factory=dict)
+
+    def receive(self, payload: bytes) -> bool:
+        """Takes one chunk; False if it is of another parcel or was here before.
+
+        Raises PeerError for a chunk that contradicts the parcel or its own checksum.
+        """
+        if len(payload) < _HEADER.size:
+            raise PeerError(f"chunk of {len(payload)} bytes is shorter than its header")
+        magic, version, zero, digest, index, count, crc = _HEADER.unpack_from(payload)
+        if (magic, version, zero) != (_MAGIC, _VERSION, 0):
+            raise PeerError(f"chunk of version {version}, this is version {_VERSION}")
+        if digest != bytes.fromhex(self.parcel.sha256)[:8]:
+            return False
+        part = payload[_HEADER.size :]
+        if count != self.parcel.chunks or index >= count:
+            raise PeerError(f"chunk {index} of {count}, expected {self.parcel.chunks} in all")
+        if len(part) != self._part_bytes(index):
+            raise PeerError(f"chunk {index} of {len(part)} bytes, not {self._part_bytes(index)}")
+        if zlib.crc32(part) != crc:
+            raise PeerError(f"chunk {index} has a wrong CRC-32")
+        if index in self._parts:
+            return False
+        self._parts[index] = part
+        return True
+
+    @property
+    def missing(self) -> Ranges:
+        """The first gaps, as first and last index; empty when everything is here."""
+        gaps: list[tuple[int, int]] = []
+        for index in range(self.parcel.chunks):
+            if index in self._parts:
+                continue
+            if gaps and gaps[-1][1] == index - 1:
+                gaps[-1] = (gaps[-1][0], index)
+            elif len(gaps) == MAX_GAPS:
+                break  # the others are asked for the next time
+            else:
+                gaps.append((index, index))
+        return tuple(gaps)
+
+    @property
+    def complete(self) -> bool:
+        return len(self._parts) == self.parcel.chunks
+
+    def take(self) -> bytes:
+        """The whole; raises PeerError and forgets every chunk where the hash is another."""
+        data = b"".join(self._parts[index] for index in range(self.parcel.chunks))
+        self._parts.clear()
+        if hashlib.sha256(data).hexdigest() != self.parcel.sha256:
+            raise PeerError(f"parcel {self.parcel.sha256[:16]} arrived with another hash")
+        return data
+
+    def _part_bytes(self, index: int) -> int:
+        return min(
+            self.parcel.chunk_bytes, self.parcel.size_bytes - index * self.parcel.chunk_bytes
+        )
+
+
+def first(ranges: Ranges, count: int) -> Ranges:
+    """The first `count` chunks of the ranges."""
+    some = []
+    for begin, end in ranges:
+        if count > 0:
+            some.append((begin, min(end, begin + count - 1)))
+        count -= end - begin + 1
+    return tuple(some)
+
+
+def _indices(wanted: Iterable[tuple[int, int]], count: int) -> Iterator[int]:
+    for first, last in wanted:
+        yield from range(first, min(last, count - 1) + 1)

@@ -1,0 +1,106 @@
+"""Every MQTT topic, spelled once: built, parsed, and turned into the broker's access list.
+
+    fedclip/v1/FLEET/coord/state        retained, will   coordinator -> all
+    fedclip/v1/FLEET/round              retained         coordinator -> all
+    fedclip/v1/FLEET/model                               coordinator -> all
+    fedclip/v1/FLEET/dev/DEVICE/state   retained, will   device -> coordinator
+    fedclip/v1/FLEET/dev/DEVICE/up                       device -> coordinator
+    fedclip/v1/FLEET/dev/DEVICE/down                     coordinator -> device
+
+What is said where stands in `_SAID`; said anywhere else, it is refused.
+
+Bulk is never retained: some brokers keep no retained message above 64 KB, or keep it on one node
+only. Who misses chunks asks for them. At most six levels, no leading slash (AWS IoT allows
+seven slashes).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedclip_edge.errors import PeerError
+from fedclip_edge.records import check_id
+
+_PREFIX = "fedclip/v1"
+CHUNK = "chunk"  # beside the kinds of control messages (messages.py)
+_SAID: Mapping[str, tuple[str, ...]] = {
+    "coord/state": ("coordinator",),
+    "round": ("manifest",),
+    "model": (CHUNK,),
+    "state": ("device",),
+    "up": ("hello", "offer", "want", "report", CHUNK),
+    "down": ("coordinator", "manifest", "want", "kept", "refused", CHUNK),
+}
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one fleet."""
+
+    fleet: str
+
+    @property
+    def coordinator_state(self) -> str:
+        return f"{_PREFIX}/{self.fleet}/coord/state"
+
+    @property
+    def round(self) -> str:
+        return f"{_PREFIX}/{self.fleet}/round"
+
+    @property
+    def model(self) -> str:
+        return f"{_PREFIX}/{self.fleet}/model"
+
+    def state(self, device: str) -> str:
+        return f"{_PREFIX}/{self.fleet}/dev/{device}/state"
+
+    def up(self, device: str) -> str:
+        return f"{_PREFIX}/{self.fleet}/dev/{device}/up"
+
+    def down(self, device: str) -> str:
+        return f"{_PREFIX}/{self.fleet}/dev/{device}/down"
+
+    def device_of(self, topic: str) -> str:
+        """The device whose `state` or `up` topic this is; raises PeerError for any other topic."""
+        parts = topic.removeprefix(f"{_PREFIX}/{self.fleet}/dev/").split("/")
+        if len(parts) == 2 and topic in (self.state(parts[0]), self.up(parts[0])):
+            try:
+                return check_id(parts[0], "device")
+            except ValueError as error:
+                raise PeerError(f"topic {topic!r}: {error}") from None
+        raise PeerError(f"topic {topic!r} is no device's state or up topic")
+
+    def check_kind(self, topic: str, kind: str) -> None:
+        """Raises PeerError unless `kind`, or a CHUNK, is said on this topic of the fleet."""
+        ours = f"{_PREFIX}/{self.fleet}/"
+        name = topic.removeprefix(ours) if topic.startswith(ours) else ""
+        if name.startswith("dev/"):
+            name = name.split("/", 2)[-1]
+        if kind not in _SAID.get(name, ()):
+            raise PeerError(f"a {kind} is not said on topic {topic!r}")
+
+    def for_coordinator(self) -> tuple[str, ...]:
+        """What the coordinator subscribes to."""
+        return (self.coordinator_state, self.state("+"), self.up("+"))
+
+    def for_device(self, device: str) -> tuple[str, ...]:
+        """What a device subscribes to."""
+        return (self.coordinator_state, self.round, self.model, self.down(device))
+
+
+@functools.lru_cache(maxsize=4096)
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
+    if topic.startswith("$") and pattern[:1] in ("+", "#"):
+        return False
+    wanted, levels = pattern.split("/"), topic.split("/")
+    if wanted[-1] == "#":  # the levels above it, and whatever follows
+        wanted.pop()
+        if len(levels) < len(wanted):
+            return False
+        levels = levels[: len(wanted)]
+    return len(wanted) == len(levels) and all(
+        level in ("+", given) for level, given in zip(wanted, levels, strict=True)
+    )

@@ -1,0 +1,248 @@
+"""Records to bytes and back; this docstring is the format's specification.
+
+Control message: two lines of text, so that a person with `mosquitto_sub` can read it.
+
+    {"kind": "hello", "from": "cam-01", "body": {...}}       JSON, one line, UTF-8
+    base64 of the Ed25519 signature over topic, zero byte, first line
+
+Signing the topic keeps a message for one device from being replayed to another. Refused: more
+than 64 KiB, no signature line, JSON with a repeated key, NaN or infinity, an unknown kind, an
+unknown, missing or mistyped field.
+
+Body (a model, a contribution): a safetensors file whose only metadata key `fedclip` holds a JSON
+object, and whose tensors are those that the codec makes of the terms (codec.py) and, in a
+contribution, the int64 sums, shuffled and compressed by the codec. Refused: a JSON header above
+64 KiB, tensors whose names, shapes or dtype are not the expected ones, NaN or infinity, a record that
+its own constructor refuses. All but the values is checked before the tensors are built. No pickle,
+ever.
+
+A chunk (chunks.py) starts with the two bytes 0xFC 0x1E, which no UTF-8 text does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import math
+import reprlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from fedclip_edge.decoding import DecodeError, decode_table
+from fedclip_edge.errors import PeerError
+from fedclip_edge.protocol import codec as codecs
+from fedclip_edge.protocol.messages import KINDS, Message
+from fedclip_edge.protocol.signing import Identity, verifies
+from fedclip_edge.records import Contribution, Model, Shapes, Sums, Terms, Update, in_order
+
+T = TypeVar("T")
+
+MAX_CONTROL_BYTES = 64 * 1024
+_MAX_HEADER_BYTES = 64 * 1024
+_SCHEMA = 1
+_ITEM_BYTES = {
+    "I64": codecs.INTEGER_BYTES,
+    "F32": 4,
+    "F16": 2,
+    "U16": 2,
+    "I8": 1,
+}  # as safetensors names them
+_KIND_OF = {cls: kind for kind, cls in KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A control message as it came, not yet believed."""
+
+    message: Message
+    sender: str
+    _signed: bytes
+    _signature: bytes
+
+    @property
+    def kind(self) -> str:
+        return _KIND_OF[type(self.message)]
+
+    def check(self, key: str) -> None:
+        """Raises PeerError unless `key` (hex) signed it."""
+        if not verifies(key, self._signed, self._signature):
+            raise PeerError(f"{self.sender[:64]}: {self.kind} has a wrong signature")
+
+
+def pack_control(message: Message, sender: str, topic: str, identity: Identity) -> bytes:
+    """The signed message for `topic`."""
+    line = json.dumps(
+        {"kind": _KIND_OF[type(message)], "from": sender, "body": message},
+        default=vars,  # records within records; asdict would copy every value first
+        separators=(",", ":"),
+        allow_nan=False,
+    ).encode()
+    signature = identity.sign(topic.encode() + b"\0" + line)
+    return line + b"\n" + base64.b64encode(signature)
+
+
+def unpack_control(topic: str, payload: bytes) -> Signed:
+    """Reads a control message; raises PeerError naming what was refused. Does not check the key."""
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise PeerError(f"control message of {len(payload)} bytes, limit {MAX_CONTROL_BYTES}")
+    line, _, signature = payload.partition(b"\n")
+    fields = _read_json(line, "control message")
+    if set(fields) != {"kind", "from", "body"} or not isinstance(fields["from"], str):
+        raise PeerError("control message: expected the keys kind, from, body")
+    kind, body = fields["kind"], fields["body"]
+    if not isinstance(kind, str) or kind not in KINDS or not isinstance(body, dict):
+        raise PeerError(f"control message of unknown kind {reprlib.repr(kind)}")
+    try:
+        message: Message = decode_table(KINDS[kind], body, f"{kind} message")
+        raw = base64.b64decode(signature, validate=True)
+    except (DecodeError, binascii.Error) as error:
+        raise PeerError(str(error)) from None
+    return Signed(message, fields["from"], topic.encode() + b"\0" + line, raw)
+
+
+def pack_model(model: Model, codec: str) -> bytes:
+    """The bytes that are published; their SHA-256 is the model's version."""
+    head = {"schema": _SCHEMA, "kind": "model", "method": model.method, "round": model.round}
+    return _pack(head, codecs.store(codec, model.terms), codec)
+
+
+def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
+    """Raises PeerError unless `data` is a model with exactly these terms."""
+    head, terms, _ = _unpack(data, codec, "model", {"method", "round"}, shapes, {})
+    return _build(Model, {**head, "terms": terms})
+
+
+def pack_contribution(
+    contribution: Contribution, codec: str, stored: codecs.Tensors | None = None
+) -> bytes:
+    """The bytes that are offered; `stored` is what the codec made of the terms, if it is known."""
+    head = {
+        "schema": _SCHEMA,
+        "kind": "contribution",
+        **{
+            f.name: getattr(contribution, f.name)
+            for f in dataclasses.fields(contribution)
+            if f.name != "update"
+        },
+        "update": contribution.update.kind,
+        "weight": contribution.update.weight,
+    }
+    tensors = codecs.store(codec, contribution.update.terms) if stored is None else stored
+    return _pack(head, tensors, codec, contribution.update.sums)
+
+
+def unpack_contribution(
+    data: bytes, codec: str, shapes: Shapes, sums: Shapes | None = None
+) -> Contribution:
+    """Raises PeerError unless `data` is a contribution with exactly these terms and sums."""
+    names = {f.name for f in dataclasses.fields(Contribution)} | {"weight"}
+    head, terms, whole = _unpack(data, codec, "contribution", names, shapes, sums or {})
+    kind, weight = head.pop("update"), head.pop("weight")
+    update = _build(Update, {"kind": kind, "weight": weight, "terms": terms, "sums": whole})
+    return _build(Contribution, {**head, "update": update})
+
+
+def body_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> int:
+    """The most that a body with these terms and sums can measure, compressed or not."""
+    layout = codecs.layout(codec, shapes, sums).values()
+    tensor_bytes = sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in layout)
+    return 8 + _MAX_HEADER_BYTES + tensor_bytes
+
+
+def _pack(
+    head: Mapping[str, Any], stored: codecs.Tensors, codec: str, sums: Sums | None = None
+) -> bytes:
+    tensors = {**stored, **(sums or {})}
+    # One metadata key: safetensors writes several in an order that differs between runs.
+    metadata = {"fedclip": json.dumps(head, sort_keys=True)}
+    return codecs.encode(
+        codec, safetensors.numpy.save(in_order(tensors), metadata), integers=bool(sums)
+    )
+
+
+def _unpack(
+    data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes, sums: Shapes
+) -> tuple[dict[str, Any], Terms, Sums]:
+    limit_bytes = body_limit_bytes(shapes, codec, sums)
+    body = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
+    (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)
+    if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(body) - 8):
+        raise PeerError(f"{kind}: header of {header_bytes} bytes, limit {_MAX_HEADER_BYTES}")
+    header = _read_json(body[8 : 8 + header_bytes], f"{kind} header")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("fedclip"), str):
+        raise PeerError(f"{kind}: no metadata key 'fedclip'")
+    if len(metadata) > 1:
+        raise PeerError(f"{kind}: 'fedclip' is not the only metadata key")
+    head = _read_json(metadata["fedclip"], f"{kind} metadata")
+    schema = head.pop("schema", None)
+    if type(schema) is not int or schema != _SCHEMA or head.pop("kind", None) != kind:
+        raise PeerError(f"{kind}: not a {kind} of schema {_SCHEMA}")
+    if set(head) != names:
+        raise PeerError(f"{kind}: expected the fields {sorted(names)}, got {sorted(head)}")
+    declared = {
+        name: (spec.get("dtype"), spec.get("shape")) if isinstance(spec, dict) else None
+        for name, spec in header.items()
+    }
+    expected = codecs.layout(codec, shapes, sums)
+    if declared != expected:
+        raise PeerError(f"{kind}: expected the terms {expected}, got {reprlib.repr(declared)}")
+    try:
+        tensors = safetensors.numpy.load(body)
+    except SafetensorError as error:
+        raise PeerError(f"{kind}: not safetensors: {error}") from None
+    whole = {name: tensors.pop(name) for name in sums}
+    return head, codecs.restore(codec, tensors, shapes), whole
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A record of received values: each of the type its field declares, or a PeerError."""
+    declared = {"str": str, "int": int}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        expected = declared.get(str(field.type))
+        if expected is not None and type(values[field.name]) is not expected:
+            raise PeerError(f"{cls.__name__}: {field.name} is not a {field.type}")
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise PeerError(f"{cls.__name__}: {error}") from None
+
+
+def _read_json(text: bytes | str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),  # json would take UTF-16 as well
+            object_pairs_hook=_no_repeats,
+            parse_constant=_no_constants,
+            parse_float=_finite,
+        )
+    except (ValueError, RecursionError) as error:
+        raise PeerError(f"{what}: not JSON: {str(error)[:120]}") from None
+    if not isinstance(value, dict):
+        raise PeerError(f"{what}: expected a JSON object")
+    return value
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands twice")
+    return fields
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999
+        _no_constants(text)
+    return value
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(f"{name[:40]} is not a number")

@@ -1,0 +1,111 @@
+"""A broker on this machine alone, for whoever needs one and has none.
+
+mosquitto where it is installed; else amqtt, which is pure Python. Both listen on the loopback
+address only and let everybody in: a broker that other machines reach is set up from `broker/`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import BrokerError
+from fedclip_edge.processes.children import Children
+
+_HOST = "127.0.0.1"
+_READY_S = 15.0
+# Debian puts daemons where the PATH of ordinary users does not lead.
+_DAEMON_PATH = "/usr/sbin:/usr/local/sbin"
+
+_MOSQUITTO = """\
+listener {port} {host}
+allow_anonymous true
+persistence false
+# The default of 1000 drops messages behind a PUBACK that promised them.
+max_queued_messages 0
+set_tcp_nodelay true
+{as_root}
+"""
+
+_AMQTT = """\
+listeners:
+  default: {{type: tcp, bind: "{host}:{port}"}}
+plugins:
+  amqtt.plugins.authentication.AnonymousAuthPlugin: {{allow_anonymous: true}}
+"""
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running broker; it ends with the `Children` that it was started through."""
+
+    name: str
+    address: BrokerAddress
+    process: subprocess.Popen[str]
+
+
+def start(children: Children, folder: Path, port: int = 0) -> Broker:
+    """Starts a broker, its configuration and log in `folder`; port 0 takes a free one.
+
+    Raises BrokerError where there is none to start, the port is taken, or it does not come up.
+    """
+    port = _claim_port(port)
+    mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path=_DAEMON_PATH)
+    if mosquitto:
+        name, text = "mosquitto", _MOSQUITTO
+        command = [mosquitto, "-c", str(folder / "broker.conf")]
+    elif importlib.util.find_spec("amqtt"):
+        name, text = "amqtt", _AMQTT
+        script = "amqtt.scripts.broker_script"
+        command = [sys.executable, "-m", script, "-c", str(folder / "broker.conf")]
+    else:
+        raise BrokerError(
+            "no broker to start: install mosquitto (Debian: apt-get install mosquitto), "
+            "or `pip install 'fedclip-edge[serve]'` for a small one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    # A process that changes its user is no longer ended with its parent (prctl(2)), so where
+    # everything runs as root, as in a container, the broker stays root as well.
+    as_root = "user root" if os.geteuid() == 0 else ""
+    settings = text.format(host=_HOST, port=port, as_root=as_root)
+    (folder / "broker.conf").write_text(settings, encoding="utf-8")
+    log = folder / "broker.log"
+    process = children.start(command, log)
+    _await(process, name, port, log)
+    return Broker(name, BrokerAddress(_HOST, port), process)
+
+
+def _claim_port(port: int) -> int:
+    """`port` if nobody listens on it, a free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            raise BrokerError(
+                f"port {port} on {_HOST} is in use; stop what listens there, or choose another "
+                "with --port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _await(process: subprocess.Popen[str], name: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BrokerError(f"{name} ended at once with code {process.returncode}; see {log}")
+        try:
+            socket.create_connection((_HOST, port), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise BrokerError(f"{name} does not answer on port {port} after {_READY_S:g} s; see {log}")

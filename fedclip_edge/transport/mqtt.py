@@ -1,0 +1,312 @@
+"""Messages over an MQTT broker; the only module that knows paho. in_memory.py is its in-memory twin.
+
+Beside what base.py says:
+
+- paho's callbacks only enqueue (inbox.py).
+- QoS 1, a clean session, and at most a window of messages handed to paho (outbox.py).
+- MQTT 5 where the broker speaks it (mqtt_version.py), for what it says: how large a packet may be, how
+  many may be on their way, and why something was refused. Nothing here relies on it.
+- The link comes back after a while drawn at random, so that a fleet does not come back at once;
+  only the first connection may fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
+from fedclip_edge.transport import reason_codes, tls
+from fedclip_edge.transport.base import (
+    Disconnected,
+    Event,
+    Received,
+    Traffic,
+    Will,
+    reconnect_wait_s,
+)
+from fedclip_edge.transport.inbox import Inbox
+from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect, Version
+from fedclip_edge.transport.outbox import Limits, Outbox
+from fedclip_edge.transport.traffic import Meter
+
+_EXAMINE_S = 3.0
+_THROW_OUT_S = 5.0
+_CLOSE_S = 5.0
+# Nothing of ours is larger; a broker of MQTT 5 hands over nothing that is.
+_TAKES_BYTES = 200_000
+
+
+class _Client(mqtt.Client):
+    """paho's, which can speak another version at its next connection."""
+
+    def speak(self, version: Version) -> None:
+        self._protocol = MQTTProtocolVersion(version)
+        self._clean_start = True  # version 5's clean session; what it leaves expires at once
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = _TAKES_BYTES
+        self._connect_properties = properties
+
+
+class PahoTransport:
+    """MQTT over TCP, or over TLS where the address has an authority.
+
+    Raises ConfigError where the address names certificates that cannot be used.
+    """
+
+    def __init__(
+        self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will | None
+    ) -> None:
+        self._address = address
+        self._where = f"{address.host}:{address.port}"
+        self._client_id = client_id
+        self._topics = [(topic, 1) for topic in topics]
+        self._dialect = Dialect((address.host, address.port))
+        self._answered = False  # the connection that is being made, or stands
+        self._unsupported = False  # the broker says so of the version
+        self._limits = Limits(address.max_packet_bytes)
+        self._inbox = Inbox(self._limits)
+        self._outbox = Outbox(self._hand_over)
+        self._meter = Meter()
+        self._failures = 0  # attempts since the link was last up
+        self._devices = 1
+        self._examining = threading.Lock()
+        self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if address.username:
+            self._client.username_pw_set(address.username, address.password)
+        settings = tls.context(address)
+        if settings is not None:
+            self._client.tls_set_context(settings)
+        self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+        self._client.on_socket_open = self._on_socket_open
+        self._client.on_socket_close = self._on_socket_close
+
+    def connect(self, timeout_s: float) -> None:
+        """Makes the first connection, trying for `timeout_s`.
+
+        Raises LinkError where no broker answers, RefusedError where it refuses this client for
+        good, ConfigError where it is not the broker that the address means.
+        """
+        deadline, here = time.monotonic() + timeout_s, self._address
+        self._client.connect_async(here.host, here.port, here.keepalive_s)
+        while True:
+            try:
+                self._client.speak(self._dialect.version)
+                self._client.reconnect()
+                break
+            except UnicodeError:
+                raise ConfigError(
+                    f"host {here.host!r} is no host name; correct it under [broker]"
+                ) from None
+            except ssl.SSLError as error:
+                why = tls.explain(here, error)
+                if isinstance(why, ConfigError) or time.monotonic() >= deadline:
+                    raise why from None
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise LinkError(
+                        f"no MQTT broker answers at {self._where} ({error.strerror or error}); "
+                        "start one, or correct host and port under [broker]"
+                    ) from None
+            time.sleep(min(0.2, timeout_s))
+        self._outbox.start()
+        self._client.loop_start()
+        answered = self._inbox.await_first_answer(max(1.0, deadline - time.monotonic()))
+        if self._inbox.refusal:
+            self.close()
+            raise RefusedError(self._inbox.refusal)
+        if not answered:
+            self.close()
+            silent = f"{self._where} accepts connections but does not answer MQTT"
+            raise LinkError(self._inbox.complaint or silent)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        self._inbox.limits.check(self._where, topic, payload)
+        self._outbox.put(topic, payload, retain=retain)
+
+    def packet_bytes(self) -> int | None:
+        return self._inbox.limits.packet_bytes
+
+    def backlog(self) -> int:
+        return self._outbox.backlog()
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self._inbox.next_event(timeout_s)
+
+    def resubscribe(self) -> None:
+        if self._outbox.is_up and self._topics:  # else the next connection does it
+            self._client.subscribe(self._topics)
+
+    def expect(self, devices: int) -> None:
+        self._devices = devices
+
+    def traffic(self) -> Traffic | None:
+        return self._meter.read()
+
+    def close(self) -> None:
+        self._outbox.drain(_CLOSE_S)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _hand_over(self, topic: str, payload: bytes, retain: bool) -> None:
+        self._client.publish(topic, payload, 1, retain)
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, said: Any
+    ) -> None:
+        if str(reason) == "Unsupported protocol version":
+            self._unsupported = True
+            return
+        self._answered = True
+        self._dialect.answered()
+        if str(reason) in reason_codes.FOR_GOOD:
+            self._inbox.refuse(
+                f"the broker at {self._where} refused {self._client_id!r}: {reason}; "
+                "correct username and password under [broker]"
+            )
+            return
+        if reason.is_failure:
+            refusal = f"the broker at {self._where} did not let this client in"
+            self._inbox.complain(f"{refusal}: {reason_codes.advised(str(reason))}")
+            return
+        if self._dialect.version == 5:  # under 3.1.1 what it once said holds
+            packet_bytes = getattr(said, "MaximumPacketSize", None)
+            waiting = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
+            self._limits = Limits(packet_bytes, waiting).within(self._address.max_packet_bytes)
+        # paho keeps what the last link did not deliver and would send it all again, whatever the
+        # window; the session is clean, so it is forgotten on this side as well.
+        client.drop_out_messages()
+        if self._topics:
+            client.subscribe(self._topics)
+        else:
+            self._begin()
+
+    def _on_subscribe(
+        self, client: mqtt.Client, _data: Any, _mid: int, answers: list[ReasonCode], _said: Any
+    ) -> None:
+        answered = zip(self._topics, answers, strict=False)
+        denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
+        if not denied:
+            if not self._outbox.is_up:  # else it said again what is retained
+                self._begin()
+            return
+        topic, reason = next(iter(denied.items()))
+        complaint = (
+            f"the broker at {self._where} refused {self._client_id!r} the subscription to {topic}: "
+            f"{reason_codes.advised(reason)}"
+        )
+        if reason in reason_codes.NEVER_SUBSCRIBED:
+            self._inbox.refuse(complaint)
+            return
+        self._inbox.complain(complaint)
+        _end(client.socket())  # a deaf link is of no use: it comes back later, and asks again
+
+    def _begin(self) -> None:
+        """Subscriptions stand, so that retained messages follow: the link may be used."""
+        self._outbox.link_up(self._limits)
+        self._failures = 0
+        self._inbox.link_up(self._limits)
+
+    def _on_disconnect(
+        self, _client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _said: Any
+    ) -> None:
+        stood = self._outbox.link_down()
+        if stood:
+            self._inbox.put(Disconnected(reason_codes.advised(str(reason))))
+        at_once = False
+        if self._unsupported:
+            at_once = self._dialect.unsupported()
+        elif not self._answered:
+            at_once = self._dialect.closed()
+        self._answered = self._unsupported = False
+        self._client.speak(self._dialect.version)
+        if at_once:
+            self._client.reconnect_delay_set(0, 0)
+        else:
+            self._come_back(failed=not stood)
+
+    def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
+        self._come_back(failed=True)
+
+    def _come_back(self, *, failed: bool) -> None:
+        """Tells paho how long to wait; where an attempt failed, looks into why."""
+        wait_s = reconnect_wait_s(self._failures, self._devices, random.random())  # noqa: S311
+        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats serve
+        if failed:
+            self._failures += 1
+            if self._address.ca is not None and self._examining.acquire(blocking=False):
+                threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
+
+    def _examine(self) -> None:
+        """In a thread of its own: a handshake takes longer than a callback may."""
+        try:
+            tls.examine(self._address, _EXAMINE_S)
+        except RefusedError as error:
+            self._inbox.refuse(str(error))
+        except FedclipError as error:
+            self._inbox.complain(str(error))
+        finally:
+            self._examining.release()
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        self._inbox.put(Received(message.topic, bytes(message.payload)))
+
+    def _on_publish(
+        self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _said: Any
+    ) -> None:
+        topic = self._outbox.acknowledged()
+        if reason.is_failure:
+            self._inbox.note("message_not_taken", reason_codes.advised(str(reason)), topic)
+
+    def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
+        # Many small messages: waiting to fill packets costs up to 40 ms each.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._meter.opened(opened)
+        if self._dialect.is_a_guess:
+            patience = threading.Timer(PATIENCE_S, self._give_up, (opened,))
+            patience.daemon = True
+            patience.start()
+
+    def _give_up(self, opened: Any) -> None:
+        """Ends a connection that the broker has not answered yet."""
+        if self._client.socket() is opened and not self._answered and not self._unsupported:
+            _end(opened)
+
+    def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
+        self._meter.closing()
+
+
+def _end(link: Any) -> None:
+    """Ends a connection under paho's hands, which then takes it for lost."""
+    with contextlib.suppress(OSError, AttributeError):  # it is gone, or there is none
+        link.shutdown(socket.SHUT_RDWR)
+
+
+def throw_out(address: BrokerAddress, client_id: str) -> None:
+    """Has the broker end the connection of that client id, by coming under it and leaving again.
+
+    Raises LinkError or RefusedError as `connect` does.
+    """
+    link = PahoTransport(address, client_id, (), None)
+    link.connect(_THROW_OUT_S)
+    link.close()

@@ -1,0 +1,234 @@
+"""A fleet of real processes over a real broker that faults can strike at a moment they choose.
+
+`fedclip-edge serve`, light agents and mosquitto with the configuration that ships, certificates
+included; every client comes through a link that looks inside, so what is said is known from the
+wire, and a fault can strike between two messages.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from link import Link, Seen
+from secured import Secured
+from system import wait_until
+
+from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.protocol.chunks import is_chunk
+from fedclip_edge.records import ClassTexts
+from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
+from fedclip_edge.vision.pictures import Preprocessing
+
+COORDINATOR = "coordinator"
+VICTIM, *OTHERS = AGENTS = ("cam-1", "cam-2", "cam-3")
+VARIANT = "light"  # of device_laws.py's updates
+DIM = 512  # ViT-B-32's: 525,312 parameters, 15 chunks
+_PLACES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Said:
+    """A control message of the coordinator's, as it passed the link."""
+
+    at: float
+    topic: str
+    payload: bytes
+    kind: str
+    body: dict[str, Any]
+
+
+def make_bundle(folder: Path) -> Bundle:
+    """A bundle that nobody runs: its classes and its width are all that is used."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(3, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    manifest = Manifest(
+        model="none",
+        pretrained="none",
+        weights_sha256="0" * 64,
+        dim=DIM,
+        preprocessing=Preprocessing(8, "shortest", 8, "bicubic", (0.5,) * 3, (0.25,) * 3),
+        activation="none",
+        precision="fp32",
+        opset=18,
+    )
+    golden = Golden(np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, DIM), np.float32))
+    texts = ClassTexts(("circle", "square", "triangle"), vectors, 100.0, "a {}")
+    return write_bundle(folder, manifest, b"no encoder", texts, golden)
+
+
+@dataclass(eq=False)
+class Fleet:
+    """A context manager; `said` is everything that the coordinator let out of its hands."""
+
+    folder: Path
+    bundle: Bundle
+    rounds: int
+    grace_s: float
+    train_s: float
+    said: list[Said] = field(default_factory=list)
+    processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    before: dict[str, list[str]] = field(default_factory=dict)  # what a process is started with
+    armed: Callable[[Seen], bool] | None = None  # in the link's thread; True disarms
+    broken: list[BaseException] = field(default_factory=list)
+
+    def __enter__(self) -> Fleet:
+        with ExitStack() as ends:
+            self.secured = Secured(self.folder)
+            ends.callback(self.secured.stop)
+            self.secured.start()
+            self.link = ends.enter_context(Link(self.secured.port, looks=True, watch=self._watch))
+            self.children = ends.enter_context(Children())
+            keys = self.secured.coordinator
+            self._write_fleet(self.link.door(COORDINATOR, self.secured.both_ends(keys)))
+            for name in AGENTS:
+                self._write_agent(name)
+            self.ends = ends.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ends.close()
+
+    def make_homes(self) -> None:
+        """Before a disk can be put there."""
+        for name in (COORDINATOR, *AGENTS):
+            self.home(name).mkdir(parents=True)
+
+    @property
+    def journal(self) -> Path:
+        return self.home(COORDINATOR) / "journal.sqlite"
+
+    def home(self, name: str) -> Path:
+        """The folder that this process writes to, and nobody else."""
+        return self.folder / "homes" / name
+
+    def start(self, name: str) -> None:
+        """Starts the coordinator or an agent, once more where it ran before."""
+        if name == COORDINATOR:
+            command = own_command("serve", str(self.folder / "fleet.toml"), "--json")
+        else:
+            script = str(_PLACES / "light_agent.py")
+            config = str(self.folder / name / "agent.toml")
+            command = [sys.executable, script, str(self.train_s), config]
+        log = self.folder / f"{name}.log"
+        self.processes[name] = self.children.start([*self.before.get(name, []), *command], log)
+
+    def events(self, name: str, event: str) -> list[dict[str, Any]]:
+        """A process's own log, so far."""
+        log = self.folder / f"{name}.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        found = [json.loads(line) for line in lines if line.startswith("{") and line[-1] == "}"]
+        return [entry for entry in found if entry["event"] == event]
+
+    def last_words(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text().strip().rpartition("\n")[2]
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
+        def holds() -> bool:
+            if self.broken:
+                raise self.broken[0]
+            return condition()
+
+        wait_until(holds, what, timeout_s)
+
+    def manifests(self) -> list[Said]:
+        """What was said to everybody of where the run stands."""
+        return [s for s in self.said if s.kind == "manifest" and s.topic.endswith("/round")]
+
+    @property
+    def round(self) -> int:
+        """The one that is open or next to open, as far as anybody was told."""
+        manifests = self.manifests()
+        return manifests[-1].body["round"] if manifests else 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round is, as far as anybody was told."""
+        manifests = self.manifests()
+        return bool(manifests) and manifests[-1].body["phase"] == "open"
+
+    def closed_at(self, round: int) -> float | None:
+        """When the model that closes `round` was announced."""
+        return next((s.at for s in self.manifests() if s.body["model_round"] >= round), None)
+
+    def done_at(self) -> float | None:
+        return next((s.at for s in self.manifests() if s.body["phase"] == "done"), None)
+
+    def kept(self, round: int) -> set[str]:
+        """Whose contributions were acknowledged."""
+        return {
+            s.topic.split("/")[-2]
+            for s in self.said
+            if s.kind == "kept" and s.body["round"] == round
+        }
+
+    def answered_at(self, device: str, since: float) -> float | None:
+        """When a hello of this device was first answered after `since`."""
+        topic = f"/dev/{device}/down"
+        return next(
+            (
+                s.at
+                for s in self.said
+                if s.at > since
+                and s.kind == "manifest"
+                and s.topic.endswith(topic)
+                and s.body["answers"]
+            ),
+            None,
+        )
+
+    def _watch(self, seen: Seen) -> None:
+        try:
+            if seen.client == COORDINATOR and seen.upward and not is_chunk(seen.payload):
+                message = json.loads(seen.payload.partition(b"\n")[0])
+                self.said.append(
+                    Said(
+                        time.monotonic(),
+                        seen.topic,
+                        seen.payload,
+                        message["kind"],
+                        message["body"],
+                    )
+                )
+            if self.armed is not None and self.armed(seen):
+                self.armed = None
+        except BaseException as error:  # the link's thread has nobody to tell
+            self.broken.append(error)
+            raise
+
+    def _write_fleet(self, port: int) -> None:
+        here = self.secured.site.coordinator
+        (self.folder / "fleet.toml").write_text(
+            f'fleet = "lab"\nbundle = "{self.bundle.folder}"\njournal = "{self.journal}"\n'
+            f'registry = "{self.secured.site.registry}"\n'
+            f'[broker]\nport = {port}\nca = "{here}/ca.crt"\n'
+            f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
+            f"[rules]\ndevices = {len(AGENTS)}\nquorum = 0.6\ndeadline_s = 300\n"
+            f"grace_s = {self.grace_s}\n"
+            f'[plan]\nrounds = {self.rounds}\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
+        )
+
+    def _write_agent(self, name: str) -> None:
+        """The archive's own agent.toml, with where things lie and where the link is."""
+        keys = self.secured.box(name)
+        home = self.home(name)
+        port = self.link.door(name, self.secured.both_ends(keys))
+        path = self.folder / name / "agent.toml"
+        text = path.read_text()
+        for old, new in (
+            ('bundle = "bundle"', f'bundle = "{self.bundle.folder}"'),
+            ('"/var/lib/fedclip-edge"', f'"{home}"'),
+            (f"port = {self.secured.port}", f"port = {port}"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)

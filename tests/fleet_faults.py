@@ -1,0 +1,299 @@
+"""The faults that strike a fleet of real processes, and the phases of a round they strike in.
+
+A phase is found by what a process logs or by what passes the link, never by waiting a while. The
+victim is one agent, its link and its disk; the coordinator and the broker are everybody's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from faulty_fleet import AGENTS, COORDINATOR, VICTIM, Fleet
+from link import Seen, Slow
+from noise import Noise
+
+from fedclip_edge.protocol.chunks import is_chunk
+
+Phase = Literal["idle", "download", "training", "upload", "aggregation"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+BROKER = "broker"
+_FIFTH = 5  # of the 15 chunks or so: some have arrived, and more are to come
+DISK_MB = 64
+SEES_FULL_DISK_S = 30.0
+_HOUR_S = 3600
+
+
+class Trigger:
+    """Comes up once its phase has come, in round `first_round` or later."""
+
+    def __init__(self, fleet: Fleet, phase: Phase, first_round: int) -> None:
+        self._fleet = fleet
+        self._phase = phase
+        self._first_round = first_round
+        self._chunks = 0
+        self._trained_before = len(fleet.events(VICTIM, "training"))
+
+    def seen(self, seen: Seen) -> bool:
+        """Whether this message is the moment; for what passes the link."""
+        if self._fleet.round < self._first_round:
+            return False
+        if self._phase == "aggregation":
+            kept = seen.client == COORDINATOR and seen.payload.startswith(b'{"kind":"kept"')
+            return kept and self._fleet.kept(self._fleet.round) == set(AGENTS)
+        if self._phase not in ("download", "upload") or seen.client != VICTIM:
+            return False
+        if is_chunk(seen.payload) and seen.upward == (self._phase == "upload"):
+            self._chunks += 1
+        return self._chunks == _FIFTH
+
+    def logged(self) -> bool:
+        """Whether a process has just said that the moment is there."""
+        trains = self._fleet.events(VICTIM, "training")[self._trained_before :]
+        return self._phase == "training" and any(
+            event["round"] >= self._first_round for event in trains
+        )
+
+
+@dataclass(frozen=True)
+class Struck:
+    """When a fault struck, and the round that was open or next to open then."""
+
+    at: float
+    round: int
+
+
+@dataclass
+class Aftermath:
+    """What is known once a fault is over."""
+
+    recovered_s: float | None = None  # until everybody was answered again
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens; each of the methods may do nothing."""
+
+    name: str
+    title: str
+    grace_s: float = 20.0
+    lasts: bool = False  # while the run goes on; otherwise an idle fleet sees the end of it first
+    nonsense: Mapping[Phase, str] = field(default_factory=dict)
+
+    def impossible(self) -> str:
+        """Why it cannot be played on this machine; empty where it can."""
+        return ""
+
+    def prepare(self, fleet: Fleet) -> None:
+        """Before any process starts."""
+
+    def strike(self, fleet: Fleet) -> None:
+        """At the moment itself, perhaps in the link's thread: waits for nothing."""
+
+    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+        """Waits for the end of it, and does what a supervisor or an operator would do."""
+        return Aftermath()
+
+    def clear(self, fleet: Fleet) -> None:
+        """Once all processes have ended."""
+
+
+@dataclass(frozen=True)
+class Kill(Fault):
+    """SIGKILL; a supervisor starts the process again at once, an agent when its round is over."""
+
+    whom: str = VICTIM
+
+    def strike(self, fleet: Fleet) -> None:
+        if self.whom == BROKER:
+            assert fleet.secured.process is not None
+            fleet.secured.process.kill()
+        else:
+            fleet.processes[self.whom].kill()
+
+    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+        if self.whom == BROKER:
+            assert fleet.secured.process is not None
+            fleet.secured.process.wait()
+            restarted_at = time.monotonic()
+            fleet.secured.start()
+            return Aftermath(recovery_s(fleet, restarted_at))
+        fleet.processes[self.whom].wait()
+        if self.whom == VICTIM and fleet.is_open:
+            fleet.wait(lambda: fleet.closed_at(struck.round) is not None, "the round to close")
+        restarted_at = time.monotonic()
+        fleet.start(self.whom)
+        if self.whom != COORDINATOR:
+            recovered_s = recovery_s(fleet, restarted_at, self.whom)
+            late = recovered_s is None
+            return Aftermath(recovered_s, "the run ended before it was back" if late else "")
+        recovered_s = recovery_s(fleet, restarted_at)
+        closed = fleet.events(COORDINATOR, "serving")[-1]["rounds_closed"]
+        late = closed >= struck.round
+        return Aftermath(recovered_s, "the round was closed already" if late else "")
+
+
+@dataclass(frozen=True)
+class Cut(Fault):
+    """Everybody's connection, the coordinator's included, is reset, and new ones are refused."""
+
+    for_s: float = 0.0
+
+    def strike(self, fleet: Fleet) -> None:
+        fleet.link.cut()
+
+    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+        time.sleep(max(0.0, struck.at + self.for_s - time.monotonic()))
+        fleet.link.mend()
+        return Aftermath(recovery_s(fleet, time.monotonic()))
+
+
+@dataclass(frozen=True)
+class SlowLink(Fault):
+    """The victim's link, until the round is closed."""
+
+    slow: Slow = field(default_factory=lambda: Slow(80_000, reset_s=6.0))
+
+    def strike(self, fleet: Fleet) -> None:
+        fleet.link.slow(VICTIM, self.slow)
+
+    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+        fleet.wait(lambda: fleet.closed_at(struck.round) is not None, "the round to close")
+        fleet.link.slow(VICTIM, None)
+        return Aftermath()
+
+
+@dataclass(frozen=True)
+class Noisy(Fault):
+    """Every third chunk on the victim's link, both ways, to the end of the run."""
+
+    how: Literal["duplicate", "corrupt"] = "duplicate"
+
+    def strike(self, fleet: Fleet) -> None:
+        fleet.link.noise(VICTIM, Noise(self.how, every=3))
+
+
+@dataclass(frozen=True)
+class FullDisk(Fault):
+    """The disk of the coordinator or the victim is full until the process ends, or for SEES_FULL_DISK_S.
+
+    Then there is room again, and a supervisor starts what has ended.
+    """
+
+    whose: str = COORDINATOR
+
+    def impossible(self) -> str:
+        if os.geteuid() != 0:
+            return "needs root to mount a small disk"
+        return "" if shutil.which("mount") else "needs mount(8)"
+
+    def prepare(self, fleet: Fleet) -> None:
+        home = str(fleet.home(self.whose))
+        options = ["-t", "tmpfs", "-o", f"size={DISK_MB}m"]
+        subprocess.run(["mount", *options, "tmpfs", home], check=True)
+
+    def clear(self, fleet: Fleet) -> None:
+        subprocess.run(["umount", str(fleet.home(self.whose))], check=True)
+
+    def strike(self, fleet: Fleet) -> None:
+        with self._filler(fleet).open("wb") as file:
+            size = 0
+            for step in (2**20, 2**12):
+                with contextlib.suppress(OSError):  # no space left: as wanted
+                    while True:
+                        os.posix_fallocate(file.fileno(), size, step)
+                        size += step
+
+    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+        process = fleet.processes[self.whose]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SEES_FULL_DISK_S)
+        self._filler(fleet).unlink()
+        if process.poll() is None:
+            return Aftermath(note="went on with the disk full")
+        words = fleet.last_words(self.whose)
+        assert words.startswith("fedclip-edge: "), f"ended without a sentence: {words}"
+        restarted_at = time.monotonic()
+        fleet.start(self.whose)
+        who = [] if self.whose == COORDINATOR else [self.whose]
+        recovered_s = recovery_s(fleet, restarted_at, *who)
+        return Aftermath(recovered_s, f"stopped in one sentence, code {process.returncode}")
+
+    def _filler(self, fleet: Fleet) -> Path:
+        return fleet.home(self.whose) / "filler"
+
+
+@dataclass(frozen=True)
+class Clock(Fault):
+    """The coordinator's clock jumps an hour ahead, the victim's an hour back, to the end."""
+
+    def impossible(self) -> str:
+        if not sys.platform.startswith("linux"):
+            return "needs LD_PRELOAD"
+        return "" if shutil.which("cc") else "needs a C compiler (cc) for the clock"
+
+    def prepare(self, fleet: Fleet) -> None:
+        library = fleet.folder / "other_clock.so"
+        source = Path(__file__).with_name("other_clock.c")
+        command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+        subprocess.run(command, check=True)
+        for name in (COORDINATOR, VICTIM):
+            file = self._file(fleet, name)
+            file.write_bytes(struct.pack("=q", 0))
+            fleet.before[name] = ["env", f"LD_PRELOAD={library}", f"OTHER_CLOCK={file}"]
+
+    def strike(self, fleet: Fleet) -> None:
+        for name, off_s in ((COORDINATOR, _HOUR_S), (VICTIM, -_HOUR_S)):
+            with self._file(fleet, name).open("r+b") as file:  # in place: it is mapped
+                file.write(struct.pack("=q", off_s))
+
+    def _file(self, fleet: Fleet, name: str) -> Path:
+        return fleet.folder / f"{name}.clock"
+
+
+def recovery_s(fleet: Fleet, since: float, *names: str) -> float | None:
+    """Until the coordinator has answered the hello of all who run, or of those named.
+
+    None where the run ended before that.
+    """
+    waits_for = names or [n for n in AGENTS if n in fleet.processes]
+
+    def answers() -> list[float]:
+        found = [fleet.answered_at(name, since) for name in waits_for]
+        return [at for at in found if at is not None]
+
+    def settled() -> bool:
+        return len(answers()) == len(waits_for) or fleet.done_at() is not None
+
+    fleet.wait(settled, f"{', '.join(waits_for)} to be answered")
+    return max(answers()) - since if len(answers()) == len(waits_for) else None
+
+
+_NO_CHUNK = "no chunk travels; one that does later is a download or an upload"
+_QUIET: Mapping[Phase, str] = dict.fromkeys(("idle", "training", "aggregation"), _NO_CHUNK)
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Kill("kill-agent", "SIGKILL an agent", grace_s=1.0, whom=VICTIM),
+        Kill("kill-coordinator", "SIGKILL the coordinator", whom=COORDINATOR),
+        Kill("kill-broker", "SIGKILL the broker", whom=BROKER),
+        Cut("cut-5", "link cut for 5 s", for_s=5.0),
+        Cut("cut-60", "link cut for 60 s", for_s=60.0),
+        SlowLink("slow", "80 kB/s, a reset every 6 s", lasts=True),
+        Noisy("duplicated", "duplicated chunks", nonsense=_QUIET, how="duplicate", lasts=True),
+        Noisy("corrupted", "corrupted chunks", nonsense=_QUIET, how="corrupt", lasts=True),
+        FullDisk("full-coordinator", "full disk, coordinator", whose=COORDINATOR, lasts=True),
+        FullDisk("full-agent", "full disk, agent", whose=VICTIM, lasts=True),
+        Clock("clock", "clocks one hour off", lasts=True),
+    )
+}

@@ -1,0 +1,189 @@
+"""The processes of a simulated federation: how each is started on what its disk holds."""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import device_laws
+from bad_network import FLEET
+from cached_crypto import CLASSES, DIM, Learner, identity_of, layout
+from crashing import Disk, Fuse, Journal
+from device_laws import Memory
+from in_memory import ENCODER
+from laws import Laws
+
+from fedclip_edge.agent import publisher as agent_publisher
+from fedclip_edge.agent import session
+from fedclip_edge.agent.state_db import Parked, open_parked
+from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig
+from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator.journal import Run, Store, open_store
+from fedclip_edge.errors import PeerError
+from fedclip_edge.learning import methods
+from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.messages import CoordinatorState, Manifest
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Model
+from fedclip_edge.transport.in_memory import MemoryTransport
+
+if TYPE_CHECKING:
+    from made_up_network import World
+
+_NOWHERE = Path("/nowhere")
+
+
+@dataclass(eq=False)
+class Party:
+    """A process, or the place where one was."""
+
+    name: str
+    disk: Disk
+    copy: bool = False  # of a box: the same key, other pictures, a disk of its own
+    process: coordinator.Coordinator | session.Session | None = None
+    link: MemoryTransport | None = None
+    fuse: Fuse = field(default_factory=Fuse)
+    journal: Journal | None = None
+    lives: int = 0
+    busy_until: float = 0.0  # it trains, and hears nothing meanwhile
+    muted_until: float = 0.0  # nothing passes, and nobody notices
+    deaf_until: float = 0.0  # it hears its devices, and no other coordinator
+    gone_for_good: bool = False
+    dies_young: bool = False  # while its file is made
+    dies_of_answers: bool = False  # between the next `kept` that it says and all that follows
+    memory: Memory = field(init=False)
+    view: Any = None  # its file, without a fuse: Store or Parked
+    believed: Manifest | None = None
+
+    def __post_init__(self) -> None:
+        self.memory = Memory(self.name)
+
+    @property
+    def label(self) -> str:
+        return f"copy of {self.name}" if self.copy else self.name
+
+    @property
+    def serves(self) -> bool:
+        return self.name == publisher.NAME
+
+    def open(self, view: Store | Parked, luck: random.Random, checkpoint_pages: int) -> Any:
+        """The file's connection, with a fuse to it; it may die of it at once."""
+        database = view._database
+        if self.dies_young:
+            self.dies_young = False
+            self.disk.born(database)
+        if checkpoint_pages:
+            database.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
+        self.view = view
+        self.journal = Journal(database, functools.partial(self.disk.torn, database), self.fuse)
+        return self.journal
+
+    def check(self, laws: Laws | None) -> None:
+        """What a device's disk holds now."""
+        if laws is not None and self.view is not None:
+            device_laws.check(laws, self.memory, self.view)
+
+    def lose_disk(self) -> None:
+        """A box whose disk was replaced, while it is off."""
+        self.disk.replace((b"", b""))
+        self.memory, self.believed = Memory(self.name), None
+
+
+def start_coordinator(world: World, party: Party) -> bool:
+    """A coordinator on what its journal holds; False where its run is finished already."""
+    path = party.disk.path
+    journal = party.open(open_store(path), world.luck, world.checkpoint_pages)
+    store = Store(path, journal)
+    run = _begin(world, store)
+    if run is None:
+        return False
+    # The first one has been started before, in a run that is long over.
+    epoch = store.next_epoch(above=_heard(world) if world.boots else world.luck.choice((0, 3, 3)))
+    world.boots += 1
+    boot = f"boot-{world.boots}"
+    me = identity_of(party.name)
+    gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
+    books = run_state.open_ledger(run, store, layout(run.plan.method))
+    if world.laws is None or world.laws.run.id != run.id:
+        world.laws = Laws(run, books.model, layout(run.plan.method).model)
+    world.laws.check_books(books)
+    # Each start has an id of its own, as process.py gives it; the last one's will may follow.
+    party.link = world.network.client(
+        f"coordinator-{boot}",
+        Topics(FLEET).for_coordinator(),
+        publisher.will(FLEET, gone, me),
+    )
+    config = _fleet_config(world, path)
+    party.process = coordinator.Coordinator(
+        config=config,
+        ledger=books,
+        voice=publisher.Announcer(config, books, me, party.link, boot, epoch),
+    )
+    party.process.resume(world.now)
+    return True
+
+
+def _heard(world: World) -> int:
+    """The epoch of another one's state on the broker, as process.py listens for it; 0 for none."""
+    topic = Topics(FLEET).coordinator_state
+    payload = world.network.retained(topic)
+    if not payload or world.luck.random() < 0.7:  # the broker took longer than it listened
+        return 0
+    try:
+        state = wire.unpack_control(topic, payload).message
+    except PeerError:
+        return 0
+    return state.epoch if isinstance(state, CoordinatorState) else 0
+
+
+def _begin(world: World, store: Store) -> Run | None:
+    """The run to go on with; None where it is finished already. Its id is no chance here."""
+    if store.last_run() is None:
+        world.runs += 1
+        initial = methods.get(world.plan.method).initial(CLASSES, DIM, world.plan.seed)
+        run = Run(f"run-{world.runs}", world.plan, ENCODER, CLASSES.digest)
+        store.add_run(run, run_state._stored(initial, {}, world.plan))
+    elif store.unfinished_run() is None:
+        return None
+    return run_state.begin(_fleet_config(world, store.path), CLASSES, DIM, ENCODER, store)
+
+
+def _fleet_config(world: World, journal: Path) -> FleetConfig:
+    return FleetConfig(FLEET, bundle=_NOWHERE, journal=journal, rules=world.rules, plan=world.plan)
+
+
+def start_agent(world: World, party: Party) -> None:
+    """A device on what its disk holds."""
+    path = party.disk.path
+    journal = party.open(open_parked(path), world.luck, world.checkpoint_pages)
+    party.check(world.laws)
+    name, me = party.name, identity_of(party.name)
+    roles = world.roles[name]
+    config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles)
+    variant = f"{party.lives}-{int(party.copy)}"
+    boot = f"{name}-{variant}"
+    party.link = world.network.client(
+        f"{FLEET}.{name}", Topics(FLEET).for_device(name), agent_publisher.will(config, me, boot)
+    )
+    party.believed = None
+    party.process = session.Session(
+        config=config,
+        boot=boot,
+        encoder_id=ENCODER,
+        classes_digest=CLASSES.digest,
+        learner=Learner(name, variant, functools.partial(_trains, world, party)),
+        identity=me,
+        transport=party.link,
+        parked=Parked(path, cast("Any", journal)),
+    )
+
+
+def _trains(world: World, party: Party, variant: str, model: Model) -> None:
+    assert party.believed is not None
+    device_laws.trains(party.memory, party.believed.run, model.round, variant)
+    training_s = world.training_s[party.name]
+    party.busy_until = world.now + training_s
+    world.at(training_s, functools.partial(world.poke, party))
