@@ -48,7 +48,7 @@ test-all: $(READY) ## Run the tests, the slow ones too
 
 test-cluster: $(READY) ## Run a fleet over three RabbitMQ nodes and kill one (needs rabbitmq-server)
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
-	@$(BIN)/python -m pytest -m cluster tests/test_cluster.py
+	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

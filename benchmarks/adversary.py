@@ -1,6 +1,6 @@
 """The laws of a run, tried against an adversary for as many seeds as there is time for.
 
-Every seed is a federation of its own (tests/made_up_network.py): real coordinator, sessions and SQLite
+Every seed is a federation of its own (tests/support/made_up_network.py): real coordinator, sessions and SQLite
 journal, a made-up network and clock. Exit code 1 at the first seed that breaks a law, with the
 command that shows it again, step by step.
 """
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from made_up_network import Outcome, simulate
 

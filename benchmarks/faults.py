@@ -2,7 +2,7 @@
 
 Every cell is a run of its own: `fedclip-edge serve`, three agents and mosquitto as processes, with
 certificates and the configuration that ships, over a link that lets a fault strike between two
-messages (tests/matrix.py). `--markdown` writes the page that says what each figure means. Exit code
+messages (tests/support/matrix.py). `--markdown` writes the page that says what each figure means. Exit code
 1 where an acknowledged contribution is lost, one is counted twice, a model is not that of its
 contributions, or a run does not end.
 """
@@ -26,7 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import fault_page
 import matrix

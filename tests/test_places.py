@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+from checkout import ROOT
 
 from fedclip_edge.cli.main import cli
 from fedclip_edge.config import AgentConfig, EncoderConfig, load_agent, read_toml
@@ -22,8 +23,6 @@ from fedclip_edge.pki import mosquitto
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol.topics import Topics, matches
 from fedclip_edge.vision.bundle import Bundle
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_sample_agent_configuration_loads_and_names_every_key() -> None:

@@ -1,0 +1,1061 @@
+"""One device's part in a run, against a coordinator that is a script."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from session_scene import (
+    DEVICE_KEY,
+    FORGER,
+    ME,
+    TOPICS,
+    Scene,
+    kept,
+    manifest,
+    model,
+    small,
+    state,
+)
+
+from fedclip_edge.agent.model_download import REPAIR_S
+from fedclip_edge.agent.state_db import Parked
+from fedclip_edge.agent.upload import REPEAT_S
+from fedclip_edge.errors import DiskError, RefusedError
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.cohort import cohort_hash
+from fedclip_edge.protocol.messages import (
+    DeviceState,
+    Hello,
+    Kept,
+    Message,
+    Offer,
+    Refused,
+    Want,
+)
+from fedclip_edge.records import Model, Plan, Report, Role, Terms, Update
+from fedclip_edge.transport.base import Connected, Received
+from fedclip_edge.transport.in_memory import MemoryTransport
+
+# Saying hello.
+
+
+def test_on_connecting_it_says_that_it_is_there_and_who_it_is(scene: Scene) -> None:
+    scene.flow()
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=True)]
+    roles: tuple[Role, ...] = ("train", "evaluate")
+    assert scene.heard(Hello) == [Hello("b1", DEVICE_KEY.key, roles, "photo", "e" * 64, "c" * 64)]
+
+
+def test_unanswered_it_says_hello_again(scene: Scene) -> None:
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.work(REPEAT_S - 0.1)
+    assert scene.heard(Hello) == []
+    scene.say(state())
+    for _ in range(3):
+        scene.work(REPEAT_S)
+        assert len(scene.heard(Hello)) == 1
+    scene.say(manifest())
+    scene.work(REPEAT_S)
+    assert scene.heard(Hello) == []
+
+
+def test_where_nobody_coordinates_hellos_become_rare_until_somebody_does(scene: Scene) -> None:
+    scene.work()
+    hellos = []
+    for _ in range(2 * 720):  # two hours
+        scene.work(REPEAT_S)
+        hellos.append(len(scene.heard(Hello)))
+    assert sum(hellos[:12]) >= 3  # in the first minute
+    assert 10 <= sum(hellos[720:]) <= 12  # in the second hour
+    scene.say(state())
+    scene.work(0)
+    assert len(scene.heard(Hello)) == 1
+    scene.work(REPEAT_S)
+    assert len(scene.heard(Hello)) == 1
+
+
+def test_an_answer_to_an_earlier_process_is_no_answer(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest(answers="b0"))
+    scene.work()
+    assert scene.session.refused_messages == 1
+    assert scene.heard(Want) == []
+    scene.say(manifest())
+    scene.work()
+    assert len(scene.heard(Want)) == 1
+
+
+def test_it_knows_how_many_may_come_back_with_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[int] = []
+    monkeypatch.setattr(scene.link, "expect", expected.append)
+    scene.join(devices=700)
+    assert expected == [700]
+
+
+def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) -> None:
+    scene.session._believed.coordinator_key = signing.new().key
+    scene.flow()
+    scene.say(manifest())
+    scene.say(state(), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.session.refused_messages == 2
+    scene.session._believed.coordinator_key = ME.key
+    scene.say(manifest())
+    scene.work()
+    assert len(scene.heard(Want)) == 1
+
+
+def test_a_broadcast_is_no_answer(scene: Scene) -> None:
+    """Only the direct answer says whether a late-comer is in the cohort."""
+    scene.flow()
+    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest(takes_part=False))
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest(takes_part=True))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_new_coordinator_is_greeted_anew(scene: Scene) -> None:
+    scene.join()
+    scene.heard(Hello)
+    scene.say(state("k1"), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest())
+    scene.say(state("k1"), topic=TOPICS.coordinator_state)  # the same again
+    scene.work()
+    assert scene.heard(Hello) == []
+    scene.heard(Report)
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    assert len(scene.heard(Report)) == 1  # it may have been away when it was said
+    scene.say(manifest(epoch=6))
+    scene.say(state("k2", epoch=6, online=False), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.heard(Hello) == []  # nobody is there
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+
+
+def test_a_lost_link_stops_work_and_a_new_one_begins_with_hello(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.flow()
+    scene.say_model(model(0))
+    scene.flow()
+    scene.broker.cut("cam-01")
+    scene.work(REPEAT_S)
+    assert scene.learner.fitted == []
+    scene.heard(Hello)
+    link = scene.broker.client("cam-01", TOPICS.for_device("cam-01"), scene.link.will)
+    scene.link = scene.session.transport = scene.session._voice.transport = link
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.heard(Want)
+    scene.say(manifest())
+    scene.work()
+    assert scene.heard(Want) == []  # the model is still here
+    assert scene.learner.fitted == [0.0]
+
+
+def test_its_will_says_that_it_is_gone(scene: Scene) -> None:
+    scene.flow()
+    scene.heard(DeviceState)
+    scene.broker.cut("cam-01")
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
+
+
+def test_it_leaves_with_a_good_bye(scene: Scene) -> None:
+    scene.flow()
+    scene.session.say_goodbye()
+    assert scene.heard(DeviceState)[-1] == DeviceState("b1", online=False)
+
+
+def test_asked_who_it_is_it_says_hello_and_waits_for_the_answer(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    scene.say(state(), topic=TOPICS.coordinator_state)
+    scene.work()
+    scene.say(manifest(phase="gathering"))
+    scene.work()
+    scene.heard(Hello)
+    scene.say(state(), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.heard(Hello) == [], "known, and said to everybody"
+    scene.say(state())
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest())
+    scene.work()
+    assert len(scene.learner.fitted) == 1
+
+
+def test_greeted_anew_it_asks_at_once_for_all_that_is_missing(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    last = manifest().model.chunks - 1
+    for _ in range(6):
+        scene.work(by_s=60)
+    scene.heard(Want)
+    scene.say(state())
+    scene.work()
+    scene.say(manifest())
+    scene.work()
+    assert [want.missing for want in scene.heard(Want)] == [((0, last),)]
+
+
+# Whom it believes.
+
+
+def refused_once(scene: Scene) -> None:
+    before = scene.session.refused_messages
+    scene.work()
+    assert scene.session.refused_messages == before + 1
+
+
+def test_a_forged_manifest_is_dropped_and_counted(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    for forged in (manifest(), manifest(key=FORGER.key), manifest(epoch=99, key=FORGER.key)):
+        scene.say(forged, topic=TOPICS.round, key=FORGER)
+        refused_once(scene)
+    assert scene.learner.fitted == []
+    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_manifest_replayed_on_another_topic_is_dropped(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    payload = scene.say(manifest(), topic=TOPICS.down("cam-02"))
+    for topic in (TOPICS.down("cam-01"), TOPICS.round):
+        scene.script.publish(topic, payload)
+        refused_once(scene)
+    assert scene.learner.fitted == []
+
+
+def test_a_replayed_manifest_of_an_older_round_or_epoch_is_dropped(scene: Scene) -> None:
+    scene.join(round=2, model_round=1, phase="gathering")
+    for older in (
+        manifest(),
+        manifest(round=2, model_round=1, epoch=4),
+        manifest(round=9, epoch=4),
+    ):
+        scene.say(older)
+        refused_once(scene)
+    scene.say(manifest(round=9, epoch=4, run="run-0"))  # of an older run
+    refused_once(scene)
+    assert scene.learner.fitted == []
+
+
+def test_an_older_coordinator_is_dropped(scene: Scene) -> None:
+    scene.join()
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    scene.heard(Hello)
+    scene.say(state("k1", epoch=5), topic=TOPICS.coordinator_state)
+    refused_once(scene)
+    assert scene.heard(Hello) == []
+
+
+@pytest.mark.parametrize("sender", ["cam-02", "", "Coordinator"])
+def test_nobody_but_the_coordinator_may_speak(scene: Scene, sender: str) -> None:
+    scene.join(phase="gathering")
+    scene.say(manifest(), sender=sender)
+    refused_once(scene)
+
+
+@pytest.mark.parametrize(
+    "message", [Kept("run-1", 1, "a" * 64), Refused("no", final=True), Want("a" * 64, ((0, 1),))]
+)
+def test_before_anything_is_known_of_the_run_nothing_else_is_believed(
+    scene: Scene, message: Message
+) -> None:
+    scene.flow()
+    scene.say(message)
+    refused_once(scene)
+
+
+def test_a_forged_refusal_does_not_end_it(scene: Scene) -> None:
+    scene.join()
+    scene.say(Refused("go away", final=True), key=FORGER)
+    refused_once(scene)
+
+
+@pytest.mark.parametrize(
+    "message", [DeviceState("b", online=True), Offer("run-1", 1, chunks.parcel_of(b"x"))]
+)
+def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Message) -> None:
+    scene.join()
+    scene.say(message)
+    refused_once(scene)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=80), st.sampled_from(TOPICS.for_device("cam-01")))
+def test_no_bytes_stop_it(scene: Scene, payload: bytes, topic: str) -> None:
+    scene.flow()
+    for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, b"{" + payload):
+        scene.session.take(Received(topic, candidate), scene.now)
+        scene.session.act(scene.now)
+
+
+# The model.
+
+
+def test_who_is_greeted_asks_for_the_model_at_once(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    parcel = manifest().model
+    assert scene.heard(Want) == [Want(parcel.sha256, ((0, parcel.chunks - 1),))]
+
+
+def test_who_hears_the_broadcast_waits_for_the_chunks_that_follow(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    scene.heard(Want)
+    scene.say(manifest(model(1, 1), round=2), topic=TOPICS.round)
+    scene.work(REPAIR_S - 0.1)
+    assert scene.heard(Want) == []
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.heard(Want) == []
+    assert scene.learner.fitted == [1.0]
+
+
+def test_what_is_missing_is_asked_for_again_until_it_is_here(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    scene.heard(Want)
+    last = manifest().model.chunks - 1
+    assert last > 3
+    scene.say_model(model(0), only=((0, 0), (2, last - 1)))
+    scene.flow()
+    for pause_s in (REPAIR_S, 2 * REPAIR_S, 4 * REPAIR_S):  # a slow link is no lost chunk
+        scene.work(pause_s + 0.1)
+        assert scene.heard(Want) == [Want(manifest().model.sha256, ((1, 1), (last, last)))]
+    assert scene.learner.fitted == []
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_asked_again_for_a_lot_it_asks_for_a_little(scene: Scene) -> None:
+    """A link slower than a chunk in REPAIR_S must not carry the whole again and again."""
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    last = manifest().model.chunks - 1
+    assert scene.heard(Want) == [Want(manifest().model.sha256, ((0, last),))]
+    scene.work(REPAIR_S + 0.1)
+    assert scene.heard(Want) == [Want(manifest().model.sha256, ((0, 3),))]
+
+
+def test_while_chunks_are_on_their_way_it_sends_none_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    want = Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),))
+    monkeypatch.setattr(MemoryTransport, "backlog", lambda link: 1)
+    scene.say(want)
+    scene.work()
+    assert len(scene.heard(bytes)) == offer.parcel.chunks, "the first time, whatever else is queued"
+    scene.say(want)
+    scene.work(2 * REPEAT_S)
+    assert scene.heard(bytes) == []
+    assert scene.heard(Offer) == []
+    monkeypatch.setattr(MemoryTransport, "backlog", lambda link: 0)
+    scene.say(want)
+    scene.work()
+    assert len(scene.heard(bytes)) == offer.parcel.chunks
+
+
+def test_a_model_with_another_hash_is_fetched_again(scene: Scene) -> None:
+    scene.flow()
+    right = manifest().model
+    forged = replace(right, sha256=right.sha256[:16] + "0" * 48)  # its chunks cannot tell
+    scene.say(manifest(model=forged))
+    scene.flow()
+    scene.heard(Want)
+    scene.say_model(model(0))
+    refused_once(scene)
+    assert scene.learner.fitted == []
+    scene.work()
+    scene.work(REPAIR_S)
+    assert scene.heard(Want)[-1] == Want(forged.sha256, ((0, right.chunks - 1),))
+
+
+def test_a_model_of_other_terms_is_refused(scene: Scene) -> None:
+    other = Model("made-up", 0, {"gate": np.zeros((4, 4), np.float32)})
+    scene.flow()
+    scene.say(manifest(other))
+    scene.flow()
+    scene.say_model(other)
+    refused_once(scene)
+    assert scene.learner.fitted == []
+
+
+def test_damaged_chunks_are_counted_and_do_no_harm(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    first = next(chunks.chunks(data := wire.pack_model(model(0), "fp32"), small(data)))
+    scene.script.publish(TOPICS.model, first[:-1] + bytes([first[-1] ^ 1]))
+    refused_once(scene)
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+# Rounds.
+
+
+def test_training_and_evaluation_never_happen_while_a_message_is_taken_in(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest())
+    scene.flow()
+    scene.say_model(model(0))
+    scene.flow()
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([], [])
+    assert scene.session.act(scene.now)
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])  # one at a time
+    assert scene.session.act(scene.now)
+    assert scene.learner.evaluated == [(0.0, False)]
+    assert not scene.session.act(scene.now)
+
+
+def test_it_contributes_once_a_round(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    assert (offer.run, offer.round) == ("run-1", 1)
+    scene.say(manifest(attempt=1))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+    scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    scene.say(manifest(model(1, 1), round=2, takes_part=None), topic=TOPICS.round)
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.learner.fitted == [0.0, 1.0]
+    assert scene.learner.states == [0, 1]
+    assert [offer.round for offer in scene.heard(Offer)] == [2]
+
+
+@pytest.mark.parametrize("phase", ["gathering", "final", "done"])
+def test_it_trains_only_while_a_round_is_open(scene: Scene, phase: str) -> None:
+    scene.join(phase=phase)
+    assert scene.learner.fitted == []
+
+
+@pytest.mark.parametrize(("above", "trains"), [(True, True), (False, False)])
+def test_it_works_out_for_itself_whether_it_is_drawn(
+    scene: Scene, above: bool, trains: bool
+) -> None:
+    scene.join(phase="gathering")
+    drawn = cohort_hash("run-1", 1, "cam-01")
+    below = f"{int(drawn, 16) - 1:064x}"
+    cohort = drawn if above else below
+    scene.say(manifest(takes_part=None, cohort=cohort), topic=TOPICS.round)
+    scene.work()
+    assert bool(scene.learner.fitted) == trains
+
+
+def test_what_was_offered_is_sent_chunk_by_chunk_as_asked(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    assert scene.heard(bytes) == []
+    scene.say(Want(offer.parcel.sha256, ((0, 10**6),)))
+    scene.work()
+    incoming = chunks.Incoming(offer.parcel)
+    for chunk in scene.heard(bytes):
+        incoming.receive(chunk)
+    found = wire.unpack_contribution(incoming.take(), "fp32", {"gate": (40, 10)})
+    assert (found.run, found.round, found.device) == ("run-1", 1, "cam-01")
+    assert found.base == manifest().model.sha256
+    assert (found.encoder_id, found.classes_digest) == ("e" * 64, "c" * 64)
+    assert found.update.terms["gate"][0, 0] == 0.5
+    scene.say(Want("a" * 64, ((0, 1),)))  # of something else
+    scene.work()
+    assert scene.heard(bytes) == []
+
+
+def test_it_offers_again_until_it_is_kept(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    for _ in range(3):
+        scene.work(REPEAT_S - 0.1)
+        assert scene.heard(Offer) == []
+        scene.work(0.1)
+        assert scene.heard(Offer) == [offer]
+    scene.say(Kept("run-1", 1, "a" * 64))  # another one
+    scene.work(REPEAT_S)
+    assert scene.heard(Offer) == [offer]
+    for _ in range(2):
+        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+        scene.work()
+    scene.work(10 * REPEAT_S)
+    assert scene.heard(Offer) == []
+    scene.say(Want(offer.parcel.sha256, ((0, 9),)))
+    scene.work()
+    assert scene.heard(bytes) == []  # it is forgotten
+
+
+def test_while_it_uploads_it_does_not_offer(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    for _ in range(5):
+        scene.say(Want(offer.parcel.sha256, ((0, 0),)))
+        scene.work(REPEAT_S - 0.1)
+    assert scene.heard(Offer) == []
+
+
+def test_after_a_new_coordinator_it_offers_at_once(scene: Scene) -> None:
+    scene.join()
+    scene.heard(Offer)
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.heard(Offer) == []  # not before it is greeted
+    scene.say(manifest(epoch=6))
+    scene.work()
+    assert len(scene.heard(Offer)) == 1
+    assert scene.learner.fitted == [0.0]
+
+
+def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(Refused("too large", final=False, sha256=offer.parcel.sha256))
+    scene.work(10 * REPEAT_S)
+    assert scene.heard(Offer) == []
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
+    scene.join()
+    scene.say(Refused("another key was shown", final=True, key=FORGER.key))
+    scene.work()  # meant for whoever spoke under this id with that key
+    scene.say(Refused("its bundle holds another encoder", final=True, key=DEVICE_KEY.key))
+    with pytest.raises(RefusedError, match="refused cam-01: its bundle holds another encoder"):
+        scene.work()
+
+
+def test_who_only_evaluates_never_trains(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([], [(0.0, False)])
+
+
+def test_who_only_trains_never_evaluates(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("train",))
+    scene.join()
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])
+    scene.say(manifest(phase="done", round=1))
+    scene.work()
+    assert scene.session.finished
+
+
+def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene) -> None:
+    scene.join(phase="gathering")
+    scene.work(1.0)
+    assert scene.learner.evaluated == []  # torch is not loaded for the sake of waiting
+    scene.join(takes_part=False)
+    scene.work(1.0)
+    last = manifest(model(1, 1), phase="final", takes_part=None)
+    scene.say(manifest(model(1, 1), round=2, takes_part=False))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.learner.evaluated == [(0.0, False), (1.0, False)]
+    scene.say(replace(last, round=2), topic=TOPICS.round)
+    scene.work()
+    scene.work(1.0)
+    assert scene.learner.evaluated == [(0.0, False), (1.0, False), (1.0, True)]
+    assert [report.round for report in scene.heard(Report)] == [0, 1, 1]
+    assert not scene.session.finished
+    scene.say(replace(last, round=2, phase="done"), topic=TOPICS.round)
+    scene.work()
+    assert scene.session.finished
+
+
+def test_another_run_that_begins_with_the_same_bytes_is_evaluated_as_well(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    scene.say(manifest(run="run-2", epoch=6))
+    scene.work()
+    assert [(said.run, said.round) for said in scene.heard(Report)] == [("run-1", 0), ("run-2", 0)]
+
+
+def test_rounds_that_went_by_while_it_was_busy_are_evaluated_all_the_same(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    for closed in (1, 2, 3):  # all of it waits to be taken in
+        published = model(closed, closed)
+        scene.say(
+            manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
+        )
+        scene.say_model(published)
+    scene.work()
+    assert scene.learner.evaluated == [(closed, False) for closed in (0.0, 1.0, 2.0, 3.0)]
+    assert [report.round for report in scene.heard(Report)] == [0, 1, 2, 3]
+
+
+def test_what_waits_is_evaluated_when_somebody_is_there_to_hear_of_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("evaluate",))
+    scene.join()
+    published = model(1, 1)
+    scene.say(manifest(published, round=2, takes_part=None, answers=""), topic=TOPICS.round)
+    scene.say_model(published)
+    scene.say(state(online=False))
+    scene.work()
+    assert scene.learner.evaluated == [(0.0, False)]
+    scene.say(state("k2", epoch=6))
+    scene.work()
+    scene.say(manifest(published, round=2, epoch=6, takes_part=None))
+    scene.work()
+    assert scene.learner.evaluated == [(0.0, False), (1.0, False)]
+
+
+def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene: Scene) -> None:
+    scene.join(takes_part=False)
+    scene.learner.evaluated.clear()
+    for closed in (1, 2):
+        published = model(closed, closed)
+        scene.say(
+            manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
+        )
+        scene.say_model(published)
+    scene.flow()
+    assert scene.session.act(scene.now)
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([2.0], [])
+    scene.work()
+    assert scene.learner.evaluated == [(1.0, False), (2.0, False)]
+
+
+def test_it_evaluates_the_last_model_even_when_the_run_is_done(scene: Scene) -> None:
+    scene.join()
+    done = manifest(model(1, 1), phase="done", takes_part=None)
+    scene.say(done, topic=TOPICS.round)
+    scene.flow()
+    assert not scene.session.finished
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.learner.evaluated[-1] == (1.0, True)
+    assert scene.session.finished
+
+
+def test_a_run_that_was_done_before_it_came_is_not_its_own(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("train",))
+    scene.join(phase="done")
+    assert not scene.session.finished
+    scene.say(manifest(run="run-2", epoch=6))
+    scene.work()
+    assert scene.learner.fitted == [0.0]  # it waits for the next one
+
+
+def test_time_spent_waiting_is_what_was_not_spent_working(scene: Scene) -> None:
+    scene.flow()
+    scene.learner.busy_s = 4.0
+    scene.say(manifest(takes_part=False))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work(10.0)
+    assert [report.wait_s for report in scene.heard(Report)] == [6.0]
+
+
+# What may be lost.
+
+
+def test_a_manifest_that_was_lost_is_asked_for(scene: Scene) -> None:
+    """While the last model is evaluated the next manifest is near; else a round's deadline is."""
+    scene.join(deadline_s=60.0)
+    scene.heard(Hello)
+    scene.work(59.0)
+    assert scene.heard(Hello) == []
+    scene.work(1.0)
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(phase="final", deadline_s=60.0))
+    scene.work()
+    for _ in range(2):
+        scene.work(REPEAT_S)
+        assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(phase="done", deadline_s=60.0))
+    scene.work()
+    assert scene.session.finished
+
+
+def test_what_one_attempt_refused_the_next_may_want(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(Refused("not in the cohort", final=False, sha256=offer.parcel.sha256))
+    scene.work()
+    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.heard(Offer) == [offer], "trained again from the same seed: the same bytes"
+
+
+def test_what_is_kept_is_not_trained_again_in_another_attempt(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    scene.work()
+    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
+    scene.work()
+    assert scene.heard(Offer) == []
+
+
+def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> None:
+    scene.join()
+    scene.broker.cut("cam-01")
+    scene.work()
+    scene.session.take(Connected(), scene.now)
+
+    def comes(message: Message, topic: str) -> None:
+        payload = wire.pack_control(message, "coordinator", topic, ME)
+        scene.session.take(Received(topic, payload), scene.now)
+        scene.session.act(scene.now)
+
+    comes(manifest(model(1), phase="done", takes_part=None), TOPICS.round)
+    assert not scene.session.finished, "the coordinator may still give it the last model"
+    comes(state(online=False), TOPICS.coordinator_state)
+    assert scene.session.finished
+
+
+def end_of_run(scene: Scene, *, gone: bool = True) -> None:
+    """What the broker retains of a run that is done."""
+    done = manifest(model(1, 1), phase="done", takes_part=None, answers="")
+    for topic, message in (
+        (TOPICS.round, done),
+        (TOPICS.coordinator_state, state(online=not gone)),
+    ):
+        payload = wire.pack_control(message, "coordinator", topic, ME)
+        scene.script.publish(topic, payload, retain=True)
+
+
+@pytest.mark.parametrize("roles", [("train",), ("train", "evaluate")])
+def test_killed_before_the_end_it_hears_it_of_what_is_retained(
+    tmp_path: Path, roles: tuple[Role, ...]
+) -> None:
+    scene = Scene(tmp_path, roles)
+    scene.join()
+    scene.broker.cut("cam-01")
+    end_of_run(scene)
+    scene.start()
+    scene.work()
+    assert scene.session.finished
+    scene.start()  # for the next run: this one it has ended already
+    scene.work(100.0)
+    assert not scene.session.finished
+
+
+def test_an_end_that_was_lost_on_a_standing_link_is_asked_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, ("train",))
+    scene.join(deadline_s=60.0)
+    end_of_run(scene)
+    scene.link.inbox.clear()
+    scene.work(60.0)
+    scene.work()
+    assert scene.session.finished
+
+
+def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
+    scene.join(deadline_s=60.0)
+    end_of_run(scene, gone=False)
+    scene.work()
+    for _ in range(4):
+        assert not scene.session.finished, "the coordinator may still give it the last model"
+        scene.work(REPEAT_S)
+        scene.work()
+    assert scene.session.finished
+
+
+# A coordinator that came back with an old copy of its journal, under a higher epoch.
+
+
+def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
+    scene.join(round=2, model_round=1)
+    scene.session.take(Connected(), scene.now)
+    said = scene.heard(Hello)[-1]
+    assert (said.epoch, said.run, said.closed) == (5, "run-1", 1)
+
+
+def test_an_open_round_that_is_heard_after_the_end_is_dropped(scene: Scene) -> None:
+    """Delayed on its way, or played again: the run would begin anew where nobody coordinates."""
+    scene.join()
+    trained = list(scene.learner.fitted)
+    end_of_run(scene)
+    scene.work()
+    before = scene.session.refused_messages
+    for late in (manifest(), manifest(model(0, 1), phase="final")):
+        scene.say(late)
+        scene.work()
+    assert scene.session.refused_messages == before + 2
+    assert scene.learner.fitted == trained
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_not_kept_any_more_is_made_again(scene: Scene, *, killed: bool) -> None:
+    scene.join()
+    kept(scene, scene.heard(Offer)[0])
+    if killed:
+        restart(scene)
+    scene.say(manifest(epoch=6, kept="a" * 64))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.heard(Offer) == []
+    scene.say(manifest(epoch=7, kept=""))
+    scene.work()
+    assert len(scene.heard(Offer)) == 1
+
+
+@pytest.mark.parametrize(("closed", "value"), [(0, 0.0), (1, 2.0)])
+def test_an_update_of_a_round_that_was_lost_makes_way(
+    scene: Scene, closed: int, value: float
+) -> None:
+    scene.join(round=2)
+    scene.heard(Offer)
+    scene.say(manifest(model(value, closed), epoch=6, round=closed + 1, kept=""))
+    scene.flow()
+    scene.say_model(model(value, closed))
+    scene.work()
+    assert scene.learner.fitted == [0.0, value]
+    assert [offer.round for offer in scene.heard(Offer)] == [closed + 1]
+
+
+# What survives its kill.
+
+
+def restart(scene: Scene) -> None:
+    scene.broker.cut("cam-01")
+    for kind in (Offer, Hello, Want, Report, bytes):
+        scene.heard(kind)
+    scene.start()
+    scene.flow()
+
+
+def uploaded(scene: Scene, offer: Offer) -> bytes:
+    scene.say(Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),)))
+    scene.work()
+    incoming = chunks.Incoming(offer.parcel)
+    for chunk in scene.heard(bytes):
+        incoming.receive(chunk)
+    return incoming.take()
+
+
+def test_after_a_kill_it_offers_the_very_same_bytes_without_training(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    body = uploaded(scene, offer)
+    restart(scene)
+    scene.say(manifest())
+    scene.work()
+    assert scene.heard(Offer) == [offer], "before it has the model again"
+    assert uploaded(scene, offer) == body
+    scene.say_model(model(0))
+    scene.work()
+    kept(scene, offer)
+    scene.work(10 * REPEAT_S)
+    assert scene.learner.fitted == []
+    assert scene.heard(Offer) == []
+
+
+def test_after_a_kill_it_does_not_train_again_what_is_kept(scene: Scene) -> None:
+    scene.join()
+    kept(scene, scene.heard(Offer)[0])
+    restart(scene)
+    scene.say(manifest(attempt=1))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == []
+    scene.say(manifest(model(1, 1), round=2))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert (scene.learner.fitted, scene.learner.states) == ([1.0], [1]), "its own state is there"
+
+
+@pytest.mark.parametrize("answer", ["kept", "refused"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
+    scene: Scene, answer: str, killed: bool
+) -> None:
+    """Else what the update left behind would be lost, or would count twice."""
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    if killed:
+        restart(scene)
+    scene.say(manifest(model(1, 1), round=2))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.heard(Offer) == [offer], "at once"
+    assert 1.0 not in scene.learner.fitted
+    scene.work(REPEAT_S)
+    assert scene.heard(Offer) == [offer], "until it is answered"
+    if answer == "kept":
+        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    else:
+        scene.say(Refused("not open", final=False, sha256=offer.parcel.sha256, closed=1))
+    scene.work()
+    assert scene.learner.fitted[-1] == 1.0
+    assert scene.learner.states[-1] == (answer == "kept")
+    assert [offer.round for offer in scene.heard(Offer)] == [2]
+
+
+@pytest.mark.parametrize("answer", ["kept", "refused"])
+def test_a_refusal_is_believed_once_its_round_is_closed(scene: Scene, answer: str) -> None:
+    """An earlier one may be late: the same contribution may have been kept since."""
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    early = Refused("not in the cohort", final=False, sha256=offer.parcel.sha256, closed=0)
+    scene.say(early)
+    scene.work(10 * REPEAT_S)
+    assert scene.heard(Offer) == []
+    scene.say(manifest(model(1, 1), round=2))
+    scene.flow()
+    scene.say_model(model(1, 1))
+    scene.work()
+    assert scene.heard(Offer) == [offer]
+    scene.say(early)
+    scene.work()
+    assert 1.0 not in scene.learner.fitted
+    if answer == "kept":
+        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    else:
+        scene.say(replace(early, closed=1))
+    scene.work()
+    assert scene.learner.states == [0, int(answer == "kept")]
+
+
+def test_in_an_unknown_run_it_parks_its_update_until_its_own_comes_back(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    scene.say(manifest(model(5), run="run-2", epoch=6))
+    scene.flow()
+    scene.say_model(model(5))
+    scene.work()
+    assert [offer.run for offer in scene.heard(Offer)] == ["run-2"]
+    assert scene.learner.states == [0, 0], "each run has its own"
+    for epoch in (7, 9):  # an epoch has one run
+        if epoch == 9:
+            restart(scene)
+        scene.say(manifest(epoch=epoch))
+        scene.work()
+        assert scene.heard(Offer) == [offer]
+        scene.say(manifest(model(5), run="run-2", epoch=epoch + 1))
+        scene.work()
+        assert [offer.run for offer in scene.heard(Offer)] == ["run-2"]
+
+
+def test_when_a_run_is_done_nothing_of_it_stays(scene: Scene) -> None:
+    scene.join()
+    (offer,) = scene.heard(Offer)
+    assert scene.session.parked.update("run-1") is not None
+    scene.say(manifest(phase="done"))
+    scene.work()
+    assert scene.session.parked.update("run-1") is None
+    scene.work(10 * REPEAT_S)
+    assert offer not in scene.heard(Offer)
+
+
+def test_after_a_kill_it_refuses_an_older_epoch_and_an_older_round(scene: Scene) -> None:
+    scene.join(round=3, model_round=2, epoch=5, phase="gathering")
+    restart(scene)
+    (hello,) = [*scene.heard(Hello)]
+    assert hello.epoch == 5, "so that a coordinator without its journal can rise above it"
+    for older in (
+        manifest(round=2, model_round=1, epoch=5),
+        manifest(round=9, model_round=8, epoch=4),
+        manifest(run="run-2", epoch=4),
+    ):
+        scene.say(older)
+        refused_once(scene)
+    scene.say(state("k0", epoch=4), topic=TOPICS.coordinator_state)
+    refused_once(scene)
+    scene.say(manifest(run="run-2", epoch=6))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_coordinator_that_rose_is_known_by_its_boot(scene: Scene) -> None:
+    """The will that the broker holds for it is of its first epoch."""
+    scene.join()
+    scene.say(state("k2", epoch=9), topic=TOPICS.coordinator_state)
+    scene.say(manifest(epoch=9))
+    scene.work()
+    scene.say(state("k2", epoch=3, online=False), topic=TOPICS.coordinator_state)
+    scene.work()
+    assert scene.session.refused_messages == 0
+    scene.say(state("k1", epoch=3), topic=TOPICS.coordinator_state)
+    refused_once(scene)
+
+
+# What a codec loses.
+
+
+def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None:
+    """Of 0.001 beside 1 nothing can be said in so few steps; after enough rounds it has arrived."""
+    plan = Plan(rounds=30, codec_up="int8", codec_down="fp32")
+    scene.flow()
+    arrived = np.zeros((40, 10))
+    true = np.full((40, 10), 1e-3)
+    true[:, 0] = 1.0
+
+    def fit(model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        return Update("sum", 1, {"gate": true.astype(np.float32)}), {}
+
+    rounds = 30
+    for number in range(1, rounds + 1):
+        vars(scene.learner)["fit"] = fit
+        scene.say(manifest(plan=plan, round=number))
+        scene.flow()
+        scene.say_model(model(0))
+        scene.work()
+        (offer,) = scene.heard(Offer)
+        found = wire.unpack_contribution(uploaded(scene, offer), "int8", {"gate": (40, 10)})
+        if number % 7 == 3:  # refused: the residual before it stays
+            scene.say(Refused("no", final=False, sha256=offer.parcel.sha256, closed=number))
+            scene.work()
+            rounds -= 1
+        else:
+            arrived += found.update.terms["gate"]
+            kept(scene, offer)
+        if number % 5 == 4:
+            restart(scene)
+    residual = scene.session.parked.carried("run-1").residual["gate"]
+    np.testing.assert_allclose(arrived + residual, rounds * true, rtol=0, atol=1e-4)
+    assert (arrived[:, 1:] > 0).any()
+
+
+def test_a_full_disk_ends_it_before_anything_is_offered(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DiskError("parked.sqlite cannot be written")
+
+    monkeypatch.setattr(Parked, "park", full)
+    with pytest.raises(DiskError):
+        scene.join()
+    assert scene.heard(Offer) == []

@@ -1,0 +1,377 @@
+"""An enrolled fleet behind a broker that reads, alters, forges, replays: the model is the same.
+
+The broker may drop everything, and then no run ends; so each of these stops its attack at some
+point, and what it did until then must not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coordinated_fleet import PLAN, RULES, device, final, restart, steps, undisturbed
+from in_memory import ENCODER, Fleet, class_texts
+
+from fedclip_edge.agent.session import Session
+from fedclip_edge.errors import RefusedError
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import (
+    CoordinatorState,
+    Hello,
+    Kept,
+    Manifest,
+    Message,
+    Offer,
+    Parcel,
+    Refused,
+)
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Contribution, Update
+from fedclip_edge.transport.in_memory import MemoryBroker
+
+TOPICS = Topics("lab")
+EVIL = signing.new()
+BOXES = ("cam-0", "cam-1")
+Said = tuple[str, bytes, bool]  # topic, payload, retained
+
+
+class HostileBroker(MemoryBroker):
+    """Does as `attack` says with each message; keeps a record of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Said] = []
+        self.attack: Callable[[Said], Iterator[Said]] | None = None
+
+    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        said = (topic, payload, retain)
+        self.heard.append(said)
+        for changed in [said] if self.attack is None else self.attack(said):
+            self.inject(*changed)
+
+    def inject(self, topic: str, payload: bytes, retained: bool = False) -> None:  # noqa: FBT002
+        super().deliver(topic, payload, retain=retained)
+
+    def forge(self, message: Message, topic: str, sender: str) -> None:
+        self.inject(topic, wire.pack_control(message, sender, topic, EVIL))
+
+
+def enrolled(folder: Path, broker: MemoryBroker, *, pinned: bool = True) -> Fleet:
+    """A fleet of two whose keys are pinned before anybody speaks; the devices are yet to start."""
+    books = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
+    for name in BOXES:
+        key = signing.load_or_create(folder / name / "device.key").key
+        books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
+    return Fleet(folder, PLAN, RULES, broker=broker, registry=books if pinned else None)
+
+
+@pytest.fixture
+def broker() -> HostileBroker:
+    return HostileBroker()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, broker: HostileBroker) -> Fleet:
+    return enrolled(tmp_path, broker)
+
+
+def evil_model(fleet: Fleet) -> tuple[bytes, Parcel]:
+    model = fleet.coordinator.ledger.model
+    terms = {name: np.full_like(values, 0.25) for name, values in model.terms.items()}
+    data = wire.pack_model(replace(model, terms=terms), PLAN.codec_down)
+    return data, chunks.parcel_of(data)
+
+
+def versions(fleet: Fleet) -> set[str]:
+    held = [session._fetching.held for session in fleet.sessions.values()]
+    return {"" if one is None else one.version for one in held}
+
+
+def message(said: Said) -> Message | None:
+    if chunks.is_chunk(said[1]):
+        return None
+    return wire.unpack_control(*said[:2]).message
+
+
+def start(fleet: Fleet) -> list[Session]:
+    return [device(fleet, number) for number in range(len(BOXES))]
+
+
+# Swapping a model.
+
+
+def test_it_cannot_swap_a_model_by_a_manifest_of_its_own(
+    fleet: Fleet, broker: HostileBroker
+) -> None:
+    """Not even where its manifest is the first that a device ever sees."""
+    data, parcel = evil_model(fleet)
+
+    def swap(said: Said) -> Iterator[Said]:
+        topic, _, retained = said
+        told = message(said)
+        if isinstance(told, Manifest):
+            evil = replace(told, model=parcel, key=EVIL.key)
+            yield topic, wire.pack_control(evil, "coordinator", topic, EVIL), retained
+            for chunk in chunks.chunks(data, parcel):
+                yield TOPICS.model, chunk, False
+        elif isinstance(told, CoordinatorState):
+            evil_state = replace(told, key=EVIL.key)
+            yield topic, wire.pack_control(evil_state, "coordinator", topic, EVIL), retained
+        else:
+            yield said
+
+    broker.attack = swap
+    start(fleet)
+    steps(fleet, 60)
+    assert versions(fleet) == {""}
+    assert all(session.refused_messages for session in fleet.sessions.values())
+    broker.attack = None
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBroker) -> None:
+    """Chunks are not signed; the manifest names the hash of the whole."""
+    data, _ = evil_model(fleet)
+
+    def swap(said: Said) -> Iterator[Said]:
+        topic, _, retained = said
+        if message(said) is None and topic.endswith(("model", "down")):
+            true = fleet.coordinator.ledger.parcel
+            padded = (data + bytes(true.size_bytes))[: true.size_bytes]
+            for chunk in chunks.chunks(padded, true):
+                yield topic, chunk, retained
+        else:
+            yield said
+
+    broker.attack = swap
+    start(fleet)
+    steps(fleet, 60)
+    assert versions(fleet) == {""}
+    broker.attack = None
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+# Forging a contribution.
+
+
+def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
+    run, ledger = fleet.coordinator.run, fleet.coordinator.ledger
+    terms = {key: np.ones_like(values) for key, values in ledger.model.terms.items()}
+    data = wire.pack_contribution(
+        Contribution(
+            run=run.id,
+            round=ledger.model.round + 1,
+            device=name,
+            base=ledger.version,
+            encoder_id=ENCODER,
+            classes_digest=class_texts().digest,
+            update=Update("sum", 1, terms),
+        ),
+        PLAN.codec_up,
+    )
+    return data, Offer(run.id, ledger.model.round + 1, chunks.parcel_of(data))
+
+
+def hello(boot: str = "evil") -> Hello:
+    return Hello(boot, EVIL.key, ("train", "evaluate"), "x", ENCODER, class_texts().digest)
+
+
+def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
+    """All that a device says to contribute, signed with the broker's own key."""
+    data, offer = evil_contribution(fleet, name)
+    broker.forge(hello(), TOPICS.up(name), name)
+    for _ in range(3):
+        broker.forge(offer, TOPICS.up(name), name)
+        steps(fleet, 1)
+        for chunk in chunks.chunks(data, offer.parcel):
+            broker.inject(TOPICS.up(name), chunk)
+        steps(fleet, 1)
+
+
+@pytest.mark.parametrize("name", [*BOXES, "cam-7"])
+def test_it_cannot_forge_a_contribution(fleet: Fleet, broker: HostileBroker, name: str) -> None:
+    """Neither in an enrolled device's name, before that one has ever spoken, nor in a new one's."""
+    contribute(fleet, broker, name)
+    start(fleet)
+    contribute(fleet, broker, name)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+    assert fleet.coordinator.refused_messages[name] > 3
+
+
+def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
+    fleet: Fleet, broker: HostileBroker
+) -> None:
+    """And what it puts in a true contribution's place is never counted."""
+
+    def swap(said: Said) -> Iterator[Said]:
+        topic, _, retained = said
+        if message(said) is None and topic == TOPICS.up("cam-0"):
+            offer = fleet.coordinator._receiving.uploads.offer_of("cam-0")
+            data, _ = evil_contribution(fleet, "cam-0")
+            padded = (data + bytes(offer.parcel.size_bytes))[: offer.parcel.size_bytes]
+            for chunk in chunks.chunks(padded, offer.parcel):
+                yield topic, chunk, retained
+        else:
+            yield said
+
+    broker.attack = swap
+    start(fleet)
+    steps(fleet, 40)
+    assert set(fleet.coordinator.ledger.kept()) <= {"cam-1"}
+    broker.attack = None
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_without_enrolment_the_first_key_wins(tmp_path: Path, broker: HostileBroker) -> None:
+    """What the three tests above are for: the same attack, on a fleet that pins nothing."""
+    fleet = enrolled(tmp_path, broker, pinned=False)
+    broker.forge(hello(), TOPICS.up("cam-0"), "cam-0")
+    steps(fleet, 1)
+    start(fleet)
+    with pytest.raises(RefusedError, match="another key was shown"):
+        fleet.run()
+
+
+# Replaying.
+
+
+def test_it_cannot_replay_an_old_round(fleet: Fleet, broker: HostileBroker) -> None:
+    """Everything ever said, said again after each step: by devices, coordinator, in any order."""
+    start(fleet)
+    seen = 0
+    while not fleet.coordinator.finished:
+        fleet.step()
+        closed = fleet.coordinator.ledger.model.round
+        if closed > seen:
+            seen = closed
+            for said in list(broker.heard):
+                broker.inject(*said[:2])
+    assert seen == PLAN.rounds
+    assert final(fleet) == undisturbed()
+
+
+def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
+    fleet: Fleet, broker: HostileBroker
+) -> None:
+    """It remembers no epoch and no round; but an answer is to its own hello or to none."""
+    sessions = start(fleet)
+    while fleet.coordinator.ledger.model.round < 1:
+        fleet.step()
+    old = list(broker.heard)
+    while fleet.coordinator.ledger.model.round < 2:
+        fleet.step()
+
+    def only_the_past(said: Said) -> Iterator[Said]:
+        if not said[0].endswith(("down", "model", "round", "coord/state")):
+            yield said
+
+    broker.attack = only_the_past
+    broker._retained.clear()
+    anew = device(fleet, 0)
+    assert anew is not sessions[0]
+    for said in old:
+        broker.inject(*said[:2])
+    for _ in range(8):
+        fleet.step()
+        for said in old:
+            if said[0].endswith(("down", "model", "round", "coord/state")):
+                broker.inject(*said[:2])
+    assert not anew._mine.unsettled  # it trained nothing
+    assert anew._evaluating.report is None  # and evaluated nothing
+    broker.attack = None
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_it_cannot_end_a_run_or_a_device_by_a_word_of_its_own(
+    fleet: Fleet, broker: HostileBroker
+) -> None:
+    start(fleet)
+    steps(fleet, 3)
+    run = fleet.coordinator.run.id
+    takes_over = CoordinatorState("evil", 2**50, run, online=True, key=EVIL.key)
+    broker.forge(takes_over, TOPICS.coordinator_state, "coordinator")
+    for name, session in fleet.sessions.items():
+        for word in (
+            Refused("go", final=True, key=session.identity.key),
+            Kept(run, 1, "a" * 64),
+        ):
+            broker.forge(word, TOPICS.down(name), "coordinator")
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+# Revoked in the middle of a run.
+
+
+def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
+    fleet: Fleet, broker: HostileBroker
+) -> None:
+    start(fleet)
+    steps(fleet, 3)
+    assert fleet.registry is not None
+    gone = fleet.registry.devices["cam-1"]
+    fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
+    boot = fleet.sessions["cam-1"].boot
+    assert fleet.coordinator.admit(fewer, fleet.now) == {"cam-1": boot}
+    assert fleet.coordinator.admit(fewer, fleet.now) == {}
+    with pytest.raises(RefusedError, match="cam-1: it was revoked"):
+        steps(fleet, 5)
+    before = fleet.coordinator.refused_messages["cam-1"]
+    kept = dict(fleet.coordinator.ledger.kept())
+    for said in [s for s in broker.heard if s[0] == TOPICS.up("cam-1")]:
+        broker.inject(*said[:2])
+    del fleet.sessions["cam-1"]
+    steps(fleet, 1)
+    assert fleet.coordinator.refused_messages["cam-1"] > before
+    assert fleet.coordinator.ledger.kept().keys() - kept.keys() <= {"cam-0"}
+    # a new process of it, and a coordinator that starts with the registry as it is now
+    fleet.registry = fewer
+    restart(fleet)
+    device(fleet, 1)
+    with pytest.raises(RefusedError, match="cam-1: it was revoked"):
+        steps(fleet, 20)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_round_does_not_wait_for_a_device_that_was_revoked(
+    fleet: Fleet, broker: HostileBroker, *, away: bool
+) -> None:
+    fleet.coordinator.config = replace(
+        fleet.config, rules=replace(fleet.rules, quorum=0.5, grace_s=900.0, deadline_s=1000.0)
+    )
+    fleet.coordinator.resume(fleet.now)
+    start(fleet)
+    # cam-1 says that it is there, and no more
+    broker.attack = lambda said: iter(
+        () if said[0] == TOPICS.up("cam-1") and not isinstance(message(said), Hello) else (said,)
+    )
+    steps(fleet, 20)
+    assert fleet.coordinator.ledger.kept().keys() == {"cam-0"}
+    if away:
+        broker.cut("cam-1")
+        steps(fleet, 20)
+    assert fleet.coordinator.ledger.model.round == 0
+    assert fleet.registry is not None
+    gone = fleet.registry.devices["cam-1"]
+    fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
+    fleet.coordinator.admit(fewer, fleet.now)
+    assert fleet.coordinator.ledger.model.round == 1
+
+
+def test_a_manifest_says_how_many_may_come_back(fleet: Fleet) -> None:
+    assert fleet.coordinator._admission.devices == len(BOXES)
+    assert fleet.registry is not None
+    books = fleet.registry
+    for number in range(200):
+        books = books.with_device(f"box-{number}", Device("a" * 64, ("1",), "2099-01-01"))
+    fleet.coordinator.admit(books, fleet.now)
+    assert fleet.coordinator._admission.devices == 202

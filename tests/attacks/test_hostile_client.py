@@ -1,0 +1,206 @@
+"""A client that may write on every topic of a real broker floods them all while a run goes on.
+
+The coordinator, two devices that train (examples/minimal_agent.py) and one that evaluates (the
+product's own agent) are processes; the run ends with the very model that arithmetic gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import hostile_bytes as hostile
+import numpy as np
+import paho.mqtt.client as mqtt
+import pytest
+import system
+from conftest import StartMosquitto
+from example_agent import initial, start
+from hostile_bytes import Aim
+from paho.mqtt.enums import CallbackAPIVersion
+from system import Site, wait_until
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.run_state import master_model
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.pki import registry
+from fedclip_edge.pki.registry import Device, Registry
+from fedclip_edge.protocol import chunks, signing
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Model, Plan, Update
+from fedclip_edge.vision.bundle import Bundle
+
+MALLORY = signing.new()
+ROUNDS = 3
+_IN_FLIGHT = 4
+_PACE_S = 0.002  # a machine of two cores has to do the run as well
+
+
+def enrol(site: Site, names: tuple[str, ...]) -> str:
+    """Makes every party's key before anybody starts; the coordinator's, which all pin."""
+    coordinator = signing.load_or_create(site.folder / "journal.key").key
+    books = Registry(site.fleet, "127.0.0.1", site.broker.port, coordinator)
+    for name in names:
+        key = signing.load_or_create(site.folder / name / "state" / "device.key").key
+        books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
+    registry.write(site.folder / "devices.json", books)
+    return coordinator
+
+
+def fire(site: Site) -> list[tuple[str, bytes]]:
+    """The corpus, towards everybody, of one who has no key that anybody believes."""
+    topics, bundle = Topics(site.fleet), site.bundle
+    plan = Plan(rounds=ROUNDS)
+    shapes = methods.shapes(plan, bundle.classes, 16)
+    body = chunks.parcel_of(b"x" * 1000)
+    aim = Aim(
+        "judge", "judge", MALLORY, "run-0", 1, body, plan, shapes,
+        bundle.manifest.encoder_id, bundle.classes.digest,
+    )  # fmt: skip
+    lead = hostile.as_sender(aim, "coordinator", MALLORY)
+    said = []
+    for name in ("judge", "tiny-1", "nobody"):
+        up, state, down = topics.up(name), topics.state(name), topics.down(name)
+        theirs = replace(aim, sender=name, device=name)
+        for kind, topic in (("hello", up), ("offer", up), ("report", up), ("device", state)):
+            lines = {**hostile.wrong_lines(theirs, kind), "right": theirs.line(kind)}
+            said += [(topic, theirs.sign(line, topic)) for line in lines.values()]
+        for kind in ("manifest", "kept", "refused", "coordinator", "want"):
+            lines = {**hostile.wrong_lines(lead, kind), "right": lead.line(kind)}
+            said += [(down, lead.sign(line, down)) for line in lines.values()]
+        said += [(topic, p) for topic in (up, down, state) for p in hostile.not_messages().values()]
+        wrong = hostile.wrong_chunks(body, b"x" * 1000).values()
+        said += [(topic, chunk) for topic in (up, topics.model) for chunk in wrong]
+    final = lead.line("refused", final=True, key=MALLORY.key)
+    said += [(topics.down("judge"), lead.sign(final, topics.down("judge")))]
+    for topic, kind in ((topics.round, "manifest"), (topics.coordinator_state, "coordinator")):
+        lines = {**hostile.wrong_lines(lead, kind), **hostile.wrong_plans(lead)}
+        lines["right"] = lead.line(kind, epoch=2**50)
+        said += [(topic, lead.sign(line, topic)) for line in lines.values()]
+    return said
+
+
+class Flood:
+    """Publishes without end, some hundred a second; some of it retained."""
+
+    def __init__(self, broker: BrokerAddress, said: list[tuple[str, bytes]]) -> None:
+        self.sent = 0
+        self._said = self._with_retained(said)
+        self._free = threading.Semaphore(_IN_FLIGHT)
+        self._over = threading.Event()
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        self._client.on_publish = lambda *_: self._free.release()
+        self._client.connect(broker.host, broker.port)
+        self._client.loop_start()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    @staticmethod
+    def _with_retained(said: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes, bool]]:
+        for number, (topic, payload) in enumerate(itertools.cycle(said)):
+            yield topic, payload, number % 5 == 0
+
+    def _run(self) -> None:
+        while not self._over.wait(_PACE_S):
+            if self._free.acquire(timeout=0.2):
+                topic, payload, retain = next(self._said)
+                self._client.publish(topic, payload, 1, retain)
+                self.sent += 1
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+def expected(bundle: Bundle, plan: Plan) -> Model:
+    """What two devices that grow each value by a hundredth make of the initial model."""
+    model = Model(plan.method, 0, initial(plan, bundle))
+    for _ in range(plan.rounds):
+        total = ExactSum(plan)
+        for _ in range(2):
+            grown = {
+                n: (0.01 * t.astype(np.float64)).astype(np.float32) for n, t in model.terms.items()
+            }
+            total.add(Update("sum", 1, grown))
+        model, _ = methods.get(plan.method).combine(model, total, {})
+    return model
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_run_completes_under_a_flood_with_the_same_model(
+    tmp_path: Path, random_bundle: Bundle, start_mosquitto: StartMosquitto
+) -> None:
+    # As the demo has it: a full queue drops what its broker has promised to pass on.
+    settings = "allow_anonymous true\nmax_queued_messages 0"
+    mosquitto = start_mosquitto(settings=settings).address
+    site = Site(tmp_path, random_bundle, mosquitto, "flooded")
+    key = enrol(site, ("judge", "tiny-1", "tiny-2"))
+    for name in ("tiny-1", "tiny-2"):
+        raw = (tmp_path / name / "state" / "device.key").read_bytes()
+        nothing = {
+            "epoch": 0,
+            "run": "",
+            "closed": 0,
+            "parked": None,
+            "settled": [],
+            "residual": {},
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps({**nothing, "key": raw.hex()}))
+    fleet = site.write_fleet(2, ROUNDS, extra='codec_up = "fp32"\ncodec_down = "fp32"\n')
+    fleet.write_text('registry = "devices.json"\n' + fleet.read_text())
+    judge_state = tmp_path / "judge" / "state"
+    saved = (judge_state / "device.key").read_bytes()
+    (judge_state / "device.key").unlink()
+    judge_state.rmdir()
+    (tmp_path / "judge").rmdir()
+    extra = f'roles = ["evaluate"]\ncoordinator_key = "{key}"'
+    judge = site.write_agent("judge", extra=extra)
+    judge_state.mkdir()
+    (judge_state / "device.key").write_bytes(saved)
+    flood = Flood(mosquitto, fire(site))
+    try:
+        wait_until(lambda: flood.sent > 500, "the flood to begin")
+        serve = site.start("serve", fleet, "--json", log="serve")
+        agent = site.start("agent", judge, "--once", "--json", log="judge")
+        # It evaluates, and the round does not wait for it; so it is there before the others.
+        wait_until(lambda: "joined" in site.text("serve"), "the judge to join")
+        for name in ("serve", "judge"):
+            wait_until(
+                lambda log=name: site.text(log).count("message_refused") > 100,  # type: ignore[misc]
+                f"the flood to reach {name}",
+            )
+        boxes = [start(site, name, coordinator_key=key) for name in ("tiny-1", "tiny-2")]
+        peak_kb = 0
+        status = Path(f"/proc/{serve.pid}/status")
+        deadline = time.monotonic() + system.DEADLINE_S
+        while serve.poll() is None and time.monotonic() < deadline:
+            lines = status.read_text().splitlines()
+            peak_kb = max([peak_kb, *(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))])
+            time.sleep(0.1)
+        assert serve.wait(system.DEADLINE_S) == 0, site.text("serve")[-2000:]
+        assert [box.wait(system.DEADLINE_S) for box in (*boxes, agent)] == [0, 0, 0]
+    finally:
+        flood.end()
+        site.end()
+    assert peak_kb < 300_000
+    assert site.events("serve")[-1]["refused_messages"] > 100
+    assert site.events("judge")[-1]["refused_messages"] > 100
+    journal = open_store(tmp_path / "journal.sqlite")
+    run = journal.last_run()
+    assert run is not None
+    shapes = methods.shapes(run.plan, random_bundle.classes, 16)
+    trained = master_model(journal.newest_model(run.id), shapes)
+    journal.close()
+    made = expected(random_bundle, run.plan)
+    assert {n: t.tobytes() for n, t in trained.terms.items()} == {
+        n: t.tobytes() for n, t in made.terms.items()
+    }

@@ -1,0 +1,1026 @@
+"""A whole federation in memory: however it is disturbed, it ends with the same model."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from coordinated_fleet import (
+    BOTH,
+    PLAN,
+    RULES,
+    device,
+    final,
+    joined,
+    make,
+    restart,
+    state,
+    steps,
+    undisturbed,
+    until,
+)
+from drawn_records import report
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
+
+from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.run_state import begin
+from fedclip_edge.errors import ConfigError, RefusedError, RunError, StoreError
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import (
+    CHUNK_BYTES,
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Kept,
+    Manifest,
+    Message,
+    Offer,
+    Parcel,
+    Refused,
+    Want,
+)
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Contribution, Plan, Report, Role, Update
+from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.outbox import Limits, packet_size_bytes
+
+TOPICS = Topics("lab")
+STRANGER = signing.new()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the agent does, so that a seed means one result
+    yield
+    torch.set_num_threads(before)
+
+
+# Without trouble.
+
+
+def test_a_run_ends_with_every_report_of_every_device(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    fleet.run()
+    run = fleet.coordinator.run.id
+    expected = {(closed, f"cam-{n}") for closed in range(4) for n in range(2)}
+    reports = fleet.store.reports(run)
+    assert {(report.round, report.device) for report in reports} == expected
+    assert all({"zero_shot", "federated"} <= report.accuracy.keys() for report in reports)
+    assert fleet.store.rounds_closed(run) == 3
+    assert fleet.store.unfinished_run() is None
+    assert sum(fleet.coordinator.refused_messages.values()) == 0
+    steps(fleet, 1)
+    for session in fleet.sessions.values():
+        assert session.finished
+        assert session.refused_messages == 0
+
+
+def test_the_same_run_ends_with_the_same_bytes_and_training_moves_them(tmp_path: Path) -> None:
+    bodies = []
+    for name in "ab":
+        fleet = joined(tmp_path / name)
+        first = fleet.store.newest_model(fleet.coordinator.run.id).body
+        fleet.run()
+        bodies.append(final(fleet))
+        assert first != bodies[-1]
+    assert bodies[0] == bodies[1] == undisturbed()
+
+
+def test_three_differ_from_two(tmp_path: Path) -> None:
+    """What the other tests compare with depends on who took part."""
+    assert undisturbed(3) != undisturbed(2)
+
+
+def test_who_only_evaluates_reports_and_changes_nothing(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    device(fleet, 7, roles=("evaluate",))
+    fleet.run()
+    assert final(fleet) == undisturbed()
+    mine = [r.round for r in fleet.store.reports(fleet.coordinator.run.id) if r.device == "cam-7"]
+    assert mine[-1] == 3
+
+
+def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, quorum=0.5)
+    until(fleet, lambda: state(fleet).phase == "open")
+    late = device(fleet, 7)
+    until(fleet, lambda: "cam-7" in state(fleet).trainers)
+    joined_in = state(fleet).round
+    assert joined_in < 3
+    fleet.run()
+    assert contributions(fleet, "cam-7") == list(range(joined_in + 1, 4))
+    assert contributions(fleet, "cam-0") == [1, 2, 3]
+    assert late.refused_messages == 0
+    assert fleet.coordinator.refused_messages["cam-7"] == 0
+
+
+def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
+    """The same seed trains to the same bytes, so repeating the round for ever would not help."""
+    plan = Plan(rounds=2, max_norm=1e-9)
+    fleet = Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6))
+    for number in range(2):
+        fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))
+    with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above max_norm"):
+        fleet.run()
+
+
+@pytest.mark.parametrize(("boot", "stops"), [("boot-0", False), ("boot-9", True)])
+def test_of_two_with_the_same_epoch_one_stops(tmp_path: Path, boot: str, stops: bool) -> None:
+    fleet = make(tmp_path)
+    other = signing.new()
+    state = CoordinatorState(boot, fleet.coordinator.epoch, "run-2", online=True, key=other.key)
+    topic = Topics("lab").coordinator_state
+    heard = Received(topic, wire.pack_control(state, "coordinator", topic, other))
+    if stops:
+        with pytest.raises(RunError, match="another coordinator took over"):
+            fleet.coordinator.take(heard, 0)
+    else:
+        fleet.coordinator.take(heard, 0)
+
+
+def contributions(fleet: Fleet, name: str) -> list[int]:
+    """The rounds to which the journal says the device contributed."""
+    rows = fleet.store._database.execute(
+        "SELECT round FROM contribution WHERE device = ? ORDER BY round", (name,)
+    )
+    return [number for (number,) in rows]
+
+
+def test_a_limited_cohort_is_exact_in_every_round(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, 5, cohort=2)
+    fleet.run()
+    rows = fleet.store._database.execute(
+        "SELECT round, COUNT(*) FROM contribution GROUP BY round ORDER BY round"
+    ).fetchall()
+    assert rows == [(1, 2), (2, 2), (3, 2)]
+    assert len(contributing(fleet)) > 2
+    assert sum(fleet.coordinator.refused_messages.values()) == 0
+
+
+def contributing(fleet: Fleet) -> set[str]:
+    rows = fleet.store._database.execute("SELECT DISTINCT device FROM contribution")
+    return {name for (name,) in rows}
+
+
+# Disturbed.
+
+
+@pytest.mark.parametrize("after", range(1, 26, 3))
+@pytest.mark.parametrize("away", [0, 3])
+def test_a_device_that_vanishes_and_comes_back_changes_nothing(
+    tmp_path: Path, after: int, away: int
+) -> None:
+    fleet = joined(tmp_path)
+    steps(fleet, after)
+    fleet.broker.cut("cam-1")
+    del fleet.sessions["cam-1"]
+    steps(fleet, away)
+    if not fleet.coordinator.finished:
+        device(fleet, 1)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_a_device_away_for_longer_than_the_grace_is_given_up_and_waited_for_by_the_quorum(
+    tmp_path: Path,
+) -> None:
+    fleet = joined(tmp_path)
+    until(fleet, lambda: state(fleet).phase == "open" and state(fleet).round == 2)
+    fleet.broker.cut("cam-1")
+    del fleet.sessions["cam-1"]
+    steps(fleet, 60)
+    assert (state(fleet).phase, state(fleet).round) == ("gathering", 2)
+    device(fleet, 1)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_without_the_one_that_vanished_a_quorum_goes_on(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, 3, quorum=0.6)
+    until(fleet, lambda: state(fleet).phase == "open" and state(fleet).round == 2)
+    fleet.broker.cut("cam-1")
+    del fleet.sessions["cam-1"]
+    began = fleet.now
+    fleet.run()
+    assert contributions(fleet, "cam-1") == [1]
+    assert contributions(fleet, "cam-0") == contributions(fleet, "cam-2") == [1, 2, 3]
+    assert fleet.now - began < 2 * RULES.deadline_s  # it waited grace_s, not for all
+
+
+@pytest.mark.parametrize("after", range(1, 26, 2))
+def test_a_coordinator_killed_and_started_again_changes_nothing(tmp_path: Path, after: int) -> None:
+    fleet = joined(tmp_path, 3)
+    steps(fleet, after)
+    run = fleet.coordinator.run
+    if not fleet.coordinator.finished:
+        restart(fleet)
+        assert fleet.coordinator.run == run
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def test_a_coordinator_that_is_killed_again_and_again_changes_nothing(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, 3)
+    for after in range(2, 12):
+        steps(fleet, after)
+        if fleet.coordinator.finished:
+            break
+        restart(fleet)
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def test_what_is_kept_is_not_uploaded_again_after_a_restart(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, 3, upload_slots=1)  # so that they come one after the other
+    until(fleet, lambda: len(state(fleet).kept) == 1)
+    (kept,) = state(fleet).kept.items()
+    restart(fleet)
+    assert dict([kept]) == state(fleet).kept
+    heard = listen(fleet, TOPICS.down(kept[0]))
+    until(fleet, lambda: state(fleet).round == 2)
+    told = [message for message in said(heard) if isinstance(message, Kept | Want)]
+    assert Want not in {type(message) for message in told}
+    assert all(message.sha256 == kept[1] for message in told)
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+@pytest.mark.parametrize("after", [4, 9, 14])
+def test_everything_restarted_at_once_changes_nothing(tmp_path: Path, after: int) -> None:
+    fleet = joined(tmp_path)
+    steps(fleet, after)
+    for number in range(2):
+        fleet.broker.cut(f"cam-{number}")
+    restart(fleet)
+    for number in range(2):
+        device(fleet, number)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+class LossyBroker(MemoryBroker):
+    """Drops, repeats and delays; what is retained keeps its order, as MQTT says of a topic."""
+
+    def __init__(self, seed: int, loss: float) -> None:
+        super().__init__()
+        self.luck = random.Random(seed)
+        self.loss = loss
+        self.late: list[tuple[str, bytes]] = []
+        self.lost = 0
+
+    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if self.luck.random() < self.loss:
+            self.lost += 1
+            if retain:
+                self._retained[topic] = payload
+        elif not retain and self.luck.random() < self.loss:
+            self.late.append((topic, payload))
+        else:
+            super().deliver(topic, payload, retain=retain)
+            if self.luck.random() < self.loss:
+                super().deliver(topic, payload, retain=False)
+        while self.late and self.luck.random() < 0.3:
+            late = self.late.pop(self.luck.randrange(len(self.late)))
+            super().deliver(*late, retain=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_messages_lost_repeated_and_reordered_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    # Many small chunks instead of one: 120 KiB is written as a default in two places.
+    monkeypatch.setattr(Parcel.__init__, "__defaults__", (24,))
+    monkeypatch.setattr(chunks.parcel_of, "__defaults__", (24,))
+    broker = LossyBroker(seed, loss=0.1)
+    fleet = make(tmp_path, broker=broker)
+    for number in range(2):
+        device(fleet, number)
+    assert fleet.coordinator.ledger.parcel.chunks > 5
+    fleet.run(4000)
+    assert broker.lost > 20
+    assert final(fleet) == undisturbed()
+
+
+def test_the_chunks_of_that_test_are_not_the_default() -> None:
+    assert Parcel("a" * 64, 1).chunk_bytes == CHUNK_BYTES
+
+
+class NarrowBroker(MemoryBroker):
+    """Takes packets of so many bytes, and notes what passes."""
+
+    def __init__(self, packet_bytes: int) -> None:
+        super().__init__()
+        self.limits = Limits(packet_bytes)
+        self.passed: list[tuple[int, bool]] = []  # bytes, and whether it was a chunk
+
+    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+        size = packet_size_bytes(topic, payload)
+        assert size <= (self.limits.packet_bytes or 0)
+        self.passed.append((size, chunks.is_chunk(payload)))
+        super().accept(client, topic, payload, retain=retain)
+
+
+def leave_100_bytes(monkeypatch: pytest.MonkeyPatch, packet_bytes: int) -> None:
+    """A chunk of 100 bytes in such a packet: these models are smaller than a manifest."""
+    monkeypatch.setattr(chunks, "_MIN_CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunks, "_OVERHEAD_BYTES", packet_bytes - 100)
+
+
+def test_no_message_is_larger_than_the_broker_takes_and_the_model_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_100_bytes(monkeypatch, 2_000)
+    broker = NarrowBroker(2_000)
+    fleet = make(tmp_path, broker=broker)
+    for number in range(2):
+        device(fleet, number)
+    fleet.run()
+    chunks = [size for size, is_chunk in broker.passed if is_chunk]
+    assert len(chunks) > 2 * PLAN.rounds * 2
+    assert max(chunks) < 300  # models as well: a packet round 100 bytes of one
+    assert final(fleet) == undisturbed()
+
+
+def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path) -> None:
+    """Of the update that was offered before, too."""
+    with pytest.MonkeyPatch.context() as changed:
+        leave_100_bytes(changed, 2_000)
+        broker = NarrowBroker(100_000)
+        fleet = make(tmp_path, broker=broker)
+        for number in range(2):
+            device(fleet, number)
+        until(fleet, lambda: all(s._mine._offered is not None for s in fleet.sessions.values()))
+        offered = fleet.sessions["cam-0"]._mine._offered
+        assert offered is not None
+        before = offered.parcel.chunks
+        broker.limits = Limits(2_000)
+        broker.die(forgets=True)
+        for _, link in fleet.parties():
+            broker.come_back(link)
+        steps(fleet, 1)
+        assert offered.parcel.chunks > before
+        fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_a_manifest_that_the_broker_does_not_take_says_what_to_raise(tmp_path: Path) -> None:
+    fleet = make(tmp_path, broker=NarrowBroker(600))
+    with pytest.raises(ConfigError, match=r"takes packets of 600 bytes.*max_packet_size"):
+        fleet.step()
+
+
+def test_an_offer_that_comes_between_two_attempts_is_taken_in_the_next(tmp_path: Path) -> None:
+    """One is slow, and another one away when the deadline comes: the slow one is not lost."""
+    fleet = joined(tmp_path, 3)
+    until(fleet, lambda: state(fleet).phase == "open")
+    slow = fleet.sessions.pop("cam-1")
+    fleet.broker.cut("cam-2")
+    del fleet.sessions["cam-2"]
+    until(fleet, lambda: state(fleet).phase == "gathering")
+    assert (state(fleet).round, state(fleet).attempt) == (1, 1)
+    fleet.sessions["cam-1"] = slow
+    steps(fleet, 40)
+    device(fleet, 2)
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def test_nothing_is_acknowledged_before_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = joined(tmp_path)
+    heard = listen(fleet, TOPICS.down("+"))
+
+    def refuse(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(fleet.store, "keep", refuse)
+    with pytest.raises(StoreError):
+        steps(fleet, 40)
+    assert not [message for message in said(heard) if isinstance(message, Kept)]
+    restart(fleet)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+# Devices of whose going, or coming, nobody hears.
+
+
+def come_back(fleet: Fleet) -> None:
+    """Every link is there again, in no order that matters."""
+    for _, link in fleet.parties():
+        fleet.broker.come_back(link)
+
+
+def test_who_died_with_the_broker_is_not_waited_for(tmp_path: Path) -> None:
+    """The broker takes the will with it, and nobody ever says that the device went."""
+    fleet = joined(tmp_path)
+    device(fleet, 2)
+    until(fleet, lambda: "cam-2" in state(fleet).cohort)
+    del fleet.sessions["cam-2"]
+    fleet.broker.die(forgets=True)
+    come_back(fleet)
+    fleet.run(int((RULES.grace_s + 10) / TICK_S))
+    assert contributions(fleet, "cam-1") == [1, 2, 3]
+
+
+def test_a_hello_that_comes_after_its_will_holds_up_one_attempt(tmp_path: Path) -> None:
+    fleet = make(tmp_path)
+    ghost = Mallory(fleet)
+    ghost.joins("train", "evaluate")
+    for number in range(2):
+        device(fleet, number)
+    until(fleet, lambda: state(fleet).phase == "open")
+    assert state(fleet).cohort == {"mallory", "cam-0"}
+    until(fleet, lambda: state(fleet).attempt == 1)
+    assert state(fleet).trainers == {"cam-0", "cam-1"}
+    fleet.run(int((RULES.deadline_s + 10) / TICK_S))
+    assert final(fleet) == undisturbed()
+
+
+def test_a_device_thought_to_be_gone_is_asked_who_it_is(tmp_path: Path) -> None:
+    """A will that is late, of a link that has long come back."""
+    fleet = joined(tmp_path)
+    until(fleet, lambda: state(fleet).phase == "open")
+    gone = fleet.sessions["cam-0"].transport
+    assert isinstance(gone, MemoryTransport)
+    fleet.broker.deliver(gone.will.topic, gone.will.payload, retain=True)
+    fleet.run(int(20 / TICK_S))
+    assert final(fleet) == undisturbed()
+
+
+def test_who_has_nothing_to_say_is_there_again_when_the_coordinators_link_is(
+    tmp_path: Path,
+) -> None:
+    """The node of a cluster that the coordinator was at is gone, and the will with it; the devices
+    at the others notice nothing. One that evaluates would speak once the round is closed.
+    """
+    fleet = make(tmp_path)
+    device(fleet, 0, ("train",))
+    device(fleet, 1)
+    until(fleet, lambda: state(fleet).phase == "open")
+    slow = fleet.sessions.pop("cam-1")
+    until(fleet, lambda: "cam-0" in state(fleet).kept)
+    fleet.step()  # cam-0 has its answer
+    link = fleet.coordinator.voice.transport
+    assert isinstance(link, MemoryTransport)
+    fleet.broker.leave("coordinator")
+    fleet.broker.come_back(link)
+    fleet.step()
+    fleet.sessions["cam-1"] = slow
+    fleet.run(int(8 / TICK_S))
+    assert final(fleet) == undisturbed()
+
+
+def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Path) -> None:
+    """A cluster ends the older of two links under one client id late, and then says its will."""
+    fleet = joined(tmp_path)
+    until(fleet, lambda: state(fleet).phase == "open")
+    link = fleet.coordinator.voice.transport
+    assert isinstance(link, MemoryTransport)
+    fleet.broker.deliver(link.will.topic, link.will.payload, retain=True)
+    fleet.run()
+    retained = fleet.broker._retained[TOPICS.coordinator_state]
+    message = wire.unpack_control(TOPICS.coordinator_state, retained).message
+    assert isinstance(message, CoordinatorState)
+    assert message.online
+
+
+class Deaf(MemoryBroker):
+    """Loses what everybody is told about one phase of one round, on its way to cam-0."""
+
+    said = b"nothing"
+
+    def hand(self, client: MemoryTransport, message: Received) -> None:
+        if (
+            client.client_id != "cam-0"
+            or message.topic != TOPICS.round
+            or self.said not in message.payload
+        ):
+            super().hand(client, message)
+
+
+@pytest.mark.parametrize("said", [b'"phase":"open","round":2', b'"phase":"final"'])
+def test_a_manifest_that_was_lost_is_said_again_long_before_the_deadline(
+    tmp_path: Path, said: bytes
+) -> None:
+    broker = Deaf()
+    broker.said = said
+    fleet = make(tmp_path, replace(RULES, deadline_s=600.0), broker)
+    for number in range(2):
+        device(fleet, number)
+    fleet.run(int(20 / TICK_S))
+    assert final(fleet) == undisturbed()
+    run = fleet.coordinator.run.id
+    assert {r.device for r in fleet.store.reports(run) if r.round == 3} == {"cam-0", "cam-1"}
+
+
+# Peers that break the protocol.
+
+
+class Forgetful(MemoryBroker):
+    """Loses every acknowledgement to cam-0 while it is told to."""
+
+    losing = False
+
+    def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if not (self.losing and topic == TOPICS.down("cam-0") and b'{"kind":"kept"' in payload):
+            super().deliver(topic, payload, retain=retain)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_acknowledgement_lost_over_the_end_of_its_round_is_given_again(
+    tmp_path: Path, killed: bool
+) -> None:
+    """Else the residual that went into that contribution would go into the next one as well."""
+    broker = Forgetful()
+    fleet = make(tmp_path, broker=broker)
+    for number in range(2):
+        device(fleet, number)
+    until(fleet, lambda: fleet.coordinator.ledger.model.round == 1)
+    broker.losing = True
+    until(fleet, lambda: fleet.coordinator.ledger.model.round == 2)
+    assert fleet.sessions["cam-0"].parked.kept_round(fleet.coordinator.run.id) == 1
+    if killed:
+        device(fleet, 0)
+        restart(fleet)
+    broker.losing = False
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_devices_killed_again_and_again_change_nothing(tmp_path: Path, every: int) -> None:
+    fleet = joined(tmp_path)
+    for number in range(60):
+        steps(fleet, every)
+        if fleet.coordinator.finished:
+            break
+        device(fleet, number % 2)
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_heard(
+    tmp_path: Path,
+) -> None:
+    fleet = joined(tmp_path)
+    for _ in range(4):
+        restart(fleet)
+        steps(fleet, 4)
+    lost = fleet.coordinator.run.id
+    heard = max(session.parked.floor.epoch for session in fleet.sessions.values())
+    assert heard == 5
+    fleet.store.close()
+    for file in tmp_path.glob("journal.sqlite*"):
+        file.unlink()
+    fleet.broker.cut("coordinator")
+    fleet.broker._retained.clear()  # nor does the broker remember
+    restart(fleet)
+    assert fleet.coordinator.epoch == 1
+    fleet.run()
+    assert fleet.coordinator.run.id != lost
+    assert fleet.coordinator.epoch > heard
+    assert contributing(fleet) == {"cam-0", "cam-1"}
+    restart(fleet)
+    assert fleet.coordinator.epoch > heard + 1, "it is in the journal"
+
+
+def test_who_was_taken_over_from_stops_also_where_it_was_not_told(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    other = open_store(fleet.store.path)
+    other.next_epoch()
+    other.close()
+    with pytest.raises(RunError, match="took over the journal"):
+        fleet.coordinator.tick(fleet.now)
+
+
+def listen(fleet: Fleet, *topics: str) -> MemoryTransport:
+    return fleet.broker.client("listener", topics, Will("gone/listener", b""))
+
+
+def said(listener: MemoryTransport) -> list[Message]:
+    found: list[Message] = []
+    while (event := listener.next_event(0)) is not None:
+        if isinstance(event, Received) and not chunks.is_chunk(event.payload):
+            found.append(wire.unpack_control(event.topic, event.payload).message)
+    return found
+
+
+def hello(key: signing.Identity = STRANGER, **changes: Any) -> Hello:
+    digest = class_texts().digest
+    return replace(Hello("boot", key.key, BOTH, "photo", ENCODER, digest), **changes)
+
+
+class Mallory:
+    """Somebody with a connection and a key of its own."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.link = fleet.broker.client("mallory", ("none",), Will("gone/mallory", b""))
+
+    def say(
+        self,
+        message: Message,
+        topic: str,
+        sender: str = "mallory",
+        key: signing.Identity = STRANGER,
+    ) -> None:
+        self.link.publish(topic, wire.pack_control(message, sender, topic, key))
+
+    def joins(self, *roles: Role) -> None:
+        self.say(hello(roles=roles or ("evaluate",)), TOPICS.up("mallory"))
+        self.fleet.step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"encoder_id": "f" * 64}, "its bundle holds another encoder"),
+        ({"classes_digest": "f" * 64}, "its bundle holds other classes"),
+    ],
+)
+def test_a_device_with_another_encoder_or_other_classes_is_refused_for_good(
+    tmp_path: Path, changes: dict[str, str], reason: str
+) -> None:
+    fleet = joined(tmp_path)
+    wrong = device(fleet, 7)
+    for name, value in changes.items():
+        setattr(wrong._voice, name, value)
+    with pytest.raises(RefusedError, match=f"refused cam-7: {reason}"):
+        steps(fleet, 20)
+    del fleet.sessions["cam-7"]
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_a_device_that_shows_another_key_is_refused_for_good(fleet: Fleet) -> None:
+    fleet.broker.cut("cam-1")
+    (fleet.folder / "cam-1" / "device.key").unlink()
+    device(fleet, 1)
+    with pytest.raises(RefusedError, match="another key was shown under this id"):
+        steps(fleet, 20)
+
+
+def test_a_key_stays_pinned_over_a_restart(fleet: Fleet) -> None:
+    restart(fleet)
+    fleet.broker.cut("cam-1")
+    (fleet.folder / "cam-1" / "device.key").unlink()
+    device(fleet, 1)
+    with pytest.raises(RefusedError, match="another key was shown under this id"):
+        steps(fleet, 20)
+
+
+def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
+    """Some brokers keep none: then only the answer to its hello tells the device of the run."""
+    fleet = make(tmp_path)
+    steps(fleet, 2)
+    fleet.broker._retained.clear()
+    fleet.sessions["cam-7"] = replace(device(fleet, 7), encoder_id="f" * 64)
+    with pytest.raises(RefusedError, match="another encoder"):
+        steps(fleet, 60)
+
+
+def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Fleet) -> None:
+    """The refusal is said to both of them, and means the key that was shown."""
+    Mallory(fleet).say(hello(), TOPICS.up("cam-1"), sender="cam-1")
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def forged_offer(fleet: Fleet) -> Offer:
+    return Offer(fleet.coordinator.run.id, 1, chunks.parcel_of(b"forged"))
+
+
+def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    before = fleet.coordinator.refused_messages["cam-1"]
+    forged: list[tuple[Message, str]] = [
+        (hello(), "mallory"),  # signed rightly, in its own name
+        (forged_offer(fleet), "mallory"),
+        (forged_offer(fleet), "cam-1"),  # in the other's name, with its own key
+        (DeviceState("cam-1-1000.0", online=False), "cam-1"),
+        (report(run=fleet.coordinator.run.id, round=0, device="cam-1"), "cam-1"),
+    ]
+    for message, sender in forged:
+        mallory.say(message, TOPICS.up("cam-1"), sender)
+    fleet.step()
+    assert fleet.coordinator.refused_messages["cam-1"] == before + len(forged)
+    assert "cam-1" in state(fleet).trainers
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
+    topic = TOPICS.up("cam-1")
+    key = fleet.sessions["cam-1"].identity
+    payload = wire.pack_control(forged_offer(fleet), "cam-1", topic, key)
+    Mallory(fleet).link.publish(TOPICS.up("cam-2"), payload)
+    before = fleet.coordinator.refused_messages["cam-2"]
+    fleet.step()
+    assert fleet.coordinator.refused_messages["cam-2"] == before + 1
+
+
+def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    right = fleet.coordinator.voice.manifest(state(fleet), 3)
+    # With its own key in it, or the true one that it cannot sign for.
+    for forged in (replace(right, round=99, key=STRANGER.key), replace(right, round=99)):
+        mallory.say(forged, TOPICS.round, "coordinator")
+    fleet.step()
+    assert [session.refused_messages for session in fleet.sessions.values()] == [2, 2, 2]
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
+    old = fleet.broker._retained[TOPICS.round]
+    until(fleet, lambda: state(fleet).round == 2)
+    before = [session.refused_messages for session in fleet.sessions.values()]
+    Mallory(fleet).link.publish(TOPICS.round, old)
+    fleet.step()
+    assert [s.refused_messages for s in fleet.sessions.values()] == [n + 1 for n in before]
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    limit = wire.body_limit_bytes(fleet.coordinator.ledger.layout.terms, PLAN.codec_up)
+    run = fleet.coordinator.run.id
+    heard = listen(fleet, TOPICS.down("mallory"))
+    mallory.say(Offer(run, 1, Parcel("a" * 64, limit + 1)), TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+    assert not [message for message in said(heard) if isinstance(message, Want)]
+
+
+def test_an_offer_before_a_hello_is_refused(fleet: Fleet) -> None:
+    Mallory(fleet).say(forged_offer(fleet), TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+
+
+@pytest.mark.parametrize("round", [-(2**70), -1, 2**53 + 1, 2**70])
+def test_an_offer_to_a_round_that_cannot_be_is_refused(fleet: Fleet, round: int) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    offer = Offer(fleet.coordinator.run.id, 1, Parcel("a" * 64, 10))
+    object.__setattr__(offer, "round", round)
+    mallory.say(offer, TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+
+
+def test_an_offer_to_another_run_is_answered(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    heard = listen(fleet, TOPICS.down("mallory"))
+    mallory.say(Offer("run-0", 1, Parcel("a" * 64, 10)), TOPICS.up("mallory"))
+    fleet.step()
+    refusal = Refused(f"this is {fleet.coordinator.run.id}", final=False, sha256="a" * 64)
+    assert refusal in said(heard)
+
+
+def wrong(fleet: Fleet, **changes: Any) -> Contribution:
+    """A contribution of mallory's to round 1 that is right but for these."""
+    base = fleet.store.newest_model(fleet.coordinator.run.id).sha256
+    fields: dict[str, Any] = {
+        "run": fleet.coordinator.run.id,
+        "round": 1,
+        "device": "mallory",
+        "base": base,
+        "encoder_id": ENCODER,
+        "classes_digest": fleet.classes.digest,
+        "update": ones(fleet),
+    }
+    return Contribution(**{**fields, **changes})
+
+
+def ones(fleet: Fleet, value: float = 1.0, **changes: Any) -> Update:
+    shapes = fleet.coordinator.ledger.layout.terms
+    terms = {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
+    return replace(Update("sum", 1, terms), **changes)
+
+
+WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
+    "run": (lambda fleet: wrong(fleet, run="run-0"), "run is 'run-0'"),
+    "round": (lambda fleet: wrong(fleet, round=2), "round is '2', expected 1"),
+    "device": (lambda fleet: wrong(fleet, device="cam-1"), "device is 'cam-1'"),
+    "base": (lambda fleet: wrong(fleet, base="a" * 64), "base is 'aaa"),
+    "encoder": (lambda fleet: wrong(fleet, encoder_id="x"), "encoder_id is 'x'"),
+    "classes": (lambda fleet: wrong(fleet, classes_digest="x"), "classes_digest is 'x'"),
+    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above max_norm 1000"),
+    "weight": (
+        lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),
+        "above max_weight",
+    ),
+    "kind": (lambda fleet: wrong(fleet, update=ones(fleet, kind="single")), "cannot be summed"),
+}
+
+
+@pytest.mark.parametrize(("build", "said_so"), WRONG.values(), ids=WRONG)
+def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted(
+    tmp_path: Path, build: Callable[[Fleet], Contribution], said_so: str
+) -> None:
+    # It has joined before the round opened, so that only its contribution is wrong.
+    fleet = make(tmp_path, replace(RULES, devices=3, quorum=0.6))
+    mallory = Mallory(fleet)
+    mallory.joins("train")
+    for number in range(2):
+        device(fleet, number)
+    until(fleet, lambda: state(fleet).phase == "open")
+    assert "mallory" in state(fleet).cohort
+    heard = listen(fleet, TOPICS.down("mallory"))
+    data = wire.pack_contribution(build(fleet), PLAN.codec_up)
+    parcel = chunks.parcel_of(data)
+    mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), TOPICS.up("mallory"))
+    fleet.step()
+    for chunk in chunks.chunks(data, parcel):
+        mallory.link.publish(TOPICS.up("mallory"), chunk)
+    fleet.step()
+    refusals = [message for message in said(heard) if isinstance(message, Refused)]
+    assert len(refusals) == 1
+    assert said_so in refusals[0].reason
+    assert (refusals[0].final, refusals[0].sha256) == (False, parcel.sha256)
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+    fleet.run()
+    assert contributing(fleet) == {"cam-0", "cam-1"}
+    assert final(fleet) == undisturbed()
+
+
+def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
+    key = fleet.sessions["cam-1"].identity
+    fleet.sessions.pop("cam-1")
+    topic = TOPICS.up("cam-1")
+    parcel = chunks.parcel_of(b"no contribution")
+    mallory = Mallory(fleet)
+    mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), topic, "cam-1", key)
+    fleet.step()
+    before = fleet.coordinator.refused_messages["cam-1"]
+    for chunk in chunks.chunks(b"no contribution", parcel):
+        mallory.link.publish(topic, chunk)
+    fleet.step()
+    assert fleet.coordinator.refused_messages["cam-1"] == before + 1
+    assert "cam-1" not in state(fleet).kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"run": "run-0"}, {"device": "cam-1"}, {"round": 3}],
+)
+def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any]) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    run = fleet.coordinator.run.id
+    made = report(**{"run": run, "device": "mallory", "round": 0, **changes})
+    mallory.say(made, TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+    assert "mallory" not in {found.device for found in fleet.store.reports(run)}
+
+
+@pytest.mark.parametrize("name", ["device", "round", "a=b\nc", "\ud800"])
+def test_no_name_of_an_accuracy_stops_the_coordinator(fleet: Fleet, name: str) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    good = report(run=fleet.coordinator.run.id, device="mallory", round=0, accuracy={"aa": 0.5})
+    topic = TOPICS.up("mallory")
+    line = wire.pack_control(good, "mallory", topic, STRANGER).partition(b"\n")[0]
+    line = line.replace(b'"aa"', json.dumps(name).encode())
+    signed = line + b"\n" + base64.b64encode(STRANGER.sign(topic.encode() + b"\0" + line))
+    mallory.link.publish(topic, signed)
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+@pytest.mark.parametrize("message", [Kept("run-1", 1, "a" * 64), Refused("no", final=True)])
+def test_what_a_device_does_not_say_is_refused(fleet: Fleet, message: Message) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    mallory.say(message, TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=80),
+    st.sampled_from(
+        [TOPICS.up("cam-1"), TOPICS.state("cam-1"), TOPICS.coordinator_state, TOPICS.up("Ü"), "x"]
+    ),
+)
+def test_no_bytes_stop_the_coordinator(fleet: Fleet, payload: bytes, topic: str) -> None:
+    before = state(fleet)
+    for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, b"{" + payload):
+        fleet.coordinator.take(Received(topic, candidate), fleet.now)
+    assert state(fleet) == before
+
+
+# More than one coordinator, and what a journal holds.
+
+
+def claim(epoch: int, key: signing.Identity, *, online: bool = True) -> CoordinatorState:
+    return CoordinatorState("another", epoch, "run-9", online=online, key=key.key)
+
+
+def test_a_coordinator_that_was_taken_over_stops(fleet: Fleet) -> None:
+    epoch = fleet.coordinator.epoch
+    mallory = Mallory(fleet)
+    for harmless in (claim(epoch, STRANGER), claim(epoch + 1, STRANGER, online=False)):
+        mallory.say(harmless, TOPICS.coordinator_state, "coordinator")
+        fleet.step()
+    mallory.say(claim(epoch + 1, STRANGER), TOPICS.coordinator_state, "coordinator")
+    with pytest.raises(RunError, match=f"took over fleet lab .epoch {epoch + 1}"):
+        fleet.step()
+
+
+def test_a_claim_that_nobody_signed_is_dropped(fleet: Fleet) -> None:
+    forged = claim(99, signing.new())
+    Mallory(fleet).say(forged, TOPICS.coordinator_state, "coordinator")
+    fleet.step()
+    assert fleet.coordinator.refused_messages[""] == 1
+
+
+def test_each_start_is_under_a_higher_epoch(fleet: Fleet) -> None:
+    first = fleet.coordinator.epoch
+    restart(fleet)
+    assert fleet.coordinator.epoch == first + 1
+
+
+def test_nobody_can_use_the_epochs_up(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    first = fleet.coordinator.epoch
+    for epoch, expected in ((first, first), (first + 5, first + 6), (2**53, first + 6)):
+        mallory.say(hello(roles=("evaluate",), epoch=epoch), TOPICS.up("mallory"))
+        fleet.step()
+        assert fleet.coordinator.epoch == expected
+    assert fleet.coordinator.refused_messages["mallory"] == 1
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+
+
+@pytest.mark.parametrize("changed", ["plan", "encoder", "classes"])
+def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
+    fleet: Fleet, changed: str
+) -> None:
+    config, classes, encoder = fleet.config, fleet.classes, ENCODER
+    assert begin(config, classes, 8, encoder, fleet.store) == fleet.coordinator.run
+    if changed == "plan":
+        config = replace(config, plan=replace(PLAN, seed=1))
+    elif changed == "encoder":
+        encoder = "f" * 64
+    else:
+        classes = class_texts(("ant", "bee", "dog"))
+    with pytest.raises(ConfigError, match="unfinished, with another plan, encoder or classes"):
+        begin(config, classes, 8, encoder, fleet.store)
+
+
+def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    fleet.run()
+    first = fleet.coordinator.run.id
+    restart(fleet)
+    assert fleet.coordinator.run.id != first
+    for number in range(2):
+        fleet.sessions[f"cam-{number}"].finished = False
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
+def test_the_bodies_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    fleet.run()
+    rows = fleet.store._database.execute("SELECT body FROM contribution").fetchall()
+    assert rows == [(None,)] * 6
+    with pytest.raises(sqlite3.IntegrityError):
+        fleet.store.keep(fleet.coordinator.run.id, 1, "cam-0", "a" * 64, b"x")
+
+
+def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:
+    manifest = wire.unpack_control(TOPICS.round, fleet.broker._retained[TOPICS.round]).message
+    assert isinstance(manifest, Manifest)
+    assert (manifest.run, manifest.phase, manifest.round) == (
+        fleet.coordinator.run.id,
+        "open",
+        1,
+    )
+    assert manifest.plan == PLAN
+    assert isinstance(report(), Report)

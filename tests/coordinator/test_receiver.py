@@ -1,0 +1,114 @@
+"""A contribution is checked whole before a round hears of it, and its device is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from receiver_desk import DOWN, PLAN, Desk
+
+from fedclip_edge.coordinator.receiver import UnfitError
+from fedclip_edge.coordinator.round_events import Arrived, Offered
+from fedclip_edge.errors import PeerError
+from fedclip_edge.protocol import chunks, wire
+from fedclip_edge.protocol.messages import Kept, Offer, Parcel, Refused
+from fedclip_edge.records import Plan, Update
+
+SUMMING = Plan("ridge", codec_up="fp32")  # its updates hold whole numbers as well
+
+
+@pytest.fixture
+def desk(tmp_path: Path, plan: Plan) -> Iterator[Desk]:
+    made = Desk(tmp_path, plan)
+    yield made
+    made.books.store.close()
+
+
+def test_an_offer_that_fits_is_left_to_the_round(desk: Desk) -> None:
+    offer = desk.offer(desk.body())
+    decided = desk.receiving.take_offer("cam-0", offer)
+    assert decided == Offered("cam-0", 1, offer.parcel.sha256)
+    assert desk.heard() == []
+
+
+def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> None:
+    offer = replace(desk.offer(desk.body()), run="run-0")
+    assert desk.receiving.take_offer("cam-0", offer) is None
+    refused = Refused(f"this is {desk.run.id}", final=False, sha256=offer.parcel.sha256)
+    assert desk.heard() == [(DOWN, refused)]
+
+
+@pytest.mark.parametrize("plan", [PLAN, SUMMING], ids=["terms", "terms and sums"])
+def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
+    desk: Desk, plan: Plan
+) -> None:
+    limit = wire.body_limit_bytes(desk.layout.terms, plan.codec_up, desk.layout.sums)
+    largest = Offer(desk.run.id, 1, Parcel("a" * 64, limit))
+    assert desk.receiving.take_offer("cam-0", largest) is not None
+    larger = replace(largest, parcel=Parcel("a" * 64, limit + 1))
+    with pytest.raises(PeerError, match=f"offers {limit + 1} bytes, limit {limit}"):
+        desk.receiving.take_offer("cam-0", larger)
+
+
+def test_only_what_a_closed_round_has_is_acknowledged_again(desk: Desk) -> None:
+    offer = desk.close_round_with(desk.body())
+    assert desk.receiving.take_offer("cam-0", offer) is None
+    assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, offer.parcel.sha256))]
+    assert desk.receiving.take_offer("cam-1", offer) is not None, "another device's"
+    assert desk.heard() == []
+
+
+@pytest.mark.parametrize("plan", [PLAN, SUMMING], ids=["terms", "terms and sums"])
+def test_a_contribution_arrives_with_its_last_chunk_as_it_was_sent(desk: Desk, plan: Plan) -> None:
+    body = desk.body()
+    before, arrived = desk.upload(body)
+    assert before is None
+    assert arrived is not None
+    assert arrived.event == Arrived("cam-0", 1, chunks.parcel_of(body).sha256)
+    assert arrived.body == body
+    assert wire.pack_contribution(arrived.contribution, plan.codec_up) == body
+    assert not desk.receiving.uploads.slots.holds("cam-0"), "the next one may upload"
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "run": ({"run": "run-0"}, "run is 'run-0'"),
+    "round": ({"round": 2}, "round is '2', expected 1"),
+    "device": ({"device": "cam-1"}, "device is 'cam-1'"),
+    "base": ({"base": "a" * 64}, "base is 'aaa"),
+    "encoder": ({"encoder_id": "x"}, "encoder_id is 'x'"),
+    "classes": ({"classes_digest": "x"}, "classes_digest is 'x'"),
+    "terms": ({"update": Update("sum", 1, {})}, "expected the terms"),
+    "kind": ({"kind": "single"}, "cannot be summed"),
+    "no contribution": ({}, "not a whole zstd frame"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), WRONG.values(), ids=WRONG)
+def test_what_does_not_fit_is_refused_whatever_is_wrong_with_it(
+    desk: Desk, changes: dict[str, Any], reason: str
+) -> None:
+    body = desk.body(**changes) if changes else b"no contribution"
+    with pytest.raises(UnfitError, match=reason) as refused:
+        desk.upload(body)
+    assert refused.value.round == 1
+    answer = Refused(str(refused.value), final=False, sha256=chunks.parcel_of(body).sha256)
+    assert desk.heard() == [(DOWN, answer)]
+    assert not desk.receiving.uploads.slots.holds("cam-0")
+
+
+def test_kept_is_said_of_what_was_offered_last(desk: Desk) -> None:
+    for body in (b"an earlier one", desk.body()):
+        desk.receiving.take_offer("cam-0", desk.offer(body))
+    desk.receiving.say_kept("cam-0")
+    sha256 = chunks.parcel_of(desk.body()).sha256
+    assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, sha256))]
+
+
+def test_a_refusal_says_how_many_rounds_are_closed(desk: Desk) -> None:
+    offer = desk.close_round_with(desk.body())
+    desk.receiving.refuse("cam-0", "it came late")
+    refused = Refused("it came late", final=False, sha256=offer.parcel.sha256, closed=1)
+    assert desk.heard() == [(DOWN, refused)]

@@ -1,0 +1,298 @@
+"""2,000 runs under the adversary keep every law; and for each law a bug that it must catch."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+import safetensors.numpy
+from checkout import ROOT, SUPPORT
+from made_up_network import Outcome, simulate
+
+from fedclip_edge.agent import state_db
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import Carried, Floor, Parked, ParkedUpdate
+from fedclip_edge.agent.upload import Contributing
+from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.journal import Store, StoredModel
+from fedclip_edge.coordinator.publisher import Announcer
+from fedclip_edge.coordinator.receiver import Arrival
+from fedclip_edge.coordinator.round_driver import Conducting
+from fedclip_edge.coordinator.run_state import Ledger
+from fedclip_edge.protocol.chunks import Incoming, Ranges
+from fedclip_edge.protocol.messages import Manifest
+from fedclip_edge.records import Contribution
+
+SEEDS = 2000
+ADVERSARY = ROOT / "benchmarks" / "adversary.py"
+
+
+def test_no_seed_breaks_a_law() -> None:
+    # Fresh interpreters: this one may hold threads of other tests, which a fork would break.
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as workers:
+        outcomes = list(workers.map(simulate, range(SEEDS), chunksize=50))
+    broken = [f"seed {o.seed}: {o.broken}" for o in outcomes if o.broken]
+    assert not broken, f"{broken[:5]}; {ADVERSARY.name} --seeds 1 --first-seed SEED shows one"
+    assert len({o.trace for o in outcomes}) == SEEDS, "the seeds differ"
+    assert sum(o.kills for o in outcomes) > SEEDS, "the adversary does its work"
+
+
+@pytest.mark.parametrize("seed", [3, 28])
+def test_the_same_seed_is_the_same_run_in_another_process(seed: int) -> None:
+    code = f"from made_up_network import simulate; print(simulate({seed}).trace)"
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": f"{SUPPORT}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    simulate(seed + 1)  # what ran before in a process changes nothing
+    assert other.stdout.split() == [simulate(seed).trace]
+
+
+def test_the_benchmark_ends_with_1_and_the_command_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Session, "_repeat_offer", never_repeats_an_offer)
+    monkeypatch.setattr(sys, "argv", ["adversary.py", "--seeds", "40", "--trace", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ADVERSARY), run_name="__main__")
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    figures = json.loads(said.out.splitlines()[-1])
+    seed = figures["broken"]["seed"]
+    assert said.err.splitlines()[-1].endswith(f"--seeds 1 --first-seed {seed} --trace")
+
+
+def test_the_benchmark_ends_with_0_and_its_figures() -> None:
+    command = [sys.executable, str(ADVERSARY), "--seeds", "3", "--first-seed", "9", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert (figures["seeds"], figures["first_seed"], figures["broken"]) == (3, 9, None)
+
+
+# Bugs, one or more to a law; each replaces one function.
+
+
+def says_kept_before_it_is(
+    self: Conducting,
+    event: round_events.Event,
+    now: float,
+    arrival: Arrival | None = None,
+) -> None:
+    self.state, actions = round_machine.step(self.state, event, now)
+    for action in actions:
+        if isinstance(action, round_events.Keep):
+            self._do(action, now)
+            assert arrival is not None
+            sha256 = self.state.kept[action.device]
+            self.ledger.keep(arrival.contribution, sha256, arrival.body)
+        else:
+            self._do(action, now)
+
+
+def commits_with_the_next(
+    self: Store, run: str, round: int, device: str, sha256: str, body: bytes
+) -> None:
+    self._database.execute(
+        "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
+        (run, round, device, sha256, len(body), body),
+    )
+
+
+def adds_what_it_keeps_already(
+    self: Ledger, contribution: Contribution, sha256: str, body: bytes
+) -> None:
+    if contribution.device not in self.store.kept(self.run.id, contribution.round):
+        self.store.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+    self.total.add(contribution.update)
+
+
+def resumes_without_what_is_kept(self: Ledger) -> dict[str, str]:
+    return {}
+
+
+def closes_with_the_next(self: Store, run: str, model: StoredModel) -> None:
+    vars(self)["late"] = run, model
+
+
+@contextmanager
+def writes_what_is_late(
+    self: Store, writing: Any = Store._writing, close: Any = Store.close_round
+) -> Iterator[None]:
+    if "late" in vars(self):
+        close(self, *vars(self).pop("late"))
+    with writing(self):
+        yield
+
+
+def never_repeats_an_offer(self: Session, now: float) -> bool:
+    return False
+
+
+def believes_every_chunk(self: Incoming, payload: bytes) -> bool:
+    index = int.from_bytes(payload[12:16], "little")
+    known = index in self._parts
+    self._parts[index] = payload[24:]
+    return not known and index < self.parcel.chunks
+
+
+def joins_what_came(self: Incoming) -> bytes:
+    data = b"".join(self._parts[index] for index in range(self.parcel.chunks))
+    self._parts.clear()
+    return data
+
+
+def parks_with_the_next(self: Parked, update: ParkedUpdate, left: Carried) -> None:
+    database = self._database
+    database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
+    self._clear(update.run)
+    values = update.run, update.round, update.base, update.sha256, update.body
+    database.execute("INSERT INTO parked VALUES (?, ?, ?, ?, ?)", values)
+    terms = {"residual/" + name: term for name, term in left.residual.items()}
+    terms |= {"state/" + name: term for name, term in left.state.items()}
+    left_here = update.run, update.sha256, safetensors.numpy.save(terms)
+    database.execute("INSERT OR IGNORE INTO carried VALUES (?, ?, ?)", left_here)
+
+
+def takes_any_answer_for_kept(
+    self: Parked, run: str, sha256: str, *, kept: bool, settle: Any = Parked.settle
+) -> None:
+    settle(self, run, sha256, kept=True)
+
+
+def forgets_what_was_left(self: Parked, run: str, carried: Any = Parked.carried) -> Carried:
+    return Carried({}, carried(self, run).state)
+
+
+def leaves_what_nobody_kept(self: Parked, run: str) -> Carried:
+    rows = self._rows("SELECT terms FROM carried WHERE run = ? ORDER BY rowid DESC LIMIT 1", run)
+    terms = safetensors.numpy.load(rows[0][0]) if rows else {}
+    return Carried(state_db._named(terms, "residual/"), state_db._named(terms, "state/"))
+
+
+def gives_up_waiting_for_the_answer(
+    self: Contributing, manifest: Manifest, go_back: Any = Contributing.go_back
+) -> None:
+    go_back(self, manifest)
+    if self._offered is not None and self._offered.update.round < manifest.round:
+        self._offered = None
+
+
+def believes_any_epoch(self: Floor, other: Floor) -> bool:
+    return False
+
+
+def stays_below(self: Coordinator, device: str, epoch: int) -> None:
+    pass
+
+
+def writes_on(self: Store) -> Iterator[None]:
+    with self._told("written"), self._database:
+        yield
+
+
+def claims_for_ever(self: Store) -> None:
+    pass
+
+
+def gives_no_chunk_again(self: Announcer, device: str, missing: Ranges) -> None:
+    pass
+
+
+def is_never_left_alone(self: Session, manifest: Manifest) -> bool:
+    return False
+
+
+Bug = Callable[[pytest.MonkeyPatch], None]
+
+
+def replaced(*patches: tuple[Any, str, Any]) -> Bug:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        for target, name, value in patches:
+            monkeypatch.setattr(target, name, value)
+
+    return patch
+
+
+# The law that is broken, the bug, and within how many seeds the adversary has to notice.
+BUGS: dict[str, tuple[str, Bug, int]] = {
+    "says kept before it is": (
+        "lost", replaced((Conducting, "step", says_kept_before_it_is)), 100
+    ),
+    "commits with the next": ("lost", replaced((Store, "keep", commits_with_the_next)), 100),
+    "adds a duplicate": (
+        "twice",
+        replaced(
+            (Ledger, "kept", resumes_without_what_is_kept),
+            (Ledger, "keep", adds_what_it_keeps_already),
+        ),
+        100,
+    ),
+    "closes a round with the next commit": (
+        "reopened",
+        replaced((Store, "close_round", closes_with_the_next), (Store, "_writing", writes_what_is_late)),
+        100,
+    ),
+    "never repeats an offer": (
+        "ends", replaced((Session, "_repeat_offer", never_repeats_an_offer)), 100
+    ),
+    "believes every chunk": (
+        "equal residual",
+        replaced((Incoming, "receive", believes_every_chunk), (Incoming, "take", joins_what_came)),
+        200,
+    ),
+    "writes on after a take-over": (
+        "lost reopened twice ends",
+        replaced(
+            (Store, "_writing", contextmanager(writes_on)),
+            (Store, "check_claim", claims_for_ever),
+        ),
+        100,
+    ),
+    "stays below the epoch that its devices have heard of": (
+        "ends", replaced((Coordinator, "_rise_above", stays_below)), 200
+    ),
+    "gives no chunk of a model again": (
+        "ends", replaced((Announcer, "send_model", gives_no_chunk_again)), 200
+    ),
+    "waits for ever for the end": (
+        "ends", replaced((Session, "_is_left_alone", is_never_left_alone)), 200
+    ),
+    "parks with the next commit": ("parked", replaced((Parked, "park", parks_with_the_next)), 100),
+    "takes any answer for kept": (
+        "residual", replaced((Parked, "settle", takes_any_answer_for_kept)), 100
+    ),
+    "forgets what was left": (
+        "residual", replaced((Parked, "carried", forgets_what_was_left)), 100
+    ),
+    "leaves what nobody kept": (
+        "residual", replaced((Parked, "carried", leaves_what_nobody_kept)), 200
+    ),
+    "gives up waiting for the answer": (
+        "residual", replaced((Contributing, "go_back", gives_up_waiting_for_the_answer)), 100
+    ),
+    "believes any epoch": ("epochs", replaced((Floor, "is_above", believes_any_epoch)), 100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_adversary_catches(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    law, patch, seeds = BUGS[bug]
+    patch(monkeypatch)
+    found: list[Outcome] = []
+    for seed in range(seeds):
+        found.append(simulate(seed))
+        if found[-1].law and found[-1].law in law.split():
+            return
+    raise AssertionError(f"{bug}: {[o.broken for o in found if o.broken][:5]}")

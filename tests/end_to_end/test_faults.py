@@ -1,0 +1,255 @@
+"""The fault matrix on real processes: its quick part, the rest marked slow; and what judges it.
+
+Figures are no matter of tests (benchmarks/faults.py has them): here nothing is lost, nothing counts
+twice, and every model is that of its contributions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matrix
+import pytest
+from checkout import ROOT
+from conftest import MOSQUITTO
+from device_laws import update_of
+from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
+from fleet_faults import FAULTS, PHASES, Fault, Phase
+from matrix import Outcome, Undisturbed, Verdict, judge, strike
+
+from fedclip_edge import model_file
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import Run, open_store
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.records import Model, Plan
+from fedclip_edge.vision.bundle import Bundle
+
+needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+FAULTS_PY = ROOT / "benchmarks" / "faults.py"
+RUNNING: tuple[Phase, ...] = ("download", "training", "upload", "aggregation")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder: Path = tmp_path_factory.mktemp("bundles")
+    return make_bundle(folder / "bundle")
+
+
+def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> Verdict:
+    """One run that the fault strikes in each of these phases."""
+    fault = FAULTS[name]
+    if why := fault.impossible():
+        pytest.skip(why)
+    outcomes = strike(fault, phases, folder, bundle)
+    assert [outcome.phase for outcome in outcomes] == list(phases)
+    verdict = outcomes[0].verdict
+    assert (verdict.lost, verdict.twice, verdict.equal) == ((), (), True)
+    return verdict
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("fault", "phases"),
+    [
+        ("kill-agent", ("upload",)),
+        ("kill-coordinator", ("aggregation",)),
+        ("kill-broker", ("download",)),
+        ("corrupted", ("upload",)),
+        ("full-coordinator", ("upload",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_run_that_is_struck_loses_nothing(
+    fault: str, phases: tuple[Phase, ...], tmp_path: Path, bundle: Bundle
+) -> None:
+    play(fault, phases, tmp_path, bundle)
+
+
+@pytest.mark.slow
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("fault", "phases"),
+    [
+        ("kill-agent", PHASES),
+        ("kill-coordinator", PHASES),
+        ("kill-broker", PHASES),
+        ("cut-5", ("download", "upload")),
+        ("slow", ("upload",)),
+        ("duplicated", ("download",)),
+        ("full-coordinator", PHASES),
+        ("full-agent", PHASES),
+        ("clock", ("training",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_run_that_is_struck_again_and_again_loses_nothing(
+    fault: str, phases: tuple[Phase, ...], tmp_path: Path, bundle: Bundle
+) -> None:
+    play(fault, phases, tmp_path, bundle)
+
+
+def test_every_fault_is_named_once_and_says_where_it_makes_no_sense() -> None:
+    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 11
+    for fault in FAULTS.values():
+        assert set(fault.nonsense) < set(PHASES)
+        assert all(fault.nonsense.values())
+
+
+# The judge.
+
+EVERYBODY = dict.fromkeys(AGENTS, 1)
+TOLD = {(device, closed) for device in AGENTS for closed in (1, 2)}
+
+
+def books(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
+    """A finished run's journal, in whose models each device counts as often as is said here."""
+    plan = Plan(rounds=len(rounds), codec_up="fp32", codec_down="fp32")
+    method = methods.get(plan.method)
+    model: Model = method.initial(bundle.classes, DIM, plan.seed)
+    run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
+    path = folder / "journal.sqlite"
+    with contextlib.closing(open_store(path)) as store:
+        store.add_run(run, run_state._stored(model, {}, plan))
+        for counts in rounds:
+            total = ExactSum(plan)
+            for device, times in counts.items():
+                for _ in range(times):
+                    total.add(update_of(model, device, VARIANT))
+            model, _ = method.combine(model, total, {})
+            store.close_round(run.id, run_state._stored(model, {}, plan))
+        trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
+        file = model_file.path_of(path, run.id)
+        file.parent.mkdir()
+        model_file.write(file, trained)
+    return path
+
+
+def test_a_run_as_it_should_be_is_found_so(tmp_path: Path, bundle: Bundle) -> None:
+    verdict = judge(books(tmp_path, bundle, EVERYBODY, EVERYBODY), bundle, TOLD)
+    assert (verdict.contributions, verdict.lost, verdict.twice, verdict.equal) == (6, (), (), True)
+
+
+def test_what_was_acknowledged_and_is_in_no_model_is_lost(tmp_path: Path, bundle: Bundle) -> None:
+    journal = books(tmp_path, bundle, EVERYBODY, {**EVERYBODY, "cam-2": 0})
+    verdict = judge(journal, bundle, TOLD)
+    assert (verdict.contributions, verdict.lost, verdict.twice) == (5, ("cam-2/2",), ())
+    told = TOLD - {("cam-2", 2)}
+    assert judge(journal, bundle, told).lost == ()
+
+
+def test_what_counts_twice_is_found(tmp_path: Path, bundle: Bundle) -> None:
+    journal = books(tmp_path, bundle, {**EVERYBODY, "cam-3": 2}, EVERYBODY)
+    verdict = judge(journal, bundle, TOLD)
+    assert (verdict.contributions, verdict.lost, verdict.twice) == (6, (), ("cam-3/1",))
+    assert not verdict.equal
+
+
+def test_a_model_that_is_no_sum_of_its_contributions_is_not_equal(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    journal = books(tmp_path, bundle, EVERYBODY, {**EVERYBODY, "somebody-else": 1})
+    verdict = judge(journal, bundle, TOLD)
+    assert not verdict.equal
+    assert verdict.lost == ("cam-1/2", "cam-2/2", "cam-3/2")
+
+
+def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle: Bundle) -> None:
+    journal = books(tmp_path, bundle, EVERYBODY, EVERYBODY)
+    file = model_file.path_of(journal, "run-1")
+    trained = model_file.read(file)
+    terms = {name: term + 1 for name, term in trained.model.terms.items()}
+    other = Model(trained.model.method, trained.model.round, terms)
+    trained = model_file.TrainedModel(
+        other, trained.run, trained.plan, trained.encoder_id, trained.classes_digest
+    )
+    model_file.write(file, trained)
+    assert not judge(journal, bundle, TOLD).equal
+
+
+# The program.
+
+
+FINE = Verdict(9, (), (), equal=True, digest="")
+USUAL = Undisturbed(dict.fromkeys(PHASES, 2.0), dict.fromkeys(PHASES, 1.0), FINE)
+
+
+def benchmark(
+    monkeypatch: pytest.MonkeyPatch, verdict: Verdict | Exception, *options: str, back_s: float = 1
+) -> int:
+    """The program's exit code where every run ends as is said here."""
+
+    def struck(
+        fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle
+    ) -> list[Outcome]:
+        if isinstance(verdict, Exception):
+            raise verdict
+        return [Outcome(fault.name, phases[0], 4.5, 1.5, back_s, "a note", verdict)]
+
+    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle: USUAL)
+    monkeypatch.setattr(matrix, "strike", struck)
+    monkeypatch.setattr(sys, "argv", ["faults.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FAULTS_PY), run_name="__main__")
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_the_benchmark_prints_its_figures_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "faults.md"
+    assert benchmark(monkeypatch, FINE, "--quick", "--json", "--markdown", str(page)) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert (figures["broken"], figures["over_limit"]) == ([], [])
+    cells = {(cell["fault"], cell["phase"]): cell for cell in figures["cells"]}
+    assert len(cells) == 25
+    assert "no chunk travels" in cells["corrupted", "idle"]["skipped"]
+    assert cells["kill-broker", "upload"]["extra_s"] == 2.5
+    assert cells["kill-broker", "upload"]["round_extra_s"] == 0.5
+    row = "| SIGKILL the broker | upload | 2.5 | 0.5 | 1.0 | 0 | 0 | 9 | yes; a note |"
+    assert row in page.read_text()
+
+
+def test_the_benchmark_says_what_took_too_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ("--cell", "kill-coordinator:upload", "--cell", "kill-broker:upload")
+    assert benchmark(monkeypatch, FINE, *cells, back_s=6) == 0
+    assert capsys.readouterr().err == "kill-coordinator:upload is over its limit\n"
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        Verdict(8, ("cam-1/2",), (), equal=True, digest=""),
+        Verdict(9, (), ("cam-1/2",), equal=True, digest=""),
+        Verdict(9, (), (), equal=False, digest=""),
+        AssertionError("waited in vain"),
+    ],
+    ids=["lost", "twice", "unequal", "endless"],
+)
+def test_the_benchmark_ends_with_1_and_the_cell_that_is_broken(
+    verdict: Verdict | Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert benchmark(monkeypatch, verdict, "--cell", "cut-5:upload") == 1
+    again = "python benchmarks/faults.py --cell cut-5:upload plays it again"
+    assert again in capsys.readouterr().err
+
+
+def test_a_cell_that_is_none_is_refused_with_the_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["faults.py", "--cell", "kill-cat:upload"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FAULTS_PY), run_name="__main__")
+    assert ended.value.code == 2
+    assert "FAULT of kill-agent" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""The example for implementers takes part in a run of the real coordinator over a real broker."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_agent import EXAMPLES, initial, start
+from system import DEADLINE_S, Site, wait_until
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.run_state import master_model
+from fedclip_edge.learning import methods
+from fedclip_edge.vision.bundle import Bundle
+
+ALLOWED = {"cryptography", "minimal_bodies", "paho", "zstandard", *sys.stdlib_module_names}
+
+
+def test_it_is_made_of_nothing_of_ours() -> None:
+    for path in (EXAMPLES / "minimal_agent.py", EXAMPLES / "minimal_bodies.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= ALLOWED
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in ALLOWED
+
+
+@pytest.mark.parametrize("codecs", [("int8", "fp16"), ("fp16", "fp32"), ("fp32", "int8")])
+def test_its_contributions_are_kept(
+    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, codecs: tuple[str, str]
+) -> None:
+    up, down = codecs
+    rounds = 2
+    site = Site(tmp_path, random_bundle, mosquitto, f"minimal-{up}")
+    fleet = site.write_fleet(2, rounds, extra=f'codec_up = "{up}"\ncodec_down = "{down}"\n')
+    try:
+        serve = site.start("serve", fleet, "--json", log="serve")
+        boxes = [start(site, name) for name in ("tiny-1", "tiny-2")]
+        wait_until(lambda: serve.poll() is not None, "the run to end")
+        assert serve.returncode == 0, site.text("serve")
+        assert [box.wait(DEADLINE_S) for box in boxes] == [0, 0]
+    finally:
+        site.end()
+    assert not any("refused" in site.text(box) for box in ("tiny-1", "tiny-2"))
+    closed = [event for event in site.events("serve") if event["event"] == "round_closed"]
+    assert [event["contributions"] for event in closed] == [2] * rounds
+    assert site.events("serve")[-1]["refused_messages"] == 0
+    journal = open_store(tmp_path / "journal.sqlite")
+    run = journal.last_run()
+    assert run is not None
+    shapes = methods.shapes(run.plan, random_bundle.classes, 16)
+    trained = master_model(journal.newest_model(run.id), shapes).terms
+    journal.close()
+    for name, values in initial(run.plan, random_bundle).items():
+        # One per cent a round; what the codecs lose is at most some per cent of that.
+        grown = trained[name] / values - 1
+        large = np.abs(values) > 0.1
+        assert np.abs(grown[large] - (1.01**rounds - 1)).max() < 4e-3

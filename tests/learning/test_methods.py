@@ -1,0 +1,386 @@
+"""The registry, and what every method in it keeps to."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from checkout import ROOT
+from in_memory import class_texts, features, nothing
+from torch import nn
+
+from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import Method
+from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.records import Features, Model, Plan, Scalar, Terms, Update
+
+NAMES = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
+TRAINED = [name for name in NAMES if methods.layout(Plan(name), class_texts(), 8).terms]
+D = 16
+CLASSES = class_texts(dim=D)
+NOTHING = nothing(D)
+
+
+def bytes_of(terms: Terms) -> dict[str, bytes]:
+    return {name: term.tobytes() for name, term in terms.items()}
+
+
+def trained(method: Method, model: Model, plan: Plan, devices: int = 2) -> Model:
+    """One round on that many devices."""
+    total = ExactSum(plan)
+    for i in range(devices):
+        update, _ = method.fit(model, features(20 + i, i, CLASSES), NOTHING, CLASSES, plan, {}, i)
+        total.add(update)
+    return method.combine(model, total, {})[0]
+
+
+# --- the registry --------------------------------------------------------------------------------
+
+
+def test_fedclip_and_the_line_beside_it_are_there() -> None:
+    assert {"fedclip", "zeroshot"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_is_registered_under_its_name(name: str) -> None:
+    assert getattr(methods.get(name), "__name__", "").endswith("." + name.replace("-", "_"))
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'fedclp'; did you mean 'fedclip'"):
+        methods.get("fedclp")
+
+
+def test_a_method_like_none_is_told_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"there are: .*fedclip.*zeroshot"):
+        methods.get("qqqq")
+
+
+def test_the_coordinators_half_of_every_method_loads_no_torch() -> None:
+    script = f"""
+import sys
+import numpy as np
+from fedclip_edge.learning import methods
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.records import ClassTexts, Plan, Update
+
+classes = ClassTexts(("a", "b"), np.eye(2, 8, dtype=np.float32), 100.0, "")
+for name in {NAMES!r}:
+    method = methods.get(name)
+    method.check_options({{}})
+    model = method.initial(classes, 8, 0)
+    total = ExactSum(Plan())
+    its = method.layout(model)
+    sums = {{name: np.zeros(shape, np.int64) for name, shape in its.sums.items()}}
+    total.add(Update("sum", 1, {{name: model.terms[name] for name in its.terms}}, sums))
+    method.combine(model, total, {{}})
+print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stderr.strip(), done.returncode) == ("[]", 0)  # logs go to stdout
+
+
+# --- what every method keeps to ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_initial_model_is_the_seeds(name: str) -> None:
+    method = methods.get(name)
+    model = method.initial(CLASSES, D, 3)
+    assert (model.method, model.round) == (name, 0)
+    assert bytes_of(model.terms) == bytes_of(method.initial(CLASSES, D, 3).terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_sends_what_the_layout_says(name: str) -> None:
+    """The wire admits nothing else."""
+    method, plan = methods.get(name), Plan(name)
+    model = method.initial(CLASSES, D, 0)
+    before = bytes_of(model.terms)
+    update, state = method.fit(model, features(20, 1, CLASSES), NOTHING, CLASSES, plan, {}, 1)
+    its = method.layout(model)
+    assert {n: t.shape for n, t in model.terms.items()} == its.model
+    assert {n: t.shape for n, t in update.terms.items()} == its.terms
+    assert {n: t.shape for n, t in update.sums.items()} == its.sums
+    assert bytes_of(model.terms) == before
+    assert bytes_of(state) == {}
+    ExactSum(plan).check(update)  # within the default bounds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_update(name: str) -> None:
+    method, data = methods.get(name), features(40, 1, CLASSES)
+    model = method.initial(CLASSES, D, 0)
+
+    def update(seed: int) -> Update:
+        return method.fit(model, data, NOTHING, CLASSES, Plan(name), {}, seed)[0]
+
+    assert bytes_of(update(1).terms) == bytes_of(update(1).terms)
+    assert {n: s.tobytes() for n, s in update(1).sums.items()} == {
+        n: s.tobytes() for n, s in update(1).sums.items()
+    }
+    if name in TRAINED:
+        assert bytes_of(update(1).terms) != bytes_of(update(2).terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_round_gives_the_next_model(name: str) -> None:
+    method, plan = methods.get(name), Plan(name)
+    model = method.initial(CLASSES, D, 0)
+    following = trained(method, model, plan)
+    assert (following.method, following.round) == (name, 1)
+    assert {n: t.shape for n, t in following.terms.items()} == {
+        n: t.shape for n, t in model.terms.items()
+    }
+    if model.terms:
+        assert bytes_of(following.terms) != bytes_of(model.terms)
+    if not method.TRAITS.one_round:
+        assert trained(method, following, plan).round == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_logits_of_every_picture(name: str) -> None:
+    method = methods.get(name)
+    model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
+    data = features(60, 9, CLASSES, noise=0.2)
+    before = data.vectors.tobytes()
+    logits = methods.predict(model, data.vectors, CLASSES)
+    assert logits.shape == (60, len(CLASSES.names))
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+    assert np.mean(logits.argmax(axis=1) == data.labels) > 0.8
+    assert data.vectors.tobytes() == before
+    assert methods.predict(model, data.vectors[:0], CLASSES).shape == (0, len(CLASSES.names))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_are_the_methods_own_formula_in_torch(name: str) -> None:
+    """The one that training differentiates and the classifier exports."""
+    method = methods.get(name)
+    model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
+    vectors = features(9, 2, CLASSES).vectors
+    terms = {n: torch.tensor(term, requires_grad=True) for n, term in model.terms.items()}
+    texts = torch.tensor(CLASSES.vectors)
+    logits = method.logits(terms, torch.tensor(vectors), texts, CLASSES.logit_scale)
+    np.testing.assert_array_equal(methods.predict(model, vectors, CLASSES), logits.detach().numpy())
+    alone = [methods.predict(model, row[None], CLASSES)[0] for row in vectors]
+    np.testing.assert_allclose(np.stack(alone), logits.detach().numpy(), atol=1e-3)
+    if name in TRAINED:
+        sent = [terms[n] for n in method.layout(model).terms]
+        gradients = torch.autograd.grad(logits.square().sum(), sent)
+        assert all(gradient.any() for gradient in gradients)
+
+
+def test_a_model_of_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'fedclp'"):
+        methods.predict(Model("fedclp", 0, {}), features(2, 1, CLASSES).vectors, CLASSES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_without_options_is_good(name: str) -> None:
+    methods.get(name).check_options({})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_a_method_does_not_have_is_refused(name: str) -> None:
+    method = methods.get(name)
+    with pytest.raises(ConfigError, match=f"{name} options: unknown key 'qqqq'"):
+        method.check_options({"qqqq": 1})
+
+
+# --- fedclip -------------------------------------------------------------------------------------
+
+
+def test_fedclip_starts_as_torchs_linear_does() -> None:
+    """The reference's state_dict, uniform within 1/sqrt(D), another one for another seed."""
+    dim = 64
+    terms = fedclip.initial(CLASSES, dim, 3).terms
+    gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim), nn.Softmax(dim=1))
+    assert {n: t.shape for n, t in terms.items()} == {
+        n: tuple(t.shape) for n, t in gate.state_dict().items()
+    }
+    bound = 1 / np.sqrt(dim)
+    for name, term in terms.items():
+        assert term.dtype == np.float32
+        assert np.abs(term).max() <= np.float32(bound)
+        assert np.abs(term).max() > 0.9 * bound
+        assert abs(float(term.mean())) < 0.2 * bound
+        # Of a uniform distribution; with 64 to 4096 draws it comes within a quarter.
+        assert float(term.std()) == pytest.approx(bound / np.sqrt(3), rel=0.25)
+        assert bytes_of(fedclip.initial(CLASSES, dim, 4).terms)[name] != term.tobytes()
+    assert bytes_of(terms)["0.weight"] != bytes_of(terms)["2.weight"]
+
+
+def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
+    """The gate is nearly even, so it hardly turns a feature; facts: cosine 0.99 at D = 512."""
+    dim = 512
+    classes = class_texts(dim=dim)
+    data = features(50, 1, classes, noise=0.02)
+    model = fedclip.initial(classes, dim, 0)
+    asked = (data.vectors, classes)
+    zero_shot = methods.predict(zeroshot.MODEL, *asked)
+    difference = np.abs(methods.predict(model, *asked) - zero_shot)
+    assert 0.01 < difference.max() < 0.1 * classes.logit_scale
+
+
+@pytest.mark.parametrize(("weighting", "weight"), [("uniform", 1), ("pictures", 40)])
+def test_fedclip_sends_the_weighted_change(weighting: str, weight: int) -> None:
+    model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
+    plain, _ = fedclip.fit(model, data, NOTHING, CLASSES, Plan(), {}, 1)
+    update, _ = fedclip.fit(
+        model, data, NOTHING, CLASSES, Plan(options={"weighting": weighting}), {}, 1
+    )
+    assert (update.kind, update.weight, plain.weight) == ("sum", weight, 1)
+    for name, term in update.terms.items():
+        np.testing.assert_array_equal(term, np.float32(weight) * plain.terms[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate'"),
+        ({"weight_decy": 0.1}, "unknown key 'weight_decy'; did you mean 'weight_decay'"),
+        ({"epoch": 2}, "unknown key 'epoch'; did you mean 'epochs'"),
+        ({"lr": 0.0}, "lr: expected above 0 up to 1, got 0.0"),
+        ({"lr": -1e-3}, "lr: expected above 0"),
+        ({"lr": 1.5}, "lr: expected above 0 up to 1"),
+        ({"lr": float("nan")}, "lr: expected above 0"),
+        ({"lr": "fast"}, "lr: expected float, got str 'fast'"),
+        ({"eps": 0.0}, "eps: expected above 0"),
+        ({"beta1": 1.0}, "beta1, beta2: expected 0 up to, but not including, 1"),
+        ({"beta2": -0.1}, "beta1, beta2: expected"),
+        ({"weight_decay": -0.1}, "weight_decay: expected 0 to 10, got -0.1"),
+        ({"weight_decay": float("inf")}, "weight_decay: expected 0 to 10"),
+        ({"batch_size": 1}, "batch_size: expected 2 or more, got 1"),
+        ({"batch_size": 32.0}, "batch_size: expected int, got float"),
+        ({"batch_size": True}, "batch_size: expected int, got bool"),
+        ({"epochs": 0}, "epochs: expected 1 or more, got 0"),
+        ({"loss": "triplet"}, "loss: expected 'contrastive' or .*, got 'triplet'"),
+        ({"optimizer": "rmsprop"}, "optimizer: expected 'adam' or .*'sgd', got 'rmsprop'"),
+        ({"proximal_mu": -1.0}, "proximal_mu: expected 0 to 1e6, got -1.0"),
+        ({"weighting": "n"}, "weighting: expected 'uniform' or 'pictures', got 'n'"),
+    ],
+)
+def test_fedclip_says_what_is_wrong_with_an_option(
+    options: dict[str, Scalar], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"fedclip options: {message}"):
+        fedclip.check_options(options)
+
+
+def test_fedclips_defaults_are_the_references() -> None:
+    options = fedclip.check_options({})
+    assert (options.lr, options.beta1, options.beta2, options.eps) == (5e-5, 0.9, 0.98, 1e-6)
+    assert (options.weight_decay, options.batch_size, options.epochs) == (0.2, 32, 1)
+    assert (options.loss, options.optimizer) == ("contrastive", "adam")
+    assert (options.weighting, options.proximal_mu) == ("uniform", 0.0)
+
+
+def test_fit_takes_the_plans_options() -> None:
+    model, data = fedclip.initial(CLASSES, D, 0), features(40, 1, CLASSES)
+    with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
+        fedclip.fit(model, data, NOTHING, CLASSES, Plan(options={"lrr": 1.0}), {}, 1)
+
+
+def test_diverged_training_is_said_not_sent() -> None:
+    model = fedclip.initial(CLASSES, D, 0)
+    plan = Plan(options={"optimizer": "adamw", "lr": 1.0, "weight_decay": 10.0, "epochs": 60})
+    with pytest.raises(ConfigError, match="diverged in round 1; lower lr"):
+        fedclip.fit(model, features(40, 0, CLASSES), NOTHING, CLASSES, plan, {}, 1)
+
+
+# --- rounds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_that_names_no_rounds_gets_the_methods_own(name: str) -> None:
+    own = methods.get(name).TRAITS.rounds
+    assert methods.settled(Plan(name)).rounds == own >= 1
+    assert methods.settled(Plan(name, rounds=1)) == Plan(name, rounds=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_rounds_than_a_method_takes_are_refused(name: str) -> None:
+    if methods.get(name).TRAITS.one_round:
+        with pytest.raises(ConfigError, match=f"{name} is done after one round.*write rounds = 1"):
+            methods.settled(Plan(name, rounds=2))
+    else:
+        assert methods.settled(Plan(name, rounds=2)).rounds == 2
+
+
+def test_a_plan_is_refused_for_its_method_and_its_options() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'fedclp'"):
+        methods.settled(Plan("fedclp"))
+    with pytest.raises(ConfigError, match="zeroshot options: unknown key 'lr'"):
+        methods.settled(Plan("zeroshot", {"lr": 0.1}))
+
+
+# --- features that cannot be -----------------------------------------------------------------------
+
+
+def fit_of(train: Features, validation: Features) -> None:
+    methods.fit(fedclip.initial(CLASSES, D, 0), train, validation, CLASSES, Plan(), {}, 0)
+
+
+def test_a_label_outside_the_class_list_is_refused() -> None:
+    data = features(20, 1, CLASSES)
+    beyond = Features(data.vectors, np.full(20, len(CLASSES.names), np.int64), data.encoder_id)
+    for sides, what in (((beyond, data), "training"), ((data, beyond), "validation")):
+        with pytest.raises(DataError, match=rf"{what} features have the label 3, and there are 3"):
+            fit_of(*sides)
+
+
+def test_features_of_another_encoder_are_refused() -> None:
+    data = features(20, 1, CLASSES)
+    with pytest.raises(DataError, match=r"16 numbers each, the class texts 8: .*another encoder"):
+        methods.check_features(data, class_texts(dim=8), "training features")
+    with pytest.raises(DataError, match="of encoder eeeeeeeeeeee, validation features of fff"):
+        fit_of(data, Features(data.vectors, data.labels, "f" * 64))
+
+
+# --- devices with little to learn from -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_pictures_change_nothing(name: str, count: int) -> None:
+    plan = Plan(name, {"weighting": "pictures"})
+    model, data = methods.initial(plan, CLASSES, D), features(count, 1, CLASSES)
+    update, _ = methods.fit(model, data, NOTHING, CLASSES, plan, {}, 0)
+    assert update.weight == 1
+    assert not any(term.any() for term in update.terms.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_of_one_class_takes_part(name: str) -> None:
+    method, plan, data = methods.get(name), Plan(name), features(60, 1, CLASSES)
+    one = data.labels == 1
+    only = Features(data.vectors[one], data.labels[one], data.encoder_id)
+    model, total = methods.initial(plan, CLASSES, D), ExactSum(plan)
+    for side in (only, features(60, 2, CLASSES)):
+        total.add(methods.fit(model, side, NOTHING, CLASSES, plan, {}, 0)[0])
+    following, _ = method.combine(model, total, {})
+    logits = methods.predict(following, data.vectors, CLASSES)
+    assert np.isfinite(logits).all()
+    assert np.mean(logits.argmax(axis=1) == data.labels) > 0.5
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    data = features(4, 1, CLASSES)
+    data.vectors[2, 3] = np.nan
+    with pytest.raises(ValueError, match="feature vectors: holds NaN or infinity"):
+        Features(data.vectors, data.labels, data.encoder_id)

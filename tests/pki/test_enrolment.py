@@ -1,0 +1,251 @@
+"""The operator's folder: made once, whole, private; devices enrolled, renewed, revoked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+import system
+from cryptography import x509
+from signing_request import request
+
+from fedclip_edge.config import load_agent
+from fedclip_edge.errors import BrokerError, ConfigError
+from fedclip_edge.pki import authority, enrolment, mosquitto, registry
+from fedclip_edge.pki.enrolment import Folder
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol import signing
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A new folder, with archives written beside it; `true` stands in for reloading a broker."""
+    monkeypatch.chdir(tmp_path)
+    return enrolment.found(tmp_path / "site", ["edge.example"], fleet="lab", reload="true")
+
+
+def unpacked(archive: Path) -> Path:
+    folder = archive.with_suffix("")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def revoked_serials(site: Folder) -> set[str]:
+    pem = (site.broker / "crl.pem").read_bytes()
+    return {f"{entry.serial_number:x}" for entry in x509.load_pem_x509_crl(pem)}
+
+
+def test_private_keys_are_their_owners_alone_and_the_rest_can_be_read(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        site = enrolment.found(tmp_path / "site", ["h"], fleet="lab")
+        archive = enrolment.enroll(site, "cam-01", out=tmp_path / "cam-01.tar")
+    finally:
+        os.umask(before)
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        private = path.suffix in (".key", ".tar")
+        assert (stat.S_IMODE(path.stat().st_mode) == 0o600) == private, path
+    with tarfile.open(archive) as tar:
+        modes = {entry.name: entry.mode for entry in tar}
+    assert modes.pop("device.key") == 0o600
+    assert set(modes.values()) == {0o644}
+
+
+def test_a_folder_that_is_there_stays_as_it_is(site: Folder) -> None:
+    before = {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="is there already and stays as it is"):
+        enrolment.found(site.path, ["edge.example"], fleet="lab")
+    assert {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()} == before
+    assert [p.name for p in site.path.parent.iterdir()] == [
+        "site"
+    ]  # nothing half-written beside it
+
+
+def test_an_init_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:
+    for hosts, fleet in ((["a b"], "lab"), (["edge"], "LAB")):
+        with pytest.raises(ConfigError):
+            enrolment.found(tmp_path / "site", hosts, fleet=fleet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_brokers_files_are_where_its_settings_say(site: Folder, tmp_path: Path) -> None:
+    written = (site.broker / "mosquitto.conf").read_text()
+    assert written == mosquitto.settings(site.broker)
+    for line in written.splitlines():
+        if (path := Path(line.rpartition(" ")[2])).is_absolute():
+            assert path.is_file(), path
+    assert (site.broker / "fleet.acl").read_text() == access_list()
+    away = enrolment.found(tmp_path / "away", ["h"], fleet="lab", broker_home=mosquitto.HOME)
+    assert (away.broker / "mosquitto.conf").read_text() == mosquitto.settings()
+
+
+def test_an_archive_is_all_that_a_device_needs(site: Folder) -> None:
+    folder = unpacked(enrolment.enroll(site, "cam-01"))
+    config = load_agent(folder / "agent.toml")
+    books = registry.read(site.registry)
+    assert (config.id, config.fleet, config.broker.host) == ("cam-01", "lab", "edge.example")
+    assert config.broker.port == mosquitto.PORT
+    for path in (config.broker.ca, config.broker.certificate, config.broker.key):
+        assert path is not None
+        assert path.is_file()
+    assert config.broker.key is not None
+    me = signing.load(config.broker.key)
+    assert me.key == books.devices["cam-01"].key
+    assert books.refusal("cam-01", me.key) is None
+    coordinator = signing.load(site.coordinator / "coordinator.key")
+    assert config.coordinator_key == coordinator.key == books.coordinator
+
+
+def test_with_a_request_the_key_stays_on_the_box(site: Folder) -> None:
+    key = authority.new_key()
+    folder = unpacked(enrolment.enroll(site, request=request("cam-01", key)))
+    assert sorted(p.name for p in folder.iterdir()) == ["agent.toml", "ca.crt", "device.crt"]
+    public = authority.public_hex(key.public_key())
+    assert registry.read(site.registry).devices["cam-01"].key == public
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_request_that_the_help_shows_is_taken(site: Folder, tmp_path: Path) -> None:
+    said = system.run("enroll", "--help").stdout
+    for line in said.splitlines():
+        if line.strip().startswith("openssl "):
+            subprocess.run(line.split(), check=True, capture_output=True, timeout=30)
+    assert system.run("enroll", "--csr", "cam-01.csr").returncode == 0
+    assert signing.load(tmp_path / "device.key").key == (
+        registry.read(site.registry).devices["cam-01"].key
+    )
+
+
+def test_ids_and_keys_that_cannot_be_had(site: Folder) -> None:
+    key = authority.new_key()
+    enrolment.enroll(site, request=request("cam-01", key))
+    enrolment.enroll(site, "gone")
+    enrolment.revoke(site, "gone")
+    before = site.registry.read_bytes()
+    for name, csr, said in (
+        ("coordinator", None, "reserved"),
+        ("Cam", None, "is not an id"),
+        ("../x", None, "is not an id"),
+        ("", None, "is not an id"),
+        ("cam-01", None, "enrolled already"),
+        ("gone", None, "was revoked"),
+        ("cam-02", request("cam-03"), "names 'cam-03', not 'cam-02'"),
+        ("", request("cam-02", key), "the key is that of cam-01"),
+        ("", request("coordinator"), "reserved"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            enrolment.enroll(site, name, request=csr)
+    assert site.registry.read_bytes() == before
+    assert {p.name for p in Path().iterdir()} == {"site", "cam-01.tar", "gone.tar"}
+
+
+def test_an_archive_is_not_overwritten(site: Folder) -> None:
+    Path("cam-01.tar").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already"):
+        enrolment.enroll(site, "cam-01")
+    assert Path("cam-01.tar").read_text() == "mine"
+    assert registry.read(site.registry).devices == {}
+
+
+def test_a_renewed_certificate_is_of_the_same_key(site: Folder) -> None:
+    folder = unpacked(enrolment.enroll(site, "cam-01", days=10))
+    before = registry.read(site.registry).devices["cam-01"]
+    fresh = x509.load_pem_x509_certificate(enrolment.renew(site, "cam-01", days=20).read_bytes())
+    old = x509.load_pem_x509_certificate((folder / "device.crt").read_bytes())
+    assert fresh.public_key() == old.public_key()
+    assert fresh.subject == old.subject
+    assert fresh.not_valid_after_utc > old.not_valid_after_utc
+    after = registry.read(site.registry).devices["cam-01"]
+    assert after.key == before.key
+    assert after.serials == (*before.serials, f"{fresh.serial_number:x}")
+    assert after.expires == fresh.not_valid_after_utc.date().isoformat()
+
+
+def test_a_revocation_is_of_every_certificate_of_the_device_and_of_no_other(site: Folder) -> None:
+    for name in ("cam-01", "cam-02"):
+        enrolment.enroll(site, name)
+    enrolment.renew(site, "cam-01")
+    assert revoked_serials(site) == set()
+    enrolment.revoke(site, "cam-01")
+    books = registry.read(site.registry)
+    assert books.revoked == ("cam-01",)
+    assert revoked_serials(site) == set(books.devices["cam-01"].serials)
+    assert (site.broker / "fleet.acl").read_text() == access_list(["cam-01"])
+    enrolment.revoke(site, "cam-02")
+    assert len(revoked_serials(site)) == 3
+    with pytest.raises(ConfigError, match="cam-01 was revoked"):
+        enrolment.renew(site, "cam-01")
+    for change in (enrolment.renew, enrolment.revoke):
+        with pytest.raises(ConfigError, match="'cam-03' is not enrolled here"):
+            change(site, "cam-03")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("", "no mosquitto runs here with"),
+        ("false", "'false' did not reload the broker"),
+        ("no-such-program", "'no-such-program' did not reload the broker"),
+    ],
+)
+def test_a_broker_that_was_not_reached_is_told_and_done_again(
+    tmp_path: Path, command: str, said: str
+) -> None:
+    site = enrolment.found(tmp_path / "site", ["h"], fleet="lab", reload=command)
+    enrolment.enroll(site, "cam-01", out=tmp_path / "a.tar")
+    for _ in range(2):
+        with pytest.raises(
+            BrokerError, match=f"cam-01 is revoked at the coordinator, but .*{said}"
+        ):
+            enrolment.revoke(site, "cam-01")
+        assert registry.read(site.registry).revoked == ("cam-01",)
+        assert len(revoked_serials(site)) == 1
+
+
+def test_two_commands_at_once_lose_no_device(site: Folder) -> None:
+    names = [f"cam-{n}" for n in range(6)]
+    running = [
+        subprocess.Popen(
+            system.command("enroll", name),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    enrolled = set()
+    for name, process in zip(names, running, strict=True):
+        _, said = process.communicate(timeout=system.DEADLINE_S)
+        if process.returncode == 0:
+            enrolled.add(name)
+        else:
+            assert "is in use by another process" in said
+    assert enrolled
+    assert set(registry.read(site.registry).devices) == enrolled
+
+
+def test_the_commands_say_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = system.run("broker", "init", "--host", "edge.example", "--reload", "true").stdout
+    for word in ("ca.key", "mosquitto -c", "fedclip-edge enroll cam-01", "registry =", "key ="):
+        assert word in said
+    assert "cam-01.tar: unpack it on the box" in system.run("enroll", "cam-01").stdout
+    assert "cam-01.crt: put it on the box" in system.run("renew", "cam-01").stdout
+    assert system.run("revoke", "cam-01").stdout == "cam-01 is revoked\n"
+    again = system.run("broker", "init")
+    assert (again.returncode, "is there already" in again.stderr) == (10, True)
+    nowhere = system.run("enroll", "cam-02", "--site", "elsewhere")
+    assert (nowhere.returncode, "`fedclip-edge broker init` makes one" in nowhere.stderr) == (
+        10,
+        True,
+    )
+    assert not Path("elsewhere").exists()
+    assert system.run("enroll").returncode == 2
+    missing = system.run("enroll", "--csr", "none.csr")
+    assert (missing.returncode, "none.csr cannot be read" in missing.stderr) == (10, True)

@@ -1,0 +1,161 @@
+"""The control messages: what each refuses to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import pytest
+from example_manifest import KEY, PARCEL, SHA, manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedclip_edge.protocol import messages
+from fedclip_edge.protocol.messages import (
+    CHUNK_BYTES,
+    CoordinatorState,
+    DeviceState,
+    Hello,
+    Kept,
+    Offer,
+    Parcel,
+    Refused,
+    Want,
+)
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
+def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
+    try:
+        parcel = Parcel(SHA, size_bytes, chunk_bytes)
+    except ValueError:
+        assert size_bytes / chunk_bytes > 2**16
+        return
+    assert (parcel.chunks - 1) * chunk_bytes < size_bytes <= parcel.chunks * chunk_bytes
+    assert 1 <= parcel.chunks <= 2**16
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("a" * 63, 10), "parcel sha256"),
+        ((SHA, 0), "size_bytes"),
+        ((SHA, -1), "size_bytes"),
+        ((SHA, 2**32 + 1), "size_bytes"),
+        ((SHA, 10, 0), "chunk_bytes"),
+        ((SHA, 10, CHUNK_BYTES + 1), "chunk_bytes"),
+        ((SHA, 2**16 + 1, 1), "65537 chunks, limit 65536"),
+    ],
+)
+def test_a_parcel_is_checked_at_the_door(values: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Parcel(*values)
+
+
+def test_a_chunk_with_its_header_and_topic_fits_into_128_kb() -> None:
+    assert CHUNK_BYTES + 24 + 256 < 128_000
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        (),
+        ((1, 0),),
+        ((-1, 0),),
+        ((0, 1), (5, 4)),
+        ((0, 1, 2),),
+        ((0,),),
+        ((0, 9), (0, 9)),  # the same again: one small message would cost the sender many
+        ((0, 9), (5, 12)),
+        ((5, 6), (0, 1)),
+    ],
+)
+def test_a_want_names_gaps_in_order_and_apart(missing: Any) -> None:
+    assert Want(SHA, ((0, 0), (2, 2**40))).missing[0] == (0, 0)
+    with pytest.raises(ValueError, match=r"missing|unpack"):
+        Want(SHA, missing)
+
+
+def test_a_want_names_a_parcel() -> None:
+    with pytest.raises(ValueError, match="sha256"):
+        Want("", ((0, 0),))
+
+
+@pytest.mark.parametrize("key", ["", "b" * 63, "B" * 64])
+def test_keys_are_64_hex_digits(key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        CoordinatorState("boot", 1, "run-1", online=True, key=key)
+    with pytest.raises(ValueError, match="key"):
+        Hello("boot", key, ("train",), "photo", SHA, SHA)
+    with pytest.raises(ValueError, match="key"):
+        manifest(key=key)
+
+
+def test_a_hello_names_a_domain_that_can_be_shown() -> None:
+    assert Hello("boot", KEY, ("train",), "Küche 2", SHA, SHA).domain == "Küche 2"
+    with pytest.raises(ValueError, match="domain"):
+        Hello("boot", KEY, ("train",), "a\nb", SHA, SHA)
+
+
+def test_a_hello_names_what_the_device_is_willing_to_do() -> None:
+    with pytest.raises(ValueError, match="roles"):
+        Hello("boot", KEY, (), "photo", SHA, SHA)
+
+
+@pytest.mark.parametrize("changes", [{"run": "Run 1"}, {"run": ""}, {"cohort": "f"}])
+def test_a_manifest_is_checked_at_the_door(changes: dict[str, str]) -> None:
+    assert manifest().takes_part is None
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        manifest(**changes)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**53 + 1])
+def test_an_epoch_is_a_number_that_the_journal_and_json_can_hold(epoch: int) -> None:
+    with pytest.raises(ValueError, match="epoch"):
+        CoordinatorState("boot", epoch, "run-1", online=True, key=KEY)
+    with pytest.raises(ValueError, match="epoch"):
+        manifest(epoch=epoch)
+
+
+def test_every_message_has_one_kind_and_is_frozen() -> None:
+    assert set(messages.KINDS.values()) == set(get_args(messages.Message))
+    assert len(set(messages.KINDS.values())) == len(messages.KINDS)
+    for message in messages.KINDS.values():
+        assert dataclasses.fields(message)
+        assert vars(message)["__dataclass_params__"].frozen
+
+
+HELLO = Hello("b", KEY, ("train",), "photo", "e", "c")
+LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
+    (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "run", "Run 1"),
+    (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "boot", "b" * 129),
+    (DeviceState("b", online=True), "boot", "\n"),
+    (HELLO, "boot", "b" * 129),
+    (HELLO, "boot", "\ud800"),
+    (HELLO, "encoder_id", "e" * 129),
+    (HELLO, "classes_digest", "\x1b[2J"),
+    (HELLO, "roles", ("train", "train")),
+    (manifest(), "attempt", -1),
+    (manifest(), "model_round", 2**53 + 1),
+    (manifest(), "deadline_s", 0.0),
+    (manifest(), "devices", 0),
+    (manifest(), "devices", messages.MAX_DEVICES + 1),
+    (manifest(), "answers", "b" * 129),
+    (Offer("run-1", 1, PARCEL), "run", ""),
+    (Kept("run-1", 1, SHA), "run", "a/b"),
+    (Kept("run-1", 1, SHA), "round", -1),
+    (Kept("run-1", 1, SHA), "sha256", ""),
+    (Refused("no", final=False), "reason", "x" * (messages.MAX_REASON + 1)),
+    (Refused("no", final=False), "sha256", "x"),
+    (Refused("no", final=False), "key", "x"),
+    (Want(SHA, ((0, 1),)), "missing", tuple((2 * n, 2 * n) for n in range(messages.MAX_GAPS + 1))),
+)
+
+
+@pytest.mark.parametrize(("message", "name", "value"), LOOSE)
+def test_no_field_takes_what_nobody_would_say(
+    message: messages.Message, name: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=name):
+        type(message)(**{**vars(message), name: value})

@@ -1,0 +1,241 @@
+"""Three RabbitMQ nodes on this machine with the files of broker/rabbitmq, and a way to each.
+
+They share nothing with a RabbitMQ that the machine may have: own names, ports, cookie and epmd, on
+loopback, in one folder. Every process is ended by its own handle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkout import ROOT
+from conftest import free_port
+from system import wait_until
+
+from fedclip_edge.pki import enrolment
+from fedclip_edge.processes.children import Children
+
+PLACE = ROOT / "broker" / "rabbitmq"
+# Not those in /usr/sbin: they change the user and fix the folders of the machine's own RabbitMQ.
+PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+HOME = "/etc/rabbitmq/fedclip-edge"  # where the files lie for rabbitmq.conf
+NODES = 3
+_STARTS_S = 60.0
+_COMMAND_S = 60.0
+
+
+def settings(number: int, port: int, files: Path) -> str:
+    """The rabbitmq.conf that ships, for a node that listens on `port` of the loopback address."""
+    text = (PLACE / "rabbitmq.conf").read_text(encoding="utf-8")
+    changes = {
+        "mqtt.listeners.ssl.default = 8883": f"mqtt.listeners.ssl.default = 127.0.0.1:{port}",
+        HOME: str(files),
+        **{f"rabbit@broker-{n}": name_of(n) for n in range(1, NODES + 1)},
+    }
+    for shipped, here in changes.items():
+        assert shipped in text, shipped
+        text = text.replace(shipped, here)
+    if number == 1:  # it comes first: told of the others, it would look for them for five seconds
+        peers = [f"nodes.{n} = {name_of(n)}\n" for n in range(2, NODES + 1)]
+        for peer in peers:
+            text = text.replace(f"cluster_formation.classic_config.{peer}", "")
+    return text
+
+
+def name_of(number: int) -> str:
+    return f"fedclip-{number}@localhost"
+
+
+@dataclass
+class Node:
+    """One of the three, from 1; `process` is its Erlang VM."""
+
+    number: int
+    port: int
+    distribution_port: int
+    home: Path
+    process: subprocess.Popen[str] = field(init=False)
+
+    @property
+    def log(self) -> Path:
+        return self.home / "log"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL: it says nothing to anybody."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Cluster:
+    """Started when it is made; a context manager that ends it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.site = enrolment.found(folder / "site", ["127.0.0.1"], fleet="lab", reload="true")
+        cookie = folder / ".erlang.cookie"
+        cookie.write_text("of-this-test-alone")
+        cookie.chmod(0o400)
+        self._epmd_port = free_port()
+        self._children = Children()
+        # `erl` would start one that outlives everybody.
+        self._children.start(
+            [*self._env(), "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
+            folder / "epmd.log",
+        )
+        # Those that come while there is none to join try ten times, and may then found a second one.
+        self.nodes = [self._start(1)]
+        wait_until(lambda: self._answers(self.nodes[0]), "the first node", _STARTS_S)
+        self.nodes += [self._start(number) for number in range(2, NODES + 1)]
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.kill()
+        self._children.__exit__(None, None, None)
+
+    def await_nodes(self) -> None:
+        """Until every node takes connections, which it does last, and knows the others."""
+        for node in self.nodes:
+            wait_until(lambda node=node: self._answers(node), f"node {node.number}", _STARTS_S)  # type: ignore[misc]
+        said = self.ctl("await_online_nodes", str(NODES))
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    def heal(self) -> None:
+        """Nodes that were killed come back, with what they had on disk."""
+        dead = [node for node in self.nodes if not node.alive]
+        for node in dead:
+            node.process = self._spawn(node)
+        if dead:
+            self.await_nodes()
+
+    def admit(self, *ids: str) -> None:
+        """What an operator types to let these in."""
+        users = subprocess.run([PLACE / "users.sh", *ids], capture_output=True, check=True).stdout
+        said = self.ctl("import_definitions", stdin=users.decode())
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    def ctl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """`rabbitmqctl` at the first node that is alive."""
+        alive = next(node for node in self.nodes if node.alive)
+        command = [str(PROGRAMS / "rabbitmqctl"), "-n", name_of(alive.number), *arguments]
+        return subprocess.run(
+            [*self._env(RABBITMQ_CTL_ERL_ARGS="-start_epmd false"), *command],
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_S,
+            check=False,
+        )
+
+    def _start(self, number: int) -> Node:
+        node = Node(number, free_port(), free_port(), self.folder / f"node-{number}")
+        node.home.mkdir()
+        (node.home / "rabbitmq.conf").write_text(settings(number, node.port, self.site.broker))
+        node.process = self._spawn(node)
+        return node
+
+    def _spawn(self, node: Node) -> subprocess.Popen[str]:
+        environment = self._env(
+            RABBITMQ_NODENAME=name_of(node.number),
+            RABBITMQ_DIST_PORT=str(node.distribution_port),
+            RABBITMQ_CONFIG_FILE=str(node.home / "rabbitmq.conf"),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(PLACE / "enabled_plugins"),
+            RABBITMQ_MNESIA_BASE=str(node.home / "mnesia"),
+            RABBITMQ_LOG_BASE=str(node.home),
+            RABBITMQ_LOGS="-",
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=(
+                "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 2:2"
+            ),
+            ERL_CRASH_DUMP=str(node.home / "crash"),
+            RUNNING_UNDER_SYSTEMD="true",  # the script becomes the VM, so that the process is it
+        )
+        return self._children.start([*environment, str(PROGRAMS / "rabbitmq-server")], node.log)
+
+    def _env(self, **more: str) -> list[str]:
+        """`env` with what keeps this cluster apart from any other."""
+        words = {
+            "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin",
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
+            **more,
+        }
+        return ["env", "-i", *(f"{name}={word}" for name, word in words.items())]
+
+    def _answers(self, node: Node) -> bool:
+        assert node.alive, node.log.read_text()[-3000:]
+        try:
+            socket.create_connection(("127.0.0.1", node.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+class Balancer:
+    """Stands for the load balancer in front of a cluster: one address, the first node that answers.
+
+    Each party has one of its own, with another node first, so that all nodes have somebody.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = [self._server]
+        self.port: int = self._server.getsockname()[1]
+        self.through: list[int] = []  # the numbers of the nodes that connections went to
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for one in self._open:
+            _shut(one)
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                self._open.append(client)
+                server = self._reach()
+                if server is None:
+                    _shut(client)
+                    continue
+                self._open.append(server)
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=_relay, args=pair, daemon=True).start()
+
+    def _reach(self) -> socket.socket | None:
+        for node in self._nodes:
+            with contextlib.suppress(OSError):
+                server = socket.create_connection(("127.0.0.1", node.port), timeout=5)
+                server.settimeout(None)
+                self.through.append(node.number)
+                return server
+        return None
+
+
+def _relay(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    _shut(source)
+    _shut(target)
+
+
+def _shut(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)

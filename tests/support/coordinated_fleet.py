@@ -1,0 +1,104 @@
+"""A coordinator with devices that a test moves step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from in_memory import Fleet, features
+
+from fedclip_edge.agent.session import Session
+from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.records import Plan, Role
+from fedclip_edge.transport.in_memory import MemoryBroker
+
+PLAN = Plan(rounds=3, options={"lr": 0.01, "batch_size": 8})
+
+
+RULES = RunRules(devices=2, quorum=1.0, deadline_s=30.0, grace_s=10.0)
+
+
+BOTH: tuple[Role, ...] = ("train", "evaluate")
+
+
+def make(folder: Path, rules: RunRules = RULES, broker: MemoryBroker | None = None) -> Fleet:
+    folder.mkdir(exist_ok=True)
+    return Fleet(folder, PLAN, rules, broker=broker or MemoryBroker())
+
+
+def device(fleet: Fleet, number: int, roles: tuple[Role, ...] = BOTH) -> Session:
+    """Starts cam-NUMBER on pictures of its own; again, if it was there before."""
+    train = features(24, number, fleet.classes)
+    return fleet.start_device(
+        f"cam-{number}", train, features(8, 90 + number, fleet.classes), roles
+    )
+
+
+def joined(folder: Path, count: int = 2, **changes: Any) -> Fleet:
+    fleet = make(folder, replace(RULES, devices=count, **changes))
+    for number in range(count):
+        device(fleet, number)
+    return fleet
+
+
+def steps(fleet: Fleet, count: int) -> None:
+    for _ in range(count):
+        fleet.step()
+
+
+def final(fleet: Fleet) -> bytes:
+    assert fleet.coordinator.finished
+    newest = fleet.store.newest_model(fleet.coordinator.run.id)
+    assert newest.round == PLAN.rounds
+    return newest.body
+
+
+@cache
+def undisturbed(count: int = 2) -> bytes:
+    """The model that a run without any trouble ends with."""
+    with TemporaryDirectory() as folder:
+        fleet = joined(Path(folder), count)
+        fleet.run()
+        fleet.store.close()
+        return final_of(fleet)
+
+
+def final_of(fleet: Fleet) -> bytes:
+    again = open_store(fleet.config.journal)
+    run = again.last_run()
+    assert run is not None
+    body = again.newest_model(run.id).body
+    again.close()
+    return body
+
+
+def restart(fleet: Fleet) -> None:
+    """The coordinator's process is killed, and another one started over its journal."""
+    fleet.store = open_store(fleet.config.journal)
+    fleet.coordinator = fleet.start_coordinator()
+
+
+def state(fleet: Fleet) -> Any:
+    return fleet.coordinator._conducting.state
+
+
+def until(fleet: Fleet, condition: Callable[[], bool], count: int = 400) -> None:
+    for _ in range(count):
+        if condition():
+            return
+        fleet.step()
+    raise AssertionError("it never happened")
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """A federation of three, with its first round open."""
+    made = joined(tmp_path, 3)
+    until(made, lambda: state(made).phase == "open")
+    return made

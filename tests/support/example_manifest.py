@@ -1,0 +1,35 @@
+"""A manifest with a field changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedclip_edge.protocol.messages import (
+    Manifest,
+    Parcel,
+)
+from fedclip_edge.records import Plan
+
+SHA, KEY = "a" * 64, "b" * 64
+
+
+PARCEL = Parcel(SHA, 1000)
+
+
+def manifest(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "run": "run-1",
+        "epoch": 1,
+        "key": KEY,
+        "phase": "open",
+        "round": 1,
+        "attempt": 0,
+        "model": PARCEL,
+        "model_round": 0,
+        "plan": Plan(rounds=30),
+        "encoder_id": SHA,
+        "classes_digest": SHA,
+        "cohort": "f" * 64,
+        "deadline_s": 600.0,
+    }
+    return Manifest(**{**fields, **changes})

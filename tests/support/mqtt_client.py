@@ -1,0 +1,155 @@
+"""Clients of a real broker, and a proxy between them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from conftest import StartMosquitto
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.transport.base import (
+    Connected,
+    Received,
+    Transport,
+    Will,
+)
+from fedclip_edge.transport.mqtt import PahoTransport
+
+DEADLINE_S = 30.0
+
+
+E = TypeVar("E")
+
+
+class Proxy:
+    """A TCP relay in front of a broker, that counts, stalls and cuts."""
+
+    def __init__(self, target: BrokerAddress) -> None:
+        self._target = (target.host, target.port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+        self._answers = threading.Event()
+        self._answers.set()
+        self.accepting = True
+        self.up_bytes = 0
+        self.down_bytes = 0
+        self.address = BrokerAddress(port=self._server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            if not self.accepting:
+                client.close()
+                continue
+            server = socket.create_connection(self._target)
+            self._pairs.append((client, server))
+            threading.Thread(target=self._up, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._down, args=(client, server), daemon=True).start()
+
+    def _up(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                with self._lock:
+                    self.up_bytes += len(data)
+                server.sendall(data)
+        _shut(client, server)
+
+    def _down(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                self._answers.wait()
+                with self._lock:
+                    self.down_bytes += len(data)
+                client.sendall(data)
+        _shut(client, server)
+
+    def stall(self) -> None:
+        """The broker's answers are held back from here on."""
+        self._answers.clear()
+
+    def flow(self) -> None:
+        self._answers.set()
+
+    def cut(self) -> None:
+        """Every connection is gone, without a good-bye."""
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            _shut(*pair)
+        self._answers.set()
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+
+def _shut(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+def connected(
+    address: BrokerAddress, name: str, topics: Iterable[str] = (), will: Will | None = None
+) -> PahoTransport:
+    made = PahoTransport(address, name, topics, will or Will(f"gone/{name}", b"gone"))
+    made.connect(DEADLINE_S)
+    return made
+
+
+def next_of(transport: Transport, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> E:
+    """The next event of a kind; earlier ones are passed over."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        event = transport.next_event(1.0)
+        if isinstance(event, kind) and where(event):
+            return event
+    raise AssertionError(f"no {kind.__name__} within {DEADLINE_S} s")
+
+
+def subscribed(transport: Transport) -> None:
+    """Waits until what is said to `ready` comes back: the subscriptions hold."""
+    next_of(transport, Connected)
+    transport.publish("ready", b"")
+    next_of(transport, Received, lambda event: event.topic == "ready")
+
+
+@pytest.fixture
+def guarded(start_mosquitto: StartMosquitto, tmp_path: Path) -> BrokerAddress:
+    """A broker with passwords and our access list; each password is its user's name."""
+    for number, user in enumerate(("coordinator", "cam-01", "cam-02")):
+        new = ["-c"] if number == 0 else []
+        command = ["mosquitto_passwd", *new, "-b", str(tmp_path / "passwords"), user, user]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+    (tmp_path / "acl").write_text(access_list())
+    for name in ("passwords", "acl"):
+        (tmp_path / name).chmod(0o600)
+    settings = f"password_file {tmp_path}/passwords\nacl_file {tmp_path}/acl"
+    return start_mosquitto(settings=settings).address
+
+
+def login(address: BrokerAddress, user: str, password: str) -> BrokerAddress:
+    return BrokerAddress(port=address.port, username=user, password=password)
+
+
+def until_end(transport: Transport, topic: str) -> set[tuple[str, bytes]]:
+    found: set[tuple[str, bytes]] = set()
+    while True:
+        event = next_of(transport, Received)
+        if (event.topic, event.payload) == (topic, b"end"):
+            return found
+        found.add((event.topic, event.payload))

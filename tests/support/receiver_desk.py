@@ -1,0 +1,107 @@
+"""A receiver over a real journal, and contributions for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from in_memory import ENCODER, class_texts
+
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.publisher import Announcer
+from fedclip_edge.coordinator.receiver import Arrival, Receiving
+from fedclip_edge.coordinator.slots import Slots
+from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
+from fedclip_edge.learning import methods
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import Message, Offer, Want
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Contribution, Plan, Update
+from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker
+
+CLASSES, D = class_texts(), 8
+
+
+PLAN = Plan(rounds=3, codec_up="fp32")
+
+
+TOPICS, ME = Topics("lab"), signing.new()
+
+
+DOWN = TOPICS.down("cam-0")
+
+
+class Desk:
+    """A coordinator's books and voice, and who listens to what it says to its devices."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
+        store = open_store(config.journal)
+        self.run = run_state.begin(config, CLASSES, D, ENCODER, store)
+        self.layout = methods.layout(self.run.plan, CLASSES, D)
+        self.books = run_state.open_ledger(self.run, store, self.layout)
+        broker, gone = MemoryBroker(), Will("gone", b"")
+        self.devices = broker.client("devices", (TOPICS.down("+"),), gone)
+        link = broker.client("coordinator", (), gone)
+        voice = Announcer(config, self.books, ME, link, "boot-1", 1)
+        slots = Slots(2, LEASE_S)
+        self.receiving = Receiving(self.books, voice, Uploads(slots))
+
+    def body(self, kind: Literal["sum", "single"] = "sum", **changes: Any) -> bytes:
+        """A contribution of cam-0 to the open round that is right but for these."""
+        ones = {name: np.ones(shape, np.float32) for name, shape in self.layout.terms.items()}
+        sums = {name: np.ones(shape, np.int64) for name, shape in self.layout.sums.items()}
+        right = Contribution(
+            run=self.run.id,
+            round=self.books.model.round + 1,
+            device="cam-0",
+            base=self.books.version,
+            encoder_id=ENCODER,
+            classes_digest=CLASSES.digest,
+            update=Update(kind, 1, ones, sums),
+        )
+        return wire.pack_contribution(replace(right, **changes), self.run.plan.codec_up)
+
+    def offer(self, body: bytes) -> Offer:
+        return Offer(self.run.id, 1, chunks.parcel_of(body))
+
+    def upload(self, body: bytes) -> list[Arrival | None]:
+        """Offered, let in and sent in two chunks; what came of each."""
+        parcel = chunks.parcel_of(body, -(-len(body) // 2))
+        self.receiving.take_offer("cam-0", Offer(self.run.id, 1, parcel))
+        self.receiving.uploads.request("cam-0")
+        self.receiving.ask_due(0.0)
+        assert self.heard() == [(DOWN, Want(parcel.sha256, ((0, 1),)))]
+        return [
+            self.receiving.take_chunk("cam-0", chunk, 0.1) for chunk in chunks.chunks(body, parcel)
+        ]
+
+    def close_round_with(self, body: bytes) -> Offer:
+        """The offer of the one contribution that the closed round has."""
+        arrived, offer = self.upload(body)[-1], self.offer(body)
+        assert arrived is not None
+        self.books.keep(arrived.contribution, offer.parcel.sha256, arrived.body)
+        self.books.close_round()
+        return offer
+
+    def heard(self) -> list[tuple[str, Message]]:
+        """What was said since the last time, and on which topic."""
+        said = []
+        while (event := self.devices.next_event(0)) is not None:
+            if isinstance(event, Received):
+                signed = wire.unpack_control(event.topic, event.payload)
+                signed.check(ME.key)
+                said.append((event.topic, signed.message))
+        return said
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """A test that takes several names them itself."""
+    return PLAN

@@ -1,0 +1,216 @@
+"""One device's session with a fake learner, and a coordinator that a test speaks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from fedclip_edge.agent.publisher import will
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.state_db import open_parked
+from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.messages import (
+    CoordinatorState,
+    Kept,
+    Manifest,
+    Message,
+    Offer,
+    Parcel,
+)
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Measured, Model, Plan, Report, Role, Shapes, Terms, Update
+from fedclip_edge.transport.base import Event, Received, Will
+from fedclip_edge.transport.in_memory import MemoryBroker
+
+TOPICS = Topics("lab")
+
+
+PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")
+
+
+ME, FORGER = signing.new(), signing.new()
+
+
+DEVICE_KEY = signing.new()
+
+
+M = TypeVar("M")
+
+
+def model(value: float, closed: int = 0) -> Model:
+    return Model(PLAN.method, closed, {"gate": np.full((40, 10), value, np.float32)})
+
+
+@dataclass
+class FakeLearner:
+    """Counts what is asked of it; an update is the model it came from, and a little more."""
+
+    device: str = "cam-01"
+    adds: float = 0.5
+    fitted: list[float] = field(default_factory=list)
+    states: list[int] = field(default_factory=list)  # its own: how many were kept before
+    evaluated: list[tuple[float, bool]] = field(default_factory=list)
+    busy_s: float = 0.0
+
+    def shapes(self, plan: Plan) -> Shapes:
+        return {"gate": (40, 10)}
+
+    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+        self.fitted.append(float(model.terms["gate"][0, 0]))
+        self.states.append(int(state["kept"]) if state else 0)
+        update = Update("sum", 1, {"gate": model.terms["gate"] + np.float32(self.adds)})
+        return update, {"kept": np.array(self.states[-1] + 1, np.float32)}
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        self.evaluated.append((float(model.terms["gate"][0, 0]), final))
+        return Measured({"federated": 0.5})
+
+    def report(
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
+    ) -> Report:
+        counts = {"train_pictures": 1, "test_pictures": 1, "encoded": 2, "skipped": 0}
+        costs = {"bytes_up": None, "bytes_down": None, "encode_s": 0.0, "train_s": 0.0}
+        fields: dict[str, Any] = {**counts, **costs, "wait_s": wait_s}
+        return Report(
+            run=run,
+            round=model.round,
+            device=self.device,
+            domain="",
+            model=version,
+            accuracy=measured.accuracy,
+            **fields,
+        )
+
+
+class Scene:
+    """A session, a script in the coordinator's place, and a clock."""
+
+    def __init__(self, folder: Path, roles: tuple[Role, ...] = ("train", "evaluate")) -> None:
+        self.now = 100.0
+        self.broker = MemoryBroker()
+        self.script = self.broker.client(
+            "script", (TOPICS.state("+"), TOPICS.up("+")), Will("gone", b"")
+        )
+        self.config = AgentConfig(
+            "cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles
+        )
+        self.start()
+
+    def start(self) -> None:
+        """The device's process; once more after whatever killed it."""
+        self.learner = FakeLearner()
+        self.link = self.broker.client(
+            "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
+        )
+        self.session = Session(
+            config=self.config,
+            boot="b1",
+            encoder_id="e" * 64,
+            classes_digest="c" * 64,
+            learner=self.learner,
+            identity=DEVICE_KEY,
+            transport=self.link,
+            parked=open_parked(self.config.state_dir / "parked.sqlite"),
+        )
+
+    def flow(self) -> None:
+        """The session takes what came."""
+        while (event := self.link.next_event(0)) is not None:
+            self.session.take(event, self.now)
+
+    def work(self, by_s: float = 0.0) -> None:
+        """Time moves, and the session takes what came and works until there is nothing to do."""
+        self.now += by_s
+        self.flow()
+        while self.session.act(self.now):
+            pass
+
+    def heard(self, kind: type[M]) -> list[M]:
+        """What the device said of a kind since the last time."""
+        said: list[M] = []
+        rest: list[Event] = []
+        while (event := self.script.next_event(0)) is not None:
+            if not isinstance(event, Received):
+                continue
+            if chunks.is_chunk(event.payload):
+                message: object = event.payload
+            else:
+                signed = wire.unpack_control(event.topic, event.payload)
+                signed.check(DEVICE_KEY.key)
+                assert signed.sender == "cam-01"
+                message = signed.message
+            if isinstance(message, kind):
+                said.append(message)
+            else:
+                rest.append(event)
+        self.script.inbox.extend(rest)
+        return said
+
+    def say(
+        self,
+        message: Message,
+        topic: str = TOPICS.down("cam-01"),
+        key: signing.Identity = ME,
+        sender: str = "coordinator",
+    ) -> bytes:
+        payload = wire.pack_control(message, sender, topic, key)
+        self.script.publish(topic, payload)
+        return payload
+
+    def say_model(self, made: Model, only: chunks.Ranges | None = None) -> None:
+        data = wire.pack_model(made, PLAN.codec_down)
+        for chunk in chunks.chunks(data, small(data), only):
+            self.script.publish(TOPICS.model, chunk)
+
+    def join(self, **changes: Any) -> None:
+        """Up to being greeted, with the model of round 0."""
+        self.flow()
+        self.say(manifest(**changes))
+        self.flow()
+        self.say_model(model(0))
+        self.work()
+
+
+def small(data: bytes) -> Parcel:
+    return chunks.parcel_of(data, 16)
+
+
+def manifest(made: Model | None = None, **changes: Any) -> Manifest:
+    made = made or model(0)
+    fields: dict[str, Any] = {
+        "run": "run-1",
+        "epoch": 5,
+        "key": ME.key,
+        "phase": "open",
+        "round": 1,
+        "attempt": 0,
+        "model": small(wire.pack_model(made, PLAN.codec_down)),
+        "model_round": made.round,
+        "plan": PLAN,
+        "encoder_id": "e" * 64,
+        "classes_digest": "c" * 64,
+        "cohort": "f" * 64,
+        "deadline_s": 600.0,
+        "takes_part": True,
+        "answers": "b1",
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def state(boot: str = "k1", epoch: int = 5, **changes: Any) -> CoordinatorState:
+    return replace(CoordinatorState(boot, epoch, "run-1", online=True, key=ME.key), **changes)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def kept(scene: Scene, offer: Offer) -> None:
+    scene.say(Kept("run-1", offer.round, offer.parcel.sha256))
+    scene.work()

@@ -1,0 +1,460 @@
+"""Messages over a real broker, and the in-memory twin under the same contract."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pytest
+from conftest import StartMosquitto
+from hypothesis import given
+from hypothesis import strategies as st
+from mqtt_client import (
+    DEADLINE_S,
+    Proxy,
+    connected,
+    login,
+    next_of,
+    subscribed,
+    until_end,
+)
+
+from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import LinkError, RefusedError
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import (
+    Connected,
+    Disconnected,
+    Received,
+    Transport,
+    Will,
+    coordinator_client,
+    device_client,
+    reconnect_wait_s,
+)
+from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.mqtt import PahoTransport
+from fedclip_edge.transport.outbox import WINDOW
+
+
+class Place(Protocol):
+    """Where clients meet."""
+
+    def client(self, name: str, topics: Iterable[str] = (), will: Will | None = None) -> Transport:
+        """A client that is connected, its `Connected` not yet taken."""
+
+    def cut(self, name: str) -> None:
+        """The client's link is gone without a good-bye, and stays away."""
+
+
+@dataclass
+class MemoryPlace:
+    broker: MemoryBroker = field(default_factory=MemoryBroker)
+
+    def client(self, name: str, topics: Iterable[str] = (), will: Will | None = None) -> Transport:
+        return self.broker.client(name, topics, will or Will(f"gone/{name}", b"gone"))
+
+    def cut(self, name: str) -> None:
+        self.broker.cut(name)
+
+
+@dataclass
+class MosquittoPlace:
+    address: BrokerAddress
+    clients: list[PahoTransport] = field(default_factory=list)
+    proxies: dict[str, Proxy] = field(default_factory=dict)
+
+    def client(
+        self, name: str, topics: Iterable[str] = (), will: Will | None = None
+    ) -> PahoTransport:
+        proxy = self.proxies[name] = Proxy(self.address)
+        made = connected(proxy.address, name, topics, will)
+        self.clients.append(made)
+        return made
+
+    def cut(self, name: str) -> None:
+        self.proxies[name].accepting = False
+        self.proxies[name].cut()
+
+    def close(self) -> None:
+        for made in self.clients:
+            made.close()
+        for proxy in self.proxies.values():
+            proxy.close()
+
+
+@pytest.fixture
+def place(start_mosquitto: StartMosquitto) -> Iterator[MosquittoPlace]:
+    """A broker of this test's own: nothing retained by another."""
+    broker = start_mosquitto()
+    made = MosquittoPlace(broker.address)
+    yield made
+    made.close()
+    broker.stop()
+
+
+@pytest.fixture(params=["memory", "mosquitto"])
+def anywhere(request: pytest.FixtureRequest) -> Place:
+    if request.param == "memory":
+        return MemoryPlace()
+    found: MosquittoPlace = request.getfixturevalue("place")
+    return found
+
+
+def on_bulk(event: Received) -> bool:
+    return event.topic == "bulk"
+
+
+def messages(transport: Transport, until: str) -> list[tuple[str, bytes]]:
+    """What comes, up to a message on the topic `until`."""
+    found: list[tuple[str, bytes]] = []
+    while True:
+        event = next_of(transport, Received)
+        if event.topic == until:
+            return found
+        if event.topic != "ready":  # somebody else's
+            found.append((event.topic, event.payload))
+
+
+# The contract.
+
+
+def test_the_first_event_is_connected(anywhere: Place) -> None:
+    assert anywhere.client("a").next_event(DEADLINE_S) == Connected()
+
+
+def test_where_nothing_came_there_is_no_event(anywhere: Place) -> None:
+    client = anywhere.client("a", ["here"])
+    next_of(client, Connected)
+    assert client.next_event(0) is None
+    assert client.next_event(-1) is None
+
+
+def test_messages_come_in_order_on_the_topics_subscribed_to(anywhere: Place) -> None:
+    listener = anywhere.client("a", ["ready", "x/+/up", "y"])
+    subscribed(listener)
+    speaker = anywhere.client("b")
+    sent = [("x/1/up", b"1"), ("x/2/up", b"\0\xff"), ("y", b""), ("x/1/up", b"1")]
+    for topic, payload in [*sent, ("z", b"no"), ("x/1/2/up", b"no"), ("x", b"no"), ("y/z", b"no")]:
+        speaker.publish(topic, payload)
+    speaker.publish("x/end/up", b"")
+    assert messages(listener, until="x/end/up") == sent
+
+
+def test_a_client_hears_itself(anywhere: Place) -> None:
+    client = anywhere.client("a", ["ready"])
+    subscribed(client)
+
+
+def test_what_is_retained_comes_to_who_subscribes_later(anywhere: Place) -> None:
+    speaker = anywhere.client("a", ["ready", "kept/+"])
+    subscribed(speaker)
+    speaker.publish("kept/1", b"old", retain=True)
+    speaker.publish("kept/1", b"new", retain=True)
+    speaker.publish("kept/1", b"passing")
+    speaker.publish("kept/2", b"cleared", retain=True)
+    speaker.publish("kept/2", b"", retain=True)
+    speaker.publish("other/1", b"not asked for", retain=True)
+    speaker.publish("ready", b"")
+    next_of(speaker, Received, lambda event: event.topic == "ready")
+    late = anywhere.client("b", ["ready", "kept/+"])
+    next_of(late, Connected)
+    speaker.publish("kept/end", b"")
+    assert messages(late, until="kept/end") == [("kept/1", b"new")]
+
+
+def test_what_is_retained_is_said_again_to_who_asks(anywhere: Place) -> None:
+    listener = anywhere.client("a", ["kept/#", "ready"])
+    speaker = anywhere.client("b")
+    speaker.publish("kept/1", b"news", retain=True)
+    speaker.publish("ready", b"")
+    assert messages(listener, "ready") == [("kept/1", b"news")]
+    listener.resubscribe()
+    again = next_of(listener, Received)
+    assert (again.topic, again.payload) == ("kept/1", b"news")
+    speaker.publish("ready", b"")
+    assert messages(listener, "ready") == [], "and the link is the same"
+
+
+def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
+    listener = anywhere.client("a", ["ready", "state/b"])
+    subscribed(listener)
+    vanishes = anywhere.client("b", ["ready"], Will("state/b", b"gone"))
+    subscribed(vanishes)
+    anywhere.cut("b")
+    assert next_of(listener, Received, lambda e: e.topic == "state/b").payload == b"gone"
+    next_of(vanishes, Disconnected)
+    vanishes.publish("state/b", b"forgotten")  # no error, and nobody hears it
+    late = anywhere.client("c", ["ready", "state/b"])  # the will was retained
+    assert next_of(late, Received, lambda e: e.topic == "state/b").payload == b"gone"
+
+
+def test_a_client_that_says_good_bye_leaves_no_will(anywhere: Place) -> None:
+    listener = anywhere.client("a", ["ready", "state/b", "end"])
+    subscribed(listener)
+    leaves = anywhere.client("b", ["ready"], Will("state/b", b"gone"))
+    subscribed(leaves)
+    leaves.publish("state/b", b"good-bye")
+    leaves.close()
+    leaves.publish("state/b", b"forgotten")
+    anywhere.client("c").publish("end", b"")
+    assert messages(listener, until="end") == [("state/b", b"good-bye")]
+
+
+def test_a_client_may_come_back_under_its_name(anywhere: Place) -> None:
+    for _ in range(2):
+        client = anywhere.client("a", ["ready"])
+        subscribed(client)
+        client.close()
+
+
+# Only over a socket.
+
+
+def test_what_was_queued_is_sent_before_the_good_bye(place: MosquittoPlace) -> None:
+    listener = place.client("a", ["ready", "bulk"])
+    subscribed(listener)
+    speaker = place.client("b")
+    next_of(speaker, Connected)
+    for number in range(100):
+        speaker.publish("bulk", bytes([number]) * 10_000)
+    speaker.close()
+    for number in range(100):
+        assert next_of(listener, Received, on_bulk).payload == bytes([number]) * 10_000
+
+
+def test_bulk_arrives_whole_and_in_order_both_ways(place: MosquittoPlace) -> None:
+    """More than any queue between holds: the window keeps the sender from overrunning it."""
+    count, size = 300, 120 * 1024
+    left = place.client("left", ["ready", "to/left"])
+    right = place.client("right", ["ready", "to/right"])
+    for client in (left, right):
+        subscribed(client)
+    began = time.monotonic()
+    for number in range(count):
+        for client, topic in ((left, "to/right"), (right, "to/left")):
+            client.publish(topic, number.to_bytes(4, "big") + bytes(size - 4))
+    assert time.monotonic() - began < 5, "publish blocks"
+    for client in (left, right):
+        for number in range(count):
+            event = next_of(client, Received, lambda e: e.topic.startswith("to/"))
+            assert event.payload[:4] == number.to_bytes(4, "big")
+            assert len(event.payload) == size
+
+
+def test_at_most_a_window_is_on_the_way(place: MosquittoPlace) -> None:
+    listener = place.client("a", ["ready", "bulk"])
+    subscribed(listener)
+    speaker = place.client("b", ["ready"])
+    next_of(speaker, Connected)  # and nothing said yet: the whole window is free
+    place.proxies["b"].stall()
+    for number in range(50):
+        speaker.publish("bulk", bytes([number]))
+    for number in range(WINDOW):
+        assert next_of(listener, Received, on_bulk).payload == bytes([number])
+    assert listener.next_event(0.3) is None  # nothing more comes
+    place.proxies["b"].flow()
+    for number in range(WINDOW, 50):
+        assert next_of(listener, Received, on_bulk).payload == bytes([number])
+
+
+def test_what_was_not_delivered_when_the_link_went_away_is_forgotten(place: MosquittoPlace) -> None:
+    listener = place.client("a", ["ready", "bulk", "end"])
+    subscribed(listener)
+    speaker = place.client("b", ["ready"])
+    next_of(speaker, Connected)
+    proxy = place.proxies["b"]
+    proxy.stall()
+    for number in range(50):
+        speaker.publish("bulk", bytes([number]))
+    for number in range(WINDOW):
+        assert next_of(listener, Received, on_bulk).payload == bytes([number])
+    proxy.cut()
+    next_of(speaker, Disconnected)
+    speaker.publish("bulk", b"while away")
+    subscribed(speaker)  # it came back by itself, its subscriptions with it
+    speaker.publish("end", b"")
+    # What was on the way may come twice: at least once is what QoS 1 says.
+    assert {payload for _, payload in messages(listener, until="end")} <= {
+        bytes([number]) for number in range(WINDOW)
+    }
+
+
+def test_the_link_comes_back_after_the_broker_did(start_mosquitto: StartMosquitto) -> None:
+    broker = start_mosquitto()
+    client = connected(broker.address, "a", ["ready"])
+    try:
+        subscribed(client)
+        for _ in range(2):
+            broker.stop()
+            next_of(client, Disconnected)
+            client.publish("ready", b"forgotten")
+            broker = start_mosquitto(broker.address.port)
+            subscribed(client)
+    finally:
+        client.close()
+        broker.stop()
+
+
+def test_without_a_broker_there_is_no_link() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        port = nobody.getsockname()[1]
+        client = PahoTransport(BrokerAddress(port=port), "a", [], Will("w", b""))
+        began = time.monotonic()
+        with pytest.raises(
+            LinkError, match=rf"no MQTT broker answers at 127\.0\.0\.1:{port} \(Conn"
+        ):
+            client.connect(0.5)
+        assert 0.4 < time.monotonic() - began < 5
+        client.close()
+
+
+def test_a_name_that_nobody_knows_is_no_link() -> None:
+    client = PahoTransport(BrokerAddress("no-such-host.invalid"), "a", [], Will("w", b""))
+    with pytest.raises(LinkError, match=r"no MQTT broker answers at no-such-host\.invalid:1883"):
+        client.connect(0.1)
+
+
+def test_a_port_that_does_not_speak_mqtt_is_no_link() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = BrokerAddress(port=silent.getsockname()[1])
+        client = PahoTransport(address, "a", [], Will("w", b""))
+        with pytest.raises(LinkError, match="accepts connections but does not answer MQTT"):
+            client.connect(0.1)
+
+
+def test_a_broker_that_comes_late_is_waited_for(start_mosquitto: StartMosquitto) -> None:
+    broker = start_mosquitto()
+    broker.stop()
+    client = PahoTransport(broker.address, "a", ["ready"], Will("w", b""))
+    late = threading.Timer(0.5, lambda: start_mosquitto(broker.address.port))
+    late.start()
+    client.connect(DEADLINE_S)
+    subscribed(client)
+    client.close()
+    late.join()
+
+
+@pytest.mark.parametrize(("user", "password"), [("cam-01", "wrong"), ("nobody", "x"), ("", "")])
+def test_a_wrong_password_is_refused_for_good(
+    guarded: BrokerAddress, user: str, password: str
+) -> None:
+    client = PahoTransport(login(guarded, user, password), "cam-01", [], Will("w", b""))
+    with pytest.raises(RefusedError, match=r"refused 'cam-01': .*correct username and password"):
+        client.connect(DEADLINE_S)
+
+
+def test_a_real_broker_keeps_everybody_to_the_access_list(guarded: BrokerAddress) -> None:
+    lab = Topics("lab")
+
+    def member(name: str, topics: Iterable[str]) -> PahoTransport:
+        gone = Will(lab.coordinator_state if name == "coordinator" else lab.state(name), b"gone")
+        made = connected(login(guarded, name, name), name, topics, gone)
+        next_of(made, Connected)
+        return made
+
+    # Each asks for more than its own; the broker decides.
+    coordinator = member("coordinator", ["fedclip/#"])
+    one, two = (member(name, ["fedclip/#"]) for name in ("cam-01", "cam-02"))
+    try:
+        everything = [lab.coordinator_state, lab.round, lab.model]
+        for name in ("cam-01", "cam-02"):
+            everything += [lab.state(name), lab.up(name), lab.down(name)]
+        for client, name in ((one, "cam-01"), (two, "cam-02"), (coordinator, "coordinator")):
+            for topic in everything:
+                client.publish(topic, f"{name} says".encode())
+        coordinator.publish(lab.model, b"end")
+        own = {
+            (lab.state("cam-01"), b"cam-01 says"),
+            (lab.up("cam-01"), b"cam-01 says"),
+            (lab.state("cam-02"), b"cam-02 says"),
+            (lab.up("cam-02"), b"cam-02 says"),
+        }
+        broadcast = {
+            (topic, b"coordinator says") for topic in (lab.coordinator_state, lab.round, lab.model)
+        }
+        for client, allowed in (
+            (one, broadcast | {(lab.down("cam-01"), b"coordinator says")}),
+            (two, broadcast | {(lab.down("cam-02"), b"coordinator says")}),
+        ):
+            assert until_end(client, lab.model) == allowed
+        one.publish(lab.up("cam-01"), b"end")
+        assert until_end(coordinator, lab.up("cam-01")) == own | broadcast | {(lab.model, b"end")}
+    finally:
+        for client in (one, two, coordinator):
+            client.close()
+
+
+def test_traffic_is_what_went_over_the_wire(place: MosquittoPlace) -> None:
+    client = place.client("a", ["ready", "echo"])
+    proxy = place.proxies["a"]
+    subscribed(client)
+    for _ in range(2):
+        for _ in range(20):
+            client.publish("echo", bytes(50_000))
+        for _ in range(20):
+            assert len(next_of(client, Received).payload) == 50_000
+        # Across a lost link too: what the first connection carried stays counted.
+        proxy.cut()
+        next_of(client, Disconnected)
+        subscribed(client)
+    counted = client.traffic()
+    assert counted is not None
+    assert proxy.up_bytes > 2_000_000
+    assert counted.up_bytes == pytest.approx(proxy.up_bytes, rel=0.05)
+    assert counted.down_bytes == pytest.approx(proxy.down_bytes, rel=0.05)
+
+
+@given(st.integers(0, 60), st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_who_comes_back_is_spread_over_a_time_that_grows_with_the_fleet(
+    failures: int, devices: int, draw: float
+) -> None:
+    spread_s = max(1.0, devices / 50)
+    least, most = (reconnect_wait_s(failures, devices, at) for at in (0.0, 1.0))
+    assert most - least == pytest.approx(spread_s)
+    assert least <= reconnect_wait_s(failures, devices, draw) <= most
+    assert least <= 7  # found again within ten seconds of its return
+    assert reconnect_wait_s(failures + 1, devices, draw) >= reconnect_wait_s(
+        failures, devices, draw
+    )
+
+
+def test_a_client_of_a_large_fleet_stays_away_for_longer(place: MosquittoPlace) -> None:
+    waits = []
+    for number, devices in enumerate((1, 10**9)):
+        client = place.client(str(number))
+        assert isinstance(client, PahoTransport)
+        next_of(client, Connected)
+        client.expect(devices)
+        place.cut(str(number))
+        next_of(client, Disconnected)
+        deadline = time.monotonic() + DEADLINE_S
+        while (wait_s := client._client._reconnect_min_delay) == 1:
+            assert time.monotonic() < deadline
+        waits.append(wait_s)
+    assert waits[0] <= 8 < waits[1]  # the second is below but once in two million times
+
+
+def test_a_client_id_is_known_to_its_owner_alone() -> None:
+    assert device_client("lab", "cam-01", "b1") != device_client("lab", "cam-01", "b2")
+    assert device_client("lab", "cam-01", "b1") != device_client("yard", "cam-01", "b1")
+    assert coordinator_client() != coordinator_client()
+
+
+def test_in_memory_there_is_no_wire_to_measure() -> None:
+    assert MemoryPlace().client("a").traffic() is None
+
+
+def test_before_the_first_connection_nothing_is_sent_or_counted() -> None:
+    client = PahoTransport(BrokerAddress(), "a", [], Will("w", b""))
+    client.publish("x", b"forgotten")
+    traffic = client.traffic()
+    assert traffic is not None
+    assert (traffic.up_bytes, traffic.down_bytes) == (0, 0)
+    assert client.next_event(0) is None
+    client.close()
