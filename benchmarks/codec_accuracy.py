@@ -115,7 +115,10 @@ def federate(
 
 def apart(one: Model, other: Model) -> float:
     """The largest difference of two models' parameters."""
-    return max(float(np.abs(one.terms[name] - other.terms[name]).max()) for name in one.terms)
+    return max(
+        float(np.abs(one.parameters[name] - other.parameters[name]).max())
+        for name in one.parameters
+    )
 
 
 def main() -> None:

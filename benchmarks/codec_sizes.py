@@ -56,15 +56,15 @@ def updates(rounds: int) -> dict[str, Terms]:
     for number in range(rounds):
         update, _ = method.fit(model, features, empty, classes, plan, {}, number)
         if number in (0, rounds - 1):
-            found[f"update of round {number + 1}"] = update.terms
+            found[f"update of round {number + 1}"] = update.delta
         total = ExactSum(plan)
         total.add(update)
         model, _ = method.combine(model, total, {})
     drawn = {
         name: random.normal(size=term.shape).astype(np.float32)
-        for name, term in model.terms.items()
+        for name, term in model.parameters.items()
     }
-    return {**found, f"model of round {rounds}": model.terms, "normally distributed": drawn}
+    return {**found, f"model of round {rounds}": model.parameters, "normally distributed": drawn}
 
 
 def measure(name: str, terms: Terms, repeat: int) -> dict[str, object]:
@@ -73,8 +73,8 @@ def measure(name: str, terms: Terms, repeat: int) -> dict[str, object]:
     data, encode_ms = timed(repeat, lambda: wire.pack_model(model, name))
     found, decode_ms = timed(repeat, lambda: wire.unpack_model(data, name, shapes))
     largest = max(float(np.abs(term).max()) for term in terms.values())
-    error = max(float(np.abs(found.terms[key] - terms[key]).max()) for key in terms)
-    whole = codec.decode(name, data, wire.body_limit_bytes(shapes, name))
+    error = max(float(np.abs(found.parameters[key] - terms[key]).max()) for key in terms)
+    whole = codec.decode(name, data, wire.payload_limit_bytes(shapes, name))
     levels = {}
     for level in LEVELS:
         compressor = zstandard.ZstdCompressor(level=level)

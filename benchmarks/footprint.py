@@ -39,7 +39,7 @@ from federation import Federation
 from link import Link
 
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import Parked, open_parked
+from fedclip_edge.agent.state_db import Parked, open_state_db
 from fedclip_edge.config import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
@@ -140,20 +140,20 @@ def _drive(
 ) -> None:
     """A part of the crowd, until its run is done; SQLite wants the thread that opened a file."""
     sessions = [
-        connected[name](open_parked(light.state_of(folder, name) / "parked.sqlite"))
+        connected[name](open_state_db(light.state_of(folder, name) / "parked.sqlite"))
         for name in names
     ]
     while not all(session.finished for session in sessions):
         worked = False
         for session in sessions:
             while (event := session.transport.next_event(0)) is not None:
-                session.take(event, time.monotonic())
+                session.handle_event(event, time.monotonic())
                 worked = True
             worked |= session.act(time.monotonic())
         if not worked:
             time.sleep(0.002)
     for session in sessions:
-        session.parked.close()
+        session.state_db.close()
 
 
 def slope(folder: Path, rounds: int) -> dict[str, float]:

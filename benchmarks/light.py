@@ -20,7 +20,7 @@ from fedclip_edge import log
 from fedclip_edge.agent import process
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import Parked, open_parked
+from fedclip_edge.agent.state_db import Parked, open_state_db
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.protocol import signing
 from fedclip_edge.protocol.topics import Topics
@@ -172,13 +172,13 @@ def connect(
     link.connect(_CONNECTS_S)
     return lambda parked: Session(
         config=config,
-        boot=boot,
+        incarnation=boot,
         encoder_id=bundle.manifest.encoder_id,
         classes_digest=bundle.classes.digest,
         learner=learner,
         identity=me,
         transport=link,
-        parked=parked,
+        state_db=parked,
     )
 
 
@@ -200,13 +200,13 @@ def main() -> None:
         seed=options.seed,
         permits=0 if options.gated else None,
     )
-    session = begin(open_parked(state_of(options.folder, options.name) / "parked.sqlite"))
+    session = begin(open_state_db(state_of(options.folder, options.name) / "parked.sqlite"))
     try:
         process.loop(session, once=True)
     finally:
         session.say_goodbye()
         session.transport.close()
-        session.parked.close()
+        session.state_db.close()
 
 
 if __name__ == "__main__":

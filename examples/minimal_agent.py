@@ -32,11 +32,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from minimal_bodies import (
     Json,
     Terms,
+    blob_of,
     chunks,
     count_of,
     f32,
     pack,
-    parcel_of,
     read_chunk,
     read_json,
     unpack,
@@ -308,7 +308,7 @@ class Agent:
 
     def offer(self) -> None:
         parked, self.said_at = self.state["parked"], time.monotonic()
-        parcel = parcel_of(base64.b64decode(parked["body"]))
+        parcel = blob_of(base64.b64decode(parked["body"]))
         self.say("offer", {"run": parked["run"], "round": parked["round"], "parcel": parcel})
 
     def send(self, want: Json) -> None:

@@ -106,7 +106,7 @@ def read_json(text: bytes) -> Json:
     return value
 
 
-def parcel_of(data: bytes) -> Json:
+def blob_of(data: bytes) -> Json:
     digest = hashlib.sha256(data).hexdigest()
     return {"sha256": digest, "size_bytes": len(data), "chunk_bytes": CHUNK_BYTES}
 
@@ -117,7 +117,7 @@ def count_of(parcel: Json) -> int:
 
 def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
     """Those of the ranges that there are."""
-    digest, count = hashlib.sha256(data).digest()[:8], count_of(parcel_of(data))
+    digest, count = hashlib.sha256(data).digest()[:8], count_of(blob_of(data))
     for first, last in missing:
         for i in range(first, min(last, count - 1) + 1):
             part = data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]

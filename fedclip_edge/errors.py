@@ -64,7 +64,7 @@ class BrokerError(FedclipError):
     exit_code = 16
 
 
-class StoreError(FedclipError):
+class JournalError(FedclipError):
     """The journal cannot be written or read: nothing acknowledged is lost; mend and start again."""
 
     exit_code = 17

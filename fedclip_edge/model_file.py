@@ -56,7 +56,7 @@ def write(path: Path, trained: TrainedModel) -> None:
     }
     # One entry: safetensors writes several in an order that varies between runs.
     metadata = {_METADATA: json.dumps(head, sort_keys=True)}
-    atomic.write_file(path, save(in_order(trained.model.terms), metadata=metadata))
+    atomic.write_file(path, save(in_order(trained.model.parameters), metadata=metadata))
 
 
 def read(path: Path) -> TrainedModel:

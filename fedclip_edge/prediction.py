@@ -21,7 +21,7 @@ from fedclip_edge.records import F32, ClassTexts, Model
 from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
 from fedclip_edge.vision.encoder import Encoder
 from fedclip_edge.vision.pictures import Preprocessing, decode
-from fedclip_edge.vision.prefetch import ahead
+from fedclip_edge.vision.prefetch import prefetch
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def predict_pictures(
 ) -> Iterator[Prediction | Skipped]:
     """One result for each picture, those of a batch together; raises BundleError as `embed`."""
     batches = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
-    for batch, pixels, skipped in ahead(lambda some: _decode(some, preprocessing), batches):
+    for batch, pixels, skipped in prefetch(lambda some: _decode(some, preprocessing), batches):
         yield from skipped
         if not batch:
             continue

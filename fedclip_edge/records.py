@@ -188,12 +188,12 @@ class Model:
 
     method: str
     round: int  # rounds closed so far; 0 is the initial model
-    terms: Terms
+    parameters: Terms
 
     def __post_init__(self) -> None:
         if not 0 <= self.round <= _COUNT_MAX:
             raise ValueError(f"model round: expected 0 to {_COUNT_MAX}, got {self.round}")
-        for name, term in self.terms.items():
+        for name, term in self.parameters.items():
             _check_array(term, f"model term {name}", np.float32, term.ndim)
 
 
@@ -209,7 +209,7 @@ class Update:
 
     kind: Literal["sum", "single"]
     weight: int
-    terms: Terms  # already multiplied by the weight
+    delta: Terms  # already multiplied by the weight
     sums: Sums = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -217,11 +217,11 @@ class Update:
             raise ValueError(f"update kind: expected sum or single, got {self.kind!r}")
         if self.weight < 1:
             raise ValueError(f"update weight: expected 1 or more, got {self.weight}")
-        for name, term in self.terms.items():
+        for name, term in self.delta.items():
             _check_array(term, f"update term {name}", np.float32, term.ndim)
         for name, numbers in self.sums.items():
             _check_array(numbers, f"update sum {name}", np.int64, numbers.ndim)
-        if both := self.terms.keys() & self.sums.keys():
+        if both := self.delta.keys() & self.sums.keys():
             raise ValueError(f"update: {min(both)!r} is both a term and a sum")
 
 
@@ -229,8 +229,8 @@ class Update:
 class Layout:
     """What the models and the updates of one run hold, by name."""
 
-    model: Shapes  # float32
-    terms: Shapes  # of an update, float32
+    parameters: Shapes  # float32
+    delta: Shapes  # of an update, float32
     sums: Shapes = field(default_factory=dict)  # of an update, int64
 
 

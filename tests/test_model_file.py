@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
@@ -50,11 +50,11 @@ def bytes_of(terms: Terms) -> dict[str, bytes]:
 def begin_run(folder: Path, bundle: Bundle, journal: str = "journal.sqlite") -> str:
     """A journal with one unfinished run at its initial model; its id."""
     config = FleetConfig("lab", bundle.folder, journal=folder / journal, plan=PLAN)
-    with contextlib.closing(open_store(config.journal)) as store:
+    with contextlib.closing(open_journal(config.journal)) as store:
         identifier = bundle.manifest.encoder_id
         run = run_state.begin(config, bundle.classes, bundle.manifest.dim, identifier, store)
         layout = methods.layout(PLAN, bundle.classes, bundle.manifest.dim)
-        run_state.open_ledger(run, store, layout).finish()
+        run_state.open_run_state(run, store, layout).finish()
     return run.id
 
 
@@ -76,7 +76,7 @@ def test_a_model_is_read_back_bit_for_bit(trained: TrainedModel, tmp_path: Path)
     path = tmp_path / "models" / "a.safetensors"
     model_file.write(path, trained)
     found = model_file.read(path)
-    assert bytes_of(found.model.terms) == bytes_of(trained.model.terms)
+    assert bytes_of(found.model.parameters) == bytes_of(trained.model.parameters)
     assert (found.model.method, found.model.round, found.run) == ("fedclip", 4, "run-1234abcd")
     assert (found.plan, found.encoder_id) == (PLAN, trained.encoder_id)
     assert found.classes_digest == trained.classes_digest
@@ -102,7 +102,7 @@ def test_any_model_is_read_back_and_gives_the_same_bytes(
     some = TrainedModel(Model("fedclip", round, terms), "run-a", Plan(), "e" * 64, "c" * 64)
     model_file.write(folder / "a", some)
     found = model_file.read(folder / "a")
-    assert bytes_of(found.model.terms) == bytes_of(terms)
+    assert bytes_of(found.model.parameters) == bytes_of(terms)
     model_file.write(folder / "b", found)
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
 
@@ -112,7 +112,7 @@ def test_terms_are_written_by_value_not_by_layout(tmp_path: Path) -> None:
     for name, same in (("a", term), ("b", np.asfortranarray(term)), ("c", term.T.copy().T)):
         some = TrainedModel(Model("fedclip", 1, {"t": same}), "run-a", Plan(), "e" * 64, "c" * 64)
         model_file.write(tmp_path / name, some)
-        np.testing.assert_array_equal(model_file.read(tmp_path / name).model.terms["t"], term)
+        np.testing.assert_array_equal(model_file.read(tmp_path / name).model.parameters["t"], term)
         assert (tmp_path / name).read_bytes() == (tmp_path / "a").read_bytes()
 
 
@@ -139,7 +139,7 @@ def test_a_file_a_journal_and_a_run_are_one_model(random_bundle: Bundle, tmp_pat
     }
     for found in by_name.values():
         assert (found.run, found.plan, found.model.round) == (run, PLAN, 0)
-        assert bytes_of(found.model.terms) == bytes_of(by_name[run].model.terms)
+        assert bytes_of(found.model.parameters) == bytes_of(by_name[run].model.parameters)
 
 
 def test_a_journal_means_its_newest_run(random_bundle: Bundle, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_looking_makes_no_journal(random_bundle: Bundle, tmp_path: Path) -> None
 
 
 def test_a_journal_without_a_run(random_bundle: Bundle, tmp_path: Path) -> None:
-    open_store(tmp_path / "journal.sqlite").close()
+    open_journal(tmp_path / "journal.sqlite").close()
     with pytest.raises(ConfigError, match="holds no run yet"):
         find_model(str(tmp_path / "journal.sqlite"), tmp_path / "no", random_bundle)
 

@@ -189,8 +189,8 @@ def test_terms_are_finite_float32(term: Any) -> None:
 
 def test_terms_may_have_any_shape_and_be_none_at_all() -> None:
     scalar, cube = np.array(1, np.float32), np.zeros((1, 2, 3), np.float32)
-    assert Model("fedclip", 0, {"a": scalar, "b": cube}).terms["b"].shape == (1, 2, 3)
-    assert not Update("single", 1, {}).terms
+    assert Model("fedclip", 0, {"a": scalar, "b": cube}).parameters["b"].shape == (1, 2, 3)
+    assert not Update("single", 1, {}).delta
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("sum", 0), ("sum", -1), ("mean", 1), ("", 1)])

@@ -24,7 +24,7 @@ _WAITING = 64
 
 
 @dataclass(eq=False)
-class Evaluating:
+class EvaluationQueue:
     """One device's."""
 
     learner: Learner
@@ -33,7 +33,7 @@ class Evaluating:
     _newest: str = ""  # the version that was evaluated after all others
     _last: str = ""  # the one that was so as the run's last
 
-    def begin(self) -> None:
+    def start_run(self) -> None:
         """Another run: what was said of the one before ends with it."""
         self.report, self._newest, self._last = None, "", ""
         self._waiting.clear()
@@ -56,7 +56,7 @@ class Evaluating:
         """Whether nothing is left to evaluate: the manifest's model was, as the run's last."""
         return self._last == manifest.model.sha256
 
-    def due(self, manifest: Manifest, held: Held | None) -> Held | None:
+    def next_model(self, manifest: Manifest, held: Held | None) -> Held | None:
         """What to evaluate now; `held` is the newest model here."""
         if self._waiting and manifest.phase != "done":
             return self._waiting[0]

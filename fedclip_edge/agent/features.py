@@ -13,11 +13,11 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, read_folder, split
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
-from fedclip_edge.vision.lazy_encoder import StandbyEncoder
+from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class DeviceFeatures:
     """A device's features, split, and what it took to get them."""
 
     train: Features
@@ -29,7 +29,7 @@ class Prepared:
     encode_s: float
 
 
-def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> Prepared:
+def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> DeviceFeatures:
     """The device's features, from its cache where it has them.
 
     Raises DataError where there is nothing to train or to evaluate on.
@@ -41,7 +41,7 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
         "validation": sides.validation,
         "test": sides.test if "evaluate" in config.roles else (),
     }
-    encoder = StandbyEncoder(bundle, config.encoder)  # let go with this function: it is not small
+    encoder = LazyEncoder(bundle, config.encoder)  # let go with this function: it is not small
     began = time.monotonic()
     with FeatureCache(config.state_dir / "features.sqlite") as cache:
         embedded = {
@@ -82,7 +82,7 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> P
         seconds=encode_s,
         provider=config.encoder.provider,
     )
-    return Prepared(
+    return DeviceFeatures(
         train=_features(embedded["train"], bundle),
         validation=_features(embedded["validation"], bundle),
         test=_features(embedded["test"], bundle),

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.agent.trust import Believing
+from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.protocol.messages import CoordinatorState
 
@@ -22,11 +22,11 @@ _ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
 
 
 @dataclass(eq=False)
-class Greeting:
+class Handshake:
     """One device's, over one link after another."""
 
     fleet: str
-    believed: Believing
+    trust: Trust
     is_answered: bool = False  # by whoever coordinates now, on this link
     since: float | None = None  # when the first link came
     _unanswered: int = 0  # hellos on end
@@ -35,7 +35,7 @@ class Greeting:
 
     def link_came(self, now: float) -> None:
         self.since = now if self.since is None else self.since
-        self.begin()
+        self.reset()
 
     def link_lost(self) -> None:
         self._said_at = None
@@ -44,7 +44,7 @@ class Greeting:
     def is_connected(self) -> bool:
         return self._said_at is not None
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """An answer to an earlier hello is none any more."""
         self.is_answered, self._unanswered = False, 0
 
@@ -53,7 +53,7 @@ class Greeting:
 
     def is_new(self, state: CoordinatorState) -> bool:
         """Whether another one coordinates than so far, or the same one once more."""
-        known = self.believed.coordinator
+        known = self.trust.coordinator
         return known is None or known.boot != state.boot or not known.online
 
     def heard(self, now: float, *, direct: bool) -> bool:
@@ -64,7 +64,7 @@ class Greeting:
             self.is_answered, self._unanswered = True, 0
         return is_answer
 
-    def due(self, now: float) -> bool:
+    def poll(self, now: float) -> bool:
         """Whether hello is to be said again now, and is then counted as not answered."""
         said_at = math.inf if self._said_at is None else self._said_at
         if not self.is_answered:
@@ -80,23 +80,23 @@ class Greeting:
     @property
     def is_alone(self) -> bool:
         """Whether the coordinator said that it goes, or answers no more."""
-        coordinator = self.believed.coordinator
+        coordinator = self.trust.coordinator
         gone = coordinator is not None and not coordinator.online
         return gone or self._unanswered >= _ALONE_HELLOS
 
     @property
     def _repeat_s(self) -> float:
         """How long to wait for an answer to the last hello."""
-        if self.is_alone or self.believed.coordinator is None:
+        if self.is_alone or self.trust.coordinator is None:
             return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
         return REPEAT_S
 
     @property
     def _patience_s(self) -> float:
         """After how long without a manifest to ask whether one was missed."""
-        manifest = self.believed.manifest
+        manifest = self.trust.manifest
         if manifest is None:
             return REPEAT_S
-        is_mine = self.believed.is_mine
+        is_mine = self.trust.is_mine
         is_near = manifest.phase == "final" or (manifest.phase == "done" and is_mine)
         return REPEAT_S if is_near else manifest.deadline_s

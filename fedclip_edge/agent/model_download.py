@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.chunks import Incoming, Ranges, first
-from fedclip_edge.protocol.messages import Manifest, Parcel, Want
+from fedclip_edge.protocol.chunks import Incoming, Ranges, first_chunks
+from fedclip_edge.protocol.messages import Blob, Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
 
 REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
@@ -28,7 +28,7 @@ class Held:
 
     @property
     def size_bytes(self) -> int:
-        return sum(term.nbytes for term in self.model.terms.values())
+        return sum(term.nbytes for term in self.model.parameters.values())
 
 
 @dataclass(eq=False)
@@ -40,9 +40,9 @@ class Download:
     _asked_for: str = ""  # the model whose chunks were asked for last
     _repair_s: float = REPAIR_S
 
-    def expect(self, parcel: Parcel, since: float) -> None:
+    def expect(self, parcel: Blob, since: float) -> None:
         """From now on its chunks count, and those of no other."""
-        if self._incoming is None or self._incoming.parcel != parcel:
+        if self._incoming is None or self._incoming.blob != parcel:
             self._incoming = Incoming(parcel)
             self._chunk_at = since
 
@@ -50,28 +50,28 @@ class Download:
         """Its broadcast was missed: all that is missing is due at once."""
         self._chunk_at, self._asked_for = now - self._repair_s, ""
 
-    def receive(self, payload: bytes, now: float) -> None:
+    def receive_chunk(self, payload: bytes, now: float) -> None:
         """Takes one chunk in; raises PeerError for a wrong one."""
-        if self._incoming is not None and self._incoming.receive(payload):
+        if self._incoming is not None and self._incoming.add_chunk(payload):
             self._chunk_at = now
 
-    def has(self, parcel: Parcel) -> bool:
+    def has(self, parcel: Blob) -> bool:
         """Whether all of its chunks are here."""
         incoming = self._incoming
-        return incoming is not None and incoming.parcel == parcel and incoming.complete
+        return incoming is not None and incoming.blob == parcel and incoming.complete
 
-    def due(self, now: float) -> Want | None:
+    def poll_want(self, now: float) -> Want | None:
         """What to ask for now."""
         if self._incoming is None or now - self._chunk_at < self._repair_s:
             return None
         self._chunk_at = now
-        return Want(self._incoming.parcel.sha256, self._missing(self._incoming))
+        return Want(self._incoming.blob.sha256, self._missing(self._incoming))
 
-    def take(self) -> bytes:
+    def assemble(self) -> bytes:
         """The whole. Raises PeerError where its hash is another; all of it is then fetched anew."""
         assert self._incoming is not None
         incoming, self._incoming = self._incoming, None
-        body = incoming.take()
+        body = incoming.assemble()
         self._repair_s = max(REPAIR_S, self._repair_s / 2)
         return body
 
@@ -79,15 +79,15 @@ class Download:
         """All gaps at first; after that a few and less and less often, since a link that is slower
         than a chunk in REPAIR_S would otherwise carry everything again and again.
         """
-        if self._asked_for != incoming.parcel.sha256:
-            self._asked_for = incoming.parcel.sha256
+        if self._asked_for != incoming.blob.sha256:
+            self._asked_for = incoming.blob.sha256
             return incoming.missing
         self._repair_s = min(2 * self._repair_s, _REPAIR_MAX_S)
-        return first(incoming.missing, _REPAIR_CHUNKS)
+        return first_chunks(incoming.missing, _REPAIR_CHUNKS)
 
 
 @dataclass(eq=False)
-class Fetching:
+class ModelDownload:
     """One device's."""
 
     learner: Learner
@@ -105,7 +105,7 @@ class Fetching:
             shapes = self._shapes_of(manifest.plan)
         except ConfigError:
             return  # `take` raises it, where nothing has been taken yet
-        limit = wire.body_limit_bytes(shapes, manifest.plan.codec_down)
+        limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
         size_bytes = manifest.model.size_bytes
         if size_bytes > limit:
             raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
@@ -117,11 +117,11 @@ class Fetching:
             if missed:
                 self._download.hurry(now)
 
-    def receive(self, chunk: bytes, now: float) -> None:
+    def receive_chunk(self, chunk: bytes, now: float) -> None:
         """Takes a chunk in; raises PeerError for a wrong one."""
-        self._download.receive(chunk, now)
+        self._download.receive_chunk(chunk, now)
 
-    def take(self, manifest: Manifest) -> Held | None:
+    def complete(self, manifest: Manifest) -> Held | None:
         """Holds the manifest's model from now on, where all of it is here; None where nothing came.
 
         Raises PeerError where what came is no such model, and all of it is fetched anew;
@@ -130,7 +130,7 @@ class Fetching:
         shapes = self._shapes_of(manifest.plan)
         if not self._download.has(manifest.model):
             return None
-        model = wire.unpack_model(self._download.take(), manifest.plan.codec_down, shapes)
+        model = wire.unpack_model(self._download.assemble(), manifest.plan.codec_down, shapes)
         if model.method != manifest.plan.method:
             raise PeerError(
                 f"a model of {model.method[:40]!r} in a run of {manifest.plan.method!r}"
@@ -138,12 +138,12 @@ class Fetching:
         self.held = Held(manifest.model.sha256, model)
         return self.held
 
-    def due(self, manifest: Manifest, now: float) -> Want | None:
+    def poll_want(self, manifest: Manifest, now: float) -> Want | None:
         """What to ask for now."""
         if self.has(manifest):
             return None
         self._download.expect(manifest.model, now)
-        return self._download.due(now)
+        return self._download.poll_want(now)
 
     def _shapes_of(self, plan: Plan) -> Shapes:
         known, shapes = self._shapes

@@ -16,8 +16,8 @@ from fedclip_edge import log
 from fedclip_edge.agent.features import prepare
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import open_parked
-from fedclip_edge.agent.trainer import LocalLearner
+from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.expiry import Expiry
@@ -26,7 +26,7 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.vision.bundle import read_bundle
-from fedclip_edge.vision.bundle_warnings import cautions
+from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
 _FIRST_CONNECTION_S = 10.0  # later ones are tried for ever
@@ -42,13 +42,13 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     """
     _check_torch()
     bundle = read_bundle(config.bundle)
-    for caution in cautions(bundle.manifest):
+    for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     _make_state_dir(config.state_dir)
     lock = lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}")
-    parked = open_parked(config.state_dir / "parked.sqlite")
+    parked = open_state_db(config.state_dir / "parked.sqlite")
     data = prepare(config, bundle, progress)
-    me = signing.of(config.broker.key, config.state_dir / "device.key")
+    me = signing.load_identity(config.broker.key, config.state_dir / "device.key")
     boot = secrets.token_hex(8)
     link = mqtt.PahoTransport(
         config.broker,
@@ -58,15 +58,15 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     )
     session = Session(
         config=config,
-        boot=boot,
+        incarnation=boot,
         encoder_id=bundle.manifest.encoder_id,
         classes_digest=bundle.classes.digest,
-        learner=LocalLearner(
+        learner=LocalTrainer(
             config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
         ),
         identity=me,
         transport=link,
-        parked=parked,
+        state_db=parked,
     )
     link.connect(_FIRST_CONNECTION_S)
     log.event("connected", broker=f"{config.broker.host}:{config.broker.port}", id=config.id)
@@ -115,7 +115,7 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
         event = session.transport.next_event(0 if worked else _TICK_S)
         taken = 0
         while event is not None:
-            session.take(event, time.monotonic())
+            session.handle_event(event, time.monotonic())
             taken += 1
             event = session.transport.next_event(0) if taken < _EVENTS_AT_ONCE else None
         worked = session.act(time.monotonic())

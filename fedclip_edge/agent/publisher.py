@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedclip_edge.agent.state_db import Floor
+from fedclip_edge.agent.state_db import RunPosition
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import DeviceState, Hello, Message
@@ -21,11 +21,11 @@ def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
 
 
 @dataclass(eq=False)
-class Speaker:
-    """One process's voice."""
+class Publisher:
+    """One process's publisher."""
 
     config: AgentConfig
-    boot: str
+    incarnation: str
     encoder_id: str
     classes_digest: str
     identity: Identity
@@ -35,16 +35,16 @@ class Speaker:
     def topics(self) -> Topics:
         return Topics(self.config.fleet)
 
-    def say_state(self, *, online: bool) -> None:
+    def publish_state(self, *, online: bool) -> None:
         """To the coordinator, and retained."""
         topic = self.topics.state(self.config.id)
-        self._say(topic, DeviceState(self.boot, online), retain=True)
+        self._say(topic, DeviceState(self.incarnation, online), retain=True)
 
-    def say_hello(self, floor: Floor) -> None:
+    def send_hello(self, floor: RunPosition) -> None:
         """Who this is, and up to where it knows of a run."""
-        self.say_up(
+        self.send(
             Hello(
-                boot=self.boot,
+                boot=self.incarnation,
                 key=self.identity.key,
                 roles=self.config.roles,
                 domain=self.config.domain,
@@ -56,7 +56,7 @@ class Speaker:
             )
         )
 
-    def say_up(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """To the coordinator."""
         self._say(self.topics.up(self.config.id), message)
 

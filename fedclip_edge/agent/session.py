@@ -17,14 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
-from fedclip_edge.agent.evaluation_queue import Evaluating
-from fedclip_edge.agent.handshake import Greeting
+from fedclip_edge.agent.evaluation_queue import EvaluationQueue
+from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.learner import Learner
-from fedclip_edge.agent.model_download import Fetching
-from fedclip_edge.agent.publisher import Speaker
+from fedclip_edge.agent.model_download import ModelDownload
+from fedclip_edge.agent.publisher import Publisher
 from fedclip_edge.agent.state_db import Parked
-from fedclip_edge.agent.trust import Believing
-from fedclip_edge.agent.upload import Contributing
+from fedclip_edge.agent.trust import Trust
+from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import PeerError, RefusedError
 from fedclip_edge.protocol import chunks, wire
@@ -44,77 +44,77 @@ class Session:
     """
 
     config: AgentConfig
-    boot: str
+    incarnation: str
     encoder_id: str
     classes_digest: str
     learner: Learner
     identity: Identity
     transport: Transport
-    parked: Parked
+    state_db: Parked
     finished: bool = False
     refused_messages: int = 0
-    _believed: Believing = field(init=False)
-    _greeting: Greeting = field(init=False)
-    _voice: Speaker = field(init=False)
-    _fetching: Fetching = field(init=False)
-    _mine: Contributing = field(init=False)
-    _evaluating: Evaluating = field(init=False)
+    trust: Trust = field(init=False)
+    handshake: Handshake = field(init=False)
+    publisher: Publisher = field(init=False)
+    download: ModelDownload = field(init=False)
+    upload: Upload = field(init=False)
+    evaluation_queue: EvaluationQueue = field(init=False)
 
     def __post_init__(self) -> None:
-        self._voice = Speaker(
+        self.publisher = Publisher(
             self.config,
-            self.boot,
+            self.incarnation,
             self.encoder_id,
             self.classes_digest,
             self.identity,
             self.transport,
         )
-        self._fetching = Fetching(self.learner)
-        self._believed = Believing(self.boot, self.config.coordinator_key, self.parked)
-        self._greeting = Greeting(self.config.fleet, self._believed)
-        self._mine = Contributing(self.parked)
-        self._evaluating = Evaluating(self.learner)
+        self.download = ModelDownload(self.learner)
+        self.trust = Trust(self.incarnation, self.config.coordinator_key, self.state_db)
+        self.handshake = Handshake(self.config.fleet, self.trust)
+        self.upload = Upload(self.state_db)
+        self.evaluation_queue = EvaluationQueue(self.learner)
 
     @property
     def topics(self) -> Topics:
-        return self._voice.topics
+        return self.publisher.topics
 
     def say_goodbye(self) -> None:
         """Tells the coordinator that this device leaves on purpose."""
-        self._voice.say_state(online=False)
+        self.publisher.publish_state(online=False)
 
-    def take(self, event: Event, now: float) -> None:
+    def handle_event(self, event: Event, now: float) -> None:
         """Takes one event in; answers what can be answered without work.
 
         Raises RefusedError where the coordinator will never take this device.
         """
         if isinstance(event, Connected):
-            self._greeting.link_came(now)
-            self._mine.link_came(self.transport.packet_bytes())
-            self._voice.say_state(online=True)
+            self.handshake.link_came(now)
+            self.upload.link_came(self.transport.packet_bytes())
+            self.publisher.publish_state(online=True)
             self._say_hello(now)
         elif isinstance(event, Received):
             try:
-                self._take_message(event.topic, event.payload, now)
+                self._handle_message(event.topic, event.payload, now)
             except PeerError as error:
                 self.refused_messages += 1
                 log.event("message_refused", topic=event.topic, reason=str(error))
         else:
-            self._greeting.link_lost()
+            self.handshake.link_lost()
             log.event("link_lost", reason=event.reason)
 
     def act(self, now: float) -> bool:
         """Does the next piece of work, at most one; False where there was none."""
-        if not self._greeting.is_connected:
+        if not self.handshake.is_connected:
             return False
-        manifest = self._believed.manifest
+        manifest = self.trust.manifest
         if manifest is not None and self._is_left_alone(manifest):
             log.event("run_ended_without_this_device", run=manifest.run)
             self._finish()
             return False
-        if self._greeting.due(now):
+        if self.handshake.poll(now):
             self._ask_again(now)
-        if manifest is None or not self._greeting.is_answered:
+        if manifest is None or not self.handshake.is_answered:
             return False
         if self._repeat_offer(now):
             return True
@@ -125,103 +125,107 @@ class Session:
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
         """Its run is done, and nobody is there any more to give it the last model, or to greet it."""
-        is_over = manifest.phase == "done" and self._believed.is_mine
-        can_evaluate = self._greeting.is_answered and self._fetching.has(manifest)
-        return is_over and self._greeting.is_alone and not can_evaluate
+        is_over = manifest.phase == "done" and self.trust.is_mine
+        can_evaluate = self.handshake.is_answered and self.download.has(manifest)
+        return is_over and self.handshake.is_alone and not can_evaluate
 
     def _ask_again(self, now: float) -> None:
         """A message was lost, and whoever said it may be gone: what is retained says the same."""
         self.transport.resubscribe()
         self._say_hello(now)
 
-    def _take_message(self, topic: str, payload: bytes, now: float) -> None:
+    def _handle_message(self, topic: str, payload: bytes, now: float) -> None:
         if chunks.is_chunk(payload):
             self.topics.check_kind(topic, CHUNK)
-            self._fetching.receive(payload, now)
+            self.download.receive_chunk(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
         self.topics.check_kind(topic, signed.kind)
-        self._believed.check(signed)
+        self.trust.check(signed)
         message = signed.message
         if isinstance(message, CoordinatorState):
-            self._take_coordinator(message, now, direct=topic == self.topics.down(self.config.id))
+            self._handle_coordinator_state(
+                message, now, direct=topic == self.topics.down(self.config.id)
+            )
         elif isinstance(message, Manifest):
-            self._take_manifest(message, now, direct=topic == self.topics.down(self.config.id))
+            self._handle_manifest(message, now, direct=topic == self.topics.down(self.config.id))
         elif isinstance(message, Want):
-            for chunk in self._mine.chunks(message, now, sending=self._voice.is_sending):
-                self._voice.send_chunk(chunk)
+            for chunk in self.upload.chunks_for(message, now, sending=self.publisher.is_sending):
+                self.publisher.send_chunk(chunk)
         elif isinstance(message, Kept):
-            self._mine.settle(message)
+            self.upload.resolve(message)
         elif isinstance(message, Refused):
             if message.final and message.key != self.identity.key:
                 return  # meant for another that speaks under this id
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
-            self._mine.settle(message)
+            self.upload.resolve(message)
 
-    def _take_coordinator(self, state: CoordinatorState, now: float, *, direct: bool) -> None:
+    def _handle_coordinator_state(
+        self, state: CoordinatorState, now: float, *, direct: bool
+    ) -> None:
         # Said to this device alone, it asks who that is.
-        is_asked = direct or self._greeting.is_new(state)
-        self._believed.take_coordinator(state)
-        if state.online and is_asked and self._greeting.is_connected:
-            self._greeting.begin()
+        is_asked = direct or self.handshake.is_new(state)
+        self.trust.accept_coordinator(state)
+        if state.online and is_asked and self.handshake.is_connected:
+            self.handshake.reset()
             self._say_hello(now)
 
-    def _take_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
-        known = self._believed.manifest
-        self._fetching.check_size(manifest)
-        self._believed.take_manifest(manifest, direct=direct)
+    def _handle_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
+        known = self.trust.manifest
+        self.download.check_size(manifest)
+        self.trust.accept_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:  # what was said of another ends with it
-            self._evaluating.begin()
-            self._mine.take_up(manifest.run)
-        self._mine.go_back(manifest)
+            self.evaluation_queue.start_run()
+            self.upload.resume_run(manifest.run)
+        self.upload.go_back(manifest)
         if known is not None and known.run == manifest.run:
-            self._mine.moved_on(known, manifest)
-            if self._greeting.is_answered:
+            self.upload.moved_on(known, manifest)
+            if self.handshake.is_answered:
                 self._hold(known)
-        self._evaluating.go_back(manifest)
+        self.evaluation_queue.go_back(manifest)
         if manifest.phase == "done":
-            self._mine.end(manifest.run)
+            self.upload.end(manifest.run)
         self.transport.expect(manifest.devices)
-        is_answer = self._greeting.heard(now, direct=direct)
+        is_answer = self.handshake.heard(now, direct=direct)
         # Who was greeted just now has missed the broadcast, and whatever was on its way before: it
         # asks at once, and for all that is missing.
-        self._fetching.expect(manifest, now, missed=is_answer)
+        self.download.expect(manifest, now, missed=is_answer)
         if manifest.phase == "done" and (
-            "evaluate" not in self.config.roles or self._evaluating.is_over(manifest)
+            "evaluate" not in self.config.roles or self.evaluation_queue.is_over(manifest)
         ):
             self._finish()
 
     def _have_model(self, manifest: Manifest, now: float) -> bool:
         self._hold(manifest)
-        want = self._fetching.due(manifest, now)
+        want = self.download.poll_want(manifest, now)
         if want is not None:
-            self._voice.say_up(want)
-        return self._fetching.has(manifest)
+            self.publisher.send(want)
+        return self.download.has(manifest)
 
     def _hold(self, manifest: Manifest) -> None:
         """Holds the manifest's model where all of it is here, and will evaluate it."""
         try:
-            came = self._fetching.take(manifest)
+            came = self.download.complete(manifest)
         except PeerError as error:
             self.refused_messages += 1
             log.event("model_refused", reason=str(error))
             return
         if came is not None and "evaluate" in self.config.roles:
-            self._evaluating.add(came)
+            self.evaluation_queue.add(came)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         if (
             manifest.phase != "open"
             or "train" not in self.config.roles
             or not self._takes_part(manifest)
-            or not self._mine.owes(manifest.round)
+            or not self.upload.owes(manifest.round)
         ):
             return False
-        base = self._fetching.held
+        base = self.download.held
         assert base is not None
-        plan, carried = manifest.plan, self._mine.carried(manifest.run)
+        plan, carried = manifest.plan, self.upload.carry_over(manifest.run)
         update, state = self.learner.fit(base.model, plan, carried.state)
         contribution = Contribution(
             run=manifest.run,
@@ -232,8 +236,8 @@ class Session:
             classes_digest=self.classes_digest,
             update=update,
         )
-        offer = self._mine.make(contribution, plan, carried, state, now)
-        self._voice.say_up(offer)
+        offer = self.upload.make(contribution, plan, carried, state, now)
+        self.publisher.send(offer)
         log.event("trained", round=manifest.round, update_bytes=offer.parcel.size_bytes)
         return True
 
@@ -246,35 +250,35 @@ class Session:
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
         if "evaluate" not in self.config.roles or manifest.phase == "gathering":
             return False  # it waits for others, maybe for days: torch is not loaded for that
-        if self._greeting.is_alone and manifest.phase != "done":
+        if self.handshake.is_alone and manifest.phase != "done":
             return False  # nobody would hear of it, and only the last report is said again
-        due = self._evaluating.due(manifest, self._fetching.held)
+        due = self.evaluation_queue.next_model(manifest, self.download.held)
         if due is None:
             return False
-        assert self._greeting.since is not None
-        waited_s = max(0.0, now - self._greeting.since - self.learner.busy_s)
-        report = self._evaluating.evaluate(due, manifest, waited_s)
-        self._voice.say_up(report)
+        assert self.handshake.since is not None
+        waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
+        report = self.evaluation_queue.evaluate(due, manifest, waited_s)
+        self.publisher.send(report)
         log.event("evaluated", round=report.round, **report.accuracy)
-        if manifest.phase == "done" and self._evaluating.is_over(manifest):
+        if manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
             self._finish()
         return True
 
     def _finish(self) -> None:
         """The run is done, and so is this device with it, if it took part; it is so once."""
-        if self._believed.is_mine:
-            self._believed.end()
+        if self.trust.is_mine:
+            self.trust.end()
             self.finished = True
 
     def _repeat_offer(self, now: float) -> bool:
-        offer = self._mine.due(now, sending=self._voice.is_sending)
+        offer = self.upload.poll_offer(now, sending=self.publisher.is_sending)
         if offer is not None:
-            self._voice.say_up(offer)
+            self.publisher.send(offer)
         return offer is not None
 
     def _say_hello(self, now: float) -> None:
-        self._greeting.said(now)
-        self._voice.say_hello(self.parked.floor)
-        if self._evaluating.report is not None:  # the coordinator may have been away then
-            self._voice.say_up(self._evaluating.report)
-        self._mine.hurry()
+        self.handshake.said(now)
+        self.publisher.send_hello(self.state_db.position)
+        if self.evaluation_queue.report is not None:  # the coordinator may have been away then
+            self.publisher.send(self.evaluation_queue.report)
+        self.upload.hurry()

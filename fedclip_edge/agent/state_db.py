@@ -53,7 +53,7 @@ _RESIDUAL, _STATE = "residual/", "state/"
 
 
 @dataclass(frozen=True)
-class Floor:
+class RunPosition:
     """The last manifest that was believed."""
 
     epoch: int = 0
@@ -61,7 +61,7 @@ class Floor:
     closed: int = 0  # rounds of that run
     over: bool = False  # this device is done with that run, or it was done before it came
 
-    def is_above(self, other: Floor) -> bool:
+    def is_newer_than(self, other: RunPosition) -> bool:
         """Whether `other` is older: of an earlier epoch, or from before in the same one.
 
         An epoch has one run: another in it is of another journal, and nobody knows which came first.
@@ -73,18 +73,18 @@ class Floor:
 
 
 @dataclass(frozen=True, eq=False)
-class ParkedUpdate:
+class PendingUpdate:
     """An update that nobody has answered for, in the bytes that are offered."""
 
     run: str
     round: int
     base: str  # version of the model it was made from
     sha256: str
-    body: bytes
+    payload: bytes
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class CarryOver:
     """What an update leaves for the next one of its run."""
 
     residual: Terms = field(default_factory=dict)  # what the codec lost (protocol/codec.py)
@@ -99,16 +99,16 @@ class Parked:
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path = path
         self._database = database
-        self._left: tuple[str, str, Carried] | None = None  # run, update's hash: what it left
+        self._left: tuple[str, str, CarryOver] | None = None  # run, update's hash: what it left
 
     @property
-    def floor(self) -> Floor:
+    def position(self) -> RunPosition:
         epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM floor")[0]
-        return Floor(epoch, run, closed, bool(over))
+        return RunPosition(epoch, run, closed, bool(over))
 
-    def move_floor(self, floor: Floor) -> None:
+    def move_position(self, floor: RunPosition) -> None:
         """`floor` is the last manifest's from here on."""
-        known = self.floor
+        known = self.position
         if floor != known:
             is_next_round = (floor.epoch, floor.run) == (known.epoch, known.run)
             with self._writing(synced=not is_next_round):
@@ -117,7 +117,7 @@ class Parked:
                     (floor.epoch, floor.run, floor.closed, floor.over),
                 )
 
-    def park(self, update: ParkedUpdate, left: Carried) -> None:
+    def keep_update(self, update: PendingUpdate, left: CarryOver) -> None:
         """Keeps `update` until it is settled, and what it leaves until it counts or never will."""
         terms = {_RESIDUAL + name: term for name, term in left.residual.items()}
         terms |= {_STATE + name: term for name, term in left.state.items()}
@@ -131,7 +131,7 @@ class Parked:
             self._clear(update.run)
             self._database.execute(
                 "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
-                (update.run, update.round, update.base, update.sha256, update.body),
+                (update.run, update.round, update.base, update.sha256, update.payload),
             )
             # Where these very bytes were kept before (the coordinator's journal is an old copy of
             # itself), they leave what they left then.
@@ -141,17 +141,17 @@ class Parked:
             )
         self._left = (update.run, update.sha256, left) if written.rowcount else None
 
-    def update(self, run: str) -> ParkedUpdate | None:
+    def pending_update(self, run: str) -> PendingUpdate | None:
         """The run's update that is not settled."""
         rows = self._rows("SELECT run, round, base, sha256, body FROM parked WHERE run = ?", run)
-        return ParkedUpdate(*rows[0]) if rows else None
+        return PendingUpdate(*rows[0]) if rows else None
 
     def kept_round(self, run: str) -> int:
         """The last round of the run that the coordinator kept an update to; 0 for none."""
         rows = self._rows("SELECT kept_round FROM run WHERE id = ?", run)
         return int(rows[0][0]) if rows else 0
 
-    def carried(self, run: str) -> Carried:
+    def carry_over(self, run: str) -> CarryOver:
         """What the last kept update left; nothing where none was kept."""
         rows = self._rows("SELECT kept FROM run WHERE id = ?", run)
         if rows and self._left is not None and self._left[:2] == (run, rows[0][0]):
@@ -159,9 +159,9 @@ class Parked:
         query = "SELECT terms FROM carried JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
         rows = self._rows(query, run)
         terms = safetensors.numpy.load(rows[0][0]) if rows else {}
-        return Carried(_named(terms, _RESIDUAL), _named(terms, _STATE))
+        return CarryOver(_named(terms, _RESIDUAL), _named(terms, _STATE))
 
-    def settle(self, run: str, sha256: str, *, kept: bool) -> None:
+    def resolve(self, run: str, sha256: str, *, kept: bool) -> None:
         """The coordinator has the parked update of that hash on disk, or will not take it.
 
         Nothing where the run's parked update is another, or settled already.
@@ -216,7 +216,7 @@ class Parked:
 _DELETE = "mend the disk, or delete the file: the update in it is trained again"
 
 
-def open_parked(path: Path) -> Parked:
+def open_state_db(path: Path) -> Parked:
     """Opens the file, making it if missing.
 
     Raises ConfigError where it is no such file of this version, DiskError where the disk refuses.

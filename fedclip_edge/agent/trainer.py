@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedclip_edge import model_file
-from fedclip_edge.agent.features import Prepared
+from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
@@ -40,13 +40,13 @@ def _nothing() -> None:
 
 
 @dataclass(eq=False)
-class LocalLearner:
+class LocalTrainer:
     """One device's. `load` makes torch ready, and is called before any work that needs it."""
 
     config: AgentConfig
     classes: ClassTexts
     dim: int
-    data: Prepared
+    data: DeviceFeatures
     traffic: Callable[[], Traffic | None]
     load: Callable[[], None] = _nothing
     train_s: float = 0.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fedclip_edge.agent.state_db import Floor, Parked
+from fedclip_edge.agent.state_db import Parked, RunPosition
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
@@ -21,12 +21,12 @@ _RUNS_PINNED = 64
 
 
 @dataclass(eq=False)
-class Believing:
+class Trust:
     """What was believed last. Every method raises PeerError for what is not to be believed."""
 
-    boot: str  # of this process
+    incarnation: str  # of this process
     coordinator_key: str  # that enrolment pinned; empty without
-    parked: Parked
+    state_db: Parked
     coordinator: CoordinatorState | None = None
     manifest: Manifest | None = None
     is_mine: bool = False  # the manifest's run: this device was in it, and is not done with it
@@ -49,34 +49,36 @@ class Believing:
         else:
             raise PeerError("nothing is known of the run yet")
 
-    def take_coordinator(self, state: CoordinatorState) -> None:
+    def accept_coordinator(self, state: CoordinatorState) -> None:
         """It is this one from here on."""
         known = self.coordinator
-        epoch = max(self.parked.floor.epoch, 0 if known is None else known.epoch)
+        epoch = max(self.state_db.position.epoch, 0 if known is None else known.epoch)
         # One that rose above its own first epoch left its will before that.
         if state.epoch < epoch and (known is None or state.boot != known.boot):
             raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
         self.coordinator = state
 
-    def take_manifest(self, manifest: Manifest, *, direct: bool) -> None:
+    def accept_manifest(self, manifest: Manifest, *, direct: bool) -> None:
         """The run stands there from here on; `direct` where it was said to this device alone."""
-        if direct and manifest.answers != self.boot:
-            raise PeerError(f"manifest for boot {manifest.answers[:40]!r}, this is {self.boot}")
-        floor = self.parked.floor
+        if direct and manifest.answers != self.incarnation:
+            raise PeerError(
+                f"manifest for boot {manifest.answers[:40]!r}, this is {self.incarnation}"
+            )
+        floor = self.state_db.position
         is_done = manifest.phase == "done"
-        here = Floor(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
-        if floor.is_above(here):
+        here = RunPosition(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
+        if floor.is_newer_than(here):
             raise PeerError(f"manifest from {_spelled(here)}, older than {_spelled(floor)}")
         self.is_mine = not is_done or (floor.run == manifest.run and not floor.over)
-        self.parked.move_floor(replace(here, over=not self.is_mine))
+        self.state_db.move_position(replace(here, over=not self.is_mine))
         self.manifest = manifest
 
     def end(self) -> None:
         """The device is done with the manifest's run."""
         self.is_mine = False
-        self.parked.move_floor(replace(self.parked.floor, over=True))
+        self.state_db.move_position(replace(self.state_db.position, over=True))
 
 
-def _spelled(floor: Floor) -> str:
+def _spelled(floor: RunPosition) -> str:
     rounds = "the end" if floor.over else f"{floor.closed} closed rounds"
     return f"{rounds} of {floor.run or 'no run'} in epoch {floor.epoch}"

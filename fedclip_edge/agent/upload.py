@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.agent.state_db import Carried, Parked, ParkedUpdate
+from fedclip_edge.agent.state_db import CarryOver, Parked, PendingUpdate
 from fedclip_edge.protocol import chunks, codec, wire
-from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Parcel, Refused, Want
+from fedclip_edge.protocol.messages import Blob, Kept, Manifest, Offer, Refused, Want
 from fedclip_edge.records import Contribution, Plan, Terms
 
 REPEAT_S = 5.0  # without an answer for this long, say it again
@@ -27,7 +27,7 @@ REPEAT_S = 5.0  # without an answer for this long, say it again
 
 def encode(contribution: Contribution, plan: Plan, residual: Terms) -> tuple[bytes, Terms]:
     """What is offered for a contribution with the residual before it, and the residual after it."""
-    stored, left = codec.with_feedback(plan.codec_up, contribution.update.terms, residual)
+    stored, left = codec.with_feedback(plan.codec_up, contribution.update.delta, residual)
     return wire.pack_contribution(contribution, plan.codec_up, stored), left
 
 
@@ -35,15 +35,15 @@ def encode(contribution: Contribution, plan: Plan, residual: Terms) -> tuple[byt
 class _Offered:
     """A contribution that is neither kept nor refused yet."""
 
-    update: ParkedUpdate
-    parcel: Parcel
+    update: PendingUpdate
+    parcel: Blob
     said_at: float
     answered: bool = False  # chunks went out on this link
     unwanted: bool = False  # in this attempt; what becomes of it is known when its round is closed
 
 
 @dataclass(eq=False)
-class Contributing:
+class Upload:
     """What a device has made for the run it is in."""
 
     parked: Parked
@@ -60,12 +60,12 @@ class Contributing:
         """Whether a contribution to the run's round may be made."""
         return self._offered is None and self._settled_round != round
 
-    def take_up(self, run: str) -> None:
+    def resume_run(self, run: str) -> None:
         """What was made for `run` before a kill, or before another run came."""
-        update, self._settled_round = self.parked.update(run), self.parked.kept_round(run)
+        update, self._settled_round = self.parked.pending_update(run), self.parked.kept_round(run)
         self._offered = None
         if update is not None:
-            self._offered = _Offered(update, self._parcel_of(update.body), -math.inf)
+            self._offered = _Offered(update, self._parcel_of(update.payload), -math.inf)
 
     def go_back(self, manifest: Manifest) -> None:
         """What a coordinator has lost that came back with an old copy of its journal is made anew."""
@@ -75,7 +75,7 @@ class Contributing:
         is_other = mine is not None and manifest.model.sha256 != mine.update.base
         if mine is not None and (behind > 1 or (behind == 1 and is_other)):
             log.event("update_of_a_lost_round", run=manifest.run, round=mine.update.round)
-            self.parked.settle(manifest.run, mine.update.sha256, kept=False)
+            self.parked.resolve(manifest.run, mine.update.sha256, kept=False)
             self._offered = None
         if closed < self._settled_round and manifest.kept == "":
             self._settled_round = 0
@@ -85,7 +85,7 @@ class Contributing:
         self._packet_bytes = packet_bytes
         if self._offered is not None:
             self._offered.answered = False
-            self._offered.parcel = self._parcel_of(self._offered.update.body)
+            self._offered.parcel = self._parcel_of(self._offered.update.payload)
 
     def hurry(self) -> None:
         """The offer is due at once, unless it is unwanted in this attempt."""
@@ -110,12 +110,12 @@ class Contributing:
         self._offered = None
         self.parked.forget(run)
 
-    def carried(self, run: str) -> Carried:
+    def carry_over(self, run: str) -> CarryOver:
         """What the last kept contribution left for the next."""
-        return self.parked.carried(run)
+        return self.parked.carry_over(run)
 
     def make(
-        self, contribution: Contribution, plan: Plan, carried: Carried, state: Terms, now: float
+        self, contribution: Contribution, plan: Plan, carried: CarryOver, state: Terms, now: float
     ) -> Offer:
         """Encodes what was trained with what is `carried`, parks it, and returns what to say.
 
@@ -123,14 +123,14 @@ class Contributing:
         """
         body, residual = encode(contribution, plan, carried.residual)
         parcel = self._parcel_of(body)
-        parked = ParkedUpdate(
+        parked = PendingUpdate(
             contribution.run, contribution.round, contribution.base, parcel.sha256, body
         )
-        self.parked.park(parked, Carried(residual, state))
+        self.parked.keep_update(parked, CarryOver(residual, state))
         self._offered = _Offered(parked, parcel, now)
         return Offer(contribution.run, contribution.round, parcel)
 
-    def due(self, now: float, *, sending: bool) -> Offer | None:
+    def poll_offer(self, now: float, *, sending: bool) -> Offer | None:
         """The offer to say again now; `sending` while what was published is not acknowledged."""
         mine = self._offered
         if mine is None or mine.unwanted or now - mine.said_at < REPEAT_S:
@@ -140,7 +140,7 @@ class Contributing:
         mine.said_at = now
         return Offer(mine.update.run, mine.update.round, mine.parcel)
 
-    def chunks(self, want: Want, now: float, *, sending: bool) -> Iterator[bytes]:
+    def chunks_for(self, want: Want, now: float, *, sending: bool) -> Iterator[bytes]:
         """What the coordinator asks for, as far as it is this contribution."""
         mine = self._offered
         if mine is None or mine.unwanted or mine.parcel.sha256 != want.sha256:
@@ -148,9 +148,9 @@ class Contributing:
         if mine.answered and sending:
             return iter(())  # the answer to the last time is still on its way; slow is not lost
         mine.said_at, mine.answered = now, True
-        return chunks.chunks(mine.update.body, mine.parcel, want.missing)
+        return chunks.split(mine.update.payload, mine.parcel, want.missing)
 
-    def settle(self, answer: Kept | Refused) -> None:
+    def resolve(self, answer: Kept | Refused) -> None:
         """Forgets the contribution of that hash; nothing where it is another, or forgotten.
 
         A refusal while its round is not closed settles nothing: the same one may be kept yet.
@@ -161,9 +161,9 @@ class Contributing:
         if isinstance(answer, Refused) and answer.closed < mine.update.round:
             mine.unwanted = True
             return
-        self.parked.settle(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
+        self.parked.resolve(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
         self._settled_round, self._offered = mine.update.round, None
 
-    def _parcel_of(self, body: bytes) -> Parcel:
+    def _parcel_of(self, body: bytes) -> Blob:
         """As it is offered over this link."""
-        return chunks.fitted(chunks.parcel_of(body), self._packet_bytes)
+        return chunks.fit_to_packets(chunks.blob_of(body), self._packet_bytes)

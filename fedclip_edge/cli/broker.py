@@ -68,7 +68,7 @@ def init(
 
     from fedclip_edge.pki import enrolment
 
-    made = enrolment.found(
+    made = enrolment.create_site(
         folder,
         hosts or (socket.gethostname().lower(),),
         fleet=fleet,

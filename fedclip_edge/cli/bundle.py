@@ -43,7 +43,7 @@ def verify(
 
 
 def _table(opened: Bundle, found: Verification) -> str:
-    from fedclip_edge.vision.bundle_warnings import cautions
+    from fedclip_edge.vision.bundle_warnings import bundle_warnings
     from fedclip_edge.vision.manifest import FILES
 
     manifest = opened.manifest
@@ -68,7 +68,7 @@ def _table(opened: Bundle, found: Verification) -> str:
         lines.append(line.rstrip())
     if found.bit_equal:
         lines.append("A picture gives the same bits alone and in a batch.")
-    notes = [f"Note: {caution}." for caution in cautions(manifest)]
+    notes = [f"Note: {caution}." for caution in bundle_warnings(manifest)]
     if manifest.parity is None:
         notes.append("Note: nobody compared it with the model it was made from (parity unknown).")
     verdict = "passes" if found.passes else "does NOT pass"
@@ -76,7 +76,7 @@ def _table(opened: Bundle, found: Verification) -> str:
 
 
 def _as_json(opened: Bundle, found: Verification) -> dict[str, Any]:
-    from fedclip_edge.vision.bundle_warnings import cautions
+    from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     manifest = opened.manifest
     return {
@@ -95,7 +95,7 @@ def _as_json(opened: Bundle, found: Verification) -> dict[str, Any]:
         "bit_equal": found.bit_equal,
         "images_per_s": round(found.images_per_s, 2),
         "parity": "unknown" if manifest.parity is None else dict(manifest.parity),
-        "cautions": cautions(manifest),
+        "cautions": bundle_warnings(manifest),
         "passes": found.passes,
     }
 

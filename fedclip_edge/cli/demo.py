@@ -68,7 +68,7 @@ def demo(
 
     began = time.monotonic()
     parsed = _parse(options)
-    rounds = methods.settled(Plan(method, parsed, rounds=rounds or 0)).rounds
+    rounds = methods.with_defaults(Plan(method, parsed, rounds=rounds or 0)).rounds
     settings = stage.Settings(
         out=out,
         data=data,

@@ -37,7 +37,7 @@ def export_classifier(
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.exporting import classifier
     from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.bundle_warnings import cautions
+    from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     opened = read_bundle(bundle)
     trained = None if model is None else find_model(model, journal, opened)
@@ -59,7 +59,7 @@ def export_classifier(
     ]
     click.echo(f"Wrote {out}\n")
     click.echo("\n".join(f"  {name:<10}  {value}" for name, value in rows))
-    for caution in cautions(manifest):
+    for caution in bundle_warnings(manifest):
         click.echo(f"Note: {caution}.", err=True)
     click.echo("\nTo use it, with onnxruntime, numpy and Pillow alone:\n")
     snippet = classifier.usage(out, manifest.preprocessing)

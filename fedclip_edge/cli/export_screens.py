@@ -34,7 +34,7 @@ def report(parity: Parity) -> None:
 
 def summary(bundle: Bundle) -> str:
     """The bundle, line by line, and what to do next."""
-    from fedclip_edge.vision.bundle_warnings import cautions
+    from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     manifest = bundle.manifest
     preprocessing = manifest.preprocessing
@@ -52,7 +52,7 @@ def summary(bundle: Bundle) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-    notes = "".join(f"\nNote: {caution}." for caution in cautions(manifest))
+    notes = "".join(f"\nNote: {caution}." for caution in bundle_warnings(manifest))
     return (
         f"Wrote the bundle {bundle.folder}\n\n{table}\n{notes}\n"
         f'Next: name it in fleet.toml and in every agent.toml, as bundle = "{bundle.folder}"'

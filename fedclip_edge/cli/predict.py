@@ -72,14 +72,14 @@ def predict(
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
     from fedclip_edge.storage import atomic
     from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.bundle_warnings import cautions
+    from fedclip_edge.vision.bundle_warnings import bundle_warnings
     from fedclip_edge.vision.encoder import open_encoder
 
     opened = read_bundle(bundle)
     trained = None if model is None else find_model(model, journal, opened)
     asked = find_pictures(pictures, opened.classes.names)
     encoder = open_encoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
-    for caution in cautions(opened.manifest):
+    for caution in bundle_warnings(opened.manifest):
         click.echo(f"Note: {caution}.", err=True)
 
     from fedclip_edge.learning.training import use_one_thread

@@ -186,7 +186,7 @@ def _pool(
     from fedclip_edge.simulating import pictures
     from fedclip_edge.simulating.pool import read_features
     from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.bundle_warnings import cautions
+    from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     if (data is None) == (features is None):
         raise ConfigError("name either --data FOLDER with --bundle DIR, or --features FILE.npz")
@@ -196,7 +196,7 @@ def _pool(
     assert data is not None
     if opened is None:
         raise ConfigError("--data needs --bundle; make one with `fedclip-edge export`")
-    for caution in cautions(opened.manifest):
+    for caution in bundle_warnings(opened.manifest):
         click.echo(f"Note: {caution}.", err=True)
     with progress_bar("encoding") as bar:
         pool, skipped = pictures.read_pictures(data, opened, encoder, out / "features.sqlite", bar)

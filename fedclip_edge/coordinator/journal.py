@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedclip_edge.decoding import DecodeError, decode_table
-from fedclip_edge.errors import ConfigError, RunError, StoreError
+from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.records import Plan, Report
 from fedclip_edge.storage import sqlite
 
@@ -71,12 +71,12 @@ class StoredModel:
 
     round: int  # rounds closed in it
     sha256: str  # of `body`
-    body: bytes
+    payload: bytes
     server_state: bytes  # what the method keeps on the coordinator between rounds
     master: bytes | None = None  # the model in float32; None where `body` is that
 
 
-class Store:
+class Journal:
     """An open journal. Every method that writes has synced when it returns, but `add_report`."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
@@ -245,7 +245,7 @@ class Store:
     def _writing(self) -> Iterator[None]:
         """One transaction; changes nothing where it raises.
 
-        StoreError where the disk refuses, RunError where another process claimed a later epoch.
+        JournalError where the disk refuses, RunError where another process claimed a later epoch.
         """
         with self._told("written"), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # nobody writes between the check and this
@@ -254,13 +254,13 @@ class Store:
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """The disk's refusals as StoreError."""
+        """The disk's refusals as JournalError."""
         try:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise  # not the disk's doing
         except sqlite3.DatabaseError as error:
-            raise StoreError(
+            raise JournalError(
                 f"the journal {self.path} cannot be {what} ({error}); what was acknowledged before "
                 "is in it: free or mend the disk and start again"
             ) from error
@@ -272,7 +272,7 @@ class Store:
     def _add_model(self, run: str, model: StoredModel) -> None:
         self._database.execute(
             "INSERT INTO model VALUES (?, ?, ?, ?, ?, ?)",
-            (run, model.round, model.sha256, model.body, model.server_state, model.master),
+            (run, model.round, model.sha256, model.payload, model.server_state, model.master),
         )
 
     def _run(self, row: tuple[Any, ...]) -> Run:
@@ -280,11 +280,11 @@ class Store:
         return Run(identifier, self._decode(Plan, plan), encoder_id, classes_digest)
 
     def _decode(self, cls: type[T], text: str) -> T:
-        """A record that the journal holds as JSON; raises StoreError where it is damaged."""
+        """A record that the journal holds as JSON; raises JournalError where it is damaged."""
         try:
             return decode_table(cls, json.loads(text), "journal")
         except (DecodeError, ValueError) as error:
-            raise StoreError(
+            raise JournalError(
                 f"the journal {self.path} holds a {cls.__name__} that cannot be read ({error}); "
                 "finish its run with the program that began it, or name another file"
             ) from error
@@ -293,7 +293,7 @@ class Store:
         return self._rows(query, *values)[0]
 
 
-def open_store(path: Path) -> Store:
+def open_journal(path: Path) -> Journal:
     """Opens the journal, making it if missing.
 
     Raises ConfigError, and changes nothing, where it is no journal of this version or cannot be
@@ -310,7 +310,7 @@ def open_store(path: Path) -> Store:
         raise ConfigError(
             f"the journal {path} cannot be opened ({error}); name another file under 'journal'"
         ) from error
-    return Store(path, database)
+    return Journal(path, database)
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import model_file
-from fedclip_edge.coordinator.journal import Run, Store, open_store
+from fedclip_edge.coordinator.journal import Journal, Run, open_journal
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
@@ -40,7 +40,7 @@ def find_model(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
     _check_fits(str(path), trained.encoder_id, trained.classes_digest, bundle)
     dim = bundle.manifest.dim
     shapes = methods.shapes_beside(trained.model, trained.plan, bundle.classes, dim)
-    found = {term: array.shape for term, array in trained.model.terms.items()}
+    found = {term: array.shape for term, array in trained.model.parameters.items()}
     if found != shapes:
         raise ConfigError(
             f"{path} holds {_described(found)}, but {trained.plan.method} with this bundle has "
@@ -55,7 +55,7 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
             f"--model {name} is no file here, and there is no journal {path} to look a run up in; "
             "name a file, or the journal with --journal"
         )
-    with contextlib.closing(open_store(path)) as store:
+    with contextlib.closing(open_journal(path)) as store:
         run = _run(store, name)
         where = f"{run.id} in {path}"
         _check_fits(where, run.encoder_id, run.classes_digest, bundle)
@@ -70,7 +70,7 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
     return TrainedModel(model, run.id, run.plan, run.encoder_id, run.classes_digest)
 
 
-def _run(store: Store, name: str | None) -> Run:
+def _run(store: Journal, name: str | None) -> Run:
     runs = {run.id: run for run in store.runs()}
     if not runs:
         raise ConfigError(f"the journal {store.path} holds no run yet; start one with `serve`")

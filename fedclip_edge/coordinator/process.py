@@ -18,7 +18,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_agent, load_fleet
 from fedclip_edge.coordinator import coordinator, publisher, run_state
-from fedclip_edge.coordinator.journal import Run, Store, open_store
+from fedclip_edge.coordinator.journal import Journal, Run, open_journal
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki import registry
@@ -29,7 +29,7 @@ from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.vision.bundle import read_bundle
-from fedclip_edge.vision.bundle_warnings import cautions
+from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
 _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
@@ -47,7 +47,7 @@ class _Claim:
     """The fleet is ours, under this epoch."""
 
     link: mqtt.PahoTransport
-    boot: str
+    incarnation: str
     epoch: int
 
 
@@ -55,7 +55,7 @@ def load(path: Path) -> FleetConfig:
     """Reads fleet.toml, its plan settled; raises ConfigError naming the file and the table."""
     config = load_fleet(path)
     try:
-        return replace(config, plan=methods.settled(config.plan))
+        return replace(config, plan=methods.with_defaults(config.plan))
     except ConfigError as error:
         raise ConfigError(f"{path} [plan]: {error}") from None
 
@@ -63,32 +63,32 @@ def load(path: Path) -> FleetConfig:
 def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:
     """Runs one federation to its end.
 
-    Raises ConfigError, BundleError, LinkError, StoreError, and RunError where another coordinator
+    Raises ConfigError, BundleError, LinkError, JournalError, and RunError where another coordinator
     took over.
     """
     bundle = read_bundle(config.bundle)
-    for caution in cautions(bundle.manifest):
+    for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     trainer_id = _trainer_id(config)
-    store = open_store(config.journal)
+    store = open_journal(config.journal)
     with contextlib.closing(store), Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         run = run_state.begin(config, bundle.classes, dim, encoder_id, store)
         layout = methods.layout(run.plan, bundle.classes, dim)
-        me = signing.of(config.broker.key, config.journal.with_suffix(".key"))
+        me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         enrolled = None if config.registry is None else registry.read(config.registry)
         claim = _claim(config, run, store, me, take_over=take_over)
-        books = run_state.open_ledger(run, store, layout)
-        serving = coordinator.Coordinator(
-            config=config,
-            ledger=books,
-            voice=publisher.Announcer(config, books, me, claim.link, claim.boot, claim.epoch),
+        state = run_state.open_run_state(run, store, layout)
+        serving = coordinator.resume_coordinator(
+            config,
+            state,
+            publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch),
+            time.monotonic(),
             invited=frozenset(() if trainer_id is None else (trainer_id,)),
             registry=enrolled,
         )
         try:
-            serving.resume(time.monotonic())
-            serving.take(base.Connected(), time.monotonic())
+            serving.handle_event(base.Connected(), time.monotonic())
             log.event(
                 "serving",
                 fleet=config.fleet,
@@ -138,10 +138,10 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
     expiry = Expiry(serving.config.broker.certificate, _ENDS_WITH_AUTHORITY)
     changed_at = _changed_at(serving.config)
     while not serving.finished:
-        event = serving.voice.transport.next_event(_TICK_S)
+        event = serving.publisher.transport.next_event(_TICK_S)
         now = time.monotonic()
         if event is not None:
-            serving.take(event, now)
+            serving.handle_event(event, now)
         if now - ticked_at >= _TICK_S:
             ticked_at = now
             expiry.look(now)
@@ -171,24 +171,24 @@ def _admit(serving: coordinator.Coordinator, now: float) -> None:
     config = serving.config
     try:
         assert config.registry is not None
-        out = serving.admit(registry.read(config.registry), now)
+        out = serving.apply_registry(registry.read(config.registry), now)
     except ConfigError as error:
         log.event("registry_not_read", reason=str(error))  # what was admitted before stays so
         return
     for device, boot in out.items():
         client = base.device_client(config.fleet, device, boot)
-        threading.Thread(target=_throw_out, args=(config, client), daemon=True).start()
+        threading.Thread(target=_disconnect_client, args=(config, client), daemon=True).start()
 
 
-def _throw_out(config: FleetConfig, client: str) -> None:
+def _disconnect_client(config: FleetConfig, client: str) -> None:
     try:
-        mqtt.throw_out(config.broker, client)
+        mqtt.disconnect_client(config.broker, client)
     except FedclipError as error:
         log.event("not_thrown_out", client=client, reason=str(error))
 
 
 def _claim(
-    config: FleetConfig, run: Run, store: Store, me: signing.Identity, *, take_over: bool
+    config: FleetConfig, run: Run, store: Journal, me: signing.Identity, *, take_over: bool
 ) -> _Claim:
     heard = 0
     while True:

@@ -1,15 +1,15 @@
-"""A coordinator's side of contributions: who may send, what came of it, and what fits the run.
+"""The coordinator's side of contributions: offers, chunks, and the check of what arrived.
 
-Law: a contribution is checked whole here, before `round_machine.py` hears of it.
+Law: a contribution is checked whole here, before the round machine hears of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedclip_edge.coordinator.publisher import Announcer
+from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.round_events import Arrived, Offered
-from fedclip_edge.coordinator.run_state import Ledger
+from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.coordinator.uploads import Uploads
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
@@ -23,11 +23,11 @@ class Arrival:
 
     event: Arrived
     contribution: Contribution
-    body: bytes
+    payload: bytes
 
 
 class UnfitError(PeerError):
-    """What a device sent for a round cannot be added; it has been told."""
+    """A contribution that cannot be added to its round; the device has been told."""
 
     def __init__(self, round: int, reason: str) -> None:
         super().__init__(reason)
@@ -35,61 +35,64 @@ class UnfitError(PeerError):
 
 
 @dataclass(eq=False)
-class Receiving:
-    """The contributions of one run. Every method that takes something in raises PeerError."""
+class Receiver:
+    """The contributions to one run. `receive_offer` and `receive_chunk` raise PeerError."""
 
-    ledger: Ledger
-    voice: Announcer
+    run_state: RunState
+    publisher: Publisher
     uploads: Uploads
 
-    def take_offer(self, device: str, offer: Offer) -> Offered | None:
-        """What the round has to decide; None where the device has its answer already."""
-        ledger, sha256 = self.ledger, offer.parcel.sha256
-        if offer.run != ledger.run.id:
-            refused = Refused(f"this is {ledger.run.id}", final=False, sha256=sha256)
-            self.voice.say_down(device, refused)
+    def receive_offer(self, device: str, offer: Offer) -> Offered | None:
+        """The event for the round machine; None where the device has its answer already."""
+        run_state, sha256 = self.run_state, offer.parcel.sha256
+        if offer.run != run_state.run.id:
+            refused = Refused(f"this is {run_state.run.id}", final=False, sha256=sha256)
+            self.publisher.send(device, refused)
             return None
-        layout = ledger.layout
-        limit = wire.body_limit_bytes(layout.terms, ledger.run.plan.codec_up, layout.sums)
+        layout = run_state.layout
+        limit = wire.payload_limit_bytes(layout.delta, run_state.run.plan.codec_up, layout.sums)
         if offer.parcel.size_bytes > limit:
             raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
-        is_closed = offer.round <= ledger.model.round
-        if is_closed and ledger.was_kept(device, offer.round, sha256):
+        is_closed = offer.round <= run_state.model.round
+        if is_closed and run_state.has_kept(device, offer.round, sha256):
             # The first answer was lost, and the device must know: its next update depends on it.
-            self.voice.say_down(device, Kept(ledger.run.id, offer.round, sha256))
+            self.publisher.send(device, Kept(run_state.run.id, offer.round, sha256))
             return None
         self.uploads.remember(device, offer)
         return Offered(device, offer.round, sha256)
 
-    def take_chunk(self, device: str, payload: bytes, now: float) -> Arrival | None:
+    def receive_chunk(self, device: str, chunk: bytes, now: float) -> Arrival | None:
         """The contribution that is whole with this chunk; raises UnfitError where it does not fit."""
-        body = self.uploads.receive(device, payload, now)
-        if body is None:
+        payload = self.uploads.receive_chunk(device, chunk, now)
+        if payload is None:
             return None
         offer = self.uploads.offer_of(device)
         self.uploads.release(device)
-        plan, layout = self.ledger.run.plan, self.ledger.layout
+        plan, layout = self.run_state.run.plan, self.run_state.layout
         try:
-            contribution = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)
-            self.ledger.check(device, offer.round, contribution)
+            contribution = wire.unpack_contribution(
+                payload, plan.codec_up, layout.delta, layout.sums
+            )
+            self.run_state.check(device, offer.round, contribution)
         except PeerError as error:
             refused = Refused(str(error), final=False, sha256=offer.parcel.sha256)
-            self.voice.say_down(device, refused)
+            self.publisher.send(device, refused)
             raise UnfitError(offer.round, str(error)) from error
         event = Arrived(device, offer.round, offer.parcel.sha256)
-        return Arrival(event, contribution, body)
+        return Arrival(event, contribution, payload)
 
-    def say_kept(self, device: str) -> None:
-        """What the device offered last is on disk."""
+    def acknowledge(self, device: str) -> None:
+        """Tell the device that its last offer is on disk."""
         offer = self.uploads.offer_of(device)
-        self.voice.say_down(device, Kept(self.ledger.run.id, offer.round, offer.parcel.sha256))
+        kept = Kept(self.run_state.run.id, offer.round, offer.parcel.sha256)
+        self.publisher.send(device, kept)
 
     def refuse(self, device: str, reason: str) -> None:
-        """What the device offered last is not taken."""
-        sha256, closed = self.uploads.offer_of(device).parcel.sha256, self.ledger.model.round
-        self.voice.say_down(device, Refused(reason, final=False, sha256=sha256, closed=closed))
+        """Tell the device that its last offer is not taken."""
+        sha256, closed = self.uploads.offer_of(device).parcel.sha256, self.run_state.model.round
+        self.publisher.send(device, Refused(reason, final=False, sha256=sha256, closed=closed))
 
-    def ask_due(self, now: float) -> None:
-        """Asks whoever's turn it is for what is missing."""
-        for device, want in self.uploads.due(now):
-            self.voice.say_down(device, want)
+    def request_missing(self, now: float) -> None:
+        """Ask the devices that have a slot for the chunks that are missing."""
+        for device, want in self.uploads.poll_wants(now):
+            self.publisher.send(device, want)

@@ -1,118 +1,148 @@
-"""What comes of an event in a run: `round_machine.py` decides, and this keeps, combines and announces.
+"""The rounds of a run: the round machine decides, and this keeps, combines and announces.
 
 Laws:
-- A contribution that was checked (`receiver.py`) is on disk before it is added, and added before it
-  is acknowledged.
-- A round whose contributions are refused again and again ends the run, and is not tried for ever.
+- A contribution that the receiver checked is on disk before it is added, and added before it is
+  acknowledged.
+- A round whose contributions are refused again and again ends the run; it is not tried for ever.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from fedclip_edge import log
 from fedclip_edge.coordinator import round_events, round_machine
 from fedclip_edge.coordinator.admission import Admission
-from fedclip_edge.coordinator.publisher import Announcer
-from fedclip_edge.coordinator.receiver import Arrival, Receiving, UnfitError
-from fedclip_edge.coordinator.run_state import Ledger
+from fedclip_edge.coordinator.devices import Devices
+from fedclip_edge.coordinator.publisher import Publisher
+from fedclip_edge.coordinator.receiver import Arrival, Receiver, UnfitError
+from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import RunError
 
 # The same seed trains to the same bytes: what is refused this often is refused for ever.
 _ATTEMPTS = 5
 
+_Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
+
 
 @dataclass(eq=False)
-class Conducting:
+class RoundDriver:
     """One run's rounds. `finished` once every round is closed and the last model evaluated."""
 
     state: round_machine.State
-    ledger: Ledger
-    voice: Announcer
-    receiving: Receiving
+    run_state: RunState
+    publisher: Publisher
+    receiver: Receiver
     admission: Admission
-    boots: dict[str, str] = field(default_factory=dict)  # of who is here: its process's boot
+    devices: Devices
     finished: bool = False
     _opened_at: float = 0.0
     _last_refusal: str = ""  # of a contribution to the open round
 
-    def step(self, event: round_events.Event, now: float, arrival: Arrival | None = None) -> None:
-        """Does all that follows from the event; with an `Arrived` comes what arrived.
+    def handle(self, event: round_events.Event, now: float, arrival: Arrival | None = None) -> None:
+        """Do all that follows from the event; an `Arrived` comes with its arrival.
 
         Raises RunError where no attempt at the round found a quorum.
         """
-        state, actions = round_machine.step(self.state, event, now)
-        for action in actions:
-            if isinstance(action, round_events.Keep):
-                assert arrival is not None
-                sha256 = state.kept[action.device]
-                self.ledger.keep(arrival.contribution, sha256, arrival.body)
-        self.state = state
-        for action in actions:
-            self._do(action, now)
+        events = deque([event])
+        while events:
+            state, actions = round_machine.step(self.state, events.popleft(), now)
+            for action in actions:
+                if isinstance(action, round_events.Keep):
+                    assert arrival is not None
+                    sha256 = state.kept[action.device]
+                    self.run_state.keep(arrival.contribution, sha256, arrival.payload)
+            self.state = state
+            for action in actions:
+                following = self.perform(action, now)
+                if following is not None:
+                    events.append(following)
+
+    def perform(self, action: round_events.Action, now: float) -> round_events.Event | None:
+        """Do one thing that the round machine asks for; returns the event that follows, if any."""
+        return self._HANDLERS[type(action)](self, action, now)
 
     def reject(self, device: str, error: UnfitError, now: float) -> None:
-        """What the device sent does not fit, and it has been told."""
+        """A contribution does not fit, and its device has been told."""
         self._last_refusal = f"{device}: {error}"
-        self.step(round_events.Rejected(device, error.round), now)
+        self.handle(round_events.Rejected(device, error.round), now)
 
-    def say_manifest(self) -> None:
-        """To all."""
-        self.voice.say_manifest(self.state, self.admission.devices)
+    def publish_manifest(self) -> None:
+        """To all devices."""
+        self.publisher.publish_manifest(self.state, self.admission.fleet_size)
 
-    def answer(self, device: str, boot: str) -> None:
-        """Tells one device where the run stands."""
-        self.voice.answer(device, boot, self.state, self.admission.devices)
+    def answer_hello(self, device: str, incarnation: str) -> None:
+        """Tell one device where the run stands."""
+        size = self.admission.fleet_size
+        self.publisher.answer_hello(device, incarnation, self.state, size)
 
-    def _do(self, action: round_events.Action, now: float) -> None:
-        if isinstance(action, round_events.Announce):
-            self._announce(now)
-        elif isinstance(action, round_events.Remind):
-            self.answer(action.device, self.boots.get(action.device, ""))
-        elif isinstance(action, round_events.Forget):
-            log.event("given_up", device=action.device)
-            self.boots.pop(action.device, None)
-            self.receiving.uploads.release(action.device)
-        elif isinstance(action, round_events.Upload):
-            self.receiving.uploads.request(action.device)
-            self.receiving.ask_due(now)
-        elif isinstance(action, round_events.Keep | round_events.Acknowledge):
-            self.receiving.say_kept(action.device)
-            self.receiving.ask_due(now)
-        elif isinstance(action, round_events.Drop):
-            log.event("contribution_dropped", device=action.device, reason=action.reason)
-            self.receiving.refuse(action.device, action.reason)
-        elif isinstance(action, round_events.CloseRound):
-            self._close_round(now)
-        else:
-            path = self.ledger.finish()
-            self.finished = True
-            log.event("model_written", path=path)
-
-    def _close_round(self, now: float) -> None:
-        self.ledger.close_round()
-        self._last_refusal = ""
-        run, closed = self.ledger.run, self.ledger.model.round
-        log.event(
-            "round_closed",
-            round=closed,
-            rounds=run.plan.rounds,
-            contributions=len(self.state.kept),
-            cohort=len(self.state.cohort),
-            updates_bytes=self.ledger.store.kept_bytes(run.id, closed),
-            model_bytes=self.ledger.parcel.size_bytes,
-            seconds=round(now - self._opened_at, 3),
-        )
-        self.receiving.uploads.release_all()
-        self.step(round_events.Closed(), now)
-
-    def _announce(self, now: float) -> None:
+    def _announce(self, action: round_events.Announce, now: float) -> None:
         self._opened_at = now
         if self._last_refusal and self.state.attempt >= _ATTEMPTS:
             raise RunError(
                 f"round {self.state.round} found no quorum in {_ATTEMPTS} attempts; the last "
                 f"contribution was refused: {self._last_refusal}; change [plan] and begin anew"
             )
-        self.say_manifest()
+        self.publish_manifest()
         if self.state.phase != "done":
-            self.voice.say_model()
+            self.publisher.broadcast_model()
+
+    def _remind(self, action: round_events.Remind, now: float) -> None:
+        self.answer_hello(action.device, self.devices.incarnations.get(action.device, ""))
+
+    def _forget(self, action: round_events.Forget, now: float) -> None:
+        log.event("given_up", device=action.device)
+        self.devices.set_offline(action.device)
+        self.receiver.uploads.release(action.device)
+
+    def _request_upload(self, action: round_events.Upload, now: float) -> None:
+        self.receiver.uploads.request(action.device)
+        self.receiver.request_missing(now)
+
+    def _acknowledge(
+        self, action: round_events.Keep | round_events.Acknowledge, now: float
+    ) -> None:
+        self.receiver.acknowledge(action.device)
+        self.receiver.request_missing(now)
+
+    def _drop(self, action: round_events.Drop, now: float) -> None:
+        log.event("contribution_dropped", device=action.device, reason=action.reason)
+        self.receiver.refuse(action.device, action.reason)
+
+    def _close_round(self, action: round_events.CloseRound, now: float) -> round_events.Closed:
+        self.run_state.close_round()
+        self._last_refusal = ""
+        run, closed = self.run_state.run, self.run_state.model.round
+        log.event(
+            "round_closed",
+            round=closed,
+            rounds=run.plan.rounds,
+            contributions=len(self.state.kept),
+            cohort=len(self.state.cohort),
+            updates_bytes=self.run_state.journal.kept_bytes(run.id, closed),
+            model_bytes=self.run_state.blob.size_bytes,
+            seconds=round(now - self._opened_at, 3),
+        )
+        self.receiver.uploads.release_all()
+        return round_events.Closed()
+
+    def _finish(self, action: round_events.Finish, now: float) -> None:
+        path = self.run_state.finish()
+        self.finished = True
+        log.event("model_written", path=path)
+
+    # A handler returns the event that follows from what it did, if any.
+    _HANDLERS: ClassVar[Mapping[type[round_events.Action], _Handler]] = {
+        round_events.Announce: _announce,
+        round_events.Remind: _remind,
+        round_events.Forget: _forget,
+        round_events.Upload: _request_upload,
+        round_events.Keep: _acknowledge,
+        round_events.Acknowledge: _acknowledge,
+        round_events.Drop: _drop,
+        round_events.CloseRound: _close_round,
+        round_events.Finish: _finish,
+    }

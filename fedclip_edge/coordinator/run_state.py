@@ -2,7 +2,7 @@
 
 Laws: a contribution is on disk before it is in the sum; a closed round's model is on disk before
 anybody hears of it; a run is finished only once its model file is written; whatever is killed,
-`open_ledger` comes back to the same model, byte for byte, and to a sum of the same contributions.
+`open_run_state` comes back to the same model, byte for byte, and to a sum of the same contributions.
 A round's sum is added to the model in float32, the master; devices get it as the plan's
 `codec_down` gives it, and what they send is relative to that.
 """
@@ -18,12 +18,12 @@ import safetensors.numpy
 
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator.journal import Run, Store, StoredModel
-from fedclip_edge.errors import ConfigError, PeerError, StoreError
+from fedclip_edge.coordinator.journal import Journal, Run, StoredModel
+from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.strategy import Total
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import Parcel
+from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.records import (
     ClassTexts,
     Codec,
@@ -39,12 +39,14 @@ from fedclip_edge.records import (
 MASTER_CODEC: Codec = "fp32"  # loses nothing
 
 
-def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Store) -> Run:
+def begin(
+    config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Journal
+) -> Run:
     """The journal's unfinished run, or a new one with its initial model.
 
     Raises ConfigError where the unfinished run has other settings, classes or encoder.
     """
-    plan = methods.settled(config.plan)
+    plan = methods.with_defaults(config.plan)
     run = store.unfinished_run()
     wanted = (plan, encoder_id, classes.digest)
     if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
@@ -63,11 +65,11 @@ def begin(config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, s
 
 
 @dataclass(eq=False)
-class Ledger:
+class RunState:
     """An open run's books."""
 
     run: Run
-    store: Store
+    journal: Journal
     layout: Layout  # of its models and updates
     model: Model  # the master
     stored: StoredModel  # the model in the bytes that are published
@@ -79,17 +81,17 @@ class Ledger:
         return self.stored.sha256
 
     @property
-    def parcel(self) -> Parcel:
+    def blob(self) -> Blob:
         """The model as it is announced where nothing limits a packet."""
-        return Parcel(self.stored.sha256, len(self.stored.body))
+        return Blob(self.stored.sha256, len(self.stored.payload))
 
     def kept(self) -> dict[str, str]:
         """By device, the SHA-256 of what is on disk for the open round."""
-        return self.store.kept(self.run.id, self.model.round + 1)
+        return self.journal.kept(self.run.id, self.model.round + 1)
 
-    def was_kept(self, device: str, round: int, sha256: str) -> bool:
+    def has_kept(self, device: str, round: int, sha256: str) -> bool:
         """Whether this very contribution is in this run, its round open or closed."""
-        return self.store.has_kept(self.run.id, round, device, sha256)
+        return self.journal.has_kept(self.run.id, round, device, sha256)
 
     def check(self, device: str, round: int, contribution: Contribution) -> None:
         """Raises PeerError where it is not what `device` may add to the round in this model."""
@@ -108,49 +110,49 @@ class Ledger:
         self.total.check(contribution.update)
 
     def keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
-        """Puts a checked contribution on disk, then into the sum; raises StoreError."""
-        self.store.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+        """Puts a checked contribution on disk, then into the sum; raises JournalError."""
+        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, body)
         self.total.add(contribution.update)
 
     def close_round(self) -> None:
-        """Combines the sum into the next model and commits it; raises StoreError."""
+        """Combines the sum into the next model and commits it; raises JournalError."""
         plan = self.run.plan
         state: Terms = safetensors.numpy.load(self.stored.server_state)
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
         stored = _stored(model, state, plan)
-        self.store.close_round(self.run.id, stored)
+        self.journal.close_round(self.run.id, stored)
         self.model, self.stored, self.total = model, stored, strategies.total(plan)
 
     def finish(self) -> Path:
         """Writes the run's model file, marks the run as finished, and says where the file is.
 
-        Raises StoreError where the disk refuses either; the run then stays unfinished.
+        Raises JournalError where the disk refuses either; the run then stays unfinished.
         """
         run = self.run
-        path = model_file.path_of(self.store.path, run.id)
+        path = model_file.path_of(self.journal.path, run.id)
         trained = model_file.TrainedModel(
             self.model, run.id, run.plan, run.encoder_id, run.classes_digest
         )
         try:
             model_file.write(path, trained)
         except OSError as error:
-            raise StoreError(
+            raise JournalError(
                 f"the model {path} cannot be written ({error.strerror or error}); it is in the "
                 "journal: free or mend the disk and start again"
             ) from error
-        self.store.finish(run.id)
+        self.journal.finish(run.id)
         return path
 
 
-def open_ledger(run: Run, store: Store, layout: Layout) -> Ledger:
+def open_run_state(run: Run, store: Journal, layout: Layout) -> RunState:
     """The books as the journal has them."""
     plan, stored = run.plan, store.newest_model(run.id)
-    model = master_model(stored, layout.model)
+    model = master_model(stored, layout.parameters)
     total = strategies.total(plan)
     for body in store.contributions(run.id, model.round + 1):
-        kept = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)
+        kept = wire.unpack_contribution(body, plan.codec_up, layout.delta, layout.sums)
         total.add(kept.update)
-    return Ledger(run, store, layout, model, stored, total)
+    return RunState(run, store, layout, model, stored, total)
 
 
 def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:
@@ -159,7 +161,7 @@ def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:
     return StoredModel(
         round=model.round,
         sha256=hashlib.sha256(body).hexdigest(),
-        body=body,
+        payload=body,
         server_state=safetensors.numpy.save(in_order(server_state)),
         master=None if lossless else wire.pack_model(model, MASTER_CODEC),
     )
@@ -167,4 +169,4 @@ def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:
 
 def master_model(stored: StoredModel, shapes: Shapes) -> Model:
     """A journal's model in float32, whatever it was published in; PeerError if it is damaged."""
-    return wire.unpack_model(stored.master or stored.body, MASTER_CODEC, shapes)
+    return wire.unpack_model(stored.master or stored.payload, MASTER_CODEC, shapes)

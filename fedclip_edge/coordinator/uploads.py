@@ -44,7 +44,7 @@ class Uploads:
         self.slots.request(device)
         self._asked_at.pop(device, None)
 
-    def due(self, now: float) -> list[tuple[str, Want]]:
+    def poll_wants(self, now: float) -> list[tuple[str, Want]]:
         """Whom to ask for what now: new holders, and holders that fell silent."""
         while self._away and self.slots.full and self.slots.waiting:
             self.release(next(iter(self._away)))
@@ -58,25 +58,25 @@ class Uploads:
             asked_at = self._asked_at.get(device)
             if asked_at is None or (silent and now - asked_at >= REPAIR_S):
                 self._asked_at[device] = now
-                upload = self._upload(device)
-                asks.append((device, Want(upload.parcel.sha256, upload.missing)))
+                upload = self._incoming_of(device)
+                asks.append((device, Want(upload.blob.sha256, upload.missing)))
         return asks
 
-    def receive(self, device: str, payload: bytes, now: float) -> bytes | None:
+    def receive_chunk(self, device: str, payload: bytes, now: float) -> bytes | None:
         """Takes a chunk in; the whole body when it was the last one.
 
         Raises PeerError for a wrong chunk, or, once everything is here, a wrong hash.
         """
         if not self.slots.holds(device):
             return None  # late, and no memory is set aside for it
-        upload = self._upload(device)
-        if not upload.receive(payload):
+        upload = self._incoming_of(device)
+        if not upload.add_chunk(payload):
             return None
         self.slots.progress(device, now)
         if not upload.complete:
             return None
         try:
-            return upload.take()
+            return upload.assemble()
         except PeerError:
             self._asked_at.pop(device, None)  # all of it again
             raise
@@ -107,9 +107,9 @@ class Uploads:
             self.release(device)
         return lost
 
-    def _upload(self, device: str) -> Incoming:
+    def _incoming_of(self, device: str) -> Incoming:
         parcel = self._offers[device].parcel
         upload = self._incoming.get(device)
-        if upload is None or upload.parcel != parcel:
+        if upload is None or upload.blob != parcel:
             upload = self._incoming[device] = Incoming(parcel)
         return upload

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import __version__
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.records import Report
@@ -26,7 +26,7 @@ Summary = Mapping[str, Any]
 
 def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
     """The figures of a finished run; raises RunError where a device left no final report."""
-    with contextlib.closing(open_store(stage.journal)) as store:
+    with contextlib.closing(open_journal(stage.journal)) as store:
         run = store.last_run()
         if run is None:
             raise RunError(f"the journal {stage.journal} holds no run")

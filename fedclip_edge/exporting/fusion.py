@@ -97,9 +97,9 @@ class _Head(torch.nn.Module):
     def __init__(self, model: Model, classes: ClassTexts) -> None:
         super().__init__()
         self._logits = methods.logits_of(model)
-        self._names = {f"term_{i}": name for i, name in enumerate(model.terms)}
+        self._names = {f"term_{i}": name for i, name in enumerate(model.parameters)}
         for own, name in self._names.items():
-            self.register_buffer(own, torch.tensor(model.terms[name]))
+            self.register_buffer(own, torch.tensor(model.parameters[name]))
         self.register_buffer("texts", torch.tensor(classes.vectors))
         self._scale = classes.logit_scale
 

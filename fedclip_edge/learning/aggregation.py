@@ -53,7 +53,7 @@ class ExactSum:
         self._largest += largest
         self._largest_sum += largest_sum
         self.weight += update.weight
-        for name, term in update.terms.items():
+        for name, term in update.delta.items():
             if name not in self.terms:
                 self.terms[name] = np.zeros(term.shape, np.int64)
             self._add_on_grid(self.terms[name], term)
@@ -99,14 +99,14 @@ class ExactSum:
             raise PeerError(f"an update of kind {update.kind!r} cannot be summed")
         if update.weight > plan.max_weight:
             raise PeerError(f"weight {update.weight} is above max_weight {plan.max_weight}")
-        norm = norm_of(update.terms) / update.weight
+        norm = norm_of(update.delta) / update.weight
         if norm > plan.max_norm:
             raise PeerError(f"norm {norm:.4g} is above max_norm {plan.max_norm:g}")
-        shapes = _shapes({**update.terms, **update.sums})
+        shapes = _shapes({**update.delta, **update.sums})
         expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
             raise PeerError(f"terms {shapes} do not match {expected}")
-        ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.terms.values()]
+        ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.delta.values()]
         largest = max((max(-low, high) for low, high in ends), default=0.0)
         steps = round(math.ldexp(largest, plan.grid_bits))
         if self._largest + steps > _INT64_MAX:

@@ -44,7 +44,7 @@ def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F
     import torch
 
     with torch.inference_mode():
-        terms = {name: torch.from_numpy(term) for name, term in model.terms.items()}
+        terms = {name: torch.from_numpy(term) for name, term in model.parameters.items()}
         texts = torch.from_numpy(classes.vectors)  # (C, D)
         found = logits(terms, torch.from_numpy(vectors), texts, classes.logit_scale)  # (N, C)
     return np.asarray(found.numpy(), np.float32)

@@ -25,14 +25,14 @@ _SHARE, _OWN = "mix", "own/"  # a term, and what stands before the names of the 
 
 def mixed(shared: Model, own: Model, share: float) -> Model:
     """The mix, of the shared model's round."""
-    beside = {_OWN + name: term for name, term in own.terms.items()}
-    terms: Terms = {**shared.terms, **beside, _SHARE: np.array(share, np.float32)}
-    return replace(shared, terms=terms)
+    beside = {_OWN + name: term for name, term in own.parameters.items()}
+    terms: Terms = {**shared.parameters, **beside, _SHARE: np.array(share, np.float32)}
+    return replace(shared, parameters=terms)
 
 
 def is_one(model: Model) -> bool:
     """Whether the model is a mix."""
-    return _SHARE in model.terms
+    return _SHARE in model.parameters
 
 
 def shapes(its: Shapes) -> Shapes:

@@ -64,4 +64,8 @@ def _trained_on(
             log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
             return
         # As many terms as the shared model has: what a strategy keeps in it stays as it was.
-        yield replace(alone.model, round=model.round, terms={**model.terms, **alone.model.terms})
+        yield replace(
+            alone.model,
+            round=model.round,
+            parameters={**model.parameters, **alone.model.parameters},
+        )

@@ -43,10 +43,10 @@ class Singles:
                 f"a single update has weight 1 and no sums, got weight {update.weight} and "
                 f"{len(update.sums)} sums"
             )
-        norm = norm_of(update.terms)
+        norm = norm_of(update.delta)
         if norm > self.plan.max_norm:
             raise PeerError(f"norm {norm:.4g} is above max_norm {self.plan.max_norm:g}")
-        shapes = {name: term.shape for name, term in update.terms.items()}
+        shapes = {name: term.shape for name, term in update.delta.items()}
         if self._by_hash and shapes != self.shapes:
             raise PeerError(f"terms {shapes} do not match {self.shapes}")
 
@@ -54,9 +54,9 @@ class Singles:
         """Keeps one device's update; raises PeerError, and keeps nothing, where it is out of bounds."""
         self.check(update)
         digest = hashlib.sha256()
-        for name, term in sorted(update.terms.items()):
+        for name, term in sorted(update.delta.items()):
             digest.update(name.encode() + b"\0" + np.ascontiguousarray(term).tobytes())
-        self._by_hash.append((digest.hexdigest(), update.terms))
+        self._by_hash.append((digest.hexdigest(), update.delta))
         self._by_hash.sort(key=lambda one: one[0])
 
     def merge(self, other: Singles) -> None:

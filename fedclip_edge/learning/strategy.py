@@ -82,5 +82,5 @@ class NoOptions:
 
 def moved(model: Model, change: Terms) -> Model:
     """The model of the next round; terms without a change stay as they are."""
-    terms = {n: term + change[n] if n in change else term for n, term in model.terms.items()}
+    terms = {n: term + change[n] if n in change else term for n, term in model.parameters.items()}
     return Model(model.method, model.round + 1, terms)

@@ -76,7 +76,7 @@ def private_pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def found() -> Authority:
+def create_authority() -> Authority:
     """A new authority."""
     key, now = new_key(), _now()
     name = _name("fedclip-edge authority")

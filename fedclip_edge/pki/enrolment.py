@@ -77,7 +77,7 @@ class Folder:
         return self.coordinator / "devices.json"
 
 
-def found(
+def create_site(
     folder: Path,
     hosts: Sequence[str],
     *,
@@ -92,13 +92,13 @@ def found(
     Raises ConfigError where `folder` exists, or a host or the fleet is no name.
     """
     made = Folder(folder.absolute())
-    ca = authority.found()
+    ca = authority.create_authority()
     broker_key, coordinator_key = authority.new_key(), authority.new_key()
     names = tuple(dict.fromkeys([*hosts, *_LOCAL]))
     broker = authority.certify_broker(ca, broker_key.public_key(), names)
     client = authority.certify_coordinator(ca, coordinator_key.public_key(), COORDINATOR)
     try:
-        books = Registry(check_id(fleet, "fleet"), names[0], port, client.key, reload)
+        registry_ = Registry(check_id(fleet, "fleet"), names[0], port, client.key, reload)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     contents = {
@@ -113,7 +113,7 @@ def found(
         "coordinator/ca.crt": ca.pem,
         "coordinator/coordinator.crt": client.pem,
         "coordinator/coordinator.key": authority.private_pem(coordinator_key),
-        "coordinator/devices.json": registry.pack(books),
+        "coordinator/devices.json": registry.pack(registry_),
     }
     try:
         atomic.make_folder(made.path, contents, [name for name in contents if ".key" in name])
@@ -145,15 +145,15 @@ def enroll(
         name, public = authority.read_request(request)
         if id not in ("", name):
             raise ConfigError(f"the signing request names {name!r}, not {id!r}; correct one")
-    with _books(folder) as books:
-        _check_new(books, name, authority.public_hex(public))
+    with _books(folder) as registry_:
+        _check_new(registry_, name, authority.public_hex(public))
         target = out or Path(f"{name}.tar")
         if target.exists():
             raise ConfigError(f"{target} is there already; name another file with --out")
         ca = _authority(folder)
         issued = authority.certify_device(ca, public, name, days)
         files = {
-            "agent.toml": _agent_toml(books, name).encode(),
+            "agent.toml": _agent_toml(registry_, name).encode(),
             "ca.crt": ca.pem,
             "device.crt": issued.pem,
         }
@@ -161,7 +161,7 @@ def enroll(
             files["device.key"] = authority.private_pem(key)
         atomic.write_file(target, _archive(files), private=True)
         device = Device(issued.key, (issued.serial,), issued.expires)
-        registry.write(folder.registry, books.with_device(name, device))
+        registry.write(folder.registry, registry_.with_device(name, device))
     return target
 
 
@@ -172,15 +172,15 @@ def renew(
 
     Raises ConfigError where the device is not enrolled, or was revoked.
     """
-    with _books(folder) as books:
-        device = _device(books, id)
+    with _books(folder) as registry_:
+        device = _device(registry_, id)
         if device.revoked:
             raise ConfigError(f"{id} was revoked; enroll the box under another id")
         key = authority.public_key(device.key)
         issued = authority.certify_device(_authority(folder), key, id, days)
         # The registry first: no certificate is about that a revocation would not know.
         renewed = replace(device, serials=(*device.serials, issued.serial), expires=issued.expires)
-        registry.write(folder.registry, books.with_device(id, renewed))
+        registry.write(folder.registry, registry_.with_device(id, renewed))
         target = out or Path(f"{id}.crt")
         atomic.write_file(target, issued.pem)
     return target
@@ -191,8 +191,8 @@ def revoke(folder: Folder, id: str) -> None:
 
     Raises ConfigError where it is not enrolled, BrokerError where the broker was not reached.
     """
-    with _books(folder) as books:
-        without = books.with_device(id, replace(_device(books, id), revoked=True))
+    with _books(folder) as registry_:
+        without = registry_.with_device(id, replace(_device(registry_, id), revoked=True))
         registry.write(folder.registry, without)
         path = folder.broker / "crl.pem"
         serials = [serial for name in without.revoked for serial in without.devices[name].serials]
@@ -200,7 +200,7 @@ def revoke(folder: Folder, id: str) -> None:
         atomic.write_file(path, newer)
         atomic.write_file(folder.broker / "fleet.acl", access_list(without.revoked).encode())
         try:
-            mosquitto.reload(books.reload, folder.broker / "mosquitto.conf")
+            mosquitto.reload(registry_.reload, folder.broker / "mosquitto.conf")
         except BrokerError as error:
             raise BrokerError(
                 f"{id} is revoked at the coordinator, but the broker does not know yet: {error}; "
@@ -216,30 +216,30 @@ def _books(folder: Folder) -> Iterator[Registry]:
         yield registry.read(folder.registry)
 
 
-def _check_new(books: Registry, id: str, key: str) -> None:
+def _check_new(registry_: Registry, id: str, key: str) -> None:
     try:
         check_id(id, "id")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if id == COORDINATOR:
         raise ConfigError(f"the id {COORDINATOR!r} is reserved; choose another")
-    known = books.devices.get(id)
+    known = registry_.devices.get(id)
     if known is not None and known.revoked:
         raise ConfigError(
             f"{id} was revoked, and its old holder may still be about; choose another"
         )
     if known is not None:
         raise ConfigError(f"{id} is enrolled already; renew it, or revoke it and choose another id")
-    holders = {device.key: name for name, device in books.devices.items()}
-    holder = COORDINATOR if key == books.coordinator else holders.get(key)
+    holders = {device.key: name for name, device in registry_.devices.items()}
+    holder = COORDINATOR if key == registry_.coordinator else holders.get(key)
     if holder is not None:
         raise ConfigError(f"the key is that of {holder}; make a key for each device")
 
 
-def _device(books: Registry, id: str) -> Device:
-    if id not in books.devices:
+def _device(registry_: Registry, id: str) -> Device:
+    if id not in registry_.devices:
         raise ConfigError(f"{id!r} is not enrolled here")
-    return books.devices[id]
+    return registry_.devices[id]
 
 
 def _authority(folder: Folder) -> Authority:
@@ -254,11 +254,16 @@ def _authority(folder: Folder) -> Authority:
     return authority.load(certificate, key)
 
 
-def _agent_toml(books: Registry, id: str) -> str:
-    words = {"id": id, "fleet": books.fleet, "coordinator": books.coordinator, "host": books.host}
+def _agent_toml(registry_: Registry, id: str) -> str:
+    words = {
+        "id": id,
+        "fleet": registry_.fleet,
+        "coordinator": registry_.coordinator,
+        "host": registry_.host,
+    }
     # JSON's strings are TOML's.
     quoted = {name: json.dumps(word) for name, word in words.items()}
-    return _AGENT.format(port=books.port, **quoted)
+    return _AGENT.format(port=registry_.port, **quoted)
 
 
 def _archive(files: Mapping[str, bytes]) -> bytes:

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel
+from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob
 
 _HEADER = struct.Struct("<2sBB8sIII")
 _MAGIC = b"\xfc\x1e"
@@ -43,12 +43,12 @@ def is_chunk(payload: bytes) -> bool:
     return payload.startswith(_MAGIC)
 
 
-def parcel_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Parcel:
+def blob_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Blob:
     """What to announce before sending `data`."""
-    return Parcel(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
+    return Blob(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
 
 
-def fitted(parcel: Parcel, packet_bytes: int | None) -> Parcel:
+def fit_to_packets(parcel: Blob, packet_bytes: int | None) -> Blob:
     """The parcel in chunks that fit into packets of that size; None where nothing limits them."""
     if packet_bytes is None:
         return parcel
@@ -57,7 +57,7 @@ def fitted(parcel: Parcel, packet_bytes: int | None) -> Parcel:
     return replace(parcel, chunk_bytes=min(parcel.chunk_bytes, room))
 
 
-def chunks(data: bytes, parcel: Parcel, wanted: Ranges | None = None) -> Iterator[bytes]:
+def split(data: bytes, parcel: Blob, wanted: Ranges | None = None) -> Iterator[bytes]:
     """The chunks of `data`, all or the wanted ranges; indices beyond the end are left out."""
     ranges = ((0, parcel.chunks - 1),) if wanted is None else wanted
     for index in _indices(ranges, parcel.chunks):
@@ -80,10 +80,10 @@ def chunks(data: bytes, parcel: Parcel, wanted: Ranges | None = None) -> Iterato
 class Incoming:
     """A parcel on its way in. Memory is taken chunk by chunk, never more than announced."""
 
-    parcel: Parcel
+    blob: Blob
     _parts: dict[int, bytes] = field(default_factory=dict)
 
-    def receive(self, payload: bytes) -> bool:
+    def add_chunk(self, payload: bytes) -> bool:
         """Takes one chunk; False if it is of another parcel or was here before.
 
         Raises PeerError for a chunk that contradicts the parcel or its own checksum.
@@ -93,11 +93,11 @@ class Incoming:
         magic, version, zero, digest, index, count, crc = _HEADER.unpack_from(payload)
         if (magic, version, zero) != (_MAGIC, _VERSION, 0):
             raise PeerError(f"chunk of version {version}, this is version {_VERSION}")
-        if digest != bytes.fromhex(self.parcel.sha256)[:8]:
+        if digest != bytes.fromhex(self.blob.sha256)[:8]:
             return False
         part = payload[_HEADER.size :]
-        if count != self.parcel.chunks or index >= count:
-            raise PeerError(f"chunk {index} of {count}, expected {self.parcel.chunks} in all")
+        if count != self.blob.chunks or index >= count:
+            raise PeerError(f"chunk {index} of {count}, expected {self.blob.chunks} in all")
         if len(part) != self._part_bytes(index):
             raise PeerError(f"chunk {index} of {len(part)} bytes, not {self._part_bytes(index)}")
         if zlib.crc32(part) != crc:
@@ -111,7 +111,7 @@ class Incoming:
     def missing(self) -> Ranges:
         """The first gaps, as first and last index; empty when everything is here."""
         gaps: list[tuple[int, int]] = []
-        for index in range(self.parcel.chunks):
+        for index in range(self.blob.chunks):
             if index in self._parts:
                 continue
             if gaps and gaps[-1][1] == index - 1:
@@ -124,23 +124,21 @@ class Incoming:
 
     @property
     def complete(self) -> bool:
-        return len(self._parts) == self.parcel.chunks
+        return len(self._parts) == self.blob.chunks
 
-    def take(self) -> bytes:
+    def assemble(self) -> bytes:
         """The whole; raises PeerError and forgets every chunk where the hash is another."""
-        data = b"".join(self._parts[index] for index in range(self.parcel.chunks))
+        data = b"".join(self._parts[index] for index in range(self.blob.chunks))
         self._parts.clear()
-        if hashlib.sha256(data).hexdigest() != self.parcel.sha256:
-            raise PeerError(f"parcel {self.parcel.sha256[:16]} arrived with another hash")
+        if hashlib.sha256(data).hexdigest() != self.blob.sha256:
+            raise PeerError(f"parcel {self.blob.sha256[:16]} arrived with another hash")
         return data
 
     def _part_bytes(self, index: int) -> int:
-        return min(
-            self.parcel.chunk_bytes, self.parcel.size_bytes - index * self.parcel.chunk_bytes
-        )
+        return min(self.blob.chunk_bytes, self.blob.size_bytes - index * self.blob.chunk_bytes)
 
 
-def first(ranges: Ranges, count: int) -> Ranges:
+def first_chunks(ranges: Ranges, count: int) -> Ranges:
     """The first `count` chunks of the ranges."""
     some = []
     for begin, end in ranges:

@@ -30,7 +30,7 @@ Phase = Literal["gathering", "open", "final", "done"]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Blob:
     """Bytes that travel in chunks, known by their hash."""
 
     sha256: str
@@ -116,7 +116,7 @@ class Manifest:
     phase: Phase
     round: int  # the one that is open, or next to open; from 1
     attempt: int  # grows when a round is repeated for want of a quorum
-    model: Parcel
+    model: Blob
     model_round: int  # rounds closed in that model
     plan: Plan
     encoder_id: str
@@ -152,7 +152,7 @@ class Offer:
 
     run: str
     round: int
-    parcel: Parcel
+    parcel: Blob
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")

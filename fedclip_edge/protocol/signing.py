@@ -40,12 +40,12 @@ class Identity:
         return self._private.sign(message)
 
 
-def new() -> Identity:
+def create_identity() -> Identity:
     """An identity that no file remembers."""
     return Identity(Ed25519PrivateKey.generate())
 
 
-def of(certified: Path | None, own: Path) -> Identity:
+def load_identity(certified: Path | None, own: Path) -> Identity:
     """The identity of an enrolled party, whose certificate's key is in `certified` (PEM).
 
     Without one, the identity in `own`, made if missing. Raises ConfigError as the two below do.

@@ -110,7 +110,7 @@ def unpack_control(topic: str, payload: bytes) -> Signed:
 def pack_model(model: Model, codec: str) -> bytes:
     """The bytes that are published; their SHA-256 is the model's version."""
     head = {"schema": _SCHEMA, "kind": "model", "method": model.method, "round": model.round}
-    return _pack(head, codecs.store(codec, model.terms), codec)
+    return _pack(head, codecs.store(codec, model.parameters), codec)
 
 
 def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
@@ -134,7 +134,7 @@ def pack_contribution(
         "update": contribution.update.kind,
         "weight": contribution.update.weight,
     }
-    tensors = codecs.store(codec, contribution.update.terms) if stored is None else stored
+    tensors = codecs.store(codec, contribution.update.delta) if stored is None else stored
     return _pack(head, tensors, codec, contribution.update.sums)
 
 
@@ -149,7 +149,7 @@ def unpack_contribution(
     return _build(Contribution, {**head, "update": update})
 
 
-def body_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> int:
+def payload_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> int:
     """The most that a body with these terms and sums can measure, compressed or not."""
     layout = codecs.layout(codec, shapes, sums).values()
     tensor_bytes = sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in layout)
@@ -170,7 +170,7 @@ def _pack(
 def _unpack(
     data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes, sums: Shapes
 ) -> tuple[dict[str, Any], Terms, Sums]:
-    limit_bytes = body_limit_bytes(shapes, codec, sums)
+    limit_bytes = payload_limit_bytes(shapes, codec, sums)
     body = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
     (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)
     if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(body) - 8):

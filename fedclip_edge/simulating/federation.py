@@ -46,7 +46,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     Raises PeerError and ConfigError as the functions of agents and coordinator do.
     """
     plan, devices = task.plan, _participants(task, fleet)
-    hosts.begin(task, devices)
+    hosts.start_run(task, devices)
     method = methods.get(plan.method)
     model = methods.initial(plan, task.views[0].classes, task.dim)
     server: Terms = {}
@@ -56,7 +56,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     for closed in range(plan.rounds + 1):
         is_last = closed == plan.rounds
         announced = _announce(task, model, plan, is_last=is_last)
-        answers = hosts.take(announced)
+        answers = hosts.run_round(announced)
         if task.line == "federated":
             for name in down:
                 down[name] += len(announced.body)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedclip_edge.agent import upload
-from fedclip_edge.agent.state_db import Carried
+from fedclip_edge.agent.state_db import CarryOver
 from fedclip_edge.learning import local, methods, strategies
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
@@ -94,13 +94,13 @@ class Host:
     devices: Sequence[Device]
     vectors: F32  # (N, D) of the whole pool
     labels: I64
-    _carried: dict[str, Carried] = field(default_factory=dict)
+    _carried: dict[str, CarryOver] = field(default_factory=dict)
     _alone: dict[str, local.Alone] = field(default_factory=dict)
     _measured_zero_shot: bool = False
     _layout: Layout | None = None
     _digest: str = ""
 
-    def take(self, announced: Announcement) -> Answer:
+    def run_round(self, announced: Announcement) -> Answer:
         """One round of every device here: each evaluates the model, and trains from it."""
         plan = self.task.plan
         total, up_bytes = strategies.total(plan), {}
@@ -137,14 +137,14 @@ class Host:
         if self._layout is None:
             self._layout = methods.layout(self.task.plan, self._classes, self.task.dim)
             self._digest = self._classes.digest
-        return wire.unpack_model(body, self.task.plan.codec_down, self._layout.model)
+        return wire.unpack_model(body, self.task.plan.codec_down, self._layout.parameters)
 
     def _contribute(
         self, device: Device, model: Model, announced: Announcement, total: Total
     ) -> int:
         """Adds the device's contribution to `total`; its size in bytes."""
         task, plan = self.task, self.task.plan
-        before = self._carried.get(device.name, Carried())
+        before = self._carried.get(device.name, CarryOver())
         update, state = local.fit(
             plan, model, self._sides(device), self._classes, before.state, device.name
         )
@@ -160,10 +160,10 @@ class Host:
         body, residual = upload.encode(contribution, plan, before.residual)
         layout = self._layout
         assert layout is not None
-        received = wire.unpack_contribution(body, plan.codec_up, layout.terms, layout.sums)
+        received = wire.unpack_contribution(body, plan.codec_up, layout.delta, layout.sums)
         total.add(received.update)
         if model.round + 1 < plan.rounds:
-            self._carried[device.name] = Carried(residual, state)
+            self._carried[device.name] = CarryOver(residual, state)
         return len(body)
 
     def _of(self, device: Device) -> local.Alone:
@@ -190,11 +190,11 @@ def noise(update: Update, plan: Plan, seed: str) -> Update:
     the plan admits; sums are drawn evenly up to the largest that the update has.
     """
     digest = hashlib.sha256(seed.encode())
-    for term in update.terms.values():
+    for term in update.delta.values():
         digest.update(np.ascontiguousarray(term).tobytes())
     random = np.random.default_rng(int.from_bytes(digest.digest()[:8], "big"))
-    norm = min(NOISE * norm_of(update.terms), 0.9 * plan.max_norm * update.weight)
-    drawn = {name: random.standard_normal(term.shape) for name, term in update.terms.items()}
+    norm = min(NOISE * norm_of(update.delta), 0.9 * plan.max_norm * update.weight)
+    drawn = {name: random.standard_normal(term.shape) for name, term in update.delta.items()}
     length = float(np.sqrt(sum(float(np.square(its).sum()) for its in drawn.values())))
     terms = {
         name: np.asarray(norm / max(length, 1e-12) * its, np.float32) for name, its in drawn.items()
@@ -203,4 +203,4 @@ def noise(update: Update, plan: Plan, seed: str) -> Update:
         name: random.integers(0, int(its.max(initial=0)) + 1, its.shape)
         for name, its in update.sums.items()
     }
-    return replace(update, terms=terms, sums=sums)
+    return replace(update, delta=terms, sums=sums)

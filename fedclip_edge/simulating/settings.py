@@ -86,4 +86,4 @@ def _setting(pieces: list[str], rounds: int | None) -> Setting:
             (of_plan if key in _OF_PLAN else options)[key] = parse_value(value)
     table = {"method": name, "strategy_options": of_strategy, **of_plan}
     plan = read_table(Plan, table, f"--methods: {label!r}")
-    return Setting(label, methods.settled(replace(plan, options=options)), _LINES[line])
+    return Setting(label, methods.with_defaults(replace(plan, options=options)), _LINES[line])

@@ -39,10 +39,10 @@ _LOADED_ONCE = ["fedclip_edge.simulating.workers", "fedclip_edge.learning.traini
 class Hosts(Protocol):
     """All devices of the run that was begun last."""
 
-    def begin(self, task: Task, devices: Sequence[Device]) -> None:
+    def start_run(self, task: Task, devices: Sequence[Device]) -> None:
         """The next run."""
 
-    def take(self, announced: Announcement) -> list[Answer]:
+    def run_round(self, announced: Announcement) -> list[Answer]:
         """Every device's round."""
 
 
@@ -53,12 +53,12 @@ class Here:
     pool: Pool
     _host: Host | None = None
 
-    def begin(self, task: Task, devices: Sequence[Device]) -> None:
+    def start_run(self, task: Task, devices: Sequence[Device]) -> None:
         self._host = Host(task, devices, self.pool.vectors, self.pool.labels)
 
-    def take(self, announced: Announcement) -> list[Answer]:
+    def run_round(self, announced: Announcement) -> list[Answer]:
         assert self._host is not None
-        return [self._host.take(announced)]
+        return [self._host.run_round(announced)]
 
 
 class Workers:
@@ -121,7 +121,7 @@ class Workers:
                 process.join()
         self._stack.close()
 
-    def begin(self, task: Task, devices: Sequence[Device]) -> None:
+    def start_run(self, task: Task, devices: Sequence[Device]) -> None:
         """The next run: each worker gets about as many training pictures as the others."""
         parts: list[list[Device]] = [[] for _ in self._links]
         loads = [0] * len(parts)
@@ -134,7 +134,7 @@ class Workers:
             if part:
                 self._send(link, (task, part))
 
-    def take(self, announced: Announcement) -> list[Answer]:
+    def run_round(self, announced: Announcement) -> list[Answer]:
         """Raises RunError where a worker is gone, and whatever a worker raised on purpose."""
         for link in self._busy:
             self._send(link, announced)
@@ -203,7 +203,7 @@ def work(link: Connection, path: Path, labels: I64) -> None:
 
 def _answer(host: Host, announced: Announcement) -> Answer | Exception:
     try:
-        return host.take(announced)
+        return host.run_round(announced)
     except Exception as error:  # noqa: BLE001 - raised again where somebody is told
         return error
 

@@ -17,23 +17,23 @@ from fedclip_edge.transport.base import Connected, Disconnected, Event, Received
 from fedclip_edge.transport.outbox import Limits
 
 
-class MemoryBroker:
+class InMemoryBroker:
     """A broker in this process, retained messages and wills included."""
 
     def __init__(self) -> None:
         self.limits = Limits()
-        self._clients: dict[str, MemoryTransport] = {}
+        self._clients: dict[str, InMemoryTransport] = {}
         self._retained: dict[str, bytes] = {}
 
-    def client(self, client_id: str, topics: Iterable[str], will: Will) -> MemoryTransport:
+    def client(self, client_id: str, topics: Iterable[str], will: Will) -> InMemoryTransport:
         """A connected client; one of the same id is thrown out, its will published."""
         if client_id in self._clients:
             self.cut(client_id)
-        client = MemoryTransport(self, client_id, tuple(topics), will)
+        client = InMemoryTransport(self, client_id, tuple(topics), will)
         self._connect(client)
         return client
 
-    def come_back(self, client: MemoryTransport) -> None:
+    def come_back(self, client: InMemoryTransport) -> None:
         """A client whose link was gone has it again; who took its id meanwhile is thrown out."""
         if client.client_id in self._clients:
             self.cut(client.client_id)
@@ -55,7 +55,7 @@ class MemoryBroker:
         if forgets:
             self._retained.clear()
 
-    def is_here(self, client: MemoryTransport) -> bool:
+    def is_here(self, client: InMemoryTransport) -> bool:
         """Whether this very client is connected."""
         return self._clients.get(client.client_id) is client
 
@@ -72,20 +72,22 @@ class MemoryBroker:
             if client.subscribes(topic):
                 self.hand(client, Received(topic, payload))
 
-    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+    def accept(
+        self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
+    ) -> None:
         """A message on its way from a client to the broker."""
         self.deliver(topic, payload, retain=retain)
 
-    def hand(self, client: MemoryTransport, message: Received) -> None:
+    def hand(self, client: InMemoryTransport, message: Received) -> None:
         """A message on its way from the broker to a client."""
         client.inbox.append(message)
 
-    def _connect(self, client: MemoryTransport) -> None:
+    def _connect(self, client: InMemoryTransport) -> None:
         self._clients[client.client_id] = client
         client.inbox.append(Connected())
         self.repeat(client)
 
-    def repeat(self, client: MemoryTransport) -> None:
+    def repeat(self, client: InMemoryTransport) -> None:
         """What is retained on the client's topics, said to it alone."""
         for topic, payload in list(self._retained.items()):
             if client.subscribes(topic):
@@ -93,10 +95,10 @@ class MemoryBroker:
 
 
 @dataclass(eq=False)
-class MemoryTransport:
+class InMemoryTransport:
     """The in-memory twin of PahoTransport."""
 
-    broker: MemoryBroker
+    broker: InMemoryBroker
     client_id: str
     topics: tuple[str, ...]
     will: Will

@@ -302,7 +302,7 @@ def _end(link: Any) -> None:
         link.shutdown(socket.SHUT_RDWR)
 
 
-def throw_out(address: BrokerAddress, client_id: str) -> None:
+def disconnect_client(address: BrokerAddress, client_id: str) -> None:
     """Has the broker end the connection of that client id, by coming under it and leaving again.
 
     Raises LinkError or RefusedError as `connect` does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedclip_edge.vision.manifest import RANDOM, Manifest
 
 
-def cautions(manifest: Manifest) -> tuple[str, ...]:
+def bundle_warnings(manifest: Manifest) -> tuple[str, ...]:
     """One sentence for each; none for most bundles."""
     found = []
     if manifest.pretrained == RANDOM:

@@ -17,7 +17,7 @@ from fedclip_edge.records import F32, I64
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, Skipped
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
-from fedclip_edge.vision.prefetch import ahead
+from fedclip_edge.vision.prefetch import prefetch
 
 
 class PictureEncoder(Protocol):
@@ -102,7 +102,7 @@ def _decoded(
 ) -> Iterator[Decoded]:
     """Batches of pixels; the next one is decoded while the caller encodes this one."""
     batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-    return ahead(lambda batch: _decode(batch, preprocessing), batches)
+    return prefetch(lambda batch: _decode(batch, preprocessing), batches)
 
 
 def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedclip_edge.vision.encoder import Encoder
 
 
-class StandbyEncoder:
+class LazyEncoder:
     """What `open_encoder` gives, as far as `embed_pictures` asks for it; loaded by `embed`."""
 
     def __init__(self, bundle: Bundle, config: EncoderConfig) -> None:

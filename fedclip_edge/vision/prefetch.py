@@ -10,7 +10,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def prefetch(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """`map(work, items)`, in a thread that is one item ahead; never more than two are held.
 
     What `work` raises is raised to the caller when that item's turn comes.

@@ -9,17 +9,17 @@ import pytest
 from session_scene import FakeLearner, manifest, model
 
 from fedclip_edge.agent import evaluation_queue
-from fedclip_edge.agent.evaluation_queue import Evaluating
+from fedclip_edge.agent.evaluation_queue import EvaluationQueue
 from fedclip_edge.agent.model_download import Held
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.chunks import parcel_of
+from fedclip_edge.protocol.chunks import blob_of
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Model
 
 
 def held(closed: int) -> Held:
     made = model(closed, closed)
-    return Held(parcel_of(wire.pack_model(made, "fp32")).sha256, made)
+    return Held(blob_of(wire.pack_model(made, "fp32")).sha256, made)
 
 
 def told(newest: Held, phase: str = "open") -> Manifest:
@@ -28,10 +28,10 @@ def told(newest: Held, phase: str = "open") -> Manifest:
     return replace(announced, model=replace(announced.model, sha256=newest.version))
 
 
-def all_due(mine: Evaluating, said: Manifest, newest: Held | None) -> list[int]:
+def all_due(mine: EvaluationQueue, said: Manifest, newest: Held | None) -> list[int]:
     """Evaluates until nothing is due; the rounds, in order."""
     rounds = []
-    while (due := mine.due(said, newest)) is not None:
+    while (due := mine.next_model(said, newest)) is not None:
         rounds.append(mine.evaluate(due, said, 0.0).round)
     return rounds
 
@@ -42,16 +42,18 @@ def learner() -> FakeLearner:
 
 
 @pytest.fixture
-def mine(learner: FakeLearner) -> Evaluating:
-    return Evaluating(learner)
+def mine(learner: FakeLearner) -> EvaluationQueue:
+    return EvaluationQueue(learner)
 
 
-def test_nothing_is_due_before_a_model_came(mine: Evaluating) -> None:
+def test_nothing_is_due_before_a_model_came(mine: EvaluationQueue) -> None:
     assert all_due(mine, told(held(0)), None) == []
     assert all_due(mine, told(held(0), "final"), None) == []
 
 
-def test_each_model_is_due_once_the_oldest_first(mine: Evaluating, learner: FakeLearner) -> None:
+def test_each_model_is_due_once_the_oldest_first(
+    mine: EvaluationQueue, learner: FakeLearner
+) -> None:
     for closed in range(4):
         mine.add(held(closed))
     assert all_due(mine, told(held(3)), held(3)) == [0, 1, 2, 3]
@@ -62,7 +64,7 @@ def test_each_model_is_due_once_the_oldest_first(mine: Evaluating, learner: Fake
 
 
 def test_the_last_one_is_evaluated_as_the_last_and_those_before_it_are_not(
-    mine: Evaluating, learner: FakeLearner
+    mine: EvaluationQueue, learner: FakeLearner
 ) -> None:
     for closed in range(3):
         mine.add(held(closed))
@@ -75,7 +77,7 @@ def test_the_last_one_is_evaluated_as_the_last_and_those_before_it_are_not(
 
 
 def test_what_turns_out_to_be_the_last_is_evaluated_again(
-    mine: Evaluating, learner: FakeLearner
+    mine: EvaluationQueue, learner: FakeLearner
 ) -> None:
     mine.add(held(1))
     assert all_due(mine, told(held(1)), held(1)) == [1]
@@ -83,17 +85,19 @@ def test_what_turns_out_to_be_the_last_is_evaluated_again(
     assert learner.evaluated == [(1.0, False), (1.0, True)]
 
 
-def test_while_the_last_one_is_on_its_way_those_before_it_are_evaluated(mine: Evaluating) -> None:
+def test_while_the_last_one_is_on_its_way_those_before_it_are_evaluated(
+    mine: EvaluationQueue,
+) -> None:
     mine.add(held(1))
     assert all_due(mine, told(held(2), "final"), held(1)) == [1]
     assert not mine.is_over(told(held(2), "final"))
 
 
-def test_another_run_begins_with_nothing(mine: Evaluating, learner: FakeLearner) -> None:
+def test_another_run_begins_with_nothing(mine: EvaluationQueue, learner: FakeLearner) -> None:
     mine.add(held(1))
     assert all_due(mine, told(held(1), "final"), held(1)) == [1]
     mine.add(held(2))
-    mine.begin()
+    mine.start_run()
     assert mine.report is None
     assert all_due(mine, told(held(3)), held(2)) == []
     # The same bytes may begin it, and are not sent again: they are due, as what they are here.
@@ -102,7 +106,7 @@ def test_another_run_begins_with_nothing(mine: Evaluating, learner: FakeLearner)
 
 
 def test_of_too_many_the_oldest_make_way_and_the_newest_stays(
-    mine: Evaluating, monkeypatch: pytest.MonkeyPatch
+    mine: EvaluationQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation_queue, "_WAITING_BYTES", 3 * held(0).size_bytes)
     for closed in range(6):
@@ -115,7 +119,7 @@ def test_of_too_many_the_oldest_make_way_and_the_newest_stays(
 
 
 def test_so_many_wait_and_who_makes_way_is_named(
-    mine: Evaluating, capsys: pytest.CaptureFixture[str]
+    mine: EvaluationQueue, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for closed in range(evaluation_queue._WAITING + 2):
         mine.add(held(closed))
@@ -127,7 +131,7 @@ def test_so_many_wait_and_who_makes_way_is_named(
 
 
 def test_when_the_run_is_done_only_the_last_one_is_evaluated(
-    mine: Evaluating, learner: FakeLearner
+    mine: EvaluationQueue, learner: FakeLearner
 ) -> None:
     for closed in range(3):
         mine.add(held(closed))
@@ -135,7 +139,7 @@ def test_when_the_run_is_done_only_the_last_one_is_evaluated(
     assert learner.evaluated == [(2.0, True)]
 
 
-def test_rounds_that_were_lost_are_not_evaluated(mine: Evaluating) -> None:
+def test_rounds_that_were_lost_are_not_evaluated(mine: EvaluationQueue) -> None:
     for closed in range(4):
         mine.add(held(closed))
     mine.go_back(told(held(1)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trained_run import write_mixed
 
-from fedclip_edge.agent.features import Prepared, prepare
+from fedclip_edge.agent.features import DeviceFeatures, prepare
 from fedclip_edge.config import AgentConfig, DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features, Role
@@ -41,7 +41,7 @@ def sides(site: Path, bundle: Bundle) -> Split:
     return split(dataset, config(site).data)
 
 
-def all_of(made: Prepared) -> tuple[Features, ...]:
+def all_of(made: DeviceFeatures) -> tuple[Features, ...]:
     return made.train, made.validation, made.test
 
 

@@ -9,39 +9,39 @@ from pathlib import Path
 import pytest
 from session_scene import manifest, state
 
-from fedclip_edge.agent.handshake import Greeting
-from fedclip_edge.agent.state_db import open_parked
-from fedclip_edge.agent.trust import Believing
+from fedclip_edge.agent.handshake import Handshake
+from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 
 
 @pytest.fixture
-def believed(tmp_path: Path) -> Iterator[Believing]:
-    parked = open_parked(tmp_path / "parked.sqlite")
-    yield Believing("b1", "", parked)
+def believed(tmp_path: Path) -> Iterator[Trust]:
+    parked = open_state_db(tmp_path / "parked.sqlite")
+    yield Trust("b1", "", parked)
     parked.close()
 
 
 @pytest.fixture
-def greeting(believed: Believing) -> Greeting:
+def greeting(believed: Trust) -> Handshake:
     """Of a device whose link came at 0, and that said hello then."""
-    greeting = Greeting("lab", believed)
+    greeting = Handshake("lab", believed)
     greeting.link_came(0.0)
     greeting.said(0.0)
     return greeting
 
 
-def hellos(greeting: Greeting, until: float) -> list[float]:
+def hellos(greeting: Handshake, until: float) -> list[float]:
     """When it says hello again, looked at every half second."""
     said = []
     for half in range(1, int(2 * until) + 1):
-        if greeting.due(half / 2):
+        if greeting.poll(half / 2):
             greeting.said(half / 2)
             said.append(half / 2)
     return said
 
 
-def test_where_nobody_coordinates_hellos_become_rare(greeting: Greeting) -> None:
+def test_where_nobody_coordinates_hellos_become_rare(greeting: Handshake) -> None:
     said = hellos(greeting, 3600)
     apart = [after - before for before, after in zip([0.0, *said], said, strict=False)]
     assert apart[:5] == [REPEAT_S * 2**n for n in range(5)]
@@ -50,7 +50,7 @@ def test_where_nobody_coordinates_hellos_become_rare(greeting: Greeting) -> None
 
 
 def test_a_coordinator_that_is_there_is_asked_steadily_until_it_seems_gone(
-    greeting: Greeting, believed: Believing
+    greeting: Handshake, believed: Trust
 ) -> None:
     believed.coordinator = state()
     assert hellos(greeting, 4 * REPEAT_S - 0.5) == [5.0, 10.0, 15.0]
@@ -59,12 +59,12 @@ def test_a_coordinator_that_is_there_is_asked_steadily_until_it_seems_gone(
     assert greeting.is_alone
 
 
-def test_a_good_bye_is_believed_at_once(greeting: Greeting, believed: Believing) -> None:
+def test_a_good_bye_is_believed_at_once(greeting: Handshake, believed: Trust) -> None:
     believed.coordinator = replace(state(), online=False)
     assert greeting.is_alone
 
 
-def test_only_a_direct_answer_is_one_and_it_is_one_once(greeting: Greeting) -> None:
+def test_only_a_direct_answer_is_one_and_it_is_one_once(greeting: Handshake) -> None:
     assert not greeting.heard(1.0, direct=False)
     assert greeting.heard(1.0, direct=True)
     assert greeting.is_answered
@@ -81,24 +81,24 @@ def test_only_a_direct_answer_is_one_and_it_is_one_once(greeting: Greeting) -> N
     ],
 )
 def test_after_too_long_without_a_manifest_it_asks(
-    greeting: Greeting, believed: Believing, phase: str, is_mine: bool, patience_s: float
+    greeting: Handshake, believed: Trust, phase: str, is_mine: bool, patience_s: float
 ) -> None:
     believed.coordinator, believed.manifest = state(), manifest(phase=phase, deadline_s=600.0)
     believed.is_mine = is_mine
     greeting.heard(10.0, direct=True)
-    assert not greeting.due(10.0 + patience_s - 0.5)
-    assert greeting.due(10.0 + patience_s)
-    assert not greeting.due(10.0 + patience_s + 0.5)  # and then as patiently again
-    assert greeting.due(10.0 + 2 * patience_s)
+    assert not greeting.poll(10.0 + patience_s - 0.5)
+    assert greeting.poll(10.0 + patience_s)
+    assert not greeting.poll(10.0 + patience_s + 0.5)  # and then as patiently again
+    assert greeting.poll(10.0 + 2 * patience_s)
 
 
-def test_without_a_link_nothing_is_due(greeting: Greeting) -> None:
+def test_without_a_link_nothing_is_due(greeting: Handshake) -> None:
     assert greeting.is_connected
     greeting.link_lost()
-    assert [greeting.is_connected, greeting.due(1e6)] == [False, False]
+    assert [greeting.is_connected, greeting.poll(1e6)] == [False, False]
 
 
-def test_a_new_link_needs_a_new_answer_and_the_first_one_is_remembered(greeting: Greeting) -> None:
+def test_a_new_link_needs_a_new_answer_and_the_first_one_is_remembered(greeting: Handshake) -> None:
     greeting.heard(1.0, direct=True)
     greeting.link_lost()
     greeting.link_came(50.0)
@@ -107,7 +107,7 @@ def test_a_new_link_needs_a_new_answer_and_the_first_one_is_remembered(greeting:
 
 
 def test_who_coordinates_anew_is_known_by_its_boot_or_by_its_return(
-    greeting: Greeting, believed: Believing
+    greeting: Handshake, believed: Trust
 ) -> None:
     assert greeting.is_new(state("k1"))
     believed.coordinator = state("k1")

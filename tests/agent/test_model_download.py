@@ -10,14 +10,14 @@ import pytest
 from in_memory import class_texts, nothing
 from session_scene import Scene, manifest
 
-from fedclip_edge.agent.features import Prepared
-from fedclip_edge.agent.model_download import REPAIR_S, Fetching
-from fedclip_edge.agent.trainer import LocalLearner
+from fedclip_edge.agent.features import DeviceFeatures
+from fedclip_edge.agent.model_download import REPAIR_S, ModelDownload
+from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.protocol.messages import Parcel, Want
+from fedclip_edge.protocol.messages import Blob, Want
 from fedclip_edge.records import Codec, Model, Plan
 
 CLASSES, D = class_texts(), 8
@@ -30,92 +30,96 @@ def model(closed: int = 0) -> bytes:
     return wire.pack_model(replace(made, round=closed), PLAN.codec_down)
 
 
-def parcel(body: bytes) -> Parcel:
-    return chunks.parcel_of(body, CHUNK)
+def parcel(body: bytes) -> Blob:
+    return chunks.blob_of(body, CHUNK)
 
 
-def everything(announced: Parcel) -> Want:
+def everything(announced: Blob) -> Want:
     return Want(announced.sha256, ((0, announced.chunks - 1),))
 
 
-def send(to: Fetching, body: bytes, only: chunks.Ranges | None = None, now: float = 0.0) -> None:
-    for chunk in chunks.chunks(body, parcel(body), only):
-        to.receive(chunk, now)
+def send(
+    to: ModelDownload, body: bytes, only: chunks.Ranges | None = None, now: float = 0.0
+) -> None:
+    for chunk in chunks.split(body, parcel(body), only):
+        to.receive_chunk(chunk, now)
 
 
 @pytest.fixture
-def fetching() -> Fetching:
+def fetching() -> ModelDownload:
     """Of a device that has no model yet."""
     config = AgentConfig("cam-a", "lab", Path(), DataConfig(Path()), Path())
-    data = Prepared(nothing(), nothing(), nothing(), (), encoded=0, skipped=0, encode_s=0.0)
-    return Fetching(LocalLearner(config, CLASSES, D, data, lambda: None))
+    data = DeviceFeatures(nothing(), nothing(), nothing(), (), encoded=0, skipped=0, encode_s=0.0)
+    return ModelDownload(LocalTrainer(config, CLASSES, D, data, lambda: None))
 
 
-def test_a_model_is_held_once_its_last_chunk_is_here(fetching: Fetching) -> None:
+def test_a_model_is_held_once_its_last_chunk_is_here(fetching: ModelDownload) -> None:
     body = model()
     told, last = manifest(model=parcel(body), plan=PLAN), parcel(body).chunks - 1
     fetching.expect(told, 0.0, missed=False)
     send(fetching, body, ((0, last - 1),))
-    assert fetching.take(told) is None
+    assert fetching.complete(told) is None
     assert (fetching.has(told), fetching.held) == (False, None)
     send(fetching, body, ((last, last),))
-    held = fetching.take(told)
+    held = fetching.complete(told)
     assert fetching.has(told)
     assert fetching.held is held
     assert held is not None
     assert wire.pack_model(held.model, PLAN.codec_down) == body
-    assert fetching.take(told) is None  # it comes once
+    assert fetching.complete(told) is None  # it comes once
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
 def test_a_model_is_as_large_as_its_plans_can_be_and_no_larger(
-    fetching: Fetching, codec: Codec
+    fetching: ModelDownload, codec: Codec
 ) -> None:
     plan = replace(PLAN, codec_down=codec)
-    limit = wire.body_limit_bytes(methods.shapes(plan, CLASSES, D), codec)
-    fetching.check_size(manifest(model=Parcel("a" * 64, limit), plan=plan))
+    limit = wire.payload_limit_bytes(methods.shapes(plan, CLASSES, D), codec)
+    fetching.check_size(manifest(model=Blob("a" * 64, limit), plan=plan))
     with pytest.raises(PeerError, match=f"a model of {limit + 1} bytes, limit {limit}"):
-        fetching.check_size(manifest(model=Parcel("a" * 64, limit + 1), plan=plan))
+        fetching.check_size(manifest(model=Blob("a" * 64, limit + 1), plan=plan))
 
 
 def test_a_device_asks_for_no_chunk_of_a_larger_one(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.flow()
-    scene.say(manifest(model=Parcel("a" * 64, 2**20)))
+    scene.say(manifest(model=Blob("a" * 64, 2**20)))
     for _ in range(3):
         scene.work(REPAIR_S)
     assert scene.session.refused_messages == 1
     assert scene.heard(Want) == []
 
 
-def test_a_broadcast_that_was_missed_is_asked_for_at_once(fetching: Fetching) -> None:
+def test_a_broadcast_that_was_missed_is_asked_for_at_once(fetching: ModelDownload) -> None:
     told = manifest(model=parcel(model()), plan=PLAN)
     fetching.expect(told, 0.0, missed=True)
-    assert fetching.due(told, 0.0) == everything(told.model)
+    assert fetching.poll_want(told, 0.0) == everything(told.model)
 
 
 def test_a_broadcast_is_waited_for_and_its_gaps_asked_for_once_it_is_silent(
-    fetching: Fetching,
+    fetching: ModelDownload,
 ) -> None:
     body = model()
     told, last = manifest(model=parcel(body), plan=PLAN), parcel(body).chunks - 1
     fetching.expect(told, 0.0, missed=False)
-    assert fetching.due(told, 0.0) is None
+    assert fetching.poll_want(told, 0.0) is None
     send(fetching, body, ((0, 1), (3, last - 1)), now=0.5)
-    assert fetching.due(told, 0.5 + REPAIR_S - 0.1) is None
-    assert fetching.due(told, 0.5 + REPAIR_S) == Want(told.model.sha256, ((2, 2), (last, last)))
+    assert fetching.poll_want(told, 0.5 + REPAIR_S - 0.1) is None
+    assert fetching.poll_want(told, 0.5 + REPAIR_S) == Want(
+        told.model.sha256, ((2, 2), (last, last))
+    )
 
 
-def test_the_model_that_is_held_is_not_fetched_again(fetching: Fetching) -> None:
+def test_the_model_that_is_held_is_not_fetched_again(fetching: ModelDownload) -> None:
     body = model()
     told = manifest(model=parcel(body), plan=PLAN)
     fetching.expect(told, 0.0, missed=False)
     send(fetching, body)
-    fetching.take(told)
+    fetching.complete(told)
     fetching.expect(told, 10.0, missed=True)
-    assert [fetching.due(told, now) for now in (10.0, 20.0, 30.0)] == [None] * 3
-    damaged = next(chunks.chunks(body, told.model))[:-1]
-    fetching.receive(damaged, 30.0)  # nobody reads it
+    assert [fetching.poll_want(told, now) for now in (10.0, 20.0, 30.0)] == [None] * 3
+    damaged = next(chunks.split(body, told.model))[:-1]
+    fetching.receive_chunk(damaged, 30.0)  # nobody reads it
 
 
 OTHER_TERMS = Model("fedclip", 1, {"gate": np.ones((D, D), np.float32)})
@@ -132,28 +136,28 @@ FORGED: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("body", "sha256"), FORGED.values(), ids=FORGED)
 def test_what_is_no_such_model_is_fetched_anew_and_the_one_before_stays(
-    fetching: Fetching, body: bytes, sha256: str
+    fetching: ModelDownload, body: bytes, sha256: str
 ) -> None:
     before = manifest(model=parcel(model()), plan=PLAN)
     fetching.expect(before, 0.0, missed=False)
     send(fetching, model())
-    held = fetching.take(before)
+    held = fetching.complete(before)
     announced = replace(parcel(body), sha256=sha256 or parcel(body).sha256)
     told = manifest(model=announced, plan=PLAN)
     fetching.expect(told, 1.0, missed=False)
     send(fetching, body, now=1.0)
     with pytest.raises(PeerError):
-        fetching.take(told)
+        fetching.complete(told)
     assert fetching.has(before)
     assert fetching.held is held
-    assert fetching.due(told, 1.0) is None
-    assert fetching.due(told, 1.0 + REPAIR_S) == everything(announced)
+    assert fetching.poll_want(told, 1.0) is None
+    assert fetching.poll_want(told, 1.0 + REPAIR_S) == everything(announced)
 
 
 def test_a_plan_that_the_learner_does_not_know_is_said_where_its_model_is_due(
-    fetching: Fetching,
+    fetching: ModelDownload,
 ) -> None:
-    told = manifest(model=Parcel("a" * 64, 2**30), plan=replace(PLAN, method="fedklip"))
+    told = manifest(model=Blob("a" * 64, 2**30), plan=replace(PLAN, method="fedklip"))
     fetching.check_size(told)
     with pytest.raises(ConfigError, match="unknown method 'fedklip'; did you mean 'fedclip'"):
-        fetching.take(told)
+        fetching.complete(told)

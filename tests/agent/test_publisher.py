@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from fedclip_edge.agent.publisher import Speaker, will
-from fedclip_edge.agent.state_db import Floor
+from fedclip_edge.agent.publisher import Publisher, will
+from fedclip_edge.agent.state_db import RunPosition
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import DeviceState, Hello, Want
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Received, Will
-from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
-TOPICS, ME = Topics("lab"), signing.new()
+TOPICS, ME = Topics("lab"), signing.create_identity()
 STATE, UP = TOPICS.state("cam-0"), TOPICS.up("cam-0")
 CONFIG = AgentConfig(
     "cam-0", "lab", Path(), DataConfig(Path()), Path(), domain="roof", roles=("evaluate",)
@@ -25,20 +25,20 @@ WANT = Want("a" * 64, ((0, 3),))
 
 
 @pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker()
+def broker() -> InMemoryBroker:
+    return InMemoryBroker()
 
 
-def speak(broker: MemoryBroker) -> Speaker:
+def speak(broker: InMemoryBroker) -> Publisher:
     link = broker.client("cam-0", (), will(CONFIG, ME, "boot-1"))
-    return Speaker(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link)
+    return Publisher(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link)
 
 
-def listen(broker: MemoryBroker) -> MemoryTransport:
+def listen(broker: InMemoryBroker) -> InMemoryTransport:
     return broker.client("listener", TOPICS.for_coordinator(), Will("gone", b""))
 
 
-def heard(by: MemoryTransport) -> list[Received]:
+def heard(by: InMemoryTransport) -> list[Received]:
     events = []
     while (event := by.next_event(0)) is not None:
         events.append(event)
@@ -53,24 +53,24 @@ def believed(event: Received) -> object:
     return signed.message
 
 
-def test_who_comes_later_hears_its_last_state(broker: MemoryBroker) -> None:
+def test_who_comes_later_hears_its_last_state(broker: InMemoryBroker) -> None:
     speaker = speak(broker)
-    speaker.say_state(online=False)
-    speaker.say_state(online=True)
+    speaker.publish_state(online=False)
+    speaker.publish_state(online=True)
     (last,) = heard(listen(broker))
     assert (last.topic, believed(last)) == (STATE, DeviceState("boot-1", online=True))
 
 
-def test_of_a_device_that_vanished_the_broker_says_so_in_its_name(broker: MemoryBroker) -> None:
-    speak(broker).say_state(online=True)
+def test_of_a_device_that_vanished_the_broker_says_so_in_its_name(broker: InMemoryBroker) -> None:
+    speak(broker).publish_state(online=True)
     broker.cut("cam-0")
     (last,) = heard(listen(broker))
     assert (last.topic, believed(last)) == (STATE, DeviceState("boot-1", online=False))
 
 
-def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: MemoryBroker) -> None:
+def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: InMemoryBroker) -> None:
     listener = listen(broker)
-    speak(broker).say_hello(Floor(epoch=4, run="run-1", closed=2))
+    speak(broker).send_hello(RunPosition(epoch=4, run="run-1", closed=2))
     (said,) = heard(listener)
     assert said.topic == UP
     assert believed(said) == Hello(
@@ -86,38 +86,38 @@ def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: MemoryBroker) -
     )
 
 
-def test_what_it_says_is_signed_for_its_own_topic_alone(broker: MemoryBroker) -> None:
+def test_what_it_says_is_signed_for_its_own_topic_alone(broker: InMemoryBroker) -> None:
     listener = listen(broker)
-    speak(broker).say_up(WANT)
+    speak(broker).send(WANT)
     (said,) = heard(listener)
     assert believed(said) == WANT
     with pytest.raises(PeerError, match="wrong signature"):
         believed(Received(TOPICS.up("cam-1"), said.payload))
 
 
-def test_what_it_says_upwards_is_over_once_it_is_said(broker: MemoryBroker) -> None:
+def test_what_it_says_upwards_is_over_once_it_is_said(broker: InMemoryBroker) -> None:
     speaker = speak(broker)
-    speaker.say_hello(Floor())
-    speaker.say_up(WANT)
+    speaker.send_hello(RunPosition())
+    speaker.send(WANT)
     speaker.send_chunk(b"\xfc\x1e of a parcel")
     assert heard(listen(broker)) == []
 
 
-def test_a_chunk_goes_up_as_it_is(broker: MemoryBroker) -> None:
+def test_a_chunk_goes_up_as_it_is(broker: InMemoryBroker) -> None:
     listener = listen(broker)
     speak(broker).send_chunk(b"\xfc\x1e of a parcel")
     assert heard(listener) == [Received(UP, b"\xfc\x1e of a parcel")]
 
 
 def test_it_is_sending_until_the_broker_has_taken_it_in() -> None:
-    class Slow(MemoryBroker):
+    class Slow(InMemoryBroker):
         def accept(
-            self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool
+            self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
         ) -> None:
             client.on_its_way += 1
 
-    speaker, at_once = speak(Slow()), speak(MemoryBroker())
+    speaker, at_once = speak(Slow()), speak(InMemoryBroker())
     assert not speaker.is_sending
     for one in (speaker, at_once):
-        one.say_up(WANT)
+        one.send(WANT)
     assert (speaker.is_sending, at_once.is_sending) == (True, False)

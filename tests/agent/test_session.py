@@ -39,7 +39,7 @@ from fedclip_edge.protocol.messages import (
 )
 from fedclip_edge.records import Model, Plan, Report, Role, Terms, Update
 from fedclip_edge.transport.base import Connected, Received
-from fedclip_edge.transport.in_memory import MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryTransport
 
 # Saying hello.
 
@@ -101,13 +101,13 @@ def test_it_knows_how_many_may_come_back_with_it(
 
 
 def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) -> None:
-    scene.session._believed.coordinator_key = signing.new().key
+    scene.session.trust.coordinator_key = signing.create_identity().key
     scene.flow()
     scene.say(manifest())
     scene.say(state(), topic=TOPICS.coordinator_state)
     scene.work()
     assert scene.session.refused_messages == 2
-    scene.session._believed.coordinator_key = ME.key
+    scene.session.trust.coordinator_key = ME.key
     scene.say(manifest())
     scene.work()
     assert len(scene.heard(Want)) == 1
@@ -164,7 +164,7 @@ def test_a_lost_link_stops_work_and_a_new_one_begins_with_hello(scene: Scene) ->
     assert scene.learner.fitted == []
     scene.heard(Hello)
     link = scene.broker.client("cam-01", TOPICS.for_device("cam-01"), scene.link.will)
-    scene.link = scene.session.transport = scene.session._voice.transport = link
+    scene.link = scene.session.transport = scene.session.publisher.transport = link
     scene.work()
     assert len(scene.heard(Hello)) == 1
     scene.heard(Want)
@@ -300,7 +300,7 @@ def test_a_forged_refusal_does_not_end_it(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [DeviceState("b", online=True), Offer("run-1", 1, chunks.parcel_of(b"x"))]
+    "message", [DeviceState("b", online=True), Offer("run-1", 1, chunks.blob_of(b"x"))]
 )
 def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Message) -> None:
     scene.join()
@@ -313,7 +313,7 @@ def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Messa
 def test_no_bytes_stop_it(scene: Scene, payload: bytes, topic: str) -> None:
     scene.flow()
     for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, b"{" + payload):
-        scene.session.take(Received(topic, candidate), scene.now)
+        scene.session.handle_event(Received(topic, candidate), scene.now)
         scene.session.act(scene.now)
 
 
@@ -375,7 +375,7 @@ def test_while_chunks_are_on_their_way_it_sends_none_again(
     scene.join()
     (offer,) = scene.heard(Offer)
     want = Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),))
-    monkeypatch.setattr(MemoryTransport, "backlog", lambda link: 1)
+    monkeypatch.setattr(InMemoryTransport, "backlog", lambda link: 1)
     scene.say(want)
     scene.work()
     assert len(scene.heard(bytes)) == offer.parcel.chunks, "the first time, whatever else is queued"
@@ -383,7 +383,7 @@ def test_while_chunks_are_on_their_way_it_sends_none_again(
     scene.work(2 * REPEAT_S)
     assert scene.heard(bytes) == []
     assert scene.heard(Offer) == []
-    monkeypatch.setattr(MemoryTransport, "backlog", lambda link: 0)
+    monkeypatch.setattr(InMemoryTransport, "backlog", lambda link: 0)
     scene.say(want)
     scene.work()
     assert len(scene.heard(bytes)) == offer.parcel.chunks
@@ -418,7 +418,7 @@ def test_damaged_chunks_are_counted_and_do_no_harm(scene: Scene) -> None:
     scene.flow()
     scene.say(manifest())
     scene.work()
-    first = next(chunks.chunks(data := wire.pack_model(model(0), "fp32"), small(data)))
+    first = next(chunks.split(data := wire.pack_model(model(0), "fp32"), small(data)))
     scene.script.publish(TOPICS.model, first[:-1] + bytes([first[-1] ^ 1]))
     refused_once(scene)
     scene.say_model(model(0))
@@ -487,12 +487,12 @@ def test_what_was_offered_is_sent_chunk_by_chunk_as_asked(scene: Scene) -> None:
     scene.work()
     incoming = chunks.Incoming(offer.parcel)
     for chunk in scene.heard(bytes):
-        incoming.receive(chunk)
-    found = wire.unpack_contribution(incoming.take(), "fp32", {"gate": (40, 10)})
+        incoming.add_chunk(chunk)
+    found = wire.unpack_contribution(incoming.assemble(), "fp32", {"gate": (40, 10)})
     assert (found.run, found.round, found.device) == ("run-1", 1, "cam-01")
     assert found.base == manifest().model.sha256
     assert (found.encoder_id, found.classes_digest) == ("e" * 64, "c" * 64)
-    assert found.update.terms["gate"][0, 0] == 0.5
+    assert found.update.delta["gate"][0, 0] == 0.5
     scene.say(Want("a" * 64, ((0, 1),)))  # of something else
     scene.work()
     assert scene.heard(bytes) == []
@@ -726,11 +726,11 @@ def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> Non
     scene.join()
     scene.broker.cut("cam-01")
     scene.work()
-    scene.session.take(Connected(), scene.now)
+    scene.session.handle_event(Connected(), scene.now)
 
     def comes(message: Message, topic: str) -> None:
         payload = wire.pack_control(message, "coordinator", topic, ME)
-        scene.session.take(Received(topic, payload), scene.now)
+        scene.session.handle_event(Received(topic, payload), scene.now)
         scene.session.act(scene.now)
 
     comes(manifest(model(1), phase="done", takes_part=None), TOPICS.round)
@@ -792,7 +792,7 @@ def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
 
 def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
     scene.join(round=2, model_round=1)
-    scene.session.take(Connected(), scene.now)
+    scene.session.handle_event(Connected(), scene.now)
     said = scene.heard(Hello)[-1]
     assert (said.epoch, said.run, said.closed) == (5, "run-1", 1)
 
@@ -857,8 +857,8 @@ def uploaded(scene: Scene, offer: Offer) -> bytes:
     scene.work()
     incoming = chunks.Incoming(offer.parcel)
     for chunk in scene.heard(bytes):
-        incoming.receive(chunk)
-    return incoming.take()
+        incoming.add_chunk(chunk)
+    return incoming.assemble()
 
 
 def test_after_a_kill_it_offers_the_very_same_bytes_without_training(scene: Scene) -> None:
@@ -970,10 +970,10 @@ def test_in_an_unknown_run_it_parks_its_update_until_its_own_comes_back(scene: S
 def test_when_a_run_is_done_nothing_of_it_stays(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
-    assert scene.session.parked.update("run-1") is not None
+    assert scene.session.state_db.pending_update("run-1") is not None
     scene.say(manifest(phase="done"))
     scene.work()
-    assert scene.session.parked.update("run-1") is None
+    assert scene.session.state_db.pending_update("run-1") is None
     scene.work(10 * REPEAT_S)
     assert offer not in scene.heard(Offer)
 
@@ -1040,11 +1040,11 @@ def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None
             scene.work()
             rounds -= 1
         else:
-            arrived += found.update.terms["gate"]
+            arrived += found.update.delta["gate"]
             kept(scene, offer)
         if number % 5 == 4:
             restart(scene)
-    residual = scene.session.parked.carried("run-1").residual["gate"]
+    residual = scene.session.state_db.carry_over("run-1").residual["gate"]
     np.testing.assert_allclose(arrived + residual, rounds * true, rtol=0, atol=1e-4)
     assert (arrived[:, 1:] > 0).any()
 

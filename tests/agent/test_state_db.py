@@ -14,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.agent.state_db import RUNS, Carried, Floor, Parked, ParkedUpdate, open_parked
+from fedclip_edge.agent.state_db import (
+    RUNS,
+    CarryOver,
+    Parked,
+    PendingUpdate,
+    RunPosition,
+    open_state_db,
+)
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.protocol import codec
 from fedclip_edge.records import Terms
@@ -27,22 +34,22 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parked(path: Path) -> Iterator[Parked]:
-    opened = open_parked(path)
+    opened = open_state_db(path)
     yield opened
     opened.close()
 
 
-def update(round: int, run: str = "run-1", body: bytes | None = None) -> ParkedUpdate:
+def update(round: int, run: str = "run-1", body: bytes | None = None) -> PendingUpdate:
     body = body or f"{run}/{round}".encode()
-    return ParkedUpdate(run, round, "b" * 64, hashlib.sha256(body).hexdigest(), body)
+    return PendingUpdate(run, round, "b" * 64, hashlib.sha256(body).hexdigest(), body)
 
 
-def left(value: float) -> Carried:
+def left(value: float) -> CarryOver:
     state = {"moments": np.full((2, 2), -value, np.float32)}
-    return Carried({"gate": np.full(3, value, np.float32)}, state)
+    return CarryOver({"gate": np.full(3, value, np.float32)}, state)
 
 
-def value(carried: Carried) -> float:
+def value(carried: CarryOver) -> float:
     """Of `left`; 0 for nothing."""
     assert carried.residual.keys() == ({"gate"} if carried.residual else set())
     if not carried.residual:
@@ -54,32 +61,32 @@ def value(carried: Carried) -> float:
 
 def test_the_very_same_bytes_are_there_after_a_restart(parked: Parked, path: Path) -> None:
     made = update(3, body=b"one\0two")
-    parked.park(made, left(1))
-    again = open_parked(path)  # nothing was closed: a killed process says no good-bye
-    found = again.update("run-1")
+    parked.keep_update(made, left(1))
+    again = open_state_db(path)  # nothing was closed: a killed process says no good-bye
+    found = again.pending_update("run-1")
     assert found is not None
     assert vars(found) == vars(made)
-    assert again.update("run-2") is None
-    assert (again.kept_round("run-1"), value(again.carried("run-1"))) == (0, 0)
+    assert again.pending_update("run-2") is None
+    assert (again.kept_round("run-1"), value(again.carry_over("run-1"))) == (0, 0)
     again.close()
 
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from fedclip_edge.agent.state_db import Carried, ParkedUpdate, open_parked
-parked = open_parked(Path(sys.argv[1]))
-parked.park(ParkedUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), Carried())
+from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, open_state_db
+parked = open_state_db(Path(sys.argv[1]))
+parked.park(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), CarryOver())
 os.kill(os.getpid(), 9)
 """
 
 
 def test_what_is_parked_survives_a_kill(path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
-    parked = open_parked(path)
-    found = parked.update("run-1")
+    parked = open_state_db(path)
+    found = parked.pending_update("run-1")
     assert found is not None
-    assert (found.sha256, found.body) == ("a" * 64, bytes(1 << 19))
+    assert (found.sha256, found.payload) == ("a" * 64, bytes(1 << 19))
     parked.close()
 
 
@@ -89,84 +96,84 @@ def test_every_commit_is_synced(parked: Parked) -> None:
 
 
 def test_what_is_left_counts_from_kept_on(parked: Parked) -> None:
-    parked.park(update(1), left(1))
-    assert value(parked.carried("run-1")) == 0
-    parked.settle("run-1", update(1).sha256, kept=True)
-    assert (value(parked.carried("run-1")), parked.kept_round("run-1")) == (1, 1)
-    assert parked.update("run-1") is None
+    parked.keep_update(update(1), left(1))
+    assert value(parked.carry_over("run-1")) == 0
+    parked.resolve("run-1", update(1).sha256, kept=True)
+    assert (value(parked.carry_over("run-1")), parked.kept_round("run-1")) == (1, 1)
+    assert parked.pending_update("run-1") is None
 
 
 def test_what_is_left_is_kept_by_value_not_by_layout(parked: Parked) -> None:
     term = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
-    parked.park(update(1), Carried({"a": term}, {"b": term.T}))
-    parked.settle("run-1", update(1).sha256, kept=True)
-    carried = parked.carried("run-1")
+    parked.keep_update(update(1), CarryOver({"a": term}, {"b": term.T}))
+    parked.resolve("run-1", update(1).sha256, kept=True)
+    carried = parked.carry_over("run-1")
     np.testing.assert_array_equal(carried.residual["a"], term)
     np.testing.assert_array_equal(carried.state["b"], term.T)
 
 
 def test_where_it_is_refused_what_was_left_before_stays(parked: Parked) -> None:
-    parked.park(update(1), left(1))
-    parked.settle("run-1", update(1).sha256, kept=True)
-    parked.park(update(2), left(2))
-    assert value(parked.carried("run-1")) == 1
-    parked.settle("run-1", update(2).sha256, kept=False)
-    assert (value(parked.carried("run-1")), parked.kept_round("run-1")) == (1, 1)
-    assert parked.update("run-1") is None
+    parked.keep_update(update(1), left(1))
+    parked.resolve("run-1", update(1).sha256, kept=True)
+    parked.keep_update(update(2), left(2))
+    assert value(parked.carry_over("run-1")) == 1
+    parked.resolve("run-1", update(2).sha256, kept=False)
+    assert (value(parked.carry_over("run-1")), parked.kept_round("run-1")) == (1, 1)
+    assert parked.pending_update("run-1") is None
 
 
 def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(parked: Parked) -> None:
     """For a coordinator whose journal is an old copy, which asks for a round once more."""
-    parked.park(update(1), left(1))
-    parked.settle("run-1", update(1).sha256, kept=True)
-    parked.park(update(1), left(2))
-    parked.settle("run-1", update(1).sha256, kept=True)
-    assert value(parked.carried("run-1")) == 1
+    parked.keep_update(update(1), left(1))
+    parked.resolve("run-1", update(1).sha256, kept=True)
+    parked.keep_update(update(1), left(2))
+    parked.resolve("run-1", update(1).sha256, kept=True)
+    assert value(parked.carry_over("run-1")) == 1
 
 
 def test_an_answer_to_another_update_settles_nothing(parked: Parked) -> None:
-    parked.park(update(2), left(2))
+    parked.keep_update(update(2), left(2))
     for kept in (True, False):
-        parked.settle("run-1", update(1).sha256, kept=kept)
-        parked.settle("run-2", update(2).sha256, kept=kept)
-    assert parked.update("run-1") is not None
-    assert (value(parked.carried("run-1")), parked.kept_round("run-1")) == (0, 0)
-    parked.settle("run-1", update(2).sha256, kept=True)
-    assert value(parked.carried("run-1")) == 2
+        parked.resolve("run-1", update(1).sha256, kept=kept)
+        parked.resolve("run-2", update(2).sha256, kept=kept)
+    assert parked.pending_update("run-1") is not None
+    assert (value(parked.carry_over("run-1")), parked.kept_round("run-1")) == (0, 0)
+    parked.resolve("run-1", update(2).sha256, kept=True)
+    assert value(parked.carry_over("run-1")) == 2
 
 
 def test_runs_are_apart_and_an_update_waits_for_its_own(parked: Parked) -> None:
-    parked.park(update(1), left(1))
-    parked.settle("run-1", update(1).sha256, kept=True)
-    parked.park(update(2), left(2))
-    parked.park(update(1, "run-2"), left(9))
-    assert value(parked.carried("run-2")) == 0
-    parked.settle("run-2", update(1, "run-2").sha256, kept=True)
-    assert (value(parked.carried("run-1")), value(parked.carried("run-2"))) == (1, 9)
-    waiting = parked.update("run-1")
+    parked.keep_update(update(1), left(1))
+    parked.resolve("run-1", update(1).sha256, kept=True)
+    parked.keep_update(update(2), left(2))
+    parked.keep_update(update(1, "run-2"), left(9))
+    assert value(parked.carry_over("run-2")) == 0
+    parked.resolve("run-2", update(1, "run-2").sha256, kept=True)
+    assert (value(parked.carry_over("run-1")), value(parked.carry_over("run-2"))) == (1, 9)
+    waiting = parked.pending_update("run-1")
     assert waiting is not None
-    assert waiting.body == update(2).body
+    assert waiting.payload == update(2).payload
     parked.forget("run-2")
-    assert value(parked.carried("run-2")) == 0
-    parked.settle("run-1", update(2).sha256, kept=True)
-    assert value(parked.carried("run-1")) == 2
+    assert value(parked.carry_over("run-2")) == 0
+    parked.resolve("run-1", update(2).sha256, kept=True)
+    assert value(parked.carry_over("run-1")) == 2
 
 
 def test_only_the_newest_few_runs_stay(parked: Parked) -> None:
     names = [f"run-{n}" for n in range(RUNS + 3)]
     for name in names:
-        parked.park(update(1, name), left(1))
-    assert [name for name in names if parked.update(name)] == names[-RUNS:]
+        parked.keep_update(update(1, name), left(1))
+    assert [name for name in names if parked.pending_update(name)] == names[-RUNS:]
     assert parked._rows("SELECT COUNT(*) FROM carried") == [(RUNS,)]
-    parked.park(update(1, names[-RUNS]), left(1))  # the oldest of them goes on
-    assert [name for name in names if parked.update(name)] == names[-RUNS:]
+    parked.keep_update(update(1, names[-RUNS]), left(1))  # the oldest of them goes on
+    assert [name for name in names if parked.pending_update(name)] == names[-RUNS:]
 
 
 def test_the_file_does_not_grow_with_the_rounds(parked: Parked) -> None:
     sizes = []
     for number in range(1, 40):
-        parked.park(update(number, body=bytes([number]) * 50_000), left(number))
-        parked.settle("run-1", hashlib.sha256(bytes([number]) * 50_000).hexdigest(), kept=True)
+        parked.keep_update(update(number, body=bytes([number]) * 50_000), left(number))
+        parked.resolve("run-1", hashlib.sha256(bytes([number]) * 50_000).hexdigest(), kept=True)
         parked._rows("PRAGMA wal_checkpoint(TRUNCATE)")
         sizes.append(parked.path.stat().st_size)
     assert max(sizes[10:]) <= max(sizes[:10])
@@ -176,35 +183,35 @@ def test_the_file_does_not_grow_with_the_rounds(parked: Parked) -> None:
 
 
 def test_the_last_manifest_is_remembered(parked: Parked, path: Path) -> None:
-    assert parked.floor == Floor()
-    parked.move_floor(Floor(7, "run-1", 3, over=True))
-    again = open_parked(path)
-    assert again.floor == Floor(7, "run-1", 3, over=True)
+    assert parked.position == RunPosition()
+    parked.move_position(RunPosition(7, "run-1", 3, over=True))
+    again = open_state_db(path)
+    assert again.position == RunPosition(7, "run-1", 3, over=True)
     again.close()
 
 
 @pytest.mark.parametrize(
     ("other", "older"),
     [
-        (Floor(7, "run-1", 3), False),
-        (Floor(7, "run-1", 4), False),
-        (Floor(8, "run-1", 1), False),  # a journal put back to an earlier day
-        (Floor(8, "run-2", 1), False),
-        (Floor(7, "run-2", 4), True),  # of two journals
-        (Floor(7, "run-1", 2), True),
-        (Floor(6, "run-1", 9), True),
-        (Floor(6, "run-2", 9), True),
+        (RunPosition(7, "run-1", 3), False),
+        (RunPosition(7, "run-1", 4), False),
+        (RunPosition(8, "run-1", 1), False),  # a journal put back to an earlier day
+        (RunPosition(8, "run-2", 1), False),
+        (RunPosition(7, "run-2", 4), True),  # of two journals
+        (RunPosition(7, "run-1", 2), True),
+        (RunPosition(6, "run-1", 9), True),
+        (RunPosition(6, "run-2", 9), True),
     ],
 )
-def test_what_is_older_than_the_floor(other: Floor, older: bool) -> None:
-    assert Floor(7, "run-1", 3).is_above(other) == older
+def test_what_is_older_than_the_floor(other: RunPosition, older: bool) -> None:
+    assert RunPosition(7, "run-1", 3).is_newer_than(other) == older
 
 
 def test_nothing_of_a_run_comes_after_its_end() -> None:
-    end = Floor(7, "run-1", 3, over=True)
-    assert end.is_above(Floor(7, "run-1", 3))
-    assert not end.is_above(end)
-    assert not end.is_above(Floor(8, "run-1", 3)), "a journal put back to before it"
+    end = RunPosition(7, "run-1", 3, over=True)
+    assert end.is_newer_than(RunPosition(7, "run-1", 3))
+    assert not end.is_newer_than(end)
+    assert not end.is_newer_than(RunPosition(8, "run-1", 3)), "a journal put back to before it"
 
 
 # The disk.
@@ -238,24 +245,24 @@ def break_with(parked: Parked, statement: str) -> None:
 def test_a_full_disk_is_said_and_changes_nothing(
     parked: Parked, path: Path, statement: str
 ) -> None:
-    parked.park(update(1), left(1))
-    parked.settle("run-1", update(1).sha256, kept=True)
+    parked.keep_update(update(1), left(1))
+    parked.resolve("run-1", update(1).sha256, kept=True)
     break_with(parked, statement)
     with pytest.raises(DiskError, match=r"parked.sqlite cannot be written \(.* is full\); free"):
-        parked.park(update(2), left(2))
-    again = open_parked(path)
-    assert again.update("run-1") is None
-    assert (value(again.carried("run-1")), again.kept_round("run-1")) == (1, 1)
+        parked.keep_update(update(2), left(2))
+    again = open_state_db(path)
+    assert again.pending_update("run-1") is None
+    assert (value(again.carry_over("run-1")), again.kept_round("run-1")) == (1, 1)
     again.close()
 
 
 def test_an_answer_that_cannot_be_written_is_asked_for_again(parked: Parked, path: Path) -> None:
-    parked.park(update(1), left(1))
+    parked.keep_update(update(1), left(1))
     break_with(parked, "DELETE FROM carried")
     with pytest.raises(DiskError, match="cannot be written"):
-        parked.settle("run-1", update(1).sha256, kept=True)
-    again = open_parked(path)
-    assert again.update("run-1") is not None
+        parked.resolve("run-1", update(1).sha256, kept=True)
+    again = open_state_db(path)
+    assert again.pending_update("run-1") is not None
     assert again.kept_round("run-1") == 0
     again.close()
 
@@ -263,18 +270,18 @@ def test_an_answer_that_cannot_be_written_is_asked_for_again(parked: Parked, pat
 def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
     path.write_bytes(b"no database" * 100)
     with pytest.raises(DiskError, match="delete the file"):
-        open_parked(path)
+        open_state_db(path)
     path.unlink()
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
     with pytest.raises(ConfigError, match="is of version 9, this program writes 2"):
-        open_parked(path)
+        open_state_db(path)
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="unable to open"):
-        open_parked(tmp_path / "missing" / "parked.sqlite")
+        open_state_db(tmp_path / "missing" / "parked.sqlite")
 
 
 # The law of the residual.
@@ -300,44 +307,44 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
     shapes = {"gate": (40,)}
     random = np.random.default_rng(0)
     arrived, meant = np.zeros(40), np.zeros(40)
-    database = open_parked(Path(":memory:"))
+    database = open_state_db(Path(":memory:"))
     for number, (size, fate) in enumerate(fates, start=1):
         made = {"gate": (size * random.normal(size=40)).astype(np.float32)}
-        carried = database.carried("run-1")
+        carried = database.carry_over("run-1")
         sent, residual = codec.with_feedback(name, made, carried.residual)
-        database.park(update(number), Carried(residual))
+        database.keep_update(update(number), CarryOver(residual))
         if fate.startswith("killed"):  # what it has in memory is gone; the file tells what to offer
-            again = database.update("run-1")
+            again = database.pending_update("run-1")
             assert again is not None
-            assert again.body == update(number).body
+            assert again.payload == update(number).payload
         kept = fate.endswith("kept")
         if kept:
             received: Terms = codec.restore(name, sent, shapes)
             arrived += received["gate"]
             meant += made["gate"]
-        database.settle("run-1", update(number).sha256, kept=kept)
-        database.settle("run-1", update(number).sha256, kept=kept)  # the answer came twice
-    residual = database.carried("run-1").residual
+        database.resolve("run-1", update(number).sha256, kept=kept)
+        database.resolve("run-1", update(number).sha256, kept=kept)  # the answer came twice
+    residual = database.carry_over("run-1").residual
     held = residual["gate"] if residual else 0
     np.testing.assert_allclose(arrived + held, meant, rtol=0, atol=1e-4)
     database.close()
 
 
 def test_what_is_remembered_in_memory_is_what_the_file_says(path: Path) -> None:
-    parked = open_parked(path)
+    parked = open_state_db(path)
     for number, kept in ((1, True), (2, False), (3, True)):
-        parked.park(update(number), left(number))
-        parked.settle("run-1", update(number).sha256, kept=kept)
-        again = open_parked(path)
-        assert value(parked.carried("run-1")) == value(again.carried("run-1"))
+        parked.keep_update(update(number), left(number))
+        parked.resolve("run-1", update(number).sha256, kept=kept)
+        again = open_state_db(path)
+        assert value(parked.carry_over("run-1")) == value(again.carry_over("run-1"))
         again.close()
     parked.forget("run-1")
-    assert parked.carried("run-1").residual == {}
+    assert parked.carry_over("run-1").residual == {}
     parked.close()
 
 
 def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
-    parked = open_parked(path)
+    parked = open_state_db(path)
     said: list[str] = []
     parked._database.set_trace_callback(said.append)
 
@@ -347,15 +354,15 @@ def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
         said.clear()
         return waits
 
-    parked.move_floor(Floor(1, "run-1", 1))
+    parked.move_position(RunPosition(1, "run-1", 1))
     assert waited_for()
-    parked.move_floor(Floor(1, "run-1", 2))
+    parked.move_position(RunPosition(1, "run-1", 2))
     assert not waited_for()
-    parked.move_floor(Floor(2, "run-1", 2))
+    parked.move_position(RunPosition(2, "run-1", 2))
     assert waited_for()
-    parked.park(update(1), left(1))
+    parked.keep_update(update(1), left(1))
     assert waited_for()
-    parked.settle("run-1", update(1).sha256, kept=True)
+    parked.resolve("run-1", update(1).sha256, kept=True)
     assert not waited_for()
     parked.forget("run-1")
     assert waited_for()

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
 
-from fedclip_edge.agent.features import Prepared
-from fedclip_edge.agent.trainer import LocalLearner
+from fedclip_edge.agent.features import DeviceFeatures
+from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig, RunRules
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import evaluate
@@ -47,10 +47,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def prepared(train: int = 40, test: int = 30, seed: int = 1) -> Prepared:
+def prepared(train: int = 40, test: int = 30, seed: int = 1) -> DeviceFeatures:
     """Test pictures are named after their place, so that their rows can be told apart."""
     tested = features(test, seed + 100, CLASSES)
-    return Prepared(
+    return DeviceFeatures(
         train=features(train, seed, CLASSES),
         validation=features(10, seed + 200, CLASSES),
         test=tested,
@@ -66,15 +66,15 @@ def prepared(train: int = 40, test: int = 30, seed: int = 1) -> Prepared:
 
 def learner(
     folder: Path,
-    data: Prepared | None = None,
+    data: DeviceFeatures | None = None,
     roles: tuple[Role, ...] = ("train", "evaluate"),
     name: str = "cam-a",
     traffic: Traffic | None = None,
-) -> LocalLearner:
+) -> LocalTrainer:
     state = folder / name
     state.mkdir(exist_ok=True)
     config = AgentConfig(name, "lab", folder, DataConfig(folder), state, "roof", roles)
-    return LocalLearner(config, CLASSES, D, data or prepared(), lambda: traffic)
+    return LocalTrainer(config, CLASSES, D, data or prepared(), lambda: traffic)
 
 
 def initial(plan: Plan = PLAN) -> Model:
@@ -113,9 +113,9 @@ def test_a_device_trains_with_its_own_seed(tmp_path: Path) -> None:
     data = prepared()
 
     def terms(name: str, round: int) -> bytes:
-        model = Model("fedclip", round, initial().terms)
+        model = Model("fedclip", round, initial().parameters)
         return (
-            learner(tmp_path, data, name=name).fit(model, PLAN, {})[0].terms["0.weight"].tobytes()
+            learner(tmp_path, data, name=name).fit(model, PLAN, {})[0].delta["0.weight"].tobytes()
         )
 
     assert terms("cam-a", 0) == terms("cam-a", 0)
@@ -128,8 +128,8 @@ def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Pa
     seed = training_seed(PLAN.seed, 0, "cam-a")
     expected, _ = fedclip.fit(initial(), data.train, data.validation, CLASSES, PLAN, {}, seed)
     assert update.weight == expected.weight
-    assert {n: t.tobytes() for n, t in update.terms.items()} == {
-        n: t.tobytes() for n, t in expected.terms.items()
+    assert {n: t.tobytes() for n, t in update.delta.items()} == {
+        n: t.tobytes() for n, t in expected.delta.items()
     }
 
 
@@ -184,17 +184,17 @@ def test_zero_shot_over_all_pictures_is_measured_at_the_end(tmp_path: Path) -> N
     assert accuracy["zero_shot_all"] == pytest.approx(right / sum(map(len, sides)))
 
 
-def run_fleet(folder: Path, plan: Plan, data: dict[str, Prepared]) -> dict[str, Report]:
+def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict[str, Report]:
     """A whole run; the report of each device on the last model."""
     folder.mkdir()
     fleet = Fleet(folder, plan, RunRules(devices=len(data), quorum=1.0), CLASSES)
     for name, its in data.items():
         session = fleet.start_device(name, its.train, its.test)
-        assert isinstance(session.learner, LocalLearner)
+        assert isinstance(session.learner, LocalTrainer)
         session.learner.data = its
     fleet.run()
-    reports = fleet.store.reports(fleet.coordinator.run.id)
-    fleet.store.close()
+    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
+    fleet.journal.close()
     return {report.device: report for report in reports if report.round == plan.rounds}
 
 
@@ -236,7 +236,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
     assert one.train_s == 0
     assert one.busy_s > 0
     (first, _), (second, _) = one.fit(initial(), PLAN, {}), other.fit(initial(), PLAN, {})
-    assert first.terms["2.weight"].tobytes() == second.terms["2.weight"].tobytes()
+    assert first.delta["2.weight"].tobytes() == second.delta["2.weight"].tobytes()
 
 
 # --- what it says --------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
 
 def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
     asked = learner(tmp_path, traffic=Traffic(up_bytes=11, down_bytes=22))
-    model = Model("fedclip", 2, initial().terms)
+    model = Model("fedclip", 2, initial().parameters)
     asked.fit(model, PLAN, {})
     measured = Measured({"federated": 0.25}, {"federated": (0.5, None)})
     report = asked.report("run-1", model, "a" * 64, measured, 3.5)
@@ -339,6 +339,6 @@ def test_predictions_are_those_of_the_last_model_and_whole(tmp_path: Path) -> No
 
 def test_without_test_pictures_there_is_nothing_to_say(tmp_path: Path) -> None:
     empty = Features(np.zeros((0, D), np.float32), np.zeros(0, np.int64), ENCODER)
-    data = Prepared(prepared().train, empty, empty, (), 0, 0, 0.0)
+    data = DeviceFeatures(prepared().train, empty, empty, (), 0, 0, 0.0)
     with pytest.raises(ValueError, match="no test pictures"):
         learner(tmp_path, data).evaluate(initial(), PLAN, final=False)

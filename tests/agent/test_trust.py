@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from session_scene import ME, TOPICS, manifest, state
 
-from fedclip_edge.agent.state_db import Parked, open_parked
-from fedclip_edge.agent.trust import Believing
+from fedclip_edge.agent.state_db import Parked, open_state_db
+from fedclip_edge.agent.trust import Trust
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import Kept, Message
 
-STRANGER = signing.new()
+STRANGER = signing.create_identity()
 
 
 @pytest.fixture
 def parked(tmp_path: Path) -> Iterator[Parked]:
-    opened = open_parked(tmp_path / "parked.sqlite")
+    opened = open_state_db(tmp_path / "parked.sqlite")
     yield opened
     opened.close()
 
@@ -31,14 +31,14 @@ def signed(message: Message, by: signing.Identity = ME, name: str = "coordinator
 
 
 def test_the_first_key_of_a_run_is_its_key(parked: Parked) -> None:
-    believing = Believing("b1", "", parked)
+    believing = Trust("b1", "", parked)
     believing.check(signed(manifest()))
     with pytest.raises(PeerError):
         believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
 
 
 def test_the_pinned_key_is_the_only_one(parked: Parked) -> None:
-    believing = Believing("b1", STRANGER.key, parked)
+    believing = Trust("b1", STRANGER.key, parked)
     with pytest.raises(PeerError):
         believing.check(signed(manifest()))
     believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
@@ -46,32 +46,32 @@ def test_the_pinned_key_is_the_only_one(parked: Parked) -> None:
 
 def test_nobody_else_speaks_for_the_coordinator(parked: Parked) -> None:
     with pytest.raises(PeerError, match="only the coordinator may"):
-        Believing("b1", "", parked).check(signed(manifest(), name="cam-7"))
+        Trust("b1", "", parked).check(signed(manifest(), name="cam-7"))
 
 
 def test_an_answer_before_any_manifest_is_not_believed(parked: Parked) -> None:
     with pytest.raises(PeerError, match="nothing is known"):
-        Believing("b1", "", parked).check(signed(Kept("run-1", 1, "0" * 64)))
+        Trust("b1", "", parked).check(signed(Kept("run-1", 1, "0" * 64)))
 
 
 def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: Parked) -> None:
     newest = replace(manifest(), epoch=3, round=2, model_round=1)
-    Believing("b1", "", parked).take_manifest(newest, direct=False)
-    after = Believing("b2", "", parked)
+    Trust("b1", "", parked).accept_manifest(newest, direct=False)
+    after = Trust("b2", "", parked)
     for older in (
         replace(newest, round=1, model_round=0),
         replace(newest, epoch=2, round=9, model_round=8),
     ):
         with pytest.raises(PeerError, match="older than 1 closed rounds of"):
-            after.take_manifest(older, direct=False)
+            after.accept_manifest(older, direct=False)
         assert after.manifest is None
     with pytest.raises(PeerError, match="older than 3"):
-        after.take_coordinator(replace(state(), epoch=2))
-    after.take_manifest(newest, direct=False)
+        after.accept_coordinator(replace(state(), epoch=2))
+    after.accept_manifest(newest, direct=False)
 
 
 def test_an_answer_to_another_process_is_refused(parked: Parked) -> None:
-    believing = Believing("b2", "", parked)
+    believing = Trust("b2", "", parked)
     with pytest.raises(PeerError, match="for boot 'b1'"):
-        believing.take_manifest(manifest(answers="b1"), direct=True)
-    believing.take_manifest(manifest(answers="b2"), direct=True)
+        believing.accept_manifest(manifest(answers="b1"), direct=True)
+    believing.accept_manifest(manifest(answers="b2"), direct=True)

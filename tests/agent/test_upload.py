@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedclip_edge.agent.state_db import Carried, Parked, open_parked
-from fedclip_edge.agent.upload import REPEAT_S, Contributing
+from fedclip_edge.agent.state_db import CarryOver, Parked, open_state_db
+from fedclip_edge.agent.upload import REPEAT_S, Upload
 from fedclip_edge.protocol import chunks
 from fedclip_edge.protocol.messages import Kept, Offer, Refused, Want
 from fedclip_edge.records import Contribution, Plan, Update
@@ -20,124 +20,124 @@ PLAN = Plan()
 
 @pytest.fixture
 def parked(tmp_path: Path) -> Iterator[Parked]:
-    opened = open_parked(tmp_path / "parked.sqlite")
+    opened = open_state_db(tmp_path / "parked.sqlite")
     yield opened
     opened.close()
 
 
-def make(mine: Contributing, round: int = 1, seed: int = 0) -> Offer:
+def make(mine: Upload, round: int = 1, seed: int = 0) -> Offer:
     term = np.random.default_rng(seed).normal(size=(30, 40)).astype(np.float32)
     made = Contribution(
         "run-1", round, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
     )
-    return mine.make(made, PLAN, mine.carried("run-1"), {}, now=0.0)
+    return mine.make(made, PLAN, mine.carry_over("run-1"), {}, now=0.0)
 
 
-def sent(mine: Contributing, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
+def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
     incoming = chunks.Incoming(offer.parcel)
     wanted = Want(offer.parcel.sha256, incoming.missing)
-    for chunk in mine.chunks(wanted, now, sending=sending):
-        incoming.receive(chunk)
-    return incoming.take() if incoming.complete else b""
+    for chunk in mine.chunks_for(wanted, now, sending=sending):
+        incoming.add_chunk(chunk)
+    return incoming.assemble() if incoming.complete else b""
 
 
 def test_it_is_on_disk_before_it_is_offered(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     offer = make(mine)
-    found = parked.update("run-1")
+    found = parked.pending_update("run-1")
     assert found is not None
     assert found.sha256 == offer.parcel.sha256
-    assert sent(mine, offer) == found.body
+    assert sent(mine, offer) == found.payload
 
 
 def test_no_other_is_made_before_it_is_settled(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     offer = make(mine)
     assert mine.unsettled
     assert not mine.owes(1)
     assert not mine.owes(2)
-    mine.settle(Kept("run-1", 1, "0" * 64))
+    mine.resolve(Kept("run-1", 1, "0" * 64))
     assert not mine.owes(2), "the answer to another one"
-    mine.settle(Kept("run-1", 1, offer.parcel.sha256))
+    mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
     assert not mine.owes(1)
     assert mine.owes(2)
 
 
 def test_after_a_kill_the_very_same_one_is_offered(parked: Parked) -> None:
-    offer = make(Contributing(parked))
-    again = Contributing(parked)
-    again.take_up("run-1")
-    assert again.due(0.0, sending=False) == offer
-    again.settle(Kept("run-1", 1, offer.parcel.sha256))
-    after = Contributing(parked)
-    after.take_up("run-1")
+    offer = make(Upload(parked))
+    again = Upload(parked)
+    again.resume_run("run-1")
+    assert again.poll_offer(0.0, sending=False) == offer
+    again.resolve(Kept("run-1", 1, offer.parcel.sha256))
+    after = Upload(parked)
+    after.resume_run("run-1")
     assert not after.unsettled
     assert not after.owes(1)
 
 
 def test_what_is_left_behind_counts_once_it_is_kept(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     refused = make(mine)
-    mine.settle(Refused("late", final=False, sha256=refused.parcel.sha256, closed=1))
-    assert mine.carried("run-1").residual == {}
+    mine.resolve(Refused("late", final=False, sha256=refused.parcel.sha256, closed=1))
+    assert mine.carry_over("run-1").residual == {}
     kept = make(mine, round=2, seed=1)
-    mine.settle(Kept("run-1", 2, kept.parcel.sha256))
-    assert mine.carried("run-1").residual["gate"].any()
+    mine.resolve(Kept("run-1", 2, kept.parcel.sha256))
+    assert mine.carry_over("run-1").residual["gate"].any()
 
 
 def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     offer = make(mine)
-    assert mine.due(REPEAT_S - 0.1, sending=False) is None
-    assert mine.due(REPEAT_S, sending=True) == offer
+    assert mine.poll_offer(REPEAT_S - 0.1, sending=False) is None
+    assert mine.poll_offer(REPEAT_S, sending=True) == offer
     sent(mine, offer, now=REPEAT_S)
-    assert mine.due(2 * REPEAT_S, sending=True) is None
+    assert mine.poll_offer(2 * REPEAT_S, sending=True) is None
     assert sent(mine, offer, now=2 * REPEAT_S, sending=True) == b""
     mine.link_came(None)
-    assert mine.due(2 * REPEAT_S, sending=True) == offer
+    assert mine.poll_offer(2 * REPEAT_S, sending=True) == offer
 
 
 def test_it_is_offered_again_in_chunks_that_the_next_link_takes(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     before = make(mine)
     body = sent(mine, before)
     mine.link_came(1_500)
-    after = mine.due(REPEAT_S, sending=False)
+    after = mine.poll_offer(REPEAT_S, sending=False)
     assert after is not None
     assert after.parcel.sha256 == before.parcel.sha256
     assert 24 + after.parcel.chunk_bytes < 1_500 < before.parcel.chunk_bytes
     assert sent(mine, after) == body != b""
-    again = Contributing(parked)
+    again = Upload(parked)
     again.link_came(1_500)
-    again.take_up("run-1")
-    assert again.due(0.0, sending=False) == after
+    again.resume_run("run-1")
+    assert again.poll_offer(0.0, sending=False) == after
 
 
 def test_a_refusal_in_an_open_round_settles_nothing(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     offer = make(mine)
-    mine.settle(Refused("no", final=False, sha256=offer.parcel.sha256))
+    mine.resolve(Refused("no", final=False, sha256=offer.parcel.sha256))
     assert mine.unsettled
-    assert mine.due(100.0, sending=False) is None
+    assert mine.poll_offer(100.0, sending=False) is None
     assert sent(mine, offer) == b""
 
 
 def test_the_end_of_a_run_forgets_it(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     make(mine)
     mine.end("run-1")
     assert not mine.unsettled
-    assert parked.update("run-1") is None
+    assert parked.pending_update("run-1") is None
 
 
 def test_a_term_out_of_the_codecs_range_is_carried(parked: Parked) -> None:
-    mine = Contributing(parked)
+    mine = Upload(parked)
     term = np.full((2, 2), 0.3, np.float32)
     made = Contribution(
         "run-1", 1, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
     )
-    carried = Carried({"gate": np.full((2, 2), 0.2, np.float32)})
+    carried = CarryOver({"gate": np.full((2, 2), 0.2, np.float32)})
     lossless = replace(PLAN, codec_up="fp32")
     offer = mine.make(made, lossless, carried, {}, now=0.0)
-    mine.settle(Kept("run-1", 1, offer.parcel.sha256))
-    assert mine.carried("run-1").residual == {}, "what was carried went out whole"
+    mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
+    assert mine.carry_over("run-1").residual == {}, "what was carried went out whole"

@@ -23,6 +23,7 @@ import zstandard
 from fedclip_edge.protocol import chunks, codec, wire
 from fedclip_edge.protocol.messages import (
     KINDS,
+    Blob,
     CoordinatorState,
     DeviceState,
     Hello,
@@ -30,7 +31,6 @@ from fedclip_edge.protocol.messages import (
     Manifest,
     Message,
     Offer,
-    Parcel,
     Refused,
     Want,
 )
@@ -51,7 +51,7 @@ class Aim:
     identity: Identity
     run: str
     round: int
-    model: Parcel
+    model: Blob
     plan: Plan
     shapes: Shapes
     encoder_id: str
@@ -61,7 +61,7 @@ class Aim:
 
     def messages(self) -> Mapping[str, Message]:
         """One right message of each kind; none of them is an answer that ends a device."""
-        gone = Parcel("9" * 64, 1000)
+        gone = Blob("9" * 64, 1000)
         return {
             "coordinator": CoordinatorState(
                 "another", self.epoch, self.run, online=True, key=self.identity.key
@@ -307,9 +307,9 @@ def wrong_plans(aim: Aim) -> Said:
     }
 
 
-def wrong_chunks(parcel: Parcel, data: bytes) -> Said:
+def wrong_chunks(parcel: Blob, data: bytes) -> Said:
     """Chunks that contradict their parcel, their header or the rules."""
-    right = next(chunks.chunks(data, parcel))
+    right = next(chunks.split(data, parcel))
     magic, version, zero, digest, index, count, crc = chunks._HEADER.unpack_from(right)
     part = right[chunks._HEADER.size :]
 
@@ -522,9 +522,9 @@ def wrong_models(aim: Aim, data: bytes) -> Said:
 
 def offered(aim: Aim, body: bytes, topic: str) -> tuple[bytes, Iterator[bytes]]:
     """The offer of a body as the attacker signs it, and its chunks."""
-    parcel = chunks.parcel_of(body)
+    parcel = chunks.blob_of(body)
     line = aim.line("offer", parcel=vars(parcel))
-    return aim.sign(line, topic), chunks.chunks(body, parcel)
+    return aim.sign(line, topic), chunks.split(body, parcel)
 
 
 def as_sender(aim: Aim, sender: str, identity: Identity) -> Aim:

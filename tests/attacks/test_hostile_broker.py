@@ -16,30 +16,31 @@ from coordinated_fleet import PLAN, RULES, device, final, restart, steps, undist
 from in_memory import ENCODER, Fleet, class_texts
 
 from fedclip_edge.agent.session import Session
+from fedclip_edge.coordinator.coordinator import resume_coordinator
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
+    Blob,
     CoordinatorState,
     Hello,
     Kept,
     Manifest,
     Message,
     Offer,
-    Parcel,
     Refused,
 )
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Update
-from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.in_memory import InMemoryBroker
 
 TOPICS = Topics("lab")
-EVIL = signing.new()
+EVIL = signing.create_identity()
 BOXES = ("cam-0", "cam-1")
 Said = tuple[str, bytes, bool]  # topic, payload, retained
 
 
-class HostileBroker(MemoryBroker):
+class HostileBroker(InMemoryBroker):
     """Does as `attack` says with each message; keeps a record of all."""
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class HostileBroker(MemoryBroker):
         self.inject(topic, wire.pack_control(message, sender, topic, EVIL))
 
 
-def enrolled(folder: Path, broker: MemoryBroker, *, pinned: bool = True) -> Fleet:
+def enrolled(folder: Path, broker: InMemoryBroker, *, pinned: bool = True) -> Fleet:
     """A fleet of two whose keys are pinned before anybody speaks; the devices are yet to start."""
     books = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
     for name in BOXES:
@@ -79,15 +80,15 @@ def fleet(tmp_path: Path, broker: HostileBroker) -> Fleet:
     return enrolled(tmp_path, broker)
 
 
-def evil_model(fleet: Fleet) -> tuple[bytes, Parcel]:
-    model = fleet.coordinator.ledger.model
-    terms = {name: np.full_like(values, 0.25) for name, values in model.terms.items()}
-    data = wire.pack_model(replace(model, terms=terms), PLAN.codec_down)
-    return data, chunks.parcel_of(data)
+def evil_model(fleet: Fleet) -> tuple[bytes, Blob]:
+    model = fleet.coordinator.run_state.model
+    terms = {name: np.full_like(values, 0.25) for name, values in model.parameters.items()}
+    data = wire.pack_model(replace(model, parameters=terms), PLAN.codec_down)
+    return data, chunks.blob_of(data)
 
 
 def versions(fleet: Fleet) -> set[str]:
-    held = [session._fetching.held for session in fleet.sessions.values()]
+    held = [session.download.held for session in fleet.sessions.values()]
     return {"" if one is None else one.version for one in held}
 
 
@@ -116,7 +117,7 @@ def test_it_cannot_swap_a_model_by_a_manifest_of_its_own(
         if isinstance(told, Manifest):
             evil = replace(told, model=parcel, key=EVIL.key)
             yield topic, wire.pack_control(evil, "coordinator", topic, EVIL), retained
-            for chunk in chunks.chunks(data, parcel):
+            for chunk in chunks.split(data, parcel):
                 yield TOPICS.model, chunk, False
         elif isinstance(told, CoordinatorState):
             evil_state = replace(told, key=EVIL.key)
@@ -141,9 +142,9 @@ def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBro
     def swap(said: Said) -> Iterator[Said]:
         topic, _, retained = said
         if message(said) is None and topic.endswith(("model", "down")):
-            true = fleet.coordinator.ledger.parcel
+            true = fleet.coordinator.run_state.blob
             padded = (data + bytes(true.size_bytes))[: true.size_bytes]
-            for chunk in chunks.chunks(padded, true):
+            for chunk in chunks.split(padded, true):
                 yield topic, chunk, retained
         else:
             yield said
@@ -161,21 +162,21 @@ def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBro
 
 
 def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
-    run, ledger = fleet.coordinator.run, fleet.coordinator.ledger
-    terms = {key: np.ones_like(values) for key, values in ledger.model.terms.items()}
+    run, run_state = fleet.coordinator.run_state.run, fleet.coordinator.run_state
+    terms = {key: np.ones_like(values) for key, values in run_state.model.parameters.items()}
     data = wire.pack_contribution(
         Contribution(
             run=run.id,
-            round=ledger.model.round + 1,
+            round=run_state.model.round + 1,
             device=name,
-            base=ledger.version,
+            base=run_state.version,
             encoder_id=ENCODER,
             classes_digest=class_texts().digest,
             update=Update("sum", 1, terms),
         ),
         PLAN.codec_up,
     )
-    return data, Offer(run.id, ledger.model.round + 1, chunks.parcel_of(data))
+    return data, Offer(run.id, run_state.model.round + 1, chunks.blob_of(data))
 
 
 def hello(boot: str = "evil") -> Hello:
@@ -189,7 +190,7 @@ def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
     for _ in range(3):
         broker.forge(offer, TOPICS.up(name), name)
         steps(fleet, 1)
-        for chunk in chunks.chunks(data, offer.parcel):
+        for chunk in chunks.split(data, offer.parcel):
             broker.inject(TOPICS.up(name), chunk)
         steps(fleet, 1)
 
@@ -213,10 +214,10 @@ def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
     def swap(said: Said) -> Iterator[Said]:
         topic, _, retained = said
         if message(said) is None and topic == TOPICS.up("cam-0"):
-            offer = fleet.coordinator._receiving.uploads.offer_of("cam-0")
+            offer = fleet.coordinator.receiver.uploads.offer_of("cam-0")
             data, _ = evil_contribution(fleet, "cam-0")
             padded = (data + bytes(offer.parcel.size_bytes))[: offer.parcel.size_bytes]
-            for chunk in chunks.chunks(padded, offer.parcel):
+            for chunk in chunks.split(padded, offer.parcel):
                 yield topic, chunk, retained
         else:
             yield said
@@ -224,7 +225,7 @@ def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
     broker.attack = swap
     start(fleet)
     steps(fleet, 40)
-    assert set(fleet.coordinator.ledger.kept()) <= {"cam-1"}
+    assert set(fleet.coordinator.run_state.kept()) <= {"cam-1"}
     broker.attack = None
     fleet.run()
     assert final(fleet) == undisturbed()
@@ -249,7 +250,7 @@ def test_it_cannot_replay_an_old_round(fleet: Fleet, broker: HostileBroker) -> N
     seen = 0
     while not fleet.coordinator.finished:
         fleet.step()
-        closed = fleet.coordinator.ledger.model.round
+        closed = fleet.coordinator.run_state.model.round
         if closed > seen:
             seen = closed
             for said in list(broker.heard):
@@ -263,10 +264,10 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
 ) -> None:
     """It remembers no epoch and no round; but an answer is to its own hello or to none."""
     sessions = start(fleet)
-    while fleet.coordinator.ledger.model.round < 1:
+    while fleet.coordinator.run_state.model.round < 1:
         fleet.step()
     old = list(broker.heard)
-    while fleet.coordinator.ledger.model.round < 2:
+    while fleet.coordinator.run_state.model.round < 2:
         fleet.step()
 
     def only_the_past(said: Said) -> Iterator[Said]:
@@ -284,8 +285,8 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
         for said in old:
             if said[0].endswith(("down", "model", "round", "coord/state")):
                 broker.inject(*said[:2])
-    assert not anew._mine.unsettled  # it trained nothing
-    assert anew._evaluating.report is None  # and evaluated nothing
+    assert not anew.upload.unsettled  # it trained nothing
+    assert anew.evaluation_queue.report is None  # and evaluated nothing
     broker.attack = None
     fleet.run()
     assert final(fleet) == undisturbed()
@@ -296,7 +297,7 @@ def test_it_cannot_end_a_run_or_a_device_by_a_word_of_its_own(
 ) -> None:
     start(fleet)
     steps(fleet, 3)
-    run = fleet.coordinator.run.id
+    run = fleet.coordinator.run_state.run.id
     takes_over = CoordinatorState("evil", 2**50, run, online=True, key=EVIL.key)
     broker.forge(takes_over, TOPICS.coordinator_state, "coordinator")
     for name, session in fleet.sessions.items():
@@ -320,19 +321,19 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
     assert fleet.registry is not None
     gone = fleet.registry.devices["cam-1"]
     fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
-    boot = fleet.sessions["cam-1"].boot
-    assert fleet.coordinator.admit(fewer, fleet.now) == {"cam-1": boot}
-    assert fleet.coordinator.admit(fewer, fleet.now) == {}
+    boot = fleet.sessions["cam-1"].incarnation
+    assert fleet.coordinator.apply_registry(fewer, fleet.now) == {"cam-1": boot}
+    assert fleet.coordinator.apply_registry(fewer, fleet.now) == {}
     with pytest.raises(RefusedError, match="cam-1: it was revoked"):
         steps(fleet, 5)
     before = fleet.coordinator.refused_messages["cam-1"]
-    kept = dict(fleet.coordinator.ledger.kept())
+    kept = dict(fleet.coordinator.run_state.kept())
     for said in [s for s in broker.heard if s[0] == TOPICS.up("cam-1")]:
         broker.inject(*said[:2])
     del fleet.sessions["cam-1"]
     steps(fleet, 1)
     assert fleet.coordinator.refused_messages["cam-1"] > before
-    assert fleet.coordinator.ledger.kept().keys() - kept.keys() <= {"cam-0"}
+    assert fleet.coordinator.run_state.kept().keys() - kept.keys() <= {"cam-0"}
     # a new process of it, and a coordinator that starts with the registry as it is now
     fleet.registry = fewer
     restart(fleet)
@@ -345,33 +346,38 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
 def test_a_round_does_not_wait_for_a_device_that_was_revoked(
     fleet: Fleet, broker: HostileBroker, *, away: bool
 ) -> None:
-    fleet.coordinator.config = replace(
-        fleet.config, rules=replace(fleet.rules, quorum=0.5, grace_s=900.0, deadline_s=1000.0)
+    rules = replace(fleet.rules, quorum=0.5, grace_s=900.0, deadline_s=1000.0)
+    its = fleet.coordinator
+    fleet.coordinator = resume_coordinator(
+        replace(fleet.config, rules=rules),
+        its.run_state,
+        its.publisher,
+        fleet.now,
+        registry=fleet.registry,
     )
-    fleet.coordinator.resume(fleet.now)
     start(fleet)
     # cam-1 says that it is there, and no more
     broker.attack = lambda said: iter(
         () if said[0] == TOPICS.up("cam-1") and not isinstance(message(said), Hello) else (said,)
     )
     steps(fleet, 20)
-    assert fleet.coordinator.ledger.kept().keys() == {"cam-0"}
+    assert fleet.coordinator.run_state.kept().keys() == {"cam-0"}
     if away:
         broker.cut("cam-1")
         steps(fleet, 20)
-    assert fleet.coordinator.ledger.model.round == 0
+    assert fleet.coordinator.run_state.model.round == 0
     assert fleet.registry is not None
     gone = fleet.registry.devices["cam-1"]
     fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
-    fleet.coordinator.admit(fewer, fleet.now)
-    assert fleet.coordinator.ledger.model.round == 1
+    fleet.coordinator.apply_registry(fewer, fleet.now)
+    assert fleet.coordinator.run_state.model.round == 1
 
 
 def test_a_manifest_says_how_many_may_come_back(fleet: Fleet) -> None:
-    assert fleet.coordinator._admission.devices == len(BOXES)
+    assert fleet.coordinator.admission.fleet_size == len(BOXES)
     assert fleet.registry is not None
     books = fleet.registry
     for number in range(200):
         books = books.with_device(f"box-{number}", Device("a" * 64, ("1",), "2099-01-01"))
-    fleet.coordinator.admit(books, fleet.now)
-    assert fleet.coordinator._admission.devices == 202
+    fleet.coordinator.apply_registry(books, fleet.now)
+    assert fleet.coordinator.admission.fleet_size == 202

@@ -34,10 +34,14 @@ from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, codec, signing, wire
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Received
-from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
 TOPICS = Topics("lab")
-MALLORY, QUIET, STRANGER = signing.new(), signing.new(), signing.new()
+MALLORY, QUIET, STRANGER = (
+    signing.create_identity(),
+    signing.create_identity(),
+    signing.create_identity(),
+)
 ME = "cam-9"  # enrolled, and hostile
 UP, STATE = TOPICS.up(ME), TOPICS.state(ME)
 FROM_DEVICE = {"device": STATE, "hello": UP, "offer": UP, "want": UP, "report": UP}
@@ -64,30 +68,32 @@ class Target:
             sender=ME,
             device=ME,
             identity=MALLORY,
-            run=coordinator.run.id,
-            round=min(coordinator.ledger.model.round + 1, PLAN.rounds),
-            model=coordinator.ledger.parcel,
+            run=coordinator.run_state.run.id,
+            round=min(coordinator.run_state.model.round + 1, PLAN.rounds),
+            model=coordinator.run_state.blob,
             plan=PLAN,
-            shapes=coordinator.ledger.layout.terms,
+            shapes=coordinator.run_state.layout.delta,
             encoder_id=ENCODER,
             classes_digest=self.fleet.classes.digest,
             epoch=coordinator.epoch,
         )
 
     def as_coordinator(self) -> Aim:
-        aim = hostile.as_sender(self.aim(), "coordinator", self.fleet.coordinator.voice.identity)
-        return replace(aim, boot=self.session.boot, device="cam-0")
+        aim = hostile.as_sender(
+            self.aim(), "coordinator", self.fleet.coordinator.publisher.identity
+        )
+        return replace(aim, boot=self.session.incarnation, device="cam-0")
 
     def to_coordinator(self, topic: str, payload: bytes) -> int:
         """How many refusals that makes."""
         coordinator = self.fleet.coordinator
         before = coordinator.refused_messages.total()
-        coordinator.take(Received(topic, payload), self.fleet.now)
+        coordinator.handle_event(Received(topic, payload), self.fleet.now)
         return coordinator.refused_messages.total() - before
 
     def to_device(self, topic: str, payload: bytes) -> int:
         before = self.session.refused_messages
-        self.session.take(Received(topic, payload), self.fleet.now)
+        self.session.handle_event(Received(topic, payload), self.fleet.now)
         self.session.act(self.fleet.now)
         return self.session.refused_messages - before
 
@@ -100,10 +106,10 @@ class Target:
     def publish(self, body: bytes) -> int:
         """Refusals of a model that the coordinator itself announces and sends."""
         aim = self.as_coordinator()
-        parcel = chunks.parcel_of(body)
+        parcel = chunks.blob_of(body)
         line = aim.line("manifest", model=vars(parcel), takes_part=None, answers="")
         refused = self.to_device(TOPICS.round, aim.sign(line, TOPICS.round))
-        for chunk in chunks.chunks(body, parcel):
+        for chunk in chunks.split(body, parcel):
             refused += self.to_device(TOPICS.model, chunk)
         return refused
 
@@ -116,7 +122,7 @@ def make(folder: Path, **rules: float) -> Target:
     for name, key in ((ME, MALLORY.key), ("cam-8", QUIET.key)):
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
     wanted = replace(RULES, **{"devices": 2, **rules})  # type: ignore[arg-type]
-    return Target(Fleet(folder, PLAN, wanted, broker=MemoryBroker(), registry=books))
+    return Target(Fleet(folder, PLAN, wanted, broker=InMemoryBroker(), registry=books))
 
 
 def join(target: Target) -> None:
@@ -129,8 +135,8 @@ def join(target: Target) -> None:
         assert target.to_coordinator(topic, speaker.sign(speaker.line("hello"), topic)) == 0
     for _ in range(8):
         target.fleet.step()
-    assert target.fleet.coordinator._conducting.state.phase == "open"
-    assert target.session._fetching.held is not None
+    assert target.fleet.coordinator.driver.state.phase == "open"
+    assert target.session.download.held is not None
 
 
 @pytest.fixture(scope="module")
@@ -270,24 +276,24 @@ def test_each_message_to_a_device_is_refused(target: Target) -> None:
 
 @pytest.mark.usefixtures("traced")
 def test_each_contribution_is_refused(target: Target) -> None:
-    body = wire.body_limit_bytes(target.aim().shapes, PLAN.codec_up)
+    body = wire.payload_limit_bytes(target.aim().shapes, PLAN.codec_up)
     for name, data in hostile.wrong_contributions(target.aim()).items():
         refused, peak = measured(functools.partial(target.upload, data))
         assert refused == 1, name
         assert peak < TIMES * max(len(data), body) + PLUS_BYTES, name
-        assert ME not in target.fleet.coordinator.ledger.kept(), name
+        assert ME not in target.fleet.coordinator.run_state.kept(), name
 
 
 @pytest.mark.usefixtures("traced")
 def test_each_model_is_refused(target: Target) -> None:
-    ledger = target.fleet.coordinator.ledger
-    body = wire.body_limit_bytes(ledger.layout.model, PLAN.codec_down)
-    held = target.session._fetching.held
-    for name, data in hostile.wrong_models(target.aim(), ledger.stored.body).items():
+    run_state = target.fleet.coordinator.run_state
+    body = wire.payload_limit_bytes(run_state.layout.parameters, PLAN.codec_down)
+    held = target.session.download.held
+    for name, data in hostile.wrong_models(target.aim(), run_state.stored.payload).items():
         refused, peak = measured(functools.partial(target.publish, data))
         assert refused == 1, name
         assert peak < TIMES * max(len(data), body) + PLUS_BYTES, name
-        assert target.session._fetching.held is held, name
+        assert target.session.download.held is held, name
 
 
 def test_each_chunk_is_refused(target: Target) -> None:
@@ -295,7 +301,7 @@ def test_each_chunk_is_refused(target: Target) -> None:
     body = hostile.contribution(aim)
     offer, _ = hostile.offered(aim, body, UP)
     assert target.to_coordinator(UP, offer) == 0
-    for name, chunk in hostile.wrong_chunks(chunks.parcel_of(body), body).items():
+    for name, chunk in hostile.wrong_chunks(chunks.blob_of(body), body).items():
         assert target.to_coordinator(UP, chunk) == 1, name
         assert target.to_coordinator(STATE, chunk) == 1, name
     parcel = replace(aim.model, sha256="5" * 64, size_bytes=len(body))
@@ -326,7 +332,7 @@ def test_a_flood_of_wants_does_not_fill_the_outbox(tmp_path: Path) -> None:
     sent: list[str] = []
     publish = broker.accept
 
-    def listen(client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+    def listen(client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
         sent.append(topic)
         publish(client, topic, payload, retain=retain)
 
@@ -359,8 +365,8 @@ def test_runs_without_end_are_not_remembered(target: Target) -> None:
     for number in range(200):
         line = lead.line("coordinator", run=f"run-{number}", online=False)
         target.to_device(TOPICS.coordinator_state, lead.sign(line, TOPICS.coordinator_state))
-    assert len(target.session._believed._pins) <= 64
-    assert target.fleet.coordinator.run.id in target.session._believed._pins
+    assert len(target.session.trust._pins) <= 64
+    assert target.fleet.coordinator.run_state.run.id in target.session.trust._pins
     line = lead.line("coordinator")
     target.to_device(TOPICS.coordinator_state, lead.sign(line, TOPICS.coordinator_state))
 
@@ -412,7 +418,7 @@ def test_no_mutation_stops_a_device(target: Target, data: st.DataObject) -> None
     if data.draw(st.booleans()):
         changed = lead.sign(changed.partition(b"\n")[0], topic)
     try:
-        target.session.take(Received(topic, changed), target.fleet.now)
+        target.session.handle_event(Received(topic, changed), target.fleet.now)
     except RefusedError:
         assert b'"final": true' in changed
 
@@ -421,7 +427,7 @@ def test_no_mutation_stops_a_device(target: Target, data: st.DataObject) -> None
 @given(st.data())
 def test_no_mutation_of_a_body_stops_either(other_target: Target, data: st.DataObject) -> None:
     target = other_target
-    aim, right = target.aim(), target.fleet.coordinator.ledger.stored.body
+    aim, right = target.aim(), target.fleet.coordinator.run_state.stored.payload
     bodies = [hostile.contribution(aim, round=aim.round + 1), right]
     plain = [codec.decode(PLAN.codec_up, bodies[0], 2**20)]
     changed = mutated(data, [*bodies, *plain][data.draw(st.integers(0, 2))], bodies)
@@ -462,7 +468,9 @@ def within_a_limit() -> None:
         target = make(Path(folder))
         join(target)
         bodies = list(hostile.wrong_contributions(target.aim()).values())
-        models = hostile.wrong_models(target.aim(), target.fleet.coordinator.ledger.stored.body)
+        models = hostile.wrong_models(
+            target.aim(), target.fleet.coordinator.run_state.stored.payload
+        )
         to_coordinator, to_device = for_coordinator(target), for_device(target)
         now_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now_bytes + _LIMIT_BYTES,) * 2)

@@ -26,7 +26,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from system import Site, wait_until
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
@@ -37,7 +37,7 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 
-MALLORY = signing.new()
+MALLORY = signing.create_identity()
 ROUNDS = 3
 _IN_FLIGHT = 4
 _PACE_S = 0.002  # a machine of two cores has to do the run as well
@@ -59,7 +59,7 @@ def fire(site: Site) -> list[tuple[str, bytes]]:
     topics, bundle = Topics(site.fleet), site.bundle
     plan = Plan(rounds=ROUNDS)
     shapes = methods.shapes(plan, bundle.classes, 16)
-    body = chunks.parcel_of(b"x" * 1000)
+    body = chunks.blob_of(b"x" * 1000)
     aim = Aim(
         "judge", "judge", MALLORY, "run-0", 1, body, plan, shapes,
         bundle.manifest.encoder_id, bundle.classes.digest,
@@ -128,7 +128,8 @@ def expected(bundle: Bundle, plan: Plan) -> Model:
         total = ExactSum(plan)
         for _ in range(2):
             grown = {
-                n: (0.01 * t.astype(np.float64)).astype(np.float32) for n, t in model.terms.items()
+                n: (0.01 * t.astype(np.float64)).astype(np.float32)
+                for n, t in model.parameters.items()
             }
             total.add(Update("sum", 1, grown))
         model, _ = methods.get(plan.method).combine(model, total, {})
@@ -194,13 +195,13 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
     assert peak_kb < 300_000
     assert site.events("serve")[-1]["refused_messages"] > 100
     assert site.events("judge")[-1]["refused_messages"] > 100
-    journal = open_store(tmp_path / "journal.sqlite")
+    journal = open_journal(tmp_path / "journal.sqlite")
     run = journal.last_run()
     assert run is not None
     shapes = methods.shapes(run.plan, random_bundle.classes, 16)
     trained = master_model(journal.newest_model(run.id), shapes)
     journal.close()
     made = expected(random_bundle, run.plan)
-    assert {n: t.tobytes() for n, t in trained.terms.items()} == {
-        n: t.tobytes() for n, t in made.terms.items()
+    assert {n: t.tobytes() for n, t in trained.parameters.items()} == {
+        n: t.tobytes() for n, t in made.parameters.items()
     }

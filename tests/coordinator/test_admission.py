@@ -10,7 +10,8 @@ import pytest
 from in_memory import ENCODER
 
 from fedclip_edge.coordinator.admission import Admission
-from fedclip_edge.coordinator.journal import Run, Store, StoredModel, open_store
+from fedclip_edge.coordinator.devices import Devices
+from fedclip_edge.coordinator.journal import Journal, Run, StoredModel, open_journal
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol.messages import Hello
 from fedclip_edge.records import Plan
@@ -24,51 +25,56 @@ BOOKS = Registry(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "journal.sqlite")
+def store(tmp_path: Path) -> Iterator[Journal]:
+    opened = open_journal(tmp_path / "journal.sqlite")
     opened.add_run(RUN, StoredModel(0, "a" * 64, b"model", b"", None))
     yield opened
     opened.close()
 
 
-def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(store: Store) -> None:
-    admission = Admission(RUN, store, None)
+def admission_to(journal: Journal, registry: Registry | None) -> Admission:
+    """The rules of RUN as a coordinator that starts now has them."""
+    return Admission(RUN, journal, Devices(journal.keys(RUN.id)), registry)
+
+
+def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(store: Journal) -> None:
+    admission = admission_to(store, None)
     assert admission.admit("cam-0", HELLO) is None
     assert admission.admit("cam-0", replace(HELLO, key=OTHER)) is not None
-    again = Admission(RUN, store, None)
-    assert again.keys == {"cam-0": KEY}
+    again = admission_to(store, None)
+    assert again.devices.keys == {"cam-0": KEY}
     assert "another id" in (again.admit("cam-0", replace(HELLO, key=OTHER)) or "")
 
 
-def test_a_registry_decides_whatever_was_shown_first(store: Store) -> None:
-    Admission(RUN, store, None).admit("cam-0", replace(HELLO, key=OTHER))
-    admission = Admission(RUN, store, BOOKS)
+def test_a_registry_decides_whatever_was_shown_first(store: Journal) -> None:
+    admission_to(store, None).admit("cam-0", replace(HELLO, key=OTHER))
+    admission = admission_to(store, BOOKS)
     assert admission.admit("cam-0", HELLO) is None
-    assert admission.keys["cam-0"] == KEY
+    assert admission.devices.keys["cam-0"] == KEY
     assert "not enrolled" in (admission.admit("cam-1", HELLO) or "")
 
 
 @pytest.mark.parametrize("name", ["encoder_id", "classes_digest"])
-def test_what_cannot_be_averaged_stays_out(store: Store, name: str) -> None:
+def test_what_cannot_be_averaged_stays_out(store: Journal, name: str) -> None:
     hello = replace(HELLO, **{name: "f" * 64})  # type: ignore[arg-type]
     assert "copy the coordinator's bundle" in (
-        Admission(RUN, store, None).admit("cam-0", hello) or ""
+        admission_to(store, None).admit("cam-0", hello) or ""
     )
 
 
-def test_who_is_revoked_is_admitted_no_longer(store: Store) -> None:
-    admission = Admission(RUN, store, BOOKS)
+def test_who_is_revoked_is_admitted_no_longer(store: Journal) -> None:
+    admission = admission_to(store, BOOKS)
     admission.admit("cam-0", HELLO)
     assert admission.refusal("cam-0") is None
     admission.registry = BOOKS.with_device("cam-0", replace(BOOKS.devices["cam-0"], revoked=True))
     assert admission.refusal("cam-0") == "it was revoked"
-    assert Admission(RUN, store, None).refusal("cam-0") is None
+    assert admission_to(store, None).refusal("cam-0") is None
 
 
-def test_how_many_the_fleet_has(store: Store) -> None:
-    assert Admission(RUN, store, None).devices == 1
-    admission = Admission(RUN, store, None)
+def test_how_many_the_fleet_has(store: Journal) -> None:
+    assert admission_to(store, None).fleet_size == 1
+    admission = admission_to(store, None)
     for number in range(3):
         admission.admit(f"cam-{number}", HELLO)
-    assert admission.devices == 3
-    assert Admission(RUN, store, BOOKS).devices == 3
+    assert admission.fleet_size == 3
+    assert admission_to(store, BOOKS).fleet_size == 3

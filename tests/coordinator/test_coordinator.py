@@ -34,12 +34,13 @@ from hypothesis import strategies as st
 from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 
 from fedclip_edge.config import RunRules
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import begin
-from fedclip_edge.errors import ConfigError, RefusedError, RunError, StoreError
+from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
+    Blob,
     CoordinatorState,
     DeviceState,
     Hello,
@@ -47,18 +48,17 @@ from fedclip_edge.protocol.messages import (
     Manifest,
     Message,
     Offer,
-    Parcel,
     Refused,
     Want,
 )
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Report, Role, Update
 from fedclip_edge.transport.base import Received, Will
-from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
 TOPICS = Topics("lab")
-STRANGER = signing.new()
+STRANGER = signing.create_identity()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,13 +75,13 @@ def _one_thread() -> Iterator[None]:
 def test_a_run_ends_with_every_report_of_every_device(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
     fleet.run()
-    run = fleet.coordinator.run.id
+    run = fleet.coordinator.run_state.run.id
     expected = {(closed, f"cam-{n}") for closed in range(4) for n in range(2)}
-    reports = fleet.store.reports(run)
+    reports = fleet.journal.reports(run)
     assert {(report.round, report.device) for report in reports} == expected
     assert all({"zero_shot", "federated"} <= report.accuracy.keys() for report in reports)
-    assert fleet.store.rounds_closed(run) == 3
-    assert fleet.store.unfinished_run() is None
+    assert fleet.journal.rounds_closed(run) == 3
+    assert fleet.journal.unfinished_run() is None
     assert sum(fleet.coordinator.refused_messages.values()) == 0
     steps(fleet, 1)
     for session in fleet.sessions.values():
@@ -93,7 +93,7 @@ def test_the_same_run_ends_with_the_same_bytes_and_training_moves_them(tmp_path:
     bodies = []
     for name in "ab":
         fleet = joined(tmp_path / name)
-        first = fleet.store.newest_model(fleet.coordinator.run.id).body
+        first = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).payload
         fleet.run()
         bodies.append(final(fleet))
         assert first != bodies[-1]
@@ -110,7 +110,11 @@ def test_who_only_evaluates_reports_and_changes_nothing(tmp_path: Path) -> None:
     device(fleet, 7, roles=("evaluate",))
     fleet.run()
     assert final(fleet) == undisturbed()
-    mine = [r.round for r in fleet.store.reports(fleet.coordinator.run.id) if r.device == "cam-7"]
+    mine = [
+        r.round
+        for r in fleet.journal.reports(fleet.coordinator.run_state.run.id)
+        if r.device == "cam-7"
+    ]
     assert mine[-1] == 3
 
 
@@ -141,20 +145,20 @@ def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Pa
 @pytest.mark.parametrize(("boot", "stops"), [("boot-0", False), ("boot-9", True)])
 def test_of_two_with_the_same_epoch_one_stops(tmp_path: Path, boot: str, stops: bool) -> None:
     fleet = make(tmp_path)
-    other = signing.new()
+    other = signing.create_identity()
     state = CoordinatorState(boot, fleet.coordinator.epoch, "run-2", online=True, key=other.key)
     topic = Topics("lab").coordinator_state
     heard = Received(topic, wire.pack_control(state, "coordinator", topic, other))
     if stops:
         with pytest.raises(RunError, match="another coordinator took over"):
-            fleet.coordinator.take(heard, 0)
+            fleet.coordinator.handle_event(heard, 0)
     else:
-        fleet.coordinator.take(heard, 0)
+        fleet.coordinator.handle_event(heard, 0)
 
 
 def contributions(fleet: Fleet, name: str) -> list[int]:
     """The rounds to which the journal says the device contributed."""
-    rows = fleet.store._database.execute(
+    rows = fleet.journal._database.execute(
         "SELECT round FROM contribution WHERE device = ? ORDER BY round", (name,)
     )
     return [number for (number,) in rows]
@@ -163,7 +167,7 @@ def contributions(fleet: Fleet, name: str) -> list[int]:
 def test_a_limited_cohort_is_exact_in_every_round(tmp_path: Path) -> None:
     fleet = joined(tmp_path, 5, cohort=2)
     fleet.run()
-    rows = fleet.store._database.execute(
+    rows = fleet.journal._database.execute(
         "SELECT round, COUNT(*) FROM contribution GROUP BY round ORDER BY round"
     ).fetchall()
     assert rows == [(1, 2), (2, 2), (3, 2)]
@@ -172,7 +176,7 @@ def test_a_limited_cohort_is_exact_in_every_round(tmp_path: Path) -> None:
 
 
 def contributing(fleet: Fleet) -> set[str]:
-    rows = fleet.store._database.execute("SELECT DISTINCT device FROM contribution")
+    rows = fleet.journal._database.execute("SELECT DISTINCT device FROM contribution")
     return {name for (name,) in rows}
 
 
@@ -225,10 +229,10 @@ def test_without_the_one_that_vanished_a_quorum_goes_on(tmp_path: Path) -> None:
 def test_a_coordinator_killed_and_started_again_changes_nothing(tmp_path: Path, after: int) -> None:
     fleet = joined(tmp_path, 3)
     steps(fleet, after)
-    run = fleet.coordinator.run
+    run = fleet.coordinator.run_state.run
     if not fleet.coordinator.finished:
         restart(fleet)
-        assert fleet.coordinator.run == run
+        assert fleet.coordinator.run_state.run == run
     fleet.run()
     assert final(fleet) == undisturbed(3)
 
@@ -272,7 +276,7 @@ def test_everything_restarted_at_once_changes_nothing(tmp_path: Path, after: int
     assert final(fleet) == undisturbed()
 
 
-class LossyBroker(MemoryBroker):
+class LossyBroker(InMemoryBroker):
     """Drops, repeats and delays; what is retained keeps its order, as MQTT says of a topic."""
 
     def __init__(self, seed: int, loss: float) -> None:
@@ -303,23 +307,23 @@ def test_messages_lost_repeated_and_reordered_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     # Many small chunks instead of one: 120 KiB is written as a default in two places.
-    monkeypatch.setattr(Parcel.__init__, "__defaults__", (24,))
-    monkeypatch.setattr(chunks.parcel_of, "__defaults__", (24,))
+    monkeypatch.setattr(Blob.__init__, "__defaults__", (24,))
+    monkeypatch.setattr(chunks.blob_of, "__defaults__", (24,))
     broker = LossyBroker(seed, loss=0.1)
     fleet = make(tmp_path, broker=broker)
     for number in range(2):
         device(fleet, number)
-    assert fleet.coordinator.ledger.parcel.chunks > 5
+    assert fleet.coordinator.run_state.blob.chunks > 5
     fleet.run(4000)
     assert broker.lost > 20
     assert final(fleet) == undisturbed()
 
 
 def test_the_chunks_of_that_test_are_not_the_default() -> None:
-    assert Parcel("a" * 64, 1).chunk_bytes == CHUNK_BYTES
+    assert Blob("a" * 64, 1).chunk_bytes == CHUNK_BYTES
 
 
-class NarrowBroker(MemoryBroker):
+class NarrowBroker(InMemoryBroker):
     """Takes packets of so many bytes, and notes what passes."""
 
     def __init__(self, packet_bytes: int) -> None:
@@ -327,7 +331,9 @@ class NarrowBroker(MemoryBroker):
         self.limits = Limits(packet_bytes)
         self.passed: list[tuple[int, bool]] = []  # bytes, and whether it was a chunk
 
-    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+    def accept(
+        self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
+    ) -> None:
         size = packet_size_bytes(topic, payload)
         assert size <= (self.limits.packet_bytes or 0)
         self.passed.append((size, chunks.is_chunk(payload)))
@@ -363,8 +369,8 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
         fleet = make(tmp_path, broker=broker)
         for number in range(2):
             device(fleet, number)
-        until(fleet, lambda: all(s._mine._offered is not None for s in fleet.sessions.values()))
-        offered = fleet.sessions["cam-0"]._mine._offered
+        until(fleet, lambda: all(s.upload._offered is not None for s in fleet.sessions.values()))
+        offered = fleet.sessions["cam-0"].upload._offered
         assert offered is not None
         before = offered.parcel.chunks
         broker.limits = Limits(2_000)
@@ -406,10 +412,10 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
     heard = listen(fleet, TOPICS.down("+"))
 
     def refuse(*_: object) -> None:
-        raise StoreError("the disk is full")
+        raise JournalError("the disk is full")
 
-    monkeypatch.setattr(fleet.store, "keep", refuse)
-    with pytest.raises(StoreError):
+    monkeypatch.setattr(fleet.journal, "keep", refuse)
+    with pytest.raises(JournalError):
         steps(fleet, 40)
     assert not [message for message in said(heard) if isinstance(message, Kept)]
     restart(fleet)
@@ -457,7 +463,7 @@ def test_a_device_thought_to_be_gone_is_asked_who_it_is(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
     until(fleet, lambda: state(fleet).phase == "open")
     gone = fleet.sessions["cam-0"].transport
-    assert isinstance(gone, MemoryTransport)
+    assert isinstance(gone, InMemoryTransport)
     fleet.broker.deliver(gone.will.topic, gone.will.payload, retain=True)
     fleet.run(int(20 / TICK_S))
     assert final(fleet) == undisturbed()
@@ -476,8 +482,8 @@ def test_who_has_nothing_to_say_is_there_again_when_the_coordinators_link_is(
     slow = fleet.sessions.pop("cam-1")
     until(fleet, lambda: "cam-0" in state(fleet).kept)
     fleet.step()  # cam-0 has its answer
-    link = fleet.coordinator.voice.transport
-    assert isinstance(link, MemoryTransport)
+    link = fleet.coordinator.publisher.transport
+    assert isinstance(link, InMemoryTransport)
     fleet.broker.leave("coordinator")
     fleet.broker.come_back(link)
     fleet.step()
@@ -490,8 +496,8 @@ def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Pat
     """A cluster ends the older of two links under one client id late, and then says its will."""
     fleet = joined(tmp_path)
     until(fleet, lambda: state(fleet).phase == "open")
-    link = fleet.coordinator.voice.transport
-    assert isinstance(link, MemoryTransport)
+    link = fleet.coordinator.publisher.transport
+    assert isinstance(link, InMemoryTransport)
     fleet.broker.deliver(link.will.topic, link.will.payload, retain=True)
     fleet.run()
     retained = fleet.broker._retained[TOPICS.coordinator_state]
@@ -500,12 +506,12 @@ def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Pat
     assert message.online
 
 
-class Deaf(MemoryBroker):
+class Deaf(InMemoryBroker):
     """Loses what everybody is told about one phase of one round, on its way to cam-0."""
 
     said = b"nothing"
 
-    def hand(self, client: MemoryTransport, message: Received) -> None:
+    def hand(self, client: InMemoryTransport, message: Received) -> None:
         if (
             client.client_id != "cam-0"
             or message.topic != TOPICS.round
@@ -525,14 +531,14 @@ def test_a_manifest_that_was_lost_is_said_again_long_before_the_deadline(
         device(fleet, number)
     fleet.run(int(20 / TICK_S))
     assert final(fleet) == undisturbed()
-    run = fleet.coordinator.run.id
-    assert {r.device for r in fleet.store.reports(run) if r.round == 3} == {"cam-0", "cam-1"}
+    run = fleet.coordinator.run_state.run.id
+    assert {r.device for r in fleet.journal.reports(run) if r.round == 3} == {"cam-0", "cam-1"}
 
 
 # Peers that break the protocol.
 
 
-class Forgetful(MemoryBroker):
+class Forgetful(InMemoryBroker):
     """Loses every acknowledgement to cam-0 while it is told to."""
 
     losing = False
@@ -551,10 +557,10 @@ def test_an_acknowledgement_lost_over_the_end_of_its_round_is_given_again(
     fleet = make(tmp_path, broker=broker)
     for number in range(2):
         device(fleet, number)
-    until(fleet, lambda: fleet.coordinator.ledger.model.round == 1)
+    until(fleet, lambda: fleet.coordinator.run_state.model.round == 1)
     broker.losing = True
-    until(fleet, lambda: fleet.coordinator.ledger.model.round == 2)
-    assert fleet.sessions["cam-0"].parked.kept_round(fleet.coordinator.run.id) == 1
+    until(fleet, lambda: fleet.coordinator.run_state.model.round == 2)
+    assert fleet.sessions["cam-0"].state_db.kept_round(fleet.coordinator.run_state.run.id) == 1
     if killed:
         device(fleet, 0)
         restart(fleet)
@@ -582,10 +588,10 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
     for _ in range(4):
         restart(fleet)
         steps(fleet, 4)
-    lost = fleet.coordinator.run.id
-    heard = max(session.parked.floor.epoch for session in fleet.sessions.values())
+    lost = fleet.coordinator.run_state.run.id
+    heard = max(session.state_db.position.epoch for session in fleet.sessions.values())
     assert heard == 5
-    fleet.store.close()
+    fleet.journal.close()
     for file in tmp_path.glob("journal.sqlite*"):
         file.unlink()
     fleet.broker.cut("coordinator")
@@ -593,7 +599,7 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
     restart(fleet)
     assert fleet.coordinator.epoch == 1
     fleet.run()
-    assert fleet.coordinator.run.id != lost
+    assert fleet.coordinator.run_state.run.id != lost
     assert fleet.coordinator.epoch > heard
     assert contributing(fleet) == {"cam-0", "cam-1"}
     restart(fleet)
@@ -602,18 +608,18 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
 
 def test_who_was_taken_over_from_stops_also_where_it_was_not_told(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
-    other = open_store(fleet.store.path)
+    other = open_journal(fleet.journal.path)
     other.next_epoch()
     other.close()
     with pytest.raises(RunError, match="took over the journal"):
         fleet.coordinator.tick(fleet.now)
 
 
-def listen(fleet: Fleet, *topics: str) -> MemoryTransport:
+def listen(fleet: Fleet, *topics: str) -> InMemoryTransport:
     return fleet.broker.client("listener", topics, Will("gone/listener", b""))
 
 
-def said(listener: MemoryTransport) -> list[Message]:
+def said(listener: InMemoryTransport) -> list[Message]:
     found: list[Message] = []
     while (event := listener.next_event(0)) is not None:
         if isinstance(event, Received) and not chunks.is_chunk(event.payload):
@@ -660,7 +666,7 @@ def test_a_device_with_another_encoder_or_other_classes_is_refused_for_good(
     fleet = joined(tmp_path)
     wrong = device(fleet, 7)
     for name, value in changes.items():
-        setattr(wrong._voice, name, value)
+        setattr(wrong.publisher, name, value)
     with pytest.raises(RefusedError, match=f"refused cam-7: {reason}"):
         steps(fleet, 20)
     del fleet.sessions["cam-7"]
@@ -703,7 +709,7 @@ def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Flee
 
 
 def forged_offer(fleet: Fleet) -> Offer:
-    return Offer(fleet.coordinator.run.id, 1, chunks.parcel_of(b"forged"))
+    return Offer(fleet.coordinator.run_state.run.id, 1, chunks.blob_of(b"forged"))
 
 
 def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> None:
@@ -714,7 +720,7 @@ def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> No
         (forged_offer(fleet), "mallory"),
         (forged_offer(fleet), "cam-1"),  # in the other's name, with its own key
         (DeviceState("cam-1-1000.0", online=False), "cam-1"),
-        (report(run=fleet.coordinator.run.id, round=0, device="cam-1"), "cam-1"),
+        (report(run=fleet.coordinator.run_state.run.id, round=0, device="cam-1"), "cam-1"),
     ]
     for message, sender in forged:
         mallory.say(message, TOPICS.up("cam-1"), sender)
@@ -737,7 +743,7 @@ def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
 
 def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
-    right = fleet.coordinator.voice.manifest(state(fleet), 3)
+    right = fleet.coordinator.publisher.manifest(state(fleet), 3)
     # With its own key in it, or the true one that it cannot sign for.
     for forged in (replace(right, round=99, key=STRANGER.key), replace(right, round=99)):
         mallory.say(forged, TOPICS.round, "coordinator")
@@ -761,10 +767,10 @@ def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
 def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    limit = wire.body_limit_bytes(fleet.coordinator.ledger.layout.terms, PLAN.codec_up)
-    run = fleet.coordinator.run.id
+    limit = wire.payload_limit_bytes(fleet.coordinator.run_state.layout.delta, PLAN.codec_up)
+    run = fleet.coordinator.run_state.run.id
     heard = listen(fleet, TOPICS.down("mallory"))
-    mallory.say(Offer(run, 1, Parcel("a" * 64, limit + 1)), TOPICS.up("mallory"))
+    mallory.say(Offer(run, 1, Blob("a" * 64, limit + 1)), TOPICS.up("mallory"))
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
     assert not [message for message in said(heard) if isinstance(message, Want)]
@@ -780,7 +786,7 @@ def test_an_offer_before_a_hello_is_refused(fleet: Fleet) -> None:
 def test_an_offer_to_a_round_that_cannot_be_is_refused(fleet: Fleet, round: int) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    offer = Offer(fleet.coordinator.run.id, 1, Parcel("a" * 64, 10))
+    offer = Offer(fleet.coordinator.run_state.run.id, 1, Blob("a" * 64, 10))
     object.__setattr__(offer, "round", round)
     mallory.say(offer, TOPICS.up("mallory"))
     fleet.step()
@@ -791,17 +797,17 @@ def test_an_offer_to_another_run_is_answered(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
     heard = listen(fleet, TOPICS.down("mallory"))
-    mallory.say(Offer("run-0", 1, Parcel("a" * 64, 10)), TOPICS.up("mallory"))
+    mallory.say(Offer("run-0", 1, Blob("a" * 64, 10)), TOPICS.up("mallory"))
     fleet.step()
-    refusal = Refused(f"this is {fleet.coordinator.run.id}", final=False, sha256="a" * 64)
+    refusal = Refused(f"this is {fleet.coordinator.run_state.run.id}", final=False, sha256="a" * 64)
     assert refusal in said(heard)
 
 
 def wrong(fleet: Fleet, **changes: Any) -> Contribution:
     """A contribution of mallory's to round 1 that is right but for these."""
-    base = fleet.store.newest_model(fleet.coordinator.run.id).sha256
+    base = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).sha256
     fields: dict[str, Any] = {
-        "run": fleet.coordinator.run.id,
+        "run": fleet.coordinator.run_state.run.id,
         "round": 1,
         "device": "mallory",
         "base": base,
@@ -813,7 +819,7 @@ def wrong(fleet: Fleet, **changes: Any) -> Contribution:
 
 
 def ones(fleet: Fleet, value: float = 1.0, **changes: Any) -> Update:
-    shapes = fleet.coordinator.ledger.layout.terms
+    shapes = fleet.coordinator.run_state.layout.delta
     terms = {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
     return replace(Update("sum", 1, terms), **changes)
 
@@ -848,10 +854,10 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     assert "mallory" in state(fleet).cohort
     heard = listen(fleet, TOPICS.down("mallory"))
     data = wire.pack_contribution(build(fleet), PLAN.codec_up)
-    parcel = chunks.parcel_of(data)
-    mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), TOPICS.up("mallory"))
+    parcel = chunks.blob_of(data)
+    mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, parcel), TOPICS.up("mallory"))
     fleet.step()
-    for chunk in chunks.chunks(data, parcel):
+    for chunk in chunks.split(data, parcel):
         mallory.link.publish(TOPICS.up("mallory"), chunk)
     fleet.step()
     refusals = [message for message in said(heard) if isinstance(message, Refused)]
@@ -868,12 +874,12 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
     key = fleet.sessions["cam-1"].identity
     fleet.sessions.pop("cam-1")
     topic = TOPICS.up("cam-1")
-    parcel = chunks.parcel_of(b"no contribution")
+    parcel = chunks.blob_of(b"no contribution")
     mallory = Mallory(fleet)
-    mallory.say(Offer(fleet.coordinator.run.id, 1, parcel), topic, "cam-1", key)
+    mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, parcel), topic, "cam-1", key)
     fleet.step()
     before = fleet.coordinator.refused_messages["cam-1"]
-    for chunk in chunks.chunks(b"no contribution", parcel):
+    for chunk in chunks.split(b"no contribution", parcel):
         mallory.link.publish(topic, chunk)
     fleet.step()
     assert fleet.coordinator.refused_messages["cam-1"] == before + 1
@@ -887,19 +893,21 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
 def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any]) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    run = fleet.coordinator.run.id
+    run = fleet.coordinator.run_state.run.id
     made = report(**{"run": run, "device": "mallory", "round": 0, **changes})
     mallory.say(made, TOPICS.up("mallory"))
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
-    assert "mallory" not in {found.device for found in fleet.store.reports(run)}
+    assert "mallory" not in {found.device for found in fleet.journal.reports(run)}
 
 
 @pytest.mark.parametrize("name", ["device", "round", "a=b\nc", "\ud800"])
 def test_no_name_of_an_accuracy_stops_the_coordinator(fleet: Fleet, name: str) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    good = report(run=fleet.coordinator.run.id, device="mallory", round=0, accuracy={"aa": 0.5})
+    good = report(
+        run=fleet.coordinator.run_state.run.id, device="mallory", round=0, accuracy={"aa": 0.5}
+    )
     topic = TOPICS.up("mallory")
     line = wire.pack_control(good, "mallory", topic, STRANGER).partition(b"\n")[0]
     line = line.replace(b'"aa"', json.dumps(name).encode())
@@ -930,7 +938,7 @@ def test_what_a_device_does_not_say_is_refused(fleet: Fleet, message: Message) -
 def test_no_bytes_stop_the_coordinator(fleet: Fleet, payload: bytes, topic: str) -> None:
     before = state(fleet)
     for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, b"{" + payload):
-        fleet.coordinator.take(Received(topic, candidate), fleet.now)
+        fleet.coordinator.handle_event(Received(topic, candidate), fleet.now)
     assert state(fleet) == before
 
 
@@ -953,7 +961,7 @@ def test_a_coordinator_that_was_taken_over_stops(fleet: Fleet) -> None:
 
 
 def test_a_claim_that_nobody_signed_is_dropped(fleet: Fleet) -> None:
-    forged = claim(99, signing.new())
+    forged = claim(99, signing.create_identity())
     Mallory(fleet).say(forged, TOPICS.coordinator_state, "coordinator")
     fleet.step()
     assert fleet.coordinator.refused_messages[""] == 1
@@ -982,7 +990,7 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
     fleet: Fleet, changed: str
 ) -> None:
     config, classes, encoder = fleet.config, fleet.classes, ENCODER
-    assert begin(config, classes, 8, encoder, fleet.store) == fleet.coordinator.run
+    assert begin(config, classes, 8, encoder, fleet.journal) == fleet.coordinator.run_state.run
     if changed == "plan":
         config = replace(config, plan=replace(PLAN, seed=1))
     elif changed == "encoder":
@@ -990,15 +998,15 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
     else:
         classes = class_texts(("ant", "bee", "dog"))
     with pytest.raises(ConfigError, match="unfinished, with another plan, encoder or classes"):
-        begin(config, classes, 8, encoder, fleet.store)
+        begin(config, classes, 8, encoder, fleet.journal)
 
 
 def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
     fleet.run()
-    first = fleet.coordinator.run.id
+    first = fleet.coordinator.run_state.run.id
     restart(fleet)
-    assert fleet.coordinator.run.id != first
+    assert fleet.coordinator.run_state.run.id != first
     for number in range(2):
         fleet.sessions[f"cam-{number}"].finished = False
     fleet.run()
@@ -1008,17 +1016,17 @@ def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:
 def test_the_bodies_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
     fleet.run()
-    rows = fleet.store._database.execute("SELECT body FROM contribution").fetchall()
+    rows = fleet.journal._database.execute("SELECT body FROM contribution").fetchall()
     assert rows == [(None,)] * 6
     with pytest.raises(sqlite3.IntegrityError):
-        fleet.store.keep(fleet.coordinator.run.id, 1, "cam-0", "a" * 64, b"x")
+        fleet.journal.keep(fleet.coordinator.run_state.run.id, 1, "cam-0", "a" * 64, b"x")
 
 
 def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:
     manifest = wire.unpack_control(TOPICS.round, fleet.broker._retained[TOPICS.round]).message
     assert isinstance(manifest, Manifest)
     assert (manifest.run, manifest.phase, manifest.round) == (
-        fleet.coordinator.run.id,
+        fleet.coordinator.run_state.run.id,
         "open",
         1,
     )

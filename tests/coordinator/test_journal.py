@@ -16,8 +16,8 @@ from drawn_records import PLANS, REPORTS, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.coordinator.journal import Run, Store, StoredModel, open_store
-from fedclip_edge.errors import ConfigError, RunError, StoreError
+from fedclip_edge.coordinator.journal import Journal, Run, StoredModel, open_journal
+from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.records import Plan, Report
 
 RUN = Run("run-1", Plan(rounds=3, options={"lr": 0.1}), "e" * 64, "c" * 64)
@@ -37,18 +37,18 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    opened = open_store(path)
+def store(path: Path) -> Iterator[Journal]:
+    opened = open_journal(path)
     opened.add_run(RUN, model(0))
     yield opened
     opened.close()
 
 
-def database(store: Store) -> sqlite3.Connection:
+def database(store: Journal) -> sqlite3.Connection:
     return store._database
 
 
-def break_with(store: Store, statement: str, error: Exception) -> None:
+def break_with(store: Journal, statement: str, error: Exception) -> None:
     """Lets every statement that starts so fail, as a disk would."""
 
     class Broken:
@@ -72,14 +72,14 @@ def break_with(store: Store, statement: str, error: Exception) -> None:
     vars(store)["_database"] = Broken(store._database)
 
 
-def test_what_is_kept_survives_reopening(store: Store, path: Path) -> None:
+def test_what_is_kept_survives_reopening(store: Journal, path: Path) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, b"one\0")
     store.keep("run-1", 1, "cam-02", "b" * 64, b"two")
     store.keep("run-1", 2, "cam-01", "c" * 64, b"later")
     store.add_report(report(run="run-1"))
     store.pin_key("run-1", "cam-01", "d" * 64)
     # Not closed: a killed process says no good-bye.
-    again = open_store(path)
+    again = open_journal(path)
     assert again.unfinished_run() == again.last_run() == RUN
     assert again.kept("run-1", 1) == {"cam-01": "a" * 64, "cam-02": "b" * 64}
     assert list(again.contributions("run-1", 1)) == [b"one\0", b"two"]
@@ -93,20 +93,20 @@ def test_what_is_kept_survives_reopening(store: Store, path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from fedclip_edge.coordinator.journal import open_store
-store = open_store(Path(sys.argv[1]))
+from fedclip_edge.coordinator.journal import open_journal
+store = open_journal(Path(sys.argv[1]))
 store.keep("run-1", 1, "cam-01", "a" * 64, bytes(1 << 20))
 os.kill(os.getpid(), 9)
 """
 
 
-def test_what_is_kept_survives_a_kill(store: Store, path: Path) -> None:
+def test_what_is_kept_survives_a_kill(store: Journal, path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
     assert store.kept("run-1", 1) == {"cam-01": "a" * 64}
     assert [len(body) for body in store.contributions("run-1", 1)] == [1 << 20]
 
 
-def test_every_commit_is_synced(store: Store) -> None:
+def test_every_commit_is_synced(store: Journal) -> None:
     assert database(store).execute("PRAGMA synchronous").fetchone() == (2,)
     assert database(store).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -126,7 +126,7 @@ def test_every_commit_is_synced(store: Store) -> None:
 def test_the_first_contribution_per_run_round_and_device_stays(
     offered: list[tuple[str, int, str, bytes]],
 ) -> None:
-    store = open_store(Path(":memory:"))
+    store = open_journal(Path(":memory:"))
     first: dict[tuple[str, int, str], bytes] = {}
     for run, number, device, body in offered:
         sha256 = hashlib.sha256(body).hexdigest()
@@ -144,7 +144,7 @@ def test_the_first_contribution_per_run_round_and_device_stays(
     store.close()
 
 
-def test_closing_a_round_adds_the_model_and_deletes_what_made_it(store: Store) -> None:
+def test_closing_a_round_adds_the_model_and_deletes_what_made_it(store: Journal) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
     store.keep("run-1", 2, "cam-01", "b" * 64, b"two")
     assert store.rounds_closed("run-1") == 0
@@ -158,42 +158,42 @@ def test_closing_a_round_adds_the_model_and_deletes_what_made_it(store: Store) -
         store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
 
 
-def test_a_round_cannot_close_twice(store: Store) -> None:
+def test_a_round_cannot_close_twice(store: Journal) -> None:
     store.close_round("run-1", model(1, b"first"))
     with pytest.raises(sqlite3.IntegrityError):
         store.close_round("run-1", model(1, b"second"))
-    assert store.newest_model("run-1").body == b"first"
+    assert store.newest_model("run-1").payload == b"first"
 
 
 @pytest.mark.parametrize("statement", ["INSERT INTO model", "UPDATE contribution"])
 def test_closing_a_round_happens_whole_or_not_at_all(
-    store: Store, path: Path, statement: str
+    store: Journal, path: Path, statement: str
 ) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
     break_with(store, statement, sqlite3.OperationalError("database or disk is full"))
-    with pytest.raises(StoreError, match=r"journal\.sqlite cannot be written \(database or disk"):
+    with pytest.raises(JournalError, match=r"journal\.sqlite cannot be written \(database or disk"):
         store.close_round("run-1", model(1))
-    for opened in (store, open_store(path)):
+    for opened in (store, open_journal(path)):
         assert opened.rounds_closed("run-1") == 0
         assert list(opened.contributions("run-1", 1)) == [b"one"]
     opened.close()
 
 
-def test_a_bug_in_the_middle_changes_nothing_either(store: Store, path: Path) -> None:
+def test_a_bug_in_the_middle_changes_nothing_either(store: Journal, path: Path) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
     break_with(store, "UPDATE contribution", KeyError("no such thing"))
     with pytest.raises(KeyError):
         store.close_round("run-1", model(1))
-    again = open_store(path)
+    again = open_journal(path)
     assert again.rounds_closed("run-1") == 0
     again.close()
 
 
-def test_a_full_disk_is_said_and_nothing_is_half_there(store: Store) -> None:
+def test_a_full_disk_is_said_and_nothing_is_half_there(store: Journal) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
     (pages,) = database(store).execute("PRAGMA page_count").fetchone()
     database(store).execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StoreError, match="free or mend the disk and start again"):
+    with pytest.raises(JournalError, match="free or mend the disk and start again"):
         store.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20))
     assert list(store.kept("run-1", 1)) == ["cam-01"]
 
@@ -210,40 +210,44 @@ WRITES: list[Any] = [
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_that_the_database_refuses_is_a_store_error(store: Store, write: Any) -> None:
+def test_a_write_that_the_database_refuses_is_a_store_error(store: Journal, write: Any) -> None:
     database(store).execute("PRAGMA query_only = ON")
-    with pytest.raises(StoreError, match="readonly"):
+    with pytest.raises(JournalError, match="readonly"):
         write(store)
     database(store).execute("PRAGMA query_only = OFF")
     write(store)
 
 
-def test_a_damaged_file_is_a_store_error(store: Store, path: Path) -> None:
+def test_a_damaged_file_is_a_store_error(store: Journal, path: Path) -> None:
     store.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000))
     (page_bytes,) = database(store).execute("PRAGMA page_size").fetchone()
     store.close()
     raw = bytearray(path.read_bytes())
     raw[page_bytes:] = b"\xff" * (len(raw) - page_bytes)  # opening reads the first page
     path.write_bytes(raw)
-    damaged = open_store(path)
-    with pytest.raises(StoreError, match="malformed"):
+    damaged = open_journal(path)
+    with pytest.raises(JournalError, match="malformed"):
         damaged.keep("run-1", 1, "cam-02", "b" * 64, b"two")
     damaged.close()
 
 
-def test_epochs_grow_across_processes_and_above_any_that_was_seen(store: Store, path: Path) -> None:
+def test_epochs_grow_across_processes_and_above_any_that_was_seen(
+    store: Journal, path: Path
+) -> None:
     assert [store.next_epoch(), store.next_epoch()] == [1, 2]
     assert store.next_epoch(above=40) == 41
     assert store.next_epoch(above=5) == 42
-    again = open_store(path)
+    again = open_journal(path)
     assert again.next_epoch() == 43
     again.close()
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_who_was_taken_over_from_writes_nothing_more(store: Store, path: Path, write: Any) -> None:
+def test_who_was_taken_over_from_writes_nothing_more(
+    store: Journal, path: Path, write: Any
+) -> None:
     store.next_epoch()
-    other = open_store(path)
+    other = open_journal(path)
     assert other.epoch == 1
     other.keep("run-1", 2, "cam-02", "b" * 64, b"two")  # to look and to write is no claim
     store.keep("run-1", 2, "cam-03", "c" * 64, b"three")
@@ -256,26 +260,26 @@ def test_who_was_taken_over_from_writes_nothing_more(store: Store, path: Path, w
     other.close()
 
 
-def test_a_run_is_gone_on_with_until_it_is_finished(store: Store, path: Path) -> None:
+def test_a_run_is_gone_on_with_until_it_is_finished(store: Journal, path: Path) -> None:
     store.finish("run-1")
     assert store.unfinished_run() is None
     assert store.last_run() == RUN
     newer = replace(RUN, id="a-run")  # ordered by age, not by name
     store.add_run(newer, model(0))
     assert store.unfinished_run() == store.last_run() == newer
-    again = open_store(path)
+    again = open_journal(path)
     assert again.unfinished_run() == newer
     again.close()
 
 
-def test_runs_are_there_oldest_first(store: Store) -> None:
+def test_runs_are_there_oldest_first(store: Journal) -> None:
     assert store.runs() == (RUN,)
     store.add_run(replace(RUN, id="run-0"), model(0))
     assert [run.id for run in store.runs()] == ["run-1", "run-0"]
 
 
 def test_an_empty_journal_has_no_run(path: Path) -> None:
-    store = open_store(path)
+    store = open_journal(path)
     assert store.unfinished_run() is None
     assert store.last_run() is None
     store.close()
@@ -286,7 +290,7 @@ def test_an_empty_journal_has_no_run(path: Path) -> None:
 def test_what_is_read_back_is_what_was_written(
     plan: Plan, reports: list[Report], body: bytes, state: bytes
 ) -> None:
-    store = open_store(Path(":memory:"))
+    store = open_journal(Path(":memory:"))
     run = replace(RUN, plan=plan)
     store.add_run(run, model(0, body, state))
     assert store.last_run() == run
@@ -301,7 +305,7 @@ def test_what_is_read_back_is_what_was_written(
     store.close()
 
 
-def test_the_first_key_of_a_device_in_a_run_is_pinned(store: Store) -> None:
+def test_the_first_key_of_a_device_in_a_run_is_pinned(store: Journal) -> None:
     assert store.pin_key("run-1", "cam-01", "a" * 64) == "a" * 64
     assert store.pin_key("run-1", "cam-01", "b" * 64) == "a" * 64
     assert store.pin_key("run-1", "cam-02", "b" * 64) == "b" * 64
@@ -309,12 +313,12 @@ def test_the_first_key_of_a_device_in_a_run_is_pinned(store: Store) -> None:
     assert store.keys("run-1") == {"cam-01": "a" * 64, "cam-02": "b" * 64}
 
 
-def test_a_journal_of_another_version_is_left_alone(store: Store, path: Path) -> None:
+def test_a_journal_of_another_version_is_left_alone(store: Journal, path: Path) -> None:
     database(store).execute("PRAGMA user_version = 1")
     store.close()
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="is of version 1, this program writes 2"):
-        open_store(path)
+        open_journal(path)
     assert path.read_bytes() == before
 
 
@@ -325,7 +329,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path, version: int
     other.executescript(f"CREATE TABLE feature (a); PRAGMA user_version = {version};")
     other.close()
     with pytest.raises(ConfigError, match=r"features\.sqlite.*name another file"):
-        open_store(path)
+        open_journal(path)
     other = sqlite3.connect(path)
     assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("feature",)]
     other.close()
@@ -335,19 +339,19 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_text("no database\n" * 100)
     with pytest.raises(ConfigError, match=r"cannot be opened \(file is not a database\)"):
-        open_store(path)
+        open_journal(path)
     assert path.read_text() == "no database\n" * 100
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="name another file under 'journal'"):
-        open_store(tmp_path / "file" / "journal.sqlite")
+        open_journal(tmp_path / "file" / "journal.sqlite")
     with pytest.raises(ConfigError, match="unable to open database file"):
-        open_store(tmp_path)
+        open_journal(tmp_path)
 
 
-def test_a_report_alone_is_not_waited_for(store: Store) -> None:
+def test_a_report_alone_is_not_waited_for(store: Journal) -> None:
     said: list[str] = []
     database(store).set_trace_callback(said.append)
     store.add_report(report())

@@ -17,7 +17,7 @@ from system import Site, wait_until
 
 from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.vision.bundle import Bundle, write_bundle
@@ -53,7 +53,7 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
         for name in agents:
             ready = [e for e in site.events(f"{name}-{attempt}") if e["event"] == "features_ready"]
             assert ready[0]["encoded"] == (36 if attempt == "first" else 0)
-    with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
+    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as store:
         run = store.last_run()
         assert run is not None
         assert store.rounds_closed(run.id) == 3
@@ -163,7 +163,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
         if event["event"] == "picture_skipped"
     }
     assert named == {"letter.jpg", "cut.png"}
-    with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
+    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as store:
         run = store.last_run()
         assert run is not None
         assert {report.skipped for report in store.reports(run.id)} == {2}
@@ -203,7 +203,7 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
     assert len(rounds) == len(set(rounds)), "a closed round was closed again"
     (written,) = (e for e in site.events("serve") if e["event"] == "model_written")
     assert model_file.read(Path(written["path"])).model.round == 40
-    with contextlib.closing(open_store(site.folder / "journal.sqlite")) as store:
+    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as store:
         run = store.last_run()
         assert run is not None
         assert store.rounds_closed(run.id) == 40

@@ -14,7 +14,7 @@ from fedclip_edge.coordinator.receiver import UnfitError
 from fedclip_edge.coordinator.round_events import Arrived, Offered
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.protocol.messages import Kept, Offer, Parcel, Refused
+from fedclip_edge.protocol.messages import Blob, Kept, Offer, Refused
 from fedclip_edge.records import Plan, Update
 
 SUMMING = Plan("ridge", codec_up="fp32")  # its updates hold whole numbers as well
@@ -24,19 +24,19 @@ SUMMING = Plan("ridge", codec_up="fp32")  # its updates hold whole numbers as we
 def desk(tmp_path: Path, plan: Plan) -> Iterator[Desk]:
     made = Desk(tmp_path, plan)
     yield made
-    made.books.store.close()
+    made.books.journal.close()
 
 
 def test_an_offer_that_fits_is_left_to_the_round(desk: Desk) -> None:
     offer = desk.offer(desk.body())
-    decided = desk.receiving.take_offer("cam-0", offer)
+    decided = desk.receiving.receive_offer("cam-0", offer)
     assert decided == Offered("cam-0", 1, offer.parcel.sha256)
     assert desk.heard() == []
 
 
 def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> None:
     offer = replace(desk.offer(desk.body()), run="run-0")
-    assert desk.receiving.take_offer("cam-0", offer) is None
+    assert desk.receiving.receive_offer("cam-0", offer) is None
     refused = Refused(f"this is {desk.run.id}", final=False, sha256=offer.parcel.sha256)
     assert desk.heard() == [(DOWN, refused)]
 
@@ -45,19 +45,19 @@ def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> 
 def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
     desk: Desk, plan: Plan
 ) -> None:
-    limit = wire.body_limit_bytes(desk.layout.terms, plan.codec_up, desk.layout.sums)
-    largest = Offer(desk.run.id, 1, Parcel("a" * 64, limit))
-    assert desk.receiving.take_offer("cam-0", largest) is not None
-    larger = replace(largest, parcel=Parcel("a" * 64, limit + 1))
+    limit = wire.payload_limit_bytes(desk.layout.delta, plan.codec_up, desk.layout.sums)
+    largest = Offer(desk.run.id, 1, Blob("a" * 64, limit))
+    assert desk.receiving.receive_offer("cam-0", largest) is not None
+    larger = replace(largest, parcel=Blob("a" * 64, limit + 1))
     with pytest.raises(PeerError, match=f"offers {limit + 1} bytes, limit {limit}"):
-        desk.receiving.take_offer("cam-0", larger)
+        desk.receiving.receive_offer("cam-0", larger)
 
 
 def test_only_what_a_closed_round_has_is_acknowledged_again(desk: Desk) -> None:
     offer = desk.close_round_with(desk.body())
-    assert desk.receiving.take_offer("cam-0", offer) is None
+    assert desk.receiving.receive_offer("cam-0", offer) is None
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, offer.parcel.sha256))]
-    assert desk.receiving.take_offer("cam-1", offer) is not None, "another device's"
+    assert desk.receiving.receive_offer("cam-1", offer) is not None, "another device's"
     assert desk.heard() == []
 
 
@@ -67,8 +67,8 @@ def test_a_contribution_arrives_with_its_last_chunk_as_it_was_sent(desk: Desk, p
     before, arrived = desk.upload(body)
     assert before is None
     assert arrived is not None
-    assert arrived.event == Arrived("cam-0", 1, chunks.parcel_of(body).sha256)
-    assert arrived.body == body
+    assert arrived.event == Arrived("cam-0", 1, chunks.blob_of(body).sha256)
+    assert arrived.payload == body
     assert wire.pack_contribution(arrived.contribution, plan.codec_up) == body
     assert not desk.receiving.uploads.slots.holds("cam-0"), "the next one may upload"
 
@@ -94,16 +94,16 @@ def test_what_does_not_fit_is_refused_whatever_is_wrong_with_it(
     with pytest.raises(UnfitError, match=reason) as refused:
         desk.upload(body)
     assert refused.value.round == 1
-    answer = Refused(str(refused.value), final=False, sha256=chunks.parcel_of(body).sha256)
+    answer = Refused(str(refused.value), final=False, sha256=chunks.blob_of(body).sha256)
     assert desk.heard() == [(DOWN, answer)]
     assert not desk.receiving.uploads.slots.holds("cam-0")
 
 
 def test_kept_is_said_of_what_was_offered_last(desk: Desk) -> None:
     for body in (b"an earlier one", desk.body()):
-        desk.receiving.take_offer("cam-0", desk.offer(body))
-    desk.receiving.say_kept("cam-0")
-    sha256 = chunks.parcel_of(desk.body()).sha256
+        desk.receiving.receive_offer("cam-0", desk.offer(body))
+    desk.receiving.acknowledge("cam-0")
+    sha256 = chunks.blob_of(desk.body()).sha256
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, sha256))]
 
 

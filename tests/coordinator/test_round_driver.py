@@ -13,9 +13,10 @@ from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator import round_machine
 from fedclip_edge.coordinator.admission import Admission
-from fedclip_edge.coordinator.journal import Store
+from fedclip_edge.coordinator.devices import Devices
+from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.receiver import UnfitError
-from fedclip_edge.coordinator.round_driver import _ATTEMPTS, Conducting
+from fedclip_edge.coordinator.round_driver import _ATTEMPTS, RoundDriver
 from fedclip_edge.coordinator.round_events import Joined, Left, Offered, Reported, Tick
 from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.protocol import chunks
@@ -29,19 +30,19 @@ class Stage:
     """One run's rounds over a desk's books, with cam-0 in them."""
 
     desk: Desk
-    rounds: Conducting
+    rounds: RoundDriver
 
     def upload(self, body: bytes) -> None:
         """cam-0 offers it, is asked for it, and sends it."""
         offer = self.desk.offer(body)
         offer = Offer(offer.run, self.rounds.state.round, offer.parcel)
-        decided = self.desk.receiving.take_offer("cam-0", offer)
+        decided = self.desk.receiving.receive_offer("cam-0", offer)
         assert isinstance(decided, Offered)
-        self.rounds.step(decided, 1.0)
-        for chunk in chunks.chunks(body, offer.parcel):
-            arrival = self.desk.receiving.take_chunk("cam-0", chunk, 1.0)
+        self.rounds.handle(decided, 1.0)
+        for chunk in chunks.split(body, offer.parcel):
+            arrival = self.desk.receiving.receive_chunk("cam-0", chunk, 1.0)
             if arrival is not None:
-                self.rounds.step(arrival.event, 1.0, arrival)
+                self.rounds.handle(arrival.event, 1.0, arrival)
 
     def heard(self) -> list[type]:
         """The kinds of what cam-0 was told since the last time."""
@@ -52,13 +53,16 @@ class Stage:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     desk = Desk(tmp_path, PLAN)
     state = round_machine.State(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
-    admission = Admission(desk.run, desk.books.store, None)
-    conducting = Conducting(state, desk.books, desk.receiving.voice, desk.receiving, admission)
-    conducting.boots["cam-0"] = "b1"
-    conducting.step(Joined("cam-0", trains=True, evaluates=True), 0.0)
-    assert conducting.state.phase == "open"
-    yield Stage(desk, conducting)
-    desk.books.store.close()
+    devices = Devices({})
+    devices.set_online("cam-0", "b1")
+    admission = Admission(desk.run, desk.books.journal, devices, None)
+    driver = RoundDriver(
+        state, desk.books, desk.receiving.publisher, desk.receiving, admission, devices
+    )
+    driver.handle(Joined("cam-0", trains=True, evaluates=True), 0.0)
+    assert driver.state.phase == "open"
+    yield Stage(desk, driver)
+    desk.books.journal.close()
 
 
 def test_a_contribution_closes_its_round_and_the_next_one_opens(stage: Stage) -> None:
@@ -77,7 +81,7 @@ def test_it_is_on_disk_before_it_is_acknowledged(
     def full(*_arguments: object) -> None:
         raise DiskError("no space left")
 
-    monkeypatch.setattr(Store, "keep", full)
+    monkeypatch.setattr(Journal, "keep", full)
     with pytest.raises(DiskError):
         stage.upload(stage.desk.body())
     assert stage.heard() == [Want]
@@ -89,9 +93,9 @@ def test_after_the_last_round_and_its_report_the_model_is_written(stage: Stage) 
     for _ in range(PLAN.rounds):
         stage.upload(stage.desk.body())
     books = stage.desk.books
-    written = model_file.path_of(books.store.path, books.run.id)
+    written = model_file.path_of(books.journal.path, books.run.id)
     assert [stage.rounds.finished, written.exists()] == [False, False]
-    stage.rounds.step(Reported("cam-0", PLAN.rounds), 2.0)
+    stage.rounds.handle(Reported("cam-0", PLAN.rounds), 2.0)
     assert [stage.rounds.finished, written.exists()] == [True, True]
 
 
@@ -114,26 +118,26 @@ def test_a_round_that_closes_forgets_the_refusals_before_it(stage: Stage) -> Non
 
 
 def test_another_contribution_to_the_round_is_refused(stage: Stage) -> None:
-    stage.rounds.step(Joined("cam-1", trains=True, evaluates=False), 0.0)
+    stage.rounds.handle(Joined("cam-1", trains=True, evaluates=False), 0.0)
     stage.upload(stage.desk.body())  # cam-1 is not in this round's cohort, and it closes
     assert stage.rounds.state.cohort == {"cam-0", "cam-1"}
     stage.heard()
     stage.upload(stage.desk.body())
     assert stage.heard() == [Want, Kept]
     assert stage.rounds.state.round == 2, "cam-1 is waited for"
-    stage.rounds.step(Offered("cam-0", 2, "f" * 64), 1.0)
+    stage.rounds.handle(Offered("cam-0", 2, "f" * 64), 1.0)
     assert stage.heard() == [Refused]
 
 
 def test_who_is_silent_is_told_again_and_at_the_deadline_forgotten(stage: Stage) -> None:
-    stage.rounds.step(Tick(), round_machine.REMIND_S)
+    stage.rounds.handle(Tick(), round_machine.REMIND_S)
     assert stage.heard() == [Manifest]
-    stage.rounds.step(Tick(), RULES.deadline_s)
-    assert stage.rounds.boots == {}
+    stage.rounds.handle(Tick(), RULES.deadline_s)
+    assert stage.rounds.devices.incarnations == {}
     assert stage.rounds.state.phase == "gathering"
 
 
 @pytest.mark.parametrize("for_good", [True, False])
 def test_who_left_is_waited_for_unless_it_left_for_good(stage: Stage, for_good: bool) -> None:
-    stage.rounds.step(Left("cam-0", for_good=for_good), 1.0)
+    stage.rounds.handle(Left("cam-0", for_good=for_good), 1.0)
     assert stage.rounds.state.attempt == (1 if for_good else 0)

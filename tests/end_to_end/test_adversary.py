@@ -19,15 +19,15 @@ from made_up_network import Outcome, simulate
 
 from fedclip_edge.agent import state_db
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import Carried, Floor, Parked, ParkedUpdate
-from fedclip_edge.agent.upload import Contributing
+from fedclip_edge.agent.state_db import CarryOver, Parked, PendingUpdate, RunPosition
+from fedclip_edge.agent.upload import Upload
 from fedclip_edge.coordinator import round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
-from fedclip_edge.coordinator.journal import Store, StoredModel
-from fedclip_edge.coordinator.publisher import Announcer
+from fedclip_edge.coordinator.journal import Journal, StoredModel
+from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival
-from fedclip_edge.coordinator.round_driver import Conducting
-from fedclip_edge.coordinator.run_state import Ledger
+from fedclip_edge.coordinator.round_driver import RoundDriver
+from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol.chunks import Incoming, Ranges
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Contribution
@@ -85,24 +85,24 @@ def test_the_benchmark_ends_with_0_and_its_figures() -> None:
 
 
 def says_kept_before_it_is(
-    self: Conducting,
+    self: RoundDriver,
     event: round_events.Event,
     now: float,
     arrival: Arrival | None = None,
 ) -> None:
     self.state, actions = round_machine.step(self.state, event, now)
     for action in actions:
+        following = self.perform(action, now)
         if isinstance(action, round_events.Keep):
-            self._do(action, now)
             assert arrival is not None
             sha256 = self.state.kept[action.device]
-            self.ledger.keep(arrival.contribution, sha256, arrival.body)
-        else:
-            self._do(action, now)
+            self.run_state.keep(arrival.contribution, sha256, arrival.payload)
+        elif following is not None:
+            self.handle(following, now)
 
 
 def commits_with_the_next(
-    self: Store, run: str, round: int, device: str, sha256: str, body: bytes
+    self: Journal, run: str, round: int, device: str, sha256: str, body: bytes
 ) -> None:
     self._database.execute(
         "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
@@ -111,24 +111,24 @@ def commits_with_the_next(
 
 
 def adds_what_it_keeps_already(
-    self: Ledger, contribution: Contribution, sha256: str, body: bytes
+    self: RunState, contribution: Contribution, sha256: str, body: bytes
 ) -> None:
-    if contribution.device not in self.store.kept(self.run.id, contribution.round):
-        self.store.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+    if contribution.device not in self.journal.kept(self.run.id, contribution.round):
+        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, body)
     self.total.add(contribution.update)
 
 
-def resumes_without_what_is_kept(self: Ledger) -> dict[str, str]:
+def resumes_without_what_is_kept(self: RunState) -> dict[str, str]:
     return {}
 
 
-def closes_with_the_next(self: Store, run: str, model: StoredModel) -> None:
+def closes_with_the_next(self: Journal, run: str, model: StoredModel) -> None:
     vars(self)["late"] = run, model
 
 
 @contextmanager
 def writes_what_is_late(
-    self: Store, writing: Any = Store._writing, close: Any = Store.close_round
+    self: Journal, writing: Any = Journal._writing, close: Any = Journal.close_round
 ) -> Iterator[None]:
     if "late" in vars(self):
         close(self, *vars(self).pop("late"))
@@ -144,20 +144,20 @@ def believes_every_chunk(self: Incoming, payload: bytes) -> bool:
     index = int.from_bytes(payload[12:16], "little")
     known = index in self._parts
     self._parts[index] = payload[24:]
-    return not known and index < self.parcel.chunks
+    return not known and index < self.blob.chunks
 
 
 def joins_what_came(self: Incoming) -> bytes:
-    data = b"".join(self._parts[index] for index in range(self.parcel.chunks))
+    data = b"".join(self._parts[index] for index in range(self.blob.chunks))
     self._parts.clear()
     return data
 
 
-def parks_with_the_next(self: Parked, update: ParkedUpdate, left: Carried) -> None:
+def parks_with_the_next(self: Parked, update: PendingUpdate, left: CarryOver) -> None:
     database = self._database
     database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
     self._clear(update.run)
-    values = update.run, update.round, update.base, update.sha256, update.body
+    values = update.run, update.round, update.base, update.sha256, update.payload
     database.execute("INSERT INTO parked VALUES (?, ?, ?, ?, ?)", values)
     terms = {"residual/" + name: term for name, term in left.residual.items()}
     terms |= {"state/" + name: term for name, term in left.state.items()}
@@ -166,30 +166,30 @@ def parks_with_the_next(self: Parked, update: ParkedUpdate, left: Carried) -> No
 
 
 def takes_any_answer_for_kept(
-    self: Parked, run: str, sha256: str, *, kept: bool, settle: Any = Parked.settle
+    self: Parked, run: str, sha256: str, *, kept: bool, settle: Any = Parked.resolve
 ) -> None:
     settle(self, run, sha256, kept=True)
 
 
-def forgets_what_was_left(self: Parked, run: str, carried: Any = Parked.carried) -> Carried:
-    return Carried({}, carried(self, run).state)
+def forgets_what_was_left(self: Parked, run: str, carried: Any = Parked.carry_over) -> CarryOver:
+    return CarryOver({}, carried(self, run).state)
 
 
-def leaves_what_nobody_kept(self: Parked, run: str) -> Carried:
+def leaves_what_nobody_kept(self: Parked, run: str) -> CarryOver:
     rows = self._rows("SELECT terms FROM carried WHERE run = ? ORDER BY rowid DESC LIMIT 1", run)
     terms = safetensors.numpy.load(rows[0][0]) if rows else {}
-    return Carried(state_db._named(terms, "residual/"), state_db._named(terms, "state/"))
+    return CarryOver(state_db._named(terms, "residual/"), state_db._named(terms, "state/"))
 
 
 def gives_up_waiting_for_the_answer(
-    self: Contributing, manifest: Manifest, go_back: Any = Contributing.go_back
+    self: Upload, manifest: Manifest, go_back: Any = Upload.go_back
 ) -> None:
     go_back(self, manifest)
     if self._offered is not None and self._offered.update.round < manifest.round:
         self._offered = None
 
 
-def believes_any_epoch(self: Floor, other: Floor) -> bool:
+def believes_any_epoch(self: RunPosition, other: RunPosition) -> bool:
     return False
 
 
@@ -197,16 +197,16 @@ def stays_below(self: Coordinator, device: str, epoch: int) -> None:
     pass
 
 
-def writes_on(self: Store) -> Iterator[None]:
+def writes_on(self: Journal) -> Iterator[None]:
     with self._told("written"), self._database:
         yield
 
 
-def claims_for_ever(self: Store) -> None:
+def claims_for_ever(self: Journal) -> None:
     pass
 
 
-def gives_no_chunk_again(self: Announcer, device: str, missing: Ranges) -> None:
+def gives_no_chunk_again(self: Publisher, device: str, missing: Ranges) -> None:
     pass
 
 
@@ -228,20 +228,20 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
 # The law that is broken, the bug, and within how many seeds the adversary has to notice.
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
-        "lost", replaced((Conducting, "step", says_kept_before_it_is)), 100
+        "lost", replaced((RoundDriver, "step", says_kept_before_it_is)), 100
     ),
-    "commits with the next": ("lost", replaced((Store, "keep", commits_with_the_next)), 100),
+    "commits with the next": ("lost", replaced((Journal, "keep", commits_with_the_next)), 100),
     "adds a duplicate": (
         "twice",
         replaced(
-            (Ledger, "kept", resumes_without_what_is_kept),
-            (Ledger, "keep", adds_what_it_keeps_already),
+            (RunState, "kept", resumes_without_what_is_kept),
+            (RunState, "keep", adds_what_it_keeps_already),
         ),
         100,
     ),
     "closes a round with the next commit": (
         "reopened",
-        replaced((Store, "close_round", closes_with_the_next), (Store, "_writing", writes_what_is_late)),
+        replaced((Journal, "close_round", closes_with_the_next), (Journal, "_writing", writes_what_is_late)),
         100,
     ),
     "never repeats an offer": (
@@ -255,8 +255,8 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "writes on after a take-over": (
         "lost reopened twice ends",
         replaced(
-            (Store, "_writing", contextmanager(writes_on)),
-            (Store, "check_claim", claims_for_ever),
+            (Journal, "_writing", contextmanager(writes_on)),
+            (Journal, "check_claim", claims_for_ever),
         ),
         100,
     ),
@@ -264,7 +264,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         "ends", replaced((Coordinator, "_rise_above", stays_below)), 200
     ),
     "gives no chunk of a model again": (
-        "ends", replaced((Announcer, "send_model", gives_no_chunk_again)), 200
+        "ends", replaced((Publisher, "send_model", gives_no_chunk_again)), 200
     ),
     "waits for ever for the end": (
         "ends", replaced((Session, "_is_left_alone", is_never_left_alone)), 200
@@ -280,9 +280,9 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         "residual", replaced((Parked, "carried", leaves_what_nobody_kept)), 200
     ),
     "gives up waiting for the answer": (
-        "residual", replaced((Contributing, "go_back", gives_up_waiting_for_the_answer)), 100
+        "residual", replaced((Upload, "go_back", gives_up_waiting_for_the_answer)), 100
     ),
-    "believes any epoch": ("epochs", replaced((Floor, "is_above", believes_any_epoch)), 100),
+    "believes any epoch": ("epochs", replaced((RunPosition, "is_newer_than", believes_any_epoch)), 100),
 }  # fmt: skip
 
 

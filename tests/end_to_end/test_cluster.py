@@ -79,7 +79,7 @@ class Fleet:
         (written,) = (e for e in self.site.events(log) if e["event"] == "model_written")
         model = model_file.read(Path(written["path"])).model
         assert model.round == ROUNDS
-        return {name: values.tobytes() for name, values in model.terms.items()}
+        return {name: values.tobytes() for name, values in model.parameters.items()}
 
     def closed(self, log: str) -> int:
         return sum(event["event"] == "round_closed" for event in self.site.events(log))

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from crashing import Disk, Fuse, Journal, Killed
+from crashing import CrashingConnection, Disk, Fuse, Killed
 
-from fedclip_edge.coordinator.journal import Store, open_store
+from fedclip_edge.coordinator.journal import Journal, open_journal
 
 
 def killed_at(folder: Path, seed: int, left: int, checkpoint_pages: int = 0) -> tuple[int, int]:
     """The last epoch that was promised before the fuse burnt down, and the one on disk after."""
     disk, fuse = Disk(folder, random.Random(seed)), Fuse(left)
     disk.folder.mkdir(parents=True)
-    database = open_store(disk.path)._database
+    database = open_journal(disk.path)._database
     if checkpoint_pages:
         database.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
-    journal = Journal(database, functools.partial(disk.torn, database), fuse)
-    store = Store(disk.path, cast("Any", journal))
+    journal = CrashingConnection(database, functools.partial(disk.torn, database), fuse)
+    store = Journal(disk.path, cast("Any", journal))
     promised = 0
     try:
         while True:
@@ -30,7 +30,7 @@ def killed_at(folder: Path, seed: int, left: int, checkpoint_pages: int = 0) -> 
     except Killed:
         pass
     disk.kill(journal)
-    again = open_store(disk.path)
+    again = open_journal(disk.path)
     found = again.next_epoch() - 1
     again.close()
     return promised, found
@@ -55,8 +55,8 @@ def test_a_journal_that_was_being_made_is_made_again(tmp_path: Path) -> None:
         disk = Disk(tmp_path / str(seed), random.Random(seed))
         disk.folder.mkdir(parents=True)
         with pytest.raises(Killed):
-            disk.born(open_store(disk.path)._database)
+            disk.born(open_journal(disk.path)._database)
         disk.kill(None)
-        store = open_store(disk.path)
+        store = open_journal(disk.path)
         assert store.next_epoch() == 1
         store.close()

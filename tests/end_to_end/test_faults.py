@@ -24,7 +24,7 @@ from matrix import Outcome, Undisturbed, Verdict, judge, strike
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import Run, open_store
+from fedclip_edge.coordinator.journal import Run, open_journal
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.records import Model, Plan
@@ -114,7 +114,7 @@ def books(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
     model: Model = method.initial(bundle.classes, DIM, plan.seed)
     run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
     path = folder / "journal.sqlite"
-    with contextlib.closing(open_store(path)) as store:
+    with contextlib.closing(open_journal(path)) as store:
         store.add_run(run, run_state._stored(model, {}, plan))
         for counts in rounds:
             total = ExactSum(plan)
@@ -163,7 +163,7 @@ def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle:
     journal = books(tmp_path, bundle, EVERYBODY, EVERYBODY)
     file = model_file.path_of(journal, "run-1")
     trained = model_file.read(file)
-    terms = {name: term + 1 for name, term in trained.model.terms.items()}
+    terms = {name: term + 1 for name, term in trained.model.parameters.items()}
     other = Model(trained.model.method, trained.model.round, terms)
     trained = model_file.TrainedModel(
         other, trained.run, trained.plan, trained.encoder_id, trained.classes_digest

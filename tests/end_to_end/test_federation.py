@@ -62,11 +62,11 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
         validation = of(POOL, device, "validation")
         session.learner.data = replace(session.learner.data, validation=validation)  # type: ignore[attr-defined]
     real.run()
-    reports = real.store.reports(real.coordinator.run.id)
-    kept = real.store.newest_model(real.coordinator.run.id)
+    reports = real.journal.reports(real.coordinator.run_state.run.id)
+    kept = real.journal.newest_model(real.coordinator.run_state.run.id)
     simulated = run(plan)
-    assert model_bytes(simulated[-1].model) == model_bytes(real.coordinator.ledger.model)
-    assert wire.pack_model(simulated[-1].model, plan.codec_down) == kept.body  # type: ignore[arg-type]
+    assert model_bytes(simulated[-1].model) == model_bytes(real.coordinator.run_state.model)
+    assert wire.pack_model(simulated[-1].model, plan.codec_down) == kept.payload  # type: ignore[arg-type]
     for report in reports:
         key = (report.device, "")
         found = simulated[report.round]
@@ -75,7 +75,7 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
         assert report.accuracy[name] == found.figures[key].top1
         assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
         assert report.accuracy["zero_shot"] == found.zero_shot[key].top1
-    real.store.close()
+    real.journal.close()
 
 
 def test_bytes_are_those_of_the_bodies_so_far() -> None:
@@ -159,7 +159,7 @@ def test_a_device_with_one_class_takes_part() -> None:
     one = replace(FLEET.devices[0], train=rows[POOL.labels[rows] == 1])
     found = run(PLAN, Fleet((one, *FLEET.devices[1:])))[-1]
     assert found.model is not None
-    assert np.isfinite(found.model.terms["0.weight"]).all()
+    assert np.isfinite(found.model.parameters["0.weight"]).all()
 
 
 def test_a_device_without_test_pictures_has_no_figure() -> None:

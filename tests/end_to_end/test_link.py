@@ -21,7 +21,7 @@ from socket_faults import HOST
 from system import wait_until
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.protocol.chunks import chunks, parcel_of
+from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.transport.base import Connected, Disconnected, Received
 from fedclip_edge.transport.mqtt import PahoTransport
 
@@ -155,7 +155,7 @@ def test_a_length_of_five_bytes_is_no_mqtt() -> None:
 
 
 DATA = bytes(range(251)) * 40
-PARCEL = parcel_of(DATA, 500)  # 21 chunks
+PARCEL = blob_of(DATA, 500)  # 21 chunks
 
 
 def test_chunks_are_repeated_and_nothing_else(mosquitto: BrokerAddress) -> None:
@@ -169,7 +169,7 @@ def test_chunks_are_repeated_and_nothing_else(mosquitto: BrokerAddress) -> None:
     assert sorted(indices) == sorted([*range(21), *repeated])
     assert {later - sooner for sooner, later in itertools.pairwise(repeated)} == {3}
     upward = [s for s in seen if s.client == "sender" and s.upward]
-    assert [s.payload for s in upward] == [*chunks(DATA, PARCEL), b"end"]
+    assert [s.payload for s in upward] == [*split(DATA, PARCEL), b"end"]
     assert {s.topic for s in upward} == {"link/duplicate"}
 
 
@@ -182,7 +182,7 @@ def test_chunks_are_altered_in_one_bit_the_same_ones_each_time(mosquitto: Broker
             runs.append(sent_through(made, "corrupt"))
     assert runs[0] == runs[1]
     assert runs[0][-1] == b"end"
-    whole = list(chunks(DATA, PARCEL))
+    whole = list(split(DATA, PARCEL))
     flips = [
         sum((a ^ b).bit_count() for a, b in zip(sent, got, strict=True))
         for sent, got in zip(whole, runs[0], strict=False)
@@ -209,7 +209,7 @@ def sent_through(made: Link, name: str) -> list[bytes]:
     try:
         for client in (listener, sender):
             client.connect(DEADLINE_S)
-        for chunk in chunks(DATA, PARCEL):
+        for chunk in split(DATA, PARCEL):
             sender.publish(f"link/{name}", chunk)
         sender.publish(f"link/{name}", b"end")
         while not got or got[-1] != b"end":

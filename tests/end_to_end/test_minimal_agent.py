@@ -12,7 +12,7 @@ from example_agent import EXAMPLES, initial, start
 from system import DEADLINE_S, Site, wait_until
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.learning import methods
 from fedclip_edge.vision.bundle import Bundle
@@ -49,11 +49,11 @@ def test_its_contributions_are_kept(
     closed = [event for event in site.events("serve") if event["event"] == "round_closed"]
     assert [event["contributions"] for event in closed] == [2] * rounds
     assert site.events("serve")[-1]["refused_messages"] == 0
-    journal = open_store(tmp_path / "journal.sqlite")
+    journal = open_journal(tmp_path / "journal.sqlite")
     run = journal.last_run()
     assert run is not None
     shapes = methods.shapes(run.plan, random_bundle.classes, 16)
-    trained = master_model(journal.newest_model(run.id), shapes).terms
+    trained = master_model(journal.newest_model(run.id), shapes).parameters
     journal.close()
     for name, values in initial(run.plan, random_bundle).items():
         # One per cent a round; what the codecs lose is at most some per cent of that.

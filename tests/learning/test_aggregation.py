@@ -47,10 +47,10 @@ def on_grid(value: np.float32, bits: int) -> int:
 def exact_terms(contributions: Sequence[Update], bits: int) -> dict[str, list[int]]:
     return {
         name: [
-            sum(on_grid(u.terms[name].flat[i], bits) for u in contributions)
+            sum(on_grid(u.delta[name].flat[i], bits) for u in contributions)
             for i in range(term.size)
         ]
-        for name, term in contributions[0].terms.items()
+        for name, term in contributions[0].delta.items()
     }
 
 
@@ -98,7 +98,7 @@ def test_the_mean_is_numpys_within_half_a_grid_step(contributions: list[Update],
     weight = sum(update.weight for update in contributions)
     half_steps = len(contributions) / weight * 2.0**-bits / 2
     for name, term in mean.items():
-        stacked = np.stack([update.terms[name] for update in contributions])
+        stacked = np.stack([update.delta[name] for update in contributions])
         expected = np.sum(stacked, axis=0, dtype=np.float64) / weight
         assert term.dtype == np.float32
         rounding = np.abs(expected) * 2.0**-23 + 2.0**-149  # of the result to float32
@@ -123,7 +123,7 @@ def test_a_sum_that_could_overflow_is_refused_and_never_wraps(contributions: lis
     """On the finest grid 2048 is the end of int64; what was taken is still summed exactly."""
     total, taken = ExactSum(Plan(grid_bits=52, max_norm=1e6)), list[Update]()
     for update in contributions:
-        reach = sum(max(float(np.abs(t).max()) for t in u.terms.values()) for u in [*taken, update])
+        reach = sum(max(float(np.abs(t).max()) for t in u.delta.values()) for u in [*taken, update])
         if reach < 2048:
             total.add(update)
             taken.append(update)
@@ -240,8 +240,8 @@ def test_terms_of_any_shape_keep_it(shape: tuple[int, ...]) -> None:
 
 @given(updates(), st.integers(1, 1000))
 def test_the_norm_is_that_of_all_terms_in_one_vector(update: Update, factor: int) -> None:
-    flat = np.concatenate([term.ravel() for term in update.terms.values()]).astype(np.float64)
-    assert norm_of(update.terms) == pytest.approx(float(np.linalg.norm(flat)), rel=1e-12)
+    flat = np.concatenate([term.ravel() for term in update.delta.values()]).astype(np.float64)
+    assert norm_of(update.delta) == pytest.approx(float(np.linalg.norm(flat)), rel=1e-12)
 
 
 def test_the_norm_of_large_values_does_not_overflow() -> None:

@@ -27,7 +27,7 @@ SIDES = Sides(features(40, 1, CLASSES), features(10, 2, CLASSES))
 
 
 def terms(model: Model) -> dict[str, bytes]:
-    return {name: term.tobytes() for name, term in model.terms.items()}
+    return {name: term.tobytes() for name, term in model.parameters.items()}
 
 
 def test_a_fit_is_the_methods_own_with_a_seed_of_plan_round_and_device() -> None:
@@ -37,8 +37,8 @@ def test_a_fit_is_the_methods_own_with_a_seed_of_plan_round_and_device() -> None
         update, _ = local.fit(PLAN, there, SIDES, CLASSES, {}, device)
         seed = local.training_seed(PLAN.seed, closed, device)
         expected, _ = methods.fit(there, SIDES.train, SIDES.validation, CLASSES, PLAN, {}, seed)
-        for name, term in expected.terms.items():
-            np.testing.assert_array_equal(update.terms[name], term)
+        for name, term in expected.delta.items():
+            np.testing.assert_array_equal(update.delta[name], term)
 
 
 def test_alone_is_a_federation_of_one() -> None:

@@ -22,7 +22,7 @@ from fedclip_edge.learning.methods import fedclip, zeroshot
 from fedclip_edge.records import Features, Model, Plan, Scalar, Terms, Update
 
 NAMES = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
-TRAINED = [name for name in NAMES if methods.layout(Plan(name), class_texts(), 8).terms]
+TRAINED = [name for name in NAMES if methods.layout(Plan(name), class_texts(), 8).delta]
 D = 16
 CLASSES = class_texts(dim=D)
 NOTHING = nothing(D)
@@ -102,7 +102,7 @@ def test_the_initial_model_is_the_seeds(name: str) -> None:
     method = methods.get(name)
     model = method.initial(CLASSES, D, 3)
     assert (model.method, model.round) == (name, 0)
-    assert bytes_of(model.terms) == bytes_of(method.initial(CLASSES, D, 3).terms)
+    assert bytes_of(model.parameters) == bytes_of(method.initial(CLASSES, D, 3).parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,13 +110,13 @@ def test_a_device_sends_what_the_layout_says(name: str) -> None:
     """The wire admits nothing else."""
     method, plan = methods.get(name), Plan(name)
     model = method.initial(CLASSES, D, 0)
-    before = bytes_of(model.terms)
+    before = bytes_of(model.parameters)
     update, state = method.fit(model, features(20, 1, CLASSES), NOTHING, CLASSES, plan, {}, 1)
     its = method.layout(model)
-    assert {n: t.shape for n, t in model.terms.items()} == its.model
-    assert {n: t.shape for n, t in update.terms.items()} == its.terms
+    assert {n: t.shape for n, t in model.parameters.items()} == its.parameters
+    assert {n: t.shape for n, t in update.delta.items()} == its.delta
     assert {n: t.shape for n, t in update.sums.items()} == its.sums
-    assert bytes_of(model.terms) == before
+    assert bytes_of(model.parameters) == before
     assert bytes_of(state) == {}
     ExactSum(plan).check(update)  # within the default bounds
 
@@ -129,12 +129,12 @@ def test_the_same_seed_gives_the_same_update(name: str) -> None:
     def update(seed: int) -> Update:
         return method.fit(model, data, NOTHING, CLASSES, Plan(name), {}, seed)[0]
 
-    assert bytes_of(update(1).terms) == bytes_of(update(1).terms)
+    assert bytes_of(update(1).delta) == bytes_of(update(1).delta)
     assert {n: s.tobytes() for n, s in update(1).sums.items()} == {
         n: s.tobytes() for n, s in update(1).sums.items()
     }
     if name in TRAINED:
-        assert bytes_of(update(1).terms) != bytes_of(update(2).terms)
+        assert bytes_of(update(1).delta) != bytes_of(update(2).delta)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,11 +143,11 @@ def test_a_round_gives_the_next_model(name: str) -> None:
     model = method.initial(CLASSES, D, 0)
     following = trained(method, model, plan)
     assert (following.method, following.round) == (name, 1)
-    assert {n: t.shape for n, t in following.terms.items()} == {
-        n: t.shape for n, t in model.terms.items()
+    assert {n: t.shape for n, t in following.parameters.items()} == {
+        n: t.shape for n, t in model.parameters.items()
     }
-    if model.terms:
-        assert bytes_of(following.terms) != bytes_of(model.terms)
+    if model.parameters:
+        assert bytes_of(following.parameters) != bytes_of(model.parameters)
     if not method.TRAITS.one_round:
         assert trained(method, following, plan).round == 2
 
@@ -173,14 +173,14 @@ def test_predictions_are_the_methods_own_formula_in_torch(name: str) -> None:
     method = methods.get(name)
     model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
     vectors = features(9, 2, CLASSES).vectors
-    terms = {n: torch.tensor(term, requires_grad=True) for n, term in model.terms.items()}
+    terms = {n: torch.tensor(term, requires_grad=True) for n, term in model.parameters.items()}
     texts = torch.tensor(CLASSES.vectors)
     logits = method.logits(terms, torch.tensor(vectors), texts, CLASSES.logit_scale)
     np.testing.assert_array_equal(methods.predict(model, vectors, CLASSES), logits.detach().numpy())
     alone = [methods.predict(model, row[None], CLASSES)[0] for row in vectors]
     np.testing.assert_allclose(np.stack(alone), logits.detach().numpy(), atol=1e-3)
     if name in TRAINED:
-        sent = [terms[n] for n in method.layout(model).terms]
+        sent = [terms[n] for n in method.layout(model).delta]
         gradients = torch.autograd.grad(logits.square().sum(), sent)
         assert all(gradient.any() for gradient in gradients)
 
@@ -208,7 +208,7 @@ def test_an_option_that_a_method_does_not_have_is_refused(name: str) -> None:
 def test_fedclip_starts_as_torchs_linear_does() -> None:
     """The reference's state_dict, uniform within 1/sqrt(D), another one for another seed."""
     dim = 64
-    terms = fedclip.initial(CLASSES, dim, 3).terms
+    terms = fedclip.initial(CLASSES, dim, 3).parameters
     gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim), nn.Softmax(dim=1))
     assert {n: t.shape for n, t in terms.items()} == {
         n: tuple(t.shape) for n, t in gate.state_dict().items()
@@ -221,7 +221,7 @@ def test_fedclip_starts_as_torchs_linear_does() -> None:
         assert abs(float(term.mean())) < 0.2 * bound
         # Of a uniform distribution; with 64 to 4096 draws it comes within a quarter.
         assert float(term.std()) == pytest.approx(bound / np.sqrt(3), rel=0.25)
-        assert bytes_of(fedclip.initial(CLASSES, dim, 4).terms)[name] != term.tobytes()
+        assert bytes_of(fedclip.initial(CLASSES, dim, 4).parameters)[name] != term.tobytes()
     assert bytes_of(terms)["0.weight"] != bytes_of(terms)["2.weight"]
 
 
@@ -245,8 +245,8 @@ def test_fedclip_sends_the_weighted_change(weighting: str, weight: int) -> None:
         model, data, NOTHING, CLASSES, Plan(options={"weighting": weighting}), {}, 1
     )
     assert (update.kind, update.weight, plain.weight) == ("sum", weight, 1)
-    for name, term in update.terms.items():
-        np.testing.assert_array_equal(term, np.float32(weight) * plain.terms[name])
+    for name, term in update.delta.items():
+        np.testing.assert_array_equal(term, np.float32(weight) * plain.delta[name])
 
 
 @pytest.mark.parametrize(
@@ -309,24 +309,24 @@ def test_diverged_training_is_said_not_sent() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plan_that_names_no_rounds_gets_the_methods_own(name: str) -> None:
     own = methods.get(name).TRAITS.rounds
-    assert methods.settled(Plan(name)).rounds == own >= 1
-    assert methods.settled(Plan(name, rounds=1)) == Plan(name, rounds=1)
+    assert methods.with_defaults(Plan(name)).rounds == own >= 1
+    assert methods.with_defaults(Plan(name, rounds=1)) == Plan(name, rounds=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_more_rounds_than_a_method_takes_are_refused(name: str) -> None:
     if methods.get(name).TRAITS.one_round:
         with pytest.raises(ConfigError, match=f"{name} is done after one round.*write rounds = 1"):
-            methods.settled(Plan(name, rounds=2))
+            methods.with_defaults(Plan(name, rounds=2))
     else:
-        assert methods.settled(Plan(name, rounds=2)).rounds == 2
+        assert methods.with_defaults(Plan(name, rounds=2)).rounds == 2
 
 
 def test_a_plan_is_refused_for_its_method_and_its_options() -> None:
     with pytest.raises(ConfigError, match="unknown method 'fedclp'"):
-        methods.settled(Plan("fedclp"))
+        methods.with_defaults(Plan("fedclp"))
     with pytest.raises(ConfigError, match="zeroshot options: unknown key 'lr'"):
-        methods.settled(Plan("zeroshot", {"lr": 0.1}))
+        methods.with_defaults(Plan("zeroshot", {"lr": 0.1}))
 
 
 # --- features that cannot be -----------------------------------------------------------------------
@@ -362,7 +362,7 @@ def test_fewer_than_two_pictures_change_nothing(name: str, count: int) -> None:
     model, data = methods.initial(plan, CLASSES, D), features(count, 1, CLASSES)
     update, _ = methods.fit(model, data, NOTHING, CLASSES, plan, {}, 0)
     assert update.weight == 1
-    assert not any(term.any() for term in update.terms.values())
+    assert not any(term.any() for term in update.delta.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

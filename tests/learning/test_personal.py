@@ -35,7 +35,7 @@ SIDES = Sides(shifted(60, 1), shifted(40, 2))
 
 
 def plan_of(method: str, epochs: int = 3, **changes: object) -> Plan:
-    its = methods.settled(Plan(method, rounds=1, personal_epochs=1, **changes))  # type: ignore[arg-type]
+    its = methods.with_defaults(Plan(method, rounds=1, personal_epochs=1, **changes))  # type: ignore[arg-type]
     return replace(its, personal_epochs=1 if methods.get(method).TRAITS.one_round else epochs)
 
 
@@ -109,7 +109,7 @@ def test_the_fleets_bounds_are_not_the_devices_own() -> None:
     assert one is not None
     assert other is not None
     assert mixture.is_one(other)
-    assert other.terms["own/weight"].tobytes() == one.terms["own/weight"].tobytes()
+    assert other.parameters["own/weight"].tobytes() == one.parameters["own/weight"].tobytes()
 
 
 def test_training_that_runs_away_leaves_the_shared_model() -> None:
@@ -124,8 +124,8 @@ def test_the_same_device_makes_the_same_bytes() -> None:
     one, other = (personal(plan, last(plan), SIDES, CLASSES, "cam") for _ in range(2))
     assert one is not None
     assert other is not None
-    assert {n: t.tobytes() for n, t in one.terms.items()} == {
-        n: t.tobytes() for n, t in other.terms.items()
+    assert {n: t.tobytes() for n, t in one.parameters.items()} == {
+        n: t.tobytes() for n, t in other.parameters.items()
     }
 
 
@@ -137,8 +137,8 @@ def test_a_strategy_has_no_part_in_it(strategy: str, options: dict[str, str | fl
     own = personal(plan, last(plan), SIDES, CLASSES, "cam")
     assert own is not None
     shapes = methods.shapes_beside(own, plan, CLASSES, D)
-    assert {name: term.shape for name, term in own.terms.items()} == shapes
-    np.testing.assert_array_equal(own.terms["weight"], CLASSES.vectors)  # the shared one's
+    assert {name: term.shape for name, term in own.parameters.items()} == shapes
+    np.testing.assert_array_equal(own.parameters["weight"], CLASSES.vectors)  # the shared one's
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -161,7 +161,7 @@ def test_a_mix_is_of_the_logits(share: float) -> None:
 )
 def test_where_it_cannot_be_it_is_refused(method: str, epochs: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        methods.settled(Plan(method, personal_epochs=epochs))
+        methods.with_defaults(Plan(method, personal_epochs=epochs))
     with pytest.raises(ValueError, match="personal_epochs: expected 0 to 1000"):
         Plan(personal_epochs=-1)
 
@@ -174,13 +174,13 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
         data = session.learner.data  # type: ignore[attr-defined]
         session.learner.data = replace(data, validation=shifted(40, i + 5))  # type: ignore[attr-defined]
     fleet.run()
-    reports = fleet.store.reports(fleet.coordinator.run.id)
+    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
     assert all(("personal" in report.accuracy) == (report.round == 2) for report in reports)
     for report in reports[-2:]:
         found = model_file.read(tmp_path / report.device / "personal.safetensors").model
         asked = shifted(60, int(report.device[-1]) + 9)
         assert report.accuracy["personal"] == right(found, asked)
-    fleet.store.close()
+    fleet.journal.close()
 
 
 def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Path) -> None:
@@ -192,14 +192,14 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
     path = tmp_path / "personal.safetensors"
     model_file.write(path, mixed)
     found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
-    assert found.model.terms.keys() == mixed.model.terms.keys()
+    assert found.model.parameters.keys() == mixed.model.parameters.keys()
     export_classifier(random_bundle, found, tmp_path / "classifier.onnx")
     model_file.write(
         path,
         replace(
             mixed,
             model=Model(
-                "linear", 1, {**mixed.model.terms, "own/weight": np.zeros((1, 1), np.float32)}
+                "linear", 1, {**mixed.model.parameters, "own/weight": np.zeros((1, 1), np.float32)}
             ),
         ),
     )

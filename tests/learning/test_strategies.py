@@ -15,7 +15,7 @@ from in_memory import ENCODER, nothing
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
@@ -52,7 +52,7 @@ def stepped(
     state: Terms = {}
     for changes in rounds:
         model, state = strategies.step(model, added(plan, changes), state)
-        found.append(model.terms["w"])
+        found.append(model.parameters["w"])
     assert model.round == len(rounds)
     return found
 
@@ -80,7 +80,7 @@ def garbage(devices: int) -> list[list[F32]]:
 
 def test_an_unknown_strategy_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown strategy 'fedadm'; did you mean 'fedadam'"):
-        methods.settled(plan_of("fedadm"))
+        methods.with_defaults(plan_of("fedadm"))
     with pytest.raises(ConfigError, match=r"there are: fedavg, .*multi-krum"):
         strategies.get("qqqq")
 
@@ -88,7 +88,7 @@ def test_an_unknown_strategy_names_the_nearest() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_option_that_it_does_not_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} options: unknown key 'qqqq'"):
-        methods.settled(plan_of(name, strategy_options={"qqqq": 1}))
+        methods.with_defaults(plan_of(name, strategy_options={"qqqq": 1}))
 
 
 @pytest.mark.parametrize(
@@ -108,27 +108,27 @@ def test_a_value_out_of_range_is_refused(
     name: str, options: dict[str, Scalar], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"{name} options: {message}"):
-        methods.settled(plan_of(name, strategy_options=options))
+        methods.with_defaults(plan_of(name, strategy_options=options))
 
 
 @pytest.mark.parametrize("method", ["ridge", "prototypes", "zeroshot", "tip-adapter"])
 def test_what_is_not_averaged_takes_no_strategy(method: str) -> None:
     with pytest.raises(ConfigError, match=f"{method} sends no changes of a model.*leave out"):
-        methods.settled(Plan(method, strategy="median"))
+        methods.with_defaults(Plan(method, strategy="median"))
 
 
 @pytest.mark.parametrize("name", [*SINGLE, "scaffold"])
 def test_who_counts_every_device_the_same_takes_no_weights(name: str) -> None:
     plan = plan_of(name)
     with pytest.raises(ConfigError, match=f"{name} counts every device the same; leave out"):
-        methods.settled(replace(plan, options={**plan.options, "weighting": "pictures"}))
+        methods.with_defaults(replace(plan, options={**plan.options, "weighting": "pictures"}))
 
 
 def test_scaffold_wants_plain_sgd() -> None:
     with pytest.raises(
         ConfigError, match="scaffold corrects the gradients of sgd; write optimizer = 'sgd'"
     ):
-        methods.settled(Plan("linear", strategy="scaffold"))
+        methods.with_defaults(Plan("linear", strategy="scaffold"))
 
 
 # --- averages and optimisers ---------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
     plan = Plan("linear", {**free_options, "proximal_mu": mu}, rounds=1)
     model = methods.initial(plan, CLASSES, D)
     update, _ = methods.fit(model, data, nothing(D), CLASSES, plan, {}, 7)
-    w = torch.tensor(model.terms["weight"], requires_grad=True)
+    w = torch.tensor(model.parameters["weight"], requires_grad=True)
     start = w.detach().clone()
     random = np.random.default_rng(7)
     for _ in range(2):
@@ -192,12 +192,12 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
             (gradient,) = torch.autograd.grad(loss, w)
             with torch.no_grad():
                 w -= lr * gradient
-    moved = w.detach().numpy() - model.terms["weight"]
-    np.testing.assert_allclose(update.terms["weight"], moved, atol=1e-5)
+    moved = w.detach().numpy() - model.parameters["weight"]
+    np.testing.assert_allclose(update.delta["weight"], moved, atol=1e-5)
     free, _ = methods.fit(
         model, data, nothing(D), CLASSES, replace(plan, options=free_options), {}, 7
     )
-    assert np.linalg.norm(moved) < 0.9 * np.linalg.norm(free.terms["weight"])
+    assert np.linalg.norm(moved) < 0.9 * np.linalg.norm(free.delta["weight"])
 
 
 # --- scaffold ------------------------------------------------------------------------------------
@@ -250,11 +250,11 @@ def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
             )
             total.add(update)
         model, server = own.combine(model, total, server)
-    np.testing.assert_allclose(model.terms["weight"], rendered(rounds, 0.05), atol=2e-4)
-    assert np.abs(model.terms["control/weight"]).max() > 1e-3
+    np.testing.assert_allclose(model.parameters["weight"], rendered(rounds, 0.05), atol=2e-4)
+    assert np.abs(model.parameters["control/weight"]).max() > 1e-3
     assert float(server["devices"][0]) == len(SIZES)
     layout = methods.layout(plan, CLASSES, D)
-    assert {n: t.shape for n, t in model.terms.items()} == layout.model
+    assert {n: t.shape for n, t in model.parameters.items()} == layout.parameters
 
 
 @pytest.mark.parametrize(
@@ -269,22 +269,22 @@ def test_scaffold_takes_no_count_that_a_device_makes_up(
     tmp_path: Path, weight: int, new: list[int], message: str
 ) -> None:
     """Else one device could multiply everybody's correction, and end every run of the journal."""
-    its = books(tmp_path, methods.settled(plan_of("scaffold")))
-    terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.terms.items()}
+    its = books(tmp_path, methods.with_defaults(plan_of("scaffold")))
+    terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.delta.items()}
     update = Update("sum", weight, terms, {"new": np.array(new)})
     made = Contribution(its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, update)
     with pytest.raises(PeerError, match=message):
         its.check("cam-0", 1, made)
     with pytest.raises(PeerError, match=message):
         its.total.add(update)
-    its.store.close()
+    its.journal.close()
 
 
 def test_scaffold_learns_nothing_of_a_device_without_pictures() -> None:
     plan = plan_of("scaffold")
     model = methods.initial(plan, CLASSES, D)
     update, state = methods.fit(model, nothing(D), nothing(D), CLASSES, plan, {}, 0)
-    assert not any(term.any() for term in update.terms.values())
+    assert not any(term.any() for term in update.delta.values())
     assert not any(term.any() for term in state.values())
     assert update.sums["new"].tolist() == [1]
 
@@ -368,7 +368,7 @@ def test_the_order_of_arrival_changes_no_byte(order: list[int], name: str, cut: 
     one.merge(added(plan, [changes[i] for i in order[cut:]]))  # as worker processes send them
     start = Model("linear", 0, {"w": np.zeros(7, np.float32)})
     found, _ = strategies.step(start, one, {})
-    assert found.terms["w"].tobytes() == stepped(name, [changes])[0].tobytes()
+    assert found.parameters["w"].tobytes() == stepped(name, [changes])[0].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -424,15 +424,15 @@ def test_a_fleet_learns_under_it(name: str) -> None:
     assert surprise(model) < 0.9 * start
 
 
-def books(folder: Path, plan: Plan) -> run_state.Ledger:
+def books(folder: Path, plan: Plan) -> run_state.RunState:
     """As a process opens them that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
-    store = open_store(config.journal)
+    store = open_journal(config.journal)
     run = run_state.begin(config, CLASSES, D, ENCODER, store)
-    return run_state.open_ledger(run, store, methods.layout(run.plan, CLASSES, D))
+    return run_state.open_run_state(run, store, methods.layout(run.plan, CLASSES, D))
 
 
-def keep(its: run_state.Ledger, device: int) -> None:
+def keep(its: run_state.RunState, device: int) -> None:
     plan, number = its.run.plan, its.model.round
     update, _ = methods.fit(
         its.model, shifted(40, device), nothing(D), CLASSES, plan, {}, 10 * number + device
@@ -441,9 +441,9 @@ def keep(its: run_state.Ledger, device: int) -> None:
         its.run.id, number + 1, f"cam-{device}", its.version, ENCODER, CLASSES.digest, update
     )
     body = wire.pack_contribution(made, plan.codec_up)
-    made = wire.unpack_contribution(body, plan.codec_up, its.layout.terms, its.layout.sums)
+    made = wire.unpack_contribution(body, plan.codec_up, its.layout.delta, its.layout.sums)
     its.check(made.device, number + 1, made)
-    its.keep(made, chunks.parcel_of(body).sha256, body)
+    its.keep(made, chunks.blob_of(body).sha256, body)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -452,31 +452,31 @@ def test_a_coordinator_killed_after_every_contribution_comes_to_the_same_bytes(
 ) -> None:
     for folder in ("once", "again"):
         (tmp_path / folder).mkdir()
-    plan = methods.settled(plan_of(name))
+    plan = methods.with_defaults(plan_of(name))
     once, again = books(tmp_path / "once", plan), books(tmp_path / "again", plan)
     for _ in range(plan.rounds):
         for device in (0, 1, 2):
             keep(once, device)
         for device in (2, 0, 1):  # and in another order
             keep(again, device)
-            again.store.close()
+            again.journal.close()
             again = books(tmp_path / "again", plan)
         once.close_round()
         again.close_round()
-        again.store.close()
+        again.journal.close()
         again = books(tmp_path / "again", plan)
-        assert again.stored.body == once.stored.body
+        assert again.stored.payload == once.stored.payload
         assert again.stored.server_state == once.stored.server_state
-    once.store.close()
-    again.store.close()
+    once.journal.close()
+    again.journal.close()
 
 
 def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path) -> None:
-    its = books(tmp_path, methods.settled(plan_of("median")))
+    its = books(tmp_path, methods.with_defaults(plan_of("median")))
     terms = {"weight": np.ones_like(CLASSES.vectors)}
     made = Contribution(
         its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, Update("sum", 1, terms)
     )
     with pytest.raises(PeerError, match="kind 'sum' came"):
         its.check("cam-0", 1, made)
-    its.store.close()
+    its.journal.close()

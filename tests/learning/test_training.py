@@ -67,7 +67,7 @@ def train(
 
 
 def start() -> Terms:
-    return fedclip.initial(CLASSES, D, 0).terms
+    return fedclip.initial(CLASSES, D, 0).parameters
 
 
 def pictures(count: int) -> Features:
@@ -265,7 +265,7 @@ def test_one_classs_pictures_are_no_negatives_of_each_other(loss: str) -> None:
     """At the optimum these losses stand still; the norm of one picture more moves nothing."""
     data, texts = at_its_texts(4)
     options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
-    terms = fedclip.initial(texts, 4, 0).terms
+    terms = fedclip.initial(texts, 4, 0).parameters
     assert largest(train(terms, data, texts, options, 1), terms) < 1e-6
 
 
@@ -275,7 +275,7 @@ def test_the_contrastive_loss_evens_out_one_classs_pictures() -> None:
     spread = data.vectors.copy()
     spread[:, 2] = np.linspace(0, 3, len(spread))  # still far on the right side
     uneven = Features(spread, data.labels, data.encoder_id)
-    terms = fedclip.initial(texts, 4, 0).terms
+    terms = fedclip.initial(texts, 4, 0).parameters
     moved = {}
     for loss in LOSSES:
         options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
@@ -291,7 +291,7 @@ def test_training_classifies_better_than_it_began(loss: str) -> None:
     options = replace(fedclip.check_options({"loss": loss}), lr=1e-2, weight_decay=0.0, epochs=10)
 
     def mean_loss(terms: Terms) -> float:
-        scores = methods.predict(replace(fedclip.initial(CLASSES, D, 0), terms=terms), *asked)
+        scores = methods.predict(replace(fedclip.initial(CLASSES, D, 0), parameters=terms), *asked)
         return float(nn.CrossEntropyLoss()(torch.tensor(scores), torch.tensor(data.labels)))
 
     asked = (data.vectors, CLASSES)

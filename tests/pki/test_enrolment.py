@@ -26,7 +26,7 @@ from fedclip_edge.protocol import signing
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A new folder, with archives written beside it; `true` stands in for reloading a broker."""
     monkeypatch.chdir(tmp_path)
-    return enrolment.found(tmp_path / "site", ["edge.example"], fleet="lab", reload="true")
+    return enrolment.create_site(tmp_path / "site", ["edge.example"], fleet="lab", reload="true")
 
 
 def unpacked(archive: Path) -> Path:
@@ -44,7 +44,7 @@ def revoked_serials(site: Folder) -> set[str]:
 def test_private_keys_are_their_owners_alone_and_the_rest_can_be_read(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        site = enrolment.found(tmp_path / "site", ["h"], fleet="lab")
+        site = enrolment.create_site(tmp_path / "site", ["h"], fleet="lab")
         archive = enrolment.enroll(site, "cam-01", out=tmp_path / "cam-01.tar")
     finally:
         os.umask(before)
@@ -60,7 +60,7 @@ def test_private_keys_are_their_owners_alone_and_the_rest_can_be_read(tmp_path: 
 def test_a_folder_that_is_there_stays_as_it_is(site: Folder) -> None:
     before = {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()}
     with pytest.raises(ConfigError, match="is there already and stays as it is"):
-        enrolment.found(site.path, ["edge.example"], fleet="lab")
+        enrolment.create_site(site.path, ["edge.example"], fleet="lab")
     assert {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()} == before
     assert [p.name for p in site.path.parent.iterdir()] == [
         "site"
@@ -70,7 +70,7 @@ def test_a_folder_that_is_there_stays_as_it_is(site: Folder) -> None:
 def test_an_init_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:
     for hosts, fleet in ((["a b"], "lab"), (["edge"], "LAB")):
         with pytest.raises(ConfigError):
-            enrolment.found(tmp_path / "site", hosts, fleet=fleet)
+            enrolment.create_site(tmp_path / "site", hosts, fleet=fleet)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def test_the_brokers_files_are_where_its_settings_say(site: Folder, tmp_path: Pa
         if (path := Path(line.rpartition(" ")[2])).is_absolute():
             assert path.is_file(), path
     assert (site.broker / "fleet.acl").read_text() == access_list()
-    away = enrolment.found(tmp_path / "away", ["h"], fleet="lab", broker_home=mosquitto.HOME)
+    away = enrolment.create_site(tmp_path / "away", ["h"], fleet="lab", broker_home=mosquitto.HOME)
     assert (away.broker / "mosquitto.conf").read_text() == mosquitto.settings()
 
 
@@ -197,7 +197,7 @@ def test_a_revocation_is_of_every_certificate_of_the_device_and_of_no_other(site
 def test_a_broker_that_was_not_reached_is_told_and_done_again(
     tmp_path: Path, command: str, said: str
 ) -> None:
-    site = enrolment.found(tmp_path / "site", ["h"], fleet="lab", reload=command)
+    site = enrolment.create_site(tmp_path / "site", ["h"], fleet="lab", reload=command)
     enrolment.enroll(site, "cam-01", out=tmp_path / "a.tar")
     for _ in range(2):
         with pytest.raises(

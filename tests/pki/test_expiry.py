@@ -12,7 +12,7 @@ from fedclip_edge.pki import authority
 from fedclip_edge.pki.expiry import WARN_DAYS, Expiry
 
 DAY_S = 86400.0
-CA = authority.found()
+CA = authority.create_authority()
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
-from fedclip_edge.protocol.chunks import Incoming, chunks, fitted, is_chunk, parcel_of
-from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Parcel, Want
+from fedclip_edge.protocol.chunks import Incoming, blob_of, fit_to_packets, is_chunk, split
+from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob, Want
 from fedclip_edge.transport.outbox import packet_size_bytes
 
 DATA = bytes(range(100))
-PARCEL = parcel_of(DATA, 16)
-ALL = list(chunks(DATA, PARCEL))
+PARCEL = blob_of(DATA, 16)
+ALL = list(split(DATA, PARCEL))
 
 
 @settings(max_examples=100)
@@ -31,42 +31,42 @@ ALL = list(chunks(DATA, PARCEL))
 def test_any_order_and_any_repetition_gives_the_same_bytes(
     sent: bytes, chunk_bytes: int, data: st.DataObject
 ) -> None:
-    parcel = parcel_of(sent, chunk_bytes)
-    made = list(chunks(sent, parcel))
+    parcel = blob_of(sent, chunk_bytes)
+    made = list(split(sent, parcel))
     assert len(made) == parcel.chunks
     repeated = data.draw(st.lists(st.sampled_from(made), max_size=10))
     incoming, came = Incoming(parcel), set[bytes]()
     for chunk in data.draw(st.permutations(made + repeated)):
         assert is_chunk(chunk)
-        assert incoming.receive(chunk) == (chunk not in came)
+        assert incoming.add_chunk(chunk) == (chunk not in came)
         came.add(chunk)
         assert incoming.complete == (len(came) == parcel.chunks) == (not incoming.missing)
-    assert incoming.take() == sent
+    assert incoming.assemble() == sent
 
 
 @settings(max_examples=100)
 @given(st.sets(st.integers(0, 19)), st.integers(0, 39))
 def test_what_is_missing_is_exactly_what_completes_it(lost: set[int], tail: int) -> None:
     sent = bytes(40 * 19 + tail + 1)
-    parcel = parcel_of(sent, 40)
+    parcel = blob_of(sent, 40)
     assert parcel.chunks == 20
     incoming = Incoming(parcel)
-    for index, chunk in enumerate(chunks(sent, parcel)):
+    for index, chunk in enumerate(split(sent, parcel)):
         if index not in lost:
-            incoming.receive(chunk)
+            incoming.add_chunk(chunk)
     gaps = incoming.missing
     assert {i for first, last in gaps for i in range(first, last + 1)} == lost
     assert all(after > last + 1 for (_, last), (after, _) in itertools.pairwise(gaps))
-    for chunk in chunks(sent, parcel, gaps) if gaps else ():
-        assert incoming.receive(chunk)
-    assert incoming.take() == sent
+    for chunk in split(sent, parcel, gaps) if gaps else ():
+        assert incoming.add_chunk(chunk)
+    assert incoming.assemble() == sent
 
 
 def test_only_what_is_wanted_is_sent_and_nothing_beyond_the_end() -> None:
-    assert list(chunks(DATA, PARCEL, ((1, 2), (6, 6)))) == [ALL[1], ALL[2], ALL[6]]
-    assert list(chunks(DATA, PARCEL, ((5, 10**18),))) == [ALL[5], ALL[6]]
-    assert list(chunks(DATA, PARCEL, ((7, 9),))) == []
-    assert list(chunks(DATA, PARCEL, ())) == []
+    assert list(split(DATA, PARCEL, ((1, 2), (6, 6)))) == [ALL[1], ALL[2], ALL[6]]
+    assert list(split(DATA, PARCEL, ((5, 10**18),))) == [ALL[5], ALL[6]]
+    assert list(split(DATA, PARCEL, ((7, 9),))) == []
+    assert list(split(DATA, PARCEL, ())) == []
 
 
 def test_the_header_is_as_documented() -> None:
@@ -87,8 +87,8 @@ def test_a_chunk_is_never_a_control_message() -> None:
 
 
 def test_a_parcel_is_announced_with_its_hash_and_size() -> None:
-    assert Parcel(hashlib.sha256(DATA).hexdigest(), 100, 16) == PARCEL
-    assert parcel_of(DATA).chunk_bytes == CHUNK_BYTES
+    assert Blob(hashlib.sha256(DATA).hexdigest(), 100, 16) == PARCEL
+    assert blob_of(DATA).chunk_bytes == CHUNK_BYTES
 
 
 def header(
@@ -122,7 +122,7 @@ def test_a_chunk_that_contradicts_the_parcel_is_refused_and_not_stored(
     assert header() == ALL[0]
     incoming = Incoming(PARCEL)
     with pytest.raises(PeerError, match=said):
-        incoming.receive(chunk)
+        incoming.add_chunk(chunk)
     assert incoming.missing == ((0, 6),)
 
 
@@ -134,21 +134,21 @@ def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
     incoming = Incoming(PARCEL)
     stored = False
     with contextlib.suppress(PeerError):
-        stored = incoming.receive(bytes(damaged))
+        stored = incoming.add_chunk(bytes(damaged))
     if stored:  # a changed index: only the last hash can tell
         assert 12 * 8 <= bit < 16 * 8
         for index, chunk in enumerate(ALL):
             if index != 3:
-                incoming.receive(chunk)
-        assert incoming.receive(ALL[3])
+                incoming.add_chunk(chunk)
+        assert incoming.add_chunk(ALL[3])
         with pytest.raises(PeerError):
-            incoming.take()
+            incoming.assemble()
 
 
 def test_a_chunk_of_another_parcel_is_not_ours() -> None:
     other = bytes(100)
     incoming = Incoming(PARCEL)
-    assert not incoming.receive(next(chunks(other, parcel_of(other, 16))))
+    assert not incoming.add_chunk(next(split(other, blob_of(other, 16))))
     assert incoming.missing == ((0, 6),)
 
 
@@ -156,14 +156,14 @@ def test_a_wrong_hash_fetches_everything_again() -> None:
     forged = replace(PARCEL, sha256=PARCEL.sha256[:16] + "0" * 48)  # the chunks cannot tell
     incoming = Incoming(forged)
     for chunk in ALL:
-        assert incoming.receive(chunk)
+        assert incoming.add_chunk(chunk)
     came = incoming.complete
     assert came
     with pytest.raises(PeerError, match="arrived with another hash"):
-        incoming.take()
+        incoming.assemble()
     assert not incoming.complete
     assert incoming.missing == ((0, 6),)
-    assert all(incoming.receive(chunk) for chunk in ALL)
+    assert all(incoming.add_chunk(chunk) for chunk in ALL)
 
 
 @settings(max_examples=100)
@@ -172,7 +172,7 @@ def test_any_bytes_are_a_chunk_or_refused(payload: bytes) -> None:
     incoming = Incoming(PARCEL)
     for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, ALL[0][:12] + payload):
         with contextlib.suppress(PeerError):
-            incoming.receive(candidate)
+            incoming.add_chunk(candidate)
     held = sum(map(len, incoming._parts.values()))
     assert held <= PARCEL.size_bytes
 
@@ -251,8 +251,8 @@ def test_silence_is_counted_from_the_last_progress() -> None:
 @given(st.integers(1_400, 200_000), st.integers(1, 400_000))
 def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, size: int) -> None:
     data = bytes(size)
-    parcel = fitted(parcel_of(data), packet_bytes)
-    sizes = [packet_size_bytes("t" * 256, chunk) for chunk in chunks(data, parcel)]
+    parcel = fit_to_packets(blob_of(data), packet_bytes)
+    sizes = [packet_size_bytes("t" * 256, chunk) for chunk in split(data, parcel)]
     assert max(sizes) <= packet_bytes
     # and no smaller than need be
     assert (
@@ -262,30 +262,30 @@ def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, si
 
 
 def test_nothing_known_of_a_limit_changes_nothing() -> None:
-    assert fitted(parcel_of(DATA), None) == parcel_of(DATA)
-    assert fitted(parcel_of(DATA), 2**28) == parcel_of(DATA)
-    assert fitted(Parcel("a" * 64, 10, 5), 100_000).chunk_bytes == 5
+    assert fit_to_packets(blob_of(DATA), None) == blob_of(DATA)
+    assert fit_to_packets(blob_of(DATA), 2**28) == blob_of(DATA)
+    assert fit_to_packets(Blob("a" * 64, 10, 5), 100_000).chunk_bytes == 5
 
 
 def test_a_limit_too_small_for_any_manifest_makes_no_parcel_of_too_many_chunks() -> None:
     for size in (1, 2**20, 2**32):
-        parcel = fitted(Parcel("a" * 64, size), 20)
+        parcel = fit_to_packets(Blob("a" * 64, size), 20)
         assert parcel.chunks <= MAX_CHUNKS
         assert parcel.chunk_bytes >= 1024
 
 
 def test_no_more_gaps_are_told_than_a_message_holds() -> None:
     data = bytes(4 * MAX_GAPS)
-    parcel = parcel_of(data, 1)
+    parcel = blob_of(data, 1)
     incoming = Incoming(parcel)
-    for chunk in itertools.islice(chunks(data, parcel), 1, None, 2):
-        incoming.receive(chunk)
+    for chunk in itertools.islice(split(data, parcel), 1, None, 2):
+        incoming.add_chunk(chunk)
     want = Want(parcel.sha256, incoming.missing)
     assert want.missing == tuple((2 * n, 2 * n) for n in range(MAX_GAPS))
-    said = wire.pack_control(want, "cam-01", "up", signing.new())
+    said = wire.pack_control(want, "cam-01", "up", signing.create_identity())
     assert len(said) < wire.MAX_CONTROL_BYTES
-    for chunk in chunks(data, parcel, incoming.missing):
-        incoming.receive(chunk)
-    for chunk in chunks(data, parcel, incoming.missing):
-        incoming.receive(chunk)
-    assert incoming.take() == data
+    for chunk in split(data, parcel, incoming.missing):
+        incoming.add_chunk(chunk)
+    for chunk in split(data, parcel, incoming.missing):
+        incoming.add_chunk(chunk)
+    assert incoming.assemble() == data

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from fedclip_edge.protocol import messages
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
+    Blob,
     CoordinatorState,
     DeviceState,
     Hello,
     Kept,
     Offer,
-    Parcel,
     Refused,
     Want,
 )
@@ -28,7 +28,7 @@ from fedclip_edge.protocol.messages import (
 @given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
 def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
     try:
-        parcel = Parcel(SHA, size_bytes, chunk_bytes)
+        parcel = Blob(SHA, size_bytes, chunk_bytes)
     except ValueError:
         assert size_bytes / chunk_bytes > 2**16
         return
@@ -50,7 +50,7 @@ def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: in
 )
 def test_a_parcel_is_checked_at_the_door(values: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Parcel(*values)
+        Blob(*values)
 
 
 def test_a_chunk_with_its_header_and_topic_fits_into_128_kb() -> None:

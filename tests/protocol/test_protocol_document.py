@@ -22,7 +22,7 @@ RECORDS: dict[type[Any], dict[str, Any]] = {
     type(message): json.loads(json.dumps(message, default=vars))
     for message in examples.EXAMPLES.values()
 }
-RECORDS[messages.Parcel] = RECORDS[messages.Offer]["parcel"]
+RECORDS[messages.Blob] = RECORDS[messages.Offer]["parcel"]
 RECORDS[Plan] = RECORDS[messages.Manifest]["plan"]
 EVERY_FIELD = [(cls, name) for cls, names in FIELDS.items() for name in names]
 
@@ -43,7 +43,7 @@ def test_a_page_that_differs_is_seen() -> None:
 
 
 def test_every_field_of_every_message_is_described() -> None:
-    assert set(FIELDS) == {*messages.KINDS.values(), messages.Parcel, Plan}
+    assert set(FIELDS) == {*messages.KINDS.values(), messages.Blob, Plan}
     for cls, described in FIELDS.items():
         assert list(described) == [field.name for field in dataclasses.fields(cls)]
         assert {limit for limit, _ in described.values()} <= set(MEANINGS)
@@ -84,9 +84,9 @@ def test_every_example_is_believed() -> None:
 
 def test_the_example_bodies_are_taken() -> None:
     model = wire.unpack_model(examples.MODEL, "fp16", examples.SHAPES)
-    assert model.terms["gate"].tolist() == examples.TERM.tolist()
+    assert model.parameters["gate"].tolist() == examples.TERM.tolist()
     found = wire.unpack_contribution(examples.UPDATE, "int8", examples.SHAPES)
-    assert found.base == chunks.parcel_of(examples.MODEL).sha256
+    assert found.base == chunks.blob_of(examples.MODEL).sha256
 
 
 def test_every_constant_in_the_text_is_in_the_table_and_used() -> None:

@@ -16,7 +16,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki import authority
 from fedclip_edge.protocol import signing
 
-ME, OTHER = signing.new(), signing.new()
+ME, OTHER = signing.create_identity(), signing.create_identity()
 
 
 @settings(max_examples=50)
@@ -88,12 +88,12 @@ def test_a_place_that_holds_no_file_is_named(tmp_path: Path) -> None:
 def test_the_key_of_a_certificate_signs(tmp_path: Path) -> None:
     key = authority.new_key()
     (tmp_path / "device.key").write_bytes(authority.private_pem(key))
-    me = signing.of(tmp_path / "device.key", tmp_path / "unused.key")
+    me = signing.load_identity(tmp_path / "device.key", tmp_path / "unused.key")
     assert me.key == authority.public_hex(key.public_key())
     assert signing.verifies(me.key, b"m", me.sign(b"m"))
     assert not (tmp_path / "unused.key").exists()
-    own = signing.of(None, tmp_path / "own.key")
-    assert signing.of(None, tmp_path / "own.key").key == own.key
+    own = signing.load_identity(None, tmp_path / "own.key")
+    assert signing.load_identity(None, tmp_path / "own.key").key == own.key
 
 
 def test_a_file_without_an_ed25519_key_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from fedclip_edge.protocol.chunks import is_chunk
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     KINDS,
+    Blob,
     CoordinatorState,
     DeviceState,
     Hello,
@@ -34,13 +35,12 @@ from fedclip_edge.protocol.messages import (
     Manifest,
     Message,
     Offer,
-    Parcel,
     Refused,
     Want,
 )
 from fedclip_edge.records import F32, I64, Contribution, Model, Shapes, Terms, Update
 
-ME, OTHER = signing.new(), signing.new()
+ME, OTHER = signing.create_identity(), signing.create_identity()
 TOPIC = "fedclip/v1/lab/dev/cam-01/up"
 SHAPES = {"gate": (2, 3), "bias": (3,)}
 SHA = "a" * 64
@@ -49,7 +49,7 @@ SHAS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 TEXT = st.text("abc \u00e9-.", max_size=8)
 REASONS = st.text(max_size=8)
 COUNTS = st.integers(0, 2**53)
-PARCELS = st.builds(Parcel, SHAS, st.integers(1, 2**20), st.integers(2**10, CHUNK_BYTES))
+PARCELS = st.builds(Blob, SHAS, st.integers(1, 2**20), st.integers(2**10, CHUNK_BYTES))
 GAPS = st.lists(st.integers(0, 2**16), max_size=12, unique=True).map(
     lambda ends: tuple(zip(sorted(ends)[::2], sorted(ends)[1::2], strict=False))
 )
@@ -286,7 +286,7 @@ JSON = st.recursive(
 EXAMPLES = [
     manifest(),
     Want(SHA, ((0, 1), (3, 9))),
-    Offer("run-1", 1, Parcel(SHA, 9)),
+    Offer("run-1", 1, Blob(SHA, 9)),
     Hello("b", ME.key, ("train",), "photo", "e", "c"),
     CoordinatorState("b", 1, "run-1", online=True, key=ME.key),
     report(),
@@ -322,7 +322,7 @@ def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
     assert wire.pack_model(model, "fp32") == packed
     found = wire.unpack_model(packed, "fp32", SHAPES)
     assert (found.method, found.round) == ("fedclip", closed)
-    assert_same(found.terms, terms)
+    assert_same(found.parameters, terms)
 
 
 @settings(max_examples=100)
@@ -330,10 +330,10 @@ def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
 def test_what_a_codec_keeps_comes_back_exactly(terms: Terms, name: str) -> None:
     kept = codec.restore(name, codec.store(name, terms), SHAPES)
     model = wire.unpack_model(wire.pack_model(Model("m", 1, terms), name), name, SHAPES)
-    assert_same(model.terms, kept)
+    assert_same(model.parameters, kept)
     packed = wire.pack_contribution(contribution(terms), name)
-    assert len(packed) <= wire.body_limit_bytes(SHAPES, name)
-    assert_same(wire.unpack_contribution(packed, name, SHAPES).update.terms, kept)
+    assert len(packed) <= wire.payload_limit_bytes(SHAPES, name)
+    assert_same(wire.unpack_contribution(packed, name, SHAPES).update.delta, kept)
 
 
 def other_tensors(name: str, **changes: Any) -> bytes:
@@ -411,12 +411,12 @@ def test_a_contribution_comes_back_exactly(
     sent = contribution(device=device, update=Update(kind, weight, terms))
     packed = wire.pack_contribution(sent, "fp32")
     assert wire.pack_contribution(sent, "fp32") == packed
-    assert len(packed) <= wire.body_limit_bytes(SHAPES, "fp32")
+    assert len(packed) <= wire.payload_limit_bytes(SHAPES, "fp32")
     found = wire.unpack_contribution(packed, "fp32", SHAPES)
     for name in ("run", "round", "device", "base", "encoder_id", "classes_digest"):
         assert getattr(found, name) == getattr(sent, name)
     assert (found.update.kind, found.update.weight) == (kind, weight)
-    assert_same(found.update.terms, terms)
+    assert_same(found.update.delta, terms)
 
 
 def assert_same(found: Terms, sent: Terms) -> None:
@@ -430,7 +430,7 @@ def assert_same(found: Terms, sent: Terms) -> None:
 @pytest.mark.parametrize("shapes", [{}, {"a": ()}, {"a": (0,)}, {"a": (2, 0, 3)}, {"ä b": (1,)}])
 def test_terms_of_any_shape_and_number_travel(shapes: Shapes) -> None:
     packed = wire.pack_model(Model("zeroshot", 0, zeros(shapes)), "fp32")
-    assert_same(wire.unpack_model(packed, "fp32", shapes).terms, zeros(shapes))
+    assert_same(wire.unpack_model(packed, "fp32", shapes).parameters, zeros(shapes))
 
 
 def test_terms_travel_by_value_not_by_layout() -> None:
@@ -448,8 +448,8 @@ def test_what_does_not_shrink_is_still_within_the_limit(scale: float) -> None:
     noise = np.random.default_rng(0).integers(0, 2**31 - 2**24, (500, 500), np.int64)
     terms = {"a": (noise * int(scale)).astype(np.uint32).view(np.float32)}
     packed = wire.pack_contribution(contribution(terms), "fp32")
-    assert len(packed) <= wire.body_limit_bytes(shapes, "fp32")
-    assert_same(wire.unpack_contribution(packed, "fp32", shapes).update.terms, terms)
+    assert len(packed) <= wire.payload_limit_bytes(shapes, "fp32")
+    assert_same(wire.unpack_contribution(packed, "fp32", shapes).update.delta, terms)
 
 
 PACK = """
@@ -631,7 +631,7 @@ UNPACKS: list[Unpack] = [wire.unpack_model, wire.unpack_contribution]
 def test_a_body_larger_than_its_terms_can_be_is_refused_before_memory_is_taken(
     unpack: Unpack,
 ) -> None:
-    limit = wire.body_limit_bytes(SHAPES, "fp32")
+    limit = wire.payload_limit_bytes(SHAPES, "fp32")
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     with pytest.raises(PeerError, match=f"declares {1 << 28} bytes, expected 1 to {limit}"):
         unpack(bomb, "fp32", SHAPES)
@@ -713,26 +713,26 @@ def test_integers_come_back_exactly_under_every_codec(
     for terms in ({}, {"a": np.full(5, other, np.float32)}):
         floats = {key: term.shape for key, term in terms.items()}
         packed = wire.pack_contribution(summed(sums, terms), name)
-        assert len(packed) <= wire.body_limit_bytes(floats, name, shapes)
+        assert len(packed) <= wire.payload_limit_bytes(floats, name, shapes)
         found = wire.unpack_contribution(packed, name, floats, shapes).update
         assert found.sums.keys() == sums.keys()
         for key, numbers in sums.items():
             assert found.sums[key].dtype == np.int64
             assert found.sums[key].shape == numbers.shape
             assert found.sums[key].tobytes() == numbers.tobytes()
-        assert found.terms.keys() == terms.keys()
+        assert found.delta.keys() == terms.keys()
 
 
 @pytest.mark.parametrize("name", sorted(codec.CODECS))
 def test_error_feedback_leaves_integers_alone(name: str) -> None:
     made = summed({"g": np.array([3, -4], np.int64)}, {"a": np.array([0.3], np.float32)})
     stored, residual = codec.with_feedback(
-        name, made.update.terms, {"a": np.array([1], np.float32)}
+        name, made.update.delta, {"a": np.array([1], np.float32)}
     )
     packed = wire.pack_contribution(made, name, stored)
     found = wire.unpack_contribution(packed, name, {"a": (1,)}, {"g": (2,)}).update
     assert found.sums["g"].tolist() == [3, -4]
-    assert found.terms["a"][0] == pytest.approx(1.3, abs=0.02)
+    assert found.delta["a"][0] == pytest.approx(1.3, abs=0.02)
     assert residual.keys() <= {"a"}
 
 

@@ -23,13 +23,13 @@ def test_noise_has_the_updates_layout_and_not_its_values() -> None:
     update = Update("sum", 3, TERMS, {"g": np.arange(20)})
     found = noise(update, Plan(), "cam")
     assert (found.kind, found.weight) == ("sum", 3)
-    assert {n: t.shape for n, t in found.terms.items()} == {n: t.shape for n, t in TERMS.items()}
-    assert norm_of(found.terms) == pytest.approx(NOISE * norm_of(TERMS), rel=1e-5)
+    assert {n: t.shape for n, t in found.delta.items()} == {n: t.shape for n, t in TERMS.items()}
+    assert norm_of(found.delta) == pytest.approx(NOISE * norm_of(TERMS), rel=1e-5)
     assert 0 <= found.sums["g"].min() <= found.sums["g"].max() <= 19
     again = noise(update, Plan(), "cam")
-    assert all(found.terms[n].tobytes() == again.terms[n].tobytes() for n in TERMS)
+    assert all(found.delta[n].tobytes() == again.delta[n].tobytes() for n in TERMS)
     other = noise(update, Plan(), "dog")
-    assert found.terms["a"].tobytes() != other.terms["a"].tobytes()
+    assert found.delta["a"].tobytes() != other.delta["a"].tobytes()
 
 
 def test_noise_stays_within_what_the_plan_admits() -> None:

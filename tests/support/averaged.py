@@ -32,7 +32,7 @@ def shifted(count: int, seed: int, classes: ClassTexts = CLASSES, noise: float =
 def rendered(start: Model, trained: list[str], forward: Forward, lr: float, rounds: int) -> Model:
     """torch.optim.Adam on every device, uniform average; `forward` gives logits of raw features."""
     texts = torch.tensor(CLASSES.vectors)
-    server = {name: torch.tensor(term) for name, term in start.terms.items()}
+    server = {name: torch.tensor(term) for name, term in start.parameters.items()}
     for number in range(rounds):
         results = []
         for device, size in enumerate(SIZES):
@@ -74,10 +74,10 @@ def assert_same(method: str, trained: list[str], forward: Forward) -> None:
     """Every parameter to 1e-4 after five rounds that move them by far more."""
     first, last = federated(method, {"lr": 1e-3}, 5)
     expected = rendered(first, trained, forward, 1e-3, 5)
-    assert last.terms.keys() == expected.terms.keys()
-    for name, term in expected.terms.items():
-        np.testing.assert_allclose(last.terms[name], term, rtol=0, atol=1e-4)
-        moved = float(np.abs(term - first.terms[name]).max())
+    assert last.parameters.keys() == expected.parameters.keys()
+    for name, term in expected.parameters.items():
+        np.testing.assert_allclose(last.parameters[name], term, rtol=0, atol=1e-4)
+        moved = float(np.abs(term - first.parameters[name]).max())
         assert (moved > 2e-3) == (name in trained)
 
 

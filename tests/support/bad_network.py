@@ -18,7 +18,7 @@ from crashing import Killed
 
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Received
-from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
 if TYPE_CHECKING:
     from made_up_network import World
@@ -78,20 +78,22 @@ def bad_downloads(calm: Weather, luck: random.Random) -> Weather:
     )
 
 
-class Network(MemoryBroker):
+class Network(InMemoryBroker):
     """A broker whose links are the world's."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
-        self._links: dict[MemoryTransport, int] = {}  # how often it was connected
-        self._clear_at: dict[tuple[MemoryTransport, str], float] = {}
+        self._links: dict[InMemoryTransport, int] = {}  # how often it was connected
+        self._clear_at: dict[tuple[InMemoryTransport, str], float] = {}
 
     def retained(self, topic: str) -> bytes:
         """What the broker keeps for who comes; nothing where it has none."""
         return self._retained.get(topic, b"")
 
-    def accept(self, client: MemoryTransport, topic: str, payload: bytes, *, retain: bool) -> None:
+    def accept(
+        self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
+    ) -> None:
         world, party = self._world, self._world.owner(client)
         assert party is not None
         party.fuse.point()
@@ -118,7 +120,7 @@ class Network(MemoryBroker):
             assert party.journal is not None
             device_laws.offers(party.memory, payload, party.view, writing=party.journal.writing)
 
-    def hand(self, client: MemoryTransport, message: Received) -> None:
+    def hand(self, client: InMemoryTransport, message: Received) -> None:
         party = self._world.owner(client)
         is_deaf = party is not None and party.deaf_until > self._world.now
         if is_deaf and message.topic == _COORDINATOR_STATE:
@@ -138,17 +140,17 @@ class Network(MemoryBroker):
         for client in clients:
             self._world.link_lost(client)
 
-    def miss(self, client: MemoryTransport) -> None:
+    def miss(self, client: InMemoryTransport) -> None:
         """The broker finds out that a client is gone."""
         if self.is_here(client):
             self.cut(client.client_id)
 
-    def _connect(self, client: MemoryTransport) -> None:
+    def _connect(self, client: InMemoryTransport) -> None:
         self._links[client] = self._links.get(client, 0) + 1
         client.on_its_way = 0
         super()._connect(client)
 
-    def _send(self, client: MemoryTransport, topic: str, payload: bytes, retain: bool) -> None:
+    def _send(self, client: InMemoryTransport, topic: str, payload: bytes, retain: bool) -> None:
         for delay_s, data, link in self._fates(client, ">", payload):
             client.on_its_way += 1
             arrive = functools.partial(self._arrive, client, link, topic, data, retain)
@@ -156,7 +158,7 @@ class Network(MemoryBroker):
 
     def _arrive(
         self,
-        client: MemoryTransport,
+        client: InMemoryTransport,
         link: int,
         topic: str,
         payload: bytes,
@@ -169,7 +171,7 @@ class Network(MemoryBroker):
             )
             self.deliver(topic, payload, retain=retain)
 
-    def _receive(self, client: MemoryTransport, link: int, topic: str, payload: bytes) -> None:
+    def _receive(self, client: InMemoryTransport, link: int, topic: str, payload: bytes) -> None:
         party = self._world.owner(client)
         if party is not None and self.is_here(client) and link in (0, self._links[client]):
             self._world.note(
@@ -179,7 +181,7 @@ class Network(MemoryBroker):
             self._world.poke(party)
 
     def _fates(
-        self, client: MemoryTransport, way: str, payload: bytes
+        self, client: InMemoryTransport, way: str, payload: bytes
     ) -> list[tuple[float, bytes, int]]:
         """When the copies of a message come, with what in them, and on which link (0: on any)."""
         world, party = self._world, self._world.owner(client)
@@ -208,7 +210,7 @@ class Network(MemoryBroker):
             fates.append((delay_s, data, link))
         return fates
 
-    def _in_order(self, client: MemoryTransport, way: str, delay_s: float) -> float:
+    def _in_order(self, client: InMemoryTransport, way: str, delay_s: float) -> float:
         """Not before what was sent earlier on this link."""
         now = self._world.now
         at = max(now + delay_s, self._clear_at.get((client, way), 0.0))

@@ -21,7 +21,7 @@ from in_memory import class_texts
 from fedclip_edge import log
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
-from fedclip_edge.protocol.messages import Parcel
+from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import Layout, Measured, Model, Plan, Report, Shapes, Terms, Update
 
@@ -40,7 +40,7 @@ class Learner:
     busy_s: float = 0.0
 
     def shapes(self, plan: Plan) -> Shapes:
-        return layout(plan.method).model
+        return layout(plan.method).parameters
 
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
         self.trains(self.variant, model)
@@ -102,8 +102,8 @@ def quickly(*, logs: bool) -> Iterator[None]:
             (wire, "verifies", _verifies),
             (wire, "unpack_control", _unpack),
             # 120 KiB is written as a default in two places.
-            (Parcel.__init__, "__defaults__", (CHUNK_BYTES,)),
-            (chunks.parcel_of, "__defaults__", (CHUNK_BYTES,)),
+            (Blob.__init__, "__defaults__", (CHUNK_BYTES,)),
+            (chunks.blob_of, "__defaults__", (CHUNK_BYTES,)),
         ):
             patches.enter_context(mock.patch.object(target, name, value))
         if not logs:

@@ -82,7 +82,9 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.site = enrolment.found(folder / "site", ["127.0.0.1"], fleet="lab", reload="true")
+        self.site = enrolment.create_site(
+            folder / "site", ["127.0.0.1"], fleet="lab", reload="true"
+        )
         cookie = folder / ".erlang.cookie"
         cookie.write_text("of-this-test-alone")
         cookie.chmod(0o400)

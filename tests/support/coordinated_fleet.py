@@ -14,9 +14,9 @@ from in_memory import Fleet, features
 
 from fedclip_edge.agent.session import Session
 from fedclip_edge.config import RunRules
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.records import Plan, Role
-from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.in_memory import InMemoryBroker
 
 PLAN = Plan(rounds=3, options={"lr": 0.01, "batch_size": 8})
 
@@ -27,9 +27,9 @@ RULES = RunRules(devices=2, quorum=1.0, deadline_s=30.0, grace_s=10.0)
 BOTH: tuple[Role, ...] = ("train", "evaluate")
 
 
-def make(folder: Path, rules: RunRules = RULES, broker: MemoryBroker | None = None) -> Fleet:
+def make(folder: Path, rules: RunRules = RULES, broker: InMemoryBroker | None = None) -> Fleet:
     folder.mkdir(exist_ok=True)
-    return Fleet(folder, PLAN, rules, broker=broker or MemoryBroker())
+    return Fleet(folder, PLAN, rules, broker=broker or InMemoryBroker())
 
 
 def device(fleet: Fleet, number: int, roles: tuple[Role, ...] = BOTH) -> Session:
@@ -54,9 +54,9 @@ def steps(fleet: Fleet, count: int) -> None:
 
 def final(fleet: Fleet) -> bytes:
     assert fleet.coordinator.finished
-    newest = fleet.store.newest_model(fleet.coordinator.run.id)
+    newest = fleet.journal.newest_model(fleet.coordinator.run_state.run.id)
     assert newest.round == PLAN.rounds
-    return newest.body
+    return newest.payload
 
 
 @cache
@@ -65,27 +65,27 @@ def undisturbed(count: int = 2) -> bytes:
     with TemporaryDirectory() as folder:
         fleet = joined(Path(folder), count)
         fleet.run()
-        fleet.store.close()
+        fleet.journal.close()
         return final_of(fleet)
 
 
 def final_of(fleet: Fleet) -> bytes:
-    again = open_store(fleet.config.journal)
+    again = open_journal(fleet.config.journal)
     run = again.last_run()
     assert run is not None
-    body = again.newest_model(run.id).body
+    body = again.newest_model(run.id).payload
     again.close()
     return body
 
 
 def restart(fleet: Fleet) -> None:
     """The coordinator's process is killed, and another one started over its journal."""
-    fleet.store = open_store(fleet.config.journal)
+    fleet.journal = open_journal(fleet.config.journal)
     fleet.coordinator = fleet.start_coordinator()
 
 
 def state(fleet: Fleet) -> Any:
-    return fleet.coordinator._conducting.state
+    return fleet.coordinator.driver.state
 
 
 def until(fleet: Fleet, condition: Callable[[], bool], count: int = 400) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from broken_law import BrokenLawError
 
-from fedclip_edge.agent.state_db import Floor, Parked
+from fedclip_edge.agent.state_db import Parked, RunPosition
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Contribution, Model, Terms, Update
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 def update_of(model: Model, device: str, variant: str) -> Update:
     """What a device makes of a model: cheap, of its own, and the same every time."""
-    content = b"".join(model.terms[name].tobytes() for name in sorted(model.terms))
-    return _update(content, tuple(sorted(model.terms)), device, variant)
+    content = b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
+    return _update(content, tuple(sorted(model.parameters)), device, variant)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -60,7 +60,7 @@ class Memory:
     """What one disk should hold, from the day that it was empty."""
 
     device: str
-    floor: Floor = field(default_factory=Floor)
+    floor: RunPosition = field(default_factory=RunPosition)
     made: dict[str, list[Made]] = field(default_factory=dict)  # by run
     tried: dict[tuple[str, int], list[str]] = field(default_factory=dict)  # run, closed: variants
     believed: int = 0  # the highest epoch of a manifest
@@ -91,7 +91,7 @@ def believes(memory: Memory, manifest: Manifest) -> None:
 def offers(memory: Memory, payload: bytes, disk: Parked, *, writing: bool) -> None:
     """An offer leaves a process on that disk."""
     offer = json.loads(payload.partition(b"\n")[0])["body"]
-    parked = disk.update(offer["run"])
+    parked = disk.pending_update(offer["run"])
     if writing or parked is None or parked.sha256 != offer["parcel"]["sha256"]:
         raise BrokenLawError(
             "parked", f"{memory.device} offers for round {offer['round']} what is not on its disk"
@@ -100,8 +100,8 @@ def offers(memory: Memory, payload: bytes, disk: Parked, *, writing: bool) -> No
 
 def check(laws: Laws, memory: Memory, disk: Parked) -> None:
     """The disk, after a commit or a restart."""
-    floor = disk.floor
-    if memory.floor.is_above(floor):
+    floor = disk.position
+    if memory.floor.is_newer_than(floor):
         raise BrokenLawError("epochs", f"{memory.device} fell from {memory.floor} to {floor}")
     memory.floor = floor
     if floor.over:
@@ -134,7 +134,7 @@ def _take_kept(laws: Laws, memory: Memory, disk: Parked, sha256: str) -> None:
     one.kept = True
     memory.made[run].remove(one)
     memory.made[run].append(one)
-    carried = disk.carried(run)
+    carried = disk.carry_over(run)
     if not _same(carried.residual, one.left) or int(carried.state["kept"]) != one.count:
         raise BrokenLawError(
             "residual", f"{memory.device} carries on another residual than round {one.round} left"
@@ -144,7 +144,7 @@ def _take_kept(laws: Laws, memory: Memory, disk: Parked, sha256: str) -> None:
 def _take_parked(laws: Laws, memory: Memory, disk: Parked) -> None:
     """The device has made another update."""
     run = laws.run.id
-    parked, made = disk.update(run), memory.made[run]
+    parked, made = disk.pending_update(run), memory.made[run]
     assert parked is not None
     for one in made:
         if not one.kept and laws.keeps(memory.device, one.round, one.sha256):
@@ -153,7 +153,7 @@ def _take_parked(laws: Laws, memory: Memory, disk: Parked) -> None:
                 f"{memory.device} makes an update for round {parked.round} and does not know that "
                 f"its one to round {one.round} is kept",
             )
-    base = wire.unpack_contribution(parked.body, laws.run.plan.codec_up, laws.shapes).base
+    base = wire.unpack_contribution(parked.payload, laws.run.plan.codec_up, laws.shapes).base
     if laws.known.get(base) != parked.round - 1:
         raise BrokenLawError("equal", f"{memory.device} makes an update of a model that never was")
     before = next((one for one in reversed(made) if one.kept), None)
@@ -174,7 +174,7 @@ def _make(laws: Laws, device: str, base: str, variant: str, before: Made | None)
     run, residual = laws.run, {} if before is None else before.left
     update = update_of(laws.received(base), device, variant)
     number = laws.known[base] + 1
-    meant = {name: term + residual.get(name, 0) for name, term in update.terms.items()}
+    meant = {name: term + residual.get(name, 0) for name, term in update.delta.items()}
     contribution = Contribution(
         run=run.id,
         round=number,
@@ -186,7 +186,7 @@ def _make(laws: Laws, device: str, base: str, variant: str, before: Made | None)
     )
     body = wire.pack_contribution(contribution, run.plan.codec_up)
     received = wire.unpack_contribution(body, run.plan.codec_up, laws.shapes).update
-    left = {name: term - received.terms[name] for name, term in meant.items()}
+    left = {name: term - received.delta[name] for name, term in meant.items()}
     return Made(
         round=number,
         base=base,

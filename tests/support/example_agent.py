@@ -41,4 +41,4 @@ def start(site: Site, name: str, **more: str) -> subprocess.Popen[bytes]:
 
 
 def initial(plan: Plan, bundle: Bundle) -> Terms:
-    return methods.get(plan.method).initial(bundle.classes, 16, plan.seed).terms
+    return methods.get(plan.method).initial(bundle.classes, 16, plan.seed).parameters

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fedclip_edge.protocol.messages import (
+    Blob,
     Manifest,
-    Parcel,
 )
 from fedclip_edge.records import Plan
 
 SHA, KEY = "a" * 64, "b" * 64
 
 
-PARCEL = Parcel(SHA, 1000)
+PARCEL = Blob(SHA, 1000)
 
 
 def manifest(**changes: Any) -> Manifest:

@@ -10,7 +10,7 @@ from bad_network import Weather, bad_downloads, storm
 from crashing import Killed
 from simulated_processes import Party
 
-from fedclip_edge.coordinator.journal import open_store
+from fedclip_edge.coordinator.journal import open_journal
 
 if TYPE_CHECKING:
     from made_up_network import World
@@ -115,7 +115,7 @@ def _lose_journal(world: World) -> None:
     disk.replace(world.backup)
     world.note("journal replaced" if world.backup[0] else "journal lost")
     if world.backup[0] and world.laws is not None:
-        store = open_store(disk.path)
+        store = open_journal(disk.path)
         try:
             run = store.last_run()
             if run is not None and run.id == world.laws.run.id:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge.agent.features import Prepared
+from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import open_parked
-from fedclip_edge.agent.trainer import LocalLearner
+from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
-from fedclip_edge.coordinator.journal import Store, open_store
+from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import signing
@@ -23,7 +23,7 @@ from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import ClassTexts, Features, Plan, Role
 from fedclip_edge.transport.base import Transport
-from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
 ENCODER = "e" * 64
 TICK_S = 0.25
@@ -57,13 +57,13 @@ class Fleet:
     plan: Plan
     rules: RunRules
     classes: ClassTexts = field(default_factory=class_texts)
-    broker: MemoryBroker = field(default_factory=MemoryBroker)
+    broker: InMemoryBroker = field(default_factory=InMemoryBroker)
     now: float = 1000.0
     sessions: dict[str, Session] = field(default_factory=dict)
     registry: Registry | None = None  # with one, devices pin the coordinator's key as well
 
     def __post_init__(self) -> None:
-        self.store: Store = open_store(self.folder / "journal.sqlite")
+        self.journal: Journal = open_journal(self.folder / "journal.sqlite")
         self.coordinator = self.start_coordinator()
 
     @property
@@ -79,9 +79,9 @@ class Fleet:
     def start_coordinator(self) -> coordinator.Coordinator:
         """A new process's coordinator over the same journal."""
         dim = self.classes.vectors.shape[1]
-        run = run_state.begin(self.config, self.classes, dim, ENCODER, self.store)
+        run = run_state.begin(self.config, self.classes, dim, ENCODER, self.journal)
         me = signing.load_or_create(self.folder / "coordinator.key")
-        epoch = self.store.next_epoch()
+        epoch = self.journal.next_epoch()
         boot = f"boot-{epoch}"
         gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
         link = self.broker.client(
@@ -89,15 +89,13 @@ class Fleet:
             Topics("lab").for_coordinator(),
             publisher.will("lab", gone, me),
         )
-        books = run_state.open_ledger(run, self.store, methods.layout(run.plan, self.classes, dim))
-        started = coordinator.Coordinator(
-            config=self.config,
-            ledger=books,
-            voice=publisher.Announcer(self.config, books, me, link, boot, epoch),
-            registry=self.registry,
+        state = run_state.open_run_state(
+            run, self.journal, methods.layout(run.plan, self.classes, dim)
         )
-        started.resume(self.now)
-        return started
+        said = publisher.Publisher(self.config, state, me, link, boot, epoch)
+        return coordinator.resume_coordinator(
+            self.config, state, said, self.now, registry=self.registry
+        )
 
     def start_device(
         self,
@@ -119,7 +117,7 @@ class Fleet:
             pinned,
         )
         config.state_dir.mkdir(exist_ok=True)
-        data = Prepared(
+        data = DeviceFeatures(
             train=train,
             validation=nothing(self.classes.vectors.shape[1]),
             test=test if test is not None else train,
@@ -134,30 +132,30 @@ class Fleet:
         link = self.broker.client(name, Topics("lab").for_device(name), will(config, me, boot))
         session = Session(
             config=config,
-            boot=boot,
+            incarnation=boot,
             encoder_id=ENCODER,
             classes_digest=self.classes.digest,
-            learner=LocalLearner(config, self.classes, dim, data, link.traffic),
+            learner=LocalTrainer(config, self.classes, dim, data, link.traffic),
             identity=me,
             transport=link,
-            parked=open_parked(config.state_dir / "parked.sqlite"),
+            state_db=open_state_db(config.state_dir / "parked.sqlite"),
         )
         self.sessions[name] = session
         return session
 
-    def parties(self) -> list[tuple[coordinator.Coordinator | Session, MemoryTransport]]:
+    def parties(self) -> list[tuple[coordinator.Coordinator | Session, InMemoryTransport]]:
         """Everybody, and the link of each."""
         links: list[tuple[coordinator.Coordinator | Session, Transport]] = [
-            (self.coordinator, self.coordinator.voice.transport)
+            (self.coordinator, self.coordinator.publisher.transport)
         ]
         links += [(session, session.transport) for session in self.sessions.values()]
-        return [(party, link) for party, link in links if isinstance(link, MemoryTransport)]
+        return [(party, link) for party, link in links if isinstance(link, InMemoryTransport)]
 
     def step(self) -> None:
         """Everybody takes what came, does one piece of work, and time moves on."""
         for party, link in self.parties():
             while (event := link.next_event(0)) is not None:
-                party.take(event, self.now)
+                party.handle_event(event, self.now)
         for session in self.sessions.values():
             session.act(self.now)
         self.coordinator.tick(self.now)

@@ -1,6 +1,6 @@
 """What must hold at every step of a run, whatever the adversary does; checked from outside.
 
-The journal is read through the coordinator's own `Store`, but what it should hold is worked out
+The journal is read through the coordinator's own `Journal`, but what it should hold is worked out
 anew: every device's update is a function of the model, of the device and of what the codec lost of
 its last kept one, so a faultless run over the contributions that the journal names is computed
 here from the initial model on.
@@ -31,7 +31,7 @@ from device_laws import Made
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import Run, Store, StoredModel
+from fedclip_edge.coordinator.journal import Journal, Run, StoredModel
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import Total
@@ -75,7 +75,7 @@ class Laws:
         """Whether the coordinator ever said so."""
         return (device, sha256) in self._ever
 
-    def said(self, topic: str, payload: bytes, store: Store) -> None:
+    def said(self, topic: str, payload: bytes, store: Journal) -> None:
         """A message that a coordinator on that journal lets out of its hands."""
         if payload.startswith(b'{"kind":"kept"'):
             body = json.loads(payload.partition(b"\n")[0])["body"]
@@ -89,7 +89,7 @@ class Laws:
         elif payload.startswith(b'{"kind":"manifest"'):
             self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"], store)
 
-    def _said_manifest(self, manifest: dict[str, Any], store: Store) -> None:
+    def _said_manifest(self, manifest: dict[str, Any], store: Journal) -> None:
         if manifest["run"] != self.run.id or manifest["epoch"] < self.epoch:
             return  # of one that another took over from: no device believes it
         self.epoch = manifest["epoch"]
@@ -106,7 +106,7 @@ class Laws:
                 "equal", f"the model of round {closed} is published with other bytes"
             )
 
-    def check(self, store: Store) -> None:
+    def check(self, store: Journal) -> None:
         """The journal, after a step that wrote or a restart."""
         run = self.run
         closed = store.rounds_closed(run.id)
@@ -129,23 +129,23 @@ class Laws:
                     "lost", f"{device}'s contribution to round {number}, acknowledged"
                 )
         newest = store.newest_model(run.id)
-        if (newest.sha256, newest.body) != (self.models[-1].sha256, self.models[-1].body):
+        if (newest.sha256, newest.payload) != (self.models[-1].sha256, self.models[-1].payload):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
-    def check_books(self, books: run_state.Ledger) -> None:
+    def check_books(self, books: run_state.RunState) -> None:
         """The journal, and the sum that a coordinator holds on it."""
-        self.check(books.store)
+        self.check(books.journal)
         number = len(self.models)
         if books.model.round == number - 1:
             self._check_sum(number, self._kept, books.total)
 
-    def check_file(self, books: run_state.Ledger) -> None:
+    def check_file(self, books: run_state.RunState) -> None:
         """The file that the run leaves behind."""
-        found = model_file.read(model_file.path_of(books.store.path, self.run.id)).model
+        found = model_file.read(model_file.path_of(books.journal.path, self.run.id)).model
         if found.round != self.run.plan.rounds or not _same(found, self.masters[-1]):
             raise BrokenLawError("equal", "the model file differs from a faultless run's")
 
-    def journal_replaced(self, store: Store) -> None:
+    def journal_replaced(self, store: Journal) -> None:
         """The journal is an old copy of itself: what came after it is gone."""
         run = self.run.id
         closed = store.rounds_closed(run)
@@ -171,7 +171,7 @@ class Laws:
         self.masters.append(model)
         self.models.append(stored)
         self.known[stored.sha256] = model.round
-        self._received[stored.sha256] = wire.unpack_model(stored.body, codec, self.shapes)
+        self._received[stored.sha256] = wire.unpack_model(stored.payload, codec, self.shapes)
 
     def _check_sum(self, number: int, kept: dict[str, str], total: Total) -> None:
         if self._open is None or self._open[0] != kept:
@@ -198,6 +198,7 @@ class Laws:
 
 
 def _same(one: Model, other: Model) -> bool:
-    return one.terms.keys() == other.terms.keys() and all(
-        one.terms[name].tobytes() == other.terms[name].tobytes() for name in one.terms
+    return one.parameters.keys() == other.parameters.keys() and all(
+        one.parameters[name].tobytes() == other.parameters[name].tobytes()
+        for name in one.parameters
     )

@@ -20,15 +20,15 @@ from faulty_fleet import VARIANT
 
 from fedclip_edge import log
 from fedclip_edge.agent import process
-from fedclip_edge.agent.features import Prepared
-from fedclip_edge.agent.trainer import LocalLearner
+from fedclip_edge.agent.features import DeviceFeatures
+from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.records import Features, Measured, Model, Plan, Terms, Update
 from fedclip_edge.vision.bundle import Bundle
 
 
-class LightLearner(LocalLearner):
+class LightLearner(LocalTrainer):
     """Says when it begins to train, and takes its time."""
 
     train_for_s = 0.0
@@ -45,10 +45,10 @@ class LightLearner(LocalLearner):
         return Measured({"federated": 0.5})
 
 
-def ready(config: AgentConfig, bundle: Bundle, progress: object) -> Prepared:
+def ready(config: AgentConfig, bundle: Bundle, progress: object) -> DeviceFeatures:
     vectors = np.ones((1, bundle.manifest.dim), np.float32)
     some = Features(vectors, np.zeros(1, np.int64), bundle.manifest.encoder_id)
-    return Prepared(some, some, some, (), encoded=0, skipped=0, encode_s=0.0)
+    return DeviceFeatures(some, some, some, (), encoded=0, skipped=0, encode_s=0.0)
 
 
 if __name__ == "__main__":
@@ -58,7 +58,7 @@ if __name__ == "__main__":
     sys.modules["fedclip_edge.learning.training"] = without_torch
     with (
         mock.patch.object(process, "prepare", ready),
-        mock.patch.object(process, "LocalLearner", LightLearner),
+        mock.patch.object(process, "LocalTrainer", LightLearner),
     ):
         sys.argv = ["fedclip-edge", "agent", sys.argv[2], "--json"]
         main()

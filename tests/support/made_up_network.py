@@ -34,14 +34,14 @@ from simulated_processes import Party, start_agent, start_coordinator
 from fedclip_edge.agent import session
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
-from fedclip_edge.coordinator.journal import Store
+from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.uploads import LEASE_S
 from fedclip_edge.errors import FedclipError, PeerError, RunError
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Codec, Plan, Role
-from fedclip_edge.transport.in_memory import MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryTransport
 
 TICK_S = 1.0
 _CLOSE_S = 5.0  # base.py: for this long what is queued is still sent
@@ -279,14 +279,14 @@ class World:
         self,
         party: Party,
         process: coordinator.Coordinator,
-        link: MemoryTransport,
+        link: InMemoryTransport,
         *,
         ticks: bool,
     ) -> None:
         assert party.journal is not None
         before = party.journal.commits
         while not process.finished and (event := link.next_event(0)) is not None:
-            process.take(event, self.now)
+            process.handle_event(event, self.now)
             before = self._check(party, process, before)
         if ticks and not process.finished:
             process.tick(self.now)
@@ -299,16 +299,16 @@ class World:
         assert party.journal is not None
         assert self.laws is not None
         if party.journal.commits != before:
-            self.laws.check_books(process.ledger)
+            self.laws.check_books(process.run_state)
         return party.journal.commits
 
-    def _act(self, party: Party, process: session.Session, link: MemoryTransport) -> None:
+    def _act(self, party: Party, process: session.Session, link: InMemoryTransport) -> None:
         assert party.journal is not None
         before = party.journal.commits
         try:
             while True:
                 while (event := link.next_event(0)) is not None:
-                    process.take(event, self.now)
+                    process.handle_event(event, self.now)
                     self._believes(party, process)
                 if not process.act(self.now) or party.busy_until > self.now:
                     break
@@ -322,7 +322,7 @@ class World:
             self.note(f"{party.label} is done")
 
     def _believes(self, party: Party, process: session.Session) -> None:
-        manifest = process._believed.manifest
+        manifest = process.trust.manifest
         if manifest is not None and manifest is not party.believed:
             party.believed = manifest
             device_laws.believes(party.memory, manifest)
@@ -341,9 +341,9 @@ class World:
         """The run is over: what is left of it is checked, from the disk."""
         assert self.laws is not None
         self.note("end")
-        store = Store(party.disk.path, party.view._database)
+        store = Journal(party.disk.path, party.view._database)
         run = self.laws.run
-        books = run_state.open_ledger(run, store, layout(run.plan.method))
+        books = run_state.open_run_state(run, store, layout(run.plan.method))
         self.laws.check_books(books)
         if len(self.laws.models) != self.plan.rounds + 1 or store.unfinished_run() is not None:
             raise BrokenLawError("ends", "it says that it ended, and its journal says otherwise")
@@ -359,7 +359,7 @@ class World:
         if link is not None:
             self._leave_when_sent(link, self.now + _CLOSE_S)
 
-    def _leave_when_sent(self, link: MemoryTransport, until: float) -> None:
+    def _leave_when_sent(self, link: InMemoryTransport, until: float) -> None:
         """As paho closes: what is queued is sent first."""
         if link.backlog() and self.now < until:
             self.at(0.1, functools.partial(self._leave_when_sent, link, until))
@@ -442,7 +442,7 @@ class World:
         if party.link is not None and self.network.is_here(party.link):
             self.network.cut(party.link.client_id)
 
-    def link_lost(self, link: MemoryTransport) -> None:
+    def link_lost(self, link: InMemoryTransport) -> None:
         """Told by the network: its owner, if it lives, comes back after paho's back-off."""
         party = self.owner(link)
         if party is not None:
@@ -451,7 +451,7 @@ class World:
             back_in_s = self.luck.uniform(1, 3) if self.luck.random() < 0.7 else 8.0
             self.at(back_in_s, functools.partial(self.reconnect, party))
 
-    def owner(self, link: MemoryTransport) -> Party | None:
+    def owner(self, link: InMemoryTransport) -> Party | None:
         """The living process at the end of this link."""
         for party in self.parties:
             if party.link is link:

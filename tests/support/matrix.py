@@ -236,5 +236,5 @@ def counted(before: Model, after: Model, known: set[str], plan: Plan) -> Counts 
 
 
 def _digest(model: Model) -> str:
-    content = b"".join(model.terms[name].tobytes() for name in sorted(model.terms))
+    content = b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
     return hashlib.sha256(content).hexdigest()

@@ -56,12 +56,12 @@ def stored(body: bytes, name: str) -> bytes:
 
 
 MODEL = stored(wire.pack_model(Model("fedclip", 0, {"gate": TERM}), "fp16"), "fp16")
-VERSION = chunks.parcel_of(MODEL)
+VERSION = chunks.blob_of(MODEL)
 CONTRIBUTION = Contribution(
     RUN, 1, "cam-01", VERSION.sha256, ENCODER, CLASSES, Update("sum", 1, {"gate": TERM})
 )
 UPDATE = stored(wire.pack_contribution(CONTRIBUTION, "int8"), "int8")
-OFFERED = chunks.parcel_of(UPDATE)
+OFFERED = chunks.blob_of(UPDATE)
 PLAN = Plan(rounds=3, options={"lr": 0.001})
 
 EXAMPLES: Mapping[str, messages.Message] = {
@@ -264,8 +264,8 @@ def signed() -> str:
 
 def chunk() -> str:
     data = bytes(range(40))
-    parcel = chunks.parcel_of(data, 16)
-    each = list(chunks.chunks(data, parcel))
+    parcel = chunks.blob_of(data, 16)
+    each = list(chunks.split(data, parcel))
     return (
         "The parcel:\n\n"
         + pretty(vars(parcel))
@@ -280,7 +280,7 @@ def body(data: bytes, name: str) -> str:
         f"Before shuffling, {len(plain)} bytes:\n\n"
         + fenced(dump(plain))
         + f"\n\nAs it travels, in a zstd frame that stores and does not compress, {len(data)} bytes, "
-        f"SHA-256\n`{chunks.parcel_of(data).sha256}`:\n\n" + fenced(dump(data))
+        f"SHA-256\n`{chunks.blob_of(data).sha256}`:\n\n" + fenced(dump(data))
     )
 
 
@@ -352,7 +352,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "grid": grid,
     "cohort": cohort,
     "classes-digest": classes_digest,
-    "fields-Parcel": lambda: field_table(messages.Parcel),
+    "fields-Blob": lambda: field_table(messages.Blob),
     "fields-Plan": lambda: field_table(Plan),
     **{
         f"fields-{cls.__name__}": (lambda cls=cls: field_table(cls))  # type: ignore[misc]

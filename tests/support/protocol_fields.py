@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedclip_edge.agent import handshake, model_download, upload
-from fedclip_edge.coordinator import coordinator, publisher, round_driver, round_machine, uploads
+from fedclip_edge.coordinator import coordinator, devices, round_driver, round_machine, uploads
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
+    Blob,
     CoordinatorState,
     DeviceState,
     Hello,
     Kept,
     Manifest,
     Offer,
-    Parcel,
     Refused,
     Want,
 )
@@ -123,7 +123,7 @@ _EPOCH = ("count", "grows by one or more at each start of a coordinator")
 _ROUND = ("count", "the round it is for, from 1")
 
 FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
-    Parcel: {
+    Blob: {
         "sha256": ("hash", "of all its bytes; its name from here on"),
         "size_bytes": ("size", "of all its bytes"),
         "chunk_bytes": ("chunk size", "of every part but the last"),
@@ -252,7 +252,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         "and, each time twice as patient, at most so long",
     ),
     "REPAIR_CHUNKS": (model_download._REPAIR_CHUNKS, "so many at a time after the first time"),
-    "WANT_S": (publisher.WANT_S, "the same model is sent to a device no sooner again"),
+    "WANT_S": (devices.MODEL_REPEAT_S, "the same model is sent to a device no sooner again"),
     "UPLOAD_REPAIR_S": (uploads.REPAIR_S, "the coordinator asks an uploader again after so long"),
     "LEASE_S": (uploads.LEASE_S, "and takes its slot away after so long without a chunk"),
     "REMIND_S": (

@@ -12,9 +12,9 @@ from in_memory import ENCODER, class_texts
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import open_store
-from fedclip_edge.coordinator.publisher import Announcer
-from fedclip_edge.coordinator.receiver import Arrival, Receiving
+from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.publisher import Publisher
+from fedclip_edge.coordinator.receiver import Arrival, Receiver
 from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.learning import methods
@@ -23,7 +23,7 @@ from fedclip_edge.protocol.messages import Message, Offer, Want
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Update
 from fedclip_edge.transport.base import Received, Will
-from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.in_memory import InMemoryBroker
 
 CLASSES, D = class_texts(), 8
 
@@ -31,31 +31,31 @@ CLASSES, D = class_texts(), 8
 PLAN = Plan(rounds=3, codec_up="fp32")
 
 
-TOPICS, ME = Topics("lab"), signing.new()
+TOPICS, ME = Topics("lab"), signing.create_identity()
 
 
 DOWN = TOPICS.down("cam-0")
 
 
 class Desk:
-    """A coordinator's books and voice, and who listens to what it says to its devices."""
+    """A coordinator's books and publisher, and who listens to what it says to its devices."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
-        store = open_store(config.journal)
+        store = open_journal(config.journal)
         self.run = run_state.begin(config, CLASSES, D, ENCODER, store)
         self.layout = methods.layout(self.run.plan, CLASSES, D)
-        self.books = run_state.open_ledger(self.run, store, self.layout)
-        broker, gone = MemoryBroker(), Will("gone", b"")
+        self.books = run_state.open_run_state(self.run, store, self.layout)
+        broker, gone = InMemoryBroker(), Will("gone", b"")
         self.devices = broker.client("devices", (TOPICS.down("+"),), gone)
         link = broker.client("coordinator", (), gone)
-        voice = Announcer(config, self.books, ME, link, "boot-1", 1)
+        publisher = Publisher(config, self.books, ME, link, "boot-1", 1)
         slots = Slots(2, LEASE_S)
-        self.receiving = Receiving(self.books, voice, Uploads(slots))
+        self.receiving = Receiver(self.books, publisher, Uploads(slots))
 
     def body(self, kind: Literal["sum", "single"] = "sum", **changes: Any) -> bytes:
         """A contribution of cam-0 to the open round that is right but for these."""
-        ones = {name: np.ones(shape, np.float32) for name, shape in self.layout.terms.items()}
+        ones = {name: np.ones(shape, np.float32) for name, shape in self.layout.delta.items()}
         sums = {name: np.ones(shape, np.int64) for name, shape in self.layout.sums.items()}
         right = Contribution(
             run=self.run.id,
@@ -69,24 +69,25 @@ class Desk:
         return wire.pack_contribution(replace(right, **changes), self.run.plan.codec_up)
 
     def offer(self, body: bytes) -> Offer:
-        return Offer(self.run.id, 1, chunks.parcel_of(body))
+        return Offer(self.run.id, 1, chunks.blob_of(body))
 
     def upload(self, body: bytes) -> list[Arrival | None]:
         """Offered, let in and sent in two chunks; what came of each."""
-        parcel = chunks.parcel_of(body, -(-len(body) // 2))
-        self.receiving.take_offer("cam-0", Offer(self.run.id, 1, parcel))
+        parcel = chunks.blob_of(body, -(-len(body) // 2))
+        self.receiving.receive_offer("cam-0", Offer(self.run.id, 1, parcel))
         self.receiving.uploads.request("cam-0")
-        self.receiving.ask_due(0.0)
+        self.receiving.request_missing(0.0)
         assert self.heard() == [(DOWN, Want(parcel.sha256, ((0, 1),)))]
         return [
-            self.receiving.take_chunk("cam-0", chunk, 0.1) for chunk in chunks.chunks(body, parcel)
+            self.receiving.receive_chunk("cam-0", chunk, 0.1)
+            for chunk in chunks.split(body, parcel)
         ]
 
     def close_round_with(self, body: bytes) -> Offer:
         """The offer of the one contribution that the closed round has."""
         arrived, offer = self.upload(body)[-1], self.offer(body)
         assert arrived is not None
-        self.books.keep(arrived.contribution, offer.parcel.sha256, arrived.body)
+        self.books.keep(arrived.contribution, offer.parcel.sha256, arrived.payload)
         self.books.close_round()
         return offer
 

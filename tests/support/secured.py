@@ -30,7 +30,7 @@ class Secured:
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        self.site: Folder = enrolment.found(
+        self.site: Folder = enrolment.create_site(
             self.folder / "site", ["127.0.0.1"], fleet="lab", port=self.port
         )
         self.process: subprocess.Popen[bytes] | None = None

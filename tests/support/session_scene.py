@@ -11,21 +11,21 @@ import pytest
 
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import open_parked
+from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
+    Blob,
     CoordinatorState,
     Kept,
     Manifest,
     Message,
     Offer,
-    Parcel,
 )
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Measured, Model, Plan, Report, Role, Shapes, Terms, Update
 from fedclip_edge.transport.base import Event, Received, Will
-from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.in_memory import InMemoryBroker
 
 TOPICS = Topics("lab")
 
@@ -33,10 +33,10 @@ TOPICS = Topics("lab")
 PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")
 
 
-ME, FORGER = signing.new(), signing.new()
+ME, FORGER = signing.create_identity(), signing.create_identity()
 
 
-DEVICE_KEY = signing.new()
+DEVICE_KEY = signing.create_identity()
 
 
 M = TypeVar("M")
@@ -61,13 +61,13 @@ class FakeLearner:
         return {"gate": (40, 10)}
 
     def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
-        self.fitted.append(float(model.terms["gate"][0, 0]))
+        self.fitted.append(float(model.parameters["gate"][0, 0]))
         self.states.append(int(state["kept"]) if state else 0)
-        update = Update("sum", 1, {"gate": model.terms["gate"] + np.float32(self.adds)})
+        update = Update("sum", 1, {"gate": model.parameters["gate"] + np.float32(self.adds)})
         return update, {"kept": np.array(self.states[-1] + 1, np.float32)}
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        self.evaluated.append((float(model.terms["gate"][0, 0]), final))
+        self.evaluated.append((float(model.parameters["gate"][0, 0]), final))
         return Measured({"federated": 0.5})
 
     def report(
@@ -92,7 +92,7 @@ class Scene:
 
     def __init__(self, folder: Path, roles: tuple[Role, ...] = ("train", "evaluate")) -> None:
         self.now = 100.0
-        self.broker = MemoryBroker()
+        self.broker = InMemoryBroker()
         self.script = self.broker.client(
             "script", (TOPICS.state("+"), TOPICS.up("+")), Will("gone", b"")
         )
@@ -109,19 +109,19 @@ class Scene:
         )
         self.session = Session(
             config=self.config,
-            boot="b1",
+            incarnation="b1",
             encoder_id="e" * 64,
             classes_digest="c" * 64,
             learner=self.learner,
             identity=DEVICE_KEY,
             transport=self.link,
-            parked=open_parked(self.config.state_dir / "parked.sqlite"),
+            state_db=open_state_db(self.config.state_dir / "parked.sqlite"),
         )
 
     def flow(self) -> None:
         """The session takes what came."""
         while (event := self.link.next_event(0)) is not None:
-            self.session.take(event, self.now)
+            self.session.handle_event(event, self.now)
 
     def work(self, by_s: float = 0.0) -> None:
         """Time moves, and the session takes what came and works until there is nothing to do."""
@@ -164,7 +164,7 @@ class Scene:
 
     def say_model(self, made: Model, only: chunks.Ranges | None = None) -> None:
         data = wire.pack_model(made, PLAN.codec_down)
-        for chunk in chunks.chunks(data, small(data), only):
+        for chunk in chunks.split(data, small(data), only):
             self.script.publish(TOPICS.model, chunk)
 
     def join(self, **changes: Any) -> None:
@@ -176,8 +176,8 @@ class Scene:
         self.work()
 
 
-def small(data: bytes) -> Parcel:
-    return chunks.parcel_of(data, 16)
+def small(data: bytes) -> Blob:
+    return chunks.blob_of(data, 16)
 
 
 def manifest(made: Model | None = None, **changes: Any) -> Manifest:

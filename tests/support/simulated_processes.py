@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any, cast
 import device_laws
 from bad_network import FLEET
 from cached_crypto import CLASSES, DIM, Learner, identity_of, layout
-from crashing import Disk, Fuse, Journal
+from crashing import CrashingConnection, Disk, Fuse
 from device_laws import Memory
 from in_memory import ENCODER
 from laws import Laws
 
 from fedclip_edge.agent import publisher as agent_publisher
 from fedclip_edge.agent import session
-from fedclip_edge.agent.state_db import Parked, open_parked
+from fedclip_edge.agent.state_db import Parked, open_state_db
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig
 from fedclip_edge.coordinator import coordinator, publisher, run_state
-from fedclip_edge.coordinator.journal import Run, Store, open_store
+from fedclip_edge.coordinator.journal import Journal, Run, open_journal
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Model
-from fedclip_edge.transport.in_memory import MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryTransport
 
 if TYPE_CHECKING:
     from made_up_network import World
@@ -44,9 +44,9 @@ class Party:
     disk: Disk
     copy: bool = False  # of a box: the same key, other pictures, a disk of its own
     process: coordinator.Coordinator | session.Session | None = None
-    link: MemoryTransport | None = None
+    link: InMemoryTransport | None = None
     fuse: Fuse = field(default_factory=Fuse)
-    journal: Journal | None = None
+    journal: CrashingConnection | None = None
     lives: int = 0
     busy_until: float = 0.0  # it trains, and hears nothing meanwhile
     muted_until: float = 0.0  # nothing passes, and nobody notices
@@ -55,7 +55,7 @@ class Party:
     dies_young: bool = False  # while its file is made
     dies_of_answers: bool = False  # between the next `kept` that it says and all that follows
     memory: Memory = field(init=False)
-    view: Any = None  # its file, without a fuse: Store or Parked
+    view: Any = None  # its file, without a fuse: Journal or Parked
     believed: Manifest | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Party:
     def serves(self) -> bool:
         return self.name == publisher.NAME
 
-    def open(self, view: Store | Parked, luck: random.Random, checkpoint_pages: int) -> Any:
+    def open(self, view: Journal | Parked, luck: random.Random, checkpoint_pages: int) -> Any:
         """The file's connection, with a fuse to it; it may die of it at once."""
         database = view._database
         if self.dies_young:
@@ -78,7 +78,9 @@ class Party:
         if checkpoint_pages:
             database.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
         self.view = view
-        self.journal = Journal(database, functools.partial(self.disk.torn, database), self.fuse)
+        self.journal = CrashingConnection(
+            database, functools.partial(self.disk.torn, database), self.fuse
+        )
         return self.journal
 
     def check(self, laws: Laws | None) -> None:
@@ -95,8 +97,8 @@ class Party:
 def start_coordinator(world: World, party: Party) -> bool:
     """A coordinator on what its journal holds; False where its run is finished already."""
     path = party.disk.path
-    journal = party.open(open_store(path), world.luck, world.checkpoint_pages)
-    store = Store(path, journal)
+    journal = party.open(open_journal(path), world.luck, world.checkpoint_pages)
+    store = Journal(path, journal)
     run = _begin(world, store)
     if run is None:
         return False
@@ -106,9 +108,9 @@ def start_coordinator(world: World, party: Party) -> bool:
     boot = f"boot-{world.boots}"
     me = identity_of(party.name)
     gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
-    books = run_state.open_ledger(run, store, layout(run.plan.method))
+    books = run_state.open_run_state(run, store, layout(run.plan.method))
     if world.laws is None or world.laws.run.id != run.id:
-        world.laws = Laws(run, books.model, layout(run.plan.method).model)
+        world.laws = Laws(run, books.model, layout(run.plan.method).parameters)
     world.laws.check_books(books)
     # Each start has an id of its own, as process.py gives it; the last one's will may follow.
     party.link = world.network.client(
@@ -117,12 +119,8 @@ def start_coordinator(world: World, party: Party) -> bool:
         publisher.will(FLEET, gone, me),
     )
     config = _fleet_config(world, path)
-    party.process = coordinator.Coordinator(
-        config=config,
-        ledger=books,
-        voice=publisher.Announcer(config, books, me, party.link, boot, epoch),
-    )
-    party.process.resume(world.now)
+    said = publisher.Publisher(config, books, me, party.link, boot, epoch)
+    party.process = coordinator.resume_coordinator(config, books, said, world.now)
     return True
 
 
@@ -139,7 +137,7 @@ def _heard(world: World) -> int:
     return state.epoch if isinstance(state, CoordinatorState) else 0
 
 
-def _begin(world: World, store: Store) -> Run | None:
+def _begin(world: World, store: Journal) -> Run | None:
     """The run to go on with; None where it is finished already. Its id is no chance here."""
     if store.last_run() is None:
         world.runs += 1
@@ -158,7 +156,7 @@ def _fleet_config(world: World, journal: Path) -> FleetConfig:
 def start_agent(world: World, party: Party) -> None:
     """A device on what its disk holds."""
     path = party.disk.path
-    journal = party.open(open_parked(path), world.luck, world.checkpoint_pages)
+    journal = party.open(open_state_db(path), world.luck, world.checkpoint_pages)
     party.check(world.laws)
     name, me = party.name, identity_of(party.name)
     roles = world.roles[name]
@@ -171,13 +169,13 @@ def start_agent(world: World, party: Party) -> None:
     party.believed = None
     party.process = session.Session(
         config=config,
-        boot=boot,
+        incarnation=boot,
         encoder_id=ENCODER,
         classes_digest=CLASSES.digest,
         learner=Learner(name, variant, functools.partial(_trains, world, party)),
         identity=me,
         transport=party.link,
-        parked=Parked(path, cast("Any", journal)),
+        state_db=Parked(path, cast("Any", journal)),
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fedclip_edge.transport.base import Connected, Disconnected, Event, Received, Will
-from fedclip_edge.transport.in_memory import MemoryBroker, MemoryTransport
+from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
 
-def client(broker: MemoryBroker, name: str) -> MemoryTransport:
+def client(broker: InMemoryBroker, name: str) -> InMemoryTransport:
     return broker.client(name, ("news", "gone/+"), Will(f"gone/{name}", b"gone"))
 
 
-def events(link: MemoryTransport) -> list[Event]:
+def events(link: InMemoryTransport) -> list[Event]:
     found: list[Event] = []
     while (event := link.next_event(0)) is not None:
         found.append(event)
@@ -18,7 +18,7 @@ def events(link: MemoryTransport) -> list[Event]:
 
 
 def test_a_link_that_comes_back_gets_what_is_retained_and_not_what_it_missed() -> None:
-    broker = MemoryBroker()
+    broker = InMemoryBroker()
     a, b = client(broker, "a"), client(broker, "b")
     broker.cut("a")
     b.publish("news", b"missed")
@@ -35,7 +35,7 @@ def test_a_link_that_comes_back_gets_what_is_retained_and_not_what_it_missed() -
 
 
 def test_who_comes_back_throws_out_who_took_its_id() -> None:
-    broker = MemoryBroker()
+    broker = InMemoryBroker()
     first = client(broker, "a")
     second = client(broker, "a")
     broker.come_back(first)
@@ -46,7 +46,7 @@ def test_who_comes_back_throws_out_who_took_its_id() -> None:
 
 def test_a_broker_that_dies_says_no_will_and_may_forget() -> None:
     for forgets in (False, True):
-        broker = MemoryBroker()
+        broker = InMemoryBroker()
         a, b = client(broker, "a"), client(broker, "b")
         a.publish("news", b"old", retain=True)
         broker.die(forgets=forgets)

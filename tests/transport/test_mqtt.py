@@ -36,7 +36,7 @@ from fedclip_edge.transport.base import (
     device_client,
     reconnect_wait_s,
 )
-from fedclip_edge.transport.in_memory import MemoryBroker
+from fedclip_edge.transport.in_memory import InMemoryBroker
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.transport.outbox import WINDOW
 
@@ -53,7 +53,7 @@ class Place(Protocol):
 
 @dataclass
 class MemoryPlace:
-    broker: MemoryBroker = field(default_factory=MemoryBroker)
+    broker: InMemoryBroker = field(default_factory=InMemoryBroker)
 
     def client(self, name: str, topics: Iterable[str] = (), will: Will | None = None) -> Transport:
         return self.broker.client(name, topics, will or Will(f"gone/{name}", b"gone"))

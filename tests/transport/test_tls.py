@@ -159,7 +159,7 @@ def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: 
         assert next_of(others, Received, lambda e: e.payload == b"after")
         assert its.next_event(0.3) is None  # connected, and deaf
         tls.examine(stays, ACCEPTED_S)  # nothing against this one
-        mqtt.throw_out(secured.coordinator, client)
+        mqtt.disconnect_client(secured.coordinator, client)
         next_of(its, Disconnected)
         with pytest.raises(RefusedError, match="certificate was revoked"):
             its.next_event(DEADLINE_S)

@@ -12,12 +12,12 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision import encoder
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import open_encoder
-from fedclip_edge.vision.lazy_encoder import StandbyEncoder
+from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 
 def test_it_is_the_encoder_that_would_be_opened(random_bundle: Bundle) -> None:
     loaded = open_encoder(random_bundle, EncoderConfig())
-    waiting = StandbyEncoder(random_bundle, EncoderConfig())
+    waiting = LazyEncoder(random_bundle, EncoderConfig())
     assert (waiting.feature_key, waiting.dim) == (loaded.feature_key, loaded.dim)
     pixels = random_bundle.golden().pixels
     assert np.array_equal(waiting.embed(pixels), loaded.embed(pixels))
@@ -33,7 +33,7 @@ def test_it_is_loaded_by_the_first_pictures_and_once(
         return open_encoder(bundle, config)
 
     monkeypatch.setattr(encoder, "open_encoder", spy)
-    waiting = StandbyEncoder(random_bundle, EncoderConfig())
+    waiting = LazyEncoder(random_bundle, EncoderConfig())
     assert waiting.feature_key
     assert opened == []
     for _ in range(2):
@@ -42,7 +42,7 @@ def test_it_is_loaded_by_the_first_pictures_and_once(
 
 
 def test_what_is_wrong_is_said_when_it_is_needed(random_bundle: Bundle) -> None:
-    waiting = StandbyEncoder(random_bundle, replace(EncoderConfig(), provider="cuda"))
-    assert waiting.feature_key != StandbyEncoder(random_bundle, EncoderConfig()).feature_key
+    waiting = LazyEncoder(random_bundle, replace(EncoderConfig(), provider="cuda"))
+    assert waiting.feature_key != LazyEncoder(random_bundle, EncoderConfig()).feature_key
     with pytest.raises(ConfigError, match="cuda"):
         waiting.embed(random_bundle.golden().pixels)

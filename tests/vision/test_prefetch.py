@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.vision.prefetch import ahead
+from fedclip_edge.vision.prefetch import prefetch
 
 
 @given(st.lists(st.integers()))
 def test_it_is_map(items: list[int]) -> None:
-    assert list(ahead(lambda item: item * 2, items)) == [item * 2 for item in items]
+    assert list(prefetch(lambda item: item * 2, items)) == [item * 2 for item in items]
 
 
 def test_it_is_one_item_ahead() -> None:
@@ -23,7 +23,7 @@ def test_it_is_one_item_ahead() -> None:
         begun[item].set()
         return item
 
-    results = ahead(work, range(4))
+    results = prefetch(work, range(4))
     assert next(results) == 0
     assert begun[1].wait(10)  # while the caller has the first
     assert not begun[2].is_set()
@@ -31,7 +31,7 @@ def test_it_is_one_item_ahead() -> None:
 
 
 def test_an_error_comes_in_its_turn() -> None:
-    results = ahead(lambda item: 1 // item, [1, 1, 0, 1])
+    results = prefetch(lambda item: 1 // item, [1, 1, 0, 1])
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)

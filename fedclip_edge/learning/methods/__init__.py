@@ -48,7 +48,7 @@ def names() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def settled(plan: Plan) -> Plan:
+def with_defaults(plan: Plan) -> Plan:
     """The plan with the method's own number of rounds where it names none.
 
     Raises ConfigError for an unknown method or strategy, an option that it does not have, more
@@ -104,7 +104,7 @@ def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     method = get(plan.method)
     model = method.initial(classes, dim, plan.seed, plan.options)
     part = strategies.get(plan.strategy).on_devices
-    return model if part is None else part.with_control(model, method.layout(model).terms)
+    return model if part is None else part.with_control(model, method.layout(model).delta)
 
 
 def layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
@@ -117,7 +117,7 @@ def layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
     """The terms that every model of a plan has, by name; raises ConfigError as `initial`."""
-    return layout(plan, classes, dim).model
+    return layout(plan, classes, dim).parameters
 
 
 def fit(
@@ -148,7 +148,7 @@ def fit(
     from fedclip_edge.learning.training import steps
 
     options = method.check_options(plan.options)
-    assert isinstance(options, Training)  # `settled` has seen to it
+    assert isinstance(options, Training)  # `with_defaults` has seen to it
     own, control = part.apart(model)
     drift = part.drift(control, state)
     update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
@@ -193,7 +193,7 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     if plan.method not in _PERSONAL:
         its = shapes(plan, classes, dim)
         return mixture.shapes(its) if mixture.is_one(model) else its
-    if not model.terms:
+    if not model.parameters:
         raise ConfigError(
             f"{plan.method} keeps what it learns on each device, and the run's own model is "
             "zero-shot CLIP; name the personal.safetensors in the device's state_dir"

@@ -86,7 +86,7 @@ def initial(
 
 def layout(model: Model) -> Layout:
     """The two layers are trained, and sent."""
-    shapes = {name: term.shape for name, term in model.terms.items()}
+    shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, {name: shape for name, shape in shapes.items() if name != RATIO})
 
 
@@ -103,8 +103,8 @@ def fit(
     """Trains the adapter on the device's raw features, from a fresh optimiser."""
     from fedclip_edge.learning.training import change, classification
 
-    layers = {name: term for name, term in model.terms.items() if name != RATIO}
-    loss = classification(logits, classes, {RATIO: model.terms[RATIO]})
+    layers = {name: term for name, term in model.parameters.items() if name != RATIO}
+    loss = classification(logits, classes, {RATIO: model.parameters[RATIO]})
     options = check_options(plan.options)
     return change(layers, features, loss, options, seed, model.round, drift), state
 

@@ -79,7 +79,7 @@ def initial(
 
 def layout(model: Model) -> Layout:
     """Every term of the model is trained, and sent."""
-    shapes = {name: term.shape for name, term in model.terms.items()}
+    shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, shapes)
 
 
@@ -98,7 +98,7 @@ def fit(
 
     options = check_options(plan.options)
     loss = objective(classes, options)
-    return change(model.terms, features, loss, options, seed, model.round, drift), state
+    return change(model.parameters, features, loss, options, seed, model.round, drift), state
 
 
 def objective(classes: ClassTexts, options: Options) -> Loss:

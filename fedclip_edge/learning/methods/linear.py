@@ -55,7 +55,7 @@ def initial(
 
 def layout(model: Model) -> Layout:
     """The head is trained, and sent."""
-    shapes = {name: term.shape for name, term in model.terms.items()}
+    shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, shapes)
 
 
@@ -74,7 +74,7 @@ def fit(
 
     loss = classification(logits, classes)
     options = check_options(plan.options)
-    return change(model.terms, features, loss, options, seed, model.round, drift), state
+    return change(model.parameters, features, loss, options, seed, model.round, drift), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:

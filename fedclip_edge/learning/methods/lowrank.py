@@ -66,7 +66,7 @@ def initial(
 
 def layout(model: Model) -> Layout:
     """Both factors are trained, and sent."""
-    shapes = {name: term.shape for name, term in model.terms.items()}
+    shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, shapes)
 
 
@@ -85,7 +85,7 @@ def fit(
 
     loss = classification(logits, classes)
     options = check_options(plan.options)
-    return change(model.terms, features, loss, options, seed, model.round, drift), state
+    return change(model.parameters, features, loss, options, seed, model.round, drift), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:

@@ -81,8 +81,8 @@ def initial(
 
 def layout(model: Model) -> Layout:
     """A head; what is sent are integer sums."""
-    shapes = {name: term.shape for name, term in model.terms.items()}
-    return Layout(shapes, {}, moments.layout(*model.terms["weight"].shape))
+    shapes = {name: term.shape for name, term in model.parameters.items()}
+    return Layout(shapes, {}, moments.layout(*model.parameters["weight"].shape))
 
 
 def fit(
@@ -105,9 +105,9 @@ def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
     options = check_options(total.plan.options)
     if not total.sums or not total.sums["train.counts"].any():
         log.event("prototypes_without_pictures", model="zero-shot")
-        return Model(model.method, model.round + 1, model.terms), state
+        return Model(model.method, model.round + 1, model.parameters), state
     train, validation = moments.received(total.sums)
-    texts = _affine(model.terms["weight"].astype(np.float64), np.zeros(len(train.counts)))
+    texts = _affine(model.parameters["weight"].astype(np.float64), np.zeros(len(train.counts)))
     images = discriminant(train, texts[:, :-1], options.shrinkage)
     shares = _shares(texts, images, validation, options.alpha)
     alpha = float(shares[1] / shares[0]) if shares[0] > 0 else np.inf

@@ -103,8 +103,8 @@ def initial(
 
 def layout(model: Model) -> Layout:
     """A head; what is sent are integer sums."""
-    classes, dim = model.terms["weight"].shape
-    shapes = {name: term.shape for name, term in model.terms.items()}
+    classes, dim = model.parameters["weight"].shape
+    shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, {}, moments.layout(classes, dim))
 
 
@@ -128,10 +128,10 @@ def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
     options = check_options(total.plan.options)
     if not total.sums or not total.sums["train.counts"].any():
         log.event("ridge_without_pictures", model="zero-shot")
-        zero_shot = model.terms
+        zero_shot = model.parameters
         return Model(model.method, model.round + 1, zero_shot), state
     train, validation = moments.received(total.sums)
-    head = solve(train, validation, model.terms["weight"].astype(np.float64), options)
+    head = solve(train, validation, model.parameters["weight"].astype(np.float64), options)
     variance = max(head.error, _VARIANCE_MIN)
     log.event(
         "ridge_chosen",

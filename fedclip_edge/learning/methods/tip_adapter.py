@@ -112,7 +112,7 @@ def personal(
 
     def cached(alpha: float, beta: float) -> Model:
         chosen = {"alpha": np.array(alpha, np.float32), "beta": np.array(beta, np.float32)}
-        return replace(model, terms={"keys": keys, "values": values, **chosen})
+        return replace(model, parameters={"keys": keys, "values": values, **chosen})
 
     alphas = _ALPHAS if options.alpha is None else (options.alpha,)
     betas = _BETAS if options.beta is None else (options.beta,)
@@ -131,7 +131,7 @@ def personal(
 
 def personal_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
     """As many keys as there are, of this width."""
-    count = len(model.terms["keys"]) if model.terms.get("keys", np.zeros(())).ndim else 0
+    count = len(model.parameters["keys"]) if model.parameters.get("keys", np.zeros(())).ndim else 0
     return {"keys": (count, dim), "values": (count, len(classes.names)), "alpha": (), "beta": ()}
 
 

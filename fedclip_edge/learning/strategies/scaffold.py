@@ -69,20 +69,20 @@ class Options:
 def with_control(model: Model, trained: Shapes) -> Model:
     """The initial model with c, which begins at zero."""
     control = {_CONTROL + name: np.zeros(shape, np.float32) for name, shape in trained.items()}
-    return replace(model, terms={**model.terms, **control})
+    return replace(model, parameters={**model.parameters, **control})
 
 
 def layout(own: Layout) -> Layout:
     """What models and updates hold, by the method's own layout."""
-    control = {_CONTROL + name: shape for name, shape in own.terms.items()}
-    return Layout({**own.model, **control}, {**own.terms, **control}, {**own.sums, _NEW: (1,)})
+    control = {_CONTROL + name: shape for name, shape in own.delta.items()}
+    return Layout({**own.parameters, **control}, {**own.delta, **control}, {**own.sums, _NEW: (1,)})
 
 
 def apart(model: Model) -> tuple[Model, Terms]:
     """The method's own model, and c by the names of its terms."""
-    own = {name: term for name, term in model.terms.items() if not name.startswith(_CONTROL)}
-    control = {n.removeprefix(_CONTROL): t for n, t in model.terms.items() if n not in own}
-    return replace(model, terms=own), control
+    own = {name: term for name, term in model.parameters.items() if not name.startswith(_CONTROL)}
+    control = {n.removeprefix(_CONTROL): t for n, t in model.parameters.items() if n not in own}
+    return replace(model, parameters=own), control
 
 
 def drift(control: Terms, state: State) -> Terms:
@@ -96,7 +96,7 @@ def extended(
     """What is sent for K `steps` of rate `lr`, and the device's c_i'."""
     following: dict[str, F32] = {}
     change: dict[str, F32] = {}
-    for name, moved_by in update.terms.items():
+    for name, moved_by in update.delta.items():
         before = state.get(name, np.zeros_like(moved_by))
         following[name] = before  # without a step nothing was learned of the gradient
         if steps:
@@ -104,8 +104,8 @@ def extended(
         change[name] = following[name] - before
     is_new = np.array([0 if state else 1], np.int64)
     sent = {_CONTROL + name: term for name, term in change.items()}
-    terms = {**update.terms, **sent}
-    return replace(update, terms=terms, sums={**update.sums, _NEW: is_new}), following
+    terms = {**update.delta, **sent}
+    return replace(update, delta=terms, sums={**update.sums, _NEW: is_new}), following
 
 
 def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
@@ -116,8 +116,8 @@ def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple
     for name, its in mean.items():
         if name.startswith(_CONTROL):
             # c was the mean over fewer devices; those that are new begin at zero.
-            known = before * model.terms[name] + total.weight * its
-            change[name] = (known / max(now, 1.0) - model.terms[name]).astype(np.float32)
+            known = before * model.parameters[name] + total.weight * its
+            change[name] = (known / max(now, 1.0) - model.parameters[name]).astype(np.float32)
         else:
             change[name] = np.float32(options.lr) * its
     return moved(model, change), {_DEVICES: np.array([now], np.float32)}

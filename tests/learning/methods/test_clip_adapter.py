@@ -32,15 +32,15 @@ def test_it_is_plain_pytorch() -> None:
 def test_reduction_and_ratio_are_the_options() -> None:
     plan = Plan("clip-adapter", {"reduction": 2, "ratio": 0.6})
     model = methods.initial(plan, CLASSES, D)
-    assert {n: t.shape for n, t in model.terms.items()} == {
+    assert {n: t.shape for n, t in model.parameters.items()} == {
         "down.weight": (D // 2, D),
         "up.weight": (D, D // 2),
         "ratio": (),
     }
-    sent = methods.layout(plan, CLASSES, D).terms
+    sent = methods.layout(plan, CLASSES, D).delta
     assert set(sent) == {"down.weight", "up.weight"}  # the ratio is everybody's already
     wide = clip_adapter.initial(CLASSES, 3, 0, {"reduction": 100})
-    assert wide.terms["down.weight"].shape == (1, 3)
+    assert wide.parameters["down.weight"].shape == (1, 3)
 
 
 def test_a_larger_ratio_moves_a_prediction_further() -> None:
@@ -57,7 +57,7 @@ def test_a_larger_ratio_moves_a_prediction_further() -> None:
 
 def test_the_blend_is_of_the_raw_feature() -> None:
     model = clip_adapter.initial(CLASSES, D, 0)
-    terms = {name: torch.tensor(term) for name, term in model.terms.items()}
+    terms = {name: torch.tensor(term) for name, term in model.parameters.items()}
     f = torch.tensor(features(5, 1, CLASSES).vectors)
     expected = forward(terms, f, torch.tensor(CLASSES.vectors))
     np.testing.assert_allclose(methods.predict(model, f.numpy(), CLASSES), expected, atol=1e-3)

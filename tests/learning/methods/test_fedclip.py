@@ -108,7 +108,7 @@ def plan_of(how: Reference) -> Plan:
 def initial() -> Mapping[str, Tensor]:
     """The parameters that both sides start from."""
     model = fedclip.initial(CLASSES, D, SEED)
-    return {name: torch.tensor(term) for name, term in model.terms.items()}
+    return {name: torch.tensor(term) for name, term in model.parameters.items()}
 
 
 # --- the reference, in plain PyTorch -------------------------------------------------------------
@@ -200,15 +200,17 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
     fleet = Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES)
 
     def newest() -> Model:
-        body = fleet.store.newest_model(fleet.coordinator.run.id).body
-        return wire.unpack_model(body, plan.codec_down, fleet.coordinator.ledger.layout.model)
+        body = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).payload
+        return wire.unpack_model(
+            body, plan.codec_down, fleet.coordinator.run_state.layout.parameters
+        )
 
     first = newest()
     for name in SIZES:
         fleet.start_device(name, features(name))
     fleet.run()
     last = newest()
-    fleet.store.close()
+    fleet.journal.close()
     return first, last
 
 
@@ -218,7 +220,7 @@ def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 
 def tensors(model: Model) -> StateDict:
-    return {name: torch.tensor(term) for name, term in model.terms.items()}
+    return {name: torch.tensor(term) for name, term in model.parameters.items()}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -257,9 +259,9 @@ def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> 
     changes = [
         fedclip.fit(start, features(n), NOTHING, CLASSES, plan, {}, training_seed(SEED, 0, n))[
             0
-        ].terms
+        ].delta
         for n in SIZES
     ]
-    for name, term in start.terms.items():
+    for name, term in start.parameters.items():
         average = np.mean([term.astype(np.float64) + change[name] for change in changes], axis=0)
-        np.testing.assert_allclose(last.terms[name], average, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(last.parameters[name], average, rtol=0, atol=1e-7)

@@ -97,7 +97,7 @@ def test_ten_rounds_are_plain_pytorchs(
     dim = classes.vectors.shape[1]
     plan = Plan(rounds=ROUNDS, seed=SEED)
     own, model = methods.get("fedclip"), methods.initial(plan, classes, dim)
-    start = {name: torch.tensor(term) for name, term in model.terms.items()}
+    start = {name: torch.tensor(term) for name, term in model.parameters.items()}
     for closed in range(ROUNDS):
         total = ExactSum(plan)
         for name, its in data.items():
@@ -105,7 +105,7 @@ def test_ten_rounds_are_plain_pytorchs(
             total.add(methods.fit(model, its, nothing(dim), classes, plan, {}, seed)[0])
         model, _ = own.combine(model, total, {})
     expected = rendered(start, data, classes)
-    apart = max(float(np.abs(model.terms[n] - t.numpy()).max()) for n, t in expected.items())
+    apart = max(float(np.abs(model.parameters[n] - t.numpy()).max()) for n, t in expected.items())
     moved = max(float((start[n] - t).abs().max()) for n, t in expected.items())
     print(f"{held_out}: largest difference {apart:.1e}, movement {moved:.1e}")  # noqa: T201
     assert apart <= 1e-5  # at 1e-4 another beta2 would pass

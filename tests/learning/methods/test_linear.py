@@ -31,7 +31,7 @@ def test_it_begins_as_zero_shot() -> None:
         methods.predict(model, data.vectors, CLASSES),
         methods.predict(zeroshot.MODEL, data.vectors, CLASSES),
     )
-    assert not np.shares_memory(model.terms["weight"], CLASSES.vectors)
+    assert not np.shares_memory(model.parameters["weight"], CLASSES.vectors)
 
 
 def test_it_learns() -> None:

@@ -37,7 +37,7 @@ def test_it_begins_as_zero_shot() -> None:
 @pytest.mark.parametrize(("rank", "kept"), [(1, 1), (5, 5), (999, D)])
 def test_the_rank_is_an_option_and_never_above_the_width(rank: int, kept: int) -> None:
     model = lowrank.initial(CLASSES, D, 0, {"rank": rank})
-    assert (model.terms["a"].shape, model.terms["b"].shape) == ((kept, D), (D, kept))
+    assert (model.parameters["a"].shape, model.parameters["b"].shape) == ((kept, D), (D, kept))
 
 
 def test_it_learns() -> None:

@@ -40,7 +40,7 @@ def solved(sides: Sequence[Sides], options: dict[str, Scalar] | None = None) -> 
 
 
 def bytes_of(model: Model) -> dict[str, bytes]:
-    return {name: term.tobytes() for name, term in model.terms.items()}
+    return {name: term.tobytes() for name, term in model.parameters.items()}
 
 
 def unit(data: Features) -> F32:
@@ -90,7 +90,7 @@ def test_what_is_chosen_is_the_least_squared_error_on_validation() -> None:
     """Beside a search by brute force over both shares, on the pictures themselves."""
     train, held = shifted(60, 1), shifted(90, 2)
     model = solved([(train, held)])
-    alpha = float(model.terms["alpha"])
+    alpha = float(model.parameters["alpha"])
     y = np.eye(4)[held.labels] - 0.25
 
     def error(share: float) -> float:
@@ -144,7 +144,7 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
     hostile["validation.gram"] = hostile["validation.gram"] - 2**30 * 50
     total.add(Update("sum", 50, {}, hostile))
     model, _ = prototypes.combine(start, total, {})
-    assert all(np.isfinite(term).all() for term in model.terms.values())
+    assert all(np.isfinite(term).all() for term in model.parameters.values())
 
 
 def test_a_negative_scatter_turns_no_class_round() -> None:

@@ -52,8 +52,8 @@ def solved(sides: Sequence[Sides], plan: Plan = PLAN) -> Model:
 
 
 def digest(model: Model) -> str:
-    names = sorted(model.terms)
-    return hashlib.sha256(b"".join(model.terms[name].tobytes() for name in names)).hexdigest()
+    names = sorted(model.parameters)
+    return hashlib.sha256(b"".join(model.parameters[name].tobytes() for name in names)).hexdigest()
 
 
 def unit(data: Features) -> F32:
@@ -133,16 +133,18 @@ def test_it_is_the_ridge_solution_round_the_texts(l2: float, prior: float) -> No
     train, validation = features(60, 1, CLASSES), features(40, 2, CLASSES)
     plan = Plan("ridge", {**EVERY, "l2": l2, "prior": prior})
     model = solved([(train, validation)], plan)
-    np.testing.assert_allclose(model.terms["weight"], plain(train, l2, prior), atol=2e-4)
-    assert (float(model.terms["l2"]), float(model.terms["prior"])) == pytest.approx((l2, prior))
+    np.testing.assert_allclose(model.parameters["weight"], plain(train, l2, prior), atol=2e-4)
+    assert (float(model.parameters["l2"]), float(model.parameters["prior"])) == pytest.approx(
+        (l2, prior)
+    )
     error = error_of(plain(train, l2, prior), validation)
-    assert float(model.terms["scale"]) == pytest.approx(1 / error, rel=1e-2)
+    assert float(model.parameters["scale"]) == pytest.approx(1 / error, rel=1e-2)
 
 
 def test_lambda_and_tau_are_those_of_the_smallest_error_on_validation() -> None:
     train, validation = features(30, 1, CLASSES, noise=1.5), features(80, 2, CLASSES, noise=1.5)
     model = solved([(train, validation)])
-    chosen = float(model.terms["l2"]), float(model.terms["prior"])
+    chosen = float(model.parameters["l2"]), float(model.parameters["prior"])
     error = error_of(plain(train, *chosen), validation)
     mean = np.mean(np.linalg.eigvalsh(unit(train).T @ unit(train)))
     others = [
@@ -157,7 +159,7 @@ def test_lambda_and_tau_are_those_of_the_smallest_error_on_validation() -> None:
 def test_what_is_chosen_is_chosen_on_validation_alone() -> None:
     train = features(40, 1, CLASSES, noise=1.5)
     easy, hard = features(40, 2, CLASSES, noise=0.1), features(40, 3, CLASSES, noise=3.0)
-    chosen = [float(solved([(train, side)]).terms["l2"]) for side in (easy, hard)]
+    chosen = [float(solved([(train, side)]).parameters["l2"]) for side in (easy, hard)]
     assert chosen[0] != chosen[1]
 
 
@@ -166,7 +168,7 @@ def test_the_chosen_values_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     line = next(x for x in (said.out + said.err).splitlines() if "ridge_chosen" in x)
     assert "validation_pictures=20" in line
-    assert f"l2={float(model.terms['l2']):.3f}"[:5] in line
+    assert f"l2={float(model.parameters['l2']):.3f}"[:5] in line
 
 
 def test_probabilities_are_calibrated_where_the_noise_is_the_models() -> None:
@@ -225,8 +227,8 @@ def test_one_picture_or_two_make_a_model(count: int) -> None:
     assert np.isfinite(logits).all()
     assert np.mean(logits.argmax(axis=1) == asked.labels) > 0.5
     # The mean eigenvalue and tau 1, since nothing was there to choose by.
-    assert float(model.terms["l2"]) == pytest.approx(count / D, rel=1e-3)
-    assert float(model.terms["prior"]) == 1.0
+    assert float(model.parameters["l2"]) == pytest.approx(count / D, rel=1e-3)
+    assert float(model.parameters["prior"]) == 1.0
 
 
 def test_a_class_that_no_device_has_is_known_by_its_text() -> None:
@@ -245,7 +247,7 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
     hostile["validation.gram"] = hostile["validation.gram"] - 2**30 * 50
     total.add(Update("sum", 50, {}, hostile))
     model, _ = ridge.combine(methods.initial(PLAN, CLASSES, D), total, {})
-    assert all(np.isfinite(term).all() for term in model.terms.values())
+    assert all(np.isfinite(term).all() for term in model.parameters.values())
 
 
 def test_a_negative_gram_is_taken_for_none() -> None:
@@ -259,7 +261,7 @@ def test_a_negative_gram_is_taken_for_none() -> None:
     numbers["train.counts"] = np.full(4, 2)
     total.add(Update("sum", 8, {}, numbers))
     model, _ = ridge.combine(methods.initial(plan, CLASSES, D), total, {})
-    np.testing.assert_allclose(model.terms["weight"], CLASSES.vectors, atol=1e-5)
+    np.testing.assert_allclose(model.parameters["weight"], CLASSES.vectors, atol=1e-5)
 
 
 # --- in a run ------------------------------------------------------------------------------------
@@ -275,15 +277,15 @@ def test_a_fleet_comes_to_the_head_of_all_its_pictures_in_one_round(
     for i, train in enumerate(sides):
         fleet.start_device(f"cam-{i}", train)
     fleet.run()
-    run = fleet.coordinator.run
+    run = fleet.coordinator.run_state.run
     assert run.plan.rounds == 1
-    found = model_file.read(model_file.path_of(fleet.store.path, run.id)).model
+    found = model_file.read(model_file.path_of(fleet.journal.path, run.id)).model
     together = Features(
         np.concatenate([s.vectors for s in sides]), np.concatenate([s.labels for s in sides]), "e"
     )
     expected = solved([(replace(together, encoder_id=ENCODER), NOTHING)], plan)
     assert digest(found) == digest(expected)
-    fleet.store.close()
+    fleet.journal.close()
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_the_logits_are_the_papers() -> None:
 def test_an_empty_update_is_all_that_leaves_the_device() -> None:
     plan, data = Plan("tip-adapter"), features(30, 1, CLASSES)
     update, state = methods.fit(SHARED, data, NOTHING, CLASSES, plan, {}, 0)
-    assert (dict(update.terms), dict(update.sums), update.weight, dict(state)) == ({}, {}, 1, {})
-    assert methods.layout(plan, CLASSES, D).model == {}
+    assert (dict(update.delta), dict(update.sums), update.weight, dict(state)) == ({}, {}, 1, {})
+    assert methods.layout(plan, CLASSES, D).parameters == {}
 
 
 def test_the_shared_model_is_zero_shot() -> None:
@@ -81,8 +81,8 @@ def test_on_validation_it_is_never_worse_than_zero_shot(seed: int) -> None:
 def test_a_cache_that_misleads_is_not_listened_to() -> None:
     train = features(60, 1, CLASSES, noise=0.2)
     misled = replace(train, labels=(train.labels + 1) % 4)
-    assert float(own(misled, features(40, 2, CLASSES)).terms["alpha"]) == 0
-    assert float(own(shifted(60, 1), shifted(40, 2)).terms["alpha"]) > 0
+    assert float(own(misled, features(40, 2, CLASSES)).parameters["alpha"]) == 0
+    assert float(own(shifted(60, 1), shifted(40, 2)).parameters["alpha"]) > 0
 
 
 def test_alpha_and_beta_are_the_best_of_the_grid() -> None:
@@ -99,7 +99,7 @@ def test_alpha_and_beta_are_the_best_of_the_grid() -> None:
 
 
 def test_without_validation_they_are_the_papers() -> None:
-    terms = own(features(5, 1, CLASSES)).terms
+    terms = own(features(5, 1, CLASSES)).parameters
     assert (float(terms["alpha"]), float(terms["beta"])) == (1.0, 5.5)
 
 
@@ -127,21 +127,23 @@ def test_in_a_run_each_device_keeps_its_own_model(tmp_path: Path) -> None:
     for i in range(2):
         fleet.start_device(f"cam-{i}", features(40, i, CLASSES), features(40, i + 9, CLASSES))
     fleet.run()
-    reports = fleet.store.reports(fleet.coordinator.run.id)
+    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
     last = {report.device: report.accuracy for report in reports if report.round == 1}
     for i in range(2):
         found = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors")
         expected = own(features(40, i, CLASSES))
         assert found.run == f"own-cam-{i}"
-        for name, term in expected.terms.items():
-            np.testing.assert_array_equal(found.model.terms[name], term)
+        for name, term in expected.parameters.items():
+            np.testing.assert_array_equal(found.model.parameters[name], term)
         asked = features(40, i + 9, CLASSES)
         accuracy = top1(methods.predict(found.model, asked.vectors, CLASSES), asked.labels)
         assert last[f"cam-{i}"]["personal"] == accuracy
         assert last[f"cam-{i}"]["federated"] == last[f"cam-{i}"]["zero_shot"]
-    shared = model_file.read(model_file.path_of(fleet.store.path, fleet.coordinator.run.id))
-    assert dict(shared.model.terms) == {}
-    fleet.store.close()
+    shared = model_file.read(
+        model_file.path_of(fleet.journal.path, fleet.coordinator.run_state.run.id)
+    )
+    assert dict(shared.model.parameters) == {}
+    fleet.journal.close()
 
 
 def written(bundle: Bundle, path: Path, model: Model) -> str:
@@ -165,8 +167,8 @@ def test_a_devices_own_model_can(random_bundle: Bundle, tmp_path: Path) -> None:
     assert model is not None
     path = written(random_bundle, tmp_path / "a.safetensors", model)
     found = find_model(path, tmp_path / "journal.sqlite", random_bundle)
-    assert found.model.terms["keys"].shape == (7, dim)
-    wrong = replace(model, terms={**model.terms, "keys": model.terms["keys"][:3]})
+    assert found.model.parameters["keys"].shape == (7, dim)
+    wrong = replace(model, parameters={**model.parameters, "keys": model.parameters["keys"][:3]})
     path = written(random_bundle, tmp_path / "b.safetensors", wrong)
     with pytest.raises(ConfigError, match=r"holds .*but tip-adapter with this bundle has"):
         find_model(path, tmp_path / "journal.sqlite", random_bundle)

@@ -40,10 +40,10 @@ def test_nothing_is_trained_and_nothing_travels() -> None:
     total = ExactSum(plan)
     for seed in (1, 2):
         update, state = zeroshot.fit(model, data, nothing(D), CLASSES, plan, {}, seed)
-        assert (update.kind, update.weight, dict(update.terms), dict(state)) == ("sum", 1, {}, {})
+        assert (update.kind, update.weight, dict(update.delta), dict(state)) == ("sum", 1, {}, {})
         total.add(update)
     following, state = zeroshot.combine(model, total, {})
-    assert (following.method, following.round, dict(following.terms)) == ("zeroshot", 1, {})
+    assert (following.method, following.round, dict(following.parameters)) == ("zeroshot", 1, {})
     assert dict(state) == {}
     np.testing.assert_array_equal(
         methods.predict(following, data.vectors, CLASSES),
