@@ -6,6 +6,7 @@ Pictures, features and predictions stay.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import secrets
@@ -44,39 +45,40 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     for caution in cautions(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     _make_state_dir(config.state_dir)
-    lock = claim(config.state_dir / "lock", f"state_dir {config.state_dir}")
-    parked = open_parked(config.state_dir / "parked.sqlite")
-    data = prepare(config, bundle, progress)
-    me = identity.of(config.broker.key, config.state_dir / "device.key")
-    boot = secrets.token_hex(8)
-    link = mqtt.PahoTransport(
-        config.broker,
-        transport.device_client(config.fleet, config.id, boot),
-        Topics(config.fleet).for_device(config.id),
-        will(config, me, boot),
-    )
-    session = Session(
-        config=config,
-        boot=boot,
-        encoder_id=bundle.manifest.encoder_id,
-        classes_digest=bundle.classes.digest,
-        learner=LocalLearner(
-            config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
-        ),
-        identity=me,
-        transport=link,
-        parked=parked,
-    )
-    link.connect(_FIRST_CONNECTION_S)
-    log.event("connected", broker=f"{config.broker.host}:{config.broker.port}", id=config.id)
-    try:
-        renew = f"`fedclip-edge renew {config.id}` writes a new one; put it there and restart"
-        loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
-    finally:
-        session.say_goodbye()
-        link.close()
-        parked.close()
-        lock.close()
+    with (
+        claim(config.state_dir / "lock", f"state_dir {config.state_dir}"),
+        contextlib.closing(open_parked(config.state_dir / "parked.sqlite")) as parked,
+    ):
+        data = prepare(config, bundle, progress)
+        me = identity.of(config.broker.key, config.state_dir / "device.key")
+        boot = secrets.token_hex(8)
+        link = mqtt.PahoTransport(
+            config.broker,
+            transport.device_client(config.fleet, config.id, boot),
+            Topics(config.fleet).for_device(config.id),
+            will(config, me, boot),
+        )
+        session = Session(
+            config=config,
+            boot=boot,
+            encoder_id=bundle.manifest.encoder_id,
+            classes_digest=bundle.classes.digest,
+            learner=LocalLearner(
+                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+            ),
+            identity=me,
+            transport=link,
+            parked=parked,
+        )
+        link.connect(_FIRST_CONNECTION_S)
+        try:
+            where = f"{config.broker.host}:{config.broker.port}"
+            log.event("connected", broker=where, id=config.id)
+            renew = f"`fedclip-edge renew {config.id}` writes a new one; put it there and restart"
+            loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
+        finally:
+            session.say_goodbye()
+            link.close()
 
 
 def _check_torch() -> None:

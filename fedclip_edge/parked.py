@@ -239,7 +239,7 @@ def open_parked(path: Path) -> Parked:
     except sqlite3.Error as error:
         database.close()
         raise DiskError(f"{path} cannot be used ({error}); {_DELETE}") from error
-    except ConfigError:
+    except BaseException:
         database.close()
         raise
     return Parked(path, database)
