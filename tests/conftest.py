@@ -19,6 +19,7 @@ import hypothesis
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from opened import UNTIL_THE_TEST_ENDS
 
 from fedclip_edge.config import BrokerAddress, EncoderConfig
 from fedclip_edge.model_file import TrainedModel
@@ -38,6 +39,12 @@ hypothesis.settings.load_profile("fedclip-edge")
 
 MakeEncoder = Callable[..., bytes]
 MakeClip = Callable[[Path, Mapping[str, Any]], Path]
+
+
+@pytest.fixture(autouse=True)
+def _closes_what_was_opened() -> Iterator[None]:
+    yield
+    UNTIL_THE_TEST_ENDS.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ in-memory twin of the transport, under a clock that the test moves."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def nothing(dim: int = 8) -> Features:
 
 @dataclass
 class Fleet:
-    """One coordinator and some devices."""
+    """One coordinator and some devices. Their files stay open until `close`, as if all were killed."""
 
     folder: Path
     plan: Plan
@@ -63,7 +64,8 @@ class Fleet:
     registry: Registry | None = None  # with one, devices pin the coordinator's key as well
 
     def __post_init__(self) -> None:
-        self.store: Store = open_store(self.folder / "journal.sqlite")
+        self._files = ExitStack()
+        self.open_journal()
         self.coordinator = self.start_coordinator()
 
     @property
@@ -75,6 +77,15 @@ class Fleet:
             rules=self.rules,
             plan=self.plan,
         )
+
+    def open_journal(self) -> None:
+        """As a new coordinator's process does; one that was killed has closed nothing."""
+        self.store: Store = open_store(self.folder / "journal.sqlite")
+        self._files.callback(self.store.close)
+
+    def close(self) -> None:
+        """Closes every file that its processes opened."""
+        self._files.close()
 
     def start_coordinator(self) -> coordinator.Coordinator:
         """A new process's coordinator over the same journal."""
@@ -131,6 +142,8 @@ class Fleet:
         me = identity.load_or_create(config.state_dir / "device.key")
         dim = self.classes.vectors.shape[1]
         boot = f"{name}-{self.now}"
+        parked = open_parked(config.state_dir / "parked.sqlite")
+        self._files.callback(parked.close)
         link = self.broker.client(name, Topics("lab").for_device(name), will(config, me, boot))
         session = Session(
             config=config,
@@ -140,7 +153,7 @@ class Fleet:
             learner=LocalLearner(config, self.classes, dim, data, link.traffic),
             identity=me,
             transport=link,
-            parked=open_parked(config.state_dir / "parked.sqlite"),
+            parked=parked,
         )
         self.sessions[name] = session
         return session

@@ -19,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
+from opened import opened
 from test_records import report
 
 from fedclip_edge.config import RunRules
@@ -63,7 +64,7 @@ def _one_thread() -> Iterator[None]:
 
 def make(folder: Path, rules: RunRules = RULES, broker: MemoryBroker | None = None) -> Fleet:
     folder.mkdir(exist_ok=True)
-    return Fleet(folder, PLAN, rules, broker=broker or MemoryBroker())
+    return opened(Fleet(folder, PLAN, rules, broker=broker or MemoryBroker()))
 
 
 def device(fleet: Fleet, number: int, roles: tuple[Role, ...] = BOTH) -> Session:
@@ -99,7 +100,7 @@ def undisturbed(count: int = 2) -> bytes:
     with TemporaryDirectory() as folder:
         fleet = joined(Path(folder), count)
         fleet.run()
-        fleet.store.close()
+        fleet.close()
         return final_of(fleet)
 
 
@@ -114,7 +115,7 @@ def final_of(fleet: Fleet) -> bytes:
 
 def restart(fleet: Fleet) -> None:
     """The coordinator's process is killed, and another one started over its journal."""
-    fleet.store = open_store(fleet.config.journal)
+    fleet.open_journal()
     fleet.coordinator = fleet.start_coordinator()
 
 
@@ -180,7 +181,7 @@ def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
 def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
     """The same seed trains to the same bytes, so repeating the round for ever would not help."""
     plan = Plan(rounds=2, max_norm=1e-9)
-    fleet = Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6))
+    fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6)))
     for number in range(2):
         fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))
     with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above max_norm"):

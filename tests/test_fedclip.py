@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from in_memory import ENCODER, Fleet, class_texts, nothing
+from opened import opened
 from torch import Tensor, nn
 
 from fedclip_edge.config import RunRules
@@ -207,7 +208,7 @@ def rendered(how: Reference) -> StateDict:
 
 def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
     """The first and the last model that the coordinator's journal holds."""
-    fleet = Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES)
+    fleet = opened(Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES))
 
     def newest() -> Model:
         body = fleet.store.newest_model(fleet.coordinator.run.id).body
@@ -217,9 +218,7 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
     for name in SIZES:
         fleet.start_device(name, features(name))
     fleet.run()
-    last = newest()
-    fleet.store.close()
-    return first, last
+    return first, newest()
 
 
 def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

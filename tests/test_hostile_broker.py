@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from in_memory import ENCODER, Fleet, class_texts
+from opened import opened
 from test_coordinator import PLAN, RULES, device, final, restart, steps, undisturbed
 
 from fedclip_edge.errors import RefusedError
@@ -66,7 +67,8 @@ def enrolled(folder: Path, broker: MemoryBroker, *, pinned: bool = True) -> Flee
     for name in BOXES:
         key = identity.load_or_create(folder / name / "device.key").key
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
-    return Fleet(folder, PLAN, RULES, broker=broker, registry=books if pinned else None)
+    registry = books if pinned else None
+    return opened(Fleet(folder, PLAN, RULES, broker=broker, registry=registry))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ model. test_hostile_client.py does it with processes and a broker.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import resource
 import subprocess
@@ -24,6 +25,7 @@ from hostile_bytes import Aim, Said
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet
+from opened import opened
 from test_coordinator import PLAN, RULES, device, final, undisturbed
 
 from fedclip_edge.errors import PeerError, RefusedError
@@ -55,6 +57,9 @@ class Target:
     @property
     def session(self) -> Session:
         return self.fleet.sessions["cam-0"]
+
+    def close(self) -> None:
+        self.fleet.close()
 
     def aim(self) -> Aim:
         coordinator = self.fleet.coordinator
@@ -132,18 +137,18 @@ def join(target: Target) -> None:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    made = make(tmp_path_factory.mktemp("hostile"))
-    join(made)
-    return made
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with contextlib.closing(make(tmp_path_factory.mktemp("hostile"))) as made:
+        join(made)
+        yield made
 
 
 @pytest.fixture(scope="module")
-def other_target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+def other_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """For bodies: one that no mutated message has made say hello, or wait for another epoch."""
-    made = make(tmp_path_factory.mktemp("bodies"))
-    join(made)
-    return made
+    with contextlib.closing(make(tmp_path_factory.mktemp("bodies"))) as made:
+        join(made)
+        yield made
 
 
 # What the corpus holds, by direction: (topic, payload), each to be refused once.
@@ -318,7 +323,7 @@ def test_the_right_ones_are_taken(target: Target) -> None:
 
 
 def test_a_flood_of_wants_does_not_fill_the_outbox(tmp_path: Path) -> None:
-    target = make(tmp_path)
+    target = opened(make(tmp_path))
     join(target)
     aim, broker = target.aim(), target.fleet.broker
     sent: list[str] = []
@@ -456,8 +461,7 @@ _LIMIT_BYTES = 96 * 2**20
 
 def within_a_limit() -> None:
     """All of the corpus in this process, which may grow by _LIMIT_BYTES of address space."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = make(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(make(Path(folder))) as target:
         join(target)
         bodies = list(hostile.wrong_contributions(target.aim()).values())
         models = hostile.wrong_models(target.aim(), target.fleet.coordinator.ledger.stored.body)
@@ -492,7 +496,7 @@ def test_the_whole_corpus_fits_into_little_memory() -> None:
 
 def test_a_run_under_fire_ends_with_the_same_model(tmp_path: Path) -> None:
     """The hostile device is one of the cohort, and a broker lets anybody write anywhere."""
-    target = make(tmp_path, devices=3, quorum=0.6)
+    target = opened(make(tmp_path, devices=3, quorum=0.6))
     for number in range(2):
         device(target.fleet, number)
     target.fleet.step()

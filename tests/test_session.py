@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opened import opened
 
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.contributing import REPEAT_S
@@ -117,7 +118,7 @@ class Scene:
             learner=self.learner,
             identity=DEVICE_KEY,
             transport=self.link,
-            parked=open_parked(self.config.state_dir / "parked.sqlite"),
+            parked=opened(open_parked(self.config.state_dir / "parked.sqlite")),
         )
 
     def flow(self) -> None:

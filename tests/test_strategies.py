@@ -12,6 +12,7 @@ from averaged import CLASSES, SIZES, D, shifted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, nothing
+from opened import opened
 
 from fedclip_edge import ledger
 from fedclip_edge.config import FleetConfig
@@ -277,7 +278,6 @@ def test_scaffold_takes_no_count_that_a_device_makes_up(
         its.check("cam-0", 1, made)
     with pytest.raises(PeerError, match=message):
         its.total.add(update)
-    its.store.close()
 
 
 def test_scaffold_learns_nothing_of_a_device_without_pictures() -> None:
@@ -427,7 +427,7 @@ def test_a_fleet_learns_under_it(name: str) -> None:
 def books(folder: Path, plan: Plan) -> ledger.Ledger:
     """As a process opens them that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
-    store = open_store(config.journal)
+    store = opened(open_store(config.journal))
     run = ledger.begin(config, CLASSES, D, ENCODER, store)
     return ledger.open_ledger(run, store, methods.layout(run.plan, CLASSES, D))
 
@@ -459,16 +459,12 @@ def test_a_coordinator_killed_after_every_contribution_comes_to_the_same_bytes(
             keep(once, device)
         for device in (2, 0, 1):  # and in another order
             keep(again, device)
-            again.store.close()
             again = books(tmp_path / "again", plan)
         once.close_round()
         again.close_round()
-        again.store.close()
         again = books(tmp_path / "again", plan)
         assert again.stored.body == once.stored.body
         assert again.stored.server_state == once.stored.server_state
-    once.store.close()
-    again.store.close()
 
 
 def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path) -> None:
@@ -479,4 +475,3 @@ def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path)
     )
     with pytest.raises(PeerError, match="kind 'sum' came"):
         its.check("cam-0", 1, made)
-    its.store.close()
