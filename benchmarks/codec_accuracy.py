@@ -25,7 +25,7 @@ from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.protocol import wire
-from fedclip_edge.records import ClassTexts, Codec, Contribution, Features, Model, Plan, Terms
+from fedclip_edge.records import Arrays, ClassTexts, Codec, Contribution, Features, Model, Plan
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, read_folder, split
@@ -86,7 +86,7 @@ def federate(
     method, shapes = methods.get(plan.method), methods.shapes(plan, classes, dim)
     master = method.initial(classes, dim, plan.seed)
     trainers = [name for name in data if name != held_out]
-    residuals: dict[str, Terms] = {name: {} for name in trainers}
+    residuals: dict[str, Arrays] = {name: {} for name in trainers}
     up, down = [], []
     published = wire.pack_model(master, plan.codec_down)
     for _ in range(plan.rounds):

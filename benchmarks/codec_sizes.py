@@ -23,7 +23,7 @@ import zstandard
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.protocol import codec, wire
-from fedclip_edge.records import ClassTexts, Features, Model, Plan, Terms
+from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan
 
 T = TypeVar("T")
 DIM, CLASSES, PICTURES = 512, 7, 250
@@ -40,7 +40,7 @@ def timed(repeat: int, work: Callable[[], T]) -> tuple[T, float]:
     return result, statistics.median(took)
 
 
-def updates(rounds: int) -> dict[str, Terms]:
+def updates(rounds: int) -> dict[str, Arrays]:
     random = np.random.default_rng(0)
     units = random.normal(size=(CLASSES, DIM))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
@@ -67,7 +67,7 @@ def updates(rounds: int) -> dict[str, Terms]:
     return {**found, f"model of round {rounds}": model.parameters, "normally distributed": drawn}
 
 
-def measure(name: str, terms: Terms, repeat: int) -> dict[str, object]:
+def measure(name: str, terms: Arrays, repeat: int) -> dict[str, object]:
     shapes = {key: term.shape for key, term in terms.items()}
     model = Model("m", 1, terms)
     data, encode_ms = timed(repeat, lambda: wire.pack_model(model, name))

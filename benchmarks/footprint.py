@@ -39,7 +39,7 @@ from federation import Federation
 from link import Link
 
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import Parked, open_state_db
+from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
@@ -136,7 +136,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
 
 
 def _drive(
-    folder: Path, names: list[str], connected: Mapping[str, Callable[[Parked], Session]]
+    folder: Path, names: list[str], connected: Mapping[str, Callable[[StateDb], Session]]
 ) -> None:
     """A part of the crowd, until its run is done; SQLite wants the thread that opened a file."""
     sessions = [

@@ -19,12 +19,13 @@ import numpy as np
 from fedclip_edge import log
 from fedclip_edge.agent import process
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import Parked, open_state_db
+from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.protocol import signing
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import (
+    Arrays,
     ClassTexts,
     Measured,
     Model,
@@ -32,7 +33,6 @@ from fedclip_edge.records import (
     Report,
     Role,
     Shapes,
-    Terms,
     Update,
 )
 from fedclip_edge.transport import base, mqtt
@@ -91,7 +91,7 @@ class ReadyLearner:
     permits: int | None = None  # None is without end; at 0 it waits for a line with more
     ready: int = 4  # updates drawn in advance, taken in turn
     busy_s: float = 0.0
-    _ready: list[Terms] = field(default_factory=list)
+    _ready: list[Arrays] = field(default_factory=list)
     _given: int = 0
 
     def draw(self) -> None:
@@ -106,7 +106,7 @@ class ReadyLearner:
     def shapes(self, plan: Plan) -> Shapes:
         return _SHAPES
 
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         if self.permits is not None:
             while not self.permits:
                 self.permits = int(sys.stdin.readline() or 2**31)
@@ -155,7 +155,7 @@ def connect(
     permits: int | None = None,
     ready: int = 4,
     roles: tuple[Role, ...] = ("train", "evaluate"),
-) -> Callable[[Parked], Session]:
+) -> Callable[[StateDb], Session]:
     """A device that is connected; its session begins with its parked file."""
     state = state_of(folder, name)
     config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
@@ -170,7 +170,7 @@ def connect(
         will(config, me, boot),
     )
     link.connect(_CONNECTS_S)
-    return lambda parked: Session(
+    return lambda parked: start_session(
         config=config,
         incarnation=boot,
         encoder_id=bundle.manifest.encoder_id,

@@ -30,8 +30,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from minimal_bodies import (
+    Arrays,
     Json,
-    Terms,
     blob_of,
     chunks,
     count_of,
@@ -67,7 +67,7 @@ class Agent:
         self.connected = self.greeted = self.unwanted = self.finished = False
         self.parts: dict[int, bytes] = {}
         self.taken = 0
-        self.version, self.terms = "", Terms()
+        self.version, self.terms = "", Arrays()
 
     def _own_key(self) -> ed25519.Ed25519PrivateKey:
         if "key" in self.config:

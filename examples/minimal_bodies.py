@@ -17,7 +17,7 @@ import zstandard
 
 Json = dict[str, Any]
 Shapes = dict[str, list[int]]
-Terms = dict[str, list[float]]
+Arrays = dict[str, list[float]]
 CHUNK_BYTES, BLOCK, STEPS = 120 * 1024, 256, 55
 CHUNK = struct.Struct("<2sBB8sIII")
 CODECS = {"fp32": (4, "F32", "f"), "fp16": (2, "F16", "e"), "int8": (1, "I8", "b")}
@@ -39,7 +39,7 @@ def scale_of(half: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", half << 16))[0])
 
 
-def pack(head: Json, shapes: Shapes, terms: Terms, codec: str) -> bytes:
+def pack(head: Json, shapes: Shapes, terms: Arrays, codec: str) -> bytes:
     item, dtype, letter = CODECS[codec]
     tensors: list[tuple[str, str, list[int], bytes]] = []
     for name, values in terms.items():
@@ -67,7 +67,7 @@ def pack(head: Json, shapes: Shapes, terms: Terms, codec: str) -> bytes:
     return zstandard.ZstdCompressor().compress(planes + body[whole:])
 
 
-def unpack(data: bytes, shapes: Shapes, codec: str) -> Terms:
+def unpack(data: bytes, shapes: Shapes, codec: str) -> Arrays:
     item, _, letter = CODECS[codec]
     limit = 8 + 64 * 1024 + 4 * sum(math.prod(shape) for shape in shapes.values())
     if not 0 < zstandard.frame_content_size(data) <= limit:

@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 Scalar = str | int | float | bool
-Terms = Mapping[str, F32]
+Arrays = Mapping[str, F32]
 Sums = Mapping[str, I64]
 Shapes = Mapping[str, tuple[int, ...]]  # of terms or sums, by name
 PerClass = tuple[float | None, ...]
@@ -188,7 +188,7 @@ class Model:
 
     method: str
     round: int  # rounds closed so far; 0 is the initial model
-    parameters: Terms
+    parameters: Arrays
 
     def __post_init__(self) -> None:
         if not 0 <= self.round <= _COUNT_MAX:
@@ -209,7 +209,7 @@ class Update:
 
     kind: Literal["sum", "single"]
     weight: int
-    delta: Terms  # already multiplied by the weight
+    delta: Arrays  # already multiplied by the weight
     sums: Sums = field(default_factory=dict)
 
     def __post_init__(self) -> None:

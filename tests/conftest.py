@@ -5,20 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+from brokers import BROKER_STARTS_S, MOSQUITTO, Mosquitto, StartMosquitto, free_port
 from onnx import TensorProto, helper, numpy_helper
+from opened import UNTIL_THE_TEST_ENDS
 
 from fedclip_edge.config import BrokerAddress, EncoderConfig
 from fedclip_edge.model_file import TrainedModel
@@ -38,6 +38,12 @@ hypothesis.settings.load_profile("fedclip-edge")
 
 MakeEncoder = Callable[..., bytes]
 MakeClip = Callable[[Path, Mapping[str, Any]], Path]
+
+
+@pytest.fixture(autouse=True)
+def _closes_what_was_opened() -> Iterator[None]:
+    yield
+    UNTIL_THE_TEST_ENDS.close()
 
 
 @pytest.fixture(scope="session")
@@ -106,25 +112,6 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, make_encoder: MakeEn
     return write_bundle(folder, manifest, encoder, texts, golden)
 
 
-MOSQUITTO = shutil.which("mosquitto", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
-_BROKER_STARTS_S = 10.0
-
-
-@dataclass
-class Mosquitto:
-    """A real broker on a loopback port, ended by its own process handle."""
-
-    address: BrokerAddress
-    process: subprocess.Popen[bytes]
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-
-StartMosquitto = Callable[..., Mosquitto]
-
-
 @pytest.fixture(scope="session")
 def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartMosquitto]:
     """`start_mosquitto(port=0, settings="...")`: one more broker, accepting when it is returned."""
@@ -150,7 +137,7 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
             )
         broker = Mosquitto(BrokerAddress(port=wanted), process)
         started.append(broker)
-        deadline = time.monotonic() + _BROKER_STARTS_S
+        deadline = time.monotonic() + BROKER_STARTS_S
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", wanted), timeout=1).close()
@@ -169,12 +156,6 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
 def mosquitto(start_mosquitto: StartMosquitto) -> BrokerAddress:
     """One broker for all tests that need no own one; anonymous, so use a fleet of your own."""
     return start_mosquitto().address
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

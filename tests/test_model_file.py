@@ -25,7 +25,7 @@ from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.model_file import TrainedModel
-from fedclip_edge.records import Model, Plan, Terms
+from fedclip_edge.records import Arrays, Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
 PLAN = Plan(options={"lr": 1e-3}, rounds=4, seed=11)
@@ -43,7 +43,7 @@ def trained(random_bundle: Bundle) -> TrainedModel:
     )
 
 
-def bytes_of(terms: Terms) -> dict[str, bytes]:
+def bytes_of(terms: Arrays) -> dict[str, bytes]:
     return {name: term.tobytes() for name, term in terms.items()}
 
 
@@ -96,7 +96,7 @@ def test_a_model_is_read_back_bit_for_bit(trained: TrainedModel, tmp_path: Path)
     round=st.integers(0, 10**6),
 )
 def test_any_model_is_read_back_and_gives_the_same_bytes(
-    tmp_path_factory: pytest.TempPathFactory, terms: Terms, round: int
+    tmp_path_factory: pytest.TempPathFactory, terms: Arrays, round: int
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("any")
     some = TrainedModel(Model("fedclip", round, terms), "run-a", Plan(), "e" * 64, "c" * 64)

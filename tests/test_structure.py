@@ -40,7 +40,7 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
-    "sqlite3": ("storage/sqlite.py", "vision/cache.py", "agent/", "coordinator/"),
+    "sqlite3": ("storage/sqlite.py",),
 }
 MODULES_AT_THE_ROOT = 8
 

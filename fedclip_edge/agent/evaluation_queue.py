@@ -1,11 +1,11 @@
-"""What a device has yet to evaluate of the run it is in, and what it reported last.
+"""The models of a run that a device has yet to evaluate, and its last report.
 
 Laws:
-- Every model that the device held is evaluated, the oldest first, however fast rounds go by: who
-  was slow to start leaves no gap in its accuracy by round. But no more than some wait; those that
-  make way are named.
+- Every model that the device held is evaluated, the oldest first, however fast rounds go by: a device
+  that was slow to start leaves no gap in its accuracy by round. But no more than some wait; those
+  that make way are named.
 - The run's last model is evaluated as the last, once; when the run is done, nobody hears of others.
-- What is measured of a model that was lost with a journal is not said.
+- A measurement of a model that was lost with a journal is not reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WAITING = 64
 
 @dataclass(eq=False)
 class EvaluationQueue:
-    """One device's."""
+    """One device's models in the order of evaluation."""
 
     learner: Learner
     report: Report | None = None  # the last one made in this run
@@ -34,12 +34,12 @@ class EvaluationQueue:
     _last: str = ""  # the one that was so as the run's last
 
     def start_run(self) -> None:
-        """Another run: what was said of the one before ends with it."""
+        """Another run: the reports on the one before end with it."""
         self.report, self._newest, self._last = None, "", ""
         self._waiting.clear()
 
     def add(self, held: Held) -> None:
-        """A model that came just now."""
+        """Queue a model that came just now."""
         self._waiting.append(held)
         while len(self._waiting) > 1 and (
             len(self._waiting) > _WAITING
@@ -48,16 +48,16 @@ class EvaluationQueue:
             log.event("model_not_evaluated", round=self._waiting.pop(0).model.round)
 
     def go_back(self, manifest: Manifest) -> None:
-        """The run stands where `manifest` says, and may have lost rounds."""
+        """Drop models of rounds that the run has lost; it stands where `manifest` says."""
         closed = manifest.model_round
         self._waiting = [held for held in self._waiting if held.model.round <= closed]
 
     def is_over(self, manifest: Manifest) -> bool:
-        """Whether nothing is left to evaluate: the manifest's model was, as the run's last."""
+        """True where nothing is left to evaluate: the manifest's model was, as the run's last."""
         return self._last == manifest.model.sha256
 
     def next_model(self, manifest: Manifest, held: Held | None) -> Held | None:
-        """What to evaluate now; `held` is the newest model here."""
+        """The model to evaluate now; `held` is the newest one here."""
         if self._waiting and manifest.phase != "done":
             return self._waiting[0]
         if held is None or held.version != manifest.model.sha256:
@@ -67,7 +67,7 @@ class EvaluationQueue:
         return None if done == held.version else held
 
     def evaluate(self, held: Held, manifest: Manifest, waited_s: float) -> Report:
-        """The report on what is due; `waited_s` is how long the device has had nothing to do."""
+        """Evaluate a model; the device has had nothing to do for `waited_s` seconds."""
         is_last = self._is_last(held, manifest)
         measured = self.learner.evaluate(held.model, manifest.plan, final=is_last)
         self.report = self.learner.report(

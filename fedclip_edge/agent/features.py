@@ -1,8 +1,9 @@
-"""A device's pictures become features, once, each on the side that its hash gives it."""
+"""A device's pictures made into features, each once, on the side that its hash gives it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedclip_edge import log
@@ -11,66 +12,39 @@ from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
-from fedclip_edge.vision.datasets import Picture, read_folder, split
+from fedclip_edge.vision.datasets import Dataset, Picture, Skipped, Split, read_folder, split
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceFeatures:
-    """A device's features, split, and what it took to get them."""
+    """A device's features, split, and their cost."""
 
     train: Features
     validation: Features
     test: Features
     test_pictures: tuple[Picture, ...]
-    encoded: int
-    skipped: int
+    encoded: int  # distinct pictures that went through the encoder now
+    skipped: int  # files that could not be read as pictures
     encode_s: float
 
 
-def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> DeviceFeatures:
+def prepare_features(
+    config: AgentConfig, bundle: Bundle, progress: Progress | None
+) -> DeviceFeatures:
     """The device's features, from its cache where it has them.
 
     Raises DataError where there is nothing to train or to evaluate on.
     """
     dataset = read_folder(config.data.folder, bundle.classes.names)
     sides = split(dataset, config.data)
-    wanted = {
-        "train": sides.train if "train" in config.roles else (),
-        "validation": sides.validation,
-        "test": sides.test if "evaluate" in config.roles else (),
-    }
-    encoder = LazyEncoder(bundle, config.encoder)  # let go with this function: it is not small
     began = time.monotonic()
-    with FeatureCache(config.state_dir / "features.sqlite") as cache:
-        embedded = {
-            side: embed_pictures(
-                pictures,
-                encoder,
-                cache,
-                bundle.manifest.preprocessing,
-                batch_size=config.encoder.batch_size,
-                progress=progress,
-            )
-            for side, pictures in wanted.items()
-        }
+    embedded = _embed_sides(config, bundle, sides, progress)
     encode_s = time.monotonic() - began
-    if dataset.ignored:
-        kinds = sorted({path.suffix.lower() for path in dataset.ignored})
-        log.event("files_ignored", count=len(dataset.ignored), kinds=" ".join(kinds))
     skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
-    for picture in skipped:
-        log.event("picture_skipped", picture=picture.path, reason=picture.reason)
-    if "evaluate" in config.roles:
-        for name in sides.classes_without_test:
-            log.event("class_without_test_pictures", class_name=name)
-    for side, role in (("train", "train"), ("test", "evaluate")):
-        if role in config.roles and not embedded[side].pictures:
-            raise DataError(
-                f"{config.data.folder} has no {side} pictures that can be read, but {config.id} "
-                f"has the role {role!r}; add pictures, or change the shares under [data]"
-            )
+    _log_left_out(config, dataset, skipped, sides)
+    _check_roles(config, embedded)
     encoded = sum(side.encoded for side in embedded.values())
     log.event(
         "features_ready",
@@ -91,6 +65,54 @@ def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None) -> D
         skipped=len(skipped),
         encode_s=encode_s,
     )
+
+
+def _embed_sides(
+    config: AgentConfig, bundle: Bundle, sides: Split, progress: Progress | None
+) -> dict[str, Embedded]:
+    """The features of each side that the device's roles need, by side."""
+    wanted = {
+        "train": sides.train if "train" in config.roles else (),
+        "validation": sides.validation,
+        "test": sides.test if "evaluate" in config.roles else (),
+    }
+    encoder = LazyEncoder(bundle, config.encoder)  # freed with this function: it is not small
+    with FeatureCache(config.state_dir / "features.sqlite") as cache:
+        return {
+            side: embed_pictures(
+                pictures,
+                encoder,
+                cache,
+                bundle.manifest.preprocessing,
+                batch_size=config.encoder.batch_size,
+                progress=progress,
+            )
+            for side, pictures in wanted.items()
+        }
+
+
+def _log_left_out(
+    config: AgentConfig, dataset: Dataset, skipped: Sequence[Skipped], sides: Split
+) -> None:
+    """Log the files that are no pictures, those that cannot be read, and classes without a test."""
+    if dataset.ignored:
+        kinds = sorted({path.suffix.lower() for path in dataset.ignored})
+        log.event("files_ignored", count=len(dataset.ignored), kinds=" ".join(kinds))
+    for picture in skipped:
+        log.event("picture_skipped", picture=picture.path, reason=picture.reason)
+    if "evaluate" in config.roles:
+        for name in sides.classes_without_test:
+            log.event("class_without_test_pictures", class_name=name)
+
+
+def _check_roles(config: AgentConfig, embedded: Mapping[str, Embedded]) -> None:
+    """Raises DataError where a role of the device has no pictures."""
+    for side, role in (("train", "train"), ("test", "evaluate")):
+        if role in config.roles and not embedded[side].pictures:
+            raise DataError(
+                f"{config.data.folder} has no {side} pictures that can be read, but {config.id} "
+                f"has the role {role!r}; add pictures, or change the shares under [data]"
+            )
 
 
 def _features(embedded: Embedded, bundle: Bundle) -> Features:

@@ -1,9 +1,9 @@
-"""When a device says hello, and whether anybody is there to hear it.
+"""The timing of a device's hello, and whether a coordinator is there to answer it.
 
 Laws:
-- A hello is said again until it is answered; where nobody coordinates it becomes rare.
-- Who was answered and then hears nothing for too long asks what is open: the manifest that said so
-  may be lost.
+- A hello is repeated until it is answered; where nobody coordinates it becomes rare.
+- A device that was answered and then hears nothing for too long asks what is open: the manifest that
+  said so may be lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.protocol.messages import CoordinatorState
 
-# Between hellos where nobody coordinates: under 9 kB an hour. Whoever comes says so to all.
+# Between hellos where nobody coordinates: under 9 kB an hour. A coordinator that comes says so to all.
 _ALONE_S = 300.0
 _ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
 
@@ -27,17 +27,17 @@ class Handshake:
 
     fleet: str
     trust: Trust
-    is_answered: bool = False  # by whoever coordinates now, on this link
+    is_answered: bool = False  # by the coordinator in charge, on this link
     since: float | None = None  # when the first link came
     _unanswered: int = 0  # hellos on end
     _said_at: float | None = None  # None while disconnected
     _heard_at: float = 0.0  # when the last manifest came
 
-    def link_came(self, now: float) -> None:
+    def start_link(self, now: float) -> None:
         self.since = now if self.since is None else self.since
         self.reset()
 
-    def link_lost(self) -> None:
+    def lose_link(self) -> None:
         self._said_at = None
 
     @property
@@ -45,19 +45,20 @@ class Handshake:
         return self._said_at is not None
 
     def reset(self) -> None:
-        """An answer to an earlier hello is none any more."""
+        """Forget the answer to an earlier hello."""
         self.is_answered, self._unanswered = False, 0
 
-    def said(self, now: float) -> None:
+    def count_hello(self, now: float) -> None:
+        """A hello was sent."""
         self._said_at = now
 
     def is_new(self, state: CoordinatorState) -> bool:
-        """Whether another one coordinates than so far, or the same one once more."""
+        """True where another process coordinates than so far, or the same one once more."""
         known = self.trust.coordinator
         return known is None or known.boot != state.boot or not known.online
 
-    def heard(self, now: float, *, direct: bool) -> bool:
-        """A manifest came; whether it is the answer that was waited for."""
+    def count_manifest(self, now: float, *, direct: bool) -> bool:
+        """A manifest came; True where it is the answer that was waited for."""
         self._heard_at = now
         is_answer = direct and not self.is_answered
         if direct:
@@ -65,38 +66,37 @@ class Handshake:
         return is_answer
 
     def poll(self, now: float) -> bool:
-        """Whether hello is to be said again now, and is then counted as not answered."""
+        """True where the hello is to be repeated now; it is then counted as not answered."""
         said_at = math.inf if self._said_at is None else self._said_at
         if not self.is_answered:
-            due = now - said_at >= self._repeat_s
-            if due and not self._unanswered:
+            is_due = now - said_at >= self._repeat_s
+            if is_due and not self._unanswered:
                 log.event("no_answer", fleet=self.fleet, hint="does its serve run?")
         else:
-            due = now - self._heard_at >= self._patience_s
-            self._heard_at = now if due else self._heard_at
-        self._unanswered += due
-        return due
+            is_due = now - self._heard_at >= self._patience_s
+            self._heard_at = now if is_due else self._heard_at
+        self._unanswered += is_due
+        return is_due
 
     @property
     def is_alone(self) -> bool:
-        """Whether the coordinator said that it goes, or answers no more."""
+        """True where the coordinator said that it goes, or answers no more."""
         coordinator = self.trust.coordinator
         gone = coordinator is not None and not coordinator.online
         return gone or self._unanswered >= _ALONE_HELLOS
 
     @property
     def _repeat_s(self) -> float:
-        """How long to wait for an answer to the last hello."""
+        """Time to wait for an answer to the last hello."""
         if self.is_alone or self.trust.coordinator is None:
             return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
         return REPEAT_S
 
     @property
     def _patience_s(self) -> float:
-        """After how long without a manifest to ask whether one was missed."""
+        """Time without a manifest after which to ask whether one was missed."""
         manifest = self.trust.manifest
         if manifest is None:
             return REPEAT_S
-        is_mine = self.trust.is_mine
-        is_near = manifest.phase == "final" or (manifest.phase == "done" and is_mine)
+        is_near = manifest.phase == "final" or (manifest.phase == "done" and self.trust.is_mine)
         return REPEAT_S if is_near else manifest.deadline_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fedclip_edge.records import Measured, Model, Plan, Report, Shapes, Terms, Update
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Shapes, Update
 
 
 class Learner(Protocol):
@@ -13,7 +13,7 @@ class Learner(Protocol):
     def shapes(self, plan: Plan) -> Shapes:
         """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
 
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         """Trains one round from `model` and the method's own state; empty in a run's first."""
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:

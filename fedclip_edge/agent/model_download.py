@@ -1,6 +1,7 @@
 """The model that a device holds, and the next one on its way to it.
 
-Law: a model larger than the plan's can be is refused before a chunk of it is taken.
+Sans-I/O: the clock is passed in, and messages are returned. Law: a model larger than the plan's can
+be is refused before a chunk of it is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from fedclip_edge.protocol.chunks import Incoming, Ranges, first_chunks
 from fedclip_edge.protocol.messages import Blob, Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
 
-REPAIR_S = 1.0  # without a chunk for this long, ask for what is missing
+REPAIR_S = 1.0  # without a chunk for this long, ask for the missing ones
 _REPAIR_MAX_S = 16.0  # 120 KiB at 8 kB/s
 _REPAIR_CHUNKS = 4
 
@@ -33,35 +34,35 @@ class Held:
 
 @dataclass(eq=False)
 class Download:
-    """One model at a time; how patient it is with the link outlasts each."""
+    """The chunks of one model at a time; its patience with the link outlasts each."""
 
     _incoming: Incoming | None = None
     _chunk_at: float = 0.0
     _asked_for: str = ""  # the model whose chunks were asked for last
     _repair_s: float = REPAIR_S
 
-    def expect(self, parcel: Blob, since: float) -> None:
+    def expect(self, blob: Blob, since: float) -> None:
         """From now on its chunks count, and those of no other."""
-        if self._incoming is None or self._incoming.blob != parcel:
-            self._incoming = Incoming(parcel)
+        if self._incoming is None or self._incoming.blob != blob:
+            self._incoming = Incoming(blob)
             self._chunk_at = since
 
     def hurry(self, now: float) -> None:
-        """Its broadcast was missed: all that is missing is due at once."""
+        """Its broadcast was missed: all missing chunks are due at once."""
         self._chunk_at, self._asked_for = now - self._repair_s, ""
 
-    def receive_chunk(self, payload: bytes, now: float) -> None:
-        """Takes one chunk in; raises PeerError for a wrong one."""
-        if self._incoming is not None and self._incoming.add_chunk(payload):
+    def receive_chunk(self, chunk: bytes, now: float) -> None:
+        """Add one chunk; raises PeerError for a wrong one."""
+        if self._incoming is not None and self._incoming.add_chunk(chunk):
             self._chunk_at = now
 
-    def has(self, parcel: Blob) -> bool:
-        """Whether all of its chunks are here."""
+    def has(self, blob: Blob) -> bool:
+        """True where all of its chunks are here."""
         incoming = self._incoming
-        return incoming is not None and incoming.blob == parcel and incoming.complete
+        return incoming is not None and incoming.blob == blob and incoming.complete
 
     def poll_want(self, now: float) -> Want | None:
-        """What to ask for now."""
+        """The chunks to ask for now."""
         if self._incoming is None or now - self._chunk_at < self._repair_s:
             return None
         self._chunk_at = now
@@ -71,9 +72,9 @@ class Download:
         """The whole. Raises PeerError where its hash is another; all of it is then fetched anew."""
         assert self._incoming is not None
         incoming, self._incoming = self._incoming, None
-        body = incoming.assemble()
+        payload = incoming.assemble()
         self._repair_s = max(REPAIR_S, self._repair_s / 2)
-        return body
+        return payload
 
     def _missing(self, incoming: Incoming) -> Ranges:
         """All gaps at first; after that a few and less and less often, since a link that is slower
@@ -88,7 +89,7 @@ class Download:
 
 @dataclass(eq=False)
 class ModelDownload:
-    """One device's."""
+    """One device's models, the one it holds and the one on its way."""
 
     learner: Learner
     held: Held | None = None
@@ -96,7 +97,7 @@ class ModelDownload:
     _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
 
     def has(self, manifest: Manifest) -> bool:
-        """Whether the manifest's model is held."""
+        """True where the manifest's model is held."""
         return self.held is not None and self.held.version == manifest.model.sha256
 
     def check_size(self, manifest: Manifest) -> None:
@@ -104,7 +105,7 @@ class ModelDownload:
         try:
             shapes = self._shapes_of(manifest.plan)
         except ConfigError:
-            return  # `take` raises it, where nothing has been taken yet
+            return  # `complete` raises it, where nothing has been taken yet
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
         size_bytes = manifest.model.size_bytes
         if size_bytes > limit:
@@ -118,19 +119,20 @@ class ModelDownload:
                 self._download.hurry(now)
 
     def receive_chunk(self, chunk: bytes, now: float) -> None:
-        """Takes a chunk in; raises PeerError for a wrong one."""
+        """Add one chunk; raises PeerError for a wrong one."""
         self._download.receive_chunk(chunk, now)
 
     def complete(self, manifest: Manifest) -> Held | None:
-        """Holds the manifest's model from now on, where all of it is here; None where nothing came.
+        """Hold the manifest's model from now on, where all of it is here; None where it is not.
 
-        Raises PeerError where what came is no such model, and all of it is fetched anew;
+        Raises PeerError where the bytes are no such model, and all of it is fetched anew;
         ConfigError for a plan that the learner does not know.
         """
         shapes = self._shapes_of(manifest.plan)
         if not self._download.has(manifest.model):
             return None
-        model = wire.unpack_model(self._download.assemble(), manifest.plan.codec_down, shapes)
+        payload = self._download.assemble()
+        model = wire.unpack_model(payload, manifest.plan.codec_down, shapes)
         if model.method != manifest.plan.method:
             raise PeerError(
                 f"a model of {model.method[:40]!r} in a run of {manifest.plan.method!r}"
@@ -139,7 +141,7 @@ class ModelDownload:
         return self.held
 
     def poll_want(self, manifest: Manifest, now: float) -> Want | None:
-        """What to ask for now."""
+        """The chunks to ask for now."""
         if self.has(manifest):
             return None
         self._download.expect(manifest.model, now)

@@ -1,4 +1,4 @@
-"""What a device says, signed and on its topics; `publisher.py` is the coordinator's."""
+"""The device's outgoing messages, signed and on its topics."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Transport, Will
 
 
-def will(config: AgentConfig, identity: Identity, boot: str) -> Will:
-    """What the broker says for a device that vanished."""
+def will(config: AgentConfig, identity: Identity, incarnation: str) -> Will:
+    """The message that the broker publishes for a device that vanished."""
     topic = Topics(config.fleet).state(config.id)
-    gone = wire.pack_control(DeviceState(boot, online=False), config.id, topic, identity)
+    gone = wire.pack_control(DeviceState(incarnation, online=False), config.id, topic, identity)
     return Will(topic, gone)
 
 
 @dataclass(eq=False)
 class Publisher:
-    """One process's publisher."""
+    """One process's messages."""
 
     config: AgentConfig
     incarnation: str
@@ -38,9 +38,9 @@ class Publisher:
     def publish_state(self, *, online: bool) -> None:
         """To the coordinator, and retained."""
         topic = self.topics.state(self.config.id)
-        self._say(topic, DeviceState(self.incarnation, online), retain=True)
+        self._publish(topic, DeviceState(self.incarnation, online), retain=True)
 
-    def send_hello(self, floor: RunPosition) -> None:
+    def send_hello(self, position: RunPosition) -> None:
         """Who this is, and up to where it knows of a run."""
         self.send(
             Hello(
@@ -50,25 +50,25 @@ class Publisher:
                 domain=self.config.domain,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,
-                epoch=floor.epoch,
-                run=floor.run,
-                closed=floor.closed,
+                epoch=position.epoch,
+                run=position.run,
+                closed=position.closed,
             )
         )
 
     def send(self, message: Message) -> None:
         """To the coordinator."""
-        self._say(self.topics.up(self.config.id), message)
+        self._publish(self.topics.up(self.config.id), message)
 
     def send_chunk(self, chunk: bytes) -> None:
-        """A part of what the coordinator asked for."""
+        """A part of an update that the coordinator asked for."""
         self.transport.publish(self.topics.up(self.config.id), chunk)
 
     @property
     def is_sending(self) -> bool:
-        """Whether something that was said is still on its way to the broker."""
+        """True while a message is still on its way to the broker."""
         return self.transport.backlog() > 0
 
-    def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:
-        payload = wire.pack_control(message, self.config.id, topic, self.identity)
-        self.transport.publish(topic, payload, retain=retain)
+    def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        signed = wire.pack_control(message, self.config.id, topic, self.identity)
+        self.transport.publish(topic, signed, retain=retain)

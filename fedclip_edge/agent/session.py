@@ -1,4 +1,4 @@
-"""One device's part in a run: what it says and does next, given what came and the time.
+"""One device's part in a run: its next message and its next piece of work.
 
 Between `agent.py`, which owns the pictures and the socket, and the protocol. Sans-I/O but for the
 transport and the learner handed in, so that the in-memory twin and a made-up clock drive it as
@@ -14,7 +14,7 @@ Laws:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedclip_edge import log
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
@@ -22,7 +22,7 @@ from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.publisher import Publisher
-from fedclip_edge.agent.state_db import Parked
+from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config import AgentConfig
@@ -38,61 +38,45 @@ from fedclip_edge.transport.base import Connected, Event, Received, Transport
 
 @dataclass(eq=False)
 class Session:
-    """One device's state. `finished` once a run is done that this device took part in.
+    """One device's state; `start_session` makes one.
 
-    `boot` is random per process; a will of an earlier one is told apart by it.
+    `finished` is set once a run is done that this device took part in.
     """
 
     config: AgentConfig
-    incarnation: str
     encoder_id: str
     classes_digest: str
     learner: Learner
     identity: Identity
     transport: Transport
-    state_db: Parked
+    state_db: StateDb
+    publisher: Publisher
+    trust: Trust
+    handshake: Handshake
+    download: ModelDownload
+    upload: Upload
+    evaluation_queue: EvaluationQueue
     finished: bool = False
     refused_messages: int = 0
-    trust: Trust = field(init=False)
-    handshake: Handshake = field(init=False)
-    publisher: Publisher = field(init=False)
-    download: ModelDownload = field(init=False)
-    upload: Upload = field(init=False)
-    evaluation_queue: EvaluationQueue = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.publisher = Publisher(
-            self.config,
-            self.incarnation,
-            self.encoder_id,
-            self.classes_digest,
-            self.identity,
-            self.transport,
-        )
-        self.download = ModelDownload(self.learner)
-        self.trust = Trust(self.incarnation, self.config.coordinator_key, self.state_db)
-        self.handshake = Handshake(self.config.fleet, self.trust)
-        self.upload = Upload(self.state_db)
-        self.evaluation_queue = EvaluationQueue(self.learner)
 
     @property
     def topics(self) -> Topics:
         return self.publisher.topics
 
     def say_goodbye(self) -> None:
-        """Tells the coordinator that this device leaves on purpose."""
+        """Tell the coordinator that this device leaves on purpose."""
         self.publisher.publish_state(online=False)
 
     def handle_event(self, event: Event, now: float) -> None:
-        """Takes one event in; answers what can be answered without work.
+        """Handle one event of the link; answer what can be answered without work.
 
         Raises RefusedError where the coordinator will never take this device.
         """
         if isinstance(event, Connected):
-            self.handshake.link_came(now)
-            self.upload.link_came(self.transport.packet_bytes())
+            self.handshake.start_link(now)
+            self.upload.start_link(self.transport.packet_bytes())
             self.publisher.publish_state(online=True)
-            self._say_hello(now)
+            self._send_hello(now)
         elif isinstance(event, Received):
             try:
                 self._handle_message(event.topic, event.payload, now)
@@ -100,11 +84,11 @@ class Session:
                 self.refused_messages += 1
                 log.event("message_refused", topic=event.topic, reason=str(error))
         else:
-            self.handshake.link_lost()
+            self.handshake.lose_link()
             log.event("link_lost", reason=event.reason)
 
     def act(self, now: float) -> bool:
-        """Does the next piece of work, at most one; False where there was none."""
+        """Do the next piece of work, at most one; False where there was none."""
         if not self.handshake.is_connected:
             return False
         manifest = self.trust.manifest
@@ -113,26 +97,26 @@ class Session:
             self._finish()
             return False
         if self.handshake.poll(now):
-            self._ask_again(now)
+            self._repeat_hello(now)
         if manifest is None or not self.handshake.is_answered:
             return False
         if self._repeat_offer(now):
             return True
-        has_model = self._have_model(manifest, now)
+        has_model = self._fetch_model(manifest, now)
         if has_model and self._train_if_due(manifest, now):
             return True
         return self._evaluate_if_due(manifest, now)
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
-        """Its run is done, and nobody is there any more to give it the last model, or to greet it."""
+        """True where its run is done, and no coordinator is there any more to send the last model."""
         is_over = manifest.phase == "done" and self.trust.is_mine
         can_evaluate = self.handshake.is_answered and self.download.has(manifest)
         return is_over and self.handshake.is_alone and not can_evaluate
 
-    def _ask_again(self, now: float) -> None:
-        """A message was lost, and whoever said it may be gone: what is retained says the same."""
+    def _repeat_hello(self, now: float) -> None:
+        """A message was lost, and its sender may be gone: what is retained says the same."""
         self.transport.resubscribe()
-        self._say_hello(now)
+        self._send_hello(now)
 
     def _handle_message(self, topic: str, payload: bytes, now: float) -> None:
         if chunks.is_chunk(payload):
@@ -170,7 +154,7 @@ class Session:
         self.trust.accept_coordinator(state)
         if state.online and is_asked and self.handshake.is_connected:
             self.handshake.reset()
-            self._say_hello(now)
+            self._send_hello(now)
 
     def _handle_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         known = self.trust.manifest
@@ -181,14 +165,14 @@ class Session:
             self.upload.resume_run(manifest.run)
         self.upload.go_back(manifest)
         if known is not None and known.run == manifest.run:
-            self.upload.moved_on(known, manifest)
+            self.upload.follow(known, manifest)
             if self.handshake.is_answered:
-                self._hold(known)
+                self._hold_model(known)
         self.evaluation_queue.go_back(manifest)
         if manifest.phase == "done":
-            self.upload.end(manifest.run)
+            self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
-        is_answer = self.handshake.heard(now, direct=direct)
+        is_answer = self.handshake.count_manifest(now, direct=direct)
         # Who was greeted just now has missed the broadcast, and whatever was on its way before: it
         # asks at once, and for all that is missing.
         self.download.expect(manifest, now, missed=is_answer)
@@ -197,15 +181,15 @@ class Session:
         ):
             self._finish()
 
-    def _have_model(self, manifest: Manifest, now: float) -> bool:
-        self._hold(manifest)
+    def _fetch_model(self, manifest: Manifest, now: float) -> bool:
+        self._hold_model(manifest)
         want = self.download.poll_want(manifest, now)
         if want is not None:
             self.publisher.send(want)
         return self.download.has(manifest)
 
-    def _hold(self, manifest: Manifest) -> None:
-        """Holds the manifest's model where all of it is here, and will evaluate it."""
+    def _hold_model(self, manifest: Manifest) -> None:
+        """Hold the manifest's model where all of it is here, and queue it for evaluation."""
         try:
             came = self.download.complete(manifest)
         except PeerError as error:
@@ -225,8 +209,8 @@ class Session:
             return False
         base = self.download.held
         assert base is not None
-        plan, carried = manifest.plan, self.upload.carry_over(manifest.run)
-        update, state = self.learner.fit(base.model, plan, carried.state)
+        plan, before = manifest.plan, self.upload.carry_over(manifest.run)
+        update, state = self.learner.fit(base.model, plan, before.state)
         contribution = Contribution(
             run=manifest.run,
             round=manifest.round,
@@ -236,7 +220,7 @@ class Session:
             classes_digest=self.classes_digest,
             update=update,
         )
-        offer = self.upload.make(contribution, plan, carried, state, now)
+        offer = self.upload.make_offer(contribution, plan, before, state, now)
         self.publisher.send(offer)
         log.event("trained", round=manifest.round, update_bytes=offer.parcel.size_bytes)
         return True
@@ -267,7 +251,7 @@ class Session:
     def _finish(self) -> None:
         """The run is done, and so is this device with it, if it took part; it is so once."""
         if self.trust.is_mine:
-            self.trust.end()
+            self.trust.end_run()
             self.finished = True
 
     def _repeat_offer(self, now: float) -> bool:
@@ -276,9 +260,42 @@ class Session:
             self.publisher.send(offer)
         return offer is not None
 
-    def _say_hello(self, now: float) -> None:
-        self.handshake.said(now)
+    def _send_hello(self, now: float) -> None:
+        self.handshake.count_hello(now)
         self.publisher.send_hello(self.state_db.position)
         if self.evaluation_queue.report is not None:  # the coordinator may have been away then
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()
+
+
+def start_session(
+    *,
+    config: AgentConfig,
+    incarnation: str,
+    encoder_id: str,
+    classes_digest: str,
+    learner: Learner,
+    identity: Identity,
+    transport: Transport,
+    state_db: StateDb,
+) -> Session:
+    """The session of one process; `incarnation` is its random name.
+
+    The broker's last message for an earlier process of this device is told apart by that name.
+    """
+    trust = Trust(incarnation, config.coordinator_key, state_db)
+    return Session(
+        config=config,
+        encoder_id=encoder_id,
+        classes_digest=classes_digest,
+        learner=learner,
+        identity=identity,
+        transport=transport,
+        state_db=state_db,
+        publisher=Publisher(config, incarnation, encoder_id, classes_digest, identity, transport),
+        trust=trust,
+        handshake=Handshake(config.fleet, trust),
+        download=ModelDownload(learner),
+        upload=Upload(state_db),
+        evaluation_queue=EvaluationQueue(learner),
+    )

@@ -1,22 +1,21 @@
-"""What a device must not forget when it is killed: one SQLite file in its state_dir.
+"""The device's state that survives a kill: one SQLite file in its state_dir.
 
 Laws:
-- An update is here before it is offered, and stays until the coordinator has it on disk or will
-  not take it: what is offered again is the very same bytes.
-- What an update leaves for the next one counts once the coordinator said `kept` with that update's
-  hash; until then, and where it never does, what was left by the one before counts.
+- An update is here before it is offered. It stays until the coordinator has it on disk or will not
+  take it: what is offered again is the very same bytes.
+- What an update carries over to the next one counts once the coordinator said `kept` with that
+  update's hash. Until then, and where it never does, what the update before carried over counts.
 - Runs are apart: an update waits here for its own run to come back. The newest few runs stay.
 - The last manifest's epoch, run and round are remembered: no replay of an older one is believed.
 - Whatever is killed or refused by the disk, all of a change is here, or nothing of it.
-- Not waited for is what a power cut may undo: the next round of a run that is here, since a
+- Changes that a power cut may undo are not waited for: the next round of a run that is here, since a
   device that was restarted joins none without an answer to its own process; and that an update is
-  settled, since it is offered again and answered as before.
+  resolved, since it is offered again and answered as before.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +24,22 @@ from typing import Any
 import safetensors.numpy
 
 from fedclip_edge.errors import ConfigError, DiskError
-from fedclip_edge.records import Terms, in_order
-from fedclip_edge.storage import sqlite
+from fedclip_edge.records import Arrays, in_order
+from fedclip_edge.storage.sqlite import (
+    Connection,
+    OtherDatabaseError,
+    OtherVersionError,
+    Schema,
+    errors_as,
+    open_database,
+    unsynced,
+)
 
 RUNS = 4  # one goes on, and the others may come back; each may hold two models' worth of bytes
-_SCHEMA_VERSION = 2
-_SCHEMA = """
+_SCHEMA = Schema(
+    version=2,
+    table="parked",
+    script="""
 CREATE TABLE floor (
     only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, run TEXT NOT NULL,
     closed INTEGER NOT NULL, over INTEGER NOT NULL
@@ -48,13 +57,15 @@ CREATE TABLE carried (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
     terms BLOB NOT NULL, PRIMARY KEY (run, sha256)
 );
-"""
+""",
+)
 _RESIDUAL, _STATE = "residual/", "state/"
+_DELETE = "mend the disk, or delete the file: the update in it is trained again"
 
 
 @dataclass(frozen=True)
 class RunPosition:
-    """The last manifest that was believed."""
+    """The place of the last manifest that was believed: its run, and how far that was."""
 
     epoch: int = 0
     run: str = ""
@@ -62,7 +73,7 @@ class RunPosition:
     over: bool = False  # this device is done with that run, or it was done before it came
 
     def is_newer_than(self, other: RunPosition) -> bool:
-        """Whether `other` is older: of an earlier epoch, or from before in the same one.
+        """True where `other` is of an earlier epoch, or from before in the same one.
 
         An epoch has one run: another in it is of another journal, and nobody knows which came first.
         Its coordinator hears of it in a hello, and takes a later epoch.
@@ -85,42 +96,42 @@ class PendingUpdate:
 
 @dataclass(frozen=True, eq=False)
 class CarryOver:
-    """What an update leaves for the next one of its run."""
+    """What an update carries over to the next one of its run."""
 
-    residual: Terms = field(default_factory=dict)  # what the codec lost (protocol/codec.py)
-    state: Terms = field(default_factory=dict)  # the method's own
+    residual: Arrays = field(default_factory=dict)  # lost by the codec (protocol/codec.py)
+    state: Arrays = field(default_factory=dict)  # the method's own
 
 
-class Parked:
-    """The open file. What is parked and forgotten, and a new run or epoch, has been synced when
-    the method returns; all that write raise DiskError.
+class StateDb:
+    """The open file. Pending and forgotten updates, and a new run or epoch, have been synced when
+    the method returns; all methods that write raise DiskError.
     """
 
-    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, database: Connection) -> None:
         self.path = path
         self._database = database
-        self._left: tuple[str, str, CarryOver] | None = None  # run, update's hash: what it left
+        self._last: tuple[str, str, CarryOver] | None = None  # run, update's hash: carried over
 
     @property
     def position(self) -> RunPosition:
         epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM floor")[0]
         return RunPosition(epoch, run, closed, bool(over))
 
-    def move_position(self, floor: RunPosition) -> None:
-        """`floor` is the last manifest's from here on."""
+    def move_position(self, position: RunPosition) -> None:
+        """The last manifest's place is `position` from here on."""
         known = self.position
-        if floor != known:
-            is_next_round = (floor.epoch, floor.run) == (known.epoch, known.run)
+        if position != known:
+            is_next_round = (position.epoch, position.run) == (known.epoch, known.run)
             with self._writing(synced=not is_next_round):
                 self._database.execute(
                     "UPDATE floor SET epoch = ?, run = ?, closed = ?, over = ?",
-                    (floor.epoch, floor.run, floor.closed, floor.over),
+                    (position.epoch, position.run, position.closed, position.over),
                 )
 
-    def keep_update(self, update: PendingUpdate, left: CarryOver) -> None:
-        """Keeps `update` until it is settled, and what it leaves until it counts or never will."""
-        terms = {_RESIDUAL + name: term for name, term in left.residual.items()}
-        terms |= {_STATE + name: term for name, term in left.state.items()}
+    def keep_update(self, update: PendingUpdate, carry_over: CarryOver) -> None:
+        """Keep `update` until it is resolved, and its carry-over until that counts or never will."""
+        tensors = {_RESIDUAL + name: term for name, term in carry_over.residual.items()}
+        tensors |= {_STATE + name: term for name, term in carry_over.state.items()}
         with self._writing():
             self._database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
             self._database.execute(
@@ -134,15 +145,15 @@ class Parked:
                 (update.run, update.round, update.base, update.sha256, update.payload),
             )
             # Where these very bytes were kept before (the coordinator's journal is an old copy of
-            # itself), they leave what they left then.
+            # itself), they carry over what they did then.
             written = self._database.execute(
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
-                (update.run, update.sha256, safetensors.numpy.save(in_order(terms))),
+                (update.run, update.sha256, safetensors.numpy.save(in_order(tensors))),
             )
-        self._left = (update.run, update.sha256, left) if written.rowcount else None
+        self._last = (update.run, update.sha256, carry_over) if written.rowcount else None
 
     def pending_update(self, run: str) -> PendingUpdate | None:
-        """The run's update that is not settled."""
+        """The run's update that is not resolved."""
         rows = self._rows("SELECT run, round, base, sha256, body FROM parked WHERE run = ?", run)
         return PendingUpdate(*rows[0]) if rows else None
 
@@ -152,19 +163,19 @@ class Parked:
         return int(rows[0][0]) if rows else 0
 
     def carry_over(self, run: str) -> CarryOver:
-        """What the last kept update left; nothing where none was kept."""
+        """The last kept update's carry-over; an empty one where none was kept."""
         rows = self._rows("SELECT kept FROM run WHERE id = ?", run)
-        if rows and self._left is not None and self._left[:2] == (run, rows[0][0]):
-            return self._left[2]  # what was parked last is what counts, as a rule
+        if rows and self._last is not None and self._last[:2] == (run, rows[0][0]):
+            return self._last[2]  # the newest update is the one that counts, as a rule
         query = "SELECT terms FROM carried JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
         rows = self._rows(query, run)
-        terms = safetensors.numpy.load(rows[0][0]) if rows else {}
-        return CarryOver(_named(terms, _RESIDUAL), _named(terms, _STATE))
+        tensors = safetensors.numpy.load(rows[0][0]) if rows else {}
+        return CarryOver(_named(tensors, _RESIDUAL), _named(tensors, _STATE))
 
     def resolve(self, run: str, sha256: str, *, kept: bool) -> None:
-        """The coordinator has the parked update of that hash on disk, or will not take it.
+        """The coordinator has the pending update of that hash on disk, or will not take it.
 
-        Nothing where the run's parked update is another, or settled already.
+        Nothing where the run's pending update is another, or resolved already.
         """
         rows = self._rows("SELECT round FROM parked WHERE run = ? AND sha256 = ?", run, sha256)
         if rows:
@@ -186,7 +197,7 @@ class Parked:
         self._database.close()
 
     def _clear(self, run: str) -> None:
-        """Drops the parked update, and all that is carried but does not count."""
+        """Drop the pending update, and every carry-over that does not count."""
         self._database.execute("DELETE FROM parked WHERE run = ?", (run,))
         self._database.execute(
             "DELETE FROM carried WHERE run = ? AND sha256 <> (SELECT kept FROM run WHERE id = ?)",
@@ -196,54 +207,44 @@ class Parked:
     @contextmanager
     def _writing(self, *, synced: bool = True) -> Iterator[None]:
         """One transaction; changes nothing where the disk refuses."""
-        waiting = nullcontext() if synced else sqlite.unsynced(self._database)
-        try:
-            with waiting, self._database:
-                yield
-        except sqlite3.DatabaseError as error:
-            raise DiskError(
-                f"{self.path} cannot be written ({error}); free or mend the disk and start the "
-                "agent again: what the coordinator acknowledged is safe"
-            ) from error
+        refused = _refused(
+            self.path,
+            "written",
+            "free or mend the disk and start the agent again: what the coordinator acknowledged "
+            "is safe",
+        )
+        waiting = nullcontext() if synced else unsynced(self._database)
+        with errors_as(refused), waiting, self._database:
+            yield
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
+        with errors_as(_refused(self.path, "read", _DELETE)):
             return self._database.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise DiskError(f"{self.path} cannot be read ({error}); {_DELETE}") from error
 
 
-_DELETE = "mend the disk, or delete the file: the update in it is trained again"
-
-
-def open_state_db(path: Path) -> Parked:
-    """Opens the file, making it if missing.
+def open_state_db(path: Path) -> StateDb:
+    """Open the file, making it if missing.
 
     Raises ConfigError where it is no such file of this version, DiskError where the disk refuses.
     """
     try:
-        database = sqlite3.connect(path, timeout=1.0)
-    except sqlite3.Error as error:
-        raise DiskError(f"{path} cannot be opened ({error}); mend the disk") from error
-    try:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _SCHEMA_VERSION):
-            raise ConfigError(
-                f"{path} is of version {version}, this program writes {_SCHEMA_VERSION}; {_DELETE}"
-            )
-        sqlite.set_up(database)
-        database.execute("PRAGMA foreign_keys = ON")
-        if version == 0:
-            script = f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
-            database.executescript(script)
-    except sqlite3.Error as error:
-        database.close()
-        raise DiskError(f"{path} cannot be used ({error}); {_DELETE}") from error
-    except ConfigError:
-        database.close()
-        raise
-    return Parked(path, database)
+        with errors_as(_refused(path, "used", _DELETE)):
+            database = open_database(path, _SCHEMA)
+            database.execute("PRAGMA foreign_keys = ON")
+    except OtherDatabaseError:
+        raise ConfigError(
+            f"{path} is the database of something else; name another folder under 'state_dir'"
+        ) from None
+    except OtherVersionError as error:
+        raise ConfigError(
+            f"{path} is of version {error.version}, this program writes {_SCHEMA.version}; {_DELETE}"
+        ) from None
+    return StateDb(path, database)
 
 
-def _named(terms: Terms, prefix: str) -> Terms:
-    return {name.removeprefix(prefix): t for name, t in terms.items() if name.startswith(prefix)}
+def _refused(path: Path, what: str, remedy: str) -> Callable[[Exception], DiskError]:
+    return lambda error: DiskError(f"{path} cannot be {what} ({error}); {remedy}")
+
+
+def _named(tensors: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

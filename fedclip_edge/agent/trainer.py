@@ -22,13 +22,13 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.records import (
     F32,
+    Arrays,
     ClassTexts,
     Measured,
     Model,
     Plan,
     Report,
     Shapes,
-    Terms,
     Update,
 )
 from fedclip_edge.storage import atomic
@@ -55,7 +55,7 @@ class LocalTrainer:
     def shapes(self, plan: Plan) -> Shapes:
         return methods.shapes(plan, self.classes, self.dim)
 
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         began = time.monotonic()
         self.load()
         loaded = time.monotonic()
@@ -114,7 +114,7 @@ class LocalTrainer:
             per_class=measured.per_class,
         )
 
-    def _fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def _fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         return local.fit(plan, model, self.data, self.classes, state, self.config.id)
 
     def _personal(self, model: Model, plan: Plan) -> Model | None:

@@ -1,10 +1,10 @@
-"""What a device believes of what it hears: whose key signed it, and whether it is of now.
+"""Signature and freshness checks for coordinator messages.
 
 Laws:
 - A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
   without enrolment the first that a run showed.
 - An older epoch or round is refused, also after a restart.
-- A direct answer names this process's boot, so that nobody can play an answer of old to it.
+- A direct answer names this process, so that nobody can play it an old one.
 - A run ends once for a device that took part in it, also where it was killed before it had heard.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fedclip_edge.agent.state_db import Parked, RunPosition
+from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
@@ -22,18 +22,18 @@ _RUNS_PINNED = 64
 
 @dataclass(eq=False)
 class Trust:
-    """What was believed last. Every method raises PeerError for what is not to be believed."""
+    """The last messages that were believed. Every method raises PeerError for one that is not."""
 
     incarnation: str  # of this process
     coordinator_key: str  # that enrolment pinned; empty without
-    state_db: Parked
+    state_db: StateDb
     coordinator: CoordinatorState | None = None
     manifest: Manifest | None = None
     is_mine: bool = False  # the manifest's run: this device was in it, and is not done with it
     _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
 
     def check(self, signed: wire.Signed) -> None:
-        """The coordinator said it."""
+        """Check that the coordinator signed it."""
         message = signed.message
         if signed.sender != "coordinator":
             raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
@@ -50,7 +50,7 @@ class Trust:
             raise PeerError("nothing is known of the run yet")
 
     def accept_coordinator(self, state: CoordinatorState) -> None:
-        """It is this one from here on."""
+        """Take this coordinator for the one in charge, unless a later epoch is known."""
         known = self.coordinator
         epoch = max(self.state_db.position.epoch, 0 if known is None else known.epoch)
         # One that rose above its own first epoch left its will before that.
@@ -59,26 +59,26 @@ class Trust:
         self.coordinator = state
 
     def accept_manifest(self, manifest: Manifest, *, direct: bool) -> None:
-        """The run stands there from here on; `direct` where it was said to this device alone."""
+        """Follow this manifest from here on; `direct` where it came to this device alone."""
         if direct and manifest.answers != self.incarnation:
             raise PeerError(
                 f"manifest for boot {manifest.answers[:40]!r}, this is {self.incarnation}"
             )
-        floor = self.state_db.position
+        known = self.state_db.position
         is_done = manifest.phase == "done"
         here = RunPosition(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
-        if floor.is_newer_than(here):
-            raise PeerError(f"manifest from {_spelled(here)}, older than {_spelled(floor)}")
-        self.is_mine = not is_done or (floor.run == manifest.run and not floor.over)
+        if known.is_newer_than(here):
+            raise PeerError(f"manifest from {_described(here)}, older than {_described(known)}")
+        self.is_mine = not is_done or (known.run == manifest.run and not known.over)
         self.state_db.move_position(replace(here, over=not self.is_mine))
         self.manifest = manifest
 
-    def end(self) -> None:
+    def end_run(self) -> None:
         """The device is done with the manifest's run."""
         self.is_mine = False
         self.state_db.move_position(replace(self.state_db.position, over=True))
 
 
-def _spelled(floor: RunPosition) -> str:
-    rounds = "the end" if floor.over else f"{floor.closed} closed rounds"
-    return f"{rounds} of {floor.run or 'no run'} in epoch {floor.epoch}"
+def _described(position: RunPosition) -> str:
+    rounds = "the end" if position.over else f"{position.closed} closed rounds"
+    return f"{rounds} of {position.run or 'no run'} in epoch {position.epoch}"

@@ -1,12 +1,12 @@
-"""A device's contribution, from when it is made to when the coordinator has it or will not take it.
+"""The device's contribution, from training until the coordinator keeps it or will not take it.
 
-Sans-I/O but for the parked file: what to say comes back, and whether the last answer is still on
-its way is passed in.
+Sans-I/O but for the state file: messages are returned, and whether the last answer is still on its
+way is passed in.
 
 Laws:
-- It is parked on disk before it is offered, and held until the coordinator has it on its own, or
-  will never want it.
-- No other one of its run is made before: what a kept one left behind (the codec's residual, the
+- A contribution is on disk before it is offered. It stays until the coordinator has it on its own
+  disk, or will never want it.
+- No other one of its run is made before: what a kept one carries over (the codec's residual, the
   method's state) goes into the next, once.
 """
 
@@ -17,153 +17,157 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.agent.state_db import CarryOver, Parked, PendingUpdate
+from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, StateDb
 from fedclip_edge.protocol import chunks, codec, wire
 from fedclip_edge.protocol.messages import Blob, Kept, Manifest, Offer, Refused, Want
-from fedclip_edge.records import Contribution, Plan, Terms
+from fedclip_edge.records import Arrays, Contribution, Plan
 
-REPEAT_S = 5.0  # without an answer for this long, say it again
+REPEAT_S = 5.0  # without an answer for this long, the offer is repeated
 
 
-def encode(contribution: Contribution, plan: Plan, residual: Terms) -> tuple[bytes, Terms]:
-    """What is offered for a contribution with the residual before it, and the residual after it."""
+def encode(contribution: Contribution, plan: Plan, residual: Arrays) -> tuple[bytes, Arrays]:
+    """The payload of a contribution, given the residual before it, and the residual after it."""
     stored, left = codec.with_feedback(plan.codec_up, contribution.update.delta, residual)
     return wire.pack_contribution(contribution, plan.codec_up, stored), left
 
 
 @dataclass(eq=False)
-class _Offered:
+class _Pending:
     """A contribution that is neither kept nor refused yet."""
 
     update: PendingUpdate
-    parcel: Blob
-    said_at: float
+    blob: Blob  # as it is offered over this link
+    offered_at: float
     answered: bool = False  # chunks went out on this link
-    unwanted: bool = False  # in this attempt; what becomes of it is known when its round is closed
+    unwanted: bool = False  # in this attempt; the round's end decides
 
 
 @dataclass(eq=False)
 class Upload:
-    """What a device has made for the run it is in."""
+    """The contributions of a device to the run it is in, one at a time."""
 
-    parked: Parked
-    _offered: _Offered | None = None
-    _settled_round: int = 0  # of this run, the last that this device has its answer for
+    state_db: StateDb
+    _pending: _Pending | None = None
+    _resolved_round: int = 0  # of this run, the last that this device has its answer for
     _packet_bytes: int | None = None  # the largest packet that the broker takes
 
     @property
-    def unsettled(self) -> bool:
-        """Whether a contribution waits for its answer."""
-        return self._offered is not None
+    def is_pending(self) -> bool:
+        """True while a contribution waits for its answer."""
+        return self._pending is not None
 
     def owes(self, round: int) -> bool:
-        """Whether a contribution to the run's round may be made."""
-        return self._offered is None and self._settled_round != round
+        """True where a contribution to the run's round may be made."""
+        return self._pending is None and self._resolved_round != round
 
     def resume_run(self, run: str) -> None:
-        """What was made for `run` before a kill, or before another run came."""
-        update, self._settled_round = self.parked.pending_update(run), self.parked.kept_round(run)
-        self._offered = None
+        """Continue with the update to `run` from before a kill, or before another run came."""
+        update = self.state_db.pending_update(run)
+        self._pending, self._resolved_round = None, self.state_db.kept_round(run)
         if update is not None:
-            self._offered = _Offered(update, self._parcel_of(update.payload), -math.inf)
+            self._pending = _Pending(update, self._blob_of(update.payload), -math.inf)
 
     def go_back(self, manifest: Manifest) -> None:
-        """What a coordinator has lost that came back with an old copy of its journal is made anew."""
-        mine, closed = self._offered, manifest.model_round
+        """Discard contributions lost by a coordinator restored from an old journal.
+
+        They are trained again.
+        """
+        mine, closed = self._pending, manifest.model_round
         # Its base is the model of the round before it, or of one that is to be closed again.
         behind = 0 if mine is None else mine.update.round - closed
         is_other = mine is not None and manifest.model.sha256 != mine.update.base
         if mine is not None and (behind > 1 or (behind == 1 and is_other)):
             log.event("update_of_a_lost_round", run=manifest.run, round=mine.update.round)
-            self.parked.resolve(manifest.run, mine.update.sha256, kept=False)
-            self._offered = None
-        if closed < self._settled_round and manifest.kept == "":
-            self._settled_round = 0
+            self.state_db.resolve(manifest.run, mine.update.sha256, kept=False)
+            self._pending = None
+        if closed < self._resolved_round and manifest.kept == "":
+            self._resolved_round = 0
 
-    def link_came(self, packet_bytes: int | None) -> None:
-        """What went out on the link before is lost; this one's broker takes packets of that size."""
+    def start_link(self, packet_bytes: int | None) -> None:
+        """A new link: chunks sent on the one before are lost; its broker takes such packets."""
         self._packet_bytes = packet_bytes
-        if self._offered is not None:
-            self._offered.answered = False
-            self._offered.parcel = self._parcel_of(self._offered.update.payload)
+        if self._pending is not None:
+            self._pending.answered = False
+            self._pending.blob = self._blob_of(self._pending.update.payload)
 
     def hurry(self) -> None:
-        """The offer is due at once, unless it is unwanted in this attempt."""
-        if self._offered is not None:
-            self._offered.said_at = -math.inf
+        """Make the offer due at once, unless it is unwanted in this attempt."""
+        if self._pending is not None:
+            self._pending.offered_at = -math.inf
 
-    def moved_on(self, known: Manifest, manifest: Manifest) -> None:
+    def follow(self, known: Manifest, manifest: Manifest) -> None:
         """The run went from `known` to `manifest`.
 
-        What one attempt refused, the next may want; and once the round is closed, the answer is
-        final, and the next contribution waits for it.
+        A contribution that one attempt refused, the next may want. Once the round is closed, the
+        answer is final, and the next contribution waits for it.
         """
-        mine = self._offered
+        mine = self._pending
         if mine is not None and (
             manifest.round != known.round or (manifest.attempt != known.attempt and mine.unwanted)
         ):
             mine.unwanted = False
             self.hurry()
 
-    def end(self, run: str) -> None:
-        """The run is over."""
-        self._offered = None
-        self.parked.forget(run)
+    def end_run(self, run: str) -> None:
+        """The run is over: forget what it left."""
+        self._pending = None
+        self.state_db.forget(run)
 
     def carry_over(self, run: str) -> CarryOver:
-        """What the last kept contribution left for the next."""
-        return self.parked.carry_over(run)
+        """The carry-over of the last kept contribution."""
+        return self.state_db.carry_over(run)
 
-    def make(
-        self, contribution: Contribution, plan: Plan, carried: CarryOver, state: Terms, now: float
+    def make_offer(
+        self, contribution: Contribution, plan: Plan, before: CarryOver, state: Arrays, now: float
     ) -> Offer:
-        """Encodes what was trained with what is `carried`, parks it, and returns what to say.
+        """Encode a new contribution, put it on disk, and offer it.
 
+        `before` is the carry-over of the last kept one, `state` the method's own for the next.
         Raises DiskError.
         """
-        body, residual = encode(contribution, plan, carried.residual)
-        parcel = self._parcel_of(body)
-        parked = PendingUpdate(
-            contribution.run, contribution.round, contribution.base, parcel.sha256, body
+        payload, residual = encode(contribution, plan, before.residual)
+        blob = self._blob_of(payload)
+        update = PendingUpdate(
+            contribution.run, contribution.round, contribution.base, blob.sha256, payload
         )
-        self.parked.keep_update(parked, CarryOver(residual, state))
-        self._offered = _Offered(parked, parcel, now)
-        return Offer(contribution.run, contribution.round, parcel)
+        self.state_db.keep_update(update, CarryOver(residual, state))
+        self._pending = _Pending(update, blob, now)
+        return Offer(contribution.run, contribution.round, blob)
 
     def poll_offer(self, now: float, *, sending: bool) -> Offer | None:
-        """The offer to say again now; `sending` while what was published is not acknowledged."""
-        mine = self._offered
-        if mine is None or mine.unwanted or now - mine.said_at < REPEAT_S:
+        """The offer to repeat now; `sending` while published messages are not acknowledged."""
+        mine = self._pending
+        if mine is None or mine.unwanted or now - mine.offered_at < REPEAT_S:
             return None
         if mine.answered and sending:
             return None
-        mine.said_at = now
-        return Offer(mine.update.run, mine.update.round, mine.parcel)
+        mine.offered_at = now
+        return Offer(mine.update.run, mine.update.round, mine.blob)
 
     def chunks_for(self, want: Want, now: float, *, sending: bool) -> Iterator[bytes]:
-        """What the coordinator asks for, as far as it is this contribution."""
-        mine = self._offered
-        if mine is None or mine.unwanted or mine.parcel.sha256 != want.sha256:
-            return iter(())  # of an earlier round: whoever asked has moved on
+        """The chunks that the coordinator asks for, as far as they are of this contribution."""
+        mine = self._pending
+        if mine is None or mine.unwanted or mine.blob.sha256 != want.sha256:
+            return iter(())  # of an earlier round: the coordinator has moved on
         if mine.answered and sending:
             return iter(())  # the answer to the last time is still on its way; slow is not lost
-        mine.said_at, mine.answered = now, True
-        return chunks.split(mine.update.payload, mine.parcel, want.missing)
+        mine.offered_at, mine.answered = now, True
+        return chunks.split(mine.update.payload, mine.blob, want.missing)
 
     def resolve(self, answer: Kept | Refused) -> None:
-        """Forgets the contribution of that hash; nothing where it is another, or forgotten.
+        """Forget the contribution of that hash; nothing where it is another, or forgotten.
 
-        A refusal while its round is not closed settles nothing: the same one may be kept yet.
+        A refusal while its round is not closed resolves nothing: the same one may be kept yet.
         """
-        mine = self._offered
-        if mine is None or mine.parcel.sha256 != answer.sha256:
+        mine = self._pending
+        if mine is None or mine.blob.sha256 != answer.sha256:
             return
         if isinstance(answer, Refused) and answer.closed < mine.update.round:
             mine.unwanted = True
             return
-        self.parked.resolve(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
-        self._settled_round, self._offered = mine.update.round, None
+        self.state_db.resolve(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
+        self._resolved_round, self._pending = mine.update.round, None
 
-    def _parcel_of(self, body: bytes) -> Blob:
-        """As it is offered over this link."""
-        return chunks.fit_to_packets(chunks.blob_of(body), self._packet_bytes)
+    def _blob_of(self, payload: bytes) -> Blob:
+        """The payload as it is announced over this link."""
+        return chunks.fit_to_packets(chunks.blob_of(payload), self._packet_bytes)

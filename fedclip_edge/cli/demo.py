@@ -89,7 +89,7 @@ def demo(
     broker = federation.run(staged, live.started, live.happened)
     ended = time.monotonic()
     seconds = {
-        "prepare": prepared - began,
+        "prepare_features": prepared - began,
         "federation": ended - prepared,
         "total": ended - began,
     }

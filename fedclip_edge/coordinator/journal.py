@@ -13,9 +13,8 @@ version of a compression library may write other bytes for the same model.
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +22,22 @@ from typing import Any, TypeVar
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.records import Plan, Report
-from fedclip_edge.storage import sqlite
+from fedclip_edge.storage.sqlite import (
+    Connection,
+    OtherDatabaseError,
+    OtherVersionError,
+    Schema,
+    errors_as,
+    open_database,
+    unsynced,
+)
 
 T = TypeVar("T")
 
-_SCHEMA_VERSION = 2
-_SCHEMA = """
+_SCHEMA = Schema(
+    version=2,
+    table="contribution",
+    script="""
 CREATE TABLE run (
     id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
     classes_digest TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
@@ -52,7 +61,8 @@ CREATE TABLE pinned_key (
 );
 CREATE TABLE epoch (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL);
 INSERT INTO epoch VALUES (1, 0);
-"""
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class StoredModel:
 class Journal:
     """An open journal. Every method that writes has synced when it returns, but `add_report`."""
 
-    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, database: Connection) -> None:
         self.path = path
         self._database = database
         self._claimed: int | None = None  # the epoch under which this process writes
@@ -213,7 +223,7 @@ class Journal:
 
         Not waited for: the device says it again to whoever comes after a power cut.
         """
-        with sqlite.unsynced(self._database), self._writing():
+        with unsynced(self._database), self._writing():
             self._database.execute(
                 "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
                 (report.run, report.round, report.device, json.dumps(report.to_json())),
@@ -247,26 +257,19 @@ class Journal:
 
         JournalError where the disk refuses, RunError where another process claimed a later epoch.
         """
-        with self._told("written"), self._database:
+        with errors_as(self._unusable("written")), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # nobody writes between the check and this
             self.check_claim()
             yield
 
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """The disk's refusals as JournalError."""
-        try:
-            yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-            raise  # not the disk's doing
-        except sqlite3.DatabaseError as error:
-            raise JournalError(
-                f"the journal {self.path} cannot be {what} ({error}); what was acknowledged before "
-                "is in it: free or mend the disk and start again"
-            ) from error
+    def _unusable(self, what: str) -> Callable[[Exception], JournalError]:
+        return lambda error: JournalError(
+            f"the journal {self.path} cannot be {what} ({error}); what was acknowledged before "
+            "is in it: free or mend the disk and start again"
+        )
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._told("read"):
+        with errors_as(self._unusable("read")):
             return self._database.execute(query, values).fetchall()
 
     def _add_model(self, run: str, model: StoredModel) -> None:
@@ -294,37 +297,29 @@ class Journal:
 
 
 def open_journal(path: Path) -> Journal:
-    """Opens the journal, making it if missing.
+    """Open the journal, making it if missing.
 
     Raises ConfigError, and changes nothing, where it is no journal of this version or cannot be
     written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as on_failure:
-            database = sqlite3.connect(path, timeout=1.0)
-            on_failure.callback(database.close)
-            _prepare(database, path)
-            on_failure.pop_all()
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(
+
+    def refused(error: Exception) -> ConfigError:
+        return ConfigError(
             f"the journal {path} cannot be opened ({error}); name another file under 'journal'"
-        ) from error
-    return Journal(path, database)
+        )
 
-
-def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    if tables and ("contribution",) not in tables:
+    try:
+        with errors_as(refused):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return Journal(path, open_database(path, _SCHEMA))
+    except OSError as error:
+        raise refused(error) from error
+    except OtherDatabaseError:
         raise ConfigError(
             f"{path} is the database of something else; name another file under 'journal'"
-        )
-    if tables and version != _SCHEMA_VERSION:
+        ) from None
+    except OtherVersionError as error:
         raise ConfigError(
-            f"the journal {path} is of version {version}, this program writes {_SCHEMA_VERSION}; "
-            "finish its run with the program that began it, or name another file"
-        )
-    sqlite.set_up(database)
-    if not tables:
-        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+            f"the journal {path} is of version {error.version}, this program writes "
+            f"{_SCHEMA.version}; finish its run with the program that began it, or name another file"
+        ) from None

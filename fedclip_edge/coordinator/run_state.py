@@ -25,6 +25,7 @@ from fedclip_edge.learning.strategy import Total
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.records import (
+    Arrays,
     ClassTexts,
     Codec,
     Contribution,
@@ -32,7 +33,6 @@ from fedclip_edge.records import (
     Model,
     Plan,
     Shapes,
-    Terms,
     in_order,
 )
 
@@ -117,7 +117,7 @@ class RunState:
     def close_round(self) -> None:
         """Combines the sum into the next model and commits it; raises JournalError."""
         plan = self.run.plan
-        state: Terms = safetensors.numpy.load(self.stored.server_state)
+        state: Arrays = safetensors.numpy.load(self.stored.server_state)
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
         stored = _stored(model, state, plan)
         self.journal.close_round(self.run.id, stored)
@@ -155,7 +155,7 @@ def open_run_state(run: Run, store: Journal, layout: Layout) -> RunState:
     return RunState(run, store, layout, model, stored, total)
 
 
-def _stored(model: Model, server_state: Terms, plan: Plan) -> StoredModel:
+def _stored(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
     body = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC
     return StoredModel(

@@ -81,7 +81,7 @@ def quantise(model: onnx.ModelProto, calibration: Sequence[F32]) -> None:
 def _integer_outputs(
     model: onnx.ModelProto, layers: Sequence[Layer]
 ) -> tuple[list[str], list[tuple[onnx.NodeProto, onnx.NodeProto]]]:
-    """Tensors that kernels give in 8 bits, and the (producer, Relu or Clip) pairs before them.
+    """Arrays that kernels give in 8 bits, and the (producer, Relu or Clip) pairs before them.
 
     ONNX Runtime convolves in integers only where the output is quantised; a matrix product gives
     floats as fast, and more exactly.

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.records import F32, I64, Plan, Terms, Update
+from fedclip_edge.records import F32, I64, Arrays, Plan, Update
 
 # What one picture can add to an entry of an integer sum: the product of two coordinates, each at
 # most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are below.
@@ -141,7 +141,7 @@ def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
     return {name: term.shape for name, term in sorted(terms.items())}
 
 
-def norm_of(terms: Terms) -> float:
+def norm_of(terms: Arrays) -> float:
     """The L2 norm over all terms together."""
     squared = 0.0
     for term in terms.values():

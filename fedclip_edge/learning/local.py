@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
-from fedclip_edge.records import ClassTexts, Features, Model, Plan, Terms, Update
+from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan, Update
 
 _UNBOUNDED, _ANY_WEIGHT = 1e8, 2**40  # far beyond what a device learns
 
@@ -32,8 +32,8 @@ def training_seed(seed: int, round: int, device: str) -> int:
 
 
 def fit(
-    plan: Plan, model: Model, sides: Sides, classes: ClassTexts, state: Terms, device: str
-) -> tuple[Update, Terms]:
+    plan: Plan, model: Model, sides: Sides, classes: ClassTexts, state: Arrays, device: str
+) -> tuple[Update, Arrays]:
     """The device's update to the round after `model`, and the state it keeps for the next."""
     seed = training_seed(plan.seed, model.round, device)
     return methods.fit(model, sides.train, sides.validation, classes, plan, state, seed)
@@ -50,8 +50,8 @@ class Alone:
 
     plan: Plan
     model: Model
-    _state: Terms = field(default_factory=dict)
-    _server: Terms = field(default_factory=dict)
+    _state: Arrays = field(default_factory=dict)
+    _server: Arrays = field(default_factory=dict)
 
     def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
         """One round."""

@@ -18,6 +18,7 @@ import numpy as np
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
+    Arrays,
     ClassTexts,
     Features,
     Layout,
@@ -25,7 +26,6 @@ from fedclip_edge.records import (
     Plan,
     Scalar,
     Shapes,
-    Terms,
     Update,
 )
 
@@ -36,7 +36,7 @@ Options = Mapping[str, Scalar]
 # Of a model's terms, raw features (N, D), unit texts (C, D) and their scale: a method's `logits`.
 Logits = Callable[[Mapping[str, "Tensor"], "Tensor", "Tensor", float], "Tensor"]
 NO_OPTIONS: Options = MappingProxyType({})
-NO_TERMS: Terms = MappingProxyType({})
+NO_TERMS: Arrays = MappingProxyType({})
 
 
 def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F32:
@@ -86,7 +86,7 @@ class Method(Protocol):
         plan: Plan,
         state: State,
         seed: int,
-        drift: Terms = NO_TERMS,
+        drift: Arrays = NO_TERMS,
     ) -> tuple[Update, State]:
         """Trains from `model` on the device's raw features; the same seed gives the same bytes.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedclip_edge.learning.method import Logits
-from fedclip_edge.records import Model, Shapes, Terms
+from fedclip_edge.records import Arrays, Model, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ _SHARE, _OWN = "mix", "own/"  # a term, and what stands before the names of the 
 def mixed(shared: Model, own: Model, share: float) -> Model:
     """The mix, of the shared model's round."""
     beside = {_OWN + name: term for name, term in own.parameters.items()}
-    terms: Terms = {**shared.parameters, **beside, _SHARE: np.array(share, np.float32)}
+    terms: Arrays = {**shared.parameters, **beside, _SHARE: np.array(share, np.float32)}
     return replace(shared, parameters=terms)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning.aggregation import norm_of
-from fedclip_edge.records import F32, Plan, Shapes, Sums, Terms, Update
+from fedclip_edge.records import F32, Arrays, Plan, Shapes, Sums, Update
 
 
 class Singles:
@@ -20,7 +20,7 @@ class Singles:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._by_hash: list[tuple[str, Terms]] = []
+        self._by_hash: list[tuple[str, Arrays]] = []
 
     @property
     def weight(self) -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.records import Layout, Model, Plan, Shapes, Sums, Terms, Update
+from fedclip_edge.records import Arrays, Layout, Model, Plan, Shapes, Sums, Update
 
-State = Terms
+State = Arrays
 
 
 class Total(Protocol):
@@ -51,14 +51,14 @@ class OnDevices(Protocol):
     def layout(self, own: Layout) -> Layout:
         """What models and updates hold, by the method's own layout."""
 
-    def apart(self, model: Model) -> tuple[Model, Terms]:
+    def apart(self, model: Model) -> tuple[Model, Arrays]:
         """The method's own model, and what travels beside it."""
 
-    def drift(self, control: Terms, state: State) -> Terms:
+    def drift(self, control: Arrays, state: State) -> Arrays:
         """What is added to every gradient."""
 
     def extended(
-        self, update: Update, drift: Terms, state: State, lr: float, steps: int
+        self, update: Update, drift: Arrays, state: State, lr: float, steps: int
     ) -> tuple[Update, State]:
         """What is sent after so many steps of rate `lr`, and what the device keeps."""
 
@@ -80,7 +80,7 @@ class NoOptions:
     """It has none."""
 
 
-def moved(model: Model, change: Terms) -> Model:
+def moved(model: Model, change: Arrays) -> Model:
     """The model of the next round; terms without a change stay as they are."""
     terms = {n: term + change[n] if n in change else term for n, term in model.parameters.items()}
     return Model(model.method, model.round + 1, terms)

@@ -20,7 +20,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning.method import NO_TERMS, Logits
 from fedclip_edge.learning.optimizers import Adam, Optimizer, Sgd
 from fedclip_edge.learning.options import Training
-from fedclip_edge.records import F32, ClassTexts, Features, Terms, Update
+from fedclip_edge.records import F32, Arrays, ClassTexts, Features, Update
 
 # Of the terms that are trained, a batch's raw vectors (B, D) and its labels (B,).
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
@@ -32,13 +32,13 @@ def use_one_thread() -> None:
 
 
 def change(
-    terms: Terms,
+    terms: Arrays,
     features: Features,
     loss: Loss,
     options: Training,
     seed: int,
     round: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> Update:
     """What a device sends of one round's training: `weight * (trained - received)`.
 
@@ -57,7 +57,7 @@ def change(
     return Update("sum", weight, trained)
 
 
-def classification(logits: Logits, classes: ClassTexts, fixed: Terms = NO_TERMS) -> Loss:
+def classification(logits: Logits, classes: ClassTexts, fixed: Arrays = NO_TERMS) -> Loss:
     """The cross-entropy of a method's logits; `fixed` are the model's terms that are not trained."""
     texts, scale = torch.from_numpy(classes.vectors), classes.logit_scale  # (C, D)
     constant = {name: torch.tensor(term) for name, term in fixed.items()}
@@ -69,12 +69,12 @@ def classification(logits: Logits, classes: ClassTexts, fixed: Terms = NO_TERMS)
 
 
 def train(
-    terms: Terms,
+    terms: Arrays,
     features: Features,
     loss: Loss,
     options: Training,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> dict[str, F32]:
     """The terms after `options.epochs` over the features; the input is left alone."""
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
@@ -91,7 +91,7 @@ def train(
 
 
 def _pulled(
-    terms: Terms, drift: Terms, parameters: Sequence[Tensor], proximal_mu: float
+    terms: Arrays, drift: Arrays, parameters: Sequence[Tensor], proximal_mu: float
 ) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
     """What a strategy's part on the device makes of the gradients; most have none."""
     if not drift and not proximal_mu:

@@ -36,7 +36,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.records import F32, Shapes, Terms
+from fedclip_edge.records import F32, Arrays, Shapes
 
 Tensors = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype and shape, as safetensors say them
@@ -55,8 +55,8 @@ _LEVEL = 1  # the next ones save nothing on floats and take longer (benchmarks/c
 class _Codec:
     item_bytes: int  # what is shuffled
     layout: Callable[[Shapes], Layout]
-    store: Callable[[Terms], tuple[Tensors, Terms]]  # and what is lost of each term by it
-    restore: Callable[[Tensors, Shapes], Terms]
+    store: Callable[[Arrays], tuple[Tensors, Arrays]]  # and what is lost of each term by it
+    restore: Callable[[Tensors, Shapes], Arrays]
 
 
 def layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
@@ -65,12 +65,12 @@ def layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
     return {**_get(codec).layout(shapes), **whole}
 
 
-def store(codec: str, terms: Terms) -> Tensors:
+def store(codec: str, terms: Arrays) -> Tensors:
     """Finite terms as the tensors of a body. Raises PeerError for a codec not in CODECS."""
     return _get(codec).store(terms)[0]
 
 
-def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Terms:
+def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Arrays:
     """The terms again, as far as the codec keeps them.
 
     `tensors` have the codec's `layout` of `shapes`. Raises PeerError for steps and scales that
@@ -79,7 +79,7 @@ def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Terms:
     return _get(codec).restore(tensors, shapes)
 
 
-def with_feedback(codec: str, terms: Terms, residual: Terms) -> tuple[Tensors, Terms]:
+def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors, Arrays]:
     """What is sent for `terms`, stored, and the residual that is left once it was received.
 
     `residual` is that of the update before, or empty; the new one is empty where nothing was lost.
@@ -145,17 +145,17 @@ def _floats(dtype: str) -> Callable[[Shapes], Layout]:
     return lambda shapes: {name: (dtype, list(shape)) for name, shape in shapes.items()}
 
 
-def _store_whole(terms: Terms) -> tuple[Tensors, Terms]:
+def _store_whole(terms: Arrays) -> tuple[Tensors, Arrays]:
     return terms, {}
 
 
-def _store_half(terms: Terms) -> tuple[Tensors, Terms]:
+def _store_half(terms: Arrays) -> tuple[Tensors, Arrays]:
     largest = float(np.finfo(np.float16).max)
     stored = {n: np.clip(term, -largest, largest).astype(np.float16) for n, term in terms.items()}
     return stored, {n: term - stored[n].astype(np.float32) for n, term in terms.items()}
 
 
-def _restore_half(tensors: Tensors, shapes: Shapes) -> Terms:
+def _restore_half(tensors: Tensors, shapes: Shapes) -> Arrays:
     return {name: tensors[name].astype(np.float32) for name in shapes}
 
 
@@ -173,7 +173,7 @@ def _steps_layout(shapes: Shapes) -> Layout:
     return {**steps, **scales}
 
 
-def _store_steps(terms: Terms) -> tuple[Tensors, Terms]:
+def _store_steps(terms: Arrays) -> tuple[Tensors, Arrays]:
     tensors: dict[str, NDArray[Any]] = {}
     lost: dict[str, F32] = {}
     for name, term in terms.items():
@@ -210,7 +210,7 @@ def _scales(halves: NDArray[np.uint16]) -> F32:
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
-def _restore_steps(tensors: Tensors, shapes: Shapes) -> Terms:
+def _restore_steps(tensors: Tensors, shapes: Shapes) -> Arrays:
     terms = {}
     for name, shape in shapes.items():
         steps, scales = tensors[name], _scales(tensors[_scale_of(name)])

@@ -40,7 +40,7 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import codec as codecs
 from fedclip_edge.protocol.messages import KINDS, Message
 from fedclip_edge.protocol.signing import Identity, verifies
-from fedclip_edge.records import Contribution, Model, Shapes, Sums, Terms, Update, in_order
+from fedclip_edge.records import Arrays, Contribution, Model, Shapes, Sums, Update, in_order
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ def _pack(
 
 def _unpack(
     data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes, sums: Shapes
-) -> tuple[dict[str, Any], Terms, Sums]:
+) -> tuple[dict[str, Any], Arrays, Sums]:
     limit_bytes = payload_limit_bytes(shapes, codec, sums)
     body = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
     (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)

@@ -16,7 +16,7 @@ import numpy as np
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.protocol import wire
-from fedclip_edge.records import Model, Plan, Terms
+from fedclip_edge.records import Arrays, Model, Plan
 from fedclip_edge.simulating.host import Announcement, Task
 from fedclip_edge.simulating.splits import Device, Fleet
 from fedclip_edge.simulating.workers import Hosts
@@ -49,7 +49,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     hosts.start_run(task, devices)
     method = methods.get(plan.method)
     model = methods.initial(plan, task.views[0].classes, task.dim)
-    server: Terms = {}
+    server: Arrays = {}
     zero_shot: Mapping[tuple[str, str], Evaluation] = {}
     up = dict.fromkeys((device.name for device in devices), 0)
     down = dict(up)

@@ -186,7 +186,7 @@ class Host:
 def noise(update: Update, plan: Plan, seed: str) -> Update:
     """What a broken or hostile device sends in an update's place, of the same layout.
 
-    Terms are drawn from a normal distribution, NOISE times the update's norm in all, but within what
+    Arrays are drawn from a normal distribution, NOISE times the update's norm in all, but within what
     the plan admits; sums are drawn evenly up to the largest that the update has.
     """
     digest = hashlib.sha256(seed.encode())

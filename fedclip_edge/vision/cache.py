@@ -6,7 +6,6 @@ Laws: a feature is found only under the very picture hash and feature key it was
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,22 @@ import numpy as np
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import F32
+from fedclip_edge.storage.sqlite import (
+    Connection,
+    OtherDatabaseError,
+    OtherVersionError,
+    Schema,
+    errors_as,
+    open_database,
+)
 
-_SCHEMA = 1
+_SCHEMA = Schema(
+    version=1,
+    table="feature",
+    # Several processes may make the same file at once.
+    script="CREATE TABLE IF NOT EXISTS feature (key TEXT NOT NULL, picture TEXT NOT NULL, "
+    "vector BLOB NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID;",
+)
 _ASKED = 500  # SQLite's oldest limit on variables in one statement is 999
 
 
@@ -32,7 +45,7 @@ class FeatureCache:
     def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
         """The raw features [D] that are there, by picture hash; raises DataError if damaged."""
         found: dict[str, F32] = {}
-        with _told(self.path):
+        with _errors_of(self.path):
             for start in range(0, len(hashes), _ASKED):
                 some = hashes[start : start + _ASKED]
                 marks = ",".join("?" * len(some))
@@ -51,11 +64,11 @@ class FeatureCache:
             (feature_key, picture, np.ascontiguousarray(vector, "<f4").tobytes())
             for picture, vector in features.items()
         ]
-        with _told(self.path), self._db:
+        with _errors_of(self.path), self._db:
             self._db.executemany("INSERT OR IGNORE INTO feature VALUES (?, ?, ?)", rows)
 
     def __len__(self) -> int:
-        with _told(self.path):
+        with _errors_of(self.path):
             (count,) = self._db.execute("SELECT count(*) FROM feature").fetchone()
         return int(count)
 
@@ -75,52 +88,46 @@ class FeatureCache:
         self.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
             f"{path.parent} cannot be made for the feature cache: {error.strerror or error}"
         ) from error
-    with _told(path):
-        db = sqlite3.connect(path, timeout=30.0)
     try:
-        with _told(path):
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # a power cut loses a batch, not the file
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _SCHEMA):
-                raise DataError(
-                    f"the feature cache {path} was made by another version of this program; "
-                    "delete it: the features are computed again"
-                )
-            with db:
-                db.execute(
-                    "CREATE TABLE IF NOT EXISTS feature ("
-                    "key TEXT NOT NULL, picture TEXT NOT NULL, vector BLOB NOT NULL, "
-                    "PRIMARY KEY (key, picture)) WITHOUT ROWID"
-                )
-                db.execute(f"PRAGMA user_version = {_SCHEMA}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+        with _errors_of(path):
+            # A power cut loses a batch, not the file.
+            return open_database(path, _SCHEMA, durable=False, timeout_s=30.0)
+    except OtherDatabaseError:
+        raise DataError(
+            f"{path} is the database of something else; name another folder for the features"
+        ) from None
+    except OtherVersionError:
+        raise DataError(
+            f"the feature cache {path} was made by another version of this program; "
+            "delete it: the features are computed again"
+        ) from None
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _errors_of(path: Path) -> Iterator[None]:
     """SQLite's errors as DataError, saying what to do."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:  # closed, or another thread: the caller's mistake
-        raise
-    except sqlite3.OperationalError as error:  # locked, read-only, disk full
-        raise DataError(
+
+    def refused(error: Exception) -> DataError:  # locked, read-only, disk full
+        return DataError(
             f"the feature cache {path} cannot be used: {error}; "
             "free the disk, the file or its permissions, and start again"
-        ) from error
-    except (sqlite3.DatabaseError, ValueError) as error:
-        raise DataError(
+        )
+
+    def damaged(error: Exception) -> DataError:
+        return DataError(
             f"the feature cache {path} is damaged ({error}); "
             "delete it: the features are computed again"
-        ) from error
+        )
+
+    try:
+        with errors_as(refused, damaged):
+            yield
+    except ValueError as error:  # a vector of half a number
+        raise damaged(error) from error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trained_run import write_mixed
 
-from fedclip_edge.agent.features import DeviceFeatures, prepare
+from fedclip_edge.agent.features import DeviceFeatures, prepare_features
 from fedclip_edge.config import AgentConfig, DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features, Role
@@ -64,7 +64,7 @@ def is_of(features: Features, pictures: tuple[Picture, ...], bundle: Bundle) -> 
 
 
 def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: Bundle) -> None:
-    made, expected = prepare(config(site), random_bundle, None), sides(site, random_bundle)
+    made, expected = prepare_features(config(site), random_bundle, None), sides(site, random_bundle)
     assert is_of(made.train, expected.train, random_bundle)
     assert is_of(made.validation, expected.validation, random_bundle)
     assert is_of(made.test, expected.test, random_bundle)
@@ -73,8 +73,8 @@ def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: B
 
 
 def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: Bundle) -> None:
-    first = prepare(config(site), random_bundle, None)
-    again = prepare(config(site), random_bundle, None)
+    first = prepare_features(config(site), random_bundle, None)
+    again = prepare_features(config(site), random_bundle, None)
     assert again.encoded == 0
     for before, after in zip(all_of(first), all_of(again), strict=True):
         assert before.vectors.tobytes() == after.vectors.tobytes()
@@ -84,10 +84,10 @@ def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: B
 def test_under_another_name_a_picture_is_on_the_same_side(
     site: Path, random_bundle: Bundle
 ) -> None:
-    first = prepare(config(site), random_bundle, None)
+    first = prepare_features(config(site), random_bundle, None)
     for number, path in enumerate(sorted((site / "pictures").rglob("*.*"), reverse=True)):
         path.rename(path.with_stem(f"renamed-{number}"))
-    again = prepare(config(site), random_bundle, None)
+    again = prepare_features(config(site), random_bundle, None)
     assert again.encoded == 0
     assert list(map(rows, all_of(again))) == list(map(rows, all_of(first)))
 
@@ -96,7 +96,10 @@ def test_under_another_name_a_picture_is_on_the_same_side(
 def test_only_the_sides_that_its_roles_need_are_encoded(
     site: Path, random_bundle: Bundle, roles: tuple[Role, ...]
 ) -> None:
-    made, all_sides = prepare(config(site, roles), random_bundle, None), sides(site, random_bundle)
+    made, all_sides = (
+        prepare_features(config(site, roles), random_bundle, None),
+        sides(site, random_bundle),
+    )
     train = len(all_sides.train) if "train" in roles else 0
     test = len(all_sides.test) if "evaluate" in roles else 0
     assert list(map(len, all_of(made))) == [train, len(all_sides.validation), test]
@@ -108,7 +111,7 @@ def test_a_picture_that_cannot_be_read_is_skipped_counted_and_named(
 ) -> None:
     broken = site / "pictures" / "circle" / "broken.jpg"
     broken.write_text("this is no picture")
-    made = prepare(config(site), random_bundle, None)
+    made = prepare_features(config(site), random_bundle, None)
     assert (made.encoded, made.skipped) == (24, 1)
     assert f"picture_skipped picture={broken} reason=" in capsys.readouterr().out
 
@@ -121,7 +124,7 @@ def test_what_will_not_count_is_said(
     dataset = read_folder(site / "pictures", random_bundle.classes.names)
     untested = split(dataset, config(site, BOTH, shares).data).classes_without_test
     assert 0 < len(untested) < len(random_bundle.classes.names)
-    prepare(config(site, BOTH, shares), random_bundle, None)
+    prepare_features(config(site, BOTH, shares), random_bundle, None)
     said = capsys.readouterr().out
     assert "files_ignored count=1 kinds=.txt" in said
     for name in random_bundle.classes.names:
@@ -132,7 +135,7 @@ def test_what_will_not_count_is_said(
 def test_who_evaluates_nothing_misses_no_test_pictures(
     site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle, None)
+    prepare_features(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle, None)
     assert "class_without_test_pictures" not in capsys.readouterr().out
 
 
@@ -145,11 +148,11 @@ def test_a_role_without_a_picture_ends_with_what_to_change(
 ) -> None:
     said = f"pictures has no {side} pictures .* cam-a has the role '{role}'; add pictures"
     with pytest.raises(DataError, match=said):
-        prepare(config(site, (role,), shares), random_bundle, None)
+        prepare_features(config(site, (role,), shares), random_bundle, None)
 
 
 def test_progress_is_said_until_each_side_is_done(site: Path, random_bundle: Bundle) -> None:
     said: list[tuple[int, int]] = []
-    made = prepare(config(site), random_bundle, lambda done, of: said.append((done, of)))
+    made = prepare_features(config(site), random_bundle, lambda done, of: said.append((done, of)))
     ends = [done for done, of in said if done == of]
     assert ends == list(map(len, all_of(made)))

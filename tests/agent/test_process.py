@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
-from fedclip_edge.agent.process import loop
+import pytest
+
+from fedclip_edge.agent.process import loop, run
 from fedclip_edge.agent.session import Session
+from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.transport.base import Received
+from fedclip_edge.vision.bundle import Bundle
 
 
 def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
@@ -19,7 +26,7 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
         finished = False
         refused_messages = taken = 0
 
-        def take(self, event: Received, now: float) -> None:
+        def handle_event(self, event: Received, now: float) -> None:
             self.taken += 1
             assert self.taken < 10_000
 
@@ -30,3 +37,13 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
     worker = Worker()
     loop(cast("Session", worker), once=True)
     assert worker.taken > 1
+
+
+def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bundle: Bundle) -> None:
+    data, state = DataConfig(tmp_path / "nothing"), tmp_path / "state"
+    with pytest.raises(DataError) as refused:
+        run(AgentConfig("cam-a", "lab", random_bundle.folder, data, state), once=True)
+    assert refused.tb is not None, "its frames are alive, and what they left open would be as well"
+    lock_file(state / "lock", "the state_dir").close()
+    # The last connection that is closed takes the log along.
+    assert {path.name for path in state.iterdir()} == {"lock", "parked.sqlite"}

@@ -23,7 +23,7 @@ from session_scene import (
 )
 
 from fedclip_edge.agent.model_download import REPAIR_S
-from fedclip_edge.agent.state_db import Parked
+from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.errors import DiskError, RefusedError
 from fedclip_edge.protocol import chunks, signing, wire
@@ -37,7 +37,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.records import Model, Plan, Report, Role, Terms, Update
+from fedclip_edge.records import Arrays, Model, Plan, Report, Role, Update
 from fedclip_edge.transport.base import Connected, Received
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
@@ -1023,7 +1023,7 @@ def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None
     true = np.full((40, 10), 1e-3)
     true[:, 0] = 1.0
 
-    def fit(model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         return Update("sum", 1, {"gate": true.astype(np.float32)}), {}
 
     rounds = 30
@@ -1055,7 +1055,7 @@ def test_a_full_disk_ends_it_before_anything_is_offered(
     def full(*_: object) -> None:
         raise DiskError("parked.sqlite cannot be written")
 
-    monkeypatch.setattr(Parked, "park", full)
+    monkeypatch.setattr(StateDb, "park", full)
     with pytest.raises(DiskError):
         scene.join()
     assert scene.heard(Offer) == []

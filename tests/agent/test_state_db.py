@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from fedclip_edge.agent.state_db import (
     RUNS,
     CarryOver,
-    Parked,
     PendingUpdate,
     RunPosition,
+    StateDb,
     open_state_db,
 )
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.protocol import codec
-from fedclip_edge.records import Terms
+from fedclip_edge.records import Arrays
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def parked(path: Path) -> Iterator[Parked]:
+def parked(path: Path) -> Iterator[StateDb]:
     opened = open_state_db(path)
     yield opened
     opened.close()
@@ -59,7 +59,7 @@ def value(carried: CarryOver) -> float:
     return float(carried.residual["gate"][0])
 
 
-def test_the_very_same_bytes_are_there_after_a_restart(parked: Parked, path: Path) -> None:
+def test_the_very_same_bytes_are_there_after_a_restart(parked: StateDb, path: Path) -> None:
     made = update(3, body=b"one\0two")
     parked.keep_update(made, left(1))
     again = open_state_db(path)  # nothing was closed: a killed process says no good-bye
@@ -90,12 +90,12 @@ def test_what_is_parked_survives_a_kill(path: Path) -> None:
     parked.close()
 
 
-def test_every_commit_is_synced(parked: Parked) -> None:
+def test_every_commit_is_synced(parked: StateDb) -> None:
     assert parked._rows("PRAGMA synchronous") == [(2,)]
     assert parked._rows("PRAGMA journal_mode") == [("wal",)]
 
 
-def test_what_is_left_counts_from_kept_on(parked: Parked) -> None:
+def test_what_is_left_counts_from_kept_on(parked: StateDb) -> None:
     parked.keep_update(update(1), left(1))
     assert value(parked.carry_over("run-1")) == 0
     parked.resolve("run-1", update(1).sha256, kept=True)
@@ -103,7 +103,7 @@ def test_what_is_left_counts_from_kept_on(parked: Parked) -> None:
     assert parked.pending_update("run-1") is None
 
 
-def test_what_is_left_is_kept_by_value_not_by_layout(parked: Parked) -> None:
+def test_what_is_left_is_kept_by_value_not_by_layout(parked: StateDb) -> None:
     term = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
     parked.keep_update(update(1), CarryOver({"a": term}, {"b": term.T}))
     parked.resolve("run-1", update(1).sha256, kept=True)
@@ -112,7 +112,7 @@ def test_what_is_left_is_kept_by_value_not_by_layout(parked: Parked) -> None:
     np.testing.assert_array_equal(carried.state["b"], term.T)
 
 
-def test_where_it_is_refused_what_was_left_before_stays(parked: Parked) -> None:
+def test_where_it_is_refused_what_was_left_before_stays(parked: StateDb) -> None:
     parked.keep_update(update(1), left(1))
     parked.resolve("run-1", update(1).sha256, kept=True)
     parked.keep_update(update(2), left(2))
@@ -122,7 +122,7 @@ def test_where_it_is_refused_what_was_left_before_stays(parked: Parked) -> None:
     assert parked.pending_update("run-1") is None
 
 
-def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(parked: Parked) -> None:
+def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(parked: StateDb) -> None:
     """For a coordinator whose journal is an old copy, which asks for a round once more."""
     parked.keep_update(update(1), left(1))
     parked.resolve("run-1", update(1).sha256, kept=True)
@@ -131,7 +131,7 @@ def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(parked: P
     assert value(parked.carry_over("run-1")) == 1
 
 
-def test_an_answer_to_another_update_settles_nothing(parked: Parked) -> None:
+def test_an_answer_to_another_update_settles_nothing(parked: StateDb) -> None:
     parked.keep_update(update(2), left(2))
     for kept in (True, False):
         parked.resolve("run-1", update(1).sha256, kept=kept)
@@ -142,7 +142,7 @@ def test_an_answer_to_another_update_settles_nothing(parked: Parked) -> None:
     assert value(parked.carry_over("run-1")) == 2
 
 
-def test_runs_are_apart_and_an_update_waits_for_its_own(parked: Parked) -> None:
+def test_runs_are_apart_and_an_update_waits_for_its_own(parked: StateDb) -> None:
     parked.keep_update(update(1), left(1))
     parked.resolve("run-1", update(1).sha256, kept=True)
     parked.keep_update(update(2), left(2))
@@ -159,7 +159,7 @@ def test_runs_are_apart_and_an_update_waits_for_its_own(parked: Parked) -> None:
     assert value(parked.carry_over("run-1")) == 2
 
 
-def test_only_the_newest_few_runs_stay(parked: Parked) -> None:
+def test_only_the_newest_few_runs_stay(parked: StateDb) -> None:
     names = [f"run-{n}" for n in range(RUNS + 3)]
     for name in names:
         parked.keep_update(update(1, name), left(1))
@@ -169,7 +169,7 @@ def test_only_the_newest_few_runs_stay(parked: Parked) -> None:
     assert [name for name in names if parked.pending_update(name)] == names[-RUNS:]
 
 
-def test_the_file_does_not_grow_with_the_rounds(parked: Parked) -> None:
+def test_the_file_does_not_grow_with_the_rounds(parked: StateDb) -> None:
     sizes = []
     for number in range(1, 40):
         parked.keep_update(update(number, body=bytes([number]) * 50_000), left(number))
@@ -182,7 +182,7 @@ def test_the_file_does_not_grow_with_the_rounds(parked: Parked) -> None:
 # The floor.
 
 
-def test_the_last_manifest_is_remembered(parked: Parked, path: Path) -> None:
+def test_the_last_manifest_is_remembered(parked: StateDb, path: Path) -> None:
     assert parked.position == RunPosition()
     parked.move_position(RunPosition(7, "run-1", 3, over=True))
     again = open_state_db(path)
@@ -217,7 +217,7 @@ def test_nothing_of_a_run_comes_after_its_end() -> None:
 # The disk.
 
 
-def break_with(parked: Parked, statement: str) -> None:
+def break_with(parked: StateDb, statement: str) -> None:
     """Lets every statement that starts so fail, as a full disk does."""
 
     class Broken:
@@ -243,7 +243,7 @@ def break_with(parked: Parked, statement: str) -> None:
 
 @pytest.mark.parametrize("statement", ["INSERT", "DELETE", "INSERT OR IGNORE INTO carried"])
 def test_a_full_disk_is_said_and_changes_nothing(
-    parked: Parked, path: Path, statement: str
+    parked: StateDb, path: Path, statement: str
 ) -> None:
     parked.keep_update(update(1), left(1))
     parked.resolve("run-1", update(1).sha256, kept=True)
@@ -256,7 +256,7 @@ def test_a_full_disk_is_said_and_changes_nothing(
     again.close()
 
 
-def test_an_answer_that_cannot_be_written_is_asked_for_again(parked: Parked, path: Path) -> None:
+def test_an_answer_that_cannot_be_written_is_asked_for_again(parked: StateDb, path: Path) -> None:
     parked.keep_update(update(1), left(1))
     break_with(parked, "DELETE FROM carried")
     with pytest.raises(DiskError, match="cannot be written"):
@@ -319,7 +319,7 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
             assert again.payload == update(number).payload
         kept = fate.endswith("kept")
         if kept:
-            received: Terms = codec.restore(name, sent, shapes)
+            received: Arrays = codec.restore(name, sent, shapes)
             arrived += received["gate"]
             meant += made["gate"]
         database.resolve("run-1", update(number).sha256, kept=kept)

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
+from opened import opened
 
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
@@ -187,14 +188,13 @@ def test_zero_shot_over_all_pictures_is_measured_at_the_end(tmp_path: Path) -> N
 def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict[str, Report]:
     """A whole run; the report of each device on the last model."""
     folder.mkdir()
-    fleet = Fleet(folder, plan, RunRules(devices=len(data), quorum=1.0), CLASSES)
+    fleet = opened(Fleet(folder, plan, RunRules(devices=len(data), quorum=1.0), CLASSES))
     for name, its in data.items():
         session = fleet.start_device(name, its.train, its.test)
         assert isinstance(session.learner, LocalTrainer)
         session.learner.data = its
     fleet.run()
     reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
-    fleet.journal.close()
     return {report.device: report for report in reports if report.round == plan.rounds}
 
 

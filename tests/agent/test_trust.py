@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from session_scene import ME, TOPICS, manifest, state
 
-from fedclip_edge.agent.state_db import Parked, open_state_db
+from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
@@ -19,7 +19,7 @@ STRANGER = signing.create_identity()
 
 
 @pytest.fixture
-def parked(tmp_path: Path) -> Iterator[Parked]:
+def parked(tmp_path: Path) -> Iterator[StateDb]:
     opened = open_state_db(tmp_path / "parked.sqlite")
     yield opened
     opened.close()
@@ -30,31 +30,31 @@ def signed(message: Message, by: signing.Identity = ME, name: str = "coordinator
     return wire.unpack_control(TOPICS.round, payload)
 
 
-def test_the_first_key_of_a_run_is_its_key(parked: Parked) -> None:
+def test_the_first_key_of_a_run_is_its_key(parked: StateDb) -> None:
     believing = Trust("b1", "", parked)
     believing.check(signed(manifest()))
     with pytest.raises(PeerError):
         believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
 
 
-def test_the_pinned_key_is_the_only_one(parked: Parked) -> None:
+def test_the_pinned_key_is_the_only_one(parked: StateDb) -> None:
     believing = Trust("b1", STRANGER.key, parked)
     with pytest.raises(PeerError):
         believing.check(signed(manifest()))
     believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
 
 
-def test_nobody_else_speaks_for_the_coordinator(parked: Parked) -> None:
+def test_nobody_else_speaks_for_the_coordinator(parked: StateDb) -> None:
     with pytest.raises(PeerError, match="only the coordinator may"):
         Trust("b1", "", parked).check(signed(manifest(), name="cam-7"))
 
 
-def test_an_answer_before_any_manifest_is_not_believed(parked: Parked) -> None:
+def test_an_answer_before_any_manifest_is_not_believed(parked: StateDb) -> None:
     with pytest.raises(PeerError, match="nothing is known"):
         Trust("b1", "", parked).check(signed(Kept("run-1", 1, "0" * 64)))
 
 
-def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: Parked) -> None:
+def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: StateDb) -> None:
     newest = replace(manifest(), epoch=3, round=2, model_round=1)
     Trust("b1", "", parked).accept_manifest(newest, direct=False)
     after = Trust("b2", "", parked)
@@ -70,7 +70,7 @@ def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: Parked)
     after.accept_manifest(newest, direct=False)
 
 
-def test_an_answer_to_another_process_is_refused(parked: Parked) -> None:
+def test_an_answer_to_another_process_is_refused(parked: StateDb) -> None:
     believing = Trust("b2", "", parked)
     with pytest.raises(PeerError, match="for boot 'b1'"):
         believing.accept_manifest(manifest(answers="b1"), direct=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedclip_edge.agent.state_db import CarryOver, Parked, open_state_db
+from fedclip_edge.agent.state_db import CarryOver, StateDb, open_state_db
 from fedclip_edge.agent.upload import REPEAT_S, Upload
 from fedclip_edge.protocol import chunks
 from fedclip_edge.protocol.messages import Kept, Offer, Refused, Want
@@ -19,7 +19,7 @@ PLAN = Plan()
 
 
 @pytest.fixture
-def parked(tmp_path: Path) -> Iterator[Parked]:
+def parked(tmp_path: Path) -> Iterator[StateDb]:
     opened = open_state_db(tmp_path / "parked.sqlite")
     yield opened
     opened.close()
@@ -30,7 +30,7 @@ def make(mine: Upload, round: int = 1, seed: int = 0) -> Offer:
     made = Contribution(
         "run-1", round, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
     )
-    return mine.make(made, PLAN, mine.carry_over("run-1"), {}, now=0.0)
+    return mine.make_offer(made, PLAN, mine.carry_over("run-1"), {}, now=0.0)
 
 
 def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
@@ -41,7 +41,7 @@ def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False)
     return incoming.assemble() if incoming.complete else b""
 
 
-def test_it_is_on_disk_before_it_is_offered(parked: Parked) -> None:
+def test_it_is_on_disk_before_it_is_offered(parked: StateDb) -> None:
     mine = Upload(parked)
     offer = make(mine)
     found = parked.pending_update("run-1")
@@ -50,10 +50,10 @@ def test_it_is_on_disk_before_it_is_offered(parked: Parked) -> None:
     assert sent(mine, offer) == found.payload
 
 
-def test_no_other_is_made_before_it_is_settled(parked: Parked) -> None:
+def test_no_other_is_made_before_it_is_settled(parked: StateDb) -> None:
     mine = Upload(parked)
     offer = make(mine)
-    assert mine.unsettled
+    assert mine.is_pending
     assert not mine.owes(1)
     assert not mine.owes(2)
     mine.resolve(Kept("run-1", 1, "0" * 64))
@@ -63,7 +63,7 @@ def test_no_other_is_made_before_it_is_settled(parked: Parked) -> None:
     assert mine.owes(2)
 
 
-def test_after_a_kill_the_very_same_one_is_offered(parked: Parked) -> None:
+def test_after_a_kill_the_very_same_one_is_offered(parked: StateDb) -> None:
     offer = make(Upload(parked))
     again = Upload(parked)
     again.resume_run("run-1")
@@ -71,11 +71,11 @@ def test_after_a_kill_the_very_same_one_is_offered(parked: Parked) -> None:
     again.resolve(Kept("run-1", 1, offer.parcel.sha256))
     after = Upload(parked)
     after.resume_run("run-1")
-    assert not after.unsettled
+    assert not after.is_pending
     assert not after.owes(1)
 
 
-def test_what_is_left_behind_counts_once_it_is_kept(parked: Parked) -> None:
+def test_what_is_left_behind_counts_once_it_is_kept(parked: StateDb) -> None:
     mine = Upload(parked)
     refused = make(mine)
     mine.resolve(Refused("late", final=False, sha256=refused.parcel.sha256, closed=1))
@@ -85,7 +85,7 @@ def test_what_is_left_behind_counts_once_it_is_kept(parked: Parked) -> None:
     assert mine.carry_over("run-1").residual["gate"].any()
 
 
-def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: Parked) -> None:
+def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: StateDb) -> None:
     mine = Upload(parked)
     offer = make(mine)
     assert mine.poll_offer(REPEAT_S - 0.1, sending=False) is None
@@ -93,44 +93,44 @@ def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: Parked)
     sent(mine, offer, now=REPEAT_S)
     assert mine.poll_offer(2 * REPEAT_S, sending=True) is None
     assert sent(mine, offer, now=2 * REPEAT_S, sending=True) == b""
-    mine.link_came(None)
+    mine.start_link(None)
     assert mine.poll_offer(2 * REPEAT_S, sending=True) == offer
 
 
-def test_it_is_offered_again_in_chunks_that_the_next_link_takes(parked: Parked) -> None:
+def test_it_is_offered_again_in_chunks_that_the_next_link_takes(parked: StateDb) -> None:
     mine = Upload(parked)
     before = make(mine)
     body = sent(mine, before)
-    mine.link_came(1_500)
+    mine.start_link(1_500)
     after = mine.poll_offer(REPEAT_S, sending=False)
     assert after is not None
     assert after.parcel.sha256 == before.parcel.sha256
     assert 24 + after.parcel.chunk_bytes < 1_500 < before.parcel.chunk_bytes
     assert sent(mine, after) == body != b""
     again = Upload(parked)
-    again.link_came(1_500)
+    again.start_link(1_500)
     again.resume_run("run-1")
     assert again.poll_offer(0.0, sending=False) == after
 
 
-def test_a_refusal_in_an_open_round_settles_nothing(parked: Parked) -> None:
+def test_a_refusal_in_an_open_round_settles_nothing(parked: StateDb) -> None:
     mine = Upload(parked)
     offer = make(mine)
     mine.resolve(Refused("no", final=False, sha256=offer.parcel.sha256))
-    assert mine.unsettled
+    assert mine.is_pending
     assert mine.poll_offer(100.0, sending=False) is None
     assert sent(mine, offer) == b""
 
 
-def test_the_end_of_a_run_forgets_it(parked: Parked) -> None:
+def test_the_end_of_a_run_forgets_it(parked: StateDb) -> None:
     mine = Upload(parked)
     make(mine)
-    mine.end("run-1")
-    assert not mine.unsettled
+    mine.end_run("run-1")
+    assert not mine.is_pending
     assert parked.pending_update("run-1") is None
 
 
-def test_a_term_out_of_the_codecs_range_is_carried(parked: Parked) -> None:
+def test_a_term_out_of_the_codecs_range_is_carried(parked: StateDb) -> None:
     mine = Upload(parked)
     term = np.full((2, 2), 0.3, np.float32)
     made = Contribution(
@@ -138,6 +138,6 @@ def test_a_term_out_of_the_codecs_range_is_carried(parked: Parked) -> None:
     )
     carried = CarryOver({"gate": np.full((2, 2), 0.2, np.float32)})
     lossless = replace(PLAN, codec_up="fp32")
-    offer = mine.make(made, lossless, carried, {}, now=0.0)
+    offer = mine.make_offer(made, lossless, carried, {}, now=0.0)
     mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
     assert mine.carry_over("run-1").residual == {}, "what was carried went out whole"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from coordinated_fleet import PLAN, RULES, device, final, restart, steps, undisturbed
 from in_memory import ENCODER, Fleet, class_texts
+from opened import opened
 
 from fedclip_edge.agent.session import Session
 from fedclip_edge.coordinator.coordinator import resume_coordinator
@@ -67,7 +68,8 @@ def enrolled(folder: Path, broker: InMemoryBroker, *, pinned: bool = True) -> Fl
     for name in BOXES:
         key = signing.load_or_create(folder / name / "device.key").key
         books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
-    return Fleet(folder, PLAN, RULES, broker=broker, registry=books if pinned else None)
+    registry = books if pinned else None
+    return opened(Fleet(folder, PLAN, RULES, broker=broker, registry=registry))
 
 
 @pytest.fixture
@@ -285,7 +287,7 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
         for said in old:
             if said[0].endswith(("down", "model", "round", "coord/state")):
                 broker.inject(*said[:2])
-    assert not anew.upload.unsettled  # it trained nothing
+    assert not anew.upload.is_pending  # it trained nothing
     assert anew.evaluation_queue.report is None  # and evaluated nothing
     broker.attack = None
     fleet.run()
@@ -321,7 +323,7 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
     assert fleet.registry is not None
     gone = fleet.registry.devices["cam-1"]
     fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
-    boot = fleet.sessions["cam-1"].incarnation
+    boot = fleet.sessions["cam-1"].publisher.incarnation
     assert fleet.coordinator.apply_registry(fewer, fleet.now) == {"cam-1": boot}
     assert fleet.coordinator.apply_registry(fewer, fleet.now) == {}
     with pytest.raises(RefusedError, match="cam-1: it was revoked"):

@@ -7,6 +7,7 @@ model. test_hostile_client.py does it with processes and a broker.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -27,6 +28,7 @@ from hostile_bytes import Aim, Said
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet
+from opened import opened
 
 from fedclip_edge.agent.session import Session
 from fedclip_edge.errors import PeerError, RefusedError
@@ -62,6 +64,9 @@ class Target:
     def session(self) -> Session:
         return self.fleet.sessions["cam-0"]
 
+    def close(self) -> None:
+        self.fleet.close()
+
     def aim(self) -> Aim:
         coordinator = self.fleet.coordinator
         return Aim(
@@ -82,7 +87,7 @@ class Target:
         aim = hostile.as_sender(
             self.aim(), "coordinator", self.fleet.coordinator.publisher.identity
         )
-        return replace(aim, boot=self.session.incarnation, device="cam-0")
+        return replace(aim, boot=self.session.publisher.incarnation, device="cam-0")
 
     def to_coordinator(self, topic: str, payload: bytes) -> int:
         """How many refusals that makes."""
@@ -140,18 +145,18 @@ def join(target: Target) -> None:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    made = make(tmp_path_factory.mktemp("hostile"))
-    join(made)
-    return made
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with contextlib.closing(make(tmp_path_factory.mktemp("hostile"))) as made:
+        join(made)
+        yield made
 
 
 @pytest.fixture(scope="module")
-def other_target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+def other_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """For bodies: one that no mutated message has made say hello, or wait for another epoch."""
-    made = make(tmp_path_factory.mktemp("bodies"))
-    join(made)
-    return made
+    with contextlib.closing(make(tmp_path_factory.mktemp("bodies"))) as made:
+        join(made)
+        yield made
 
 
 # What the corpus holds, by direction: (topic, payload), each to be refused once.
@@ -326,7 +331,7 @@ def test_the_right_ones_are_taken(target: Target) -> None:
 
 
 def test_a_flood_of_wants_does_not_fill_the_outbox(tmp_path: Path) -> None:
-    target = make(tmp_path)
+    target = opened(make(tmp_path))
     join(target)
     aim, broker = target.aim(), target.fleet.broker
     sent: list[str] = []
@@ -351,7 +356,7 @@ def test_names_without_end_are_counted_together(
 ) -> None:
     coordinator = target.fleet.coordinator
     known = len(coordinator.refused_messages)
-    monkeypatch.setattr("fedclip_edge.coordinator._PEERS_COUNTED", known + 10)
+    monkeypatch.setattr("fedclip_edge.coordinator.coordinator._PEERS_COUNTED", known + 10)
     before = coordinator.refused_messages[""]
     for number in range(50):
         assert target.to_coordinator(TOPICS.up(f"nobody-{number}"), b"") == 1
@@ -464,8 +469,7 @@ _LIMIT_BYTES = 96 * 2**20
 
 def within_a_limit() -> None:
     """All of the corpus in this process, which may grow by _LIMIT_BYTES of address space."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = make(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(make(Path(folder))) as target:
         join(target)
         bodies = list(hostile.wrong_contributions(target.aim()).values())
         models = hostile.wrong_models(
@@ -503,7 +507,7 @@ def test_the_whole_corpus_fits_into_little_memory() -> None:
 
 def test_a_run_under_fire_ends_with_the_same_model(tmp_path: Path) -> None:
     """The hostile device is one of the cohort, and a broker lets anybody write anywhere."""
-    target = make(tmp_path, devices=3, quorum=0.6)
+    target = opened(make(tmp_path, devices=3, quorum=0.6))
     for number in range(2):
         device(target.fleet, number)
     target.fleet.step()

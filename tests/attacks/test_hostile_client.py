@@ -19,7 +19,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 import system
-from conftest import StartMosquitto
+from brokers import StartMosquitto
 from example_agent import initial, start
 from hostile_bytes import Aim
 from paho.mqtt.enums import CallbackAPIVersion

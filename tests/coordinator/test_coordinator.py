@@ -32,6 +32,7 @@ from drawn_records import report
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
+from opened import opened
 
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.journal import open_journal
@@ -135,7 +136,7 @@ def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
 def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
     """The same seed trains to the same bytes, so repeating the round for ever would not help."""
     plan = Plan(rounds=2, max_norm=1e-9)
-    fleet = Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6))
+    fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6)))
     for number in range(2):
         fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))
     with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above max_norm"):
@@ -369,16 +370,16 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
         fleet = make(tmp_path, broker=broker)
         for number in range(2):
             device(fleet, number)
-        until(fleet, lambda: all(s.upload._offered is not None for s in fleet.sessions.values()))
-        offered = fleet.sessions["cam-0"].upload._offered
+        until(fleet, lambda: all(s.upload._pending is not None for s in fleet.sessions.values()))
+        offered = fleet.sessions["cam-0"].upload._pending
         assert offered is not None
-        before = offered.parcel.chunks
+        before = offered.blob.chunks
         broker.limits = Limits(2_000)
         broker.die(forgets=True)
         for _, link in fleet.parties():
             broker.come_back(link)
         steps(fleet, 1)
-        assert offered.parcel.chunks > before
+        assert offered.blob.chunks > before
         fleet.run()
     assert final(fleet) == undisturbed()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from in_memory import ENCODER, class_texts
+from opened import opened
 
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
@@ -30,7 +31,7 @@ def config(folder: Path, plan: Plan = PLAN) -> FleetConfig:
 def open_books(folder: Path) -> run_state.RunState:
     """As a process does that has just started."""
     settings = config(folder)
-    store = open_journal(settings.journal)
+    store = opened(open_journal(settings.journal))
     run = run_state.begin(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     return run_state.open_run_state(run, store, Layout(shapes, shapes))
@@ -108,7 +109,7 @@ def test_only_a_lossy_codec_costs_a_second_copy_and_of_the_newest_model_alone(
     tmp_path: Path, name: Any, stored_twice: bool
 ) -> None:
     settings = config(tmp_path, dataclasses.replace(PLAN, codec_up="fp32", codec_down=name))
-    store = open_journal(settings.journal)
+    store = opened(open_journal(settings.journal))
     run = run_state.begin(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     state = run_state.open_run_state(run, store, Layout(shapes, shapes))
@@ -171,7 +172,7 @@ def test_what_is_not_for_this_device_round_and_model_is_refused(tmp_path: Path) 
 
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
-    store = open_journal(tmp_path / "journal.sqlite")
+    store = opened(open_journal(tmp_path / "journal.sqlite"))
     store.pin_key(run.id, "cam-0", "a" * 64)
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
     with pytest.raises(ConfigError, match=run.id):
@@ -185,7 +186,7 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) 
 
 def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
-    store = open_journal(tmp_path / "journal.sqlite")
+    store = opened(open_journal(tmp_path / "journal.sqlite"))
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
     begun = run_state.begin(other, CLASSES, D, ENCODER, store)
     assert begun.id != run.id

@@ -19,7 +19,7 @@ from made_up_network import Outcome, simulate
 
 from fedclip_edge.agent import state_db
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import CarryOver, Parked, PendingUpdate, RunPosition
+from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, RunPosition, StateDb
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.coordinator import round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
@@ -31,6 +31,7 @@ from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol.chunks import Incoming, Ranges
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Contribution
+from fedclip_edge.storage.sqlite import errors_as
 
 SEEDS = 2000
 ADVERSARY = ROOT / "benchmarks" / "adversary.py"
@@ -153,7 +154,7 @@ def joins_what_came(self: Incoming) -> bytes:
     return data
 
 
-def parks_with_the_next(self: Parked, update: PendingUpdate, left: CarryOver) -> None:
+def parks_with_the_next(self: StateDb, update: PendingUpdate, left: CarryOver) -> None:
     database = self._database
     database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
     self._clear(update.run)
@@ -166,16 +167,16 @@ def parks_with_the_next(self: Parked, update: PendingUpdate, left: CarryOver) ->
 
 
 def takes_any_answer_for_kept(
-    self: Parked, run: str, sha256: str, *, kept: bool, settle: Any = Parked.resolve
+    self: StateDb, run: str, sha256: str, *, kept: bool, settle: Any = StateDb.resolve
 ) -> None:
     settle(self, run, sha256, kept=True)
 
 
-def forgets_what_was_left(self: Parked, run: str, carried: Any = Parked.carry_over) -> CarryOver:
+def forgets_what_was_left(self: StateDb, run: str, carried: Any = StateDb.carry_over) -> CarryOver:
     return CarryOver({}, carried(self, run).state)
 
 
-def leaves_what_nobody_kept(self: Parked, run: str) -> CarryOver:
+def leaves_what_nobody_kept(self: StateDb, run: str) -> CarryOver:
     rows = self._rows("SELECT terms FROM carried WHERE run = ? ORDER BY rowid DESC LIMIT 1", run)
     terms = safetensors.numpy.load(rows[0][0]) if rows else {}
     return CarryOver(state_db._named(terms, "residual/"), state_db._named(terms, "state/"))
@@ -185,8 +186,8 @@ def gives_up_waiting_for_the_answer(
     self: Upload, manifest: Manifest, go_back: Any = Upload.go_back
 ) -> None:
     go_back(self, manifest)
-    if self._offered is not None and self._offered.update.round < manifest.round:
-        self._offered = None
+    if self._pending is not None and self._pending.update.round < manifest.round:
+        self._pending = None
 
 
 def believes_any_epoch(self: RunPosition, other: RunPosition) -> bool:
@@ -198,7 +199,7 @@ def stays_below(self: Coordinator, device: str, epoch: int) -> None:
 
 
 def writes_on(self: Journal) -> Iterator[None]:
-    with self._told("written"), self._database:
+    with errors_as(self._unusable("written")), self._database:
         yield
 
 
@@ -269,15 +270,15 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "waits for ever for the end": (
         "ends", replaced((Session, "_is_left_alone", is_never_left_alone)), 200
     ),
-    "parks with the next commit": ("parked", replaced((Parked, "park", parks_with_the_next)), 100),
+    "parks with the next commit": ("parked", replaced((StateDb, "park", parks_with_the_next)), 100),
     "takes any answer for kept": (
-        "residual", replaced((Parked, "settle", takes_any_answer_for_kept)), 100
+        "residual", replaced((StateDb, "settle", takes_any_answer_for_kept)), 100
     ),
     "forgets what was left": (
-        "residual", replaced((Parked, "carried", forgets_what_was_left)), 100
+        "residual", replaced((StateDb, "carried", forgets_what_was_left)), 100
     ),
     "leaves what nobody kept": (
-        "residual", replaced((Parked, "carried", leaves_what_nobody_kept)), 200
+        "residual", replaced((StateDb, "carried", leaves_what_nobody_kept)), 200
     ),
     "gives up waiting for the answer": (
         "residual", replaced((Upload, "go_back", gives_up_waiting_for_the_answer)), 100

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import system
-from conftest import MOSQUITTO
+from brokers import MOSQUITTO
 from secured import Secured
 from system import Site, wait_until
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import matrix
 import pytest
+from brokers import MOSQUITTO
 from checkout import ROOT
-from conftest import MOSQUITTO
 from device_laws import update_of
 from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
 from fleet_faults import FAULTS, PHASES, Fault, Phase

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from in_memory import ENCODER
 from in_memory import Fleet as RealFleet
+from opened import opened
 from simulated import CLASSES, NONE, of, pool, task
 
 from fedclip_edge.config import RunRules
@@ -54,7 +55,7 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
 ) -> None:
     """The coordinator, sessions and learners of tests/support/in_memory.py, on the same features."""
     plan = replace(plan, personal_epochs=2)
-    real = RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES)
+    real = opened(RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     for device in FLEET.devices:
         session = real.start_device(
             device.name, of(POOL, device, "train"), of(POOL, device, "test")
@@ -75,7 +76,6 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
         assert report.accuracy[name] == found.figures[key].top1
         assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
         assert report.accuracy["zero_shot"] == found.zero_shot[key].top1
-    real.journal.close()
 
 
 def test_bytes_are_those_of_the_bodies_so_far() -> None:

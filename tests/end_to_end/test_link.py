@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mqtt_frames
 import pytest
-from conftest import MOSQUITTO
+from brokers import MOSQUITTO
 from link import Counted, Link, Seen, Slow
 from noise import Noise
 from secured import Secured

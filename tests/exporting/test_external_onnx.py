@@ -206,7 +206,7 @@ def test_precision_is_that_of_the_stored_weights(kinds: list[int], precision: st
 def test_an_own_encoder_needs_no_torch(own: dict[str, Any]) -> None:
     code = (
         "import sys, pathlib\n"
-        "from fedclip_edge.exporting.foreign import export_onnx\n"
+        "from fedclip_edge.exporting.external_onnx import export_onnx\n"
         "export_onnx(*map(pathlib.Path, sys.argv[1:]), draw=None)\n"
         "sys.exit(bool({'torch', 'open_clip'} & set(sys.modules)))\n"
     )

@@ -224,7 +224,7 @@ def test_the_same_bytes_in_every_process() -> None:
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(SUPPORT)},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": f"{SUPPORT}:{Path(__file__).parent}"},
             capture_output=True,
             text=True,
             check=True,

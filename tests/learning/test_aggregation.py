@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning.aggregation import ExactSum, norm_of
-from fedclip_edge.records import F32, I64, Plan, Terms, Update
+from fedclip_edge.records import F32, I64, Arrays, Plan, Update
 
 BITS = st.integers(1, 52)
 
@@ -139,7 +139,7 @@ def array(*values: float) -> F32:
 
 
 PLAN = Plan(grid_bits=52, max_weight=10, max_norm=1900.0)
-KEPT: Terms = {"a": array(1.0, -2.0), "b": array(0.5)}
+KEPT: Arrays = {"a": array(1.0, -2.0), "b": array(0.5)}
 OUT_OF_BOUNDS: dict[str, tuple[Callable[[], Update], str]] = {
     "norm": (lambda: Update("sum", 1, {"a": array(0, 1901), "b": array(0)}), "max_norm"),
     "norm over all terms": (

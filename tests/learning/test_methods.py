@@ -19,7 +19,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import Method
 from fedclip_edge.learning.methods import fedclip, zeroshot
-from fedclip_edge.records import Features, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import Arrays, Features, Model, Plan, Scalar, Update
 
 NAMES = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
 TRAINED = [name for name in NAMES if methods.layout(Plan(name), class_texts(), 8).delta]
@@ -28,7 +28,7 @@ CLASSES = class_texts(dim=D)
 NOTHING = nothing(D)
 
 
-def bytes_of(terms: Terms) -> dict[str, bytes]:
+def bytes_of(terms: Arrays) -> dict[str, bytes]:
     return {name: term.tobytes() for name, term in terms.items()}
 
 

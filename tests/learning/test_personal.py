@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from averaged import CLASSES, D, shifted
 from in_memory import Fleet, features, nothing
+from opened import opened
 from trained_run import train, write_mixed
 
 from fedclip_edge import model_file
@@ -168,7 +169,7 @@ def test_where_it_cannot_be_it_is_refused(method: str, epochs: int, message: str
 
 def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> None:
     plan = Plan("linear", {"lr": 0.02}, rounds=2, personal_epochs=5)
-    fleet = Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES)
+    fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES))
     for i in range(2):
         session = fleet.start_device(f"cam-{i}", shifted(60, i), shifted(60, i + 9))
         data = session.learner.data  # type: ignore[attr-defined]
@@ -180,7 +181,6 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
         found = model_file.read(tmp_path / report.device / "personal.safetensors").model
         asked = shifted(60, int(report.device[-1]) + 9)
         assert report.accuracy["personal"] == right(found, asked)
-    fleet.journal.close()
 
 
 def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from averaged import CLASSES, SIZES, D, shifted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, nothing
+from opened import opened
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
@@ -24,7 +25,7 @@ from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
 from fedclip_edge.learning.strategy import Total
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.records import F32, Contribution, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import F32, Arrays, Contribution, Model, Plan, Scalar, Update
 
 NAMES = strategies.names()
 SINGLE = [name for name in NAMES if strategies.get(name).kind == "single"]
@@ -49,7 +50,7 @@ def stepped(
     """The model after each round, from zero."""
     plan = plan_of(name, strategy_options=options or {})
     model, found = Model("linear", 0, {"w": np.zeros_like(rounds[0][0])}), list[F32]()
-    state: Terms = {}
+    state: Arrays = {}
     for changes in rounds:
         model, state = strategies.step(model, added(plan, changes), state)
         found.append(model.parameters["w"])
@@ -239,8 +240,8 @@ def rendered(rounds: list[list[int]], lr: float) -> F32:
 def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
     plan = plan_of("scaffold", codec_up="fp32")
     model = methods.initial(plan, CLASSES, D)
-    states: dict[int, Terms] = {i: {} for i in range(len(SIZES))}
-    server: Terms = {}
+    states: dict[int, Arrays] = {i: {} for i in range(len(SIZES))}
+    server: Arrays = {}
     own = methods.get("linear")
     for number, present in enumerate(rounds):
         total = strategies.total(plan)
@@ -277,7 +278,6 @@ def test_scaffold_takes_no_count_that_a_device_makes_up(
         its.check("cam-0", 1, made)
     with pytest.raises(PeerError, match=message):
         its.total.add(update)
-    its.journal.close()
 
 
 def test_scaffold_learns_nothing_of_a_device_without_pictures() -> None:
@@ -411,8 +411,8 @@ def test_a_fleet_learns_under_it(name: str) -> None:
     plan = plan_of(name)
     model = methods.initial(plan, CLASSES, D)
     start = surprise(model)
-    states: list[Terms] = [{} for _ in SIZES]
-    server: Terms = {}
+    states: list[Arrays] = [{} for _ in SIZES]
+    server: Arrays = {}
     for number in range(10):
         total = strategies.total(plan)
         for i, size in enumerate(SIZES):
@@ -427,7 +427,7 @@ def test_a_fleet_learns_under_it(name: str) -> None:
 def books(folder: Path, plan: Plan) -> run_state.RunState:
     """As a process opens them that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
-    store = open_journal(config.journal)
+    store = opened(open_journal(config.journal))
     run = run_state.begin(config, CLASSES, D, ENCODER, store)
     return run_state.open_run_state(run, store, methods.layout(run.plan, CLASSES, D))
 
@@ -459,16 +459,12 @@ def test_a_coordinator_killed_after_every_contribution_comes_to_the_same_bytes(
             keep(once, device)
         for device in (2, 0, 1):  # and in another order
             keep(again, device)
-            again.journal.close()
             again = books(tmp_path / "again", plan)
         once.close_round()
         again.close_round()
-        again.journal.close()
         again = books(tmp_path / "again", plan)
         assert again.stored.payload == once.stored.payload
         assert again.stored.server_state == once.stored.server_state
-    once.journal.close()
-    again.journal.close()
 
 
 def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path) -> None:
@@ -479,4 +475,3 @@ def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path)
     )
     with pytest.raises(PeerError, match="kind 'sum' came"):
         its.check("cam-0", 1, made)
-    its.journal.close()

@@ -25,7 +25,7 @@ from fedclip_edge.learning.methods import fedclip
 from fedclip_edge.learning.methods.fedclip import Options
 from fedclip_edge.learning.optimizers import Adam
 from fedclip_edge.learning.training import batches
-from fedclip_edge.records import F32, ClassTexts, Features, Terms
+from fedclip_edge.records import F32, Arrays, ClassTexts, Features
 
 D = 16
 CLASSES = class_texts(dim=D)
@@ -60,13 +60,13 @@ def one_thread() -> Iterator[None]:
 
 
 def train(
-    terms: Terms, features: Features, classes: ClassTexts, options: Options, seed: int
+    terms: Arrays, features: Features, classes: ClassTexts, options: Options, seed: int
 ) -> dict[str, F32]:
     """FedCLIP's training, which has every loss."""
     return training.train(terms, features, fedclip.objective(classes, options), options, seed)
 
 
-def start() -> Terms:
+def start() -> Arrays:
     return fedclip.initial(CLASSES, D, 0).parameters
 
 
@@ -74,7 +74,7 @@ def pictures(count: int) -> Features:
     return features(count, 3, CLASSES)
 
 
-def digest(terms: Terms) -> str:
+def digest(terms: Arrays) -> str:
     return hashlib.sha256(b"".join(terms[name].tobytes() for name in sorted(terms))).hexdigest()
 
 
@@ -82,7 +82,7 @@ def trained(count: int = 50, options: Options = FAST, seed: int = 1) -> dict[str
     return train(start(), pictures(count), CLASSES, options, seed)
 
 
-def largest(a: Terms, b: Terms) -> float:
+def largest(a: Arrays, b: Arrays) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
@@ -161,7 +161,7 @@ def test_what_goes_in_is_left_alone() -> None:
 
 
 def before(
-    terms: Terms, features: Features, classes: ClassTexts, options: Options, seed: int
+    terms: Arrays, features: Features, classes: ClassTexts, options: Options, seed: int
 ) -> dict[str, F32]:
     """The loop as it was when FedCLIP was the only method that had one."""
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
@@ -290,7 +290,7 @@ def test_training_classifies_better_than_it_began(loss: str) -> None:
     data = pictures(200)
     options = replace(fedclip.check_options({"loss": loss}), lr=1e-2, weight_decay=0.0, epochs=10)
 
-    def mean_loss(terms: Terms) -> float:
+    def mean_loss(terms: Arrays) -> float:
         scores = methods.predict(replace(fedclip.initial(CLASSES, D, 0), parameters=terms), *asked)
         return float(nn.CrossEntropyLoss()(torch.tensor(scores), torch.tensor(data.labels)))
 

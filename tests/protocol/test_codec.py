@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import codec
-from fedclip_edge.records import F32, Terms
+from fedclip_edge.records import F32, Arrays
 
 CODECS = st.sampled_from(sorted(codec.CODECS))
 LIMIT = 1 << 20
@@ -124,7 +124,7 @@ def arrays(largest: float) -> st.SearchStrategy[F32]:
     return hnp.arrays(np.float32, shapes, elements=values, fill=values)
 
 
-def through(name: str, terms: Terms) -> Terms:
+def through(name: str, terms: Arrays) -> Arrays:
     stored = codec.store(name, terms)
     shapes = {key: term.shape for key, term in terms.items()}
     layout = codec.layout(name, shapes)
@@ -227,7 +227,7 @@ UPDATES = st.lists(
 def test_what_arrived_and_the_residual_add_up_to_what_was_meant(
     name: str, updates: list[F32]
 ) -> None:
-    residual: Terms = {}
+    residual: Arrays = {}
     arrived, meant = np.zeros(300), np.zeros(300)
     for update in updates:
         sent, residual = codec.with_feedback(name, {"a": update}, residual)
@@ -241,7 +241,7 @@ def test_what_arrived_and_the_residual_add_up_to_what_was_meant(
 def test_without_feedback_small_changes_would_be_lost_for_ever() -> None:
     update = np.full(256, 1e-3, np.float32)
     update[0] = 1.0
-    residual: Terms = {}
+    residual: Arrays = {}
     arrived = np.zeros(256)
     for _ in range(100):
         sent, residual = codec.with_feedback("int8", {"a": update}, residual)

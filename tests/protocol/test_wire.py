@@ -38,7 +38,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.records import F32, I64, Contribution, Model, Shapes, Terms, Update
+from fedclip_edge.records import F32, I64, Arrays, Contribution, Model, Shapes, Update
 
 ME, OTHER = signing.create_identity(), signing.create_identity()
 TOPIC = "fedclip/v1/lab/dev/cam-01/up"
@@ -92,12 +92,12 @@ def arrays(shape: tuple[int, ...]) -> st.SearchStrategy[F32]:
     return hnp.arrays(np.float32, shape, elements=FLOATS)
 
 
-TERMS: st.SearchStrategy[Terms] = st.fixed_dictionaries(
+TERMS: st.SearchStrategy[Arrays] = st.fixed_dictionaries(
     {"gate": arrays((2, 3)), "bias": arrays((3,))}
 )
 
 
-SMALL_TERMS: st.SearchStrategy[Terms] = st.fixed_dictionaries(
+SMALL_TERMS: st.SearchStrategy[Arrays] = st.fixed_dictionaries(
     {
         name: hnp.arrays(np.float32, shape, elements=st.floats(-1e9, 1e9, width=32))
         for name, shape in SHAPES.items()
@@ -105,7 +105,7 @@ SMALL_TERMS: st.SearchStrategy[Terms] = st.fixed_dictionaries(
 )
 
 
-def contribution(terms: Terms | None = None, **changes: Any) -> Contribution:
+def contribution(terms: Arrays | None = None, **changes: Any) -> Contribution:
     fields: dict[str, Any] = {
         "run": "run-1",
         "round": 2,
@@ -316,7 +316,7 @@ def test_a_message_with_any_value_anywhere_is_taken_or_refused(
 
 @settings(max_examples=100)
 @given(TERMS, st.integers(0, 2**40))
-def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
+def test_a_model_comes_back_exactly(terms: Arrays, closed: int) -> None:
     model = Model("fedclip", closed, terms)
     packed = wire.pack_model(model, "fp32")
     assert wire.pack_model(model, "fp32") == packed
@@ -327,7 +327,7 @@ def test_a_model_comes_back_exactly(terms: Terms, closed: int) -> None:
 
 @settings(max_examples=100)
 @given(SMALL_TERMS, st.sampled_from(sorted(codec.CODECS)))
-def test_what_a_codec_keeps_comes_back_exactly(terms: Terms, name: str) -> None:
+def test_what_a_codec_keeps_comes_back_exactly(terms: Arrays, name: str) -> None:
     kept = codec.restore(name, codec.store(name, terms), SHAPES)
     model = wire.unpack_model(wire.pack_model(Model("m", 1, terms), name), name, SHAPES)
     assert_same(model.parameters, kept)
@@ -406,7 +406,7 @@ def test_a_body_of_another_codec_is_refused(name: str) -> None:
 @settings(max_examples=100)
 @given(TERMS, st.sampled_from(["sum", "single"]), st.integers(1, 2**40), IDS)
 def test_a_contribution_comes_back_exactly(
-    terms: Terms, kind: Any, weight: int, device: str
+    terms: Arrays, kind: Any, weight: int, device: str
 ) -> None:
     sent = contribution(device=device, update=Update(kind, weight, terms))
     packed = wire.pack_contribution(sent, "fp32")
@@ -419,7 +419,7 @@ def test_a_contribution_comes_back_exactly(
     assert_same(found.update.delta, terms)
 
 
-def assert_same(found: Terms, sent: Terms) -> None:
+def assert_same(found: Arrays, sent: Arrays) -> None:
     assert found.keys() == sent.keys()
     for name, term in sent.items():
         assert found[name].dtype == np.float32
@@ -695,7 +695,7 @@ def test_safetensors_itself_can_read_what_is_sent() -> None:
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-def summed(sums: dict[str, I64], terms: Terms | None = None) -> Contribution:
+def summed(sums: dict[str, I64], terms: Arrays | None = None) -> Contribution:
     return contribution(update=Update("sum", 3, terms or {}, sums))
 
 

@@ -1,22 +1,31 @@
-"""How the files that must survive a power cut are set up."""
+"""SQLite files: versions, refusals, and commits that survive a power cut."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedclip_edge.storage import sqlite
+from fedclip_edge.errors import DataError, DiskError
+from fedclip_edge.storage.sqlite import (
+    OtherDatabaseError,
+    OtherVersionError,
+    Schema,
+    errors_as,
+    open_database,
+    unsynced,
+)
+
+THINGS = Schema(3, "thing", "CREATE TABLE IF NOT EXISTS thing (name TEXT PRIMARY KEY);")
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    opened = sqlite3.connect(tmp_path / "some.sqlite")
-    sqlite.set_up(opened)
-    yield opened
-    opened.close()
+    with contextlib.closing(open_database(tmp_path / "some.sqlite", THINGS)) as opened:
+        yield opened
 
 
 def value(database: sqlite3.Connection, pragma: str) -> object:
@@ -31,28 +40,84 @@ def test_every_commit_is_synced_into_a_log_of_bounded_size(database: sqlite3.Con
     assert log_bytes <= 8 * 2**20
 
 
+def test_a_file_that_may_lose_its_last_commits_is_not_synced_at_each(tmp_path: Path) -> None:
+    path = tmp_path / "some.sqlite"
+    with contextlib.closing(open_database(path, THINGS, durable=False)) as database:
+        assert value(database, "synchronous") == 1
+        assert value(database, "journal_mode") == "wal"
+
+
 def test_what_is_deleted_is_not_written_once_more(database: sqlite3.Connection) -> None:
     assert value(database, "secure_delete") == 2  # FAST: zeros only where they cost no write
 
 
 def test_unsynced_ends_with_its_block_also_when_that_fails(database: sqlite3.Connection) -> None:
-    with sqlite.unsynced(database):
+    with unsynced(database):
         assert value(database, "synchronous") == 1
     assert value(database, "synchronous") == 2
-    with pytest.raises(KeyError), sqlite.unsynced(database):
+    with pytest.raises(KeyError), unsynced(database):
         raise KeyError
     assert value(database, "synchronous") == 2
 
 
+def write(path: Path, script: str) -> bytes:
+    """A database that this program did not make; returns the file's bytes."""
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.executescript(script)
+    return path.read_bytes()
+
+
 def test_a_file_of_an_earlier_version_keeps_its_pages(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
-    old = sqlite3.connect(path)
-    old.execute("CREATE TABLE thing (name TEXT)")
-    old.execute("INSERT INTO thing VALUES ('kept')")
-    old.commit()
-    old.close()
-    again = sqlite3.connect(path)
-    sqlite.set_up(again)
-    assert value(again, "page_size") == 4096
-    assert again.execute("SELECT name FROM thing").fetchall() == [("kept",)]
-    again.close()
+    write(path, THINGS.script + "INSERT INTO thing (name) VALUES ('kept'); PRAGMA user_version = 3")  # noqa: S608
+    with contextlib.closing(open_database(path, THINGS)) as again:
+        assert value(again, "page_size") == 4096
+        assert again.execute("SELECT name FROM thing").fetchall() == [("kept",)]
+
+
+def test_a_file_of_another_version_is_refused_and_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    before = write(path, f"{THINGS.script} PRAGMA user_version = 2;")
+    with pytest.raises(OtherVersionError) as refused:
+        open_database(path, THINGS)
+    assert refused.value.version == 2
+    assert path.read_bytes() == before
+
+
+def test_the_database_of_something_else_is_refused_and_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    before = write(path, "CREATE TABLE song (name TEXT); PRAGMA user_version = 3;")
+    with pytest.raises(OtherDatabaseError):
+        open_database(path, THINGS)
+    assert path.read_bytes() == before
+
+
+def test_two_may_make_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "some.sqlite"
+    with (
+        contextlib.closing(open_database(path, THINGS)) as one,
+        contextlib.closing(open_database(path, THINGS)) as other,
+        one,
+    ):
+        one.execute("INSERT INTO thing VALUES ('a')")
+        one.commit()
+        assert other.execute("SELECT name FROM thing").fetchall() == [("a",)]
+
+
+def translated(error: Exception) -> Exception:
+    with (
+        pytest.raises(Exception) as raised,  # noqa: PT011 - the point is which one it is
+        errors_as(lambda e: DiskError(str(e)), lambda e: DataError(str(e))),
+    ):
+        raise error
+    return raised.value
+
+
+def test_a_disk_that_refuses_and_a_damaged_file_are_told_apart() -> None:
+    assert isinstance(translated(sqlite3.OperationalError("disk full")), DiskError)
+    assert isinstance(translated(sqlite3.DatabaseError("malformed")), DataError)
+
+
+@pytest.mark.parametrize("error", [sqlite3.IntegrityError("x"), sqlite3.ProgrammingError("x")])
+def test_the_callers_own_mistakes_pass_unchanged(error: Exception) -> None:
+    assert translated(error) is error

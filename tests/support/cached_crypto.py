@@ -23,7 +23,7 @@ from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.protocol.signing import Identity
-from fedclip_edge.records import Layout, Measured, Model, Plan, Report, Shapes, Terms, Update
+from fedclip_edge.records import Arrays, Layout, Measured, Model, Plan, Report, Shapes, Update
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
@@ -42,7 +42,7 @@ class Learner:
     def shapes(self, plan: Plan) -> Shapes:
         return layout(plan.method).parameters
 
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         self.trains(self.variant, model)
         kept = int(state["kept"]) if state else 0
         update = update_of(model, self.device, self.variant)

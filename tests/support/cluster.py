@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from brokers import free_port
 from checkout import ROOT
-from conftest import free_port
 from system import wait_until
 
 from fedclip_edge.pki import enrolment

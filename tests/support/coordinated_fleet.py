@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 from in_memory import Fleet, features
 
 from fedclip_edge.agent.session import Session
@@ -94,11 +93,3 @@ def until(fleet: Fleet, condition: Callable[[], bool], count: int = 400) -> None
             return
         fleet.step()
     raise AssertionError("it never happened")
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
-    """A federation of three, with its first round open."""
-    made = joined(tmp_path, 3)
-    until(made, lambda: state(made).phase == "open")
-    return made

@@ -1,6 +1,6 @@
 """A process that is gone at a chosen instruction, and what the disk keeps of its SQLite file.
 
-The coordinator runs on the real `Journal`, a device on the real `Parked`, each over a file. A kill is an exception that
+The coordinator runs on the real `Journal`, a device on the real `StateDb`, each over a file. A kill is an exception that
 nothing catches, raised before a chosen statement, message or commit; the files are copied as they
 lie there at that moment, write-ahead log and all, and the restart gets the copy alone. SQLite's
 own rollback, which a killed process never runs, so repairs nothing.
@@ -51,7 +51,7 @@ class Fuse:
 
 
 class CrashingConnection:
-    """A file's connection, as `Journal` and `Parked` use it, that a fuse is laid to."""
+    """A file's connection, as `Journal` and `StateDb` use it, that a fuse is laid to."""
 
     def __init__(self, database: sqlite3.Connection, torn: Callable[[], None], fuse: Fuse) -> None:
         self._database = database

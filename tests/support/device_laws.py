@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from broken_law import BrokenLawError
 
-from fedclip_edge.agent.state_db import Parked, RunPosition
+from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Manifest
-from fedclip_edge.records import Contribution, Model, Terms, Update
+from fedclip_edge.records import Arrays, Contribution, Model, Update
 
 if TYPE_CHECKING:
     from laws import Laws
@@ -50,7 +50,7 @@ class Made:
     base: str  # the version of the model it was made from
     sha256: str
     update: Update  # as the coordinator reads it
-    left: Terms  # what it lost
+    left: Arrays  # what it lost
     count: int  # the method's own state: how many were kept before it, and itself
     kept: bool = False  # as its device knows
 
@@ -88,7 +88,7 @@ def believes(memory: Memory, manifest: Manifest) -> None:
         memory.part_of = manifest.run
 
 
-def offers(memory: Memory, payload: bytes, disk: Parked, *, writing: bool) -> None:
+def offers(memory: Memory, payload: bytes, disk: StateDb, *, writing: bool) -> None:
     """An offer leaves a process on that disk."""
     offer = json.loads(payload.partition(b"\n")[0])["body"]
     parked = disk.pending_update(offer["run"])
@@ -98,7 +98,7 @@ def offers(memory: Memory, payload: bytes, disk: Parked, *, writing: bool) -> No
         )
 
 
-def check(laws: Laws, memory: Memory, disk: Parked) -> None:
+def check(laws: Laws, memory: Memory, disk: StateDb) -> None:
     """The disk, after a commit or a restart."""
     floor = disk.position
     if memory.floor.is_newer_than(floor):
@@ -125,7 +125,7 @@ def check(laws: Laws, memory: Memory, disk: Parked) -> None:
     memory.parked = parked
 
 
-def _take_kept(laws: Laws, memory: Memory, disk: Parked, sha256: str) -> None:
+def _take_kept(laws: Laws, memory: Memory, disk: StateDb, sha256: str) -> None:
     """The device knows now that this one is kept."""
     run = laws.run.id
     one = next((one for one in reversed(memory.made[run]) if one.sha256 == sha256), None)
@@ -141,7 +141,7 @@ def _take_kept(laws: Laws, memory: Memory, disk: Parked, sha256: str) -> None:
         )
 
 
-def _take_parked(laws: Laws, memory: Memory, disk: Parked) -> None:
+def _take_parked(laws: Laws, memory: Memory, disk: StateDb) -> None:
     """The device has made another update."""
     run = laws.run.id
     parked, made = disk.pending_update(run), memory.made[run]
@@ -197,7 +197,7 @@ def _make(laws: Laws, device: str, base: str, variant: str, before: Made | None)
     )
 
 
-def _same(one: Terms, other: Terms) -> bool:
+def _same(one: Arrays, other: Arrays) -> bool:
     return one.keys() == other.keys() and all(
         one[name].tobytes() == other[name].tobytes() for name in one
     )

@@ -10,7 +10,7 @@ from checkout import ROOT
 from system import Site
 
 from fedclip_edge.learning import methods
-from fedclip_edge.records import Plan, Terms
+from fedclip_edge.records import Arrays, Plan
 from fedclip_edge.vision.bundle import Bundle
 
 EXAMPLES = ROOT / "examples"
@@ -40,5 +40,5 @@ def start(site: Site, name: str, **more: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def initial(plan: Plan, bundle: Bundle) -> Terms:
+def initial(plan: Plan, bundle: Bundle) -> Arrays:
     return methods.get(plan.method).initial(bundle.classes, 16, plan.seed).parameters

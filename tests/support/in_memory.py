@@ -3,6 +3,7 @@ in-memory twin of the transport, under a clock that the test moves."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
@@ -51,7 +52,7 @@ def nothing(dim: int = 8) -> Features:
 
 @dataclass
 class Fleet:
-    """One coordinator and some devices."""
+    """One coordinator and some devices. Their files stay open until `close`, as if all were killed."""
 
     folder: Path
     plan: Plan
@@ -63,7 +64,8 @@ class Fleet:
     registry: Registry | None = None  # with one, devices pin the coordinator's key as well
 
     def __post_init__(self) -> None:
-        self.journal: Journal = open_journal(self.folder / "journal.sqlite")
+        self._files = ExitStack()
+        self.open_journal()
         self.coordinator = self.start_coordinator()
 
     @property
@@ -75,6 +77,15 @@ class Fleet:
             rules=self.rules,
             plan=self.plan,
         )
+
+    def open_journal(self) -> None:
+        """As a new coordinator's process does; one that was killed has closed nothing."""
+        self.journal: Journal = open_journal(self.folder / "journal.sqlite")
+        self._files.callback(self.journal.close)
+
+    def close(self) -> None:
+        """Closes every file that its processes opened."""
+        self._files.close()
 
     def start_coordinator(self) -> coordinator.Coordinator:
         """A new process's coordinator over the same journal."""
@@ -129,8 +140,10 @@ class Fleet:
         me = signing.load_or_create(config.state_dir / "device.key")
         dim = self.classes.vectors.shape[1]
         boot = f"{name}-{self.now}"
+        state_db = open_state_db(config.state_dir / "parked.sqlite")
+        self._files.callback(state_db.close)
         link = self.broker.client(name, Topics("lab").for_device(name), will(config, me, boot))
-        session = Session(
+        session = start_session(
             config=config,
             incarnation=boot,
             encoder_id=ENCODER,
@@ -138,7 +151,7 @@ class Fleet:
             learner=LocalTrainer(config, self.classes, dim, data, link.traffic),
             identity=me,
             transport=link,
-            state_db=open_state_db(config.state_dir / "parked.sqlite"),
+            state_db=state_db,
         )
         self.sessions[name] = session
         return session

@@ -24,7 +24,7 @@ from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.records import Features, Measured, Model, Plan, Terms, Update
+from fedclip_edge.records import Arrays, Features, Measured, Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 
 
@@ -33,7 +33,7 @@ class LightLearner(LocalTrainer):
 
     train_for_s = 0.0
 
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         log.event("training", round=model.round + 1)
         began = time.monotonic()
         time.sleep(self.train_for_s)
@@ -57,7 +57,7 @@ if __name__ == "__main__":
     without_torch.use_one_thread = lambda: None  # type: ignore[attr-defined]
     sys.modules["fedclip_edge.learning.training"] = without_torch
     with (
-        mock.patch.object(process, "prepare", ready),
+        mock.patch.object(process, "prepare_features", ready),
         mock.patch.object(process, "LocalTrainer", LightLearner),
     ):
         sys.argv = ["fedclip-edge", "agent", sys.argv[2], "--json"]

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
-import pytest
-from conftest import StartMosquitto
-
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.transport.base import (
     Connected,
     Received,
@@ -126,20 +120,6 @@ def subscribed(transport: Transport) -> None:
     next_of(transport, Connected)
     transport.publish("ready", b"")
     next_of(transport, Received, lambda event: event.topic == "ready")
-
-
-@pytest.fixture
-def guarded(start_mosquitto: StartMosquitto, tmp_path: Path) -> BrokerAddress:
-    """A broker with passwords and our access list; each password is its user's name."""
-    for number, user in enumerate(("coordinator", "cam-01", "cam-02")):
-        new = ["-c"] if number == 0 else []
-        command = ["mosquitto_passwd", *new, "-b", str(tmp_path / "passwords"), user, user]
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-    (tmp_path / "acl").write_text(access_list())
-    for name in ("passwords", "acl"):
-        (tmp_path / name).chmod(0o600)
-    settings = f"password_file {tmp_path}/passwords\nacl_file {tmp_path}/acl"
-    return start_mosquitto(settings=settings).address
 
 
 def login(address: BrokerAddress, user: str, password: str) -> BrokerAddress:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pytest
 from in_memory import ENCODER, class_texts
 
 from fedclip_edge.config import FleetConfig
@@ -100,9 +99,3 @@ class Desk:
                 signed.check(ME.key)
                 said.append((event.topic, signed.message))
         return said
-
-
-@pytest.fixture
-def plan() -> Plan:
-    """A test that takes several names them itself."""
-    return PLAN

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from conftest import MOSQUITTO, free_port
+from brokers import MOSQUITTO, free_port
 from socket_faults import Encryption
 
 from fedclip_edge.config import BrokerAddress, load_agent

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pytest
+from opened import opened
 
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session import start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.protocol import chunks, signing, wire
@@ -23,7 +23,7 @@ from fedclip_edge.protocol.messages import (
     Offer,
 )
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Measured, Model, Plan, Report, Role, Shapes, Terms, Update
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Role, Shapes, Update
 from fedclip_edge.transport.base import Event, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker
 
@@ -60,7 +60,7 @@ class FakeLearner:
     def shapes(self, plan: Plan) -> Shapes:
         return {"gate": (40, 10)}
 
-    def fit(self, model: Model, plan: Plan, state: Terms) -> tuple[Update, Terms]:
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         self.fitted.append(float(model.parameters["gate"][0, 0]))
         self.states.append(int(state["kept"]) if state else 0)
         update = Update("sum", 1, {"gate": model.parameters["gate"] + np.float32(self.adds)})
@@ -107,7 +107,7 @@ class Scene:
         self.link = self.broker.client(
             "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
         )
-        self.session = Session(
+        self.session = start_session(
             config=self.config,
             incarnation="b1",
             encoder_id="e" * 64,
@@ -115,7 +115,7 @@ class Scene:
             learner=self.learner,
             identity=DEVICE_KEY,
             transport=self.link,
-            state_db=open_state_db(self.config.state_dir / "parked.sqlite"),
+            state_db=opened(open_state_db(self.config.state_dir / "parked.sqlite")),
         )
 
     def flow(self) -> None:
@@ -204,11 +204,6 @@ def manifest(made: Model | None = None, **changes: Any) -> Manifest:
 
 def state(boot: str = "k1", epoch: int = 5, **changes: Any) -> CoordinatorState:
     return replace(CoordinatorState(boot, epoch, "run-1", online=True, key=ME.key), **changes)
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
 
 
 def kept(scene: Scene, offer: Offer) -> None:

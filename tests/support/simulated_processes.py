@@ -18,7 +18,7 @@ from laws import Laws
 
 from fedclip_edge.agent import publisher as agent_publisher
 from fedclip_edge.agent import session
-from fedclip_edge.agent.state_db import Parked, open_state_db
+from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, Run, open_journal
@@ -55,7 +55,7 @@ class Party:
     dies_young: bool = False  # while its file is made
     dies_of_answers: bool = False  # between the next `kept` that it says and all that follows
     memory: Memory = field(init=False)
-    view: Any = None  # its file, without a fuse: Journal or Parked
+    view: Any = None  # its file, without a fuse: Journal or StateDb
     believed: Manifest | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Party:
     def serves(self) -> bool:
         return self.name == publisher.NAME
 
-    def open(self, view: Journal | Parked, luck: random.Random, checkpoint_pages: int) -> Any:
+    def open(self, view: Journal | StateDb, luck: random.Random, checkpoint_pages: int) -> Any:
         """The file's connection, with a fuse to it; it may die of it at once."""
         database = view._database
         if self.dies_young:
@@ -167,7 +167,7 @@ def start_agent(world: World, party: Party) -> None:
         f"{FLEET}.{name}", Topics(FLEET).for_device(name), agent_publisher.will(config, me, boot)
     )
     party.believed = None
-    party.process = session.Session(
+    party.process = session.start_session(
         config=config,
         incarnation=boot,
         encoder_id=ENCODER,
@@ -175,7 +175,7 @@ def start_agent(world: World, party: Party) -> None:
         learner=Learner(name, variant, functools.partial(_trains, world, party)),
         identity=me,
         transport=party.link,
-        state_db=Parked(path, cast("Any", journal)),
+        state_db=StateDb(path, cast("Any", journal)),
     )
 
 

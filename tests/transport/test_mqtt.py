@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import pytest
-from conftest import StartMosquitto
+from brokers import StartMosquitto
 from hypothesis import given
 from hypothesis import strategies as st
 from mqtt_client import (

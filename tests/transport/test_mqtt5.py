@@ -14,8 +14,8 @@ from pathlib import Path
 import paho.mqtt.client as paho
 import pytest
 import system
-from conftest import StartMosquitto
-from mqtt_client import DEADLINE_S, Proxy, connected, guarded, login, next_of, subscribed
+from brokers import StartMosquitto
+from mqtt_client import DEADLINE_S, Proxy, connected, login, next_of, subscribed
 from paho.mqtt.enums import CallbackAPIVersion
 from system import Site, wait_until
 from without_mosquitto import no_mosquitto

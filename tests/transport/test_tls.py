@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MOSQUITTO
+from brokers import MOSQUITTO
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from mqtt_client import DEADLINE_S, connected, next_of, until_end

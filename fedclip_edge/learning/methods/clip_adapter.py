@@ -28,13 +28,13 @@ from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
+    Arrays,
     ClassTexts,
     Features,
     Layout,
     Model,
     Plan,
     Scalar,
-    Terms,
     Update,
 )
 
@@ -98,7 +98,7 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Trains the adapter on the device's raw features, from a fresh optimiser."""
     from fedclip_edge.learning.training import change, classification

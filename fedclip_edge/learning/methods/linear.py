@@ -24,7 +24,7 @@ from fedclip_edge.learning import strategies
 from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Trains the head on the device's features, from a fresh optimiser."""
     from fedclip_edge.learning.training import change, classification

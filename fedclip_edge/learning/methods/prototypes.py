@@ -40,7 +40,7 @@ from fedclip_edge.learning import moments
 from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """The sums of both sides; the weight counts the pictures in them."""
     least = check_options(plan.options).min_per_class

@@ -43,13 +43,13 @@ from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
+    Arrays,
     ClassTexts,
     Features,
     Layout,
     Model,
     Plan,
     Scalar,
-    Terms,
     Update,
 )
 
@@ -116,7 +116,7 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """The sums of both sides; the weight counts the pictures in them."""
     least = check_options(plan.options).min_per_class

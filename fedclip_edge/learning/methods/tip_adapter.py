@@ -30,6 +30,7 @@ from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits, scores
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
+    Arrays,
     ClassTexts,
     Features,
     Layout,
@@ -37,7 +38,6 @@ from fedclip_edge.records import (
     Plan,
     Scalar,
     Shapes,
-    Terms,
     Update,
 )
 
@@ -89,7 +89,7 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """An update without terms."""
     check_options(plan.options)

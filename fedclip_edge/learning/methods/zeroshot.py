@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fedclip_edge.config import read_table
 from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Terms, Update
+from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Terms = NO_TERMS,
+    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """An update without terms."""
     return Update("sum", 1, {}), state

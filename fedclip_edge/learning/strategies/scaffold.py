@@ -27,7 +27,7 @@ import numpy as np
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import State, moved
-from fedclip_edge.records import F32, Layout, Model, Shapes, Terms, Update
+from fedclip_edge.records import F32, Arrays, Layout, Model, Shapes, Update
 
 OPTIMIZER = "sgd"  # of the devices
 _CONTROL = "control/"  # before the names of terms
@@ -78,20 +78,20 @@ def layout(own: Layout) -> Layout:
     return Layout({**own.parameters, **control}, {**own.delta, **control}, {**own.sums, _NEW: (1,)})
 
 
-def apart(model: Model) -> tuple[Model, Terms]:
+def apart(model: Model) -> tuple[Model, Arrays]:
     """The method's own model, and c by the names of its terms."""
     own = {name: term for name, term in model.parameters.items() if not name.startswith(_CONTROL)}
     control = {n.removeprefix(_CONTROL): t for n, t in model.parameters.items() if n not in own}
     return replace(model, parameters=own), control
 
 
-def drift(control: Terms, state: State) -> Terms:
+def drift(control: Arrays, state: State) -> Arrays:
     """What is added to every gradient: c - c_i."""
     return {name: c - state[name] if name in state else c for name, c in control.items()}
 
 
 def extended(
-    update: Update, drift: Terms, state: State, lr: float, steps: int
+    update: Update, drift: Arrays, state: State, lr: float, steps: int
 ) -> tuple[Update, State]:
     """What is sent for K `steps` of rate `lr`, and the device's c_i'."""
     following: dict[str, F32] = {}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from averaged import contrastive
 from in_memory import ENCODER, Fleet, class_texts, nothing
+from opened import opened
 from torch import Tensor, nn
 
 from fedclip_edge.config import RunRules
@@ -197,7 +198,7 @@ def rendered(how: Reference) -> StateDict:
 
 def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
     """The first and the last model that the coordinator's journal holds."""
-    fleet = Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES)
+    fleet = opened(Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES))
 
     def newest() -> Model:
         body = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).payload
@@ -209,9 +210,7 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
     for name in SIZES:
         fleet.start_device(name, features(name))
     fleet.run()
-    last = newest()
-    fleet.journal.close()
-    return first, last
+    return first, newest()
 
 
 def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

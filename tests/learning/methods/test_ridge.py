@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features, nothing
+from opened import opened
 
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
@@ -272,7 +273,7 @@ def test_a_fleet_comes_to_the_head_of_all_its_pictures_in_one_round(
     tmp_path: Path, codec: str
 ) -> None:
     plan = Plan("ridge", EVERY, codec_up=codec)  # type: ignore[arg-type]
-    fleet = Fleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES)
+    fleet = opened(Fleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     sides = [features(20 + i, i, CLASSES) for i in range(3)]
     for i, train in enumerate(sides):
         fleet.start_device(f"cam-{i}", train)
@@ -285,7 +286,6 @@ def test_a_fleet_comes_to_the_head_of_all_its_pictures_in_one_round(
     )
     expected = solved([(replace(together, encoder_id=ENCODER), NOTHING)], plan)
     assert digest(found) == digest(expected)
-    fleet.journal.close()
 
 
 @pytest.mark.parametrize(

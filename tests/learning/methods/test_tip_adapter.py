@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from averaged import shifted
 from in_memory import Fleet, class_texts, features, nothing
+from opened import opened
 
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
@@ -123,7 +124,8 @@ def test_other_methods_have_no_model_of_the_devices_own() -> None:
 
 
 def test_in_a_run_each_device_keeps_its_own_model(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, Plan("tip-adapter"), RunRules(devices=2, quorum=1.0), classes=CLASSES)
+    rules = RunRules(devices=2, quorum=1.0)
+    fleet = opened(Fleet(tmp_path, Plan("tip-adapter"), rules, classes=CLASSES))
     for i in range(2):
         fleet.start_device(f"cam-{i}", features(40, i, CLASSES), features(40, i + 9, CLASSES))
     fleet.run()
@@ -143,7 +145,6 @@ def test_in_a_run_each_device_keeps_its_own_model(tmp_path: Path) -> None:
         model_file.path_of(fleet.journal.path, fleet.coordinator.run_state.run.id)
     )
     assert dict(shared.model.parameters) == {}
-    fleet.journal.close()
 
 
 def written(bundle: Bundle, path: Path, model: Model) -> str:
