@@ -1,15 +1,15 @@
 """One device's part in a run: its next message and its next piece of work.
 
-Between `agent.py`, which owns the pictures and the socket, and the protocol. Sans-I/O but for the
+Between `process.py`, which owns the pictures and the socket, and the protocol. Sans-I/O but for the
 transport and the learner handed in, so that the in-memory twin and a made-up clock drive it as
 well as a broker does.
 
 Laws:
 - Training and evaluation happen in `act`, never while a message is being taken in.
-- What is not believed (`trust.py`) changes nothing.
+- A message that is not believed (`trust.py`) changes nothing.
 - A round is joined only after the coordinator has answered this connection's hello, because only
   that answer says whether a late-comer is in the cohort.
-- A contribution is made when its round is open and the last one is settled (`upload.py`).
+- A contribution is made when its round is open and the last one is resolved (`upload.py`).
 """
 
 from __future__ import annotations
@@ -44,10 +44,7 @@ class Session:
     """
 
     config: AgentConfig
-    encoder_id: str
-    classes_digest: str
     learner: Learner
-    identity: Identity
     transport: Transport
     state_db: StateDb
     publisher: Publisher
@@ -139,7 +136,7 @@ class Session:
         elif isinstance(message, Kept):
             self.upload.resolve(message)
         elif isinstance(message, Refused):
-            if message.final and message.key != self.identity.key:
+            if message.final and message.key != self.publisher.identity.key:
                 return  # meant for another that speaks under this id
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
@@ -216,8 +213,8 @@ class Session:
             round=manifest.round,
             device=self.config.id,
             base=base.version,
-            encoder_id=self.encoder_id,
-            classes_digest=self.classes_digest,
+            encoder_id=self.publisher.encoder_id,
+            classes_digest=self.publisher.classes_digest,
             update=update,
         )
         offer = self.upload.make_offer(contribution, plan, before, state, now)
@@ -286,10 +283,7 @@ def start_session(
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(
         config=config,
-        encoder_id=encoder_id,
-        classes_digest=classes_digest,
         learner=learner,
-        identity=identity,
         transport=transport,
         state_db=state_db,
         publisher=Publisher(config, incarnation, encoder_id, classes_digest, identity, transport),

@@ -116,7 +116,7 @@ def pack_model(model: Model, codec: str) -> bytes:
 def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
     """Raises PeerError unless `data` is a model with exactly these terms."""
     head, terms, _ = _unpack(data, codec, "model", {"method", "round"}, shapes, {})
-    return _build(Model, {**head, "terms": terms})
+    return _build(Model, {**head, "parameters": terms})
 
 
 def pack_contribution(
@@ -145,7 +145,7 @@ def unpack_contribution(
     names = {f.name for f in dataclasses.fields(Contribution)} | {"weight"}
     head, terms, whole = _unpack(data, codec, "contribution", names, shapes, sums or {})
     kind, weight = head.pop("update"), head.pop("weight")
-    update = _build(Update, {"kind": kind, "weight": weight, "terms": terms, "sums": whole})
+    update = _build(Update, {"kind": kind, "weight": weight, "delta": terms, "sums": whole})
     return _build(Contribution, {**head, "update": update})
 
 

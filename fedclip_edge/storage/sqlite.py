@@ -58,7 +58,7 @@ def open_database(
         tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         if tables and (schema.table,) not in tables:
             raise OtherDatabaseError
-        if tables and version != schema.version:
+        if version != schema.version and (tables or version):
             raise OtherVersionError(version)
         _set_pragmas(database, durable=durable)
         if not tables:

@@ -1055,7 +1055,7 @@ def test_a_full_disk_ends_it_before_anything_is_offered(
     def full(*_: object) -> None:
         raise DiskError("parked.sqlite cannot be written")
 
-    monkeypatch.setattr(StateDb, "park", full)
+    monkeypatch.setattr(StateDb, "keep_update", full)
     with pytest.raises(DiskError):
         scene.join()
     assert scene.heard(Offer) == []

@@ -76,7 +76,7 @@ import os, sys
 from pathlib import Path
 from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, open_state_db
 parked = open_state_db(Path(sys.argv[1]))
-parked.park(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), CarryOver())
+parked.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), CarryOver())
 os.kill(os.getpid(), 9)
 """
 

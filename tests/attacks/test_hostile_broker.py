@@ -304,7 +304,7 @@ def test_it_cannot_end_a_run_or_a_device_by_a_word_of_its_own(
     broker.forge(takes_over, TOPICS.coordinator_state, "coordinator")
     for name, session in fleet.sessions.items():
         for word in (
-            Refused("go", final=True, key=session.identity.key),
+            Refused("go", final=True, key=session.publisher.identity.key),
             Kept(run, 1, "a" * 64),
         ):
             broker.forge(word, TOPICS.down(name), "coordinator")

@@ -697,7 +697,8 @@ def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
     fleet = make(tmp_path)
     steps(fleet, 2)
     fleet.broker._retained.clear()
-    fleet.sessions["cam-7"] = replace(device(fleet, 7), encoder_id="f" * 64)
+    stranger = device(fleet, 7)
+    stranger.publisher = replace(stranger.publisher, encoder_id="f" * 64)
     with pytest.raises(RefusedError, match="another encoder"):
         steps(fleet, 60)
 
@@ -734,7 +735,7 @@ def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> No
 
 def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
     topic = TOPICS.up("cam-1")
-    key = fleet.sessions["cam-1"].identity
+    key = fleet.sessions["cam-1"].publisher.identity
     payload = wire.pack_control(forged_offer(fleet), "cam-1", topic, key)
     Mallory(fleet).link.publish(TOPICS.up("cam-2"), payload)
     before = fleet.coordinator.refused_messages["cam-2"]
@@ -872,7 +873,7 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
 
 
 def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
-    key = fleet.sessions["cam-1"].identity
+    key = fleet.sessions["cam-1"].publisher.identity
     fleet.sessions.pop("cam-1")
     topic = TOPICS.up("cam-1")
     parcel = chunks.blob_of(b"no contribution")

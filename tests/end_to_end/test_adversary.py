@@ -229,7 +229,7 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
 # The law that is broken, the bug, and within how many seeds the adversary has to notice.
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
-        "lost", replaced((RoundDriver, "step", says_kept_before_it_is)), 100
+        "lost", replaced((RoundDriver, "handle", says_kept_before_it_is)), 100
     ),
     "commits with the next": ("lost", replaced((Journal, "keep", commits_with_the_next)), 100),
     "adds a duplicate": (
@@ -250,7 +250,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     ),
     "believes every chunk": (
         "equal residual",
-        replaced((Incoming, "receive", believes_every_chunk), (Incoming, "take", joins_what_came)),
+        replaced((Incoming, "add_chunk", believes_every_chunk), (Incoming, "assemble", joins_what_came)),
         200,
     ),
     "writes on after a take-over": (
@@ -262,7 +262,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         100,
     ),
     "stays below the epoch that its devices have heard of": (
-        "ends", replaced((Coordinator, "_rise_above", stays_below)), 200
+        "ends", replaced((Coordinator, "_raise_epoch", stays_below)), 200
     ),
     "gives no chunk of a model again": (
         "ends", replaced((Publisher, "send_model", gives_no_chunk_again)), 200
@@ -270,15 +270,15 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "waits for ever for the end": (
         "ends", replaced((Session, "_is_left_alone", is_never_left_alone)), 200
     ),
-    "parks with the next commit": ("parked", replaced((StateDb, "park", parks_with_the_next)), 100),
+    "parks with the next commit": ("parked", replaced((StateDb, "keep_update", parks_with_the_next)), 100),
     "takes any answer for kept": (
-        "residual", replaced((StateDb, "settle", takes_any_answer_for_kept)), 100
+        "residual", replaced((StateDb, "resolve", takes_any_answer_for_kept)), 100
     ),
     "forgets what was left": (
-        "residual", replaced((StateDb, "carried", forgets_what_was_left)), 100
+        "residual", replaced((StateDb, "carry_over", forgets_what_was_left)), 100
     ),
     "leaves what nobody kept": (
-        "residual", replaced((StateDb, "carried", leaves_what_nobody_kept)), 200
+        "residual", replaced((StateDb, "carry_over", leaves_what_nobody_kept)), 200
     ),
     "gives up waiting for the answer": (
         "residual", replaced((Upload, "go_back", gives_up_waiting_for_the_answer)), 100
