@@ -36,6 +36,7 @@ SEEDS = 2000
 ADVERSARY = Path(__file__).parents[1] / "benchmarks" / "adversary.py"
 
 
+@pytest.mark.one_python
 def test_no_seed_breaks_a_law() -> None:
     # Fresh interpreters: this one may hold threads of other tests, which a fork would break.
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as workers:

@@ -37,6 +37,7 @@ from fedclip_edge.vision.pictures import Preprocessing, normalise
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 NAMES = ("circle", "square", "triangle")
+pytestmark = pytest.mark.one_python
 
 
 @pytest.fixture(scope="module")

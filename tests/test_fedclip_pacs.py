@@ -29,6 +29,7 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 ROUNDS, SEED, PER_CLASS = 10, 5, 8
 SCALING = Preprocessing(224, "shortest", 256, "bilinear", (0.50196,) * 3, (0.50196,) * 3)
+pytestmark = pytest.mark.one_python
 
 
 def real() -> tuple[dict[str, Features], ClassTexts]:

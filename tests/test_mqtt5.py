@@ -32,6 +32,7 @@ from fedclip_edge.vision.bundle import Bundle
 
 __all__ = ["guarded"]  # a fixture
 
+pytestmark = pytest.mark.one_python
 LAB = Topics("lab")
 CHUNK = 120 * 1024
 DYNAMIC_SECURITY = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
