@@ -487,6 +487,7 @@ def within_a_limit() -> None:
         sys.stderr.write(f"{total} refused\n")
 
 
+@pytest.mark.one_python
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_the_whole_corpus_fits_into_little_memory() -> None:
     done = subprocess.run(

@@ -22,6 +22,7 @@ from fedclip_edge.errors import ConfigError, ExportError
 from fedclip_edge.exporting.recipe import PROMPT
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 
+pytestmark = pytest.mark.one_python
 _DEADLINE_S = 120.0
 
 

@@ -13,6 +13,7 @@ from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision.bundle import Bundle
 
+pytestmark = pytest.mark.one_python
 NAMES = ("circle", "square", "triangle")
 
 

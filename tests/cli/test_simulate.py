@@ -89,6 +89,7 @@ def test_the_report_and_the_summary_are_of_the_same_figures(done: tuple[Path, An
     assert len(ended.stderr.splitlines()) == 8  # a line for each run
 
 
+@pytest.mark.one_python
 def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> None:
     """Whatever the number of workers."""
     written = []
@@ -105,6 +106,7 @@ def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> N
     assert written[0] == written[1]
 
 
+@pytest.mark.one_python
 def test_base_to_new(features: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused = simulate(out, "--features", features, "--base-to-new", "--methods", "ridge")
@@ -123,6 +125,7 @@ def test_base_to_new(features: Path, tmp_path: Path) -> None:
     assert {row["split"] for row in rows_of(out)} == {"domain base", "domain new"}
 
 
+@pytest.mark.one_python
 def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("simulate", "--features", features, "--out", out, "--rounds", "100000")
@@ -147,6 +150,7 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
     wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=10)
 
 
+@pytest.mark.one_python
 def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path: Path) -> None:
     """There it reaches every process of the command, those that load torch among them."""
     words = ("simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000")
@@ -167,6 +171,7 @@ def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path
     wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=20)
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_whatever_ends_it_ends_its_workers(
     features: Path, tmp_path: Path, number: signal.Signals
@@ -202,6 +207,7 @@ def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_pat
     assert "Traceback" not in errors
 
 
+@pytest.mark.one_python
 def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_path: Path) -> None:
     """The mean is lost where a third of the devices send noise, and the median is not."""
     methods = "linear@lr=0.02,linear@lr=0.02,strategy=median,linear@lr=0.02,personal_epochs=40"

@@ -76,6 +76,7 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
     assert bytes_up > 3 * 2 * (16 * 16) * 4  # three updates of two 16 x 16 matrices at the least
 
 
+@pytest.mark.one_python
 def test_an_agent_that_waits_for_a_round_has_loaded_no_torch(site: Site) -> None:
     """Neither without a coordinator, nor while one waits for more devices."""
     agent = site.write_agent("north")
@@ -169,6 +170,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
         assert {report.skipped for report in store.reports(run.id)} == {2}
 
 
+@pytest.mark.one_python
 def test_both_say_that_a_bundles_weights_are_random(site: Site, tmp_path: Path) -> None:
     theirs = site.bundle
     site.bundle = write_bundle(
@@ -209,6 +211,7 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
         assert store.rounds_closed(run.id) == 40
 
 
+@pytest.mark.one_python
 def test_a_killed_agent_comes_back_into_the_same_run(site: Site) -> None:
     fleet = site.write_fleet(devices=2, rounds=40)
     config = site.write_agent("south")

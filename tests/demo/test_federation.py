@@ -93,6 +93,7 @@ def test_no_process_and_no_partial_file_is_left(first: tuple[Path, str]) -> None
     assert not list(first[0].rglob("*.partial"))
 
 
+@pytest.mark.one_python
 def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, str]) -> None:
     out, printed = first
     before = read_summary(out)
@@ -108,6 +109,7 @@ def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, s
     assert after["held_out"]["accuracy"] == before["held_out"]["accuracy"]
 
 
+@pytest.mark.one_python
 def test_a_held_out_device_that_falls_behind_leaves_no_gap(tmp_path: Path) -> None:
     out, rounds = tmp_path / "demo-run", 12
     words = ("demo", "--out", out, "--rounds", str(rounds), "--per-class", "12")
@@ -125,6 +127,7 @@ def test_a_held_out_device_that_falls_behind_leaves_no_gap(tmp_path: Path) -> No
     assert None not in read_summary(out)["held_out"]["accuracy_by_round"]
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: signal.Signals) -> None:
     out = first[0]
@@ -156,6 +159,7 @@ def test_an_interrupt_while_drawing_leaves_no_half_drawn_folder(tmp_path: Path) 
     assert list(pictures.iterdir()) == []
 
 
+@pytest.mark.one_python
 def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> None:
     out = first[0]
     with system.started("demo", "--out", out, "--rounds", "5000", "--per-class", "12") as running:
@@ -167,6 +171,7 @@ def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> Non
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
 
 
+@pytest.mark.one_python
 def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]) -> None:
     out = first[0]
     drawn = out / "pictures" / f"{PER_CLASS}-of-seed-0" / "poster"
@@ -186,6 +191,7 @@ def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]
     assert processes_of(out) == []
 
 
+@pytest.mark.one_python
 def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
     """In order, as by a person: mosquitto's code is 0 then."""
     out = first[0]
@@ -202,6 +208,7 @@ def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
 
 
+@pytest.mark.one_python
 def test_a_run_that_stands_still_ends_with_what_happened_last(
     first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +230,7 @@ def test_a_run_that_stands_still_ends_with_what_happened_last(
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
 
 
+@pytest.mark.one_python
 def test_another_method_with_its_options(first: tuple[Path, str]) -> None:
     out = first[0]
     done = demo(out, "--option", "loss=cross-entropy", "--option", "lr=1e-3")

@@ -20,6 +20,7 @@ from fedclip_edge.demo.model_card import card
 from fedclip_edge.demo.vocabulary import learn_merges, write_merges
 from fedclip_edge.demo.world import CLASSES, SEEN, STYLES, UNSEEN, adjectives, caption
 
+pytestmark = pytest.mark.one_python
 _MAX_WEIGHTS_BYTES = 4_000_000
 _LOST_POINTS = 3.0  # what another build of Pillow or of torch may change
 _FRESH_SEED = 2_000_003  # of no training and of no card

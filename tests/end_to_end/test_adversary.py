@@ -37,6 +37,7 @@ SEEDS = 2000
 ADVERSARY = ROOT / "benchmarks" / "adversary.py"
 
 
+@pytest.mark.one_python
 def test_no_seed_breaks_a_law() -> None:
     # Fresh interpreters: this one may hold threads of other tests, which a fork would break.
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as workers:

@@ -133,6 +133,7 @@ def test_no_bundle(site: Site) -> None:
     refused(BundleError, "serve", site.write_fleet(1, 1), words=(str(site.bundle.folder),))
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("who", ["agent", "serve"])
 def test_no_broker(site: Site, who: str) -> None:
     path = site.write_agent("north") if who == "agent" else site.write_fleet(1, 1)

@@ -53,6 +53,7 @@ def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> 
     return verdict
 
 
+@pytest.mark.one_python
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("fault", "phases"),

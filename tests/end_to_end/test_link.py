@@ -248,6 +248,7 @@ def test_it_looks_into_tls_with_the_keys_of_both_ends(tmp_path: Path) -> None:
     assert "as lab.cam-01.boot" in secured.log()
 
 
+@pytest.mark.one_python
 def test_what_nobody_reads_does_not_outlive_it() -> None:
     """Bytes for a client that does not read keep its connection open when the broker's has ended."""
     with socket.create_server((HOST, 0)) as server:

@@ -20,6 +20,7 @@ from fedclip_edge.exporting.recipe import Precision, Recipe
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.encoder import open_encoder
 
+pytestmark = pytest.mark.one_python
 MakeEncoder = Callable[..., bytes]
 Export = Callable[..., Bundle]
 

@@ -37,6 +37,7 @@ from fedclip_edge.vision.encoder import open_encoder, open_onnx
 from fedclip_edge.vision.pictures import Preprocessing, normalise
 
 NAMES = ("circle", "square", "triangle")
+pytestmark = pytest.mark.one_python
 
 
 @pytest.fixture(scope="module")

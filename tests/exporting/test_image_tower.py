@@ -32,6 +32,7 @@ from fedclip_edge.vision.encoder import open_encoder, open_onnx
 declare_missing()
 import open_clip  # noqa: E402
 
+pytestmark = pytest.mark.one_python
 SIDE = 64
 
 _VIT = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16}

@@ -25,6 +25,7 @@ from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.weights import weights_digest
 from fedclip_edge.vision.pictures import Preprocessing
 
+pytestmark = pytest.mark.one_python
 Edit = Callable[[dict[str, Any]], Any]
 Load = Callable[[str], ClipModel]
 

@@ -16,6 +16,8 @@ from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.encoder import open_encoder
 
+pytestmark = pytest.mark.one_python
+
 
 @pytest.fixture
 def copied(clip_bundle: Bundle, tmp_path: Path) -> Path:

@@ -21,6 +21,7 @@ from fedclip_edge.exporting.open_clip_model import ClipModel, load_open_clip
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.texts import class_texts, encode_texts
 
+pytestmark = pytest.mark.one_python
 Load = Callable[[str], ClipModel]
 
 

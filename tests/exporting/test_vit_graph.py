@@ -24,6 +24,7 @@ from fedclip_edge.vision.encoder import open_onnx
 declare_missing()
 from open_clip import transformer  # noqa: E402
 
+pytestmark = pytest.mark.one_python
 SIDE = 24  # pixels; patches of 8 give nine of them and a class token
 
 

@@ -19,6 +19,7 @@ from fedclip_edge.exporting.open_clip_model import load_open_clip
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.weights import load_weights, weights_digest
 
+pytestmark = pytest.mark.one_python
 State = dict[str, torch.Tensor]
 
 

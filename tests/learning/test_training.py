@@ -27,6 +27,7 @@ from fedclip_edge.learning.optimizers import Adam
 from fedclip_edge.learning.training import batches
 from fedclip_edge.records import F32, Arrays, ClassTexts, Features
 
+pytestmark = pytest.mark.one_python
 D = 16
 CLASSES = class_texts(dim=D)
 FAST = Options(lr=1e-3)

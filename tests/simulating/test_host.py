@@ -55,6 +55,7 @@ def averaged() -> tuple[float, float]:
     return mean(last(LINEAR, 0.0)), mean(last(LINEAR, 0.2))
 
 
+@pytest.mark.one_python
 def test_the_mean_does_not_hold_where_a_fifth_of_a_fleet_sends_noise(
     averaged: tuple[float, float],
 ) -> None:
@@ -62,6 +63,7 @@ def test_the_mean_does_not_hold_where_a_fifth_of_a_fleet_sends_noise(
     assert broken < honest - 0.08
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])
 def test_a_robust_strategy_holds(strategy: str, averaged: tuple[float, float]) -> None:
     """Over the same devices and the same noise."""

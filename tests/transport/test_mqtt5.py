@@ -31,6 +31,7 @@ from fedclip_edge.transport.outbox import WINDOW, packet_size_bytes
 from fedclip_edge.vision.bundle import Bundle
 
 
+pytestmark = pytest.mark.one_python
 LAB = Topics("lab")
 CHUNK = 120 * 1024
 DYNAMIC_SECURITY = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)

@@ -16,6 +16,8 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.methods import clip_adapter, zeroshot
 from fedclip_edge.records import Plan, Scalar
 
+pytestmark = pytest.mark.one_python
+
 
 def forward(terms: Mapping[str, Tensor], f: Tensor, texts: Tensor) -> Tensor:
     x = nn.functional.relu(f @ terms["down.weight"].t())

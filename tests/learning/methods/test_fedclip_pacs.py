@@ -27,6 +27,7 @@ from fedclip_edge.vision.pictures import Preprocessing, load
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 ROUNDS, SEED, PER_CLASS = 10, 5, 8
 SCALING = Preprocessing(224, "shortest", 256, "bilinear", (0.50196,) * 3, (0.50196,) * 3)
+pytestmark = pytest.mark.one_python
 
 
 def real() -> tuple[dict[str, Features], ClassTexts]:
