@@ -49,6 +49,7 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
+    "rich": ("reporting/table.py", "cli/progress.py"),
     "sqlite3": ("vision/cache.py", "durable.py", "store.py", "parked.py"),
 }
 
@@ -111,7 +112,7 @@ def test_places_hold_no_python(place: str) -> None:
     assert (ROOT / place / "README.md").is_file()
 
 
-HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx")
+HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx", "rich", "jinja2")
 
 
 def loads(code: str) -> set[str]:

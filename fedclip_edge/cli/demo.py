@@ -65,6 +65,7 @@ def demo(
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
     from fedclip_edge.records import Plan
+    from fedclip_edge.reporting.table import width_of
 
     began = time.monotonic()
     parsed = _parse(options)
@@ -101,8 +102,7 @@ def demo(
     shown = examples.choose_examples(predictions, per_device=12, seed=seed)
     report.write_report(out / "report.html", figures, shown)
     summary.write(out / "summary.json", figures)
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    click.echo("\n" + summary.table(figures, columns) + "\n")
+    click.echo("\n" + summary.table(figures, width_of(sys.stdout)) + "\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).TRAITS.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())

@@ -211,6 +211,7 @@ def _finish(
     import json
 
     from fedclip_edge import atomic
+    from fedclip_edge.reporting.table import width_of
     from fedclip_edge.simulating import report, summary
 
     rows = summary.summarise(done)
@@ -227,7 +228,7 @@ def _finish(
     if as_json:
         click.echo(json.dumps(whole))
         return
-    click.echo(f"\n{summary.table(rows)}\n")
+    click.echo(f"\n{summary.table(rows, width_of(sys.stdout))}\n")
     click.echo(
         f"report: {out / 'report.html'}   rows: {out / 'results.csv'}   "
         f"figures: {out / 'summary.json'}"
