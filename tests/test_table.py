@@ -49,6 +49,28 @@ def test_it_breaks_where_a_part_ends() -> None:
     assert aligned(ROWS, width=29, parts=([1], [2, 3])).startswith("name       one\n")
 
 
+def test_a_part_that_is_too_wide_by_itself_goes_on_in_the_next_table() -> None:
+    assert aligned(ROWS, width=24, parts=([1], [2, 3])) == (
+        "name       one\n"
+        "first      1.0\n"
+        "second one   -\n"
+        "\n"
+        "name       a longer head\n"
+        "first                2.0\n"
+        "second one         22.25\n"
+        "\n"
+        "name       two\n"
+        "first      333\n"
+        "second one   4"
+    )
+
+
+def test_a_part_that_is_divided_begins_where_there_is_room() -> None:
+    first, second = aligned(ROWS, width=26, parts=([3], [1, 2])).split("\n\n")
+    assert first.startswith("name       one two\n")
+    assert second.startswith("name       a longer head\n")
+
+
 def test_at_its_own_width_it_stays_whole() -> None:
     assert aligned(ROWS, width=32) == aligned(ROWS)
 

@@ -71,11 +71,10 @@ def _divided(
     tables: list[list[int]] = [[]]
     used = 0
     for part in parts:
-        needed = sum(gap + widths[i] for i in part)
-        units = [part] if needed <= room else [[i] for i in part]
-        for number, unit in enumerate(units):
+        fits = sum(gap + widths[i] for i in part) <= room
+        for unit in [part] if fits else [[i] for i in part]:
             more = sum(gap + widths[i] for i in unit)
-            if tables[-1] and used + (more if number else needed) > room:
+            if tables[-1] and used + more > room:
                 tables.append([])
                 used = 0
             tables[-1] += unit
