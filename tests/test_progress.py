@@ -28,6 +28,7 @@ from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.demo import _Live
 from fedclip_edge.cli.progress import Bar, progress_bar
 from fedclip_edge.cli.simulate import _Show
+from fedclip_edge.demo.federation import _encoding, _Watched
 from fedclip_edge.learning.evaluation import FleetEvaluation
 from fedclip_edge.records import Plan
 from fedclip_edge.simulating.comparison import Step
@@ -162,17 +163,37 @@ def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
     )
 
 
+def test_a_demo_reads_on_in_a_devices_log(tmp_path: Path) -> None:
+    log_file = tmp_path / "photo.log"
+    child = subprocess.Popen([sys.executable, "-c", ""], text=True)
+    child.wait(60)
+    read: dict[str, int]
+    watched, read = _Watched("photo", child, log_file), {}
+    log_file.write_text(
+        'a warning\n{"event": "encoding_pictures", "done": 8, "total": 9}\n{"event": "enco'
+    )
+    assert list(_encoding(watched, read)) == [
+        {"event": "encoding_pictures", "done": 8, "total": 9, "device": "photo"}
+    ]
+    with log_file.open("a") as file:
+        file.write('ding_pictures", "done": 9, "total": 9}\n{"event": "connected"}\n')
+    assert [event["done"] for event in _encoding(watched, read)] == [9]
+    assert list(_encoding(watched, read)) == []
+
+
 CLOSED = {"event": "round_closed", "round": 1, "contributions": 4, "cohort": 4, "seconds": 0.5}
 
 
 def test_a_demo_in_a_pipe_says_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     live = _Live("cartoon", 3)
     live.happened({"event": "encoding_pictures", "done": 8, "total": 100})
+    live.happened({"event": "encoding_pictures", "done": 8, "total": 90, "device": "photo"})
     live.happened({"event": "joined", "device": "photo", "roles": "train"})
     live.happened(CLOSED)
     live.end()
     assert capsys.readouterr().out == (
         "cartoon encodes its pictures: 8 of 100\n"
+        "photo encodes its pictures: 8 of 90\n"
         "photo joined (train)\n"
         "round 1/3: 4 of 4 devices, 0.500 s; cartoon (held out) -\n"
     )

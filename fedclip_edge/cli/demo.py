@@ -151,9 +151,9 @@ class _Live:
     def happened(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "joined":
             self._bar.say(f"{event['device']} joined ({event['roles']})")
-        elif event["event"] == "encoding_pictures":  # of the trainer, on the held-out domain
-            done, total = event["done"], event["total"]
-            self._bar.say(f"{self._held_out} encodes its pictures: {done} of {total}")
+        elif event["event"] == "encoding_pictures":
+            who = event.get("device", self._held_out)  # the trainer's are among the coordinator's
+            self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % after {event['round']}"
         elif event["event"] == "round_closed":
