@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import struct
+from collections import Counter
 from fcntl import ioctl
 from termios import TIOCSWINSZ
 
@@ -81,9 +82,21 @@ def test_a_name_that_is_too_long_goes_on_in_the_next_line() -> None:
 
 
 def test_a_long_fact_goes_on_beside_its_name() -> None:
-    assert aligned([("classes", "cat, dog, horse")], gap="  ", align="ll", width=18) == (
-        "classes  cat, dog,\n         horse"
+    facts = [("classes", "cat, dog, horse"), ("manifest.json", "1.5 kB")]
+    assert aligned(facts, gap="  ", align="ll", width=26) == (
+        "classes        cat, dog,\n               horse\nmanifest.json  1.5 kB"
     )
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("width", [1, 5, 9, 20, 30])
+def test_however_narrow_every_letter_is_there(width: int, left: int) -> None:
+    text = aligned(ROWS, left=left, width=width)
+    least = left + 1 + left  # a letter of each name and of one figure, and what parts them
+    assert max(map(len, text.splitlines())) <= max(width, least)
+    there = Counter(character for row in ROWS for cell in row for character in cell)
+    there[" "] = 0
+    assert not there - Counter(text)
 
 
 def test_names_are_no_markup_and_break_no_line() -> None:

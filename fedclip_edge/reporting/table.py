@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Literal, TextIO
 
 _SIDES: dict[str, Literal["left", "right"]] = {"l": "left", "r": "right"}
-_LEAST_NAME = 8  # columns that the name of a row keeps as long as it can
 
 
 def width_of(stream: TextIO) -> int | None:
@@ -56,7 +55,7 @@ def aligned(
         columns = [*range(left), *chosen]
         its = [widths[i] for i in columns]
         if width is not None:
-            its = _narrowed(its, left, width - len(gap) * (len(its) - 1))
+            its = _narrowed(its, left, len(gap), width)
         cells = [[row[i] for i in columns] for row in shown]
         texts.append(_drawn(cells, its, [align[i] for i in columns], len(gap)))
     return "\n\n".join(texts)
@@ -82,13 +81,16 @@ def _divided(
     return [sorted(table) for table in tables]
 
 
-def _narrowed(widths: Sequence[int], left: int, room: int) -> list[int]:
-    """Takes what is too much from the widest of the names, and from the others at the very last."""
+def _narrowed(widths: Sequence[int], left: int, gap: int, width: int) -> list[int]:
+    """Takes what is too much from the names where they have more than half, else from the others."""
     its = list(widths)
+    room = width - gap * (len(its) - 1)
     while sum(its) > room and max(its) > 1:
-        names = max(range(left), key=its.__getitem__, default=0)
-        widest = max(range(len(its)), key=its.__getitem__)
-        its[names if left and its[names] > _LEAST_NAME else widest] -= 1
+        names, others = (
+            [i for i in side if its[i] > 1] for side in (range(left), range(left, len(its)))
+        )
+        too_wide = sum(its[:left]) + gap * (left - 1) > width // 2
+        its[max((names if too_wide else others) or names or others, key=its.__getitem__)] -= 1
     return its
 
 
