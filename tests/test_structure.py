@@ -40,6 +40,7 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
+    "rich": ("reporting/table.py", "cli/progress.py"),
     "sqlite3": ("storage/sqlite.py",),
 }
 MODULES_AT_THE_ROOT = 8
@@ -131,7 +132,7 @@ def test_places_hold_no_python(place: str) -> None:
     assert (ROOT / place / "README.md").is_file()
 
 
-HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx", "jinja2")
+HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx", "rich", "jinja2")
 
 
 def loaded_by(code: str) -> set[str]:

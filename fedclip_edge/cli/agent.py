@@ -25,5 +25,11 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
     log.use_json(as_json)
     exit_on_thread_failure()
     loaded = load_agent(config)
-    with progress_bar("encoding pictures") as progress:
+    with progress_bar("encoding pictures", _encoding) as progress:
         device.run(loaded, once=once, progress=progress)
+
+
+def _encoding(done: int, total: int) -> None:
+    from fedclip_edge import log
+
+    log.event("encoding_pictures", done=done, total=total)

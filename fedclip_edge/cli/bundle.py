@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedclip_edge.cli.encoder_options import encoder_options
+from fedclip_edge.reporting.table import aligned, width_of
 
 if TYPE_CHECKING:
     from fedclip_edge.vision.bundle import Bundle
@@ -60,12 +62,12 @@ def _table(opened: Bundle, found: Verification) -> str:
         for figure in found.figures
     ]
     rows.insert(0, (_counted(found.pictures, "golden picture"), "found", "at most", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [f"{name:<12}{value}" for name, value in facts]
-    lines.append("")
-    for name, value, allowed, verdict in rows:
-        line = f"{name:<{widths[0]}}  {value:>{widths[1]}}  {allowed:>{widths[2]}}  {verdict}"
-        lines.append(line.rstrip())
+    width = width_of(sys.stdout)
+    lines = [
+        aligned(facts, gap="  ", align="ll", width=width),
+        "",
+        aligned(rows, gap="  ", align="lrrl", width=width),
+    ]
     if found.bit_equal:
         lines.append("A picture gives the same bits alone and in a batch.")
     notes = [f"Note: {caution}." for caution in bundle_warnings(manifest)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from fedclip_edge.cli.progress import Bar
 
 if TYPE_CHECKING:
     from fedclip_edge.demo.federation import Started
@@ -64,6 +65,7 @@ def demo(
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
     from fedclip_edge.records import Plan
+    from fedclip_edge.reporting.table import width_of
     from fedclip_edge.storage.lock import lock_file
 
     began = time.monotonic()
@@ -86,10 +88,13 @@ def demo(
     staged = stage.prepare(settings, click.echo)
     prepared = time.monotonic()
     live = _Live(staged.held_out.id, rounds)
-    broker = federation.run(staged, live.started, live.happened)
+    try:
+        broker = federation.run(staged, live.started, live.happened)
+    finally:
+        live.end()
     ended = time.monotonic()
     seconds = {
-        "prepare_features": prepared - began,
+        "prepare": prepared - began,
         "federation": ended - prepared,
         "total": ended - began,
     }
@@ -101,8 +106,7 @@ def demo(
     shown = examples.choose_examples(predictions, per_device=12, seed=seed)
     report.write_report(out / "report.html", figures, shown)
     summary.write(out / "summary.json", figures)
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    click.echo("\n" + summary.table(figures, columns) + "\n")
+    click.echo("\n" + summary.table(figures, width_of(sys.stdout)) + "\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).TRAITS.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
@@ -138,14 +142,18 @@ class _Live:
         self._held_out = held_out
         self._rounds = rounds
         self._accuracy = "-"
+        self._bar = Bar(sys.stdout)
 
     def started(self, fleet: Started) -> None:
-        click.echo(f"{fleet.broker} on {fleet.address.host}:{fleet.address.port}")
-        click.echo("devices start; at first each encodes its pictures")
+        self._bar.say(f"{fleet.broker} on {fleet.address.host}:{fleet.address.port}")
+        self._bar.say("devices start; at first each encodes its pictures")
 
     def happened(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "joined":
-            click.echo(f"{event['device']} joined ({event['roles']})")
+            self._bar.say(f"{event['device']} joined ({event['roles']})")
+        elif event["event"] == "encoding_pictures":
+            who = event.get("device", self._held_out)  # the trainer's are among the coordinator's
+            self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % after {event['round']}"
         elif event["event"] == "round_closed":
@@ -153,14 +161,13 @@ class _Live:
 
     def _round(self, closed: int, event: Mapping[str, Any]) -> None:
         text = (
-            f"round {closed}/{self._rounds}: {event['contributions']} of {event['cohort']} "
-            f"devices, {event['seconds']:.3f} s; {self._held_out} (held out) {self._accuracy}"
+            f"{event['contributions']} of {event['cohort']} devices, {event['seconds']:.3f} s; "
+            f"{self._held_out} (held out) {self._accuracy}"
         )
-        if sys.stdout.isatty():
-            # A line that wraps could not be written over.
-            text = text[: max(20, shutil.get_terminal_size().columns - 34)]
-            filled = 30 * closed // self._rounds
-            bar = "#" * filled + "-" * (30 - filled)
-            click.echo(f"\r\033[K[{bar}] {text}", nl=closed == self._rounds)
+        if self._bar.is_drawn:
+            self._bar.show(closed, self._rounds, text)
         else:
-            click.echo(text)
+            click.echo(f"round {closed}/{self._rounds}: {text}")
+
+    def end(self) -> None:
+        self._bar.end()

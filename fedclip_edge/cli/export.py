@@ -90,7 +90,7 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
     names = _class_names(given["classes"])
     from fedclip_edge.exporting.bundles import export_open_clip
 
-    with progress_bar(" ") as progress:
+    with progress_bar("exporting") as progress:
         return export_open_clip(
             recipe,
             names,
@@ -111,7 +111,7 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
     _refuse(used, ("prompt", "prompts"), "with SOURCE; write prompt in the TOML file")
     from fedclip_edge.exporting.external_onnx import export_onnx
 
-    with progress_bar(" ") as progress:
+    with progress_bar("exporting") as progress:
         return export_onnx(
             given["onnx"],
             given["preprocess"],
@@ -159,7 +159,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
         source = _recipe(given, used) if "source" in used else _tiny(given["bundle"])
         if source is not None and str(given["source"]).endswith(".toml"):
             prompts = source.prompts  # a model's name has none of its own
-        with progress_bar(" ") as progress:
+        with progress_bar("texts") as progress:
             bundle = replace_classes.from_model(
                 given["bundle"], names, source=source, prompts=prompts, progress=progress
             )

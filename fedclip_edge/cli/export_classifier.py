@@ -34,6 +34,7 @@ def export_classifier(
     """
     if (model is None) != zero_shot:
         raise click.UsageError("Give either --model RUN_OR_FILE or --zero-shot.")
+    from fedclip_edge.cli.export_screens import facts
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.exporting import classifier
     from fedclip_edge.vision.bundle import read_bundle
@@ -58,7 +59,7 @@ def export_classifier(
         ("size", f"{out.stat().st_size / 1e6:.1f} MB"),
     ]
     click.echo(f"Wrote {out}\n")
-    click.echo("\n".join(f"  {name:<10}  {value}" for name, value in rows))
+    click.echo(facts(rows))
     for caution in bundle_warnings(manifest):
         click.echo(f"Note: {caution}.", err=True)
     click.echo("\nTo use it, with onnxruntime, numpy and Pillow alone:\n")

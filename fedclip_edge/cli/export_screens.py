@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedclip_edge.reporting.table import aligned, width_of
+
 if TYPE_CHECKING:
     from fedclip_edge.exporting.parity import Parity
     from fedclip_edge.vision.bundle import Bundle
 
+_INDENT = "  "
+
 
 def report(parity: Parity) -> None:
     """The gate's table, before the verdict, so that it is seen even if the bundle is refused."""
-    rows = parity.rows()
-    widths = [
-        max(len(column) for column in columns)
-        for columns in zip(*(r[:3] for r in rows), strict=True)
-    ]
+    verdicts = {None: "", True: "ok", False: "MISSED"}
+    rows = [(row.label, row.value, row.threshold, verdicts[row.passed]) for row in parity.rows()]
     click.echo(f"{parity.precision} against the model it was made from:", err=True)
-    for row in rows:
-        verdict = {None: "", True: "ok", False: "MISSED"}[row.passed]
-        texts = (
-            row.label.ljust(widths[0]),
-            row.value.rjust(widths[1]),
-            row.threshold.ljust(widths[2]),
-        )
-        line = "  ".join(("", *texts, verdict))
-        click.echo(line.rstrip(), err=True)
+    width = width_of(sys.stderr)
+    table = aligned(rows, gap="  ", align="lrll", width=width and width - len(_INDENT))
+    click.echo(textwrap.indent(table, _INDENT), err=True)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and what stands for each, a little to the right."""
+    width = width_of(sys.stdout)
+    table = aligned(rows, gap="  ", align="ll", width=width and width - len(_INDENT))
+    return textwrap.indent(table, _INDENT)
 
 
 def summary(bundle: Bundle) -> str:
@@ -50,11 +54,9 @@ def summary(bundle: Bundle) -> str:
         ("encoder id", manifest.encoder_id[:16]),
         *((path.name, _size(path)) for path in sorted(bundle.folder.iterdir())),
     ]
-    width = max(len(name) for name, _ in rows)
-    table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
     notes = "".join(f"\nNote: {caution}." for caution in bundle_warnings(manifest))
     return (
-        f"Wrote the bundle {bundle.folder}\n\n{table}\n{notes}\n"
+        f"Wrote the bundle {bundle.folder}\n\n{facts(rows)}\n{notes}\n"
         f'Next: name it in fleet.toml and in every agent.toml, as bundle = "{bundle.folder}"'
     )
 

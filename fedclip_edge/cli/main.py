@@ -40,6 +40,7 @@ _EXTRAS = {
     "export": "export",
     "export-classifier": "export",
     "predict": "agent",
+    "simulate": "simulate",
 }
 
 for _command in (

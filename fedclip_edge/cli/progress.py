@@ -1,28 +1,116 @@
-"""A progress bar on a terminal, nothing elsewhere: logs say each step there."""
+"""How far long work has come: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+EVERY_S = 30.0  # nobody should have to wonder for longer
+_REDRAW_S = 0.1
+
+Told = Callable[[int, int], None]  # done, total
+
+
+class Bar:
+    """A bar at the foot of `stream`, for as long as there is work; nothing where it is no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        # A dumb terminal, as of an editor, cannot write over a line.
+        self.is_drawn = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._drawn_at = 0.0
+
+    def show(self, done: int, total: int, text: str) -> None:
+        """Draws it, from the first call on until all is done; texts too long go on below."""
+        if not self.is_drawn:
+            return
+        if self._progress is None:
+            self._begin()
+        assert self._progress is not None
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total, text=text)
+        if done >= total:
+            self.end()
+        elif time.monotonic() - self._drawn_at >= _REDRAW_S:
+            self._progress.refresh()
+            self._drawn_at = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._progress is None:
+            click.echo(line, file=self._stream)
+            return
+        from rich.text import Text
+
+        self._progress.console.print(Text(line), soft_wrap=True)
+
+    def end(self) -> None:
+        """Leaves the bar as it stands; another may begin below."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _begin(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
+
+        console = Console(file=self._stream, force_terminal=True)
+        self._progress = Progress(
+            BarColumn(bar_width=min(30, console.width // 6)),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(overflow="fold")),
+            console=console,
+            # No thread of its own; and what goes to standard output may be on its way to a file.
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task("", total=None, text="")
+        self._progress.start()
+        self._drawn_at = 0.0
+
+
+class Pace:
+    """Says when the next line is due: `EVERY_S` after the last, or after the beginning."""
+
+    def __init__(self) -> None:
+        self._last_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Counts as a line where it is so."""
+        now = time.monotonic()
+        if now - self._last_at < EVERY_S:
+            return False
+        self._last_at = now
+        return True
+
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback of (done, total), which shows nothing where standard error is no terminal.
+def progress_bar(label: str, elsewhere: Told | None = None) -> Iterator[Told]:
+    """A callback of (done, total), for a bar where standard error is a terminal.
 
-    The bar begins at each total that is new and ends when it is reached.
+    The bar begins at each total that is new and ends when it is reached. Where there is none,
+    `elsewhere` is told every 30 s, by default with a line on standard error.
     """
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
+    bar = Bar(sys.stderr)
+    if not bar.is_drawn:
+        pace = Pace()
+        tell = elsewhere or (lambda done, total: click.echo(f"{label}: {done}/{total}", err=True))
+        yield lambda done, total: tell(done, total) if pace.is_due() else None
         return
-
-    def show(done: int, total: int) -> None:
-        width = 30
-        filled = width * done // max(1, total)
-        bar = "#" * filled + "-" * (width - filled)
-        click.echo(f"\r{label} [{bar}] {done}/{total}", nl=done == total, err=True)
-
-    yield show
+    try:
+        yield lambda done, total: bar.show(done, total, label)
+    finally:
+        bar.end()

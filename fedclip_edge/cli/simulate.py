@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedclip_edge.cli.encoder_options import encoder_options
+from fedclip_edge.cli.progress import Bar, Pace, progress_bar
 
 if TYPE_CHECKING:
     from fedclip_edge.simulating.comparison import Choices, Step
@@ -133,6 +134,7 @@ def simulate(
     from fedclip_edge import log
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.simulating import comparison
+    from fedclip_edge.simulating import report as _report  # noqa: F401 - jinja2 is missed now, not after hours
     from fedclip_edge.simulating.settings import parse_settings
     from fedclip_edge.simulating.splits import parse_split
     from fedclip_edge.simulating.workers import Workers
@@ -181,7 +183,6 @@ def _pool(
     encoder: Any,
     validation: float,
 ) -> Pool:
-    from fedclip_edge.cli.progress import progress_bar
     from fedclip_edge.errors import ConfigError
     from fedclip_edge.simulating import pictures
     from fedclip_edge.simulating.pool import read_features
@@ -210,6 +211,7 @@ def _finish(
 ) -> None:
     import json
 
+    from fedclip_edge.reporting.table import width_of
     from fedclip_edge.simulating import report, summary
     from fedclip_edge.storage import atomic
 
@@ -227,7 +229,7 @@ def _finish(
     if as_json:
         click.echo(json.dumps(whole))
         return
-    click.echo(f"\n{summary.table(rows)}\n")
+    click.echo(f"\n{summary.table(rows, width_of(sys.stdout))}\n")
     click.echo(
         f"report: {out / 'report.html'}   rows: {out / 'results.csv'}   "
         f"figures: {out / 'summary.json'}"
@@ -240,27 +242,23 @@ class _Show:
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
         self._done = 0
-        self._is_terminal = sys.stderr.isatty()
-        self._line_is_open = False
+        self._bar = Bar(sys.stderr)
+        self._pace = Pace()
 
     def note(self, text: str) -> None:
-        self.end()
-        click.echo(f"Note: {text}.", err=True)
+        self._bar.say(f"Note: {text}.")
 
     def step(self, step: Step) -> None:
         self._done += 1
         run = step.run
         apart = f", {run.held_out} held out" if run.held_out else ""
         what = f"{run.setting.label}, seed {run.seed}{apart}"
-        if self._is_terminal:
-            import shutil
-
-            filled = 30 * self._done // self._rounds
-            bar = "#" * filled + "-" * (30 - filled)
-            text = f"{self._done}/{self._rounds} {what}, round {step.round}"
-            text = text[: max(20, shutil.get_terminal_size().columns - 34)]
-            self._line_is_open = self._done < self._rounds
-            click.echo(f"\r\033[K[{bar}] {text}", nl=not self._line_is_open, err=True)
+        if self._bar.is_drawn:
+            self._bar.show(self._done, self._rounds, f"{what}, round {step.round}")
+        elif not step.outcomes:
+            if self._pace.is_due():
+                of_all = f"{self._done}/{self._rounds} rounds of all"
+                click.echo(f"{what}: round {step.round}; {of_all}", err=True)
         else:
             for one in step.outcomes:
                 if one.fleet and one.zero_shot:
@@ -269,6 +267,4 @@ class _Show:
                     click.echo(f"{what}: {step.round} rounds, {shares}{view}", err=True)
 
     def end(self) -> None:
-        if self._line_is_open:
-            click.echo(err=True)
-            self._line_is_open = False
+        self._bar.end()

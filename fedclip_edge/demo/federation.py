@@ -13,7 +13,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from fedclip_edge.errors import RunError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.transport import local_broker
 
-Event = Mapping[str, Any]  # one JSON line of the coordinator's log
+# One JSON line of the coordinator's log or the trainer's; of a device's, those of its encoding.
+Event = Mapping[str, Any]
 _LOOK_S = 0.5  # between looks at whether every process is still there
 _AGENT_ENDS_S = 20.0
 _SERVE_ENDS_S = 20.0  # it says good-bye, and has its trainer end as well
@@ -88,11 +89,15 @@ def _watch(
 ) -> None:
     """Passes events on until the run is done."""
     heard_at, last, silent_s = time.monotonic(), "", math.inf
+    read: dict[str, int] = {}
     while True:
         try:
             line = lines.get(timeout=_LOOK_S)
         except queue.Empty:
             _check_alive(watched)
+            for one in watched[2:]:  # the devices: the coordinator and the broker come first
+                for event in _encoding(one, read):
+                    happened(event)
             if time.monotonic() - heard_at > silent_s:
                 raise RunError(
                     f"the run stands still: nothing has happened for {silent_s:.0f} s, after {last}; "
@@ -116,6 +121,18 @@ def _watch(
             raise RunError(
                 f"the held-out device ended with code {event['code']} (log: {watched[0].log})"
             )
+
+
+def _encoding(one: _Watched, read: dict[str, int]) -> Iterator[Event]:
+    """What a device has logged of its encoding since it was last asked; `read` counts the bytes."""
+    with one.log.open("rb") as file:
+        file.seek(read.get(one.name, 0))
+        lines = [line for line in file if line.endswith(b"\n")]
+    read[one.name] = read.get(one.name, 0) + sum(map(len, lines))
+    for line in lines:
+        if b'"encoding_pictures"' in line:
+            with contextlib.suppress(ValueError):
+                yield {**json.loads(line), "device": one.name}
 
 
 def _check_alive(watched: list[_Watched]) -> None:

@@ -67,14 +67,9 @@ def table(summary: Summary, columns: int | None = None) -> str:
     head += ["up", "down", "encode", "train", "wait"]
     units = ["", "pictures", "now", *("%" for _ in kinds), "points"]
     units += ["kB/round", "kB/round", "s", "s", "s"]
-    whole = [head, units, *rows]
     costs = 4 + len(kinds)
-    text = aligned(whole)
-    if columns is None or max(map(len, text.splitlines())) <= columns:
-        return text
-    accuracy = [[row[0], row[1], *row[3:costs]] for row in whole]
-    cost = [[row[0], row[2], *row[costs:]] for row in whole]
-    return aligned(accuracy) + "\n\n" + aligned(cost)
+    parts = ([1, *range(3, costs)], [2, *range(costs, len(head))])
+    return aligned([head, units, *rows], width=columns, parts=parts)
 
 
 def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:

@@ -1,18 +1,126 @@
-"""Tables of text, for a terminal."""
+"""Tables of text, on a terminal or in a pipe.
+
+Law: every cell is there in full, and on a terminal no line is wider than it is.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 from collections.abc import Sequence
+from typing import Literal, TextIO
+
+_SIDES: dict[str, Literal["left", "right"]] = {"l": "left", "r": "right"}
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: int = 1, gap: str = " ") -> str:
-    """Columns as wide as their widest cell, the first `left` of them aligned to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(gap.join(cells).rstrip())
-    return "\n".join(lines)
+def width_of(stream: TextIO) -> int | None:
+    """The columns of the terminal that `stream` goes to; None where it goes elsewhere."""
+    if not stream.isatty():
+        return None
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        columns = 0
+    return columns or shutil.get_terminal_size().columns
+
+
+def aligned(
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    gap: str = " ",
+    align: str = "",
+    width: int | None = None,
+    parts: Sequence[Sequence[int]] = (),
+) -> str:
+    """Columns as wide as their widest cell; the first `left` of them name the row.
+
+    Those are aligned to the left and the others to the right, unless `align` has an "l" or an "r"
+    for each. What is wider than `width` becomes several tables, one above the other, each with the
+    names. `parts` are indices of the other columns that belong together: one is divided only where
+    it is too wide by itself. A cell that is too wide even so goes on in the next line.
+    """
+    from rich.cells import cell_len
+
+    shown = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
+    others = range(left, len(widths))
+    align = align or "l" * left + "r" * len(others)
+    tables: list[list[int]] = [list(others)]
+    if width is not None and sum(widths) + len(gap) * (len(widths) - 1) > width:
+        tables = _divided(widths, left, len(gap), width, parts or [others])
+    texts = []
+    for chosen in tables:
+        columns = [*range(left), *chosen]
+        its = [widths[i] for i in columns]
+        if width is not None:
+            its = _narrowed(its, left, len(gap), width)
+        cells = [[row[i] for i in columns] for row in shown]
+        texts.append(_drawn(cells, its, [align[i] for i in columns], len(gap)))
+    return "\n\n".join(texts)
+
+
+def _divided(
+    widths: Sequence[int], left: int, gap: int, width: int, parts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """The columns of each table, without the names; names may take half of the width."""
+    names = sum(widths[:left]) + gap * (left - 1)
+    room = width - min(names, width // 2)
+    tables: list[list[int]] = [[]]
+    used = 0
+    for part in parts:
+        fits = sum(gap + widths[i] for i in part) <= room
+        for unit in [part] if fits else [[i] for i in part]:
+            more = sum(gap + widths[i] for i in unit)
+            if tables[-1] and used + more > room:
+                tables.append([])
+                used = 0
+            tables[-1] += unit
+            used += more
+    return [sorted(table) for table in tables]
+
+
+def _narrowed(widths: Sequence[int], left: int, gap: int, width: int) -> list[int]:
+    """Takes what is too much from the names where they have more than half, else from the others."""
+    its = list(widths)
+    room = width - gap * (len(its) - 1)
+    while sum(its) > room and max(its) > 1:
+        names, others = (
+            [i for i in side if its[i] > 1] for side in (range(left), range(left, len(its)))
+        )
+        too_wide = sum(its[:left]) + gap * (left - 1) > width // 2
+        its[max((names if too_wide else others) or names or others, key=its.__getitem__)] -= 1
+    return its
+
+
+def _drawn(
+    cells: Sequence[Sequence[str]], widths: Sequence[int], align: Sequence[str], gap: int
+) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid()
+    for width, side in zip(widths, align, strict=True):
+        if table.columns:  # rich's own padding is another from version to version
+            table.add_column(width=gap)
+        table.add_column(justify=_SIDES[side], width=max(1, width), overflow="fold")
+    for row in cells:
+        texts = [Text(cell) for cell in row]  # a name in brackets is no markup
+        table.add_row(*[each for text in texts for each in ("", text)][1:])
+    console = Console(
+        file=io.StringIO(),
+        width=sum(widths) + (gap + 1) * len(widths),  # enough, and the rest is cut off below
+        height=len(cells) + 1,
+        color_system=None,
+        force_terminal=False,
+    )
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _printable(text: str) -> str:
+    """A name can be any bytes: a line break or an escape sequence would break the table."""
+    return text if text.isprintable() else ascii(text)[1:-1]

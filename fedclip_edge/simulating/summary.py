@@ -137,16 +137,21 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The closing table; accuracies in percent, bytes for each device in all rounds together."""
-    has_held_out = any(row.held_out_top1 for row in rows)
-    has_views = any(row.view for row in rows)
-    columns: list[tuple[str, str, Callable[[Row], str]]] = [("method", "", lambda r: r.method)]
+_Column = tuple[str, str, Callable[[Row], str]]  # its head, the unit below, and a row's cell
+
+
+def table(rows: Sequence[Row], width: int | None = None) -> str:
+    """The closing table; accuracies in percent, bytes for each device in all rounds together.
+
+    On a terminal of fewer columns than it needs (`width`) it is several.
+    """
+    names: list[_Column] = [("method", "", lambda r: r.method)]
     if any(row.held_out for row in rows):
-        columns.append(("held out", "", lambda r: r.held_out))
+        names.append(("held out", "", lambda r: r.held_out))
+    has_views = any(row.view for row in rows)
     if has_views:
-        columns.append(("classes", "", lambda r: r.view))
-    columns += [
+        names.append(("classes", "", lambda r: r.view))
+    own: list[_Column] = [
         ("rounds", "", lambda r: str(r.rounds)),
         ("zero-shot", "%", lambda r: percent(r.zero_shot)),
         ("top-1", "%, mean", lambda r: percent(r.mean)),
@@ -155,21 +160,24 @@ def table(rows: Sequence[Row]) -> str:
         ("macro F1", "%", lambda r: percent(r.macro_f1)),
         ("ECE", "%", lambda r: percent(r.ece)),
     ]
-    if has_held_out:
-        columns += [
-            ("held out:", "zero-shot", lambda r: percent(r.held_out_zero_shot)),
-            ("top-1", "%", lambda r: percent(r.held_out_top1)),
-        ]
-    if has_views:
-        columns.append(("harmonic", "mean, %", lambda r: percent(r.harmonic)))
-    columns += [
+    held_out: list[_Column] = [
+        ("held out:", "zero-shot", lambda r: percent(r.held_out_zero_shot)),
+        ("top-1", "%", lambda r: percent(r.held_out_top1)),
+    ]
+    harmonic: list[_Column] = [("harmonic", "mean, %", lambda r: percent(r.harmonic))]
+    cost: list[_Column] = [
         ("up", "kB", lambda r: f"{r.up_bytes / 1000:.1f}"),
         ("down", "kB", lambda r: f"{r.down_bytes / 1000:.1f}"),
     ]
+    has_held_out = any(row.held_out_top1 for row in rows)
+    groups = [own, *([held_out] * has_held_out), *([harmonic] * has_views), cost]
+    columns, parts = list(names), []
+    for group in groups:
+        parts.append(range(len(columns), len(columns) + len(group)))
+        columns += group
     cells = [[head for head, _, _ in columns], [unit for _, unit, _ in columns]]
     cells += [[show(row) for _, _, show in columns] for row in rows]
-    left = sum(head in ("method", "held out", "classes") for head, _, _ in columns)
-    return aligned(cells, left=left, gap="  ")
+    return aligned(cells, left=len(names), gap="  ", width=width, parts=parts)
 
 
 def percent(figure: Figure | None) -> str:

@@ -45,6 +45,7 @@ def test_wrong_usage_is_said_and_ends_with_2(arguments: list[str]) -> None:
     ("library", "extra", "arguments"),
     [
         ("jinja2", "all", ["demo"]),
+        ("jinja2", "simulate", ["simulate", "--features", "none.npz"]),  # before any work
         ("onnx", "export", ["export", "tiny", "--out", "none"]),
         ("PIL", "export", ["export", "tiny", "--out", "none"]),
         ("onnxruntime", "agent", ["bundle", "verify", "none"]),

@@ -60,7 +60,7 @@ def run_summary(**more: Any) -> dict[str, Any]:
             "cam-02": device("sketch", 0.67, 0.719),
         },
         "held_out": held_out,
-        "seconds": {"prepare_features": 3.21, "federation": 45.6, "total": 48.81},
+        "seconds": {"prepare": 3.21, "federation": 45.6, "total": 48.81},
         **more,
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
+
+import pytest
 
 from fedclip_edge.demo import summary
 
@@ -39,6 +42,20 @@ def test_a_model_of_the_devices_own_has_its_column() -> None:
     assert units[-10:-5] == ["%", "%", "%", "%", "points"]
     assert cam[3:8] == ["50.0", "-", "60.0", "70.0", "+20.0"]
     assert held_out[5:10] == ["40.0", "-", "45.0", "-", "+5.0"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_figure_is_lost_at_any_width(width: int) -> None:
+    devices = {f"cam-{n}": figures("photo", zero_shot=n / 9, federated=n / 7) for n in range(5)}
+    for device in devices.values():
+        device["accuracy"]["personal"] = 0.777
+    held_out = figures("a-domain-with-quite-a-long-name", zero_shot=0.4, federated=0.45)
+    both = {"devices": devices, "held_out": held_out}
+    whole, narrow = summary.table(both), summary.table(both, width)
+    assert max(map(len, narrow.splitlines())) <= width
+    names = {"device", "(held", "out)", "a-domain-with-quite-a-long-name"}
+    cells = Counter(whole.split()) - Counter(dict.fromkeys((*names, *devices), 9))
+    assert not cells - Counter(narrow.split())
 
 
 def test_on_a_narrow_terminal_accuracy_and_cost_are_apart() -> None:

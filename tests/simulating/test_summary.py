@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from fedclip_edge.learning.evaluation import Evaluation, FleetEvaluation
@@ -86,6 +88,30 @@ def test_the_table_has_a_row_for_each_setting_and_only_the_columns_it_needs() ->
     wide = table(summarise([outcome(0.5, held_out="roof", view="new")]))
     assert "held out" in wide
     assert "harmonic" in wide
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("label", ["ridge", "linear@strategy=fedadam,strategy.lr=0.01,lr=0.002"])
+def test_no_figure_is_lost_at_any_width(width: int, label: str) -> None:
+    other = Setting(label, Plan(rounds=1))
+    rows = summarise(
+        [outcome(0.5 + s / 8, s, "roof", view) for s in (0, 1) for view in ("base", "new")]
+        + [outcome(0.625, 0, "roof", "new", other, up=1234000)]
+    )
+    whole, narrow = table(rows), table(rows, width)
+    assert max(map(len, whole.splitlines())) > width
+    assert max(map(len, narrow.splitlines())) <= width
+    for cell in [*whole.split(), *HEADS]:
+        if cell not in label:
+            assert cell in narrow, cell
+    assert narrow.split().count("617.0") == whole.split().count("617.0") == 1
+    for one in narrow.split("\n\n"):
+        assert one.startswith("method")
+        if "held out:" in one:  # whose unit is a head of its own, and the next column's neighbour
+            assert re.search(r"held out:\s+top-1", one)
+
+
+HEADS = ("zero-shot", "top-1", "all pictures", "worst", "macro F1", "ECE", "held out:", "harmonic")
 
 
 def test_it_is_json() -> None:

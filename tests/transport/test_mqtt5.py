@@ -30,7 +30,6 @@ from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.transport.outbox import WINDOW, packet_size_bytes
 from fedclip_edge.vision.bundle import Bundle
 
-
 pytestmark = pytest.mark.one_python
 LAB = Topics("lab")
 CHUNK = 120 * 1024

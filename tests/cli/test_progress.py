@@ -1,0 +1,311 @@
+"""A bar on a terminal; elsewhere nothing, and a line every 30 s of long work."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fcntl import ioctl
+from pathlib import Path
+from termios import TIOCSWINSZ
+
+import pytest
+from click.testing import CliRunner
+from system import killed_on_leaving
+
+from fedclip_edge import agent as device
+from fedclip_edge import config, log, processes
+from fedclip_edge.cli import progress
+from fedclip_edge.cli.agent import agent
+from fedclip_edge.cli.demo import _Live
+from fedclip_edge.cli.progress import Bar, progress_bar
+from fedclip_edge.cli.simulate import _Show
+from fedclip_edge.demo.federation import _encoding, _Watched
+from fedclip_edge.learning.evaluation import FleetEvaluation
+from fedclip_edge.records import Plan
+from fedclip_edge.simulating.comparison import Step
+from fedclip_edge.simulating.results import Outcome, Run
+from fedclip_edge.simulating.settings import Setting
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)(?:;\d+)*m")
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+Starts = AbstractContextManager[progress.Told]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """One of 80 columns and colours."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+@pytest.fixture
+def bar_on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Starts]:
+    """Starts a bar for "encoding" with `terminal` in place of standard error.
+
+    Pytest puts another there between a fixture and its test.
+    """
+
+    def start() -> Starts:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        return progress_bar("encoding")
+
+    return start
+
+
+def test_where_there_is_no_terminal_a_bar_writes_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with progress_bar("encoding") as told:
+        for done in range(1, 101):
+            told(done, 100)
+    bar = Bar(sys.stdout)
+    bar.show(1, 2, "x")
+    bar.end()
+    assert not bar.is_drawn
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_dumb_terminal_is_none(
+    terminal: Terminal, bar_on: Callable[[], Starts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with bar_on() as told:
+        told(1, 2)
+    assert terminal.getvalue() == ""
+
+
+def test_elsewhere_long_work_says_a_line_every_30_s(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bar("encoding") as told:
+        for done in range(100):
+            told(done, 500)
+            clock.now += 1
+    assert capsys.readouterr().err == "encoding: 30/500\nencoding: 60/500\nencoding: 90/500\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_agent_that_encodes_says_so_every_30_s(
+    as_json: bool, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_config: object, *, once: bool, progress: progress.Told) -> None:
+        for done in range(0, 640, 8):
+            progress(done, 640)
+            clock.now += 0.5
+        log.event("features_ready")
+
+    monkeypatch.setattr(device, "run", run)
+    monkeypatch.setattr(config, "load_agent", lambda path: path)
+    monkeypatch.setattr(processes, "end_with_any_thread", lambda: None)
+    try:
+        done = CliRunner().invoke(agent, ["x.toml", *(["--json"] if as_json else [])])
+    finally:
+        log.use_json(enabled=False)
+    assert done.exit_code == 0, done.output
+    first, last = done.stdout.splitlines()
+    if as_json:
+        fields = json.loads(first)
+        assert (fields["event"], fields["done"], fields["total"]) == ("encoding_pictures", 480, 640)
+    else:
+        assert first.endswith(" encoding_pictures done=480 total=640")
+    assert "features_ready" in last
+
+
+def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Setting("fedclip", Plan(rounds=50)), 0, "domain", "roof", ("",))
+    shares = FleetEvaluation(10, 0.5, 0.5, 0.5, 0.5, 0.1)
+    outcome = Outcome(run, "", (), shares, shares, None, None, 2, 1, 1)
+    show = _Show(rounds=100)
+    for number in range(1, 51):
+        clock.now += 1
+        show.step(Step(run, number, "", (outcome,) if number == 50 else ()))
+    show.end()
+    what = "fedclip, seed 0, roof held out"
+    assert capsys.readouterr() == (
+        "",
+        f"{what}: round 30; 30/100 rounds of all\n{what}: 50 rounds, 50.0 -> 50.0 %\n",
+    )
+
+
+def test_a_demo_reads_on_in_a_devices_log(tmp_path: Path) -> None:
+    log_file = tmp_path / "photo.log"
+    child = subprocess.Popen([sys.executable, "-c", ""], text=True)
+    child.wait(60)
+    read: dict[str, int]
+    watched, read = _Watched("photo", child, log_file), {}
+    log_file.write_text(
+        'a warning\n{"event": "encoding_pictures", "done": 8, "total": 9}\n{"event": "enco'
+    )
+    assert list(_encoding(watched, read)) == [
+        {"event": "encoding_pictures", "done": 8, "total": 9, "device": "photo"}
+    ]
+    with log_file.open("a") as file:
+        file.write('ding_pictures", "done": 9, "total": 9}\n{"event": "connected"}\n')
+    assert [event["done"] for event in _encoding(watched, read)] == [9]
+    assert list(_encoding(watched, read)) == []
+
+
+CLOSED = {"event": "round_closed", "round": 1, "contributions": 4, "cohort": 4, "seconds": 0.5}
+
+
+def test_a_demo_in_a_pipe_says_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+    live = _Live("cartoon", 3)
+    live.happened({"event": "encoding_pictures", "done": 8, "total": 100})
+    live.happened({"event": "encoding_pictures", "done": 8, "total": 90, "device": "photo"})
+    live.happened({"event": "joined", "device": "photo", "roles": "train"})
+    live.happened(CLOSED)
+    live.end()
+    assert capsys.readouterr().out == (
+        "cartoon encodes its pictures: 8 of 100\n"
+        "photo encodes its pictures: 8 of 90\n"
+        "photo joined (train)\n"
+        "round 1/3: 4 of 4 devices, 0.500 s; cartoon (held out) -\n"
+    )
+
+
+def test_a_bar_is_drawn_and_ends_with_the_work(
+    terminal: Terminal, bar_on: Callable[[], Starts]
+) -> None:
+    with bar_on() as told:
+        told(1, 3)
+        before = terminal.getvalue()
+        told(3, 3)
+        after = terminal.getvalue()
+    assert "1/3 encoding" in _CONTROL.sub("", before)
+    assert "3/3 encoding" in _CONTROL.sub("", after)
+    assert before.count("\x1b[?25l") == 1, "the cursor is hidden"
+    assert terminal.getvalue() == after
+    assert after.endswith("\n\x1b[?25h"), "and there again, on a line of its own"
+
+
+def test_a_bar_that_is_interrupted_leaves_the_terminal_in_order(
+    terminal: Terminal, bar_on: Callable[[], Starts]
+) -> None:
+    def work() -> None:
+        with bar_on() as told:
+            told(1, 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert terminal.getvalue().endswith("\n\x1b[?25h")
+
+
+def test_a_bar_leaves_the_other_stream_alone(
+    terminal: Terminal, bar_on: Callable[[], Starts]
+) -> None:
+    """Standard output may be on its way to a file."""
+    out = sys.stdout
+    with bar_on() as told:
+        told(1, 3)
+        assert sys.stdout is out
+        assert sys.stderr is terminal
+
+
+def test_a_line_stands_above_the_bar(terminal: Terminal) -> None:
+    bar = Bar(terminal)
+    bar.show(1, 3, "encoding")
+    bar.say("Note: [bold]it[/bold] is cold.")
+    bar.end()
+    shown = _CONTROL.sub("", terminal.getvalue()).splitlines()
+    assert "Note: [bold]it[/bold] is cold." in shown
+    assert shown[-1].endswith("1/3 encoding")
+
+
+def test_no_color_is_honoured(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn() -> str:
+        bar = Bar(terminal)
+        bar.show(1, 3, "x")
+        bar.end()
+        return terminal.getvalue()
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not _COLOUR.search(drawn())
+    monkeypatch.delenv("NO_COLOR")
+    assert _COLOUR.search(drawn())
+
+
+DRAW = """
+import sys, time
+from fedclip_edge.cli import progress
+progress._REDRAW_S = 0
+bar = progress.Bar(sys.stdout)
+for done in range(1, 31):
+    bar.show(done, 30, f"4 of 4 devices, 0.{done:03} s; cartoon (held out) 55.6 % after {done}")
+"""
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_nothing_is_cut_off_at_any_width(width: int) -> None:
+    shown = _on_terminal(DRAW, width)
+    lines = [_CONTROL.sub("", line) for line in re.split(r"[\r\n]+", shown)]
+    assert max(map(len, lines)) <= width
+    words = " ".join(shown.split()[-20:])
+    for word in ("30/30", "0.030", "cartoon", "55.6"):
+        assert word in words
+    if width >= 80:
+        assert any(line.endswith("55.6 % after 30") and "30/30" in line for line in lines)
+
+
+def _on_terminal(code: str, width: int) -> str:
+    """Everything that a program of ours writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    settings = {**os.environ, "TERM": "xterm"}
+    settings.pop("COLUMNS", None)
+    command = [sys.executable, "-c", code]
+    with (
+        subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=settings
+        ) as child,
+        killed_on_leaving(child),
+    ):
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                block = os.read(ours, 65536)
+            except OSError:  # the child closed its side
+                break
+            if not block:
+                break
+            shown += block
+        assert child.wait(60) == 0, shown
+    os.close(ours)
+    return shown.decode()
