@@ -21,8 +21,8 @@ import pytest
 from click.testing import CliRunner
 from system import killed_on_leaving
 
-from fedclip_edge import agent as device
 from fedclip_edge import config, log, processes
+from fedclip_edge.agent import process as device
 from fedclip_edge.cli import progress
 from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.demo import _Live
