@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from system import killed_on_leaving
 
-from fedclip_edge import config, log, processes
+from fedclip_edge import config, log
 from fedclip_edge.agent import process as device
 from fedclip_edge.cli import progress
 from fedclip_edge.cli.agent import agent
@@ -30,6 +30,7 @@ from fedclip_edge.cli.progress import Bar, progress_bar
 from fedclip_edge.cli.simulate import _Show
 from fedclip_edge.demo.federation import _encoding, _Watched
 from fedclip_edge.learning.evaluation import FleetEvaluation
+from fedclip_edge.processes import threads
 from fedclip_edge.records import Plan
 from fedclip_edge.simulating.comparison import Step
 from fedclip_edge.simulating.results import Outcome, Run
@@ -130,7 +131,7 @@ def test_an_agent_that_encodes_says_so_every_30_s(
 
     monkeypatch.setattr(device, "run", run)
     monkeypatch.setattr(config, "load_agent", lambda path: path)
-    monkeypatch.setattr(processes, "end_with_any_thread", lambda: None)
+    monkeypatch.setattr(threads, "exit_on_thread_failure", lambda: None)
     try:
         done = CliRunner().invoke(agent, ["x.toml", *(["--json"] if as_json else [])])
     finally:
