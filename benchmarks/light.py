@@ -16,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from fake_learner import FakeLearner
+
 from fedclip_edge import log
 from fedclip_edge.agent import process
 from fedclip_edge.agent.publisher import will
@@ -27,10 +31,8 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import (
     Arrays,
     ClassTexts,
-    Measured,
     Model,
     Plan,
-    Report,
     Role,
     Shapes,
     Update,
@@ -83,60 +85,31 @@ def write_fleet(
 
 
 @dataclass(eq=False)
-class ReadyLearner:
-    """A learner that trains nothing: its updates are drawn from `seed` before the first round."""
+class ReadyUpdates:
+    """Updates drawn from `seed` before the first round, given in turn."""
 
-    name: str
     seed: int
     permits: int | None = None  # None is without end; at 0 it waits for a line with more
-    ready: int = 4  # updates drawn in advance, taken in turn
-    busy_s: float = 0.0
-    _ready: list[Arrays] = field(default_factory=list)
+    count: int = 4  # drawn in advance
+    _drawn: list[Arrays] = field(default_factory=list)
     _given: int = 0
 
-    def draw(self) -> None:
+    def __post_init__(self) -> None:
         random = np.random.default_rng(self.seed)
-        for _ in range(self.ready):
+        for _ in range(self.count):
             terms = {
                 name: (_STEP * random.standard_normal(shape)).astype(np.float32)
                 for name, shape in _SHAPES.items()
             }
-            self._ready.append(terms)
+            self._drawn.append(terms)
 
-    def shapes(self, plan: Plan) -> Shapes:
-        return _SHAPES
-
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
+    def next(self, model: Model) -> Update:
         if self.permits is not None:
             while not self.permits:
                 self.permits = int(sys.stdin.readline() or 2**31)
             self.permits -= 1
         self._given += 1
-        return Update("sum", 1, self._ready[self._given % self.ready]), state
-
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        return Measured({"zero_shot": 0.5, "federated": 0.5})
-
-    def report(
-        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
-    ) -> Report:
-        return Report(
-            run=run,
-            round=model.round,
-            device=self.name,
-            domain="",
-            model=version,
-            accuracy=measured.accuracy,
-            train_pictures=0,
-            test_pictures=0,
-            encoded=0,
-            skipped=0,
-            bytes_up=None,
-            bytes_down=None,
-            encode_s=0.0,
-            train_s=0.0,
-            wait_s=wait_s,
-        )
+        return Update("sum", 1, self._drawn[self._given % self.count])
 
 
 def state_of(folder: Path, name: str) -> Path:
@@ -161,8 +134,12 @@ def connect(
     config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
     me = signing.load_or_create(state / "device.key")
     boot = secrets.token_hex(8)
-    learner = ReadyLearner(name, seed, permits, ready)
-    learner.draw()
+    learner = FakeLearner(
+        _SHAPES,
+        name,
+        ReadyUpdates(seed, permits, ready).next,
+        accuracy={"zero_shot": 0.5, "federated": 0.5},
+    )
     link = mqtt.PahoTransport(
         broker,
         base.device_client(FLEET, name, boot),

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from session_scene import FakeLearner, manifest, model
+from fake_learner import FakeLearner
+from session_scene import SHAPES, manifest, model
 
 from fedclip_edge.agent import evaluation_queue
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
@@ -38,7 +39,7 @@ def all_due(mine: EvaluationQueue, said: Manifest, newest: Held | None) -> list[
 
 @pytest.fixture
 def learner() -> FakeLearner:
-    return FakeLearner()
+    return FakeLearner(SHAPES)
 
 
 @pytest.fixture

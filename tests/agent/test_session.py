@@ -37,7 +37,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.records import Arrays, Model, Plan, Report, Role, Update
+from fedclip_edge.records import Model, Plan, Report, Role, Update
 from fedclip_edge.transport.base import Connected, Received
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
@@ -1023,12 +1023,12 @@ def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None
     true = np.full((40, 10), 1e-3)
     true[:, 0] = 1.0
 
-    def fit(model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
-        return Update("sum", 1, {"gate": true.astype(np.float32)}), {}
+    def make_update(model: Model) -> Update:
+        return Update("sum", 1, {"gate": true.astype(np.float32)})
 
     rounds = 30
     for number in range(1, rounds + 1):
-        vars(scene.learner)["fit"] = fit
+        scene.learner.make_update = make_update  # also after a restart
         scene.say(manifest(plan=plan, round=number))
         scene.flow()
         scene.say_model(model(0))

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from unittest import mock
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from device_laws import update_of
 from in_memory import class_texts
 
 from fedclip_edge import log
@@ -23,54 +20,11 @@ from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.protocol.signing import Identity
-from fedclip_edge.records import Arrays, Layout, Measured, Model, Plan, Report, Shapes, Update
+from fedclip_edge.records import Layout, Plan
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
 CHUNK_BYTES = 400  # a model of 40 numbers in two chunks
-
-
-@dataclass(eq=False)
-class Learner:
-    """What learner.Learner asks for, without pictures; training takes virtual time alone."""
-
-    device: str
-    variant: str  # another one in each process, as where pictures come and go
-    trains: Callable[[str, Model], None]  # told with that and the model when training begins
-    busy_s: float = 0.0
-
-    def shapes(self, plan: Plan) -> Shapes:
-        return layout(plan.method).parameters
-
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
-        self.trains(self.variant, model)
-        kept = int(state["kept"]) if state else 0
-        update = update_of(model, self.device, self.variant)
-        return update, {"kept": np.array(kept + 1, np.float32)}
-
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        return Measured({"federated": 0.5})
-
-    def report(
-        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
-    ) -> Report:
-        return Report(
-            run=run,
-            round=model.round,
-            device=self.device,
-            domain="",
-            model=version,
-            accuracy=measured.accuracy,
-            train_pictures=1,
-            test_pictures=1,
-            encoded=0,
-            skipped=0,
-            bytes_up=None,
-            bytes_down=None,
-            encode_s=0.0,
-            train_s=0.0,
-            wait_s=0.0,
-        )
 
 
 @functools.cache

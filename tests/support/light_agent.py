@@ -28,8 +28,12 @@ from fedclip_edge.records import Arrays, Features, Measured, Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 
 
-class LightLearner(LocalTrainer):
-    """Says when it begins to train, and takes its time."""
+class LightTrainer(LocalTrainer):
+    """The product's own trainer, but for training and evaluating.
+
+    No FakeLearner: the process makes it as it makes the real one, and shapes and reports are the
+    real ones. It says when it begins to train, and takes its time.
+    """
 
     train_for_s = 0.0
 
@@ -52,13 +56,13 @@ def ready(config: AgentConfig, bundle: Bundle, progress: object) -> DeviceFeatur
 
 
 if __name__ == "__main__":
-    LightLearner.train_for_s = float(sys.argv[1])
+    LightTrainer.train_for_s = float(sys.argv[1])
     without_torch = types.ModuleType("training")
     without_torch.use_one_thread = lambda: None  # type: ignore[attr-defined]
     sys.modules["fedclip_edge.learning.training"] = without_torch
     with (
         mock.patch.object(process, "prepare_features", ready),
-        mock.patch.object(process, "LocalTrainer", LightLearner),
+        mock.patch.object(process, "LocalTrainer", LightTrainer),
     ):
         sys.argv = ["fedclip-edge", "agent", sys.argv[2], "--json"]
         main()

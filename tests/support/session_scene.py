@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from fake_learner import FakeLearner
 from opened import opened
 
 from fedclip_edge.agent.publisher import will
@@ -23,7 +24,7 @@ from fedclip_edge.protocol.messages import (
     Offer,
 )
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Role, Shapes, Update
+from fedclip_edge.records import Model, Plan, Role, Shapes
 from fedclip_edge.transport.base import Event, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker
 
@@ -31,6 +32,9 @@ TOPICS = Topics("lab")
 
 
 PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")
+
+
+SHAPES: Shapes = {"gate": (40, 10)}
 
 
 ME, FORGER = signing.create_identity(), signing.create_identity()
@@ -43,48 +47,7 @@ M = TypeVar("M")
 
 
 def model(value: float, closed: int = 0) -> Model:
-    return Model(PLAN.method, closed, {"gate": np.full((40, 10), value, np.float32)})
-
-
-@dataclass
-class FakeLearner:
-    """Counts what is asked of it; an update is the model it came from, and a little more."""
-
-    device: str = "cam-01"
-    adds: float = 0.5
-    fitted: list[float] = field(default_factory=list)
-    states: list[int] = field(default_factory=list)  # its own: how many were kept before
-    evaluated: list[tuple[float, bool]] = field(default_factory=list)
-    busy_s: float = 0.0
-
-    def shapes(self, plan: Plan) -> Shapes:
-        return {"gate": (40, 10)}
-
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
-        self.fitted.append(float(model.parameters["gate"][0, 0]))
-        self.states.append(int(state["kept"]) if state else 0)
-        update = Update("sum", 1, {"gate": model.parameters["gate"] + np.float32(self.adds)})
-        return update, {"kept": np.array(self.states[-1] + 1, np.float32)}
-
-    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        self.evaluated.append((float(model.parameters["gate"][0, 0]), final))
-        return Measured({"federated": 0.5})
-
-    def report(
-        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
-    ) -> Report:
-        counts = {"train_pictures": 1, "test_pictures": 1, "encoded": 2, "skipped": 0}
-        costs = {"bytes_up": None, "bytes_down": None, "encode_s": 0.0, "train_s": 0.0}
-        fields: dict[str, Any] = {**counts, **costs, "wait_s": wait_s}
-        return Report(
-            run=run,
-            round=model.round,
-            device=self.device,
-            domain="",
-            model=version,
-            accuracy=measured.accuracy,
-            **fields,
-        )
+    return Model(PLAN.method, closed, {"gate": np.full(SHAPES["gate"], value, np.float32)})
 
 
 class Scene:
@@ -103,7 +66,7 @@ class Scene:
 
     def start(self) -> None:
         """The device's process; once more after whatever killed it."""
-        self.learner = FakeLearner()
+        self.learner = FakeLearner(SHAPES)
         self.link = self.broker.client(
             "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
         )

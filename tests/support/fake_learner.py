@@ -1,0 +1,73 @@
+"""A learner without pictures or training, for whatever holds a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Shapes, Update
+
+
+def plus_half(model: Model) -> Update:
+    """An update that is the model itself, each number of it a half larger."""
+    terms = {name: term + np.float32(0.5) for name, term in model.parameters.items()}
+    return Update("sum", 1, terms)
+
+
+@dataclass(eq=False)
+class FakeLearner:
+    """An implementation of learner.Learner that notes what is asked of it.
+
+    Its own state counts the updates that were kept. Models are noted by their first number.
+    """
+
+    model_shapes: Shapes
+    device: str = "cam-01"
+    make_update: Callable[[Model], Update] = plus_half
+    accuracy: Mapping[str, float] = field(default_factory=lambda: {"federated": 0.5})
+    report_fields: Mapping[str, Any] = field(default_factory=dict)  # other values than below
+    busy_s: float = 0.0
+    fitted: list[float] = field(default_factory=list)
+    states: list[int] = field(default_factory=list)  # how many were kept before each `fit`
+    evaluated: list[tuple[float, bool]] = field(default_factory=list)  # and whether final
+
+    def shapes(self, plan: Plan) -> Shapes:
+        return self.model_shapes
+
+    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
+        self.fitted.append(_first_number(model))
+        self.states.append(int(state["kept"]) if state else 0)
+        return self.make_update(model), {"kept": np.array(self.states[-1] + 1, np.float32)}
+
+    def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        self.evaluated.append((_first_number(model), final))
+        return Measured(self.accuracy)
+
+    def report(
+        self, run: str, model: Model, version: str, measured: Measured, wait_s: float
+    ) -> Report:
+        fields: dict[str, Any] = {
+            "run": run,
+            "round": model.round,
+            "device": self.device,
+            "domain": "",
+            "model": version,
+            "accuracy": measured.accuracy,
+            "train_pictures": 1,
+            "test_pictures": 1,
+            "encoded": 0,
+            "skipped": 0,
+            "bytes_up": None,
+            "bytes_down": None,
+            "encode_s": 0.0,
+            "train_s": 0.0,
+            "wait_s": wait_s,
+        }
+        return Report(**{**fields, **self.report_fields})
+
+
+def _first_number(model: Model) -> float:
+    return float(next(iter(model.parameters.values())).flat[0])
