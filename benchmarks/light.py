@@ -23,18 +23,9 @@ from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.protocol import signing
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import (
-    Arrays,
-    ClassTexts,
-    Measured,
-    Model,
-    Plan,
-    Report,
-    Role,
-    Shapes,
-    Update,
-)
+from fedclip_edge.records import Arrays, ClassTexts, Measured, Model, Plan, Role, Shapes, Update
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Shapes, Update
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
 
 class Learner(Protocol):

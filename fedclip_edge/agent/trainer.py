@@ -20,17 +20,8 @@ from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
-from fedclip_edge.records import (
-    F32,
-    Arrays,
-    ClassTexts,
-    Measured,
-    Model,
-    Plan,
-    Report,
-    Shapes,
-    Update,
-)
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import F32, Arrays, ClassTexts, Measured, Model, Plan, Shapes, Update
 from fedclip_edge.storage import atomic
 from fedclip_edge.transport.base import Traffic
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedclip_edge.coordinator.devices import Devices
-from fedclip_edge.coordinator.journal import Journal, Run
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.messages import Hello
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import model_file
-from fedclip_edge.coordinator.journal import Journal, Run, open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods

@@ -18,7 +18,8 @@ import safetensors.numpy
 
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator.journal import Journal, Run, StoredModel
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.strategy import Total
@@ -39,7 +40,7 @@ from fedclip_edge.records import (
 MASTER_CODEC: Codec = "fp32"  # loses nothing
 
 
-def begin(
+def open_run(
     config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Journal
 ) -> Run:
     """The journal's unfinished run, or a new one with its initial model.
@@ -66,7 +67,7 @@ def begin(
 
 @dataclass(eq=False)
 class RunState:
-    """An open run's books."""
+    """An open run: its model, and the sum of the open round."""
 
     run: Run
     journal: Journal
@@ -109,9 +110,9 @@ class RunState:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
         self.total.check(contribution.update)
 
-    def keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
+    def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
         """Puts a checked contribution on disk, then into the sum; raises JournalError."""
-        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, payload)
         self.total.add(contribution.update)
 
     def close_round(self) -> None:
@@ -145,23 +146,23 @@ class RunState:
 
 
 def open_run_state(run: Run, store: Journal, layout: Layout) -> RunState:
-    """The books as the journal has them."""
+    """The state of a run as the journal has it."""
     plan, stored = run.plan, store.newest_model(run.id)
     model = master_model(stored, layout.parameters)
     total = strategies.total(plan)
-    for body in store.contributions(run.id, model.round + 1):
-        kept = wire.unpack_contribution(body, plan.codec_up, layout.delta, layout.sums)
+    for payload in store.contributions(run.id, model.round + 1):
+        kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         total.add(kept.update)
     return RunState(run, store, layout, model, stored, total)
 
 
 def _stored(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
-    body = wire.pack_model(model, plan.codec_down)
+    payload = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC
     return StoredModel(
         round=model.round,
-        sha256=hashlib.sha256(body).hexdigest(),
-        payload=body,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        payload=payload,
         server_state=safetensors.numpy.save(in_order(server_state)),
         master=None if lossless else wire.pack_model(model, MASTER_CODEC),
     )

@@ -16,7 +16,7 @@ from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
-from fedclip_edge.records import Report
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.reporting.table import aligned
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle

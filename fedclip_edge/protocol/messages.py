@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from fedclip_edge.records import Plan, Report, Role, check_domain, check_id, check_sha256
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Plan, Role, check_domain, check_id, check_sha256
 
 # AWS IoT ends at 128 KB a message; the chunk's header and the topic need some of it.
 CHUNK_BYTES = 120 * 1024

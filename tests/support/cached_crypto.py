@@ -22,8 +22,9 @@ from fedclip_edge import log
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Blob
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
-from fedclip_edge.records import Arrays, Layout, Measured, Model, Plan, Report, Shapes, Update
+from fedclip_edge.records import Arrays, Layout, Measured, Model, Plan, Shapes, Update
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
@@ -76,7 +77,7 @@ class Learner:
 @functools.cache
 def layout(method: str) -> Layout:
     """Of every model and update here."""
-    return methods.layout(Plan(method), CLASSES, DIM)
+    return methods.plan_layout(Plan(method), CLASSES, DIM)
 
 
 @functools.cache

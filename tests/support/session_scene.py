@@ -22,8 +22,9 @@ from fedclip_edge.protocol.messages import (
     Message,
     Offer,
 )
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Role, Shapes, Update
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Role, Shapes, Update
 from fedclip_edge.transport.base import Event, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker
 
