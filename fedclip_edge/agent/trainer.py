@@ -32,7 +32,7 @@ def _nothing() -> None:
 
 @dataclass(eq=False)
 class LocalTrainer:
-    """One device's. `load` makes torch ready, and is called before any work that needs it."""
+    """The learner of one device. `load` makes torch ready, and is called before any work that needs it."""
 
     config: AgentConfig
     classes: ClassTexts

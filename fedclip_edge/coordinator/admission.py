@@ -20,7 +20,7 @@ class Admission:
     """The rules of admission to one run."""
 
     run: Run
-    store: Journal
+    journal: Journal
     devices: Devices
     registry: Registry | None
 
@@ -57,10 +57,10 @@ class Admission:
         if self.registry is not None:
             reason = self.registry.refusal(device, key)
             if reason is None:
-                self.store.pin_key(self.run.id, device, key)  # so that it is waited for
+                self.journal.pin_key(self.run.id, device, key)  # so that it is waited for
                 keys[device] = key
             return reason
-        keys[device] = keys.get(device) or self.store.pin_key(self.run.id, device, key)
+        keys[device] = keys.get(device) or self.journal.pin_key(self.run.id, device, key)
         if keys[device] == key:
             return None
         return (

@@ -257,7 +257,7 @@ class Coordinator:
     def _handle_want(self, device: str, want: Want, now: float) -> None:
         self.driver.handle(round_events.Heard(device), now)
         version = self.run_state.version  # of another model: the manifest that replaces it comes
-        if want.sha256 == version and self.devices.may_send_model(device, version, now):
+        if want.sha256 == version and self.devices.grant_model(device, version, now):
             self.publisher.send_model(device, want.missing)
 
     def _handle_report(self, device: str, report: Report, now: float) -> None:

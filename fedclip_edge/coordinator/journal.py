@@ -3,11 +3,13 @@
 One SQLite file, write-ahead logged and synced at every commit, holds all that a coordinator must
 not forget: runs, closed models, the open round's contributions, reports, pinned keys.
 
-Laws: the first contribution per (run, round, device) stays; closing a round commits the model and
-deletes its contribution payloads in one transaction; what is read back is what was written, byte
-for byte; who claimed an epoch writes only until another claims a later one: two coordinators on one
-journal would each count what the other does not know of. A model is stored in the bytes that were published, never encoded anew, because another
-version of a compression library may write other bytes for the same model.
+Laws:
+- The first contribution per (run, round, device) stays.
+- Closing a round commits the model and deletes its contribution payloads in one transaction.
+- A payload is read back as it was written, byte for byte. A model is stored in the bytes that were
+  published and never encoded anew: another version of a compression library may write other bytes.
+- A coordinator that claimed an epoch writes only until another claims a later one. Two coordinators
+  on one journal would each count contributions that the other does not know of.
 """
 
 from __future__ import annotations

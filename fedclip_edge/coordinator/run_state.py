@@ -41,27 +41,27 @@ MASTER_CODEC: Codec = "fp32"  # loses nothing
 
 
 def open_run(
-    config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Journal
+    config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, journal: Journal
 ) -> Run:
     """The journal's unfinished run, or a new one with its initial model.
 
     Raises ConfigError where the unfinished run has other settings, classes or encoder.
     """
     plan = methods.with_defaults(config.plan)
-    run = store.unfinished_run()
+    run = journal.unfinished_run()
     wanted = (plan, encoder_id, classes.digest)
     if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
-        if store.has_begun(run.id):
+        if journal.has_begun(run.id):
             raise ConfigError(
                 f"the journal {config.journal} holds {run.id}, unfinished, with another plan, "
                 "encoder or classes; put these back to finish it, or name another file under "
                 "'journal'"
             )
-        store.finish(run.id)  # no device ever said hello: nothing is lost with it
+        journal.finish(run.id)  # no device ever said hello: nothing is lost with it
         run = None
     if run is None:
         run = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
-        store.add_run(run, _stored(methods.initial(plan, classes, dim), {}, plan))
+        journal.add_run(run, _stored(methods.initial(plan, classes, dim), {}, plan))
     return run
 
 
@@ -145,15 +145,15 @@ class RunState:
         return path
 
 
-def open_run_state(run: Run, store: Journal, layout: Layout) -> RunState:
+def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     """The state of a run as the journal has it."""
-    plan, stored = run.plan, store.newest_model(run.id)
+    plan, stored = run.plan, journal.newest_model(run.id)
     model = master_model(stored, layout.parameters)
     total = strategies.total(plan)
-    for payload in store.contributions(run.id, model.round + 1):
+    for payload in journal.contributions(run.id, model.round + 1):
         kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         total.add(kept.update)
-    return RunState(run, store, layout, model, stored, total)
+    return RunState(run, journal, layout, model, stored, total)
 
 
 def _stored(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:

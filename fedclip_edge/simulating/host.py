@@ -1,6 +1,6 @@
 """Some virtual devices of one run: what they hold, train, send and measure.
 
-A device's round is the agent's: `learning/local.py` fits, `contributing.encode` packs with error
+A device's round is the agent's: `learning/local.py` fits, `upload.encode` packs with error
 feedback, and what the coordinator does with the bytes follows at once, `wire.unpack_contribution` and
 an exact sum. Partial sums are exact too, so it does not matter which host has which device.
 """
