@@ -28,15 +28,7 @@ from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
 from fedclip_edge.protocol import signing
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import (
-    Arrays,
-    ClassTexts,
-    Model,
-    Plan,
-    Role,
-    Shapes,
-    Update,
-)
+from fedclip_edge.records import Arrays, ClassTexts, Model, Plan, Role, Shapes, Update
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing

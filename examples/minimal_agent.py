@@ -284,7 +284,7 @@ class Agent:
         return drawn <= str(manifest["cohort"])
 
     def contribute(self, manifest: Json) -> None:
-        """Trains, adds what the last kept contribution lost, parks, offers."""
+        """Trains, adds what the last kept contribution lost, writes it to disk, offers it."""
         codec, residual = manifest["plan"]["codec_up"], self.state["residual"]
         meant = {}
         for name, values in self.terms.items():

@@ -1,6 +1,6 @@
-"""Bodies and chunks of protocol v1, for minimal_agent.py; docs/protocol.md is all it was made from.
+"""Payloads and chunks of protocol v1, for minimal_agent.py; made from docs/protocol.md alone.
 
-A body is a safetensors file of what the codec makes of the terms, shuffled, then compressed.
+A payload is a safetensors file of what the codec makes of the terms, shuffled, then compressed.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
 
 
 def read_chunk(payload: bytes, parcel: Json) -> tuple[int, bytes] | None:
-    """Index and part; None for a chunk of another parcel."""
+    """Index and part; None for a chunk of another blob."""
     _, version, zero, digest, index, count, crc = CHUNK.unpack_from(payload)
     part, size, each = payload[CHUNK.size :], parcel["size_bytes"], parcel["chunk_bytes"]
     if digest != bytes.fromhex(parcel["sha256"])[:8]:

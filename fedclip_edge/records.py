@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -32,8 +32,7 @@ Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
 # One topic level on every broker, a file name on every disk, a certificate's common name.
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_COUNT_MAX = 2**63 - 1  # what SQLite keeps
+COUNT_MAX = 2**63 - 1  # what SQLite keeps
 
 
 def check_id(value: str, what: str) -> str:
@@ -191,8 +190,8 @@ class Model:
     parameters: Arrays
 
     def __post_init__(self) -> None:
-        if not 0 <= self.round <= _COUNT_MAX:
-            raise ValueError(f"model round: expected 0 to {_COUNT_MAX}, got {self.round}")
+        if not 0 <= self.round <= COUNT_MAX:
+            raise ValueError(f"model round: expected 0 to {COUNT_MAX}, got {self.round}")
         for name, term in self.parameters.items():
             _check_array(term, f"model term {name}", np.float32, term.ndim)
 
@@ -253,62 +252,3 @@ class Measured:
 
     accuracy: Mapping[str, float]
     per_class: Mapping[str, PerClass] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one device measured of one model, and what that cost so far. No picture, no feature."""
-
-    run: str
-    round: int  # of the model evaluated: rounds closed so far
-    device: str
-    domain: str
-    model: str  # SHA-256 of the model evaluated
-    # Fractions on test pictures, top-1: zero_shot, federated, personal where there is a model of
-    # the device's own, and at the end local. With _f1 behind these names macro F1, with _ece the
-    # expected calibration error (learning/evaluation.py). zero_shot_all is the top-1 over every
-    # picture with features on the device.
-    accuracy: Mapping[str, float]
-    train_pictures: int
-    test_pictures: int
-    encoded: int  # pictures that went through the encoder since the agent started
-    skipped: int  # files that could not be read as pictures
-    bytes_up: int | None  # on the socket since the agent started; None where unknown
-    bytes_down: int | None
-    encode_s: float
-    train_s: float
-    wait_s: float
-    # At the end, by the names of `accuracy`: of each class the share that is right, in the order of
-    # the classes, None where the device has no test picture of it.
-    per_class: Mapping[str, PerClass] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_id(self.run, "run")
-        check_id(self.device, "device")
-        check_domain(self.domain)
-        check_sha256(self.model, "model")
-        counts = ("round", "train_pictures", "test_pictures", "encoded", "skipped")
-        for name in (*counts, "bytes_up", "bytes_down"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= _COUNT_MAX:
-                raise ValueError(f"{name}: expected 0 to {_COUNT_MAX}, got {value}")
-        for name in ("encode_s", "train_s", "wait_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        # Accuracies are shown beside the report's own fields, so their names must differ.
-        taken = {f.name for f in fields(self)}
-        for name, share in self.accuracy.items():
-            if not _METRIC.fullmatch(name) or name in taken:
-                raise ValueError(f"accuracy: {name[:40]!r} cannot name one")
-            if not 0 <= share <= 1:
-                raise ValueError(f"accuracy: expected fractions, got {dict(self.accuracy)}")
-        for name, by_class in self.per_class.items():
-            if name not in self.accuracy:
-                raise ValueError(f"per_class: {name[:40]!r} is none of the accuracies")
-            if not all(share is None or 0 <= share <= 1 for share in by_class):
-                raise ValueError(f"per_class: expected fractions of {name}")
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `Report(**report.to_json()) == report`."""
-        plain = {"accuracy": dict(self.accuracy), "per_class": dict(self.per_class)}
-        return {**asdict(self), **plain}

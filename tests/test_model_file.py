@@ -52,8 +52,8 @@ def begin_run(folder: Path, bundle: Bundle, journal: str = "journal.sqlite") -> 
     config = FleetConfig("lab", bundle.folder, journal=folder / journal, plan=PLAN)
     with contextlib.closing(open_journal(config.journal)) as store:
         identifier = bundle.manifest.encoder_id
-        run = run_state.begin(config, bundle.classes, bundle.manifest.dim, identifier, store)
-        layout = methods.layout(PLAN, bundle.classes, bundle.manifest.dim)
+        run = run_state.open_run(config, bundle.classes, bundle.manifest.dim, identifier, store)
+        layout = methods.plan_layout(PLAN, bundle.classes, bundle.manifest.dim)
         run_state.open_run_state(run, store, layout).finish()
     return run.id
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from fedclip_edge.config import read_table
 from fedclip_edge.protocol import codec
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     F32,
     ClassTexts,
     Features,
     Model,
     Plan,
-    Report,
     Update,
     check_domain,
     check_id,

@@ -16,7 +16,7 @@ from fedclip_edge import log
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import Held
 from fedclip_edge.protocol.messages import Manifest
-from fedclip_edge.records import Report
+from fedclip_edge.protocol.report import Report
 
 # A box may have little memory, and at its end the run waits for the last model's figures.
 _WAITING_BYTES = 16 * 2**20

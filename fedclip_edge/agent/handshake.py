@@ -23,7 +23,7 @@ _ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
 
 @dataclass(eq=False)
 class Handshake:
-    """One device's, over one link after another."""
+    """The hellos of one device, over one link after another."""
 
     fleet: str
     trust: Trust
@@ -48,7 +48,7 @@ class Handshake:
         """Forget the answer to an earlier hello."""
         self.is_answered, self._unanswered = False, 0
 
-    def count_hello(self, now: float) -> None:
+    def note_hello(self, now: float) -> None:
         """A hello was sent."""
         self._said_at = now
 
@@ -57,7 +57,7 @@ class Handshake:
         known = self.trust.coordinator
         return known is None or known.boot != state.boot or not known.online
 
-    def count_manifest(self, now: float, *, direct: bool) -> bool:
+    def note_manifest(self, now: float, *, direct: bool) -> bool:
         """A manifest came; True where it is the answer that was waited for."""
         self._heard_at = now
         is_answer = direct and not self.is_answered

@@ -1,14 +1,15 @@
-"""What a session asks of whoever holds the features: `agent.py`, a simulation, a test."""
+"""The learner that a session asks: a device's own (`trainer.py`), or a test's."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Shapes, Update
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
 
 class Learner(Protocol):
-    """What a session asks of whoever holds the features."""
+    """Trains, evaluates and reports on the features of one device."""
 
     def shapes(self, plan: Plan) -> Shapes:
         """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""

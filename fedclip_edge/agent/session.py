@@ -169,7 +169,7 @@ class Session:
         if manifest.phase == "done":
             self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
-        is_answer = self.handshake.count_manifest(now, direct=direct)
+        is_answer = self.handshake.note_manifest(now, direct=direct)
         # Who was greeted just now has missed the broadcast, and whatever was on its way before: it
         # asks at once, and for all that is missing.
         self.download.expect(manifest, now, missed=is_answer)
@@ -258,7 +258,7 @@ class Session:
         return offer is not None
 
     def _send_hello(self, now: float) -> None:
-        self.handshake.count_hello(now)
+        self.handshake.note_hello(now)
         self.publisher.send_hello(self.state_db.position)
         if self.evaluation_queue.report is not None:  # the coordinator may have been away then
             self.publisher.send(self.evaluation_queue.report)

@@ -20,17 +20,8 @@ from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
-from fedclip_edge.records import (
-    F32,
-    Arrays,
-    ClassTexts,
-    Measured,
-    Model,
-    Plan,
-    Report,
-    Shapes,
-    Update,
-)
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import F32, Arrays, ClassTexts, Measured, Model, Plan, Shapes, Update
 from fedclip_edge.storage import atomic
 from fedclip_edge.transport.base import Traffic
 
@@ -41,7 +32,7 @@ def _nothing() -> None:
 
 @dataclass(eq=False)
 class LocalTrainer:
-    """One device's. `load` makes torch ready, and is called before any work that needs it."""
+    """The learner of one device. `load` makes torch ready, and is called before any work that needs it."""
 
     config: AgentConfig
     classes: ClassTexts

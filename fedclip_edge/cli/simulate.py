@@ -116,7 +116,7 @@ def simulate(
 ) -> None:
     """Compare methods and settings on many virtual devices.
 
-    Every figure is on test pictures, the zero-shot line beside it; bytes are those of the bodies that
+    Every figure is on test pictures, the zero-shot line beside it; bytes are those of the payloads that
     real devices would send. Writes OUT/results.csv, OUT/report.html and OUT/summary.json.
 
     \b

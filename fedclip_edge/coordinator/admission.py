@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedclip_edge.coordinator.devices import Devices
-from fedclip_edge.coordinator.journal import Journal, Run
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.messages import Hello
 
@@ -19,7 +20,7 @@ class Admission:
     """The rules of admission to one run."""
 
     run: Run
-    store: Journal
+    journal: Journal
     devices: Devices
     registry: Registry | None
 
@@ -56,10 +57,10 @@ class Admission:
         if self.registry is not None:
             reason = self.registry.refusal(device, key)
             if reason is None:
-                self.store.pin_key(self.run.id, device, key)  # so that it is waited for
+                self.journal.pin_key(self.run.id, device, key)  # so that it is waited for
                 keys[device] = key
             return reason
-        keys[device] = keys.get(device) or self.store.pin_key(self.run.id, device, key)
+        keys[device] = keys.get(device) or self.journal.pin_key(self.run.id, device, key)
         if keys[device] == key:
             return None
         return (

@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator import round_events
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Receiver, UnfitError
 from fedclip_edge.coordinator.round_driver import RoundDriver
+from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
-from fedclip_edge.coordinator.slots import Slots
-from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.errors import PeerError, RunError
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import chunks, wire
@@ -35,8 +34,8 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import CHUNK, Topics
-from fedclip_edge.records import Report
 from fedclip_edge.transport.base import Connected, Event, Received
 
 # Names that nobody was let in under are counted one by one up to here, then together.
@@ -107,7 +106,7 @@ class Coordinator:
         self.publisher.publish_state(online=False)
 
     @property
-    def rounds(self) -> round_machine.State:
+    def rounds(self) -> RoundState:
         """The state of the rounds."""
         return self.driver.state
 
@@ -258,7 +257,7 @@ class Coordinator:
     def _handle_want(self, device: str, want: Want, now: float) -> None:
         self.driver.handle(round_events.Heard(device), now)
         version = self.run_state.version  # of another model: the manifest that replaces it comes
-        if want.sha256 == version and self.devices.may_send_model(device, version, now):
+        if want.sha256 == version and self.devices.grant_model(device, version, now):
             self.publisher.send_model(device, want.missing)
 
     def _handle_report(self, device: str, report: Report, now: float) -> None:
@@ -272,37 +271,3 @@ class Coordinator:
         run_state.journal.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)
-
-
-def resume_coordinator(
-    config: FleetConfig,
-    run_state: RunState,
-    publisher: Publisher,
-    now: float,
-    *,
-    invited: frozenset[str] = frozenset(),
-    registry: Registry | None = None,
-) -> Coordinator:
-    """The coordinator of a run, from where its journal stands; `now` is monotonic, in seconds.
-
-    The first round waits for the devices in `invited` by name. Without a `registry` of enrolled
-    devices the first key that an id shows is pinned.
-    """
-    run, closed = run_state.run, run_state.model.round
-    devices = Devices(run_state.journal.keys(run.id))
-    admission = Admission(run, run_state.journal, devices, registry)
-    receiver = Receiver(run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)))
-    state = round_machine.State(
-        run=run.id,
-        rules=config.rules,
-        rounds=run.plan.rounds,
-        round=min(closed + 1, run.plan.rounds),
-        phase="final" if closed >= run.plan.rounds else "gathering",
-        deadline=now + config.rules.deadline_s,
-        # Devices that were there before the restart are waited for as if they had just gone.
-        away_since=dict.fromkeys(admission.admitted, now),
-        invited=invited,
-        kept=run_state.kept(),
-    )
-    driver = RoundDriver(state, run_state, publisher, receiver, admission, devices)
-    return Coordinator(config, run_state, publisher, devices, admission, receiver, driver)

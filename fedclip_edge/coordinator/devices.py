@@ -33,8 +33,8 @@ class Devices:
         """The device is gone; returns the name of its process, None where it was offline."""
         return self._incarnations.pop(device, None)
 
-    def may_send_model(self, device: str, version: str, now: float) -> bool:
-        """Count a model as sent to this device alone, unless the same one was just now.
+    def grant_model(self, device: str, version: str, now: float) -> bool:
+        """True, and counted as sent, unless the device was sent the same model just now.
 
         A small message costs a whole model. A device that needs it asks again, and later than that.
         """

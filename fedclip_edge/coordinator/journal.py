@@ -3,11 +3,13 @@
 One SQLite file, write-ahead logged and synced at every commit, holds all that a coordinator must
 not forget: runs, closed models, the open round's contributions, reports, pinned keys.
 
-Laws: the first contribution per (run, round, device) stays; closing a round commits the model and
-deletes its contribution bodies in one transaction; what is read back is what was written, byte
-for byte; who claimed an epoch writes only until another claims a later one: two coordinators on one
-journal would each count what the other does not know of. A model is stored in the bytes that were published, never encoded anew, because another
-version of a compression library may write other bytes for the same model.
+Laws:
+- The first contribution per (run, round, device) stays.
+- Closing a round commits the model and deletes its contribution payloads in one transaction.
+- A payload is read back as it was written, byte for byte. A model is stored in the bytes that were
+  published and never encoded anew: another version of a compression library may write other bytes.
+- A coordinator that claimed an epoch writes only until another claims a later one. Two coordinators
+  on one journal would each count contributions that the other does not know of.
 """
 
 from __future__ import annotations
@@ -15,75 +17,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedclip_edge.coordinator.journal_tables import SCHEMA, Run, StoredModel
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError, JournalError, RunError
-from fedclip_edge.records import Plan, Report
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Plan
 from fedclip_edge.storage.sqlite import (
     Connection,
     OtherDatabaseError,
     OtherVersionError,
-    Schema,
     errors_as,
     open_database,
     unsynced,
 )
 
 T = TypeVar("T")
-
-_SCHEMA = Schema(
-    version=2,
-    table="contribution",
-    script="""
-CREATE TABLE run (
-    id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
-    classes_digest TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE model (
-    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, sha256 TEXT NOT NULL,
-    body BLOB NOT NULL, server_state BLOB NOT NULL, master BLOB, PRIMARY KEY (run, round)
-);
-CREATE TABLE contribution (
-    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
-    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, body BLOB,
-    PRIMARY KEY (run, round, device)
-);
-CREATE TABLE report (
-    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
-    report TEXT NOT NULL, PRIMARY KEY (run, round, device)
-);
-CREATE TABLE pinned_key (
-    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, key TEXT NOT NULL,
-    PRIMARY KEY (run, device)
-);
-CREATE TABLE epoch (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL);
-INSERT INTO epoch VALUES (1, 0);
-""",
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run as the journal knows it."""
-
-    id: str
-    plan: Plan
-    encoder_id: str
-    classes_digest: str
-
-
-@dataclass(frozen=True, eq=False)
-class StoredModel:
-    """A closed model, in the bytes that were published."""
-
-    round: int  # rounds closed in it
-    sha256: str  # of `body`
-    payload: bytes
-    server_state: bytes  # what the method keeps on the coordinator between rounds
-    master: bytes | None = None  # the model in float32; None where `body` is that
 
 
 class Journal:
@@ -163,12 +114,12 @@ class Journal:
             )
         )
 
-    def keep(self, run: str, round: int, device: str, sha256: str, body: bytes) -> None:
+    def keep(self, run: str, round: int, device: str, sha256: str, payload: bytes) -> None:
         """Puts a contribution on disk. Raises sqlite3.IntegrityError if the device has one."""
         with self._writing():
             self._database.execute(
                 "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
-                (run, round, device, sha256, len(body), body),
+                (run, round, device, sha256, len(payload), payload),
             )
 
     def kept(self, run: str, round: int) -> dict[str, str]:
@@ -193,13 +144,13 @@ class Journal:
         return int(self._one(query, run, round)[0] or 0)
 
     def contributions(self, run: str, round: int) -> Iterator[bytes]:
-        """The bodies kept for an open round, in the order of `kept`, one in memory at a time."""
+        """The payloads kept for an open round, in the order of `kept`, one in memory at a time."""
         query = "SELECT body FROM contribution WHERE run = ? AND round = ? AND device = ?"
         for device in self.kept(run, round):
             yield self._one(query, run, round, device)[0]
 
     def close_round(self, run: str, model: StoredModel) -> None:
-        """Commits the model of `model.round` and deletes the bodies that made it.
+        """Commits the model of `model.round` and deletes the payloads that made it.
 
         Of the models before it the float32 stays; what was published is asked for no more.
         """
@@ -311,7 +262,7 @@ def open_journal(path: Path) -> Journal:
     try:
         with errors_as(refused):
             path.parent.mkdir(parents=True, exist_ok=True)
-            return Journal(path, open_database(path, _SCHEMA))
+            return Journal(path, open_database(path, SCHEMA))
     except OSError as error:
         raise refused(error) from error
     except OtherDatabaseError:
@@ -321,5 +272,5 @@ def open_journal(path: Path) -> Journal:
     except OtherVersionError as error:
         raise ConfigError(
             f"the journal {path} is of version {error.version}, this program writes "
-            f"{_SCHEMA.version}; finish its run with the program that began it, or name another file"
+            f"{SCHEMA.version}; finish its run with the program that began it, or name another file"
         ) from None

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import model_file
-from fedclip_edge.coordinator.journal import Journal, Run, open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
@@ -55,13 +56,13 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
             f"--model {name} is no file here, and there is no journal {path} to look a run up in; "
             "name a file, or the journal with --journal"
         )
-    with contextlib.closing(open_journal(path)) as store:
-        run = _run(store, name)
+    with contextlib.closing(open_journal(path)) as journal:
+        run = _run(journal, name)
         where = f"{run.id} in {path}"
         _check_fits(where, run.encoder_id, run.classes_digest, bundle)
         shapes = methods.shapes(run.plan, bundle.classes, bundle.manifest.dim)
         try:
-            model = master_model(store.newest_model(run.id), shapes)
+            model = master_model(journal.newest_model(run.id), shapes)
             methods.shapes_beside(model, run.plan, bundle.classes, bundle.manifest.dim)
         except PeerError as error:
             raise ConfigError(
@@ -70,17 +71,17 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
     return TrainedModel(model, run.id, run.plan, run.encoder_id, run.classes_digest)
 
 
-def _run(store: Journal, name: str | None) -> Run:
-    runs = {run.id: run for run in store.runs()}
+def _run(journal: Journal, name: str | None) -> Run:
+    runs = {run.id: run for run in journal.runs()}
     if not runs:
-        raise ConfigError(f"the journal {store.path} holds no run yet; start one with `serve`")
+        raise ConfigError(f"the journal {journal.path} holds no run yet; start one with `serve`")
     if name is None:
         return next(reversed(runs.values()))
     if name not in runs:
         near = difflib.get_close_matches(name, runs, n=1)
         newest = next(reversed(runs))
         hint = f"did you mean {near[0]!r}?" if near else f"its newest run is {newest!r}"
-        raise ConfigError(f"{name!r} is no file and no run in the journal {store.path}; {hint}")
+        raise ConfigError(f"{name!r} is no file and no run in the journal {journal.path}; {hint}")
     return runs[name]
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_agent, load_fleet
 from fedclip_edge.coordinator import coordinator, publisher, run_state
-from fedclip_edge.coordinator.journal import Journal, Run, open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki import registry
@@ -70,16 +72,16 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     trainer_id = _trainer_id(config)
-    store = open_journal(config.journal)
-    with contextlib.closing(store), Children() as children:
+    journal = open_journal(config.journal)
+    with contextlib.closing(journal), Children() as children:
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        run = run_state.begin(config, bundle.classes, dim, encoder_id, store)
-        layout = methods.layout(run.plan, bundle.classes, dim)
+        run = run_state.open_run(config, bundle.classes, dim, encoder_id, journal)
+        layout = methods.plan_layout(run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         enrolled = None if config.registry is None else registry.read(config.registry)
-        claim = _claim(config, run, store, me, take_over=take_over)
-        state = run_state.open_run_state(run, store, layout)
-        serving = coordinator.resume_coordinator(
+        claim = _claim(config, run, journal, me, take_over=take_over)
+        state = run_state.open_run_state(run, journal, layout)
+        serving = resume_coordinator(
             config,
             state,
             publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch),
@@ -94,7 +96,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
                 fleet=config.fleet,
                 run=run.id,
                 epoch=claim.epoch,
-                rounds_closed=store.rounds_closed(run.id),
+                rounds_closed=journal.rounds_closed(run.id),
                 rounds=run.plan.rounds,
                 waiting_for=config.rules.devices,
             )
@@ -107,7 +109,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
             log.event(
                 "run_done",
                 run=run.id,
-                rounds=store.rounds_closed(run.id),
+                rounds=journal.rounds_closed(run.id),
                 refused_messages=serving.refused_messages.total(),
             )
         finally:
@@ -175,8 +177,8 @@ def _admit(serving: coordinator.Coordinator, now: float) -> None:
     except ConfigError as error:
         log.event("registry_not_read", reason=str(error))  # what was admitted before stays so
         return
-    for device, boot in out.items():
-        client = base.device_client(config.fleet, device, boot)
+    for device, incarnation in out.items():
+        client = base.device_client(config.fleet, device, incarnation)
         threading.Thread(target=_disconnect_client, args=(config, client), daemon=True).start()
 
 
@@ -188,14 +190,14 @@ def _disconnect_client(config: FleetConfig, client: str) -> None:
 
 
 def _claim(
-    config: FleetConfig, run: Run, store: Journal, me: signing.Identity, *, take_over: bool
+    config: FleetConfig, run: Run, journal: Journal, me: signing.Identity, *, take_over: bool
 ) -> _Claim:
     heard = 0
     while True:
         # Claimed only once it is ours: a claim stops whoever has this journal open and writes to it.
-        epoch = max(store.epoch, heard) + 1
-        boot = secrets.token_hex(8)
-        gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
+        epoch = max(journal.epoch, heard) + 1
+        incarnation = secrets.token_hex(8)
+        gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
         link = mqtt.PahoTransport(
             config.broker,
             base.coordinator_client(),
@@ -211,8 +213,8 @@ def _claim(
                 "stop it, or add --take-over if it is known to be dead"
             )
         heard = heard if other is None else max(heard, other.epoch)
-        if heard < epoch and store.next_epoch(above=heard) == epoch:
-            return _Claim(link, boot, epoch)
+        if heard < epoch and journal.next_epoch(above=heard) == epoch:
+            return _Claim(link, incarnation, epoch)
         link.close()
 
 

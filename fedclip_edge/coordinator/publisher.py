@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator import round_machine
+from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.messages import MAX_DEVICES, Blob, CoordinatorState, Manifest, Message
@@ -46,13 +46,11 @@ class Publisher:
         """To all devices, and retained."""
         self._publish(self.topics.coordinator_state, self.state(online=online), retain=True)
 
-    def publish_manifest(self, state: round_machine.State, devices: int) -> None:
+    def publish_manifest(self, state: RoundState, devices: int) -> None:
         """To all devices, and retained."""
         self._publish(self.topics.round, self.manifest(state, devices), retain=True)
 
-    def answer_hello(
-        self, device: str, incarnation: str, state: round_machine.State, devices: int
-    ) -> None:
+    def answer_hello(self, device: str, incarnation: str, state: RoundState, devices: int) -> None:
         """The manifest to one device alone, which says whether it takes part."""
         manifest = replace(
             self.manifest(state, devices),
@@ -76,7 +74,7 @@ class Publisher:
         """To one device alone."""
         self._publish(self.topics.down(device), message)
 
-    def manifest(self, state: round_machine.State, devices: int) -> Manifest:
+    def manifest(self, state: RoundState, devices: int) -> Manifest:
         """The run and where it stands, as all devices are told."""
         run = self.run_state.run
         return Manifest(

@@ -19,6 +19,7 @@ from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival, Receiver, UnfitError
+from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import RunError
 
@@ -32,7 +33,7 @@ _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
 class RoundDriver:
     """One run's rounds. `finished` once every round is closed and the last model evaluated."""
 
-    state: round_machine.State
+    state: RoundState
     run_state: RunState
     publisher: Publisher
     receiver: Receiver

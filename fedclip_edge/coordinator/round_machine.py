@@ -1,4 +1,4 @@
-"""The round as a state table: pure, with the clock passed in.
+"""The rounds of a run as a state table: pure, with the clock passed in.
 
 Laws:
 - Everything that decides about a round is in this file, and this file does no I/O: `step` takes
@@ -23,9 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.round_events import (
     Acknowledge,
     Action,
@@ -48,51 +47,30 @@ from fedclip_edge.coordinator.round_events import (
     Tick,
     Upload,
 )
+from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.protocol.cohort import EVERYBODY, NOBODY, cohort_hash
 from fedclip_edge.protocol.messages import Phase
 
 REMIND_S = 5.0  # after this long without an offer a device is told again what is open
 
 
-@dataclass(frozen=True)
-class State:
-    """Where a run stands. `round` is the one open, or next to open; from 1."""
-
-    run: str
-    rules: RunRules
-    rounds: int
-    round: int = 1
-    phase: Phase = "gathering"
-    attempt: int = 0
-    deadline: float = math.inf  # of the open round, or of the last evaluation
-    trainers: frozenset[str] = frozenset()  # online, and willing to train
-    evaluators: frozenset[str] = frozenset()  # online, and willing to evaluate
-    away_since: Mapping[str, float] = field(default_factory=dict)  # went away, not back yet
-    cohort: frozenset[str] = frozenset()
-    threshold: str = EVERYBODY
-    invited: frozenset[str] = frozenset()  # by name: the first round waits for these as well
-    kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
-    rejected: frozenset[str] = frozenset()  # in this attempt
-    offered: frozenset[str] = frozenset()  # in this attempt, and may upload
-    heard: frozenset[str] = frozenset()  # said anything at all in this attempt
-    reminded: int = 0  # times in this attempt
-    reported: frozenset[str] = frozenset()  # devices that evaluated the last model
-
-    @property
-    def quorum(self) -> int:
-        """Contributions without which the open round cannot close."""
-        return max(1, math.ceil(self.rules.quorum * len(self.cohort)))
+Step = tuple[RoundState, tuple[Action, ...]]
 
 
-Step = tuple[State, tuple[Action, ...]]
+def step(state: RoundState, event: Event, now: float) -> Step:
+    """The next state, and the actions in order.
+
+    Raises LookupError, naming state and event, for a pair that the table does not have.
+    """
+    transition = _TABLE.get((state.phase, type(event)))
+    if transition is None:
+        raise LookupError(
+            f"no transition for {event} in phase {state.phase!r}, round {state.round} of {state.run}"
+        )
+    return transition(state, event, now)
 
 
-def step(state: State, event: Event, now: float) -> Step:
-    """The next state, and what to do, in order. Raises KeyError for what cannot happen."""
-    return _TABLE[state.phase, type(event)](state, event, now)
-
-
-def _join(state: State, event: Joined, now: float) -> Step:
+def _join(state: RoundState, event: Joined, now: float) -> Step:
     trainers, evaluators = state.trainers - {event.device}, state.evaluators - {event.device}
     state = replace(
         state,
@@ -104,7 +82,7 @@ def _join(state: State, event: Joined, now: float) -> Step:
     return _open_if_enough(state, now) if state.phase == "gathering" else (state, ())
 
 
-def _leave(state: State, event: Left, now: float) -> Step:
+def _leave(state: RoundState, event: Left, now: float) -> Step:
     is_here = event.device in state.trainers | state.evaluators
     if not is_here and not (event.for_good and event.device in state.away_since):
         return state, ()
@@ -118,7 +96,7 @@ def _leave(state: State, event: Left, now: float) -> Step:
     return _close_if_complete(state, now) if is_awaited else (state, ())
 
 
-def _offer(state: State, event: Offered, now: float) -> Step:
+def _offer(state: RoundState, event: Offered, now: float) -> Step:
     verdict = _judge(state, event)
     if verdict is not None:
         return state, (verdict,)
@@ -126,12 +104,12 @@ def _offer(state: State, event: Offered, now: float) -> Step:
     return state, (Upload(event.device),)
 
 
-def _early(state: State, event: Offered | Arrived, now: float) -> Step:
+def _early(state: RoundState, event: Offered | Arrived, now: float) -> Step:
     verdict = _judge(state, event)
     return state, () if verdict is None else (verdict,)
 
 
-def _arrive(state: State, event: Arrived, now: float) -> Step:
+def _arrive(state: RoundState, event: Arrived, now: float) -> Step:
     verdict = _judge(state, event)
     if verdict is not None:
         return state, (verdict,)
@@ -140,7 +118,7 @@ def _arrive(state: State, event: Arrived, now: float) -> Step:
     return state, (Keep(event.device), *actions)
 
 
-def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
+def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | None:
     """None where the contribution is welcome."""
     if state.phase in ("final", "done"):
         return Drop(event.device, f"no round is open ({state.phase})")
@@ -155,7 +133,7 @@ def _judge(state: State, event: Offered | Arrived) -> Acknowledge | Drop | None:
     return None
 
 
-def _close_if_complete(state: State, now: float) -> Step:
+def _close_if_complete(state: RoundState, now: float) -> Step:
     waiting = state.cohort - state.kept.keys() - state.rejected - _given_up(state, now)
     if waiting and now < state.deadline:
         return state, ()
@@ -169,7 +147,7 @@ def _close_if_complete(state: State, now: float) -> Step:
     return state, (*forgotten, *(actions or (Announce(),)))
 
 
-def _remind(state: State, awaited: frozenset[str], now: float) -> Step:
+def _remind(state: RoundState, awaited: frozenset[str], now: float) -> Step:
     waited_s = now - (state.deadline - state.rules.deadline_s)
     if waited_s < REMIND_S * 2**state.reminded:
         return state, ()
@@ -177,34 +155,34 @@ def _remind(state: State, awaited: frozenset[str], now: float) -> Step:
     return replace(state, reminded=state.reminded + 1), tuple(map(Remind, silent))
 
 
-def _given_up(state: State, now: float) -> frozenset[str]:
+def _given_up(state: RoundState, now: float) -> frozenset[str]:
     return frozenset(
         device for device, since in state.away_since.items() if now - since >= state.rules.grace_s
     )
 
 
-def _hear(state: State, event: Heard | Reported, now: float) -> Step:
+def _hear(state: RoundState, event: Heard | Reported, now: float) -> Step:
     return replace(state, heard=state.heard | {event.device}), ()
 
 
-def _tick_gathering(state: State, event: Tick, now: float) -> Step:
+def _tick_gathering(state: RoundState, event: Tick, now: float) -> Step:
     return _open_if_enough(state, now)
 
 
-def _reject(state: State, event: Rejected, now: float) -> Step:
+def _reject(state: RoundState, event: Rejected, now: float) -> Step:
     if event.round != state.round or event.device in state.kept:
         return state, ()
     return _close_if_complete(replace(state, rejected=state.rejected | {event.device}), now)
 
 
-def _tick_open(state: State, event: Tick, now: float) -> Step:
+def _tick_open(state: RoundState, event: Tick, now: float) -> Step:
     state, actions = _close_if_complete(state, now)
     if actions:
         return state, actions
     return _remind(state, state.cohort - state.kept.keys() - state.rejected - state.offered, now)
 
 
-def _closed(state: State, event: Closed, now: float) -> Step:
+def _closed(state: RoundState, event: Closed, now: float) -> Step:
     state = replace(state, kept={}, cohort=frozenset(), attempt=0, deadline=math.inf)
     if state.round == state.rounds:
         state = replace(
@@ -220,7 +198,7 @@ def _closed(state: State, event: Closed, now: float) -> Step:
     return state, actions or (Announce(),)
 
 
-def _open_if_enough(state: State, now: float) -> Step:
+def _open_if_enough(state: RoundState, now: float) -> Step:
     # The first round waits for everybody who is expected; later ones for a quorum of them.
     needed = state.rules.devices
     if state.round > 1:
@@ -234,7 +212,7 @@ def _open_if_enough(state: State, now: float) -> Step:
     return _open(state, now)
 
 
-def _open(state: State, now: float) -> Step:
+def _open(state: RoundState, now: float) -> Step:
     free = state.trainers - state.kept.keys()
     hashes = {d: cohort_hash(state.run, state.round, d) for d in free}
     chosen, threshold = sorted(hashes, key=hashes.__getitem__), EVERYBODY
@@ -257,25 +235,25 @@ def _open(state: State, now: float) -> Step:
     return state, (Announce(),)
 
 
-def _report_final(state: State, event: Reported, now: float) -> Step:
+def _report_final(state: RoundState, event: Reported, now: float) -> Step:
     if event.round != state.round:
         return state, ()
     return _finish_if_evaluated(replace(state, reported=state.reported | {event.device}), now)
 
 
-def _tick_final(state: State, event: Tick, now: float) -> Step:
+def _tick_final(state: RoundState, event: Tick, now: float) -> Step:
     state, actions = _finish_if_evaluated(state, now)
     return (state, actions) if actions else _remind(state, state.evaluators - state.reported, now)
 
 
-def _finish_if_evaluated(state: State, now: float) -> Step:
+def _finish_if_evaluated(state: RoundState, now: float) -> Step:
     awaited = (state.evaluators | state.away_since.keys()) - _given_up(state, now)
     if awaited <= state.reported or now >= state.deadline:
         return replace(state, phase="done"), (Announce(), Finish())
     return state, ()
 
 
-def _nothing(state: State, event: Event, now: float) -> Step:
+def _nothing(state: RoundState, event: Event, now: float) -> Step:
     return state, ()
 
 

@@ -18,7 +18,8 @@ import safetensors.numpy
 
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator.journal import Journal, Run, StoredModel
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.strategy import Total
@@ -39,34 +40,34 @@ from fedclip_edge.records import (
 MASTER_CODEC: Codec = "fp32"  # loses nothing
 
 
-def begin(
-    config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, store: Journal
+def open_run(
+    config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, journal: Journal
 ) -> Run:
     """The journal's unfinished run, or a new one with its initial model.
 
     Raises ConfigError where the unfinished run has other settings, classes or encoder.
     """
     plan = methods.with_defaults(config.plan)
-    run = store.unfinished_run()
+    run = journal.unfinished_run()
     wanted = (plan, encoder_id, classes.digest)
     if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
-        if store.has_begun(run.id):
+        if journal.has_begun(run.id):
             raise ConfigError(
                 f"the journal {config.journal} holds {run.id}, unfinished, with another plan, "
                 "encoder or classes; put these back to finish it, or name another file under "
                 "'journal'"
             )
-        store.finish(run.id)  # no device ever said hello: nothing is lost with it
+        journal.finish(run.id)  # no device ever said hello: nothing is lost with it
         run = None
     if run is None:
         run = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
-        store.add_run(run, _stored(methods.initial(plan, classes, dim), {}, plan))
+        journal.add_run(run, _stored(methods.initial(plan, classes, dim), {}, plan))
     return run
 
 
 @dataclass(eq=False)
 class RunState:
-    """An open run's books."""
+    """An open run: its model, and the sum of the open round."""
 
     run: Run
     journal: Journal
@@ -109,9 +110,9 @@ class RunState:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
         self.total.check(contribution.update)
 
-    def keep(self, contribution: Contribution, sha256: str, body: bytes) -> None:
+    def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
         """Puts a checked contribution on disk, then into the sum; raises JournalError."""
-        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, payload)
         self.total.add(contribution.update)
 
     def close_round(self) -> None:
@@ -144,24 +145,24 @@ class RunState:
         return path
 
 
-def open_run_state(run: Run, store: Journal, layout: Layout) -> RunState:
-    """The books as the journal has them."""
-    plan, stored = run.plan, store.newest_model(run.id)
+def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
+    """The state of a run as the journal has it."""
+    plan, stored = run.plan, journal.newest_model(run.id)
     model = master_model(stored, layout.parameters)
     total = strategies.total(plan)
-    for body in store.contributions(run.id, model.round + 1):
-        kept = wire.unpack_contribution(body, plan.codec_up, layout.delta, layout.sums)
+    for payload in journal.contributions(run.id, model.round + 1):
+        kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         total.add(kept.update)
-    return RunState(run, store, layout, model, stored, total)
+    return RunState(run, journal, layout, model, stored, total)
 
 
 def _stored(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
-    body = wire.pack_model(model, plan.codec_down)
+    payload = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC
     return StoredModel(
         round=model.round,
-        sha256=hashlib.sha256(body).hexdigest(),
-        payload=body,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        payload=payload,
         server_state=safetensors.numpy.save(in_order(server_state)),
         master=None if lossless else wire.pack_model(model, MASTER_CODEC),
     )

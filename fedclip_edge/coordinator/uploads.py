@@ -40,7 +40,7 @@ class Uploads:
         return self._offers[device]
 
     def request(self, device: str) -> None:
-        """The offered parcel is wanted. Asked again, it is asked for again at once."""
+        """The offered blob is wanted. Asked again, it is asked for again at once."""
         self.slots.request(device)
         self._asked_at.pop(device, None)
 
@@ -63,7 +63,7 @@ class Uploads:
         return asks
 
     def receive_chunk(self, device: str, payload: bytes, now: float) -> bytes | None:
-        """Takes a chunk in; the whole body when it was the last one.
+        """Takes a chunk in; the whole payload when it was the last one.
 
         Raises PeerError for a wrong chunk, or, once everything is here, a wrong hash.
         """
@@ -108,8 +108,8 @@ class Uploads:
         return lost
 
     def _incoming_of(self, device: str) -> Incoming:
-        parcel = self._offers[device].parcel
+        blob = self._offers[device].parcel
         upload = self._incoming.get(device)
-        if upload is None or upload.blob != parcel:
-            upload = self._incoming[device] = Incoming(parcel)
+        if upload is None or upload.blob != blob:
+            upload = self._incoming[device] = Incoming(blob)
         return upload

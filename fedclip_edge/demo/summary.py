@@ -16,7 +16,7 @@ from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
-from fedclip_edge.records import Report
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.reporting.table import aligned
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
@@ -26,12 +26,12 @@ Summary = Mapping[str, Any]
 
 def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
     """The figures of a finished run; raises RunError where a device left no final report."""
-    with contextlib.closing(open_journal(stage.journal)) as store:
-        run = store.last_run()
+    with contextlib.closing(open_journal(stage.journal)) as journal:
+        run = journal.last_run()
         if run is None:
             raise RunError(f"the journal {stage.journal} holds no run")
-        reports = store.reports(run.id)
-        closed = store.rounds_closed(run.id)
+        reports = journal.reports(run.id)
+        closed = journal.rounds_closed(run.id)
     bundle, settings = read_bundle(stage.bundle), stage.settings
     return {
         "version": __version__,

@@ -44,7 +44,7 @@ class Moments:
         return int(self.counts.sum())
 
 
-def layout(classes: int, dim: int) -> Shapes:
+def sum_shapes(classes: int, dim: int) -> Shapes:
     """Names and shapes of the integer sums in `update`."""
     kinds = {"gram": (dim * (dim + 1) // 2,), "sums": (classes, dim), "counts": (classes,)}
     return {f"{side}.{kind}": shape for side in _SIDES for kind, shape in kinds.items()}
@@ -64,7 +64,7 @@ def update(train: Features, validation: Features, classes: int, min_per_class: i
 
 def received(sums: Sums) -> tuple[Moments, Moments]:
     """The moments of both sides, training and validation, added over all devices."""
-    return receive("train", sums), receive("validation", sums)
+    return from_sums("train", sums), from_sums("validation", sums)
 
 
 def send(prefix: str, features: Features, classes: int, min_per_class: int) -> dict[str, I64]:
@@ -88,7 +88,7 @@ def send(prefix: str, features: Features, classes: int, min_per_class: int) -> d
     }
 
 
-def receive(prefix: str, sums: Sums) -> Moments:
+def from_sums(prefix: str, sums: Sums) -> Moments:
     """The moments that were sent, added over all devices."""
     by_class = sums[f"{prefix}.sums"].astype(np.float64)  # (C, D)
     gram: F64 = np.zeros((by_class.shape[1],) * 2)

@@ -48,7 +48,7 @@ class OnDevices(Protocol):
     def with_control(self, model: Model, trained: Shapes) -> Model:
         """The initial model with its terms."""
 
-    def layout(self, own: Layout) -> Layout:
+    def extended_layout(self, own: Layout) -> Layout:
         """What models and updates hold, by the method's own layout."""
 
     def apart(self, model: Model) -> tuple[Model, Arrays]:

@@ -58,7 +58,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate, and what the books keep of it."""
+    """A certificate, and the registry's record of it."""
 
     pem: bytes
     serial: str  # hex

@@ -1,16 +1,16 @@
 """Bytes to chunks and back.
 
-A chunk is 24 bytes of header, little-endian, then its part of the parcel:
+A chunk is 24 bytes of header, little-endian, then its part of the blob:
 
     0   2  0xFC 0x1E
     2   1  version, 1
     3   1  zero
-    4   8  first 8 bytes of the parcel's SHA-256
+    4   8  first 8 bytes of the blob's SHA-256
     12  4  index, from 0
     16  4  number of chunks
     20  4  CRC-32 of the part
 
-Laws: a chunk is checked against the announced parcel before it is stored; a chunk may come any
+Laws: a chunk is checked against the announced blob before it is stored; a chunk may come any
 number of times, in any order; the whole is believed only when its SHA-256 is the announced one,
 and if it is not, everything is fetched again.
 """
@@ -48,28 +48,28 @@ def blob_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Blob:
     return Blob(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
 
 
-def fit_to_packets(parcel: Blob, packet_bytes: int | None) -> Blob:
-    """The parcel in chunks that fit into packets of that size; None where nothing limits them."""
+def fit_to_packets(blob: Blob, packet_bytes: int | None) -> Blob:
+    """The blob in chunks that fit into packets of that size; None where nothing limits them."""
     if packet_bytes is None:
-        return parcel
-    least = max(_MIN_CHUNK_BYTES, -(-parcel.size_bytes // MAX_CHUNKS))
+        return blob
+    least = max(_MIN_CHUNK_BYTES, -(-blob.size_bytes // MAX_CHUNKS))
     room = max(least, packet_bytes - _OVERHEAD_BYTES)
-    return replace(parcel, chunk_bytes=min(parcel.chunk_bytes, room))
+    return replace(blob, chunk_bytes=min(blob.chunk_bytes, room))
 
 
-def split(data: bytes, parcel: Blob, wanted: Ranges | None = None) -> Iterator[bytes]:
+def split(data: bytes, blob: Blob, wanted: Ranges | None = None) -> Iterator[bytes]:
     """The chunks of `data`, all or the wanted ranges; indices beyond the end are left out."""
-    ranges = ((0, parcel.chunks - 1),) if wanted is None else wanted
-    for index in _indices(ranges, parcel.chunks):
-        part = data[index * parcel.chunk_bytes : (index + 1) * parcel.chunk_bytes]
+    ranges = ((0, blob.chunks - 1),) if wanted is None else wanted
+    for index in _indices(ranges, blob.chunks):
+        part = data[index * blob.chunk_bytes : (index + 1) * blob.chunk_bytes]
         yield (
             _HEADER.pack(
                 _MAGIC,
                 _VERSION,
                 0,
-                bytes.fromhex(parcel.sha256)[:8],
+                bytes.fromhex(blob.sha256)[:8],
                 index,
-                parcel.chunks,
+                blob.chunks,
                 zlib.crc32(part),
             )
             + part
@@ -78,15 +78,15 @@ def split(data: bytes, parcel: Blob, wanted: Ranges | None = None) -> Iterator[b
 
 @dataclass(eq=False)
 class Incoming:
-    """A parcel on its way in. Memory is taken chunk by chunk, never more than announced."""
+    """A blob on its way in. Memory is taken chunk by chunk, never more than announced."""
 
     blob: Blob
     _parts: dict[int, bytes] = field(default_factory=dict)
 
     def add_chunk(self, payload: bytes) -> bool:
-        """Takes one chunk; False if it is of another parcel or was here before.
+        """Takes one chunk; False if it is of another blob or was here before.
 
-        Raises PeerError for a chunk that contradicts the parcel or its own checksum.
+        Raises PeerError for a chunk that contradicts the blob or its own checksum.
         """
         if len(payload) < _HEADER.size:
             raise PeerError(f"chunk of {len(payload)} bytes is shorter than its header")

@@ -1,6 +1,6 @@
 """How terms become fewer bytes on the link, and never more than declared on the way back.
 
-A codec says which tensors stand in a body for each term:
+A codec says which tensors stand in a payload for each term:
 
     fp32   float32, the term itself
     fp16   float16; what is beyond its range becomes its largest number
@@ -10,9 +10,9 @@ A codec says which tensors stand in a body for each term:
 
 Whole numbers (an update's `sums`) stand there as the int64 they are, whatever the codec.
 
-The body is then shuffled by significance (all lowest bytes of its items, then the next, ...),
+The payload is then shuffled by significance (all lowest bytes of its items, then the next, ...),
 because exponents repeat where whole floats do not, and compressed with zstd. An item has the
-codec's size; in a body with whole numbers it has theirs.
+codec's size; in a payload with whole numbers it has theirs.
 
 What a lossy codec loses of an update, its sender adds to the next one: error feedback, after
 Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its application to
@@ -59,14 +59,14 @@ class _Codec:
     restore: Callable[[Tensors, Shapes], Arrays]
 
 
-def layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
-    """The tensors of a body with these terms and sums; raises PeerError for an unknown codec."""
+def tensor_layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
+    """The tensors of a payload with these terms and sums; raises PeerError for an unknown codec."""
     whole = {name: ("I64", list(shape)) for name, shape in (sums or {}).items()}
     return {**_get(codec).layout(shapes), **whole}
 
 
 def store(codec: str, terms: Arrays) -> Tensors:
-    """Finite terms as the tensors of a body. Raises PeerError for a codec not in CODECS."""
+    """Finite terms as the tensors of a payload. Raises PeerError for a codec not in CODECS."""
     return _get(codec).store(terms)[0]
 
 
@@ -91,14 +91,14 @@ def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors,
     return tensors, lost if any(term.any() for term in lost.values()) else {}
 
 
-def encode(codec: str, body: bytes, *, integers: bool = False) -> bytes:
-    """`body` as it travels; `integers` where it holds sums. Raises PeerError for an unknown codec."""
-    shuffled = _shuffle(body, _item_bytes(codec, integers=integers))
+def encode(codec: str, payload: bytes, *, integers: bool = False) -> bytes:
+    """`payload` as it travels; `integers` where it holds sums. Raises PeerError for an unknown codec."""
+    shuffled = _shuffle(payload, _item_bytes(codec, integers=integers))
     return zstandard.ZstdCompressor(level=_LEVEL).compress(shuffled)
 
 
 def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False) -> bytes:
-    """The body again; raises PeerError for an unknown codec or where it is no such body.
+    """The payload again; raises PeerError for an unknown codec or where it is no such payload.
 
     The size is read from the frame's header and held against `limit_bytes` before memory is taken.
     """
@@ -107,12 +107,12 @@ def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False)
         declared = zstandard.frame_content_size(data)
         if not 0 < declared <= limit_bytes:
             raise PeerError(f"body declares {declared} bytes, expected 1 to {limit_bytes}")
-        body = zstandard.ZstdDecompressor().decompress(
+        payload = zstandard.ZstdDecompressor().decompress(
             data, max_output_size=declared, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
         raise PeerError(f"body is not a whole zstd frame: {error}") from None
-    return _unshuffle(body, item_bytes)
+    return _unshuffle(payload, item_bytes)
 
 
 def _item_bytes(codec: str, *, integers: bool) -> int:
@@ -125,20 +125,20 @@ def _get(codec: str) -> _Codec:
     return CODECS[codec]
 
 
-def _shuffle(body: bytes, item_bytes: int) -> bytes:
-    whole = len(body) - len(body) % item_bytes
-    planes = np.frombuffer(body[:whole], np.uint8).reshape(-1, item_bytes).T
-    return planes.tobytes() + body[whole:]
+def _shuffle(payload: bytes, item_bytes: int) -> bytes:
+    whole = len(payload) - len(payload) % item_bytes
+    planes = np.frombuffer(payload[:whole], np.uint8).reshape(-1, item_bytes).T
+    return planes.tobytes() + payload[whole:]
 
 
-def _unshuffle(body: bytes, item_bytes: int) -> bytes:
-    whole = len(body) - len(body) % item_bytes
-    planes = np.frombuffer(body[:whole], np.uint8).reshape(item_bytes, -1)
+def _unshuffle(payload: bytes, item_bytes: int) -> bytes:
+    whole = len(payload) - len(payload) % item_bytes
+    planes = np.frombuffer(payload[:whole], np.uint8).reshape(item_bytes, -1)
     # Put together as numbers: a tenth of the time that transposing single bytes takes.
     items = planes[-1].astype(f"<u{item_bytes}")
     for plane in planes[-2::-1]:
         items = items << 8 | plane
-    return bytes(items.tobytes()) + body[whole:]
+    return bytes(items.tobytes()) + payload[whole:]
 
 
 def _floats(dtype: str) -> Callable[[Shapes], Layout]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from fedclip_edge.records import Plan, Report, Role, check_domain, check_id, check_sha256
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Plan, Role, check_domain, check_id, check_sha256
 
 # AWS IoT ends at 128 KB a message; the chunk's header and the topic need some of it.
 CHUNK_BYTES = 120 * 1024
@@ -121,7 +122,7 @@ class Manifest:
     plan: Plan
     encoder_id: str
     classes_digest: str
-    cohort: str  # devices take part whose cohort hash (round_machine.py) is not above this one
+    cohort: str  # devices take part whose cohort hash (cohort.py) is not above this one
     deadline_s: float  # a duration, so that no clock has to agree; the coordinator enforces it
     devices: int = 1  # how many the fleet has: so many may come back together
     takes_part: bool | None = None  # set in the direct answer to a hello; None in the broadcast
@@ -148,7 +149,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Offer:
-    """A device has a contribution; the parcel's hash stands for its content from here on."""
+    """A device has a contribution; the blob's hash stands for its content from here on."""
 
     run: str
     round: int

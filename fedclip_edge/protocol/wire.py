@@ -150,8 +150,8 @@ def unpack_contribution(
 
 
 def payload_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> int:
-    """The most that a body with these terms and sums can measure, compressed or not."""
-    layout = codecs.layout(codec, shapes, sums).values()
+    """The most that a payload with these terms and sums can measure, compressed or not."""
+    layout = codecs.tensor_layout(codec, shapes, sums).values()
     tensor_bytes = sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in layout)
     return 8 + _MAX_HEADER_BYTES + tensor_bytes
 
@@ -171,11 +171,11 @@ def _unpack(
     data: bytes, codec: str, kind: str, names: set[str], shapes: Shapes, sums: Shapes
 ) -> tuple[dict[str, Any], Arrays, Sums]:
     limit_bytes = payload_limit_bytes(shapes, codec, sums)
-    body = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
-    (header_bytes,) = struct.unpack_from("<Q", body) if len(body) >= 8 else (0,)
-    if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(body) - 8):
+    payload = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
+    (header_bytes,) = struct.unpack_from("<Q", payload) if len(payload) >= 8 else (0,)
+    if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(payload) - 8):
         raise PeerError(f"{kind}: header of {header_bytes} bytes, limit {_MAX_HEADER_BYTES}")
-    header = _read_json(body[8 : 8 + header_bytes], f"{kind} header")
+    header = _read_json(payload[8 : 8 + header_bytes], f"{kind} header")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("fedclip"), str):
         raise PeerError(f"{kind}: no metadata key 'fedclip'")
@@ -191,11 +191,11 @@ def _unpack(
         name: (spec.get("dtype"), spec.get("shape")) if isinstance(spec, dict) else None
         for name, spec in header.items()
     }
-    expected = codecs.layout(codec, shapes, sums)
+    expected = codecs.tensor_layout(codec, shapes, sums)
     if declared != expected:
         raise PeerError(f"{kind}: expected the terms {expected}, got {reprlib.repr(declared)}")
     try:
-        tensors = safetensors.numpy.load(body)
+        tensors = safetensors.numpy.load(payload)
     except SafetensorError as error:
         raise PeerError(f"{kind}: not safetensors: {error}") from None
     whole = {name: tensors.pop(name) for name in sums}

@@ -29,7 +29,7 @@ _NONE = np.zeros(0, np.int64)
 class Round:
     """What is known once the model of `round` closed rounds was evaluated by everybody.
 
-    Bytes are those of the bodies that went to and from each device so far.
+    Bytes are those of the payloads that went to and from each device so far.
     """
 
     round: int
@@ -59,7 +59,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         answers = hosts.run_round(announced)
         if task.line == "federated":
             for name in down:
-                down[name] += len(announced.body)
+                down[name] += len(announced.payload)
         figures = {key: one for answer in answers for key, one in answer.figures.items()}
         zero_shot = zero_shot or {k: one for a in answers for k, one in a.zero_shot.items()}
         shown = None if task.line == "local" else model
@@ -79,8 +79,8 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
 def _announce(task: Task, model: Model, plan: Plan, *, is_last: bool) -> Announcement:
     if task.line == "local":
         return Announcement(b"", "", is_last)
-    body = wire.pack_model(model, plan.codec_down)
-    return Announcement(body, hashlib.sha256(body).hexdigest(), is_last)
+    payload = wire.pack_model(model, plan.codec_down)
+    return Announcement(payload, hashlib.sha256(payload).hexdigest(), is_last)
 
 
 def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:

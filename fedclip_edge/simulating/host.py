@@ -1,6 +1,6 @@
 """Some virtual devices of one run: what they hold, train, send and measure.
 
-A device's round is the agent's: `learning/local.py` fits, `contributing.encode` packs with error
+A device's round is the agent's: `learning/local.py` fits, `upload.encode` packs with error
 feedback, and what the coordinator does with the bytes follows at once, `wire.unpack_contribution` and
 an exact sum. Partial sums are exact too, so it does not matter which host has which device.
 """
@@ -64,7 +64,7 @@ class Task:
 class Announcement:
     """The model of a round, in the bytes that are published."""
 
-    body: bytes
+    payload: bytes
     version: str
     is_last: bool  # nobody trains on it
 
@@ -106,7 +106,7 @@ class Host:
         total, up_bytes = strategies.total(plan), {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
-        model = None if self.task.line == "local" else self._unpack(announced.body)
+        model = None if self.task.line == "local" else self._unpack(announced.payload)
         for device in self.devices:
             shown = self._of(device).model if model is None else model
             if plan.personal_epochs or methods.get(plan.method).TRAITS.is_personal:
@@ -133,11 +133,11 @@ class Host:
     def _classes(self) -> ClassTexts:
         return self.task.views[0].classes
 
-    def _unpack(self, body: bytes) -> Model:
+    def _unpack(self, payload: bytes) -> Model:
         if self._layout is None:
-            self._layout = methods.layout(self.task.plan, self._classes, self.task.dim)
+            self._layout = methods.plan_layout(self.task.plan, self._classes, self.task.dim)
             self._digest = self._classes.digest
-        return wire.unpack_model(body, self.task.plan.codec_down, self._layout.parameters)
+        return wire.unpack_model(payload, self.task.plan.codec_down, self._layout.parameters)
 
     def _contribute(
         self, device: Device, model: Model, announced: Announcement, total: Total
@@ -157,14 +157,14 @@ class Host:
             classes_digest=self._digest,
             update=noise(update, plan, device.name) if device.sends_noise else update,
         )
-        body, residual = upload.encode(contribution, plan, before.residual)
+        payload, residual = upload.encode(contribution, plan, before.residual)
         layout = self._layout
         assert layout is not None
-        received = wire.unpack_contribution(body, plan.codec_up, layout.delta, layout.sums)
+        received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         total.add(received.update)
         if model.round + 1 < plan.rounds:
             self._carried[device.name] = CarryOver(residual, state)
-        return len(body)
+        return len(payload)
 
     def _of(self, device: Device) -> local.Alone:
         if device.name not in self._alone:

@@ -2,7 +2,7 @@
 
 The CSV's columns are `method, seed, split, held_out, device, round, top1, zero_shot, bytes_up,
 bytes_down`. Accuracies are fractions on test pictures, empty for a device that has none. Bytes are
-those of the bodies so far, chunk headers and control messages apart. The device `all` is the fleet
+those of the payloads so far, chunk headers and control messages apart. The device `all` is the fleet
 without the held-out domain: its accuracy is over all test pictures together, its bytes are added up.
 In base-to-new, `split` says base or new as well.
 """

@@ -95,12 +95,12 @@ class Transport(Protocol):
         """Says good-bye, so that the will is not published; sends what is queued first."""
 
 
-def device_client(fleet: str, device: str, boot: str) -> str:
-    """A device's client id: only it and its coordinator know `boot`.
+def device_client(fleet: str, device: str, incarnation: str) -> str:
+    """A device's client id: only it and its coordinator know `incarnation`.
 
     A broker ends the older of two connections with one client id, whoever they are of.
     """
-    return f"{fleet}.{device}.{boot}"
+    return f"{fleet}.{device}.{incarnation}"
 
 
 def coordinator_client() -> str:

@@ -30,15 +30,15 @@ AGAIN = "copy the bundle again, or export it again"  # what a reader can do abou
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an encoder is. Texts that nobody can know of a foreign encoder say "unknown"."""
+    """What an encoder is. Texts that nobody can know of an external encoder say "unknown"."""
 
     model: str
     pretrained: str  # open_clip's tag, "file", "local-dir", or RANDOM
-    weights_sha256: str  # of the image tower's weights; of the ONNX file for a foreign encoder
+    weights_sha256: str  # of the image tower's weights; of the ONNX file for an external encoder
     dim: int  # D
     preprocessing: Preprocessing
     activation: str  # of the image tower: gelu, quick_gelu, relu
-    precision: str  # fp32, fp16, int8, int8-weights; a foreign encoder may say "unknown"
+    precision: str  # fp32, fp16, int8, int8-weights; an external encoder may say "unknown"
     opset: int
     parity: Mapping[str, Scalar] | None = None  # exporting/parity.py; None is "unknown"
     quantisation: Mapping[str, Scalar] = field(default_factory=dict)  # how int8 was made

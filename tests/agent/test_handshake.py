@@ -27,7 +27,7 @@ def greeting(believed: Trust) -> Handshake:
     """Of a device whose link came at 0, and that said hello then."""
     greeting = Handshake("lab", believed)
     greeting.start_link(0.0)
-    greeting.count_hello(0.0)
+    greeting.note_hello(0.0)
     return greeting
 
 
@@ -36,7 +36,7 @@ def hellos(greeting: Handshake, until: float) -> list[float]:
     said = []
     for half in range(1, int(2 * until) + 1):
         if greeting.poll(half / 2):
-            greeting.count_hello(half / 2)
+            greeting.note_hello(half / 2)
             said.append(half / 2)
     return said
 
@@ -65,10 +65,10 @@ def test_a_good_bye_is_believed_at_once(greeting: Handshake, believed: Trust) ->
 
 
 def test_only_a_direct_answer_is_one_and_it_is_one_once(greeting: Handshake) -> None:
-    assert not greeting.count_manifest(1.0, direct=False)
-    assert greeting.count_manifest(1.0, direct=True)
+    assert not greeting.note_manifest(1.0, direct=False)
+    assert greeting.note_manifest(1.0, direct=True)
     assert greeting.is_answered
-    assert not greeting.count_manifest(2.0, direct=True)
+    assert not greeting.note_manifest(2.0, direct=True)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_after_too_long_without_a_manifest_it_asks(
 ) -> None:
     believed.coordinator, believed.manifest = state(), manifest(phase=phase, deadline_s=600.0)
     believed.is_mine = is_mine
-    greeting.count_manifest(10.0, direct=True)
+    greeting.note_manifest(10.0, direct=True)
     assert not greeting.poll(10.0 + patience_s - 0.5)
     assert greeting.poll(10.0 + patience_s)
     assert not greeting.poll(10.0 + patience_s + 0.5)  # and then as patiently again
@@ -99,7 +99,7 @@ def test_without_a_link_nothing_is_due(greeting: Handshake) -> None:
 
 
 def test_a_new_link_needs_a_new_answer_and_the_first_one_is_remembered(greeting: Handshake) -> None:
-    greeting.count_manifest(1.0, direct=True)
+    greeting.note_manifest(1.0, direct=True)
     greeting.lose_link()
     greeting.start_link(50.0)
     assert not greeting.is_answered

@@ -37,7 +37,8 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.records import Model, Plan, Report, Role, Update
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Model, Plan, Role, Update
 from fedclip_edge.transport.base import Connected, Received
 from fedclip_edge.transport.in_memory import InMemoryTransport
 

@@ -24,7 +24,8 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import evaluate
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import fedclip, zeroshot
-from fedclip_edge.records import Features, Measured, Model, Plan, Report, Role
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Features, Measured, Model, Plan, Role
 from fedclip_edge.transport.base import Traffic
 from fedclip_edge.vision.datasets import Picture
 

@@ -34,8 +34,9 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
-from fedclip_edge.records import Contribution, Plan, Report, Shapes, Update
+from fedclip_edge.records import Contribution, Plan, Shapes, Update
 
 Said = dict[str, bytes]  # by name of the attack
 KIND_OF = {cls: kind for kind, cls in KINDS.items()}

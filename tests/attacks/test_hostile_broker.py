@@ -17,7 +17,7 @@ from in_memory import ENCODER, Fleet, class_texts
 from opened import opened
 
 from fedclip_edge.agent.session import Session
-from fedclip_edge.coordinator.coordinator import resume_coordinator
+from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, signing, wire

@@ -11,7 +11,8 @@ from in_memory import ENCODER
 
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
-from fedclip_edge.coordinator.journal import Journal, Run, StoredModel, open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol.messages import Hello
 from fedclip_edge.records import Plan

@@ -36,7 +36,7 @@ from opened import opened
 
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.journal import open_journal
-from fedclip_edge.coordinator.run_state import begin
+from fedclip_edge.coordinator.run_state import open_run
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
@@ -52,8 +52,9 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Contribution, Plan, Report, Role, Update
+from fedclip_edge.records import Contribution, Plan, Role, Update
 from fedclip_edge.transport.base import Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 from fedclip_edge.transport.outbox import Limits, packet_size_bytes
@@ -1008,7 +1009,7 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
     fleet: Fleet, changed: str
 ) -> None:
     config, classes, encoder = fleet.config, fleet.classes, ENCODER
-    assert begin(config, classes, 8, encoder, fleet.journal) == fleet.coordinator.run_state.run
+    assert open_run(config, classes, 8, encoder, fleet.journal) == fleet.coordinator.run_state.run
     if changed == "plan":
         config = replace(config, plan=replace(PLAN, seed=1))
     elif changed == "encoder":
@@ -1016,7 +1017,7 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
     else:
         classes = class_texts(("ant", "bee", "dog"))
     with pytest.raises(ConfigError, match="unfinished, with another plan, encoder or classes"):
-        begin(config, classes, 8, encoder, fleet.journal)
+        open_run(config, classes, 8, encoder, fleet.journal)
 
 
 def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:

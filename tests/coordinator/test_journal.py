@@ -16,9 +16,11 @@ from drawn_records import PLANS, REPORTS, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.coordinator.journal import Journal, Run, StoredModel, open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, RunError
-from fedclip_edge.records import Plan, Report
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Plan
 
 RUN = Run("run-1", Plan(rounds=3, options={"lr": 0.1}), "e" * 64, "c" * 64)
 

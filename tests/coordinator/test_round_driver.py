@@ -18,6 +18,7 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.receiver import UnfitError
 from fedclip_edge.coordinator.round_driver import _ATTEMPTS, RoundDriver
 from fedclip_edge.coordinator.round_events import Joined, Left, Offered, Reported, Tick
+from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.protocol import chunks
 from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Refused, Want
@@ -52,7 +53,7 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     desk = Desk(tmp_path, PLAN)
-    state = round_machine.State(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
+    state = RoundState(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
     devices = Devices({})
     devices.set_online("cam-0", "b1")
     admission = Admission(desk.run, desk.books.journal, devices, None)

@@ -35,7 +35,8 @@ from fedclip_edge.coordinator.round_events import (
     Tick,
     Upload,
 )
-from fedclip_edge.coordinator.round_machine import State, step
+from fedclip_edge.coordinator.round_machine import step
+from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.protocol.cohort import NOBODY, cohort_hash
 from fedclip_edge.protocol.messages import Phase
 
@@ -45,14 +46,14 @@ A, B, C, D = "abcd"
 BOTH = frozenset((A, B))
 X, Y = "x" * 64, "y" * 64  # SHA-256 of contributions
 
-GATHERING = State("run-1", RULES, rounds=2)
+GATHERING = RoundState("run-1", RULES, rounds=2)
 OPEN = replace(GATHERING, phase="open", trainers=BOTH, evaluators=BOTH, cohort=BOTH, deadline=100.0)
 REPEATED = replace(OPEN, phase="gathering", attempt=1, trainers=frozenset(A), deadline=math.inf)
 HALF = replace(OPEN, kept={A: X})
 FINAL = replace(GATHERING, phase="final", round=2, evaluators=BOTH, deadline=100.0)
 DONE = replace(FINAL, phase="done")
 
-Row = tuple[State, Event, float, dict[str, Any], tuple[Action, ...]]
+Row = tuple[RoundState, Event, float, dict[str, Any], tuple[Action, ...]]
 ROWS: dict[str, Row] = {
     "gathering: one is not enough": (
         GATHERING, Joined(A, True, False), 5,
@@ -272,7 +273,11 @@ ROWS: dict[str, Row] = {
 
 @pytest.mark.parametrize(("state", "event", "now", "changes", "actions"), ROWS.values(), ids=ROWS)
 def test_row(
-    state: State, event: Event, now: float, changes: dict[str, Any], actions: tuple[Action, ...]
+    state: RoundState,
+    event: Event,
+    now: float,
+    changes: dict[str, Any],
+    actions: tuple[Action, ...],
 ) -> None:
     before = replace(state)
     assert step(state, event, now) == (replace(state, **changes), actions)
@@ -286,12 +291,12 @@ def test_every_pair_of_phase_and_event_has_a_row_or_cannot_happen() -> None:
 
 
 @pytest.mark.parametrize("state", [GATHERING, FINAL, DONE])
-def test_what_cannot_happen_is_an_error(state: State) -> None:
-    with pytest.raises(KeyError):
+def test_what_cannot_happen_is_an_error(state: RoundState) -> None:
+    with pytest.raises(LookupError, match=rf"Closed\(\) in phase '{state.phase}', round"):
         step(state, Closed(), 5)
 
 
-def after(state: State, *events: Event, now: float = 0.0) -> State:
+def after(state: RoundState, *events: Event, now: float = 0.0) -> RoundState:
     for event in events:
         state, _ = step(state, event, now)
     return state
@@ -303,12 +308,12 @@ def after(state: State, *events: Event, now: float = 0.0) -> State:
 )
 def test_a_quorum_is_a_share_rounded_up(quorum: float, cohort: int, needed: int) -> None:
     rules = replace(RULES, quorum=quorum)
-    assert State("r", rules, 1, cohort=frozenset(map(str, range(cohort)))).quorum == needed
+    assert RoundState("r", rules, 1, cohort=frozenset(map(str, range(cohort)))).quorum == needed
 
 
 def test_the_first_round_waits_for_all_invited_later_ones_for_a_quorum_of_them() -> None:
     rules = replace(RULES, devices=4, quorum=0.5)
-    first = after(State("r", rules, 2), *(Joined(d, True, True) for d in "abc"))
+    first = after(RoundState("r", rules, 2), *(Joined(d, True, True) for d in "abc"))
     assert first.phase == "gathering"
     opened = after(first, Joined(D, True, True), *(Arrived(d, 1, X) for d in "abcd"))
     left = after(opened, Left(A), Left(B), now=1)
@@ -355,7 +360,7 @@ def test_a_cohort_has_the_size_asked_for_and_draws_itself(
     devices: set[str], limit: int, number: int
 ) -> None:
     rules = replace(RULES, devices=len(devices), cohort=limit, quorum=1.0)
-    state = State("run-1", rules, 9, round=number)
+    state = RoundState("run-1", rules, 9, round=number)
     for device in sorted(devices):
         state, _ = step(state, Joined(device, True, False), 0)
     assert state.phase == "open"
@@ -402,7 +407,7 @@ class Federation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         rules = RunRules(devices=2, quorum=0.6, deadline_s=100.0, grace_s=10.0, cohort=self.limit)
-        self.state = State("run-1", rules, rounds=3)
+        self.state = RoundState("run-1", rules, rounds=3)
         self.now = 0.0
         self.first: dict[str, str] = {}  # device -> what was kept of it in this round
         self.away: dict[str, float] = {}
@@ -548,7 +553,7 @@ TestLimitedFederation.settings = TestFederation.settings
 def test_a_run_ends_whoever_is_lost_after_the_quorum() -> None:
     """One of four never answers: the first round waits for its deadline, none after it."""
     rules = replace(RULES, devices=4, quorum=0.75)
-    state, now = State("run-1", rules, rounds=3), 0.0
+    state, now = RoundState("run-1", rules, rounds=3), 0.0
     for device in "abcd":
         state, _ = step(state, Joined(device, True, True), now)
     for number in (1, 2, 3):

@@ -32,7 +32,7 @@ def open_books(folder: Path) -> run_state.RunState:
     """As a process does that has just started."""
     settings = config(folder)
     store = opened(open_journal(settings.journal))
-    run = run_state.begin(settings, CLASSES, D, ENCODER, store)
+    run = run_state.open_run(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     return run_state.open_run_state(run, store, Layout(shapes, shapes))
 
@@ -110,7 +110,7 @@ def test_only_a_lossy_codec_costs_a_second_copy_and_of_the_newest_model_alone(
 ) -> None:
     settings = config(tmp_path, dataclasses.replace(PLAN, codec_up="fp32", codec_down=name))
     store = opened(open_journal(settings.journal))
-    run = run_state.begin(settings, CLASSES, D, ENCODER, store)
+    run = run_state.open_run(settings, CLASSES, D, ENCODER, store)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     state = run_state.open_run_state(run, store, Layout(shapes, shapes))
     assert (state.stored.master is not None) == stored_twice
@@ -176,19 +176,19 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) 
     store.pin_key(run.id, "cam-0", "a" * 64)
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
     with pytest.raises(ConfigError, match=run.id):
-        run_state.begin(other, CLASSES, D, ENCODER, store)
+        run_state.open_run(other, CLASSES, D, ENCODER, store)
     with pytest.raises(ConfigError, match="encoder"):
-        run_state.begin(config(tmp_path), CLASSES, D, "f" * 64, store)
-    assert run_state.begin(config(tmp_path), CLASSES, D, ENCODER, store) == run
+        run_state.open_run(config(tmp_path), CLASSES, D, "f" * 64, store)
+    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, store) == run
     store.finish(run.id)
-    assert run_state.begin(config(tmp_path), CLASSES, D, ENCODER, store) != run
+    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, store) != run
 
 
 def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
     store = opened(open_journal(tmp_path / "journal.sqlite"))
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
-    begun = run_state.begin(other, CLASSES, D, ENCODER, store)
+    begun = run_state.open_run(other, CLASSES, D, ENCODER, store)
     assert begun.id != run.id
     assert begun.plan.seed == 1
     assert store.unfinished_run() == begun

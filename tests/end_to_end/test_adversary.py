@@ -23,7 +23,8 @@ from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, RunPosition, S
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.coordinator import round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
-from fedclip_edge.coordinator.journal import Journal, StoredModel
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import StoredModel
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival
 from fedclip_edge.coordinator.round_driver import RoundDriver

@@ -24,7 +24,8 @@ from matrix import Outcome, Undisturbed, Verdict, judge, strike
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import Run, open_journal
+from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.records import Model, Plan

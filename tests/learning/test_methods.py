@@ -22,7 +22,7 @@ from fedclip_edge.learning.methods import fedclip, zeroshot
 from fedclip_edge.records import Arrays, Features, Model, Plan, Scalar, Update
 
 NAMES = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(methods.__path__))
-TRAINED = [name for name in NAMES if methods.layout(Plan(name), class_texts(), 8).delta]
+TRAINED = [name for name in NAMES if methods.plan_layout(Plan(name), class_texts(), 8).delta]
 D = 16
 CLASSES = class_texts(dim=D)
 NOTHING = nothing(D)

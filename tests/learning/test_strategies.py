@@ -254,7 +254,7 @@ def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
     np.testing.assert_allclose(model.parameters["weight"], rendered(rounds, 0.05), atol=2e-4)
     assert np.abs(model.parameters["control/weight"]).max() > 1e-3
     assert float(server["devices"][0]) == len(SIZES)
-    layout = methods.layout(plan, CLASSES, D)
+    layout = methods.plan_layout(plan, CLASSES, D)
     assert {n: t.shape for n, t in model.parameters.items()} == layout.parameters
 
 
@@ -428,8 +428,8 @@ def books(folder: Path, plan: Plan) -> run_state.RunState:
     """As a process opens them that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
     store = opened(open_journal(config.journal))
-    run = run_state.begin(config, CLASSES, D, ENCODER, store)
-    return run_state.open_run_state(run, store, methods.layout(run.plan, CLASSES, D))
+    run = run_state.open_run(config, CLASSES, D, ENCODER, store)
+    return run_state.open_run_state(run, store, methods.plan_layout(run.plan, CLASSES, D))
 
 
 def keep(its: run_state.RunState, device: int) -> None:

@@ -105,7 +105,7 @@ def test_fp32_puts_bytes_of_one_significance_together() -> None:
     [
         lambda: codec.encode("int3", b"body"),
         lambda: codec.decode("int3", b"body", LIMIT),
-        lambda: codec.layout("int3", {}),
+        lambda: codec.tensor_layout("int3", {}),
         lambda: codec.store("int3", {}),
         lambda: codec.restore("int3", {}, {}),
     ],
@@ -127,7 +127,7 @@ def arrays(largest: float) -> st.SearchStrategy[F32]:
 def through(name: str, terms: Arrays) -> Arrays:
     stored = codec.store(name, terms)
     shapes = {key: term.shape for key, term in terms.items()}
-    layout = codec.layout(name, shapes)
+    layout = codec.tensor_layout(name, shapes)
     assert {key: list(tensor.shape) for key, tensor in stored.items()} == {
         key: shape for key, (_, shape) in layout.items()
     }
@@ -175,7 +175,7 @@ def test_each_block_has_a_scale_of_its_own() -> None:
     found = through("int8", {"a": term})["a"]
     assert (found[1 : codec.BLOCK] == 0).all()
     np.testing.assert_allclose(found[codec.BLOCK :], 1e-6, rtol=0.01)
-    (_, (scales,)) = codec.layout("int8", {"a": (3 * codec.BLOCK + 1,)})["a:scale"]
+    (_, (scales,)) = codec.tensor_layout("int8", {"a": (3 * codec.BLOCK + 1,)})["a:scale"]
     assert scales == 4
 
 
@@ -205,7 +205,7 @@ def test_int8_needs_a_quarter_of_float32() -> None:
 def test_no_update_needs_more_than_seven_bits_a_value() -> None:
     """Steps drawn evenly are what shrinks least; an update takes a slow link so long, and no more."""
     random, count = np.random.default_rng(0), 200_000
-    layout = codec.layout("int8", {"a": (count,)})
+    layout = codec.tensor_layout("int8", {"a": (count,)})
     blocks = layout["a:scale"][1][0]
     worst: dict[str, NDArray[Any]] = {
         "a": random.integers(-codec.STEPS, codec.STEPS + 1, count).astype(np.int8),

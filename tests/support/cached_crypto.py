@@ -30,7 +30,7 @@ CHUNK_BYTES = 400  # a model of 40 numbers in two chunks
 @functools.cache
 def layout(method: str) -> Layout:
     """Of every model and update here."""
-    return methods.layout(Plan(method), CLASSES, DIM)
+    return methods.plan_layout(Plan(method), CLASSES, DIM)
 
 
 @functools.cache

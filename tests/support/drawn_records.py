@@ -6,10 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fedclip_edge.records import (
-    Plan,
-    Report,
-)
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Plan
 
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", fullmatch=True)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Report, Shapes, Update
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
 
 def plus_half(model: Model) -> Update:

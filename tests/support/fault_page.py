@@ -145,7 +145,7 @@ broker within {RECOVERED_MAX_S["kill-broker"]:g} s (back s).
 - Every cell is a run of its own of 3 rounds: `fedclip-edge serve`, {len(AGENTS)} agents, and mosquitto
   with the configuration that ships and certificates of `broker init` and `enroll`; all are
   processes with their own files. Model and updates are of 525,312 parameters, fp32 both ways.
-- The agents are `agent.run` itself, but their features are ready and their training is a wait of
+- The agents are `agent/process.py` itself, but their features are ready and their training is a wait of
   {TRAIN_S:g} s with an update that is a function of model and device. So each model can be worked out
   anew from the one before: how often each device counts is found by trying, not by asking the journal.
 - All clients come through a link that ends the encryption on both sides and reads MQTT. A fault

@@ -17,6 +17,7 @@ from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import signing
@@ -90,7 +91,7 @@ class Fleet:
     def start_coordinator(self) -> coordinator.Coordinator:
         """A new process's coordinator over the same journal."""
         dim = self.classes.vectors.shape[1]
-        run = run_state.begin(self.config, self.classes, dim, ENCODER, self.journal)
+        run = run_state.open_run(self.config, self.classes, dim, ENCODER, self.journal)
         me = signing.load_or_create(self.folder / "coordinator.key")
         epoch = self.journal.next_epoch()
         boot = f"boot-{epoch}"
@@ -101,12 +102,10 @@ class Fleet:
             publisher.will("lab", gone, me),
         )
         state = run_state.open_run_state(
-            run, self.journal, methods.layout(run.plan, self.classes, dim)
+            run, self.journal, methods.plan_layout(run.plan, self.classes, dim)
         )
         said = publisher.Publisher(self.config, state, me, link, boot, epoch)
-        return coordinator.resume_coordinator(
-            self.config, state, said, self.now, registry=self.registry
-        )
+        return resume_coordinator(self.config, state, said, self.now, registry=self.registry)
 
     def start_device(
         self,

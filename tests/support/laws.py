@@ -31,7 +31,8 @@ from device_laws import Made
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import Journal, Run, StoredModel
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import Total

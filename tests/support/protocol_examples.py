@@ -31,9 +31,10 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.cohort import EVERYBODY, cohort_hash
+from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Report, Update
+from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Update
 
 PAGE = ROOT / "docs" / "protocol.md"
 TOPICS = Topics("lab")

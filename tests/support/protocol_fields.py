@@ -24,7 +24,8 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
-from fedclip_edge.records import Plan, Report
+from fedclip_edge.protocol.report import Report
+from fedclip_edge.records import Plan
 from fedclip_edge.transport import base, outbox
 
 _COUNT = messages._MAX_COUNT

@@ -42,8 +42,8 @@ class Desk:
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
         store = open_journal(config.journal)
-        self.run = run_state.begin(config, CLASSES, D, ENCODER, store)
-        self.layout = methods.layout(self.run.plan, CLASSES, D)
+        self.run = run_state.open_run(config, CLASSES, D, ENCODER, store)
+        self.layout = methods.plan_layout(self.run.plan, CLASSES, D)
         self.books = run_state.open_run_state(self.run, store, self.layout)
         broker, gone = InMemoryBroker(), Will("gone", b"")
         self.devices = broker.client("devices", (TOPICS.down("+"),), gone)

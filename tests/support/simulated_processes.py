@@ -22,7 +22,9 @@ from fedclip_edge.agent import session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig
 from fedclip_edge.coordinator import coordinator, publisher, run_state
-from fedclip_edge.coordinator.journal import Journal, Run, open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import wire
@@ -121,7 +123,7 @@ def start_coordinator(world: World, party: Party) -> bool:
     )
     config = _fleet_config(world, path)
     said = publisher.Publisher(config, books, me, party.link, boot, epoch)
-    party.process = coordinator.resume_coordinator(config, books, said, world.now)
+    party.process = resume_coordinator(config, books, said, world.now)
     return True
 
 
@@ -147,7 +149,7 @@ def _begin(world: World, store: Journal) -> Run | None:
         store.add_run(run, run_state._stored(initial, {}, world.plan))
     elif store.unfinished_run() is None:
         return None
-    return run_state.begin(_fleet_config(world, store.path), CLASSES, DIM, ENCODER, store)
+    return run_state.open_run(_fleet_config(world, store.path), CLASSES, DIM, ENCODER, store)
 
 
 def _fleet_config(world: World, journal: Path) -> FleetConfig:

@@ -107,17 +107,17 @@ def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     return model if part is None else part.with_control(model, method.layout(model).delta)
 
 
-def layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
+def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
     """What every model and update of a plan holds; raises ConfigError as `initial`."""
     method = get(plan.method)
     own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
     part = strategies.get(plan.strategy).on_devices
-    return own if part is None else part.layout(own)
+    return own if part is None else part.extended_layout(own)
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
     """The terms that every model of a plan has, by name; raises ConfigError as `initial`."""
-    return layout(plan, classes, dim).parameters
+    return plan_layout(plan, classes, dim).parameters
 
 
 def fit(

@@ -82,7 +82,7 @@ def initial(
 def layout(model: Model) -> Layout:
     """A head; what is sent are integer sums."""
     shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, {}, moments.layout(*model.parameters["weight"].shape))
+    return Layout(shapes, {}, moments.sum_shapes(*model.parameters["weight"].shape))
 
 
 def fit(

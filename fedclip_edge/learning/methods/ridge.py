@@ -105,7 +105,7 @@ def layout(model: Model) -> Layout:
     """A head; what is sent are integer sums."""
     classes, dim = model.parameters["weight"].shape
     shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, {}, moments.layout(classes, dim))
+    return Layout(shapes, {}, moments.sum_shapes(classes, dim))
 
 
 def fit(

@@ -72,7 +72,7 @@ def with_control(model: Model, trained: Shapes) -> Model:
     return replace(model, parameters={**model.parameters, **control})
 
 
-def layout(own: Layout) -> Layout:
+def extended_layout(own: Layout) -> Layout:
     """What models and updates hold, by the method's own layout."""
     control = {_CONTROL + name: shape for name, shape in own.delta.items()}
     return Layout({**own.parameters, **control}, {**own.delta, **control}, {**own.sums, _NEW: (1,)})

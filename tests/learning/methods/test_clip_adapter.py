@@ -39,7 +39,7 @@ def test_reduction_and_ratio_are_the_options() -> None:
         "up.weight": (D, D // 2),
         "ratio": (),
     }
-    sent = methods.layout(plan, CLASSES, D).delta
+    sent = methods.plan_layout(plan, CLASSES, D).delta
     assert set(sent) == {"down.weight", "up.weight"}  # the ratio is everybody's already
     wide = clip_adapter.initial(CLASSES, 3, 0, {"reduction": 100})
     assert wide.parameters["down.weight"].shape == (1, 3)

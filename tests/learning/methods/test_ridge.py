@@ -91,7 +91,7 @@ def test_the_sums_are_those_of_whole_numbers() -> None:
     gram = np.zeros((D, D), object)
     for row in rows:
         gram += np.outer(np.array(row, object), np.array(row, object))
-    received = moments.receive("train", sums)
+    received = moments.from_sums("train", sums)
     # A unit row in float32 and one in float64 may round to neighbours on the grid.
     np.testing.assert_allclose(received.gram, gram.astype(float) * 2.0**-30, atol=1e-4)
     assert received.gram.tolist() == received.gram.T.tolist()

@@ -55,7 +55,7 @@ def test_an_empty_update_is_all_that_leaves_the_device() -> None:
     plan, data = Plan("tip-adapter"), features(30, 1, CLASSES)
     update, state = methods.fit(SHARED, data, NOTHING, CLASSES, plan, {}, 0)
     assert (dict(update.delta), dict(update.sums), update.weight, dict(state)) == ({}, {}, 1, {})
-    assert methods.layout(plan, CLASSES, D).parameters == {}
+    assert methods.plan_layout(plan, CLASSES, D).parameters == {}
 
 
 def test_the_shared_model_is_zero_shot() -> None:

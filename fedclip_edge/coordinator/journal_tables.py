@@ -1,0 +1,59 @@
+"""The journal's tables, and the records that are read from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedclip_edge.records import Plan
+from fedclip_edge.storage.sqlite import Schema
+
+SCHEMA = Schema(
+    version=2,
+    table="contribution",
+    script="""
+CREATE TABLE run (
+    id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
+    classes_digest TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE model (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    body BLOB NOT NULL, server_state BLOB NOT NULL, master BLOB, PRIMARY KEY (run, round)
+);
+CREATE TABLE contribution (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
+    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, body BLOB,
+    PRIMARY KEY (run, round, device)
+);
+CREATE TABLE report (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
+    report TEXT NOT NULL, PRIMARY KEY (run, round, device)
+);
+CREATE TABLE pinned_key (
+    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, key TEXT NOT NULL,
+    PRIMARY KEY (run, device)
+);
+CREATE TABLE epoch (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL);
+INSERT INTO epoch VALUES (1, 0);
+""",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the journal knows it."""
+
+    id: str
+    plan: Plan
+    encoder_id: str
+    classes_digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A closed model, in the bytes that were published."""
+
+    round: int  # rounds closed in it
+    sha256: str  # of `payload`
+    payload: bytes
+    server_state: bytes  # what the method keeps on the coordinator between rounds
+    master: bytes | None = None  # the model in float32; None where `payload` is that

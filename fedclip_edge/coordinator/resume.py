@@ -1,0 +1,50 @@
+"""The coordinator of a run put together, from where the run's journal stands."""
+
+from __future__ import annotations
+
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator.admission import Admission
+from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.devices import Devices
+from fedclip_edge.coordinator.publisher import Publisher
+from fedclip_edge.coordinator.receiver import Receiver
+from fedclip_edge.coordinator.round_driver import RoundDriver
+from fedclip_edge.coordinator.round_state import RoundState
+from fedclip_edge.coordinator.run_state import RunState
+from fedclip_edge.coordinator.slots import Slots
+from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
+from fedclip_edge.pki.registry import Registry
+
+
+def resume_coordinator(
+    config: FleetConfig,
+    run_state: RunState,
+    publisher: Publisher,
+    now: float,
+    *,
+    invited: frozenset[str] = frozenset(),
+    registry: Registry | None = None,
+) -> Coordinator:
+    """The coordinator of a run, from where its journal stands; `now` is monotonic, in seconds.
+
+    The first round waits for the devices in `invited` by name. Without a `registry` of enrolled
+    devices the first key that an id shows is pinned.
+    """
+    run, closed = run_state.run, run_state.model.round
+    devices = Devices(run_state.journal.keys(run.id))
+    admission = Admission(run, run_state.journal, devices, registry)
+    receiver = Receiver(run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)))
+    state = RoundState(
+        run=run.id,
+        rules=config.rules,
+        rounds=run.plan.rounds,
+        round=min(closed + 1, run.plan.rounds),
+        phase="final" if closed >= run.plan.rounds else "gathering",
+        deadline=now + config.rules.deadline_s,
+        # Devices that were there before the restart are waited for as if they had just gone.
+        away_since=dict.fromkeys(admission.admitted, now),
+        invited=invited,
+        kept=run_state.kept(),
+    )
+    driver = RoundDriver(state, run_state, publisher, receiver, admission, devices)
+    return Coordinator(config, run_state, publisher, devices, admission, receiver, driver)
