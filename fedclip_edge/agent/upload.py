@@ -56,6 +56,11 @@ class Upload:
         """True while a contribution waits for its answer."""
         return self._pending is not None
 
+    @property
+    def pending(self) -> Blob | None:
+        """The contribution that waits for its answer, as it is offered over this link."""
+        return None if self._pending is None else self._pending.blob
+
     def owes(self, round: int) -> bool:
         """True where a contribution to the run's round may be made."""
         return self._pending is None and self._resolved_round != round

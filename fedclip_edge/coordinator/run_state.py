@@ -61,7 +61,7 @@ def open_run(
         run = None
     if run is None:
         run = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
-        journal.add_run(run, _stored(methods.initial(plan, classes, dim), {}, plan))
+        journal.add_run(run, stored_model(methods.initial(plan, classes, dim), {}, plan))
     return run
 
 
@@ -120,7 +120,7 @@ class RunState:
         plan = self.run.plan
         state: Arrays = safetensors.numpy.load(self.stored.server_state)
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
-        stored = _stored(model, state, plan)
+        stored = stored_model(model, state, plan)
         self.journal.close_round(self.run.id, stored)
         self.model, self.stored, self.total = model, stored, strategies.total(plan)
 
@@ -156,7 +156,7 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     return RunState(run, journal, layout, model, stored, total)
 
 
-def _stored(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
+def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
     payload = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC
     return StoredModel(

@@ -55,6 +55,10 @@ class InMemoryBroker:
         if forgets:
             self._retained.clear()
 
+    def retained(self, topic: str) -> bytes:
+        """The message retained on a topic; empty where there is none."""
+        return self._retained.get(topic, b"")
+
     def is_here(self, client: InMemoryTransport) -> bool:
         """Whether this very client is connected."""
         return self._clients.get(client.client_id) is client

@@ -140,7 +140,7 @@ def join(target: Target) -> None:
         assert target.to_coordinator(topic, speaker.sign(speaker.line("hello"), topic)) == 0
     for _ in range(8):
         target.fleet.step()
-    assert target.fleet.coordinator.driver.state.phase == "open"
+    assert target.fleet.coordinator.rounds.phase == "open"
     assert target.session.download.held is not None
 
 

@@ -161,26 +161,21 @@ def test_of_two_with_the_same_epoch_one_stops(tmp_path: Path, boot: str, stops: 
 
 def contributions(fleet: Fleet, name: str) -> list[int]:
     """The rounds to which the journal says the device contributed."""
-    rows = fleet.journal._database.execute(
-        "SELECT round FROM contribution WHERE device = ? ORDER BY round", (name,)
-    )
-    return [number for (number,) in rows]
+    return [number for number, devices in enumerate(contributors(fleet), 1) if name in devices]
+
+
+def contributors(fleet: Fleet) -> list[set[str]]:
+    """The devices that contributed to each round of the run, as the journal says."""
+    run = fleet.coordinator.run_state.run.id
+    return [set(fleet.journal.kept(run, number)) for number in range(1, PLAN.rounds + 1)]
 
 
 def test_a_limited_cohort_is_exact_in_every_round(tmp_path: Path) -> None:
     fleet = joined(tmp_path, 5, cohort=2)
     fleet.run()
-    rows = fleet.journal._database.execute(
-        "SELECT round, COUNT(*) FROM contribution GROUP BY round ORDER BY round"
-    ).fetchall()
-    assert rows == [(1, 2), (2, 2), (3, 2)]
-    assert len(contributing(fleet)) > 2
+    assert [len(devices) for devices in contributors(fleet)] == [2, 2, 2]
+    assert len(set().union(*contributors(fleet))) > 2
     assert sum(fleet.coordinator.refused_messages.values()) == 0
-
-
-def contributing(fleet: Fleet) -> set[str]:
-    rows = fleet.journal._database.execute("SELECT DISTINCT device FROM contribution")
-    return {name for (name,) in rows}
 
 
 # Disturbed.
@@ -385,16 +380,17 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
         fleet = make(tmp_path, broker=broker)
         for number in range(2):
             device(fleet, number)
-        until(fleet, lambda: all(s.upload._pending is not None for s in fleet.sessions.values()))
-        offered = fleet.sessions["cam-0"].upload._pending
-        assert offered is not None
-        before = offered.blob.chunks
+        until(fleet, lambda: all(s.upload.is_pending for s in fleet.sessions.values()))
+        upload = fleet.sessions["cam-0"].upload
+        before = upload.pending
         broker.limits = Limits(2_000)
         broker.die(forgets=True)
         for _, link in fleet.parties():
             broker.come_back(link)
         steps(fleet, 1)
-        assert offered.blob.chunks > before
+        assert before is not None
+        assert upload.pending is not None
+        assert upload.pending.chunks > before.chunks
         fleet.run()
     assert final(fleet) == undisturbed()
 
@@ -516,7 +512,7 @@ def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Pat
     assert isinstance(link, InMemoryTransport)
     fleet.broker.deliver(link.will.topic, link.will.payload, retain=True)
     fleet.run()
-    retained = fleet.broker._retained[TOPICS.coordinator_state]
+    retained = fleet.broker.retained(TOPICS.coordinator_state)
     message = wire.unpack_control(TOPICS.coordinator_state, retained).message
     assert isinstance(message, CoordinatorState)
     assert message.online
@@ -619,7 +615,7 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
     fleet.run()
     assert fleet.coordinator.run_state.run.id != lost
     assert fleet.coordinator.epoch > heard
-    assert contributing(fleet) == {"cam-0", "cam-1"}
+    assert set().union(*contributors(fleet)) == {"cam-0", "cam-1"}
     restart(fleet)
     assert fleet.coordinator.epoch > heard + 1, "it is in the journal"
 
@@ -773,7 +769,7 @@ def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
 
 
 def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
-    old = fleet.broker._retained[TOPICS.round]
+    old = fleet.broker.retained(TOPICS.round)
     until(fleet, lambda: state(fleet).round == 2)
     before = [session.refused_messages for session in fleet.sessions.values()]
     Mallory(fleet).link.publish(TOPICS.round, old)
@@ -885,7 +881,7 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     assert (refusals[0].final, refusals[0].sha256) == (False, parcel.sha256)
     assert fleet.coordinator.refused_messages["mallory"] == 1
     fleet.run()
-    assert contributing(fleet) == {"cam-0", "cam-1"}
+    assert set().union(*contributors(fleet)) == {"cam-0", "cam-1"}
     assert final(fleet) == undisturbed()
 
 
@@ -1032,17 +1028,19 @@ def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:
     assert final(fleet) == undisturbed()
 
 
-def test_the_bodies_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
+def test_the_payloads_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
     fleet.run()
-    rows = fleet.journal._database.execute("SELECT body FROM contribution").fetchall()
-    assert rows == [(None,)] * 6
+    run = fleet.coordinator.run_state.run.id
+    for number in range(1, PLAN.rounds + 1):
+        assert len(fleet.journal.kept(run, number)) == 2
+        assert not any(fleet.journal.contributions(run, number))
     with pytest.raises(sqlite3.IntegrityError):
-        fleet.journal.keep(fleet.coordinator.run_state.run.id, 1, "cam-0", "a" * 64, b"x")
+        fleet.journal.keep(run, 1, "cam-0", "a" * 64, b"x")
 
 
 def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:
-    manifest = wire.unpack_control(TOPICS.round, fleet.broker._retained[TOPICS.round]).message
+    manifest = wire.unpack_control(TOPICS.round, fleet.broker.retained(TOPICS.round)).message
     assert isinstance(manifest, Manifest)
     assert (manifest.run, manifest.phase, manifest.round) == (
         fleet.coordinator.run_state.run.id,

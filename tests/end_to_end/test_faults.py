@@ -117,14 +117,14 @@ def books(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
     run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
     path = folder / "journal.sqlite"
     with contextlib.closing(open_journal(path)) as store:
-        store.add_run(run, run_state._stored(model, {}, plan))
+        store.add_run(run, run_state.stored_model(model, {}, plan))
         for counts in rounds:
             total = ExactSum(plan)
             for device, times in counts.items():
                 for _ in range(times):
                     total.add(update_of(model, device, VARIANT))
             model, _ = method.combine(model, total, {})
-            store.close_round(run.id, run_state._stored(model, {}, plan))
+            store.close_round(run.id, run_state.stored_model(model, {}, plan))
         trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
         file = model_file.path_of(path, run.id)
         file.parent.mkdir()

@@ -87,10 +87,6 @@ class Network(InMemoryBroker):
         self._links: dict[InMemoryTransport, int] = {}  # how often it was connected
         self._clear_at: dict[tuple[InMemoryTransport, str], float] = {}
 
-    def retained(self, topic: str) -> bytes:
-        """What the broker keeps for who comes; nothing where it has none."""
-        return self._retained.get(topic, b"")
-
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
     ) -> None:

@@ -84,7 +84,7 @@ def restart(fleet: Fleet) -> None:
 
 
 def state(fleet: Fleet) -> Any:
-    return fleet.coordinator.driver.state
+    return fleet.coordinator.rounds
 
 
 def until(fleet: Fleet, condition: Callable[[], bool], count: int = 400) -> None:

@@ -168,7 +168,7 @@ class Laws:
         self._open = None
 
     def _add(self, model: Model) -> None:
-        stored, codec = run_state._stored(model, {}, self.run.plan), self.run.plan.codec_down
+        stored, codec = run_state.stored_model(model, {}, self.run.plan), self.run.plan.codec_down
         self.masters.append(model)
         self.models.append(stored)
         self.known[stored.sha256] = model.round

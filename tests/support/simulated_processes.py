@@ -146,7 +146,7 @@ def _begin(world: World, store: Journal) -> Run | None:
         world.runs += 1
         initial = methods.get(world.plan.method).initial(CLASSES, DIM, world.plan.seed)
         run = Run(f"run-{world.runs}", world.plan, ENCODER, CLASSES.digest)
-        store.add_run(run, run_state._stored(initial, {}, world.plan))
+        store.add_run(run, run_state.stored_model(initial, {}, world.plan))
     elif store.unfinished_run() is None:
         return None
     return run_state.open_run(_fleet_config(world, store.path), CLASSES, DIM, ENCODER, store)
