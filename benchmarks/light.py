@@ -121,11 +121,11 @@ def connect(
     ready: int = 4,
     roles: tuple[Role, ...] = ("train", "evaluate"),
 ) -> Callable[[StateDb], Session]:
-    """A device that is connected; its session begins with its parked file."""
+    """A device that is connected; its session begins with its state file."""
     state = state_of(folder, name)
     config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
     me = signing.load_or_create(state / "device.key")
-    boot = secrets.token_hex(8)
+    incarnation = secrets.token_hex(8)
     learner = FakeLearner(
         _SHAPES,
         name,
@@ -134,20 +134,20 @@ def connect(
     )
     link = mqtt.PahoTransport(
         broker,
-        base.device_client(FLEET, name, boot),
+        base.device_client(FLEET, name, incarnation),
         Topics(FLEET).for_device(name),
-        will(config, me, boot),
+        will(config, me, incarnation),
     )
     link.connect(_CONNECTS_S)
-    return lambda parked: start_session(
+    return lambda state_db: start_session(
         config=config,
-        incarnation=boot,
+        incarnation=incarnation,
         encoder_id=bundle.manifest.encoder_id,
         classes_digest=bundle.classes.digest,
         learner=learner,
         identity=me,
         transport=link,
-        state_db=parked,
+        state_db=state_db,
     )
 
 

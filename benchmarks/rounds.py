@@ -2,7 +2,7 @@
 
 Four devices and the coordinator are processes of their own on one machine, with mosquitto between
 them and no TLS; the adapter has 525,312 parameters. "No training" means updates that are ready and
-differ; all else is the product: sessions, journal and parked files on a real disk. A round's time
+differ; all else is the product: sessions, journal and state files on a real disk. A round's time
 is from one round closed to the next. The bare exchange (bare.py) has as many clients, fp32 bytes,
 and one QoS 1 message each way; blocks of it alternate with blocks of rounds in one run. Bytes are
 counted on the sockets, by a proxy between each device and the broker, in a run of its own.

@@ -47,14 +47,14 @@ def bytes_of(terms: Arrays) -> dict[str, bytes]:
     return {name: term.tobytes() for name, term in terms.items()}
 
 
-def begin_run(folder: Path, bundle: Bundle, journal: str = "journal.sqlite") -> str:
+def begin_run(folder: Path, bundle: Bundle, name: str = "journal.sqlite") -> str:
     """A journal with one unfinished run at its initial model; its id."""
-    config = FleetConfig("lab", bundle.folder, journal=folder / journal, plan=PLAN)
-    with contextlib.closing(open_journal(config.journal)) as store:
+    config = FleetConfig("lab", bundle.folder, journal=folder / name, plan=PLAN)
+    with contextlib.closing(open_journal(config.journal)) as journal:
         identifier = bundle.manifest.encoder_id
-        run = run_state.open_run(config, bundle.classes, bundle.manifest.dim, identifier, store)
+        run = run_state.open_run(config, bundle.classes, bundle.manifest.dim, identifier, journal)
         layout = methods.plan_layout(PLAN, bundle.classes, bundle.manifest.dim)
-        run_state.open_run_state(run, store, layout).finish()
+        run_state.open_run_state(run, journal, layout).finish()
     return run.id
 
 

@@ -14,13 +14,13 @@ from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.protocol.messages import Want
 
 BODY = bytes(range(256)) * 4
-PARCEL = blob_of(BODY, 64)
-SENT = list(split(BODY, PARCEL))
+BLOB = blob_of(BODY, 64)
+SENT = list(split(BODY, BLOB))
 
 
 def expecting() -> Download:
     download = Download()
-    download.expect(PARCEL, since=0.0)
+    download.expect(BLOB, since=0.0)
     return download
 
 
@@ -33,8 +33,8 @@ def test_all_gaps_are_asked_for_first_and_a_few_after_that() -> None:
     download.receive_chunk(SENT[3], 0.0)
     assert download.poll_want(REPAIR_S - 0.1) is None
     last = len(SENT) - 1
-    assert download.poll_want(REPAIR_S) == Want(PARCEL.sha256, ((0, 2), (4, last)))
-    assert download.poll_want(2 * REPAIR_S) == Want(PARCEL.sha256, ((0, 2), (4, 4)))
+    assert download.poll_want(REPAIR_S) == Want(BLOB.sha256, ((0, 2), (4, last)))
+    assert download.poll_want(2 * REPAIR_S) == Want(BLOB.sha256, ((0, 2), (4, 4)))
     assert download.poll_want(3 * REPAIR_S) is None, "less and less often"
 
 
@@ -42,7 +42,7 @@ def test_who_missed_the_broadcast_asks_at_once_and_for_all() -> None:
     download = expecting()
     download.poll_want(REPAIR_S)
     download.hurry(REPAIR_S)
-    assert download.poll_want(REPAIR_S) == Want(PARCEL.sha256, ((0, len(SENT) - 1),))
+    assert download.poll_want(REPAIR_S) == Want(BLOB.sha256, ((0, len(SENT) - 1),))
 
 
 def test_chunks_of_another_model_do_not_count() -> None:

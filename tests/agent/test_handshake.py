@@ -17,9 +17,9 @@ from fedclip_edge.agent.upload import REPEAT_S
 
 @pytest.fixture
 def believed(tmp_path: Path) -> Iterator[Trust]:
-    parked = open_state_db(tmp_path / "parked.sqlite")
-    yield Trust("b1", "", parked)
-    parked.close()
+    state_db = open_state_db(tmp_path / "parked.sqlite")
+    yield Trust("b1", "", state_db)
+    state_db.close()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def model(closed: int = 0) -> bytes:
     return wire.pack_model(replace(made, round=closed), PLAN.codec_down)
 
 
-def parcel(body: bytes) -> Blob:
+def blob(body: bytes) -> Blob:
     return chunks.blob_of(body, CHUNK)
 
 
@@ -41,7 +41,7 @@ def everything(announced: Blob) -> Want:
 def send(
     to: ModelDownload, body: bytes, only: chunks.Ranges | None = None, now: float = 0.0
 ) -> None:
-    for chunk in chunks.split(body, parcel(body), only):
+    for chunk in chunks.split(body, blob(body), only):
         to.receive_chunk(chunk, now)
 
 
@@ -55,7 +55,7 @@ def fetching() -> ModelDownload:
 
 def test_a_model_is_held_once_its_last_chunk_is_here(fetching: ModelDownload) -> None:
     body = model()
-    told, last = manifest(model=parcel(body), plan=PLAN), parcel(body).chunks - 1
+    told, last = manifest(model=blob(body), plan=PLAN), blob(body).chunks - 1
     fetching.expect(told, 0.0, missed=False)
     send(fetching, body, ((0, last - 1),))
     assert fetching.complete(told) is None
@@ -91,7 +91,7 @@ def test_a_device_asks_for_no_chunk_of_a_larger_one(tmp_path: Path) -> None:
 
 
 def test_a_broadcast_that_was_missed_is_asked_for_at_once(fetching: ModelDownload) -> None:
-    told = manifest(model=parcel(model()), plan=PLAN)
+    told = manifest(model=blob(model()), plan=PLAN)
     fetching.expect(told, 0.0, missed=True)
     assert fetching.poll_want(told, 0.0) == everything(told.model)
 
@@ -100,7 +100,7 @@ def test_a_broadcast_is_waited_for_and_its_gaps_asked_for_once_it_is_silent(
     fetching: ModelDownload,
 ) -> None:
     body = model()
-    told, last = manifest(model=parcel(body), plan=PLAN), parcel(body).chunks - 1
+    told, last = manifest(model=blob(body), plan=PLAN), blob(body).chunks - 1
     fetching.expect(told, 0.0, missed=False)
     assert fetching.poll_want(told, 0.0) is None
     send(fetching, body, ((0, 1), (3, last - 1)), now=0.5)
@@ -112,7 +112,7 @@ def test_a_broadcast_is_waited_for_and_its_gaps_asked_for_once_it_is_silent(
 
 def test_the_model_that_is_held_is_not_fetched_again(fetching: ModelDownload) -> None:
     body = model()
-    told = manifest(model=parcel(body), plan=PLAN)
+    told = manifest(model=blob(body), plan=PLAN)
     fetching.expect(told, 0.0, missed=False)
     send(fetching, body)
     fetching.complete(told)
@@ -124,7 +124,7 @@ def test_the_model_that_is_held_is_not_fetched_again(fetching: ModelDownload) ->
 
 OTHER_TERMS = Model("fedclip", 1, {"gate": np.ones((D, D), np.float32)})
 FORGED: dict[str, tuple[bytes, str]] = {
-    "another hash": (model(1), parcel(model(1)).sha256[:16] + "0" * 48),
+    "another hash": (model(1), blob(model(1)).sha256[:16] + "0" * 48),
     "other terms": (wire.pack_model(OTHER_TERMS, PLAN.codec_down), ""),
     "another method": (
         wire.pack_model(replace(methods.initial(PLAN, CLASSES, D), method="fedblip"), "fp32"),
@@ -138,11 +138,11 @@ FORGED: dict[str, tuple[bytes, str]] = {
 def test_what_is_no_such_model_is_fetched_anew_and_the_one_before_stays(
     fetching: ModelDownload, body: bytes, sha256: str
 ) -> None:
-    before = manifest(model=parcel(model()), plan=PLAN)
+    before = manifest(model=blob(model()), plan=PLAN)
     fetching.expect(before, 0.0, missed=False)
     send(fetching, model())
     held = fetching.complete(before)
-    announced = replace(parcel(body), sha256=sha256 or parcel(body).sha256)
+    announced = replace(blob(body), sha256=sha256 or blob(body).sha256)
     told = manifest(model=announced, plan=PLAN)
     fetching.expect(told, 1.0, missed=False)
     send(fetching, body, now=1.0)

@@ -99,14 +99,14 @@ def test_what_it_says_upwards_is_over_once_it_is_said(broker: InMemoryBroker) ->
     speaker = speak(broker)
     speaker.send_hello(RunPosition())
     speaker.send(WANT)
-    speaker.send_chunk(b"\xfc\x1e of a parcel")
+    speaker.send_chunk(b"\xfc\x1e of a blob")
     assert heard(listen(broker)) == []
 
 
 def test_a_chunk_goes_up_as_it_is(broker: InMemoryBroker) -> None:
     listener = listen(broker)
-    speak(broker).send_chunk(b"\xfc\x1e of a parcel")
-    assert heard(listener) == [Received(UP, b"\xfc\x1e of a parcel")]
+    speak(broker).send_chunk(b"\xfc\x1e of a blob")
+    assert heard(listener) == [Received(UP, b"\xfc\x1e of a blob")]
 
 
 def test_it_is_sending_until_the_broker_has_taken_it_in() -> None:

@@ -325,8 +325,8 @@ def test_who_is_greeted_asks_for_the_model_at_once(scene: Scene) -> None:
     scene.flow()
     scene.say(manifest())
     scene.work()
-    parcel = manifest().model
-    assert scene.heard(Want) == [Want(parcel.sha256, ((0, parcel.chunks - 1),))]
+    blob = manifest().model
+    assert scene.heard(Want) == [Want(blob.sha256, ((0, blob.chunks - 1),))]
 
 
 def test_who_hears_the_broadcast_waits_for_the_chunks_that_follow(scene: Scene) -> None:

@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def parked(path: Path) -> Iterator[StateDb]:
+def state_db(path: Path) -> Iterator[StateDb]:
     opened = open_state_db(path)
     yield opened
     opened.close()
@@ -59,9 +59,9 @@ def value(carried: CarryOver) -> float:
     return float(carried.residual["gate"][0])
 
 
-def test_the_very_same_bytes_are_there_after_a_restart(parked: StateDb, path: Path) -> None:
+def test_the_very_same_bytes_are_there_after_a_restart(state_db: StateDb, path: Path) -> None:
     made = update(3, body=b"one\0two")
-    parked.keep_update(made, left(1))
+    state_db.keep_update(made, left(1))
     again = open_state_db(path)  # nothing was closed: a killed process says no good-bye
     found = again.pending_update("run-1")
     assert found is not None
@@ -75,116 +75,116 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, open_state_db
-parked = open_state_db(Path(sys.argv[1]))
-parked.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), CarryOver())
+state_db = open_state_db(Path(sys.argv[1]))
+state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), CarryOver())
 os.kill(os.getpid(), 9)
 """
 
 
 def test_what_is_parked_survives_a_kill(path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
-    parked = open_state_db(path)
-    found = parked.pending_update("run-1")
+    state_db = open_state_db(path)
+    found = state_db.pending_update("run-1")
     assert found is not None
     assert (found.sha256, found.payload) == ("a" * 64, bytes(1 << 19))
-    parked.close()
+    state_db.close()
 
 
-def test_every_commit_is_synced(parked: StateDb) -> None:
-    assert parked._rows("PRAGMA synchronous") == [(2,)]
-    assert parked._rows("PRAGMA journal_mode") == [("wal",)]
+def test_every_commit_is_synced(state_db: StateDb) -> None:
+    assert state_db._rows("PRAGMA synchronous") == [(2,)]
+    assert state_db._rows("PRAGMA journal_mode") == [("wal",)]
 
 
-def test_what_is_left_counts_from_kept_on(parked: StateDb) -> None:
-    parked.keep_update(update(1), left(1))
-    assert value(parked.carry_over("run-1")) == 0
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    assert (value(parked.carry_over("run-1")), parked.kept_round("run-1")) == (1, 1)
-    assert parked.pending_update("run-1") is None
+def test_what_is_left_counts_from_kept_on(state_db: StateDb) -> None:
+    state_db.keep_update(update(1), left(1))
+    assert value(state_db.carry_over("run-1")) == 0
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    assert (value(state_db.carry_over("run-1")), state_db.kept_round("run-1")) == (1, 1)
+    assert state_db.pending_update("run-1") is None
 
 
-def test_what_is_left_is_kept_by_value_not_by_layout(parked: StateDb) -> None:
+def test_what_is_left_is_kept_by_value_not_by_layout(state_db: StateDb) -> None:
     term = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
-    parked.keep_update(update(1), CarryOver({"a": term}, {"b": term.T}))
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    carried = parked.carry_over("run-1")
+    state_db.keep_update(update(1), CarryOver({"a": term}, {"b": term.T}))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    carried = state_db.carry_over("run-1")
     np.testing.assert_array_equal(carried.residual["a"], term)
     np.testing.assert_array_equal(carried.state["b"], term.T)
 
 
-def test_where_it_is_refused_what_was_left_before_stays(parked: StateDb) -> None:
-    parked.keep_update(update(1), left(1))
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    parked.keep_update(update(2), left(2))
-    assert value(parked.carry_over("run-1")) == 1
-    parked.resolve("run-1", update(2).sha256, kept=False)
-    assert (value(parked.carry_over("run-1")), parked.kept_round("run-1")) == (1, 1)
-    assert parked.pending_update("run-1") is None
+def test_where_it_is_refused_what_was_left_before_stays(state_db: StateDb) -> None:
+    state_db.keep_update(update(1), left(1))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    state_db.keep_update(update(2), left(2))
+    assert value(state_db.carry_over("run-1")) == 1
+    state_db.resolve("run-1", update(2).sha256, kept=False)
+    assert (value(state_db.carry_over("run-1")), state_db.kept_round("run-1")) == (1, 1)
+    assert state_db.pending_update("run-1") is None
 
 
-def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(parked: StateDb) -> None:
+def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(state_db: StateDb) -> None:
     """For a coordinator whose journal is an old copy, which asks for a round once more."""
-    parked.keep_update(update(1), left(1))
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    parked.keep_update(update(1), left(2))
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    assert value(parked.carry_over("run-1")) == 1
+    state_db.keep_update(update(1), left(1))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    state_db.keep_update(update(1), left(2))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    assert value(state_db.carry_over("run-1")) == 1
 
 
-def test_an_answer_to_another_update_settles_nothing(parked: StateDb) -> None:
-    parked.keep_update(update(2), left(2))
+def test_an_answer_to_another_update_settles_nothing(state_db: StateDb) -> None:
+    state_db.keep_update(update(2), left(2))
     for kept in (True, False):
-        parked.resolve("run-1", update(1).sha256, kept=kept)
-        parked.resolve("run-2", update(2).sha256, kept=kept)
-    assert parked.pending_update("run-1") is not None
-    assert (value(parked.carry_over("run-1")), parked.kept_round("run-1")) == (0, 0)
-    parked.resolve("run-1", update(2).sha256, kept=True)
-    assert value(parked.carry_over("run-1")) == 2
+        state_db.resolve("run-1", update(1).sha256, kept=kept)
+        state_db.resolve("run-2", update(2).sha256, kept=kept)
+    assert state_db.pending_update("run-1") is not None
+    assert (value(state_db.carry_over("run-1")), state_db.kept_round("run-1")) == (0, 0)
+    state_db.resolve("run-1", update(2).sha256, kept=True)
+    assert value(state_db.carry_over("run-1")) == 2
 
 
-def test_runs_are_apart_and_an_update_waits_for_its_own(parked: StateDb) -> None:
-    parked.keep_update(update(1), left(1))
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    parked.keep_update(update(2), left(2))
-    parked.keep_update(update(1, "run-2"), left(9))
-    assert value(parked.carry_over("run-2")) == 0
-    parked.resolve("run-2", update(1, "run-2").sha256, kept=True)
-    assert (value(parked.carry_over("run-1")), value(parked.carry_over("run-2"))) == (1, 9)
-    waiting = parked.pending_update("run-1")
+def test_runs_are_apart_and_an_update_waits_for_its_own(state_db: StateDb) -> None:
+    state_db.keep_update(update(1), left(1))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    state_db.keep_update(update(2), left(2))
+    state_db.keep_update(update(1, "run-2"), left(9))
+    assert value(state_db.carry_over("run-2")) == 0
+    state_db.resolve("run-2", update(1, "run-2").sha256, kept=True)
+    assert (value(state_db.carry_over("run-1")), value(state_db.carry_over("run-2"))) == (1, 9)
+    waiting = state_db.pending_update("run-1")
     assert waiting is not None
     assert waiting.payload == update(2).payload
-    parked.forget("run-2")
-    assert value(parked.carry_over("run-2")) == 0
-    parked.resolve("run-1", update(2).sha256, kept=True)
-    assert value(parked.carry_over("run-1")) == 2
+    state_db.forget("run-2")
+    assert value(state_db.carry_over("run-2")) == 0
+    state_db.resolve("run-1", update(2).sha256, kept=True)
+    assert value(state_db.carry_over("run-1")) == 2
 
 
-def test_only_the_newest_few_runs_stay(parked: StateDb) -> None:
+def test_only_the_newest_few_runs_stay(state_db: StateDb) -> None:
     names = [f"run-{n}" for n in range(RUNS + 3)]
     for name in names:
-        parked.keep_update(update(1, name), left(1))
-    assert [name for name in names if parked.pending_update(name)] == names[-RUNS:]
-    assert parked._rows("SELECT COUNT(*) FROM carried") == [(RUNS,)]
-    parked.keep_update(update(1, names[-RUNS]), left(1))  # the oldest of them goes on
-    assert [name for name in names if parked.pending_update(name)] == names[-RUNS:]
+        state_db.keep_update(update(1, name), left(1))
+    assert [name for name in names if state_db.pending_update(name)] == names[-RUNS:]
+    assert state_db._rows("SELECT COUNT(*) FROM carried") == [(RUNS,)]
+    state_db.keep_update(update(1, names[-RUNS]), left(1))  # the oldest of them goes on
+    assert [name for name in names if state_db.pending_update(name)] == names[-RUNS:]
 
 
-def test_the_file_does_not_grow_with_the_rounds(parked: StateDb) -> None:
+def test_the_file_does_not_grow_with_the_rounds(state_db: StateDb) -> None:
     sizes = []
     for number in range(1, 40):
-        parked.keep_update(update(number, body=bytes([number]) * 50_000), left(number))
-        parked.resolve("run-1", hashlib.sha256(bytes([number]) * 50_000).hexdigest(), kept=True)
-        parked._rows("PRAGMA wal_checkpoint(TRUNCATE)")
-        sizes.append(parked.path.stat().st_size)
+        state_db.keep_update(update(number, body=bytes([number]) * 50_000), left(number))
+        state_db.resolve("run-1", hashlib.sha256(bytes([number]) * 50_000).hexdigest(), kept=True)
+        state_db._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        sizes.append(state_db.path.stat().st_size)
     assert max(sizes[10:]) <= max(sizes[:10])
 
 
 # The floor.
 
 
-def test_the_last_manifest_is_remembered(parked: StateDb, path: Path) -> None:
-    assert parked.position == RunPosition()
-    parked.move_position(RunPosition(7, "run-1", 3, over=True))
+def test_the_last_manifest_is_remembered(state_db: StateDb, path: Path) -> None:
+    assert state_db.position == RunPosition()
+    state_db.move_position(RunPosition(7, "run-1", 3, over=True))
     again = open_state_db(path)
     assert again.position == RunPosition(7, "run-1", 3, over=True)
     again.close()
@@ -217,7 +217,7 @@ def test_nothing_of_a_run_comes_after_its_end() -> None:
 # The disk.
 
 
-def break_with(parked: StateDb, statement: str) -> None:
+def break_with(state_db: StateDb, statement: str) -> None:
     """Lets every statement that starts so fail, as a full disk does."""
 
     class Broken:
@@ -238,29 +238,29 @@ def break_with(parked: StateDb, statement: str) -> None:
         def close(self) -> None:
             self._connection.close()
 
-    vars(parked)["_database"] = Broken(parked._database)
+    vars(state_db)["_database"] = Broken(state_db._database)
 
 
 @pytest.mark.parametrize("statement", ["INSERT", "DELETE", "INSERT OR IGNORE INTO carried"])
 def test_a_full_disk_is_said_and_changes_nothing(
-    parked: StateDb, path: Path, statement: str
+    state_db: StateDb, path: Path, statement: str
 ) -> None:
-    parked.keep_update(update(1), left(1))
-    parked.resolve("run-1", update(1).sha256, kept=True)
-    break_with(parked, statement)
+    state_db.keep_update(update(1), left(1))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    break_with(state_db, statement)
     with pytest.raises(DiskError, match=r"parked.sqlite cannot be written \(.* is full\); free"):
-        parked.keep_update(update(2), left(2))
+        state_db.keep_update(update(2), left(2))
     again = open_state_db(path)
     assert again.pending_update("run-1") is None
     assert (value(again.carry_over("run-1")), again.kept_round("run-1")) == (1, 1)
     again.close()
 
 
-def test_an_answer_that_cannot_be_written_is_asked_for_again(parked: StateDb, path: Path) -> None:
-    parked.keep_update(update(1), left(1))
-    break_with(parked, "DELETE FROM carried")
+def test_an_answer_that_cannot_be_written_is_asked_for_again(state_db: StateDb, path: Path) -> None:
+    state_db.keep_update(update(1), left(1))
+    break_with(state_db, "DELETE FROM carried")
     with pytest.raises(DiskError, match="cannot be written"):
-        parked.resolve("run-1", update(1).sha256, kept=True)
+        state_db.resolve("run-1", update(1).sha256, kept=True)
     again = open_state_db(path)
     assert again.pending_update("run-1") is not None
     assert again.kept_round("run-1") == 0
@@ -331,22 +331,22 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
 
 
 def test_what_is_remembered_in_memory_is_what_the_file_says(path: Path) -> None:
-    parked = open_state_db(path)
+    state_db = open_state_db(path)
     for number, kept in ((1, True), (2, False), (3, True)):
-        parked.keep_update(update(number), left(number))
-        parked.resolve("run-1", update(number).sha256, kept=kept)
+        state_db.keep_update(update(number), left(number))
+        state_db.resolve("run-1", update(number).sha256, kept=kept)
         again = open_state_db(path)
-        assert value(parked.carry_over("run-1")) == value(again.carry_over("run-1"))
+        assert value(state_db.carry_over("run-1")) == value(again.carry_over("run-1"))
         again.close()
-    parked.forget("run-1")
-    assert parked.carry_over("run-1").residual == {}
-    parked.close()
+    state_db.forget("run-1")
+    assert state_db.carry_over("run-1").residual == {}
+    state_db.close()
 
 
 def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
-    parked = open_state_db(path)
+    state_db = open_state_db(path)
     said: list[str] = []
-    parked._database.set_trace_callback(said.append)
+    state_db._database.set_trace_callback(said.append)
 
     def waited_for() -> bool:
         """Whether the commits since the last call were."""
@@ -354,16 +354,16 @@ def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
         said.clear()
         return waits
 
-    parked.move_position(RunPosition(1, "run-1", 1))
+    state_db.move_position(RunPosition(1, "run-1", 1))
     assert waited_for()
-    parked.move_position(RunPosition(1, "run-1", 2))
+    state_db.move_position(RunPosition(1, "run-1", 2))
     assert not waited_for()
-    parked.move_position(RunPosition(2, "run-1", 2))
+    state_db.move_position(RunPosition(2, "run-1", 2))
     assert waited_for()
-    parked.keep_update(update(1), left(1))
+    state_db.keep_update(update(1), left(1))
     assert waited_for()
-    parked.resolve("run-1", update(1).sha256, kept=True)
+    state_db.resolve("run-1", update(1).sha256, kept=True)
     assert not waited_for()
-    parked.forget("run-1")
+    state_db.forget("run-1")
     assert waited_for()
-    parked.close()
+    state_db.close()

@@ -19,7 +19,7 @@ STRANGER = signing.create_identity()
 
 
 @pytest.fixture
-def parked(tmp_path: Path) -> Iterator[StateDb]:
+def state_db(tmp_path: Path) -> Iterator[StateDb]:
     opened = open_state_db(tmp_path / "parked.sqlite")
     yield opened
     opened.close()
@@ -30,34 +30,34 @@ def signed(message: Message, by: signing.Identity = ME, name: str = "coordinator
     return wire.unpack_control(TOPICS.round, payload)
 
 
-def test_the_first_key_of_a_run_is_its_key(parked: StateDb) -> None:
-    believing = Trust("b1", "", parked)
+def test_the_first_key_of_a_run_is_its_key(state_db: StateDb) -> None:
+    believing = Trust("b1", "", state_db)
     believing.check(signed(manifest()))
     with pytest.raises(PeerError):
         believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
 
 
-def test_the_pinned_key_is_the_only_one(parked: StateDb) -> None:
-    believing = Trust("b1", STRANGER.key, parked)
+def test_the_pinned_key_is_the_only_one(state_db: StateDb) -> None:
+    believing = Trust("b1", STRANGER.key, state_db)
     with pytest.raises(PeerError):
         believing.check(signed(manifest()))
     believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
 
 
-def test_nobody_else_speaks_for_the_coordinator(parked: StateDb) -> None:
+def test_nobody_else_speaks_for_the_coordinator(state_db: StateDb) -> None:
     with pytest.raises(PeerError, match="only the coordinator may"):
-        Trust("b1", "", parked).check(signed(manifest(), name="cam-7"))
+        Trust("b1", "", state_db).check(signed(manifest(), name="cam-7"))
 
 
-def test_an_answer_before_any_manifest_is_not_believed(parked: StateDb) -> None:
+def test_an_answer_before_any_manifest_is_not_believed(state_db: StateDb) -> None:
     with pytest.raises(PeerError, match="nothing is known"):
-        Trust("b1", "", parked).check(signed(Kept("run-1", 1, "0" * 64)))
+        Trust("b1", "", state_db).check(signed(Kept("run-1", 1, "0" * 64)))
 
 
-def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: StateDb) -> None:
+def test_an_older_round_or_epoch_is_refused_also_after_a_restart(state_db: StateDb) -> None:
     newest = replace(manifest(), epoch=3, round=2, model_round=1)
-    Trust("b1", "", parked).accept_manifest(newest, direct=False)
-    after = Trust("b2", "", parked)
+    Trust("b1", "", state_db).accept_manifest(newest, direct=False)
+    after = Trust("b2", "", state_db)
     for older in (
         replace(newest, round=1, model_round=0),
         replace(newest, epoch=2, round=9, model_round=8),
@@ -70,8 +70,8 @@ def test_an_older_round_or_epoch_is_refused_also_after_a_restart(parked: StateDb
     after.accept_manifest(newest, direct=False)
 
 
-def test_an_answer_to_another_process_is_refused(parked: StateDb) -> None:
-    believing = Trust("b2", "", parked)
+def test_an_answer_to_another_process_is_refused(state_db: StateDb) -> None:
+    believing = Trust("b2", "", state_db)
     with pytest.raises(PeerError, match="for boot 'b1'"):
         believing.accept_manifest(manifest(answers="b1"), direct=True)
     believing.accept_manifest(manifest(answers="b2"), direct=True)

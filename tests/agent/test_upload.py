@@ -19,7 +19,7 @@ PLAN = Plan()
 
 
 @pytest.fixture
-def parked(tmp_path: Path) -> Iterator[StateDb]:
+def state_db(tmp_path: Path) -> Iterator[StateDb]:
     opened = open_state_db(tmp_path / "parked.sqlite")
     yield opened
     opened.close()
@@ -41,17 +41,17 @@ def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False)
     return incoming.assemble() if incoming.complete else b""
 
 
-def test_it_is_on_disk_before_it_is_offered(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_it_is_on_disk_before_it_is_offered(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     offer = make(mine)
-    found = parked.pending_update("run-1")
+    found = state_db.pending_update("run-1")
     assert found is not None
     assert found.sha256 == offer.parcel.sha256
     assert sent(mine, offer) == found.payload
 
 
-def test_no_other_is_made_before_it_is_settled(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_no_other_is_made_before_it_is_settled(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     offer = make(mine)
     assert mine.is_pending
     assert not mine.owes(1)
@@ -63,20 +63,20 @@ def test_no_other_is_made_before_it_is_settled(parked: StateDb) -> None:
     assert mine.owes(2)
 
 
-def test_after_a_kill_the_very_same_one_is_offered(parked: StateDb) -> None:
-    offer = make(Upload(parked))
-    again = Upload(parked)
+def test_after_a_kill_the_very_same_one_is_offered(state_db: StateDb) -> None:
+    offer = make(Upload(state_db))
+    again = Upload(state_db)
     again.resume_run("run-1")
     assert again.poll_offer(0.0, sending=False) == offer
     again.resolve(Kept("run-1", 1, offer.parcel.sha256))
-    after = Upload(parked)
+    after = Upload(state_db)
     after.resume_run("run-1")
     assert not after.is_pending
     assert not after.owes(1)
 
 
-def test_what_is_left_behind_counts_once_it_is_kept(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_what_is_left_behind_counts_once_it_is_kept(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     refused = make(mine)
     mine.resolve(Refused("late", final=False, sha256=refused.parcel.sha256, closed=1))
     assert mine.carry_over("run-1").residual == {}
@@ -85,8 +85,8 @@ def test_what_is_left_behind_counts_once_it_is_kept(parked: StateDb) -> None:
     assert mine.carry_over("run-1").residual["gate"].any()
 
 
-def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     offer = make(mine)
     assert mine.poll_offer(REPEAT_S - 0.1, sending=False) is None
     assert mine.poll_offer(REPEAT_S, sending=True) == offer
@@ -97,8 +97,8 @@ def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(parked: StateDb
     assert mine.poll_offer(2 * REPEAT_S, sending=True) == offer
 
 
-def test_it_is_offered_again_in_chunks_that_the_next_link_takes(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_it_is_offered_again_in_chunks_that_the_next_link_takes(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     before = make(mine)
     body = sent(mine, before)
     mine.start_link(1_500)
@@ -107,14 +107,14 @@ def test_it_is_offered_again_in_chunks_that_the_next_link_takes(parked: StateDb)
     assert after.parcel.sha256 == before.parcel.sha256
     assert 24 + after.parcel.chunk_bytes < 1_500 < before.parcel.chunk_bytes
     assert sent(mine, after) == body != b""
-    again = Upload(parked)
+    again = Upload(state_db)
     again.start_link(1_500)
     again.resume_run("run-1")
     assert again.poll_offer(0.0, sending=False) == after
 
 
-def test_a_refusal_in_an_open_round_settles_nothing(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_a_refusal_in_an_open_round_settles_nothing(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     offer = make(mine)
     mine.resolve(Refused("no", final=False, sha256=offer.parcel.sha256))
     assert mine.is_pending
@@ -122,16 +122,16 @@ def test_a_refusal_in_an_open_round_settles_nothing(parked: StateDb) -> None:
     assert sent(mine, offer) == b""
 
 
-def test_the_end_of_a_run_forgets_it(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_the_end_of_a_run_forgets_it(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     make(mine)
     mine.end_run("run-1")
     assert not mine.is_pending
-    assert parked.pending_update("run-1") is None
+    assert state_db.pending_update("run-1") is None
 
 
-def test_a_term_out_of_the_codecs_range_is_carried(parked: StateDb) -> None:
-    mine = Upload(parked)
+def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
+    mine = Upload(state_db)
     term = np.full((2, 2), 0.3, np.float32)
     made = Contribution(
         "run-1", 1, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})

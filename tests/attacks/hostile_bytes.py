@@ -57,7 +57,7 @@ class Aim:
     shapes: Shapes
     encoder_id: str
     classes_digest: str
-    boot: str = "boot"  # of the device attacked
+    incarnation: str = "boot"  # of the device attacked
     epoch: int = 1
 
     def messages(self) -> Mapping[str, Message]:
@@ -85,7 +85,7 @@ class Aim:
                 classes_digest=self.classes_digest,
                 cohort="f" * 64,
                 deadline_s=30.0,
-                answers=self.boot,
+                answers=self.incarnation,
                 takes_part=True,
             ),
             "offer": Offer(self.run, self.round, gone),
@@ -234,17 +234,17 @@ def wrong_signatures(aim: Aim, kind: str, topic: str, other_topic: str, forger: 
 def wrong_fields(aim: Aim) -> Said:
     """Lines whose fields are of the right type, and refused for what they say."""
     holes = [[2 * n, 2 * n] for n in range(1025)]
-    parcel = vars(aim.model)
+    blob = vars(aim.model)
     changes: dict[str, tuple[str, dict[str, Any]]] = {
-        "an offer of 4 GiB": ("offer", {"parcel": {**parcel, "size_bytes": 2**32}}),
-        "an offer of nothing": ("offer", {"parcel": {**parcel, "size_bytes": 0}}),
-        "an offer in chunks of nothing": ("offer", {"parcel": {**parcel, "chunk_bytes": 0}}),
+        "an offer of 4 GiB": ("offer", {"parcel": {**blob, "size_bytes": 2**32}}),
+        "an offer of nothing": ("offer", {"parcel": {**blob, "size_bytes": 0}}),
+        "an offer in chunks of nothing": ("offer", {"parcel": {**blob, "chunk_bytes": 0}}),
         "an offer in a million chunks": (
             "offer",
-            {"parcel": {**parcel, "size_bytes": 2**20, "chunk_bytes": 1}},
+            {"parcel": {**blob, "size_bytes": 2**20, "chunk_bytes": 1}},
         ),
-        "an offer of chunks of 1 GiB": ("offer", {"parcel": {**parcel, "chunk_bytes": 2**30}}),
-        "an offer by no hash": ("offer", {"parcel": {**parcel, "sha256": "z" * 64}}),
+        "an offer of chunks of 1 GiB": ("offer", {"parcel": {**blob, "chunk_bytes": 2**30}}),
+        "an offer by no hash": ("offer", {"parcel": {**blob, "sha256": "z" * 64}}),
         "an offer to no run": ("offer", {"run": "../../etc"}),
         "a want of nothing": ("want", {"missing": []}),
         "a want of all twice": ("want", {"missing": [[0, 9], [0, 9]]}),
@@ -276,7 +276,7 @@ def wrong_fields(aim: Aim) -> Said:
 
 def wrong_plans(aim: Aim) -> Said:
     """Manifests that would cost a device more than a model, or that it cannot follow."""
-    plan, parcel = json.loads(json.dumps(aim.plan, default=vars)), vars(aim.model)
+    plan, blob = json.loads(json.dumps(aim.plan, default=vars)), vars(aim.model)
 
     def with_plan(**changes: Any) -> bytes:
         return aim.line("manifest", plan={**plan, **changes})
@@ -293,9 +293,9 @@ def wrong_plans(aim: Aim) -> Said:
         "a plan with options 400 deep": with_plan(options={"lr": nested(400)}),
         "a plan with an unknown key": with_plan(command="rm"),
         "a plan that is null": aim.line("manifest", plan=None),
-        "a model of 4 GiB": aim.line("manifest", model={**parcel, "size_bytes": 2**32}),
+        "a model of 4 GiB": aim.line("manifest", model={**blob, "size_bytes": 2**32}),
         "a model of 4 GiB in small chunks": aim.line(
-            "manifest", model={**parcel, "size_bytes": 2**26, "chunk_bytes": 1024}
+            "manifest", model={**blob, "size_bytes": 2**26, "chunk_bytes": 1024}
         ),
         "a fleet of 10**300": aim.line("manifest", devices=10**300),
         "no fleet": aim.line("manifest", devices=0),
@@ -308,9 +308,9 @@ def wrong_plans(aim: Aim) -> Said:
     }
 
 
-def wrong_chunks(parcel: Blob, data: bytes) -> Said:
-    """Chunks that contradict their parcel, their header or the rules."""
-    right = next(chunks.split(data, parcel))
+def wrong_chunks(blob: Blob, data: bytes) -> Said:
+    """Chunks that contradict their blob, their header or the rules."""
+    right = next(chunks.split(data, blob))
     magic, version, zero, digest, index, count, crc = chunks._HEADER.unpack_from(right)
     part = right[chunks._HEADER.size :]
 
@@ -523,9 +523,9 @@ def wrong_models(aim: Aim, data: bytes) -> Said:
 
 def offered(aim: Aim, body: bytes, topic: str) -> tuple[bytes, Iterator[bytes]]:
     """The offer of a body as the attacker signs it, and its chunks."""
-    parcel = chunks.blob_of(body)
-    line = aim.line("offer", parcel=vars(parcel))
-    return aim.sign(line, topic), chunks.split(body, parcel)
+    blob = chunks.blob_of(body)
+    line = aim.line("offer", parcel=vars(blob))
+    return aim.sign(line, topic), chunks.split(body, blob)
 
 
 def as_sender(aim: Aim, sender: str, identity: Identity) -> Aim:

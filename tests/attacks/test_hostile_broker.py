@@ -64,11 +64,11 @@ class HostileBroker(InMemoryBroker):
 
 def enrolled(folder: Path, broker: InMemoryBroker, *, pinned: bool = True) -> Fleet:
     """A fleet of two whose keys are pinned before anybody speaks; the devices are yet to start."""
-    books = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
+    enrolled = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
     for name in BOXES:
         key = signing.load_or_create(folder / name / "device.key").key
-        books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
-    registry = books if pinned else None
+        enrolled = enrolled.with_device(name, Device(key, ("1",), "2099-01-01"))
+    registry = enrolled if pinned else None
     return opened(Fleet(folder, PLAN, RULES, broker=broker, registry=registry))
 
 
@@ -111,15 +111,15 @@ def test_it_cannot_swap_a_model_by_a_manifest_of_its_own(
     fleet: Fleet, broker: HostileBroker
 ) -> None:
     """Not even where its manifest is the first that a device ever sees."""
-    data, parcel = evil_model(fleet)
+    data, blob = evil_model(fleet)
 
     def swap(said: Said) -> Iterator[Said]:
         topic, _, retained = said
         told = message(said)
         if isinstance(told, Manifest):
-            evil = replace(told, model=parcel, key=EVIL.key)
+            evil = replace(told, model=blob, key=EVIL.key)
             yield topic, wire.pack_control(evil, "coordinator", topic, EVIL), retained
-            for chunk in chunks.split(data, parcel):
+            for chunk in chunks.split(data, blob):
                 yield TOPICS.model, chunk, False
         elif isinstance(told, CoordinatorState):
             evil_state = replace(told, key=EVIL.key)
@@ -181,8 +181,8 @@ def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
     return data, Offer(run.id, run_state.model.round + 1, chunks.blob_of(data))
 
 
-def hello(boot: str = "evil") -> Hello:
-    return Hello(boot, EVIL.key, ("train", "evaluate"), "x", ENCODER, class_texts().digest)
+def hello(incarnation: str = "evil") -> Hello:
+    return Hello(incarnation, EVIL.key, ("train", "evaluate"), "x", ENCODER, class_texts().digest)
 
 
 def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
@@ -323,8 +323,8 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
     assert fleet.registry is not None
     gone = fleet.registry.devices["cam-1"]
     fewer = fleet.registry.with_device("cam-1", replace(gone, revoked=True))
-    boot = fleet.sessions["cam-1"].publisher.incarnation
-    assert fleet.coordinator.apply_registry(fewer, fleet.now) == {"cam-1": boot}
+    incarnation = fleet.sessions["cam-1"].publisher.incarnation
+    assert fleet.coordinator.apply_registry(fewer, fleet.now) == {"cam-1": incarnation}
     assert fleet.coordinator.apply_registry(fewer, fleet.now) == {}
     with pytest.raises(RefusedError, match="cam-1: it was revoked"):
         steps(fleet, 5)
@@ -378,8 +378,8 @@ def test_a_round_does_not_wait_for_a_device_that_was_revoked(
 def test_a_manifest_says_how_many_may_come_back(fleet: Fleet) -> None:
     assert fleet.coordinator.admission.fleet_size == len(BOXES)
     assert fleet.registry is not None
-    books = fleet.registry
+    enrolled = fleet.registry
     for number in range(200):
-        books = books.with_device(f"box-{number}", Device("a" * 64, ("1",), "2099-01-01"))
-    fleet.coordinator.apply_registry(books, fleet.now)
+        enrolled = enrolled.with_device(f"box-{number}", Device("a" * 64, ("1",), "2099-01-01"))
+    fleet.coordinator.apply_registry(enrolled, fleet.now)
     assert fleet.coordinator.admission.fleet_size == 202

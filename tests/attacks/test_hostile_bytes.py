@@ -87,7 +87,7 @@ class Target:
         aim = hostile.as_sender(
             self.aim(), "coordinator", self.fleet.coordinator.publisher.identity
         )
-        return replace(aim, boot=self.session.publisher.incarnation, device="cam-0")
+        return replace(aim, incarnation=self.session.publisher.incarnation, device="cam-0")
 
     def to_coordinator(self, topic: str, payload: bytes) -> int:
         """How many refusals that makes."""
@@ -111,23 +111,23 @@ class Target:
     def publish(self, body: bytes) -> int:
         """Refusals of a model that the coordinator itself announces and sends."""
         aim = self.as_coordinator()
-        parcel = chunks.blob_of(body)
-        line = aim.line("manifest", model=vars(parcel), takes_part=None, answers="")
+        blob = chunks.blob_of(body)
+        line = aim.line("manifest", model=vars(blob), takes_part=None, answers="")
         refused = self.to_device(TOPICS.round, aim.sign(line, TOPICS.round))
-        for chunk in chunks.split(body, parcel):
+        for chunk in chunks.split(body, blob):
             refused += self.to_device(TOPICS.model, chunk)
         return refused
 
 
 def make(folder: Path, **rules: float) -> Target:
-    books = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
+    enrolled = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
     for name in ("cam-0", "cam-1"):
         key = signing.load_or_create(folder / name / "device.key").key
-        books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
+        enrolled = enrolled.with_device(name, Device(key, ("1",), "2099-01-01"))
     for name, key in ((ME, MALLORY.key), ("cam-8", QUIET.key)):
-        books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
+        enrolled = enrolled.with_device(name, Device(key, ("1",), "2099-01-01"))
     wanted = replace(RULES, **{"devices": 2, **rules})  # type: ignore[arg-type]
-    return Target(Fleet(folder, PLAN, wanted, broker=InMemoryBroker(), registry=books))
+    return Target(Fleet(folder, PLAN, wanted, broker=InMemoryBroker(), registry=enrolled))
 
 
 def join(target: Target) -> None:
@@ -309,11 +309,11 @@ def test_each_chunk_is_refused(target: Target) -> None:
     for name, chunk in hostile.wrong_chunks(chunks.blob_of(body), body).items():
         assert target.to_coordinator(UP, chunk) == 1, name
         assert target.to_coordinator(STATE, chunk) == 1, name
-    parcel = replace(aim.model, sha256="5" * 64, size_bytes=len(body))
+    blob = replace(aim.model, sha256="5" * 64, size_bytes=len(body))
     lead = target.as_coordinator()
-    line = lead.line("manifest", model=vars(parcel), takes_part=None, answers="")
+    line = lead.line("manifest", model=vars(blob), takes_part=None, answers="")
     assert target.to_device(TOPICS.round, lead.sign(line, TOPICS.round)) == 0
-    for name, chunk in hostile.wrong_chunks(parcel, body).items():
+    for name, chunk in hostile.wrong_chunks(blob, body).items():
         assert target.to_device(TOPICS.model, chunk) == 1, name
         assert target.to_device(TOPICS.round, chunk) == 1, name
 

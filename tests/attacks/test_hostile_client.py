@@ -46,11 +46,11 @@ _PACE_S = 0.002  # a machine of two cores has to do the run as well
 def enrol(site: Site, names: tuple[str, ...]) -> str:
     """Makes every party's key before anybody starts; the coordinator's, which all pin."""
     coordinator = signing.load_or_create(site.folder / "journal.key").key
-    books = Registry(site.fleet, "127.0.0.1", site.broker.port, coordinator)
+    enrolled = Registry(site.fleet, "127.0.0.1", site.broker.port, coordinator)
     for name in names:
         key = signing.load_or_create(site.folder / name / "state" / "device.key").key
-        books = books.with_device(name, Device(key, ("1",), "2099-01-01"))
-    registry.write(site.folder / "devices.json", books)
+        enrolled = enrolled.with_device(name, Device(key, ("1",), "2099-01-01"))
+    registry.write(site.folder / "devices.json", enrolled)
     return coordinator
 
 

@@ -20,13 +20,13 @@ from fedclip_edge.records import Plan
 RUN = Run("run-1", Plan(), ENCODER, "c" * 64)
 KEY, OTHER = "1" * 64, "2" * 64
 HELLO = Hello("b1", KEY, ("train",), "photo", ENCODER, "c" * 64)
-BOOKS = Registry(
+REGISTRY = Registry(
     "lab", "localhost", 1883, "3" * 64, devices={"cam-0": Device(KEY, (), "2099-01-01")}
 )
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Journal]:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = open_journal(tmp_path / "journal.sqlite")
     opened.add_run(RUN, StoredModel(0, "a" * 64, b"model", b"", None))
     yield opened
@@ -38,44 +38,46 @@ def admission_to(journal: Journal, registry: Registry | None) -> Admission:
     return Admission(RUN, journal, Devices(journal.keys(RUN.id)), registry)
 
 
-def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(store: Journal) -> None:
-    admission = admission_to(store, None)
+def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(journal: Journal) -> None:
+    admission = admission_to(journal, None)
     assert admission.admit("cam-0", HELLO) is None
     assert admission.admit("cam-0", replace(HELLO, key=OTHER)) is not None
-    again = admission_to(store, None)
+    again = admission_to(journal, None)
     assert again.devices.keys == {"cam-0": KEY}
     assert "another id" in (again.admit("cam-0", replace(HELLO, key=OTHER)) or "")
 
 
-def test_a_registry_decides_whatever_was_shown_first(store: Journal) -> None:
-    admission_to(store, None).admit("cam-0", replace(HELLO, key=OTHER))
-    admission = admission_to(store, BOOKS)
+def test_a_registry_decides_whatever_was_shown_first(journal: Journal) -> None:
+    admission_to(journal, None).admit("cam-0", replace(HELLO, key=OTHER))
+    admission = admission_to(journal, REGISTRY)
     assert admission.admit("cam-0", HELLO) is None
     assert admission.devices.keys["cam-0"] == KEY
     assert "not enrolled" in (admission.admit("cam-1", HELLO) or "")
 
 
 @pytest.mark.parametrize("name", ["encoder_id", "classes_digest"])
-def test_what_cannot_be_averaged_stays_out(store: Journal, name: str) -> None:
+def test_what_cannot_be_averaged_stays_out(journal: Journal, name: str) -> None:
     hello = replace(HELLO, **{name: "f" * 64})  # type: ignore[arg-type]
     assert "copy the coordinator's bundle" in (
-        admission_to(store, None).admit("cam-0", hello) or ""
+        admission_to(journal, None).admit("cam-0", hello) or ""
     )
 
 
-def test_who_is_revoked_is_admitted_no_longer(store: Journal) -> None:
-    admission = admission_to(store, BOOKS)
+def test_who_is_revoked_is_admitted_no_longer(journal: Journal) -> None:
+    admission = admission_to(journal, REGISTRY)
     admission.admit("cam-0", HELLO)
     assert admission.refusal("cam-0") is None
-    admission.registry = BOOKS.with_device("cam-0", replace(BOOKS.devices["cam-0"], revoked=True))
+    admission.registry = REGISTRY.with_device(
+        "cam-0", replace(REGISTRY.devices["cam-0"], revoked=True)
+    )
     assert admission.refusal("cam-0") == "it was revoked"
-    assert admission_to(store, None).refusal("cam-0") is None
+    assert admission_to(journal, None).refusal("cam-0") is None
 
 
-def test_how_many_the_fleet_has(store: Journal) -> None:
-    assert admission_to(store, None).fleet_size == 1
-    admission = admission_to(store, None)
+def test_how_many_the_fleet_has(journal: Journal) -> None:
+    assert admission_to(journal, None).fleet_size == 1
+    admission = admission_to(journal, None)
     for number in range(3):
         admission.admit(f"cam-{number}", HELLO)
     assert admission.fleet_size == 3
-    assert admission_to(store, BOOKS).fleet_size == 3
+    assert admission_to(journal, REGISTRY).fleet_size == 3

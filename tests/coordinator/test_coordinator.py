@@ -145,11 +145,15 @@ def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Pa
         fleet.run()
 
 
-@pytest.mark.parametrize(("boot", "stops"), [("boot-0", False), ("boot-9", True)])
-def test_of_two_with_the_same_epoch_one_stops(tmp_path: Path, boot: str, stops: bool) -> None:
+@pytest.mark.parametrize(("incarnation", "stops"), [("boot-0", False), ("boot-9", True)])
+def test_of_two_with_the_same_epoch_one_stops(
+    tmp_path: Path, incarnation: str, stops: bool
+) -> None:
     fleet = make(tmp_path)
     other = signing.create_identity()
-    state = CoordinatorState(boot, fleet.coordinator.epoch, "run-2", online=True, key=other.key)
+    state = CoordinatorState(
+        incarnation, fleet.coordinator.epoch, "run-2", online=True, key=other.key
+    )
     topic = Topics("lab").coordinator_state
     heard = Received(topic, wire.pack_control(state, "coordinator", topic, other))
     if stops:
@@ -385,7 +389,7 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
         before = upload.pending
         broker.limits = Limits(2_000)
         broker.die(forgets=True)
-        for _, link in fleet.parties():
+        for _, link in fleet.everybody():
             broker.come_back(link)
         steps(fleet, 1)
         assert before is not None
@@ -440,7 +444,7 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
 
 def come_back(fleet: Fleet) -> None:
     """Every link is there again, in no order that matters."""
-    for _, link in fleet.parties():
+    for _, link in fleet.everybody():
         fleet.broker.come_back(link)
 
 
@@ -869,16 +873,16 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     assert "mallory" in state(fleet).cohort
     heard = listen(fleet, TOPICS.down("mallory"))
     data = wire.pack_contribution(build(fleet), PLAN.codec_up)
-    parcel = chunks.blob_of(data)
-    mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, parcel), TOPICS.up("mallory"))
+    blob = chunks.blob_of(data)
+    mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, blob), TOPICS.up("mallory"))
     fleet.step()
-    for chunk in chunks.split(data, parcel):
+    for chunk in chunks.split(data, blob):
         mallory.link.publish(TOPICS.up("mallory"), chunk)
     fleet.step()
     refusals = [message for message in said(heard) if isinstance(message, Refused)]
     assert len(refusals) == 1
     assert said_so in refusals[0].reason
-    assert (refusals[0].final, refusals[0].sha256) == (False, parcel.sha256)
+    assert (refusals[0].final, refusals[0].sha256) == (False, blob.sha256)
     assert fleet.coordinator.refused_messages["mallory"] == 1
     fleet.run()
     assert set().union(*contributors(fleet)) == {"cam-0", "cam-1"}
@@ -889,12 +893,12 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
     key = fleet.sessions["cam-1"].publisher.identity
     fleet.sessions.pop("cam-1")
     topic = TOPICS.up("cam-1")
-    parcel = chunks.blob_of(b"no contribution")
+    blob = chunks.blob_of(b"no contribution")
     mallory = Mallory(fleet)
-    mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, parcel), topic, "cam-1", key)
+    mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, blob), topic, "cam-1", key)
     fleet.step()
     before = fleet.coordinator.refused_messages["cam-1"]
-    for chunk in chunks.split(b"no contribution", parcel):
+    for chunk in chunks.split(b"no contribution", blob):
         mallory.link.publish(topic, chunk)
     fleet.step()
     assert fleet.coordinator.refused_messages["cam-1"] == before + 1

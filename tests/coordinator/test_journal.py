@@ -39,18 +39,18 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Journal]:
+def journal(path: Path) -> Iterator[Journal]:
     opened = open_journal(path)
     opened.add_run(RUN, model(0))
     yield opened
     opened.close()
 
 
-def database(store: Journal) -> sqlite3.Connection:
-    return store._database
+def database(journal: Journal) -> sqlite3.Connection:
+    return journal._database
 
 
-def break_with(store: Journal, statement: str, error: Exception) -> None:
+def break_with(journal: Journal, statement: str, error: Exception) -> None:
     """Lets every statement that starts so fail, as a disk would."""
 
     class Broken:
@@ -71,15 +71,15 @@ def break_with(store: Journal, statement: str, error: Exception) -> None:
         def close(self) -> None:
             self._connection.close()
 
-    vars(store)["_database"] = Broken(store._database)
+    vars(journal)["_database"] = Broken(journal._database)
 
 
-def test_what_is_kept_survives_reopening(store: Journal, path: Path) -> None:
-    store.keep("run-1", 1, "cam-01", "a" * 64, b"one\0")
-    store.keep("run-1", 1, "cam-02", "b" * 64, b"two")
-    store.keep("run-1", 2, "cam-01", "c" * 64, b"later")
-    store.add_report(report(run="run-1"))
-    store.pin_key("run-1", "cam-01", "d" * 64)
+def test_what_is_kept_survives_reopening(journal: Journal, path: Path) -> None:
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one\0")
+    journal.keep("run-1", 1, "cam-02", "b" * 64, b"two")
+    journal.keep("run-1", 2, "cam-01", "c" * 64, b"later")
+    journal.add_report(report(run="run-1"))
+    journal.pin_key("run-1", "cam-01", "d" * 64)
     # Not closed: a killed process says no good-bye.
     again = open_journal(path)
     assert again.unfinished_run() == again.last_run() == RUN
@@ -96,21 +96,21 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from fedclip_edge.coordinator.journal import open_journal
-store = open_journal(Path(sys.argv[1]))
-store.keep("run-1", 1, "cam-01", "a" * 64, bytes(1 << 20))
+journal = open_journal(Path(sys.argv[1]))
+journal.keep("run-1", 1, "cam-01", "a" * 64, bytes(1 << 20))
 os.kill(os.getpid(), 9)
 """
 
 
-def test_what_is_kept_survives_a_kill(store: Journal, path: Path) -> None:
+def test_what_is_kept_survives_a_kill(journal: Journal, path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
-    assert store.kept("run-1", 1) == {"cam-01": "a" * 64}
-    assert [len(body) for body in store.contributions("run-1", 1)] == [1 << 20]
+    assert journal.kept("run-1", 1) == {"cam-01": "a" * 64}
+    assert [len(body) for body in journal.contributions("run-1", 1)] == [1 << 20]
 
 
-def test_every_commit_is_synced(store: Journal) -> None:
-    assert database(store).execute("PRAGMA synchronous").fetchone() == (2,)
-    assert database(store).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+def test_every_commit_is_synced(journal: Journal) -> None:
+    assert database(journal).execute("PRAGMA synchronous").fetchone() == (2,)
+    assert database(journal).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 @settings(max_examples=30)
@@ -128,102 +128,102 @@ def test_every_commit_is_synced(store: Journal) -> None:
 def test_the_first_contribution_per_run_round_and_device_stays(
     offered: list[tuple[str, int, str, bytes]],
 ) -> None:
-    store = open_journal(Path(":memory:"))
+    journal = open_journal(Path(":memory:"))
     first: dict[tuple[str, int, str], bytes] = {}
     for run, number, device, body in offered:
         sha256 = hashlib.sha256(body).hexdigest()
         if (run, number, device) in first:
             with pytest.raises(sqlite3.IntegrityError):
-                store.keep(run, number, device, sha256, body)
+                journal.keep(run, number, device, sha256, body)
         else:
-            store.keep(run, number, device, sha256, body)
+            journal.keep(run, number, device, sha256, body)
             first[run, number, device] = body
     for run in ("run-1", "run-2"):
         for number in (1, 2):
-            bodies = store.contributions(run, number)
-            found = dict(zip(store.kept(run, number), bodies, strict=True))
+            bodies = journal.contributions(run, number)
+            found = dict(zip(journal.kept(run, number), bodies, strict=True))
             assert found == {d: b for (r, n, d), b in first.items() if (r, n) == (run, number)}
-    store.close()
+    journal.close()
 
 
-def test_closing_a_round_adds_the_model_and_deletes_what_made_it(store: Journal) -> None:
-    store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    store.keep("run-1", 2, "cam-01", "b" * 64, b"two")
-    assert store.rounds_closed("run-1") == 0
+def test_closing_a_round_adds_the_model_and_deletes_what_made_it(journal: Journal) -> None:
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.keep("run-1", 2, "cam-01", "b" * 64, b"two")
+    assert journal.rounds_closed("run-1") == 0
     closed = model(1, b"next\0", b"moments")
-    store.close_round("run-1", closed)
-    assert same(store.newest_model("run-1"), closed)
-    assert store.rounds_closed("run-1") == 1
-    rows = database(store).execute("SELECT round, size_bytes, body FROM contribution").fetchall()
+    journal.close_round("run-1", closed)
+    assert same(journal.newest_model("run-1"), closed)
+    assert journal.rounds_closed("run-1") == 1
+    rows = database(journal).execute("SELECT round, size_bytes, body FROM contribution").fetchall()
     assert rows == [(1, 3, None), (2, 3, b"two")]
     with pytest.raises(sqlite3.IntegrityError):  # what was counted stays known, without its body
-        store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+        journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
 
 
-def test_a_round_cannot_close_twice(store: Journal) -> None:
-    store.close_round("run-1", model(1, b"first"))
+def test_a_round_cannot_close_twice(journal: Journal) -> None:
+    journal.close_round("run-1", model(1, b"first"))
     with pytest.raises(sqlite3.IntegrityError):
-        store.close_round("run-1", model(1, b"second"))
-    assert store.newest_model("run-1").payload == b"first"
+        journal.close_round("run-1", model(1, b"second"))
+    assert journal.newest_model("run-1").payload == b"first"
 
 
 @pytest.mark.parametrize("statement", ["INSERT INTO model", "UPDATE contribution"])
 def test_closing_a_round_happens_whole_or_not_at_all(
-    store: Journal, path: Path, statement: str
+    journal: Journal, path: Path, statement: str
 ) -> None:
-    store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    break_with(store, statement, sqlite3.OperationalError("database or disk is full"))
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    break_with(journal, statement, sqlite3.OperationalError("database or disk is full"))
     with pytest.raises(JournalError, match=r"journal\.sqlite cannot be written \(database or disk"):
-        store.close_round("run-1", model(1))
-    for opened in (store, open_journal(path)):
+        journal.close_round("run-1", model(1))
+    for opened in (journal, open_journal(path)):
         assert opened.rounds_closed("run-1") == 0
         assert list(opened.contributions("run-1", 1)) == [b"one"]
     opened.close()
 
 
-def test_a_bug_in_the_middle_changes_nothing_either(store: Journal, path: Path) -> None:
-    store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    break_with(store, "UPDATE contribution", KeyError("no such thing"))
+def test_a_bug_in_the_middle_changes_nothing_either(journal: Journal, path: Path) -> None:
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    break_with(journal, "UPDATE contribution", KeyError("no such thing"))
     with pytest.raises(KeyError):
-        store.close_round("run-1", model(1))
+        journal.close_round("run-1", model(1))
     again = open_journal(path)
     assert again.rounds_closed("run-1") == 0
     again.close()
 
 
-def test_a_full_disk_is_said_and_nothing_is_half_there(store: Journal) -> None:
-    store.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    (pages,) = database(store).execute("PRAGMA page_count").fetchone()
-    database(store).execute(f"PRAGMA max_page_count = {pages}")
+def test_a_full_disk_is_said_and_nothing_is_half_there(journal: Journal) -> None:
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    (pages,) = database(journal).execute("PRAGMA page_count").fetchone()
+    database(journal).execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalError, match="free or mend the disk and start again"):
-        store.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20))
-    assert list(store.kept("run-1", 1)) == ["cam-01"]
+        journal.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20))
+    assert list(journal.kept("run-1", 1)) == ["cam-01"]
 
 
 WRITES: list[Any] = [
-    lambda store: store.next_epoch(),
-    lambda store: store.add_run(replace(RUN, id="run-2"), model(0)),
-    lambda store: store.finish("run-1"),
-    lambda store: store.keep("run-1", 1, "cam-01", "a" * 64, b"one"),
-    lambda store: store.close_round("run-1", model(1)),
-    lambda store: store.add_report(report(run="run-1")),
-    lambda store: store.pin_key("run-1", "cam-01", "d" * 64),
+    lambda journal: journal.next_epoch(),
+    lambda journal: journal.add_run(replace(RUN, id="run-2"), model(0)),
+    lambda journal: journal.finish("run-1"),
+    lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one"),
+    lambda journal: journal.close_round("run-1", model(1)),
+    lambda journal: journal.add_report(report(run="run-1")),
+    lambda journal: journal.pin_key("run-1", "cam-01", "d" * 64),
 ]
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_that_the_database_refuses_is_a_store_error(store: Journal, write: Any) -> None:
-    database(store).execute("PRAGMA query_only = ON")
+def test_a_write_that_the_database_refuses_is_a_store_error(journal: Journal, write: Any) -> None:
+    database(journal).execute("PRAGMA query_only = ON")
     with pytest.raises(JournalError, match="readonly"):
-        write(store)
-    database(store).execute("PRAGMA query_only = OFF")
-    write(store)
+        write(journal)
+    database(journal).execute("PRAGMA query_only = OFF")
+    write(journal)
 
 
-def test_a_damaged_file_is_a_store_error(store: Journal, path: Path) -> None:
-    store.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000))
-    (page_bytes,) = database(store).execute("PRAGMA page_size").fetchone()
-    store.close()
+def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
+    journal.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000))
+    (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
+    journal.close()
     raw = bytearray(path.read_bytes())
     raw[page_bytes:] = b"\xff" * (len(raw) - page_bytes)  # opening reads the first page
     path.write_bytes(raw)
@@ -234,11 +234,11 @@ def test_a_damaged_file_is_a_store_error(store: Journal, path: Path) -> None:
 
 
 def test_epochs_grow_across_processes_and_above_any_that_was_seen(
-    store: Journal, path: Path
+    journal: Journal, path: Path
 ) -> None:
-    assert [store.next_epoch(), store.next_epoch()] == [1, 2]
-    assert store.next_epoch(above=40) == 41
-    assert store.next_epoch(above=5) == 42
+    assert [journal.next_epoch(), journal.next_epoch()] == [1, 2]
+    assert journal.next_epoch(above=40) == 41
+    assert journal.next_epoch(above=5) == 42
     again = open_journal(path)
     assert again.next_epoch() == 43
     again.close()
@@ -246,45 +246,45 @@ def test_epochs_grow_across_processes_and_above_any_that_was_seen(
 
 @pytest.mark.parametrize("write", WRITES)
 def test_who_was_taken_over_from_writes_nothing_more(
-    store: Journal, path: Path, write: Any
+    journal: Journal, path: Path, write: Any
 ) -> None:
-    store.next_epoch()
+    journal.next_epoch()
     other = open_journal(path)
     assert other.epoch == 1
     other.keep("run-1", 2, "cam-02", "b" * 64, b"two")  # to look and to write is no claim
-    store.keep("run-1", 2, "cam-03", "c" * 64, b"three")
+    journal.keep("run-1", 2, "cam-03", "c" * 64, b"three")
     assert other.next_epoch() == 2
     content = list(database(other).iterdump())
     with pytest.raises(RunError, match=r"took over the journal .* \(epoch 2\)"):
-        write(store)
+        write(journal)
     assert list(database(other).iterdump()) == content
     write(other)
     other.close()
 
 
-def test_a_run_is_gone_on_with_until_it_is_finished(store: Journal, path: Path) -> None:
-    store.finish("run-1")
-    assert store.unfinished_run() is None
-    assert store.last_run() == RUN
+def test_a_run_is_gone_on_with_until_it_is_finished(journal: Journal, path: Path) -> None:
+    journal.finish("run-1")
+    assert journal.unfinished_run() is None
+    assert journal.last_run() == RUN
     newer = replace(RUN, id="a-run")  # ordered by age, not by name
-    store.add_run(newer, model(0))
-    assert store.unfinished_run() == store.last_run() == newer
+    journal.add_run(newer, model(0))
+    assert journal.unfinished_run() == journal.last_run() == newer
     again = open_journal(path)
     assert again.unfinished_run() == newer
     again.close()
 
 
-def test_runs_are_there_oldest_first(store: Journal) -> None:
-    assert store.runs() == (RUN,)
-    store.add_run(replace(RUN, id="run-0"), model(0))
-    assert [run.id for run in store.runs()] == ["run-1", "run-0"]
+def test_runs_are_there_oldest_first(journal: Journal) -> None:
+    assert journal.runs() == (RUN,)
+    journal.add_run(replace(RUN, id="run-0"), model(0))
+    assert [run.id for run in journal.runs()] == ["run-1", "run-0"]
 
 
 def test_an_empty_journal_has_no_run(path: Path) -> None:
-    store = open_journal(path)
-    assert store.unfinished_run() is None
-    assert store.last_run() is None
-    store.close()
+    journal = open_journal(path)
+    assert journal.unfinished_run() is None
+    assert journal.last_run() is None
+    journal.close()
 
 
 @settings(max_examples=40)
@@ -292,32 +292,32 @@ def test_an_empty_journal_has_no_run(path: Path) -> None:
 def test_what_is_read_back_is_what_was_written(
     plan: Plan, reports: list[Report], body: bytes, state: bytes
 ) -> None:
-    store = open_journal(Path(":memory:"))
+    journal = open_journal(Path(":memory:"))
     run = replace(RUN, plan=plan)
-    store.add_run(run, model(0, body, state))
-    assert store.last_run() == run
-    assert same(store.newest_model("run-1"), model(0, body, state))
+    journal.add_run(run, model(0, body, state))
+    assert journal.last_run() == run
+    assert same(journal.newest_model("run-1"), model(0, body, state))
     last = {}
     for one in reports:
-        store.add_report(one)
+        journal.add_report(one)
         last[one.run, one.round, one.device] = one  # a later one replaces it
     for name in {one.run for one in reports}:
         expected = [last[key] for key in sorted(last) if key[0] == name]
-        assert list(store.reports(name)) == expected
-    store.close()
+        assert list(journal.reports(name)) == expected
+    journal.close()
 
 
-def test_the_first_key_of_a_device_in_a_run_is_pinned(store: Journal) -> None:
-    assert store.pin_key("run-1", "cam-01", "a" * 64) == "a" * 64
-    assert store.pin_key("run-1", "cam-01", "b" * 64) == "a" * 64
-    assert store.pin_key("run-1", "cam-02", "b" * 64) == "b" * 64
-    assert store.pin_key("run-2", "cam-01", "b" * 64) == "b" * 64
-    assert store.keys("run-1") == {"cam-01": "a" * 64, "cam-02": "b" * 64}
+def test_the_first_key_of_a_device_in_a_run_is_pinned(journal: Journal) -> None:
+    assert journal.pin_key("run-1", "cam-01", "a" * 64) == "a" * 64
+    assert journal.pin_key("run-1", "cam-01", "b" * 64) == "a" * 64
+    assert journal.pin_key("run-1", "cam-02", "b" * 64) == "b" * 64
+    assert journal.pin_key("run-2", "cam-01", "b" * 64) == "b" * 64
+    assert journal.keys("run-1") == {"cam-01": "a" * 64, "cam-02": "b" * 64}
 
 
-def test_a_journal_of_another_version_is_left_alone(store: Journal, path: Path) -> None:
-    database(store).execute("PRAGMA user_version = 1")
-    store.close()
+def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path) -> None:
+    database(journal).execute("PRAGMA user_version = 1")
+    journal.close()
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="is of version 1, this program writes 2"):
         open_journal(path)
@@ -353,12 +353,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         open_journal(tmp_path)
 
 
-def test_a_report_alone_is_not_waited_for(store: Journal) -> None:
+def test_a_report_alone_is_not_waited_for(journal: Journal) -> None:
     said: list[str] = []
-    database(store).set_trace_callback(said.append)
-    store.add_report(report())
+    database(journal).set_trace_callback(said.append)
+    journal.add_report(report())
     assert any("synchronous = NORMAL" in statement for statement in said)
-    assert database(store).execute("PRAGMA synchronous").fetchone() == (2,)
+    assert database(journal).execute("PRAGMA synchronous").fetchone() == (2,)
     said.clear()
-    store.keep("run-1", 1, "cam-01", "a" * 64, b"body")
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"body")
     assert not any("synchronous" in statement for statement in said)

@@ -53,12 +53,12 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
         for name in agents:
             ready = [e for e in site.events(f"{name}-{attempt}") if e["event"] == "features_ready"]
             assert ready[0]["encoded"] == (36 if attempt == "first" else 0)
-    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as store:
-        run = store.last_run()
+    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as journal:
+        run = journal.last_run()
         assert run is not None
-        assert store.rounds_closed(run.id) == 3
-        runs = [run.id for run in store.runs()]
-        final = {r.device: r for r in store.reports(run.id) if r.round == 3}
+        assert journal.rounds_closed(run.id) == 3
+        runs = [run.id for run in journal.runs()]
+        final = {r.device: r for r in journal.reports(run.id) if r.round == 3}
     for attempt, identifier in zip(("first", "second"), runs, strict=True):
         written = [e for e in site.events(f"serve-{attempt}") if e["event"] == "model_written"]
         assert [Path(e["path"]).name for e in written] == [f"{identifier}.safetensors"]
@@ -164,10 +164,10 @@ def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
         if event["event"] == "picture_skipped"
     }
     assert named == {"letter.jpg", "cut.png"}
-    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as store:
-        run = store.last_run()
+    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as journal:
+        run = journal.last_run()
         assert run is not None
-        assert {report.skipped for report in store.reports(run.id)} == {2}
+        assert {report.skipped for report in journal.reports(run.id)} == {2}
 
 
 @pytest.mark.one_python
@@ -205,10 +205,10 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
     assert len(rounds) == len(set(rounds)), "a closed round was closed again"
     (written,) = (e for e in site.events("serve") if e["event"] == "model_written")
     assert model_file.read(Path(written["path"])).model.round == 40
-    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as store:
-        run = store.last_run()
+    with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as journal:
+        run = journal.last_run()
         assert run is not None
-        assert store.rounds_closed(run.id) == 40
+        assert journal.rounds_closed(run.id) == 40
 
 
 @pytest.mark.one_python

@@ -24,19 +24,19 @@ SUMMING = Plan("ridge", codec_up="fp32")  # its updates hold whole numbers as we
 def desk(tmp_path: Path, plan: Plan) -> Iterator[Desk]:
     made = Desk(tmp_path, plan)
     yield made
-    made.books.journal.close()
+    made.run_state.journal.close()
 
 
 def test_an_offer_that_fits_is_left_to_the_round(desk: Desk) -> None:
     offer = desk.offer(desk.body())
-    decided = desk.receiving.receive_offer("cam-0", offer)
+    decided = desk.receiver.receive_offer("cam-0", offer)
     assert decided == Offered("cam-0", 1, offer.parcel.sha256)
     assert desk.heard() == []
 
 
 def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> None:
     offer = replace(desk.offer(desk.body()), run="run-0")
-    assert desk.receiving.receive_offer("cam-0", offer) is None
+    assert desk.receiver.receive_offer("cam-0", offer) is None
     refused = Refused(f"this is {desk.run.id}", final=False, sha256=offer.parcel.sha256)
     assert desk.heard() == [(DOWN, refused)]
 
@@ -47,17 +47,17 @@ def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
 ) -> None:
     limit = wire.payload_limit_bytes(desk.layout.delta, plan.codec_up, desk.layout.sums)
     largest = Offer(desk.run.id, 1, Blob("a" * 64, limit))
-    assert desk.receiving.receive_offer("cam-0", largest) is not None
+    assert desk.receiver.receive_offer("cam-0", largest) is not None
     larger = replace(largest, parcel=Blob("a" * 64, limit + 1))
     with pytest.raises(PeerError, match=f"offers {limit + 1} bytes, limit {limit}"):
-        desk.receiving.receive_offer("cam-0", larger)
+        desk.receiver.receive_offer("cam-0", larger)
 
 
 def test_only_what_a_closed_round_has_is_acknowledged_again(desk: Desk) -> None:
     offer = desk.close_round_with(desk.body())
-    assert desk.receiving.receive_offer("cam-0", offer) is None
+    assert desk.receiver.receive_offer("cam-0", offer) is None
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, offer.parcel.sha256))]
-    assert desk.receiving.receive_offer("cam-1", offer) is not None, "another device's"
+    assert desk.receiver.receive_offer("cam-1", offer) is not None, "another device's"
     assert desk.heard() == []
 
 
@@ -70,7 +70,7 @@ def test_a_contribution_arrives_with_its_last_chunk_as_it_was_sent(desk: Desk, p
     assert arrived.event == Arrived("cam-0", 1, chunks.blob_of(body).sha256)
     assert arrived.payload == body
     assert wire.pack_contribution(arrived.contribution, plan.codec_up) == body
-    assert not desk.receiving.uploads.slots.holds("cam-0"), "the next one may upload"
+    assert not desk.receiver.uploads.slots.holds("cam-0"), "the next one may upload"
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -96,19 +96,19 @@ def test_what_does_not_fit_is_refused_whatever_is_wrong_with_it(
     assert refused.value.round == 1
     answer = Refused(str(refused.value), final=False, sha256=chunks.blob_of(body).sha256)
     assert desk.heard() == [(DOWN, answer)]
-    assert not desk.receiving.uploads.slots.holds("cam-0")
+    assert not desk.receiver.uploads.slots.holds("cam-0")
 
 
 def test_kept_is_said_of_what_was_offered_last(desk: Desk) -> None:
     for body in (b"an earlier one", desk.body()):
-        desk.receiving.receive_offer("cam-0", desk.offer(body))
-    desk.receiving.acknowledge("cam-0")
+        desk.receiver.receive_offer("cam-0", desk.offer(body))
+    desk.receiver.acknowledge("cam-0")
     sha256 = chunks.blob_of(desk.body()).sha256
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, sha256))]
 
 
 def test_a_refusal_says_how_many_rounds_are_closed(desk: Desk) -> None:
     offer = desk.close_round_with(desk.body())
-    desk.receiving.refuse("cam-0", "it came late")
+    desk.receiver.refuse("cam-0", "it came late")
     refused = Refused("it came late", final=False, sha256=offer.parcel.sha256, closed=1)
     assert desk.heard() == [(DOWN, refused)]

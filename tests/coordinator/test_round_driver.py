@@ -28,7 +28,7 @@ RULES = RunRules(devices=1, quorum=1.0, grace_s=5.0, deadline_s=60.0)
 
 @dataclass
 class Stage:
-    """One run's rounds over a desk's books, with cam-0 in them."""
+    """One run's rounds of a desk, with cam-0 in them."""
 
     desk: Desk
     rounds: RoundDriver
@@ -37,11 +37,11 @@ class Stage:
         """cam-0 offers it, is asked for it, and sends it."""
         offer = self.desk.offer(body)
         offer = Offer(offer.run, self.rounds.state.round, offer.parcel)
-        decided = self.desk.receiving.receive_offer("cam-0", offer)
+        decided = self.desk.receiver.receive_offer("cam-0", offer)
         assert isinstance(decided, Offered)
         self.rounds.handle(decided, 1.0)
         for chunk in chunks.split(body, offer.parcel):
-            arrival = self.desk.receiving.receive_chunk("cam-0", chunk, 1.0)
+            arrival = self.desk.receiver.receive_chunk("cam-0", chunk, 1.0)
             if arrival is not None:
                 self.rounds.handle(arrival.event, 1.0, arrival)
 
@@ -56,20 +56,20 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     state = RoundState(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
     devices = Devices({})
     devices.set_online("cam-0", "b1")
-    admission = Admission(desk.run, desk.books.journal, devices, None)
+    admission = Admission(desk.run, desk.run_state.journal, devices, None)
     driver = RoundDriver(
-        state, desk.books, desk.receiving.publisher, desk.receiving, admission, devices
+        state, desk.run_state, desk.receiver.publisher, desk.receiver, admission, devices
     )
     driver.handle(Joined("cam-0", trains=True, evaluates=True), 0.0)
     assert driver.state.phase == "open"
     yield Stage(desk, driver)
-    desk.books.journal.close()
+    desk.run_state.journal.close()
 
 
 def test_a_contribution_closes_its_round_and_the_next_one_opens(stage: Stage) -> None:
     stage.upload(stage.desk.body())
     assert (stage.rounds.state.round, stage.rounds.state.phase) == (2, "open")
-    assert stage.desk.books.model.round == 1
+    assert stage.desk.run_state.model.round == 1
     assert stage.heard() == [Want, Kept]
     assert not stage.rounds.finished
 
@@ -87,14 +87,14 @@ def test_it_is_on_disk_before_it_is_acknowledged(
         stage.upload(stage.desk.body())
     assert stage.heard() == [Want]
     assert stage.rounds.state.kept == {}
-    assert stage.desk.books.model.round == 0
+    assert stage.desk.run_state.model.round == 0
 
 
 def test_after_the_last_round_and_its_report_the_model_is_written(stage: Stage) -> None:
     for _ in range(PLAN.rounds):
         stage.upload(stage.desk.body())
-    books = stage.desk.books
-    written = model_file.path_of(books.journal.path, books.run.id)
+    state = stage.desk.run_state
+    written = model_file.path_of(state.journal.path, state.run.id)
     assert [stage.rounds.finished, written.exists()] == [False, False]
     stage.rounds.handle(Reported("cam-0", PLAN.rounds), 2.0)
     assert [stage.rounds.finished, written.exists()] == [True, True]

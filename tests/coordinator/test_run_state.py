@@ -31,10 +31,10 @@ def config(folder: Path, plan: Plan = PLAN) -> FleetConfig:
 def open_books(folder: Path) -> run_state.RunState:
     """As a process does that has just started."""
     settings = config(folder)
-    store = opened(open_journal(settings.journal))
-    run = run_state.open_run(settings, CLASSES, D, ENCODER, store)
+    journal = opened(open_journal(settings.journal))
+    run = run_state.open_run(settings, CLASSES, D, ENCODER, journal)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    return run_state.open_run_state(run, store, Layout(shapes, shapes))
+    return run_state.open_run_state(run, journal, Layout(shapes, shapes))
 
 
 def contribution(
@@ -109,15 +109,15 @@ def test_only_a_lossy_codec_costs_a_second_copy_and_of_the_newest_model_alone(
     tmp_path: Path, name: Any, stored_twice: bool
 ) -> None:
     settings = config(tmp_path, dataclasses.replace(PLAN, codec_up="fp32", codec_down=name))
-    store = opened(open_journal(settings.journal))
-    run = run_state.open_run(settings, CLASSES, D, ENCODER, store)
+    journal = opened(open_journal(settings.journal))
+    run = run_state.open_run(settings, CLASSES, D, ENCODER, journal)
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    state = run_state.open_run_state(run, store, Layout(shapes, shapes))
+    state = run_state.open_run_state(run, journal, Layout(shapes, shapes))
     assert (state.stored.master is not None) == stored_twice
     ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     state.total.add(Update("sum", 1, ones))
     state.close_round()
-    sizes = store._rows("SELECT LENGTH(body), master IS NOT NULL FROM model ORDER BY round")
+    sizes = journal._rows("SELECT LENGTH(body), master IS NOT NULL FROM model ORDER BY round")
     assert [bool(master) for _, master in sizes] == [stored_twice] * 2
     assert (sizes[0][0] == 0) == stored_twice
     assert sizes[1][0] == len(state.stored.payload)
@@ -172,26 +172,26 @@ def test_what_is_not_for_this_device_round_and_model_is_refused(tmp_path: Path) 
 
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
-    store = opened(open_journal(tmp_path / "journal.sqlite"))
-    store.pin_key(run.id, "cam-0", "a" * 64)
+    journal = opened(open_journal(tmp_path / "journal.sqlite"))
+    journal.pin_key(run.id, "cam-0", "a" * 64)
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
     with pytest.raises(ConfigError, match=run.id):
-        run_state.open_run(other, CLASSES, D, ENCODER, store)
+        run_state.open_run(other, CLASSES, D, ENCODER, journal)
     with pytest.raises(ConfigError, match="encoder"):
-        run_state.open_run(config(tmp_path), CLASSES, D, "f" * 64, store)
-    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, store) == run
-    store.finish(run.id)
-    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, store) != run
+        run_state.open_run(config(tmp_path), CLASSES, D, "f" * 64, journal)
+    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, journal) == run
+    journal.finish(run.id)
+    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, journal) != run
 
 
 def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path: Path) -> None:
     run = open_books(tmp_path).run
-    store = opened(open_journal(tmp_path / "journal.sqlite"))
+    journal = opened(open_journal(tmp_path / "journal.sqlite"))
     other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
-    begun = run_state.open_run(other, CLASSES, D, ENCODER, store)
+    begun = run_state.open_run(other, CLASSES, D, ENCODER, journal)
     assert begun.id != run.id
     assert begun.plan.seed == 1
-    assert store.unfinished_run() == begun
+    assert journal.unfinished_run() == begun
 
 
 def test_a_run_is_finished_with_its_model_in_a_file(tmp_path: Path) -> None:

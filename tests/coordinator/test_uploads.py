@@ -19,17 +19,17 @@ def body(device: str) -> bytes:
     return device.encode() * 50
 
 
-def parcel(device: str) -> Blob:
+def blob(device: str) -> Blob:
     return blob_of(body(device), 16)
 
 
 def sent(device: str) -> list[bytes]:
-    return list(split(body(device), parcel(device)))
+    return list(split(body(device), blob(device)))
 
 
 def offered(uploads: Uploads, *devices: str) -> None:
     for device in devices:
-        uploads.remember(device, Offer("run-1", 1, parcel(device)))
+        uploads.remember(device, Offer("run-1", 1, blob(device)))
         uploads.request(device)
 
 
@@ -38,7 +38,7 @@ def make(count: int = 2) -> Uploads:
 
 
 def everything(device: str) -> Want:
-    return Want(parcel(device).sha256, ((0, parcel(device).chunks - 1),))
+    return Want(blob(device).sha256, ((0, blob(device).chunks - 1),))
 
 
 def test_who_has_a_slot_is_asked_for_everything_once() -> None:
@@ -79,8 +79,8 @@ def test_who_falls_silent_is_asked_for_what_is_missing() -> None:
     for index in (0, 2):
         uploads.receive_chunk("a", sent("a")[index], 1.0)
     assert uploads.poll_wants(1.0 + REPAIR_S - 0.1) == []
-    want = Want(parcel("a").sha256, ((1, 1), (3, 3)))
-    assert parcel("a").chunks == 4
+    want = Want(blob("a").sha256, ((1, 1), (3, 3)))
+    assert blob("a").chunks == 4
     assert uploads.poll_wants(1.0 + REPAIR_S) == [("a", want)]
     assert uploads.poll_wants(1.5 + REPAIR_S) == []  # not at every tick
     assert uploads.poll_wants(1.0 + 2 * REPAIR_S) == [("a", want)]
@@ -117,7 +117,7 @@ def test_a_chunk_that_comes_twice_is_no_progress() -> None:
 
 def test_a_wrong_hash_fetches_everything_again_at_once() -> None:
     uploads = make()
-    forged = Blob(parcel("a").sha256[:16] + "0" * 48, len(body("a")), 16)
+    forged = Blob(blob("a").sha256[:16] + "0" * 48, len(body("a")), 16)
     uploads.remember("a", Offer("run-1", 1, forged))
     uploads.request("a")
     uploads.poll_wants(0.0)
@@ -149,7 +149,7 @@ def test_an_offer_said_again_is_answered_at_once() -> None:
     uploads.poll_wants(0.0)
     uploads.receive_chunk("a", sent("a")[0], 0.1)
     offered(uploads, "a")
-    assert uploads.poll_wants(0.2) == [("a", Want(parcel("a").sha256, ((1, 3),)))]
+    assert uploads.poll_wants(0.2) == [("a", Want(blob("a").sha256, ((1, 3),)))]
 
 
 def test_another_offer_replaces_what_has_come_so_far() -> None:
@@ -157,9 +157,9 @@ def test_another_offer_replaces_what_has_come_so_far() -> None:
     offered(uploads, "a")
     uploads.poll_wants(0.0)
     uploads.receive_chunk("a", sent("a")[0], 0.1)
-    uploads.remember("a", Offer("run-1", 1, parcel("b")))
+    uploads.remember("a", Offer("run-1", 1, blob("b")))
     uploads.request("a")
-    assert uploads.offer_of("a").parcel == parcel("b")
+    assert uploads.offer_of("a").parcel == blob("b")
     assert uploads.poll_wants(0.2) == [("a", everything("b"))]
     assert uploads.receive_chunk("a", sent("a")[1], 0.3) is None
     for chunk in sent("b")[:-1]:
@@ -193,7 +193,7 @@ def test_everything_arrives_over_a_link_that_drops_repeats_and_reorders(
         air = [
             (device, chunk)
             for device, want in uploads.poll_wants(now)
-            for chunk in split(body(device), parcel(device), want.missing)
+            for chunk in split(body(device), blob(device), want.missing)
             for _ in range(luck.choice([0, 1, 1, 2]))
         ]
         luck.shuffle(air)
@@ -219,8 +219,8 @@ def test_who_comes_back_goes_on_where_its_link_broke() -> None:
     uploads.leave("a")
     assert uploads.poll_wants(5.0) == [], "nobody is there to be asked"
     offered(uploads, "a")
-    last = parcel("a").chunks - 1
-    assert uploads.poll_wants(6.0) == [("a", Want(parcel("a").sha256, ((last, last),)))]
+    last = blob("a").chunks - 1
+    assert uploads.poll_wants(6.0) == [("a", Want(blob("a").sha256, ((last, last),)))]
     assert uploads.receive_chunk("a", sent("a")[-1], 6.1) == body("a")
 
 

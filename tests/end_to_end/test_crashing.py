@@ -21,15 +21,15 @@ def killed_at(folder: Path, seed: int, left: int, checkpoint_pages: int = 0) -> 
     database = open_journal(disk.path)._database
     if checkpoint_pages:
         database.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
-    journal = CrashingConnection(database, functools.partial(disk.torn, database), fuse)
-    store = Journal(disk.path, cast("Any", journal))
+    connection = CrashingConnection(database, functools.partial(disk.torn, database), fuse)
+    journal = Journal(disk.path, cast("Any", connection))
     promised = 0
     try:
         while True:
-            promised = store.next_epoch()
+            promised = journal.next_epoch()
     except Killed:
         pass
-    disk.kill(journal)
+    disk.kill(connection)
     again = open_journal(disk.path)
     found = again.next_epoch() - 1
     again.close()
@@ -57,6 +57,6 @@ def test_a_journal_that_was_being_made_is_made_again(tmp_path: Path) -> None:
         with pytest.raises(Killed):
             disk.born(open_journal(disk.path)._database)
         disk.kill(None)
-        store = open_journal(disk.path)
-        assert store.next_epoch() == 1
-        store.close()
+        journal = open_journal(disk.path)
+        assert journal.next_epoch() == 1
+        journal.close()

@@ -109,22 +109,22 @@ EVERYBODY = dict.fromkeys(AGENTS, 1)
 TOLD = {(device, closed) for device in AGENTS for closed in (1, 2)}
 
 
-def books(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
+def finished_journal(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
     """A finished run's journal, in whose models each device counts as often as is said here."""
     plan = Plan(rounds=len(rounds), codec_up="fp32", codec_down="fp32")
     method = methods.get(plan.method)
     model: Model = method.initial(bundle.classes, DIM, plan.seed)
     run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
     path = folder / "journal.sqlite"
-    with contextlib.closing(open_journal(path)) as store:
-        store.add_run(run, run_state.stored_model(model, {}, plan))
+    with contextlib.closing(open_journal(path)) as journal:
+        journal.add_run(run, run_state.stored_model(model, {}, plan))
         for counts in rounds:
             total = ExactSum(plan)
             for device, times in counts.items():
                 for _ in range(times):
                     total.add(update_of(model, device, VARIANT))
             model, _ = method.combine(model, total, {})
-            store.close_round(run.id, run_state.stored_model(model, {}, plan))
+            journal.close_round(run.id, run_state.stored_model(model, {}, plan))
         trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
         file = model_file.path_of(path, run.id)
         file.parent.mkdir()
@@ -133,21 +133,21 @@ def books(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
 
 
 def test_a_run_as_it_should_be_is_found_so(tmp_path: Path, bundle: Bundle) -> None:
-    verdict = judge(books(tmp_path, bundle, EVERYBODY, EVERYBODY), bundle, TOLD)
+    verdict = judge(finished_journal(tmp_path, bundle, EVERYBODY, EVERYBODY), bundle, TOLD)
     assert (verdict.contributions, verdict.lost, verdict.twice, verdict.equal) == (6, (), (), True)
 
 
 def test_what_was_acknowledged_and_is_in_no_model_is_lost(tmp_path: Path, bundle: Bundle) -> None:
-    journal = books(tmp_path, bundle, EVERYBODY, {**EVERYBODY, "cam-2": 0})
-    verdict = judge(journal, bundle, TOLD)
+    path = finished_journal(tmp_path, bundle, EVERYBODY, {**EVERYBODY, "cam-2": 0})
+    verdict = judge(path, bundle, TOLD)
     assert (verdict.contributions, verdict.lost, verdict.twice) == (5, ("cam-2/2",), ())
     told = TOLD - {("cam-2", 2)}
-    assert judge(journal, bundle, told).lost == ()
+    assert judge(path, bundle, told).lost == ()
 
 
 def test_what_counts_twice_is_found(tmp_path: Path, bundle: Bundle) -> None:
-    journal = books(tmp_path, bundle, {**EVERYBODY, "cam-3": 2}, EVERYBODY)
-    verdict = judge(journal, bundle, TOLD)
+    path = finished_journal(tmp_path, bundle, {**EVERYBODY, "cam-3": 2}, EVERYBODY)
+    verdict = judge(path, bundle, TOLD)
     assert (verdict.contributions, verdict.lost, verdict.twice) == (6, (), ("cam-3/1",))
     assert not verdict.equal
 
@@ -155,15 +155,15 @@ def test_what_counts_twice_is_found(tmp_path: Path, bundle: Bundle) -> None:
 def test_a_model_that_is_no_sum_of_its_contributions_is_not_equal(
     tmp_path: Path, bundle: Bundle
 ) -> None:
-    journal = books(tmp_path, bundle, EVERYBODY, {**EVERYBODY, "somebody-else": 1})
-    verdict = judge(journal, bundle, TOLD)
+    path = finished_journal(tmp_path, bundle, EVERYBODY, {**EVERYBODY, "somebody-else": 1})
+    verdict = judge(path, bundle, TOLD)
     assert not verdict.equal
     assert verdict.lost == ("cam-1/2", "cam-2/2", "cam-3/2")
 
 
 def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle: Bundle) -> None:
-    journal = books(tmp_path, bundle, EVERYBODY, EVERYBODY)
-    file = model_file.path_of(journal, "run-1")
+    path = finished_journal(tmp_path, bundle, EVERYBODY, EVERYBODY)
+    file = model_file.path_of(path, "run-1")
     trained = model_file.read(file)
     terms = {name: term + 1 for name, term in trained.model.parameters.items()}
     other = Model(trained.model.method, trained.model.round, terms)
@@ -171,7 +171,7 @@ def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle:
         other, trained.run, trained.plan, trained.encoder_id, trained.classes_digest
     )
     model_file.write(file, trained)
-    assert not judge(journal, bundle, TOLD).equal
+    assert not judge(path, bundle, TOLD).equal
 
 
 # The program.

@@ -155,7 +155,7 @@ def test_a_length_of_five_bytes_is_no_mqtt() -> None:
 
 
 DATA = bytes(range(251)) * 40
-PARCEL = blob_of(DATA, 500)  # 21 chunks
+BLOB = blob_of(DATA, 500)  # 21 chunks
 
 
 def test_chunks_are_repeated_and_nothing_else(mosquitto: BrokerAddress) -> None:
@@ -169,7 +169,7 @@ def test_chunks_are_repeated_and_nothing_else(mosquitto: BrokerAddress) -> None:
     assert sorted(indices) == sorted([*range(21), *repeated])
     assert {later - sooner for sooner, later in itertools.pairwise(repeated)} == {3}
     upward = [s for s in seen if s.client == "sender" and s.upward]
-    assert [s.payload for s in upward] == [*split(DATA, PARCEL), b"end"]
+    assert [s.payload for s in upward] == [*split(DATA, BLOB), b"end"]
     assert {s.topic for s in upward} == {"link/duplicate"}
 
 
@@ -182,7 +182,7 @@ def test_chunks_are_altered_in_one_bit_the_same_ones_each_time(mosquitto: Broker
             runs.append(sent_through(made, "corrupt"))
     assert runs[0] == runs[1]
     assert runs[0][-1] == b"end"
-    whole = list(split(DATA, PARCEL))
+    whole = list(split(DATA, BLOB))
     flips = [
         sum((a ^ b).bit_count() for a, b in zip(sent, got, strict=True))
         for sent, got in zip(whole, runs[0], strict=False)
@@ -209,7 +209,7 @@ def sent_through(made: Link, name: str) -> list[bytes]:
     try:
         for client in (listener, sender):
             client.connect(DEADLINE_S)
-        for chunk in split(DATA, PARCEL):
+        for chunk in split(DATA, BLOB):
             sender.publish(f"link/{name}", chunk)
         sender.publish(f"link/{name}", b"end")
         while not got or got[-1] != b"end":

@@ -270,7 +270,7 @@ def test_scaffold_takes_no_count_that_a_device_makes_up(
     tmp_path: Path, weight: int, new: list[int], message: str
 ) -> None:
     """Else one device could multiply everybody's correction, and end every run of the journal."""
-    its = books(tmp_path, methods.with_defaults(plan_of("scaffold")))
+    its = new_run_state(tmp_path, methods.with_defaults(plan_of("scaffold")))
     terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.delta.items()}
     update = Update("sum", weight, terms, {"new": np.array(new)})
     made = Contribution(its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, update)
@@ -424,12 +424,12 @@ def test_a_fleet_learns_under_it(name: str) -> None:
     assert surprise(model) < 0.9 * start
 
 
-def books(folder: Path, plan: Plan) -> run_state.RunState:
+def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
     """As a process opens them that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
-    store = opened(open_journal(config.journal))
-    run = run_state.open_run(config, CLASSES, D, ENCODER, store)
-    return run_state.open_run_state(run, store, methods.plan_layout(run.plan, CLASSES, D))
+    journal = opened(open_journal(config.journal))
+    run = run_state.open_run(config, CLASSES, D, ENCODER, journal)
+    return run_state.open_run_state(run, journal, methods.plan_layout(run.plan, CLASSES, D))
 
 
 def keep(its: run_state.RunState, device: int) -> None:
@@ -453,22 +453,22 @@ def test_a_coordinator_killed_after_every_contribution_comes_to_the_same_bytes(
     for folder in ("once", "again"):
         (tmp_path / folder).mkdir()
     plan = methods.with_defaults(plan_of(name))
-    once, again = books(tmp_path / "once", plan), books(tmp_path / "again", plan)
+    once, again = new_run_state(tmp_path / "once", plan), new_run_state(tmp_path / "again", plan)
     for _ in range(plan.rounds):
         for device in (0, 1, 2):
             keep(once, device)
         for device in (2, 0, 1):  # and in another order
             keep(again, device)
-            again = books(tmp_path / "again", plan)
+            again = new_run_state(tmp_path / "again", plan)
         once.close_round()
         again.close_round()
-        again = books(tmp_path / "again", plan)
+        again = new_run_state(tmp_path / "again", plan)
         assert again.stored.payload == once.stored.payload
         assert again.stored.server_state == once.stored.server_state
 
 
 def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path) -> None:
-    its = books(tmp_path, methods.with_defaults(plan_of("median")))
+    its = new_run_state(tmp_path, methods.with_defaults(plan_of("median")))
     terms = {"weight": np.ones_like(CLASSES.vectors)}
     made = Contribution(
         its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, Update("sum", 1, terms)

@@ -88,7 +88,7 @@ def test_the_brokers_files_are_where_its_settings_say(site: Folder, tmp_path: Pa
 def test_an_archive_is_all_that_a_device_needs(site: Folder) -> None:
     folder = unpacked(enrolment.enroll(site, "cam-01"))
     config = load_agent(folder / "agent.toml")
-    books = registry.read(site.registry)
+    enrolled = registry.read(site.registry)
     assert (config.id, config.fleet, config.broker.host) == ("cam-01", "lab", "edge.example")
     assert config.broker.port == mosquitto.PORT
     for path in (config.broker.ca, config.broker.certificate, config.broker.key):
@@ -96,10 +96,10 @@ def test_an_archive_is_all_that_a_device_needs(site: Folder) -> None:
         assert path.is_file()
     assert config.broker.key is not None
     me = signing.load(config.broker.key)
-    assert me.key == books.devices["cam-01"].key
-    assert books.refusal("cam-01", me.key) is None
+    assert me.key == enrolled.devices["cam-01"].key
+    assert enrolled.refusal("cam-01", me.key) is None
     coordinator = signing.load(site.coordinator / "coordinator.key")
-    assert config.coordinator_key == coordinator.key == books.coordinator
+    assert config.coordinator_key == coordinator.key == enrolled.coordinator
 
 
 def test_with_a_request_the_key_stays_on_the_box(site: Folder) -> None:
@@ -173,9 +173,9 @@ def test_a_revocation_is_of_every_certificate_of_the_device_and_of_no_other(site
     enrolment.renew(site, "cam-01")
     assert revoked_serials(site) == set()
     enrolment.revoke(site, "cam-01")
-    books = registry.read(site.registry)
-    assert books.revoked == ("cam-01",)
-    assert revoked_serials(site) == set(books.devices["cam-01"].serials)
+    enrolled = registry.read(site.registry)
+    assert enrolled.revoked == ("cam-01",)
+    assert revoked_serials(site) == set(enrolled.devices["cam-01"].serials)
     assert (site.broker / "fleet.acl").read_text() == access_list(["cam-01"])
     enrolment.revoke(site, "cam-02")
     assert len(revoked_serials(site)) == 3

@@ -22,7 +22,7 @@ DEVICES = st.builds(
     st.dates().map(str),
     st.booleans(),
 )
-BOOKS = st.builds(
+REGISTRIES = st.builds(
     Registry,
     IDS,
     st.text(max_size=20),
@@ -35,34 +35,34 @@ EMPTY = Registry("lab", "edge", 8883, "0" * 64)
 
 
 @settings(max_examples=50)
-@given(BOOKS)
+@given(REGISTRIES)
 def test_what_is_written_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, books: Registry
+    tmp_path_factory: pytest.TempPathFactory, enrolled: Registry
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "devices.json"
-    registry.write(path, books)
-    assert registry.read(path) == books
+    registry.write(path, enrolled)
+    assert registry.read(path) == enrolled
 
 
 @settings(max_examples=100)
-@given(BOOKS, IDS, KEYS)
+@given(REGISTRIES, IDS, KEYS)
 def test_only_an_enrolled_device_under_its_own_key_is_believed(
-    books: Registry, id: str, key: str
+    enrolled: Registry, id: str, key: str
 ) -> None:
-    known = books.devices.get(id)
+    known = enrolled.devices.get(id)
     believed = known is not None and not known.revoked and known.key == key
-    assert (books.refusal(id, key) is None) == believed
-    for name, device in books.devices.items():
-        assert (books.refusal(name, device.key) is None) == (name not in books.revoked)
+    assert (enrolled.refusal(id, key) is None) == believed
+    for name, device in enrolled.devices.items():
+        assert (enrolled.refusal(name, device.key) is None) == (name not in enrolled.revoked)
 
 
 def test_a_refusal_says_why() -> None:
-    books = EMPTY.with_device("a", Device("1" * 64, ("1",), "2030-01-01"))
-    assert books.refusal("b", "1" * 64) == "it is not enrolled; `fedclip-edge enroll` does it"
-    assert books.refusal("a", "2" * 64) == "it shows another key than it was enrolled with"
-    gone = books.with_device("a", replace(books.devices["a"], revoked=True))
+    enrolled = EMPTY.with_device("a", Device("1" * 64, ("1",), "2030-01-01"))
+    assert enrolled.refusal("b", "1" * 64) == "it is not enrolled; `fedclip-edge enroll` does it"
+    assert enrolled.refusal("a", "2" * 64) == "it shows another key than it was enrolled with"
+    gone = enrolled.with_device("a", replace(enrolled.devices["a"], revoked=True))
     assert gone.refusal("a", "1" * 64) == "it was revoked"
-    assert books.revoked == ()  # the earlier one is as it was
+    assert enrolled.revoked == ()  # the earlier one is as it was
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Bl
 from fedclip_edge.transport.outbox import packet_size_bytes
 
 DATA = bytes(range(100))
-PARCEL = blob_of(DATA, 16)
-ALL = list(split(DATA, PARCEL))
+BLOB = blob_of(DATA, 16)
+ALL = list(split(DATA, BLOB))
 
 
 @settings(max_examples=100)
@@ -31,16 +31,16 @@ ALL = list(split(DATA, PARCEL))
 def test_any_order_and_any_repetition_gives_the_same_bytes(
     sent: bytes, chunk_bytes: int, data: st.DataObject
 ) -> None:
-    parcel = blob_of(sent, chunk_bytes)
-    made = list(split(sent, parcel))
-    assert len(made) == parcel.chunks
+    blob = blob_of(sent, chunk_bytes)
+    made = list(split(sent, blob))
+    assert len(made) == blob.chunks
     repeated = data.draw(st.lists(st.sampled_from(made), max_size=10))
-    incoming, came = Incoming(parcel), set[bytes]()
+    incoming, came = Incoming(blob), set[bytes]()
     for chunk in data.draw(st.permutations(made + repeated)):
         assert is_chunk(chunk)
         assert incoming.add_chunk(chunk) == (chunk not in came)
         came.add(chunk)
-        assert incoming.complete == (len(came) == parcel.chunks) == (not incoming.missing)
+        assert incoming.complete == (len(came) == blob.chunks) == (not incoming.missing)
     assert incoming.assemble() == sent
 
 
@@ -48,25 +48,25 @@ def test_any_order_and_any_repetition_gives_the_same_bytes(
 @given(st.sets(st.integers(0, 19)), st.integers(0, 39))
 def test_what_is_missing_is_exactly_what_completes_it(lost: set[int], tail: int) -> None:
     sent = bytes(40 * 19 + tail + 1)
-    parcel = blob_of(sent, 40)
-    assert parcel.chunks == 20
-    incoming = Incoming(parcel)
-    for index, chunk in enumerate(split(sent, parcel)):
+    blob = blob_of(sent, 40)
+    assert blob.chunks == 20
+    incoming = Incoming(blob)
+    for index, chunk in enumerate(split(sent, blob)):
         if index not in lost:
             incoming.add_chunk(chunk)
     gaps = incoming.missing
     assert {i for first, last in gaps for i in range(first, last + 1)} == lost
     assert all(after > last + 1 for (_, last), (after, _) in itertools.pairwise(gaps))
-    for chunk in split(sent, parcel, gaps) if gaps else ():
+    for chunk in split(sent, blob, gaps) if gaps else ():
         assert incoming.add_chunk(chunk)
     assert incoming.assemble() == sent
 
 
 def test_only_what_is_wanted_is_sent_and_nothing_beyond_the_end() -> None:
-    assert list(split(DATA, PARCEL, ((1, 2), (6, 6)))) == [ALL[1], ALL[2], ALL[6]]
-    assert list(split(DATA, PARCEL, ((5, 10**18),))) == [ALL[5], ALL[6]]
-    assert list(split(DATA, PARCEL, ((7, 9),))) == []
-    assert list(split(DATA, PARCEL, ())) == []
+    assert list(split(DATA, BLOB, ((1, 2), (6, 6)))) == [ALL[1], ALL[2], ALL[6]]
+    assert list(split(DATA, BLOB, ((5, 10**18),))) == [ALL[5], ALL[6]]
+    assert list(split(DATA, BLOB, ((7, 9),))) == []
+    assert list(split(DATA, BLOB, ())) == []
 
 
 def test_the_header_is_as_documented() -> None:
@@ -87,14 +87,14 @@ def test_a_chunk_is_never_a_control_message() -> None:
 
 
 def test_a_parcel_is_announced_with_its_hash_and_size() -> None:
-    assert Blob(hashlib.sha256(DATA).hexdigest(), 100, 16) == PARCEL
+    assert Blob(hashlib.sha256(DATA).hexdigest(), 100, 16) == BLOB
     assert blob_of(DATA).chunk_bytes == CHUNK_BYTES
 
 
 def header(
     index: int = 0, count: int = 7, part: bytes = DATA[:16], crc: int | None = None
 ) -> bytes:
-    digest = bytes.fromhex(PARCEL.sha256)[:8]
+    digest = bytes.fromhex(BLOB.sha256)[:8]
     check = zlib.crc32(part) if crc is None else crc
     return b"\xfc\x1e\x01\x00" + digest + struct.pack("<III", index, count, check) + part
 
@@ -120,7 +120,7 @@ def test_a_chunk_that_contradicts_the_parcel_is_refused_and_not_stored(
     chunk: bytes, said: str
 ) -> None:
     assert header() == ALL[0]
-    incoming = Incoming(PARCEL)
+    incoming = Incoming(BLOB)
     with pytest.raises(PeerError, match=said):
         incoming.add_chunk(chunk)
     assert incoming.missing == ((0, 6),)
@@ -131,7 +131,7 @@ def test_a_chunk_that_contradicts_the_parcel_is_refused_and_not_stored(
 def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
     damaged = bytearray(ALL[3])
     damaged[bit // 8] ^= 1 << bit % 8
-    incoming = Incoming(PARCEL)
+    incoming = Incoming(BLOB)
     stored = False
     with contextlib.suppress(PeerError):
         stored = incoming.add_chunk(bytes(damaged))
@@ -147,13 +147,13 @@ def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
 
 def test_a_chunk_of_another_parcel_is_not_ours() -> None:
     other = bytes(100)
-    incoming = Incoming(PARCEL)
+    incoming = Incoming(BLOB)
     assert not incoming.add_chunk(next(split(other, blob_of(other, 16))))
     assert incoming.missing == ((0, 6),)
 
 
 def test_a_wrong_hash_fetches_everything_again() -> None:
-    forged = replace(PARCEL, sha256=PARCEL.sha256[:16] + "0" * 48)  # the chunks cannot tell
+    forged = replace(BLOB, sha256=BLOB.sha256[:16] + "0" * 48)  # the chunks cannot tell
     incoming = Incoming(forged)
     for chunk in ALL:
         assert incoming.add_chunk(chunk)
@@ -169,12 +169,12 @@ def test_a_wrong_hash_fetches_everything_again() -> None:
 @settings(max_examples=100)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_chunk_or_refused(payload: bytes) -> None:
-    incoming = Incoming(PARCEL)
+    incoming = Incoming(BLOB)
     for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, ALL[0][:12] + payload):
         with contextlib.suppress(PeerError):
             incoming.add_chunk(candidate)
     held = sum(map(len, incoming._parts.values()))
-    assert held <= PARCEL.size_bytes
+    assert held <= BLOB.size_bytes
 
 
 DEVICES = st.sampled_from("abcdef")
@@ -251,13 +251,13 @@ def test_silence_is_counted_from_the_last_progress() -> None:
 @given(st.integers(1_400, 200_000), st.integers(1, 400_000))
 def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, size: int) -> None:
     data = bytes(size)
-    parcel = fit_to_packets(blob_of(data), packet_bytes)
-    sizes = [packet_size_bytes("t" * 256, chunk) for chunk in split(data, parcel)]
+    blob = fit_to_packets(blob_of(data), packet_bytes)
+    sizes = [packet_size_bytes("t" * 256, chunk) for chunk in split(data, blob)]
     assert max(sizes) <= packet_bytes
     # and no smaller than need be
     assert (
-        parcel.chunk_bytes == CHUNK_BYTES
-        or packet_size_bytes("t" * 256, bytes(24 + parcel.chunk_bytes)) > packet_bytes - 8
+        blob.chunk_bytes == CHUNK_BYTES
+        or packet_size_bytes("t" * 256, bytes(24 + blob.chunk_bytes)) > packet_bytes - 8
     )
 
 
@@ -269,23 +269,23 @@ def test_nothing_known_of_a_limit_changes_nothing() -> None:
 
 def test_a_limit_too_small_for_any_manifest_makes_no_parcel_of_too_many_chunks() -> None:
     for size in (1, 2**20, 2**32):
-        parcel = fit_to_packets(Blob("a" * 64, size), 20)
-        assert parcel.chunks <= MAX_CHUNKS
-        assert parcel.chunk_bytes >= 1024
+        blob = fit_to_packets(Blob("a" * 64, size), 20)
+        assert blob.chunks <= MAX_CHUNKS
+        assert blob.chunk_bytes >= 1024
 
 
 def test_no_more_gaps_are_told_than_a_message_holds() -> None:
     data = bytes(4 * MAX_GAPS)
-    parcel = blob_of(data, 1)
-    incoming = Incoming(parcel)
-    for chunk in itertools.islice(split(data, parcel), 1, None, 2):
+    blob = blob_of(data, 1)
+    incoming = Incoming(blob)
+    for chunk in itertools.islice(split(data, blob), 1, None, 2):
         incoming.add_chunk(chunk)
-    want = Want(parcel.sha256, incoming.missing)
+    want = Want(blob.sha256, incoming.missing)
     assert want.missing == tuple((2 * n, 2 * n) for n in range(MAX_GAPS))
     said = wire.pack_control(want, "cam-01", "up", signing.create_identity())
     assert len(said) < wire.MAX_CONTROL_BYTES
-    for chunk in split(data, parcel, incoming.missing):
+    for chunk in split(data, blob, incoming.missing):
         incoming.add_chunk(chunk)
-    for chunk in split(data, parcel, incoming.missing):
+    for chunk in split(data, blob, incoming.missing):
         incoming.add_chunk(chunk)
     assert incoming.assemble() == data

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, get_args
 
 import pytest
-from example_manifest import KEY, PARCEL, SHA, manifest
+from example_manifest import BLOB, KEY, SHA, manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,12 +28,12 @@ from fedclip_edge.protocol.messages import (
 @given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
 def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
     try:
-        parcel = Blob(SHA, size_bytes, chunk_bytes)
+        blob = Blob(SHA, size_bytes, chunk_bytes)
     except ValueError:
         assert size_bytes / chunk_bytes > 2**16
         return
-    assert (parcel.chunks - 1) * chunk_bytes < size_bytes <= parcel.chunks * chunk_bytes
-    assert 1 <= parcel.chunks <= 2**16
+    assert (blob.chunks - 1) * chunk_bytes < size_bytes <= blob.chunks * chunk_bytes
+    assert 1 <= blob.chunks <= 2**16
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
     (manifest(), "devices", 0),
     (manifest(), "devices", messages.MAX_DEVICES + 1),
     (manifest(), "answers", "b" * 129),
-    (Offer("run-1", 1, PARCEL), "run", ""),
+    (Offer("run-1", 1, BLOB), "run", ""),
     (Kept("run-1", 1, SHA), "run", "a/b"),
     (Kept("run-1", 1, SHA), "round", -1),
     (Kept("run-1", 1, SHA), "sha256", ""),

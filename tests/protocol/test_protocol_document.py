@@ -60,7 +60,7 @@ def test_each_limit_is_the_one_that_holds(cls: type[Any], name: str) -> None:
     _, taken, refused = MEANINGS[FIELDS[cls][name][0]]
     right = RECORDS[cls]
     for value in taken:
-        # A parcel has a limit over two of its fields.
+        # A blob has a limit over two of its fields.
         chunks = {"chunk_bytes": messages.CHUNK_BYTES} if name == "size_bytes" else {}
         read_table(cls, {**right, **chunks, name: value}, "x")
     for value in refused:

@@ -49,7 +49,7 @@ SHAS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 TEXT = st.text("abc \u00e9-.", max_size=8)
 REASONS = st.text(max_size=8)
 COUNTS = st.integers(0, 2**53)
-PARCELS = st.builds(Blob, SHAS, st.integers(1, 2**20), st.integers(2**10, CHUNK_BYTES))
+BLOBS = st.builds(Blob, SHAS, st.integers(1, 2**20), st.integers(2**10, CHUNK_BYTES))
 GAPS = st.lists(st.integers(0, 2**16), max_size=12, unique=True).map(
     lambda ends: tuple(zip(sorted(ends)[::2], sorted(ends)[1::2], strict=False))
 )
@@ -68,7 +68,7 @@ MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
         phase=st.sampled_from(["gathering", "open", "final", "done"]),
         round=COUNTS,
         attempt=COUNTS,
-        model=PARCELS,
+        model=BLOBS,
         model_round=COUNTS,
         plan=PLANS.filter(lambda plan: plan.rounds > 0),
         encoder_id=TEXT,
@@ -77,7 +77,7 @@ MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
         deadline_s=st.floats(0, 1e9, exclude_min=True),
         takes_part=st.none() | st.booleans(),
     ),
-    Offer: st.builds(Offer, IDS, COUNTS, PARCELS),
+    Offer: st.builds(Offer, IDS, COUNTS, BLOBS),
     Want: st.builds(Want, SHAS, GAPS.filter(len)),
     Kept: st.builds(Kept, IDS, COUNTS, SHAS),
     Refused: st.builds(

@@ -22,7 +22,7 @@ from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
 if TYPE_CHECKING:
     from made_up_network import World
-    from simulated_processes import Party
+    from simulated_processes import SimulatedProcess
 
 FLEET = "lab"
 _KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"
@@ -90,35 +90,37 @@ class Network(InMemoryBroker):
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
     ) -> None:
-        world, party = self._world, self._world.owner(client)
-        assert party is not None
-        party.fuse.point()
-        self._hear(party, topic, payload)
+        world, simulated = self._world, self._world.owner(client)
+        assert simulated is not None
+        simulated.fuse.point()
+        self._hear(simulated, topic, payload)
         send = functools.partial(self._send, client, topic, payload, retain)
-        if party.busy_until > world.now:  # said when the work is done, if it lives to say it
-            life = party.lives
+        if simulated.busy_until > world.now:  # said when the work is done, if it lives to say it
+            life = simulated.lives
 
             def later() -> None:
-                if party.link is client and party.lives == life and self.is_here(client):
+                if simulated.link is client and simulated.lives == life and self.is_here(client):
                     send()
 
-            world.at(party.busy_until - world.now, later)
+            world.at(simulated.busy_until - world.now, later)
         else:
             send()
-        if party.dies_of_answers and payload.startswith(_KEPT):
+        if simulated.dies_of_answers and payload.startswith(_KEPT):
             raise Killed
 
-    def _hear(self, party: Party, topic: str, payload: bytes) -> None:
+    def _hear(self, simulated: SimulatedProcess, topic: str, payload: bytes) -> None:
         """The laws of what is said, at the moment that it is."""
-        if party.serves and self._world.laws is not None:
-            self._world.laws.said(topic, payload, party.view)
+        if simulated.serves and self._world.laws is not None:
+            self._world.laws.said(topic, payload, simulated.view)
         elif payload.startswith(_OFFER):
-            assert party.journal is not None
-            device_laws.offers(party.memory, payload, party.view, writing=party.journal.writing)
+            assert simulated.connection is not None
+            device_laws.offers(
+                simulated.memory, payload, simulated.view, writing=simulated.connection.writing
+            )
 
     def hand(self, client: InMemoryTransport, message: Received) -> None:
-        party = self._world.owner(client)
-        is_deaf = party is not None and party.deaf_until > self._world.now
+        simulated = self._world.owner(client)
+        is_deaf = simulated is not None and simulated.deaf_until > self._world.now
         if is_deaf and message.topic == _COORDINATOR_STATE:
             return
         for delay_s, payload, link in self._fates(client, "<", message.payload):
@@ -168,28 +170,28 @@ class Network(InMemoryBroker):
             self.deliver(topic, payload, retain=retain)
 
     def _receive(self, client: InMemoryTransport, link: int, topic: str, payload: bytes) -> None:
-        party = self._world.owner(client)
-        if party is not None and self.is_here(client) and link in (0, self._links[client]):
+        simulated = self._world.owner(client)
+        if simulated is not None and self.is_here(client) and link in (0, self._links[client]):
             self._world.note(
                 f"{client.client_id} < {topic} {zlib.crc32(payload):08x} {_kind(payload)}"
             )
             client.inbox.append(Received(topic, payload))
-            self._world.poke(party)
+            self._world.poke(simulated)
 
     def _fates(
         self, client: InMemoryTransport, way: str, payload: bytes
     ) -> list[tuple[float, bytes, int]]:
         """When the copies of a message come, with what in them, and on which link (0: on any)."""
-        world, party = self._world, self._world.owner(client)
+        world, simulated = self._world, self._world.owner(client)
         weather, luck, link = world.weather, world.luck, self._links[client]
         is_chunk = (weather.lost_chunks or weather.forged_chunks) and payload.startswith(_CHUNK)
-        if party is not None and party.muted_until > world.now:
+        if simulated is not None and simulated.muted_until > world.now:
             return []
         if world.now >= world.quiet_at:
             return [(self._in_order(client, way, weather.latency_s), payload, link)]
         if luck.random() < weather.lost:
             return []
-        if is_chunk and party is not None and not party.serves:
+        if is_chunk and simulated is not None and not simulated.serves:
             if way == "<" and luck.random() < weather.lost_chunks:
                 return []
             if luck.random() < weather.forged_chunks:

@@ -66,7 +66,7 @@ class Memory:
     believed: int = 0  # the highest epoch of a manifest
     part_of: str = ""  # the run that it believed a manifest of before that was done
     ended: str = ""  # the run that it is done with
-    parked: str | None = None  # what lay there when it was looked at last
+    pending: str | None = None  # what lay there when it was looked at last
 
 
 def trains(memory: Memory, run: str, closed: int, variant: str) -> None:
@@ -91,8 +91,8 @@ def believes(memory: Memory, manifest: Manifest) -> None:
 def offers(memory: Memory, payload: bytes, disk: StateDb, *, writing: bool) -> None:
     """An offer leaves a process on that disk."""
     offer = json.loads(payload.partition(b"\n")[0])["body"]
-    parked = disk.pending_update(offer["run"])
-    if writing or parked is None or parked.sha256 != offer["parcel"]["sha256"]:
+    pending = disk.pending_update(offer["run"])
+    if writing or pending is None or pending.sha256 != offer["parcel"]["sha256"]:
         raise BrokenLawError(
             "parked", f"{memory.device} offers for round {offer['round']} what is not on its disk"
         )
@@ -112,17 +112,17 @@ def check(laws: Laws, memory: Memory, disk: StateDb) -> None:
     )
     if not rows:
         return
-    kept, parked = rows[0]
+    kept, pending = rows[0]
     made = memory.made.setdefault(run, [])
     last = next((one.sha256 for one in reversed(made) if one.kept), "")
     if kept != last:
         _take_kept(laws, memory, disk, kept)
     # The same bytes may be made again, for a coordinator that lost its journal. They leave the same
     # while they are the last kept; after another one they may leave something else.
-    if parked is not None and parked not in (memory.parked, kept):
-        made[:] = [one for one in made if one.sha256 != parked]
-        _take_parked(laws, memory, disk)
-    memory.parked = parked
+    if pending is not None and pending not in (memory.pending, kept):
+        made[:] = [one for one in made if one.sha256 != pending]
+        _take_pending(laws, memory, disk)
+    memory.pending = pending
 
 
 def _take_kept(laws: Laws, memory: Memory, disk: StateDb, sha256: str) -> None:
@@ -141,31 +141,31 @@ def _take_kept(laws: Laws, memory: Memory, disk: StateDb, sha256: str) -> None:
         )
 
 
-def _take_parked(laws: Laws, memory: Memory, disk: StateDb) -> None:
+def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
     """The device has made another update."""
     run = laws.run.id
-    parked, made = disk.pending_update(run), memory.made[run]
-    assert parked is not None
+    pending, made = disk.pending_update(run), memory.made[run]
+    assert pending is not None
     for one in made:
         if not one.kept and laws.keeps(memory.device, one.round, one.sha256):
             raise BrokenLawError(
                 "residual",
-                f"{memory.device} makes an update for round {parked.round} and does not know that "
+                f"{memory.device} makes an update for round {pending.round} and does not know that "
                 f"its one to round {one.round} is kept",
             )
-    base = wire.unpack_contribution(parked.payload, laws.run.plan.codec_up, laws.shapes).base
-    if laws.known.get(base) != parked.round - 1:
+    base = wire.unpack_contribution(pending.payload, laws.run.plan.codec_up, laws.shapes).base
+    if laws.known.get(base) != pending.round - 1:
         raise BrokenLawError("equal", f"{memory.device} makes an update of a model that never was")
     before = next((one for one in reversed(made) if one.kept), None)
-    for variant in memory.tried.get((run, parked.round - 1), ()):
+    for variant in memory.tried.get((run, pending.round - 1), ()):
         one = _make(laws, memory.device, base, variant, before)
-        if one.sha256 == parked.sha256:
+        if one.sha256 == pending.sha256:
             made.append(one)
             laws.made[memory.device, one.sha256] = one
             return
     raise BrokenLawError(
         "residual",
-        f"{memory.device}'s update for round {parked.round} is not what it trained and what the "
+        f"{memory.device}'s update for round {pending.round} is not what it trained and what the "
         "last kept one lost",
     )
 

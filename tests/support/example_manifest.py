@@ -13,7 +13,7 @@ from fedclip_edge.records import Plan
 SHA, KEY = "a" * 64, "b" * 64
 
 
-PARCEL = Blob(SHA, 1000)
+BLOB = Blob(SHA, 1000)
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -24,7 +24,7 @@ def manifest(**changes: Any) -> Manifest:
         "phase": "open",
         "round": 1,
         "attempt": 0,
-        "model": PARCEL,
+        "model": BLOB,
         "model_round": 0,
         "plan": Plan(rounds=30),
         "encoder_id": SHA,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bad_network import Weather, bad_downloads, storm
 from crashing import Killed
-from simulated_processes import Party
+from simulated_processes import SimulatedProcess
 
 from fedclip_edge.coordinator.journal import open_journal
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from made_up_network import World
 
 
-def _anybody(world: World) -> Party:
+def _anybody(world: World) -> SimulatedProcess:
     return world.luck.choice((world.serve, *world.agents))
 
 
@@ -30,24 +30,24 @@ def _kill(world: World) -> None:
 
 def _stop(world: World) -> None:
     """Stopped on purpose, with a good-bye."""
-    party = _anybody(world)
-    if party.process is not None and party.link is not None:
+    simulated = _anybody(world)
+    if simulated.process is not None and simulated.link is not None:
         try:
-            party.process.say_goodbye()
-            party.link.close()
+            simulated.process.say_goodbye()
+            simulated.link.close()
         except Killed:
             pass
-        world.kill(party, back_in_s=1.0)
+        world.kill(simulated, back_in_s=1.0)
 
 
 def _arm(world: World) -> None:
-    party = _anybody(world)
-    party.fuse.left, party.fuse.on_disk = world.luck.randint(1, 20), False
+    simulated = _anybody(world)
+    simulated.fuse.left, simulated.fuse.on_disk = world.luck.randint(1, 20), False
 
 
 def _arm_disk(world: World) -> None:
-    party = world.luck.choice((world.serve, world.serve, *world.agents))
-    party.fuse.left, party.fuse.on_disk = world.luck.randint(1, 12), True
+    simulated = world.luck.choice((world.serve, world.serve, *world.agents))
+    simulated.fuse.left, simulated.fuse.on_disk = world.luck.randint(1, 12), True
 
 
 def _arm_answer(world: World) -> None:
@@ -55,8 +55,8 @@ def _arm_answer(world: World) -> None:
 
 
 def _mute(world: World) -> None:
-    for party in world.luck.sample((world.serve, *world.agents), world.luck.randint(1, 2)):
-        party.muted_until = world.now + world.luck.uniform(0.5, 20)
+    for simulated in world.luck.sample((world.serve, *world.agents), world.luck.randint(1, 2)):
+        simulated.muted_until = world.now + world.luck.uniform(0.5, 20)
 
 
 def _kill_broker(world: World) -> None:
@@ -109,19 +109,19 @@ def _lose_journal(world: World) -> None:
     """The coordinator comes back with an old copy of its journal, or with none."""
     if world.ended_at:
         return
-    for party in (world.serve, world.rival):
-        world.kill(party, back_in_s=0.5)
+    for simulated in (world.serve, world.rival):
+        world.kill(simulated, back_in_s=0.5)
     disk = world.serve.disk
     disk.replace(world.backup)
     world.note("journal replaced" if world.backup[0] else "journal lost")
     if world.backup[0] and world.laws is not None:
-        store = open_journal(disk.path)
+        journal = open_journal(disk.path)
         try:
-            run = store.last_run()
+            run = journal.last_run()
             if run is not None and run.id == world.laws.run.id:
-                world.laws.journal_replaced(store)
+                world.laws.journal_replaced(journal)
         finally:
-            store.close()
+            journal.close()
             disk.replace(world.backup)
 
 

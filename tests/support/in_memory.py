@@ -94,8 +94,8 @@ class Fleet:
         run = run_state.open_run(self.config, self.classes, dim, ENCODER, self.journal)
         me = signing.load_or_create(self.folder / "coordinator.key")
         epoch = self.journal.next_epoch()
-        boot = f"boot-{epoch}"
-        gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
+        incarnation = f"boot-{epoch}"
+        gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
         link = self.broker.client(
             "coordinator",
             Topics("lab").for_coordinator(),
@@ -104,7 +104,7 @@ class Fleet:
         state = run_state.open_run_state(
             run, self.journal, methods.plan_layout(run.plan, self.classes, dim)
         )
-        said = publisher.Publisher(self.config, state, me, link, boot, epoch)
+        said = publisher.Publisher(self.config, state, me, link, incarnation, epoch)
         return resume_coordinator(self.config, state, said, self.now, registry=self.registry)
 
     def start_device(
@@ -138,13 +138,15 @@ class Fleet:
         )
         me = signing.load_or_create(config.state_dir / "device.key")
         dim = self.classes.vectors.shape[1]
-        boot = f"{name}-{self.now}"
+        incarnation = f"{name}-{self.now}"
         state_db = open_state_db(config.state_dir / "parked.sqlite")
         self._files.callback(state_db.close)
-        link = self.broker.client(name, Topics("lab").for_device(name), will(config, me, boot))
+        link = self.broker.client(
+            name, Topics("lab").for_device(name), will(config, me, incarnation)
+        )
         session = start_session(
             config=config,
-            incarnation=boot,
+            incarnation=incarnation,
             encoder_id=ENCODER,
             classes_digest=self.classes.digest,
             learner=LocalTrainer(config, self.classes, dim, data, link.traffic),
@@ -155,19 +157,19 @@ class Fleet:
         self.sessions[name] = session
         return session
 
-    def parties(self) -> list[tuple[coordinator.Coordinator | Session, InMemoryTransport]]:
+    def everybody(self) -> list[tuple[coordinator.Coordinator | Session, InMemoryTransport]]:
         """Everybody, and the link of each."""
         links: list[tuple[coordinator.Coordinator | Session, Transport]] = [
             (self.coordinator, self.coordinator.publisher.transport)
         ]
         links += [(session, session.transport) for session in self.sessions.values()]
-        return [(party, link) for party, link in links if isinstance(link, InMemoryTransport)]
+        return [(somebody, link) for somebody, link in links if isinstance(link, InMemoryTransport)]
 
     def step(self) -> None:
         """Everybody takes what came, does one piece of work, and time moves on."""
-        for party, link in self.parties():
+        for somebody, link in self.everybody():
             while (event := link.next_event(0)) is not None:
-                party.handle_event(event, self.now)
+                somebody.handle_event(event, self.now)
         for session in self.sessions.values():
             session.act(self.now)
         self.coordinator.tick(self.now)

@@ -76,7 +76,7 @@ class Laws:
         """Whether the coordinator ever said so."""
         return (device, sha256) in self._ever
 
-    def said(self, topic: str, payload: bytes, store: Journal) -> None:
+    def said(self, topic: str, payload: bytes, journal: Journal) -> None:
         """A message that a coordinator on that journal lets out of its hands."""
         if payload.startswith(b'{"kind":"kept"'):
             body = json.loads(payload.partition(b"\n")[0])["body"]
@@ -88,9 +88,9 @@ class Laws:
                     "twice", f"two contributions of {device} to round {body['round']}"
                 )
         elif payload.startswith(b'{"kind":"manifest"'):
-            self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"], store)
+            self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"], journal)
 
-    def _said_manifest(self, manifest: dict[str, Any], store: Journal) -> None:
+    def _said_manifest(self, manifest: dict[str, Any], journal: Journal) -> None:
         if manifest["run"] != self.run.id or manifest["epoch"] < self.epoch:
             return  # of one that another took over from: no device believes it
         self.epoch = manifest["epoch"]
@@ -101,57 +101,57 @@ class Laws:
             raise BrokenLawError("reopened", f"round {number} is {phase}, {closed} closed")
         self.announced = closed
         if closed >= len(self.models):
-            self.check(store)
+            self.check(journal)
         if closed < len(self.models) and self.models[closed].sha256 != manifest["model"]["sha256"]:
             raise BrokenLawError(
                 "equal", f"the model of round {closed} is published with other bytes"
             )
 
-    def check(self, store: Journal) -> None:
+    def check(self, journal: Journal) -> None:
         """The journal, after a step that wrote or a restart."""
         run = self.run
-        closed = store.rounds_closed(run.id)
+        closed = journal.rounds_closed(run.id)
         if closed < len(self.models) - 1 or closed < self.announced:
             raise BrokenLawError(
                 "reopened", f"{closed} rounds closed on disk, {self.announced} said"
             )
         for number in range(1, closed + 1):
-            kept = store.kept(run.id, number)
+            kept = journal.kept(run.id, number)
             if number < len(self.models):
                 if kept != self.closed_with[number - 1]:
                     raise BrokenLawError("reopened", f"round {number} has other contributions now")
             else:
                 self._close(number, kept)
-        self._kept = store.kept(run.id, closed + 1)
+        self._kept = journal.kept(run.id, closed + 1)
         for (number, device), sha256 in self.acknowledged.items():
             known = self._kept if number > closed else self.closed_with[number - 1]
             if known.get(device) != sha256:
                 raise BrokenLawError(
                     "lost", f"{device}'s contribution to round {number}, acknowledged"
                 )
-        newest = store.newest_model(run.id)
+        newest = journal.newest_model(run.id)
         if (newest.sha256, newest.payload) != (self.models[-1].sha256, self.models[-1].payload):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
-    def check_books(self, books: run_state.RunState) -> None:
+    def check_run_state(self, state: run_state.RunState) -> None:
         """The journal, and the sum that a coordinator holds on it."""
-        self.check(books.journal)
+        self.check(state.journal)
         number = len(self.models)
-        if books.model.round == number - 1:
-            self._check_sum(number, self._kept, books.total)
+        if state.model.round == number - 1:
+            self._check_sum(number, self._kept, state.total)
 
-    def check_file(self, books: run_state.RunState) -> None:
+    def check_file(self, state: run_state.RunState) -> None:
         """The file that the run leaves behind."""
-        found = model_file.read(model_file.path_of(books.journal.path, self.run.id)).model
+        found = model_file.read(model_file.path_of(state.journal.path, self.run.id)).model
         if found.round != self.run.plan.rounds or not _same(found, self.masters[-1]):
             raise BrokenLawError("equal", "the model file differs from a faultless run's")
 
-    def journal_replaced(self, store: Journal) -> None:
+    def journal_replaced(self, journal: Journal) -> None:
         """The journal is an old copy of itself: what came after it is gone."""
         run = self.run.id
-        closed = store.rounds_closed(run)
+        closed = journal.rounds_closed(run)
         del self.models[closed + 1 :], self.masters[closed + 1 :], self.closed_with[closed:]
-        kept = {number: store.kept(run, number) for number in range(1, closed + 2)}
+        kept = {number: journal.kept(run, number) for number in range(1, closed + 2)}
         self.acknowledged = {
             (number, device): sha256
             for (number, device), sha256 in self.acknowledged.items()

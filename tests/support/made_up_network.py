@@ -29,7 +29,7 @@ from cached_crypto import identity_of, layout, quickly
 from crashing import Disk, Killed
 from fault_schedule import FAULTS
 from laws import Laws
-from simulated_processes import Party, start_agent, start_coordinator
+from simulated_processes import SimulatedProcess, start_agent, start_coordinator
 
 from fedclip_edge.agent import session
 from fedclip_edge.config import RunRules
@@ -92,13 +92,13 @@ def _fast_folder() -> str | None:
 
 
 class World:
-    """The parties, the clock, and what is yet to happen."""
+    """The processes, the clock, and what is yet to happen."""
 
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
         self.luck: random.Random = random.Random(seed)
         self.now = 1000.0
         self.trace = hashlib.sha256()
-        self.events = self.kills = self.runs = self.boots = 0
+        self.events = self.kills = self.runs = self.starts = 0
         self.quiet_at = self.now + self.luck.uniform(5, 60)
         self.ended_at = 0.0  # the coordinator's part
         self.finished = False
@@ -120,7 +120,7 @@ class World:
         )
         journal = Disk(folder / publisher.NAME, self.luck)
         # Two of them on one journal, the second by --take-over; whichever is `serve` is restarted.
-        self.serve, self.rival = (Party(publisher.NAME, journal) for _ in range(2))
+        self.serve, self.rival = (SimulatedProcess(publisher.NAME, journal) for _ in range(2))
         names = [f"cam-{number}" for number in range(devices + 1 + spare)]
         self.agents = [self._box(folder, name) for name in names]
         self.clones = [self._box(folder, names[0], copy=True)]
@@ -131,8 +131,8 @@ class World:
             for number, name in enumerate(names)
         }
         self.training_s = {name: self.luck.uniform(0, 6) for name in names}
-        for party in (self.serve, *self.agents):
-            party.dies_young = self.luck.random() < 0.1
+        for simulated in (self.serve, *self.agents):
+            simulated.dies_young = self.luck.random() < 0.1
         self.checkpoint_pages = self.luck.choice((0, 0, 4, 12))
         self.backup: tuple[bytes, bytes] = (b"", b"")  # of the journal
         self.laws: Laws | None = None
@@ -140,12 +140,12 @@ class World:
         self.network = Network(self)
         self._spare = spare
 
-    def _box(self, folder: Path, name: str, *, copy: bool = False) -> Party:
+    def _box(self, folder: Path, name: str, *, copy: bool = False) -> SimulatedProcess:
         disk = Disk(folder / f"{name}{'-copy' if copy else ''}", self.luck, "parked.sqlite")
-        return Party(name, disk, copy)
+        return SimulatedProcess(name, disk, copy)
 
     @property
-    def parties(self) -> tuple[Party, ...]:
+    def processes(self) -> tuple[SimulatedProcess, ...]:
         return (self.serve, self.rival, *self.agents, *self.clones)
 
     @property
@@ -170,8 +170,8 @@ class World:
 
     def play(self) -> None:
         """Until the run has ended; raises BrokenLawError."""
-        for party in (self.serve, *self.agents, *self.clones):
-            party.disk.folder.mkdir(parents=True)
+        for simulated in (self.serve, *self.agents, *self.clones):
+            simulated.disk.folder.mkdir(parents=True)
         self._plan_faults()
         self.start(self.serve)
         for agent in self.agents:
@@ -186,9 +186,9 @@ class World:
                 self._check_told()
 
     def close(self) -> None:
-        for party in self.parties:
-            if party.journal is not None:
-                party.journal.close()
+        for simulated in self.processes:
+            if simulated.connection is not None:
+                simulated.connection.close()
 
     # ---- the adversary
 
@@ -204,158 +204,164 @@ class World:
         self.weather = Weather()
         for clone in self.clones:
             self.kill(clone, back_in_s=None)
-        for party in self.parties:
-            party.fuse.left = 0
-            party.muted_until = party.deaf_until = 0.0
-            party.dies_young = party.dies_of_answers = False
+        for simulated in self.processes:
+            simulated.fuse.left = 0
+            simulated.muted_until = simulated.deaf_until = 0.0
+            simulated.dies_young = simulated.dies_of_answers = False
         for agent in self.agents[len(self.agents) - self._spare :]:
             agent.gone_for_good = True
             self.kill(agent, back_in_s=None)
-        for party in (self.serve, self.rival, *self.agents):
-            if party.process is None:
-                if party is not self.rival:
-                    self.start(party)
-            elif party.link is not None and not self.network.is_here(party.link):
-                self.reconnect(party)
+        for simulated in (self.serve, self.rival, *self.agents):
+            if simulated.process is None:
+                if simulated is not self.rival:
+                    self.start(simulated)
+            elif simulated.link is not None and not self.network.is_here(simulated.link):
+                self.reconnect(simulated)
 
     # ---- processes
 
-    def start(self, party: Party, *, take_over: bool = False) -> None:
+    def start(self, simulated: SimulatedProcess, *, take_over: bool = False) -> None:
         """A new process, unless one runs, or none is to."""
-        if party.process is not None or party.gone_for_good or self.finished:
+        if simulated.process is not None or simulated.gone_for_good or self.finished:
             return
-        if party.serves and (self.ended_at or (self._other(party).process and not take_over)):
+        if simulated.serves and (
+            self.ended_at or (self._other(simulated).process and not take_over)
+        ):
             return
-        party.lives += 1
-        party.busy_until = 0.0
-        self.note(f"start {party.label}")
+        simulated.lives += 1
+        simulated.busy_until = 0.0
+        self.note(f"start {simulated.label}")
         try:
-            if not party.serves:
-                start_agent(self, party)
-            elif not start_coordinator(self, party):
-                self._end(party)
+            if not simulated.serves:
+                start_agent(self, simulated)
+            elif not start_coordinator(self, simulated):
+                self._end(simulated)
                 return
         except Killed:
-            self._die(party)
+            self._die(simulated)
             return
         except FedclipError as error:
-            raise BrokenLawError("ends", f"{party.label} cannot start: {error}") from error
-        self.at(0, functools.partial(self.poke, party))
-        self._tick(party, party.lives)
+            raise BrokenLawError("ends", f"{simulated.label} cannot start: {error}") from error
+        self.at(0, functools.partial(self.poke, simulated))
+        self._tick(simulated, simulated.lives)
 
-    def _other(self, party: Party) -> Party:
-        return self.rival if party is self.serve else self.serve
+    def _other(self, simulated: SimulatedProcess) -> SimulatedProcess:
+        return self.rival if simulated is self.serve else self.serve
 
-    def _tick(self, party: Party, life: int) -> None:
+    def _tick(self, simulated: SimulatedProcess, life: int) -> None:
         """The process's own clock, for as long as it lives."""
-        if party.process is None or party.lives != life:
+        if simulated.process is None or simulated.lives != life:
             return
-        self.at(TICK_S, functools.partial(self._tick, party, life))
-        self.poke(party, ticks=True)
+        self.at(TICK_S, functools.partial(self._tick, simulated, life))
+        self.poke(simulated, ticks=True)
 
-    def poke(self, party: Party, *, ticks: bool = False) -> None:
+    def poke(self, simulated: SimulatedProcess, *, ticks: bool = False) -> None:
         """The process takes what has come, and does what is due."""
-        process, link = party.process, party.link
-        if process is None or link is None or party.busy_until > self.now or self.finished:
+        process, link = simulated.process, simulated.link
+        if process is None or link is None or simulated.busy_until > self.now or self.finished:
             return
         try:
             if isinstance(process, coordinator.Coordinator):
-                self._serve(party, process, link, ticks=ticks)
+                self._serve(simulated, process, link, ticks=ticks)
             else:
-                self._act(party, process, link)
+                self._act(simulated, process, link)
         except Killed:
-            self._die(party)
+            self._die(simulated)
         except BrokenLawError:
             raise
         except RunError as error:
-            if not party.serves or "took over" not in str(error):
-                raise BrokenLawError("ends", f"{party.label}: {error}") from error
-            self._give_way(party)
+            if not simulated.serves or "took over" not in str(error):
+                raise BrokenLawError("ends", f"{simulated.label}: {error}") from error
+            self._give_way(simulated)
         except Exception as error:
-            what = f"{party.label} died of {type(error).__name__}: {error}"
+            what = f"{simulated.label} died of {type(error).__name__}: {error}"
             raise BrokenLawError("ends", what) from error
 
     def _serve(
         self,
-        party: Party,
+        simulated: SimulatedProcess,
         process: coordinator.Coordinator,
         link: InMemoryTransport,
         *,
         ticks: bool,
     ) -> None:
-        assert party.journal is not None
-        before = party.journal.commits
+        assert simulated.connection is not None
+        before = simulated.connection.commits
         while not process.finished and (event := link.next_event(0)) is not None:
             process.handle_event(event, self.now)
-            before = self._check(party, process, before)
+            before = self._check(simulated, process, before)
         if ticks and not process.finished:
             process.tick(self.now)
-            self._check(party, process, before)
+            self._check(simulated, process, before)
         if process.finished:
             process.say_goodbye()
-            self._end(party)
+            self._end(simulated)
 
-    def _check(self, party: Party, process: coordinator.Coordinator, before: int) -> int:
-        assert party.journal is not None
+    def _check(
+        self, simulated: SimulatedProcess, process: coordinator.Coordinator, before: int
+    ) -> int:
+        assert simulated.connection is not None
         assert self.laws is not None
-        if party.journal.commits != before:
-            self.laws.check_books(process.run_state)
-        return party.journal.commits
+        if simulated.connection.commits != before:
+            self.laws.check_run_state(process.run_state)
+        return simulated.connection.commits
 
-    def _act(self, party: Party, process: session.Session, link: InMemoryTransport) -> None:
-        assert party.journal is not None
-        before = party.journal.commits
+    def _act(
+        self, simulated: SimulatedProcess, process: session.Session, link: InMemoryTransport
+    ) -> None:
+        assert simulated.connection is not None
+        before = simulated.connection.commits
         try:
             while True:
                 while (event := link.next_event(0)) is not None:
                     process.handle_event(event, self.now)
-                    self._believes(party, process)
-                if not process.act(self.now) or party.busy_until > self.now:
+                    self._believes(simulated, process)
+                if not process.act(self.now) or simulated.busy_until > self.now:
                     break
         finally:
             # Of one that is killed as well, unless that was within a commit.
-            wrote = party.journal.commits != before
-            if wrote and not party.journal.writing and party.disk.image is None:
-                party.check(self.laws)
+            wrote = simulated.connection.commits != before
+            if wrote and not simulated.connection.writing and simulated.disk.image is None:
+                simulated.check(self.laws)
         if process.finished:  # what agent.py's loop does
             process.finished = False
-            self.note(f"{party.label} is done")
+            self.note(f"{simulated.label} is done")
 
-    def _believes(self, party: Party, process: session.Session) -> None:
+    def _believes(self, simulated: SimulatedProcess, process: session.Session) -> None:
         manifest = process.trust.manifest
-        if manifest is not None and manifest is not party.believed:
-            party.believed = manifest
-            device_laws.believes(party.memory, manifest)
+        if manifest is not None and manifest is not simulated.believed:
+            simulated.believed = manifest
+            device_laws.believes(simulated.memory, manifest)
 
-    def _give_way(self, party: Party) -> None:
+    def _give_way(self, simulated: SimulatedProcess) -> None:
         """Another coordinator took over; this one ends as `serve` does, with a good-bye."""
-        self.note(f"{party.label} gives way")
-        assert party.process is not None
+        self.note(f"{simulated.label} gives way")
+        assert simulated.process is not None
         with contextlib.suppress(Killed):
-            party.process.say_goodbye()
-        if party is self.serve and self.rival.process is not None:
+            simulated.process.say_goodbye()
+        if simulated is self.serve and self.rival.process is not None:
             self.serve, self.rival = self.rival, self.serve
-        self._die(party, back_in_s=5.0)
+        self._die(simulated, back_in_s=5.0)
 
-    def _end(self, party: Party) -> None:
+    def _end(self, simulated: SimulatedProcess) -> None:
         """The run is over: what is left of it is checked, from the disk."""
         assert self.laws is not None
         self.note("end")
-        store = Journal(party.disk.path, party.view._database)
+        journal = Journal(simulated.disk.path, simulated.view._database)
         run = self.laws.run
-        books = run_state.open_run_state(run, store, layout(run.plan.method))
-        self.laws.check_books(books)
-        if len(self.laws.models) != self.plan.rounds + 1 or store.unfinished_run() is not None:
+        state = run_state.open_run_state(run, journal, layout(run.plan.method))
+        self.laws.check_run_state(state)
+        if len(self.laws.models) != self.plan.rounds + 1 or journal.unfinished_run() is not None:
             raise BrokenLawError("ends", "it says that it ended, and its journal says otherwise")
-        self.laws.check_file(books)
+        self.laws.check_file(state)
         self.ended_at = self.now
-        self.kill(self._other(party), back_in_s=None)
+        self.kill(self._other(simulated), back_in_s=None)
         for agent in self.agents:  # some are away just then
             if self.luck.random() < 0.2:
                 self.luck.choice((self.lose_link, functools.partial(self.kill, back_in_s=2.0)))(
                     agent
                 )
-        party.process, link = None, party.link
+        simulated.process, link = None, simulated.link
         if link is not None:
             self._leave_when_sent(link, self.now + _CLOSE_S)
 
@@ -395,65 +401,69 @@ class World:
 
     # ---- what befalls them
 
-    def kill(self, party: Party, back_in_s: float | None) -> None:
+    def kill(self, simulated: SimulatedProcess, back_in_s: float | None) -> None:
         """The process is gone; it starts again after `back_in_s`."""
-        if party.process is not None:
-            self._die(party, back_in_s)
+        if simulated.process is not None:
+            self._die(simulated, back_in_s)
 
-    def _die(self, party: Party, back_in_s: float | None = 0.5) -> None:
+    def _die(self, simulated: SimulatedProcess, back_in_s: float | None = 0.5) -> None:
         self.kills += 1
-        self.note(f"killed {party.label}")
-        party.process, party.fuse.left, party.dies_of_answers = None, 0, False
-        other = self._other(party) if party.serves else None
+        self.note(f"killed {simulated.label}")
+        simulated.process, simulated.fuse.left, simulated.dies_of_answers = None, 0, False
+        other = self._other(simulated) if simulated.serves else None
         if other is not None and other.process is not None:
-            if party.disk.image is not None:  # a box without power takes both
-                self._drop(party)
+            if simulated.disk.image is not None:  # a box without power takes both
+                self._drop(simulated)
                 self._die(other, back_in_s)
             else:
-                self._drop(party)
+                self._drop(simulated)
         else:
-            party.disk.kill(party.journal)
-            party.journal = party.view = None
-        link, party.link = party.link, None
+            simulated.disk.kill(simulated.connection)
+            simulated.connection = simulated.view = None
+        link, simulated.link = simulated.link, None
         if link is not None and self.network.is_here(link):
             # A killed process's socket is closed at once; a box without power is missed later.
             late = self.luck.choice((0.0, 0.0, self.luck.uniform(0, 15)))
             self.at(late, functools.partial(self.network.miss, link))
         if back_in_s is not None:
             back_in_s = self.luck.choice((back_in_s, self.luck.uniform(0, 12)))
-            self.at(back_in_s, functools.partial(self.start, party))
+            self.at(back_in_s, functools.partial(self.start, simulated))
 
-    def _drop(self, party: Party) -> None:
+    def _drop(self, simulated: SimulatedProcess) -> None:
         """One of two processes on one file is gone: the file is the other's."""
-        if party.journal is not None:
-            party.journal.close()
-        party.journal = party.view = None
+        if simulated.connection is not None:
+            simulated.connection.close()
+        simulated.connection = simulated.view = None
 
-    def reconnect(self, party: Party) -> None:
+    def reconnect(self, simulated: SimulatedProcess) -> None:
         """paho's own back-off is over."""
-        if party.process is None or party.link is None or self.network.is_here(party.link):
+        if (
+            simulated.process is None
+            or simulated.link is None
+            or self.network.is_here(simulated.link)
+        ):
             return
-        self.note(f"reconnected {party.label}")
-        self.network.come_back(party.link)
-        self.at(0, functools.partial(self.poke, party))
+        self.note(f"reconnected {simulated.label}")
+        self.network.come_back(simulated.link)
+        self.at(0, functools.partial(self.poke, simulated))
 
-    def lose_link(self, party: Party) -> None:
+    def lose_link(self, simulated: SimulatedProcess) -> None:
         """The link is gone, and comes back by itself."""
-        if party.link is not None and self.network.is_here(party.link):
-            self.network.cut(party.link.client_id)
+        if simulated.link is not None and self.network.is_here(simulated.link):
+            self.network.cut(simulated.link.client_id)
 
     def link_lost(self, link: InMemoryTransport) -> None:
         """Told by the network: its owner, if it lives, comes back after paho's back-off."""
-        party = self.owner(link)
-        if party is not None:
-            self.note(f"link lost {party.label}")
-            self.at(0, functools.partial(self.poke, party))
+        simulated = self.owner(link)
+        if simulated is not None:
+            self.note(f"link lost {simulated.label}")
+            self.at(0, functools.partial(self.poke, simulated))
             back_in_s = self.luck.uniform(1, 3) if self.luck.random() < 0.7 else 8.0
-            self.at(back_in_s, functools.partial(self.reconnect, party))
+            self.at(back_in_s, functools.partial(self.reconnect, simulated))
 
-    def owner(self, link: InMemoryTransport) -> Party | None:
+    def owner(self, link: InMemoryTransport) -> SimulatedProcess | None:
         """The living process at the end of this link."""
-        for party in self.parties:
-            if party.link is link:
-                return party
+        for simulated in self.processes:
+            if simulated.link is link:
+                return simulated
         return None

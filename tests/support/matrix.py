@@ -1,6 +1,6 @@
 """One cell of the fault matrix: a run that a fault strikes in a phase, and what became of it.
 
-What is in a model is found without the product's own books: every update is a function of the model
+What is in a model is found without the product's own records: every update is a function of the model
 and the device (device_laws.py), so of each round's model it can be worked out how often each device counts.
 """
 

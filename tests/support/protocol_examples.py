@@ -265,13 +265,10 @@ def signed() -> str:
 
 def chunk() -> str:
     data = bytes(range(40))
-    parcel = chunks.blob_of(data, 16)
-    each = list(chunks.split(data, parcel))
+    blob = chunks.blob_of(data, 16)
+    each = list(chunks.split(data, blob))
     return (
-        "The parcel:\n\n"
-        + pretty(vars(parcel))
-        + "\n\nIts last chunk:\n\n"
-        + fenced(dump(each[-1]))
+        "The parcel:\n\n" + pretty(vars(blob)) + "\n\nIts last chunk:\n\n" + fenced(dump(each[-1]))
     )
 
 

@@ -37,20 +37,20 @@ DOWN = TOPICS.down("cam-0")
 
 
 class Desk:
-    """A coordinator's books and publisher, and who listens to what it says to its devices."""
+    """A coordinator's run state and publisher, and who listens to what it says to its devices."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
-        store = open_journal(config.journal)
-        self.run = run_state.open_run(config, CLASSES, D, ENCODER, store)
+        journal = open_journal(config.journal)
+        self.run = run_state.open_run(config, CLASSES, D, ENCODER, journal)
         self.layout = methods.plan_layout(self.run.plan, CLASSES, D)
-        self.books = run_state.open_run_state(self.run, store, self.layout)
+        self.run_state = run_state.open_run_state(self.run, journal, self.layout)
         broker, gone = InMemoryBroker(), Will("gone", b"")
         self.devices = broker.client("devices", (TOPICS.down("+"),), gone)
         link = broker.client("coordinator", (), gone)
-        publisher = Publisher(config, self.books, ME, link, "boot-1", 1)
+        publisher = Publisher(config, self.run_state, ME, link, "boot-1", 1)
         slots = Slots(2, LEASE_S)
-        self.receiving = Receiver(self.books, publisher, Uploads(slots))
+        self.receiver = Receiver(self.run_state, publisher, Uploads(slots))
 
     def body(self, kind: Literal["sum", "single"] = "sum", **changes: Any) -> bytes:
         """A contribution of cam-0 to the open round that is right but for these."""
@@ -58,9 +58,9 @@ class Desk:
         sums = {name: np.ones(shape, np.int64) for name, shape in self.layout.sums.items()}
         right = Contribution(
             run=self.run.id,
-            round=self.books.model.round + 1,
+            round=self.run_state.model.round + 1,
             device="cam-0",
-            base=self.books.version,
+            base=self.run_state.version,
             encoder_id=ENCODER,
             classes_digest=CLASSES.digest,
             update=Update(kind, 1, ones, sums),
@@ -72,22 +72,21 @@ class Desk:
 
     def upload(self, body: bytes) -> list[Arrival | None]:
         """Offered, let in and sent in two chunks; what came of each."""
-        parcel = chunks.blob_of(body, -(-len(body) // 2))
-        self.receiving.receive_offer("cam-0", Offer(self.run.id, 1, parcel))
-        self.receiving.uploads.request("cam-0")
-        self.receiving.request_missing(0.0)
-        assert self.heard() == [(DOWN, Want(parcel.sha256, ((0, 1),)))]
+        blob = chunks.blob_of(body, -(-len(body) // 2))
+        self.receiver.receive_offer("cam-0", Offer(self.run.id, 1, blob))
+        self.receiver.uploads.request("cam-0")
+        self.receiver.request_missing(0.0)
+        assert self.heard() == [(DOWN, Want(blob.sha256, ((0, 1),)))]
         return [
-            self.receiving.receive_chunk("cam-0", chunk, 0.1)
-            for chunk in chunks.split(body, parcel)
+            self.receiver.receive_chunk("cam-0", chunk, 0.1) for chunk in chunks.split(body, blob)
         ]
 
     def close_round_with(self, body: bytes) -> Offer:
         """The offer of the one contribution that the closed round has."""
         arrived, offer = self.upload(body)[-1], self.offer(body)
         assert arrived is not None
-        self.books.keep(arrived.contribution, offer.parcel.sha256, arrived.payload)
-        self.books.close_round()
+        self.run_state.keep(arrived.contribution, offer.parcel.sha256, arrived.payload)
+        self.run_state.close_round()
         return offer
 
     def heard(self) -> list[tuple[str, Message]]:

@@ -165,8 +165,10 @@ def manifest(made: Model | None = None, **changes: Any) -> Manifest:
     return Manifest(**{**fields, **changes})
 
 
-def state(boot: str = "k1", epoch: int = 5, **changes: Any) -> CoordinatorState:
-    return replace(CoordinatorState(boot, epoch, "run-1", online=True, key=ME.key), **changes)
+def state(incarnation: str = "k1", epoch: int = 5, **changes: Any) -> CoordinatorState:
+    return replace(
+        CoordinatorState(incarnation, epoch, "run-1", online=True, key=ME.key), **changes
+    )
 
 
 def kept(scene: Scene, offer: Offer) -> None:

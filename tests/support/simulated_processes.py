@@ -40,7 +40,7 @@ _NOWHERE = Path("/nowhere")
 
 
 @dataclass(eq=False)
-class Party:
+class SimulatedProcess:
     """A process, or the place where one was."""
 
     name: str
@@ -49,7 +49,7 @@ class Party:
     process: coordinator.Coordinator | session.Session | None = None
     link: InMemoryTransport | None = None
     fuse: Fuse = field(default_factory=Fuse)
-    journal: CrashingConnection | None = None
+    connection: CrashingConnection | None = None  # to its journal or state file
     lives: int = 0
     busy_until: float = 0.0  # it trains, and hears nothing meanwhile
     muted_until: float = 0.0  # nothing passes, and nobody notices
@@ -81,10 +81,10 @@ class Party:
         if checkpoint_pages:
             database.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
         self.view = view
-        self.journal = CrashingConnection(
+        self.connection = CrashingConnection(
             database, functools.partial(self.disk.torn, database), self.fuse
         )
-        return self.journal
+        return self.connection
 
     def check(self, laws: Laws | None) -> None:
         """What a device's disk holds now."""
@@ -97,33 +97,35 @@ class Party:
         self.memory, self.believed = Memory(self.name), None
 
 
-def start_coordinator(world: World, party: Party) -> bool:
+def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
     """A coordinator on what its journal holds; False where its run is finished already."""
-    path = party.disk.path
-    journal = party.open(open_journal(path), world.luck, world.checkpoint_pages)
-    store = Journal(path, journal)
-    run = _begin(world, store)
+    path = simulated.disk.path
+    connection = simulated.open(open_journal(path), world.luck, world.checkpoint_pages)
+    journal = Journal(path, connection)
+    run = _begin(world, journal)
     if run is None:
         return False
     # The first one has been started before, in a run that is long over.
-    epoch = store.next_epoch(above=_heard(world) if world.boots else world.luck.choice((0, 3, 3)))
-    world.boots += 1
-    boot = f"boot-{world.boots}"
-    me = identity_of(party.name)
-    gone = CoordinatorState(boot, epoch, run.id, online=False, key=me.key)
-    books = run_state.open_run_state(run, store, layout(run.plan.method))
+    epoch = journal.next_epoch(
+        above=_heard(world) if world.starts else world.luck.choice((0, 3, 3))
+    )
+    world.starts += 1
+    incarnation = f"boot-{world.starts}"
+    me = identity_of(simulated.name)
+    gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
+    state = run_state.open_run_state(run, journal, layout(run.plan.method))
     if world.laws is None or world.laws.run.id != run.id:
-        world.laws = Laws(run, books.model, layout(run.plan.method).parameters)
-    world.laws.check_books(books)
+        world.laws = Laws(run, state.model, layout(run.plan.method).parameters)
+    world.laws.check_run_state(state)
     # Each start has an id of its own, as process.py gives it; the last one's will may follow.
-    party.link = world.network.client(
-        f"coordinator-{boot}",
+    simulated.link = world.network.client(
+        f"coordinator-{incarnation}",
         Topics(FLEET).for_coordinator(),
         publisher.will(FLEET, gone, me),
     )
     config = _fleet_config(world, path)
-    said = publisher.Publisher(config, books, me, party.link, boot, epoch)
-    party.process = resume_coordinator(config, books, said, world.now)
+    said = publisher.Publisher(config, state, me, simulated.link, incarnation, epoch)
+    simulated.process = resume_coordinator(config, state, said, world.now)
     return True
 
 
@@ -140,59 +142,61 @@ def _heard(world: World) -> int:
     return state.epoch if isinstance(state, CoordinatorState) else 0
 
 
-def _begin(world: World, store: Journal) -> Run | None:
+def _begin(world: World, journal: Journal) -> Run | None:
     """The run to go on with; None where it is finished already. Its id is no chance here."""
-    if store.last_run() is None:
+    if journal.last_run() is None:
         world.runs += 1
         initial = methods.get(world.plan.method).initial(CLASSES, DIM, world.plan.seed)
         run = Run(f"run-{world.runs}", world.plan, ENCODER, CLASSES.digest)
-        store.add_run(run, run_state.stored_model(initial, {}, world.plan))
-    elif store.unfinished_run() is None:
+        journal.add_run(run, run_state.stored_model(initial, {}, world.plan))
+    elif journal.unfinished_run() is None:
         return None
-    return run_state.open_run(_fleet_config(world, store.path), CLASSES, DIM, ENCODER, store)
+    return run_state.open_run(_fleet_config(world, journal.path), CLASSES, DIM, ENCODER, journal)
 
 
 def _fleet_config(world: World, journal: Path) -> FleetConfig:
     return FleetConfig(FLEET, bundle=_NOWHERE, journal=journal, rules=world.rules, plan=world.plan)
 
 
-def start_agent(world: World, party: Party) -> None:
+def start_agent(world: World, simulated: SimulatedProcess) -> None:
     """A device on what its disk holds."""
-    path = party.disk.path
-    journal = party.open(open_state_db(path), world.luck, world.checkpoint_pages)
-    party.check(world.laws)
-    name, me = party.name, identity_of(party.name)
+    path = simulated.disk.path
+    connection = simulated.open(open_state_db(path), world.luck, world.checkpoint_pages)
+    simulated.check(world.laws)
+    name, me = simulated.name, identity_of(simulated.name)
     roles = world.roles[name]
     config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles)
-    variant = f"{party.lives}-{int(party.copy)}"
-    boot = f"{name}-{variant}"
-    party.link = world.network.client(
-        f"{FLEET}.{name}", Topics(FLEET).for_device(name), agent_publisher.will(config, me, boot)
+    variant = f"{simulated.lives}-{int(simulated.copy)}"
+    incarnation = f"{name}-{variant}"
+    simulated.link = world.network.client(
+        f"{FLEET}.{name}",
+        Topics(FLEET).for_device(name),
+        agent_publisher.will(config, me, incarnation),
     )
-    party.believed = None
-    party.process = session.start_session(
+    simulated.believed = None
+    simulated.process = session.start_session(
         config=config,
-        incarnation=boot,
+        incarnation=incarnation,
         encoder_id=ENCODER,
         classes_digest=CLASSES.digest,
         learner=FakeLearner(
             layout(world.plan.method).parameters,
             name,
-            functools.partial(_train, world, party, variant),
+            functools.partial(_train, world, simulated, variant),
             # A report says nothing of time: its bytes stand in the trace.
             report_fields={"wait_s": 0.0},
         ),
         identity=me,
-        transport=party.link,
-        state_db=StateDb(path, cast("Any", journal)),
+        transport=simulated.link,
+        state_db=StateDb(path, cast("Any", connection)),
     )
 
 
-def _train(world: World, party: Party, variant: str, model: Model) -> Update:
+def _train(world: World, simulated: SimulatedProcess, variant: str, model: Model) -> Update:
     """An update that takes virtual time alone."""
-    assert party.believed is not None
-    device_laws.trains(party.memory, party.believed.run, model.round, variant)
-    training_s = world.training_s[party.name]
-    party.busy_until = world.now + training_s
-    world.at(training_s, functools.partial(world.poke, party))
-    return update_of(model, party.name, variant)
+    assert simulated.believed is not None
+    device_laws.trains(simulated.memory, simulated.believed.run, model.round, variant)
+    training_s = world.training_s[simulated.name]
+    simulated.busy_until = world.now + training_s
+    world.at(training_s, functools.partial(world.poke, simulated))
+    return update_of(model, simulated.name, variant)
