@@ -1,7 +1,7 @@
 """The fault matrix: what each fault, in each phase of a round, costs and breaks.
 
 Every cell is a run of its own: `fedclip-edge serve`, three agents and mosquitto as processes, with
-certificates and the configuration that ships, over a link that lets a fault strike between two
+certificates and the configuration that ships, over a link where a fault can be injected between two
 messages (tests/support/matrix.py). `--markdown` writes the page that says what each figure means. Exit code
 1 where an acknowledged contribution is lost, one is counted twice, a model is not that of its
 contributions, or a run does not end.
@@ -46,7 +46,7 @@ def median(runs: Sequence[Undisturbed]) -> Undisturbed:
 
 
 def rest(_number: int) -> Undisturbed:
-    """A run that nothing strikes."""
+    """A run without a fault."""
     with tempfile.TemporaryDirectory() as folder:
         return matrix.undisturbed(Path(folder), make_bundle(Path(folder) / "bundle"))
 
@@ -60,7 +60,7 @@ def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "bundle")
         try:
-            (outcome,) = matrix.strike(fault, (phase,), Path(folder), bundle)
+            (outcome,) = matrix.run_with_fault(fault, (phase,), Path(folder), bundle)
         except Exception as error:  # noqa: BLE001 - whatever ended this run, the others go on
             return Cell(name, phase, failed=f"{type(error).__name__}: {error}")
     return Cell(

@@ -20,7 +20,7 @@ from checkout import ROOT
 from device_laws import update_of
 from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
 from fleet_faults import FAULTS, PHASES, Fault, Phase
-from matrix import Outcome, Undisturbed, Verdict, judge, strike
+from matrix import Outcome, Undisturbed, Verdict, judge, run_with_fault
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
@@ -43,11 +43,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> Verdict:
-    """One run that the fault strikes in each of these phases."""
+    """One run with the fault injected in each of these phases."""
     fault = FAULTS[name]
     if why := fault.impossible():
         pytest.skip(why)
-    outcomes = strike(fault, phases, folder, bundle)
+    outcomes = run_with_fault(fault, phases, folder, bundle)
     assert [outcome.phase for outcome in outcomes] == list(phases)
     verdict = outcomes[0].verdict
     assert (verdict.lost, verdict.twice, verdict.equal) == ((), (), True)
@@ -67,7 +67,7 @@ def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> 
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_a_run_that_is_struck_loses_nothing(
+def test_a_run_with_a_fault_loses_nothing(
     fault: str, phases: tuple[Phase, ...], tmp_path: Path, bundle: Bundle
 ) -> None:
     play(fault, phases, tmp_path, bundle)
@@ -90,7 +90,7 @@ def test_a_run_that_is_struck_loses_nothing(
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_a_run_that_is_struck_again_and_again_loses_nothing(
+def test_a_run_with_fault_after_fault_loses_nothing(
     fault: str, phases: tuple[Phase, ...], tmp_path: Path, bundle: Bundle
 ) -> None:
     play(fault, phases, tmp_path, bundle)
@@ -186,7 +186,7 @@ def benchmark(
 ) -> int:
     """The program's exit code where every run ends as is said here."""
 
-    def struck(
+    def run_with_fault(
         fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle
     ) -> list[Outcome]:
         if isinstance(verdict, Exception):
@@ -194,7 +194,7 @@ def benchmark(
         return [Outcome(fault.name, phases[0], 4.5, 1.5, back_s, "a note", verdict)]
 
     monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle: USUAL)
-    monkeypatch.setattr(matrix, "strike", struck)
+    monkeypatch.setattr(matrix, "run_with_fault", run_with_fault)
     monkeypatch.setattr(sys, "argv", ["faults.py", *options])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(FAULTS_PY), run_name="__main__")

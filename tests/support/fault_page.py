@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from faulty_fleet import AGENTS
 from fleet_faults import DISK_MB, FAULTS, PHASES, SEES_FULL_DISK_S, Phase
-from matrix import STRUCK_ROUND, TRAIN_S, Outcome
+from matrix import FAULT_ROUND, TRAIN_S, Outcome
 
 # What a fault may cost: a quorum round's extra seconds, or seconds from the restart on until the
 # coordinator has answered everybody.
@@ -17,7 +17,7 @@ RECOVERED_MAX_S = {"kill-coordinator": 5.0, "kill-broker": 10.0}
 
 @dataclass(frozen=True)
 class Cell:
-    """One strike, or why there was none."""
+    """One fault in one phase, or why it was not injected."""
 
     fault: str
     phase: Phase
@@ -149,7 +149,7 @@ broker within {RECOVERED_MAX_S["kill-broker"]:g} s (back s).
   {TRAIN_S:g} s with an update that is a function of model and device. So each model can be worked out
   anew from the one before: how often each device counts is found by trying, not by asking the journal.
 - All clients come through a link that ends the encryption on both sides and reads MQTT. A fault
-  strikes in round {STRUCK_ROUND}, at the fifth chunk of the victim's download or upload, when the victim
+  strikes in round {FAULT_ROUND}, at the fifth chunk of the victim's download or upload, when the victim
   logs that it trains, and for the aggregation when the last `kept` of the round leaves the coordinator.
 - `quorum = 0.6`, `grace_s = 20`; where an agent is killed `grace_s = 1`, and it is started again once
   its round is closed. Coordinator and broker are started again at once.

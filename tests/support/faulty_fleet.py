@@ -1,8 +1,8 @@
-"""A fleet of real processes over a real broker that faults can strike at a moment they choose.
+"""A fleet of real processes over a real broker; faults choose their own moment.
 
 `fedclip-edge serve`, light agents and mosquitto with the configuration that ships, certificates
 included; every client comes through a link that looks inside, so what is said is known from the
-wire, and a fault can strike between two messages.
+wire, and a fault can be injected between two messages.
 """
 
 from __future__ import annotations

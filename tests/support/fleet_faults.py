@@ -1,4 +1,4 @@
-"""The faults that strike a fleet of real processes, and the phases of a round they strike in.
+"""The faults of a fleet of real processes, and the phases of a round they are injected in.
 
 A phase is found by what a process logs or by what passes the link, never by waiting a while. The
 victim is one agent, its link and its disk; the coordinator and the broker are everybody's.
@@ -65,8 +65,8 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class Struck:
-    """When a fault struck, and the round that was open or next to open then."""
+class Injection:
+    """When a fault was injected, and the round that was open or next to open then."""
 
     at: float
     round: int
@@ -97,10 +97,10 @@ class Fault:
     def prepare(self, fleet: Fleet) -> None:
         """Before any process starts."""
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         """At the moment itself, perhaps in the link's thread: waits for nothing."""
 
-    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+    def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
         """Waits for the end of it, and does what a supervisor or an operator would do."""
         return Aftermath()
 
@@ -114,14 +114,14 @@ class Kill(Fault):
 
     whom: str = VICTIM
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         if self.whom == BROKER:
             assert fleet.secured.process is not None
             fleet.secured.process.kill()
         else:
             fleet.processes[self.whom].kill()
 
-    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+    def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
         if self.whom == BROKER:
             assert fleet.secured.process is not None
             fleet.secured.process.wait()
@@ -130,7 +130,7 @@ class Kill(Fault):
             return Aftermath(recovery_s(fleet, restarted_at))
         fleet.processes[self.whom].wait()
         if self.whom == VICTIM and fleet.is_open:
-            fleet.wait(lambda: fleet.closed_at(struck.round) is not None, "the round to close")
+            fleet.wait(lambda: fleet.closed_at(injection.round) is not None, "the round to close")
         restarted_at = time.monotonic()
         fleet.start(self.whom)
         if self.whom != COORDINATOR:
@@ -139,7 +139,7 @@ class Kill(Fault):
             return Aftermath(recovered_s, "the run ended before it was back" if late else "")
         recovered_s = recovery_s(fleet, restarted_at)
         closed = fleet.events(COORDINATOR, "serving")[-1]["rounds_closed"]
-        late = closed >= struck.round
+        late = closed >= injection.round
         return Aftermath(recovered_s, "the round was closed already" if late else "")
 
 
@@ -149,11 +149,11 @@ class Cut(Fault):
 
     for_s: float = 0.0
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         fleet.link.cut()
 
-    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
-        time.sleep(max(0.0, struck.at + self.for_s - time.monotonic()))
+    def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
+        time.sleep(max(0.0, injection.at + self.for_s - time.monotonic()))
         fleet.link.mend()
         return Aftermath(recovery_s(fleet, time.monotonic()))
 
@@ -164,11 +164,11 @@ class SlowLink(Fault):
 
     slow: Slow = field(default_factory=lambda: Slow(80_000, reset_s=6.0))
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         fleet.link.slow(VICTIM, self.slow)
 
-    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
-        fleet.wait(lambda: fleet.closed_at(struck.round) is not None, "the round to close")
+    def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
+        fleet.wait(lambda: fleet.closed_at(injection.round) is not None, "the round to close")
         fleet.link.slow(VICTIM, None)
         return Aftermath()
 
@@ -179,7 +179,7 @@ class Noisy(Fault):
 
     how: Literal["duplicate", "corrupt"] = "duplicate"
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         fleet.link.noise(VICTIM, Noise(self.how, every=3))
 
 
@@ -205,7 +205,7 @@ class FullDisk(Fault):
     def clear(self, fleet: Fleet) -> None:
         subprocess.run(["umount", str(fleet.home(self.whose))], check=True)
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         with self._filler(fleet).open("wb") as file:
             size = 0
             for step in (2**20, 2**12):
@@ -214,7 +214,7 @@ class FullDisk(Fault):
                         os.posix_fallocate(file.fileno(), size, step)
                         size += step
 
-    def over(self, fleet: Fleet, struck: Struck) -> Aftermath:
+    def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
         process = fleet.processes[self.whose]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SEES_FULL_DISK_S)
@@ -252,7 +252,7 @@ class Clock(Fault):
             file.write_bytes(struct.pack("=q", 0))
             fleet.before[name] = ["env", f"LD_PRELOAD={library}", f"OTHER_CLOCK={file}"]
 
-    def strike(self, fleet: Fleet) -> None:
+    def inject(self, fleet: Fleet) -> None:
         for name, off_s in ((COORDINATOR, _HOUR_S), (VICTIM, -_HOUR_S)):
             with self._file(fleet, name).open("r+b") as file:  # in place: it is mapped
                 file.write(struct.pack("=q", off_s))

@@ -4,9 +4,9 @@ Each client has a door, a loopback port of its own, so that what is counted and 
 counted and broken client by client. One thread with an event loop of its own carries all of it.
 
 A link that was told to look inside (`looks`) takes the stream apart into MQTT packets. It shows
-every PUBLISH to `watch` before it passes it on, in the link's thread, so that a fault can strike
-between two messages; and it repeats or alters chunks as a door's `Noise` says. For clients with TLS
-it ends the encryption on both sides, with the broker's key and the client's own.
+every PUBLISH to `watch` before it passes it on, in the link's thread, so that a fault can be
+injected between two messages; and it repeats or alters chunks as a door's `Noise` says. For clients
+with TLS it ends the encryption on both sides, with the broker's key and the client's own.
 """
 
 from __future__ import annotations

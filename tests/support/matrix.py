@@ -1,6 +1,6 @@
-"""One cell of the fault matrix: a run that a fault strikes in a phase, and what became of it.
+"""One cell of the fault matrix: a run with a fault injected in a phase, and what became of it.
 
-What is in a model is found without the product's own records: every update is a function of the model
+What is in a model is found without the product's records: every update is a function of the model
 and the device (device_laws.py), so of each round's model it can be worked out how often each device counts.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from device_laws import update_of
 from faulty_fleet import AGENTS, COORDINATOR, DIM, OTHERS, VARIANT, VICTIM, Fleet
-from fleet_faults import PHASES, Aftermath, Fault, Phase, Struck, Trigger
+from fleet_faults import PHASES, Aftermath, Fault, Injection, Phase, Trigger
 from link import Seen
 
 from fedclip_edge import model_file
@@ -29,7 +29,7 @@ from fedclip_edge.vision.bundle import Bundle
 
 ROUNDS = 3
 TRAIN_S = 0.5
-STRUCK_ROUND = 2  # the first waits for everybody; an idle fleet is struck before it
+FAULT_ROUND = 2  # the first waits for everybody; an idle fleet has its fault before it
 _AT_MOST = 2  # times that a device may count, in the search for what is in a model
 _ENDS_S = 20.0
 
@@ -49,11 +49,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one strike cost."""
+    """The cost of one fault."""
 
     fault: str
     phase: Phase
-    run_s: float  # from the strike (idle: from the last agent's start) to the end of the run
+    run_s: float  # from the fault (idle: from the last agent's start) to the end of the run
     round_s: float  # from there to the end of the round
     recovered_s: float | None
     note: str
@@ -69,49 +69,51 @@ class Undisturbed:
     verdict: Verdict
 
 
-def strike(fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle) -> list[Outcome]:
-    """A run that the fault strikes in these phases, one after the other; a cell has one."""
+def run_with_fault(
+    fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle
+) -> list[Outcome]:
+    """A run with the fault injected in these phases, one after the other; a cell has one."""
     rounds = ROUNDS if len(phases) == 1 else 3 * len(phases)
     with _fleet(fault, folder, bundle, rounds) as fleet:
-        moments: list[tuple[Phase, Struck, Aftermath]] = []
+        moments: list[tuple[Phase, Injection, Aftermath]] = []
         for phase in phases:
             if phase == "idle":
-                struck = Struck(time.monotonic(), 1)
-                fault.strike(fleet)
-                aftermath = Aftermath() if fault.lasts else fault.over(fleet, struck)
-                struck = replace(struck, at=time.monotonic())
+                injection = Injection(time.monotonic(), 1)
+                fault.inject(fleet)
+                aftermath = Aftermath() if fault.lasts else fault.over(fleet, injection)
+                injection = replace(injection, at=time.monotonic())
                 fleet.start(OTHERS[-1])
                 if fault.lasts:
-                    aftermath = fault.over(fleet, struck)
+                    aftermath = fault.over(fleet, injection)
             else:
                 if OTHERS[-1] not in fleet.processes:
                     fleet.start(OTHERS[-1])
-                struck = _struck(fleet, fault, phase)
-                aftermath = fault.over(fleet, struck)
-            moments.append((phase, struck, aftermath))
+                injection = _inject_in(fleet, fault, phase)
+                aftermath = fault.over(fleet, injection)
+            moments.append((phase, injection, aftermath))
         done_at = _done(fleet)
         verdict = judge(fleet.journal, bundle, _acknowledged(fleet))
         return [
             Outcome(
                 fault=fault.name,
                 phase=phase,
-                run_s=done_at - struck.at,
-                round_s=(fleet.closed_at(struck.round) or done_at) - struck.at,
+                run_s=done_at - injection.at,
+                round_s=(fleet.closed_at(injection.round) or done_at) - injection.at,
                 recovered_s=aftermath.recovered_s,
                 note=aftermath.note,
                 verdict=verdict,
             )
-            for phase, struck, aftermath in moments
+            for phase, injection, aftermath in moments
         ]
 
 
 def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
-    """A run that nothing strikes, with the moments at which something could have."""
+    """A run without a fault, with the moments at which one could have been injected."""
     began: dict[Phase, float] = {}
     with _fleet(Fault("none", "nothing"), folder, bundle, ROUNDS) as fleet:
         fleet.start(OTHERS[-1])
         began["idle"] = time.monotonic()
-        triggers = {p: Trigger(fleet, p, STRUCK_ROUND) for p in PHASES if p != "idle"}
+        triggers = {p: Trigger(fleet, p, FAULT_ROUND) for p in PHASES if p != "idle"}
 
         def watch(seen: Seen) -> bool:
             for phase, trigger in triggers.items():
@@ -123,7 +125,7 @@ def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
         fleet.wait(triggers["training"].logged, "training")
         began["training"] = time.monotonic()
         done_at = _done(fleet)
-        ends = {phase: fleet.closed_at(1 if phase == "idle" else STRUCK_ROUND) for phase in began}
+        ends = {phase: fleet.closed_at(1 if phase == "idle" else FAULT_ROUND) for phase in began}
         verdict = judge(fleet.journal, bundle, _acknowledged(fleet))
     return Undisturbed(
         {phase: done_at - at for phase, at in began.items()},
@@ -149,28 +151,28 @@ def _fleet(fault: Fault, folder: Path, bundle: Bundle, rounds: int) -> Iterator[
         yield fleet
 
 
-def _struck(fleet: Fleet, fault: Fault, phase: Phase) -> Struck:
-    """Strikes once the phase has come."""
-    trigger = Trigger(fleet, phase, STRUCK_ROUND)
-    struck: list[Struck] = []
+def _inject_in(fleet: Fleet, fault: Fault, phase: Phase) -> Injection:
+    """Injects the fault once the phase has come."""
+    trigger = Trigger(fleet, phase, FAULT_ROUND)
+    injections: list[Injection] = []
 
-    def strike() -> None:
-        struck.append(Struck(time.monotonic(), fleet.round))
-        fault.strike(fleet)
+    def inject() -> None:
+        injections.append(Injection(time.monotonic(), fleet.round))
+        fault.inject(fleet)
 
     if phase == "training":
         fleet.wait(trigger.logged, phase)
-        strike()
+        inject()
     else:
 
         def watch(seen: Seen) -> bool:
             if trigger.seen(seen):
-                strike()
-            return bool(struck)
+                inject()
+            return bool(injections)
 
         fleet.armed = watch
-        fleet.wait(lambda: bool(struck), phase)
-    return struck[0]
+        fleet.wait(lambda: bool(injections), phase)
+    return injections[0]
 
 
 def _done(fleet: Fleet) -> float:

@@ -1,4 +1,4 @@
-"""A bundle, pictures and a model that a round trained on them: what the ways out start from."""
+"""A bundle, pictures and a model trained on them in a round, for exports and predictions."""
 
 from __future__ import annotations
 
