@@ -1,9 +1,9 @@
 """The models of a run that a device has yet to evaluate, and its last report.
 
 Laws:
-- Every model that the device held is evaluated, the oldest first, however fast rounds go by: a device
-  that was slow to start leaves no gap in its accuracy by round. But no more than some wait; those
-  that make way are named.
+- Every model that the device held is evaluated, the oldest first, however fast rounds go by. So a
+  device that was slow to start leaves no gap in its accuracy by round. But only some models wait;
+  those that make way are named.
 - The run's last model is evaluated as the last, once; when the run is done, nobody hears of others.
 - A measurement of a model that was lost with a journal is not reported.
 """

@@ -2,8 +2,8 @@
 
 Laws:
 - A hello is repeated until it is answered; where nobody coordinates it becomes rare.
-- A device that was answered and then hears nothing for too long asks what is open: the manifest that
-  said so may be lost.
+- A device that was answered and then hears nothing for too long asks what is open: the manifest
+  that said so may be lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.protocol.messages import CoordinatorState
 
-# Between hellos where nobody coordinates: under 9 kB an hour. A coordinator that comes says so to all.
+# Between hellos where nobody coordinates: under 9 kB an hour. A coordinator that comes says so.
 _ALONE_S = 300.0
 _ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
 

@@ -23,7 +23,7 @@ class Learner(Protocol):
     def report(
         self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
-        """What was measured with what they cost."""
+        """The report on a measured model, with its costs so far."""
 
     @property
     def busy_s(self) -> float:

@@ -1,4 +1,4 @@
-"""`fedclip-edge agent`: the device as a process, with its pictures, its files, the broker, the clock.
+"""`fedclip-edge agent`: the device as a process, with its pictures, files, broker and clock.
 
 Features come first, then it trains and evaluates as rounds ask. Only what the session says leaves
 the device: control messages, contributions, accuracies. Pictures, features and predictions stay.

@@ -41,7 +41,7 @@ class Publisher:
         self._publish(topic, DeviceState(self.incarnation, online), retain=True)
 
     def send_hello(self, position: RunPosition) -> None:
-        """Who this is, and up to where it knows of a run."""
+        """Introduce this device, and say up to where it knows of a run."""
         self.send(
             Hello(
                 boot=self.incarnation,

@@ -105,7 +105,7 @@ class Session:
         return self._evaluate_if_due(manifest, now)
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
-        """True where its run is done, and no coordinator is there any more to send the last model."""
+        """True where its run is done, and no coordinator is there to send the last model."""
         is_over = manifest.phase == "done" and self.trust.is_mine
         can_evaluate = self.handshake.is_answered and self.download.has(manifest)
         return is_over and self.handshake.is_alone and not can_evaluate

@@ -8,9 +8,9 @@ Laws:
 - Runs are apart: an update waits here for its own run to come back. The newest few runs stay.
 - The last manifest's epoch, run and round are remembered: no replay of an older one is believed.
 - Whatever is killed or refused by the disk, all of a change is here, or nothing of it.
-- Changes that a power cut may undo are not waited for: the next round of a run that is here, since a
-  device that was restarted joins none without an answer to its own process; and that an update is
-  resolved, since it is offered again and answered as before.
+- Two changes are not synced at once, because a power cut may undo them without harm. One is the
+  next round of a known run: a restarted device joins no round before its hello is answered. The
+  other is that an update is resolved: it is offered again, and answered as before.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ class RunPosition:
     def is_newer_than(self, other: RunPosition) -> bool:
         """True where `other` is of an earlier epoch, or from before in the same one.
 
-        An epoch has one run: another in it is of another journal, and nobody knows which came first.
-        Its coordinator hears of it in a hello, and takes a later epoch.
+        An epoch has one run. A second run in it comes from another journal, and its order is not
+        known: it counts as newer. Its coordinator learns of the clash from a hello, and takes a
+        later epoch.
         """
         if other.epoch != self.epoch or not self.run:
             return other.epoch < self.epoch
@@ -96,7 +97,7 @@ class PendingUpdate:
 
 @dataclass(frozen=True, eq=False)
 class CarryOver:
-    """What an update carries over to the next one of its run."""
+    """The parts of an update that go into the next one of its run."""
 
     residual: Arrays = field(default_factory=dict)  # lost by the codec (protocol/codec.py)
     state: Arrays = field(default_factory=dict)  # the method's own
@@ -129,7 +130,7 @@ class StateDb:
                 )
 
     def keep_update(self, update: PendingUpdate, carry_over: CarryOver) -> None:
-        """Keep `update` until it is resolved, and its carry-over until that counts or never will."""
+        """Keep `update` until it is resolved, and its carry-over until that is decided."""
         tensors = {_RESIDUAL + name: term for name, term in carry_over.residual.items()}
         tensors |= {_STATE + name: term for name, term in carry_over.state.items()}
         with self._writing():
@@ -237,7 +238,8 @@ def open_state_db(path: Path) -> StateDb:
         ) from None
     except OtherVersionError as error:
         raise ConfigError(
-            f"{path} is of version {error.version}, this program writes {_SCHEMA.version}; {_DELETE}"
+            f"{path} is of version {error.version}, this program writes {_SCHEMA.version}; "
+            + _DELETE
         ) from None
     return StateDb(path, database)
 

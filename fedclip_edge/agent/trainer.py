@@ -32,7 +32,7 @@ def _nothing() -> None:
 
 @dataclass(eq=False)
 class LocalTrainer:
-    """The learner of one device. `load` makes torch ready, and is called before any work that needs it."""
+    """The learner of one device. `load` is called before any work that needs torch."""
 
     config: AgentConfig
     classes: ClassTexts

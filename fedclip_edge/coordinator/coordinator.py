@@ -231,7 +231,7 @@ class Coordinator:
         self.publisher.send(device, Refused(reason, final=True, key=key))
 
     def _raise_epoch(self, device: str, epoch: int) -> None:
-        """Rise above an epoch that the fleet knows and this journal, new or an old copy, does not."""
+        """Rise above an epoch that the fleet knows; this journal is new, or an old copy."""
         if epoch - self.epoch > _EPOCHS_AT_ONCE:
             raise PeerError(f"claims epoch {epoch}, this is epoch {self.epoch}")
         self.publisher.epoch = self.run_state.journal.next_epoch(above=epoch)

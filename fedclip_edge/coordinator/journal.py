@@ -96,7 +96,7 @@ class Journal:
         return tuple(map(self._run, rows))
 
     def has_begun(self, run: str) -> bool:
-        """Whether any device ever spoke in it."""
+        """True where any device ever said hello in it."""
         return bool(self.keys(run))
 
     def finish(self, run: str) -> None:
@@ -105,7 +105,7 @@ class Journal:
             self._database.execute("UPDATE run SET done = 1 WHERE id = ?", (run,))
 
     def newest_model(self, run: str) -> StoredModel:
-        """The model the run stands at."""
+        """The model of the last closed round; the initial one before the first."""
         return StoredModel(
             *self._one(
                 "SELECT round, sha256, body, server_state, master FROM model WHERE run = ? "
@@ -134,12 +134,12 @@ class Journal:
         )
 
     def has_kept(self, run: str, round: int, device: str, sha256: str) -> bool:
-        """Whether this very contribution was kept, in a round that is open or closed."""
+        """True where this very contribution was kept, in a round that is open or closed."""
         query = "SELECT sha256 FROM contribution WHERE run = ? AND round = ? AND device = ?"
         return self._rows(query, run, round, device) == [(sha256,)]
 
     def kept_bytes(self, run: str, round: int) -> int:
-        """What the contributions to a round, open or closed, measured as they came."""
+        """Bytes of the contributions to a round, open or closed, as they came."""
         query = "SELECT SUM(size_bytes) FROM contribution WHERE run = ? AND round = ?"
         return int(self._one(query, run, round)[0] or 0)
 
@@ -166,7 +166,7 @@ class Journal:
             )
 
     def rounds_closed(self, run: str) -> int:
-        """How many rounds of the run have a model."""
+        """Number of rounds of the run that have a model."""
         return int(self._one("SELECT MAX(round) FROM model WHERE run = ?", run)[0])
 
     def add_report(self, report: Report) -> None:

@@ -30,6 +30,7 @@ from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import base, mqtt
+from fedclip_edge.transport.disconnect import disconnect_client
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
@@ -184,7 +185,7 @@ def _admit(serving: coordinator.Coordinator, now: float) -> None:
 
 def _disconnect_client(config: FleetConfig, client: str) -> None:
     try:
-        mqtt.disconnect_client(config.broker, client)
+        disconnect_client(config.broker, client)
     except FedclipError as error:
         log.event("not_thrown_out", client=client, reason=str(error))
 
@@ -194,7 +195,7 @@ def _claim(
 ) -> _Claim:
     heard = 0
     while True:
-        # Claimed only once it is ours: a claim stops whoever has this journal open and writes to it.
+        # Claimed only once it is ours: a claim stops another process that writes to this journal.
         epoch = max(journal.epoch, heard) + 1
         incarnation = secrets.token_hex(8)
         gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)

@@ -1,4 +1,4 @@
-"""The coordinator's outgoing messages, signed and on their topics: its state, the round, the model."""
+"""The coordinator's outgoing messages, signed: its state, the manifest, the model, answers."""
 
 from __future__ import annotations
 

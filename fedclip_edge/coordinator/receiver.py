@@ -62,7 +62,7 @@ class Receiver:
         return Offered(device, offer.round, sha256)
 
     def receive_chunk(self, device: str, chunk: bytes, now: float) -> Arrival | None:
-        """The contribution that is whole with this chunk; raises UnfitError where it does not fit."""
+        """The contribution that this chunk completes; raises UnfitError where it does not fit."""
         payload = self.uploads.receive_chunk(device, chunk, now)
         if payload is None:
             return None

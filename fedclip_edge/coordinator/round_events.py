@@ -1,4 +1,4 @@
-"""What happens to a round, and what `round_machine.py` answers: the nouns of its table."""
+"""The events of a round, and the actions with which `round_machine.py` answers them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What the device sent for this round cannot be added; it is not waited for in this attempt."""
+    """A contribution cannot be added; its device is not waited for in this attempt."""
 
     device: str
     round: int

@@ -65,7 +65,8 @@ def step(state: RoundState, event: Event, now: float) -> Step:
     transition = _TABLE.get((state.phase, type(event)))
     if transition is None:
         raise LookupError(
-            f"no transition for {event} in phase {state.phase!r}, round {state.round} of {state.run}"
+            f"no transition for {event} in phase {state.phase!r}, "
+            f"round {state.round} of {state.run}"
         )
     return transition(state, event, now)
 

@@ -13,7 +13,7 @@ from fedclip_edge.protocol.messages import Phase
 
 @dataclass(frozen=True)
 class RoundState:
-    """Where a run stands. `round` is the one open, or next to open; from 1."""
+    """The rounds of a run at one moment. `round` is the one open, or next to open; from 1."""
 
     run: str
     rules: RunRules

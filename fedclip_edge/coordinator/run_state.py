@@ -1,8 +1,9 @@
-"""What a run has come to: its model, the open round's sum, and how both stand in the journal.
+"""State of an open run: its model, the open round's sum, and both of them in the journal.
 
 Laws: a contribution is on disk before it is in the sum; a closed round's model is on disk before
 anybody hears of it; a run is finished only once its model file is written; whatever is killed,
-`open_run_state` comes back to the same model, byte for byte, and to a sum of the same contributions.
+`open_run_state` comes back to the same model, byte for byte, and to a sum of the same
+contributions.
 A round's sum is added to the model in float32, the master; devices get it as the plan's
 `codec_down` gives it, and what they send is relative to that.
 """
@@ -91,7 +92,7 @@ class RunState:
         return self.journal.kept(self.run.id, self.model.round + 1)
 
     def has_kept(self, device: str, round: int, sha256: str) -> bool:
-        """Whether this very contribution is in this run, its round open or closed."""
+        """True where this very contribution is in this run, its round open or closed."""
         return self.journal.has_kept(self.run.id, round, device, sha256)
 
     def check(self, device: str, round: int, contribution: Contribution) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class Slots:
-    """Who may upload now: a few at a time, first come first served, each on a lease.
+    """The devices that upload now: a few at a time, first come first served, each on a lease.
 
     With 200 devices uploading at once a broker drops chunks and nobody finishes; with 8 slots
     all finish (measured). A lease without progress for `lease_s` is lost.
@@ -42,7 +42,7 @@ class Slots:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """Who has asked and has no slot yet, first come first."""
+        """Devices that asked and have no slot yet, in the order of asking."""
         return tuple(self._waiting)
 
     @property

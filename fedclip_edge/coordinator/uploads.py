@@ -31,12 +31,12 @@ class Uploads:
     _away: dict[str, None] = field(default_factory=dict)  # holders, in the order of their leaving
 
     def remember(self, device: str, offer: Offer) -> None:
-        """What the device has; taken up only on `request`."""
+        """Remember what the device has; nothing is asked for before `request`."""
         self._offers[device] = offer
         self._away.pop(device, None)
 
     def offer_of(self, device: str) -> Offer:
-        """What the device offered last."""
+        """The device's last offer."""
         return self._offers[device]
 
     def request(self, device: str) -> None:
@@ -63,7 +63,7 @@ class Uploads:
         return asks
 
     def receive_chunk(self, device: str, payload: bytes, now: float) -> bytes | None:
-        """Takes a chunk in; the whole payload when it was the last one.
+        """Add a chunk; returns the whole payload when it was the last one.
 
         Raises PeerError for a wrong chunk, or, once everything is here, a wrong hash.
         """

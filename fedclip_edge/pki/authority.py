@@ -40,7 +40,7 @@ _PEM = serialization.Encoding.PEM
 
 @dataclass(frozen=True)
 class Authority:
-    """Who signs."""
+    """The authority's key and certificate, with which it signs."""
 
     certificate: x509.Certificate
     key: Ed25519PrivateKey

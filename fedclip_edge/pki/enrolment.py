@@ -60,7 +60,7 @@ key = "device.key"
 
 @dataclass(frozen=True)
 class Folder:
-    """Where things lie in an operator's folder."""
+    """The places in an operator's folder."""
 
     path: Path
 

@@ -1,1 +1,1 @@
-"""The processes of this package: children that end with their parent, threads that end their process."""
+"""Child processes that end with their parent, and threads that end their process."""

@@ -8,10 +8,10 @@ import threading
 
 
 def exit_on_thread_failure() -> None:
-    """From now on a thread that dies of an exception takes this process along, with code 1.
+    """From now on an exception that ends a thread ends this process as well, with code 1.
 
-    Without its link's threads an agent or a coordinator is mute and seems to live. A supervisor starts
-    anew what has ended, and what is on disk is made for a kill.
+    An agent or a coordinator without the threads of its link would hang and seem to run. A
+    supervisor restarts a process that ended, and the files on disk are made for that.
     """
 
     def end(died: threading.ExceptHookArgs) -> None:

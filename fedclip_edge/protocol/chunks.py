@@ -39,12 +39,12 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 def is_chunk(payload: bytes) -> bool:
-    """Whether a payload is a chunk rather than a control message."""
+    """True where a payload is a chunk rather than a control message."""
     return payload.startswith(_MAGIC)
 
 
 def blob_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """What to announce before sending `data`."""
+    """The description of `data` that is announced before it is sent."""
     return Blob(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
 
 
@@ -84,7 +84,7 @@ class Incoming:
     _parts: dict[int, bytes] = field(default_factory=dict)
 
     def add_chunk(self, payload: bytes) -> bool:
-        """Takes one chunk; False if it is of another blob or was here before.
+        """Add one chunk; False if it is of another blob or was here before.
 
         Raises PeerError for a chunk that contradicts the blob or its own checksum.
         """
@@ -127,7 +127,7 @@ class Incoming:
         return len(self._parts) == self.blob.chunks
 
     def assemble(self) -> bytes:
-        """The whole; raises PeerError and forgets every chunk where the hash is another."""
+        """The whole blob; raises PeerError and forgets every chunk where the hash is another."""
         data = b"".join(self._parts[index] for index in range(self.blob.chunks))
         self._parts.clear()
         if hashlib.sha256(data).hexdigest() != self.blob.sha256:

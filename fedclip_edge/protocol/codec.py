@@ -1,4 +1,4 @@
-"""How terms become fewer bytes on the link, and never more than declared on the way back.
+"""Codecs: terms as fewer bytes on the link, and never more than declared on the way back.
 
 A codec says which tensors stand in a payload for each term:
 
@@ -80,7 +80,7 @@ def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Arrays:
 
 
 def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors, Arrays]:
-    """What is sent for `terms`, stored, and the residual that is left once it was received.
+    """The stored form of `terms` that is sent, and the residual that is left by it.
 
     `residual` is that of the update before, or empty; the new one is empty where nothing was lost.
     """
@@ -92,7 +92,7 @@ def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors,
 
 
 def encode(codec: str, payload: bytes, *, integers: bool = False) -> bytes:
-    """`payload` as it travels; `integers` where it holds sums. Raises PeerError for an unknown codec."""
+    """`payload` as it travels; `integers` where it holds sums. Raises PeerError as `store`."""
     shuffled = _shuffle(payload, _item_bytes(codec, integers=integers))
     return zstandard.ZstdCompressor(level=_LEVEL).compress(shuffled)
 

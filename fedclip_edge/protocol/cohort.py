@@ -13,5 +13,5 @@ EVERYBODY, NOBODY = "f" * 64, "0" * 64
 
 
 def cohort_hash(run: str, round: int, device: str) -> str:
-    """What a device's place in the queue for a round is drawn from; anybody can compute it."""
+    """The hash that draws a device's place in the queue for a round; anybody can compute it."""
     return hashlib.sha256(f"{run}/{round}/{device}".encode()).hexdigest()

@@ -109,7 +109,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the run is, and where it stands; everything a device needs to take part."""
+    """The run and where it stands: everything that a device needs to take part."""
 
     run: str
     epoch: int

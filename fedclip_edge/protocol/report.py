@@ -1,4 +1,4 @@
-"""A device's report on a model: its accuracy on the device's test pictures, and what the round cost."""
+"""A device's report on a model: its accuracy on the test pictures, and the costs so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 @dataclass(frozen=True)
 class Report:
-    """What one device measured of one model, and what that cost so far. No picture, no feature."""
+    """Measurements of one model on one device, and their cost so far. No picture, no feature."""
 
     run: str
     round: int  # of the model evaluated: rounds closed so far

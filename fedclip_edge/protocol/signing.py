@@ -95,7 +95,7 @@ def load_or_create(path: Path) -> Identity:
 
 
 def verifies(key: str, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` over `message` was made with the private half of `key` (hex)."""
+    """True where `signature` over `message` was made with the private half of `key` (hex)."""
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, message)
     except (InvalidSignature, ValueError):

@@ -82,17 +82,17 @@ class Topics:
             raise PeerError(f"a {kind} is not said on topic {topic!r}")
 
     def for_coordinator(self) -> tuple[str, ...]:
-        """What the coordinator subscribes to."""
+        """The topics that the coordinator subscribes to."""
         return (self.coordinator_state, self.state("+"), self.up("+"))
 
     def for_device(self, device: str) -> tuple[str, ...]:
-        """What a device subscribes to."""
+        """The topics that a device subscribes to."""
         return (self.coordinator_state, self.round, self.model, self.down(device))
 
 
 @functools.lru_cache(maxsize=4096)
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
+    """True where a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
     if topic.startswith("$") and pattern[:1] in ("+", "#"):
         return False
     wanted, levels = pattern.split("/"), topic.split("/")

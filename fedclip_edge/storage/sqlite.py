@@ -47,8 +47,8 @@ def open_database(
 ) -> Connection:
     """A connection to a file of this schema, which is made where it is missing.
 
-    A file that is not `durable` may lose its last commits in a power cut, and is whole all the same.
-    A lock of another process is waited for up to `timeout_s`. Raises OtherDatabaseError,
+    A file that is not `durable` may lose its last commits in a power cut, and is whole all the
+    same. A lock of another process is waited for up to `timeout_s`. Raises OtherDatabaseError,
     OtherVersionError, and sqlite3's errors where the disk refuses; nothing stays open then.
     """
     with ExitStack() as on_failure:
@@ -87,8 +87,8 @@ def errors_as(
 ) -> Iterator[None]:
     """Raise the caller's own errors in place of sqlite3's.
 
-    `refused` makes the one for a disk that refuses (full, read-only, locked), `damaged` the one for a
-    file that is damaged; without it `refused` makes both. A constraint that does not hold and a
+    `refused` makes the one for a disk that refuses (full, read-only, locked), `damaged` the one for
+    a file that is damaged; without it `refused` makes both. A constraint that does not hold and a
     closed connection are the caller's mistakes: these errors pass unchanged.
     """
     try:

@@ -1,5 +1,4 @@
-"""What the rest of the package relies on to send and be told; mqtt.py keeps it over a real broker,
-in_memory.py in one process.
+"""The contract of a transport. `mqtt.py` keeps it over a real broker, `in_memory.py` in one process.
 
 - `next_event` is the one way in, and `publish` never blocks.
 - Messages of one client come in order, each at least once; what was not delivered when the link
@@ -45,7 +44,7 @@ Event = Connected | Disconnected | Received
 
 @dataclass(frozen=True)
 class Will:
-    """What the broker publishes, retained, when this client vanishes."""
+    """The message that the broker publishes, retained, when this client vanishes."""
 
     topic: str
     payload: bytes
@@ -86,10 +85,10 @@ class Transport(Protocol):
         """Has the broker say again what it retains on this client's topics. Never blocks."""
 
     def expect(self, devices: int) -> None:
-        """How many may come back at the same time as this client, should the broker go away."""
+        """Expect so many devices to come back at the same time, should the broker go away."""
 
     def traffic(self) -> Traffic | None:
-        """What went over the wire; None where it cannot be measured."""
+        """Bytes that went over the wire; None where they cannot be measured."""
 
     def close(self) -> None:
         """Says good-bye, so that the will is not published; sends what is queued first."""
@@ -109,7 +108,7 @@ def coordinator_client() -> str:
 
 
 def reconnect_wait_s(failures: int, devices: int, draw: float) -> float:
-    """How long to stay away after so many failed attempts; `draw` is uniform in [0, 1).
+    """Seconds to stay away after so many failed attempts; `draw` is uniform in [0, 1).
 
     Drawn from at least a second, and from as long as the broker needs for all of a large fleet.
     """

@@ -26,7 +26,7 @@ class InMemoryBroker:
         self._retained: dict[str, bytes] = {}
 
     def client(self, client_id: str, topics: Iterable[str], will: Will) -> InMemoryTransport:
-        """A connected client; one of the same id is thrown out, its will published."""
+        """A connected client; one of the same id is disconnected, its will published."""
         if client_id in self._clients:
             self.cut(client_id)
         client = InMemoryTransport(self, client_id, tuple(topics), will)
@@ -34,7 +34,7 @@ class InMemoryBroker:
         return client
 
     def come_back(self, client: InMemoryTransport) -> None:
-        """A client whose link was gone has it again; who took its id meanwhile is thrown out."""
+        """A client whose link was gone has it again; one that took its id meanwhile is disconnected."""
         if client.client_id in self._clients:
             self.cut(client.client_id)
         self._connect(client)
@@ -60,7 +60,7 @@ class InMemoryBroker:
         return self._retained.get(topic, b"")
 
     def is_here(self, client: InMemoryTransport) -> bool:
-        """Whether this very client is connected."""
+        """True where this very client is connected."""
         return self._clients.get(client.client_id) is client
 
     def leave(self, client_id: str) -> None:
@@ -92,7 +92,7 @@ class InMemoryBroker:
         self.repeat(client)
 
     def repeat(self, client: InMemoryTransport) -> None:
-        """What is retained on the client's topics, said to it alone."""
+        """Hand this client alone the messages that are retained on its topics."""
         for topic, payload in list(self._retained.items()):
             if client.subscribes(topic):
                 self.hand(client, Received(topic, payload))

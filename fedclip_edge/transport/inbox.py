@@ -1,4 +1,4 @@
-"""What happened on one client's link, in order, for whoever asks; and what it has to be told.
+"""Events of one client's link in order, for its owner to fetch; and complaints for the log.
 
 paho's callbacks only enqueue here: work inside a callback misses the keepalive, and the broker then
 delivers the same message a second time. Log lines are written on the way out, so that no callback
@@ -81,7 +81,7 @@ class Inbox:
         self._first_answer.set()
 
     def await_first_answer(self, timeout_s: float) -> bool:
-        """Whether the link was up, or was refused for good, within `timeout_s`."""
+        """True where the link was up, or was refused for good, within `timeout_s`."""
         return self._first_answer.wait(timeout_s)
 
     def next_event(self, timeout_s: float) -> Event | None:

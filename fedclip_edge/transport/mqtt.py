@@ -44,7 +44,6 @@ from fedclip_edge.transport.outbox import Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
-_THROW_OUT_S = 5.0
 _CLOSE_S = 5.0
 # Nothing of ours is larger; a broker of MQTT 5 hands over nothing that is.
 _TAKES_BYTES = 200_000
@@ -300,13 +299,3 @@ def _end(link: Any) -> None:
     """Ends a connection under paho's hands, which then takes it for lost."""
     with contextlib.suppress(OSError, AttributeError):  # it is gone, or there is none
         link.shutdown(socket.SHUT_RDWR)
-
-
-def disconnect_client(address: BrokerAddress, client_id: str) -> None:
-    """Has the broker end the connection of that client id, by coming under it and leaving again.
-
-    Raises LinkError or RefusedError as `connect` does.
-    """
-    link = PahoTransport(address, client_id, (), None)
-    link.connect(_THROW_OUT_S)
-    link.close()

@@ -32,7 +32,7 @@ class Dialect:
 
     @property
     def is_a_guess(self) -> bool:
-        """Whether the version is 5 for want of an answer."""
+        """True while version 5 is only assumed, before the broker has answered."""
         return self.version == 5 and self._where not in _answered
 
     def answered(self) -> None:

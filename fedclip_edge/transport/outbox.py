@@ -1,4 +1,4 @@
-"""What waits to be sent, and at most a window of it on its way.
+"""Messages that wait to be sent, with at most a window of them on their way.
 
 paho sends everything it holds at once after a reconnect, whatever its own limit says; so it holds
 no more than WINDOW messages of one link, and a thread of our own hands them over, because paho
@@ -21,7 +21,7 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """What a broker takes from one client; MQTT 3.1.1 has no way to say it."""
+    """Limits of a broker for one client; MQTT 3.1.1 has no way to announce them."""
 
     packet_bytes: int | None = None  # None: nothing is known of a limit
     receive_maximum: int = 65535  # messages that it has not acknowledged
@@ -32,7 +32,7 @@ class Limits:
         return replace(self, packet_bytes=min(known, default=None))
 
     def fit(self, topic: str, payload: bytes) -> bool:
-        """Whether a message of QoS 1 is no larger than what it takes."""
+        """True where a message of QoS 1 is within the limit."""
         return self.packet_bytes is None or packet_size_bytes(topic, payload) <= self.packet_bytes
 
     def check(self, where: str, topic: str, payload: bytes) -> None:
@@ -84,7 +84,7 @@ class Outbox:
 
     @property
     def is_up(self) -> bool:
-        """Whether a connection stands."""
+        """True while a connection stands."""
         return self._link is not None
 
     def link_down(self) -> bool:
@@ -137,6 +137,6 @@ class Outbox:
 
 
 def packet_size_bytes(topic: str, payload: bytes) -> int:
-    """What a message of QoS 1 comes to, at most: its length field has up to 4 bytes."""
+    """Largest size of a message of QoS 1 in bytes: its length field has up to 4 of them."""
     # Type and flags, length, the topic's length, packet identifier, no properties.
     return 1 + 4 + 2 + 2 + 1 + len(topic.encode()) + len(payload)

@@ -1,4 +1,4 @@
-"""What a person can do about the reason that a broker gives; MQTT 5, 2.4, has their names."""
+"""Advice for each reason that a broker gives; their names are those of MQTT 5, section 2.4."""
 
 from __future__ import annotations
 

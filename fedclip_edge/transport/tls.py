@@ -49,7 +49,7 @@ class _Socket(ssl.SSLSocket):
 
 
 def context(address: BrokerAddress) -> ssl.SSLContext | None:
-    """What paho is to connect with; None without a `ca`, for a link that is not encrypted.
+    """The TLS settings for paho; None without a `ca`, for a link that is not encrypted.
 
     Raises ConfigError, naming the file, where one cannot be used.
     """
@@ -65,7 +65,7 @@ def context(address: BrokerAddress) -> ssl.SSLContext | None:
 
 
 def explain(address: BrokerAddress, error: OSError) -> Exception:
-    """What a failed handshake means: ConfigError, or LinkError where waiting may mend it."""
+    """The error for a failed handshake: ConfigError, or LinkError where waiting may mend it."""
     where = f"{address.host}:{address.port}"
     if not isinstance(error, ssl.SSLCertVerificationError):
         return LinkError(f"{where} answers, but not with TLS 1.3 as expected ({error})")

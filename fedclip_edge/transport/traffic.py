@@ -1,4 +1,4 @@
-"""What went over one client's connections, as the kernel counts it."""
+"""Bytes on one client's connections, as the kernel counts them."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 from fedclip_edge.pki import authority, enrolment
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.transport import base, mqtt, tls
+from fedclip_edge.transport import base, tls
 from fedclip_edge.transport.base import Connected, Disconnected, Received, Will
+from fedclip_edge.transport.disconnect import disconnect_client
 from fedclip_edge.transport.mqtt import PahoTransport
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
@@ -159,7 +160,7 @@ def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: 
         assert next_of(others, Received, lambda e: e.payload == b"after")
         assert its.next_event(0.3) is None  # connected, and deaf
         tls.examine(stays, ACCEPTED_S)  # nothing against this one
-        mqtt.disconnect_client(secured.coordinator, client)
+        disconnect_client(secured.coordinator, client)
         next_of(its, Disconnected)
         with pytest.raises(RefusedError, match="certificate was revoked"):
             its.next_event(DEADLINE_S)
