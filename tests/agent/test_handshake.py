@@ -16,59 +16,59 @@ from fedclip_edge.agent.upload import REPEAT_S
 
 
 @pytest.fixture
-def believed(tmp_path: Path) -> Iterator[Trust]:
+def trust(tmp_path: Path) -> Iterator[Trust]:
     state_db = open_state_db(tmp_path / "parked.sqlite")
     yield Trust("b1", "", state_db)
     state_db.close()
 
 
 @pytest.fixture
-def greeting(believed: Trust) -> Handshake:
+def handshake(trust: Trust) -> Handshake:
     """Of a device whose link came at 0, and that said hello then."""
-    greeting = Handshake("lab", believed)
-    greeting.start_link(0.0)
-    greeting.note_hello(0.0)
-    return greeting
+    handshake = Handshake("lab", trust)
+    handshake.start_link(0.0)
+    handshake.note_hello(0.0)
+    return handshake
 
 
-def hellos(greeting: Handshake, until: float) -> list[float]:
+def hellos(handshake: Handshake, until: float) -> list[float]:
     """When it says hello again, looked at every half second."""
     said = []
     for half in range(1, int(2 * until) + 1):
-        if greeting.poll(half / 2):
-            greeting.note_hello(half / 2)
+        if handshake.poll(half / 2):
+            handshake.note_hello(half / 2)
             said.append(half / 2)
     return said
 
 
-def test_where_nobody_coordinates_hellos_become_rare(greeting: Handshake) -> None:
-    said = hellos(greeting, 3600)
+def test_where_nobody_coordinates_hellos_become_rare(handshake: Handshake) -> None:
+    said = hellos(handshake, 3600)
     apart = [after - before for before, after in zip([0.0, *said], said, strict=False)]
     assert apart[:5] == [REPEAT_S * 2**n for n in range(5)]
     assert set(apart[7:]) == {300.0}
-    assert greeting.is_alone
+    assert handshake.is_alone
 
 
 def test_a_coordinator_that_is_there_is_asked_steadily_until_it_seems_gone(
-    greeting: Handshake, believed: Trust
+    handshake: Handshake, trust: Trust
 ) -> None:
-    believed.coordinator = state()
-    assert hellos(greeting, 4 * REPEAT_S - 0.5) == [5.0, 10.0, 15.0]
-    assert not greeting.is_alone
-    assert hellos(greeting, 4 * REPEAT_S)[-1:] == [20.0]
-    assert greeting.is_alone
+    trust.coordinator = state()
+    assert hellos(handshake, 4 * REPEAT_S - 0.5) == [5.0, 10.0, 15.0]
+    assert not handshake.is_alone
+    assert hellos(handshake, 4 * REPEAT_S)[-1:] == [20.0]
+    assert handshake.is_alone
 
 
-def test_a_good_bye_is_believed_at_once(greeting: Handshake, believed: Trust) -> None:
-    believed.coordinator = replace(state(), online=False)
-    assert greeting.is_alone
+def test_a_good_bye_is_believed_at_once(handshake: Handshake, trust: Trust) -> None:
+    trust.coordinator = replace(state(), online=False)
+    assert handshake.is_alone
 
 
-def test_only_a_direct_answer_is_one_and_it_is_one_once(greeting: Handshake) -> None:
-    assert not greeting.note_manifest(1.0, direct=False)
-    assert greeting.note_manifest(1.0, direct=True)
-    assert greeting.is_answered
-    assert not greeting.note_manifest(2.0, direct=True)
+def test_only_a_direct_answer_is_one_and_it_is_one_once(handshake: Handshake) -> None:
+    assert not handshake.note_manifest(1.0, direct=False)
+    assert handshake.note_manifest(1.0, direct=True)
+    assert handshake.is_answered
+    assert not handshake.note_manifest(2.0, direct=True)
 
 
 @pytest.mark.parametrize(
@@ -81,37 +81,39 @@ def test_only_a_direct_answer_is_one_and_it_is_one_once(greeting: Handshake) -> 
     ],
 )
 def test_after_too_long_without_a_manifest_it_asks(
-    greeting: Handshake, believed: Trust, phase: str, is_mine: bool, patience_s: float
+    handshake: Handshake, trust: Trust, phase: str, is_mine: bool, patience_s: float
 ) -> None:
-    believed.coordinator, believed.manifest = state(), manifest(phase=phase, deadline_s=600.0)
-    believed.is_mine = is_mine
-    greeting.note_manifest(10.0, direct=True)
-    assert not greeting.poll(10.0 + patience_s - 0.5)
-    assert greeting.poll(10.0 + patience_s)
-    assert not greeting.poll(10.0 + patience_s + 0.5)  # and then as patiently again
-    assert greeting.poll(10.0 + 2 * patience_s)
+    trust.coordinator, trust.manifest = state(), manifest(phase=phase, deadline_s=600.0)
+    trust.is_mine = is_mine
+    handshake.note_manifest(10.0, direct=True)
+    assert not handshake.poll(10.0 + patience_s - 0.5)
+    assert handshake.poll(10.0 + patience_s)
+    assert not handshake.poll(10.0 + patience_s + 0.5)  # and then as patiently again
+    assert handshake.poll(10.0 + 2 * patience_s)
 
 
-def test_without_a_link_nothing_is_due(greeting: Handshake) -> None:
-    assert greeting.is_connected
-    greeting.lose_link()
-    assert [greeting.is_connected, greeting.poll(1e6)] == [False, False]
+def test_without_a_link_nothing_is_due(handshake: Handshake) -> None:
+    assert handshake.is_connected
+    handshake.lose_link()
+    assert [handshake.is_connected, handshake.poll(1e6)] == [False, False]
 
 
-def test_a_new_link_needs_a_new_answer_and_the_first_one_is_remembered(greeting: Handshake) -> None:
-    greeting.note_manifest(1.0, direct=True)
-    greeting.lose_link()
-    greeting.start_link(50.0)
-    assert not greeting.is_answered
-    assert greeting.since == 0.0
+def test_a_new_link_needs_a_new_answer_and_the_first_one_is_remembered(
+    handshake: Handshake,
+) -> None:
+    handshake.note_manifest(1.0, direct=True)
+    handshake.lose_link()
+    handshake.start_link(50.0)
+    assert not handshake.is_answered
+    assert handshake.since == 0.0
 
 
 def test_who_coordinates_anew_is_known_by_its_boot_or_by_its_return(
-    greeting: Handshake, believed: Trust
+    handshake: Handshake, trust: Trust
 ) -> None:
-    assert greeting.is_new(state("k1"))
-    believed.coordinator = state("k1")
-    assert not greeting.is_new(state("k1"))
-    assert greeting.is_new(state("k2"))
-    believed.coordinator = replace(state("k1"), online=False)
-    assert greeting.is_new(state("k1"))
+    assert handshake.is_new(state("k1"))
+    trust.coordinator = state("k1")
+    assert not handshake.is_new(state("k1"))
+    assert handshake.is_new(state("k2"))
+    trust.coordinator = replace(state("k1"), online=False)
+    assert handshake.is_new(state("k1"))
