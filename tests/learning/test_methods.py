@@ -79,7 +79,7 @@ for name in {NAMES!r}:
     total = ExactSum(Plan())
     its = method.layout(model)
     sums = {{name: np.zeros(shape, np.int64) for name, shape in its.sums.items()}}
-    total.add(Update("sum", 1, {{name: model.terms[name] for name in its.terms}}, sums))
+    total.add(Update("sum", 1, {{name: model.parameters[name] for name in its.delta}}, sums))
     method.combine(model, total, {{}})
 print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)), file=sys.stderr)
 """

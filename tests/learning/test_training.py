@@ -47,7 +47,7 @@ classes = ClassTexts(("ant", "bee", "cat"), np.array(texts, np.float32), 100.0, 
 pictures = Features(np.array(vectors, np.float32), np.array(labels), "e" * 64)
 start = fedclip.initial(classes, pictures.vectors.shape[1], 0)
 options = Options(lr=1e-3)
-terms = train(start.terms, pictures, fedclip.objective(classes, options), options, 1)
+terms = train(start.parameters, pictures, fedclip.objective(classes, options), options, 1)
 print(hashlib.sha256(b"".join(terms[name].tobytes() for name in sorted(terms))).hexdigest())
 """
 
