@@ -1,1 +1,1 @@
-"""From features to a contribution to a model; torch on the device only, no network."""
+"""Learning: methods, strategies and evaluation. Only devices import torch; nothing uses MQTT."""

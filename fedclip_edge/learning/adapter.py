@@ -1,4 +1,4 @@
-"""The attention adapter of FedCLIP, and the one place where logits are computed.
+"""The attention adapter of FedCLIP, and CLIP's logits as scaled cosines.
 
 Lu, Hu, Wang, Xie 2023, "FedCLIP: Fast Generalization and Personalization for CLIP in Federated
 Learning", arXiv 2302.13485; its reference code is microsoft/PersonalizedFL, folder fedclip.
@@ -6,9 +6,9 @@ Learning", arXiv 2302.13485; its reference code is microsoft/PersonalizedFL, fol
     adapted = softmax(W2 tanh(W1 f + b1) + b2) * f        over the D features, f raw
     logits  = scale * cos(adapted, t_c)                   for every class text t_c
 
-Training, evaluation, prediction and the exported classifier all compute these functions. The gate
-reads the raw feature and is applied before normalisation: its gradients scale with the feature's
-norm, and unit features would starve it.
+Training, evaluation, prediction and the exported classifier all use these functions. The gate reads
+the raw feature and is applied before normalisation. Its gradients scale with the norm of the
+feature, so unit features would make them too small.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-# Names of the reference's state_dict: an nn.Sequential of Linear, Tanh, Linear, Softmax.
+# Names in the reference's state_dict: an nn.Sequential of Linear, Tanh, Linear, Softmax.
 W1, B1, W2, B2 = "0.weight", "0.bias", "2.weight", "2.bias"
 
 
 def attend(terms: Mapping[str, Tensor], features: Tensor) -> Tensor:
-    """The gated features, raw again: f32 (N, D) from raw f32 (N, D)."""
+    """Gate raw features float32 (N, D); returns float32 (N, D), not normalised."""
     hidden = torch.tanh(linear(features, terms[W1], terms[B1]))  # (N, D)
     gate = torch.softmax(linear(hidden, terms[W2], terms[B2]), dim=1)  # (N, D), rows sum to 1
     return gate * features
 
 
 def logits(features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """CLIP's logits f32 (N, C): scaled cosines of features (N, D) and unit texts (C, D)."""
+    """Compute CLIP's logits float32 (N, C): scaled cosines of features (N, D) and texts (C, D).
+
+    The features may have any norm; the texts are multiplied as they are, so cosines need unit rows.
+    """
     return scale * normalize(features, dim=1) @ texts.T
 
 
 def adapted_logits(
     terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
 ) -> Tensor:
-    """The logits (N, C) of the gated features; raw features (N, D), unit texts (C, D)."""
+    """Compute the logits float32 (N, C) of gated raw features (N, D) and unit texts (C, D)."""
     return logits(attend(terms, features), texts, scale)

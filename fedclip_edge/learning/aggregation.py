@@ -1,13 +1,16 @@
-"""Exact sums over devices; numpy only, for the coordinator.
+"""Exact sums over the client updates of a round; numpy only, for the coordinator.
 
-Law: a total does not depend on the order in which contributions come. Every value of a term is
-rounded once to the grid 2**-grid_bits and added in int64; an update's own integer sums are added as
-they are. A contribution whose values could overflow a sum, or that is above the bounds, is
-refused before anything is added.
+Every value of a delta is rounded once to the grid 2**-grid_bits and added in int64. The integer
+sums of an update are added as they are.
 
-The bounds: `max_weight` and, for terms, `max_norm` of the plan. A norm means nothing for integer
-sums over pictures, which grow with their number: each entry may be at most PER_PICTURE times the
-weight, which then counts pictures.
+Laws:
+
+- A total does not depend on the order in which contributions arrive.
+- An update that could overflow a sum, or that exceeds a bound, is refused before anything is added.
+
+The bounds are the plan's `max_weight` and, for deltas, its `max_norm`. A norm cannot bound integer
+sums over pictures, because they grow with the number of pictures. Each of their entries may be at
+most PER_PICTURE times the weight, which then counts pictures.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ import numpy as np
 from fedclip_edge.errors import PeerError
 from fedclip_edge.records import F32, I64, Arrays, Plan, Update
 
-# What one picture can add to an entry of an integer sum: the product of two coordinates, each at
-# most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are below.
+# The most that one picture adds to an entry of an integer sum: the product of two coordinates, each
+# at most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are smaller.
 PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
-_BLOCK = 1 << 14  # values: in float64 and int64 they fit the cache beside what they come from
+_BLOCK = 1 << 14  # values: as float64 and int64 they fit into the cache beside their source
 _OVERFLOW = "the sum would overflow; choose fewer grid_bits"
 
 
@@ -33,21 +36,23 @@ class ExactSum:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._largest = 0  # bound on any entry of `terms`
-        self._largest_sum = 0  # and of `sums`
-        self.terms: dict[str, I64] = {}  # in grid steps
+        self._largest = 0  # bound on any entry of `terms`, in grid steps
+        self._largest_sum = 0  # bound on any entry of `sums`
+        self.terms: dict[str, I64] = {}  # the added deltas, in grid steps
         self.sums: dict[str, I64] = {}
         self.weight = 0
 
     def check(self, update: Update) -> None:
-        """Raises PeerError where `add` would refuse the update."""
+        """Check an update without adding it; raises PeerError if `add` would refuse it."""
         self._check_terms(update)
         self._largest_of(update)
 
     def add(self, update: Update) -> None:
-        """Adds one device's update; raises PeerError, and adds nothing, where it is out of bounds.
+        """Add one device's update; raises PeerError and adds nothing if it is out of bounds.
 
-        max_norm bounds the norm of the whole update before its weight was multiplied in.
+        Refused are another kind than "sum", names or shapes that differ from the first update's,
+        and values above the bounds or that could overflow. `max_norm` bounds the L2 norm of the
+        whole delta divided by the weight.
         """
         largest, largest_sum = self._check_terms(update), self._largest_of(update)
         self._largest += largest
@@ -60,8 +65,8 @@ class ExactSum:
         _add_in(self.sums, update.sums)
 
     def _largest_of(self, update: Update) -> int:
-        """The largest entry of the update's integer sums."""
-        # Not np.abs: of the smallest int64 it is negative.
+        """Check the update's integer sums and return their largest absolute entry."""
+        # Not np.abs: the absolute value of the smallest int64 overflows to a negative number.
         ends = [(int(s.min()), int(s.max())) for s in update.sums.values() if s.size]
         largest = max((max(-low, high) for low, high in ends), default=0)
         if largest > PER_PICTURE * update.weight:
@@ -74,7 +79,10 @@ class ExactSum:
         return largest
 
     def merge(self, other: ExactSum) -> None:
-        """Adds what another sum of the same plan has added; raises PeerError as `add` does."""
+        """Add what another sum of the same plan has added.
+
+        Raises PeerError and adds nothing if names or shapes differ or a sum could overflow.
+        """
         if not other.weight:
             return
         shapes = _shapes({**other.terms, **other.sums})
@@ -93,7 +101,7 @@ class ExactSum:
         _add_in(self.sums, other.sums)
 
     def _check_terms(self, update: Update) -> int:
-        """The largest entry of the update's terms, in grid steps."""
+        """Check the update's delta and return its largest absolute entry, in grid steps."""
         plan = self.plan
         if update.kind != "sum":
             raise PeerError(f"an update of kind {update.kind!r} cannot be summed")
@@ -114,22 +122,28 @@ class ExactSum:
         return steps
 
     def _add_on_grid(self, total: I64, term: F32) -> None:
-        """A block at a time, which stays in the processor's cache: half the time, and no new pages."""
+        """Add a delta block by block.
+
+        A block stays in the processor's cache: this halves the time and needs no new pages.
+        """
         step, totals, values = 2.0**self.plan.grid_bits, total.reshape(-1), term.reshape(-1)
         for first in range(0, values.size, _BLOCK):
-            # In float64 a float32 times a power of two is exact; rint is the only rounding.
+            # In float64 a float32 times a power of two is exact, so only rint rounds.
             block = values[first : first + _BLOCK].astype(np.float64)
             np.rint(np.multiply(block, step, out=block), out=block)
             totals[first : first + _BLOCK] += block.astype(np.int64)
 
     def mean(self) -> Mapping[str, F32]:
-        """The weighted mean of what was added, f32; zero terms where nothing was."""
+        """Weighted mean of the added deltas, float32 by name; empty if nothing was added."""
         step = 2.0**-self.plan.grid_bits / max(1, self.weight)
         return {name: (total * step).astype(np.float32) for name, total in self.terms.items()}
 
 
 def _add_in(total: dict[str, I64], numbers: Mapping[str, I64]) -> None:
-    """In place where there is something: a thousand new arrays of megabytes cost more than adding."""
+    """Add in place where possible.
+
+    For a thousand updates, new arrays of megabytes cost more than the addition.
+    """
     for name, its in numbers.items():
         if name in total:
             total[name] += its
@@ -142,7 +156,7 @@ def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
 
 
 def norm_of(terms: Arrays) -> float:
-    """The L2 norm over all terms together."""
+    """Compute the L2 norm over all arrays together, in float64."""
     squared = 0.0
     for term in terms.values():
         values = term.reshape(-1)

@@ -1,10 +1,13 @@
-"""What logits say of labelled pictures: accuracy, per class and over a fleet, and calibration.
+"""Metrics of logits on labelled pictures: accuracy, macro F1 and calibration error.
 
-Expected calibration error after Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural
-networks", arXiv 1706.04599: 15 bins of equal width over the probability of the most likely class.
+Expected calibration error follows Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern
+neural networks", arXiv 1706.04599: 15 bins of equal width over the probability of the most likely
+class.
 
-Law: the order of the classes changes no figure, as long as labels and logits are in one order. An
-accuracy is never taken on training pictures.
+Laws:
+
+- The order of the classes changes no metric, as long as labels and logits have the same order.
+- Accuracy is never measured on training pictures.
 """
 
 from __future__ import annotations
@@ -18,22 +21,22 @@ import numpy as np
 from fedclip_edge.records import F32, I64
 
 BINS = 15  # Guo et al., section 2
-_CLASSES_SAID = 2000  # three lists of so many shares fit into a control message of 64 KiB
+_CLASSES_SAID = 2000  # three lists of this length fit into a control message of 64 KiB
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one device's test pictures; all but the count are fractions."""
+    """Metrics of one model on one device's test pictures, as fractions from 0 to 1."""
 
-    pictures: int
+    pictures: int  # number of test pictures
     top1: float
-    macro_f1: float  # mean of F1 over the classes that occur among labels or answers
+    macro_f1: float  # mean F1 over the classes that occur among labels or predictions
     ece: float
-    per_class: tuple[float | None, ...]  # C shares right of a class's pictures; None where none
+    per_class: tuple[float | None, ...]  # accuracy of each of C classes; None without pictures
 
     @property
     def said(self) -> tuple[float | None, ...]:
-        """`per_class` as a report carries it: four digits, and empty for thousands of classes."""
+        """`per_class` for a report: rounded to 4 digits; empty above 2000 classes."""
         if len(self.per_class) > _CLASSES_SAID:
             return ()
         return tuple(None if share is None else round(share, 4) for share in self.per_class)
@@ -41,9 +44,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class FleetEvaluation:
-    """One model over the devices that have test pictures; fractions."""
+    """Metrics of one model over the devices that have test pictures, as fractions from 0 to 1."""
 
-    pictures: int
+    pictures: int  # number of test pictures
     weighted: float  # top-1 over all test pictures together
     mean: float  # of the devices' top-1
     worst: float  # the lowest of the devices' top-1
@@ -52,9 +55,10 @@ class FleetEvaluation:
 
 
 def evaluate(logits: F32, labels: I64) -> Evaluation:
-    """Of logits (N, C), in one order of classes with labels (N,).
+    """Evaluate logits float32 (N, C) against labels int64 (N,).
 
-    Raises ValueError without pictures, and for labels that are none of the classes.
+    Column c of the logits belongs to label c. Raises ValueError without pictures, and for labels
+    outside 0 to C - 1.
     """
     classes = logits.shape[1]
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
@@ -63,13 +67,13 @@ def evaluate(logits: F32, labels: I64) -> Evaluation:
     right = answers == labels
     shares = top1(logits, labels)
     of_class = np.bincount(labels, minlength=classes)  # (C,)
-    answered = np.bincount(answers, minlength=classes)
-    hits = np.bincount(labels[right], minlength=classes)
+    answered = np.bincount(answers, minlength=classes)  # (C,)
+    hits = np.bincount(labels[right], minlength=classes)  # (C,)
     occurs = of_class + answered > 0
     return Evaluation(
         pictures=len(labels),
         top1=shares,
-        # Sorted, so that not even the rounding of the sum depends on the order of the classes.
+        # Sorted, so that the rounding of the sum does not depend on the order of the classes.
         macro_f1=float(np.mean(np.sort(2 * hits[occurs] / (of_class + answered)[occurs]))),
         ece=_calibration_error(probabilities(logits).max(axis=1), right),
         per_class=tuple(
@@ -79,7 +83,7 @@ def evaluate(logits: F32, labels: I64) -> Evaluation:
 
 
 def over_fleet(evaluations: Sequence[Evaluation]) -> FleetEvaluation:
-    """Of one or more devices, each on its own test pictures."""
+    """Combine the evaluations of one or more devices, each on its own test pictures."""
     pictures = sum(one.pictures for one in evaluations)
     shares = [one.top1 for one in evaluations]
     return FleetEvaluation(
@@ -93,20 +97,20 @@ def over_fleet(evaluations: Sequence[Evaluation]) -> FleetEvaluation:
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """Of the accuracies on classes that were trained on and on new ones; 0 where one is 0."""
+    """Harmonic mean of the accuracies on trained (base) and on new classes; 0 if one is 0."""
     return statistics.harmonic_mean([base, new])
 
 
 def probabilities(logits: F32) -> F32:
-    """Softmax over the classes: f32 (N, C), rows sum to 1."""
+    """Apply softmax over the classes: float32 (N, C) to float32 (N, C), rows sum to 1."""
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
 def top1(logits: F32, labels: I64) -> float:
-    """The share of pictures whose largest logit is their label's; logits (N, C), labels (N,).
+    """Accuracy of logits float32 (N, C) against labels int64 (N,), from 0 to 1.
 
-    Raises ValueError without pictures: an accuracy of nothing is no number.
+    Raises ValueError without pictures.
     """
     if not len(labels):
         raise ValueError("no test pictures to evaluate on")
@@ -114,19 +118,22 @@ def top1(logits: F32, labels: I64) -> float:
 
 
 def goodness(logits: F32, labels: I64) -> tuple[float, float]:
-    """What a choice among models goes by: top-1, and among equals how likely the labels are.
+    """Score to choose among models: top-1 accuracy, then the mean log-likelihood of the labels.
 
-    Of logits (N, C), labels (N,); compares as tuples do, and larger is better.
+    Takes logits float32 (N, C) and labels int64 (N,). Compare the pairs as tuples; larger is
+    better. Raises ValueError without pictures.
     """
     scores = logits.astype(np.float64)
     scores -= scores.max(axis=1, keepdims=True)
     likely = scores[np.arange(len(labels)), labels] - np.log(np.exp(scores).sum(axis=1))
-    return top1(logits, labels), round(float(likely.mean()), 6)  # less is rounding, not a reason
+    # Differences below the sixth digit are rounding errors.
+    return top1(logits, labels), round(float(likely.mean()), 6)
 
 
 def _calibration_error(confidence: F32, right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-    """How far confidence (N,) and accuracy are apart, in the mean over the pictures' bins."""
+    """Expected calibration error of confidence float32 (N,) and correctness bool (N,)."""
     # Bin b holds ((b - 1) / BINS, b / BINS].
     bins = np.clip(np.ceil(confidence.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, right - confidence.astype(np.float64), BINS)  # (BINS,), times counts
+    # Accuracy minus confidence of each bin, times the number of its pictures.
+    gaps = np.bincount(bins, right - confidence.astype(np.float64), BINS)  # (BINS,)
     return float(min(1.0, np.abs(gaps).sum() / len(right)))

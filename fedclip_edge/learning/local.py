@@ -1,6 +1,6 @@
-"""One device's share of the learning, as an agent and a simulation both do it.
+"""Training and evaluation on one device, for the agent and the simulation.
 
-Law: what is random on a device follows from the plan's seed, the round and the device's id.
+Law: all randomness on a device follows from the plan's seed, the round and the device's id.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan, Update
 
-_UNBOUNDED, _ANY_WEIGHT = 1e8, 2**40  # far beyond what a device learns
+_UNBOUNDED, _ANY_WEIGHT = 1e8, 2**40  # far above any real update
 
 
 class Sides(Protocol):
-    """A device's features, apart."""
+    """A device's features, split into training and validation pictures."""
 
     @property
     def train(self) -> Features: ...
@@ -27,26 +27,29 @@ class Sides(Protocol):
 
 
 def training_seed(seed: int, round: int, device: str) -> int:
-    """What a device's shuffling in the round that follows `round` closed ones is drawn from."""
+    """Derive a device's 64-bit seed for the round after `round` closed rounds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{device}".encode()).digest()[:8], "big")
 
 
 def fit(
     plan: Plan, model: Model, sides: Sides, classes: ClassTexts, state: Arrays, device: str
 ) -> tuple[Update, Arrays]:
-    """The device's update to the round after `model`, and the state it keeps for the next."""
+    """Compute the device's update for the round after `model`, and its state for the next round.
+
+    Raises as `methods.fit`.
+    """
     seed = training_seed(plan.seed, model.round, device)
     return methods.fit(model, sides.train, sides.validation, classes, plan, state, seed)
 
 
 def measure(model: Model, test: Features, classes: ClassTexts) -> Evaluation:
-    """The model on test features; raises ValueError without any."""
+    """Evaluate a model on test features; raises ValueError without test pictures."""
     return evaluate(methods.predict(model, test.vectors, classes), test.labels)
 
 
 @dataclass(eq=False)
 class Alone:
-    """A federation of one: what the same training gives a device without the fleet."""
+    """A federation of one device: the same training without the rest of the fleet."""
 
     plan: Plan
     model: Model
@@ -54,9 +57,12 @@ class Alone:
     _server: Arrays = field(default_factory=dict)
 
     def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
-        """One round."""
+        """Train for one round and replace `model` by the result.
+
+        Raises as `methods.fit`; PeerError if the update exceeds even the wide bounds used here.
+        """
         update, self._state = fit(self.plan, self.model, sides, classes, self._state, device)
-        # The plan's bounds are the fleet's, against devices that lie.
+        # The plan's bounds protect a fleet against false updates; they are not needed here.
         total = strategies.total(replace(self.plan, max_norm=_UNBOUNDED, max_weight=_ANY_WEIGHT))
         total.add(update)
         combine = methods.get(self.plan.method).combine
@@ -64,5 +70,5 @@ class Alone:
 
 
 def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:
-    """A federation of one before its first round."""
+    """Make a federation of one device before its first round; raises as `methods.initial`."""
     return Alone(plan, methods.initial(plan, classes, dim))

@@ -1,12 +1,13 @@
-"""The losses, on the logits of a batch's B pictures.
+"""Losses on the logits of a batch of B pictures.
 
-- contrastive, FedCLIP's: logits (B, B) against the text of every *picture*, the other pictures of
-  one's own class counting as negatives; mean of the cross-entropies of rows and of columns. With
-  duplicates in the batch it cannot reach zero.
-- multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same, but what is made likely
-  is one's own class as a whole, so that it holds no negatives. Equal shares of the target for
-  all of one's class would change nothing: the texts of a class are one vector.
-- cross-entropy: logits (B, C) against the classes; torch's own.
+- contrastive (FedCLIP): logits (B, B) of every picture against the class text of every picture of
+  the batch. Other pictures of the same class count as negatives. The loss is the mean of the
+  cross-entropies over rows and over columns. With a class twice in the batch it cannot reach zero.
+- multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same logits, but all pictures
+  of the same class together are the positive, so none of them is a negative. A target with equal
+  shares for these pictures would give the contrastive loss again, because the texts of a class are
+  one vector.
+- cross-entropy: logits (B, C) against the classes, from torch.
 """
 
 from __future__ import annotations
@@ -21,23 +22,30 @@ __all__ = ["contrastive", "cross_entropy", "facing", "multi_positive", "on_texts
 
 
 def facing(loss: str, texts: Tensor, labels: Tensor) -> Tensor:
-    """The texts that a batch is scored against: (C, D) for cross-entropy, else one a picture."""
+    """Select the texts to score a batch against, from unit texts (C, D) and labels int64 (B,).
+
+    Returns float32 (C, D) for cross-entropy, otherwise (B, D): the class text of each picture.
+    """
     return texts if loss == "cross-entropy" else texts[labels]
 
 
 def on_texts(loss: str, scores: Tensor, labels: Tensor) -> Tensor:
-    """The loss of that name, of the scores against the texts that it is `facing`."""
+    """Compute the loss named `loss` of a batch; returns a scalar.
+
+    `scores` are the logits float32 against the texts from `facing`: (B, C) or (B, B). `labels` are
+    int64 (B,). Raises KeyError for an unknown name.
+    """
     return _LOSSES[loss](scores, labels)
 
 
 def contrastive(scores: Tensor, labels: Tensor) -> Tensor:
-    """Of logits (B, B)."""
-    target = torch.arange(len(labels))
+    """Compute the contrastive loss, a scalar, of logits float32 (B, B) and labels int64 (B,)."""
+    target = torch.arange(len(labels))  # (B,)
     return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
 
 
 def multi_positive(scores: Tensor, labels: Tensor) -> Tensor:
-    """Of logits (B, B)."""
+    """Compute the multi-positive loss, a scalar, of logits float32 (B, B) and labels int64 (B,)."""
     is_own = labels[:, None] == labels[None, :]  # (B, B), symmetric
     own = scores.masked_fill(~is_own, -torch.inf)
     rows = torch.logsumexp(scores, dim=1) - torch.logsumexp(own, dim=1)  # (B,)

@@ -1,9 +1,12 @@
-"""What a method is: a module of a few functions, and what it says about itself.
+"""The interface of a method: a module with a few functions and its traits.
 
-What runs on the coordinator (`initial`, `combine`) is numpy; `fit`, which runs on a device, and
-`logits`, from which evaluation, prediction and the exported classifier are made, import torch
-inside. `State` is what one side keeps between rounds; most methods keep nothing. What the changes of a
-method that is averaged become is its plan's strategy's (strategy.py).
+`initial` and `combine` run on the coordinator and use numpy only. `fit` runs on a device. `logits`
+serves evaluation, prediction and the exported classifier. `fit` and `logits` import torch inside
+the function. `State` is what the device or the coordinator keeps between rounds; most methods keep
+nothing. For an averaged method, the strategy of the plan decides how the deltas change the model
+(strategy.py).
+
+The terms of a model are its parameters: named float32 arrays.
 """
 
 from __future__ import annotations
@@ -33,14 +36,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Options = Mapping[str, Scalar]
-# Of a model's terms, raw features (N, D), unit texts (C, D) and their scale: a method's `logits`.
+# A method's `logits`: takes a model's parameters, raw features (N, D), unit texts (C, D) and the
+# logit scale; returns logits (N, C).
 Logits = Callable[[Mapping[str, "Tensor"], "Tensor", "Tensor", float], "Tensor"]
 NO_OPTIONS: Options = MappingProxyType({})
 NO_TERMS: Arrays = MappingProxyType({})
 
 
 def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F32:
-    """The logits (N, C) of a model's terms on raw features (N, D), as arrays."""
+    """Compute the logits float32 (N, C) of raw features float32 (N, D) under a model."""
     import torch
 
     with torch.inference_mode():
@@ -52,30 +56,34 @@ def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F
 
 @dataclass(frozen=True)
 class Traits:
-    """What a run has to know of its method before it starts."""
+    """Properties of a method that a run needs before it starts."""
 
-    rounds: int = 30  # where the plan names none
-    is_averaged: bool = False  # devices send changes of a model, for a strategy to put together
-    one_round: bool = False  # a second would add the same pictures once more: it is refused
-    # The run's model is the zero-shot one; what is better lies on each device and never leaves it.
+    rounds: int = 30  # used if the plan gives none
+    is_averaged: bool = False  # devices send deltas, and a strategy combines them
+    one_round: bool = False  # a second round would add the same pictures again: it is refused
+    # The run's model is zero-shot CLIP. Each device keeps its own model and never sends it.
     is_personal: bool = False
 
 
 class Method(Protocol):
-    """What a module in `methods/` offers."""
+    """The functions of a module in `methods/`."""
 
     TRAITS: Traits
 
     def check_options(self, options: Options) -> object:
-        """Raises ConfigError for an option that the method does not have."""
+        """Parse the options; raises ConfigError for an unknown name or a value out of range."""
 
     def initial(
         self, classes: ClassTexts, dim: int, seed: int, options: Options = NO_OPTIONS
     ) -> Model:
-        """The model of round 0; the same for the same seed and options, on every machine."""
+        """Make the model of round 0 for features of width `dim`.
+
+        The same arguments give the same model on every machine. A method whose initial model
+        depends on its options raises ConfigError as `check_options`; the others ignore them.
+        """
 
     def layout(self, model: Model) -> Layout:
-        """What every model and update of a run holds that starts from this initial model."""
+        """Names and shapes in every model and update of a run that starts from this model."""
 
     def fit(
         self,
@@ -88,27 +96,31 @@ class Method(Protocol):
         seed: int,
         drift: Arrays = NO_TERMS,
     ) -> tuple[Update, State]:
-        """Trains from `model` on the device's raw features; the same seed gives the same bytes.
+        """Compute the device's update and its next state from raw features float32 (N, D).
 
-        `validation` is for choosing settings alone. Both may be empty: a device without pictures
-        of its own adds nothing. `drift` is added to every gradient of the terms that it names.
+        The same seed gives the same bytes. `validation` serves only to choose settings. Both sets
+        may be empty: a device without pictures changes nothing. `drift` maps a parameter name to a
+        float32 array of the parameter's shape, which is added to every gradient.
+
+        Raises ConfigError for an unknown option, a value out of range, or a training that
+        diverges; DataError if a device has more pictures than can be summed exactly.
         """
 
     def combine(self, model: Model, total: Total, state: State) -> tuple[Model, State]:
-        """The next model from the sum of all updates."""
+        """Make the model of the next round, and the coordinator's state, from all updates."""
 
     def logits(
         self, terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
     ) -> Tensor:
-        """Logits f32 (N, C) of raw features (N, D) under a model's terms, unit texts (C, D).
+        """Compute logits float32 (N, C) of raw features (N, D) and unit texts (C, D).
 
-        Torch operations on its tensors alone, each picture by itself: exporting/classifier.py
-        turns it into a graph.
+        `terms` are the model's parameters. Only torch operations on these tensors are allowed, and
+        no picture may affect another one: exporting/classifier.py turns the function into a graph.
         """
 
 
 class Personal(Protocol):
-    """What a method offers besides that keeps a model of each device's own on the device."""
+    """Additional functions of a method that keeps a separate model on each device."""
 
     def personal(
         self,
@@ -118,7 +130,7 @@ class Personal(Protocol):
         classes: ClassTexts,
         plan: Plan,
     ) -> Model:
-        """The device's own model, which the method's `logits` takes as it takes the shared one."""
+        """Make the device's own model; the method's `logits` accepts its parameters."""
 
     def personal_shapes(self, model: Model, classes: ClassTexts, dim: int) -> Shapes:
-        """What the terms of such a model must be, by the number of pictures it holds."""
+        """Shapes of the parameters of such a model, for the number of pictures it holds."""

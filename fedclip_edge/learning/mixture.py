@@ -1,9 +1,9 @@
-"""A device's own model as a mix: its logits are a share of its own and the rest of the shared one's.
+"""A mix of the shared model and a device's own model, stored as one model.
 
     logits = (1 - share) logits(shared) + share logits(own)
 
-Both are models of one method and of the same shapes, side by side in one model's terms, so that
-evaluation, prediction and the exported classifier take it as they take any other.
+Both models have the same method and shapes. The parameters of both are in one model, so that
+evaluation, prediction and the exported classifier accept it like any other model.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from fedclip_edge.records import Arrays, Model, Shapes
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SHARE, _OWN = "mix", "own/"  # a term, and what stands before the names of the device's own
+_SHARE, _OWN = "mix", "own/"  # the share's parameter; the prefix of the device's own parameters
 
 
 def mixed(shared: Model, own: Model, share: float) -> Model:
-    """The mix, of the shared model's round."""
+    """Mix two models of the same shapes; the result has the round of the shared one."""
     beside = {_OWN + name: term for name, term in own.parameters.items()}
     terms: Arrays = {**shared.parameters, **beside, _SHARE: np.array(share, np.float32)}
     return replace(shared, parameters=terms)
 
 
 def is_one(model: Model) -> bool:
-    """Whether the model is a mix."""
+    """True where the model is a mix."""
     return _SHARE in model.parameters
 
 
 def shapes(its: Shapes) -> Shapes:
-    """Of a mix of two models of these shapes."""
+    """The shapes of a mix of two models that have the shapes `its`."""
     return {**its, **{_OWN + name: shape for name, shape in its.items()}, _SHARE: ()}
 
 
 def logits(own: Logits) -> Logits:
-    """The mix's, by the method's own."""
+    """Make the `logits` function of a mix from the method's own one."""
 
     def of_both(
         terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float

@@ -1,4 +1,4 @@
-"""Exact moments of unit features, class by class: what the one-round methods send. Numpy only.
+"""Exact moments of unit features for each class, which the one-round methods send. Numpy only.
 
 With X the unit features (N, D) of a device and Y their one-hot labels (N, C):
 
@@ -6,11 +6,14 @@ With X the unit features (N, D) of a device and Y their one-hot labels (N, C):
     sums     Y^T X                                    int64 (C, D), in steps of 2**-15
     counts   pictures of each class                   int64 (C,)
 
-Every coordinate is rounded once to the grid 2**-15, so that products and their sums are whole
-numbers, which float64 holds exactly up to 2**53: 2**23 pictures.
+Every coordinate is rounded once to the grid 2**-15. Products and their sums are then integers in
+grid steps. Float64 holds integers exactly up to 2**53, which allows 2**23 pictures.
 
-Laws: the moments of any partition of the same pictures add up to the same integers as those of
-all of them together; nothing of a class with fewer than `min_per_class` pictures is in them.
+Laws:
+
+- The moments of any partition of the same pictures add up to the same integers as the moments of
+  all pictures together.
+- The moments contain nothing of a class with fewer than `min_per_class` pictures.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ _ROWS = 4096  # of a block: bounds the memory for the copy in float64
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The moments again, in float64 and in units of 1."""
+    """Moments in float64 and in units of 1, instead of grid steps."""
 
     gram: F64  # (D, D)
     sums: F64  # (C, D)
@@ -45,15 +48,16 @@ class Moments:
 
 
 def sum_shapes(classes: int, dim: int) -> Shapes:
-    """Names and shapes of the integer sums in `update`."""
+    """Names and shapes of the integer sums that `update` makes; `dim` is D."""
     kinds = {"gram": (dim * (dim + 1) // 2,), "sums": (classes, dim), "counts": (classes,)}
     return {f"{side}.{kind}": shape for side in _SIDES for kind, shape in kinds.items()}
 
 
 def update(train: Features, validation: Features, classes: int, min_per_class: int) -> Update:
-    """The moments of both sides, apart; the weight counts the pictures in them.
+    """Make the update of one device: separate moments of training and validation pictures.
 
-    Raises DataError for more pictures than can be summed exactly.
+    It has integer sums only. The weight is the number of pictures in them, at least 1. Raises
+    DataError if either set has more than 2**23 pictures, the most that can be summed exactly.
     """
     sums: dict[str, I64] = {}
     for side, features in zip(_SIDES, (train, validation), strict=True):
@@ -63,13 +67,16 @@ def update(train: Features, validation: Features, classes: int, min_per_class: i
 
 
 def received(sums: Sums) -> tuple[Moments, Moments]:
-    """The moments of both sides, training and validation, added over all devices."""
+    """Convert added integer sums to the training and the validation moments."""
     return from_sums("train", sums), from_sums("validation", sums)
 
 
 def send(prefix: str, features: Features, classes: int, min_per_class: int) -> dict[str, I64]:
-    """What a device sends of its raw features; raises DataError for too many pictures."""
-    counts = np.bincount(features.labels, minlength=classes)
+    """Compute the integer sums of one device's raw features; their names begin with `prefix`.
+
+    Raises DataError for more than 2**23 pictures.
+    """
+    counts = np.bincount(features.labels, minlength=classes)  # (C,)
     counts[counts < min_per_class] = 0
     kept = np.flatnonzero(counts[features.labels] > 0)
     if len(kept) > _MOST:
@@ -78,7 +85,7 @@ def send(prefix: str, features: Features, classes: int, min_per_class: int) -> d
     gram, sums = np.zeros((dim, dim)), np.zeros((classes, dim))
     for first in range(0, len(kept), _ROWS):
         rows = kept[first : first + _ROWS]
-        x = _on_grid(features.vectors[rows])  # (n, D) whole numbers
+        x = _on_grid(features.vectors[rows])  # (n, D) in grid steps
         gram += x.T @ x
         np.add.at(sums, features.labels[rows], x)
     return {
@@ -89,18 +96,18 @@ def send(prefix: str, features: Features, classes: int, min_per_class: int) -> d
 
 
 def from_sums(prefix: str, sums: Sums) -> Moments:
-    """The moments that were sent, added over all devices."""
+    """Convert added integer sums, whose names begin with `prefix`, to moments."""
     by_class = sums[f"{prefix}.sums"].astype(np.float64)  # (C, D)
-    gram: F64 = np.zeros((by_class.shape[1],) * 2)
+    gram: F64 = np.zeros((by_class.shape[1],) * 2)  # (D, D)
     upper = np.triu_indices(len(gram))
     gram[upper] = sums[f"{prefix}.gram"] * 4.0**-GRID_BITS
     gram.T[upper] = gram[upper]
-    counts = sums[f"{prefix}.counts"].astype(np.float64)
+    counts = sums[f"{prefix}.counts"].astype(np.float64)  # (C,)
     return Moments(gram, by_class * 2.0**-GRID_BITS, counts)
 
 
 def _on_grid(vectors: F32) -> F64:
-    """Unit rows in steps of 2**-15; a row of zeros stays one."""
+    """Normalise rows and round them to steps of 2**-15; a row of zeros stays zero."""
     rows = vectors.astype(np.float64)
     norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
     return np.asarray(np.rint(rows / np.where(norms > 0, norms, 1) * 2.0**GRID_BITS))

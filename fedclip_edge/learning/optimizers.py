@@ -1,8 +1,8 @@
-"""Adam, AdamW and plain SGD, step for step as torch.optim computes them.
+"""Adam, AdamW and plain SGD, with the same steps as in torch.optim.
 
-Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101. Ours because the
-first optimiser that torch.optim makes loads torch's compiler: 3 s and 100 MB (torch 2.13), which a
-box pays at every start, for one call of a kernel.
+Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101. torch.optim itself is
+not used: the first optimizer that it makes loads torch's compiler, which costs 3 s and 100 MB
+(torch 2.13) at every start of a box, for one call of a kernel.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from torch import Tensor
 
 
 class Optimizer(Protocol):
-    """The state of one optimiser over some leaves."""
+    """An optimizer of some parameters, with its state."""
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Moves the parameters by one step; `gradients` has one for each."""
+        """Move the parameters by one step; `gradients` has one of the same shape for each."""
 
 
 @dataclass(eq=False)
 class Sgd:
-    """Without momentum; the weight decay is part of the gradient."""
+    """Stochastic gradient descent without momentum; weight decay is added to the gradient."""
 
-    parameters: Sequence[Tensor]  # leaves; changed in place
+    parameters: Sequence[Tensor]  # leaf tensors; changed in place
     lr: float
     weight_decay: float
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Moves the parameters by one step; `gradients` has one for each."""
+        """Move the parameters by one step; `gradients` has one of the same shape for each."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.sub_(gradient.add(parameter, alpha=self.weight_decay), alpha=self.lr)
 
 
 @dataclass(eq=False)
 class Adam:
-    """The state of one optimiser; `decoupled` makes it AdamW."""
+    """Adam, or AdamW if `decoupled` is true."""
 
-    parameters: Sequence[Tensor]  # leaves; changed in place
+    parameters: Sequence[Tensor]  # leaf tensors; changed in place
     lr: float
     betas: tuple[float, float]
     eps: float
@@ -49,7 +49,7 @@ class Adam:
     decoupled: bool
     _means: list[Tensor] = field(init=False)
     _squares: list[Tensor] = field(init=False)
-    _steps: list[Tensor] = field(init=False)  # for each parameter, as the kernel wants it
+    _steps: list[Tensor] = field(init=False)  # the kernel requires a count for each parameter
 
     def __post_init__(self) -> None:
         self._means = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -58,16 +58,16 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Moves the parameters by one step; `gradients` has one for each."""
+        """Move the parameters by one step; `gradients` has one of the same shape for each."""
         for count in self._steps:
             count.add_(1)
-        # torch.optim's own kernel with fused=True: one pass over memory, a fifth of the time of the
-        # same arithmetic in single operations.
+        # The kernel that torch.optim uses with fused=True. It passes over memory once and takes a
+        # fifth of the time of the same arithmetic in single operations.
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         beta1, beta2 = self.betas
         kernel(
             list(self.parameters),
-            [gradient.contiguous() for gradient in gradients],  # the kernel reads plain memory
+            [gradient.contiguous() for gradient in gradients],  # the kernel needs contiguous memory
             self._means,
             self._squares,
             [],

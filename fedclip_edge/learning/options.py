@@ -1,7 +1,7 @@
-"""The named options that every method trained by gradients has; each method's own come on top.
+"""The options of all methods trained by gradients; a method may add its own.
 
 The defaults are those of FedCLIP's reference code (microsoft/PersonalizedFL at 441670e,
-fedclip/methods/fed_at_clip.py, lines 123 to 141); a method with others says so in its file.
+fedclip/methods/fed_at_clip.py, lines 123 to 141). A method with other defaults says so in its file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Training:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Training options; the constructor raises ValueError with the option's name and range."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # adamw decouples the weight decay
     lr: float = 5e-5
@@ -22,8 +22,8 @@ class Training:
     weight_decay: float = 0.2
     batch_size: int = 32
     epochs: int = 1
-    weighting: Literal["uniform", "pictures"] = "uniform"
-    proximal_mu: float = 0.0  # FedProx's: mu / 2 |w - received|^2 is added to the loss
+    weighting: Literal["uniform", "pictures"] = "uniform"  # weight 1, or the number of pictures
+    proximal_mu: float = 0.0  # FedProx: mu / 2 |w - received|^2 is added to the loss
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):

@@ -1,12 +1,15 @@
-"""A device's own model: made of the shared one on the device, chosen there, never sent.
+"""Personal models: made from the shared model on a device, chosen there and never sent.
 
-Methods that keep one by themselves (tip-adapter) have it at every model. For the others the plan's
-`personal_epochs` asks for one: after the last round a device trains on alone from the shared model,
-epoch by epoch (a one-round method solves once more, round the shared head in the texts' place), and
-each model on the way is tried in four mixes with the shared one (mixture.py).
+A personal method (tip-adapter) makes one for every shared model. For the other methods the plan's
+`personal_epochs` asks for one. After the last round the device then trains on alone from the shared
+model, epoch by epoch. (A one-round method solves once more, with the shared head in the place of
+the class texts.) Each model on the way is tried in four mixes with the shared one (mixture.py).
 
-Law: on the device's validation pictures what is kept is never less accurate than the shared model,
-which is among the candidates and wins where none is better. Without such pictures nothing is chosen.
+Laws, for models chosen by `personal_epochs`:
+
+- On the device's validation pictures the chosen model is never less accurate than the shared one,
+  which is a candidate and wins unless another one is better.
+- Without validation pictures nothing is chosen.
 """
 
 from __future__ import annotations
@@ -21,13 +24,18 @@ from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
 from fedclip_edge.records import ClassTexts, Model, Plan
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the device's own logits
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the device's own logits in the mix
 
 
 def personal(
     plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device: str
 ) -> Model | None:
-    """The device's own model beside `model`; None where there is none, or nothing to make it of."""
+    """Make the device's personal model from the shared `model`.
+
+    Returns None without training pictures and for a plan without personal models. With
+    `personal_epochs` it also returns None before the last round and without validation pictures,
+    and returns `model` itself if no candidate is better.
+    """
     if not len(sides.train):
         return None
     if not plan.personal_epochs:
@@ -49,7 +57,7 @@ def personal(
 def _trained_on(
     plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device: str
 ) -> Iterator[Model]:
-    """The shared model after one epoch more on the device alone, after two, ..."""
+    """Yield the shared model after one more epoch on the device alone, after two, and so on."""
     options = dict(plan.options)
     if methods.get(plan.method).TRAITS.is_averaged:
         options["epochs"] = 1
@@ -60,10 +68,10 @@ def _trained_on(
     for epoch in range(plan.personal_epochs):
         try:
             alone.train(sides, classes, device)
-        except (ConfigError, PeerError) as error:  # it ran away: what came before stays a candidate
+        except (ConfigError, PeerError) as error:  # it diverged: earlier epochs stay candidates
             log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
             return
-        # As many terms as the shared model has: what a strategy keeps in it stays as it was.
+        # The same parameters as the shared model: a strategy's control parameters stay unchanged.
         yield replace(
             alone.model,
             round=model.round,

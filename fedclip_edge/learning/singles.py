@@ -1,7 +1,8 @@
-"""The updates of a round, each as it came: for strategies that must see every one. Numpy only.
+"""A list of a round's updates, for strategies that must see each update. Numpy only.
 
-Law: what is read from them does not depend on the order in which they came: they stand in the order
-of their hashes. Memory grows with the devices of the round; `ExactSum` is what does not.
+Memory grows with the number of devices in the round; that of `ExactSum` does not.
+
+Law: the result does not depend on the order in which the updates arrive: they are sorted by hash.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fedclip_edge.records import F32, Arrays, Plan, Shapes, Sums, Update
 
 
 class Singles:
-    """Updates of kind "single", of one layout."""
+    """Updates of kind "single", all of one layout."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -24,16 +25,20 @@ class Singles:
 
     @property
     def weight(self) -> int:
-        """How many there are: each device counts the same."""
+        """The number of updates, because each has weight 1."""
         return len(self._by_hash)
 
     @property
     def sums(self) -> Sums:
-        """None: whole numbers are for sums."""
+        """An empty mapping, because single updates have no integer sums."""
         return {}
 
     def check(self, update: Update) -> None:
-        """Raises PeerError where `add` would refuse the update."""
+        """Check an update without keeping it; raises PeerError if `add` would refuse it.
+
+        Refused are another kind than "single", a weight other than 1, integer sums, a norm above
+        the plan's `max_norm`, and names or shapes that differ from the first update's.
+        """
         if update.kind != "single":
             raise PeerError(
                 f"an update of kind {update.kind!r} came, and {self.plan.strategy} sees each by itself"
@@ -51,7 +56,7 @@ class Singles:
             raise PeerError(f"terms {shapes} do not match {self.shapes}")
 
     def add(self, update: Update) -> None:
-        """Keeps one device's update; raises PeerError, and keeps nothing, where it is out of bounds."""
+        """Keep one device's update; raises PeerError and keeps nothing if `check` refuses it."""
         self.check(update)
         digest = hashlib.sha256()
         for name, term in sorted(update.delta.items()):
@@ -60,14 +65,14 @@ class Singles:
         self._by_hash.sort(key=lambda one: one[0])
 
     def merge(self, other: Singles) -> None:
-        """Keeps what another part of the same round has kept."""
+        """Keep the updates of another part of the same round, too; they are not checked again."""
         self._by_hash = sorted([*self._by_hash, *other._by_hash], key=lambda one: one[0])
 
     @property
     def shapes(self) -> Shapes:
-        """Of every update's terms."""
+        """The shapes of an update's delta, by name; empty before the first update."""
         return {name: term.shape for _, terms in self._by_hash[:1] for name, term in terms.items()}
 
     def of(self, name: str) -> F32:
-        """One term of all: f32 (devices, ...)."""
+        """Stack one named delta of all n updates: float32 (n, ...), sorted by hash."""
         return np.stack([terms[name] for _, terms in self._by_hash])

@@ -1,7 +1,7 @@
-"""What a strategy is: what the coordinator makes of a round's updates of an averaged method.
+"""The interface of a strategy: the coordinator's rule to combine the updates of a round.
 
-A method says what is trained, a strategy how the devices' changes become the shared model's. What it
-keeps between rounds (`State`: moments, control variates) is in the journal with the model.
+A method defines what is trained. A strategy defines how the devices' deltas change the shared
+model. Its `State` between rounds (moments, control variates) is in the journal with the model.
 """
 
 from __future__ import annotations
@@ -17,70 +17,85 @@ State = Arrays
 
 
 class Total(Protocol):
-    """What a round's updates are added to: an exact sum (aggregation.py), or each apart (singles.py)."""
+    """The collected updates of a round: an exact sum (aggregation.py) or a list (singles.py)."""
 
     @property
-    def plan(self) -> Plan: ...
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        ...
 
     @property
     def weight(self) -> int:
-        """The added weights."""
+        """The sum of the added weights."""
 
     @property
     def sums(self) -> Sums:
-        """The added whole numbers."""
+        """The added integer sums, int64 by name."""
 
     def check(self, update: Update) -> None:
-        """Raises PeerError where `add` would refuse the update."""
+        """Check an update without adding it; raises PeerError if `add` would refuse it."""
 
     def add(self, update: Update) -> None:
-        """Adds one device's; raises PeerError, and adds nothing, where it is out of bounds."""
+        """Add one device's update; raises PeerError and adds nothing if it is out of bounds."""
 
     def merge(self, other: Any) -> None:
-        """Adds what another of the same plan has added; raises PeerError."""
+        """Add what another total of the same plan has added.
+
+        An exact sum raises PeerError if the shapes differ or the result would overflow.
+        """
 
 
 class OnDevices(Protocol):
-    """What a strategy offers besides that has a part on the devices: terms beside the method's own."""
+    """Additional functions of a strategy that also runs on the devices.
 
-    OPTIMIZER: str  # the one whose gradients it corrects
+    Such a strategy adds control parameters to the model and to the updates of the method.
+    """
+
+    OPTIMIZER: str  # the optimizer whose gradients it corrects
 
     def with_control(self, model: Model, trained: Shapes) -> Model:
-        """The initial model with its terms."""
+        """Add control parameters to the initial model; `trained` are the shapes of its delta."""
 
     def extended_layout(self, own: Layout) -> Layout:
-        """What models and updates hold, by the method's own layout."""
+        """The layout of models and updates with control parameters, from the method's layout."""
 
     def apart(self, model: Model) -> tuple[Model, Arrays]:
-        """The method's own model, and what travels beside it."""
+        """Split a model into the method's own model and the control parameters."""
 
     def drift(self, control: Arrays, state: State) -> Arrays:
-        """What is added to every gradient."""
+        """The arrays that are added to every gradient, by parameter name."""
 
     def extended(
         self, update: Update, drift: Arrays, state: State, lr: float, steps: int
     ) -> tuple[Update, State]:
-        """What is sent after so many steps of rate `lr`, and what the device keeps."""
+        """Add the control parameters to an update of `steps` steps at rate `lr`.
+
+        Returns the update to send and the state that the device keeps.
+        """
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """`step(model, total, state, options)` is the next model, one round on, and the next state."""
+    """One strategy as the registry holds it."""
 
+    # step(model, total, state, options) returns the model of the next round and the next state.
     step: Callable[[Model, Any, State, Any], tuple[Model, State]]
-    options: type[Any]  # a frozen dataclass of scalars, checked when it is made
-    total: Callable[[Plan], Total] = ExactSum  # what a round's updates are added to
-    kind: Literal["sum", "single"] = "sum"  # of the updates that it takes
-    is_uniform: bool = False  # every device weighs the same
+    options: type[Any]  # a frozen dataclass of scalars; its constructor checks them
+    total: Callable[[Plan], Total] = ExactSum  # collects the updates of a round
+    kind: Literal["sum", "single"] = "sum"  # of the updates that it accepts
+    is_uniform: bool = False  # every device has the same weight
     on_devices: OnDevices | None = None
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """It has none."""
+    """The options of a strategy without options."""
 
 
 def moved(model: Model, change: Arrays) -> Model:
-    """The model of the next round; terms without a change stay as they are."""
+    """Make the model of the next round: parameters plus `change`, arrays of the same shapes.
+
+    Parameters that `change` does not name stay as they are.
+    """
     terms = {n: term + change[n] if n in change else term for n, term in model.parameters.items()}
     return Model(model.method, model.round + 1, terms)

@@ -1,10 +1,12 @@
-"""The seeded mini-batch loop that every method trained by gradients runs, and what it sends.
+"""The seeded mini-batch loop of all methods trained by gradients, and the update it gives.
 
-`proximal_mu` is FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, "Federated Optimization in
-Heterogeneous Networks", arXiv 1812.06127: mu / 2 |w - received|^2 beside the loss.
+`proximal_mu` is FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, "Federated Optimization
+in Heterogeneous Networks", arXiv 1812.06127. It adds mu / 2 |w - received|^2 to the loss.
 
-Law: the order of the pictures comes from the seed alone, and nothing else is random; in one torch
-thread the same seed gives the same bytes on one kind of machine.
+Laws:
+
+- The order of the pictures depends on the seed alone, and nothing else is random.
+- With one torch thread the same seed gives the same bytes on the same kind of machine.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from fedclip_edge.learning.optimizers import Adam, Optimizer, Sgd
 from fedclip_edge.learning.options import Training
 from fedclip_edge.records import F32, Arrays, ClassTexts, Features, Update
 
-# Of the terms that are trained, a batch's raw vectors (B, D) and its labels (B,).
+# Takes the trained parameters, raw features (B, D) and labels (B,) of a batch; returns a scalar.
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def use_one_thread() -> None:
-    """For this process: sums in one order, so that a seed means one result on one kind of box."""
+    """Limit torch to one thread in this process.
+
+    Sums then have a fixed order, so that a seed gives the same result on the same kind of box.
+    """
     torch.set_num_threads(1)
 
 
@@ -40,10 +45,12 @@ def change(
     round: int,
     drift: Arrays = NO_TERMS,
 ) -> Update:
-    """What a device sends of one round's training: `weight * (trained - received)`.
+    """Train for one round and make the update `weight * (trained - received)`.
 
-    `round` is that of the model received; `drift` is added to every gradient of the terms that it
-    names. Raises ConfigError where training diverged.
+    `terms` are the trained parameters as received, float32; the delta has the same names and
+    shapes. `round` is the round of the received model. `drift` is added to every gradient of the
+    parameters that it names. The weight is 1, or the number of pictures (at least 1) if
+    `options.weighting` is "pictures". Raises ConfigError if a trained parameter is not finite.
     """
     trained = train(terms, features, loss, options, seed, drift)
     if not all(np.isfinite(term).all() for term in trained.values()):
@@ -51,14 +58,17 @@ def change(
             f"training diverged in round {round + 1}; lower lr or weight_decay under [plan.options]"
         )
     weight = max(1, len(features)) if options.weighting == "pictures" else 1
-    for name, term in trained.items():  # in place: together they are as large as the model
+    for name, term in trained.items():  # in place, to save memory: they are as large as the model
         np.subtract(term, terms[name], out=term)
         np.multiply(term, weight, out=term)
     return Update("sum", weight, trained)
 
 
 def classification(logits: Logits, classes: ClassTexts, fixed: Arrays = NO_TERMS) -> Loss:
-    """The cross-entropy of a method's logits; `fixed` are the model's terms that are not trained."""
+    """Make the mean cross-entropy loss of a method's logits.
+
+    `fixed` are the parameters of the model that are not trained.
+    """
     texts, scale = torch.from_numpy(classes.vectors), classes.logit_scale  # (C, D)
     constant = {name: torch.tensor(term) for name, term in fixed.items()}
 
@@ -76,7 +86,11 @@ def train(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> dict[str, F32]:
-    """The terms after `options.epochs` over the features; the input is left alone."""
+    """Train parameters for `options.epochs` epochs and return them as float32 arrays.
+
+    The result has the names and shapes of `terms`, which are not changed. `drift` is added to
+    every gradient of the parameters that it names.
+    """
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
     parameters = list(trained.values())
     vectors = torch.from_numpy(features.vectors)  # (N, D)
@@ -93,7 +107,7 @@ def train(
 def _pulled(
     terms: Arrays, drift: Arrays, parameters: Sequence[Tensor], proximal_mu: float
 ) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
-    """What a strategy's part on the device makes of the gradients; most have none."""
+    """Make the function that adds the drift and the proximal term to the gradients."""
     if not drift and not proximal_mu:
         return lambda gradients: gradients
     starts = [torch.tensor(term) for term in terms.values()]
@@ -123,14 +137,15 @@ def _optimizer(parameters: Sequence[Tensor], options: Training) -> Optimizer:
 
 
 def steps(count: int, options: Training) -> int:
-    """How many steps `train` takes over so many pictures."""
+    """Count the optimizer steps of `train` on `count` pictures."""
     return options.epochs * len(range(0, count - 1, options.batch_size))
 
 
 def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Shuffled indices, anew each epoch; the last batch may be short.
+    """Yield the picture indices of each batch, int64 (B,), in a new random order each epoch.
 
-    A batch of one is skipped: it has no negatives (FedCLIP's reference skips it as well).
+    B is `batch_size`; the last batch of an epoch may be smaller. A batch of one is skipped, because
+    it has no negatives (FedCLIP's reference skips it as well).
     """
     random = np.random.default_rng(seed)
     for _ in range(epochs):

@@ -1,4 +1,4 @@
-"""One paper, one file; the registry of methods by name, and what is asked of all of them alike."""
+"""The registry of methods by name, one file for each paper, and calls that work for all of them."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _PERSONAL: Mapping[str, Personal] = {"tip-adapter": tip_adapter}
 
 
 def get(name: str) -> Method:
-    """The method of that name; raises ConfigError naming the nearest one."""
+    """Return the method `name`; raises ConfigError with the nearest name if there is none."""
     if name not in _METHODS:
         raise unknown("method", name, _METHODS)
     return _METHODS[name]
 
 
 def names() -> tuple[str, ...]:
-    """Every method there is."""
+    """Names of all methods."""
     return tuple(_METHODS)
 
 
 def with_defaults(plan: Plan) -> Plan:
-    """The plan with the method's own number of rounds where it names none.
+    """Check a plan and, if it gives no number of rounds, fill in the method's own number.
 
-    Raises ConfigError for an unknown method or strategy, an option that it does not have, more
-    rounds than the method takes, and what does not go together.
+    Raises ConfigError for an unknown method, strategy or option, a value out of range, more rounds
+    than the method allows, and settings that do not fit together.
     """
     method = get(plan.method)
     options = method.check_options(plan.options)
@@ -84,7 +84,7 @@ def _check_strategy(plan: Plan, options: object) -> None:
             f"{plan.method} sends no changes of a model, so there is nothing for the strategy "
             f"{plan.strategy}; leave out strategy"
         )
-    assert isinstance(options, Training)  # as every averaged method's are
+    assert isinstance(options, Training)  # true for every averaged method
     strategy = strategies.get(plan.strategy)
     if strategy.is_uniform and options.weighting != "uniform":
         raise ConfigError(
@@ -100,7 +100,11 @@ def _check_strategy(plan: Plan, options: object) -> None:
 
 
 def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
-    """The model of round 0. Raises ConfigError for an unknown method or option."""
+    """Make the model of round 0 for features of width `dim`.
+
+    Raises ConfigError for an unknown method or strategy. Raises it for a bad option only if the
+    initial model depends on the options; `with_defaults` checks all of them.
+    """
     method = get(plan.method)
     model = method.initial(classes, dim, plan.seed, plan.options)
     part = strategies.get(plan.strategy).on_devices
@@ -108,7 +112,7 @@ def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
 
 
 def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
-    """What every model and update of a plan holds; raises ConfigError as `initial`."""
+    """Names and shapes in every model and update of a plan; raises ConfigError as `initial`."""
     method = get(plan.method)
     own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
     part = strategies.get(plan.strategy).on_devices
@@ -116,7 +120,7 @@ def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
-    """The terms that every model of a plan has, by name; raises ConfigError as `initial`."""
+    """Shapes of the parameters of every model of a plan; raises ConfigError as `initial`."""
     return plan_layout(plan, classes, dim).parameters
 
 
@@ -129,9 +133,12 @@ def fit(
     state: State,
     seed: int,
 ) -> tuple[Update, State]:
-    """The method's own `fit`, on features that were checked.
+    """Check the features, then run the method's `fit` and the strategy's part on the device.
 
-    Raises DataError where features cannot be of these classes, or of one encoder.
+    Features are raw, float32 (N, D). Returns the update and the device's next state. Raises
+    DataError if the features do not fit the classes, if training and validation features are from
+    different encoders, or if there are too many pictures for exact sums. Raises ConfigError for a
+    bad option and for a training that diverges.
     """
     check_features(features, classes, "training features")
     check_features(validation, classes, "validation features")
@@ -148,7 +155,7 @@ def fit(
     from fedclip_edge.learning.training import steps
 
     options = method.check_options(plan.options)
-    assert isinstance(options, Training)  # `with_defaults` has seen to it
+    assert isinstance(options, Training)  # `with_defaults` ensures it
     own, control = part.apart(model)
     drift = part.drift(control, state)
     update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
@@ -156,7 +163,10 @@ def fit(
 
 
 def check_features(features: Features, classes: ClassTexts, what: str) -> None:
-    """Raises DataError where `features` are not as wide as the texts, or have other labels."""
+    """Check that features have the width of the class texts and labels from 0 to C - 1.
+
+    Raises DataError otherwise; `what` names the features in its message.
+    """
     width, known = classes.vectors.shape[1], len(classes.names)
     if features.vectors.shape[1] != width:
         raise DataError(
@@ -173,9 +183,10 @@ def check_features(features: Features, classes: ClassTexts, what: str) -> None:
 def personal(
     model: Model, features: Features, validation: Features, classes: ClassTexts, plan: Plan
 ) -> Model | None:
-    """The device's own model beside the shared one, where the method has such; it is never sent.
+    """Make the device's own model if the method is personal, otherwise return None.
 
-    Raises DataError as `fit`.
+    The model is never sent. Raises DataError if the features do not fit the classes, and
+    ConfigError for a bad option.
     """
     if plan.method not in _PERSONAL:
         return None
@@ -185,10 +196,11 @@ def personal(
 
 
 def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
-    """What this model must hold: the shapes of the plan's, or of a device's own by its size.
+    """Shapes that the parameters of a shared, mixed or personal model of a plan must have.
 
-    Raises ConfigError for the shared model of a personal method: it is zero-shot CLIP, and who
-    names it means another.
+    For a personal model they depend on the number of pictures in it. Raises ConfigError as
+    `initial`, and for the shared model of a personal method: it is zero-shot CLIP, so a user who
+    names its file means another one.
     """
     if plan.method not in _PERSONAL:
         its = shapes(plan, classes, dim)
@@ -202,7 +214,7 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
-    """Logits (N, C) of raw features (N, D), as the model's own method computes them.
+    """Compute logits float32 (N, C) of raw features float32 (N, D) with the model's own method.
 
     Raises ConfigError for an unknown method.
     """
@@ -210,6 +222,6 @@ def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
 
 
 def logits_of(model: Model) -> Logits:
-    """What computes the model's logits from its terms; raises ConfigError for an unknown method."""
+    """Return the `logits` function for a model; raises ConfigError for an unknown method."""
     own = get(model.method).logits
     return mixture.logits(own) if mixture.is_one(model) else own

@@ -6,11 +6,11 @@ arXiv 2110.04544; its image adapter (reference code gaopengcuhk/CLIP-Adapter, cl
     a(f)   = relu(W2 relu(W1 f))                 W1 (H, D), W2 (D, H), no biases, H = D / reduction
     logits = scale * cos(ratio a(f) + (1 - ratio) f, t_c)                          f raw
 
-Trained with cross-entropy and averaged over the devices (FedAvg). The weights begin as
-torch.nn.Linear's do, so that the first model is near zero-shot CLIP but not equal to it.
+The adapter is trained with cross-entropy, and a strategy averages it over the devices. Its weights
+begin as in torch.nn.Linear, so the first model is near zero-shot CLIP but not equal to it.
 
-Options: `reduction` and `ratio` (the reference's alpha), and those of learning/options.py, with
-defaults of its own.
+Options: `reduction` and `ratio` (the reference's alpha), and those of learning/options.py with
+other defaults.
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAITS = Traits(is_averaged=True)
-RATIO = "ratio"  # in the model, because `logits` reads nothing else; never trained or sent
+RATIO = "ratio"  # a parameter, because `logits` reads only these; never trained or in an update
 
 
 @dataclass(frozen=True)
 class Options(Training):
-    """Reduction and ratio are the reference's; the rest was chosen on validation pictures."""
+    """Options; the constructor raises ValueError with the option's name and range.
+
+    The defaults of reduction and ratio are the reference's. Those of lr, beta2 and weight_decay
+    were chosen on validation pictures.
+    """
 
     lr: float = 1e-3
     beta2: float = 0.999
@@ -64,17 +68,17 @@ class Options(Training):
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "clip-adapter options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """As torch.nn.Linear would start: uniform within 1/sqrt(inputs), in float32."""
+    """Draw both layers as torch.nn.Linear does: uniform within 1/sqrt(inputs), in float32."""
     chosen = check_options(options)
     random = np.random.default_rng([seed, dim])
-    width = max(1, dim // chosen.reduction)
+    width = max(1, dim // chosen.reduction)  # H
 
     def draw(outputs: int, inputs: int) -> F32:
         bound = 1 / np.sqrt(inputs)
@@ -85,7 +89,7 @@ def initial(
 
 
 def layout(model: Model) -> Layout:
-    """The two layers are trained, and sent."""
+    """Return the shapes: a model has both layers and the ratio, an update both layers."""
     shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, {name: shape for name, shape in shapes.items() if name != RATIO})
 
@@ -100,7 +104,7 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """Trains the adapter on the device's raw features, from a fresh optimiser."""
+    """Train the adapter on the device's raw features with a fresh optimizer."""
     from fedclip_edge.learning.training import change, classification
 
     layers = {name: term for name, term in model.parameters.items() if name != RATIO}
@@ -110,12 +114,12 @@ def fit(
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """What the strategy makes of the changes."""
+    """Apply the plan's strategy to the deltas."""
     return strategies.step(model, total, state)
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scaled cosines (N, C) of the blended features; raw features (N, D), unit texts (C, D)."""
+    """Compute scaled cosines (N, C) of blended features; raw features (N, D), texts (C, D)."""
     from torch.nn.functional import linear, relu
 
     from fedclip_edge.learning import adapter

@@ -1,14 +1,15 @@
-"""FedCLIP: everything frozen but an attention adapter, averaged over the devices.
+"""FedCLIP: an attention adapter on the frozen encoder, averaged over the devices.
 
 Lu, Hu, Wang, Xie 2023, arXiv 2302.13485. The defaults follow the reference code
-(microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py), which differs from the
-paper's text in places: symmetric in-batch contrastive loss, Adam with coupled weight decay whose
-moments start anew every round, every device weighing the same. Each deviation is an option.
+(microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py). It differs from the text of
+the paper: the loss is the symmetric contrastive loss within a batch, Adam has coupled weight decay
+and begins with zero moments every round, and every device has the same weight. Each deviation is
+an option.
 
     adapted = softmax(W2 tanh(W1 f + b1) + b2) * f        f raw; logits = scale * cos(adapted, t_c)
 
-A device sends `weight * (trained - received)`; the coordinator adds the weighted mean of these to
-the model, which is the average of the trained adapters.
+A device sends `weight * (trained - received)`. The coordinator adds the weighted mean change to the
+model, which gives the average of the trained adapters.
 
 Options: `loss` (contrastive, multi-positive, cross-entropy) and those of learning/options.py.
 """
@@ -48,20 +49,23 @@ TRAITS = Traits(is_averaged=True)
 
 @dataclass(frozen=True)
 class Options(Training):
-    """The defaults are those of the reference code."""
+    """Options, with the defaults of the reference code.
+
+    The constructor raises ValueError with the option's name and range.
+    """
 
     loss: Literal["contrastive", "multi-positive", "cross-entropy"] = "contrastive"
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "fedclip options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """The gate as torch.nn.Linear would start it: uniform within 1/sqrt(D), in float32."""
+    """Draw the gate as torch.nn.Linear does: uniform within 1/sqrt(D), in float32."""
     random = np.random.default_rng([seed, dim])
     bound = 1 / np.sqrt(dim)
 
@@ -78,7 +82,7 @@ def initial(
 
 
 def layout(model: Model) -> Layout:
-    """Every term of the model is trained, and sent."""
+    """Return the shapes: every parameter is trained and in the update."""
     shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, shapes)
 
@@ -93,7 +97,7 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """Trains the gate on the device's raw features, from a fresh optimiser."""
+    """Train the gate on the device's raw features with a fresh optimizer."""
     from fedclip_edge.learning.training import change
 
     options = check_options(plan.options)
@@ -102,7 +106,7 @@ def fit(
 
 
 def objective(classes: ClassTexts, options: Options) -> Loss:
-    """The loss that `fit` goes down on."""
+    """Make the loss that `fit` minimises."""
     import torch
 
     from fedclip_edge.learning import losses
@@ -117,12 +121,12 @@ def objective(classes: ClassTexts, options: Options) -> Loss:
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """What the strategy makes of the changes."""
+    """Apply the plan's strategy to the deltas."""
     return strategies.step(model, total, state)
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scaled cosines (N, C) of the gated features; raw features (N, D), unit texts (C, D)."""
+    """Compute scaled cosines (N, C) of gated features; raw features (N, D), texts (C, D)."""
     from fedclip_edge.learning.adapter import adapted_logits
 
     return adapted_logits(terms, features, texts, scale)

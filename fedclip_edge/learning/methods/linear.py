@@ -1,16 +1,17 @@
 """A linear probe that begins at the class texts, averaged over the devices.
 
-The linear probe on frozen features of Radford et al. 2021 (arXiv 2103.00020, section 3.2), begun at
-the texts as in LP++: Huang et al. 2024, "LP++: A Surprisingly Strong Linear Probe for Few-Shot
-CLIP", arXiv 2404.02285, without its blend of two heads; the average is FedAvg's (McMahan et al.
-2017, arXiv 1602.05629).
+This is the linear probe on frozen features of Radford et al. 2021 (arXiv 2103.00020, section 3.2).
+It begins at the texts as in LP++ (Huang et al. 2024, "LP++: A Surprisingly Strong Linear Probe for
+Few-Shot CLIP", arXiv 2404.02285), but without the blend of two heads. The average is that of FedAvg
+(McMahan et al. 2017, arXiv 1602.05629).
 
     logits = scale * f / |f| . w_c            w_c = t_c at the start, C * D numbers in all
 
-At the start it is zero-shot CLIP. Trained with cross-entropy over all classes of the run, so a class
-that a device does not have is pushed away there; the average is what holds it.
+The first model is zero-shot CLIP. The loss is cross-entropy over all classes of the run. On a
+device without pictures of class c, training pushes w_c away from the features; only the average
+over the devices counters this.
 
-Options: those of learning/options.py, with defaults of its own.
+Options: those of learning/options.py with other defaults.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ TRAITS = Traits(is_averaged=True)
 
 @dataclass(frozen=True)
 class Options(Training):
-    """Chosen on validation pictures (docs/methods.md)."""
+    """Options, with defaults chosen on validation pictures (docs/methods.md).
+
+    The constructor raises ValueError with the option's name and range.
+    """
 
     lr: float = 1e-3
     beta2: float = 0.999
@@ -42,19 +46,19 @@ class Options(Training):
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "linear options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """The class texts."""
+    """Make the head from the class texts: `weight` float32 (C, D)."""
     return Model("linear", 0, {"weight": classes.vectors.copy()})
 
 
 def layout(model: Model) -> Layout:
-    """The head is trained, and sent."""
+    """Return the shapes: the head is trained and in the update."""
     shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, shapes)
 
@@ -69,7 +73,7 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """Trains the head on the device's features, from a fresh optimiser."""
+    """Train the head on the device's features with a fresh optimizer."""
     from fedclip_edge.learning.training import change, classification
 
     loss = classification(logits, classes)
@@ -78,12 +82,12 @@ def fit(
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """What the strategy makes of the changes."""
+    """Apply the plan's strategy to the deltas."""
     return strategies.step(model, total, state)
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scaled products (N, C) of unit features with the head; it stands in the texts' place."""
+    """Compute scaled products (N, C) of normalised features with the head; texts are unused."""
     from fedclip_edge.learning import adapter
 
     return adapter.logits(features, terms["weight"], scale)

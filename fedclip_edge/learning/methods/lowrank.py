@@ -1,15 +1,15 @@
 """A low-rank residual map of the feature, averaged over the devices.
 
-The form of LoRA (Hu et al. 2021, arXiv 2106.09685) on the joint image-text space instead of the
-encoder's weights, so that it runs on cached features.
+It has the form of LoRA (Hu et al. 2021, arXiv 2106.09685), but maps the joint image-text space
+instead of the encoder's weights, so that it runs on cached features.
 
     logits = scale * cos(f + B A f, t_c)            A (r, D), B (D, r), f raw
 
-B begins at zero, so the first model is zero-shot CLIP. Trained with cross-entropy. What is averaged
-are A and B, not their product; devices that begin every round at the same A and B stay close
-enough for that (FedAvg, arXiv 1602.05629).
+B begins at zero, so the first model is zero-shot CLIP. The loss is cross-entropy. A and B are
+averaged separately, not their product. All devices begin every round at the same A and B, so they
+stay close enough for that (FedAvg, arXiv 1602.05629).
 
-Options: `rank`, and those of learning/options.py, with defaults of its own.
+Options: `rank`, and those of learning/options.py with other defaults.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ TRAITS = Traits(is_averaged=True)
 
 @dataclass(frozen=True)
 class Options(Training):
-    """Chosen on validation pictures (docs/methods.md)."""
+    """Options, with defaults chosen on validation pictures (docs/methods.md).
+
+    The constructor raises ValueError with the option's name and range.
+    """
 
     lr: float = 1e-3
     beta2: float = 0.999
@@ -49,14 +52,14 @@ class Options(Training):
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "lowrank options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """A as torch.nn.Linear would start it (LoRA's own way), B at zero."""
+    """Draw A (r, D) as torch.nn.Linear does, which is LoRA's own way, and set B (D, r) to zero."""
     rank = min(check_options(options).rank, dim)
     bound = 1 / np.sqrt(dim)
     down = np.random.default_rng([seed, dim]).uniform(-bound, bound, (rank, dim))
@@ -65,7 +68,7 @@ def initial(
 
 
 def layout(model: Model) -> Layout:
-    """Both factors are trained, and sent."""
+    """Return the shapes: both factors are trained and in the update."""
     shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, shapes)
 
@@ -80,7 +83,7 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """Trains the map on the device's raw features, from a fresh optimiser."""
+    """Train the map on the device's raw features with a fresh optimizer."""
     from fedclip_edge.learning.training import change, classification
 
     loss = classification(logits, classes)
@@ -89,12 +92,12 @@ def fit(
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """What the strategy makes of the changes."""
+    """Apply the plan's strategy to the deltas."""
     return strategies.step(model, total, state)
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scaled cosines (N, C) of the mapped features; raw features (N, D), unit texts (C, D)."""
+    """Compute scaled cosines (N, C) of mapped features; raw features (N, D), texts (C, D)."""
     from torch.nn.functional import linear
 
     from fedclip_edge.learning import adapter

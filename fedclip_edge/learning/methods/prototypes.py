@@ -1,9 +1,9 @@
-"""Class means and one shared covariance, beside the class texts: closed form, one round.
+"""The prototype head: Gaussian discriminant analysis plus class texts, closed form, one round.
 
-Gaussian discriminant analysis on frozen features: Wang, Liang, Sheng, He, Wang, Tan 2024, "A
-Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation" (ICLR), arXiv 2402.04087, code
-mrflogs/ICLR24; from sums over devices in one round as in TOFA (arXiv 2511.16423), whose hierarchy
-of priors is left out.
+Wang, Liang, Sheng, He, Wang, Tan 2024, "A Hard-to-Beat Baseline for Training-Free CLIP-Based
+Adaptation" (ICLR), arXiv 2402.04087, code mrflogs/ICLR24: class means and one shared covariance of
+frozen features. The sums over devices in one round are as in TOFA (arXiv 2511.16423), without its
+hierarchy of priors.
 
     mu_c   = sum of x over class c / n_c                    x unit features
     S      = sum x x^T - sum_c n_c mu_c mu_c^T              scatter within the classes
@@ -12,18 +12,20 @@ of priors is left out.
     logits = s (scale * cos(f, t_c) + alpha (x . w_c + b_c))
 
 The shrinkage is the paper's empirical Bayes ridge-type estimator (Kubokawa & Srivastava 2008).
-Devices send what the ridge head sends (learning/moments.py): exact integers, of training and
-validation pictures apart. The paper chooses alpha by accuracy on validation pictures; here no
-picture leaves its device, so alpha and s are those of the least squared error over the validation
-sums, between the two parts of the logits (centred over the classes) and the one-hot targets,
-divided by that error as in ridge.py, which see for the reason. Nobody's test pictures are in them.
+Devices send the same as for the ridge head (learning/moments.py): exact integers, separately of
+training and validation pictures. The paper chooses alpha by accuracy on validation pictures. Here
+no picture leaves its device, so the two parts of the logits (centred over the classes) are fitted
+to the one-hot targets by least squares over the validation sums. The two factors of this fit,
+divided by its mean squared error, are s and s * alpha; ridge.py explains the division. No test
+pictures are used.
 
-A class that no device has gets its mean from its text: the mean of all means, moved along the
-texts by as much as the means that are there follow theirs. Without any picture the model is
-zero-shot CLIP; without a validation picture alpha and s are 1.
+The mean of a class that no device has is estimated from its text. It is the mean of the known class
+means plus a multiple of the text's difference to the mean text. The multiple is fitted to the known
+classes by least squares. Without any picture the model is zero-shot CLIP. Without any validation
+picture alpha and s are 1.
 
-Options: `alpha`, chosen where not given; `shrinkage` multiplies tr(S) / (N - 1); `min_per_class` as
-in ridge.py.
+Options: `alpha`, which is chosen as above if not given; `shrinkage`, which multiplies
+tr(S) / (N - 1); `min_per_class` as in ridge.py.
 """
 
 from __future__ import annotations
@@ -46,12 +48,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAITS = Traits(rounds=1, one_round=True)
-_VARIANCE_MIN = 1e-4  # of pictures that are all told without error
+_VARIANCE_MIN = 1e-4  # used if there is almost no error
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     alpha: float | None = None
     shrinkage: float = 1.0
@@ -67,20 +69,23 @@ class Options:
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "prototypes options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """The zero-shot head: the class texts, scaled."""
+    """Make the zero-shot head, with the scaled class texts as `weight`; it ignores the options.
+
+    The parameters are float32: `weight` (C, D), `bias` (C,) and the scalar `alpha`.
+    """
     weight = classes.vectors.astype(np.float64) * classes.logit_scale
     return _model(0, weight, np.zeros(len(weight)), 0.0)
 
 
 def layout(model: Model) -> Layout:
-    """A head; what is sent are integer sums."""
+    """Return the shapes: a model is a head, an update has integer sums only."""
     shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, {}, moments.sum_shapes(*model.parameters["weight"].shape))
 
@@ -95,13 +100,13 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """The sums of both sides; the weight counts the pictures in them."""
+    """Make the update from the moments of both feature sets; raises as `moments.update`."""
     least = check_options(plan.options).min_per_class
     return moments.update(features, validation, len(classes.names), least), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """The head of the sums, beside the scaled texts that the model began with."""
+    """Compute the head from the added sums and the scaled texts in `model`."""
     options = check_options(total.plan.options)
     if not total.sums or not total.sums["train.counts"].any():
         log.event("prototypes_without_pictures", model="zero-shot")
@@ -124,27 +129,31 @@ def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
 
 
 def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
-    """W and b (C, D + 1), centred over the classes: what they have in common decides nothing."""
+    """Compute W and b as float64 (C, D + 1), with b in the last column.
+
+    `texts` are float64 (C, D), for classes without pictures. The mean over the classes is
+    subtracted, because it affects no decision.
+    """
     means = _means(train, texts)  # (C, D)
     scatter = train.gram - (means.T * train.counts) @ means  # (D, D)
     dim = len(scatter)
     ridge = shrinkage * max(float(np.trace(scatter)), 1e-9) / max(1, train.pictures - 1)
     values, basis = np.linalg.eigh(scatter)
-    values = np.maximum(values, 0)  # a device may send what no pictures give
-    precision = (basis * (dim / (values + ridge))) @ basis.T
-    weight = means @ precision
+    values = np.maximum(values, 0)  # false sums from a device can make some negative
+    precision = (basis * (dim / (values + ridge))) @ basis.T  # (D, D)
+    weight = means @ precision  # (C, D)
     return _affine(weight, -np.sum(weight * means, axis=1) / 2)
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scores (N, C) of unit features; the texts and their scale are in the head."""
+    """Compute scores (N, C) of features (N, D); `texts` and `scale` are unused."""
     from torch.nn.functional import linear, normalize
 
     return linear(normalize(features, dim=1), terms["weight"], terms["bias"])
 
 
 def _means(train: Moments, texts: F64) -> F64:
-    """The mean of each class (C, D), of an absent one by its text."""
+    """Compute the mean of each class (C, D); without pictures it is estimated from the text."""
     present = train.counts > 0
     means = train.sums / np.maximum(train.counts, 1)[:, None]
     if present.all():
@@ -157,11 +166,12 @@ def _means(train: Moments, texts: F64) -> F64:
 
 
 def _shares(texts: F64, images: F64, held: Moments, alpha: float | None) -> F64:
-    """What the two parts (C, D + 1) are multiplied by, none below zero."""
+    """Compute the factors (2,) of the two parts (C, D + 1); none is negative."""
     if not held.pictures:
         return np.array([1.0, 1.0 if alpha is None else alpha])
     parts = [texts, images] if alpha is None else [texts + alpha * images]
-    sums = held.sums.sum(axis=0)[:, None]
+    sums = held.sums.sum(axis=0)[:, None]  # (D, 1)
+    # The Gram matrix (D + 1, D + 1) of features with a column of ones for the bias.
     gram = np.block([[held.gram, sums], [sums.T, np.array([[float(held.pictures)]])]])
     targets = np.concatenate([held.sums, held.counts[:, None]], axis=1)  # (C, D + 1)
     normal = np.array([[np.sum(a * (b @ gram)) for b in parts] for a in parts])
@@ -172,13 +182,13 @@ def _shares(texts: F64, images: F64, held: Moments, alpha: float | None) -> F64:
     variance = max(float(squared) / (held.pictures * (count - 1)), _VARIANCE_MIN)
     if alpha is not None:
         shares = np.array([shares[0], alpha * shares[0]])
-    if not shares.any():  # nothing that was sent points the right way
+    if not shares.any():  # no part has a positive factor: use zero-shot CLIP
         return np.array([1.0, 0.0])
     return shares / variance
 
 
 def _not_negative(normal: F64, wanted: F64) -> F64:
-    """Least squares of one or two unknowns, none below zero."""
+    """Solve non-negative least squares with one or two unknowns."""
     free = np.linalg.lstsq(normal, wanted, rcond=None)[0]
     if (free >= 0).all():
         return np.asarray(free)
@@ -188,7 +198,7 @@ def _not_negative(normal: F64, wanted: F64) -> F64:
 
 
 def _affine(weight: F64, bias: F64) -> F64:
-    """(C, D + 1), centred over the classes."""
+    """Join weight (C, D) and bias (C,) to (C, D + 1), centred over the classes."""
     joined = np.concatenate([weight, bias[:, None]], axis=1)
     return np.asarray(joined - joined.mean(axis=0))
 

@@ -1,30 +1,31 @@
-"""The ridge head: least squares round the class texts, in closed form and in one round.
+"""The ridge head: least squares with shrinkage to the class texts, closed form, one round.
 
 Hoerl & Kennard 1970, "Ridge Regression: Biased Estimation for Nonorthogonal Problems"
-(Technometrics 12), shrunk towards the texts instead of zero. One round, and the same answer for any
-partition: He et al. 2024, "AFL: A Single-Round Analytic Approach for Federated Learning with
-Pre-trained Models", arXiv 2405.16240.
+(Technometrics 12); here the solution shrinks towards the texts instead of zero. It needs one round
+and gives the same result for any partition of the pictures, as in He et al. 2024, "AFL: A
+Single-Round Analytic Approach for Federated Learning with Pre-trained Models", arXiv 2405.16240.
 
     W = (sum X^T X + lambda I)^-1 (sum X^T Y + lambda tau T^T)       X unit features, Y one-hot
     logits = f W / (|f| sigma^2)
 
-Every device sends X^T X and X^T Y of its training pictures, and of its validation pictures apart,
-as exact integers (learning/moments.py). So the answer is the one that a single device with all
-pictures would get. lambda and tau make the squared error over the validation sums smallest:
-lambda on a grid relative to the mean eigenvalue of X^T X, tau in closed form, because W is linear
-in it. Nobody's test pictures are in either. Both are in the model (`l2`, `prior`) and in the log.
+Every device sends X^T X and X^T Y of its training pictures, and separately of its validation
+pictures, as exact integers (learning/moments.py). A single device with all pictures would therefore
+get the same result. lambda and tau minimise the squared error over the validation sums: lambda on a
+grid relative to the mean eigenvalue of X^T X, tau in closed form, because W is linear in it. No
+test pictures are used. Both are in the model (`l2`, `prior`) and in the log.
 
-The scale: a score estimates a coordinate of the one-hot target. If the targets were the scores and
-normal noise of variance sigma^2 around them, the probability of class c would be the softmax of
-score_c / sigma^2 (Bayes' rule over the C one-hot vectors; the squares of the scores cancel).
+The scale: a score estimates one coordinate of the one-hot target. Assume that the target is the
+scores plus normal noise of variance sigma^2. Then the probability of class c is the softmax of
+score_c / sigma^2, by Bayes' rule over the C one-hot vectors; the squares of the scores cancel.
 sigma^2 is the mean squared error of one coordinate on the validation sums.
 
-A class that no device has is known by its text alone. Without any picture the model is the
-zero-shot one; without any validation picture lambda is the mean eigenvalue, tau 1, and sigma^2 the
-error on the training sums.
+For a class that no device has, only the text determines the head. Without any picture the model is
+zero-shot CLIP. Without any validation picture lambda is the mean eigenvalue, tau is 1, and sigma^2
+is the error on the training sums.
 
-Options: `l2` (lambda) and `prior` (tau), chosen where not given; `min_per_class`: nothing of a class
-with fewer pictures on a device is sent by it, because X^T Y of one picture is that picture's feature.
+Options: `l2` (lambda) and `prior` (tau), which are chosen as above if not given, and
+`min_per_class`. A device sends nothing of a class of which it has fewer pictures, because X^T Y of
+one picture is the feature of that picture.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ if TYPE_CHECKING:
 TRAITS = Traits(rounds=1, one_round=True)
 _LAMBDAS = np.logspace(-3, 3, 37)  # times the mean eigenvalue of X^T X
 _PRIOR_MAX = 100.0
-_VARIANCE_MIN = 1e-4  # of pictures that are all told without error
+_VARIANCE_MIN = 1e-4  # used if there is almost no error
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     l2: float | None = None
     prior: float | None = None
@@ -81,28 +82,31 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A solution, and what it was chosen by."""
+    """A solution with its settings and its error."""
 
     weight: F64  # (C, D)
-    l2: float
-    prior: float
-    error: float  # squared, of one coordinate of the one-hot target
+    l2: float  # lambda
+    prior: float  # tau
+    error: float  # mean squared error of one coordinate of the one-hot target
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "ridge options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """The zero-shot head: the class texts."""
+    """Make the zero-shot head, with the class texts as `weight`; it ignores the options.
+
+    The parameters are float32: `weight` (C, D) and the scalars `scale`, `l2` and `prior`.
+    """
     return _model(0, classes.vectors, classes.logit_scale, 0.0, 1.0)
 
 
 def layout(model: Model) -> Layout:
-    """A head; what is sent are integer sums."""
+    """Return the shapes: a model is a head, an update has integer sums only."""
     classes, dim = model.parameters["weight"].shape
     shapes = {name: term.shape for name, term in model.parameters.items()}
     return Layout(shapes, {}, moments.sum_shapes(classes, dim))
@@ -118,13 +122,13 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """The sums of both sides; the weight counts the pictures in them."""
+    """Make the update from the moments of both feature sets; raises as `moments.update`."""
     least = check_options(plan.options).min_per_class
     return moments.update(features, validation, len(classes.names), least), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """The head that solves the sums, round the texts that the model began with."""
+    """Solve for the head from the added sums; `model` gives the texts to shrink towards."""
     options = check_options(total.plan.options)
     if not total.sums or not total.sums["train.counts"].any():
         log.event("ridge_without_pictures", model="zero-shot")
@@ -145,11 +149,16 @@ def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
 
 
 def solve(train: Moments, validation: Moments, texts: F64, options: Options) -> Head:
-    """The head of the smallest squared error on the validation sums, as far as options leave it."""
+    """Solve for the head with the smallest squared error on the validation sums.
+
+    `texts` are float64 (C, D). Values of lambda and tau that the options give are kept. Without
+    validation pictures lambda is the mean eigenvalue and tau is 1, unless the options give them,
+    and the error is that on the training sums.
+    """
     held = validation if validation.pictures else train
     eigenvalues, basis = np.linalg.eigh(train.gram)  # (D,), (D, D)
-    eigenvalues = np.maximum(eigenvalues, 0)  # a device may send what no pictures give
-    pulled, text, gram, sums = (  # all in the basis: (D, C), (D, C), (D, D), (D, C)
+    eigenvalues = np.maximum(eigenvalues, 0)  # false sums from a device can make some negative
+    pulled, text, gram, sums = (  # all in the eigenbasis: (D, C), (D, C), (D, D), (D, C)
         basis.T @ train.sums.T,
         basis.T @ texts.T,
         basis.T @ held.gram @ basis,
@@ -176,15 +185,18 @@ def solve(train: Moments, validation: Moments, texts: F64, options: Options) -> 
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scaled scores (N, C) of unit features; the texts and their scale are in the head."""
+    """Compute scaled scores (N, C) of features (N, D); `texts` and `scale` are unused."""
     from torch.nn.functional import normalize
 
     return terms["scale"] * normalize(features, dim=1) @ terms["weight"].T
 
 
 def _best_step(start: F64, direction: F64, gram: F64, sums: F64) -> float:
-    """Tau >= 0 of the smallest squared error of start + tau * direction."""
-    moved = gram @ direction
+    """Minimise the squared error of start + tau * direction over tau from 0 to _PRIOR_MAX.
+
+    `start`, `direction` and `sums` are (D, C), `gram` is (D, D).
+    """
+    moved = gram @ direction  # (D, C)
     curvature = float(np.sum(direction * moved))
     slope = float(np.sum(direction * sums) - np.sum(start * moved))
     return min(max(slope / curvature, 0.0), _PRIOR_MAX) if curvature > 0 else 1.0

@@ -1,20 +1,21 @@
-"""Tip-Adapter: a cache of the device's own pictures beside the class texts, nothing trained.
+"""Tip-Adapter: class texts plus a cache of the device's own features, without training.
 
 Zhang et al. 2022, "Tip-Adapter: Training-Free Adaption of CLIP for Few-Shot Classification",
 arXiv 2207.09519; reference code gaopengcuhk/Tip-Adapter.
 
     logits = scale * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [y_i = c]
 
-k_i are the device's training features and y_i their labels. They are features of its pictures, so the
-method is **personal**: an empty update is all that leaves the device, the run's model is zero-shot
-CLIP, and each device keeps its own model in `personal.safetensors`, which `predict` and
-`export-classifier` take. It is made anew from the cached features whenever it is asked for.
+k_i are the device's normalised training features and y_i their labels. They must not leave the
+device, so the method is **personal**: the device sends an empty update, and the run's model is
+zero-shot CLIP. Each device keeps its own model in `personal.safetensors`, which `predict` and
+`export-classifier` accept. It is made again from the cached features each time.
 
-alpha and beta are those of the best accuracy on the device's validation pictures, of the lowest
-cross-entropy among equals; alpha 0, zero-shot CLIP, is among them, so on these pictures the device's
-model is never worse. Without validation pictures they are the paper's 1 and 5.5.
+alpha and beta are chosen for the best accuracy on the device's validation pictures, and for the
+lowest cross-entropy among equals. alpha 0, which is zero-shot CLIP, is a candidate, so on these
+pictures the device's model is never worse. Without validation pictures alpha is 1 and beta 5.5, as
+in the paper.
 
-Options: `alpha` and `beta`, chosen where not given.
+Options: `alpha` and `beta`; what is not given is chosen as above.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ if TYPE_CHECKING:
 TRAITS = Traits(rounds=1, one_round=True, is_personal=True)
 _ALPHAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _BETAS = (1.0, 2.0, 5.5, 10.0, 20.0, 50.0)
-_ALPHA, _BETA = 1.0, 5.5  # the paper's
+_ALPHA, _BETA = 1.0, 5.5  # from the paper
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     alpha: float | None = None
     beta: float | None = None
@@ -65,19 +66,19 @@ class Options:
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for an unknown option or a value out of range."""
+    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
     return read_table(Options, options, "tip-adapter options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """A model without terms: zero-shot CLIP."""
+    """Return a model without parameters: zero-shot CLIP. It ignores the options."""
     return Model("tip-adapter", 0, {})
 
 
 def layout(model: Model) -> Layout:
-    """Nothing is shared."""
+    """Return empty shapes, because nothing is shared."""
     return Layout({}, {})
 
 
@@ -91,20 +92,24 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """An update without terms."""
+    """Check the options and return an empty update of weight 1."""
     check_options(plan.options)
     return Update("sum", 1, {}), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """The same model, one round on."""
+    """Return the same model with the next round number."""
     return replace(model, round=model.round + 1), state
 
 
 def personal(
     model: Model, features: Features, validation: Features, classes: ClassTexts, plan: Plan
 ) -> Model:
-    """The device's cache, with the alpha and beta that its validation pictures choose."""
+    """Make the device's cache of n training pictures, with alpha and beta as described above.
+
+    Its parameters are float32: `keys` (n, D) unit rows, `values` (n, C) one-hot labels, and the
+    scalars `alpha` and `beta`. Raises ConfigError for a bad option.
+    """
     options = check_options(plan.options)
     norms = np.linalg.norm(features.vectors, axis=1, keepdims=True)
     keys = (features.vectors / np.where(norms > 0, norms, 1)).astype(np.float32)  # (N, D)
@@ -130,13 +135,13 @@ def personal(
 
 
 def personal_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
-    """As many keys as there are, of this width."""
+    """Shapes of a device's own model, for its number of keys and the width `dim`."""
     count = len(model.parameters["keys"]) if model.parameters.get("keys", np.zeros(())).ndim else 0
     return {"keys": (count, dim), "values": (count, len(classes.names)), "alpha": (), "beta": ()}
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Logits (N, C) of raw features (N, D); those of the texts alone where there is no cache."""
+    """Compute logits (N, C) of raw features (N, D); without a cache they are zero-shot CLIP's."""
     import torch
     from torch.nn.functional import normalize
 
@@ -145,6 +150,6 @@ def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: 
     told = adapter.logits(features, texts, scale)
     if "keys" not in terms:
         return told
-    near = normalize(features, dim=1) @ terms["keys"].T  # (N, pictures)
+    near = normalize(features, dim=1) @ terms["keys"].T  # (N, n), n cached pictures
     votes = torch.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
     return told + terms["alpha"] * votes

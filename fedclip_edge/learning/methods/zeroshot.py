@@ -1,11 +1,11 @@
-"""Zero-shot CLIP: the cosine to each class text, nothing trained. The line beside every result.
+"""Zero-shot CLIP: the cosine to each class text, without training. The baseline of every result.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 arXiv 2103.00020.
 
     logits = scale * cos(f, t_c)
 
-It has no options, and sends an empty update.
+It has no options and sends an empty update.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAITS = Traits(rounds=1)
-MODEL = Model("zeroshot", 0, {})  # there is no other
+MODEL = Model("zeroshot", 0, {})  # the only initial model
 
 
 @dataclass(frozen=True)
 class Options:
-    """It has none."""
+    """The options of zero-shot CLIP, of which there are none."""
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Raises ConfigError for any option."""
+    """Check that there are no options; raises ConfigError otherwise."""
     return read_table(Options, options, "zeroshot options")
 
 
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """A model without terms."""
+    """Return a model without parameters; it ignores the options."""
     return MODEL
 
 
 def layout(model: Model) -> Layout:
-    """Nothing."""
+    """Return empty shapes."""
     return Layout({}, {})
 
 
@@ -58,17 +58,17 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """An update without terms."""
+    """Return an empty update of weight 1."""
     return Update("sum", 1, {}), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """The same model, one round on."""
+    """Return the same model with the next round number."""
     return replace(model, round=model.round + 1), state
 
 
 def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
-    """Scaled cosines (N, C) of raw features (N, D) and unit texts (C, D)."""
+    """Compute scaled cosines (N, C) of raw features (N, D) and unit texts (C, D)."""
     from fedclip_edge.learning import adapter
 
     return adapter.logits(features, texts, scale)

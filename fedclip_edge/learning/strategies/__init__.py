@@ -1,4 +1,4 @@
-"""The registry of strategies by name, and where a run meets the one of its plan."""
+"""The registry of strategies by name, and access to the strategy of a plan."""
 
 from __future__ import annotations
 
@@ -38,32 +38,35 @@ _STRATEGIES: Mapping[str, Strategy] = {
 
 
 def get(name: str) -> Strategy:
-    """The strategy of that name; raises ConfigError naming the nearest one."""
+    """Return the strategy `name`; raises ConfigError with the nearest name if there is none."""
     if name not in _STRATEGIES:
         raise unknown("strategy", name, _STRATEGIES)
     return _STRATEGIES[name]
 
 
 def names() -> tuple[str, ...]:
-    """Every strategy there is."""
+    """Names of all strategies."""
     return tuple(_STRATEGIES)
 
 
 def options(plan: Plan) -> Any:
-    """The plan's, checked; raises ConfigError for an unknown one or a value out of range."""
+    """Parse the plan's strategy options into the strategy's dataclass.
+
+    Raises ConfigError for an unknown strategy or option, or a value out of range.
+    """
     own = get(plan.strategy).options
     return read_table(own, plan.strategy_options, f"{plan.strategy} options")
 
 
 def total(plan: Plan) -> Total:
-    """What a round's updates are added to."""
+    """Make an empty total for one round; raises ConfigError for an unknown strategy."""
     return get(plan.strategy).total(plan)
 
 
 def step(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """The next model, and what the strategy keeps for the one after.
+    """Make the model and the strategy's state of the next round from the round's updates.
 
-    The plan's max_norm bounds every change, far enough for no strategy to leave float32.
+    The plan's `max_norm` bounds every change, so that no strategy leaves the range of float32.
     """
     plan = total.plan
     return get(plan.strategy).step(model, total, state, options(plan))

@@ -1,15 +1,15 @@
-"""FedAdam and FedYogi: the mean change as the gradient of an adaptive optimiser on the coordinator.
+"""FedAdam and FedYogi: an adaptive optimizer on the coordinator, driven by the mean change.
 
-Reddi et al. 2021, "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2. With the mean
-change d of a round:
+Reddi et al. 2021, "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2. d is the mean
+change of a round:
 
     m <- beta1 m + (1 - beta1) d
     v <- beta2 v + (1 - beta2) d^2                      FedAdam
     v <- v - (1 - beta2) d^2 sign(v - d^2)              FedYogi
     w <- w + lr m / (sqrt(v) + tau)                     m = 0, v = tau^2 at the start
 
-There is no bias correction, as in the paper. With the defaults a step moves a weight by about 2 `lr` at
-most, whatever the devices' own learning rate.
+There is no bias correction, as in the paper. With the defaults a step changes a parameter by at
+most about 2 `lr`, for any learning rate on the devices.
 
 Options: `lr`, `beta1`, `beta2`, `tau`; the defaults of beta1, beta2 and tau are the paper's.
 """
@@ -25,12 +25,12 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import State, moved
 from fedclip_edge.records import F32, Model
 
-_MEAN, _SQUARE = "mean/", "square/"  # the state's terms
+_MEAN, _SQUARE = "mean/", "square/"  # prefixes of m and v in the state
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     lr: float = 1e-2
     beta1: float = 0.9
@@ -47,7 +47,7 @@ class Options:
 
 
 def fedadam(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
-    """The state is m and v of every term."""
+    """Make a step of FedAdam; the state is m and v of every parameter, float32 of its shape."""
 
     def second(v: F32, squared: F32) -> F32:
         return np.float32(options.beta2) * v + np.float32(1 - options.beta2) * squared
@@ -56,7 +56,7 @@ def fedadam(model: Model, total: ExactSum, state: State, options: Options) -> tu
 
 
 def fedyogi(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
-    """The state is m and v of every term."""
+    """Make a step of FedYogi; the state is m and v of every parameter, float32 of its shape."""
 
     def second(v: F32, squared: F32) -> F32:
         return np.asarray(v - np.float32(1 - options.beta2) * squared * np.sign(v - squared))

@@ -1,4 +1,4 @@
-"""FedAvgM: the average with momentum on the coordinator.
+"""FedAvgM: the weighted average of the changes, with momentum on the coordinator.
 
 Hsu, Qi, Brown 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
 Classification", arXiv 1909.06335, section 4.3.
@@ -21,7 +21,7 @@ from fedclip_edge.records import Model
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     lr: float = 1.0
     momentum: float = 0.9
@@ -34,7 +34,7 @@ class Options:
 
 
 def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
-    """The state is v."""
+    """Apply v to the model; the state is v, float32 arrays by parameter name."""
     velocity = {
         name: np.float32(options.momentum) * state[name] + change if name in state else change
         for name, change in total.mean().items()

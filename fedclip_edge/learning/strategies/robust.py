@@ -1,18 +1,21 @@
-"""Strategies that hold where some devices send anything at all: each update is seen by itself.
+"""Byzantine-robust strategies: median, trimmed mean, Krum and multi-Krum.
 
-- median, trimmed-mean: of every coordinate. Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-Robust
-  Distributed Learning: Towards Optimal Statistical Rates", arXiv 1803.01498. Trimmed are the f
-  smallest and the f largest.
-- krum, multi-krum: the update that is nearest to the others, or the mean of the n - f nearest. Blanchard,
-  El Mhamdi, Guerraoui, Stainer 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient
-  Descent", arXiv 1703.02757. An update's score is the sum of its squared distances to the n - f - 2
-  that are nearest to it; the lowest wins.
+They tolerate some devices that send arbitrary updates, and need every update separately.
 
-f is `byzantine` times the n devices of the round, rounded up, and fewer than half of them; a score
-leaves out (n - 3) / 2 at most, so that there is a neighbour. Of one or two devices no rule can tell the
-liar. Every device weighs the same: a weight is what a liar would say first.
+- median, trimmed-mean: computed for every coordinate. The trimmed mean leaves out the f smallest
+  and the f largest values. Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-Robust Distributed
+  Learning: Towards Optimal Statistical Rates", arXiv 1803.01498.
+- krum, multi-krum: the update nearest to the others, or the mean of the n - f nearest. The score of
+  an update is the sum of its squared distances to the n - f - 2 updates nearest to it; the lowest
+  score wins. Blanchard, El Mhamdi, Guerraoui, Stainer 2017, "Machine Learning with Adversaries:
+  Byzantine Tolerant Gradient Descent", arXiv 1703.02757.
 
-Option: `byzantine`, the largest share of devices that may send anything; the median has none.
+f is `byzantine` times the n devices of the round, rounded up, and less than half of n. In a score f
+is at most (n - 3) / 2, so that at least one neighbour counts. With one or two devices no rule can
+tell which one is Byzantine. Every device has weight 1, because a Byzantine device could claim any
+weight.
+
+Option: `byzantine`, the largest share of devices that may be Byzantine. The median has no options.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategy import NoOptions, State, moved
 from fedclip_edge.records import F32, I64, Model
 
-_COLUMNS = 1 << 16  # of a block: bounds the memory for the copy in float64
+_COLUMNS = 1 << 16  # of a block: bounds the memory of its float64 copy
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     byzantine: float = 0.2
 
@@ -42,7 +45,7 @@ class Options:
 
 
 def median(model: Model, total: Singles, state: State, options: NoOptions) -> tuple[Model, State]:
-    """The model plus the median change of every coordinate."""
+    """Add the median change of every coordinate to the model."""
     change = {n: np.median(total.of(n), axis=0).astype(np.float32) for n in total.shapes}
     return moved(model, change), state
 
@@ -50,7 +53,7 @@ def median(model: Model, total: Singles, state: State, options: NoOptions) -> tu
 def trimmed_mean(
     model: Model, total: Singles, state: State, options: Options
 ) -> tuple[Model, State]:
-    """The model plus every coordinate's mean without its extremes."""
+    """Add the trimmed mean of the changes of every coordinate to the model."""
     count = total.weight
     cut = liars(count, options.byzantine)
     change = {n: _mean(np.sort(total.of(n), axis=0)[cut : count - cut]) for n in total.shapes}
@@ -58,34 +61,34 @@ def trimmed_mean(
 
 
 def krum(model: Model, total: Singles, state: State, options: Options) -> tuple[Model, State]:
-    """The model plus the one change that is nearest to the others."""
+    """Add the one change that is nearest to the others to the model."""
     return _nearest(model, total, state, options, one=True)
 
 
 def multi_krum(model: Model, total: Singles, state: State, options: Options) -> tuple[Model, State]:
-    """The model plus the mean of the n - f changes that are nearest to the others."""
+    """Add the mean of the n - f changes that are nearest to the others to the model."""
     return _nearest(model, total, state, options, one=False)
 
 
 def liars(count: int, share: float) -> int:
-    """How many of `count` devices may send anything: f."""
-    most = math.ceil(share * count - 1e-9)  # 0.2 * 15 is a little above 3
+    """Compute f, the number of `count` devices that may be Byzantine."""
+    most = math.ceil(share * count - 1e-9)  # 0.28 * 25 gives 7.000000000000001
     return max(0, min(most, (count - 1) // 2))
 
 
 def scores(total: Singles, f: int) -> F32:
-    """Krum's of every update (n,); zeros for one or two, which nothing tells apart."""
+    """Compute Krum's score of each of n updates, float32 (n,); zeros for one or two updates."""
     count = total.weight
-    squared = np.zeros((count, count))
+    squared = np.zeros((count, count))  # (n, n)
     for name in total.shapes:
-        rows = total.of(name).reshape(count, -1)
+        rows = total.of(name).reshape(count, -1)  # (n, size of the parameter)
         for first in range(0, rows.shape[1], _COLUMNS):
             block = rows[:, first : first + _COLUMNS].astype(np.float64)
-            block -= np.median(block, axis=0)  # far from zero, differences would drown
+            block -= np.median(block, axis=0)  # with large values the differences lose precision
             gram = block @ block.T
             norms = np.diag(gram)
             squared += np.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0)
-    others = np.sort(squared + np.diag(np.full(count, np.inf)), axis=1)  # itself comes last
+    others = np.sort(squared + np.diag(np.full(count, np.inf)), axis=1)  # own distance comes last
     near = others[:, : max(0, count - f - 2)]
     return np.asarray(near.sum(axis=1), np.float32)
 

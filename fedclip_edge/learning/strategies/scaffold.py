@@ -1,4 +1,4 @@
-"""SCAFFOLD: every device corrects its gradients by what the fleet's differ from its own.
+"""SCAFFOLD: devices correct their gradients by the difference to the fleet's mean gradient.
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Controlled Averaging for
 Federated Learning", arXiv 1910.06378, algorithm 1 with option II.
@@ -8,14 +8,16 @@ Federated Learning", arXiv 1910.06378, algorithm 1 with option II.
     it sends       w_K - w  and  c_i' - c_i
     coordinator    w <- w + lr mean(w_K - w);  c <- the mean of c_i over the devices
 
-c travels with the model and c_i stays on its device, so both ways take twice the bytes. (w - w_K) / (K
-eta) is a mean gradient only where every step has the same rate: the method's `optimizer` must be
-"sgd". The paper counts all devices that there are; we count those that have taken part so far, which
-comes to the same once each has: a device says with its first update that it is new.
+c is sent with the model and the change of c_i with the update, so both directions take twice the
+bytes; c_i itself stays on its device. (w - w_K) / (K eta) is a mean gradient only if every step has
+the same rate, so the method's `optimizer` must be "sgd". The paper divides by the number of all
+devices. We divide by the number of devices that have taken part so far; both are equal once every
+device has. A device marks its first update as new.
 
-Law: a device counts once a round, whatever weight it claims; else one could multiply c as it likes.
+Law: a device counts once in a round, and a weight other than 1 is refused. Otherwise a device could
+multiply its part of c at will.
 
-Option: `lr`, the coordinator's.
+Option: `lr`, the learning rate of the coordinator.
 """
 
 from __future__ import annotations
@@ -30,19 +32,21 @@ from fedclip_edge.learning.strategy import State, moved
 from fedclip_edge.records import F32, Arrays, Layout, Model, Shapes, Update
 
 OPTIMIZER = "sgd"  # of the devices
-_CONTROL = "control/"  # before the names of terms
-_NEW = "new"  # devices that send their first update
-_DEVICES = "devices"  # in the coordinator's state
+_CONTROL = "control/"  # prefix of the control parameters
+_NEW = "new"  # integer sum: the number of devices that send their first update
+_DEVICES = "devices"  # in the coordinator's state: the number that have taken part
 
 
 class CountedSum(ExactSum):
-    """An exact sum of updates that weigh 1 each and are new or not."""
+    """An exact sum of updates of weight 1 with a mark for new devices."""
 
     def check(self, update: Update) -> None:
+        """Check an update as ExactSum does; its weight must be 1 and `new` must be [0] or [1]."""
         _check_count(update)
         super().check(update)
 
     def add(self, update: Update) -> None:
+        """Add an update; raises PeerError and adds nothing if `check` refuses it."""
         _check_count(update)
         super().add(update)
 
@@ -57,7 +61,7 @@ def _check_count(update: Update) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Checked when made; raises ValueError naming the option and its range."""
+    """Options; the constructor raises ValueError with the option's name and range."""
 
     lr: float = 1.0
 
@@ -67,38 +71,41 @@ class Options:
 
 
 def with_control(model: Model, trained: Shapes) -> Model:
-    """The initial model with c, which begins at zero."""
+    """Add c, which begins at zero, to the initial model; `trained` are the shapes of its delta."""
     control = {_CONTROL + name: np.zeros(shape, np.float32) for name, shape in trained.items()}
     return replace(model, parameters={**model.parameters, **control})
 
 
 def extended_layout(own: Layout) -> Layout:
-    """What models and updates hold, by the method's own layout."""
+    """The layout of models and updates with c and its change, from the method's own layout."""
     control = {_CONTROL + name: shape for name, shape in own.delta.items()}
     return Layout({**own.parameters, **control}, {**own.delta, **control}, {**own.sums, _NEW: (1,)})
 
 
 def apart(model: Model) -> tuple[Model, Arrays]:
-    """The method's own model, and c by the names of its terms."""
+    """Split a model into the method's own model and c, by parameter name."""
     own = {name: term for name, term in model.parameters.items() if not name.startswith(_CONTROL)}
     control = {n.removeprefix(_CONTROL): t for n, t in model.parameters.items() if n not in own}
     return replace(model, parameters=own), control
 
 
 def drift(control: Arrays, state: State) -> Arrays:
-    """What is added to every gradient: c - c_i."""
+    """Compute c - c_i, which is added to every gradient; the state is c_i, or empty at first."""
     return {name: c - state[name] if name in state else c for name, c in control.items()}
 
 
 def extended(
     update: Update, drift: Arrays, state: State, lr: float, steps: int
 ) -> tuple[Update, State]:
-    """What is sent for K `steps` of rate `lr`, and the device's c_i'."""
+    """Add c_i' - c_i to an update of K `steps` at rate `lr`; returns it and c_i', the new state.
+
+    `drift` is c - c_i and `state` is c_i, or empty at a device's first update.
+    """
     following: dict[str, F32] = {}
     change: dict[str, F32] = {}
     for name, moved_by in update.delta.items():
         before = state.get(name, np.zeros_like(moved_by))
-        following[name] = before  # without a step nothing was learned of the gradient
+        following[name] = before  # without a step there is no new gradient
         if steps:
             following[name] = -drift[name] - moved_by / np.float32(steps * lr)
         change[name] = following[name] - before
@@ -109,13 +116,13 @@ def extended(
 
 
 def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:
-    """The state counts the devices that have taken part."""
+    """Update w and c; the state counts the devices that have taken part, float32 (1,)."""
     mean, change = total.mean(), dict[str, F32]()
     before = float(state[_DEVICES][0]) if _DEVICES in state else 0.0
     now = before + (float(total.sums[_NEW][0]) if total.sums else 0.0)
     for name, its in mean.items():
         if name.startswith(_CONTROL):
-            # c was the mean over fewer devices; those that are new begin at zero.
+            # c was the mean over the earlier devices; new devices begin with c_i = 0.
             known = before * model.parameters[name] + total.weight * its
             change[name] = (known / max(now, 1.0) - model.parameters[name]).astype(np.float32)
         else:
