@@ -1,1 +1,1 @@
-"""From picture files to raw features; no torch and no network."""
+"""Picture files to raw features, without torch and without the network."""

@@ -1,14 +1,18 @@
-"""The exported encoder on disk: manifest, checksums, class texts, golden vectors.
+"""An exported encoder on disk: manifest, checksums, class texts and golden vectors.
 
 A bundle is a folder of four files:
 
-    manifest.json        what the encoder is, and the SHA-256 of the other three
-    image_encoder.onnx   `pixel_values` f32 [batch, 3, S, S] -> raw `image_features` f32 [batch, D]
-    classes.safetensors  `vectors` f32 [C, D], unit rows; names, prompt and logit scale
-    golden.safetensors   `pixels` f32 [n, 3, S, S] and their raw `features` f32 [n, D]
+    manifest.json        describes the encoder; holds the SHA-256 of the other three files
+    image_encoder.onnx   `pixel_values` float32 (N, 3, S, S) -> `image_features` float32 (N, D), raw
+    classes.safetensors  `vectors` float32 (C, D), unit rows; names, prompt and logit scale
+    golden.safetensors   `pixels` float32 (n, 3, S, S) and their raw `features` float32 (n, D)
 
-Laws: a bundle that was read is complete and unaltered; a folder under its final name is a whole
-bundle (atomic.py). Reading needs numpy and safetensors only.
+Here n is the number of golden pictures. Reading a bundle needs only numpy and safetensors.
+
+Laws:
+
+- `read_bundle` returns only complete, unaltered bundles.
+- A folder under its final name is a complete bundle (storage/atomic.py).
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ _MAX_MANIFEST_BYTES = 1 << 20  # a few kilobytes in practice
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A few inputs and what the encoder gave for them, to check the numbers on another box."""
+    """A few inputs and the encoder's outputs for them, to check the numbers on another box."""
 
     pixels: F32  # (n, 3, S, S)
     features: F32  # (n, D), raw
@@ -64,7 +68,7 @@ class Golden:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle whose files were all found, whole and fitting together."""
+    """A bundle whose files are all present, unaltered and consistent with each other."""
 
     folder: Path
     manifest: Manifest
@@ -72,17 +76,21 @@ class Bundle:
 
     @property
     def encoder_path(self) -> Path:
-        """The ONNX file."""
+        """Path of the ONNX file."""
         return self.folder / ENCODER
 
     def golden(self) -> Golden:
-        """Reads the golden vectors."""
+        """Read the golden vectors: pixels float32 (n, 3, S, S), raw features float32 (n, D)."""
         arrays = load_file(self.folder / GOLDEN)
         return Golden(arrays["pixels"], arrays["features"])
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Reads and verifies a bundle; raises BundleError naming the file and what to do next."""
+    """Read the bundle in `folder` and verify it.
+
+    Raises BundleError, which names the file and the next step, where a file is missing, unreadable
+    or altered, or where classes, golden vectors and manifest do not fit together.
+    """
     manifest = _read_manifest(folder)
     for name in FILES:
         if _file_sha256(folder, name) != manifest.files[name]:
@@ -102,7 +110,11 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def check_free(folder: Path, *, replace_existing: bool = False) -> None:
-    """Raises ConfigError unless a bundle may be written as `folder`."""
+    """Raise ConfigError unless a bundle may be written as `folder`.
+
+    An existing bundle may be replaced with `replace_existing`; any other existing file or folder
+    may not.
+    """
     if folder.exists() or folder.is_symlink():
         if folder.is_symlink() or not (folder / MANIFEST).is_file():
             raise ConfigError(f"{folder} exists already and is no bundle; name another folder")
@@ -126,10 +138,13 @@ def write_bundle(
     *,
     replace_existing: bool = False,
 ) -> Bundle:
-    """Writes the four files and reads them back; `manifest.files` is filled in here.
+    """Write the four files as `folder` and read them back.
 
-    `encoder` is the ONNX file's content. Nothing is left behind when it fails or is interrupted.
-    Raises ConfigError where `folder` exists and may not be replaced, or cannot be written.
+    `encoder` is the content of the ONNX file. The checksums in `manifest.files` are computed here.
+    A failure or an interrupt leaves nothing behind.
+
+    Raises ConfigError where `folder` exists and may not be replaced, or where its parent is not
+    writable; ExportError where the disk refuses; BundleError where the files do not fit together.
     """
     check_free(folder, replace_existing=replace_existing)
     contents = {
@@ -151,10 +166,10 @@ def write_bundle(
 
 
 def replace_classes(bundle: Bundle, classes: ClassTexts) -> Bundle:
-    """Writes the bundle anew with other classes; encoder, golden vectors and identity stay.
+    """Write the bundle again with other classes; encoder, golden vectors and encoder id stay.
 
-    Raises ConfigError where the text vectors are not as wide as the features, and what
-    `write_bundle` raises; then the bundle is as it was.
+    `classes.vectors` must be as wide as the features (D). Raises ConfigError where they are not,
+    and the errors of `write_bundle`; the bundle on disk is unchanged then.
     """
     if classes.vectors.shape[1] != bundle.manifest.dim:
         raise ConfigError(
@@ -162,7 +177,7 @@ def replace_classes(bundle: Bundle, classes: ClassTexts) -> Bundle:
             f"{bundle.folder} {bundle.manifest.dim}; name the model the bundle was made of"
         )
     parity = bundle.manifest.parity
-    if parity is not None:  # what it says of the old classes is true no more
+    if parity is not None:  # its zero-shot figures belong to the old classes
         parity = {name: value for name, value in parity.items() if not name.startswith("zero_shot")}
     return write_bundle(
         bundle.folder,
@@ -197,7 +212,7 @@ def _file_sha256(folder: Path, name: str) -> str:
     digest = hashlib.sha256()
     try:
         with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):  # encoders can be larger than a box's free memory
+            while block := file.read(1 << 20):  # an encoder can be larger than a box's free memory
                 digest.update(block)
     except FileNotFoundError:
         raise BundleError(f"{folder / name} is missing; {AGAIN}") from None
@@ -207,7 +222,7 @@ def _file_sha256(folder: Path, name: str) -> str:
 
 
 def _pack_classes(classes: ClassTexts) -> bytes:
-    # One metadata entry: safetensors writes several in an order that varies between runs.
+    # One metadata entry only: safetensors writes several in an order that varies between runs.
     head = {
         "names": list(classes.names),
         "prompt": classes.prompt,
@@ -250,7 +265,7 @@ def _check_golden(path: Path, manifest: Manifest) -> None:
 
 
 def key_of(bundle: Bundle, config: EncoderConfig) -> str:
-    """Under which features of this encoder, run as `config` says, are cached."""
+    """Feature key of the bundle's encoder when it runs on the provider of `config`."""
     manifest = bundle.manifest
     sha256 = str(manifest.files[ENCODER])
     return feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider)

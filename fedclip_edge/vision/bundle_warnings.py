@@ -1,4 +1,4 @@
-"""What whoever uses a bundle should be told, because its numbers do not show it."""
+"""Warnings about a bundle that its numbers do not show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedclip_edge.vision.manifest import RANDOM, Manifest
 
 
 def bundle_warnings(manifest: Manifest) -> tuple[str, ...]:
-    """One sentence for each; none for most bundles."""
+    """Return the warnings about a bundle, one sentence each; most bundles have none."""
     found = []
     if manifest.pretrained == RANDOM:
         found.append("its weights are random: no feature and no accuracy of it means anything")

@@ -1,7 +1,9 @@
-"""Features on disk, so that a picture goes through the encoder once, ever.
+"""A cache of features on disk, so that each picture is encoded only once.
 
-Laws: a feature is found only under the very picture hash and feature key it was stored with; a
-`put` is on disk as a whole or not at all, so a killed run resumes after its last batch.
+Laws:
+
+- A feature is found only under the picture hash and the feature key that it was stored with.
+- A `put` is stored completely or not at all, so a killed run resumes after its last batch.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from fedclip_edge.storage.sqlite import (
 _SCHEMA = Schema(
     version=1,
     table="feature",
-    # Several processes may make the same file at once.
+    # IF NOT EXISTS: several processes may create the same file at once.
     script="CREATE TABLE IF NOT EXISTS feature (key TEXT NOT NULL, picture TEXT NOT NULL, "
     "vector BLOB NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID;",
 )
@@ -35,15 +37,23 @@ _ASKED = 500  # SQLite's oldest limit on variables in one statement is 999
 
 
 class FeatureCache:
-    """A file of features; may be used by several processes at once, by one thread of each."""
+    """A file of features; several processes may use it at once, one thread in each."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes the file; raises DataError where it is no such file or not writable."""
+        """Open the file, or create it.
+
+        Raises DataError where the file is no feature cache of this version, is damaged, or cannot
+        be read or written.
+        """
         self.path = path
         self._db = _open(path)
 
     def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
-        """The raw features [D] that are there, by picture hash; raises DataError if damaged."""
+        """Return the cached raw features, float32 (D,) each, by picture hash.
+
+        Pictures that are not cached are missing from the result. Raises DataError where the file is
+        damaged or cannot be read.
+        """
         found: dict[str, F32] = {}
         with _errors_of(self.path):
             for start in range(0, len(hashes), _ASKED):
@@ -59,7 +69,11 @@ class FeatureCache:
         return found
 
     def put(self, features: Mapping[str, F32], feature_key: str) -> None:
-        """Stores features [D] by picture hash, in one transaction; the first one stays."""
+        """Store raw features, float32 (D,) each, by picture hash, in one transaction.
+
+        A feature that is already stored is kept. Raises DataError where the file is damaged or
+        cannot be written.
+        """
         rows = [
             (feature_key, picture, np.ascontiguousarray(vector, "<f4").tobytes())
             for picture, vector in features.items()
@@ -73,7 +87,7 @@ class FeatureCache:
         return int(count)
 
     def close(self) -> None:
-        """Closes the file; the cache cannot be used after."""
+        """Close the file; the cache cannot be used afterwards."""
         self._db.close()
 
     def __enter__(self) -> FeatureCache:
@@ -112,7 +126,7 @@ def _open(path: Path) -> Connection:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """SQLite's errors as DataError, saying what to do."""
+    """Turn SQLite's errors into a DataError that says what to do."""
 
     def refused(error: Exception) -> DataError:  # locked, read-only, disk full
         return DataError(
@@ -129,5 +143,5 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         with errors_as(refused, damaged):
             yield
-    except ValueError as error:  # a vector of half a number
+    except ValueError as error:  # the blob's length is no multiple of 4 bytes
         raise damaged(error) from error

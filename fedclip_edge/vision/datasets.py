@@ -1,8 +1,10 @@
-"""Labelled pictures on disk, a folder per class, and the split by picture hash.
+"""Labelled pictures on disk, one folder per class, and their split by picture hash.
 
-Laws: the side of a picture (train, validation, test) follows from its bytes and the shares
-alone, so it stays the same across restarts, devices and file names, and an exact copy can never
-sit on two sides; nothing that lies in the folder is passed over without being listed.
+Laws:
+
+- The side of a picture (train, validation, test) depends only on its bytes and the shares. So it is
+  the same across restarts, devices and file names, and exact copies are always on one side.
+- Every visible file that is not used is listed, as ignored or as skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 class Skipped(NamedTuple):
-    """A file that could not be used, and why."""
+    """A file that could not be used, and the reason."""
 
     path: Path
     reason: str
@@ -40,34 +42,36 @@ class Picture:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder held, in the order of class and file name."""
+    """The content of a folder, ordered by class and file name."""
 
     folder: Path
     classes: tuple[str, ...]  # C of them; the order is the label
     pictures: tuple[Picture, ...]
-    absent_classes: tuple[str, ...]  # no folder here: this device does not see them
-    ignored: tuple[Path, ...]  # files that are no pictures by their extension
+    absent_classes: tuple[str, ...]  # without a folder: this device does not see them
+    ignored: tuple[Path, ...]  # files without the extension of a picture
     skipped: tuple[Skipped, ...]  # picture files that could not be opened
 
 
 @dataclass(frozen=True)
 class Split:
-    """The sides of a dataset; every picture is on exactly one."""
+    """The three sides of a dataset; every picture is on exactly one of them."""
 
     train: tuple[Picture, ...]
     validation: tuple[Picture, ...]
     test: tuple[Picture, ...]
-    classes_without_test: tuple[str, ...]  # present here, but no figure will cover them
+    classes_without_test: tuple[str, ...]  # present here, but without a test picture
 
 
 def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
-    """The pictures in `folder`/CLASS/, at any depth; reads every file once, to hash it.
+    """List the pictures in `folder`/CLASS/, at any depth; each is read once, to hash it.
 
-    Hidden files and folders are left alone; other files that are no pictures are listed in
-    `ignored`. A class without a folder is listed in `absent_classes`.
+    A label is the index of CLASS in `classes`. Hidden files and folders are left out; other files
+    that are no pictures are listed in `ignored`, pictures that cannot be read in `skipped`. A class
+    without a folder is listed in `absent_classes`.
 
-    Raises DataError where the folder is missing or holds no class folder, where a sub-folder is
-    no class (with the nearest class), and where a class folder holds no picture.
+    Raises DataError where the folder is missing, unreadable or holds no class folder, where a
+    sub-folder is no class (the message names the nearest class), and where a class folder holds no
+    picture.
     """
     known = {name: label for label, name in enumerate(classes)}
     entries = _entries(folder, classes)
@@ -109,7 +113,10 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
 
 
 def split(dataset: Dataset, shares: DataConfig) -> Split:
-    """Puts every picture on the side that its hash says, in shares close to those asked for."""
+    """Put every picture on the side that its hash gives (`side_of`).
+
+    The sizes of the sides are close to the shares, not equal to them.
+    """
     sides: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
     for picture in dataset.pictures:
         sides[side_of(picture.hash, shares)].append(picture)
@@ -124,7 +131,10 @@ def split(dataset: Dataset, shares: DataConfig) -> Split:
 
 
 def side_of(picture: str, shares: DataConfig) -> str:
-    """train, validation or test, of whatever has this hash."""
+    """Return "train", "validation" or "test" for a hash in hex digits.
+
+    A side with a share of 0 is never returned. Raises ValueError where `picture` is not hex.
+    """
     digest = hashlib.sha256(b"split" + bytes.fromhex(picture)).digest()
     # 53 bits: every value is an exact float below 1.
     u = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
@@ -137,7 +147,7 @@ def side_of(picture: str, shares: DataConfig) -> str:
     for name in wanted[:-1]:
         if u < bounds[name]:
             return name
-    return wanted[-1]  # whatever the shares' rounding left over
+    return wanted[-1]  # the shares may add up to a little less than 1
 
 
 def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:
@@ -162,7 +172,7 @@ def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every visible file below `folder`, in the same order on every machine."""
+    """Yield every visible file below `folder`, in the same order on every machine."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for name in sorted(names):

@@ -1,7 +1,10 @@
-"""Labelled pictures to features: the cache first, the encoder for what it lacks.
+"""Features of labelled pictures, from the cache or else from the encoder.
 
-Laws: each distinct picture is decoded and encoded once; a picture that cannot be decoded is
-skipped, counted and named; every batch is on disk before the next one is encoded.
+Laws:
+
+- Each distinct picture is decoded and encoded at most once.
+- A picture that cannot be decoded is skipped, counted and named.
+- The features of a batch are on disk before the next batch is encoded.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ from fedclip_edge.vision.prefetch import prefetch
 
 
 class PictureEncoder(Protocol):
-    """Of an encoder (encoder.py, lazy_encoder.py), what is asked here."""
+    """The part of an encoder that this module uses; see encoder.py and lazy_encoder.py."""
 
     @property
     def dim(self) -> int | None:
-        """D; None where it is not known before the first picture."""
+        """Feature width D; None where it is not known before the first picture."""
 
     @property
     def feature_key(self) -> str:
-        """Under which its features may be cached."""
+        """Key that the features are cached under."""
 
     def embed(self, pixels: F32) -> F32:
-        """Raw features [N, D] of float32 `pixels` [N, 3, S, S]."""
+        """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S)."""
 
 
 Progress = Callable[[int, int], None]  # distinct pictures done, distinct pictures to encode
@@ -40,13 +43,13 @@ Progress = Callable[[int, int], None]  # distinct pictures done, distinct pictur
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The raw features of the pictures that could be used, in the order they were given."""
+    """Raw features of the pictures that could be used, in the order they were given."""
 
     vectors: F32  # (N, D)
     labels: I64  # (N,)
     pictures: tuple[Picture, ...]  # N of them
-    encoded: int  # distinct pictures that went through the encoder now
-    cached: int  # distinct pictures whose features were there already
+    encoded: int  # distinct pictures that were encoded now
+    cached: int  # distinct pictures whose features were in the cache
     skipped: tuple[Skipped, ...]
 
 
@@ -59,10 +62,14 @@ def embed_pictures(
     *,
     progress: Progress | None = None,
 ) -> Embedded:
-    """Features of `pictures`, from the cache where it has them.
+    """Return the raw features float32 (N, D) and labels int64 (N,) of `pictures`.
 
-    Raises DataError where the cache cannot be used, and what the encoder raises; what was encoded
-    before stays in the cache.
+    Features that are not cached are computed in batches of `batch_size` pictures and stored.
+    `progress` is called after each batch. N counts the pictures that could be decoded; the others
+    are in `skipped`.
+
+    Raises DataError where the cache cannot be used, or where its features have another width or are
+    not finite; and the errors of `encoder.embed`. Batches encoded before stay in the cache.
     """
     distinct: dict[str, Picture] = {}
     for picture in pictures:
@@ -100,7 +107,7 @@ Decoded = tuple[list[Picture], F32, dict[str, str]]  # pictures, their pixels, r
 def _decoded(
     missing: Sequence[Picture], preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[Decoded]:
-    """Batches of pixels; the next one is decoded while the caller encodes this one."""
+    """Yield batches of pixels; the next one is decoded while the caller encodes this one."""
     batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
     return prefetch(lambda batch: _decode(batch, preprocessing), batches)
 
@@ -113,7 +120,7 @@ def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
     for picture in batch:
         try:
             data = picture.path.read_bytes()
-            if picture_hash(data) != picture.hash:  # its features would be filed under a lie
+            if picture_hash(data) != picture.hash:  # its hash would be wrong in the cache
                 raise DataError("it changed since the folder was read")
             pixels.append(decode(data, preprocessing))
             readable.append(picture)

@@ -1,9 +1,12 @@
-"""Pixels to raw features through ONNX Runtime; the only importer of onnxruntime.
+"""Pixels to raw features through ONNX Runtime; the only module that imports onnxruntime.
 
-Laws: the provider asked for is the provider got, or an error: a silent fall-back would file
-other bits under the same feature key, at another speed. Every provider computes an fp32 encoder in
-fp32, so that features of one encoder may meet. The input is the graph's only one, the output its
-only one or the one named `image_features`; features are raw, never normalised.
+Laws:
+
+- The encoder runs on the requested provider, or there is an error. A silent fall-back would be
+  slower and would cache other bits under the same feature key.
+- Every provider computes an fp32 encoder in fp32, so that features of one encoder are comparable.
+- The graph has one input. Its output is the only one, or the one named `image_features`.
+- Features are raw, never normalised.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-# ONNX Runtime 1.31 files a device id and events for Microsoft as it is loaded, unless told not to
-# before; nothing leaves a box that its owner did not ask for.
+# ONNX Runtime 1.31 records a device id and events for Microsoft when it is loaded, unless this is
+# set before. Nothing may leave a box that its owner did not ask for.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
@@ -37,7 +40,7 @@ _PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _CPU = _PROVIDERS["cpu"]
-# TF32 keeps 10 of 23 bits and is on by default.
+# TF32 keeps 10 of the 23 mantissa bits and is on by default.
 _CUDA = (_PROVIDERS["cuda"], {"use_tf32": "0"})
 
 Providers = Sequence[str | tuple[str, dict[str, str]]]
@@ -45,23 +48,24 @@ Providers = Sequence[str | tuple[str, dict[str, str]]]
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A loaded image encoder; made by `open_encoder` or `open_onnx`."""
+    """A loaded image encoder, made by `open_encoder` or `open_onnx`."""
 
-    session: Any  # onnxruntime.InferenceSession, which carries no types
-    name: str  # of the file, for messages
+    session: Any  # onnxruntime.InferenceSession, which has no type hints
+    name: str  # of the file, for error messages
     input_name: str
     output_name: str
     image_size: int  # S
     dim: int | None  # D; None where the graph leaves it open
     provider: str  # "cpu", "cuda", "tensorrt"
-    feature_key: str  # under which these features may be cached
-    max_batch: int | None = None  # pictures at a time, where the provider has a bound
+    feature_key: str  # the features are cached under it
+    max_batch: int | None = None  # pictures per call, where the provider has a limit
 
     def embed(self, pixels: F32) -> F32:
-        """Raw features [N, D] of float32 `pixels` [N, 3, S, S].
+        """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
 
-        Raises ValueError for pixels of another shape or type, and BundleError where the encoder
-        fails or gives features of another shape, NaN or infinity.
+        More than `max_batch` pictures run in several calls. Raises ValueError for pixels of another
+        shape or dtype; BundleError where the encoder fails, or returns another shape or dtype, NaN
+        or infinity.
         """
         side = self.image_size
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
@@ -98,10 +102,11 @@ class Encoder:
 
 
 def open_encoder(bundle: Bundle, config: EncoderConfig) -> Encoder:
-    """Loads a bundle's encoder on the provider that `config` names; TensorRT may take minutes.
+    """Load a bundle's encoder on the provider of `config`; TensorRT may take minutes.
 
-    Raises ConfigError, listing the available ones, where that provider is not to be had, and
-    BundleError where the file is no such encoder as the manifest says.
+    Raises ConfigError where that provider is missing or does not start (the message lists the
+    available ones), and where TensorRT cannot run the encoder; BundleError where the file is not an
+    encoder as the manifest describes it.
     """
     manifest = bundle.manifest
     return open_onnx(
@@ -126,16 +131,19 @@ def open_onnx(
     precision: str = "fp32",
     sha256: str = "",
 ) -> Encoder:
-    """Loads an ONNX file, or its bytes, that is in no bundle (yet); raises like `open_encoder`.
+    """Load an ONNX file, or its bytes, that is not part of a bundle.
 
-    `name` is what messages call it; by default its path. TensorRT needs the file's `sha256`, by
-    which the engine is kept, and runs in fp16 where `precision` says so.
+    `image_size` is S and `dim` is D; with None, D comes from the graph. `key` becomes the feature
+    key. Error messages call the model `name`, by default its path. TensorRT needs the `sha256` of
+    the file, because its engine is stored under it, and computes in fp16 if `precision` is "fp16".
+
+    Raises like `open_encoder`, and ValueError where TensorRT is given no `sha256`.
     """
     name = name or ("the encoder" if isinstance(model, bytes) else str(model))
     if _PROVIDERS[config.provider] not in onnxruntime.get_available_providers():
         raise ConfigError(_no_provider(config.provider, "is not part of this onnxruntime"))
-    # On the CPU first, whatever comes then: a wrong file is told from a provider that fails, and
-    # before the minutes that an engine takes.
+    # Always load on the CPU first: this separates a wrong file from a failing provider, before
+    # TensorRT spends minutes on an engine.
     session = _load(model, name, config)
     input_name = _check_input(session, name, image_size)
     output_name, width = _check_output(session, name, dim)
@@ -181,11 +189,11 @@ def _with_engine(
     precision: str,
     sha256: str,
 ) -> Any:
-    """A session on TensorRT, with the engine that is there or a new one."""
+    """Return a session on TensorRT, with the stored engine or a new one."""
     if not sha256:
         raise ValueError("sha256: TensorRT's engine is kept by the hash of the ONNX file")
     if precision != "fp16":
-        # The one switch that TensorRT's builder has for TF32 outside its own interface.
+        # Outside its own API, TensorRT's builder has only this switch for TF32.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     capi = Path(onnxruntime.__file__).parent / "capi"
     builder = tensorrt.find_builder(onnxruntime.__version__, capi)
@@ -206,7 +214,7 @@ def _with_engine(
     began = time.monotonic()
     with tensorrt.new_engine(folder) as new:
         _try(start(new), input_name, side)
-        # Read back, because ONNX Runtime does not notice a disk that was full.
+        # Load the stored engine too: ONNX Runtime does not notice that the disk was full.
         session = start(new)
         _try(session, input_name, side)
     log.event("tensorrt_engine_built", seconds=time.monotonic() - began, folder=folder)
@@ -214,7 +222,10 @@ def _with_engine(
 
 
 def _try(session: Any, input_name: str, side: int) -> None:
-    """The smallest and the largest batch; a graph taken in parts is built at its first run."""
+    """Run the smallest and the largest batch.
+
+    Where TensorRT takes only parts of the graph, their engines are built at the first run.
+    """
     try:
         for batch in (tensorrt.MIN_BATCH, tensorrt.MAX_BATCH):
             session.run(None, {input_name: np.zeros((batch, 3, side, side), np.float32)})
@@ -227,13 +238,13 @@ def _session(model: Path | bytes, config: EncoderConfig, providers: Providers) -
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
-    # Spinning threads burn the cores that other programs of the box need.
+    # Spinning threads take cores that other programs on the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors; what matters of a warning is checked above
+    options.log_severity_level = 3  # errors only; the checks above cover what matters in warnings
     source = model if isinstance(model, bytes) else str(model)
-    # Without enable_fallback=0 a provider that fails, at the start or in the middle of a run, is
-    # replaced by the CPU.
+    # Without enable_fallback=0, ONNX Runtime replaces a provider that fails, at the start or in a
+    # run, with the CPU.
     return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
@@ -260,7 +271,10 @@ def _check_input(session: Any, name: str, side: int) -> str:
 
 
 def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | None]:
-    """The name of the features' output, and D where the graph states it."""
+    """Return the name of the output with the features, and D.
+
+    D is `dim` where the graph leaves the width open.
+    """
     outputs = {node.name: node for node in session.get_outputs()}
     node = next(iter(outputs.values())) if len(outputs) == 1 else outputs.get("image_features")
     if node is None:

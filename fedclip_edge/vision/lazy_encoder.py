@@ -1,6 +1,6 @@
-"""A bundle's encoder that is loaded when the first picture needs it.
+"""An encoder that is loaded when the first picture needs it.
 
-A box whose features are all cached needs none, and starts without onnxruntime in memory.
+A box whose features are all cached never loads onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LazyEncoder:
-    """What `open_encoder` gives, as far as `embed_pictures` asks for it; loaded by `embed`."""
+    """A `PictureEncoder` (embedding.py) for a bundle; the first `embed` loads the encoder."""
 
     def __init__(self, bundle: Bundle, config: EncoderConfig) -> None:
         self._bundle = bundle
@@ -32,7 +32,10 @@ class LazyEncoder:
         return key_of(self._bundle, self._config)
 
     def embed(self, pixels: F32) -> F32:
-        """Raw features [N, D] of `pixels`; raises what `open_encoder` and `Encoder.embed` do."""
+        """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
+
+        Raises what `open_encoder` (at the first call) and `Encoder.embed` raise.
+        """
         if self._encoder is None:
             from fedclip_edge.vision.encoder import open_encoder
 

@@ -1,6 +1,7 @@
-"""manifest.json: what an encoder is, and the two identities that follow from it.
+"""The manifest of a bundle, and the two identities derived from it.
 
-`encoder_id` says which features may meet; `feature_key` says which cached bits are still right.
+`encoder_id` decides which devices' features may be used together; `feature_key` decides which
+cached features are still valid.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ CLASSES = "classes.safetensors"
 GOLDEN = "golden.safetensors"
 FILES = (ENCODER, CLASSES, GOLDEN)
 
-RANDOM = "random"  # what `pretrained` says of weights that mean nothing
+RANDOM = "random"  # the value of `pretrained` for random weights
 
-AGAIN = "copy the bundle again, or export it again"  # what a reader can do about a bad bundle
+AGAIN = "copy the bundle again, or export it again"  # ends the messages about a bad bundle
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an encoder is. Texts that nobody can know of an external encoder say "unknown"."""
+    """Description of an encoder; texts that an external encoder does not tell are "unknown"."""
 
     model: str
     pretrained: str  # open_clip's tag, "file", "local-dir", or RANDOM
-    weights_sha256: str  # of the image tower's weights; of the ONNX file for an external encoder
+    weights_sha256: str  # of the image tower's weights; for an external encoder, of its ONNX file
     dim: int  # D
     preprocessing: Preprocessing
-    activation: str  # of the image tower: gelu, quick_gelu, relu
+    activation: str  # in the image tower: gelu, quick_gelu, relu
     precision: str  # fp32, fp16, int8, int8-weights; an external encoder may say "unknown"
     opset: int
-    parity: Mapping[str, Scalar] | None = None  # exporting/parity.py; None is "unknown"
+    parity: Mapping[str, Scalar] | None = None  # exporting/parity.py; None where unknown
     quantisation: Mapping[str, Scalar] = field(default_factory=dict)  # how int8 was made
     made_with: Mapping[str, Scalar] = field(default_factory=dict)  # versions of the exporter
     files: Mapping[str, Scalar] = field(default_factory=dict)  # name -> SHA-256
@@ -54,10 +55,11 @@ class Manifest:
 
     @property
     def encoder_id(self) -> str:
-        """SHA-256 over what decides a feature; two devices' features may meet iff it is equal.
+        """SHA-256 of weights, activation and preprocessing, in 64 hex digits.
 
-        The activation is part of it: the same weights under another one run, and give features
-        that look almost right. The classes are not.
+        Features of two devices may be used together only if it is equal. The activation is part of
+        it, because the same weights also run with another one and then give features that look
+        almost right. The classes are not part of it.
         """
         return _digest(
             {
@@ -68,7 +70,7 @@ class Manifest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The content of manifest.json; `manifest_from_json` reads it back."""
+        """Return the content of manifest.json; `manifest_from_json` reads it back."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
             "schema": SCHEMA,
@@ -82,12 +84,19 @@ class Manifest:
 
 
 def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str) -> str:
-    """What decides the bits of a feature, beyond the picture: 64 hex digits, for the cache."""
+    """SHA-256 of everything but the picture that decides the bits of a feature, in 64 hex digits.
+
+    The feature cache uses it as a key.
+    """
     return _digest([encoder_id, onnx_sha256, precision, provider])
 
 
 def manifest_from_json(table: Mapping[str, Any], where: str) -> Manifest:
-    """The manifest in a JSON object; raises BundleError opening with `where`."""
+    """Check a JSON object and return its manifest.
+
+    Raises BundleError, whose message opens with `where`, for another schema, an unknown, missing or
+    wrong value, an incomplete list of files, and an encoder_id that does not match.
+    """
     values = dict(table)
     schema = values.pop("schema", None)
     if schema != SCHEMA:

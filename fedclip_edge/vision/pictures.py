@@ -1,9 +1,12 @@
 """Picture files to pixels, exactly as open_clip and torchvision prepare them.
 
-Laws: the same file and the same `Preprocessing` give the same pixels as
-`open_clip.image_transform` gives on an RGB picture; a file that cannot be decoded completely
-is an error, never a picture with a grey half. Pillow is imported when the first picture is
-decoded, so that whoever only reads a bundle needs no Pillow.
+Pillow is imported when the first picture is decoded, so that reading a bundle does not need it.
+
+Laws:
+
+- A file and a `Preprocessing` give the same pixels as `open_clip.image_transform` gives for an RGB
+  picture.
+- A file that cannot be decoded completely is an error, never a picture with a grey half.
 """
 
 from __future__ import annotations
@@ -26,17 +29,19 @@ from fedclip_edge.records import F32, U8
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pillow's own limit: a quarter gigabyte once decoded. A small file can claim any size.
+# Pillow's own limit: a quarter of a gigabyte when decoded. A small file can claim any size.
 MAX_PIXELS = 89_478_485
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an encoder wants its pictures; part of the encoder's identity.
+    """Scaling, cropping and normalisation before an encoder; part of the encoder's identity.
 
-    "shortest" scales the shorter side to `resize_px` and crops the centre to `image_size`;
-    "squash" scales both sides to `image_size` and needs `resize_px` equal to it. `mean` and
-    `std` are per channel (red, green, blue), on pixels scaled to 0..1.
+    `resize` "shortest" scales the shorter side to `resize_px` and crops the centre to `image_size`
+    (S); "squash" scales both sides to `image_size` and needs `resize_px` equal to it. `mean` and
+    `std` have three numbers (red, green, blue), for pixels scaled to 0..1.
+
+    Raises ValueError where a setting is outside its range.
     """
 
     image_size: int
@@ -73,8 +78,8 @@ class Preprocessing:
             raise ValueError(f"std: expected three numbers above 0, got {list(self.std)}")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `decoding.decode_table(Preprocessing, ...)` reads it back."""
-        # Floats always: 0 and 0.0 are one number, and must be one text in the encoder's identity.
+        """Return a JSON object; `decoding.decode_table(Preprocessing, ...)` reads it back."""
+        # Always floats: 0 and 0.0 are one number, and must give one text in the encoder's identity.
         return {
             **asdict(self),
             "mean": [float(value) for value in self.mean],
@@ -83,19 +88,19 @@ class Preprocessing:
 
 
 def picture_hash(data: bytes) -> str:
-    """SHA-256 of a picture file's bytes, in hex: what a picture is called everywhere."""
+    """SHA-256 of a picture file's bytes, in 64 hex digits: the picture's name everywhere."""
     return hashlib.sha256(data).hexdigest()
 
 
 def load(source: Path | bytes, preprocessing: Preprocessing) -> F32:
-    """The picture as the encoder wants it: float32 [3, S, S], normalised.
+    """Read a picture for the encoder: float32 (3, S, S), red, green, blue, normalised.
 
-    The orientation that a camera notes in EXIF is not applied, and transparency is dropped:
-    open_clip and torchvision do neither, so the accuracy published for an encoder, and the
-    features it was trained to give, are those of the pixels as stored.
+    The EXIF orientation is not applied and transparency is dropped, because open_clip and
+    torchvision do the same: an encoder was trained, and its accuracy was published, on the pixels
+    as stored.
 
-    Raises DataError, naming the file and the reason, where it is missing, no picture, cut short
-    or larger than MAX_PIXELS.
+    Raises DataError, with the file and the reason, where the file is missing, no picture, cut short
+    or damaged, has 16- or 32-bit values, or is larger than MAX_PIXELS as stored or as scaled.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
@@ -107,7 +112,10 @@ def load(source: Path | bytes, preprocessing: Preprocessing) -> F32:
 
 
 def decode(data: bytes, preprocessing: Preprocessing) -> F32:
-    """As `load`, for a file's bytes; the DataError gives the reason alone ("it is cut short")."""
+    """Decode a picture file's bytes as `load` does: float32 (3, S, S), normalised.
+
+    Raises DataError with only the reason ("it is cut short").
+    """
     try:
         picture = _open(data, preprocessing)
     except DataError:
@@ -118,9 +126,9 @@ def decode(data: bytes, preprocessing: Preprocessing) -> F32:
 
 
 def normalise(pixels: U8, preprocessing: Preprocessing) -> F32:
-    """Pixels uint8 [..., S, S, 3], red, green, blue, as the encoder wants them: f32 [..., 3, S, S].
+    """Normalise pixels uint8 (..., S, S, 3), red, green, blue, to float32 (..., 3, S, S).
 
-    exporting/classifier.py writes the same arithmetic as a graph, step for step.
+    exporting/fusion.py writes the same arithmetic as a graph, step for step.
     """
     scaled = pixels.astype(np.float32) / np.float32(255)  # (..., S, S, 3)
     mean = np.asarray(preprocessing.mean, np.float32)
@@ -129,18 +137,18 @@ def normalise(pixels: U8, preprocessing: Preprocessing) -> F32:
 
 
 def _open(data: bytes, preprocessing: Preprocessing) -> Image:
-    """The whole picture in RGB; the first frame of an animation."""
+    """Decode the whole picture to RGB; of an animation, the first frame."""
     if not data:
         raise DataError("the file is empty")
     pillow = _pillow()
     try:
         with pillow.open(io.BytesIO(data)) as opened:
-            # Checked before a pixel is decoded.
+            # Check the sizes before any pixel is decoded.
             _check_size(opened.size, "it is")
             _check_size(_resized(opened.size, preprocessing), "scaled for the encoder it would be")
-            if opened.mode[0] in "IF":  # Pillow would clip: most of 16 bits would be white
+            if opened.mode[0] in "IF":  # Pillow clips: most 16-bit values would be white
                 raise DataError("it holds 16- or 32-bit grey values; save it with 8 bits a channel")
-            if opened.mode == "P":  # straight to RGB, Pillow warns of transparency it would drop
+            if opened.mode == "P":  # straight to RGB, Pillow warns about dropped transparency
                 return cast("Image", opened.convert("RGBA").convert("RGB"))
             return cast("Image", opened.convert("RGB"))
     except pillow.UnidentifiedImageError:
@@ -150,7 +158,7 @@ def _open(data: bytes, preprocessing: Preprocessing) -> Image:
 
 
 def _fit(picture: Image, preprocessing: Preprocessing) -> Image:
-    """Scaled and cropped with the rounding of torchvision's `Resize` and `CenterCrop`."""
+    """Scale and crop, with the rounding of torchvision's `Resize` and `CenterCrop`."""
     kind = _pillow().Resampling[preprocessing.interpolation.upper()]
     width, height = _resized(picture.size, preprocessing)
     picture = picture.resize((width, height), kind)
@@ -160,7 +168,7 @@ def _fit(picture: Image, preprocessing: Preprocessing) -> Image:
 
 
 def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Width and height after scaling, before the crop."""
+    """Return width and height after scaling, before the crop, in pixels."""
     width, height = size
     short_px = preprocessing.resize_px
     if preprocessing.resize == "squash":
@@ -180,6 +188,6 @@ def _check_size(size: tuple[int, int], what: str) -> None:
 def _pillow() -> ModuleType:
     from PIL import Image
 
-    # Above its limit Pillow only warns and goes on; here that is the end of the picture.
+    # Above its limit Pillow only warns and decodes on; here the picture is refused.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     return Image

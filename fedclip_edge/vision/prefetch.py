@@ -1,4 +1,4 @@
-"""The next piece of work is done while the caller uses the last one."""
+"""A `map` that works one item ahead of its caller, in a thread."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ R = TypeVar("R")
 
 
 def prefetch(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map(work, items)`, in a thread that is one item ahead; never more than two are held.
+    """Yield `map(work, items)`, computed in a thread that is one item ahead.
 
-    What `work` raises is raised to the caller when that item's turn comes.
+    At most two results are held. An exception of `work` is raised when its item is due.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
         waiting: Future[R] | None = None

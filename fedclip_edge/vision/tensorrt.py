@@ -1,14 +1,18 @@
-"""TensorRT under ONNX Runtime: where a built engine is kept, and how one is asked for.
+"""TensorRT under ONNX Runtime: the folders of built engines and the provider's options.
 
-An engine is an encoder compiled for one GPU by one TensorRT; building it takes minutes. ONNX
-Runtime names an engine's file by the ONNX file's name, the names of its tensors, the compute
-capability and versions known when it was compiled (`TRTGenerateId` in its
-tensorrt_execution_provider_utils.h), but not by the weights: every bundle's encoder has the same
-name, so two fine-tuned models would share one file. Therefore the folder is ours.
+An engine is an encoder compiled for one GPU by one version of TensorRT; building it takes minutes.
+ONNX Runtime names an engine's file by the ONNX file's name, the names of its tensors, the compute
+capability and the versions it was compiled with (`TRTGenerateId` in its
+tensorrt_execution_provider_utils.h), but not by the weights. The encoder has the same name in every
+bundle, so two fine-tuned models would share one file. Therefore this module names a folder for each
+engine.
 
-Laws: the folder's name says encoder, ONNX Runtime, TensorRT, GPU and batches, so a stale engine is
-never met; a folder under its final name holds an engine that ran, because it is built beside it and
-renamed (ONNX Runtime writes the file in place).
+Laws:
+
+- The folder's name states encoder, ONNX Runtime, TensorRT, GPU and batches, so a stale engine is
+  never loaded.
+- A folder under its final name holds an engine that has run. It is built in another folder, which
+  is then renamed, because ONNX Runtime writes the engine's file in place.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from pathlib import Path
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.storage.atomic import beside
 
-# The batches an engine is built for: one picture, the agent's default, and a bound on its memory.
+# Batch sizes that an engine is built for: one picture, the agent's default, and a memory bound.
 MIN_BATCH, OPT_BATCH, MAX_BATCH = 1, 8, 32
 
 _LIBRARY = "libonnxruntime_providers_tensorrt.so"
@@ -35,7 +39,7 @@ _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CUdevice_attribute of cuda.h
 
 @dataclass(frozen=True)
 class Builder:
-    """What an engine depends on beside the encoder."""
+    """Versions and GPU that an engine depends on, beside the encoder."""
 
     onnxruntime: str  # version
     tensorrt: str  # version of the library found at run time
@@ -43,13 +47,13 @@ class Builder:
 
     @property
     def key(self) -> str:
-        """One part of a path."""
+        """The versions and the GPU as one component of a path."""
         text = f"ort-{self.onnxruntime}_trt-{self.tensorrt}_{self.gpu}"
         return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
 
 
 def engines_folder(configured: Path | None) -> Path:
-    """`configured`, or engines/ in the user's cache folder."""
+    """Return `configured`, or else fedclip-edge/engines in the user's cache folder."""
     if configured is not None:
         return configured
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -57,15 +61,16 @@ def engines_folder(configured: Path | None) -> Path:
 
 
 def engine_folder(engines: Path, builder: Builder, onnx_sha256: str) -> Path:
-    """Where the engine of one encoder for one builder, and for our batches, is kept."""
+    """Return the folder for the engine of one encoder, one builder and the batch sizes above."""
     return engines / f"{builder.key}_b{MIN_BATCH}-{OPT_BATCH}-{MAX_BATCH}" / onnx_sha256
 
 
 def provider_options(folder: Path, input_name: str, side: int, precision: str) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider (1.20 and newer) for an encoder of side S.
+    """Return options for ONNX Runtime's TensorRT provider (1.20 and newer).
 
-    ONNX Runtime wants 'True' and 'False' in words; with 1 and 0 it starts without TensorRT.
-    LayerNormalization is one node from opset 17 on, and TensorRT itself keeps it in fp32 then.
+    The encoder takes pictures of `side` S; the engine computes in fp16 if `precision` is "fp16".
+    ONNX Runtime wants the words 'True' and 'False'; with 1 and 0 it starts without TensorRT.
+    From opset 17 on LayerNormalization is one node, which TensorRT itself keeps in fp32.
     """
 
     def shape(batch: int) -> str:
@@ -84,7 +89,10 @@ def provider_options(folder: Path, input_name: str, side: int, precision: str) -
 
 
 def check_precision(precision: str, name: str) -> None:
-    """Raises ConfigError for an encoder that TensorRT would not take as it is."""
+    """Raise ConfigError for an int8 encoder, which TensorRT does not take as it is.
+
+    `name` is the encoder's name in the message.
+    """
     if precision.startswith("int8"):
         raise ConfigError(
             f"[encoder] provider 'tensorrt' does not run {name}, which is {precision}: TensorRT "
@@ -95,10 +103,11 @@ def check_precision(precision: str, name: str) -> None:
 
 @contextmanager
 def new_engine(folder: Path) -> Iterator[Path]:
-    """A folder to build in, which becomes `folder` if an engine is in it at the end.
+    """Yield a folder to build an engine in, and rename it to `folder` at the end.
 
-    Raises ConfigError where it cannot be written, or where TensorRT built nothing: ONNX Runtime
-    would have run the whole graph on other providers without a word.
+    If another process has made `folder` meanwhile, that one is kept. Raises ConfigError where the
+    folder cannot be written, or where it holds no engine at the end: ONNX Runtime would then run
+    the whole graph on other providers without an error.
     """
     try:
         with beside(folder) as new:
@@ -112,7 +121,7 @@ def new_engine(folder: Path) -> Iterator[Path]:
                 )
             for timing in new.glob("*.timing"):
                 timing.replace(folder.parent / timing.name)
-            with contextlib.suppress(OSError):  # another process was first; both are right
+            with contextlib.suppress(OSError):  # another process was first; both engines are valid
                 new.rename(folder)
     except OSError as error:
         raise ConfigError(
@@ -120,14 +129,15 @@ def new_engine(folder: Path) -> Iterator[Path]:
             "a folder that this user may write"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # it is empty after a failure only
+        with contextlib.suppress(OSError):  # only empty after a failure
             folder.parent.rmdir()
 
 
 def find_builder(onnxruntime_version: str, capi: Path) -> Builder:
-    """Asks the libraries that this ONNX Runtime would load; `capi` is the folder of its own.
+    """Ask the libraries that ONNX Runtime would load for their versions and the GPU.
 
-    Raises ConfigError, naming the library, where one does not load.
+    `capi` is the folder with ONNX Runtime's own libraries. Raises ConfigError, with the reason,
+    where a library does not load or there is no GPU.
     """
     try:
         wanted = re.search(rb"libnvinfer\.so\.\d+", (capi / _LIBRARY).read_bytes())
@@ -147,7 +157,10 @@ def _tensorrt_version(library: str) -> str:
 
 
 def _gpu() -> str:
-    """The first GPU, as CUDA's driver describes it; two Jetsons of one name differ in the rest."""
+    """Return name, compute capability and multiprocessors of the first GPU, from CUDA's driver.
+
+    The name is not enough: two Jetsons with one name can differ in the rest.
+    """
     cuda = ctypes.CDLL("libcuda.so.1")
     device, value = ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(128)

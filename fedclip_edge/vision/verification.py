@@ -1,18 +1,19 @@
-"""Is this bundle the one that was exported, and does this box compute its numbers?
+"""Verification that a box computes the features that a bundle was exported with.
 
-The golden vectors were computed by ONNX Runtime on the exporting machine's CPU, from the very file
-that is in the bundle; so what differs here is the processor and its library alone. How much may,
-relative to the feature (‖here - golden‖ / ‖golden‖, the worst picture) and as the largest
-difference of a component of unit vectors, follows from the arithmetic:
+ONNX Runtime computed the golden vectors on the exporting machine's CPU, from the same file that is
+in the bundle. So only the processor and its library can make a difference here. Two differences are
+measured: relative to the feature (‖here - golden‖ / ‖golden‖, for the worst picture), and the
+largest difference in a component of unit vectors. Their tolerances follow from the arithmetic:
 
-- float32 arithmetic on a CPU (fp32; fp16 and int8-weights are stored so and computed in float32):
-  another order of sums moves the last bits, 1e-7 for one sum, some 1e-6 through a deep tower.
-- 8-bit products (int8): a last bit before a rounding decides on a whole level, a 127th of the
-  range; where many flip, the feature moves as much as quantisation itself moved it, 1e-2. A CPU
-  or a library that saturates such products is far beyond, and is what the check must find.
-- A GPU computes in float32 as well (encoder.py turns TF32 off), by algorithms of its own for
-  convolutions: 1e-5 through a tower. TensorRT computes fp16 bundles in fp16, 11 bits: 5e-4 for one
-  product, some 1e-3 through a tower.
+- float32 arithmetic on a CPU (fp32; fp16 and int8-weights are only stored that way and computed in
+  float32): another order of sums changes the last bits, 1e-7 for one sum, some 1e-6 through a deep
+  tower.
+- 8-bit products (int8): a last bit before a rounding decides on a whole level, 1/127 of the
+  range. Where many levels flip, the feature changes as much as through quantisation itself, 1e-2.
+  A CPU or a library that saturates such products is far beyond that; the check must find it.
+- float32 arithmetic on a GPU (encoder.py turns TF32 off): other algorithms for convolutions, 1e-5
+  through a tower. TensorRT computes fp16 bundles in fp16, 11 bits: 5e-4 for one product, some 1e-3
+  through a tower.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ from fedclip_edge.vision.encoder import Encoder, open_encoder
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The most that features may differ by."""
+    """Largest allowed differences between features."""
 
-    on_unit: float  # in a component of unit vectors
-    relative: float  # of the whole feature
-    batch: float  # the same, between one picture alone and the same one in a batch
+    on_unit: float  # largest difference in a component of unit vectors
+    relative: float  # norm of the difference, relative to the feature's norm
+    batch: float  # as `relative`, between a picture alone and in a batch
 
 
-# A cached feature must not depend on its neighbours, so a batch may move last bits alone; GPU
-# libraries choose another kernel for another batch, and so another order of sums.
+# A cached feature must not depend on the rest of its batch, so a batch may change only last bits.
+# GPU libraries choose another kernel, and so another order of sums, for another batch size.
 _FLOAT32 = Tolerance(on_unit=1e-5, relative=1e-4, batch=1e-6)
 _EIGHT_BIT = Tolerance(on_unit=1e-2, relative=5e-2, batch=1e-6)
 _GPU_FLOAT32 = Tolerance(on_unit=1e-4, relative=1e-3, batch=1e-4)
 _GPU_FLOAT16 = Tolerance(on_unit=1e-3, relative=1e-2, batch=1e-2)
 _GPU_EIGHT_BIT = Tolerance(on_unit=1e-2, relative=5e-2, batch=5e-2)
 
-_TIMED_BATCH = 8  # the agent's own
+_TIMED_BATCH = 8  # the agent's default
 _TIMED_S = 1.0
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with what it may be at most."""
+    """A measured number and its upper limit."""
 
     name: str
     found: float
@@ -60,16 +61,16 @@ class Figure:
 
     @property
     def passes(self) -> bool:
-        """NaN does not."""
+        """True where the number is within its limit; NaN is not."""
         return self.found <= self.allowed
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a box made of a bundle's golden vectors."""
+    """Result of `verify`: the differences, and the speed of the encoder."""
 
     figures: tuple[Figure, ...]
-    bit_equal: bool  # a picture alone and in a batch
+    bit_equal: bool  # a picture alone gives the same bits as in a batch
     pictures: int
     provider: str
     threads: int
@@ -77,12 +78,15 @@ class Verification:
 
     @property
     def passes(self) -> bool:
-        """Whether features of this box may meet those of others."""
+        """True where features of this box may be used together with those of other boxes."""
         return all(figure.passes for figure in self.figures)
 
 
 def tolerance(precision: str, provider: str) -> Tolerance:
-    """For a manifest's precision on a provider; an unknown precision may be the coarsest."""
+    """Return the tolerance for a manifest's precision on a provider.
+
+    An unknown precision gets that of int8, the coarsest.
+    """
     on_cpu = provider == "cpu"
     if precision == "fp16" and provider == "tensorrt":
         return _GPU_FLOAT16
@@ -92,11 +96,11 @@ def tolerance(precision: str, provider: str) -> Tolerance:
 
 
 def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
-    """Runs the golden pictures through the encoder on this box.
+    """Encode the golden pictures on this box, compare the features, and measure the speed.
 
-    The files and the manifest were checked when the bundle was read. Raises ConfigError where
-    the provider is not to be had and BundleError where the encoder cannot be run; numbers that
-    are too far off are in the result.
+    `read_bundle` has checked the files and the manifest. Differences beyond a tolerance are part of
+    the result, and `check` raises an error for them. Raises ConfigError where the provider is not
+    available, and BundleError where the encoder cannot be run.
     """
     golden = bundle.golden()
     encoder = open_encoder(bundle, config)
@@ -122,7 +126,7 @@ def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
 
 
 def check(verification: Verification, bundle: Bundle) -> None:
-    """Raises BundleError, saying what to do, unless it passes."""
+    """Raise BundleError, with what to do next, unless the verification passes."""
     wrong = [figure for figure in verification.figures if not figure.passes]
     if not wrong:
         return
@@ -148,21 +152,24 @@ def _unit(vectors: F32) -> F32:
 
 
 def one_by_one(encoder: Encoder, pixels: F32) -> F32:
-    """Features [n, D] of pixels [n, 3, S, S], each picture in a batch of its own."""
+    """Encode `pixels` float32 (N, 3, S, S) picture by picture; return features float32 (N, D)."""
     return np.concatenate([encoder.embed(one[None]) for one in pixels])
 
 
 def relative(found: F32, expected: F32) -> float:
-    """The worst picture's ‖found - expected‖ / ‖expected‖."""
+    """Return ‖found - expected‖ / ‖expected‖ of the worst picture, for features float32 (N, D).
+
+    It is 0 for no pictures.
+    """
     gaps = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
     return float((gaps / np.linalg.norm(expected.astype(np.float64), axis=1)).max(initial=0))
 
 
 def _speed(encoder: Encoder, golden: Golden) -> float:
-    """Pictures per second in batches as the agent makes them; the best of what fits in a second."""
+    """Return pictures per second in batches of the agent's size; the best run within a second."""
     repeats = -(-_TIMED_BATCH // len(golden.pixels))
     batch = np.concatenate([golden.pixels] * repeats)[:_TIMED_BATCH]  # (8, 3, S, S)
-    encoder.embed(batch)  # the first one allocates
+    encoder.embed(batch)  # the first run allocates memory
     best_s, ends = float("inf"), time.monotonic() + _TIMED_S
     while time.monotonic() < ends:
         began = time.perf_counter()
