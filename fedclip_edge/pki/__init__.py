@@ -1,1 +1,1 @@
-"""The operator's certificates, the registry of enrolled devices, and the brokers' files."""
+"""The operator's certificates, the registry of enrolled devices, and the broker's files."""

@@ -1,15 +1,16 @@
 """A private certificate authority: its key, the certificates it signs, its revocation list.
 
-X.509 and RFC 5280 through `cryptography`; bytes in, bytes out, no file is touched here.
+X.509 as in RFC 5280, through `cryptography`. Functions take and return bytes; none opens a file.
 
 Laws:
-- Keys are Ed25519 throughout: mosquitto 2.0.11 on OpenSSL 3 and Python's ssl take them, and then
-  one key authenticates a device's link and signs its messages, so that the certificate is the pin
-  and a signing request brings the signing key with it.
-- A device's certificate can identify no broker: it is for client authentication alone.
-- Nothing of the fleet's own expires before the authority does. mosquitto 2.0.11 turns everybody
-  away once its revocation list or its own certificate has expired.
-- A later revocation list says a later time: OpenSSL takes the newest, by the second.
+- All keys are Ed25519: mosquitto 2.0.11 on OpenSSL 3 and Python's ssl accept them. So one key
+  authenticates a device's link and signs its messages; the certificate pins the key, and a signing
+  request carries the signing key.
+- A device's certificate cannot identify a broker: it is for client authentication only.
+- The broker's and the coordinator's certificates and the revocation list expire when the authority
+  does, not before. mosquitto 2.0.11 refuses every client once its revocation list or its own
+  certificate has expired.
+- A later revocation list has a later time: OpenSSL uses the newest, with a resolution of a second.
 """
 
 from __future__ import annotations
@@ -28,37 +29,37 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import check_id
 
-# Past what anybody will run this for: an authority that ends takes the fleet with it.
+# Longer than any fleet will run: when the authority expires, so does the whole fleet.
 AUTHORITY_DAYS = 20 * 365
 DEVICE_DAYS = 2 * 365
 # Certificates begin in the past, for boxes and brokers whose clocks are behind.
 _BACKDATED = dt.timedelta(days=1)
-# Revocation lists too, by less, so that every later one is in the past as well.
+# Revocation lists too, by less. A later list, at least a second later, is in the past as well.
 _LIST_BACKDATED = dt.timedelta(hours=1)
 _PEM = serialization.Encoding.PEM
 
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority's key and certificate, with which it signs."""
+    """An authority: its certificate and its private key."""
 
     certificate: x509.Certificate
     key: Ed25519PrivateKey
 
     @property
     def pem(self) -> bytes:
-        """The certificate; everybody may have it."""
+        """The certificate (PEM), which is public."""
         return self.certificate.public_bytes(_PEM)
 
     @property
     def key_pem(self) -> bytes:
-        """The private key; nobody else may."""
+        """The private key (PEM, not encrypted), which must not leave the operator."""
         return private_pem(self.key)
 
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate, and the registry's record of it."""
+    """A certificate (PEM) and the registry's record of it."""
 
     pem: bytes
     serial: str  # hex
@@ -67,17 +68,17 @@ class Issued:
 
 
 def new_key() -> Ed25519PrivateKey:
-    """A key that no file remembers."""
+    """A new private key, not saved to any file."""
     return Ed25519PrivateKey.generate()
 
 
 def private_pem(key: Ed25519PrivateKey) -> bytes:
-    """PKCS #8, not encrypted: a box has nobody to type a password."""
+    """A private key in PEM (PKCS #8), unencrypted: no user is at a box to type a password."""
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def create_authority() -> Authority:
-    """A new authority."""
+    """A new authority, valid for AUTHORITY_DAYS."""
     key, now = new_key(), _now()
     name = _name("fedclip-edge authority")
     usage = _usage(key_cert_sign=True, crl_sign=True)
@@ -94,7 +95,10 @@ def create_authority() -> Authority:
 
 
 def load(certificate_pem: bytes, key_pem: bytes) -> Authority:
-    """The authority of these two files; raises ConfigError where they are not its own."""
+    """The authority with this certificate and key.
+
+    Raises ConfigError if they are not PEM, or if the key is not the certificate's Ed25519 key.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         key = serialization.load_pem_private_key(key_pem, password=None)
@@ -106,26 +110,37 @@ def load(certificate_pem: bytes, key_pem: bytes) -> Authority:
 
 
 def certify_broker(authority: Authority, key: Ed25519PublicKey, hosts: Sequence[str]) -> Issued:
-    """A certificate for the broker under each name and address in `hosts`."""
+    """A broker's certificate for all names and addresses in `hosts`.
+
+    It is valid as long as the authority.
+
+    Raises ConfigError for a host that is neither a name nor an address.
+    """
     names = x509.SubjectAlternativeName([_host(host) for host in hosts])
     ends = authority.certificate.not_valid_after_utc
     return _issue(authority, "broker", key, ends, ExtendedKeyUsageOID.SERVER_AUTH, names)
 
 
 def certify_coordinator(authority: Authority, key: Ed25519PublicKey, name: str) -> Issued:
-    """A client's certificate that lasts as long as the authority."""
+    """A client certificate with this common name, valid as long as the authority."""
     ends = authority.certificate.not_valid_after_utc
     return _issue(authority, name, key, ends, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 def certify_device(authority: Authority, key: Ed25519PublicKey, id: str, days: int) -> Issued:
-    """A client's certificate whose name is the device's id."""
+    """A client certificate whose common name is the device's id.
+
+    It is valid for `days`, but not longer than the authority.
+    """
     ends = min(_now() + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
     return _issue(authority, id, key, ends, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 def revocation_list(authority: Authority, serials: Iterable[str], before: bytes = b"") -> bytes:
-    """The list (PEM) that revokes the certificates `serials`; `before` is the one it replaces."""
+    """The revocation list (PEM) of the certificates with these serials (hex).
+
+    `before` is the list (PEM) that it replaces, if any; the new list has a later time.
+    """
     now = _now()
     this_update = now - _LIST_BACKDATED
     if before:
@@ -146,7 +161,8 @@ def revocation_list(authority: Authority, serials: Iterable[str], before: bytes 
 def read_request(pem: bytes) -> tuple[str, Ed25519PublicKey]:
     """The name and the key in a signing request (PKCS #10, PEM).
 
-    Raises ConfigError unless it is one, signed with its own key, of kind Ed25519, with one name.
+    Raises ConfigError unless it is a request, signed with its own key, with an Ed25519 key and one
+    common name.
     """
     try:
         request = x509.load_pem_x509_csr(pem)
@@ -167,12 +183,12 @@ def read_request(pem: bytes) -> tuple[str, Ed25519PublicKey]:
 
 
 def public_hex(key: Ed25519PublicKey) -> str:
-    """64 hex digits, as messages and registries spell a key."""
+    """A key as 64 hex digits, the form in messages and registries."""
     return key.public_bytes_raw().hex()
 
 
 def public_key(key: str) -> Ed25519PublicKey:
-    """The key that `public_hex` spelled."""
+    """The key from its `public_hex` form; raises ValueError if it is not 32 bytes in hex."""
     return Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
 
 

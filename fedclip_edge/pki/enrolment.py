@@ -1,16 +1,15 @@
-"""The operator's folder of one fleet: its authority, what the broker and the coordinator need, and
-the devices enrolled, renewed and revoked in it.
+"""The operator's folder of one fleet, and the enrolment, renewal and revocation of its devices.
 
     FOLDER/ca.crt, ca.key           the authority; its key stays here
-    FOLDER/broker/                  mosquitto.conf and all it names: goes to the broker's host
-    FOLDER/coordinator/             certificate, key, devices.json: goes to where `serve` runs
+    FOLDER/broker/                  mosquitto.conf and its files; copied to the broker's host
+    FOLDER/coordinator/             certificate, key, devices.json; copied to the host of `serve`
 
 Laws:
-- Private keys are readable by their owner alone, and a device's key is kept nowhere but in its
-  archive; with a signing request it never leaves the box.
-- Everything is written whole or not at all, and an authority that exists is never overwritten.
-- A revocation reaches the registry first, so that the coordinator refuses the device whatever the
-  broker does. Revoking again does all of it again.
+- Private keys are readable only by their owner. A device's key is kept only in its archive; with a
+  signing request it never leaves the box.
+- Every file is written whole or not at all, and an existing authority is never overwritten.
+- A revocation is written to the registry first, so that the coordinator refuses the device even if
+  the broker does not. Revoking again repeats every step.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from fedclip_edge.records import check_id
 from fedclip_edge.storage import atomic
 from fedclip_edge.storage.lock import lock_file
 
-COORDINATOR = "coordinator"  # the user name that the access list knows
-# A broker on this machine is reached under these whatever else it is called.
+COORDINATOR = "coordinator"  # the user name in the access list
+# Names of a broker on the same machine; its certificate always holds them.
 _LOCAL = ("localhost", "127.0.0.1")
 
 _AGENT = """\
@@ -60,7 +59,7 @@ key = "device.key"
 
 @dataclass(frozen=True)
 class Folder:
-    """The places in an operator's folder."""
+    """The paths in an operator's folder."""
 
     path: Path
 
@@ -86,10 +85,13 @@ def create_site(
     broker_home: Path | None = None,
     reload: str = "",
 ) -> Folder:
-    """Makes the operator's folder; devices will look for the broker at the first of `hosts`.
+    """Create the operator's folder, with an authority and the broker's and coordinator's files.
 
-    `broker_home` is where the broker's files will lie on its host (None: where they are made).
-    Raises ConfigError where `folder` exists, or a host or the fleet is no name.
+    `hosts` are the broker's names and addresses; devices connect to the first. `broker_home` is the
+    folder of the broker's files on its host; None means the folder where they are created. `reload`
+    is the command that makes the broker read its files again; if empty, a mosquitto on this machine
+    is signalled. Raises ConfigError if `folder` exists, a host is neither a name nor an address, or
+    `fleet` is no id.
     """
     made = Folder(folder.absolute())
     ca = authority.create_authority()
@@ -132,10 +134,15 @@ def enroll(
     out: Path | None = None,
     days: int = authority.DEVICE_DAYS,
 ) -> Path:
-    """Makes a device's archive: agent.toml, its certificate, the authority's, and its key.
+    """Enroll a device and return the path of its archive (tar), by default ID.tar.
 
-    With a signing `request` the key stays where it was made, and the name in it is the id. Raises
-    ConfigError where the id cannot be had, the key is another's, or `out` exists.
+    The archive holds agent.toml, the device's certificate and key, and the authority's certificate.
+    With a signing `request` (PEM) the id is the name in it, and the key stays where it was made and
+    is not in the archive. The certificate is valid for `days`.
+
+    Raises ConfigError if the id is malformed, reserved, enrolled or revoked; if the request is
+    malformed or names another id; if its key belongs to another device or the coordinator; if the
+    archive exists; or if the folder cannot be read or another command uses it.
     """
     key = None
     if request is None:
@@ -168,9 +175,11 @@ def enroll(
 def renew(
     folder: Folder, id: str, *, out: Path | None = None, days: int = authority.DEVICE_DAYS
 ) -> Path:
-    """Writes a new certificate for the device's own key, to be put in the old one's place.
+    """Write a new certificate for the device's key and return its path, by default ID.crt.
 
-    Raises ConfigError where the device is not enrolled, or was revoked.
+    It replaces the old certificate on the device and is valid for `days`. Raises ConfigError if the
+    device is not enrolled or was revoked, and if the folder cannot be read or another command uses
+    it.
     """
     with _books(folder) as registry_:
         device = _device(registry_, id)
@@ -178,7 +187,7 @@ def renew(
             raise ConfigError(f"{id} was revoked; enroll the box under another id")
         key = authority.public_key(device.key)
         issued = authority.certify_device(_authority(folder), key, id, days)
-        # The registry first: no certificate is about that a revocation would not know.
+        # The registry first, so that a revocation covers every certificate that exists.
         renewed = replace(device, serials=(*device.serials, issued.serial), expires=issued.expires)
         registry.write(folder.registry, registry_.with_device(id, renewed))
         target = out or Path(f"{id}.crt")
@@ -187,9 +196,10 @@ def renew(
 
 
 def revoke(folder: Folder, id: str) -> None:
-    """Refuses the device from now on: at the coordinator, then at the broker.
+    """Revoke a device: at the coordinator, then at the broker.
 
-    Raises ConfigError where it is not enrolled, BrokerError where the broker was not reached.
+    Raises ConfigError if the device is not enrolled, or if the folder cannot be read or another
+    command uses it; BrokerError if the broker could not be told to read its files again.
     """
     with _books(folder) as registry_:
         without = registry_.with_device(id, replace(_device(registry_, id), revoked=True))
@@ -210,8 +220,9 @@ def revoke(folder: Folder, id: str) -> None:
 
 @contextlib.contextmanager
 def _books(folder: Folder) -> Iterator[Registry]:
-    """The registry, held against another command at the same time."""
-    registry.read(folder.registry)  # so that a wrong folder gets a sentence, and no lock file
+    """The registry, locked against another command at the same time."""
+    # So that a wrong folder gives an error, and no lock file is left in it.
+    registry.read(folder.registry)
     with contextlib.closing(lock_file(folder.path / ".lock", str(folder.path))):
         yield registry.read(folder.registry)
 
@@ -261,13 +272,13 @@ def _agent_toml(registry_: Registry, id: str) -> str:
         "coordinator": registry_.coordinator,
         "host": registry_.host,
     }
-    # JSON's strings are TOML's.
+    # A JSON string is also a TOML string.
     quoted = {name: json.dumps(word) for name, word in words.items()}
     return _AGENT.format(port=registry_.port, **quoted)
 
 
 def _archive(files: Mapping[str, bytes]) -> bytes:
-    """A tar file; private keys in it are for their owner alone."""
+    """A tar file in which private keys are readable only by their owner."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():

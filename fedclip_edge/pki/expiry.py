@@ -1,4 +1,4 @@
-"""A certificate of one's own that ends soon is said, at start and daily, with what to do."""
+"""Warning about a process's own certificate that expires soon, at start and then daily."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ _DAY_S = 24 * 3600.0
 
 @dataclass(eq=False)
 class Expiry:
-    """Watches one certificate; nothing where there is none."""
+    """The watch on one certificate. `certificate` is its file, or None for no watch.
+
+    `remedy` is the advice in the warning.
+    """
 
     certificate: Path | None
     remedy: str
     _looked_at: float = field(default=-math.inf)
 
     def look(self, now: float) -> None:
-        """Says what is to be said, once a day; `now` is of any monotonic clock, in seconds."""
+        """Log a warning if fewer than WARN_DAYS are left; it checks once a day at most.
+
+        `now` is the time of any monotonic clock, in seconds.
+        """
         if self.certificate is None or now - self._looked_at < _DAY_S:
             return
         self._looked_at = now
         try:
             ends = x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
         except (OSError, ValueError):
-            return  # the link has its own in memory; the next start says what is wrong with this
+            return  # the link holds its own copy; the next start reports this file
         days_left = (ends - dt.datetime.now(dt.timezone.utc)) / dt.timedelta(days=1)
         if days_left < WARN_DAYS:
             log.event(

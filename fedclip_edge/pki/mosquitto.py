@@ -1,6 +1,6 @@
-"""mosquitto's files for a fleet whose devices have certificates, and making it read them again.
+"""Configuration files of a mosquitto whose clients have certificates, and their reload.
 
-The `mosquitto.conf` that ships in `broker/` is what `settings` prints for the folder named there.
+The `mosquitto.conf` that ships in `broker/` is the output of `settings` for the folder named there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedclip_edge.errors import BrokerError
 from fedclip_edge.protocol.topics import Topics
 
 PORT = 8883  # IANA's for MQTT over TLS
-# Where broker/README.md puts the files on a broker's host.
+# The folder on a broker's host that broker/README.md names.
 HOME = Path("/etc/mosquitto/fedclip-edge")
 _RELOAD_S = 30.0
 
@@ -52,15 +52,16 @@ set_tcp_nodelay true
 
 
 def settings(folder: Path = HOME, port: int = PORT) -> str:
-    """mosquitto.conf for a broker whose files are in `folder`."""
+    """The text of mosquitto.conf for a broker whose files are in `folder`."""
     return _SETTINGS.format(folder=folder, port=port)
 
 
 def reload(command: str, settings_file: Path) -> None:
-    """Has the broker read its access list and its revocation list again.
+    """Make the broker read its access list and its revocation list again.
 
-    Runs `command`, or, where that is empty, signals the mosquitto that runs here with
-    `settings_file`. Raises BrokerError where neither worked.
+    Runs `command`. If it is empty, sends SIGHUP to every mosquitto on this machine that was started
+    with `settings_file`. Raises BrokerError if the command fails or takes longer than 30 s, if a
+    process cannot be signalled, or if there is none.
     """
     if command:
         try:
@@ -84,13 +85,13 @@ def reload(command: str, settings_file: Path) -> None:
 
 
 def _running_with(settings_file: Path) -> list[int]:
-    """The processes that were started as `mosquitto ... -c settings_file`."""
+    """The ids of the processes that were started as `mosquitto ... -c settings_file`."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             where = (entry / "cwd").readlink()
-        except OSError:  # it ended, or is somebody else's
+        except OSError:  # the process ended, or belongs to another user
             continue
         if Path(words[0]).name == "mosquitto" and any(
             where / word == settings_file for word in words[1:]
@@ -100,11 +101,12 @@ def _running_with(settings_file: Path) -> list[int]:
 
 
 def access_list(revoked: Iterable[str] = ()) -> str:
-    """A mosquitto ACL file: a device reads and writes only what is its own, in any fleet.
+    """The text of a mosquitto ACL file, which limits each device to its own topics in any fleet.
 
-    `%u` is the user name, which is the device id; `pattern` lines hold for every user. For those
-    in `revoked` nothing holds: mosquitto does not end the connection of one whose certificate was
-    revoked, but it reads its access list again on SIGHUP, and "deny" goes before everything.
+    `%u` is the user name, which is the device id; `pattern` lines apply to every user. The ids in
+    `revoked` are denied every topic: mosquitto does not end the connection of a device whose
+    certificate was revoked, but it reads its access list again on SIGHUP, and "deny" overrides
+    every other line.
     """
     fleet = Topics("+")
     lines = [

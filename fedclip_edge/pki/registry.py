@@ -1,9 +1,9 @@
-"""devices.json: who is enrolled in a fleet, under which key, and who no longer is.
+"""The registry, devices.json: the devices enrolled in a fleet, their keys, and those revoked.
 
-It holds no secret. Where there is one, a coordinator believes the keys in it and no others; it
-reads the file again when it changes, so that a revocation takes effect at once.
+It holds no secret. A coordinator that has a registry accepts only the keys in it. It reads the file
+again when it changes, so that a revocation takes effect at once.
 
-Law: an id that was revoked stays revoked. A connection of its old holder may still stand.
+Law: an id that was revoked stays revoked, because a connection of its old holder may still be open.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Device:
 
     key: str  # its public key, which signs its messages; 64 hex digits
     serials: tuple[str, ...]  # of every certificate it was given, hex
-    expires: str  # the newest one's last day, ISO
+    expires: str  # the newest certificate's last day, ISO date
     revoked: bool = False
 
     def __post_init__(self) -> None:
@@ -35,12 +35,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Registry:
-    """One fleet's devices, and where its broker is."""
+    """One fleet's devices, and the address of its broker."""
 
     fleet: str
     host: str
     port: int
-    coordinator: str  # its public key
+    coordinator: str  # its public key, 64 hex digits
     reload: str = ""  # the command that makes the broker read its files again
     devices: Mapping[str, Device] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Registry:
         check_sha256(self.coordinator, "coordinator")
 
     def refusal(self, device: str, key: str) -> str | None:
-        """Why this device is not to be believed under this key; None where it is."""
+        """The reason to refuse this device under this key (64 hex digits); None if there is none."""
         known = self.devices.get(device)
         if known is None:
             return "it is not enrolled; `fedclip-edge enroll` does it"
@@ -61,16 +61,19 @@ class Registry:
 
     @property
     def revoked(self) -> tuple[str, ...]:
-        """Ids that were revoked, in order."""
+        """The ids that were revoked, sorted."""
         return tuple(sorted(name for name, device in self.devices.items() if device.revoked))
 
     def with_device(self, id: str, device: Device) -> Registry:
-        """The registry with one device more, or changed."""
+        """A copy of the registry with this device added or replaced."""
         return replace(self, devices={**self.devices, id: device})
 
 
 def read(path: Path) -> Registry:
-    """Raises ConfigError where the file is missing or no registry."""
+    """The registry in the file `path`.
+
+    Raises ConfigError if the file cannot be read or holds no registry.
+    """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -85,10 +88,10 @@ def read(path: Path) -> Registry:
 
 
 def pack(registry: Registry) -> bytes:
-    """The file's bytes."""
+    """The registry as the bytes of its file."""
     return (json.dumps(dataclasses.asdict(registry), indent=1) + "\n").encode()
 
 
 def write(path: Path, registry: Registry) -> None:
-    """Replaces the file; raises OSError where the disk refuses."""
+    """Replace the file `path` with this registry; raises OSError if the disk refuses."""
     atomic.write_file(path, pack(registry))

@@ -1,1 +1,1 @@
-"""The messages between agents and coordinator and their bytes; no sockets."""
+"""The messages between agents and coordinator, and their byte formats; no sockets."""

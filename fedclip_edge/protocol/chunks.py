@@ -1,18 +1,20 @@
-"""Bytes to chunks and back.
+"""Chunks: the parts in which a payload travels over MQTT.
 
-A chunk is 24 bytes of header, little-endian, then its part of the blob:
+A chunk is a 24-byte header, little-endian, followed by its part of the payload:
 
     0   2  0xFC 0x1E
     2   1  version, 1
     3   1  zero
-    4   8  first 8 bytes of the blob's SHA-256
+    4   8  first 8 bytes of the payload's SHA-256
     12  4  index, from 0
     16  4  number of chunks
     20  4  CRC-32 of the part
 
-Laws: a chunk is checked against the announced blob before it is stored; a chunk may come any
-number of times, in any order; the whole is believed only when its SHA-256 is the announced one,
-and if it is not, everything is fetched again.
+Laws:
+- A chunk is checked against the announced blob before it is stored.
+- A chunk may arrive any number of times, and chunks in any order.
+- The payload is accepted only if its SHA-256 is the announced one. If it is not, every chunk is
+  fetched again.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Bl
 _HEADER = struct.Struct("<2sBB8sIII")
 _MAGIC = b"\xfc\x1e"
 _VERSION = 1
-# Of a packet that carries a chunk: the longest topic that every broker takes, MQTT's own, and the
-# chunk's header.
+# Overhead of a packet that carries a chunk: the longest topic that every broker takes (256 bytes),
+# MQTT's own fields, and the chunk's header.
 _OVERHEAD_BYTES = 256 + 16 + _HEADER.size
-# Where a broker takes less than this, no manifest fits either, and whoever publishes is told.
+# A broker that takes less than this takes no manifest either: publishing one raises ConfigError.
 _MIN_CHUNK_BYTES = 1024
 
 Ranges = tuple[tuple[int, int], ...]
@@ -44,12 +46,20 @@ def is_chunk(payload: bytes) -> bool:
 
 
 def blob_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """The description of `data` that is announced before it is sent."""
+    """The blob that announces `data` before it is sent.
+
+    Raises ValueError for empty data, data above 4 GiB, more than MAX_CHUNKS chunks, or a
+    `chunk_bytes` outside 1 to CHUNK_BYTES.
+    """
     return Blob(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
 
 
 def fit_to_packets(blob: Blob, packet_bytes: int | None) -> Blob:
-    """The blob in chunks that fit into packets of that size; None where nothing limits them."""
+    """The blob with chunks small enough for packets of `packet_bytes`; None means no limit.
+
+    Chunks never grow. They do not shrink below 1 KiB (unless they were smaller already), nor so far
+    that there are more than MAX_CHUNKS of them, even if the packets are then too large.
+    """
     if packet_bytes is None:
         return blob
     least = max(_MIN_CHUNK_BYTES, -(-blob.size_bytes // MAX_CHUNKS))
@@ -58,7 +68,10 @@ def fit_to_packets(blob: Blob, packet_bytes: int | None) -> Blob:
 
 
 def split(data: bytes, blob: Blob, wanted: Ranges | None = None) -> Iterator[bytes]:
-    """The chunks of `data`, all or the wanted ranges; indices beyond the end are left out."""
+    """The chunks of `data`, header included: all of them, or those in the ranges `wanted`.
+
+    Indices beyond the last chunk are left out.
+    """
     ranges = ((0, blob.chunks - 1),) if wanted is None else wanted
     for index in _indices(ranges, blob.chunks):
         part = data[index * blob.chunk_bytes : (index + 1) * blob.chunk_bytes]
@@ -78,15 +91,19 @@ def split(data: bytes, blob: Blob, wanted: Ranges | None = None) -> Iterator[byt
 
 @dataclass(eq=False)
 class Incoming:
-    """A blob on its way in. Memory is taken chunk by chunk, never more than announced."""
+    """A payload that is being received.
+
+    Memory is allocated chunk by chunk, and never more than the blob announced.
+    """
 
     blob: Blob
     _parts: dict[int, bytes] = field(default_factory=dict)
 
     def add_chunk(self, payload: bytes) -> bool:
-        """Add one chunk; False if it is of another blob or was here before.
+        """Add one chunk, header included; False if it belongs to another blob or is a repeat.
 
-        Raises PeerError for a chunk that contradicts the blob or its own checksum.
+        Raises PeerError for a chunk that is shorter than its header, has another magic or version,
+        contradicts the blob in its index, count or length, or fails its CRC-32.
         """
         if len(payload) < _HEADER.size:
             raise PeerError(f"chunk of {len(payload)} bytes is shorter than its header")
@@ -109,7 +126,7 @@ class Incoming:
 
     @property
     def missing(self) -> Ranges:
-        """The first gaps, as first and last index; empty when everything is here."""
+        """The first MAX_GAPS gaps, as first and last index; empty if no chunk is missing."""
         gaps: list[tuple[int, int]] = []
         for index in range(self.blob.chunks):
             if index in self._parts:
@@ -117,7 +134,7 @@ class Incoming:
             if gaps and gaps[-1][1] == index - 1:
                 gaps[-1] = (gaps[-1][0], index)
             elif len(gaps) == MAX_GAPS:
-                break  # the others are asked for the next time
+                break  # the remaining gaps are requested next time
             else:
                 gaps.append((index, index))
         return tuple(gaps)
@@ -127,7 +144,10 @@ class Incoming:
         return len(self._parts) == self.blob.chunks
 
     def assemble(self) -> bytes:
-        """The whole blob; raises PeerError and forgets every chunk where the hash is another."""
+        """The payload; call it once `complete` is true. It forgets every chunk.
+
+        Raises PeerError if the payload's SHA-256 is not the announced one.
+        """
         data = b"".join(self._parts[index] for index in range(self.blob.chunks))
         self._parts.clear()
         if hashlib.sha256(data).hexdigest() != self.blob.sha256:
@@ -139,7 +159,7 @@ class Incoming:
 
 
 def first_chunks(ranges: Ranges, count: int) -> Ranges:
-    """The first `count` chunks of the ranges."""
+    """Ranges that hold only the first `count` chunks of `ranges`."""
     some = []
     for begin, end in ranges:
         if count > 0:

@@ -1,27 +1,30 @@
-"""Codecs: terms as fewer bytes on the link, and never more than declared on the way back.
+"""Codecs for the float32 tensors of a model or an update, with compression and error feedback.
 
-A codec says which tensors stand in a payload for each term:
+Such a tensor is called a term. A codec defines the tensors that a payload holds for each term:
 
     fp32   float32, the term itself
-    fp16   float16; what is beyond its range becomes its largest number
-    int8   int8 steps, -55 to 55, and in NAME:scale one scale for each 256 of them in a row: a
-           value is step * scale. A scale is 1/55 of the block's largest value, rounded up to a
-           bfloat16, and stands there as the uint16 of its bits: half a float32, and its range
+    fp16   float16; a value beyond its range is clipped to it
+    int8   int8 steps, -55 to 55, and in NAME:scale one scale for every 256 consecutive steps: a
+           value is step * scale. A scale is 1/55 of the block's largest absolute value, rounded up
+           to a bfloat16 and stored as the uint16 of its bits: half the size of a float32, with the
+           same range
 
-Whole numbers (an update's `sums`) stand there as the int64 they are, whatever the codec.
+Whole numbers (an update's `sums`) are stored as int64 under every codec.
 
-The payload is then shuffled by significance (all lowest bytes of its items, then the next, ...),
-because exponents repeat where whole floats do not, and compressed with zstd. An item has the
-codec's size; in a payload with whole numbers it has theirs.
+The payload is then shuffled by significance (the lowest bytes of all items, then the next ones, and
+so on), because exponents repeat where whole floats do not, and compressed with zstd. An item has
+the size of the codec's numbers, or 8 bytes in a payload with sums.
 
-What a lossy codec loses of an update, its sender adds to the next one: error feedback, after
-Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its application to
+A sender adds what a lossy codec lost of one update to its next update. This is error feedback,
+after Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its application to
 data-parallel distributed training of speech DNNs" (Interspeech), and Karimireddy, Rebjock, Stich,
 Jaggi 2019, "Error feedback fixes SignSGD and other gradient compression schemes",
 arXiv 1901.09847.
 
-Laws: the same terms give the same bytes; sizes are checked before memory is taken; what travelled
-and what was lost add up to what was meant, within float32's rounding.
+Laws:
+- The same terms give the same bytes.
+- Sizes are checked before memory is allocated.
+- The restored terms and the residual add up to the stored terms, within float32's rounding.
 """
 
 from __future__ import annotations
@@ -39,50 +42,61 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.records import F32, Arrays, Shapes
 
 Tensors = Mapping[str, NDArray[Any]]
-Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype and shape, as safetensors say them
+Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype, as safetensors names it, shape
 
 BLOCK = 256  # steps that share a scale
-# So few of int8's 127 that no update, however it is spread, needs more than 7 bits a value once it
-# is compressed: 455 kB for an adapter of 525,312 (526 with 127). What that loses comes the next time.
+# Fewer than int8's 127, so that no update, however its values are distributed, needs more than 7
+# bits a value after compression: 455 kB for an adapter of 525,312 parameters (526 kB with 127). The
+# precision lost by this is sent with the next update (error feedback).
 STEPS = 55
-_SCALE_MAX = 1e30  # no product with a step overflows; plans allow far less
-_ROWS = 256  # blocks that are worked on at a time: small enough for the processor's cache
+_SCALE_MAX = 1e30  # its product with a step cannot overflow; plans allow far less
+_ROWS = 256  # blocks processed at a time: small enough for the processor's cache
 INTEGER_BYTES = 8
-_LEVEL = 1  # the next ones save nothing on floats and take longer (benchmarks/codec_sizes.py)
+_LEVEL = 1  # higher levels save nothing on floats and take longer (benchmarks/codec_sizes.py)
 
 
 @dataclass(frozen=True)
 class _Codec:
-    item_bytes: int  # what is shuffled
+    item_bytes: int  # size of the items that are shuffled
     layout: Callable[[Shapes], Layout]
-    store: Callable[[Arrays], tuple[Tensors, Arrays]]  # and what is lost of each term by it
+    store: Callable[[Arrays], tuple[Tensors, Arrays]]  # also returns each term's loss
     restore: Callable[[Tensors, Shapes], Arrays]
 
 
 def tensor_layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
-    """The tensors of a payload with these terms and sums; raises PeerError for an unknown codec."""
+    """Dtype and shape of each tensor in a payload whose terms and sums have these shapes.
+
+    Raises PeerError for a codec not in CODECS.
+    """
     whole = {name: ("I64", list(shape)) for name, shape in (sums or {}).items()}
     return {**_get(codec).layout(shapes), **whole}
 
 
 def store(codec: str, terms: Arrays) -> Tensors:
-    """Finite terms as the tensors of a payload. Raises PeerError for a codec not in CODECS."""
+    """The tensors that a payload holds for these terms.
+
+    `terms` are finite float32 of any shape. The tensors have `tensor_layout`'s dtypes and shapes;
+    under fp32 they are the terms themselves, not copies. Raises PeerError for an unknown codec.
+    """
     return _get(codec).store(terms)[0]
 
 
 def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Arrays:
-    """The terms again, as far as the codec keeps them.
+    """The terms from a payload's tensors, float32 with the shapes in `shapes`.
 
-    `tensors` have the codec's `layout` of `shapes`. Raises PeerError for steps and scales that
-    `store` does not write, NaN and infinity among them.
+    They differ from the stored terms by the codec's loss. `tensors` must have the codec's
+    `tensor_layout` for `shapes`. Raises PeerError for a codec not in CODECS, and under int8 for
+    steps beyond STEPS and scales outside 0 to 1e30, NaN and infinity included.
     """
     return _get(codec).restore(tensors, shapes)
 
 
 def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors, Arrays]:
-    """The stored form of `terms` that is sent, and the residual that is left by it.
+    """The tensors to send for `terms` plus `residual`, and the new residual.
 
-    `residual` is that of the update before, or empty; the new one is empty where nothing was lost.
+    `terms` are finite float32 of any shape. `residual` is the one that the previous update left:
+    float32 with the shapes of the terms, by name, or empty. The new residual has the same form; it
+    is empty if nothing was lost. Raises PeerError for a codec not in CODECS.
     """
     meant = {
         name: term + residual[name] if name in residual else term for name, term in terms.items()
@@ -92,15 +106,20 @@ def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors,
 
 
 def encode(codec: str, payload: bytes, *, integers: bool = False) -> bytes:
-    """`payload` as it travels; `integers` where it holds sums. Raises PeerError as `store`."""
+    """The payload, shuffled and compressed; `integers` is true if it holds sums.
+
+    Without `integers`, raises PeerError for a codec not in CODECS.
+    """
     shuffled = _shuffle(payload, _item_bytes(codec, integers=integers))
     return zstandard.ZstdCompressor(level=_LEVEL).compress(shuffled)
 
 
 def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False) -> bytes:
-    """The payload again; raises PeerError for an unknown codec or where it is no such payload.
+    """The payload that `encode` compressed to `data`.
 
-    The size is read from the frame's header and held against `limit_bytes` before memory is taken.
+    The frame's header declares the payload's size, which is checked against `limit_bytes` before
+    memory is allocated. Raises PeerError if it is not from 1 to `limit_bytes`, if `data` is not one
+    whole zstd frame, and, without `integers`, for a codec not in CODECS.
     """
     item_bytes = _item_bytes(codec, integers=integers)
     try:
@@ -134,7 +153,7 @@ def _shuffle(payload: bytes, item_bytes: int) -> bytes:
 def _unshuffle(payload: bytes, item_bytes: int) -> bytes:
     whole = len(payload) - len(payload) % item_bytes
     planes = np.frombuffer(payload[:whole], np.uint8).reshape(item_bytes, -1)
-    # Put together as numbers: a tenth of the time that transposing single bytes takes.
+    # Shifting whole planes into integers takes a tenth of the time of transposing single bytes.
     items = planes[-1].astype(f"<u{item_bytes}")
     for plane in planes[-2::-1]:
         items = items << 8 | plane
@@ -177,16 +196,16 @@ def _store_steps(terms: Arrays) -> tuple[Tensors, Arrays]:
     tensors: dict[str, NDArray[Any]] = {}
     lost: dict[str, F32] = {}
     for name, term in terms.items():
-        rows = _in_blocks(term.ravel())
+        rows = _in_blocks(term.ravel())  # (blocks, BLOCK)
         steps = np.empty(rows.shape, np.int8)
         halves = np.empty(len(rows), np.uint16)
         left = np.empty(rows.shape, np.float32)
         for some in _parts(len(rows)):
-            # All of it in `work`: new memory at each operation takes longer than its arithmetic.
-            part, work = rows[some], left[some]
+            # Every step works in `work`: allocating memory would take longer than the arithmetic.
+            part, work = rows[some], left[some]  # (blocks, BLOCK)
             largest = np.abs(part, out=work).max(axis=1, initial=0) / np.float32(STEPS)  # (blocks,)
             halves[some] = (largest.view(np.uint32) + 0xFFFF) >> 16  # rounded up
-            scales = _scales(halves[some])[:, None]
+            scales = _scales(halves[some])[:, None]  # (blocks, 1)
             np.divide(part, np.where(scales > 0, scales, np.float32(1)), out=work)
             steps[some] = np.rint(work, out=work)
             np.subtract(part, np.multiply(work, scales, out=work), out=work)
@@ -197,12 +216,12 @@ def _store_steps(terms: Arrays) -> tuple[Tensors, Arrays]:
 
 
 def _parts(rows: int) -> Iterator[slice]:
-    """Of a term, each small enough for the processor's cache."""
+    """Slices over the rows of a term, each small enough for the processor's cache."""
     return (slice(first, first + _ROWS) for first in range(0, rows, _ROWS))
 
 
 def _flat(rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The values in blocks again as a term of that shape."""
+    """The first values of `rows` in the given shape: the inverse of `_in_blocks`."""
     return rows.ravel()[: math.prod(shape)].reshape(shape)
 
 
@@ -229,7 +248,7 @@ def _restore_steps(tensors: Tensors, shapes: Shapes) -> Arrays:
 
 
 def _in_blocks(values: NDArray[Any]) -> NDArray[Any]:
-    """Rows of BLOCK values, the last one filled up with zeros."""
+    """The values in rows of BLOCK, the last row padded with zeros."""
     missing = -len(values) % BLOCK
     return (np.pad(values, (0, missing)) if missing else values).reshape(-1, BLOCK)
 

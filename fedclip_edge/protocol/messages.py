@@ -1,9 +1,11 @@
-"""The control messages, as frozen records; what each says stands beside its fields.
+"""The control messages, as frozen records; comments beside the fields say what they mean.
 
-Nobody waits for an answer that may never come: every message may be lost, repeated or late, and
-is sent again by whoever still needs its effect. `Want` is the one repair mechanism: "send me
-these chunks", said by a device of a model and by the coordinator of an update alike; to an
-offer it is also the permission to upload.
+Laws:
+- Any message may be lost, repeated or late. The party that still needs its effect sends it again;
+  no party blocks on an answer.
+- `Want` is the only repair mechanism: "send me these chunks". A device sends it for a model, the
+  coordinator for an update; in answer to an offer it is also the permission to upload.
+- A constructor raises ValueError for a field outside its range.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from typing import Literal
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan, Role, check_domain, check_id, check_sha256
 
-# AWS IoT ends at 128 KB a message; the chunk's header and the topic need some of it.
+# AWS IoT takes at most 128 KB a message; the chunk's header and the topic need part of it.
 CHUNK_BYTES = 120 * 1024
-# A model of a thousand million parameters is no adapter.
+# 4 GiB, a billion float32 parameters: far more than any adapter has.
 _MAX_PARCEL_BYTES = 2**32
 MAX_CHUNKS = 2**16
 _MAX_COUNT = 2**53  # exact in every JSON reader
-MAX_DEVICES = 1_000_000  # so many come back within hours, and no wait overflows a clock
-MAX_GAPS = 1024  # a message is at most 64 KiB
+MAX_DEVICES = 1_000_000  # this many reconnect within hours, and no wait overflows a clock
+MAX_GAPS = 1024  # so that a Want stays below a control message's 64 KiB
 _MAX_TEXT = 128
 MAX_REASON = 1000
 
@@ -32,7 +34,7 @@ Phase = Literal["gathering", "open", "final", "done"]
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes that travel in chunks, known by their hash."""
+    """A payload as announced: its hash, its size and the size of its chunks."""
 
     sha256: str
     size_bytes: int
@@ -54,10 +56,13 @@ class Blob:
 
 @dataclass(frozen=True)
 class CoordinatorState:
-    """Retained birth and will of the coordinator. A new boot makes every device say hello."""
+    """The coordinator's retained state, online (its birth message) or offline (also its will).
 
-    boot: str  # random per process, so that a late will of an earlier one can be told apart
-    epoch: int  # grows by one at each start; devices refuse a smaller one
+    A new `boot` makes every device send a hello.
+    """
+
+    boot: str  # random per process, so that a late will of an earlier process is recognised
+    epoch: int  # grows with each start; devices refuse a smaller one
     run: str
     online: bool
     key: str
@@ -71,7 +76,7 @@ class CoordinatorState:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """Retained birth and will of a device."""
+    """A device's retained state, online (its birth message) or offline (also its will)."""
 
     boot: str
     online: bool
@@ -82,7 +87,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class Hello:
-    """A device introduces itself: on connecting, to a new coordinator, and while unanswered."""
+    """A device's introduction: sent on connecting, to a new coordinator, and until answered."""
 
     boot: str
     key: str
@@ -90,9 +95,12 @@ class Hello:
     domain: str
     encoder_id: str
     classes_digest: str
-    epoch: int = 0  # the highest it has heard of; a coordinator that lost its journal rises above
-    run: str = ""  # of the last manifest it believed, and
-    closed: int = 0  # its closed rounds; a coordinator with an old copy of its journal has fewer
+    # The highest epoch it has heard of; a coordinator that lost its journal continues above it.
+    epoch: int = 0
+    # Run and closed rounds of the last manifest it believed. A coordinator with an old copy of its
+    # journal has fewer closed rounds.
+    run: str = ""
+    closed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("boot", "encoder_id", "classes_digest"):
@@ -109,25 +117,26 @@ class Hello:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The run and where it stands: everything that a device needs to take part."""
+    """The state of a run: everything that a device needs to take part."""
 
     run: str
     epoch: int
     key: str
     phase: Phase
-    round: int  # the one that is open, or next to open; from 1
-    attempt: int  # grows when a round is repeated for want of a quorum
+    round: int  # the round that is open, or opens next; from 1
+    attempt: int  # grows when a round is repeated because it had no quorum
     model: Blob
-    model_round: int  # rounds closed in that model
+    model_round: int  # rounds closed when that model was made
     plan: Plan
     encoder_id: str
     classes_digest: str
-    cohort: str  # devices take part whose cohort hash (cohort.py) is not above this one
-    deadline_s: float  # a duration, so that no clock has to agree; the coordinator enforces it
-    devices: int = 1  # how many the fleet has: so many may come back together
+    cohort: str  # a device takes part if its cohort hash (cohort.py) is not above this one
+    deadline_s: float  # a duration, so that clocks need not agree; the coordinator enforces it
+    devices: int = 1  # size of the fleet: this many may reconnect at once
     takes_part: bool | None = None  # set in the direct answer to a hello; None in the broadcast
-    answers: str = ""  # the boot of that hello: an answer to an earlier process is no answer
-    kept: str | None = None  # in that answer: what is kept of the device for this round, by hash
+    answers: str = ""  # the boot of that hello; a device ignores an answer to an earlier process
+    # In that answer: SHA-256 of the contribution kept from the device in this round, "" if none.
+    kept: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")
@@ -139,7 +148,7 @@ class Manifest:
             _check_text(getattr(self, name), name)
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s: expected above 0, got {self.deadline_s}")
-        if self.plan.rounds < 1:  # 0 is said in fleet.toml alone: the method's own number
+        if self.plan.rounds < 1:  # 0, the method's default, is for fleet.toml only
             raise ValueError("plan: a run that is announced has a round or more, got 0")
         if self.kept:
             check_sha256(self.kept, "kept")
@@ -149,7 +158,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Offer:
-    """A device has a contribution; the blob's hash stands for its content from here on."""
+    """A device's announcement of a contribution; later messages name it by the blob's hash."""
 
     run: str
     round: int
@@ -162,7 +171,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Want:
-    """Send me these chunks: first and last index of each gap; the first 1,024 gaps at most."""
+    """A request for chunks: first and last index of each gap, at most the first 1,024 gaps."""
 
     sha256: str
     missing: tuple[tuple[int, int], ...]
@@ -173,14 +182,14 @@ class Want:
             raise ValueError("missing: expected pairs of first and last chunk")
         if len(self.missing) > MAX_GAPS:
             raise ValueError(f"missing: at most {MAX_GAPS} gaps, got {len(self.missing)}")
-        # Each chunk at most once, or a small message would cost its receiver many large ones.
+        # Each chunk at most once: otherwise a small message could demand many large ones.
         if any(after <= last for (_, last), (after, _) in pairwise(self.missing)):
             raise ValueError("missing: expected gaps in order and apart")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The contribution is on the coordinator's disk; the device may forget it."""
+    """Confirmation that a contribution is on the coordinator's disk; the device may delete it."""
 
     run: str
     round: int
@@ -194,14 +203,18 @@ class Kept:
 
 @dataclass(frozen=True)
 class Refused:
-    """The coordinator will not take it. `final`: nor anything else from this device in this run."""
+    """The coordinator's refusal of a contribution, or of a device.
+
+    With `final` the coordinator takes nothing more from this device in this run.
+    """
 
     reason: str
     final: bool
     sha256: str = ""  # of the contribution refused, or empty
-    key: str = ""  # of the device refused for good: another one may speak under the same id
-    # Rounds closed when it was said. A contribution to one of these is refused for ever; to the
-    # round that is open it may still be taken, so that is no answer to rely on: it may come late.
+    key: str = ""  # of the device refused for good; another device may use the same id
+    # Rounds closed when the refusal was sent. A contribution to one of these is refused for ever. A
+    # contribution to the open round may still be taken: the refusal may be late, so a device does
+    # not rely on it.
     closed: int = 0
 
     def __post_init__(self) -> None:

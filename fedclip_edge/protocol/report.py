@@ -1,4 +1,4 @@
-"""A device's report on a model: its accuracy on the test pictures, and the costs so far."""
+"""A device's report on a model: its accuracy on the test pictures, and the cost so far."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 @dataclass(frozen=True)
 class Report:
-    """Measurements of one model on one device, and their cost so far. No picture, no feature."""
+    """Measurements of one model on one device, and their cost so far.
+
+    It holds no picture and no feature. The constructor raises ValueError for a count, a time or a
+    fraction outside its range, and for a name in `accuracy` that a field of the report has.
+    """
 
     run: str
     round: int  # of the model evaluated: rounds closed so far
     device: str
     domain: str
     model: str  # SHA-256 of the model evaluated
-    # Fractions on test pictures, top-1: zero_shot, federated, personal where there is a model of
-    # the device's own, and at the end local. With _f1 behind these names macro F1, with _ece the
-    # expected calibration error (learning/evaluation.py). zero_shot_all is the top-1 over every
-    # picture with features on the device.
+    # Fractions from 0 to 1. Top-1 accuracy on the test pictures: zero_shot, federated, personal if
+    # the device has a model of its own, and at the end local. The same names with _f1 appended are
+    # macro F1, with _ece the expected calibration error (learning/evaluation.py). zero_shot_all is
+    # the top-1 accuracy on every picture with features on the device.
     accuracy: Mapping[str, float]
     train_pictures: int
     test_pictures: int
     encoded: int  # pictures that went through the encoder since the agent started
     skipped: int  # files that could not be read as pictures
-    bytes_up: int | None  # on the socket since the agent started; None where unknown
+    bytes_up: int | None  # on the socket since the agent started; None if unknown
     bytes_down: int | None
     encode_s: float
     train_s: float
     wait_s: float
-    # At the end, by the names of `accuracy`: of each class the share that is right, in the order of
-    # the classes, None where the device has no test picture of it.
+    # At the end, by the names in `accuracy`: for each class, in the order of the class names, the
+    # fraction that is right; None if the device has no test picture of the class.
     per_class: Mapping[str, PerClass] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,7 +56,7 @@ class Report:
         for name in ("encode_s", "train_s", "wait_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        # Accuracies are shown beside the report's own fields, so their names must differ.
+        # Accuracies are shown next to the report's own fields, so their names must differ.
         taken = {f.name for f in fields(self)}
         for name, share in self.accuracy.items():
             if not _METRIC.fullmatch(name) or name in taken:
@@ -66,6 +70,6 @@ class Report:
                 raise ValueError(f"per_class: expected fractions of {name}")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `Report(**report.to_json()) == report`."""
+        """The report as a JSON object; `Report(**report.to_json()) == report`."""
         plain = {"accuracy": dict(self.accuracy), "per_class": dict(self.per_class)}
         return {**asdict(self), **plain}

@@ -1,12 +1,12 @@
-"""Ed25519 keys: who said it.
+"""Ed25519 keys (RFC 8032), and the signatures on messages made with them.
 
-An enrolled party signs with the key of its certificate (authority.py), and its peers believe that
-key alone. One key serves both: TLS 1.3 signs what opens with 64 spaces, a message of ours opens
-with its topic, so neither signature can pass for the other.
+An enrolled party signs with the key of its certificate (authority.py), and its peers accept only
+that key. The one key signs both TLS handshakes and messages: TLS 1.3 signs content that begins with
+64 spaces and a message begins with its topic, so neither signature can pass for the other.
 
 Without enrolment each party makes its key on first start, and its peers trust the first key they
-see for the length of one run. That stops a forged or altered message, not an impostor who was
-there first: it is meant for a loopback broker.
+see, for the length of one run. This stops a forged or altered message. It does not stop an impostor
+whose key is seen first, so it is meant for a loopback broker only.
 """
 
 from __future__ import annotations
@@ -41,20 +41,25 @@ class Identity:
 
 
 def create_identity() -> Identity:
-    """An identity that no file remembers."""
+    """A new identity that is not saved to any file."""
     return Identity(Ed25519PrivateKey.generate())
 
 
 def load_identity(certified: Path | None, own: Path) -> Identity:
-    """The identity of an enrolled party, whose certificate's key is in `certified` (PEM).
+    """The identity of a party, enrolled or not.
 
-    Without one, the identity in `own`, made if missing. Raises ConfigError as the two below do.
+    `certified` is the PEM file with the key of its certificate. If it is None, the identity is the
+    one kept in `own`, created if missing. Raises ConfigError as `load` and `load_or_create` do.
     """
     return load_or_create(own) if certified is None else load(certified)
 
 
 def load(path: Path) -> Identity:
-    """The identity in a PEM file; raises ConfigError where there is no Ed25519 key in it."""
+    """The identity in a PEM file.
+
+    Raises ConfigError if the file cannot be read, is no private key in PEM without a password, or
+    holds another kind of key than Ed25519.
+    """
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
@@ -73,9 +78,9 @@ def load(path: Path) -> Identity:
 
 
 def load_or_create(path: Path) -> Identity:
-    """The identity kept in `path` (32 raw bytes, readable by its owner alone), made if missing.
+    """The identity kept in `path` (32 raw bytes, readable only by its owner), created if missing.
 
-    Raises ConfigError where the file is no key or cannot be written.
+    Raises ConfigError if the file cannot be read or written, or does not have 32 bytes.
     """
     try:
         if not path.exists():
@@ -95,7 +100,10 @@ def load_or_create(path: Path) -> Identity:
 
 
 def verifies(key: str, message: bytes, signature: bytes) -> bool:
-    """True where `signature` over `message` was made with the private half of `key` (hex)."""
+    """True where `signature` over `message` was made with the private half of `key`.
+
+    `key` is 64 hex digits. A malformed key or signature gives False.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, message)
     except (InvalidSignature, ValueError):

@@ -1,4 +1,4 @@
-"""Every MQTT topic, spelled once: built, parsed, and turned into the broker's access list.
+"""MQTT topics of a fleet: building and parsing them, and the message kinds allowed on each.
 
     fedclip/v1/FLEET/coord/state        retained, will   coordinator -> all
     fedclip/v1/FLEET/round              retained         coordinator -> all
@@ -7,11 +7,13 @@
     fedclip/v1/FLEET/dev/DEVICE/up                       device -> coordinator
     fedclip/v1/FLEET/dev/DEVICE/down                     coordinator -> device
 
-What is said where stands in `_SAID`; said anywhere else, it is refused.
+Laws:
+- `_SAID` lists the message kinds allowed on each topic; a message on any other topic is refused.
+- Chunks are never retained: some brokers retain no message above 64 KB, or retain it on one node
+  only. A party that misses chunks requests them.
+- A topic has at most six levels and no leading slash (AWS IoT allows seven slashes).
 
-Bulk is never retained: some brokers keep no retained message above 64 KB, or keep it on one node
-only. Who misses chunks asks for them. At most six levels, no leading slash (AWS IoT allows
-seven slashes).
+The broker's access list (pki/mosquitto.py) is made from these topics.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.records import check_id
 
 _PREFIX = "fedclip/v1"
-CHUNK = "chunk"  # beside the kinds of control messages (messages.py)
+CHUNK = "chunk"  # in addition to the kinds of control messages (messages.py)
 _SAID: Mapping[str, tuple[str, ...]] = {
     "coord/state": ("coordinator",),
     "round": ("manifest",),
@@ -63,7 +65,10 @@ class Topics:
         return f"{_PREFIX}/{self.fleet}/dev/{device}/down"
 
     def device_of(self, topic: str) -> str:
-        """The device whose `state` or `up` topic this is; raises PeerError for any other topic."""
+        """The device whose `state` or `up` topic this is.
+
+        Raises PeerError for any other topic, and if the device's name is not an id.
+        """
         parts = topic.removeprefix(f"{_PREFIX}/{self.fleet}/dev/").split("/")
         if len(parts) == 2 and topic in (self.state(parts[0]), self.up(parts[0])):
             try:
@@ -73,7 +78,7 @@ class Topics:
         raise PeerError(f"topic {topic!r} is no device's state or up topic")
 
     def check_kind(self, topic: str, kind: str) -> None:
-        """Raises PeerError unless `kind`, or a CHUNK, is said on this topic of the fleet."""
+        """Raises PeerError unless `kind`, a message kind or CHUNK, is allowed on `topic`."""
         ours = f"{_PREFIX}/{self.fleet}/"
         name = topic.removeprefix(ours) if topic.startswith(ours) else ""
         if name.startswith("dev/"):
@@ -82,7 +87,7 @@ class Topics:
             raise PeerError(f"a {kind} is not said on topic {topic!r}")
 
     def for_coordinator(self) -> tuple[str, ...]:
-        """The topics that the coordinator subscribes to."""
+        """The topic filters that the coordinator subscribes to."""
         return (self.coordinator_state, self.state("+"), self.up("+"))
 
     def for_device(self, device: str) -> tuple[str, ...]:
@@ -92,11 +97,11 @@ class Topics:
 
 @functools.lru_cache(maxsize=4096)
 def matches(pattern: str, topic: str) -> bool:
-    """True where a subscription to `pattern` gets `topic` (MQTT 3.1.1, 4.7)."""
+    """True where a subscription to the filter `pattern` gets `topic` (MQTT 3.1.1, section 4.7)."""
     if topic.startswith("$") and pattern[:1] in ("+", "#"):
         return False
     wanted, levels = pattern.split("/"), topic.split("/")
-    if wanted[-1] == "#":  # the levels above it, and whatever follows
+    if wanted[-1] == "#":  # matches the levels before it and any number after them
         wanted.pop()
         if len(levels) < len(wanted):
             return False

@@ -1,20 +1,20 @@
-"""Records to bytes and back; this docstring is the format's specification.
+"""Byte formats of messages and payloads; this docstring is their specification.
 
-Control message: two lines of text, so that a person with `mosquitto_sub` can read it.
+A control message is two lines of text, so that it can be read with `mosquitto_sub`.
 
     {"kind": "hello", "from": "cam-01", "body": {...}}       JSON, one line, UTF-8
     base64 of the Ed25519 signature over topic, zero byte, first line
 
-Signing the topic keeps a message for one device from being replayed to another. Refused: more
-than 64 KiB, no signature line, JSON with a repeated key, NaN or infinity, an unknown kind, an
-unknown, missing or mistyped field.
+The topic is signed so that a message for one device cannot be replayed to another. A message is
+refused if it is larger than 64 KiB, has no signature line, has an unknown kind, or has an unknown,
+missing or mistyped field, and if its JSON has a repeated key, NaN or infinity.
 
-Body (a model, a contribution): a safetensors file whose only metadata key `fedclip` holds a JSON
-object, and whose tensors are those that the codec makes of the terms (codec.py) and, in a
-contribution, the int64 sums, shuffled and compressed by the codec. Refused: a JSON header above
-64 KiB, tensors whose names, shapes or dtype are not the expected ones, NaN or infinity, a record that
-its own constructor refuses. All but the values is checked before the tensors are built. No pickle,
-ever.
+A payload (a model or a contribution) is a safetensors file, shuffled and compressed by the codec
+(codec.py). Its only metadata key, `fedclip`, holds a JSON object. Its tensors are those that the
+codec makes of the terms and, in a contribution, the int64 sums. A payload is refused if its JSON
+header is above 64 KiB, if the names, shapes or dtypes of its tensors are not the expected ones, if
+it holds NaN or infinity, or if its record's constructor refuses it. Everything but the values is
+checked before the tensors are built. Pickle is never used.
 
 A chunk (chunks.py) starts with the two bytes 0xFC 0x1E, which no UTF-8 text does.
 """
@@ -59,7 +59,7 @@ _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 @dataclass(frozen=True)
 class Signed:
-    """A control message as it came, not yet believed."""
+    """A control message as received; its signature is not checked yet."""
 
     message: Message
     sender: str
@@ -71,16 +71,16 @@ class Signed:
         return _KIND_OF[type(self.message)]
 
     def check(self, key: str) -> None:
-        """Raises PeerError unless `key` (hex) signed it."""
+        """Raises PeerError unless the key `key` (64 hex digits) signed the message."""
         if not verifies(key, self._signed, self._signature):
             raise PeerError(f"{self.sender[:64]}: {self.kind} has a wrong signature")
 
 
 def pack_control(message: Message, sender: str, topic: str, identity: Identity) -> bytes:
-    """The signed message for `topic`."""
+    """The bytes of `message` for `topic`, signed by `identity`."""
     line = json.dumps(
         {"kind": _KIND_OF[type(message)], "from": sender, "body": message},
-        default=vars,  # records within records; asdict would copy every value first
+        default=vars,  # for nested records; asdict would copy every value first
         separators=(",", ":"),
         allow_nan=False,
     ).encode()
@@ -89,7 +89,10 @@ def pack_control(message: Message, sender: str, topic: str, identity: Identity) 
 
 
 def unpack_control(topic: str, payload: bytes) -> Signed:
-    """Reads a control message; raises PeerError naming what was refused. Does not check the key."""
+    """The control message in `payload`, with its signature unchecked.
+
+    Raises PeerError that names the defect for every refusal that the module docstring lists.
+    """
     if len(payload) > MAX_CONTROL_BYTES:
         raise PeerError(f"control message of {len(payload)} bytes, limit {MAX_CONTROL_BYTES}")
     line, _, signature = payload.partition(b"\n")
@@ -108,13 +111,19 @@ def unpack_control(topic: str, payload: bytes) -> Signed:
 
 
 def pack_model(model: Model, codec: str) -> bytes:
-    """The bytes that are published; their SHA-256 is the model's version."""
+    """The payload of a model; its SHA-256 is the model's version.
+
+    Raises PeerError for an unknown codec.
+    """
     head = {"schema": _SCHEMA, "kind": "model", "method": model.method, "round": model.round}
     return _pack(head, codecs.store(codec, model.parameters), codec)
 
 
 def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
-    """Raises PeerError unless `data` is a model with exactly these terms."""
+    """The model in the payload `data`, its parameters float32 with the shapes in `shapes`.
+
+    Raises PeerError unless `data` is a model with exactly these parameters.
+    """
     head, terms, _ = _unpack(data, codec, "model", {"method", "round"}, shapes, {})
     return _build(Model, {**head, "parameters": terms})
 
@@ -122,7 +131,11 @@ def unpack_model(data: bytes, codec: str, shapes: Shapes) -> Model:
 def pack_contribution(
     contribution: Contribution, codec: str, stored: codecs.Tensors | None = None
 ) -> bytes:
-    """The bytes that are offered; `stored` is what the codec made of the terms, if it is known."""
+    """The payload of a contribution.
+
+    `stored` are the tensors that the codec makes of the update's delta (`codec.with_feedback`), if
+    the caller has them. Otherwise they are computed, and an unknown codec raises PeerError.
+    """
     head = {
         "schema": _SCHEMA,
         "kind": "contribution",
@@ -141,7 +154,10 @@ def pack_contribution(
 def unpack_contribution(
     data: bytes, codec: str, shapes: Shapes, sums: Shapes | None = None
 ) -> Contribution:
-    """Raises PeerError unless `data` is a contribution with exactly these terms and sums."""
+    """The contribution in the payload `data`: float32 delta, int64 sums, both of the given shapes.
+
+    Raises PeerError unless `data` is a contribution with exactly these terms and sums.
+    """
     names = {f.name for f in dataclasses.fields(Contribution)} | {"weight"}
     head, terms, whole = _unpack(data, codec, "contribution", names, shapes, sums or {})
     kind, weight = head.pop("update"), head.pop("weight")
@@ -150,7 +166,10 @@ def unpack_contribution(
 
 
 def payload_limit_bytes(shapes: Shapes, codec: str, sums: Shapes | None = None) -> int:
-    """The most that a payload with these terms and sums can measure, compressed or not."""
+    """An upper bound in bytes on a payload with these terms and sums, compressed or not.
+
+    Raises PeerError for an unknown codec.
+    """
     layout = codecs.tensor_layout(codec, shapes, sums).values()
     tensor_bytes = sum(_ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in layout)
     return 8 + _MAX_HEADER_BYTES + tensor_bytes
@@ -160,7 +179,7 @@ def _pack(
     head: Mapping[str, Any], stored: codecs.Tensors, codec: str, sums: Sums | None = None
 ) -> bytes:
     tensors = {**stored, **(sums or {})}
-    # One metadata key: safetensors writes several in an order that differs between runs.
+    # One metadata key only: safetensors writes several in an order that differs between runs.
     metadata = {"fedclip": json.dumps(head, sort_keys=True)}
     return codecs.encode(
         codec, safetensors.numpy.save(in_order(tensors), metadata), integers=bool(sums)
@@ -203,7 +222,10 @@ def _unpack(
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A record of received values: each of the type its field declares, or a PeerError."""
+    """The record `cls` made of received values.
+
+    Raises PeerError for a str or int field of another type, and if the constructor refuses.
+    """
     declared = {"str": str, "int": int}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         expected = declared.get(str(field.type))

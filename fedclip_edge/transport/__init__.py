@@ -1,1 +1,1 @@
-"""The ways that messages travel: MQTT over a real broker, or queues in one process."""
+"""Message transports: MQTT over a real broker, or queues within one process."""

@@ -1,10 +1,13 @@
-"""The contract of a transport. `mqtt.py` keeps it over a real broker, `in_memory.py` in one process.
+"""The contract of a transport, its events, and the wait before a reconnect.
 
-- `next_event` is the one way in, and `publish` never blocks.
-- Messages of one client come in order, each at least once; what was not delivered when the link
-  went away is forgotten, not queued: every message of the protocol is sent again by whoever still
-  needs its effect.
-- The link comes back by itself. Who is refused for good learns it from `next_event`.
+`mqtt.py` implements it over a real broker, `in_memory.py` within one process.
+
+Laws:
+- Everything arrives through `next_event`; `publish` never blocks.
+- The messages of one client arrive in order, each at least once. A message that was not delivered
+  when the link broke is dropped, not queued: the party that still needs its effect sends it again.
+- The link is restored without the caller. A client that is refused for good gets RefusedError from
+  `next_event`.
 """
 
 from __future__ import annotations
@@ -13,27 +16,27 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-# A broker that is back is found again within ten seconds.
+# In a small fleet, a device finds a broker that is back within ten seconds.
 _RECONNECT_MAX_S = 8.0
-# What a broker on two cores lets in with a handshake each, and without a queue of its own.
+# Connections that a broker on two cores accepts, a TLS handshake each, without a queue building up.
 _RECONNECTS_PER_S = 50
 
 
 @dataclass(frozen=True)
 class Connected:
-    """The link is up and the subscriptions stand."""
+    """The link is up and the subscriptions are made."""
 
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The link went away; it comes back by itself."""
+    """The link broke; the transport restores it."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Received:
-    """A message came."""
+    """A message arrived."""
 
     topic: str
     payload: bytes
@@ -44,7 +47,7 @@ Event = Connected | Disconnected | Received
 
 @dataclass(frozen=True)
 class Will:
-    """The message that the broker publishes, retained, when this client vanishes."""
+    """The message that the broker publishes, retained, if this client's link breaks."""
 
     topic: str
     payload: bytes
@@ -52,65 +55,69 @@ class Will:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes on this client's sockets since it started, MQTT framing included, TCP's own not."""
+    """Bytes on this client's sockets since it started, with MQTT framing, without TCP headers."""
 
     up_bytes: int
     down_bytes: int
 
 
 class Transport(Protocol):
-    """One client's way to send and to be told."""
+    """One client's link to the broker."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Sends, or forgets the message if the link is or goes down. Never blocks.
+        """Send a message. It is dropped if the link is down or breaks first. Never blocks.
 
-        Raises ConfigError where the broker takes no packet as large as this one.
+        Raises ConfigError if the broker is known to take no packet of this size.
         """
 
     def packet_bytes(self) -> int | None:
-        """The largest packet that the broker takes, topic and headers included, as of the last
-        `Connected`; None where nothing is known of a limit.
+        """The largest packet in bytes that the broker takes, or None if no limit is known.
+
+        Topic and headers count. The value is that of the last `Connected` that was returned.
         """
 
     def backlog(self) -> int:
-        """Messages published on this link that the broker has not acknowledged yet."""
+        """The number of messages published on this link that the broker has not acknowledged."""
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """The next event, or None after `timeout_s`.
+        """The next event, or None if there is none within `timeout_s` seconds.
 
-        Raises RefusedError where the broker will never let this client in.
+        Raises RefusedError if the broker refused this client for good.
         """
 
     def resubscribe(self) -> None:
-        """Has the broker say again what it retains on this client's topics. Never blocks."""
+        """Have the broker repeat the messages retained on this client's topics. Never blocks."""
 
     def expect(self, devices: int) -> None:
-        """Expect so many devices to come back at the same time, should the broker go away."""
+        """Set how many devices reconnect at the same time if the broker goes away."""
 
     def traffic(self) -> Traffic | None:
-        """Bytes that went over the wire; None where they cannot be measured."""
+        """Bytes sent and received so far; None if they cannot be measured."""
 
     def close(self) -> None:
-        """Says good-bye, so that the will is not published; sends what is queued first."""
+        """Send what is queued, then disconnect, so that the will is not published."""
 
 
 def device_client(fleet: str, device: str, incarnation: str) -> str:
-    """A device's client id: only it and its coordinator know `incarnation`.
+    """A device's MQTT client id. Only the device and its coordinator know `incarnation`.
 
-    A broker ends the older of two connections with one client id, whoever they are of.
+    If two connections use one client id, the broker ends the older one, even if they belong to
+    different users. So a client id must not be guessable.
     """
     return f"{fleet}.{device}.{incarnation}"
 
 
 def coordinator_client() -> str:
-    """A client id that nobody else can know."""
+    """A random MQTT client id for a coordinator, so that no other client can guess it."""
     return f"coordinator-{secrets.token_hex(8)}"
 
 
 def reconnect_wait_s(failures: int, devices: int, draw: float) -> float:
-    """Seconds to stay away after so many failed attempts; `draw` is uniform in [0, 1).
+    """Seconds to wait before the next connection, after `failures` failed attempts.
 
-    Drawn from at least a second, and from as long as the broker needs for all of a large fleet.
+    It is 2**failures - 1, at most 7, plus a random part. `draw`, uniform in [0, 1), spreads that
+    part over one second, or over the time that the broker needs to accept all `devices` if that is
+    longer.
     """
     grows = min(2.0**failures, _RECONNECT_MAX_S) - 1
     return grows + draw * max(1.0, devices / _RECONNECTS_PER_S)

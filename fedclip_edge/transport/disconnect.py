@@ -1,4 +1,4 @@
-"""The end of another client's connection, by way of the broker."""
+"""Disconnection of another client, through the broker."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ _CONNECT_S = 5.0
 
 
 def disconnect_client(address: BrokerAddress, client_id: str) -> None:
-    """Have the broker end the connection of that client id: connect under the id, and leave again.
+    """Have the broker end the connection of `client_id`.
 
-    A broker ends the older of two connections with one client id. Raises LinkError or RefusedError as
-    `PahoTransport.connect` does.
+    This connects under the same id and disconnects again: of two connections with one client id, a
+    broker ends the older one. Raises ConfigError, LinkError or RefusedError as `PahoTransport` and
+    its `connect` do.
     """
     link = PahoTransport(address, client_id, (), None)
     link.connect(_CONNECT_S)

@@ -1,9 +1,11 @@
-"""A broker and its clients in one process: the in-memory twin of mqtt.py.
+"""A broker and its clients in one process: the in-memory counterpart of mqtt.py.
 
-Law: what is published is delivered at once and in order, on the caller's thread; so whoever moves
-the clock and picks who reads next decides everything that happens. A link that is gone comes back
-when it is told to. `accept` and `hand` are the two hops of a message, and all that a worse network
-has to replace.
+Laws:
+- A published message is delivered at once and in order, on the caller's thread. So a caller that
+  moves the clock and picks the next reader determines everything that happens.
+- A link that broke comes back only through `come_back`.
+- `accept` and `hand` are the two hops of a message. A simulation of a worse network overrides these
+  two and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from fedclip_edge.transport.outbox import Limits
 
 
 class InMemoryBroker:
-    """A broker in this process, retained messages and wills included."""
+    """A broker in this process, with retained messages and wills."""
 
     def __init__(self) -> None:
         self.limits = Limits()
@@ -26,7 +28,7 @@ class InMemoryBroker:
         self._retained: dict[str, bytes] = {}
 
     def client(self, client_id: str, topics: Iterable[str], will: Will) -> InMemoryTransport:
-        """A connected client; one of the same id is disconnected, its will published."""
+        """A connected client; a client with the same id is cut first, as by `cut`."""
         if client_id in self._clients:
             self.cut(client_id)
         client = InMemoryTransport(self, client_id, tuple(topics), will)
@@ -34,20 +36,21 @@ class InMemoryBroker:
         return client
 
     def come_back(self, client: InMemoryTransport) -> None:
-        """A client whose link was gone has it again; one that took its id meanwhile is disconnected."""
+        """Restore a client's link; a client that took its id meanwhile is cut first."""
         if client.client_id in self._clients:
             self.cut(client.client_id)
         self._connect(client)
 
     def cut(self, client_id: str) -> None:
-        """The client's link is gone without a good-bye."""
+        """Break a client's link and publish its will; raises KeyError if it is not connected."""
         client = self._clients.pop(client_id)
         client.inbox.append(Disconnected("cut"))
         self.deliver(client.will.topic, client.will.payload, retain=True)
 
     def die(self, *, forgets: bool) -> None:
-        """The broker is gone and there again: no link is left and no will said, nor, where it
-        `forgets`, anything retained.
+        """Restart the broker: every link breaks and no will is published.
+
+        With `forgets` the retained messages are lost as well.
         """
         clients, self._clients = self._clients, {}
         for client in clients.values():
@@ -56,21 +59,22 @@ class InMemoryBroker:
             self._retained.clear()
 
     def retained(self, topic: str) -> bytes:
-        """The message retained on a topic; empty where there is none."""
+        """The message retained on a topic; empty if there is none."""
         return self._retained.get(topic, b"")
 
     def is_here(self, client: InMemoryTransport) -> bool:
-        """True where this very client is connected."""
+        """True where this client object, not another with its id, is connected."""
         return self._clients.get(client.client_id) is client
 
     def leave(self, client_id: str) -> None:
-        """The client said good-bye."""
+        """Disconnect a client in order, without its will."""
         self._clients.pop(client_id, None)
 
     def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Hand a message to every client that subscribes to its topic, and retain it if told to."""
         if retain and payload:
             self._retained[topic] = payload
-        elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept, and ends what was
+        elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept and deletes the old
             self._retained.pop(topic, None)
         for client in list(self._clients.values()):
             if client.subscribes(topic):
@@ -79,11 +83,11 @@ class InMemoryBroker:
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
     ) -> None:
-        """A message on its way from a client to the broker."""
+        """Carry a message from a client to the broker."""
         self.deliver(topic, payload, retain=retain)
 
     def hand(self, client: InMemoryTransport, message: Received) -> None:
-        """A message on its way from the broker to a client."""
+        """Carry a message from the broker to a client."""
         client.inbox.append(message)
 
     def _connect(self, client: InMemoryTransport) -> None:
@@ -92,7 +96,7 @@ class InMemoryBroker:
         self.repeat(client)
 
     def repeat(self, client: InMemoryTransport) -> None:
-        """Hand this client alone the messages that are retained on its topics."""
+        """Hand the messages retained on this client's topics to it alone."""
         for topic, payload in list(self._retained.items()):
             if client.subscribes(topic):
                 self.hand(client, Received(topic, payload))
@@ -100,7 +104,7 @@ class InMemoryBroker:
 
 @dataclass(eq=False)
 class InMemoryTransport:
-    """The in-memory twin of PahoTransport."""
+    """A transport to an InMemoryBroker; the counterpart of PahoTransport."""
 
     broker: InMemoryBroker
     client_id: str
@@ -109,7 +113,7 @@ class InMemoryTransport:
 
     def __post_init__(self) -> None:
         self.inbox: deque[Event] = deque()
-        self.on_its_way = 0  # messages that the broker has not taken in yet
+        self.on_its_way = 0  # messages that have not reached the broker yet
 
     def subscribes(self, topic: str) -> bool:
         return any(matches(pattern, topic) for pattern in self.topics)
@@ -133,7 +137,7 @@ class InMemoryTransport:
             self.broker.repeat(self)
 
     def expect(self, devices: int) -> None:
-        """Nothing here comes back by itself."""
+        """Do nothing: no link here comes back without `come_back`."""
 
     def traffic(self) -> Traffic | None:
         return None

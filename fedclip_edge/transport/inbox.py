@@ -1,8 +1,9 @@
-"""Events of one client's link in order, for its owner to fetch; and complaints for the log.
+"""The queue of one client's events, and of its log lines about failures.
 
-paho's callbacks only enqueue here: work inside a callback misses the keepalive, and the broker then
-delivers the same message a second time. Log lines are written on the way out, so that no callback
-waits for a reader of the log.
+Laws:
+- paho's callbacks only enqueue here. Work inside a callback would miss the keepalive, and the
+  broker would then deliver the same message a second time.
+- Log lines are written when they are taken out, so that no callback waits for the log.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from fedclip_edge.transport.outbox import Limits
 
 @dataclass(frozen=True)
 class _Up:
-    """The link is up; what the broker takes on it."""
+    """The link is up, with these limits of the broker."""
 
     limits: Limits
 
 
 @dataclass(frozen=True)
 class _Note:
-    """For the log."""
+    """A line for the log."""
 
     event: str
     reason: str
@@ -36,18 +37,18 @@ class _Note:
 
 @dataclass(frozen=True)
 class _RefusedForGood:
-    """Behind what came before it."""
+    """The refusal for good, queued behind the events before it."""
 
     reason: str
 
 
 class Inbox:
-    """One client's events. `limits` are those of the last `Connected` that was taken out."""
+    """One client's events. `limits` are those of the last `Connected` taken out."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.refusal = ""  # why this client is never let in
-        self.complaint = ""  # why the last attempt failed
+        self.refusal = ""  # the reason for a refusal for good
+        self.complaint = ""  # the reason why the last attempt failed
         self._queue: queue.SimpleQueue[Event | _Up | _Note | _RefusedForGood] = queue.SimpleQueue()
         self._noted: set[_Note] = set()  # since the link was last up
         self._first_answer = threading.Event()
@@ -56,36 +57,36 @@ class Inbox:
         self._queue.put(event)
 
     def link_up(self, limits: Limits) -> None:
-        """`Connected`; complaints of earlier attempts are over."""
+        """Queue `Connected` and clear the complaints of earlier attempts."""
         self.complaint = ""
         self._noted.clear()
         self._first_answer.set()
         self._queue.put(_Up(limits))
 
     def note(self, event: str, reason: str, topic: str | None = None) -> None:
-        """A line for the log, once while a link lasts."""
+        """Queue a line for the log; the same line only once until the link is up again."""
         said = _Note(event, reason, topic)
         if said not in self._noted:
             self._noted.add(said)
             self._queue.put(said)
 
     def complain(self, reason: str) -> None:
-        """Why there is no link, for now."""
+        """Record and log the reason why there is no link for now."""
         self.complaint = reason
         self.note("broker_not_reached", reason)
 
     def refuse(self, reason: str) -> None:
-        """`next_event` raises RefusedError once it comes to this."""
+        """Queue a refusal for good: `next_event` raises RefusedError when it takes it out."""
         self.refusal = reason
         self._queue.put(_RefusedForGood(reason))
         self._first_answer.set()
 
     def await_first_answer(self, timeout_s: float) -> bool:
-        """True where the link was up, or was refused for good, within `timeout_s`."""
+        """True where the link came up, or was refused for good, within `timeout_s` seconds."""
         return self._first_answer.wait(timeout_s)
 
     def next_event(self, timeout_s: float) -> Event | None:
-        """As a Transport gives it."""
+        """The next event, as `Transport.next_event` defines it; writes log lines on the way."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:

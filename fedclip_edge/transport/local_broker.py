@@ -1,7 +1,7 @@
-"""A broker on this machine alone, for whoever needs one and has none.
+"""A local MQTT broker as a child process, for a machine without one.
 
-mosquitto where it is installed; else amqtt, which is pure Python. Both listen on the loopback
-address only and let everybody in: a broker that other machines reach is set up from `broker/`.
+It is mosquitto if that is installed, else amqtt, which is pure Python. Both listen on the loopback
+address only and accept every client. A broker for other machines is set up from `broker/`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedclip_edge.processes.children import Children
 
 _HOST = "127.0.0.1"
 _READY_S = 15.0
-# Debian puts daemons where the PATH of ordinary users does not lead.
+# Debian installs daemons in folders that are not on an ordinary user's PATH.
 _DAEMON_PATH = "/usr/sbin:/usr/local/sbin"
 
 _MOSQUITTO = """\
@@ -45,7 +45,7 @@ plugins:
 
 @dataclass(frozen=True)
 class Broker:
-    """A running broker; it ends with the `Children` that it was started through."""
+    """A running broker; it ends with the `Children` that started it."""
 
     name: str
     address: BrokerAddress
@@ -53,9 +53,10 @@ class Broker:
 
 
 def start(children: Children, folder: Path, port: int = 0) -> Broker:
-    """Starts a broker, its configuration and log in `folder`; port 0 takes a free one.
+    """Start a broker, with its configuration and log in `folder`; port 0 means a free port.
 
-    Raises BrokerError where there is none to start, the port is taken, or it does not come up.
+    Returns once it accepts connections. Raises BrokerError if no broker is installed, the port is
+    taken, or the broker ends or does not accept connections within 15 s.
     """
     port = _claim_port(port)
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path=_DAEMON_PATH)
@@ -72,8 +73,8 @@ def start(children: Children, folder: Path, port: int = 0) -> Broker:
             "or `pip install 'fedclip-edge[serve]'` for a small one"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    # A process that changes its user is no longer ended with its parent (prctl(2)), so where
-    # everything runs as root, as in a container, the broker stays root as well.
+    # A process that changes its user no longer ends with its parent (prctl(2)). So if everything
+    # runs as root, as in a container, the broker stays root as well.
     as_root = "user root" if os.geteuid() == 0 else ""
     settings = text.format(host=_HOST, port=port, as_root=as_root)
     (folder / "broker.conf").write_text(settings, encoding="utf-8")
@@ -84,7 +85,7 @@ def start(children: Children, folder: Path, port: int = 0) -> Broker:
 
 
 def _claim_port(port: int) -> int:
-    """`port` if nobody listens on it, a free one for 0."""
+    """`port` if it is free, or a free port for 0; raises BrokerError if it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,13 +1,15 @@
-"""Messages over an MQTT broker; the only module that knows paho. in_memory.py is its in-memory twin.
+"""The transport over an MQTT broker; the only module that uses paho.
 
-Beside what base.py says:
+in_memory.py is its in-memory counterpart.
 
+Laws, in addition to those of base.py:
 - paho's callbacks only enqueue (inbox.py).
-- QoS 1, a clean session, and at most a window of messages handed to paho (outbox.py).
-- MQTT 5 where the broker speaks it (mqtt_version.py), for what it says: how large a packet may be, how
-  many may be on their way, and why something was refused. Nothing here relies on it.
-- The link comes back after a while drawn at random, so that a fleet does not come back at once;
-  only the first connection may fail.
+- Messages have QoS 1, sessions are clean, and paho holds at most a window of messages (outbox.py).
+- The link uses MQTT 5 if the broker supports it (mqtt_version.py), for the information in it: the
+  largest packet, how many messages may be unacknowledged, and the reason for a refusal. Nothing
+  here relies on MQTT 5.
+- The link is restored after a random wait, so that a fleet does not reconnect all at once. Only the
+  first connection may fail.
 """
 
 from __future__ import annotations
@@ -45,25 +47,25 @@ from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
 _CLOSE_S = 5.0
-# Nothing of ours is larger; a broker of MQTT 5 hands over nothing that is.
+# No message of the protocol is larger; a broker with MQTT 5 delivers no larger one.
 _TAKES_BYTES = 200_000
 
 
 class _Client(mqtt.Client):
-    """paho's, which can speak another version at its next connection."""
+    """paho's client, with a protocol version that can change between connections."""
 
     def speak(self, version: Version) -> None:
         self._protocol = MQTTProtocolVersion(version)
-        self._clean_start = True  # version 5's clean session; what it leaves expires at once
+        self._clean_start = True  # version 5's clean session; its session expires at once
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = _TAKES_BYTES
         self._connect_properties = properties
 
 
 class PahoTransport:
-    """MQTT over TCP, or over TLS where the address has an authority.
+    """A Transport over MQTT and TCP, with TLS if the address has a `ca`.
 
-    Raises ConfigError where the address names certificates that cannot be used.
+    The constructor raises ConfigError if the address names certificates that cannot be used.
     """
 
     def __init__(
@@ -74,8 +76,8 @@ class PahoTransport:
         self._client_id = client_id
         self._topics = [(topic, 1) for topic in topics]
         self._dialect = Dialect((address.host, address.port))
-        self._answered = False  # the connection that is being made, or stands
-        self._unsupported = False  # the broker says so of the version
+        self._answered = False  # the broker answered on the current connection
+        self._unsupported = False  # the broker does not support the version used
         self._limits = Limits(address.max_packet_bytes)
         self._inbox = Inbox(self._limits)
         self._outbox = Outbox(self._hand_over)
@@ -101,10 +103,11 @@ class PahoTransport:
         self._client.on_socket_close = self._on_socket_close
 
     def connect(self, timeout_s: float) -> None:
-        """Makes the first connection, trying for `timeout_s`.
+        """Make the first connection, with attempts for `timeout_s` seconds.
 
-        Raises LinkError where no broker answers, RefusedError where it refuses this client for
-        good, ConfigError where it is not the broker that the address means.
+        Raises LinkError if no broker answers or the connection fails for now, RefusedError if the
+        broker refuses this client for good, and ConfigError if the host is no host name or does not
+        show a certificate of the address's `ca` for it.
         """
         deadline, here = time.monotonic() + timeout_s, self._address
         self._client.connect_async(here.host, here.port, here.keepalive_s)
@@ -188,12 +191,12 @@ class PahoTransport:
             refusal = f"the broker at {self._where} did not let this client in"
             self._inbox.complain(f"{refusal}: {reason_codes.advised(str(reason))}")
             return
-        if self._dialect.version == 5:  # under 3.1.1 what it once said holds
+        if self._dialect.version == 5:  # 3.1.1 announces no limits: the last known ones hold
             packet_bytes = getattr(said, "MaximumPacketSize", None)
             waiting = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
             self._limits = Limits(packet_bytes, waiting).within(self._address.max_packet_bytes)
-        # paho keeps what the last link did not deliver and would send it all again, whatever the
-        # window; the session is clean, so it is forgotten on this side as well.
+        # paho keeps what the last link did not deliver and would send it all again, regardless of
+        # the window. The session is clean, so these messages are dropped on this side as well.
         client.drop_out_messages()
         if self._topics:
             client.subscribe(self._topics)
@@ -206,7 +209,7 @@ class PahoTransport:
         answered = zip(self._topics, answers, strict=False)
         denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
         if not denied:
-            if not self._outbox.is_up:  # else it said again what is retained
+            if not self._outbox.is_up:  # else this answers resubscribe()
                 self._begin()
             return
         topic, reason = next(iter(denied.items()))
@@ -218,10 +221,10 @@ class PahoTransport:
             self._inbox.refuse(complaint)
             return
         self._inbox.complain(complaint)
-        _end(client.socket())  # a deaf link is of no use: it comes back later, and asks again
+        _end(client.socket())  # useless so: reconnect later and subscribe again
 
     def _begin(self) -> None:
-        """Subscriptions stand, so that retained messages follow: the link may be used."""
+        """Open the link for use; its subscriptions are made, so retained messages follow."""
         self._outbox.link_up(self._limits)
         self._failures = 0
         self._inbox.link_up(self._limits)
@@ -248,16 +251,16 @@ class PahoTransport:
         self._come_back(failed=True)
 
     def _come_back(self, *, failed: bool) -> None:
-        """Tells paho how long to wait; where an attempt failed, looks into why."""
+        """Tell paho how long to wait; after a failed attempt, examine the reason."""
         wait_s = reconnect_wait_s(self._failures, self._devices, random.random())  # noqa: S311
-        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats serve
+        self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats work
         if failed:
             self._failures += 1
             if self._address.ca is not None and self._examining.acquire(blocking=False):
                 threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
 
     def _examine(self) -> None:
-        """In a thread of its own: a handshake takes longer than a callback may."""
+        """Run `tls.examine` in its own thread: a handshake takes longer than a callback may."""
         try:
             tls.examine(self._address, _EXAMINE_S)
         except RefusedError as error:
@@ -278,7 +281,7 @@ class PahoTransport:
             self._inbox.note("message_not_taken", reason_codes.advised(str(reason)), topic)
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
-        # Many small messages: waiting to fill packets costs up to 40 ms each.
+        # Messages are many and small: waiting to fill packets costs up to 40 ms each.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._meter.opened(opened)
         if self._dialect.is_a_guess:
@@ -287,7 +290,7 @@ class PahoTransport:
             patience.start()
 
     def _give_up(self, opened: Any) -> None:
-        """Ends a connection that the broker has not answered yet."""
+        """End a connection that the broker has not answered yet."""
         if self._client.socket() is opened and not self._answered and not self._unsupported:
             _end(opened)
 
@@ -296,6 +299,6 @@ class PahoTransport:
 
 
 def _end(link: Any) -> None:
-    """Ends a connection under paho's hands, which then takes it for lost."""
-    with contextlib.suppress(OSError, AttributeError):  # it is gone, or there is none
+    """Shut down paho's socket; paho then treats the connection as lost."""
+    with contextlib.suppress(OSError, AttributeError):  # already closed, or None
         link.shutdown(socket.SHUT_RDWR)

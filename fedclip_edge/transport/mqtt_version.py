@@ -1,23 +1,23 @@
-"""Which version of MQTT to speak to a broker: 5 where it is understood, 3.1.1 where it is not.
+"""Choice of the MQTT version for a broker: 5 if it supports it, else 3.1.1.
 
-A broker without MQTT 5 names the version as unsupported, closes the connection without a word
-(RabbitMQ 3.10), or takes a CONNECT with a will for a longer one of 3.1.1 and waits for the rest
-(amqtt 0.12). A broker that dies, or that refuses a certificate, does the like. So silence makes
-3.1.1 worth an attempt, and only an answer to it is believed: where that connection ends as well, 5
-comes next again.
+A broker without MQTT 5 answers that the version is unsupported, closes the connection without an
+answer (RabbitMQ 3.10), or reads a CONNECT with a will as a longer one of 3.1.1 and waits for the
+rest (amqtt 0.12). A broker that dies, or that refuses a certificate, behaves in the same way. So a
+connection without an answer is followed by one attempt with 3.1.1, and only an answer settles the
+version: if that connection ends without one as well, 5 is tried again.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-Version = Literal[5, 4]  # as CONNECT says it: 4 is 3.1.1
+Version = Literal[5, 4]  # as in a CONNECT packet: 4 is 3.1.1
 Where = tuple[str, int]
 
-# What a broker has answered once holds until it closes this many connections in a row in silence:
-# it may have been replaced by another.
+# The version that a broker answered in holds until it closes this many connections in a row
+# without an answer: another broker may have replaced it.
 _CLOSED_IN_A_ROW = 3
-# How long a broker that is not known to speak 5 may keep silent on it.
+# Time for an answer to version 5 from a broker that is not known to support it.
 PATIENCE_S = 2.0
 _answered: dict[Where, Version] = {}  # by host and port, for the life of the process
 
@@ -36,21 +36,27 @@ class Dialect:
         return self.version == 5 and self._where not in _answered
 
     def answered(self) -> None:
-        """The broker took part in a connection of this version, whether it let the client in."""
+        """Record that the broker answered in this version, even if it refused the client."""
         self._closed = 0
         _answered[self._where] = self.version
 
     def unsupported(self) -> bool:
-        """The broker says that it has not this version; whether another is worth it at once."""
+        """Record that the broker does not support this version.
+
+        True where the next version should be tried at once.
+        """
         if self.version == 4:
-            self.version = 5  # it is another broker by now
+            self.version = 5  # another broker has replaced it
             _answered.pop(self._where, None)
             return False
         self.version = _answered[self._where] = 4
         return True
 
     def closed(self) -> bool:
-        """The connection ended unanswered; whether another version is worth it at once."""
+        """Record that a connection ended without an answer.
+
+        True where the next version should be tried at once.
+        """
         self._closed += 1
         if self._where in _answered and self._closed < _CLOSED_IN_A_ROW:
             return False

@@ -1,8 +1,8 @@
-"""Messages that wait to be sent, with at most a window of them on their way.
+"""The queue of messages to send, with at most a window of them unacknowledged.
 
-paho sends everything it holds at once after a reconnect, whatever its own limit says; so it holds
-no more than WINDOW messages of one link, and a thread of our own hands them over, because paho
-calls `on_publish` under the lock that its `publish` takes.
+After a reconnect, paho sends everything it holds at once, regardless of its own limit. So it is
+given at most WINDOW messages of one link at a time. A thread of this module hands them over,
+because paho calls `on_publish` under the lock that its `publish` takes.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a broker for one client; MQTT 3.1.1 has no way to announce them."""
+    """A broker's limits for one client; MQTT 3.1.1 has no way to announce them."""
 
-    packet_bytes: int | None = None  # None: nothing is known of a limit
-    receive_maximum: int = 65535  # messages that it has not acknowledged
+    packet_bytes: int | None = None  # None: no limit is known
+    receive_maximum: int = 65535  # messages that the broker has not acknowledged
 
     def within(self, packet_bytes: int | None) -> Limits:
-        """These, and no larger packets than that either; None where that says nothing."""
+        """These limits, with packets of at most `packet_bytes`; None adds no limit."""
         known = [n for n in (self.packet_bytes, packet_bytes) if n is not None]
         return replace(self, packet_bytes=min(known, default=None))
 
     def fit(self, topic: str, payload: bytes) -> bool:
-        """True where a message of QoS 1 is within the limit."""
+        """True where a QoS 1 message surely fits into a packet that the broker takes."""
         return self.packet_bytes is None or packet_size_bytes(topic, payload) <= self.packet_bytes
 
     def check(self, where: str, topic: str, payload: bytes) -> None:
-        """Raises ConfigError where a message of QoS 1 is larger than what it takes."""
+        """Raises ConfigError unless the message fits; `where` names the broker in the error."""
         if not self.fit(topic, payload):
             raise ConfigError(
                 f"the broker at {where} takes packets of {self.packet_bytes} bytes, and a message "
@@ -46,13 +46,13 @@ class Limits:
 
 
 class _Link:
-    """One connection's window; what waits for an older one is forgotten."""
+    """One connection's window; messages queued for an older connection are dropped."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.size = min(WINDOW, limits.receive_maximum)
         self.window = threading.Semaphore(self.size)
-        self.on_way: deque[str] = deque()  # topics; a broker acknowledges in their order
+        self.on_way: deque[str] = deque()  # topics; a broker acknowledges in this order
         self.published = 0  # written by the publishing thread alone
         self.acknowledged = 0  # written by paho's thread alone
 
@@ -66,7 +66,7 @@ class _Outgoing:
 
 
 class Outbox:
-    """One client's messages out. `hand_over` takes topic, payload and whether to retain."""
+    """One client's outgoing messages. `hand_over` gets a topic, a payload and the retain flag."""
 
     def __init__(self, hand_over: Callable[[str, bytes, bool], object]) -> None:
         self._hand_over = hand_over
@@ -75,35 +75,35 @@ class Outbox:
         self._sender = threading.Thread(target=self._send, name="mqtt-sender", daemon=True)
 
     def start(self) -> None:
-        """From here on messages are handed over."""
+        """Start the thread that hands messages over."""
         self._sender.start()
 
     def link_up(self, limits: Limits) -> None:
-        """A connection stands, with a window of its own."""
+        """Record a new connection, with its own window."""
         self._link = _Link(limits)
 
     @property
     def is_up(self) -> bool:
-        """True while a connection stands."""
+        """True while there is a connection."""
         return self._link is not None
 
     def link_down(self) -> bool:
-        """The connection is gone, and with it what waits; False where none stood."""
+        """Record that the connection broke and drop what is queued; False if there was none."""
         link, self._link = self._link, None
         if link is None:
             return False
-        link.window.release(link.size + 1)  # who drains passes, and the sender, which may wait
+        link.window.release(link.size + 1)  # frees `drain`, and the sender if it waits
         return True
 
     def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Sends it in its turn; forgets it if the link is or goes down, or takes none so large."""
+        """Queue a message; it is dropped if the link is down, breaks first, or it does not fit."""
         link = self._link
         if link is not None and link.limits.fit(topic, payload):
             link.published += 1
             self._queue.put(_Outgoing(topic, payload, retain, link))
 
     def acknowledged(self) -> str:
-        """The broker has acknowledged one more; its topic."""
+        """Record an acknowledgement by the broker; returns the message's topic, or ""."""
         link = self._link
         if link is None or not link.on_way:
             return ""
@@ -112,12 +112,15 @@ class Outbox:
         return link.on_way.popleft()
 
     def backlog(self) -> int:
-        """Messages of this link that the broker has not acknowledged yet."""
+        """The number of messages of this link that the broker has not acknowledged yet."""
         link = self._link
         return 0 if link is None else link.published - link.acknowledged
 
     def drain(self, timeout_s: float) -> None:
-        """Hands over what is queued and waits until all of it is acknowledged; then ends."""
+        """Hand over what is queued, end the thread, and wait for the acknowledgements.
+
+        Gives up after `timeout_s` seconds.
+        """
         link, deadline = self._link, time.monotonic() + timeout_s
         self._queue.put(None)
         if self._sender.is_alive():
@@ -137,6 +140,6 @@ class Outbox:
 
 
 def packet_size_bytes(topic: str, payload: bytes) -> int:
-    """Largest size of a message of QoS 1 in bytes: its length field has up to 4 of them."""
-    # Type and flags, length, the topic's length, packet identifier, no properties.
+    """The largest possible size in bytes of a QoS 1 PUBLISH packet with this topic and payload."""
+    # Type and flags, length (up to 4 bytes), the topic's length, packet identifier, no properties.
     return 1 + 4 + 2 + 2 + 1 + len(topic.encode()) + len(payload)

@@ -1,10 +1,10 @@
-"""Advice for each reason that a broker gives; their names are those of MQTT 5, section 2.4."""
+"""Reason codes of brokers (named as in MQTT 5, section 2.4): advice, and the permanent ones."""
 
 from __future__ import annotations
 
-# Those that no waiting will change, when a broker answers a client that comes.
+# In an answer to CONNECT: reasons that waiting will not change.
 FOR_GOOD = frozenset(("Bad user name or password", "Not authorized", "Client identifier not valid"))
-# Those that only the broker's operator can change, when it answers a subscription.
+# In an answer to SUBSCRIBE: reasons that only the broker's operator can change.
 NEVER_SUBSCRIBED = frozenset(("Not authorized", "Topic filter invalid"))
 
 _ADVICE = {
@@ -25,5 +25,5 @@ _ADVICE = {
 
 
 def advised(reason: str) -> str:
-    """The reason, with what to do about it where that is known."""
+    """The reason, followed by advice if there is any."""
     return f"{reason}: {_ADVICE[reason]}" if reason in _ADVICE else reason

@@ -1,13 +1,14 @@
-"""The link under the messages: TLS 1.3 with certificates of the fleet's own authority.
+"""TLS 1.3 with certificates of the fleet's own authority: settings, and reasons for a failed link.
 
-paho shows a refused certificate like a dropped link. `examine` makes a connection of its own and
-reads the alert, so that who is refused for good learns it, and everybody else comes back.
+To paho a refused certificate looks like a dropped link. `examine` makes its own connection and
+reads the alert, so that a client that is refused for good stops and every other client reconnects.
 
 Laws:
-- Only what came encrypted, after the broker proved who it is, is a refusal: anybody on the way can
-  write an alert in the clear. TLS 1.3 judges the client last, so nothing older is spoken.
-- What another clock or a restart can mend is no refusal: "not yet valid" is a box without a battery
-  for its clock, or a broker without one.
+- Only an encrypted alert, sent after the broker proved its identity, counts as a refusal: anyone on
+  the path can forge an alert in plain text. TLS 1.3 checks the client's certificate last, so no
+  older version is used.
+- A failure that a corrected clock or a restart can fix is no refusal: "not yet valid" means a box
+  or a broker whose clock has no battery.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of openssl/x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
-# Alerts of RFC 8446, 6.2, as OpenSSL words them, that no waiting will change.
+# Alerts of RFC 8446, section 6.2, by OpenSSL's names, that waiting will not change.
 _FOR_GOOD = {
     "SSLV3_ALERT_CERTIFICATE_REVOKED": "this device's certificate was revoked",
     "TLSV1_ALERT_UNKNOWN_CA": "this device's certificate is of another authority",
@@ -33,14 +34,14 @@ _FOR_GOOD = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "a certificate is required, and none is configured",
     "TLSV1_ALERT_ACCESS_DENIED": "access is denied",
 }
-# A broker says this of our certificate, or where its revocation list is past its end.
+# A broker sends this if our certificate has expired, or if its own revocation list has.
 _MAYBE_OURS = "SSLV3_ALERT_CERTIFICATE_EXPIRED"
 
 
 class _Socket(ssl.SSLSocket):
-    """Closed where its handshake fails: paho would leave that to the garbage collector."""
+    """A socket that closes if its handshake fails; paho leaves that to the garbage collector."""
 
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002 - as its base has it
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002 - as in the base class
         try:
             super().do_handshake(block)
         except OSError:
@@ -49,13 +50,13 @@ class _Socket(ssl.SSLSocket):
 
 
 def context(address: BrokerAddress) -> ssl.SSLContext | None:
-    """The TLS settings for paho; None without a `ca`, for a link that is not encrypted.
+    """The TLS settings for paho; None if the address has no `ca`, for an unencrypted link.
 
-    Raises ConfigError, naming the file, where one cannot be used.
+    Raises ConfigError that names the file if a certificate or key cannot be read or used.
     """
     if address.ca is None:
         return None
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies, and checks the host's name
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies certificate and host name
     made.sslsocket_class = _Socket
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     _use(made, address.ca)
@@ -65,7 +66,7 @@ def context(address: BrokerAddress) -> ssl.SSLContext | None:
 
 
 def explain(address: BrokerAddress, error: OSError) -> Exception:
-    """The error for a failed handshake: ConfigError, or LinkError where waiting may mend it."""
+    """The error for a failed handshake: LinkError if waiting may help, else ConfigError."""
     where = f"{address.host}:{address.port}"
     if not isinstance(error, ssl.SSLCertVerificationError):
         return LinkError(f"{where} answers, but not with TLS 1.3 as expected ({error})")
@@ -84,10 +85,12 @@ def explain(address: BrokerAddress, error: OSError) -> Exception:
 
 
 def examine(address: BrokerAddress, timeout_s: float) -> None:
-    """Connects once beside paho; returns where the broker has nothing against this client.
+    """Connect once, independently of paho, and return if the broker accepts this client.
 
-    Raises RefusedError for what is refused for good; ConfigError or LinkError, as `explain` does,
-    for a broker that is not accepted from here; LinkError where none answers.
+    `timeout_s` limits each step, in seconds. Returns at once if the address has no `ca`. Raises
+    RefusedError for a refusal for good; ConfigError or LinkError, as chosen by `explain`, if the
+    broker's certificate is not accepted; LinkError if no broker answers or it ends the handshake
+    for another reason; ConfigError as `context` does.
     """
     settings = context(address)
     if settings is None:
@@ -109,7 +112,7 @@ def _await_alert(address: BrokerAddress, link: ssl.SSLSocket) -> None:
     try:
         link.read(1)
     except TimeoutError:
-        return  # it waits for us to speak: we are in
+        return  # the broker waits for a CONNECT: the client is accepted
     except ssl.SSLError as error:
         reason = error.reason or ""
         if reason in _FOR_GOOD:

@@ -1,4 +1,4 @@
-"""Bytes on one client's connections, as the kernel counts them."""
+"""Byte counts of one client's connections, from the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TCP_INFO_BYTES, _TCP_COUNTERS, _TCP_COUNTERS_AT = 192, struct.Struct("=QQ"), 12
 
 
 class Meter:
-    """The bytes of one connection after another, of which one at most is open."""
+    """The sum of bytes over a client's successive connections, at most one of them open."""
 
     def __init__(self) -> None:
         self._open: socket.socket | None = None
@@ -22,12 +22,12 @@ class Meter:
         self._open = connection
 
     def closing(self) -> None:
-        """The open connection is about to be closed, and can be asked for the last time."""
+        """Add the open connection's last count; call it just before the connection closes."""
         self._closed = self.read() or self._closed
         self._open = None
 
     def read(self) -> Traffic | None:
-        """Bytes so far; None where they cannot be measured."""
+        """Bytes so far over all connections; None if they cannot be measured."""
         live = _count(self._open)
         if live is None:
             return None
@@ -37,7 +37,7 @@ class Meter:
 
 
 def _count(connection: socket.socket | None) -> Traffic | None:
-    """The kernel's own count of one connection; None off Linux."""
+    """The kernel's count for one connection; None on other systems than Linux."""
     if connection is None:
         return Traffic(0, 0)
     try:
