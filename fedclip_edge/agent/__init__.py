@@ -1,1 +1,1 @@
-"""The device's process, and everything that only a device needs."""
+"""The agent: the device's process, and the modules that only it needs."""

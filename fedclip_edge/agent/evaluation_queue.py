@@ -1,11 +1,11 @@
-"""The models of a run that a device has yet to evaluate, and its last report.
+"""Queue of the models of a run that a device has yet to evaluate, and its last report.
 
 Laws:
-- Every model that the device held is evaluated, the oldest first, however fast rounds go by. So a
-  device that was slow to start leaves no gap in its accuracy by round. But only some models wait;
-  those that make way are named.
-- The run's last model is evaluated as the last, once; when the run is done, nobody hears of others.
-- A measurement of a model that was lost with a journal is not reported.
+- Every model that the device held is evaluated, the oldest first, even if rounds close faster. So a
+  device that started slowly leaves no gap in its accuracy by round. The queue is bounded; a model
+  that is dropped from it is logged.
+- The run's last model is evaluated last, and once. When the run is done, no other model is.
+- A model that the run lost with its journal is not reported on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fedclip_edge.agent.model_download import Held
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.protocol.report import Report
 
-# A box may have little memory, and at its end the run waits for the last model's figures.
+# Limits of the queue. A box may have little memory, and at the end the run waits until the device
+# has evaluated the last model.
 _WAITING_BYTES = 16 * 2**20
 _WAITING = 64
 
@@ -30,16 +31,16 @@ class EvaluationQueue:
     learner: Learner
     report: Report | None = None  # the last one made in this run
     _waiting: list[Held] = field(default_factory=list)
-    _newest: str = ""  # the version that was evaluated after all others
-    _last: str = ""  # the one that was so as the run's last
+    _newest: str = ""  # version of the model that was evaluated most recently
+    _last: str = ""  # version of the model that was evaluated as the run's last
 
     def start_run(self) -> None:
-        """Another run: the reports on the one before end with it."""
+        """Forget the queue and the report of an earlier run."""
         self.report, self._newest, self._last = None, "", ""
         self._waiting.clear()
 
     def add(self, held: Held) -> None:
-        """Queue a model that came just now."""
+        """Queue a model that has just come; the oldest are dropped above the queue's limits."""
         self._waiting.append(held)
         while len(self._waiting) > 1 and (
             len(self._waiting) > _WAITING
@@ -48,26 +49,29 @@ class EvaluationQueue:
             log.event("model_not_evaluated", round=self._waiting.pop(0).model.round)
 
     def go_back(self, manifest: Manifest) -> None:
-        """Drop models of rounds that the run has lost; it stands where `manifest` says."""
+        """Drop the models of rounds that the run has lost, going by its current `manifest`."""
         closed = manifest.model_round
         self._waiting = [held for held in self._waiting if held.model.round <= closed]
 
     def is_over(self, manifest: Manifest) -> bool:
-        """True where nothing is left to evaluate: the manifest's model was, as the run's last."""
+        """True if the manifest's model has been evaluated as the run's last."""
         return self._last == manifest.model.sha256
 
     def next_model(self, manifest: Manifest, held: Held | None) -> Held | None:
-        """The model to evaluate now; `held` is the newest one here."""
+        """The model to evaluate now, or None; `held` is the newest model of this device."""
         if self._waiting and manifest.phase != "done":
             return self._waiting[0]
         if held is None or held.version != manifest.model.sha256:
             return None
-        # It may be here since an earlier run, or be known only now to be the last.
+        # The device may have it from an earlier run, or may learn only now that it is the last.
         done = self._last if self._is_last(held, manifest) else self._newest
         return None if done == held.version else held
 
     def evaluate(self, held: Held, manifest: Manifest, waited_s: float) -> Report:
-        """Evaluate a model; the device has had nothing to do for `waited_s` seconds."""
+        """Evaluate a model and make the report on it.
+
+        `waited_s` is the time in seconds that the device has been idle since it first connected.
+        """
         is_last = self._is_last(held, manifest)
         measured = self.learner.evaluate(held.model, manifest.plan, final=is_last)
         self.report = self.learner.report(

@@ -1,4 +1,4 @@
-"""A device's pictures made into features, each once, on the side that its hash gives it."""
+"""Features of a device's pictures, split into training, validation and test sides by hash."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 @dataclass(frozen=True, eq=False)
 class DeviceFeatures:
-    """A device's features, split, and their cost."""
+    """A device's features by side, and what they cost.
+
+    Each side holds raw vectors, float32 (N, D), and labels, int64 (N,). `train` is empty without
+    the role "train", `test` without the role "evaluate".
+    """
 
     train: Features
     validation: Features
     test: Features
-    test_pictures: tuple[Picture, ...]
+    test_pictures: tuple[Picture, ...]  # N of them, in the order of `test`
     encoded: int  # distinct pictures that went through the encoder now
     skipped: int  # files that could not be read as pictures
-    encode_s: float
+    encode_s: float  # seconds for all sides, the cache included
 
 
 def prepare_features(
     config: AgentConfig, bundle: Bundle, progress: Progress | None
 ) -> DeviceFeatures:
-    """The device's features, from its cache where it has them.
+    """Make the device's features, each from its cache if it is there.
 
-    Raises DataError where there is nothing to train or to evaluate on.
+    `progress` is called with the distinct pictures done and to be done. Raises DataError if the
+    picture folder or the cache cannot be used, or if a role of the device has no pictures; and the
+    errors of the encoder.
     """
     dataset = read_folder(config.data.folder, bundle.classes.names)
     sides = split(dataset, config.data)
@@ -70,13 +76,13 @@ def prepare_features(
 def _embed_sides(
     config: AgentConfig, bundle: Bundle, sides: Split, progress: Progress | None
 ) -> dict[str, Embedded]:
-    """The features of each side that the device's roles need, by side."""
+    """Embed the pictures of each side; a side that no role needs stays empty."""
     wanted = {
         "train": sides.train if "train" in config.roles else (),
         "validation": sides.validation,
         "test": sides.test if "evaluate" in config.roles else (),
     }
-    encoder = LazyEncoder(bundle, config.encoder)  # freed with this function: it is not small
+    encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
     with FeatureCache(config.state_dir / "features.sqlite") as cache:
         return {
             side: embed_pictures(
@@ -94,7 +100,7 @@ def _embed_sides(
 def _log_left_out(
     config: AgentConfig, dataset: Dataset, skipped: Sequence[Skipped], sides: Split
 ) -> None:
-    """Log the files that are no pictures, those that cannot be read, and classes without a test."""
+    """Log files that are not pictures, unreadable pictures, and classes without test pictures."""
     if dataset.ignored:
         kinds = sorted({path.suffix.lower() for path in dataset.ignored})
         log.event("files_ignored", count=len(dataset.ignored), kinds=" ".join(kinds))
@@ -106,7 +112,7 @@ def _log_left_out(
 
 
 def _check_roles(config: AgentConfig, embedded: Mapping[str, Embedded]) -> None:
-    """Raises DataError where a role of the device has no pictures."""
+    """Raise DataError if a role of the device has no pictures."""
     for side, role in (("train", "train"), ("test", "evaluate")):
         if role in config.roles and not embedded[side].pictures:
             raise DataError(

@@ -1,9 +1,11 @@
-"""The timing of a device's hello, and whether a coordinator is there to answer it.
+"""The timing of a device's hellos, and the presence of a coordinator that answers them.
+
+Sans-I/O: the clock is passed in. `now` is monotonic, in seconds.
 
 Laws:
-- A hello is repeated until it is answered; where nobody coordinates it becomes rare.
-- A device that was answered and then hears nothing for too long asks what is open: the manifest
-  that said so may be lost.
+- A hello is repeated until it is answered; without a coordinator it becomes rare.
+- A device that was answered, and then gets no manifest for too long, says hello again: the newest
+  manifest may be lost.
 """
 
 from __future__ import annotations
@@ -16,22 +18,23 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.protocol.messages import CoordinatorState
 
-# Between hellos where nobody coordinates: under 9 kB an hour. A coordinator that comes says so.
+# Between hellos without a coordinator: under 9 kB an hour. A new coordinator announces itself.
 _ALONE_S = 300.0
-_ALONE_HELLOS = 4  # unanswered on end; a good-bye may have been lost
+# Unanswered hellos in a row, after which the coordinator counts as gone: its good-bye may be lost.
+_ALONE_HELLOS = 4
 
 
 @dataclass(eq=False)
 class Handshake:
-    """The hellos of one device, over one link after another."""
+    """The handshakes of one device, over successive links."""
 
     fleet: str
     trust: Trust
     is_answered: bool = False  # by the coordinator in charge, on this link
-    since: float | None = None  # when the first link came
-    _unanswered: int = 0  # hellos on end
-    _said_at: float | None = None  # None while disconnected
-    _heard_at: float = 0.0  # when the last manifest came
+    since: float | None = None  # time of the first link
+    _unanswered: int = 0  # hellos in a row
+    _said_at: float | None = None  # time of the last hello; None while disconnected
+    _heard_at: float = 0.0  # time of the last manifest
 
     def start_link(self, now: float) -> None:
         self.since = now if self.since is None else self.since
@@ -45,20 +48,23 @@ class Handshake:
         return self._said_at is not None
 
     def reset(self) -> None:
-        """Forget the answer to an earlier hello."""
+        """Forget the answer to an earlier hello, so that the next one is waited for."""
         self.is_answered, self._unanswered = False, 0
 
     def note_hello(self, now: float) -> None:
-        """A hello was sent."""
+        """Record that a hello was sent."""
         self._said_at = now
 
     def is_new(self, state: CoordinatorState) -> bool:
-        """True where another process coordinates than so far, or the same one once more."""
+        """True if the state is of another coordinator process, or of one that was offline."""
         known = self.trust.coordinator
         return known is None or known.boot != state.boot or not known.online
 
     def note_manifest(self, now: float, *, direct: bool) -> bool:
-        """A manifest came; True where it is the answer that was waited for."""
+        """Record that a manifest came; True if it answers the hello.
+
+        `direct` means that it was sent to this device alone.
+        """
         self._heard_at = now
         is_answer = direct and not self.is_answered
         if direct:
@@ -66,7 +72,7 @@ class Handshake:
         return is_answer
 
     def poll(self, now: float) -> bool:
-        """True where the hello is to be repeated now; it is then counted as not answered."""
+        """True if the hello is to be repeated now; it then counts as one more without an answer."""
         said_at = math.inf if self._said_at is None else self._said_at
         if not self.is_answered:
             is_due = now - said_at >= self._repeat_s
@@ -80,21 +86,21 @@ class Handshake:
 
     @property
     def is_alone(self) -> bool:
-        """True where the coordinator said that it goes, or answers no more."""
+        """True if the coordinator is offline, by its own message, its will, or missing answers."""
         coordinator = self.trust.coordinator
         gone = coordinator is not None and not coordinator.online
         return gone or self._unanswered >= _ALONE_HELLOS
 
     @property
     def _repeat_s(self) -> float:
-        """Time to wait for an answer to the last hello."""
+        """Seconds to wait for an answer to the last hello."""
         if self.is_alone or self.trust.coordinator is None:
             return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
         return REPEAT_S
 
     @property
     def _patience_s(self) -> float:
-        """Time without a manifest after which to ask whether one was missed."""
+        """Seconds without a manifest after which the device says hello again."""
         manifest = self.trust.manifest
         if manifest is None:
             return REPEAT_S

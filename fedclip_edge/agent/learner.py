@@ -1,4 +1,4 @@
-"""The learner that a session asks: a device's own (`trainer.py`), or a test's."""
+"""The interface between a session and its learner: `trainer.py`, or a test's own."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
 
 class Learner(Protocol):
-    """Trains, evaluates and reports on the features of one device."""
+    """Training, evaluation and reports over the features of one device."""
 
     def shapes(self, plan: Plan) -> Shapes:
-        """The terms that a model of this plan must have; raises ConfigError for an unknown plan."""
+        """The shapes that a model's float32 parameters must have under this plan, by name.
+
+        Raises ConfigError if the method, the strategy or an option is unknown.
+        """
 
     def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
-        """Trains one round from `model` and the method's own state; empty in a run's first."""
+        """Train one round from `model`; returns the client update and the method's new state.
+
+        `state` and the new state are float32 arrays by name; `state` is empty in a run's first
+        round. The update's delta is float32 and already times its weight; its sums are int64.
+        """
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        """The model on the test pictures; `final` for the model that ends the run."""
+        """Evaluate the model on the test pictures; `final` for the model that ends the run."""
 
     def report(
         self, run: str, model: Model, version: str, measured: Measured, wait_s: float
     ) -> Report:
-        """The report on a measured model, with its costs so far."""
+        """Make the report on an evaluated model, with the device's costs so far.
+
+        `version` is the SHA-256 of the published model; `wait_s` is the idle time in seconds.
+        """
 
     @property
     def busy_s(self) -> float:

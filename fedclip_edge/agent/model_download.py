@@ -1,7 +1,8 @@
-"""The model that a device holds, and the next one on its way to it.
+"""Download of models to a device: the model that it holds, and the next one on its way.
 
-Sans-I/O: the clock is passed in, and messages are returned. Law: a model larger than the plan's can
-be is refused before a chunk of it is taken.
+Sans-I/O: the clock is passed in, and messages are returned. `now` is monotonic, in seconds.
+
+Law: a model that is larger than the plan allows is refused before a chunk of it is taken.
 """
 
 from __future__ import annotations
@@ -15,40 +16,41 @@ from fedclip_edge.protocol.chunks import Incoming, Ranges, first_chunks
 from fedclip_edge.protocol.messages import Blob, Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
 
-REPAIR_S = 1.0  # without a chunk for this long, ask for the missing ones
-_REPAIR_MAX_S = 16.0  # 120 KiB at 8 kB/s
-_REPAIR_CHUNKS = 4
+REPAIR_S = 1.0  # without a chunk for this long, the missing ones are asked for
+_REPAIR_MAX_S = 16.0  # a chunk of 120 KiB at 8 kB/s
+_REPAIR_CHUNKS = 4  # asked for at a time, after the first time
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A model as it was published."""
+    """A model as the device received it."""
 
-    version: str
-    model: Model
+    version: str  # SHA-256 of its payload
+    model: Model  # decoded to float32
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of its parameters in memory."""
         return sum(term.nbytes for term in self.model.parameters.values())
 
 
 @dataclass(eq=False)
 class Download:
-    """The chunks of one model at a time; its patience with the link outlasts each."""
+    """The chunks of one model at a time. The repair interval carries over to the next model."""
 
     _incoming: Incoming | None = None
     _chunk_at: float = 0.0
-    _asked_for: str = ""  # the model whose chunks were asked for last
-    _repair_s: float = REPAIR_S
+    _asked_for: str = ""  # hash of the model whose chunks were asked for last
+    _repair_s: float = REPAIR_S  # doubles with each repeated want, and halves with each model
 
     def expect(self, blob: Blob, since: float) -> None:
-        """From now on its chunks count, and those of no other."""
+        """Expect the chunks of this blob and of no other, from the time `since` on, in seconds."""
         if self._incoming is None or self._incoming.blob != blob:
             self._incoming = Incoming(blob)
             self._chunk_at = since
 
     def hurry(self, now: float) -> None:
-        """Its broadcast was missed: all missing chunks are due at once."""
+        """Make all missing chunks due at once: the broadcast of the model was missed."""
         self._chunk_at, self._asked_for = now - self._repair_s, ""
 
     def receive_chunk(self, chunk: bytes, now: float) -> None:
@@ -57,7 +59,7 @@ class Download:
             self._chunk_at = now
 
     def has(self, blob: Blob) -> bool:
-        """True where all of its chunks are here."""
+        """True if all chunks of the blob are here."""
         incoming = self._incoming
         return incoming is not None and incoming.blob == blob and incoming.complete
 
@@ -69,7 +71,10 @@ class Download:
         return Want(self._incoming.blob.sha256, self._missing(self._incoming))
 
     def assemble(self) -> bytes:
-        """The whole. Raises PeerError where its hash is another; all of it is then fetched anew."""
+        """Return the whole payload and forget its chunks.
+
+        Raises PeerError if its hash is wrong; all of it is then to be downloaded again.
+        """
         assert self._incoming is not None
         incoming, self._incoming = self._incoming, None
         payload = incoming.assemble()
@@ -77,8 +82,10 @@ class Download:
         return payload
 
     def _missing(self, incoming: Incoming) -> Ranges:
-        """All gaps at first; after that a few and less and less often, since a link that is slower
-        than a chunk in REPAIR_S would otherwise carry everything again and again.
+        """Return all gaps the first time, later a few chunks at growing intervals.
+
+        A link that needs more than REPAIR_S for a chunk would otherwise carry everything again and
+        again.
         """
         if self._asked_for != incoming.blob.sha256:
             self._asked_for = incoming.blob.sha256
@@ -89,7 +96,7 @@ class Download:
 
 @dataclass(eq=False)
 class ModelDownload:
-    """One device's models, the one it holds and the one on its way."""
+    """One device's models: the one it holds and the one on its way."""
 
     learner: Learner
     held: Held | None = None
@@ -97,22 +104,25 @@ class ModelDownload:
     _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
 
     def has(self, manifest: Manifest) -> bool:
-        """True where the manifest's model is held."""
+        """True if the device holds the manifest's model."""
         return self.held is not None and self.held.version == manifest.model.sha256
 
     def check_size(self, manifest: Manifest) -> None:
-        """Raises PeerError for a model larger than the plan's can be."""
+        """Raise PeerError if the announced model is larger than any model of its plan can be.
+
+        A plan that the learner does not know passes here; `complete` raises ConfigError for it.
+        """
         try:
             shapes = self._shapes_of(manifest.plan)
         except ConfigError:
-            return  # `complete` raises it, where nothing has been taken yet
+            return  # `complete` raises it
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
         size_bytes = manifest.model.size_bytes
         if size_bytes > limit:
             raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
 
     def expect(self, manifest: Manifest, now: float, *, missed: bool) -> None:
-        """From now on the model's chunks count; `missed` where its broadcast is over."""
+        """Expect the chunks of the manifest's model; `missed` if its broadcast is over."""
         if not self.has(manifest):
             self._download.expect(manifest.model, now)
             if missed:
@@ -123,9 +133,9 @@ class ModelDownload:
         self._download.receive_chunk(chunk, now)
 
     def complete(self, manifest: Manifest) -> Held | None:
-        """Hold the manifest's model from now on, where all of it is here; None where it is not.
+        """Hold the manifest's model once all of it is here; returns None until then.
 
-        Raises PeerError where the bytes are no such model, and all of it is fetched anew;
+        Raises PeerError if the payload is not such a model, and all of it is then downloaded again;
         ConfigError for a plan that the learner does not know.
         """
         shapes = self._shapes_of(manifest.plan)

@@ -1,7 +1,8 @@
-"""`fedclip-edge agent`: the device as a process, with its pictures, files, broker and clock.
+"""The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-Features come first, then it trains and evaluates as rounds ask. Only what the session says leaves
-the device: control messages, contributions, accuracies. Pictures, features and predictions stay.
+It makes the features first; then it trains and evaluates as the rounds require. Only the session's
+messages leave the device: control messages, contributions, accuracies. Pictures, features and
+predictions stay.
 """
 
 from __future__ import annotations
@@ -31,16 +32,21 @@ from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
-_FIRST_CONNECTION_S = 10.0  # later ones are tried for ever
+_FIRST_CONNECTION_S = 10.0  # later connections are tried for ever
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
 
 
 def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
-    """Run the device; with `once` until one run is over.
+    """Run the device for ever, or with `once` until one run is over.
 
-    Raises LinkError where no broker answers at first; once one has, the link may come and go. Torch
-    is loaded when the first round asks for it: a box that waits needs a third of the memory.
+    Torch is loaded when the first round needs it: until then a box needs a third of the memory.
+
+    Raises ConfigError if a file or a setting is wrong; BundleError if the bundle is unfit;
+    DataError if a role has no pictures; LinkError if no broker answers the first connection, but
+    not for a link that breaks later; RefusedError if the broker or the coordinator refuses this
+    device for good; DiskError if the disk refuses the state file; ModuleNotFoundError without
+    torch.
     """
     _check_torch()
     bundle = read_bundle(config.bundle)
@@ -84,7 +90,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
 
 
 def _check_torch() -> None:
-    """Refuse to start on a box without torch, and not only when a round begins."""
+    """Raise ModuleNotFoundError at the start on a box without torch, not only in a round."""
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -109,9 +115,10 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
-    """Handle the events that are there before each piece of work: news may make work needless.
+    """Handle pending events, then do one piece of work, over and over; with `once`, for one run.
 
-    But no more than some: where messages never end, work goes on all the same.
+    Events come first because they may make work needless. At most _EVENTS_AT_ONCE are handled
+    before each piece of work, so that work goes on under an endless stream of messages.
     """
     worked = False
     while True:

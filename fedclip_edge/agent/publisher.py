@@ -1,4 +1,4 @@
-"""The device's outgoing messages, signed and on its topics."""
+"""The device's outgoing messages, on the device's own topics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedclip_edge.transport.base import Transport, Will
 
 
 def will(config: AgentConfig, identity: Identity, incarnation: str) -> Will:
-    """The message that the broker publishes for a device that vanished."""
+    """The signed message that the broker publishes if the device's link breaks."""
     topic = Topics(config.fleet).state(config.id)
     gone = wire.pack_control(DeviceState(incarnation, online=False), config.id, topic, identity)
     return Will(topic, gone)
@@ -22,7 +22,11 @@ def will(config: AgentConfig, identity: Identity, incarnation: str) -> Will:
 
 @dataclass(eq=False)
 class Publisher:
-    """One process's messages."""
+    """The outgoing messages of one device process; all but chunks are signed.
+
+    Methods that send never block; the message is lost if the link is down. They raise ConfigError
+    if the broker takes no packet as large as the message (`Transport.publish`).
+    """
 
     config: AgentConfig
     incarnation: str
@@ -36,12 +40,12 @@ class Publisher:
         return Topics(self.config.fleet)
 
     def publish_state(self, *, online: bool) -> None:
-        """To the coordinator, and retained."""
+        """Publish the device's state to the coordinator, retained."""
         topic = self.topics.state(self.config.id)
         self._publish(topic, DeviceState(self.incarnation, online), retain=True)
 
     def send_hello(self, position: RunPosition) -> None:
-        """Introduce this device, and say up to where it knows of a run."""
+        """Send a hello with this device's key, roles and last known position in a run."""
         self.send(
             Hello(
                 boot=self.incarnation,
@@ -57,16 +61,16 @@ class Publisher:
         )
 
     def send(self, message: Message) -> None:
-        """To the coordinator."""
+        """Send a message to the coordinator."""
         self._publish(self.topics.up(self.config.id), message)
 
     def send_chunk(self, chunk: bytes) -> None:
-        """A part of an update that the coordinator asked for."""
+        """Send a chunk of a contribution to the coordinator."""
         self.transport.publish(self.topics.up(self.config.id), chunk)
 
     @property
     def is_sending(self) -> bool:
-        """True while a message is still on its way to the broker."""
+        """True while the broker has not acknowledged all messages of this link."""
         return self.transport.backlog() > 0
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:

@@ -1,15 +1,16 @@
-"""One device's part in a run: its next message and its next piece of work.
+"""The session of one device: its messages and its pieces of work, one after another.
 
-Between `process.py`, which owns the pictures and the socket, and the protocol. Sans-I/O but for the
-transport and the learner handed in, so that the in-memory twin and a made-up clock drive it as
-well as a broker does.
+It stands between `process.py`, which owns the pictures and the socket, and the protocol. It does
+no I/O except through the transport, the learner and the state file that it is given, and the clock
+is passed in (`now`, monotonic, in seconds). So an in-memory transport and a simulated clock drive
+it as well as a broker does.
 
 Laws:
-- Training and evaluation happen in `act`, never while a message is being taken in.
-- A message that is not believed (`trust.py`) changes nothing.
-- A round is joined only after the coordinator has answered this connection's hello, because only
-  that answer says whether a late-comer is in the cohort.
-- A contribution is made when its round is open and the last one is resolved (`upload.py`).
+- Training and evaluation happen in `act`, never while a message is handled.
+- A message that is not trusted (`trust.py`) changes nothing.
+- A round is joined only after the coordinator has answered this connection's hello: only that
+  answer says whether a device that came late is in the cohort.
+- A contribution is made when its round is open and the previous one is resolved (`upload.py`).
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from fedclip_edge.transport.base import Connected, Event, Received, Transport
 
 @dataclass(eq=False)
 class Session:
-    """One device's state; `start_session` makes one.
+    """The session of one device; `start_session` makes it.
 
-    `finished` is set once a run is done that this device took part in.
+    `finished` is set when a run that this device took part in is done. The caller resets it.
     """
 
     config: AgentConfig
@@ -65,9 +66,10 @@ class Session:
         self.publisher.publish_state(online=False)
 
     def handle_event(self, event: Event, now: float) -> None:
-        """Handle one event of the link; answer what can be answered without work.
+        """Handle one event of the link, and send the answers that need no training or evaluation.
 
-        Raises RefusedError where the coordinator will never take this device.
+        Raises RefusedError if the coordinator refuses this device for good; ConfigError if the
+        learner does not know the run's plan; DiskError if the disk refuses the state file.
         """
         if isinstance(event, Connected):
             self.handshake.start_link(now)
@@ -85,7 +87,10 @@ class Session:
             log.event("link_lost", reason=event.reason)
 
     def act(self, now: float) -> bool:
-        """Do the next piece of work, at most one; False where there was none."""
+        """Do at most one piece of work; False if there was none.
+
+        Raises DiskError if the disk refuses the state file, and the errors of the learner.
+        """
         if not self.handshake.is_connected:
             return False
         manifest = self.trust.manifest
@@ -105,13 +110,13 @@ class Session:
         return self._evaluate_if_due(manifest, now)
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
-        """True where its run is done, and no coordinator is there to send the last model."""
+        """True if the run is done, and no coordinator is there to send its last model."""
         is_over = manifest.phase == "done" and self.trust.is_mine
         can_evaluate = self.handshake.is_answered and self.download.has(manifest)
         return is_over and self.handshake.is_alone and not can_evaluate
 
     def _repeat_hello(self, now: float) -> None:
-        """A message was lost, and its sender may be gone: what is retained says the same."""
+        """Repeat the hello, and ask the broker for its retained messages: one may be lost."""
         self.transport.resubscribe()
         self._send_hello(now)
 
@@ -137,7 +142,7 @@ class Session:
             self.upload.resolve(message)
         elif isinstance(message, Refused):
             if message.final and message.key != self.publisher.identity.key:
-                return  # meant for another that speaks under this id
+                return  # meant for another device that uses this id
             if message.final:
                 raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
             log.event("contribution_refused", reason=message.reason)
@@ -146,7 +151,7 @@ class Session:
     def _handle_coordinator_state(
         self, state: CoordinatorState, now: float, *, direct: bool
     ) -> None:
-        # Said to this device alone, it asks who that is.
+        # A state that is sent to this device alone asks for a hello.
         is_asked = direct or self.handshake.is_new(state)
         self.trust.accept_coordinator(state)
         if state.online and is_asked and self.handshake.is_connected:
@@ -157,7 +162,7 @@ class Session:
         known = self.trust.manifest
         self.download.check_size(manifest)
         self.trust.accept_manifest(manifest, direct=direct)
-        if known is None or known.run != manifest.run:  # what was said of another ends with it
+        if known is None or known.run != manifest.run:
             self.evaluation_queue.start_run()
             self.upload.resume_run(manifest.run)
         self.upload.go_back(manifest)
@@ -170,8 +175,8 @@ class Session:
             self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
         is_answer = self.handshake.note_manifest(now, direct=direct)
-        # Who was greeted just now has missed the broadcast, and whatever was on its way before: it
-        # asks at once, and for all that is missing.
+        # A device whose hello has just been answered has missed the broadcast, and chunks that were
+        # on their way before: it asks at once for all that are missing.
         self.download.expect(manifest, now, missed=is_answer)
         if manifest.phase == "done" and (
             "evaluate" not in self.config.roles or self.evaluation_queue.is_over(manifest)
@@ -186,7 +191,7 @@ class Session:
         return self.download.has(manifest)
 
     def _hold_model(self, manifest: Manifest) -> None:
-        """Hold the manifest's model where all of it is here, and queue it for evaluation."""
+        """Hold the manifest's model once all of it is here, and queue it for evaluation."""
         try:
             came = self.download.complete(manifest)
         except PeerError as error:
@@ -230,9 +235,9 @@ class Session:
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
         if "evaluate" not in self.config.roles or manifest.phase == "gathering":
-            return False  # it waits for others, maybe for days: torch is not loaded for that
+            return False  # the run may wait for other devices for days, without torch loaded here
         if self.handshake.is_alone and manifest.phase != "done":
-            return False  # nobody would hear of it, and only the last report is said again
+            return False  # no coordinator would get the report, and only the last one is repeated
         due = self.evaluation_queue.next_model(manifest, self.download.held)
         if due is None:
             return False
@@ -246,7 +251,7 @@ class Session:
         return True
 
     def _finish(self) -> None:
-        """The run is done, and so is this device with it, if it took part; it is so once."""
+        """Set `finished`, once per run, if this device took part in the run."""
         if self.trust.is_mine:
             self.trust.end_run()
             self.finished = True
@@ -260,7 +265,7 @@ class Session:
     def _send_hello(self, now: float) -> None:
         self.handshake.note_hello(now)
         self.publisher.send_hello(self.state_db.position)
-        if self.evaluation_queue.report is not None:  # the coordinator may have been away then
+        if self.evaluation_queue.report is not None:  # the coordinator may not have got it
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()
 
@@ -276,9 +281,9 @@ def start_session(
     transport: Transport,
     state_db: StateDb,
 ) -> Session:
-    """The session of one process; `incarnation` is its random name.
+    """Make the session of one process; `incarnation` is its random name.
 
-    The broker's last message for an earlier process of this device is told apart by that name.
+    The name tells this process's messages apart from those of an earlier process of this device.
     """
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(

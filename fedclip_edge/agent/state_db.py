@@ -1,13 +1,14 @@
-"""The device's state that survives a kill: one SQLite file in its state_dir.
+"""The state of a device that survives a kill: one SQLite file in its state_dir.
 
 Laws:
-- An update is here before it is offered. It stays until the coordinator has it on disk or will not
-  take it: what is offered again is the very same bytes.
-- What an update carries over to the next one counts once the coordinator said `kept` with that
-  update's hash. Until then, and where it never does, what the update before carried over counts.
-- Runs are apart: an update waits here for its own run to come back. The newest few runs stay.
-- The last manifest's epoch, run and round are remembered: no replay of an older one is believed.
-- Whatever is killed or refused by the disk, all of a change is here, or nothing of it.
+- An update is in the file before it is offered. It stays until the coordinator has it on disk or
+  refuses it for good, so an offer is always repeated with the same bytes.
+- The carry-over of an update counts once the coordinator has sent `kept` with that update's hash.
+  Until then, or if it never does, the carry-over of the last kept update counts.
+- Runs are separate: an update stays until its own run comes back. The newest RUNS runs are stored.
+- The epoch, run and round of the last manifest are stored, so that no replay of an older manifest
+  is believed, not even after a restart.
+- After a kill or a disk error, all of a change is in the file, or nothing of it.
 - Two changes are not synced at once, because a power cut may undo them without harm. One is the
   next round of a known run: a restarted device joins no round before its hello is answered. The
   other is that an update is resolved: it is offered again, and answered as before.
@@ -35,7 +36,7 @@ from fedclip_edge.storage.sqlite import (
     unsynced,
 )
 
-RUNS = 4  # one goes on, and the others may come back; each may hold two models' worth of bytes
+RUNS = 4  # one is open, the others may come back; each may take the bytes of two models
 _SCHEMA = Schema(
     version=2,
     table="parked",
@@ -65,19 +66,19 @@ _DELETE = "mend the disk, or delete the file: the update in it is trained again"
 
 @dataclass(frozen=True)
 class RunPosition:
-    """The place of the last manifest that was believed: its run, and how far that was."""
+    """The position of the last manifest that was believed: epoch, run and closed rounds."""
 
     epoch: int = 0
     run: str = ""
     closed: int = 0  # rounds of that run
-    over: bool = False  # this device is done with that run, or it was done before it came
+    over: bool = False  # this device is done with the run, or the run was done before it joined
 
     def is_newer_than(self, other: RunPosition) -> bool:
-        """True where `other` is of an earlier epoch, or from before in the same one.
+        """True if `other` is of an earlier epoch, or is behind in the same one.
 
-        An epoch has one run. A second run in it comes from another journal, and its order is not
-        known: it counts as newer. Its coordinator learns of the clash from a hello, and takes a
-        later epoch.
+        An epoch has one run. A second run in it comes from another journal, so the two have no
+        order: this position counts as the newer one. The other run's coordinator learns of the
+        clash from a hello, and takes a later epoch.
         """
         if other.epoch != self.epoch or not self.run:
             return other.epoch < self.epoch
@@ -86,40 +87,43 @@ class RunPosition:
 
 @dataclass(frozen=True, eq=False)
 class PendingUpdate:
-    """An update that nobody has answered for, in the bytes that are offered."""
+    """An update that is not resolved yet, in the bytes that are offered."""
 
     run: str
     round: int
-    base: str  # version of the model it was made from
-    sha256: str
-    payload: bytes
+    base: str  # version of the model that it was made from
+    sha256: str  # of `payload`
+    payload: bytes  # the contribution, in the plan's codec_up
 
 
 @dataclass(frozen=True, eq=False)
 class CarryOver:
-    """The parts of an update that go into the next one of its run."""
+    """The parts of an update that go into the next update of its run."""
 
-    residual: Arrays = field(default_factory=dict)  # lost by the codec (protocol/codec.py)
-    state: Arrays = field(default_factory=dict)  # the method's own
+    residual: Arrays = field(default_factory=dict)  # float32, lost by the codec (protocol/codec.py)
+    state: Arrays = field(default_factory=dict)  # float32, the method's own
 
 
 class StateDb:
-    """The open file. Pending and forgotten updates, and a new run or epoch, have been synced when
-    the method returns; all methods that write raise DiskError.
+    """The open state file.
+
+    All methods raise DiskError if the disk refuses. `keep_update`, `forget`, and a new run or epoch
+    in `move_position` are synced when they return.
     """
 
     def __init__(self, path: Path, database: Connection) -> None:
         self.path = path
         self._database = database
-        self._last: tuple[str, str, CarryOver] | None = None  # run, update's hash: carried over
+        self._last: tuple[str, str, CarryOver] | None = None  # run, update's hash, its carry-over
 
     @property
     def position(self) -> RunPosition:
+        """The position of the last manifest that was believed."""
         epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM floor")[0]
         return RunPosition(epoch, run, closed, bool(over))
 
     def move_position(self, position: RunPosition) -> None:
-        """The last manifest's place is `position` from here on."""
+        """Store the position of the last manifest."""
         known = self.position
         if position != known:
             is_next_round = (position.epoch, position.run) == (known.epoch, known.run)
@@ -130,7 +134,10 @@ class StateDb:
                 )
 
     def keep_update(self, update: PendingUpdate, carry_over: CarryOver) -> None:
-        """Keep `update` until it is resolved, and its carry-over until that is decided."""
+        """Store an update until it is resolved, with its carry-over.
+
+        It replaces the run's pending update. Runs beyond the newest RUNS are deleted.
+        """
         tensors = {_RESIDUAL + name: term for name, term in carry_over.residual.items()}
         tensors |= {_STATE + name: term for name, term in carry_over.state.items()}
         with self._writing():
@@ -145,8 +152,8 @@ class StateDb:
                 "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
                 (update.run, update.round, update.base, update.sha256, update.payload),
             )
-            # Where these very bytes were kept before (the coordinator's journal is an old copy of
-            # itself), they carry over what they did then.
+            # If the same bytes were kept before (the coordinator is back with an old copy of its
+            # journal), the carry-over from then stays.
             written = self._database.execute(
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
                 (update.run, update.sha256, safetensors.numpy.save(in_order(tensors))),
@@ -154,29 +161,29 @@ class StateDb:
         self._last = (update.run, update.sha256, carry_over) if written.rowcount else None
 
     def pending_update(self, run: str) -> PendingUpdate | None:
-        """The run's update that is not resolved."""
+        """The run's unresolved update, or None."""
         rows = self._rows("SELECT run, round, base, sha256, body FROM parked WHERE run = ?", run)
         return PendingUpdate(*rows[0]) if rows else None
 
     def kept_round(self, run: str) -> int:
-        """The last round of the run that the coordinator kept an update to; 0 for none."""
+        """The last round of the run to which the coordinator kept an update; 0 for none."""
         rows = self._rows("SELECT kept_round FROM run WHERE id = ?", run)
         return int(rows[0][0]) if rows else 0
 
     def carry_over(self, run: str) -> CarryOver:
-        """The last kept update's carry-over; an empty one where none was kept."""
+        """The carry-over of the run's last kept update, float32; empty if none was kept."""
         rows = self._rows("SELECT kept FROM run WHERE id = ?", run)
         if rows and self._last is not None and self._last[:2] == (run, rows[0][0]):
-            return self._last[2]  # the newest update is the one that counts, as a rule
+            return self._last[2]  # the usual case: the newest update was kept
         query = "SELECT terms FROM carried JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
         rows = self._rows(query, run)
         tensors = safetensors.numpy.load(rows[0][0]) if rows else {}
         return CarryOver(_named(tensors, _RESIDUAL), _named(tensors, _STATE))
 
     def resolve(self, run: str, sha256: str, *, kept: bool) -> None:
-        """The coordinator has the pending update of that hash on disk, or will not take it.
+        """Resolve the pending update with this hash, as kept or as refused for good.
 
-        Nothing where the run's pending update is another, or resolved already.
+        Does nothing if the run's pending update is another one, or is resolved already.
         """
         rows = self._rows("SELECT round FROM parked WHERE run = ? AND sha256 = ?", run, sha256)
         if rows:
@@ -189,7 +196,7 @@ class StateDb:
                 self._clear(run)
 
     def forget(self, run: str) -> None:
-        """The run is over."""
+        """Delete all that is stored of a run that is over."""
         if self._rows("SELECT id FROM run WHERE id = ?", run):
             with self._writing():
                 self._database.execute("DELETE FROM run WHERE id = ?", (run,))
@@ -198,7 +205,7 @@ class StateDb:
         self._database.close()
 
     def _clear(self, run: str) -> None:
-        """Drop the pending update, and every carry-over that does not count."""
+        """Delete the pending update, and every carry-over but the last kept update's."""
         self._database.execute("DELETE FROM parked WHERE run = ?", (run,))
         self._database.execute(
             "DELETE FROM carried WHERE run = ? AND sha256 <> (SELECT kept FROM run WHERE id = ?)",
@@ -207,7 +214,7 @@ class StateDb:
 
     @contextmanager
     def _writing(self, *, synced: bool = True) -> Iterator[None]:
-        """One transaction; changes nothing where the disk refuses."""
+        """Open a transaction; nothing is changed if the disk refuses."""
         refused = _refused(
             self.path,
             "written",
@@ -224,9 +231,9 @@ class StateDb:
 
 
 def open_state_db(path: Path) -> StateDb:
-    """Open the file, making it if missing.
+    """Open the file; create it if it is missing.
 
-    Raises ConfigError where it is no such file of this version, DiskError where the disk refuses.
+    Raises ConfigError if it is not a state file of this version, DiskError if the disk refuses.
     """
     try:
         with errors_as(_refused(path, "used", _DELETE)):

@@ -1,6 +1,6 @@
-"""The learner of `session.py` over one device's features: trains, evaluates, and keeps to itself.
+"""The learner of a device: training and evaluation on the device's own features.
 
-What is not for the fleet lies in the device's own folder: predictions.csv, personal.safetensors.
+Two results stay on the device, in its state_dir: predictions.csv and personal.safetensors.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from fedclip_edge.transport.base import Traffic
 
 
 def _nothing() -> None:
-    """All is there."""
+    """Load nothing: torch is there, or is not needed."""
 
 
 @dataclass(eq=False)
 class LocalTrainer:
-    """The learner of one device. `load` is called before any work that needs torch."""
+    """The learner (`learner.py`) of one device."""
 
     config: AgentConfig
     classes: ClassTexts
-    dim: int
+    dim: int  # feature width D
     data: DeviceFeatures
     traffic: Callable[[], Traffic | None]
-    load: Callable[[], None] = _nothing
-    train_s: float = 0.0
-    busy_s: float = 0.0
+    load: Callable[[], None] = _nothing  # called before any work that needs torch
+    train_s: float = 0.0  # seconds in `fit` so far, without loading
+    busy_s: float = 0.0  # seconds in `fit` and `evaluate` so far
 
     def shapes(self, plan: Plan) -> Shapes:
         return methods.shapes(plan, self.classes, self.dim)
@@ -57,10 +57,18 @@ class LocalTrainer:
         return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
+        """Evaluate the model on the test pictures, beside zero-shot and the device's own model.
+
+        Accuracies, F1 and ECE are fractions. With `final` the result also has the accuracy of each
+        class, that of zero-shot on all pictures and, if the plan asks for it, that of a model
+        trained on this device alone; predictions.csv and personal.safetensors are written.
+
+        Raises ConfigError for an unknown method or option, OSError if a file cannot be written.
+        """
         began = time.monotonic()
         self.load()
         test = self.data.test
-        logits = {
+        logits = {  # float32 (N, C) each
             "zero_shot": methods.predict(zeroshot.MODEL, test.vectors, self.classes),
             "federated": methods.predict(model, test.vectors, self.classes),
         }
@@ -109,13 +117,13 @@ class LocalTrainer:
         return local.fit(plan, model, self.data, self.classes, state, self.config.id)
 
     def _personal(self, model: Model, plan: Plan) -> Model | None:
-        """The device's own model, where the plan has one and there is what to make it of."""
+        """The device's personal model; None if the plan has none, or without pictures for it."""
         if "train" not in self.config.roles:
             return None
         return personal(plan, model, self.data, self.classes, self.config.id)
 
     def _write_personal(self, own: Model, plan: Plan) -> None:
-        """personal.safetensors in the device's own folder; it is never sent."""
+        """Write personal.safetensors to the device's state_dir; it is never sent."""
         encoder_id, classes_digest = self.data.train.encoder_id, self.classes.digest
         kept = model_file.TrainedModel(
             own, f"own-{self.config.id}", plan, encoder_id, classes_digest
@@ -129,14 +137,17 @@ class LocalTrainer:
         return alone.model
 
     def _zero_shot_all(self) -> float:
-        """Over all that has features here: nothing is trained, so none is a training picture."""
+        """Zero-shot accuracy on all sides: nothing is trained, so none is a training picture."""
         sides = (self.data.train, self.data.validation, self.data.test)
-        vectors = np.concatenate([side.vectors for side in sides])
-        labels = np.concatenate([side.labels for side in sides])
+        vectors = np.concatenate([side.vectors for side in sides])  # (N, D)
+        labels = np.concatenate([side.labels for side in sides])  # (N,)
         return top1(methods.predict(zeroshot.MODEL, vectors, self.classes), labels)
 
     def _write_predictions(self, logits: Mapping[str, F32]) -> None:
-        """predictions.csv in the device's own folder; it is never sent."""
+        """Write predictions.csv to the device's state_dir; it is never sent.
+
+        `logits` holds float32 (N, C) by model, in the order of the test pictures.
+        """
         path = self.config.state_dir / "predictions.csv"
         names, text = self.classes.names, io.StringIO(newline="")
         rows = csv.writer(text)

@@ -1,11 +1,12 @@
 """Signature and freshness checks for coordinator messages.
 
 Laws:
-- A message is believed when the coordinator's key signed it: the one that enrolment pinned, or
-  without enrolment the first that a run showed.
+- A message is believed if the coordinator's key signed it. That is the key that enrolment pinned,
+  or without enrolment the first key that the run showed.
 - An older epoch or round is refused, also after a restart.
-- A direct answer names this process, so that nobody can play it an old one.
-- A run ends once for a device that took part in it, also where it was killed before it had heard.
+- A direct answer names this process, so that an old answer cannot be replayed to it.
+- A run ends once for a device that took part in it, even if the device was killed before it heard
+  of the end.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ _RUNS_PINNED = 64
 
 @dataclass(eq=False)
 class Trust:
-    """The last messages that were believed. Every method raises PeerError for one that is not."""
+    """The coordinator messages that a device believed last, and the checks of new ones."""
 
     incarnation: str  # of this process
-    coordinator_key: str  # that enrolment pinned; empty without
+    coordinator_key: str  # pinned by enrolment, 64 hex digits; empty without enrolment
     state_db: StateDb
     coordinator: CoordinatorState | None = None
     manifest: Manifest | None = None
-    is_mine: bool = False  # the manifest's run: this device was in it, and is not done with it
+    is_mine: bool = False  # this device is in the manifest's run, and is not done with it
     _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
 
     def check(self, signed: wire.Signed) -> None:
-        """Check that the coordinator signed it."""
+        """Raise PeerError unless the coordinator signed the message."""
         message = signed.message
         if signed.sender != "coordinator":
             raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
@@ -41,7 +42,7 @@ class Trust:
             key = self.coordinator_key or self._pins.get(message.run, message.key)
             signed.check(key)
             self._pins.setdefault(message.run, key)
-            if len(self._pins) > _RUNS_PINNED:  # the oldest but the one it is in
+            if len(self._pins) > _RUNS_PINNED:  # drop the oldest, but not the current run's
                 current = "" if self.manifest is None else self.manifest.run
                 del self._pins[next(run for run in self._pins if run != current)]
         elif self.manifest is not None:
@@ -50,16 +51,21 @@ class Trust:
             raise PeerError("nothing is known of the run yet")
 
     def accept_coordinator(self, state: CoordinatorState) -> None:
-        """Take this coordinator for the one in charge, unless a later epoch is known."""
+        """Follow this coordinator from here on; raises PeerError if a later epoch is known."""
         known = self.coordinator
         epoch = max(self.state_db.position.epoch, 0 if known is None else known.epoch)
-        # One that rose above its own first epoch left its will before that.
+        # A coordinator that raised its epoch had left its will with the broker before that, so a
+        # lower epoch of the same process is accepted.
         if state.epoch < epoch and (known is None or state.boot != known.boot):
             raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
         self.coordinator = state
 
     def accept_manifest(self, manifest: Manifest, *, direct: bool) -> None:
-        """Follow this manifest from here on; `direct` where it came to this device alone."""
+        """Follow this manifest from here on; `direct` if it was sent to this device alone.
+
+        Raises PeerError if a direct one answers another process, or if it is older than the stored
+        position; DiskError if the disk refuses the new position.
+        """
         if direct and manifest.answers != self.incarnation:
             raise PeerError(
                 f"manifest for boot {manifest.answers[:40]!r}, this is {self.incarnation}"
@@ -74,7 +80,7 @@ class Trust:
         self.manifest = manifest
 
     def end_run(self) -> None:
-        """The device is done with the manifest's run."""
+        """Record that the device is done with the manifest's run; raises DiskError."""
         self.is_mine = False
         self.state_db.move_position(replace(self.state_db.position, over=True))
 

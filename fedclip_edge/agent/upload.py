@@ -1,13 +1,13 @@
-"""The device's contribution, from training until the coordinator keeps it or will not take it.
+"""Upload of a device's contribution, until the coordinator keeps it or refuses it for good.
 
-Sans-I/O but for the state file: messages are returned, and whether the last answer is still on its
-way is passed in.
+Sans-I/O except for the state file: messages are returned. The clock (`now`, monotonic, in seconds)
+and `sending` are passed in; `sending` is true while the broker has not acknowledged all messages.
 
 Laws:
 - A contribution is on disk before it is offered. It stays until the coordinator has it on its own
-  disk, or will never want it.
-- No other one of its run is made before: what a kept one carries over (the codec's residual, the
-  method's state) goes into the next, once.
+  disk or refuses it for good.
+- No other contribution to the run is made before that: the carry-over of a kept one (the codec's
+  residual, the method's state) goes into the next, once.
 """
 
 from __future__ import annotations
@@ -26,59 +26,67 @@ REPEAT_S = 5.0  # without an answer for this long, the offer is repeated
 
 
 def encode(contribution: Contribution, plan: Plan, residual: Arrays) -> tuple[bytes, Arrays]:
-    """The payload of a contribution, given the residual before it, and the residual after it."""
+    """Encode a contribution in the plan's codec_up; returns its payload and the new residual.
+
+    `residual` is what the codec lost of the last kept update; it is added to the delta before
+    encoding. Both residuals are float32 arrays with the shapes of the delta, by name, or empty.
+    """
     stored, left = codec.with_feedback(plan.codec_up, contribution.update.delta, residual)
     return wire.pack_contribution(contribution, plan.codec_up, stored), left
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A contribution that is neither kept nor refused yet."""
+    """A contribution that is neither kept nor refused for good."""
 
     update: PendingUpdate
     blob: Blob  # as it is offered over this link
     offered_at: float
-    answered: bool = False  # chunks went out on this link
-    unwanted: bool = False  # in this attempt; the round's end decides
+    answered: bool = False  # chunks were sent on this link
+    unwanted: bool = False  # refused in this attempt; the answer is final once the round is closed
 
 
 @dataclass(eq=False)
 class Upload:
-    """The contributions of a device to the run it is in, one at a time."""
+    """The contributions of a device to its current run, one at a time.
+
+    Methods that change the state file raise DiskError if the disk refuses.
+    """
 
     state_db: StateDb
     _pending: _Pending | None = None
-    _resolved_round: int = 0  # of this run, the last that this device has its answer for
+    _resolved_round: int = 0  # the last round of this run that the device has a final answer for
     _packet_bytes: int | None = None  # the largest packet that the broker takes
 
     @property
     def is_pending(self) -> bool:
-        """True while a contribution waits for its answer."""
+        """True while a contribution waits for its final answer."""
         return self._pending is not None
 
     @property
     def pending(self) -> Blob | None:
-        """The contribution that waits for its answer, as it is offered over this link."""
+        """The blob of the contribution that waits for its final answer, for this link; or None."""
         return None if self._pending is None else self._pending.blob
 
     def owes(self, round: int) -> bool:
-        """True where a contribution to the run's round may be made."""
+        """True if the device may make a contribution to this round of the run."""
         return self._pending is None and self._resolved_round != round
 
     def resume_run(self, run: str) -> None:
-        """Continue with the update to `run` from before a kill, or before another run came."""
+        """Continue with the pending update to `run` from before a kill or another run."""
         update = self.state_db.pending_update(run)
         self._pending, self._resolved_round = None, self.state_db.kept_round(run)
         if update is not None:
             self._pending = _Pending(update, self._blob_of(update.payload), -math.inf)
 
     def go_back(self, manifest: Manifest) -> None:
-        """Discard contributions lost by a coordinator restored from an old journal.
+        """Discard contributions that the run lost, and have them trained again.
 
-        They are trained again.
+        Its coordinator was then restored from an old copy of its journal.
         """
         mine, closed = self._pending, manifest.model_round
-        # Its base is the model of the round before it, or of one that is to be closed again.
+        # The update's base is the model of the round before its own. If that round was lost, it is
+        # closed again, perhaps with another model.
         behind = 0 if mine is None else mine.update.round - closed
         is_other = mine is not None and manifest.model.sha256 != mine.update.base
         if mine is not None and (behind > 1 or (behind == 1 and is_other)):
@@ -89,22 +97,26 @@ class Upload:
             self._resolved_round = 0
 
     def start_link(self, packet_bytes: int | None) -> None:
-        """A new link: chunks sent on the one before are lost; its broker takes such packets."""
+        """Prepare for a new link: chunks that were sent on an earlier one are lost.
+
+        `packet_bytes` is the size of the largest packet that its broker takes; None for no limit.
+        """
         self._packet_bytes = packet_bytes
         if self._pending is not None:
             self._pending.answered = False
             self._pending.blob = self._blob_of(self._pending.update.payload)
 
     def hurry(self) -> None:
-        """Make the offer due at once, unless it is unwanted in this attempt."""
+        """Make the offer due at once; one that is refused in this attempt still waits."""
         if self._pending is not None:
             self._pending.offered_at = -math.inf
 
     def follow(self, known: Manifest, manifest: Manifest) -> None:
-        """The run went from `known` to `manifest`.
+        """Follow the run from the manifest `known` to the next one.
 
-        A contribution that one attempt refused, the next may want. Once the round is closed, the
-        answer is final, and the next contribution waits for it.
+        A contribution that was refused in one attempt may be taken in the next, so it is offered
+        again. Once its round is closed it is offered again as well: that answer is final, and the
+        next contribution waits for it.
         """
         mine = self._pending
         if mine is not None and (
@@ -114,21 +126,21 @@ class Upload:
             self.hurry()
 
     def end_run(self, run: str) -> None:
-        """The run is over: forget what it left."""
+        """Forget the contributions and the carry-over of a run that is over."""
         self._pending = None
         self.state_db.forget(run)
 
     def carry_over(self, run: str) -> CarryOver:
-        """The carry-over of the last kept contribution."""
+        """The carry-over of the run's last kept contribution, float32; empty if none was kept."""
         return self.state_db.carry_over(run)
 
     def make_offer(
         self, contribution: Contribution, plan: Plan, before: CarryOver, state: Arrays, now: float
     ) -> Offer:
-        """Encode a new contribution, put it on disk, and offer it.
+        """Encode a new contribution, put it on disk, and return its offer.
 
-        `before` is the carry-over of the last kept one, `state` the method's own for the next.
-        Raises DiskError.
+        `before` is the carry-over of the last kept contribution. `state` is the method's state for
+        the next one, float32 arrays by name. Raises DiskError if the disk refuses.
         """
         payload, residual = encode(contribution, plan, before.residual)
         blob = self._blob_of(payload)
@@ -140,7 +152,7 @@ class Upload:
         return Offer(contribution.run, contribution.round, blob)
 
     def poll_offer(self, now: float, *, sending: bool) -> Offer | None:
-        """The offer to repeat now; `sending` while published messages are not acknowledged."""
+        """The offer to repeat now, or None."""
         mine = self._pending
         if mine is None or mine.unwanted or now - mine.offered_at < REPEAT_S:
             return None
@@ -150,19 +162,23 @@ class Upload:
         return Offer(mine.update.run, mine.update.round, mine.blob)
 
     def chunks_for(self, want: Want, now: float, *, sending: bool) -> Iterator[bytes]:
-        """The chunks that the coordinator asks for, as far as they are of this contribution."""
+        """The wanted chunks of the pending contribution; none if another one is wanted.
+
+        None either while an earlier answer is still being sent.
+        """
         mine = self._pending
         if mine is None or mine.unwanted or mine.blob.sha256 != want.sha256:
             return iter(())  # of an earlier round: the coordinator has moved on
         if mine.answered and sending:
-            return iter(())  # the answer to the last time is still on its way; slow is not lost
+            return iter(())  # the last answer is still on its way: slow, but not lost
         mine.offered_at, mine.answered = now, True
         return chunks.split(mine.update.payload, mine.blob, want.missing)
 
     def resolve(self, answer: Kept | Refused) -> None:
-        """Forget the contribution of that hash; nothing where it is another, or forgotten.
+        """Resolve the pending contribution if the answer names its hash; otherwise do nothing.
 
-        A refusal while its round is not closed resolves nothing: the same one may be kept yet.
+        A refusal before its round is closed is not final, and resolves nothing: the same
+        contribution may still be kept.
         """
         mine = self._pending
         if mine is None or mine.blob.sha256 != answer.sha256:
@@ -174,5 +190,5 @@ class Upload:
         self._resolved_round, self._pending = mine.update.round, None
 
     def _blob_of(self, payload: bytes) -> Blob:
-        """The payload as it is announced over this link."""
+        """The blob of the payload, in chunks that fit this link's packets."""
         return chunks.fit_to_packets(chunks.blob_of(payload), self._packet_bytes)

@@ -1,1 +1,1 @@
-"""The coordinator's process, and everything that only a coordinator needs."""
+"""The coordinator: its process, and the modules that only it needs."""

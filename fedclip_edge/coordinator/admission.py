@@ -1,7 +1,9 @@
-"""Admission to a run: enrolled devices, or without a registry the first key that an id shows.
+"""Admission of devices to a run, by the registry's keys or by the first key that each id shows.
 
-Laws: with a registry, the keys in it are believed and no others. Without one, the first key that an
-id shows in a run is its key to the run's end; it is on disk before it counts.
+Laws:
+- With a registry, only the keys in it are accepted.
+- Without a registry, the first key that an id shows in a run is pinned until the run ends. It is on
+  disk before it counts.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from fedclip_edge.protocol.messages import Hello
 
 @dataclass(eq=False)
 class Admission:
-    """The rules of admission to one run."""
+    """The rules of admission to one run. Without a `registry`, keys are pinned."""
 
     run: Run
     journal: Journal
@@ -26,17 +28,21 @@ class Admission:
 
     @property
     def fleet_size(self) -> int:
-        """Number of devices in the fleet, as far as is known; 1 or more."""
+        """Number of known devices: enrolled, or seen in this run if more; at least 1."""
         enrolled = 0 if self.registry is None else len(self.registry.devices)
         return max(1, enrolled, len(self.devices.keys))
 
     @property
     def admitted(self) -> tuple[str, ...]:
-        """The devices that joined once and still may."""
+        """The devices that joined this run before and are still admitted."""
         return tuple(device for device in self.devices.keys if self.refusal(device) is None)
 
     def admit(self, device: str, hello: Hello) -> str | None:
-        """Pin the key of a device that may take part; for another, the reason and what to do."""
+        """Admit a device and pin its key; returns None, or the reason for a refusal.
+
+        The reason also says what to do. Raises JournalError if the key cannot be written, RunError
+        if another coordinator took over the journal.
+        """
         reason = self._check_key(device, hello.key)
         if reason is not None:
             return reason
@@ -47,7 +53,10 @@ class Admission:
         return None
 
     def refusal(self, device: str) -> str | None:
-        """The reason why a device that was admitted no longer is; None where it still is."""
+        """The reason why an admitted device no longer is admitted; None if it still is.
+
+        `device` must have a key in `devices`.
+        """
         if self.registry is None:
             return None
         return self.registry.refusal(device, self.devices.keys[device])
@@ -57,7 +66,8 @@ class Admission:
         if self.registry is not None:
             reason = self.registry.refusal(device, key)
             if reason is None:
-                self.journal.pin_key(self.run.id, device, key)  # so that it is waited for
+                # A device with a pinned key is waited for after a restart of the coordinator.
+                self.journal.pin_key(self.run.id, device, key)
                 keys[device] = key
             return reason
         keys[device] = keys.get(device) or self.journal.pin_key(self.run.id, device, key)

@@ -1,11 +1,11 @@
-"""One federation: every incoming message is checked here and turned into an event of the rounds.
+"""The coordinator of one run: it checks each incoming message and turns it into a round event.
 
-Neither torch nor onnxruntime is needed here: the coordinator adds what devices send.
+It needs neither torch nor onnxruntime: the coordinator only combines client updates.
 
 Laws:
-- A message that breaks the protocol is dropped and counted against its peer; it stops nothing.
-- A device that may not take part is refused, and one that no longer may is refused at once.
-- Whatever is killed, the journal is enough to go on: `resume_coordinator` starts from it.
+- A message that breaks the protocol is dropped and counted against its peer. It stops nothing else.
+- A device that is not admitted is refused. A device that loses its admission is refused at once.
+- After a kill at any moment the journal is enough to continue: `resume_coordinator` starts from it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import CHUNK, Topics
 from fedclip_edge.transport.base import Connected, Event, Received
 
-# Names that nobody was let in under are counted one by one up to here, then together.
+# Refused messages are counted by device for up to this many names; further names share one count.
 _PEERS_COUNTED = 10_000
-# No coordinator starts this often in its life, and no device can use all epochs up.
+# The largest rise of the epoch that one hello can cause. No coordinator starts this often in its
+# life, and no device can use up all epochs.
 _EPOCHS_AT_ONCE = 2**20
 
 
 @dataclass(eq=False)
 class Coordinator:
-    """One run under way; `resume_coordinator` makes one."""
+    """The coordinator of one open run. `resume_coordinator` makes it."""
 
     config: FleetConfig
     run_state: RunState
@@ -55,13 +56,14 @@ class Coordinator:
     admission: Admission
     receiver: Receiver
     driver: RoundDriver
-    refused_messages: Counter[str] = field(default_factory=Counter)  # by device, or topic's name
+    # By the device that the topic names; under "" all others (_PEERS_COUNTED).
+    refused_messages: Counter[str] = field(default_factory=Counter)
 
     def handle_event(self, event: Event, now: float) -> None:
-        """Do all that follows from one event of the link; `now` is monotonic, in seconds.
+        """Handle one event of the link; `now` is monotonic, in seconds.
 
-        Raises RunError where another coordinator took over the fleet, StoreError where the disk
-        refuses.
+        Raises RunError if another coordinator took over the fleet or the journal, or if a round has
+        no quorum after its last attempt (round_driver.py); JournalError if the disk refuses.
         """
         if isinstance(event, Connected):
             self._handle_connected(now)
@@ -71,10 +73,11 @@ class Coordinator:
             log.event("link_lost", reason=event.reason)
 
     def tick(self, now: float) -> None:
-        """Do what time asks for: deadlines, leases, repairs.
+        """Handle what is due by time: deadlines, leases, repairs. `now` is monotonic, in seconds.
 
-        Raises RunError where another coordinator took over the journal: its state may not have been
-        heard, and one that writes nothing would answer devices for ever.
+        Raises RunError and JournalError as `handle_event` does. The claim on the journal is checked
+        here because the other coordinator's state message may be lost, and a coordinator that
+        writes nothing would otherwise go on answering devices for ever.
         """
         self.run_state.journal.check_claim()
         for device in self.receiver.uploads.expire(now):
@@ -83,9 +86,10 @@ class Coordinator:
         self.driver.handle(round_events.Tick(), now)
 
     def apply_registry(self, registry: Registry, now: float) -> dict[str, str]:
-        """Refuse every device that a changed registry no longer admits.
+        """Use a changed registry, and refuse every device that it no longer admits.
 
-        Returns the incarnations of those that were online, by device.
+        Returns the incarnations of the refused devices that were online, by device. `now` is
+        monotonic, in seconds. Raises RunError and JournalError as `handle_event` does.
         """
         self.admission.registry = registry
         refused = {}
@@ -102,7 +106,7 @@ class Coordinator:
         return refused
 
     def say_goodbye(self) -> None:
-        """Tell the devices that nobody coordinates from here on."""
+        """Tell the devices that the coordinator goes offline."""
         self.publisher.publish_state(online=False)
 
     @property
@@ -112,17 +116,17 @@ class Coordinator:
 
     @property
     def has_begun(self) -> bool:
-        """True once a round was open."""
+        """True once a round has been opened."""
         return self.rounds.round > 1 or self.rounds.phase != "gathering"
 
     @property
     def finished(self) -> bool:
-        """True once every round is closed and the last model evaluated."""
+        """True once every round is closed and the evaluation of the last model is over."""
         return self.driver.finished
 
     @property
     def epoch(self) -> int:
-        """The number that grows with each start: of two coordinators the higher one wins."""
+        """The epoch; it grows with each start; of two coordinators the higher wins."""
         return self.publisher.epoch
 
     @property
@@ -130,9 +134,10 @@ class Coordinator:
         return self.publisher.topics
 
     def _handle_connected(self, now: float) -> None:
-        # Wills may have been published while nobody listened. A device that is there says hello
-        # again: to a coordinator that was gone it does so anyway. Where only this link broke, as
-        # with a node of a cluster, the will that says so may be lost, so the state says it here.
+        # Device wills may have been published while this link was down, so every device counts as
+        # offline until it says hello again. Devices do so when the coordinator was offline. If only
+        # this link broke (one node of a broker cluster), the coordinator's own will may be lost:
+        # publish its state as offline first.
         if self.devices.incarnations:
             self.publisher.publish_state(online=False)
         for device in tuple(self.devices.incarnations):
@@ -162,14 +167,14 @@ class Coordinator:
         registry, ours = self.admission.registry, self.publisher
         signed.check(state.key if registry is None else ours.identity.key)
         if state.boot == ours.incarnation and state.online:
-            return  # our own, back from the broker
+            return  # this process's own state, back from the broker
         if state.online and (state.epoch, state.boot) > (self.epoch, ours.incarnation):
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
                 "this one stops, its journal stays as it is"
             )
-        # A will has replaced the retained state: that of an earlier coordinator, or of an earlier
-        # link of ours.
+        # The retained state was replaced, by an earlier coordinator or by the will of an earlier
+        # link of this one.
         ours.publish_state(online=True)
 
     def _handle_message(self, device: str, event: Received, now: float) -> None:
@@ -190,8 +195,9 @@ class Coordinator:
             return
         if device not in self.devices.keys or not self.devices.is_online(device):
             if isinstance(message, DeviceState):
-                return  # it will say hello, or it is a will from an earlier run
-            # It takes itself for known: this run has forgotten it, or its hello never came.
+                return  # its hello follows, or this is a will from an earlier run
+            # The device believes that it is admitted, but this run does not know it or its hello
+            # was lost. A state sent to it alone asks for a hello.
             self.publisher.send(device, self.publisher.state(online=True))
             raise PeerError("it has not said hello")
         signed.check(self.devices.keys[device])
@@ -212,7 +218,8 @@ class Coordinator:
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
-        # An epoch is one process's, and a process has one run: that was another journal's.
+        # One epoch belongs to one process, and a process has one run: another run under the same
+        # epoch is of another journal.
         is_other = hello.run not in ("", self.run_state.run.id)
         knows_later = is_other or hello.closed > self.run_state.model.round
         if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
@@ -226,12 +233,12 @@ class Coordinator:
 
     def _refuse(self, device: str, reason: str, key: str, incarnation: str) -> None:
         log.event("device_refused", device=device, reason=reason)
-        # The manifest first: it brings the key without which a refusal is not believed.
+        # The manifest comes first: it brings the key that the device verifies the refusal with.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, Refused(reason, final=True, key=key))
 
     def _raise_epoch(self, device: str, epoch: int) -> None:
-        """Rise above an epoch that the fleet knows; this journal is new, or an old copy."""
+        """Raise the epoch above one that the fleet knows: this journal is new, or an old copy."""
         if epoch - self.epoch > _EPOCHS_AT_ONCE:
             raise PeerError(f"claims epoch {epoch}, this is epoch {self.epoch}")
         self.publisher.epoch = self.run_state.journal.next_epoch(above=epoch)
@@ -256,7 +263,8 @@ class Coordinator:
 
     def _handle_want(self, device: str, want: Want, now: float) -> None:
         self.driver.handle(round_events.Heard(device), now)
-        version = self.run_state.version  # of another model: the manifest that replaces it comes
+        # A want for another model is ignored: the manifest that replaces that model is on its way.
+        version = self.run_state.version
         if want.sha256 == version and self.devices.grant_model(device, version, now):
             self.publisher.send_model(device, want.missing)
 

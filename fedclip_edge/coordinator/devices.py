@@ -1,4 +1,4 @@
-"""The coordinator's one table of devices: each one's key, and its process while it is online."""
+"""The coordinator's table of devices: each one's key, and its incarnation while it is online."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MODEL_REPEAT_S = 0.5  # the same model is sent to one device no sooner again
+MODEL_REPEAT_S = 0.5  # before one device is sent the same model again
 
 
 @dataclass(eq=False)
 class Devices:
-    """Every device that ever joined the run."""
+    """Every device that joined the run at some time."""
 
-    keys: dict[str, str]  # public key by device: the pinned ones, or those of the registry
-    _incarnations: dict[str, str] = field(default_factory=dict)  # of those online, as they joined
-    _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, when
+    keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
+    _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
+    _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time
 
     @property
     def incarnations(self) -> Mapping[str, str]:
-        """By device that is online, in the order of joining: the random name of its process."""
+        """The incarnation of each online device, by device, in the order of joining."""
         return self._incarnations
 
     def is_online(self, device: str) -> bool:
         return device in self._incarnations
 
     def set_online(self, device: str, incarnation: str) -> None:
-        """A process of this name said hello."""
+        """Mark the device as online, under the incarnation of its last hello."""
         self._incarnations[device] = incarnation
 
     def set_offline(self, device: str) -> str | None:
-        """The device is gone; returns the name of its process, None where it was offline."""
+        """Mark the device as offline; returns its incarnation, or None if it was offline."""
         return self._incarnations.pop(device, None)
 
     def grant_model(self, device: str, version: str, now: float) -> bool:
-        """True, and counted as sent, unless the device was sent the same model just now.
+        """Record a model as sent to the device; False if it got the same one too recently.
 
-        A small message costs a whole model. A device that needs it asks again, and later than that.
+        A small request costs a whole model, so the same version is sent again only after
+        MODEL_REPEAT_S. A device that still needs it asks again after a longer time than that. `now`
+        is monotonic, in seconds.
         """
         sent, sent_at = self._models_sent.get(device, ("", -math.inf))
         if sent == version and now - sent_at < MODEL_REPEAT_S:

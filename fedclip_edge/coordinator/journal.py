@@ -1,15 +1,17 @@
-"""The run's journal: nothing is acknowledged before it is here.
+"""The coordinator's journal: one SQLite file with everything that must survive a restart.
 
-One SQLite file, write-ahead logged and synced at every commit, holds all that a coordinator must
-not forget: runs, closed models, the open round's contributions, reports, pinned keys.
+It holds runs, closed models, the open round's contributions, reports and pinned keys. It is
+write-ahead logged and synced at every commit.
 
 Laws:
+- Nothing is acknowledged before it is in the journal.
 - The first contribution per (run, round, device) stays.
 - Closing a round commits the model and deletes its contribution payloads in one transaction.
 - A payload is read back as it was written, byte for byte. A model is stored in the bytes that were
-  published and never encoded anew: another version of a compression library may write other bytes.
-- A coordinator that claimed an epoch writes only until another claims a later one. Two coordinators
-  on one journal would each count contributions that the other does not know of.
+  published and is never encoded again: another version of a compression library may write other
+  bytes.
+- A coordinator that claimed an epoch writes only until another one claims a later epoch. Two
+  coordinators on one journal would each count contributions that the other does not know of.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ T = TypeVar("T")
 
 
 class Journal:
-    """An open journal. Every method that writes has synced when it returns, but `add_report`."""
+    """An open journal. Every method that writes, except `add_report`, syncs before it returns.
+
+    Methods raise JournalError if the disk refuses. Those that write raise RunError, and write
+    nothing, if another process claimed a later epoch.
+    """
 
     def __init__(self, path: Path, database: Connection) -> None:
         self.path = path
@@ -47,13 +53,13 @@ class Journal:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that anybody claimed; 0 for none."""
+        """The last epoch that any coordinator claimed; 0 if none did."""
         return int(self._one("SELECT value FROM epoch")[0])
 
     def next_epoch(self, above: int = 0) -> int:
-        """Claims an epoch above every earlier one of this journal, and above `above`.
+        """Claim an epoch above every earlier one of this journal, and above `above`.
 
-        Every write of who claimed an earlier one raises RunError from then on.
+        From then on, every write by a process that claimed an earlier epoch raises RunError.
         """
         with self._writing():
             epoch = max(self.epoch, above) + 1
@@ -62,7 +68,7 @@ class Journal:
         return epoch
 
     def check_claim(self) -> None:
-        """Raises RunError where another process claimed a later epoch."""
+        """Raise RunError if another process claimed a later epoch."""
         if self._claimed is not None and self.epoch != self._claimed:
             raise RunError(
                 f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
@@ -70,7 +76,7 @@ class Journal:
             )
 
     def add_run(self, run: Run, initial: StoredModel) -> None:
-        """A new run and the model it starts from."""
+        """Add a new run and its initial model."""
         with self._writing():
             self._database.execute(
                 "INSERT INTO run VALUES (?, ?, ?, ?, 0)",
@@ -79,12 +85,12 @@ class Journal:
             self._add_model(run.id, initial)
 
     def unfinished_run(self) -> Run | None:
-        """The run to go on with, if the last one was not finished."""
+        """The newest run if it is not finished; None otherwise."""
         rows = self._rows("SELECT id, done FROM run ORDER BY rowid DESC LIMIT 1")
         return self.last_run() if rows and not rows[0][1] else None
 
     def last_run(self) -> Run | None:
-        """The newest run, finished or not."""
+        """The newest run, finished or not; None if the journal has no run."""
         rows = self._rows(
             "SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid DESC LIMIT 1"
         )
@@ -96,16 +102,16 @@ class Journal:
         return tuple(map(self._run, rows))
 
     def has_begun(self, run: str) -> bool:
-        """True where any device ever said hello in it."""
+        """True if a device has said hello in the run: its key is pinned."""
         return bool(self.keys(run))
 
     def finish(self, run: str) -> None:
-        """Marks the run as finished."""
+        """Mark the run as finished."""
         with self._writing():
             self._database.execute("UPDATE run SET done = 1 WHERE id = ?", (run,))
 
     def newest_model(self, run: str) -> StoredModel:
-        """The model of the last closed round; the initial one before the first."""
+        """The model of the last closed round, or the initial model before any round is closed."""
         return StoredModel(
             *self._one(
                 "SELECT round, sha256, body, server_state, master FROM model WHERE run = ? "
@@ -115,7 +121,10 @@ class Journal:
         )
 
     def keep(self, run: str, round: int, device: str, sha256: str, payload: bytes) -> None:
-        """Puts a contribution on disk. Raises sqlite3.IntegrityError if the device has one."""
+        """Put a contribution on disk.
+
+        Raises sqlite3.IntegrityError if the device already has one in this round.
+        """
         with self._writing():
             self._database.execute(
                 "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
@@ -123,7 +132,7 @@ class Journal:
             )
 
     def kept(self, run: str, round: int) -> dict[str, str]:
-        """By device, the SHA-256 of what is kept for a round, open or closed."""
+        """The SHA-256 of each contribution to a round, open or closed, by device, sorted."""
         return dict(
             self._rows(
                 "SELECT device, sha256 FROM contribution WHERE run = ? AND round = ? "
@@ -134,25 +143,26 @@ class Journal:
         )
 
     def has_kept(self, run: str, round: int, device: str, sha256: str) -> bool:
-        """True where this very contribution was kept, in a round that is open or closed."""
+        """True if the contribution with this hash was kept; its round may be open or closed."""
         query = "SELECT sha256 FROM contribution WHERE run = ? AND round = ? AND device = ?"
         return self._rows(query, run, round, device) == [(sha256,)]
 
     def kept_bytes(self, run: str, round: int) -> int:
-        """Bytes of the contributions to a round, open or closed, as they came."""
+        """Total payload bytes of the contributions to a round, open or closed, as received."""
         query = "SELECT SUM(size_bytes) FROM contribution WHERE run = ? AND round = ?"
         return int(self._one(query, run, round)[0] or 0)
 
     def contributions(self, run: str, round: int) -> Iterator[bytes]:
-        """The payloads kept for an open round, in the order of `kept`, one in memory at a time."""
+        """Yield the payloads of an open round in the order of `kept`, one in memory at a time."""
         query = "SELECT body FROM contribution WHERE run = ? AND round = ? AND device = ?"
         for device in self.kept(run, round):
             yield self._one(query, run, round, device)[0]
 
     def close_round(self, run: str, model: StoredModel) -> None:
-        """Commits the model of `model.round` and deletes the payloads that made it.
+        """Commit the model of `model.round`, and delete the payloads that it was made of.
 
-        Of the models before it the float32 stays; what was published is asked for no more.
+        The float32 master of the model before it stays. Its published payload is deleted if it is a
+        separate copy: no device asks for it any more.
         """
         with self._writing():
             self._add_model(run, model)
@@ -166,13 +176,14 @@ class Journal:
             )
 
     def rounds_closed(self, run: str) -> int:
-        """Number of rounds of the run that have a model."""
+        """Number of closed rounds of the run."""
         return int(self._one("SELECT MAX(round) FROM model WHERE run = ?", run)[0])
 
     def add_report(self, report: Report) -> None:
-        """Stores a report; a later one on the same model replaces it.
+        """Store a report; a later one by the same device on the same round replaces it.
 
-        Not waited for: the device says it again to whoever comes after a power cut.
+        The commit is not synced: the device sends its report again after a restart of the
+        coordinator.
         """
         with unsynced(self._database), self._writing():
             self._database.execute(
@@ -181,12 +192,12 @@ class Journal:
             )
 
     def reports(self, run: str) -> tuple[Report, ...]:
-        """Every report, by round and device."""
+        """Every report of the run, in the order of round and device."""
         rows = self._rows("SELECT report FROM report WHERE run = ? ORDER BY round, device", run)
         return tuple(self._decode(Report, text) for (text,) in rows)
 
     def pin_key(self, run: str, device: str, key: str) -> str:
-        """The key that the device first showed in this run: `key` itself, or an earlier one."""
+        """Pin a device's key in this run unless one is pinned; returns the pinned key."""
         with self._writing():
             self._database.execute(
                 "INSERT OR IGNORE INTO pinned_key VALUES (?, ?, ?)", (run, device, key)
@@ -196,7 +207,7 @@ class Journal:
         )
 
     def keys(self, run: str) -> dict[str, str]:
-        """Every pinned key, by device."""
+        """Every pinned key of the run, by device."""
         return dict(self._rows("SELECT device, key FROM pinned_key WHERE run = ?", run))
 
     def close(self) -> None:
@@ -204,12 +215,12 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction; changes nothing where it raises.
+        """Open a transaction; if it raises, nothing is changed.
 
-        JournalError where the disk refuses, RunError where another process claimed a later epoch.
+        Raises JournalError if the disk refuses, RunError if another process claimed a later epoch.
         """
         with errors_as(self._unusable("written")), self._database:
-            self._database.execute("BEGIN IMMEDIATE")  # nobody writes between the check and this
+            self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check
             self.check_claim()
             yield
 
@@ -234,7 +245,7 @@ class Journal:
         return Run(identifier, self._decode(Plan, plan), encoder_id, classes_digest)
 
     def _decode(self, cls: type[T], text: str) -> T:
-        """A record that the journal holds as JSON; raises JournalError where it is damaged."""
+        """Decode a record that is stored as JSON; raises JournalError if it is damaged."""
         try:
             return decode_table(cls, json.loads(text), "journal")
         except (DecodeError, ValueError) as error:
@@ -248,10 +259,10 @@ class Journal:
 
 
 def open_journal(path: Path) -> Journal:
-    """Open the journal, making it if missing.
+    """Open the journal; create it if it is missing.
 
-    Raises ConfigError, and changes nothing, where it is no journal of this version or cannot be
-    written.
+    Raises ConfigError, and changes nothing, if the file is not a journal of this version or cannot
+    be written.
     """
 
     def refused(error: Exception) -> ConfigError:

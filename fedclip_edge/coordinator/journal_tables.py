@@ -1,4 +1,4 @@
-"""The journal's tables, and the records that are read from them."""
+"""The tables of the journal, and the records that are read from them."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ INSERT INTO epoch VALUES (1, 0);
 
 @dataclass(frozen=True)
 class Run:
-    """One run as the journal knows it."""
+    """One run as the journal stores it."""
 
     id: str
     plan: Plan
     encoder_id: str
-    classes_digest: str
+    classes_digest: str  # ClassTexts.digest
 
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """A closed model, in the bytes that were published."""
+    """The initial model of a run, or the model of a closed round, as the journal stores it."""
 
-    round: int  # rounds closed in it
+    round: int  # closed rounds; 0 for the initial model
     sha256: str  # of `payload`
-    payload: bytes
-    server_state: bytes  # what the method keeps on the coordinator between rounds
-    master: bytes | None = None  # the model in float32; None where `payload` is that
+    payload: bytes  # as published, in the plan's codec_down
+    server_state: bytes  # the method's state on the coordinator between rounds, as safetensors
+    master: bytes | None = None  # the model in float32; None if `payload` is float32 already

@@ -1,7 +1,7 @@
-"""The meaning of `--model RUN_OR_FILE`: a model file, a journal, or a run's id.
+"""Lookup of the model that `--model RUN_OR_FILE` names: a model file, a journal, or a run's id.
 
-Law: a model that was found fits the bundle: another encoder or other classes are refused, never
-silently used.
+Law: a model that is returned fits the bundle. A model for another encoder or other classes is
+refused, never silently used.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ _SQLITE = b"SQLite format 3\0"  # sqlite.org/fileformat.html
 
 
 def find_model(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
-    """The model that `--model name` means, fitting the bundle.
+    """Find the model that `--model name` names, with float32 parameters.
 
-    `name` is a model file; or a journal, of which the newest run's newest model is taken; or a
-    run's id, looked up in `journal`. Raises ConfigError where there is none, or where it was
-    made for another encoder or other classes.
+    `name` is the path of a model file; or the path of a journal, for the newest model of its newest
+    run; or the id of a run, for its newest model in `journal`. Raises ConfigError if there is no
+    such model, if it is damaged, or if it was made for another encoder, other classes or other
+    shapes than the bundle's; JournalError if the disk refuses to read the journal.
     """
     path = Path(name)
     if path.is_dir():

@@ -1,8 +1,8 @@
-"""`fedclip-edge serve`: the coordinator as a process, with the broker, the clock and the trainer.
+"""The process of `fedclip-edge serve`: a coordinator with its broker, clock and trainer.
 
-Law: two coordinators never serve one fleet. Before it says anything, a new one listens for the
-retained state of another; it takes over only from one that is gone, or when told to, and always
-under a higher epoch.
+Law: two coordinators never serve one fleet. Before it sends anything, a new coordinator listens for
+the retained state of another one. It takes over only if the other is offline or if it is told to,
+and always under a higher epoch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
 _TICK_S = 0.2
 _TRAINER_ENDS_S = 10.0
-# authority.py: the coordinator's own certificate lasts as long as what signed it.
+# The coordinator's certificate expires together with the authority that signed it (authority.py).
 _ENDS_WITH_AUTHORITY = (
     "the fleet's authority ends with it: make a new one with `fedclip-edge broker init`, and enrol "
     "every device again"
@@ -47,7 +47,7 @@ _ENDS_WITH_AUTHORITY = (
 
 @dataclass(frozen=True, eq=False)
 class _Claim:
-    """The fleet is ours, under this epoch."""
+    """The claim of this process on the fleet: its link, its incarnation and its epoch."""
 
     link: mqtt.PahoTransport
     incarnation: str
@@ -55,7 +55,10 @@ class _Claim:
 
 
 def load(path: Path) -> FleetConfig:
-    """Reads fleet.toml, its plan settled; raises ConfigError naming the file and the table."""
+    """Read fleet.toml and fill in its plan's defaults.
+
+    Raises ConfigError, naming the file and the table.
+    """
     config = load_fleet(path)
     try:
         return replace(config, plan=methods.with_defaults(config.plan))
@@ -64,10 +67,16 @@ def load(path: Path) -> FleetConfig:
 
 
 def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:
-    """Runs one federation to its end.
+    """Run one federation to its end.
 
-    Raises ConfigError, BundleError, LinkError, JournalError, and RunError where another coordinator
-    took over.
+    `take_over` replaces a coordinator that is online; `as_json` is passed on to the trainer's
+    process.
+
+    Raises ConfigError if a file, a setting or an online coordinator stands in the way; BundleError
+    if the bundle is unfit; LinkError if no broker answers the first connection; RefusedError if the
+    broker refuses this client; JournalError if the disk refuses the journal or the model file;
+    RunError if another coordinator took over, if a round has no quorum after its last attempt, or
+    if the trainer ends before the first round.
     """
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
@@ -122,7 +131,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
 
 
 def _trainer_id(config: FleetConfig) -> str | None:
-    """The trainer's device id; raises ConfigError where it would join another fleet."""
+    """The trainer's device id; raises ConfigError if the trainer would join another fleet."""
     if config.trainer is None:
         return None
     agent = load_agent(config.trainer.config)
@@ -162,7 +171,7 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
 
 
 def _changed_at(config: FleetConfig) -> int:
-    """When the registry was last written; 0 without one."""
+    """Modification time of the registry in nanoseconds; 0 if there is none to read."""
     try:
         return 0 if config.registry is None else config.registry.stat().st_mtime_ns
     except OSError:
@@ -170,13 +179,13 @@ def _changed_at(config: FleetConfig) -> int:
 
 
 def _admit(serving: coordinator.Coordinator, now: float) -> None:
-    """Reads the registry again, and has the broker end the connections of who is off it."""
+    """Read the registry again, and have the broker disconnect devices it no longer admits."""
     config = serving.config
     try:
         assert config.registry is not None
         out = serving.apply_registry(registry.read(config.registry), now)
     except ConfigError as error:
-        log.event("registry_not_read", reason=str(error))  # what was admitted before stays so
+        log.event("registry_not_read", reason=str(error))  # the last registry stays in force
         return
     for device, incarnation in out.items():
         client = base.device_client(config.fleet, device, incarnation)
@@ -195,7 +204,8 @@ def _claim(
 ) -> _Claim:
     heard = 0
     while True:
-        # Claimed only once it is ours: a claim stops another process that writes to this journal.
+        # The epoch is claimed in the journal only once no coordinator is in the way: a claim stops
+        # another process that writes to this journal.
         epoch = max(journal.epoch, heard) + 1
         incarnation = secrets.token_hex(8)
         gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
@@ -222,9 +232,9 @@ def _claim(
 def _listen(
     config: FleetConfig, link: mqtt.PahoTransport, me: signing.Identity
 ) -> CoordinatorState | None:
-    """The newest state that another coordinator left or keeps on the broker.
+    """The newest state that another coordinator has published, or None, after _LISTEN_S seconds.
 
-    Those of an enrolled fleet share one key.
+    Coordinators of an enrolled fleet share one key; states under another key are refused.
     """
     topic = Topics(config.fleet).coordinator_state
     deadline, newest = time.monotonic() + _LISTEN_S, None

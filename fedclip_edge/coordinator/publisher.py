@@ -1,4 +1,4 @@
-"""The coordinator's outgoing messages, signed: its state, the manifest, the model, answers."""
+"""The coordinator's outgoing messages: its state, the manifest, the model, and answers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ NAME = "coordinator"
 
 
 def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
-    """The message that the broker publishes for a coordinator that vanished."""
+    """The signed message that the broker publishes if the coordinator's link breaks."""
     topic = Topics(fleet).coordinator_state
     return Will(topic, wire.pack_control(state, NAME, topic, identity))
 
 
 @dataclass(eq=False)
 class Publisher:
-    """One process's messages. `epoch` rises with the coordinator's."""
+    """The outgoing messages of one coordinator process; all but chunks are signed.
+
+    Methods that send never block; the message is lost if the link is down. They raise ConfigError
+    if the broker takes no packet as large as the message (`Transport.publish`).
+    """
 
     config: FleetConfig
     run_state: RunState
     identity: Identity
     transport: Transport
     incarnation: str
-    epoch: int
+    epoch: int  # rises if the fleet knows a higher one
     _broadcast: str = ""  # version of the model last sent to all devices
 
     @property
@@ -43,15 +47,18 @@ class Publisher:
         return CoordinatorState(self.incarnation, self.epoch, run, online, self.identity.key)
 
     def publish_state(self, *, online: bool) -> None:
-        """To all devices, and retained."""
+        """Publish the coordinator's state to all devices, retained."""
         self._publish(self.topics.coordinator_state, self.state(online=online), retain=True)
 
     def publish_manifest(self, state: RoundState, devices: int) -> None:
-        """To all devices, and retained."""
+        """Publish the manifest to all devices, retained; `devices` is the size of the fleet."""
         self._publish(self.topics.round, self.manifest(state, devices), retain=True)
 
     def answer_hello(self, device: str, incarnation: str, state: RoundState, devices: int) -> None:
-        """The manifest to one device alone, which says whether it takes part."""
+        """Send the manifest to one device, with its place in the cohort and what is kept of it.
+
+        `incarnation` is that of the hello which is answered; `devices` is the size of the fleet.
+        """
         manifest = replace(
             self.manifest(state, devices),
             takes_part=device in state.cohort,
@@ -61,21 +68,21 @@ class Publisher:
         self.send(device, manifest)
 
     def broadcast_model(self) -> None:
-        """To all devices, once; a device that misses it asks."""
+        """Send the model to all devices, once per version; a device that misses it asks for it."""
         if self._broadcast != self.run_state.version:
             self._broadcast = self.run_state.version
             self._send_chunks(self.topics.model, None)
 
     def send_model(self, device: str, missing: chunks.Ranges) -> None:
-        """The chunks that one device asked for."""
+        """Send the chunks that one device asked for."""
         self._send_chunks(self.topics.down(device), missing)
 
     def send(self, device: str, message: Message) -> None:
-        """To one device alone."""
+        """Send a message to one device."""
         self._publish(self.topics.down(device), message)
 
     def manifest(self, state: RoundState, devices: int) -> Manifest:
-        """The run and where it stands, as all devices are told."""
+        """The manifest for all devices; `devices` is the fleet's size, capped at MAX_DEVICES."""
         run = self.run_state.run
         return Manifest(
             run=run.id,
@@ -96,7 +103,7 @@ class Publisher:
 
     @property
     def _blob(self) -> Blob:
-        """The model as it is announced over this link."""
+        """The blob of the model, in chunks that fit this link's packets."""
         return chunks.fit_to_packets(self.run_state.blob, self.transport.packet_bytes())
 
     def _send_chunks(self, topic: str, wanted: chunks.Ranges | None) -> None:

@@ -1,6 +1,6 @@
-"""The coordinator's side of contributions: offers, chunks, and the check of what arrived.
+"""Reception of contributions: offers, chunks, and the check of a complete contribution.
 
-Law: a contribution is checked whole here, before the round machine hears of it.
+Law: a contribution is checked completely here, before the round machine gets its event.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fedclip_edge.records import Contribution
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """A whole, verified contribution, and the bytes that it came in."""
+    """A complete, verified contribution, and the payload that it came in."""
 
     event: Arrived
     contribution: Contribution
-    payload: bytes
+    payload: bytes  # as uploaded, in the plan's codec_up
 
 
 class UnfitError(PeerError):
-    """A contribution that cannot be added to its round; the device has been told."""
+    """Error for a contribution that cannot be added to its round; its device has been told."""
 
     def __init__(self, round: int, reason: str) -> None:
         super().__init__(reason)
@@ -36,14 +36,17 @@ class UnfitError(PeerError):
 
 @dataclass(eq=False)
 class Receiver:
-    """The contributions to one run. `receive_offer` and `receive_chunk` raise PeerError."""
+    """The contributions to one run, as they are received."""
 
     run_state: RunState
     publisher: Publisher
     uploads: Uploads
 
     def receive_offer(self, device: str, offer: Offer) -> Offered | None:
-        """The event for the round machine; None where the device has its answer already."""
+        """Take an offer; returns the event for the round machine, or None if it was answered here.
+
+        Raises PeerError if the offer is larger than any payload of the run can be.
+        """
         run_state, sha256 = self.run_state, offer.parcel.sha256
         if offer.run != run_state.run.id:
             refused = Refused(f"this is {run_state.run.id}", final=False, sha256=sha256)
@@ -55,14 +58,18 @@ class Receiver:
             raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
         is_closed = offer.round <= run_state.model.round
         if is_closed and run_state.has_kept(device, offer.round, sha256):
-            # The first answer was lost, and the device must know: its next update depends on it.
+            # The first answer was lost. The device needs it: its next update depends on it.
             self.publisher.send(device, Kept(run_state.run.id, offer.round, sha256))
             return None
         self.uploads.remember(device, offer)
         return Offered(device, offer.round, sha256)
 
     def receive_chunk(self, device: str, chunk: bytes, now: float) -> Arrival | None:
-        """The contribution that this chunk completes; raises UnfitError where it does not fit."""
+        """Add a chunk; returns the contribution that it completes, or None.
+
+        `now` is monotonic, in seconds. Raises PeerError for a wrong chunk or a wrong hash, and
+        UnfitError if the complete contribution cannot be added to its round.
+        """
         payload = self.uploads.receive_chunk(device, chunk, now)
         if payload is None:
             return None
@@ -82,17 +89,17 @@ class Receiver:
         return Arrival(event, contribution, payload)
 
     def acknowledge(self, device: str) -> None:
-        """Tell the device that its last offer is on disk."""
+        """Tell the device that the contribution it offered last is on disk."""
         offer = self.uploads.offer_of(device)
         kept = Kept(self.run_state.run.id, offer.round, offer.parcel.sha256)
         self.publisher.send(device, kept)
 
     def refuse(self, device: str, reason: str) -> None:
-        """Tell the device that its last offer is not taken."""
+        """Tell the device that the contribution it offered last is refused."""
         sha256, closed = self.uploads.offer_of(device).parcel.sha256, self.run_state.model.round
         self.publisher.send(device, Refused(reason, final=False, sha256=sha256, closed=closed))
 
     def request_missing(self, now: float) -> None:
-        """Ask the devices that have a slot for the chunks that are missing."""
+        """Ask the devices that have a slot for their missing chunks, if that is due."""
         for device, want in self.uploads.poll_wants(now):
             self.publisher.send(device, want)

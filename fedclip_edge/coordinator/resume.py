@@ -1,4 +1,4 @@
-"""The coordinator of a run put together, from where the run's journal stands."""
+"""Assembly of a run's coordinator from the state in its journal."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def resume_coordinator(
     invited: frozenset[str] = frozenset(),
     registry: Registry | None = None,
 ) -> Coordinator:
-    """The coordinator of a run, from where its journal stands; `now` is monotonic, in seconds.
+    """Make the coordinator of a new or interrupted run; `now` is monotonic, in seconds.
 
-    The first round waits for the devices in `invited` by name. Without a `registry` of enrolled
-    devices the first key that an id shows is pinned.
+    The first round waits for every device id in `invited`. Without a `registry` of enrolled devices
+    the first key that an id shows is pinned. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
     devices = Devices(run_state.journal.keys(run.id))
@@ -41,7 +41,7 @@ def resume_coordinator(
         round=min(closed + 1, run.plan.rounds),
         phase="final" if closed >= run.plan.rounds else "gathering",
         deadline=now + config.rules.deadline_s,
-        # Devices that were there before the restart are waited for as if they had just gone.
+        # Devices from before the restart are waited for as if they had just gone offline.
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
         kept=run_state.kept(),

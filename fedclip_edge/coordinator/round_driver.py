@@ -1,9 +1,10 @@
-"""The rounds of a run: the round machine decides, and this keeps, combines and announces.
+"""Execution of the round machine's actions: keep contributions, close rounds, announce them.
 
 Laws:
-- A contribution that the receiver checked is on disk before it is added, and added before it is
-  acknowledged.
-- A round whose contributions are refused again and again ends the run; it is not tried for ever.
+- A contribution that the receiver checked is on disk before it is added to the sum, and added
+  before it is acknowledged.
+- A round that finds no quorum in _ATTEMPTS attempts, and had a contribution refused, ends the run;
+  it is not tried for ever.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import RunError
 
-# The same seed trains to the same bytes: what is refused this often is refused for ever.
+# Training is deterministic: a contribution that is refused this often is refused for ever.
 _ATTEMPTS = 5
 
 _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
@@ -31,7 +32,11 @@ _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
 
 @dataclass(eq=False)
 class RoundDriver:
-    """One run's rounds. `finished` once every round is closed and the last model evaluated."""
+    """The rounds of one run.
+
+    `finished` is set once every round is closed, the evaluation of the last model is over and the
+    model file is written.
+    """
 
     state: RoundState
     run_state: RunState
@@ -44,9 +49,11 @@ class RoundDriver:
     _last_refusal: str = ""  # of a contribution to the open round
 
     def handle(self, event: round_events.Event, now: float, arrival: Arrival | None = None) -> None:
-        """Do all that follows from the event; an `Arrived` comes with its arrival.
+        """Handle an event and everything that follows from it; `now` is monotonic, in seconds.
 
-        Raises RunError where no attempt at the round found a quorum.
+        An `Arrived` needs its `arrival`. Raises RunError if a contribution to the round was refused
+        and _ATTEMPTS attempts found no quorum, or if another coordinator took over the journal;
+        JournalError if the disk refuses.
         """
         events = deque([event])
         while events:
@@ -63,20 +70,20 @@ class RoundDriver:
                     events.append(following)
 
     def perform(self, action: round_events.Action, now: float) -> round_events.Event | None:
-        """Do one thing that the round machine asks for; returns the event that follows, if any."""
+        """Carry out one action of the round machine; returns the event that follows, if any."""
         return self._HANDLERS[type(action)](self, action, now)
 
     def reject(self, device: str, error: UnfitError, now: float) -> None:
-        """A contribution does not fit, and its device has been told."""
+        """Record a refused contribution, whose device has been told already."""
         self._last_refusal = f"{device}: {error}"
         self.handle(round_events.Rejected(device, error.round), now)
 
     def publish_manifest(self) -> None:
-        """To all devices."""
+        """Publish the manifest to all devices."""
         self.publisher.publish_manifest(self.state, self.admission.fleet_size)
 
     def answer_hello(self, device: str, incarnation: str) -> None:
-        """Tell one device where the run stands."""
+        """Send the manifest to one device, as the answer to the hello of this incarnation."""
         size = self.admission.fleet_size
         self.publisher.answer_hello(device, incarnation, self.state, size)
 

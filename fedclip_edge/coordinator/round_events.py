@@ -1,4 +1,4 @@
-"""The events of a round, and the actions with which `round_machine.py` answers them."""
+"""The events of a round, and the actions that `round_machine.py` returns for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Joined:
+    """A device said hello and was admitted."""
+
     device: str
     trains: bool
     evaluates: bool
@@ -14,20 +16,22 @@ class Joined:
 
 @dataclass(frozen=True)
 class Left:
+    """A device went offline, or lost its admission."""
+
     device: str
-    for_good: bool = False  # it will not be let in again: not waited for
+    for_good: bool = False  # it will not be admitted again, so it is not waited for
 
 
 @dataclass(frozen=True)
 class Heard:
-    """The device is there: it said something that decides nothing."""
+    """A device sent a message that only shows that it is online."""
 
     device: str
 
 
 @dataclass(frozen=True)
 class Offered:
-    """A device has a contribution and asks whether to upload it."""
+    """A device offered a contribution for upload."""
 
     device: str
     round: int
@@ -36,7 +40,7 @@ class Offered:
 
 @dataclass(frozen=True)
 class Arrived:
-    """A whole, verified contribution."""
+    """A complete, verified contribution came."""
 
     device: str
     round: int
@@ -58,7 +62,7 @@ class Closed:
 
 @dataclass(frozen=True)
 class Reported:
-    """A device evaluated the model that closed round `round`."""
+    """A device reported on the model that closed round `round`."""
 
     device: str
     round: int
@@ -71,26 +75,26 @@ class Tick:
 
 @dataclass(frozen=True)
 class Announce:
-    """Publish the manifest: the phase, the round or the attempt changed."""
+    """Publish the manifest: the phase, the round or the attempt has changed."""
 
 
 @dataclass(frozen=True)
 class Remind:
-    """Tell the device again what is open: it has not answered."""
+    """Send the manifest to a device that has been silent."""
 
     device: str
 
 
 @dataclass(frozen=True)
 class Forget:
-    """The device is taken for gone until it says hello."""
+    """Treat the device as offline until it says hello."""
 
     device: str
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Let the device upload what it offered."""
+    """Let the device upload the contribution that it offered."""
 
     device: str
 
@@ -104,7 +108,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Acknowledge:
-    """It is on disk already."""
+    """Acknowledge this contribution again: it is on disk already."""
 
     device: str
 
@@ -119,12 +123,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class CloseRound:
-    """Combine what is kept into the next model and put it on disk, then say `Closed`."""
+    """Combine the kept contributions into the next model, put it on disk, then return `Closed`."""
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Every round is closed, and the last model evaluated as far as anybody was there."""
+    """Finish the run: the last model is evaluated, as far as devices were online in time."""
 
 
 Event = Joined | Left | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick

@@ -1,21 +1,20 @@
-"""The rounds of a run as a state table: pure, with the clock passed in.
+"""The round machine: the rounds of a run as a pure state table.
 
 Laws:
-- Everything that decides about a round is in this file, and this file does no I/O: `step` takes
-  a state, an event and the time in seconds on any monotonic clock, and returns the next state
-  and what to do.
-- A pair of phase and event that is not in the table is an error by construction.
-- The first verified contribution per round and device wins; the same one again is acknowledged
-  again; another one is refused.
-- Between two attempts at a round nothing is taken and nothing refused: the device offers it again
-  once the round is open, but never again what was refused.
-- A round closes when everybody of its cohort is in or given up and a quorum is in, at its
-  deadline at the latest; short of the quorum it is repeated with what is in kept.
-- Nothing waits for "all": a device that went away is waited for `grace_s` and no longer, and one
-  that was silent up to the deadline is forgotten until it says hello again: nobody may be there
-  any more to say that it went (a broker that dies takes the wills with it).
-- Who is silent is told again what is open, at intervals that double: a lost manifest costs as long
-  again as was waited already, not the round's deadline.
+- Every decision about a round is in this file, and this file does no I/O. `step` takes a state, an
+  event and the time in seconds on any monotonic clock; it returns the next state and the actions.
+- A pair of phase and event that is not in the table is an error.
+- The first verified contribution per round and device wins. If it comes again, it is acknowledged
+  again; a different one is refused.
+- Between two attempts at a round, a contribution to it is neither taken nor refused. The device
+  offers it again once the round is open; a refused one it would not offer again in that attempt.
+- A round closes once every device of its cohort has contributed or is given up, or at its deadline,
+  if there is a quorum. Without a quorum it is attempted again, with the contributions kept so far.
+- No round waits for all devices. A device that went offline is waited for `grace_s`, no longer. A
+  device that is silent up to the deadline counts as offline until it says hello again: its will may
+  never come, because a broker that dies loses its wills.
+- A silent device gets the manifest again, at intervals that double. So a lost manifest costs as
+  much time again as has passed already, not the round's deadline.
 - A closed round never reopens: the round number only grows.
 """
 
@@ -51,16 +50,17 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.protocol.cohort import EVERYBODY, NOBODY, cohort_hash
 from fedclip_edge.protocol.messages import Phase
 
-REMIND_S = 5.0  # after this long without an offer a device is told again what is open
+REMIND_S = 5.0  # after this long without an offer a device gets the manifest again
 
 
 Step = tuple[RoundState, tuple[Action, ...]]
 
 
 def step(state: RoundState, event: Event, now: float) -> Step:
-    """The next state, and the actions in order.
+    """Return the next state, and the actions in order; `now` is monotonic, in seconds.
 
-    Raises LookupError, naming state and event, for a pair that the table does not have.
+    Raises LookupError, naming event, phase, round and run, for a pair of phase and event that is
+    not in the table.
     """
     transition = _TABLE.get((state.phase, type(event)))
     if transition is None:
@@ -120,7 +120,7 @@ def _arrive(state: RoundState, event: Arrived, now: float) -> Step:
 
 
 def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | None:
-    """None where the contribution is welcome."""
+    """Judge a contribution: an answer for its device, or None if it may be taken."""
     if state.phase in ("final", "done"):
         return Drop(event.device, f"no round is open ({state.phase})")
     if event.round != state.round:
@@ -200,7 +200,7 @@ def _closed(state: RoundState, event: Closed, now: float) -> Step:
 
 
 def _open_if_enough(state: RoundState, now: float) -> Step:
-    # The first round waits for everybody who is expected; later ones for a quorum of them.
+    # The first round waits for every expected device, later rounds for a quorum of them.
     needed = state.rules.devices
     if state.round > 1:
         needed = max(1, math.ceil(state.rules.quorum * needed))
@@ -209,7 +209,7 @@ def _open_if_enough(state: RoundState, now: float) -> Step:
     if len(state.trainers | state.kept.keys()) < needed:
         return state, ()
     if state.away_since.keys() - _given_up(state, now):
-        return state, ()  # somebody has just gone: waited for as in an open round
+        return state, ()  # a device has just gone offline: it is waited for as in an open round
     return _open(state, now)
 
 
@@ -218,8 +218,8 @@ def _open(state: RoundState, now: float) -> Step:
     hashes = {d: cohort_hash(state.run, state.round, d) for d in free}
     chosen, threshold = sorted(hashes, key=hashes.__getitem__), EVERYBODY
     if state.rules.cohort:
-        # The last hash that fits is published: the cohort's size is exact, whoever is kept from
-        # an earlier attempt included, and no list of devices travels.
+        # The largest hash of the cohort is published. So the cohort's size is exact, including the
+        # devices kept from an earlier attempt, and no list of devices is sent.
         chosen = chosen[: max(0, state.rules.cohort - len(state.kept))]
         threshold = hashes[chosen[-1]] if chosen else NOBODY
     state = replace(

@@ -1,4 +1,4 @@
-"""The state of a run's rounds, as the round machine has it."""
+"""The state that the round machine works on: the rounds of a run."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from fedclip_edge.protocol.messages import Phase
 
 @dataclass(frozen=True)
 class RoundState:
-    """The rounds of a run at one moment. `round` is the one open, or next to open; from 1."""
+    """The rounds of a run at one moment. Times are monotonic, in seconds; devices go by id."""
 
     run: str
     rules: RunRules
-    rounds: int
-    round: int = 1
+    rounds: int  # of the whole run
+    round: int = 1  # open, or next to open; from 1
     phase: Phase = "gathering"
-    attempt: int = 0
+    attempt: int = 0  # from 0 in each round
     deadline: float = math.inf  # of the open round, or of the last evaluation
-    trainers: frozenset[str] = frozenset()  # online, and willing to train
-    evaluators: frozenset[str] = frozenset()  # online, and willing to evaluate
-    away_since: Mapping[str, float] = field(default_factory=dict)  # went away, not back yet
+    trainers: frozenset[str] = frozenset()  # online, with the role "train"
+    evaluators: frozenset[str] = frozenset()  # online, with the role "evaluate"
+    away_since: Mapping[str, float] = field(default_factory=dict)  # offline -> time; -inf for good
     cohort: frozenset[str] = frozenset()
-    threshold: str = EVERYBODY
-    invited: frozenset[str] = frozenset()  # by name: the first round waits for these as well
+    threshold: str = EVERYBODY  # largest cohort hash that takes part
+    invited: frozenset[str] = frozenset()  # devices that the first round waits for in any case
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
     rejected: frozenset[str] = frozenset()  # in this attempt
     offered: frozenset[str] = frozenset()  # in this attempt, and may upload
-    heard: frozenset[str] = frozenset()  # said anything at all in this attempt
-    reminded: int = 0  # times in this attempt
+    heard: frozenset[str] = frozenset()  # sent a hello, a want or a report in this attempt
+    reminded: int = 0  # times that silent devices got the manifest again in this attempt
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
 
     @property
     def quorum(self) -> int:
-        """Contributions without which the open round cannot close."""
+        """Number of contributions that the open round needs to close; 1 or more."""
         return max(1, math.ceil(self.rules.quorum * len(self.cohort)))

@@ -1,11 +1,14 @@
-"""State of an open run: its model, the open round's sum, and both of them in the journal.
+"""State of an open run: its model and the open round's sum, in step with the journal.
 
-Laws: a contribution is on disk before it is in the sum; a closed round's model is on disk before
-anybody hears of it; a run is finished only once its model file is written; whatever is killed,
-`open_run_state` comes back to the same model, byte for byte, and to a sum of the same
-contributions.
-A round's sum is added to the model in float32, the master; devices get it as the plan's
-`codec_down` gives it, and what they send is relative to that.
+A round's sum is added to the float32 master model. Devices get the model through the plan's
+`codec_down`, and their updates are relative to what they got.
+
+Laws:
+- A contribution is on disk before it is in the sum.
+- A closed round's model is on disk before it is announced.
+- A run is finished only once its model file is written.
+- After a kill at any moment, `open_run_state` returns to the same model, byte for byte, and to a
+  sum of the same contributions.
 """
 
 from __future__ import annotations
@@ -38,15 +41,16 @@ from fedclip_edge.records import (
     in_order,
 )
 
-MASTER_CODEC: Codec = "fp32"  # loses nothing
+MASTER_CODEC: Codec = "fp32"  # lossless
 
 
 def open_run(
     config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, journal: Journal
 ) -> Run:
-    """The journal's unfinished run, or a new one with its initial model.
+    """Return the journal's unfinished run, or add a new run with its initial model.
 
-    Raises ConfigError where the unfinished run has other settings, classes or encoder.
+    `dim` is the feature width D. Raises ConfigError if the unfinished run has another plan, other
+    classes or another encoder, or if the plan is invalid; JournalError if the disk refuses.
     """
     plan = methods.with_defaults(config.plan)
     run = journal.unfinished_run()
@@ -58,7 +62,7 @@ def open_run(
                 "encoder or classes; put these back to finish it, or name another file under "
                 "'journal'"
             )
-        journal.finish(run.id)  # no device ever said hello: nothing is lost with it
+        journal.finish(run.id)  # no device has said hello, so nothing is lost
         run = None
     if run is None:
         run = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
@@ -68,35 +72,43 @@ def open_run(
 
 @dataclass(eq=False)
 class RunState:
-    """An open run: its model, and the sum of the open round."""
+    """An open run: its model, and the sum of the open round.
+
+    Methods that write raise JournalError if the disk refuses, and RunError if another coordinator
+    took over the journal.
+    """
 
     run: Run
     journal: Journal
     layout: Layout  # of its models and updates
-    model: Model  # the master
-    stored: StoredModel  # the model in the bytes that are published
-    total: Total
+    model: Model  # the master, float32
+    stored: StoredModel  # the same model, as published
+    total: Total  # of the open round's updates
 
     @property
     def version(self) -> str:
-        """SHA-256 of the model's published bytes."""
+        """SHA-256 of the published model, as 64 hex digits."""
         return self.stored.sha256
 
     @property
     def blob(self) -> Blob:
-        """The model as it is announced where nothing limits a packet."""
+        """The blob of the published model, without a limit on packets."""
         return Blob(self.stored.sha256, len(self.stored.payload))
 
     def kept(self) -> dict[str, str]:
-        """By device, the SHA-256 of what is on disk for the open round."""
+        """The SHA-256 of each contribution on disk for the open round, by device."""
         return self.journal.kept(self.run.id, self.model.round + 1)
 
     def has_kept(self, device: str, round: int, sha256: str) -> bool:
-        """True where this very contribution is in this run, its round open or closed."""
+        """True if the contribution with this hash was kept; its round may be open or closed."""
         return self.journal.has_kept(self.run.id, round, device, sha256)
 
     def check(self, device: str, round: int, contribution: Contribution) -> None:
-        """Raises PeerError where it is not what `device` may add to the round in this model."""
+        """Raise PeerError unless `device` may add this contribution to `round`.
+
+        Its run, round, device, base model, encoder and classes must match, and its update must be
+        within the bounds of the plan (`Total.check`).
+        """
         expected = {
             "run": self.run.id,
             "round": round,
@@ -112,12 +124,15 @@ class RunState:
         self.total.check(contribution.update)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
-        """Puts a checked contribution on disk, then into the sum; raises JournalError."""
+        """Put a checked contribution on disk, then into the sum.
+
+        `sha256` is the hash of `payload`, the contribution as it was uploaded.
+        """
         self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, payload)
         self.total.add(contribution.update)
 
     def close_round(self) -> None:
-        """Combines the sum into the next model and commits it; raises JournalError."""
+        """Combine the sum into the next model, commit it, and start the next round's sum."""
         plan = self.run.plan
         state: Arrays = safetensors.numpy.load(self.stored.server_state)
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
@@ -126,9 +141,9 @@ class RunState:
         self.model, self.stored, self.total = model, stored, strategies.total(plan)
 
     def finish(self) -> Path:
-        """Writes the run's model file, marks the run as finished, and says where the file is.
+        """Write the run's model file, mark the run as finished, and return the file's path.
 
-        Raises JournalError where the disk refuses either; the run then stays unfinished.
+        Raises JournalError if the disk refuses either; the run then stays unfinished.
         """
         run = self.run
         path = model_file.path_of(self.journal.path, run.id)
@@ -147,7 +162,10 @@ class RunState:
 
 
 def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
-    """The state of a run as the journal has it."""
+    """Read the state of a run from the journal, and add up the open round's contributions.
+
+    Raises JournalError if the disk refuses, PeerError if a stored payload is damaged.
+    """
     plan, stored = run.plan, journal.newest_model(run.id)
     model = master_model(stored, layout.parameters)
     total = strategies.total(plan)
@@ -158,6 +176,7 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
 
 
 def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
+    """Encode a float32 model for the journal: as published and, if that is lossy, in float32."""
     payload = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC
     return StoredModel(
@@ -170,5 +189,8 @@ def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
 
 
 def master_model(stored: StoredModel, shapes: Shapes) -> Model:
-    """A journal's model in float32, whatever it was published in; PeerError if it is damaged."""
+    """Decode the float32 master of a stored model; raises PeerError if it is damaged.
+
+    `shapes` are those that its parameters must have, by name.
+    """
     return wire.unpack_model(stored.master or stored.payload, MASTER_CODEC, shapes)

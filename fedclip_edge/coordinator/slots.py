@@ -1,4 +1,7 @@
-"""The upload slots: a few devices upload at a time. Sans-I/O: the clock is passed in."""
+"""The upload slots, with which a few devices upload at a time.
+
+Sans-I/O: the clock is passed in. `now` is monotonic, in seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class Slots:
-    """The devices that upload now: a few at a time, first come first served, each on a lease.
+    """The devices that hold an upload slot, and the queue for one; first come, first served.
 
-    With 200 devices uploading at once a broker drops chunks and nobody finishes; with 8 slots
-    all finish (measured). A lease without progress for `lease_s` is lost.
+    With 200 devices uploading at once a broker drops chunks and no device finishes; with 8 slots
+    all finish (measured). A slot without progress for `lease_s` seconds is lost.
     """
 
     count: int
@@ -20,12 +23,12 @@ class Slots:
     _waiting: deque[str] = field(default_factory=deque)
 
     def request(self, device: str) -> None:
-        """Queues the device unless it has a lease or waits already."""
+        """Queue the device unless it has a slot or is queued already."""
         if device not in self._leases and device not in self._waiting:
             self._waiting.append(device)
 
     def grant(self, now: float) -> tuple[str, ...]:
-        """Gives the free slots to those who wait longest; returns them."""
+        """Give the free slots to the devices that have waited longest; returns those devices."""
         granted = []
         while self._waiting and len(self._leases) < self.count:
             device = self._waiting.popleft()
@@ -42,7 +45,7 @@ class Slots:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """Devices that asked and have no slot yet, in the order of asking."""
+        """The queued devices, the one that asked first at the front."""
         return tuple(self._waiting)
 
     @property
@@ -50,22 +53,22 @@ class Slots:
         return tuple(self._leases)
 
     def progress(self, device: str, now: float) -> None:
-        """Renews the device's lease, if it has one."""
+        """Renew the device's lease, if it has a slot."""
         if device in self._leases:
             self._leases[device] = now
 
     def idle(self, now: float, for_s: float) -> tuple[str, ...]:
-        """The holders without progress for at least `for_s` seconds."""
+        """The slot holders without progress for at least `for_s` seconds."""
         return tuple(d for d, since in self._leases.items() if now - since >= for_s)
 
     def release(self, device: str) -> None:
-        """Gives up the device's slot or place in the queue."""
+        """Free the device's slot, or drop it from the queue."""
         self._leases.pop(device, None)
         if device in self._waiting:
             self._waiting.remove(device)
 
     def expire(self, now: float) -> tuple[str, ...]:
-        """Takes the slots of those without progress for a whole lease; returns them."""
+        """Free the slots without progress for a whole lease; returns their devices."""
         lost = self.idle(now, self.lease_s)
         for device in lost:
             self.release(device)

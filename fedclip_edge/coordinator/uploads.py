@@ -1,10 +1,13 @@
-"""The coordinator's side of uploads: who offered what, who sends now, what is still missing.
+"""The coordinator's side of uploads: offers, upload slots, and missing chunks.
 
-Sans-I/O: the clock is passed in, and what to say comes back. Laws: memory is taken for devices
-with a slot only, so for a few at a time whatever the fleet's size; a holder without progress is
-asked again for what is missing, and loses the slot after a whole lease. A holder whose link went
-keeps its slot, and what came so far, until another device needs the slot: a link that breaks more
-often than an upload takes would otherwise never finish one.
+Sans-I/O: the clock is passed in, and messages to send are returned. `now` is monotonic, in seconds.
+
+Laws:
+- Only a device with a slot takes memory for chunks, so a few at a time in a fleet of any size.
+- A slot holder without progress is asked again for its missing chunks, and loses the slot after a
+  whole lease.
+- A slot holder whose link breaks keeps its slot and its chunks until another device needs the slot.
+  Otherwise a device whose link breaks more often than an upload takes would never finish one.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.chunks import Incoming
 from fedclip_edge.protocol.messages import Offer, Want
 
-LEASE_S = 30.0
-REPAIR_S = 2.0
+LEASE_S = 30.0  # without progress for this long, a device loses its slot
+REPAIR_S = 2.0  # without progress for this long, missing chunks are asked for again
 
 
 @dataclass(eq=False)
@@ -28,24 +31,24 @@ class Uploads:
     _offers: dict[str, Offer] = field(default_factory=dict)
     _incoming: dict[str, Incoming] = field(default_factory=dict)
     _asked_at: dict[str, float] = field(default_factory=dict)
-    _away: dict[str, None] = field(default_factory=dict)  # holders, in the order of their leaving
+    _away: dict[str, None] = field(default_factory=dict)  # offline slot holders, first gone first
 
     def remember(self, device: str, offer: Offer) -> None:
-        """Remember what the device has; nothing is asked for before `request`."""
+        """Remember the device's offer; no chunk is asked for before `request`."""
         self._offers[device] = offer
         self._away.pop(device, None)
 
     def offer_of(self, device: str) -> Offer:
-        """The device's last offer."""
+        """The device's last offer; raises KeyError if it made none."""
         return self._offers[device]
 
     def request(self, device: str) -> None:
-        """The offered blob is wanted. Asked again, it is asked for again at once."""
+        """Request the offered blob; a repeated request asks for its missing chunks at once."""
         self.slots.request(device)
         self._asked_at.pop(device, None)
 
     def poll_wants(self, now: float) -> list[tuple[str, Want]]:
-        """Whom to ask for what now: new holders, and holders that fell silent."""
+        """The wants to send now, by device: to new slot holders, and to those without progress."""
         while self._away and self.slots.full and self.slots.waiting:
             self.release(next(iter(self._away)))
             self.slots.grant(now)
@@ -63,12 +66,13 @@ class Uploads:
         return asks
 
     def receive_chunk(self, device: str, payload: bytes, now: float) -> bytes | None:
-        """Add a chunk; returns the whole payload when it was the last one.
+        """Add a chunk; returns the whole payload if it was the last missing one, otherwise None.
 
-        Raises PeerError for a wrong chunk, or, once everything is here, a wrong hash.
+        A chunk of a device without a slot is ignored. Raises PeerError for a wrong chunk, or for a
+        complete payload with a wrong hash, which is then asked for again.
         """
         if not self.slots.holds(device):
-            return None  # late, and no memory is set aside for it
+            return None  # it came too late: no memory is set aside for it
         upload = self._incoming_of(device)
         if not upload.add_chunk(payload):
             return None
@@ -78,30 +82,30 @@ class Uploads:
         try:
             return upload.assemble()
         except PeerError:
-            self._asked_at.pop(device, None)  # all of it again
+            self._asked_at.pop(device, None)  # ask for all chunks again
             raise
 
     def leave(self, device: str) -> None:
-        """The device's link is gone; it offers again when it is back."""
+        """Note that the device's link broke; it offers again once it is back."""
         if self.slots.holds(device):
             self._away[device] = None
         else:
             self.release(device)
 
     def release(self, device: str) -> None:
-        """The device's upload is over, one way or another."""
+        """End the device's upload: free its slot and drop its chunks."""
         self._away.pop(device, None)
         self.slots.release(device)
         self._incoming.pop(device, None)
         self._asked_at.pop(device, None)
 
     def release_all(self) -> None:
-        """The round is over."""
+        """End all uploads: the round is over."""
         for device in list(self._offers):
             self.release(device)
 
     def expire(self, now: float) -> tuple[str, ...]:
-        """Takes the slot of whoever made no progress for a lease; returns them."""
+        """End the uploads without progress for a whole lease; returns their devices."""
         lost = self.slots.expire(now)
         for device in lost:
             self.release(device)
