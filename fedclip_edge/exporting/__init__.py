@@ -1,1 +1,4 @@
-"""From a PyTorch model to a bundle; the only importer of open_clip and onnx."""
+"""Export of image encoders to bundles, and of classifiers to single ONNX files.
+
+Law: outside the demo, only this package imports open_clip and onnx.
+"""

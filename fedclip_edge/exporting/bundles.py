@@ -1,4 +1,4 @@
-"""A bundle of an open_clip model: load, write texts, build the graph, convert, compare, and write.
+"""Export of an open_clip model to a bundle: load, encode texts, build, convert, compare, write.
 
 Law: everything is computed and checked before the first byte is written.
 """
@@ -36,17 +36,21 @@ def export_open_clip(
     report: Report = lambda _: None,
     progress: parity.Progress = lambda _done, _total: None,
 ) -> Bundle:
-    """Exports the model that `recipe` names, with texts for `classes`, to the folder `out`.
+    """Export the model that `recipe` names, with texts for `classes`, to the folder `out`.
 
-    The encoder is compared with PyTorch on the pictures in `calibration`, or on those that `draw`
-    gives; `report` is shown what the gate found, `say` hears of each step, `progress` how far
-    the texts and then the comparison are. Raises ConfigError for an argument that is wrong, ExportError where the model cannot
-    be had or exported, or where its features differ by more than the precision allows and
-    `accept_parity` is not set; then nothing is written.
+    The gate compares the encoder with PyTorch on the pictures in the folder `calibration`, or
+    without one on those that `draw` returns. `say` is called with a line of text before each
+    step, `progress` with (done, total) during the texts and again during the comparison, and
+    `report` once with the gate's result, passed or not.
+
+    Raises ConfigError for a wrong argument. Raises ExportError where the model cannot be loaded
+    or exported, where it gives NaN or infinity, where its features differ by more than the
+    precision allows and `accept_parity` is not set, or where the folder cannot be written.
+    Nothing is left behind in either case.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(recipe.precision, calibration)
-    say(f"loading {Path(recipe.model).name}")  # of a folder, its name
+    say(f"loading {Path(recipe.model).name}")  # only the last part of a folder
     with _collector_paused():
         model = load_open_clip(recipe)
     pictures = gather(calibration, draw, model.preprocessing, classes)
@@ -64,7 +68,7 @@ def export_open_clip(
         opset=OPSET,
         made_with=versions("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime"),
     )
-    del model  # and with it the text tower
+    del model  # frees the text tower
     say("the image tower's graph")
     with _collector_paused():
         graph = export_image_tower(tower, preprocessing.image_size)
@@ -89,7 +93,11 @@ def export_open_clip(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """The exporter makes millions of objects and no garbage: collecting takes a sixth of it."""
+    """Pause the garbage collector.
+
+    Loading and exporting make millions of objects and no garbage; collecting takes a sixth of
+    their time.
+    """
     running = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,10 @@
-"""The pictures that an export is judged on, and those that int8 is calibrated on.
+"""Pictures for the parity gate of an export, and pictures for the calibration of int8.
 
-Laws: which pictures are taken follows from their bytes alone, so the same folder gives the same
-bundle under any file names; a picture that can be calibrated on is not one that is judged on,
-as soon as there are enough of them.
+Laws:
+
+- The choice of pictures depends on their bytes alone, so the same pictures give the same bundle
+  under any file names.
+- With 96 pictures or more, no picture serves both the calibration and the gate.
 """
 
 from __future__ import annotations
@@ -19,30 +21,30 @@ from fedclip_edge.records import F32, I64
 from fedclip_edge.vision.datasets import EXTENSIONS, files_below
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 
-LEAST = 64  # pictures that the gate needs: its thresholds were set with as many
-# With labels a drop of half a point is judged: two or three pictures of 512.
+LEAST = 64  # fewest pictures that the gate accepts: its thresholds were set with 64
+# With labels the gate also limits the loss of accuracy to half a point: 2 or 3 pictures of 512.
 _GATE, _GATE_LABELLED = 128, 512
-_CALIBRATION = 128  # of MobileNetV2, 64 left 4 points fewer neighbours as they were
+_CALIBRATION = 128  # with 64, MobileNetV2 kept 4 points fewer nearest neighbours
 
 
 @dataclass(frozen=True, eq=False)
 class GatePictures:
-    """Pictures as one encoder takes them."""
+    """Prepared pictures for one encoder, split between the gate and the calibration."""
 
-    pixels: F32  # (n, 3, S, S), n >= 64: what the gate compares features of
-    labels: I64 | None  # (n,), where every picture's class is known
-    calibration: F32  # (m, 3, S, S); m = 0 where pictures are good for the gate alone
+    pixels: F32  # (N, 3, S, S), N >= 64: the pictures of the gate
+    labels: I64 | None  # (N,); None unless every picture's class is known
+    calibration: F32  # (M, 3, S, S); M = 0 where the pictures serve the gate alone
     skipped: int  # files that could not be decoded
     source: str  # "folder" or "drawn", for the manifest
 
 
-Draw = Callable[[Preprocessing, Sequence[str]], GatePictures]  # drawn ones, for some classes
+Draw = Callable[[Preprocessing, Sequence[str]], GatePictures]  # draws pictures of classes
 
 
 def check_calibration(precision: Precision, folder: Path | None) -> None:
-    """Raises ConfigError where int8 is asked for without the fleet's pictures, or with too few.
+    """Raise ConfigError for int8 without a folder, or for a folder with fewer than 64 pictures.
 
-    Before a model is loaded, so files are only counted; `read_pictures` looks into them.
+    This runs before a model is loaded, so it only counts files; `read_pictures` decodes them.
     """
     if folder is None:
         if precision == "int8":
@@ -54,7 +56,7 @@ def check_calibration(precision: Precision, folder: Path | None) -> None:
 
 
 def calibrated(pictures: GatePictures, precision: Precision) -> str:
-    """What a step says of the pictures: ", calibrated on 128 pictures", or nothing."""
+    """Part of a step's message: " calibrated on 128 pictures", or "" without calibration."""
     uses = precision in ("int8", "int8-weights") and len(pictures.calibration)
     return f" calibrated on {len(pictures.calibration)} pictures" if uses else ""
 
@@ -62,7 +64,10 @@ def calibrated(pictures: GatePictures, precision: Precision) -> str:
 def gather(
     folder: Path | None, draw: Draw, preprocessing: Preprocessing, classes: Sequence[str]
 ) -> GatePictures:
-    """The folder's pictures, or drawn ones where none is named; raises like `read_pictures`."""
+    """Read the pictures in `folder`, or draw some where `folder` is None.
+
+    Raises ConfigError where `read_pictures` or `draw` does.
+    """
     if folder is None:
         return draw(preprocessing, classes)
     return read_pictures(folder, preprocessing, classes)
@@ -71,11 +76,16 @@ def gather(
 def read_pictures(
     folder: Path, preprocessing: Preprocessing, classes: Sequence[str]
 ) -> GatePictures:
-    """Pictures of `folder` at any depth; reads every file once, to choose by hash.
+    """Read the pictures below `folder` and split them between the gate and the calibration.
 
-    A picture's label is the innermost folder named like one of `classes`; labels count only
-    where every picture has one. Files that cannot be decoded are skipped and counted. Raises
-    ConfigError where the folder cannot be read or fewer than 64 distinct pictures are in it.
+    Every file is hashed, copies count once, and the pictures with the lowest hashes are taken:
+    256 at most, or 640 with labels. A third of them, 128 at most, become the calibration; with
+    fewer than 96 pictures, all serve both.
+
+    A picture's label is the index of the innermost folder above it whose name is in `classes`;
+    labels are used only where every picture has one. Files that cannot be read or decoded are
+    skipped and counted. Raises ConfigError where the folder cannot be read or holds fewer than
+    64 distinct pictures.
     """
     known = {name: label for label, name in enumerate(classes)}
     found: dict[str, tuple[Path, int | None]] = {}
@@ -94,7 +104,7 @@ def read_pictures(
     pixels, taken, broken = _prepare(images, known_all, preprocessing)
     if len(pixels) < LEAST:
         raise ConfigError(_too_few(folder, len(pixels)))
-    # A third at most calibrates; below 96 the gate would be left with too few, and shares.
+    # Below 96 pictures, taking a third away would leave the gate fewer than 64: all serve both.
     apart = len(pixels) * 2 // 3 >= LEAST
     count = min(_CALIBRATION, len(pixels) // 3) if apart else 0
     gate = len(pixels) - count
@@ -110,10 +120,11 @@ def read_pictures(
 def from_bytes(
     images: Sequence[bytes], preprocessing: Preprocessing, labels: Sequence[int] | None = None
 ) -> GatePictures:
-    """Drawn pictures, as encoded files: for the gate alone, because int8's ranges must be those
-    of the pictures that the fleet sees.
+    """Prepare drawn pictures, given as the bytes of picture files, for the gate alone.
 
-    Raises ConfigError for fewer than 64.
+    They never calibrate int8, because its ranges must come from pictures like the fleet's own.
+    `labels` are class indices, one for each image. Images that cannot be decoded are skipped and
+    counted. Raises ConfigError where fewer than 64 can be decoded.
     """
     pixels, taken, broken = _prepare(images, labels, preprocessing)
     if len(pixels) < LEAST:
@@ -124,7 +135,11 @@ def from_bytes(
 def _prepare(
     images: Iterable[bytes], labels: Sequence[int] | None, preprocessing: Preprocessing
 ) -> tuple[F32, I64 | None, int]:
-    """The first pictures that can be decoded, up to what gate and calibration take."""
+    """Decode the first pictures, as many as gate and calibration take together.
+
+    Returns pixels float32 (N, 3, S, S), their labels int64 (N,) or None, and the number of images
+    that could not be decoded.
+    """
     most = _CALIBRATION + (_GATE if labels is None else _GATE_LABELLED)
     pixels: list[F32] = []
     places: list[int] = []

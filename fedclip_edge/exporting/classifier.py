@@ -1,13 +1,17 @@
-"""The way out: encoder, adapter and class texts in one ONNX file that needs nothing of ours.
+"""Export of encoder, adapter and class texts to one ONNX file that runs without this package.
 
-    pixels u8 [batch, S, S, 3]  ->  probabilities f32 [batch, C]
+    pixels uint8 (N, S, S, 3)  ->  probabilities float32 (N, C)
 
-`pixels` are what Pillow gives for a picture in RGB, scaled and cropped. Scaling stays outside:
-inside it would be slower, and pictures of several sizes would not fit into one batch. Its rule,
-the labels and what the classifier was made of stand in the file's metadata, see `_metadata`.
+`pixels` are RGB pictures as Pillow returns them, already scaled and cropped. The graph does not
+scale pictures: it would be slower, and pictures of several sizes would not fit into one batch.
+The file's metadata holds the rule for scaling, the labels, and the origin of the classifier; see
+`_metadata`.
 
-Laws: the file is written only after ONNX Runtime gave with it what `predict` gives; the same
-bundle and model give the same bytes.
+Laws:
+
+- The file is written only after ONNX Runtime gave the same probabilities with it as `predict`,
+  within TOLERANCE.
+- The same bundle and model give the same bytes.
 """
 
 from __future__ import annotations
@@ -36,33 +40,36 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder
 from fedclip_edge.vision.pictures import Preprocessing, normalise
 
-# Of a probability, relative to it: where classes are many each is small, and where one is sure the
-# others are. Pixels and features are the same bits; the head's float32 sums come in another order,
-# which moves a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by as much of
-# itself. A wrong operator is far beyond.
+# Largest difference of a probability, relative to the probability: with many classes each is
+# small, and with one confident class all others are. Pixels and features have the same bits as in
+# `predict`. The head sums float32 in another order, which moves a cosine by 1e-7, a logit by 1e-5
+# at a scale of 100, and a probability by the same relative 1e-5. A wrong operator moves it by far
+# more than the tolerance.
 TOLERANCE = 1e-3
-_LEAST = 1e-20  # probabilities below are float32's last bits
+_LEAST = 1e-20  # smaller probabilities are rounding error of float32
 
 _BATCHES = (1, 5)  # one picture, and an odd count
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """What was written."""
+    """The file that `export_classifier` wrote."""
 
     path: Path
-    difference: float  # from `predict`, the largest of a probability, relative to it
+    difference: float  # largest relative difference of a probability from `predict`
     opset: int
 
 
 def export_classifier(
     bundle: Bundle, trained: TrainedModel | None, out: Path, *, replace_existing: bool = False
 ) -> Classifier:
-    """Writes the classifier of a bundle and a model that fits it; None is zero-shot.
+    """Write the classifier of `bundle` and a model that fits it to the file `out`.
 
-    Raises ConfigError where `out` exists and may not be replaced, and ExportError where the
-    parts cannot be joined, the file gives other probabilities than `predict`, or the disk
-    refuses it; then nothing is written.
+    Without a model (`trained` is None), the classifier is the zero-shot one. Raises ConfigError
+    where `out` is a folder, or exists and `replace_existing` is not set; BundleError where the
+    bundle's encoder cannot be loaded or run; ExportError where the parts cannot be joined, where
+    the file's probabilities differ from those of `predict` by more than TOLERANCE, or where the
+    file cannot be written. Nothing is written in any of these cases.
     """
     if out.is_dir():
         raise ConfigError(f"{out} exists already and is a folder; name a file")
@@ -72,7 +79,7 @@ def export_classifier(
     encoder = open_encoder(bundle, EncoderConfig())
     expected = [_predicted(count, encoder, bundle, model) for count in _BATCHES]
     ends = (encoder.input_name, encoder.output_name)
-    del encoder  # one copy of the weights at a time, as far as it goes
+    del encoder  # its copy of the weights is not needed any more
     joined = fuse(bundle, ends, model)
     joined.producer_name, joined.producer_version = "fedclip-edge", __version__
     helper.set_model_props(joined, _metadata(bundle, trained))
@@ -95,7 +102,10 @@ def export_classifier(
 
 
 def usage(path: Path, preprocessing: Preprocessing) -> str:
-    """Python that labels a picture with the file: Pillow, numpy and onnxruntime alone."""
+    """Python source that labels `picture.jpg` with the classifier in `path`.
+
+    It imports Pillow, numpy and onnxruntime only.
+    """
     size, short_px = preprocessing.image_size, preprocessing.resize_px
     kind = f"Image.Resampling.{preprocessing.interpolation.upper()}"
     lines = [
@@ -126,7 +136,7 @@ def usage(path: Path, preprocessing: Preprocessing) -> str:
 
 
 def _metadata(bundle: Bundle, trained: TrainedModel | None) -> dict[str, str]:
-    """What stands in the file: texts, JSON where there is structure."""
+    """Metadata of the file: strings, with JSON for the labels and the scaling."""
     manifest, preprocessing = bundle.manifest, bundle.manifest.preprocessing
     scaling = {
         name: getattr(preprocessing, name)
@@ -150,18 +160,18 @@ def _metadata(bundle: Bundle, trained: TrainedModel | None) -> dict[str, str]:
 
 
 def _predicted(count: int, encoder: Encoder, bundle: Bundle, model: Model) -> tuple[U8, F32]:
-    """Noise pictures [count, S, S, 3], and what `predict` makes of them [count, C]."""
+    """Noise pictures uint8 (count, S, S, 3) and their probabilities by `predict` (count, C)."""
     preprocessing = bundle.manifest.preprocessing
     pixels = _noise(count, preprocessing)
-    vectors = encoder.embed(normalise(pixels, preprocessing))  # (count, D)
+    vectors = encoder.embed(normalise(pixels, preprocessing))  # (N, D)
     _, adapted = classify(vectors, bundle.classes, model)
     assert adapted is not None  # there is a model
     return pixels, adapted
 
 
 def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
-    """The largest relative difference between the file and `predict`; NaN is infinite."""
-    import onnxruntime  # here: vision/encoder.py sets what must be set before
+    """Largest relative difference between the file and `predict`; infinity for NaN."""
+    import onnxruntime  # after vision/encoder.py, which must be the first to import it
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -169,7 +179,7 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         for pixels, theirs in expected:
-            (ours,) = session.run([OUTPUT], {INPUT: pixels})  # (n, C)
+            (ours,) = session.run([OUTPUT], {INPUT: pixels})  # (N, C)
             if ours.shape != theirs.shape:
                 return float("inf")
             gaps = np.abs(ours - theirs) / np.maximum(theirs, _LEAST)
@@ -183,8 +193,8 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
 
 
 def _noise(count: int, preprocessing: Preprocessing) -> U8:
-    """Noise pictures as somebody hands them to the file: uint8 [count, S, S, 3]."""
-    normal = noise_pixels(count, preprocessing, seed=count)  # (n, 3, S, S)
+    """Noise pictures in the format of the file's input: uint8 (count, S, S, 3)."""
+    normal = noise_pixels(count, preprocessing, seed=count)  # (N, 3, S, S)
     mean = np.reshape(preprocessing.mean, (3, 1, 1))
     std = np.reshape(preprocessing.std, (3, 1, 1))
     levels = np.clip(np.rint((normal * std + mean) * 255), 0, 255)

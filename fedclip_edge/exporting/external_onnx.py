@@ -1,4 +1,4 @@
-"""A bundle of somebody's own ONNX encoder; needs neither PyTorch nor open_clip.
+"""Export of a user's own ONNX encoder to a bundle, without PyTorch or open_clip.
 
 Law: everything is checked before the first byte is written.
 """
@@ -49,21 +49,26 @@ def export_onnx(
     report: Report = lambda _: None,
     progress: Progress = lambda _done, _total: None,
 ) -> Bundle:
-    """Makes a bundle of somebody's own ONNX encoder, its preprocessing and its class texts.
+    """Make a bundle from an ONNX encoder, a description of its preprocessing, and class texts.
 
-    fp32 keeps the file byte for byte, whatever it is stored in; it is compared with nothing but
-    itself: a picture's feature must not depend on the rest of its batch. Another
-    precision is made from it and compared with it, on the pictures in the folder `calibration`
-    or, without one, on those that `draw` gives; the identity of the encoder stays, so
-    features of both may meet. With `accept_parity` the bundle is written in spite of the gate.
-    `say` hears of each step, `progress` of the comparison, and `report` is shown what the gate
-    found, whether it passed or not.
+    `encoder` is an ONNX file from pixels float32 (N, 3, S, S) to features float32 (N, D) with a
+    dynamic N. `preprocess` is the TOML file of `EncoderFile`. `class_texts` is a `.npy` of C unit
+    vectors (C, D), in the order of the names in the file `classes`. Facts that the encoder's
+    file does not tell are "unknown" in the manifest.
 
-    `encoder` takes float32 [batch, 3, S, S] and gives float32 [batch, D]; `class_texts` is a
-    `.npy` of C unit vectors [C, D], in the order of the names in `classes`. What nobody can know
-    of a foreign encoder is "unknown" in the manifest. Raises ConfigError, naming the file, for
-    one that is missing or wrong, and ExportError where the encoder does not fit the others; then
-    nothing is written.
+    The precision "fp32" keeps the file byte for byte, even where its weights are stored in
+    another precision. Its features are then compared with no other encoder's; they only must not
+    depend on the rest of the batch. Any other precision needs an fp32 file: it is converted, and
+    the gate compares the result with it on the pictures in the folder `calibration`, or without
+    one on those that `draw` returns. The encoder id stays the same, so features of both
+    precisions may be used together. `accept_parity` writes the bundle even if the gate fails.
+
+    `say` is called with a line of text before the conversion, `progress` with (done, total)
+    during the comparison, and `report` once with the gate's result, passed or not.
+
+    Raises ConfigError, naming the file, where a file is missing or wrong; ExportError where the
+    encoder does not fit the other files, cannot be converted, or misses the gate and is not
+    accepted, or where the folder cannot be written. Nothing is left behind in either case.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(precision, calibration)
@@ -123,10 +128,13 @@ def export_onnx(
 
 
 def _check_features(encoder: Encoder, golden: Golden, name: str) -> None:
-    """Raises ExportError for features that could not be cached, or mean nothing."""
+    """Raise ExportError for features that are all 0 or that depend on the rest of the batch.
+
+    The latter could not be cached.
+    """
     if not golden.features.any(axis=1).all():
         raise ExportError(f"{name} gives features of nothing but 0; its weights are damaged")
-    alone = verification.one_by_one(encoder, golden.pixels)  # (n, D)
+    alone = verification.one_by_one(encoder, golden.pixels)  # (N, D)
     found = verification.relative(alone, golden.features)
     allowed = verification.tolerance("unknown", "cpu").batch
     if not found <= allowed:
@@ -154,13 +162,13 @@ def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
             f"{path} keeps its weights in another file; save it as one file: "
             "onnx.save(onnx.load(PATH), NEW_PATH)"
         )
-    if not opset_of(model):  # protobuf reads almost anything
+    if not opset_of(model):  # protobuf accepts almost any bytes
         raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx")
     return model
 
 
 def _precision(model: onnx.ModelProto) -> str:
-    """By the weights as stored; "unknown" for a mixture."""
+    """Precision of the stored weights: int8 if any are, "unknown" for a mixture of floats."""
     stored = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
     if stored & set(_QUANTISED):
         return "int8"

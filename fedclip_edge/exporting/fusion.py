@@ -1,7 +1,8 @@
-"""One graph of pixels, encoder and head.
+"""One ONNX graph from pixels through the encoder to the probabilities of the head.
 
-The encoder stays as it is. In front of it stands `vision.pictures.normalise`, step for step;
-behind it the `logits` function of the model's method, exported by torch, and the softmax.
+The encoder stays as it is. Before it come the steps of `vision.pictures.normalise`, in the same
+order. After it come the `logits` function of the model's method, exported by torch, and the
+softmax.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ _FEATURES = "image_features"
 
 
 def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto:
-    """`pixels` u8 [batch, S, S, 3] -> `probabilities` f32 [batch, C], all in one opset.
+    """Graph from `pixels` uint8 (N, S, S, 3) to `probabilities` float32 (N, C).
 
-    `ends` are the encoder's input and output. Raises ExportError where the parts cannot be had in
-    one opset. Merged by hand, because onnx.compose copies the encoder's weights several times.
+    `ends` are the names of the encoder's input and output. The opset is the encoder's, or OPSET
+    where the encoder's is older. Raises ExportError where the bundle's file cannot be read or the
+    parts cannot be converted to one opset.
     """
+    # Merged by hand, because onnx.compose copies the encoder's weights several times.
     try:
         whole = strip(onnx.load(bundle.encoder_path))
         opset = max(opset_of(whole), OPSET)
@@ -50,14 +53,14 @@ def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto
     head.graph.output[0].name = OUTPUT
     for field, values in (
         (graph.node, nodes),
-        (graph.input, list(pixels.input)),  # weights were inputs before IR 4
+        (graph.input, list(pixels.input)),  # without the weights, which IR 3 lists as inputs
         (graph.output, list(head.graph.output)),
     ):
         del field[:]
         field.extend(values)
     graph.initializer.extend([*pixels.initializer, *head.graph.initializer])
     graph.name = "classifier"
-    # The oldest version that holds both: old runtimes read no newer one.
+    # The oldest version that both parts allow: an old runtime refuses newer ones.
     whole.ir_version = max(whole.ir_version, head.ir_version)
     return whole
 
@@ -70,7 +73,10 @@ def _cannot_join(bundle: Bundle, error: Exception) -> ExportError:
 
 
 def pixels_graph(preprocessing: Preprocessing, output: str) -> onnx.GraphProto:
-    """`normalise` as a graph of any opset, which ONNX Runtime computes to the same bits."""
+    """`normalise` as a graph that is valid in any opset and gives the same bits in ONNX Runtime.
+
+    Its input is `pixels` uint8 (N, S, S, 3), its output is named `output`, float32 (N, 3, S, S).
+    """
     size = preprocessing.image_size
     constants = {"255": 255, "mean": preprocessing.mean, "std": preprocessing.std}
     return helper.make_graph(
@@ -92,7 +98,7 @@ def pixels_graph(preprocessing: Preprocessing, output: str) -> onnx.GraphProto:
 
 
 class _Head(torch.nn.Module):
-    """The probabilities of features under a model, as `prediction.classify` computes them."""
+    """Probabilities (N, C) of raw features (N, D), as `prediction.classify` computes them."""
 
     def __init__(self, model: Model, classes: ClassTexts) -> None:
         super().__init__()

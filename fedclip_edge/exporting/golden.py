@@ -1,4 +1,4 @@
-"""Tries an encoder that is in no bundle yet: opens it, feeds it noise, keeps what it gave."""
+"""Trial runs on noise pictures for an encoder that is not in a bundle yet."""
 
 from __future__ import annotations
 
@@ -13,39 +13,46 @@ from fedclip_edge.vision.bundle import Golden
 from fedclip_edge.vision.encoder import Encoder, open_onnx
 from fedclip_edge.vision.pictures import Preprocessing
 
-_PICTURES = 4  # enough to see a wrong layout or precision; each is S x S x 12 bytes
+_PICTURES = 4  # enough to find a wrong layout or precision; each takes S x S x 12 bytes
 
 
 def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) -> Encoder:
-    """The encoder on the CPU, by its file's content; raises ExportError where it does not fit."""
+    """Open an encoder on the CPU from the bytes of its ONNX file; `name` appears in messages.
+
+    Raises ExportError where the file cannot be loaded, or where its input or output is not that
+    of an encoder for this preprocessing.
+    """
     side = preprocessing.image_size
     try:
-        config = EncoderConfig(threads=len(os.sched_getaffinity(0)))  # no bit depends on it
+        config = EncoderConfig(threads=len(os.sched_getaffinity(0)))  # the bits stay the same
         return open_onnx(onnx_file, config, image_size=side, name=name)
     except BundleError as error:
         raise ExportError(str(error)) from error
 
 
 def noise_pixels(count: int, preprocessing: Preprocessing, seed: int = 0) -> F32:
-    """Seeded noise pictures as an encoder takes them: float32 [count, 3, S, S].
+    """Noise pictures from `seed`, normalised for the encoder: float32 (count, 3, S, S).
 
-    Noise in blocks of 1, 4 and 16 pixels, so that there is something to see at every scale.
+    The noise is a sum over blocks of 1, 4 and 16 pixels, so that it has structure at every scale.
     """
     rng = np.random.default_rng(seed)
     side = preprocessing.image_size
-    levels = np.zeros((count, 3, side, side))
+    levels = np.zeros((count, 3, side, side))  # (N, 3, S, S)
     for block in (1, 4, 16):
         cells = -(-side // block)  # rounded up
         noise = rng.random((count, 3, cells, cells)).repeat(block, 2).repeat(block, 3)
         levels += noise[:, :, :side, :side] - 0.5
-    levels = np.clip(0.5 + levels, 0, 1)  # as pixels scaled to 0..1
+    levels = np.clip(0.5 + levels, 0, 1)  # pixels scaled to 0..1
     mean = np.reshape(preprocessing.mean, (3, 1, 1))
     std = np.reshape(preprocessing.std, (3, 1, 1))
     return np.asarray((levels - mean) / std, np.float32)
 
 
 def golden_vectors(encoder: Encoder, preprocessing: Preprocessing) -> Golden:
-    """A few noise pictures with ONNX Runtime's features; raises ExportError where it fails."""
+    """Four noise pictures float32 (4, 3, S, S) and the encoder's raw features of them (4, D).
+
+    Raises ExportError where the encoder fails or gives NaN or infinity.
+    """
     pixels = noise_pixels(_PICTURES, preprocessing)  # (4, 3, S, S)
     try:
         return Golden(pixels, encoder.embed(pixels))

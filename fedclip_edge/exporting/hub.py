@@ -1,4 +1,4 @@
-"""Weights from a hub, and a quick answer where there is none."""
+"""Download of weights from the Hugging Face hub, and a quick check that the hub is reachable."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import Any
 from fedclip_edge.errors import ExportError, first_line
 
 _ANSWERS_S = 5.0
-_ANY = "config.json"  # to be answered, any name will do
+_ANY = "config.json"  # any file name gets an answer
 
 
 def repository_of(config: Mapping[str, Any]) -> str:
-    """`org/name` out of `org/name/` or `org/name/file`."""
+    """`org/name` of a tag's `hf_hub` entry, which is `org/name/` or `org/name/file`.
+
+    Empty where the tag has no such entry.
+    """
     return str(config.get("hf_hub", "")).rpartition("/")[0]
 
 
 def download(model: str, tag: str, config: Mapping[str, Any]) -> Path:
-    """The file of weights of open_clip's tag, through open_clip's own code and the hub's cache.
+    """Download a tag's weights by open_clip's own code; returns the file in the hub's cache.
 
-    `config` is the tag's. Raises ExportError where it cannot be had.
+    `config` is open_clip's configuration of `tag`. Without a connection, an earlier download is
+    used. Raises ExportError where there is neither.
     """
     import open_clip
 
@@ -35,7 +39,7 @@ def download(model: str, tag: str, config: Mapping[str, Any]) -> Path:
         )
     try:
         return Path(open_clip.download_pretrained(dict(config)))
-    except Exception as error:  # whatever urllib, httpx and the hub's client raise
+    except Exception as error:  # from urllib, httpx or the hub's client
         raise ExportError(
             f"the weights {tag} of {model} cannot be downloaded: {first_line(error)}; try again, "
             f"or fetch them from {repository} and give --pretrained FILE"
@@ -43,22 +47,28 @@ def download(model: str, tag: str, config: Mapping[str, Any]) -> Path:
 
 
 def hub_answers(repository: str) -> bool:
-    """Asks once, with a short limit: the hub's client itself retries for most of a minute."""
+    """True where the hub answers within 5 seconds, with any status.
+
+    It is asked once; the hub's client itself would retry for most of a minute.
+    """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     url = huggingface_hub.hf_hub_url(repository, _ANY)
     try:
         huggingface_hub.get_hf_file_metadata(url, timeout=_ANSWERS_S)
-    except HfHubHTTPError:  # an answer, if not the one hoped for
+    except HfHubHTTPError:  # an error status is an answer as well
         return True
-    except Exception:  # noqa: BLE001  # the client's transport has its own family of errors
+    except Exception:  # noqa: BLE001  # the client's transport has errors of its own
         return False
     return True
 
 
 def check_reach(repository: str, model: str) -> None:
-    """Raises ExportError where transformers would ask in vain for what describes a text tower."""
+    """Raise ExportError where a text tower's description is not cached and no hub answers.
+
+    Without this check, transformers would retry for minutes. `model` appears in the message.
+    """
     import huggingface_hub
 
     described = huggingface_hub.try_to_load_from_cache(repository, _ANY)
@@ -70,7 +80,7 @@ def check_reach(repository: str, model: str) -> None:
 
 
 def _cached(repository: str, filename: str) -> Path | None:
-    """What an earlier download left; open_clip prefers safetensors as well."""
+    """File of an earlier download, or None; prefers safetensors, as open_clip does."""
     import huggingface_hub
 
     names = (

@@ -1,6 +1,9 @@
-"""The image tower of a PyTorch CLIP as an ONNX graph.
+"""Export of the image tower of a PyTorch CLIP to an ONNX graph.
 
-Laws: the features are raw, because the FedCLIP gate works on them; the batch is dynamic.
+Laws:
+
+- The features are raw, because the FedCLIP gate works on raw features.
+- The batch size is dynamic.
 """
 
 from __future__ import annotations
@@ -16,16 +19,16 @@ from fedclip_edge.exporting.vit_graph import write_vit_graph
 from fedclip_edge.exporting.vit_structure import supports
 
 INPUT, OUTPUT = "pixel_values", "image_features"
-_IR = 10  # what PyTorch writes with this opset
+_IR = 10  # the IR version that PyTorch writes with this opset
 
 
 def export_image_tower(tower: torch.nn.Module, image_size: int) -> onnx.ModelProto:
-    """A graph `pixel_values` f32 [batch, 3, S, S] -> `image_features` f32 [batch, D], in fp32.
+    """Graph from `pixel_values` float32 (N, 3, S, S) to `image_features` float32 (N, D).
 
-    open_clip's VisionTransformer gets our own graph, which computes less than PyTorch's; every
-    other tower, and every variant of that one which our graph does not know, goes through
-    PyTorch's exporter. `tower` is put in evaluation mode. Raises ExportError where PyTorch cannot
-    export it or the graph is not valid ONNX.
+    open_clip's VisionTransformer becomes the graph of vit_graph.py, which computes less than
+    PyTorch's. Every other tower, and every variant that vit_structure.py does not admit, goes
+    through PyTorch's exporter. `image_size` is S. `tower` is put in evaluation mode. Raises
+    ExportError where PyTorch cannot export it or the graph is not valid ONNX.
     """
     try:
         tower = tower.eval()
@@ -36,18 +39,24 @@ def export_image_tower(tower: torch.nn.Module, image_size: int) -> onnx.ModelPro
         else:
             model = export_by_pytorch(_reparameterised(tower), image_size)
         check(model)
-    except Exception as error:  # whatever the exporter's passes raise
+    except Exception as error:  # the exporter's passes raise any type
         raise ExportError(f"the image tower cannot be exported: {first_line(error)}") from error
     return model
 
 
 def export_by_pytorch(tower: torch.nn.Module, image_size: int) -> onnx.ModelProto:
-    """The same input and output, by PyTorch's exporter; raises whatever its passes raise."""
+    """Graph with the same input and output by PyTorch's exporter.
+
+    The exporter's own exceptions pass through.
+    """
     return export_module(tower, torch.zeros(2, 3, image_size, image_size), INPUT, OUTPUT)
 
 
 def _reparameterised(tower: torch.nn.Module) -> torch.nn.Module:
-    """A copy with branches folded into one convolution where a tower of timm's has any."""
+    """A copy in which timm's parallel branches are folded into one convolution.
+
+    A tower without such branches is returned itself.
+    """
     foldable = ("fuse", "reparameterize", "switch_to_deploy")
     if not any(hasattr(module, name) for module in tower.modules() for name in foldable):
         return tower

@@ -1,4 +1,4 @@
-"""What a person hands to `export`: class names, prompts, and what describes an own encoder."""
+"""Readers of the files given to `export`: class names, prompts, class texts, encoder settings."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ from fedclip_edge.vision.pictures import Preprocessing
 
 @dataclass(frozen=True)
 class EncoderFile(Preprocessing):
-    """The TOML file that describes somebody's own encoder: its preprocessing, and its texts."""
+    """The TOML file that describes a user's own encoder: its preprocessing and its texts."""
 
-    logit_scale: float = 100.0
+    logit_scale: float = 100.0  # multiplies the cosine
     prompt: str = "unknown"
     model: str = "unknown"
 
     def preprocessing(self) -> Preprocessing:
-        """Without what is about the texts."""
+        """The preprocessing alone, without the settings of the texts."""
         return Preprocessing(**{f.name: getattr(self, f.name) for f in fields(Preprocessing)})
 
 
 def read_encoder_file(path: Path) -> EncoderFile:
-    """Reads the TOML file; raises ConfigError with the file, the key and what to write instead."""
+    """Read the TOML file of an encoder.
+
+    Raises ConfigError, with the file, the key and what to write instead, where it is wrong.
+    """
     return read_table(EncoderFile, read_toml(path), str(path))
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names in a `.json` list or a `.txt` with one name a line; their order is the label.
+    """Class names from a `.json` list or from a `.txt` with one name per line.
 
-    Raises ConfigError where the file is missing, holds no such list or fewer than two names, and
-    where a name is empty or stands twice: the labels behind it would not be what they seem.
+    A class's label is its index in the list. Raises ConfigError where the file cannot be read,
+    holds no such list or fewer than two names, or where a name is empty or occurs twice: dropping
+    it would shift the labels of all later names.
     """
     names = _read_list(path, "class name")
     if len(names) < 2:
@@ -47,10 +51,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a `.json` list or a `.txt` with one prompt a line, as `read_class_names`.
+    """Prompts from a `.json` list or from a `.txt` with one prompt per line.
 
-    Raises ConfigError where the file is missing, holds no such list or an empty one, and where a
-    prompt is empty, stands twice, or holds {} not exactly once.
+    Raises ConfigError where the file cannot be read, holds no such list or an empty one, or where
+    a prompt is empty, occurs twice, or is refused by `check_prompt`.
     """
     prompts = _read_list(path, "prompt")
     if not prompts:
@@ -67,7 +71,7 @@ def _read_list(path: Path, what: str) -> tuple[str, ...]:
     listed = path.suffix.lower() == ".json"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # Not splitlines(): a page break inside a line is no new line.
+        # Not splitlines(): it would also split a line at a page break.
         lines = json.loads(text) if listed else text.rstrip().split("\n")
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; write one {what} a line") from None
@@ -94,9 +98,10 @@ def _read_list(path: Path, what: str) -> tuple[str, ...]:
 
 
 def read_class_texts(vectors: Path, classes: Path, logit_scale: float, prompt: str) -> ClassTexts:
-    """The `.npy` of C unit rows [C, D] with the names in `classes`, one for each row.
+    """Class texts from a `.npy` of unit rows (C, D), of any float type, and a file of C names.
 
-    Raises ConfigError, naming the file, where one is missing or they do not fit together.
+    `logit_scale` and `prompt` are taken over as they are. Raises ConfigError, naming the file,
+    where a file is missing or wrong or the two do not fit together.
     """
     names = read_class_names(classes)
     try:
@@ -109,7 +114,7 @@ def read_class_texts(vectors: Path, classes: Path, logit_scale: float, prompt: s
         what = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an .npz"
         raise ConfigError(f"{vectors}: expected floats [C, D], a row for each class; got {what}")
     try:
-        # A row that is not of unit length is refused, not scaled: it may be no text vector at all.
+        # A row that is not of unit length is refused, not scaled: it may not be a text vector.
         return ClassTexts(names, array.astype(np.float32), logit_scale, prompt)
     except ValueError as error:
         raise ConfigError(f"{vectors} with {classes}: {error}") from error

@@ -1,9 +1,9 @@
-"""The layers of a graph that have weights, what pictures give inside it, and biases that fit.
+"""Weighted layers of an ONNX graph, statistics of their inputs, and bias correction.
 
-Rounding a layer's weights shifts the mean of each output channel by the weights' error times the
-mean input; the bias can take that shift back (Nagel et al., arXiv 1906.04721, section 4.2). Of all
-that makes 8 bits accurate nothing helps as much: rounding MobileNetV2's weights alone leaves a
-mean centred cosine of 0.984 without it, and 0.998 with it.
+Bias correction follows Nagel et al., arXiv 1906.04721, section 4.2. Rounding a layer's weights
+shifts the mean of each output channel by the weights' error times the mean input; the bias can
+take that shift back. No other measure helps the accuracy of 8 bits as much: with only its weights
+rounded, MobileNetV2 has a mean centred cosine of 0.984 without the correction and 0.998 with it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-# For its effect: it keeps onnxruntime from phoning home, so it is the first to load it.
+# Must be the first to import onnxruntime: it turns onnxruntime's telemetry off.
 import fedclip_edge.vision.encoder  # noqa: F401
 from fedclip_edge.errors import ExportError, first_line
 from fedclip_edge.records import F32
 
 Array = NDArray[Any]
 
-_AT_ONCE = 2  # pictures in one run: every activation of the graph is kept until it is looked at
+_AT_ONCE = 2  # pictures per run: every watched activation stays in memory until the run ends
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A node with constant weights: Conv, Gemm or MatMul."""
+    """A Conv, Gemm or MatMul node with constant weights."""
 
     node: onnx.NodeProto
-    weights: F32
-    axis: int  # of the output channels
-    groups: int
+    weights: F32  # as the node stores them; 2 axes for Gemm and MatMul
+    axis: int  # of `weights`: the output channels
+    groups: int  # of a Conv; 1 otherwise
 
     @property
     def input(self) -> str:
@@ -43,18 +43,18 @@ class Layer:
 
     @property
     def input_axis(self) -> int:
-        """Of the input's channels."""
+        """Axis of the channels in the layer's input."""
         return 1 if self.node.op_type == "Conv" else -1
 
     def rows(self) -> F32:
-        """The weights [output channels, what is summed over], in the order of the kernels."""
+        """The weights as (output channels, K), with the K summed values in the kernels' order."""
         moved = np.moveaxis(self.weights, self.axis, 0)
         if moved.ndim > 2:  # positions first, then input channels
             moved = np.moveaxis(moved, 1, -1)
         return moved.reshape(len(moved), -1)
 
     def per_channel(self, values: Array) -> Array:
-        """A number for each output channel, in a shape that multiplies the weights."""
+        """Reshape one value per output channel so that it broadcasts against the weights."""
         shape = [1] * self.weights.ndim
         shape[self.axis] = -1
         return values.reshape(shape)
@@ -62,15 +62,19 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the calibration pictures gave in one tensor."""
+    """Statistics of one tensor over the calibration pictures."""
 
-    low: float
-    high: float
-    means: dict[int, Array]  # by channel, along the axis that a layer reads as such
+    low: float  # smallest value, or 0 where all are larger
+    high: float  # largest value, or 0 where all are smaller
+    means: dict[int, Array]  # axis of the channels -> float64 mean of each channel
 
 
 def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
-    """Every layer whose weights, and bias where it has one, are constants of the graph."""
+    """Layers of a graph whose float32 weights, and biases if any, are constants.
+
+    Left out are weights of Gemm and MatMul that are not matrices, and Gemm nodes that scale or
+    transpose their input.
+    """
     weights = constants(model)
     found = []
     for node in model.graph.node:
@@ -83,7 +87,7 @@ def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
             continue
         if node.op_type != "Conv" and len(tensor.dims) != 2:
             continue
-        if (bias := bias_of(node)) and bias not in weights:  # computed, so nobody knows its values
+        if (bias := bias_of(node)) and bias not in weights:  # computed, so its values are unknown
             continue
         axis = 0 if node.op_type == "Conv" or settings.get("transB", 0) else 1
         found.append(Layer(node, numpy_helper.to_array(tensor), axis, settings.get("group", 1)))
@@ -96,9 +100,11 @@ def observe(
     calibration: Sequence[F32],
     others: Iterable[str] = (),
 ) -> dict[str, Seen]:
-    """Runs the graph as it is on the pictures and looks at the layers' inputs, and at `others`.
+    """Run the graph on the pictures; collect statistics of the layers' inputs and of `others`.
 
-    Raises ExportError where the graph fails or gives NaN or infinity.
+    `calibration` are batches of pixels float32 (N, 3, S, S); `others` are names of tensors. The
+    result is by name of the tensor and always includes the graph's input. Channel means are
+    taken for the layers' inputs alone. Raises ExportError where the graph cannot be run.
     """
     import onnxruntime
 
@@ -115,7 +121,7 @@ def observe(
             value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             watched.graph.output.append(value)
     data = watched.SerializeToString()
-    del watched  # each copy of the weights is a third of a gigabyte, for a ViT-B
+    del watched  # for a ViT-B, each copy of the weights takes a third of a gigabyte
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -148,7 +154,12 @@ def observe(
 def correct_biases(
     model: onnx.ModelProto, calibration: Sequence[F32], rounded: Callable[[F32], F32]
 ) -> None:
-    """Changes biases in place so that weights replaced by `rounded` keep every channel's mean."""
+    """Change biases in place so that rounded weights keep the mean of every output channel.
+
+    `rounded` maps a layer's weights to the weights that will replace them, of the same shape;
+    `calibration` are batches of pixels float32 (N, 3, S, S). The weights themselves stay. Raises
+    ExportError where the graph cannot be run.
+    """
     layers = weighted_layers(model)
     seen = observe(model, layers, calibration)
     for layer in layers:
@@ -156,9 +167,15 @@ def correct_biases(
 
 
 def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen) -> None:
+    """Change one layer's bias in place so that `rounded` weights keep its channels' means.
+
+    `rounded` has the shape of `layer.weights`; `seen` are the statistics of the layer's input.
+    A Conv or Gemm without a bias gets one. Nothing changes where the bias does not hold one value
+    per output channel, or where a MatMul is not followed by a single Add of such a bias.
+    """
     error = np.moveaxis(rounded.astype(np.float64) - layer.weights, layer.axis, 0)
     error = error.reshape(*error.shape[:2], -1).sum(axis=2)  # (outputs, inputs of one group)
-    mean = seen.means[layer.input_axis].reshape(layer.groups, -1)
+    mean = seen.means[layer.input_axis].reshape(layer.groups, -1)  # (groups, inputs of one)
     shift = np.einsum("goi,gi->go", error.reshape(layer.groups, -1, error.shape[1]), mean).ravel()
     node, place = _bias(model, layer)
     if node is None:
@@ -168,7 +185,7 @@ def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen)
     if place < len(node.input) and node.input[place]:
         old = numpy_helper.to_array(known[node.input[place]])
     name = f"{layer.node.output[0]}.bias"
-    while name in known:  # as the bias itself is called in many a graph
+    while name in known:  # many graphs use this name for the bias itself
         name += "_"
     new = (np.broadcast_to(old.reshape(-1), shift.shape) - shift).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(new, name))
@@ -179,7 +196,7 @@ def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen)
 
 
 def _bias(model: onnx.ModelProto, layer: Layer) -> tuple[onnx.NodeProto | None, int]:
-    """The node that adds the layer's bias, and which of its inputs that is; or None."""
+    """The node that adds the layer's bias, or None, and the index of its input for the bias."""
     outputs = layer.weights.shape[layer.axis]
     sizes = {t.name: math.prod(t.dims) for t in model.graph.initializer if t.data_type == 1}
     if layer.node.op_type in ("Conv", "Gemm"):
@@ -195,16 +212,17 @@ def _bias(model: onnx.ModelProto, layer: Layer) -> tuple[onnx.NodeProto | None, 
 
 
 def bias_of(node: onnx.NodeProto) -> str:
-    """The third input of a Conv or Gemm; nothing where it is left out or empty."""
+    """Name of the bias of a Conv or Gemm, its third input; "" without one."""
     return str(node.input[2]) if len(node.input) > 2 else ""
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The initialisers by name, not yet arrays: together they can fill the memory."""
+    """Initialisers by name, not converted to arrays: all of them together can fill the memory."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
 def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """Nodes that read a tensor, by its name; a node that reads it twice occurs twice."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:

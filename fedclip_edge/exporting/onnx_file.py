@@ -1,4 +1,4 @@
-"""What every ONNX file of ours has in common, whatever made its graph; needs no torch.
+"""Opset, checks and serialisation common to every ONNX file of this package; needs no torch.
 
 Law: the same weights give the same bytes in every process and every folder, because the file's
 SHA-256 is part of the feature key.
@@ -14,13 +14,13 @@ from onnx import helper
 
 from fedclip_edge.errors import ExportError
 
-OPSET = 18  # LayerNormalization is one operator from 17 on, and TensorRT 10 reads 18
-_LIMIT_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for nodes and names
-_SMALL_BYTES = 1024  # shapes and axes, which the checker needs to know
+OPSET = 18  # from 17 on LayerNormalization is one operator; TensorRT 10 reads 18
+_LIMIT_BYTES = 2**31 - 2**24  # protobuf allows 2 GiB; 16 MiB are left for nodes and names
+_SMALL_BYTES = 1024  # holds shapes and axes, whose values the checker needs
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
-    """The file, weights inside; raises ExportError for more weights than one file can hold."""
+    """Bytes of the file, with its weights; raises ExportError where one file cannot hold them."""
     size = sum(map(_tensor_bytes, model.graph.initializer))
     if size > _LIMIT_BYTES:
         raise ExportError(
@@ -31,18 +31,24 @@ def serialise(model: onnx.ModelProto) -> bytes:
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Raises what onnx's checker raises; its weights are not looked at."""
+    """Check the graph and its shapes with onnx's checker, whose exceptions pass through.
+
+    The values of large weights are not checked.
+    """
     onnx.checker.check_model(_without_weights(model), full_check=True)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators; 0 where the file names none."""
+    """Version of ONNX's own operator set; 0 where the file names none."""
     own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return int(max(own, default=0))
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Takes out, in place, what does not compute: it holds paths and varies between runs."""
+    """Remove doc strings, metadata and inner shapes, in place; returns `model`.
+
+    They do not affect the results, hold paths and vary between runs.
+    """
     model.doc_string = ""
     del model.metadata_props[:]
     _strip_graph(model.graph)
@@ -56,7 +62,7 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
 def _strip_graph(graph: onnx.GraphProto) -> None:
     graph.doc_string = ""
     del graph.metadata_props[:]
-    del graph.value_info[:]  # shapes inside the graph; a runtime infers them
+    del graph.value_info[:]  # shapes inside the graph, which a runtime infers
     for values in (graph.input, graph.output, graph.initializer):
         for value in values:
             value.doc_string = ""
@@ -75,7 +81,10 @@ def _strip_nodes(nodes: Any) -> None:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model whose weights are inputs: the checker copies what it checks several times."""
+    """A model whose large weights are inputs instead.
+
+    The checker copies the model several times.
+    """
     large = [tensor for tensor in model.graph.initializer if _tensor_bytes(tensor) > _SMALL_BYTES]
     names = {tensor.name for tensor in large}
     graph = helper.make_graph(

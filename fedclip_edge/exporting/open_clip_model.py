@@ -1,8 +1,11 @@
-"""open_clip models: both towers, and what open_clip's configuration says of them.
+"""open_clip models: both towers, and the settings that open_clip's configuration gives them.
 
-Laws: everything is computed in fp32, whatever the weights are stored in; preprocessing,
-tokenizer, context length and logit scale are open_clip's, never guessed here; the activation is
-what the modules compute; random weights are the same in every process.
+Laws:
+
+- Everything is computed in fp32, also where the weights are stored in another precision.
+- Preprocessing, tokenizer, context length and logit scale come from open_clip; none is guessed.
+- The activation is read from the modules that compute it, not from the configuration.
+- Random weights are the same in every process.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class ClipModel:
     pretrained: str  # the tag, "file", "local-dir", or RANDOM
     clip: Any  # open_clip's CLIP, CustomTextCLIP or CoCa
     tokenize: Callable[[Sequence[str]], torch.Tensor]  # texts -> int64 (n, context_length)
-    count_tokens: Callable[[str], int]  # start and end included
+    count_tokens: Callable[[str], int]  # of one text, with its start and end
     context_length: int
     vocab_size: int
     logit_scale: float  # multiplies the cosine
@@ -56,30 +59,34 @@ class ClipModel:
 
     @property
     def image_tower(self) -> torch.nn.Module:
-        """float32 [N, 3, S, S] -> raw features [N, D]; open_clip's own module where it fits."""
+        """Module from pixels float32 (N, 3, S, S) to raw features float32 (N, D).
+
+        It is open_clip's own, wrapped only where that one returns tokens as well.
+        """
         tower: torch.nn.Module = self.clip.visual
         return FeaturesAlone(tower) if getattr(tower, "output_tokens", False) else tower
 
 
 class FeaturesAlone(torch.nn.Module):
-    """An image tower that gives its tokens as well (CoCa's), without them."""
+    """Wrapper that drops the tokens which some image towers (CoCa's) return with the features."""
 
     def __init__(self, tower: torch.nn.Module) -> None:
         super().__init__()
         self.tower = tower
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32 [N, 3, S, S] -> raw features [N, D]."""
+        """Raw features float32 (N, D) of pixels float32 (N, 3, S, S)."""
         features: torch.Tensor = self.tower(pixels)[0]
         return features
 
 
 def load_open_clip(source: Source) -> ClipModel:
-    """Builds the model that `source` names and fills it.
+    """Build the model that `source` names and load its weights.
 
-    Raises ConfigError where the source is wrong (an unknown name or tag, weights of another
-    architecture or activation, a file that cannot be read safely), ExportError where it is right
-    and still cannot be had (no hub, a package missing, a preprocessing that bundles do not know).
+    Raises ConfigError where the source is wrong: an unknown name or tag, weights of another
+    architecture or activation, a file that cannot be read safely. Raises ExportError where the
+    source is right but cannot be used here: no hub answers, a package is missing, or bundles do
+    not support the preprocessing.
     """
     declare_missing()
     with _quiet():
@@ -111,7 +118,11 @@ def load_open_clip(source: Source) -> ClipModel:
 
 
 def _tokenizer(found: Found) -> Tokenizer | None:
-    """None asks for the stand-in, which random weights may have: their texts mean nothing."""
+    """The model's tokenizer, or None where the stand-in replaces it.
+
+    Only random weights may have the stand-in, because their texts mean nothing. Raises
+    ExportError where other weights have no tokenizer.
+    """
     try:
         return open_tokenizer(found.name)
     except ExportError:
@@ -121,7 +132,7 @@ def _tokenizer(found: Found) -> Tokenizer | None:
 
 
 def _built(found: Found) -> Any:
-    """open_clip's model; a folder's with its weights, any other with random ones."""
+    """open_clip's model: from a folder with its weights, otherwise with random ones."""
     import open_clip
 
     own = found.file is None and found.label != RANDOM
@@ -137,7 +148,7 @@ def _built(found: Found) -> Any:
                 device="cpu",
                 load_weights=own,
                 require_pretrained=own,
-                pretrained_text=False,  # a text tower's own weights would be downloaded
+                pretrained_text=False,  # True would download the text tower's own weights
                 force_preprocess_cfg=dict(found.preprocessing),
             )
     except Exception as error:  # a bad folder fails anywhere in open_clip, torch, safetensors
@@ -167,7 +178,10 @@ def _preprocessing(config: Mapping[str, Any], model: str) -> Preprocessing:
 
 
 def _activation(tower: torch.nn.Module) -> str:
-    """What the modules compute, not what a configuration claims; several are joined by "+"."""
+    """Activations that the tower's modules compute, joined by "+"; "unknown" without any.
+
+    The configuration is not asked, because it may claim another one.
+    """
     found = set()
     for module in tower.modules():
         kind = type(module)
@@ -180,13 +194,13 @@ def _activation(tower: torch.nn.Module) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps open_clip from setting up the process's logging, and from warning of its own files."""
+    """Keep open_clip from configuring the process's logging and from warning of its own files."""
     root = logging.getLogger()
-    silent = logging.NullHandler()  # with a handler there, logging.info() installs none
+    silent = logging.NullHandler()  # with this handler, logging.info() installs none
     root.addHandler(silent)
     try:
         with warnings.catch_warnings():
-            # SimpleTokenizer leaves closing its merges to the garbage collector.
+            # SimpleTokenizer never closes its file of merges.
             warnings.simplefilter("ignore", ResourceWarning)
             yield
     finally:

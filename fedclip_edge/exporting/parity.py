@@ -1,12 +1,13 @@
-"""The gate: an exported encoder against the model it was made from, before a bundle is written.
+"""Parity gate: comparison of an exported encoder with its model before a bundle is written.
 
-Differences are measured on unit vectors, apart from the norms, which have a figure of their own:
-the FedCLIP gate works on raw features. Cosines are mean-centred, because features of any two
-pictures are alike (0.7) and a raw cosine hides damage. Neighbours are looked for among 64
-pictures, whatever the number of pictures is: among more there are nearer ties, and the
-thresholds were set with 64.
+Differences are measured on unit vectors. Norms have a figure of their own, because the FedCLIP
+gate works on raw features. Cosines are mean-centred, because the features of any two pictures
+have a cosine of about 0.7, so a raw cosine hides damage. Nearest neighbours are searched within
+groups of 64 pictures, for any number of pictures: among more pictures there are closer ties, and
+the thresholds were set with 64.
 
-Law: NaN and infinity are never accepted; whatever else misses may be, and the manifest says so.
+Law: NaN and infinity are never accepted. Any other miss can be accepted, and the manifest then
+says so.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
     import torch
 
 F64 = NDArray[np.float64]
-Reference = Callable[[F32], F32]  # pixels [n, 3, S, S] -> raw features [n, D]
-Progress = Callable[[int, int], None]  # done, of how many
+Reference = Callable[[F32], F32]  # pixels (N, 3, S, S) -> raw features (N, D)
+Progress = Callable[[int, int], None]  # done, total
 
-_BATCH = 8
-_OTHER_BATCHES = (1, 5)  # one picture, and a count that no exporter saw
+_BATCH = 8  # pictures
+_OTHER_BATCHES = (1, 5)  # one picture, and a size that no exporter used as its example
 
 
 class Limit(NamedTuple):
-    """A figure's name in the report and in the manifest, and what it must keep to."""
+    """A threshold for one figure."""
 
-    figure: str
-    label: str
+    figure: str  # its name in the manifest
+    label: str  # its name in the report
     most: bool  # True: at most `bound`; False: at least
     bound: float
 
@@ -58,22 +59,22 @@ _CENTRED_MEAN = ("centred_cosine_mean", "centred cosine, mean")
 _NEIGHBOURS = ("neighbour_agreement", "nearest neighbour agrees")
 _NORM = ("norm_difference", "norm, largest relative difference")
 _DROP = ("zero_shot_drop", "zero-shot accuracy lost, points")
-# Rows of pure information stand in every report as well.
+# Figures that every report shows, even where the precision has no limit for them.
 _TOLD = (_DIFFERENCE, _CENTRED_MIN, _CENTRED_MEAN, _NEIGHBOURS, _NORM, _DROP)
-# A kernel may choose another order of summing for one picture, and nothing beyond.
+# A kernel may sum in another order for a batch of one; no larger difference is allowed.
 _ALL = (_at_most("batch_difference", "across batch sizes, relative", 1e-6),)
 _SMALLER = (_at_least(*_NEIGHBOURS, 0.95), _at_most(*_DROP, 0.5))
 LIMITS: Mapping[Precision, tuple[Limit, ...]] = {
-    # Two orders above rounding; a wrong operator is far beyond.
+    # Two orders of magnitude above rounding error; a wrong operator is off by far more.
     "fp32": (_at_most(*_DIFFERENCE, 1e-5), _at_most(*_NORM, 1e-5), *_ALL),
-    # Half a unit in float16's last place is 5e-4 of a weight.
+    # Rounding to float16 changes a weight by up to 5e-4 of itself.
     "fp16": (
         _at_most(*_DIFFERENCE, 1e-3),
         _at_least(*_CENTRED_MIN, 0.9995),
         _at_most(*_NORM, 1e-3),
         *_ALL,
     ),
-    # The worst picture's norm: its gradient in the FedCLIP gate is off by as much.
+    # The norm is that of the worst picture: its gradient in the FedCLIP gate is off by as much.
     "int8": (
         _at_least(*_CENTRED_MEAN, 0.99),
         _at_least(*_CENTRED_MIN, 0.95),
@@ -81,7 +82,7 @@ LIMITS: Mapping[Precision, tuple[Limit, ...]] = {
         _at_most(*_NORM, 0.1),
         *_ALL,
     ),
-    # Activations keep their precision, so half of int8's damage is already a sign of trouble.
+    # Activations keep their precision, so half of int8's loss already points to an error.
     "int8-weights": (
         _at_least(*_CENTRED_MEAN, 0.995),
         _at_least(*_CENTRED_MIN, 0.975),
@@ -97,26 +98,26 @@ class Row(NamedTuple):
 
     label: str
     value: str
-    threshold: str  # "" where the figure is told only
-    passed: bool | None  # None where nothing is asked of it
+    threshold: str  # "" where the figure has none
+    passed: bool | None  # None where there is no threshold
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What the gate found; NaN never gets this far."""
+    """Result of the gate; `measure` has refused NaN and infinity before."""
 
     precision: Precision
-    pictures: int
+    pictures: int  # N
     source: str  # "folder" or "drawn"
-    figures: Mapping[str, float]  # by the names in `Limit.figure`
-    zero_shot_agreement: float  # share of pictures with the same class on top
-    zero_shot_reference: float | None  # top-1 in percent, where the pictures have labels
-    zero_shot: float | None
-    bit_equal: bool  # whether a feature has the same bits in every batch size
+    figures: Mapping[str, float]  # by name, as in `Limit.figure`
+    zero_shot_agreement: float  # share of pictures with the same top class, 0 to 1
+    zero_shot_reference: float | None  # the model's top-1 in percent; None without labels
+    zero_shot: float | None  # the same of the exported encoder
+    bit_equal: bool  # True where a feature has the same bits in every batch size
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """The figures that miss their threshold, each as "label value (at most bound)"."""
+        """Figures that miss their threshold, each as "label value (at most bound)"."""
         return tuple(
             f"{row.label} {row.value} ({row.threshold})"
             for row in self.rows()
@@ -124,7 +125,7 @@ class Parity:
         )
 
     def rows(self) -> tuple[Row, ...]:
-        """The report, line by line, for a table."""
+        """Lines of the report, for a table."""
         limits = {limit.figure: limit for limit in LIMITS[self.precision]}
         rows = [Row("pictures", f"{self.pictures}, {self.source}", "", None)]
         for figure, label in (*_TOLD, *((limit.figure, limit.label) for limit in _ALL)):
@@ -138,7 +139,10 @@ class Parity:
         return tuple(rows)
 
     def to_json(self) -> dict[str, Scalar]:
-        """For the manifest; `accepted` says that figures missed and somebody took it so."""
+        """The table for the manifest; `accepted` is True where figures missed their thresholds.
+
+        A bundle with such figures is written only if its user accepted them.
+        """
         table: dict[str, Scalar] = {
             "passed": not self.missed,
             "accepted": bool(self.missed),
@@ -158,7 +162,10 @@ class Parity:
 
 
 def of_tower(tower: torch.nn.Module) -> Reference:
-    """PyTorch's features, on the CPU, as a reference."""
+    """Reference that computes raw features with the PyTorch module `tower` on the CPU.
+
+    `tower` maps pixels float32 (N, 3, S, S) to features (N, D); its exceptions pass through.
+    """
     import torch
 
     def features(pixels: F32) -> F32:
@@ -176,9 +183,15 @@ def measure(
     precision: Precision,
     progress: Progress = lambda _done, _total: None,
 ) -> Parity:
-    """Compares `encoder` with `reference` on all pictures in batches of 8, on 64 in 1 and 5.
+    """Compare `encoder` with `reference` on all pictures in batches of 8.
 
-    `progress` hears how many of all passes of a picture are done. Raises ExportError where one of them fails or gives NaN, infinity or another shape.
+    The encoder also runs on the first 64 pictures in batches of 1 and of 5. `progress` is called
+    with (done, total) after each batch, where one picture counts once for each pass through the
+    encoder or the reference. Figures that miss the thresholds of `precision` do not raise here;
+    see `check`.
+
+    Raises ExportError where the encoder fails or gives NaN, infinity or another shape than the
+    reference, and where the reference itself gives NaN, infinity or a feature of 0.
     """
     pixels = pictures.pixels
     total = 2 * len(pixels) + len(_OTHER_BATCHES) * LEAST
@@ -194,8 +207,8 @@ def measure(
         return np.concatenate(parts)
 
     try:
-        theirs = passed(reference, pixels, _BATCH)  # (n, D)
-        ours = passed(encoder.embed, pixels, _BATCH)  # (n, D)
+        theirs = passed(reference, pixels, _BATCH)  # (N, D)
+        ours = passed(encoder.embed, pixels, _BATCH)  # (N, D)
         again = [passed(encoder.embed, pixels[:LEAST], size) for size in _OTHER_BATCHES]
     except BundleError as error:
         raise ExportError(str(error)) from error
@@ -204,14 +217,14 @@ def measure(
             f"the exported encoder gives features {list(ours.shape)} where the model gives "
             f"{list(theirs.shape)}; nothing was written"
         )
-    norms = np.linalg.norm(theirs, axis=1)  # (n,)
+    norms = np.linalg.norm(theirs, axis=1)  # (N,)
     if not (np.isfinite(theirs).all() and norms.all()):
         raise ExportError("the model itself gives NaN, infinity or 0; its weights are damaged")
-    units, exact = _unit(ours), _unit(theirs)  # (n, D)
+    units, exact = _unit(ours), _unit(theirs)  # (N, D) each
     centred = _unit(units - exact.mean(axis=0)), _unit(exact - exact.mean(axis=0))
-    cosines = (centred[0] * centred[1]).sum(axis=1)  # (n,)
+    cosines = (centred[0] * centred[1]).sum(axis=1)  # (N,)
     tops = [(vectors @ texts.vectors.T).argmax(axis=1) for vectors in (units, exact)]
-    first = norms[:LEAST, None]
+    first = norms[:LEAST, None]  # (64, 1)
     figures = {
         "largest_difference": float(np.abs(units - exact).max()),
         "centred_cosine_min": float(cosines.min()),
@@ -237,7 +250,7 @@ def measure(
 
 
 def check(parity: Parity) -> None:
-    """Raises ExportError, with every figure that misses, unless all keep to their thresholds."""
+    """Raise ExportError, naming every figure that misses its threshold, where any does."""
     if parity.missed:
         smaller = parity.precision != "fp32"
         advice = (
@@ -256,7 +269,7 @@ def check(parity: Parity) -> None:
 
 
 def _kept(value: float) -> float:
-    """Without the digits that PyTorch's number of threads decides."""
+    """Round away the digits that depend on PyTorch's number of threads."""
     return float(f"{value:.1g}") if abs(value) < 0.01 else round(value, 4)
 
 
@@ -274,7 +287,10 @@ def _unit(vectors: F64) -> F64:
 
 
 def _neighbour_agreement(units: F64, exact: F64) -> float:
-    """Share of pictures whose nearest among 64 is the same; pictures beyond are left out."""
+    """Share of pictures whose nearest neighbour in their group of 64 is the same.
+
+    Pictures after the last full group are left out.
+    """
     same = []
     for start in range(0, len(units) - LEAST + 1, LEAST):
         some = slice(start, start + LEAST)
@@ -284,6 +300,6 @@ def _neighbour_agreement(units: F64, exact: F64) -> float:
 
 
 def _nearest(units: F64) -> NDArray[np.intp]:
-    cosines = units @ units.T  # (n, n)
+    cosines = units @ units.T  # (64, 64)
     np.fill_diagonal(cosines, -np.inf)
     return np.asarray(cosines.argmax(axis=1))

@@ -1,4 +1,4 @@
-"""A graph in the precision asked for, judged before it becomes a bundle's encoder."""
+"""Conversion of a graph to the wanted precision, followed by the parity gate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Report = Callable[[parity.Parity], None]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """An encoder that the gate let through."""
+    """An encoder that passed the gate, or whose misses were accepted."""
 
     onnx_file: bytes
     golden: Golden
@@ -42,11 +42,13 @@ def make_candidate(
     progress: parity.Progress,
     name: str,
 ) -> Candidate:
-    """Converts the fp32 `graph` and compares it with `reference`, whose features are the truth.
+    """Convert the fp32 `graph` to the precision `wanted` and compare it with `reference`.
 
-    `report` is shown what the gate found, whether it passed or not; `progress` hears of the
-    comparison. Raises ExportError where the
-    graph cannot be converted or run, gives NaN, or misses the gate and is not accepted.
+    The features of `reference` count as the true ones. `progress` is called with (done, total)
+    during the comparison, and `report` once with its result, passed or not. `name` appears in
+    messages. Raises ValueError for int8 without calibration pictures; ExportError where the graph
+    cannot be converted or run, gives NaN or infinity, or misses the gate while `accept_parity` is
+    not set.
     """
     calibration = [pictures.calibration] if len(pictures.calibration) else []
     onnx_file = serialise(precision.convert(graph, wanted, calibration))

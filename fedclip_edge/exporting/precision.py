@@ -1,17 +1,18 @@
-"""An fp32 graph to the precision that was asked for; what the CPU computes with, and what it costs.
+"""Conversion of an fp32 graph to another precision.
 
     fp32          the graph as it is
     fp16          weights stored in half the bytes; a CPU computes in fp32, at fp32's speed
     int8-weights  weights stored in 28 % of the bytes; computed in fp32, at fp32's speed
     int8          8-bit products as well (exporting/static_int8.py); needs pictures to calibrate on
 
-Stored weights are widened by operators on constants, which ONNX Runtime folds as it loads the
-file: nothing is left of them at run time. They are operators of the standard, so every provider
-reads them; `MatMulNBits`, which stays in 8 bits, was 0.68 to 0.86 of fp32's speed on a CPU with
-AVX2 alone, knows no convolution, and is ONNX Runtime's own.
+Stored weights are widened to fp32 by operators on constants. ONNX Runtime folds them when it
+loads the file, so they cost nothing at run time. They are standard operators, so every provider
+supports them. `MatMulNBits`, which computes from 8 bits, was not chosen: it reached 0.68 to 0.86
+of fp32's speed on a CPU with AVX2 alone, does not support convolutions, and is not a standard
+operator but ONNX Runtime's own.
 
-Dynamic int8 is not offered: it scales activations by what else is in the batch, so that a
-feature would depend on its neighbours and could not be cached.
+Dynamic int8 is not offered: it scales activations by the whole batch, so a feature would depend
+on the other pictures of its batch and could not be cached.
 
 Law: the same graph and the same pictures give the same bytes.
 """
@@ -31,8 +32,8 @@ from fedclip_edge.exporting.layers import Array, correct_biases
 from fedclip_edge.exporting.recipe import Precision
 from fedclip_edge.records import F32, Scalar
 
-# Smaller weights (norms, biases, depthwise kernels) stay in fp32: a few per cent of the bytes,
-# and the most sensitive. MobileNetV2's fp16 features are twice as close with them.
+# Smaller weights (norms, biases, depthwise kernels) stay in fp32: they are a few per cent of the
+# bytes and the most sensitive. This halves the error of MobileNetV2's fp16 features.
 _STORED_VALUES = 16384
 _FP16_MAX = float(np.finfo(np.float16).max)
 BLOCK = 32  # values that share a scale: 1.125 bytes a weight; 64 and 128 were no more accurate
@@ -41,11 +42,12 @@ BLOCK = 32  # values that share a scale: 1.125 bytes a weight; 64 and 128 were n
 def convert(
     model: onnx.ModelProto, precision: Precision, calibration: Sequence[F32] = ()
 ) -> onnx.ModelProto:
-    """`model`, whose weights are fp32, in another precision; `model` itself is left as it is.
+    """Convert `model`, whose weights are fp32, to another precision; `model` is not changed.
 
-    `calibration` are batches of pixels float32 [n, 3, S, S]: int8 needs them, int8-weights takes
-    its biases' correction from them where there are any. Raises ValueError for int8 without
-    them, ExportError where the graph cannot be had in this precision.
+    For "fp32" the result is `model` itself. `calibration` are batches of pixels float32
+    (N, 3, S, S): int8 needs them, and int8-weights corrects its biases with them if there are
+    any. Raises ValueError for int8 without pictures, ExportError where the graph cannot be
+    converted to this precision.
     """
     if precision == "int8" and not sum(map(len, calibration)):
         raise ValueError("calibration: int8 needs pictures, got none")
@@ -57,7 +59,7 @@ def convert(
         )
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    # IR 3 lists weights among the inputs, where a caller could replace them, and must.
+    # IR 3 must list weights as inputs, where a caller could replace them; IR 4 need not.
     changed.ir_version = max(changed.ir_version, 4)
     weights = {tensor.name for tensor in changed.graph.initializer}
     inputs = [value for value in changed.graph.input if value.name not in weights]
@@ -79,7 +81,11 @@ def convert(
 
 
 def describe(precision: Precision, calibration: Sequence[F32] = ()) -> Mapping[str, Scalar]:
-    """How the weights were made smaller, for the manifest; empty for fp32."""
+    """Description of the conversion, for the manifest; empty for fp32.
+
+    With `calibration` (batches of pixels (N, 3, S, S)), int8 and int8-weights also tell the
+    number of pictures and the SHA-256 of their pixels.
+    """
     schemes: dict[Precision, dict[str, Scalar]] = {
         "fp32": {},
         "fp16": {"scheme": "weights stored in float16, computed in float32"},
@@ -114,12 +120,16 @@ _Stored = tuple[list[onnx.TensorProto], list[onnx.NodeProto]]
 def _store(
     model: onnx.ModelProto, smaller: Callable[[str, F32], _Stored | None], precision: str
 ) -> None:
-    """Replaces every large float32 weight by what `smaller` stores, and nodes that widen it."""
+    """Replace every large float32 weight by smaller tensors and the nodes that widen them.
+
+    `smaller` returns both for one weight, or None where the weight stays. Raises ExportError
+    where no weight is replaced.
+    """
     kept: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
     used = {name for node in model.graph.node for name in node.input}
     for tensor in model.graph.initializer:
-        if tensor.name not in used:  # a bias before its correction; ONNX Runtime warns of each
+        if tensor.name not in used:  # an old, uncorrected bias; ONNX Runtime would warn of it
             continue
         big = len(tensor.dims) > 1 and np.prod(tensor.dims) >= _STORED_VALUES
         stored = None
@@ -169,13 +179,14 @@ def _as_int8(name: str, weights: F32) -> _Stored | None:
 
 
 def _blocks(weights: F32) -> tuple[Array, F32] | None:
-    """int8 [n, BLOCK] and a scale for each row [n, 1]; None where a channel is no whole block.
+    """Weights as int8 (n, BLOCK) with a float32 scale for each row (n, 1).
 
-    That leaves depthwise kernels in fp32: they are small, and neighbouring channels differ.
+    None where the values of a channel are not a multiple of BLOCK. This leaves depthwise kernels
+    in fp32: they are small, and neighbouring channels differ.
     """
     if weights[0].size % BLOCK:
         return None
-    rows = weights.reshape(-1, BLOCK)
+    rows = weights.reshape(-1, BLOCK)  # (n, BLOCK)
     scales = (np.abs(rows).max(axis=1, keepdims=True) / 127).astype(np.float32)  # (n, 1)
     scales[scales == 0] = 1
     return np.round(rows / scales).astype(np.int8), scales

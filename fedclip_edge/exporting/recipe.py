@@ -1,6 +1,6 @@
-"""What to export and how: the command line's words, or a file in export/.
+"""Settings of an export, from the command line or from a recipe file in export/.
 
-Law: a relative path in a recipe is relative to the file it stands in.
+Law: a relative path in a recipe file is relative to the folder of that file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weights"]
 # The prompt of FedCLIP's reference code.
 PROMPT = "a picture of a {}"
 
-PREFIX = "local-dir:"  # open_clip's own spelling of a folder that it saved, for a model's name
-BETWEEN = " | "  # prompts of an ensemble, in the one text that a bundle keeps of them
+PREFIX = "local-dir:"  # marks a folder in place of a model's name, in open_clip's own spelling
+BETWEEN = " | "  # separates the prompts of an ensemble in the one text that a bundle holds
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export, as a person names it."""
+    """A model to export, as the user names it; raises ValueError for contradictory settings."""
 
     model: str  # a name of open_clip.list_models(), or local-dir:FOLDER
     pretrained: str = ""  # open_clip's tag, or the path of a file of weights
     random_weights: bool = False  # for tests and benchmarks; excludes `pretrained`
-    like: str = ""  # the tag whose preprocessing and activation a file of weights has
+    like: str = ""  # tag with the preprocessing and activation of a file of weights
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -43,9 +43,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe(Source):
-    """One export, apart from the classes, which are the fleet's own."""
+    """Settings of one export, without the classes, which belong to the fleet.
 
-    prompts: tuple[str, ...] = (PROMPT,)  # {} where the class name goes; several are averaged
+    Raises ValueError for contradictory settings and for wrong prompts.
+    """
+
+    prompts: tuple[str, ...] = (PROMPT,)  # {} stands for the class name; several are averaged
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
@@ -57,13 +60,14 @@ class Recipe(Source):
 
 
 def in_folder(folder: Path) -> str:
-    """The name of the model that open_clip saved in `folder`."""
+    """Model name for a folder that open_clip saved: `local-dir:FOLDER`."""
     return f"{PREFIX}{folder}"
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ValueError unless the class name has exactly one place in `prompt`, and a bundle
-    can tell it from others.
+    """Raise ValueError unless `prompt` contains {} exactly once and no BETWEEN.
+
+    BETWEEN separates the prompts in a bundle.
     """
     if prompt.count("{}") != 1:
         raise ValueError(
@@ -77,7 +81,11 @@ def check_prompt(prompt: str) -> None:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Reads a recipe; raises ConfigError with the file, the key and what to write instead."""
+    """Read a recipe file and make its relative paths absolute.
+
+    Raises ConfigError, with the file, the key and what to write instead, where it is missing or
+    wrong.
+    """
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist; recipes lie in the folder export/ of the source, and a model "
@@ -88,7 +96,7 @@ def read_recipe(path: Path) -> Recipe:
     model, pretrained = recipe.model, recipe.pretrained
     if model.startswith(PREFIX):
         model = PREFIX + _placed(model.removeprefix(PREFIX), base)
-    if "/" in pretrained or Path(pretrained).suffix:  # as no tag of open_clip
+    if "/" in pretrained or Path(pretrained).suffix:  # no tag of open_clip has either
         pretrained = _placed(pretrained, base)
     return replace(recipe, model=model, pretrained=pretrained)
 

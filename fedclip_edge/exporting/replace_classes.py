@@ -1,4 +1,4 @@
-"""Other classes for a bundle that is there: its encoder, and with it every cache, stays."""
+"""New classes for an existing bundle; its encoder stays, so cached features stay valid."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ def from_model(
     prompts: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Bundle:
-    """Texts for `classes` by the text tower of the model that the bundle was made of.
+    """Give the bundle in `folder` new classes, encoded by the text tower of its own model.
 
-    `source` says where that model is; by default open_clip's name and tag in the manifest.
-    `prompts` are by default those of the bundle. Raises ConfigError where the model cannot be
-    found by the manifest alone or has other weights, ExportError where it cannot be had; the
-    bundle is as it was then.
+    `source` names that model; by default it is open_clip's name and tag in the manifest.
+    `prompts` are by default those of the bundle. `progress` is called with (done, total) texts.
+
+    Raises BundleError where the bundle is missing or damaged; ConfigError where the manifest does
+    not name a model or the bundle no prompt, where the model has other weights than the bundle's,
+    or where a class or a prompt is wrong; ExportError where the model cannot be loaded or the
+    bundle not be written. The bundle is unchanged in each case.
     """
     bundle = read_bundle(folder)
     source = source or _source(bundle)
@@ -47,9 +50,12 @@ def from_model(
 
 
 def from_vectors(folder: Path, class_texts: Path, classes: Path) -> Bundle:
-    """Unit text vectors [C, D] from a `.npy`, for the names in the file `classes`.
+    """Give the bundle in `folder` new classes from the files of vectors and of names.
 
-    Raises ConfigError, naming the file, for one that is missing or does not fit.
+    `class_texts` is a `.npy` of unit vectors (C, D), in the order of the C names in `classes`.
+    Raises BundleError where the bundle is missing or damaged; ConfigError, naming the file, where
+    a file is missing or wrong or does not fit the bundle; ExportError where the bundle cannot be
+    written. The bundle is unchanged in each case.
     """
     bundle = read_bundle(folder)
     texts = read_class_texts(class_texts, classes, bundle.classes.logit_scale, "unknown")

@@ -1,10 +1,15 @@
-"""Where a model comes from: open_clip's name with a tag, with a file or with random weights, or
-a folder that open_clip saved.
+"""Lookup of a model's configuration and weights from what the user names.
 
-Laws: a name that open_clip does not know is answered with the nearest ones; weights trained with
-QuickGELU never run under GELU, nor the other way round, because their features would look almost
-right; preprocessing is what open_clip says of the weights, and where it says several things of
-one architecture, a file must say which tag it is like.
+A source is open_clip's name of a model with a tag, with a file of weights or with random weights,
+or a folder that open_clip saved.
+
+Laws:
+
+- The error for a name that open_clip does not know lists the most similar names.
+- Weights trained with QuickGELU never run with GELU, nor the reverse, because their features
+  would look almost right.
+- The preprocessing is the one that open_clip records for the weights. Where it records several
+  for one architecture, the user must name the tag that a file of weights is like.
 """
 
 from __future__ import annotations
@@ -23,27 +28,28 @@ from fedclip_edge.exporting.torchvision_ops import declare_missing
 from fedclip_edge.vision.manifest import RANDOM
 
 CONFIG = "open_clip_config.json"
-_QUICK = "-quickgelu"  # how open_clip names the twin of a configuration
+_QUICK = "-quickgelu"  # suffix of the configuration with QuickGELU, the twin of the one without
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-_ENOUGH = 5  # names in one sentence
+_ENOUGH = 5  # names in one message
 
 
 @dataclass(frozen=True)
 class Found:
-    """What open_clip needs to build a model and to fill it."""
+    """Settings with which open_clip builds a model and loads its weights."""
 
     name: str  # as open_clip.create_model takes it
-    title: str  # as a manifest calls it
+    title: str  # the manifest's `model`
     label: str  # the manifest's `pretrained`
-    preprocessing: Mapping[str, Any]  # overrides of the configuration's; may be empty
-    file: Path | None  # weights; None: the folder's own, or random ones
+    preprocessing: Mapping[str, Any]  # overrides the configuration's; may be empty
+    file: Path | None  # weights; None for a folder's own or random ones
 
 
 def find(source: Source) -> Found:
-    """Settles names, tags, files and the activation, and downloads a tag's weights.
+    """Resolve a source to a configuration and a file of weights; downloads a tag's weights.
 
-    Raises ConfigError where the source names nothing or names weights of another activation,
-    ExportError where a tag's weights cannot be downloaded.
+    Raises ConfigError where the model, tag, file or folder does not exist, where settings
+    contradict each other, where a file needs `like`, or where the weights were trained with
+    another activation. Raises ExportError where a tag's weights cannot be downloaded.
     """
     if source.model.startswith(PREFIX):
         return _folder(source)
@@ -86,7 +92,10 @@ def _folder(source: Source) -> Found:
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
-    """The `model_cfg` that open_clip saved in the folder; raises ConfigError without one."""
+    """The `model_cfg` that open_clip saved in `folder`.
+
+    Raises ConfigError where its file is missing, unreadable, or has none with a `text_cfg`.
+    """
     path = folder / CONFIG
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -155,10 +164,11 @@ def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
 
 
 def check_activation(model: str, tag: str) -> None:
-    """Raises ConfigError where weights like `tag` were trained with another activation.
+    """Raise ConfigError where the weights of `tag` were trained with another activation.
 
-    A mismatch without a twin to name is open_clip's own: roberta-ViT-B-32 says QuickGELU in its
-    only configuration and nothing in its only tag.
+    Also raised where `tag` is no tag of `model` or its twin. A mismatch without a twin passes,
+    because it is open_clip's own: roberta-ViT-B-32 has QuickGELU in its only configuration and
+    does not mention it in its only tag.
     """
     quick = _is_quick(model, tag)
     if quick != has_quick_gelu(model) and (twin := _twin(model)):
@@ -170,19 +180,19 @@ def check_activation(model: str, tag: str) -> None:
 
 
 def has_quick_gelu(model: str) -> bool:
-    """Whether open_clip's configuration `model` computes QuickGELU."""
+    """True where open_clip's configuration `model` uses QuickGELU."""
     import open_clip
 
     return bool(open_clip.get_model_config(model).get("quick_gelu"))
 
 
 def quick_twin(model: str) -> str:
-    """The name under which weights of this architecture run with QuickGELU."""
+    """Name of the configuration of this architecture with QuickGELU; "" without one."""
     return model if has_quick_gelu(model) else _twin(model)
 
 
 def _twin(model: str) -> str:
-    """The same architecture with the other activation, or nothing."""
+    """Name of the configuration with the other activation; "" without one."""
     import open_clip
 
     other = model.removesuffix(_QUICK) if model.endswith(_QUICK) else model + _QUICK
@@ -194,7 +204,11 @@ def _is_quick(model: str, tag: str) -> bool:
 
 
 def _tag_config(model: str, tag: str) -> dict[str, Any]:
-    """A tag's settings; the twin's tags serve, because only the activation differs."""
+    """open_clip's settings of a tag of `model` or of its twin.
+
+    The twin's tags count too, because only the activation differs. Raises ConfigError for any
+    other tag.
+    """
     import open_clip
 
     for name in (model, _twin(model)):
@@ -207,7 +221,7 @@ def _tag_config(model: str, tag: str) -> dict[str, Any]:
 
 
 def _preprocessing(model: str, tag: str) -> dict[str, Any]:
-    """Without a tag, open_clip's own defaults stand."""
+    """The tag's preprocessing settings; empty without a tag, for open_clip's defaults."""
     config = _tag_config(model, tag) if tag else {}
     return {key: config[key] for key in _PREPROCESSING if key in config}
 
@@ -217,13 +231,16 @@ def _kinds(model: str, tags: Iterable[str]) -> set[str]:
 
 
 def _fitting(model: str, tags: Sequence[str]) -> list[str]:
-    """The tags with the configuration's activation; all, where none has it."""
+    """Tags with the activation of the configuration `model`; all tags where none has it."""
     quick = has_quick_gelu(model)
     return [tag for tag in tags if _is_quick(model, tag) == quick] or list(tags)
 
 
 def _tag_in_path(model: str, path: Path) -> str:
-    """A file in a copy of a hub's repository, or in the hub's cache, stands under its name."""
+    """Tag whose hub repository gave one of the folders in `path` its name; "" without one.
+
+    This recognises files in a clone of the repository and in the hub's cache.
+    """
     import open_clip
 
     for name in filter(None, (model, _twin(model))):
@@ -236,14 +253,14 @@ def _tag_in_path(model: str, path: Path) -> str:
 
 
 def nearest(word: str, words: Sequence[str]) -> list[str]:
-    """The few of `words` that are spelled most like `word`; upper and lower case are alike."""
+    """Up to 5 of `words` that are spelled most like `word`, without regard to case."""
     by_lower = {known.lower(): known for known in words}
     near = difflib.get_close_matches(word.lower(), by_lower, _ENOUGH, 0.7)
     return [by_lower[known] for known in near]
 
 
 def _spelled(tag: str, tags: Iterable[str]) -> str:
-    """As open_clip's table spells it; open_clip takes dashes and capitals as well."""
+    """The tag as open_clip's table spells it; open_clip also accepts dashes and capitals."""
     wanted = tag.lower().replace("-", "_")
     return next(known for known in tags if known == wanted)
 

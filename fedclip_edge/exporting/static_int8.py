@@ -1,18 +1,21 @@
 """Static int8 in the QDQ form: unsigned 8-bit activations, signed 8-bit weights per channel.
 
-Quantised are the convolutions and the matrix products with constant weights, and the sums
-between convolutions; products of two activations (attention), norms and softmax stay in fp32, and
-so does the convolution that reads the pixels: it is little work, and everything rests on it
-(MobileNetV2: a smallest centred cosine of 0.91 with it, 0.98 without). An
-activation's range is the smallest and the largest value that the calibration pictures gave:
-percentiles, the mean of the pictures' extremes and the least squared error were no better.
+Convolutions and matrix products with constant weights are quantised, and so are sums between
+convolutions. Products of two activations (attention), norms and softmax stay in fp32. So does the
+convolution that reads the pixels: it is little work, and its errors reach everything behind it
+(MobileNetV2's smallest centred cosine is 0.91 with it quantised, 0.98 without). The range of an
+activation runs from the smallest to the largest value that the calibration pictures gave:
+percentiles, the mean of the pictures' extremes, and the least squared error were no better.
 
-Two laws. The features do not depend on the rest of the batch, because every range is a constant.
-The features do not depend on the box: x86 without VNNI adds pairs of 8-bit products in 16 bits
-that saturate, so weights over the full range would give other, and much worse, features there (a
-centred cosine of 0.75 for ViT-B-32). A channel's scale is therefore the smallest with which no
-neighbouring pair of weights can reach that bound. It costs half a bit in a few channels, where
-the usual answer, 7-bit weights for all, costs one bit everywhere (MobileNetV2: 0.98 against 0.94).
+Laws:
+
+- The features do not depend on the rest of the batch, because every range is a constant.
+- The features do not depend on the box. An x86 CPU without VNNI adds pairs of 8-bit products in
+  16 bits that saturate. With weights over the full 8-bit range, it would give different and much
+  worse features (a centred cosine of 0.75 for ViT-B-32). The scale of a channel is therefore the
+  smallest with which no neighbouring pair of weights can saturate. This costs half a bit in a few
+  channels. The usual remedy, 7-bit weights, costs one bit in all of them (MobileNetV2: 0.94
+  instead of 0.98).
 """
 
 from __future__ import annotations
@@ -39,16 +42,18 @@ from fedclip_edge.exporting.onnx_file import opset_of
 from fedclip_edge.records import F32
 
 _OPSET = 13  # the first whose DequantizeLinear takes a scale per channel
-_LEVELS = 255
-# 255 (a + b) must stay within 32767; half a unit is what rounding two weights can add to each.
+_LEVELS = 255  # steps of uint8
+# 255 (a + b) must stay within 32767. Rounding adds up to half a unit to each of two weights.
 _PAIR = 32767 / 255 - 1
-_INT32_ROOM = 2**30  # for biases; the products add up in the other half
+_INT32_ROOM = 2**30  # largest bias; the other half of int32 is for the sum of the products
 
 
 def quantise(model: onnx.ModelProto, calibration: Sequence[F32]) -> None:
-    """Changes an fp32 graph in place; `calibration` are batches of pixels [n, 3, S, S].
+    """Change an fp32 graph to int8 in place.
 
-    Raises ExportError where the graph's opset is too old or nothing in it can be quantised.
+    `calibration` are batches of pixels float32 (N, 3, S, S), one picture at least. Raises
+    ExportError where the graph's opset is older than 13, where nothing in it can be quantised, or
+    where it cannot be run on the pictures or gives infinity inside.
     """
     opset = opset_of(model)
     if opset < _OPSET:
@@ -81,10 +86,10 @@ def quantise(model: onnx.ModelProto, calibration: Sequence[F32]) -> None:
 def _integer_outputs(
     model: onnx.ModelProto, layers: Sequence[Layer]
 ) -> tuple[list[str], list[tuple[onnx.NodeProto, onnx.NodeProto]]]:
-    """Arrays that kernels give in 8 bits, and the (producer, Relu or Clip) pairs before them.
+    """Names of tensors to quantise as outputs, and (producer, Relu or Clip) pairs to fold.
 
-    ONNX Runtime convolves in integers only where the output is quantised; a matrix product gives
-    floats as fast, and more exactly.
+    ONNX Runtime convolves in integers only where the output is quantised. The output of a matrix
+    product stays in floats, which is as fast and more exact.
     """
     convolutions = {layer.node.output[0] for layer in layers if layer.node.op_type == "Conv"}
     readers, weights = consumers(model), constants(model)
@@ -106,23 +111,27 @@ def _integer_outputs(
 
 
 def _bends(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """Whether saturating at the range that was seen after it does this node's work."""
+    """True for a Relu or Clip that saturation at the range of its output can replace."""
     if node.op_type == "Relu":
         return True
     if node.op_type != "Clip" or len(node.input) != 3 or not set(node.input[1:]) <= set(weights):
         return False
     low, high = (numpy_helper.to_array(weights[name]).item() for name in node.input[1:])
-    return bool(low <= 0 <= high)  # a quantised range holds 0, so the bounds must
+    return bool(low <= 0 <= high)  # a quantised range includes 0, so the bounds must too
 
 
 def _fold(model: onnx.ModelProto, bends: Sequence[tuple[onnx.NodeProto, onnx.NodeProto]]) -> None:
+    """Remove each Relu or Clip; its producer then writes its output."""
     for producer, bend in bends:
         producer.output[0] = bend.output[0]
         model.graph.node.remove(bend)
 
 
 def _range(seen: Seen) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point; 0 is exact, because padding and Relu give it."""
+    """Scale and zero point of a tensor's uint8 form.
+
+    0 is represented exactly, because padding and Relu give it.
+    """
     if not math.isfinite(seen.high - seen.low):
         raise ExportError("the calibration pictures give NaN or infinity inside the graph")
     scale = np.float32((seen.high - seen.low) / _LEVELS) or np.float32(1)
@@ -130,8 +139,9 @@ def _range(seen: Seen) -> tuple[np.float32, np.uint8]:
 
 
 def _weight_scales(layer: Layer) -> F32:
+    """Scale of each output channel (output channels,), with which no pair of weights saturates."""
     rows = layer.rows()  # (output channels, K)
-    largest = np.abs(rows).max(axis=1)
+    largest = np.abs(rows).max(axis=1)  # (output channels,)
     scales = largest / 127
     if rows.shape[1] > 1 and not _depthwise(layer):
         even = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
@@ -143,7 +153,7 @@ def _weight_scales(layer: Layer) -> F32:
 
 
 def _depthwise(layer: Layer) -> bool:
-    """Kernels of their own, which multiply in 32 bits."""
+    """True for a depthwise convolution, whose kernels multiply in 32 bits without saturation."""
     return layer.groups > 1 and layer.weights.shape[1] == 1
 
 
@@ -154,7 +164,7 @@ def _insert(
     ranges: dict[str, tuple[np.float32, np.uint8]],
     integer: Sequence[str],
 ) -> None:
-    """Writes the QDQ form: every quantised tensor and weight behind a DequantizeLinear."""
+    """Write the QDQ form: every quantised tensor and weight passes through a DequantizeLinear."""
     graph, known = model.graph, constants(model)
     by_output = {
         layer.node.output[0]: (layer, scale) for layer, scale in zip(layers, scales, strict=True)
@@ -180,7 +190,7 @@ def _insert(
     for value in graph.input:
         if value.name in ranges:
             quantised(value.name)
-    inner = set(integer)  # nobody reads these as floats, or the kernel would have to give floats
+    inner = set(integer)  # all nodes read their .dq form; a reader of floats forces a float kernel
     for node in list(graph.node):
         for place, name in enumerate(node.input):
             if name in inner:
@@ -196,7 +206,7 @@ def _insert(
             bias = None
             if len(node.input) > 2:
                 bias = numpy_helper.to_array(known[node.input[2]]).reshape(-1).astype(np.float64)
-                # A channel of next to no weights, and a bias: its step would not fit 32 bits.
+                # With weights near 0, the scale would be so small that the bias overflows int32.
                 scale = np.maximum(scale, np.abs(bias) / step / _INT32_ROOM).astype(np.float32)
             weights = np.round(layer.weights / layer.per_channel(scale)).astype(np.int8)
             node.input[1] = dequantised(f"{name}.weight", weights, scale, layer.axis)

@@ -1,4 +1,4 @@
-"""Class names and prompts to unit text vectors; the text tower itself never travels."""
+"""Class texts from class names and prompts; the text tower itself is never put in a bundle."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ def class_texts(
     prompts: Sequence[str],
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ClassTexts:
-    """What the text tower says of each class, as unit vectors [C, D], with the logit scale.
+    """Encode each class name with the text tower: unit vectors float32 (C, D) and the logit scale.
 
-    Each prompt holds {} where the name goes. Several are an ensemble: a class's vector is the
-    mean of its prompts' unit vectors, made a unit vector again, as in CLIP (arXiv 2103.00020,
-    section 3.1.4). `progress` hears how many texts of how many are done. Raises ConfigError for
-    no prompt or one without its {}, for a text too long for the model, and for class names that
-    are no two distinct ones.
+    Each prompt contains {} in the place of the class name. Several prompts form an ensemble: the
+    vector of a class is the mean of its prompts' unit vectors, normalised again, as in CLIP
+    (arXiv 2103.00020, section 3.1.4). `progress` is called with (done, total) texts after each
+    batch. Raises ConfigError without prompts, for a prompt that `check_prompt` refuses, for a
+    text that is too long for the model, for a tokenizer that does not fit it, and for class names
+    that are fewer than two, empty or not distinct.
     """
     if not prompts:
         raise ConfigError("no prompt is given; write one, with {} where the class name goes")
@@ -55,11 +56,12 @@ def class_texts(
 
 
 def prompts_of(texts: ClassTexts) -> tuple[str, ...]:
-    """The prompts that class texts were made with; the inverse of what `class_texts` writes."""
+    """Prompts with which `class_texts` made these texts; ("unknown",) where nothing is known."""
     return tuple(texts.prompt.split(BETWEEN))
 
 
 def _units(model: ClipModel, texts: Sequence[str]) -> Any:
+    """Unit vectors float64 (n, D) of n texts."""
     tokens = model.tokenize(texts)  # (n, context_length)
     if int(tokens.max()) >= model.vocab_size:
         raise ConfigError(
@@ -71,11 +73,12 @@ def _units(model: ClipModel, texts: Sequence[str]) -> Any:
 
 
 def encode_texts(clip: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """int64 tokens [n, L] -> float32 text features [n, D], of whatever length.
+    """Text features float32 (n, D) of tokens int64 (n, L), where L is the context length.
 
-    What stands behind the end of a text cannot reach it through a causal mask, so a tower that
-    reads its answer there computes no further than the longest text's end: equal to the whole
-    within 1e-6, and several times faster for class names.
+    Only the direction of the features counts: they are unit vectors in some cases and raw in
+    others. With a causal mask, tokens after the end of a text cannot influence it. A tower that
+    takes the feature from the end therefore computes only up to the end of the longest text. The
+    result is the same within 1e-6, and class names are encoded several times faster.
     """
     tower = getattr(clip, "text", clip)  # CLIP is its own text tower
     length = _needed_length(clip, tower, tokens)
@@ -88,14 +91,14 @@ def encode_texts(clip: Any, tokens: torch.Tensor) -> torch.Tensor:
             f"{prefix}positional_embedding": tower.positional_embedding[:length],
             f"{prefix}attn_mask": tower.attn_mask[:length, :length],
         }
-        # encode_text takes no parameters by hand; the model's call gives the same, normalised.
+        # functional_call runs forward, not encode_text; forward gives the same, normalised.
         outputs = torch.func.functional_call(clip, shorter, (None, tokens[:, :length]))
         cut: torch.Tensor = outputs["text_features"] if clip.output_dict else outputs[1]
         return cut
 
 
 def _needed_length(clip: Any, tower: Any, tokens: torch.Tensor) -> int | None:
-    """Tokens up to the last end of text, or None where the tower looks at all of them."""
+    """Number of tokens up to the last end of a text, or None where the tower needs all tokens."""
     import open_clip
 
     if not isinstance(clip, (open_clip.CLIP, open_clip.CustomTextCLIP)):
@@ -115,7 +118,10 @@ def _needed_length(clip: Any, tower: Any, tokens: torch.Tensor) -> int | None:
 
 
 def _check_lengths(model: ClipModel, texts: Sequence[str]) -> None:
-    """open_clip cuts a longer text in silence, and its end is where the class name stands."""
+    """Raise ConfigError for a text that is longer than the model's context.
+
+    open_clip would cut it without a message, and the class name is often at its end.
+    """
     for text in texts:
         count = model.count_tokens(text)
         if count > model.context_length:

@@ -1,4 +1,4 @@
-"""Texts to tokens as open_clip's configuration of a model says; its files may have to be fetched."""
+"""Tokenizers by open_clip's configuration of a model; some of them download files."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ from fedclip_edge.exporting.sources import CONFIG, folder_config
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """Cuts a text that is too long in silence, as open_clip does; `count` tells beforehand."""
+    """Tokenizer of a model.
+
+    `tokenize` cuts a text that is too long, without a message, as open_clip does; `count` tells
+    its length before.
+    """
 
     tokenize: Callable[[Sequence[str]], torch.Tensor]  # texts -> int64 (n, context_length)
-    count: Callable[[str], int]  # tokens of a text, with those that mark its start and end
+    count: Callable[[str], int]  # tokens of one text, with its start and end
     context_length: int
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of open_clip's `name`, a model's or `local-dir:FOLDER`.
+    """Open the tokenizer of the model `name`, which is open_clip's name or `local-dir:FOLDER`.
 
-    Raises ExportError where a package or the tokenizer's files are missing and no hub answers.
+    Raises ExportError where a package is missing, or where the tokenizer's files cannot be read
+    or downloaded; ConfigError where the folder has no configuration.
     """
     import open_clip
 
@@ -44,7 +49,7 @@ def open_tokenizer(name: str) -> Tokenizer:
             f"the tokenizer of {name} needs the Python package {error.name or 'transformers'}, "
             "which is not installed here: pip install transformers sentencepiece"
         ) from error
-    except Exception as error:  # whatever transformers and the hub's client raise
+    except Exception as error:  # from transformers or the hub's client
         if not remote:
             raise ExportError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from (
                 error
@@ -57,13 +62,14 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def stand_in(context_length: int, vocab_size: int, end: int) -> Tokenizer:
-    """For random weights whose tokenizer cannot be had: a number for each word, then `end`.
+    """Stand-in tokenizer for random weights: one token for each word, then the token `end`.
 
-    Means as little as the weights do, but is the same in every process.
+    It serves models whose own tokenizer is not available. Its tokens mean as little as the
+    weights, but they are the same in every process, and `end` is the highest.
     """
 
     def words(text: str) -> list[int]:
-        lowest = min(end, vocab_size - 1)  # pooling finds the end as the highest number
+        lowest = min(end, vocab_size - 1)  # pooling takes the highest token for the end
         return [1 + zlib.crc32(word.encode()) % max(1, lowest - 1) for word in text.split()]
 
     def tokenize(texts: Sequence[str]) -> torch.Tensor:
@@ -77,21 +83,28 @@ def stand_in(context_length: int, vocab_size: int, end: int) -> Tokenizer:
 
 
 def _offline(repository: str) -> dict[str, Any]:
-    """Without a hub, transformers asks it for minutes; its cache may hold the files."""
+    """Arguments that restrict transformers to its cache where no hub answers.
+
+    Without them, transformers retries for minutes.
+    """
     return {} if hub_answers(repository) else {"local_files_only": True}
 
 
 def _merges(text: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The merges' absolute path: open_clip takes a relative one from the working directory."""
+    """Argument with the absolute path of a folder's file of merges, where it has one.
+
+    open_clip would resolve a relative path against the working directory.
+    """
     path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
     return {} if path is None or folder is None else {"bpe_path": str(folder / path)}
 
 
 def _counting(tokenizer: Any) -> Callable[[str], int]:
-    if hasattr(tokenizer, "encode"):  # open_clip's own; without start and end
+    """Function that counts the tokens of a text before it is cut."""
+    if hasattr(tokenizer, "encode"):  # open_clip's own; `encode` leaves out start and end
         return lambda text: len(tokenizer.encode(text)) + 2
 
-    def count(text: str) -> int:  # a wrapper of transformers'
+    def count(text: str) -> int:  # open_clip's wrapper of a tokenizer of transformers
         marks = 3 if tokenizer.tokenizer_mode == "clips" else 0
         numbers = tokenizer.tokenizer(
             tokenizer.clean_fn(text), add_special_tokens=not marks

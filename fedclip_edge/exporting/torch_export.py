@@ -1,4 +1,4 @@
-"""PyTorch's exporter as this package calls it."""
+"""Export of a PyTorch module to ONNX by PyTorch's own exporter."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from fedclip_edge.exporting.onnx_file import OPSET, strip
 def export_module(
     module: torch.nn.Module, example: torch.Tensor, input_name: str, output_name: str
 ) -> onnx.ModelProto:
-    """A graph of one input and one output, whose first axes are the batch.
+    """Export `module` as a graph with one input and one output, whose first axis is the batch.
 
-    `example` holds two of a batch: a dimension of 1 would be taken for a constant. Raises
-    whatever the exporter's passes raise.
+    The batch size is dynamic, the opset OPSET. `example` is an input with a batch of two or more,
+    because the exporter would take a dimension of 1 for a constant. `module` is put in evaluation
+    mode. Exceptions of the exporter pass through, of any type.
     """
     with _as_exporter_needs(), torch.no_grad():
         program = torch.onnx.export(
@@ -41,7 +42,7 @@ def export_module(
 
 @contextlib.contextmanager
 def _as_exporter_needs() -> Iterator[None]:
-    """No fused attention, which has no ONNX counterpart, and none of the exporter's chatter."""
+    """Turn off fused attention, which has no ONNX counterpart, and the exporter's messages."""
     fused = torch.backends.mha.get_fastpath_enabled()
     loud = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loud]

@@ -1,12 +1,12 @@
-"""Lets `import open_clip` succeed where torchvision's compiled part cannot load.
+"""Declarations of operators that let torchvision be imported without its compiled library.
 
-PyPI's torchvision wheels for Linux link against CUDA libraries. Beside a CPU build of torch
-their `_C.so` fails to load, and torchvision then fails on its first line, because the operators
-that it registers fake kernels for do not exist. Image classification needs none of them, so it
-is enough that they are declared.
+open_clip imports torchvision, and PyPI's torchvision wheels for Linux link against CUDA
+libraries. With a CPU build of torch their `_C.so` fails to load. The import of torchvision then
+fails at once, because it registers fake kernels for operators that do not exist. Image
+classification uses none of these operators, so declaring them is enough.
 
-Law: torchvision's own library is tried first, because declaring an operator that a real library
-then declares again aborts the process.
+Law: torchvision's own library is tried first. If it were loaded after a stand-in declared the
+same operator, the process would abort.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Literal
 
 import torch
 
-# `qnms` is asked for from torchvision 0.28 on, `nms` by every version before it as well.
+# torchvision 0.28 and newer need both; older versions need `nms` alone.
 _OPERATORS = ("nms", "qnms")
 _libraries: list[torch.library.Library] = []  # an operator lives as long as its Library
 
 
 def declare_missing() -> Literal["absent", "native", "declared"]:
-    """Makes torchvision importable. Call before open_clip, timm or torchvision is imported.
+    """Make torchvision importable; call it before importing open_clip, timm or torchvision.
 
-    Returns "absent" without torchvision, "native" where its own library loads, "declared"
-    where stand-in declarations were needed. Calling it again changes nothing.
+    Returns "absent" without torchvision, "native" where its own library loads, "declared" where
+    stand-in declarations were needed. Calling it again changes nothing.
     """
     spec = importlib.util.find_spec("torchvision")  # locates, does not import
     if spec is None or spec.origin is None:
@@ -36,7 +36,7 @@ def declare_missing() -> Literal["absent", "native", "declared"]:
     for library in sorted(pathlib.Path(spec.origin).parent.glob("_C*.so")):
         try:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
-        except OSError:  # linked against CUDA libraries that are not here
+        except OSError:  # linked against CUDA libraries that are missing
             continue
         return "native"
     stand_in = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]

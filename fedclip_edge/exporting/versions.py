@@ -1,4 +1,4 @@
-"""What a bundle was made with, for whoever must reproduce it."""
+"""Versions of the packages that made a bundle, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fedclip_edge import __version__
 
 
 def versions(*packages: str) -> Mapping[str, str]:
-    """Versions of this package and of those `packages` that are installed under these names."""
+    """Versions by name of this package and of those of `packages` that are installed."""
     found = {"fedclip-edge": __version__}
     for name in packages:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # onnxruntime-gpu in place of onnxruntime, say
+        except metadata.PackageNotFoundError:  # such as one of onnxruntime and its GPU build
             continue
     return found

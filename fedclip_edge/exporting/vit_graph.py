@@ -1,18 +1,25 @@
-"""open_clip's VisionTransformer as an ONNX graph that computes only what its feature needs.
+"""ONNX graph of open_clip's VisionTransformer that computes only what the feature needs.
 
-The feature is read from the class token alone, so in the last block every other token stops at
-the norm before attention: neither its query nor its MLP is ever read, and with one query the keys
-and values need not be formed either, because
+The feature comes from the class token alone. In the last block, every other token is therefore
+needed only up to the norm before attention: neither its query nor its MLP is used. With a single
+query, the keys and values need not be computed either, because
 
     q . (K x) = (q K) . x        and        sum_i a_i (V x_i) = V (sum_i a_i x_i).
 
-For ViT-B-32 that is 8 % of all multiplications. The rest is layout: the patch convolution, whose
-patches do not overlap, is one matrix product; keys carry no bias, because it adds the same to all
-of a query's scores and softmax does not see that; scales are multiplied into weights.
+For ViT-B-32 this saves 8 % of all multiplications. The other changes concern layout. The patch
+convolution, whose patches do not overlap, is one matrix product. Keys have no bias, because it
+adds the same number to all scores of a query, which does not change the softmax. Scales are
+multiplied into weights.
 
-Laws: the same function as the module's, up to rounding, for every tower that `supports` of
-vit_structure.py admits. Weights are multiplied as they are written, never reduced, so that every
-machine writes the same bytes.
+Axes: B pictures (n is the number of patches along a side), L tokens, W width of the tower, H
+heads, D feature width.
+
+Laws:
+
+- The graph computes the same function as the module, up to rounding, for every tower that
+  `supports` of vit_structure.py admits.
+- Weights are combined element by element when they are written, never summed over an axis, so
+  that every machine writes the same bytes.
 """
 
 from __future__ import annotations
@@ -34,10 +41,12 @@ from fedclip_edge.records import F32
 def write_vit_graph(
     proto: onnx.GraphProto, tower: nn.Module, image_size: int, input_name: str, output_name: str
 ) -> None:
-    """`input_name` f32 [batch, 3, S, S] -> raw features `output_name` f32 [batch, D].
+    """Write the graph of `tower` into the empty `proto`, with operators of opset 18.
 
-    `tower` is one that `supports` admits, S its `image_size`. `proto` is empty; it is written in
-    place because protobuf copies what it takes in. Operators are those of opset 18.
+    The input `input_name` are pixels float32 (B, 3, S, S), S being `image_size`; the output
+    `output_name` are raw features float32 (B, D). `tower` must be one that `supports` admits; no
+    other is detected here. `proto` is written in place, because protobuf copies every message
+    that is put into another.
     """
     vit: Any = tower
     graph = _Graph(proto)
@@ -66,7 +75,7 @@ def _array(tensor: torch.Tensor) -> F32:
 
 @dataclass(frozen=True)
 class _Graph:
-    """Nodes and initialisers as they are written; a value's name tells where it was made."""
+    """Writer of nodes and initialisers; the name of a value tells its operator or its weight."""
 
     proto: onnx.GraphProto
     shared: set[str] = field(default_factory=set)  # names of constants that several nodes read
@@ -101,15 +110,16 @@ class _Graph:
         return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps)
 
     def linear(self, x: str, weight: F32, bias: F32 | None, name: str) -> str:
-        """The product x W^T + b with W [outputs, inputs], as PyTorch keeps it."""
+        """The product x W^T + b with W (outputs, inputs), as PyTorch stores it."""
         x = self.op("MatMul", x, self.constant(weight.T, f"{name}.weight"))
         return x if bias is None else self.op("Add", x, self.constant(bias, f"{name}.bias"))
 
 
 def _embed(graph: _Graph, vit: Any, image_size: int, pixels: str) -> str:
-    """Pixels [B, 3, S, S] -> tokens [L, B, W], the class token first.
+    """Tokens (L, B, W), the class token first, of pixels (B, 3, S, S).
 
-    Tokens before pictures, as ONNX Runtime can then multiply heads where they lie.
+    The token axis comes before the pictures, because ONNX Runtime can then multiply heads without
+    moving them.
     """
     side, count = vit.conv1.kernel_size[0], patches(vit, image_size)
     n = image_size // side
@@ -118,7 +128,7 @@ def _embed(graph: _Graph, vit: Any, image_size: int, pixels: str) -> str:
     x = graph.reshape(x, count, -1, 3 * side**2)
     kernels = _array(vit.conv1.weight).reshape(-1, 3 * side**2)  # (W, 3 side side)
     x = graph.linear(x, kernels, None, "conv1")  # (L - 1, B, W)
-    # A row of zeros, to which its position adds the class token.
+    # Adds a row of zeros in front; its position embedding, added below, includes the class token.
     x = graph.op("Pad", x, graph.ints(1, 0, 0, 0, 0, 0))  # (L, B, W)
     positions = _array(vit.positional_embedding).copy()
     positions[0] += _array(vit.class_embedding)
@@ -127,7 +137,7 @@ def _embed(graph: _Graph, vit: Any, image_size: int, pixels: str) -> str:
 
 
 def _block(graph: _Graph, block: Any, x: str, name: str) -> str:
-    """[L, B, W] -> [L, B, W]."""
+    """Tokens (L, B, W) after one block, from tokens (L, B, W)."""
     heads, size = block.attn.num_heads, block.attn.head_dim
     (q, k, v), (q_bias, _, v_bias) = _projections(block.attn)
     y = graph.norm(block.ln_1, x, f"{name}.ln_1")
@@ -146,16 +156,16 @@ def _block(graph: _Graph, block: Any, x: str, name: str) -> str:
 
 
 def _last_block(graph: _Graph, block: Any, x: str, name: str) -> str:
-    """[L, B, W] -> [B, W], the class token."""
+    """Class token (B, W) after the last block, from tokens (L, B, W)."""
     heads, size = block.attn.num_heads, block.attn.head_dim
     width = heads * size
     (q, k, v), (q_bias, _, v_bias) = _projections(block.attn)
     y = graph.norm(block.ln_1, x, f"{name}.ln_1")  # (L, B, W)
     query = graph.linear(_class_token(graph, y), q, q_bias, f"{name}.q")  # (B, W)
     y = graph.op("Transpose", y, perm=[1, 0, 2])  # (B, L, W)
-    # Products whose shapes neither the batch nor its division among threads changes (one row for
-    # each picture and head; more rows than columns), because ONNX Runtime's order of summation
-    # depends on shapes, and a feature must not depend on the rest of its batch.
+    # A feature must not depend on the rest of its batch, and ONNX Runtime's order of summation
+    # depends on shapes. So these products have shapes that neither the batch size nor its division
+    # among threads changes: one row for each picture and head, or more rows than columns.
     query = graph.reshape(query, 0, heads, 1, size)  # (B, H, 1, W / H)
     by_head = graph.constant(k.reshape(heads, size, width), f"{name}.k.weight")
     query = graph.reshape(graph.op("MatMul", query, by_head), 0, heads, width)  # (B, H, W)
@@ -171,12 +181,15 @@ def _last_block(graph: _Graph, block: Any, x: str, name: str) -> str:
 
 
 def _class_token(graph: _Graph, x: str) -> str:
-    """[L, B, W] -> [B, W]."""
+    """Class token (B, W) of tokens (L, B, W)."""
     return graph.op("Gather", x, graph.common(np.array(0, np.int64), "first"), axis=0)
 
 
 def _after_attention(graph: _Graph, block: Any, x: str, y: str, name: str) -> str:
-    """Output projection and MLP, each added to what came before; any leading dimensions."""
+    """Output projection and MLP, each with its residual sum, for any leading dimensions.
+
+    `x` is the block's input, `y` the output of its attention, both (..., W).
+    """
     parts = (
         (block.attn.out_proj, block.ls_1),
         (block.mlp.c_fc, None),
@@ -190,7 +203,10 @@ def _after_attention(graph: _Graph, block: Any, x: str, y: str, name: str) -> st
 
 
 def _projections(attention: nn.MultiheadAttention) -> tuple[tuple[F32, ...], tuple[F32, ...]]:
-    """Weights [W, W] and biases [W] of queries, keys and values; scores come out scaled."""
+    """Weights (W, W) and biases (W,) of queries, keys and values.
+
+    Those of the queries include the scale of the scores.
+    """
     q, k, v = np.split(_array(attention.in_proj_weight), 3)
     q_bias, k_bias, v_bias = np.split(_array(attention.in_proj_bias), 3)
     scale = np.float32(1 / math.sqrt(attention.head_dim))
@@ -198,6 +214,7 @@ def _projections(attention: nn.MultiheadAttention) -> tuple[tuple[F32, ...], tup
 
 
 def _scaled(linear: nn.Linear, layer_scale: Any) -> tuple[F32, F32]:
+    """Weight (outputs, inputs) and bias (outputs,), multiplied by the layer scale if any."""
     weight, bias = _array(linear.weight), _array(linear.bias)
     if layer_scale is None or isinstance(layer_scale, nn.Identity):
         return weight, bias
@@ -206,7 +223,7 @@ def _scaled(linear: nn.Linear, layer_scale: Any) -> tuple[F32, F32]:
 
 
 def _activate(graph: _Graph, activation: nn.Module, x: str) -> str:
-    """Both in the form that ONNX Runtime makes one operator of."""
+    """QuickGELU or GELU, each in the form that ONNX Runtime fuses to one operator."""
     if is_exactly(activation, "QuickGELU"):
         sigmoid = graph.op("Sigmoid", graph.op("Mul", x, graph.number(1.702)))
         return graph.op("Mul", x, sigmoid)

@@ -1,6 +1,7 @@
-"""Whether a tower is open_clip's VisionTransformer in a form that vit_graph.py writes exactly.
+"""Check that a tower is a VisionTransformer of open_clip that vit_graph.py can write exactly.
 
-Law: a module or a switch that is not known here is not admitted; a subclass may compute anything.
+Law: unknown modules and settings are refused, and so are subclasses of known modules, because a
+subclass may compute anything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ _NORMS = (nn.LayerNorm, "LayerNorm", "LayerNormFp32")
 
 
 def supports(tower: nn.Module, image_size: int) -> bool:
-    """Whether `write_vit_graph` knows every part of `tower`, an instance of open_clip's class itself."""
+    """True where `write_vit_graph` knows every part of `tower`, in evaluation mode, in float32.
+
+    `tower` must be of open_clip's class itself, not of a subclass. `image_size` is S.
+    """
     if not is_exactly(tower, "VisionTransformer") or not _holds(
         tower, "conv1", "patch_dropout", "ln_pre", "transformer", "ln_post"
     ):
@@ -42,12 +46,15 @@ def supports(tower: nn.Module, image_size: int) -> bool:
 
 
 def patches(vit: Any, image_size: int) -> int:
-    """How many of them a picture has."""
+    """Number of patches in a picture of side `image_size`."""
     return int((image_size // vit.conv1.kernel_size[0]) ** 2)
 
 
 def is_exactly(module: object, *kinds: type | str) -> bool:
-    """Whether the type is one of `kinds` itself; a name is one of open_clip's."""
+    """True where the module's type is one of `kinds`, subclasses excluded.
+
+    A string names a class of open_clip.transformer.
+    """
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     return any(
         name == _OPEN_CLIP + kind if isinstance(kind, str) else type(module) is kind
@@ -108,7 +115,7 @@ def _is_block(block: Any, width: int) -> bool:
         and attention.batch_first
         and not attention.add_zero_attn
         and (attention.bias_k, attention.bias_v) == (None, None)
-        and attention.in_proj_weight is not None  # None where keys have a width of their own
+        and attention.in_proj_weight is not None  # None where keys have another width than queries
         and attention.in_proj_weight.shape == (3 * width, width)
         and attention.in_proj_bias is not None
         and attention.num_heads * attention.head_dim == width

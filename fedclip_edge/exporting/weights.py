@@ -1,8 +1,12 @@
-"""A file of weights into a model: nothing in it is run, and nothing is bent to fit.
+"""Loading of a file of weights into a model, without running its code or resizing its tensors.
 
-Laws: a pickle is read with `weights_only`; a TorchScript archive is opened only where its
-SHA-256 is one that open_clip publishes for OpenAI's files; position embeddings are not
-stretched to another picture size, which open_clip would do in silence.
+Laws:
+
+- A pickle is read with `weights_only`.
+- A TorchScript archive is opened only where its SHA-256 is one that open_clip publishes for
+  OpenAI's files.
+- Position embeddings are not interpolated to another picture size, which open_clip would do
+  without a message.
 """
 
 from __future__ import annotations
@@ -20,21 +24,23 @@ import torch
 from fedclip_edge.errors import ConfigError, first_line
 from fedclip_edge.exporting.sources import has_quick_gelu, quick_twin
 
-# What OpenAI's archives carry beside tensors of the model; nobody else's weights have them.
+# Entries of OpenAI's archives that are not tensors of the model; no other weights have them.
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 _POSITIONS = "positional_embedding"
-_FEW = 3  # tensors named in one sentence
+_FEW = 3  # tensors named in one message
 _MISMATCH = re.compile(
     r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)"
 )
 
 
 def load_weights(clip: torch.nn.Module, path: Path, model: str) -> None:
-    """Fills open_clip's `clip` of the configuration `model` from a file, whatever its precision.
+    """Load the weights in the file `path` into `clip`, in place.
 
-    Takes .safetensors, what `torch.save` made of a state dict (or of a dict that holds one under
-    "state_dict"), and OpenAI's own archives. Raises ConfigError, naming the file, where it cannot
-    be read safely or holds weights of another architecture or activation.
+    `clip` is a model that open_clip built from its configuration `model`; weights of any precision
+    are converted to the model's. The file is a .safetensors, a state dict saved by `torch.save`
+    (itself or under the key "state_dict"), or one of OpenAI's own archives. Raises ConfigError,
+    naming the file, where it cannot be read safely or holds weights of another architecture or
+    activation.
     """
     if _is_torchscript(path):
         state = _openai_state(path, model)
@@ -55,7 +61,7 @@ def load_weights(clip: torch.nn.Module, path: Path, model: str) -> None:
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor, in the order of the names."""
+    """SHA-256, in hex, of name, dtype, shape and bytes of every tensor, in order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         array = state[name].detach().cpu().contiguous().numpy()
@@ -65,7 +71,7 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor; the tensors themselves stay on disk where they can."""
+    """Shape of every tensor by name; the tensors of a .safetensors are not read."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
@@ -80,7 +86,10 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file that `torch.save` made."""
+    """The state dict in a file that `torch.save` wrote, without the prefix `module.` of names.
+
+    Raises ConfigError where the file cannot be read safely or holds no state dict.
+    """
     try:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -121,13 +130,13 @@ def _openai_state(path: Path, model: str) -> dict[str, torch.Tensor]:
     if quick_twin(owner) != model:
         raise ConfigError(f"{path} is OpenAI's {owner}, not {model}; export {quick_twin(owner)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; its files are still there
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but OpenAI's files use it
         loaded = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     return dict(loaded.state_dict())
 
 
 def openai_files() -> dict[str, str]:
-    """SHA-256 of every file that OpenAI published -> open_clip's name of the model."""
+    """SHA-256 of each file that OpenAI published, mapped to open_clip's name of its model."""
     import open_clip
 
     urls = {
@@ -158,6 +167,7 @@ def _fill(clip: torch.nn.Module, path: Path, model: str, state: Mapping[str, tor
 def _check_positions(
     clip: torch.nn.Module, shapes: Mapping[str, Sequence[int]], path: Path, model: str
 ) -> None:
+    """Raise ConfigError for position embeddings of another shape than the model's."""
     ours = {
         name.removeprefix("text."): list(tensor.shape)
         for name, tensor in clip.state_dict().items()
@@ -173,7 +183,7 @@ def _check_positions(
 
 
 def _misfit(error: BaseException, path: Path, model: str) -> str:
-    """One sentence out of what torch says in hundreds of lines."""
+    """Summary, in one sentence, of torch's error message of up to hundreds of lines."""
     found: list[str] = []
     for line in str(error).splitlines():
         names = re.findall(r'"([^"]+)"', line)
