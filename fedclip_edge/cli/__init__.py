@@ -1,1 +1,1 @@
-"""The commands, one file each; whatever is slow to import is imported inside the command."""
+"""The commands, one file each; slow imports are inside the commands."""

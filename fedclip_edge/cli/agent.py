@@ -1,4 +1,4 @@
-"""`fedclip-edge agent`: one device."""
+"""`fedclip-edge agent`: the program of one device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fedclip-edge broker`: an MQTT broker for one machine, or the files of one for a fleet."""
+"""`fedclip-edge broker`: an MQTT broker on this machine, or the files of a fleet's broker."""
 
 from __future__ import annotations
 

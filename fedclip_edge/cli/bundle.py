@@ -1,4 +1,4 @@
-"""`fedclip-edge bundle verify`: is this bundle whole, and does this box compute its numbers?"""
+"""`fedclip-edge bundle verify`: a check of a bundle's files and of the features on this box."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def demo(
 
 
 def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
-    """NAME=VALUE as TOML would read the value, and as a text where it is no TOML value."""
+    """The options by name; a value is read as TOML, and kept as text if it is no TOML scalar."""
     from fedclip_edge.config import parse_value
 
     parsed = {}
@@ -152,7 +152,7 @@ class _Live:
         if event["event"] == "joined":
             self._bar.say(f"{event['device']} joined ({event['roles']})")
         elif event["event"] == "encoding_pictures":
-            who = event.get("device", self._held_out)  # the trainer's are among the coordinator's
+            who = event.get("device", self._held_out)  # the trainer's event names no device
             self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % after {event['round']}"

@@ -1,4 +1,4 @@
-"""`fedclip-edge enroll`, `renew` and `revoke`: a device's identity, from first to last."""
+"""`fedclip-edge enroll`, `renew` and `revoke`: the keys and certificates of devices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
     To keep the key on the box, make it and a request there, and bring the request:
       openssl genpkey -algorithm ed25519 -out device.key
       openssl req -new -key device.key -subj /CN=cam-01 -out cam-01.csr
-    """  # noqa: D301 - click's mark for lines that stay as they are
+    """  # noqa: D301 - click's mark for lines that are not wrapped
     from fedclip_edge.errors import ConfigError
     from fedclip_edge.pki import enrolment
 

@@ -1,4 +1,4 @@
-"""`fedclip-edge export`: makes a bundle, the folder that a fleet shares."""
+"""`fedclip-edge export`: an encoder and class texts as a bundle, the folder that a fleet shares."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def export(**given: Any) -> None:
 
     \b
     fedclip-edge export --bundle bundle --classes new.txt
-    """  # noqa: D301 - click wants the backspace character itself
+    """  # noqa: D301 - click needs the backspace character
     used = {name for name, value in given.items() if value not in (None, False)}
     if "bundle" in used:
         _replace_classes(given, used)
@@ -125,7 +125,7 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
 
 
 def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What both ways to a bundle take alike: how the encoder is judged, and who is told."""
+    """The arguments that both exports take: for the gate, for an existing folder, for output."""
     from fedclip_edge.demo.gate_pictures import draw
 
     return {
@@ -158,7 +158,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
         names, prompts = _class_names(given["classes"]), _prompts(given)
         source = _recipe(given, used) if "source" in used else _tiny(given["bundle"])
         if source is not None and str(given["source"]).endswith(".toml"):
-            prompts = source.prompts  # a model's name has none of its own
+            prompts = source.prompts  # only a recipe file has prompts of its own
         with progress_bar("texts") as progress:
             bundle = replace_classes.from_model(
                 given["bundle"], names, source=source, prompts=prompts, progress=progress
@@ -172,7 +172,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
 
 
 def _tiny(folder: Path) -> Recipe | None:
-    """The demo's model where the bundle was made of it: its text tower is always at hand."""
+    """The demo's model if the bundle was made from it: its text tower is always installed."""
     from fedclip_edge.demo import tiny_clip
     from fedclip_edge.exporting.recipe import Recipe, in_folder
     from fedclip_edge.vision.bundle import read_bundle
@@ -183,7 +183,10 @@ def _tiny(folder: Path) -> Recipe | None:
 
 
 def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
-    """SOURCE as a recipe, with what the command line says in place of its own."""
+    """SOURCE as a recipe, with its values replaced by those of the command line.
+
+    Raises ConfigError for a recipe that cannot be read or values that do not go together.
+    """
     from fedclip_edge.demo import tiny_clip
     from fedclip_edge.errors import ConfigError
     from fedclip_edge.exporting.recipe import Recipe, in_folder, read_recipe
@@ -199,7 +202,7 @@ def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
         if name in used
     }
     if "random_weights" in used and "pretrained" not in used:
-        changes["pretrained"] = ""  # the recipe's own weights are what is left out
+        changes["pretrained"] = ""  # random weights replace the recipe's own
     if prompts := _prompts(given):
         changes["prompts"] = prompts
     try:
@@ -209,7 +212,7 @@ def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
 
 
 def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the command line says; nothing where it says nothing."""
+    """The prompts that the command line gives; empty if it gives none."""
     if given["prompts"] is None:
         return () if given["prompt"] is None else (given["prompt"],)
     if given["prompt"] is not None:

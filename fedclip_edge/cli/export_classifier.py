@@ -1,4 +1,4 @@
-"""`fedclip-edge export-classifier`: what was trained, as one file that needs nothing of ours."""
+"""`fedclip-edge export-classifier`: a trained classifier as one self-contained ONNX file."""
 
 from __future__ import annotations
 

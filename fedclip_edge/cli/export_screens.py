@@ -1,4 +1,4 @@
-"""What `fedclip-edge export` shows: the gate's table, and the bundle it wrote."""
+"""The output of `fedclip-edge export`: the gate's table, and a summary of the bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _INDENT = "  "
 
 
 def report(parity: Parity) -> None:
-    """The gate's table, before the verdict, so that it is seen even if the bundle is refused."""
+    """Print the gate's table to standard error.
+
+    It comes before the verdict, so that it is seen even if the bundle is refused.
+    """
     verdicts = {None: "", True: "ok", False: "MISSED"}
     rows = [(row.label, row.value, row.threshold, verdicts[row.passed]) for row in parity.rows()]
     click.echo(f"{parity.precision} against the model it was made from:", err=True)
@@ -30,14 +33,14 @@ def report(parity: Parity) -> None:
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and what stands for each, a little to the right."""
+    """An indented table of names and their values."""
     width = width_of(sys.stdout)
     table = aligned(rows, gap="  ", align="ll", width=width and width - len(_INDENT))
     return textwrap.indent(table, _INDENT)
 
 
 def summary(bundle: Bundle) -> str:
-    """The bundle, line by line, and what to do next."""
+    """The bundle's facts, one in each line, and what to do next."""
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     manifest = bundle.manifest
@@ -70,7 +73,7 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
 
 
 def shortened(names: tuple[str, ...]) -> str:
-    """At most a dozen of them."""
+    """The names in one line; of more than 12, the first 11 and an ellipsis."""
     return ", ".join(names) if len(names) <= 12 else ", ".join((*names[:11], "..."))
 
 

@@ -1,7 +1,8 @@
-"""`fedclip-edge`: one command, one file; heavy imports inside the commands.
+"""The entry point of `fedclip-edge`, and its list of commands.
 
-Every error that this package raises on purpose ends here, as one sentence on standard error and
-the exit code of its class (errors.py).
+Each command has its own file, with heavy imports inside the command. Every error that this package
+raises on purpose ends here, as a message on standard error and the exit code of its class
+(errors.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def cli() -> None:
     """Adapt CLIP to a fleet's own pictures without moving a picture."""
 
 
-# Libraries that a command may find missing, and the extra that brings all that a command needs.
+# Libraries that may not be installed, and for each command the extra that installs all it needs.
 _LIBRARIES = ("PIL", "jinja2", "onnx", "onnxruntime", "onnxscript", "open_clip", "torch")
 _EXTRAS = {
     "agent": "agent",
@@ -61,7 +62,7 @@ for _command in (
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line; the console script's function."""
     signal.signal(signal.SIGTERM, _end)
     try:
         cli.main(standalone_mode=False)
@@ -76,7 +77,7 @@ def main() -> None:
     except FedclipError as error:
         click.echo(f"fedclip-edge: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # whatever had no better word for it
+    except OSError as error:  # no other code translated it
         where = f"{error.filename}: " if error.filename else ""
         click.echo(
             f"fedclip-edge: {where}{error.strerror or error}; free or mend the disk, or name "
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # through every `finally` on the way
+    sys.exit(128 + number)  # SystemExit, so that every `finally` runs
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`fedclip-edge predict`: labels for pictures, by a bundle and the model a fleet trained."""
+"""`fedclip-edge predict`: labels for pictures, from a bundle and a trained model."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def predict(
                     written.append(rows.as_csv(result))
                 if table is not None:
                     table.show(result)
-            if table is None and not as_json:  # the terminal is free
+            if table is None and not as_json:  # nothing else is printed meanwhile
                 bar(done, len(asked))
     for skipped in tally.skipped:
         _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)
@@ -127,7 +127,7 @@ def predict(
 
 
 class _Tally:
-    """What came, and how much of what lies in class folders was right."""
+    """Counts of the pictures read, skipped and, in class folders, predicted correctly."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -149,12 +149,12 @@ class _Tally:
                 self._right["adapted"] += int(result.adapted.argmax() == result.asked.truth)
 
     def summary(self) -> str:
-        """How many pictures were read and skipped."""
+        """The numbers of pictures read and skipped, as text."""
         text = f"{self.read} picture{'s' if self.read != 1 else ''}"
         return text if not self.skipped else f"{text}, {len(self.skipped)} skipped"
 
     def accuracy(self, *, adapted: bool) -> list[str]:
-        """Lines, where there is anything to compare with."""
+        """Lines with the accuracy; none if no picture lies in a class folder."""
         if not self._known:
             return []
         shown = ["adapted", "zero-shot"] if adapted else ["zero-shot"]
@@ -174,24 +174,24 @@ class _Rows:
         self.has_model = has_model
 
     def best(self, probabilities: F32) -> list[tuple[str, float]]:
-        """The `top` most likely classes, with their probabilities."""
+        """The `top` most likely classes with their values in `probabilities`, float32 (C,)."""
         order = (-probabilities).argsort(kind="stable")[: self.top]
         return [(self.names[i], float(probabilities[i])) for i in order]
 
     def answers(self, made: Prediction) -> tuple[list[tuple[str, float]], tuple[str, float]]:
-        """The model's best labels (zero-shot's without one), and the zero-shot label."""
+        """The model's best labels (zero-shot's if there is no model), and the zero-shot label."""
         main = made.zero_shot if made.adapted is None else made.adapted
         return self.best(main), self.best(made.zero_shot)[0]
 
     def csv_head(self) -> list[str]:
-        """The names of `as_csv`'s columns."""
+        """The column names of `as_csv`."""
         head = ["picture", "label", "probability"]
         for place in range(2, self.top + 1):
             head += [f"label_{place}", f"probability_{place}"]
         return [*head, *(["zero_shot", "zero_shot_probability"] * self.has_model), "truth"]
 
     def as_csv(self, made: Prediction) -> list[str]:
-        """One row."""
+        """A row of the CSV file."""
         best, (zero_shot, share) = self.answers(made)
         cells = [str(made.asked.path)]
         for label, probability in best:
@@ -201,7 +201,7 @@ class _Rows:
         return [*cells, "" if made.asked.truth is None else self.names[made.asked.truth]]
 
     def as_json(self, made: Prediction) -> str:
-        """One line."""
+        """A JSON object in one line."""
         import json
 
         best, (zero_shot, share) = self.answers(made)
@@ -220,7 +220,7 @@ class _Rows:
 
 
 class _Table:
-    """Lines as wide as the terminal at most, printed as the pictures come."""
+    """A table at most as wide as the terminal, printed line by line with the predictions."""
 
     def __init__(self, asked: Sequence[Asked], rows: _Rows) -> None:
         import shutil
@@ -239,7 +239,7 @@ class _Table:
         click.echo(f"{'picture':<{self._path_width}}{cells}".rstrip())
 
     def show(self, made: Prediction) -> None:
-        """One picture's line, and one more for the labels after the first."""
+        """Print a picture's line, and one more line for each label after the first."""
         best, zero_shot = self._rows.answers(made)
         shown = [best[0], zero_shot] if self._rows.has_model else [best[0]]
         path = _shown(made.asked.path)
@@ -262,7 +262,7 @@ def _csv(rows: Sequence[Sequence[str]]) -> bytes:
 
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name, byte for byte
+    return text.getvalue().encode("utf-8", "surrogateescape")  # keeps the bytes of file names
 
 
 def _shown(path: Path) -> str:
@@ -271,7 +271,7 @@ def _shown(path: Path) -> str:
 
 
 def _print(text: str, *, err: bool = False) -> None:
-    """Whatever a terminal's encoding cannot show is escaped."""
+    """Print a line, escaping the characters that the stream's encoding does not have."""
     encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
     click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
 

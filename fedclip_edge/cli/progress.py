@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a line every 30 s elsewhere."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-EVERY_S = 30.0  # nobody should have to wonder for longer
+EVERY_S = 30.0  # the longest time without a sign of progress
 _REDRAW_S = 0.1
 
-Told = Callable[[int, int], None]  # done, total
+Told = Callable[[int, int], None]  # called with (done, total)
 
 
 class Bar:
-    """A bar at the foot of `stream`, for as long as there is work; nothing where it is no terminal."""
+    """A progress bar at the foot of `stream`; it draws nothing if that is no terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        # A dumb terminal, as of an editor, cannot write over a line.
+        # A dumb terminal, such as an editor's, cannot overwrite a line.
         self.is_drawn = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._drawn_at = 0.0
 
     def show(self, done: int, total: int, text: str) -> None:
-        """Draws it, from the first call on until all is done; texts too long go on below."""
+        """Draw the bar; it ends when `done` reaches `total`. Long texts are wrapped."""
         if not self.is_drawn:
             return
         if self._progress is None:
@@ -47,7 +47,7 @@ class Bar:
             self._drawn_at = time.monotonic()
 
     def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         if self._progress is None:
             click.echo(line, file=self._stream)
             return
@@ -56,7 +56,7 @@ class Bar:
         self._progress.console.print(Text(line), soft_wrap=True)
 
     def end(self) -> None:
-        """Leaves the bar as it stands; another may begin below."""
+        """Leave the bar on the screen as it is; the next `show` starts another below."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -72,7 +72,7 @@ class Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(overflow="fold")),
             console=console,
-            # No thread of its own; and what goes to standard output may be on its way to a file.
+            # No thread of its own, and no redirection: standard output may go to a file.
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
@@ -83,13 +83,13 @@ class Bar:
 
 
 class Pace:
-    """Says when the next line is due: `EVERY_S` after the last, or after the beginning."""
+    """A timer for progress lines: one is due `EVERY_S` after the last, or after the start."""
 
     def __init__(self) -> None:
         self._last_at = time.monotonic()
 
     def is_due(self) -> bool:
-        """Counts as a line where it is so."""
+        """True where a line is due; that call then counts as the line."""
         now = time.monotonic()
         if now - self._last_at < EVERY_S:
             return False
@@ -99,10 +99,10 @@ class Pace:
 
 @contextmanager
 def progress_bar(label: str, elsewhere: Told | None = None) -> Iterator[Told]:
-    """A callback of (done, total), for a bar where standard error is a terminal.
+    """A callback of (done, total), which draws a bar if standard error is a terminal.
 
-    The bar begins at each total that is new and ends when it is reached. Where there is none,
-    `elsewhere` is told every 30 s, by default with a line on standard error.
+    The bar ends when `done` reaches `total`; the next call starts another. Elsewhere, calls are
+    passed on to `elsewhere` at most every 30 s; by default it prints a line to standard error.
     """
     bar = Bar(sys.stderr)
     if not bar.is_drawn:

@@ -1,4 +1,4 @@
-"""`fedclip-edge simulate`: methods and settings side by side, on many virtual devices."""
+"""`fedclip-edge simulate`: a comparison of methods and settings on many virtual devices."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def simulate(
 ) -> None:
     """Compare methods and settings on many virtual devices.
 
-    Every figure is on test pictures, the zero-shot line beside it; bytes are those of the payloads that
-    real devices would send. Writes OUT/results.csv, OUT/report.html and OUT/summary.json.
+    Every figure is on test pictures, the zero-shot line beside it; bytes are those of the payloads
+    that real devices would send. Writes OUT/results.csv, OUT/report.html and OUT/summary.json.
 
     \b
     --methods zeroshot,fedclip           side by side
@@ -134,12 +134,14 @@ def simulate(
     from fedclip_edge import log
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.simulating import comparison
-    from fedclip_edge.simulating import report as _report  # noqa: F401 - jinja2 is missed now, not after hours
+
+    # Imported here so that a missing jinja2 is reported now, not after hours.
+    from fedclip_edge.simulating import report as _report  # noqa: F401
     from fedclip_edge.simulating.settings import parse_settings
     from fedclip_edge.simulating.splits import parse_split
     from fedclip_edge.simulating.workers import Workers
 
-    log.mute()  # a coordinator's events would stand between the lines of the table
+    log.mute()  # a coordinator's events would disturb the output
     choices = comparison.Choices(
         settings=parse_settings(asked, rounds),
         split=parse_split(split),

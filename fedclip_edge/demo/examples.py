@@ -1,7 +1,7 @@
-"""The report's examples: test pictures drawn by a seed, what was predicted of each, and thumbnails.
+"""The report's examples: test pictures chosen by a seed, their predictions and thumbnails.
 
-Law: a picture is drawn anew before it is embedded, so nothing that a camera noted in its file
-travels with the report.
+Law: a picture is re-encoded from its pixels before it is embedded, so that no metadata of its file
+gets into the report.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ THUMBNAIL_BYTES = 6_000  # 60 of them in base64 are 480 kB, which leaves the pag
 
 @dataclass(frozen=True)
 class Example:
-    """One test picture, and what was predicted of it: before is zero-shot, after federated."""
+    """A test picture with its predictions: `before` is zero-shot, `after` is federated."""
 
     device: str
     picture: Path
@@ -41,20 +41,20 @@ class Example:
 
     @property
     def kind(self) -> Kind:
-        """What adapting did to it."""
+        """The effect of adapting on the prediction."""
         if self.after == self.label:
             return "right" if self.before == self.label else "fixed"
         return "broken" if self.before == self.label else "still wrong"
 
 
 def choose_examples(predictions: Mapping[str, Path], per_device: int, seed: int) -> list[Example]:
-    """At most `per_device` test pictures of each device, drawn by `seed`; fixed ones first.
+    """Choose at most `per_device` test pictures of each device by `seed`; fixed ones first.
 
     `predictions` maps a device to its predictions.csv with the columns picture, label, zero_shot
-    and federated. Of each kind as many as its share in the whole file asks for, at least one where
-    it occurs and there is room for every kind that does.
+    and federated. The pictures are shared out among the kinds in proportion to their counts in the
+    file. A kind that occurs gets at least one, if there is room for one of each.
 
-    Raises DataError, naming the file, where one is missing or is no such table.
+    Raises DataError, naming the file, if one is missing or is no such table.
     """
     chosen = []
     for device, path in predictions.items():
@@ -67,9 +67,11 @@ def choose_examples(predictions: Mapping[str, Path], per_device: int, seed: int)
 
 
 def thumbnail(path: Path) -> str | None:
-    """The picture as a data: URI, small; None where it cannot be read.
+    """The picture as a data: URI of a PNG or JPEG; None if it cannot be read.
 
-    Turned neither way by EXIF and without transparency, as the encoder sees it.
+    Its longer side is at most THUMBNAIL_PX. The JPEG quality is lowered, to 40 at the least, until
+    the data fits into THUMBNAIL_BYTES. EXIF orientation is ignored and transparency dropped, as for
+    the encoder.
     """
     try:
         with warnings.catch_warnings():
@@ -80,7 +82,7 @@ def thumbnail(path: Path) -> str | None:
     except Exception:  # noqa: BLE001 - a broken file can fail anywhere inside Pillow's decoders
         return None
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    bare = Image.new("RGB", picture.size)  # has no comment, profile or place of the picture's
+    bare = Image.new("RGB", picture.size)  # without the file's comment, colour profile or location
     bare.paste(picture)
     png = _encoded(bare, "PNG", optimize=True)
     for quality in (82, 65, 40):
@@ -92,7 +94,7 @@ def thumbnail(path: Path) -> str | None:
 
 
 def _read_predictions(device: str, path: Path) -> list[Example]:
-    """The rows in the order of their pictures, so that a choice does not hang on the file's."""
+    """The rows sorted by picture, so that the choice does not depend on their order."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, strict=True)
@@ -112,7 +114,7 @@ def _read_predictions(device: str, path: Path) -> list[Example]:
 
 
 def _seats(counts: Sequence[int], seats: int) -> list[int]:
-    """Shares `seats` out in proportion to `counts`; one to each that is not 0, if there is room."""
+    """Share out `seats` in proportion to `counts`; each above 0 gets one, if there is room."""
     seats = max(0, min(seats, sum(counts)))
     occurring = [int(count > 0) for count in counts]
     given = occurring if sum(occurring) <= seats else [0] * len(counts)

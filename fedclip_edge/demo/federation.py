@@ -1,7 +1,8 @@
-"""The demo's processes: a broker, a coordinator with its trainer on the held-out domain, and one
-agent per domain; started, watched, ended.
+"""The demo's processes: a broker, a coordinator, and one agent for each domain.
 
-They are the programs that a user starts by hand, with the configurations that stage.py wrote.
+The coordinator's trainer evaluates on the held-out domain. The processes are the programs that a
+user would start by hand, with the configurations that stage.py writes; they are started, watched
+and ended here.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from fedclip_edge.errors import RunError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.transport import local_broker
 
-# One JSON line of the coordinator's log or the trainer's; of a device's, those of its encoding.
+# One JSON line of the coordinator's or trainer's log, or an encoding event of a device's log.
 Event = Mapping[str, Any]
-_LOOK_S = 0.5  # between looks at whether every process is still there
+_LOOK_S = 0.5  # between checks that every process is alive
 _AGENT_ENDS_S = 20.0
-_SERVE_ENDS_S = 20.0  # it says good-bye, and has its trainer end as well
-# Between rounds something happens at their deadlines at the latest. Before the first, a device may
-# encode pictures for hours.
+_SERVE_ENDS_S = 20.0  # time to leave the broker and to end its trainer
+# The longest silence after the first closed round: a round has an event at its deadline at the
+# latest. Before that there is no limit, because a device may encode pictures for hours.
 _SILENT_S = DEADLINE_S + 60.0
 
 
 @dataclass(frozen=True)
 class Started:
-    """The fleet runs."""
+    """The broker's name and address, once all processes have been started."""
 
     broker: str
     address: BrokerAddress
@@ -47,13 +48,15 @@ class _Watched:
     name: str
     process: subprocess.Popen[str]
     log: Path
-    ends_with_run: bool = True  # with code 0; it may do so before the coordinator has said it
+    ends_with_run: bool = True  # with code 0, perhaps before the run_done event
 
 
 def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Event], None]) -> str:
-    """Runs the federation to its end and returns the broker's name; no process outlives the call.
+    """Run the federation to its end and return the broker's name.
 
-    Raises RunError where a process ended before its time, BrokerError where no broker starts.
+    `started` is called once, `happened` for each event. No process outlives the call. Raises
+    RunError if a process ends too early or with an error, does not end with the run, or if the run
+    stands still; BrokerError if no broker can be started.
     """
     logs = stage.settings.out / "logs"
     logs.mkdir(exist_ok=True)
@@ -87,7 +90,7 @@ def _watch(
     watched: list[_Watched],
     happened: Callable[[Event], None],
 ) -> None:
-    """Passes events on until the run is done."""
+    """Pass events on until the run is done; raise RunError if it cannot go on."""
     heard_at, last, silent_s = time.monotonic(), "", math.inf
     read: dict[str, int] = {}
     while True:
@@ -109,7 +112,7 @@ def _watch(
         try:
             event = json.loads(line)
         except ValueError:
-            continue  # a warning of some library's
+            continue  # a warning from a library
         happened(event)
         heard_at = time.monotonic()
         last = event["event"] + (f" of {event['device']}" if "device" in event else "")
@@ -124,7 +127,7 @@ def _watch(
 
 
 def _encoding(one: _Watched, read: dict[str, int]) -> Iterator[Event]:
-    """What a device has logged of its encoding since it was last asked; `read` counts the bytes."""
+    """New encoding events in a device's log; `read` has the bytes read so far, by device."""
     with one.log.open("rb") as file:
         file.seek(read.get(one.name, 0))
         lines = [line for line in file if line.endswith(b"\n")]
@@ -152,7 +155,7 @@ def _await_end(one: _Watched) -> None:
 
 
 def _obituary(one: _Watched) -> str:
-    """What ended a process, in its own last words."""
+    """The error message for a process that ended, with the last line of its log."""
     with contextlib.suppress(subprocess.TimeoutExpired):  # its output may close before it ends
         one.process.wait(_LOOK_S)
     try:
@@ -167,7 +170,7 @@ def _obituary(one: _Watched) -> str:
 
 
 def _lines(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:
-    """Its output, line by line, then None."""
+    """A queue of the process's output, line by line, then None."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     output = process.stdout
     assert output is not None

@@ -1,7 +1,7 @@
-"""Styles that fill a scene with colour: photo, painting, poster and cartoon.
+"""The styles that fill a scene with colour: photo, painting, poster and cartoon.
 
-Law: only `cartoon` draws outlines. A tiny CLIP that is trained on outlines knows a sketch too,
-and leaves a fleet nothing to adapt to.
+Law: only `cartoon` draws outlines. A tiny CLIP trained on outlines would recognise sketches too,
+and a fleet would have nothing to adapt to.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def photo(scene: Scene, rng: random.Random) -> Image.Image:
     canvas = _backdrop(scene, rng).resize((BIG_PX, BIG_PX), Image.Resampling.BILINEAR)
     side = rng.choice((-1, 1))
     turned = _SLOPE.rotate(side * rng.uniform(30, 75), Image.Resampling.BILINEAR)
-    slope = turned.crop((8, 8, 40, 40))  # without the corners that the turn leaves black
+    slope = turned.crop((8, 8, 40, 40))  # without the black corners of the rotation
     light = Image.blend(slope, _BALL, 0.45)
     shadow = Image.new("L", (SIDE_PX, SIDE_PX), 255)
     pen = ImageDraw.Draw(shadow)
@@ -45,7 +45,7 @@ def photo(scene: Scene, rng: random.Random) -> Image.Image:
     for part in scene.parts:
         left, top, right, bottom = bounds(part)
         size = (right - left, bottom - top)
-        if part.width > 0 or min(size) < 6:  # too thin for light and shade
+        if part.width > 0 or min(size) < 6:  # too thin for shading
             fill(ImageDraw.Draw(canvas), part, scene.colours[part.tone])
             continue
         mask = Image.new("L", size, 0)
@@ -59,7 +59,7 @@ def photo(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def _backdrop(scene: Scene, rng: random.Random) -> Image.Image:
-    """An out-of-focus background, of the final size."""
+    """An out-of-focus background of SIDE_PX x SIDE_PX."""
     sky, floor = scene.ground, scene.floor
     whole = (SIDE_PX, SIDE_PX)
     canvas = _blended(shaded(sky, 1.35), shaded(sky, 0.85), _SLOPE).resize(whole)
@@ -75,14 +75,14 @@ def _backdrop(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def _blended(dark: Colour, bright: Colour, light: Image.Image) -> Image.Image:
-    """A grey picture in colour: `dark` where it is black, `bright` where it is white."""
+    """The grey picture `light`, coloured from `dark` (its black) to `bright` (its white)."""
     return Image.composite(
         Image.new("RGB", light.size, bright), Image.new("RGB", light.size, dark), light
     )
 
 
 def painting(scene: Scene, rng: random.Random) -> Image.Image:
-    """Brush strokes that follow a field of directions, in broken colours."""
+    """Brush strokes along a field of directions, in uneven colours."""
     edge = int(scene.horizon * BIG_PX)
     canvas = Image.new("RGB", (BIG_PX, BIG_PX), scene.ground)
     pen = ImageDraw.Draw(canvas)
@@ -92,7 +92,7 @@ def painting(scene: Scene, rng: random.Random) -> Image.Image:
     for part in scene.parts:
         fill(pen, part, scene.colours[part.tone])
     _strokes(canvas, rng, 300, (4, 8), (8, 17), bend, phase)
-    for part in scene.parts:  # the last touches keep small things readable
+    for part in scene.parts:  # drawn again, to keep small parts recognisable
         left, top, right, bottom = bounds(part)
         if part.tone == "dark" or part.width > 0 or max(right - left, bottom - top) < 34:
             fill(pen, part, scene.colours[part.tone])
@@ -109,7 +109,7 @@ def _strokes(
     bend: float,
     phase: float,
 ) -> None:
-    """Repaints a canvas with short strokes, each in nearly the colour that it covers."""
+    """Paint `count` short strokes, each in nearly the colour below it; sizes are in pixels."""
     under = noisy(canvas, rng, 30).tobytes()
     pen = ImageDraw.Draw(canvas)
     for _ in range(count):
@@ -124,7 +124,7 @@ def _strokes(
 
 
 def poster(scene: Scene, rng: random.Random) -> Image.Image:
-    """Flat colours, no outline, a geometric background; few colours, as in a screen print."""
+    """A few flat colours, as in a screen print, no outlines, a geometric background."""
     canvas = Image.new("RGB", (BIG_PX, BIG_PX), scene.ground)
     pen = ImageDraw.Draw(canvas)
     other = _nearby(scene, rng)
@@ -164,7 +164,7 @@ def poster(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def _nearby(scene: Scene, rng: random.Random) -> Colour:
-    """A second background colour that does not hide the thing."""
+    """A second background colour that stands out from the main colour."""
     for _ in range(10):
         colour = shaded(scene.ground, rng.choice((0.78, 0.86, 1.2, 1.35)))
         if distance(colour, scene.colours["main"]) > 90:
@@ -173,7 +173,7 @@ def _nearby(scene: Scene, rng: random.Random) -> Colour:
 
 
 def _bold(colour: Colour) -> Colour:
-    """The colour in the few levels of a screen print, made stronger."""
+    """The colour, made stronger and rounded to the few levels of a screen print."""
     red, green, blue = (min(255, round(c / 24) * 24) for c in vivid(colour))
     return (red, green, blue)
 
@@ -196,6 +196,6 @@ def cartoon(scene: Scene, rng: random.Random) -> Image.Image:
         path = pixels(part.points)
         pen.polygon(path, fill=colour)
         left, top, right, bottom = bounds(part)
-        width = 4 if min(right - left, bottom - top) > 30 else 2  # small things keep their colour
+        width = 4 if min(right - left, bottom - top) > 30 else 2  # small parts stay mostly coloured
         pen.line([*path, path[0], path[1]], fill=ink, width=width, joint="curve")
     return reduced(canvas)

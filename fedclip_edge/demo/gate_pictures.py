@@ -1,4 +1,4 @@
-"""Drawn pictures that an export is judged on where nobody gives pictures of a fleet."""
+"""Drawn pictures for the gate of an export, for when no pictures of a fleet are given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _SEED = 0
 
 
 def draw(preprocessing: Preprocessing, classes: Sequence[str]) -> GatePictures:
-    """Each thing of the drawn world in each style, once; labelled if `classes` are its own."""
+    """Draw every class of the drawn world once in every style, for the gate of an export.
+
+    The pictures are labelled only if `classes` are those of the drawn world, in its order.
+    """
     images: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(world.CLASSES):

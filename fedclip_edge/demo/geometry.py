@@ -1,4 +1,4 @@
-"""The parts that things are drawn from, and the few curves that make them."""
+"""The parts that things are drawn from, and functions for their outlines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tone = Literal["main", "second", "third", "dark", "light"]
 
 @dataclass(frozen=True)
 class Part:
-    """A filled polygon, or a line: `width` above 0 makes the points an open line of that width."""
+    """A filled polygon if `width` is 0, else an open line of that width."""
 
     points: tuple[Point, ...]
     tone: Tone
@@ -22,7 +22,7 @@ class Part:
 def ellipse(
     x: float, y: float, rx: float, ry: float, start: float = 0.0, end: float = 360.0
 ) -> tuple[Point, ...]:
-    """Points on an ellipse round (x, y), clockwise on the screen; angles in degrees."""
+    """Points on an ellipse around (x, y), clockwise on the screen; angles in degrees."""
     steps = max(8, int(abs(end - start) / 12))
     turned = (math.radians(start + (end - start) * i / steps) for i in range(steps + 1))
     return tuple((x + rx * math.cos(a), y + ry * math.sin(a)) for a in turned)
@@ -34,7 +34,7 @@ def box(left: float, top: float, right: float, bottom: float) -> tuple[Point, ..
 
 
 def ribbon(line: tuple[Point, ...], width: float) -> tuple[Point, ...]:
-    """The outline of a band of that width along a line."""
+    """The outline of a band of `width` along a line."""
     left: list[Point] = []
     right: list[Point] = []
     last = len(line) - 1

@@ -1,4 +1,4 @@
-"""Styles that draw a scene in lines: sketch, chalk and neon."""
+"""The styles that draw a scene in lines: sketch, chalk and neon."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedclip_edge.demo.scenes import COLOURS, Scene, shaded
 
 
 def sketch(scene: Scene, rng: random.Random) -> Image.Image:
-    """Pencil on paper: lines gone over twice, soft shading, some hatching."""
+    """Pencil on paper: lines drawn twice, soft shading, some hatching."""
     paper = rng.randint(240, 252)
     canvas = Image.new("L", (BIG_PX, BIG_PX), paper)
     pen = ImageDraw.Draw(canvas)
-    if rng.random() < 0.6:  # the line of the ground
+    if rng.random() < 0.6:  # the ground line
         y = scene.horizon * BIG_PX
         tilt = rng.uniform(-6, 6)
         pen.line((rng.uniform(0, 30), y, BIG_PX - rng.uniform(0, 30), y + tilt), fill=170, width=3)
@@ -46,7 +46,7 @@ def chalk(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def neon(scene: Scene, rng: random.Random) -> Image.Image:
-    """Glowing tubes in the dark."""
+    """Glowing tubes on a dark background."""
     dark = (rng.randint(8, 24), rng.randint(6, 18), rng.randint(18, 40))
     light = Image.new("RGB", (BIG_PX, BIG_PX), (0, 0, 0))
     pen = ImageDraw.Draw(light)
@@ -77,7 +77,7 @@ def _lines(
     wobble: float,
     passes: int,
 ) -> None:
-    """Draws the outlines of parts on a grey canvas; front parts hide the lines behind them."""
+    """Draw the outlines of parts on a grey canvas; front parts hide the lines behind them."""
     pen = ImageDraw.Draw(canvas)
     for part in parts:
         closed = part.width == 0
@@ -91,7 +91,7 @@ def _lines(
 def _wobbly(
     points: tuple[Point, ...], rng: random.Random, amount: float, *, closed: bool
 ) -> list[Point]:
-    """The points of a line as a hand draws it, in pixels; `amount` in pixels of the picture."""
+    """A hand-drawn line through the points, in canvas pixels; `amount` is in picture pixels."""
     path = pixels(points)
     if closed:
         path.append(path[0])
@@ -116,7 +116,7 @@ def _wobbly(
 def _hatch(
     canvas: Image.Image, part: Part, rng: random.Random, ink: int, width: int, step: int
 ) -> None:
-    """Fills a part with slanted lines."""
+    """Fill a part with slanted lines."""
     left, top, right, bottom = bounds(part)
     high = bottom - top
     size = (right - left, high)

@@ -61,7 +61,7 @@ one fixed checkpoint is shipped. The figures above are in `figures.json` as well
 
 
 def card(figures: dict[str, Any]) -> str:
-    """The model card: every figure in it is from `figures`, which figures.json holds as well."""
+    """The model card; every figure in it comes from `figures`, the content of figures.json."""
     accuracy: dict[str, float] = figures["zero_shot_percent"]
     seen = sum(accuracy[style] for style in SEEN) / len(SEEN)
     rows = "\n".join(

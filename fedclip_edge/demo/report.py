@@ -1,6 +1,6 @@
-"""The report of a demo run: one HTML file that holds everything it shows.
+"""The report of a demo run: one self-contained HTML file.
 
-Law: a loss is called a loss.
+Law: where accuracy fell, the text says that it fell.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _MEANS = ("zero_shot", "local", "federated", "federated_f1", "zero_shot_ece", "f
 
 
 def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Example]) -> None:
-    """Writes the page under a temporary name and renames it.
+    """Write the page under a temporary name, then rename it.
 
-    `summary` is the content of summary.json. Examples of a device that it does not list are of
-    the held-out one. A picture that cannot be read is left out, and named on the page.
+    `summary` is the content of summary.json. Examples of a device that it does not list are shown
+    as those of the held-out one. A picture that cannot be read is left out, and named on the page.
+    Raises OSError if the disk refuses.
     """
     names = _names(summary)
     cards: dict[str, list[tuple[Example, str]]] = {}
@@ -51,11 +52,11 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
     write_page(path, TEMPLATE, values)
 
 
-# What the run comes to, in words
+# The conclusion of the run, in words
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
-    """The run in one sentence with its figures; it says "fell" where something got worse."""
+    """The run in one sentence with its figures; it says "fell" where accuracy got worse."""
     rounds, closed, count = summary["rounds"], summary["rounds_closed"], len(summary["devices"])
     done = f"{rounds}" if closed == rounds else f"{closed} of {rounds}"
     start = f"{done} round{'s' * (rounds != 1)}, {count} device{'s' * (count != 1)}"
@@ -68,14 +69,14 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     if held_out := summary.get("held_out"):
         accuracy = held_out["accuracy"]
         own, more = _change(accuracy.get("zero_shot"), accuracy.get("federated"))
-        # The verb once where it is the same: "rose from 1 to 2, the held-out from 3 to 4".
+        # An equal verb is not repeated: "rose from 1 to 2, the held-out from 3 to 4".
         said = "" if own == verb and more else f" {own}"
         text += f", the held-out style {held_out['domain']}{said}{more}"
     return f"{start}: {text}; no picture left its device."
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know to weigh the conclusion, a sentence each."""
+    """Remarks that a reader needs to judge the conclusion, one sentence each."""
     names = _names(summary)
     entries = [(names[device], entry) for device, entry in summary["devices"].items()]
     if held_out := summary.get("held_out"):
@@ -111,7 +112,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _change(before: object, after: object) -> tuple[str, str]:
-    """A verb, and the figures that follow it."""
+    """A verb and the figures that follow it."""
     old, new = number(before), number(after)
     if old is None or new is None:
         return "was not measured", ""
@@ -120,11 +121,11 @@ def _change(before: object, after: object) -> tuple[str, str]:
     return "rose" if new > old else "fell", f" from {percent(old)} to {percent(new)}"
 
 
-# What the summary holds
+# Reading the summary
 
 
 def _names(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What to call each device: its style, and its id too where several have that style."""
+    """The displayed name of each device: its style, with its id if several have that style."""
     domains = {device: str(entry["domain"]) for device, entry in summary["devices"].items()}
     known = list(domains.values())
     return {
@@ -134,7 +135,7 @@ def _names(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pairs(summary: Mapping[str, Any], one: str, other: str) -> list[tuple[float, float]]:
-    """Two kinds of accuracy, of the devices that have both: else their means do not compare."""
+    """Two kinds of accuracy, only of devices that have both, so that their means compare."""
     accuracies = [entry["accuracy"] for entry in summary["devices"].values()]
     both = [(number(accuracy.get(one)), number(accuracy.get(other))) for accuracy in accuracies]
     return [(a, b) for a, b in both if a is not None and b is not None]
@@ -145,7 +146,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _column_mean(summary: Mapping[str, Any], kind: str) -> float | None:
-    """Over all devices; None where one of them has no such figure."""
+    """The mean over all devices; None if one of them has no such figure."""
     pairs = _pairs(summary, kind, kind)
     return _mean([a for a, _ in pairs]) if len(pairs) == len(summary["devices"]) else None
 

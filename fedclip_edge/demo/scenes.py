@@ -1,6 +1,6 @@
-"""A scene of the drawn world: a thing with its pose and its colours, still without a style.
+"""A scene of the drawn world: a thing with its pose and colours, before a style is applied.
 
-Law: a scene depends on the class and the seed alone, so one seed shows the same thing in every
+Law: a scene depends on the class and the seed only, so that one seed shows the same thing in every
 style.
 """
 
@@ -16,7 +16,7 @@ from fedclip_edge.demo.shapes import SHAPES
 
 Colour = tuple[int, int, int]
 
-# The words that captions use for the main colour, and what they mean before the jitter.
+# The words that captions use for the main colour, and their RGB values before the jitter.
 COLOURS: dict[str, Colour] = {
     "red": (205, 50, 45),
     "orange": (233, 132, 40),
@@ -31,7 +31,7 @@ COLOURS: dict[str, Colour] = {
 }
 _SKINS: tuple[Colour, ...] = ((250, 214, 184), (228, 180, 140), (188, 130, 92), (120, 78, 52))
 
-# What a thing is usually coloured like: main, second and third tone.
+# The usual colours of each thing, for its main, second and third tone.
 _USUAL: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "boat": (("brown", "red", "blue", "white"), ("white", "yellow", "red"), ("red", "blue")),
     "car": (("red", "blue", "yellow", "grey", "white", "green"), ("white", "grey"), ("grey",)),
@@ -47,7 +47,7 @@ _USUAL: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
                  ("brown", "grey")),
 }  # fmt: skip
 
-# How far each thing may lean, in degrees.
+# The largest lean of each thing, in degrees; 6 for the others.
 _LEAN = {"star": 36.0, "fish": 22.0, "flower": 14.0, "umbrella": 28.0, "cup": 9.0}
 
 
@@ -55,9 +55,11 @@ _LEAN = {"star": 36.0, "fish": 22.0, "flower": 14.0, "umbrella": 28.0, "cup": 9.
 class Scene:
     """A thing in its place.
 
-    `parts` are in pictures of side 1, from back to front; `colours` has a colour for every tone;
-    `ground` (background) and `floor` differ from the main colour; `horizon` is the height of the
-    line between the two, 0 at the top; `words` are adjectives for a caption, possibly none.
+    - `parts`: from back to front, in a picture of side 1;
+    - `colours`: one for every tone;
+    - `ground` (the background) and `floor`: different from the main colour;
+    - `horizon`: the height of the line between the two, from 0 at the top to 1;
+    - `words`: adjectives for a caption, possibly none.
     """
 
     parts: tuple[Part, ...]
@@ -69,7 +71,7 @@ class Scene:
 
 
 def compose(class_name: str, seed: int) -> Scene:
-    """The scene of a class and a seed. Raises KeyError for an unknown class."""
+    """The scene of a class and a seed; raises KeyError for an unknown class."""
     rng = random.Random(f"scene/{class_name}/{seed}")
     parts = SHAPES[class_name](rng)
     half = rng.uniform(0.29, 0.45)
@@ -101,7 +103,7 @@ def _colours(class_name: str, rng: random.Random) -> tuple[str, dict[Tone, Colou
     names = [rng.choice(choices if usual else tuple(COLOURS)) for choices in _USUAL[class_name]]
     main = COLOURS[names[0]] if names[0] else rng.choice(_SKINS)
     second, third = COLOURS[names[1]], COLOURS[names[2]]
-    for _ in range(20):  # parts of one thing must be told apart
+    for _ in range(20):  # the parts of a thing must be distinguishable
         if distance(main, second) > 90:
             break
         second = rng.choice(tuple(COLOURS.values()))
@@ -119,12 +121,12 @@ def _colours(class_name: str, rng: random.Random) -> tuple[str, dict[Tone, Colou
 
 
 def distance(one: Colour, other: Colour) -> float:
-    """How far two colours lie apart, 0 to 441."""
+    """The Euclidean distance of two RGB colours, 0 to 441."""
     return math.dist(one, other)
 
 
 def shaded(colour: Colour, factor: float) -> Colour:
-    """The colour made darker (below 1) or lighter (above 1, towards white)."""
+    """The colour, darkened by a factor below 1 or lightened towards white by one above 1."""
     if factor <= 1:
         red, green, blue = (int(c * factor) for c in colour)
     else:

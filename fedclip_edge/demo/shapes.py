@@ -1,8 +1,9 @@
-"""The ten things of the drawn world, as parts in a unit square, before any style is applied.
+"""The ten things of the drawn world, as lists of parts before any style is applied.
 
-Law: a shape knows nothing of styles; every style draws the same parts. Coordinates are x to
-the right and y down, and a shape stays within about -1 to 1 on both axes. Parts are listed from
-back to front.
+Law: a shape does not depend on the style; every style draws the same parts.
+
+x points to the right and y down, and a shape stays within about -1 to 1 on both axes. Parts are
+listed from back to front.
 """
 
 from __future__ import annotations

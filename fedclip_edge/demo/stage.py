@@ -1,8 +1,8 @@
-"""What a demo stands on, on disk: one folder of pictures per domain, a bundle, a configuration for
-the coordinator and one for each device.
+"""The files of a demo: a folder of pictures for each domain, a bundle, and configurations.
 
-A second demo in the same folder finds its pictures, its bundle and every device's feature cache
-there, and draws, exports and encodes nothing.
+There is one configuration for the coordinator and one for each device. A second demo in the same
+folder reuses its pictures, its bundle and every device's feature cache: it draws, exports and
+encodes nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Tables = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose."""
+    """The user's choices."""
 
     out: Path
-    data: Path | None = None  # a folder of domains, each a folder of classes; None draws them
+    data: Path | None = None  # holds DOMAIN/CLASS/*; None draws the pictures
     bundle: Path | None = None  # None exports the tiny CLIP
     hold_out: str = "cartoon"
     rounds: int = 30
@@ -62,7 +62,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything is there; the processes can be started."""
+    """The files that the demo's processes need, all in place."""
 
     settings: Settings
     bundle: Path
@@ -73,7 +73,11 @@ class Stage:
 
 
 def check(settings: Settings) -> None:
-    """Raises ConfigError, DataError or BundleError for what can be known before any work."""
+    """Check the settings before any work is done.
+
+    Raises ConfigError for options that are wrong or do not fit together, DataError for a folder of
+    pictures that cannot be used, and BundleError for a bundle that cannot.
+    """
     methods.get(settings.method).check_options(settings.options)
     domains = _domains(settings)
     if settings.hold_out not in domains:
@@ -105,9 +109,10 @@ def check(settings: Settings) -> None:
 
 
 def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
-    """Pictures and bundle, drawn and exported where they are not there yet.
+    """Draw the pictures and export the bundle, unless they are already there.
 
-    `check` has passed, and `settings.out` exists. Raises ConfigError, DataError, BundleError or ExportError.
+    `check` must have passed, and `settings.out` must exist. `say` is told of each slow step. Raises
+    ConfigError, DataError, BundleError or ExportError.
     """
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
@@ -127,7 +132,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
 
 
 def configure(stage: Stage, broker: BrokerAddress) -> None:
-    """Writes fleet.toml and every agent.toml, and clears the journal of an earlier demo."""
+    """Write fleet.toml and every agent.toml, and delete the journal of an earlier demo."""
     for path in stage.journal.parent.glob(stage.journal.name + "*"):
         path.unlink()
     settings = stage.settings
@@ -186,19 +191,20 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     missing = [one for one in drawn if not one[0].is_dir()]
     if missing:
         say(f"drawing {settings.per_class} pictures of each class in {len(missing)} styles")
-        # Ctrl-C reaches the whole group; the workers leave it to the parent, which ends them as it
-        # would be ended itself: forked, they tidy up at SIGTERM. No thread is at work here yet.
+        # Ctrl-C reaches the whole process group. The workers ignore it; the parent ends them with
+        # SIGTERM, at which they clean up, because they inherit its handler through fork. Forking is
+        # safe: no other thread runs here yet.
         ignore = (signal.SIGINT, signal.SIG_IGN)
         fork = multiprocessing.get_context("fork")
         with fork.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
             pool.starmap(world.write_pictures, missing, chunksize=1)
     for one in drawn:
-        world.write_pictures(*one)  # raises where others than these are there
+        world.write_pictures(*one)  # raises if other pictures are there
     return folder
 
 
 def _export(folder: Path, say: Callable[[str], None]) -> Path:
-    """The tiny CLIP's bundle, exported unless the very same weights were exported here before."""
+    """The tiny CLIP's bundle, exported unless one of the same weights is already there."""
     weights = hashlib.sha256((tiny_clip.FOLDER / _WEIGHTS).read_bytes()).hexdigest()
     marker = folder.with_name(folder.name + ".weights")
     if folder.exists() and marker.is_file() and marker.read_text(encoding="utf-8") == weights:
@@ -210,7 +216,7 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
             return folder
     say("exporting the tiny CLIP")
     from fedclip_edge.demo import gate_pictures
-    from fedclip_edge.exporting.bundles import export_open_clip  # seconds of imports
+    from fedclip_edge.exporting.bundles import export_open_clip  # takes seconds to import
     from fedclip_edge.exporting.recipe import Recipe, in_folder
 
     export_open_clip(
@@ -229,7 +235,7 @@ def _is_demo(out: Path) -> bool:
 
 
 def _toml(tables: Tables) -> str:
-    """Texts, numbers, lists and truth values are written alike in JSON and TOML."""
+    """The tables as TOML; strings, numbers, lists and booleans look the same in JSON."""
     lines = []
     for name, table in tables.items():
         lines += [f"\n[{name}]"] if name else []

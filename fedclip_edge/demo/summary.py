@@ -1,4 +1,4 @@
-"""What a demo measured, out of the coordinator's journal: summary.json and the table.
+"""The figures of a demo, from the coordinator's journal, for summary.json and the table.
 
 Every figure was reported by a device or counted by the coordinator; nothing is computed from
 pictures or features here.
@@ -25,7 +25,10 @@ Summary = Mapping[str, Any]
 
 
 def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
-    """The figures of a finished run; raises RunError where a device left no final report."""
+    """The figures of a finished run; `seconds` are the durations of its phases.
+
+    Raises RunError if the journal holds no run or a device did not evaluate the last model.
+    """
     with contextlib.closing(open_journal(stage.journal)) as journal:
         run = journal.last_run()
         if run is None:
@@ -51,15 +54,15 @@ def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summar
 
 
 def write(path: Path, summary: Summary) -> None:
-    """summary.json, whole or not at all."""
+    """Write summary.json atomically."""
     atomic.write_file(path, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def table(summary: Summary, columns: int | None = None) -> str:
-    """The closing table; on a terminal of fewer `columns` than it needs, accuracy and cost apart."""
+    """The final table; if it needs more than `columns`, accuracy and cost are separate."""
     kinds = ["zero_shot", "local", "federated"]
     if any("personal" in figures["accuracy"] for figures in summary["devices"].values()):
-        kinds.append("personal")  # a method that keeps a model of each device's own
+        kinds.append("personal")  # the method keeps a personal model on each device
     rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
     held_out = summary["held_out"]
     rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds))
@@ -103,7 +106,7 @@ def _per_round(total_bytes: int | None, rounds: int) -> int | None:
 
 
 def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
-    """The gain is the device's own model's where it has one, else the fleet's."""
+    """A row; the gain is the personal model's if the device has one, else the shared model's."""
     accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
     best = accuracy.get("personal", accuracy["federated"])
     gain = 100 * (best - accuracy["zero_shot"])

@@ -1,6 +1,6 @@
-"""Where the tiny CLIP lies and how it is asked: an open_clip folder made for the drawn world.
+"""The folder of the tiny CLIP, an open_clip model made for the drawn world.
 
-Law: nothing heavy is imported here; a path is enough for whoever does.
+Law: nothing heavy is imported here; callers that load the model need only its path.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ FOLDER = Path(__file__).resolve().parent / "tiny"
 
 
 def tokenizer_options(folder: Path = FOLDER) -> dict[str, str]:
-    """Keyword arguments for open_clip.get_tokenizer(f"local-dir:{folder}", ...).
+    """Keyword arguments for `open_clip.get_tokenizer(f"local-dir:{folder}", ...)`.
 
-    The folder's configuration names its merges by a relative path, which open_clip takes from
-    the working directory. Without the right path it fails, or, worse, numbers the tokens beyond
-    the vocabulary of this model.
+    The folder's configuration names its merges by a relative path, which open_clip resolves against
+    the working directory. Without the absolute path it fails or, worse, returns token ids outside
+    this model's vocabulary.
     """
     return {"bpe_path": str(folder.resolve() / "merges.txt.gz")}

@@ -1,12 +1,15 @@
-"""Trains the tiny CLIP on drawn pictures and their captions, and writes its folder.
+"""The training of the tiny CLIP on drawn pictures and their captions.
 
     python -m fedclip_edge.demo.train_tiny_clip --out DIR [--seed N]
 
-Laws: only the styles in SEEN are trained on; nothing is chosen by the test pictures; the
-vocabulary is learned from the captions themselves, so that all of the folder is our own; the
-same seed gives the same weights on one machine with the same library versions.
-
 The symmetric contrastive loss is that of CLIP (Radford et al. 2021, arXiv 2103.00020).
+
+Laws:
+- only the styles in SEEN are trained on;
+- nothing is chosen by the test pictures;
+- the vocabulary is learned from the captions themselves, so that everything in the folder is made
+  here;
+- the same seed gives the same weights on one machine with the same library versions.
 """
 
 from __future__ import annotations
@@ -36,12 +39,12 @@ from fedclip_edge.exporting.recipe import PROMPT
 from fedclip_edge.exporting.torchvision_ops import declare_missing
 
 TRAIN_PER_CLASS = 800  # of each seen style: 24,000 pictures
-EPOCHS = 10  # six leave the seen styles short of 85 %
+EPOCHS = 10  # after 6, the seen styles are still below 85 %
 BATCH = 256
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.1
 WARM_UP_STEPS = 100
-THREADS = 2  # one number, because sums depend on it in the last bits
+THREADS = 2  # fixed, because the last bits of sums depend on it
 VOCABULARY_CAPTIONS = 9_000  # enough to hold every word that a caption can have
 MERGES = 400  # upper limit; the captions hold fewer
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
@@ -52,15 +55,15 @@ _TRAIN_SEEDS_FROM = 10_000  # so that no training seed equals the test seed
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 
-Tokenizer = Callable[[list[str]], torch.Tensor]  # texts -> token ids i64 (N, 24)
+Tokenizer = Callable[[list[str]], torch.Tensor]  # texts -> token ids int64 (N, 24)
 
 log = logging.getLogger(__name__)
 
 
 def write_vocabulary(folder: Path) -> int:
-    """Learns merges from captions, writes merges.txt.gz, and returns how many there are.
+    """Learn merges from captions, write merges.txt.gz, and return the number of merges.
 
-    Every run writes the same file, whatever its seed.
+    The file does not depend on the training's seed.
     """
     rng = random.Random("vocabulary")
     corpus = []
@@ -73,7 +76,7 @@ def write_vocabulary(folder: Path) -> int:
 
 
 def configuration(merges: int) -> dict[str, Any]:
-    """What open_clip_config.json says, for a vocabulary with that many merges."""
+    """The content of open_clip_config.json, for a vocabulary with `merges` merges."""
     return {
         "model_cfg": {
             "embed_dim": 128,
@@ -104,9 +107,12 @@ def configuration(merges: int) -> dict[str, Any]:
 
 
 def load(folder: Path, *, weights: bool = True) -> tuple[Any, Tokenizer]:
-    """The model in fp32, in evaluation mode, and its tokenizer, through open_clip."""
+    """Load the model, in float32 and evaluation mode, and its tokenizer with open_clip.
+
+    Without `weights` the model is freshly initialised from torch's random state.
+    """
     declare_missing()
-    # Its home is exporting/; training is the one exception.
+    # Elsewhere only exporting/ imports open_clip.
     import open_clip
 
     name = f"local-dir:{folder}"
@@ -116,7 +122,7 @@ def load(folder: Path, *, weights: bool = True) -> tuple[Any, Tokenizer]:
 
 
 def picture_bytes(style: str, class_name: str, seed: int, count: int) -> bytes:
-    """`count` pictures of the data set `seed`, one after the other, 64 x 64 x 3 bytes each."""
+    """The first `count` pictures of the data set `seed`: uint8 (count, 64, 64, 3) as bytes."""
     return b"".join(
         draw(class_name, style, picture_seed(style, seed, i)).tobytes() for i in range(count)
     )
@@ -125,7 +131,11 @@ def picture_bytes(style: str, class_name: str, seed: int, count: int) -> bytes:
 def pictures(
     styles: Sequence[str], seed: int, per_class: int, workers: int = 1
 ) -> tuple[torch.Tensor, list[tuple[str, str, int]]]:
-    """Draws a data set: pixels u8 (N, 3, 64, 64), and (class, style, picture seed) of each."""
+    """Draw a data set: pixels uint8 (N, 3, 64, 64), and (class, style, picture seed) of each.
+
+    It has `per_class` pictures of every class in every style, ordered by style and then by class.
+    They are drawn in `workers` processes.
+    """
     groups = [(style, class_name) for style in styles for class_name in CLASSES]
     tasks = [(*group, seed, per_class) for group in groups]
     if workers > 1:
@@ -144,20 +154,20 @@ def pictures(
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """u8 (N, 3, 64, 64) -> f32 of the same shape, as the folder's preprocessing has it."""
+    """Pixels uint8 (N, 3, 64, 64) as float32 of the same shape, normalised by MEAN and STD."""
     mean, std = torch.tensor(MEAN).reshape(3, 1, 1), torch.tensor(STD).reshape(3, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
 def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Raw features f32 (N, 128) of pixels u8 (N, 3, 64, 64)."""
+    """Raw features float32 (N, 128) of pixels uint8 (N, 3, 64, 64)."""
     with torch.inference_mode():
         parts = [model.encode_image(normalised(part)) for part in torch.split(pixels, BATCH)]
     return torch.cat(parts)
 
 
 def text_features(model: Any, tokenizer: Tokenizer) -> torch.Tensor:
-    """Unit features f32 (10, 128) of the prompt of every class, in the order of CLASSES."""
+    """Unit text features float32 (C, 128) of the prompt of every class, in CLASSES' order."""
     with torch.inference_mode():
         texts = model.encode_text(tokenizer([PROMPT.format(c) for c in CLASSES]))
     return functional.normalize(texts, dim=-1)
@@ -171,7 +181,10 @@ def zero_shot_percent(
     per_class: int,
     workers: int = 1,
 ) -> dict[str, float]:
-    """Zero-shot accuracy of every style, in percent, on pictures drawn for this purpose."""
+    """Zero-shot accuracy on each style, in percent and rounded to one digit.
+
+    It is measured on `per_class` newly drawn pictures of every class.
+    """
     texts = text_features(model, tokenizer)
     accuracy = {}
     for style in STYLES:
@@ -183,7 +196,7 @@ def zero_shot_percent(
 
 
 def _train(folder: Path, seed: int, epochs: int) -> None:
-    """Trains from scratch and writes open_clip_model.safetensors in fp16."""
+    """Train from scratch and write open_clip_model.safetensors in fp16."""
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
@@ -238,7 +251,10 @@ def _train(folder: Path, seed: int, epochs: int) -> None:
 
 
 def build(out: Path, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
-    """Trains, measures and writes the folder `out`, which is replaced; returns the figures."""
+    """Train and measure the model, write the folder `out` and return the figures.
+
+    An existing `out` is replaced, but only after training and measuring have succeeded.
+    """
     torch.set_num_threads(THREADS)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -273,10 +289,10 @@ def build(out: Path, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
 
 
 def measure(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
-    """Measures the weights in `folder` and writes figures.json and MODEL_CARD.md beside them.
+    """Measure the weights in `folder` and write figures.json and MODEL_CARD.md beside them.
 
-    `training` holds the figures that only the training knows. Returns them with the measured
-    ones: the one source that the card, and the test of the weights, are made from.
+    `training` holds the figures that only the training knows. Returns them together with the
+    measured ones; the model card and the test of the weights use no other figures.
     """
     model, tokenizer = load(folder)
     pixels, _ = pictures(SEEN, TEST_SEED, 10)
@@ -297,7 +313,7 @@ def measure(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and trains."""
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Trains the tiny CLIP of the drawn world.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, replaced")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

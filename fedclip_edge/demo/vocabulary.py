@@ -1,6 +1,8 @@
-"""Byte-pair merges (Sennrich et al. 2016, arXiv 1508.07909) learned from captions.
+"""Byte-pair merges that are learned from captions.
 
-Law: the same texts give the same merges, and the same merges the same bytes on disk.
+Source: Sennrich et al. 2016, arXiv 1508.07909.
+
+Law: the same texts give the same merges, and the same merges give the same bytes on disk.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from pathlib import Path
 
 
 def learn_merges(texts: Iterable[str], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair merges of the words in `texts`, most frequent first.
+    """At most `limit` byte-pair merges of the words in `texts`, most frequent first.
 
-    Words are what stands between spaces and must be of ASCII letters. Ties are broken by the
-    alphabet, so the result depends on the texts alone. At most `limit` merges.
+    Words are separated by whitespace and must consist of ASCII letters. Ties are broken
+    alphabetically, so the result depends on the texts and the limit only.
     """
     counts = collections.Counter(word for text in texts for word in text.split())
     words = {(*word[:-1], word[-1] + "</w>"): n for word, n in counts.items()}
@@ -48,9 +50,10 @@ def _merged(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def write_merges(merges: Sequence[tuple[str, str]], path: Path) -> None:
-    """Writes merges as open_clip's SimpleTokenizer reads them; the same merges, the same bytes.
+    """Write merges as a gzip file that open_clip's SimpleTokenizer reads.
 
-    A line feed at the end would add an empty merge, and so shift the ids of the special tokens.
+    Equal merges give equal bytes. There is no line feed at the end: it would add an empty merge,
+    and so shift the ids of the special tokens.
     """
     text = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)])
     with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:

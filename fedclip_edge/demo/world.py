@@ -1,8 +1,10 @@
 """The drawn world: pictures of ten things in several styles, for a demo that needs no download.
 
-Laws: a picture depends on its class, its style and its seed alone, in every process (on one
-version of Pillow: another may round pixels differently, so compare accuracies and never picture
-hashes across machines). The tiny CLIP has seen the styles in SEEN and never those in UNSEEN.
+Laws:
+- a picture depends on its class, its style and its seed only, in every process. This holds on one
+  version of Pillow: another may round pixels differently, so compare accuracies and never picture
+  hashes across machines;
+- the tiny CLIP was trained on the styles in SEEN and on none of those in UNSEEN.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from fedclip_edge.demo.scenes import Scene, compose
 from fedclip_edge.demo.shapes import SHAPES
 from fedclip_edge.errors import ConfigError
 
-CLASSES: tuple[str, ...] = tuple(sorted(SHAPES))  # as folders are listed
+CLASSES: tuple[str, ...] = tuple(sorted(SHAPES))  # in the order in which folders are listed
 SEEN: tuple[str, ...] = ("photo", "painting", "poster")
 UNSEEN: tuple[str, ...] = ("sketch", "cartoon", "chalk", "neon")
 STYLES: tuple[str, ...] = SEEN + UNSEEN
@@ -37,12 +39,12 @@ _PAINTERS: dict[str, Callable[[Scene, random.Random], Image.Image]] = {
     "neon": lined.neon,
 }
 
-# To be raised with any change of what is drawn, so that folders drawn before are not re-used.
+# Raise it with any change of the drawings, so that folders drawn before are not reused.
 VERSION = 1
 _MARKER = ".world.json"
 
-# How captions name a style; sometimes they name none. None of the words is that of an unseen
-# style, which the tiny CLIP therefore has never heard either.
+# The words of captions for a style; some captions name none. No word names an unseen style, so
+# that the tiny CLIP is not trained on those words either.
 _STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "photo": ("photo", "photograph"),
     "painting": ("painting", "oil painting"),
@@ -51,7 +53,7 @@ _STYLE_WORDS: dict[str, tuple[str, ...]] = {
 
 
 def draw(class_name: str, style: str, seed: int) -> Image.Image:
-    """One picture, 64 x 64, mode RGB. The same seed shows the same thing in every style.
+    """One picture, 64 x 64 pixels, mode RGB; a seed shows the same thing in every style.
 
     Raises ConfigError for an unknown class or style.
     """
@@ -61,7 +63,7 @@ def draw(class_name: str, style: str, seed: int) -> Image.Image:
 
 
 def adjectives(class_name: str, seed: int) -> tuple[str, ...]:
-    """Words that are true of what `draw` shows: a size, a colour, both or neither.
+    """Words that describe the thing in the picture of `draw`: a size, a colour, both or none.
 
     Raises ConfigError for an unknown class.
     """
@@ -69,7 +71,7 @@ def adjectives(class_name: str, seed: int) -> tuple[str, ...]:
 
 
 def caption(class_name: str, style: str, rng: random.Random, words: Sequence[str] = ()) -> str:
-    """A training caption: names the class always, the style and each of `words` sometimes.
+    """A training caption: it always names the class, sometimes the style and each of `words`.
 
     Raises ConfigError for an unknown class or style.
     """
@@ -87,18 +89,18 @@ def caption(class_name: str, style: str, rng: random.Random, words: Sequence[str
         return f"{_article(thing)} {thing} in {_article(kind)} {kind}"
     if form == 2:
         return f"this {kind} shows {_article(thing)} {thing}"
-    return f"{_article(kind)} {kind} of a {thing}"  # as a prompt template has it
+    return f"{_article(kind)} {kind} of a {thing}"  # the form of a prompt template
 
 
 def write_pictures(folder: Path, style: str, per_class: int, seed: int) -> None:
-    """Draws `per_class` pictures of every class into folder/CLASS/0001.png and so on.
+    """Draw `per_class` pictures of every class into folder/CLASS/0001.png and so on.
 
-    They are drawn beside the folder, which is then renamed, so that a half-written folder never
-    appears. A folder that holds exactly these pictures already is left as it is. Pictures of
+    They are drawn in a temporary folder, which is then renamed, so that a half-written folder never
+    appears. A folder that already holds exactly these pictures is left as it is. Pictures of
     different styles or seeds show different things.
 
-    Raises ConfigError for an unknown style, for a `per_class` below 1, and when the folder
-    exists and holds anything else.
+    Raises ConfigError for an unknown style, for a `per_class` below 1, and if the folder exists and
+    holds anything else.
     """
     _known("style", style, STYLES)
     if per_class < 1:
@@ -122,7 +124,7 @@ def write_pictures(folder: Path, style: str, per_class: int, seed: int) -> None:
                 picture = draw(class_name, style, picture_seed(style, seed, i))
                 picture.save(draft / class_name / f"{i + 1:04d}.png")
         (draft / _MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
-        draft.chmod(0o755)  # a temporary folder is private, a folder of pictures is not
+        draft.chmod(0o755)  # mkdtemp makes it private
         draft.rename(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -130,7 +132,7 @@ def write_pictures(folder: Path, style: str, per_class: int, seed: int) -> None:
 
 
 def picture_seed(style: str, seed: int, index: int) -> int:
-    """The seed of a picture of a folder or a data set, from that of the whole."""
+    """The 48-bit seed of picture `index` in the data set `seed`, whose pictures are of `style`."""
     return random.Random(f"pictures/{style}/{seed}/{index}").getrandbits(48)
 
 

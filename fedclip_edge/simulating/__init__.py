@@ -1,1 +1,1 @@
-"""Many virtual devices on one machine, through the functions of agents and coordinator."""
+"""Simulation of many virtual devices on one machine, with the agents' and coordinator's code."""

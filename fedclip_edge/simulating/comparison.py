@@ -1,4 +1,4 @@
-"""Every run of a simulation, one after the other: seeds, held-out domains, settings."""
+"""The runs of a simulation in sequence: over seeds, held-out domains and settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedclip_edge.simulating.workers import Hosts
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user chose."""
+    """The user's choices."""
 
     settings: tuple[Setting, ...]
     split: Split
@@ -32,22 +32,26 @@ class Choices:
     shots: int | None = None
     hold_out: str = ""  # a domain, or "all" for each in turn
     base_to_new: bool = False
-    least: int = 5  # training pictures that are enough for a device
+    least: int = 5  # training pictures that a device needs; domain splits ignore it
     noisy: float = 0.0  # share of the devices that send noise
 
 
 @dataclass(frozen=True)
 class Step:
-    """A round of a run is done; the last one brings the outcomes."""
+    """A finished round of a run; the run's last round carries its outcomes."""
 
     run: results.Run
     round: int
-    lines: str  # for the CSV
+    lines: str  # of the CSV, for this round
     outcomes: tuple[results.Outcome, ...] = ()
 
 
 def check(choices: Choices, pool: Pool) -> None:
-    """Raises ConfigError and DataError for what can be known before any work."""
+    """Check the choices against the pool before anything is trained.
+
+    Raises ConfigError or DataError for an unknown held-out domain, for a split that does not fit
+    the pool, and for --base-to-new with too few classes or with a method that learns per class.
+    """
     domains = held_out(choices, pool)
     for domain in domains:
         deal_of(choices, pool, choices.first_seed, domain)
@@ -65,7 +69,10 @@ def check(choices: Choices, pool: Pool) -> None:
 
 
 def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
-    """The domains to hold out in turn; one empty name where none is."""
+    """The domains to hold out, one after the other; ("",) if none is held out.
+
+    Raises DataError if the pool has fewer than two domains, and ConfigError for an unknown domain.
+    """
     if not choices.hold_out:
         return ("",)
     if len(pool.domains) < 2:
@@ -84,7 +91,7 @@ def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
 
 
 def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
-    """The devices of one seed and held-out domain."""
+    """The fleet for one seed and one held-out domain; raises as `deal` does."""
     return deal(
         pool,
         choices.split,
@@ -98,18 +105,22 @@ def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
 
 
 def views(choices: Choices, pool: Pool) -> tuple[View, ...]:
-    """The classes that pictures are told apart by: all, or the first half and then the others."""
+    """The sets of classes to evaluate on: all classes, or base and then new classes.
+
+    Base classes are the first half, rounded up. Raises DataError for --base-to-new with fewer than
+    four classes.
+    """
     count = len(pool.classes.names)
     if not choices.base_to_new:
         return (View("", pool.classes, np.arange(count)),)
     if count < 4:
         raise DataError(f"--base-to-new needs four classes or more, there are {count}")
-    half = -(-count // 2)  # as CoOp and its followers: the first half, rounded up
+    half = -(-count // 2)  # rounded up, as in CoOp and the work based on it
     return (_view("base", pool.classes, 0, half), _view("new", pool.classes, half, count))
 
 
 def count_rounds(choices: Choices, pool: Pool) -> int:
-    """Of all runs together, the initial model's evaluation counting as one."""
+    """The number of rounds of all runs together; evaluating the initial model counts as one."""
     rounds = sum(setting.plan.rounds + 1 for setting in choices.settings)
     return rounds * choices.seeds * len(held_out(choices, pool))
 
@@ -117,7 +128,11 @@ def count_rounds(choices: Choices, pool: Pool) -> int:
 def compare(
     choices: Choices, pool: Pool, hosts: Hosts, note: Callable[[str], None]
 ) -> Iterator[Step]:
-    """Runs everything, a step for each round; `note` is told of what a reader must know."""
+    """Run every seed, held-out domain and setting, and yield a step after each round.
+
+    `note` is called with a sentence if devices had to take training pictures from others. Raises as
+    `deal` and `federate` do.
+    """
     shown = views(choices, pool)
     for seed in range(choices.first_seed, choices.first_seed + choices.seeds):
         for domain in held_out(choices, pool):
@@ -146,7 +161,7 @@ def compare(
 
 def _task(run: results.Run, pool: Pool, shown: tuple[View, ...]) -> Task:
     plan: Plan = replace(run.setting.plan, seed=run.seed)
-    if run.setting.line == "pooled":  # nothing travels, so nothing is lost on the way
+    if run.setting.line == "pooled":  # nothing is sent, so no codec loses precision
         plan = replace(plan, codec_up="fp32", codec_down="fp32")
     digest = hashlib.sha256(f"{run.setting.label}/{run.seed}/{run.held_out}".encode()).hexdigest()
     return Task(f"run-{digest[:8]}", plan, run.setting.line, shown, pool.encoder_id, pool.dim)

@@ -1,8 +1,10 @@
-"""One simulated run: the round, as ARCHITECTURE.md has it, as a loop.
+"""The loop of one simulated run, with the round of ARCHITECTURE.md.
 
-Laws: a run over the same devices comes to the model that a real coordinator and real sessions come
-to, byte for byte; memory does not grow with the number of rounds; nothing but the plan, the devices
-and the features decides the figures.
+Laws:
+- over the same devices, a run gives the same model as a real coordinator and real agents, byte for
+  byte;
+- memory does not grow with the number of rounds;
+- the figures depend on the plan, the devices and the features only.
 """
 
 from __future__ import annotations
@@ -27,23 +29,24 @@ _NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What is known once the model of `round` closed rounds was evaluated by everybody.
+    """The results after `round` closed rounds, when every device has evaluated the model.
 
-    Bytes are those of the payloads that went to and from each device so far.
+    Byte counts are those of the payloads to and from each device so far.
     """
 
     round: int
-    model: Model | None  # the coordinator's, in float32; None where every device has its own
-    figures: Mapping[tuple[str, str], Evaluation]  # by device and view
+    model: Model | None  # the coordinator's, in float32; None if every device has its own
+    figures: Mapping[tuple[str, str], Evaluation]  # by (device, view)
     zero_shot: Mapping[tuple[str, str], Evaluation]
     up_bytes: Mapping[str, int]
     down_bytes: Mapping[str, int]
 
 
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
-    """The rounds of a run, from 0, the initial model, to the plan's last.
+    """Run all rounds and yield their results, from round 0 (the initial model) to the last.
 
-    Raises PeerError and ConfigError as the functions of agents and coordinator do.
+    Raises PeerError, ConfigError and DataError as the functions of agents and coordinator do, and
+    RunError if a worker process is gone.
     """
     plan, devices = task.plan, _participants(task, fleet)
     hosts.start_run(task, devices)
@@ -84,7 +87,7 @@ def _announce(task: Task, model: Model, plan: Plan, *, is_last: bool) -> Announc
 
 
 def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
-    """Who trains and who evaluates; on the pooled line one trains on what all have."""
+    """The devices of a run; on the pooled line one extra device trains on all training pictures."""
     devices = list(fleet.devices)
     if task.line == "pooled":
         train, validation = (
@@ -95,6 +98,6 @@ def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
             Device(POOLED, np.sort(train), np.sort(validation), _NONE),
             *(replace(device, train=_NONE, validation=_NONE) for device in devices),
         ]
-    if fleet.held_out is not None and task.line != "local":  # it has no device of its own
+    if fleet.held_out is not None and task.line != "local":  # on the local line it has no model
         devices.append(fleet.held_out)
     return devices

@@ -1,8 +1,8 @@
-"""Some virtual devices of one run: what they hold, train, send and measure.
+"""A host of some virtual devices of one run: their data, training, uploads and evaluation.
 
-A device's round is the agent's: `learning/local.py` fits, `upload.encode` packs with error
-feedback, and what the coordinator does with the bytes follows at once, `wire.unpack_contribution` and
-an exact sum. Partial sums are exact too, so it does not matter which host has which device.
+A device's round is the agent's: `learning/local.py` trains, and `upload.encode` packs the update
+with error feedback. The coordinator's part follows at once: `wire.unpack_contribution` and an exact
+sum. Partial sums are exact too, so the result does not depend on which host has which device.
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ from fedclip_edge.records import (
 from fedclip_edge.simulating.settings import Line
 from fedclip_edge.simulating.splits import Device
 
-NOISE = 100.0  # times an honest update's norm: a mean over hundreds of devices drowns in it
+NOISE = 100.0  # times an honest update's norm: it dominates a mean over hundreds of devices
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The classes that pictures are told apart by; the first of a run is what it trains on."""
+    """A set of classes to evaluate on; a run trains on the first of its views."""
 
     name: str  # empty, base or new
     classes: ClassTexts
-    place: I64  # (C,) of each class of the pool its place here, -1 for none
+    place: I64  # (C of the pool,) index of each of the pool's classes in this view, -1 for none
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What all hosts of a run must know."""
+    """The settings of a run that every host needs."""
 
     run: str
     plan: Plan
     line: Line
     views: tuple[View, ...]
     encoder_id: str
-    dim: int
+    dim: int  # D
 
 
 @dataclass(frozen=True, eq=False)
 class Announcement:
-    """The model of a round, in the bytes that are published."""
+    """The model of a round as published; payload and version are empty on the local line."""
 
     payload: bytes
-    version: str
-    is_last: bool  # nobody trains on it
+    version: str  # SHA-256 of the payload in hex
+    is_last: bool  # no device trains on it
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What one host's devices made of an announcement."""
+    """The result of one round on one host."""
 
     total: Total
-    up_bytes: Mapping[str, int]  # of each device that trained
-    # By device and view, of those that have test pictures there.
+    up_bytes: Mapping[str, int]  # payload size of each device that trained
+    # By (device, view), for the devices with test pictures of the view.
     figures: Mapping[tuple[str, str], Evaluation]
-    zero_shot: Mapping[tuple[str, str], Evaluation]  # in the first answer alone: it never changes
+    zero_shot: Mapping[tuple[str, str], Evaluation]  # in the first answer only: it never changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +88,12 @@ class _Sides:
 
 @dataclass(eq=False)
 class Host:
-    """The devices of one run in one process."""
+    """The devices of one run that live in one process."""
 
     task: Task
     devices: Sequence[Device]
     vectors: F32  # (N, D) of the whole pool
-    labels: I64
+    labels: I64  # (N,)
     _carried: dict[str, CarryOver] = field(default_factory=dict)
     _alone: dict[str, local.Alone] = field(default_factory=dict)
     _measured_zero_shot: bool = False
@@ -101,7 +101,12 @@ class Host:
     _digest: str = ""
 
     def run_round(self, announced: Announcement) -> Answer:
-        """One round of every device here: each evaluates the model, and trains from it."""
+        """Evaluate the announced model on every device, and train on it unless it is the last.
+
+        On the local line every device evaluates and trains its own model. Raises PeerError if the
+        payload is no model of the plan or an update exceeds the plan's bounds, and DataError if the
+        features do not fit the classes.
+        """
         plan = self.task.plan
         total, up_bytes = strategies.total(plan), {}
         figures: dict[tuple[str, str], Evaluation] = {}
@@ -142,7 +147,7 @@ class Host:
     def _contribute(
         self, device: Device, model: Model, announced: Announcement, total: Total
     ) -> int:
-        """Adds the device's contribution to `total`; its size in bytes."""
+        """Add the device's contribution to `total`; return the size of its payload in bytes."""
         task, plan = self.task, self.task.plan
         before = self._carried.get(device.name, CarryOver())
         update, state = local.fit(
@@ -184,10 +189,11 @@ class Host:
 
 
 def noise(update: Update, plan: Plan, seed: str) -> Update:
-    """What a broken or hostile device sends in an update's place, of the same layout.
+    """A random update with the layout of `update`, as a broken or hostile device might send it.
 
-    Arrays are drawn from a normal distribution, NOISE times the update's norm in all, but within what
-    the plan admits; sums are drawn evenly up to the largest that the update has.
+    The delta is drawn from a normal distribution and scaled to NOISE times the norm of the update's
+    delta, at most 0.9 times what the plan admits. Each array of sums is drawn uniformly from 0 to
+    its largest number. Equal arguments give equal noise.
     """
     digest = hashlib.sha256(seed.encode())
     for term in update.delta.values():

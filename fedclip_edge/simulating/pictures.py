@@ -1,4 +1,4 @@
-"""The pool of a folder of pictures: encoded once, and split by picture hash as agents split."""
+"""The pool of a picture folder: each picture encoded once and split by its hash, as agents do."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from fedclip_edge.vision.encoder import open_encoder
 def read_pictures(
     folder: Path, bundle: Bundle, config: EncoderConfig, cache: Path, progress: Progress | None
 ) -> tuple[Pool, tuple[Skipped, ...]]:
-    """The pool of `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*, and what could not be used.
+    """The pool of `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*, and the files that were skipped.
 
-    Raises DataError as `read_folder`, and BundleError where the encoder fails.
+    `cache` is the path of a feature cache. Raises DataError as `read_folder` does and if no picture
+    can be read, and BundleError if the encoder fails.
     """
     datasets = _datasets(folder, bundle.classes.names)
-    sides: list[tuple[Picture, int, int]] = []  # with side and domain
+    sides: list[tuple[Picture, int, int]] = []  # picture, side, index of its domain
     skipped: list[Skipped] = []
     for place, dataset in enumerate(datasets.values()):
         halves = split(dataset, DataConfig(folder))
@@ -61,7 +62,7 @@ def read_pictures(
 
 
 def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
-    """By domain; under "" where the folders are the classes themselves."""
+    """Datasets by domain; under the key "" if the folders are the classes themselves."""
     inside = sorted(
         entry
         for entry in (folder.iterdir() if folder.is_dir() else ())

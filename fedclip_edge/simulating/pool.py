@@ -1,7 +1,6 @@
-"""All features of a simulation: of pictures through a bundle's encoder, or somebody's own arrays.
+"""The features of a simulation: encoded from pictures, or read from an array file (.npz).
 
-Law: nothing is trained or evaluated on before its array was checked whole; what is wrong is
-refused by the array's name.
+Law: every array is checked completely before it is used, and an error names the array.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from fedclip_edge.vision.datasets import side_of
 
 TRAIN, VALIDATION, TEST = range(3)
 _SIDE = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-LOGIT_SCALE = 100.0  # of OpenAI's models, where an array file names none
+LOGIT_SCALE = 100.0  # of OpenAI's models; used if an array file has no logit_scale
 _REQUIRED = ("train_x", "train_y", "test_x", "test_y")
 _TEXTS = ("class_texts", "classes")
 _GROUPS = ("train_group", "test_group")
@@ -33,32 +32,41 @@ _KNOWN = (*_REQUIRED, *_TEXTS, *_GROUPS, "logit_scale")
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Every picture's raw feature, its label, its side and its domain."""
+    """The raw feature, label, side and domain of every picture."""
 
     classes: ClassTexts
     encoder_id: str
     vectors: F32  # (N, D)
     labels: I64  # (N,)
     sides: U8  # (N,) TRAIN, VALIDATION or TEST
-    domains: tuple[str, ...]  # none where nothing is known of domains
-    domain_of: I64  # (N,) index into `domains`; zeros without any
+    domains: tuple[str, ...]  # empty if no domains are known
+    domain_of: I64  # (N,) index into `domains`; zeros if it is empty
 
     @property
     def dim(self) -> int:
-        """D."""
+        """The feature width D."""
         return int(self.vectors.shape[1])
 
     def rows(self, side: int) -> I64:
-        """Of all pictures on that side."""
+        """Rows, ascending, of the pictures on `side` (TRAIN, VALIDATION or TEST)."""
         return np.flatnonzero(self.sides == side)
 
 
 def read_features(path: Path, validation: float, bundle: Bundle | None = None) -> Pool:
-    """The pool of an array file; a share of the training rows is set aside for validation.
+    """Read a pool from an .npz file, and set part of the training rows aside for validation.
 
-    The side of a row follows from its bytes, so that exact copies stay together. Class texts come
-    from `bundle` where the file holds none. Raises DataError naming the array, and BundleError
-    where the bundle's encoder is of another width.
+    The file holds these arrays:
+    - train_x and test_x: raw features (N, D), read as float32;
+    - train_y and test_y: labels (N,), integers from 0 to C - 1;
+    - class_texts (C, D) and classes (C,): text vectors, scaled to unit length here, and names;
+      `bundle` gives both if the file has neither;
+    - optional: train_group and test_group (N,), the domains; logit_scale, one number.
+
+    `validation` is the fraction of the training rows to set aside. The side of a row is derived
+    from its bytes, so that exact copies stay on one side.
+
+    Raises DataError, naming the array, if one is missing, unknown or malformed. Raises BundleError
+    if the bundle has another feature width or other classes than the file.
     """
     arrays = _load(path)
     texts = _class_texts(path, arrays, bundle)

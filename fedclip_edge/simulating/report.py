@@ -1,4 +1,4 @@
-"""The report of a simulation: accuracy by round and by byte sent, and every figure of the table."""
+"""The HTML report of a simulation: accuracy by round and by bytes sent, and the whole table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BYTES = "bytes to and from all participants, models and updates"
 
 @dataclass(frozen=True)
 class Drawing:
-    """One chart of the page, for a desk and for a phone."""
+    """One chart of the page, in a wide and a narrow layout."""
 
     title: str
     about: str
@@ -39,7 +39,10 @@ class Drawing:
 def write_report(
     path: Path, rows: Sequence[Row], outcomes: Sequence[Outcome], whole: Mapping[str, Any]
 ) -> None:
-    """Writes the page, whole or not at all; `whole` is the content of summary.json."""
+    """Write the page atomically; `whole` is the content of summary.json.
+
+    There must be at least one row. Raises OSError if the disk refuses.
+    """
     values = {
         "version": __version__,
         "whole": whole,
@@ -57,7 +60,10 @@ def write_report(
 
 
 def best(rows: Sequence[Row]) -> str:
-    """The comparison in one sentence: the best federated mean, beside the zero-shot line."""
+    """One sentence that compares the best federated mean with zero-shot.
+
+    If no setting sent anything, it names the best of all. There must be at least one row.
+    """
     last = [row for row in rows if row.held_out == rows[-1].held_out and row.mean is not None]
     sent = [row for row in last if row.up_bytes > 0] or last
     if not sent:
@@ -73,7 +79,7 @@ def best(rows: Sequence[Row]) -> str:
 
 
 def drawings(outcomes: Sequence[Outcome]) -> list[Drawing]:
-    """By round and by bytes, on the participants' and on the held-out pictures."""
+    """Charts by round and by bytes, for the participants' own and for the held-out pictures."""
     found = []
     views = dict.fromkeys(one.view for one in outcomes)
     for view in views:

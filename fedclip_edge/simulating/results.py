@@ -1,10 +1,10 @@
-"""What a simulation found: rows for the CSV as it goes, and an outcome for each finished run.
+"""The results of a simulation: CSV rows for each round, and an outcome for each finished run.
 
 The CSV's columns are `method, seed, split, held_out, device, round, top1, zero_shot, bytes_up,
 bytes_down`. Accuracies are fractions on test pictures, empty for a device that has none. Bytes are
-those of the payloads so far, chunk headers and control messages apart. The device `all` is the fleet
-without the held-out domain: its accuracy is over all test pictures together, its bytes are added up.
-In base-to-new, `split` says base or new as well.
+those of the payloads so far, without chunk headers and control messages. The device `all` is the
+fleet without the held-out domain: its accuracy is that over all test pictures together, and its
+bytes are the sum over the devices. With --base-to-new, `split` also says base or new.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ class Run:
     setting: Setting
     seed: int
     split: str
-    held_out: str  # empty without one
+    held_out: str  # empty if none
     views: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A round in the charts."""
+    """One round in the charts."""
 
     round: int
-    mean: float | None  # of the participants' top-1; None where nobody has test pictures
+    mean: float | None  # of the participants' top-1; None if none has test pictures
     held_out: float | None
     body_bytes: int  # up and down, of all participants so far
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run under one view."""
+    """The result of a finished run in one view."""
 
     run: Run
     view: str
@@ -72,12 +72,12 @@ class Outcome:
 
 
 def header() -> str:
-    """The CSV's first line."""
+    """The header line of the CSV."""
     return _lines([COLUMNS])
 
 
 def rows(run: Run, fleet: Fleet, found: Round) -> str:
-    """The CSV's lines for one round."""
+    """The CSV lines of one round."""
     lines = []
     names = [device.name for device in fleet.devices]
     for view in run.views:
@@ -99,7 +99,7 @@ def rows(run: Run, fleet: Fleet, found: Round) -> str:
 
 
 class Following:
-    """Takes the rounds of one run as they come, and keeps what the outcome needs."""
+    """A collector of one run's rounds; it keeps only what the outcomes need."""
 
     def __init__(self, run: Run, fleet: Fleet) -> None:
         self._run = run
@@ -118,7 +118,7 @@ class Following:
             points.append(Point(found.round, mean, None if apart is None else apart.top1, spent))
 
     def outcomes(self) -> Iterator[Outcome]:
-        """One for each view."""
+        """One outcome for each view; at least one round must have been added."""
         last = self._last
         assert last is not None
         for view, points in self._points.items():

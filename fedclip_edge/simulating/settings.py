@@ -1,11 +1,11 @@
-"""What `--methods` says: methods, lines and settings side by side.
+"""The parser of `--methods`: the methods, lines and settings to compare.
 
     zeroshot,fedclip,fedclip@lr=1e-3,loss=cross-entropy,fedclip:local,ridge:pooled@lambda=0.3
 
-A name is followed by `:local` (each device alone, the lower line) or `:pooled` (all training pictures on
-one device, the upper line), then by `@` and options of the method or of the plan (rounds, strategy,
-codec_up, ...); `strategy.NAME` is an option of the strategy. A `name=value` after a comma belongs to the
-setting before it.
+A name may be followed by `:local` (each device trains alone, the lower line) or `:pooled` (one
+device trains on all training pictures, the upper line), and then by `@` and options of the method
+or of the plan (rounds, strategy, codec_up, ...). `strategy.NAME` is an option of the strategy. A
+`name=value` after a comma belongs to the setting before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedclip_edge.records import Plan, Scalar
 
 Line = Literal["federated", "local", "pooled"]
 _LINES: Mapping[str, Line] = {"": "federated", "local": "local", "pooled": "pooled"}
-# What a setting may say of the plan; the seed and the method it says already.
+# Fields of the plan that a setting may set. The method and the seed are given in other ways.
 _OF_PLAN = {f.name for f in fields(Plan)} - {
     "method",
     "options",
@@ -35,7 +35,7 @@ _OF_STRATEGY = "strategy."
 
 @dataclass(frozen=True)
 class Setting:
-    """A column of the comparison; `label` is what was typed."""
+    """One setting of the comparison; `label` is its text as typed."""
 
     label: str
     plan: Plan
@@ -43,9 +43,10 @@ class Setting:
 
 
 def parse_settings(text: str, rounds: int | None) -> tuple[Setting, ...]:
-    """Reads `--methods`; `rounds` are those of every method that takes more than one.
+    """Parse `--methods`; `rounds` applies to every method that takes more than one round.
 
-    Raises ConfigError naming the setting, and the nearest name that there is.
+    If it is None, each method runs its own number of rounds. Raises ConfigError for bad syntax, a
+    repeated setting, an unknown name or a value out of range.
     """
     pieces: list[list[str]] = []
     for piece in (part.strip() for part in text.split(",")):

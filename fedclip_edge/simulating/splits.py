@@ -1,14 +1,17 @@
-"""Which pictures each virtual device holds.
+"""Splits of the pool's pictures over virtual devices.
 
-- domain: a device is a domain, or an even part of one;
-- dirichlet:ALPHA: of each class the devices get shares drawn from a symmetric Dirichlet distribution,
-  the same for training, validation and test; drawn again until every device has enough training
-  pictures. Yurochkin et al. 2019, arXiv 1905.12022; Li, Diao, Chen, He 2022, arXiv 2102.02079. Where no
-  draw of TRIES is enough, those with too few take from whoever has the most, and that is said;
+- domain: a device holds a domain, or an even part of one;
+- dirichlet:ALPHA: the devices' shares of each class are drawn from a symmetric Dirichlet
+  distribution, and are the same for training, validation and test. They are drawn again until every
+  device has enough training pictures. If none of TRIES draws is enough, the devices with too few
+  take pictures from the device with the most, and the user is told. Yurochkin et al. 2019, arXiv
+  1905.12022; Li, Diao, Chen, He 2022, arXiv 2102.02079;
 - iid: even shares of each class.
 
-Laws: every picture is on one device at most; the same seed gives the same devices; a device's
-pictures stay in the pool's order.
+Laws:
+- a picture is on at most one device;
+- the same seed gives the same devices;
+- a device's pictures stay in the pool's order.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Split:
-    """How pictures go to devices; `str()` of it is what the command line takes."""
+    """A way to split pictures over devices; `str()` gives its form on the command line."""
 
     kind: Literal["domain", "dirichlet", "iid"]
     alpha: float = math.inf
@@ -42,26 +45,29 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """A virtual device: rows of the pool."""
+    """A virtual device: its rows of the pool on each side, ascending."""
 
     name: str
-    train: I64
-    validation: I64
-    test: I64
-    sends_noise: bool = False  # in place of what it learned
+    train: I64  # (N,)
+    validation: I64  # (N,)
+    test: I64  # (N,)
+    sends_noise: bool = False  # instead of its own update
 
 
 @dataclass(frozen=True, eq=False)
 class Fleet:
-    """The devices of one task, and the one that only evaluates."""
+    """The devices of one run, and the held-out device, which only evaluates."""
 
     devices: tuple[Device, ...]
     held_out: Device | None = None
-    topped_up: int = 0  # devices that took from others to have enough
+    topped_up: int = 0  # devices that took training pictures from others
 
 
 def parse_split(text: str) -> Split:
-    """Reads domain, iid or dirichlet:ALPHA; raises ConfigError."""
+    """Parse domain, iid or dirichlet:ALPHA.
+
+    Raises ConfigError for anything else, and for an ALPHA outside 0.001 to 1000000.
+    """
     if text in ("domain", "iid"):
         return Split("domain" if text == "domain" else "iid")
     kind, _, value = text.partition(":")
@@ -88,12 +94,17 @@ def deal(
     least: int = 5,
     noisy: float = 0.0,
 ) -> Fleet:
-    """The fleet of one seed, the domain `held_out` apart.
+    """Split the pool over the devices of a fleet.
 
-    `devices` is by default one for each domain, and ten where the split knows no domains; with
-    `shots` a device keeps at most so many training pictures of a class; `least` are the training
-    pictures that are enough for a device; `noisy` is the share of devices, rounded down, that send
-    noise. Raises DataError and ConfigError where that cannot be.
+    - `devices`: their number; by default one for each domain, and ten for the other splits;
+    - `held_out`: one of the pool's domains, which no device trains on;
+    - `shots`: the most training pictures of a class that a device keeps;
+    - `least`: the training pictures that a device needs; the domain split ignores it;
+    - `noisy`: the fraction of devices that send noise; their number is rounded down.
+
+    Raises DataError if the pool has too few domains or too few training pictures, or if its domains
+    give no distinct device ids. Raises ConfigError if `devices` is fewer than the domains, or if
+    `noisy` comes to no device.
     """
     random = np.random.default_rng([seed, 0x5EED])
     inside = np.ones(len(pool.labels), bool)
@@ -199,7 +210,7 @@ def _by_class(
 def _draw(
     labels: I64, shape: tuple[int, int], alpha: float, least: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Shares (C, devices) under which each device has enough, or the best of TRIES."""
+    """Shares (C, devices) that give each device enough pictures, or the best of TRIES draws."""
     classes, devices = shape
     counts = np.bincount(labels, minlength=classes)  # (C,)
     best, most = np.zeros(shape), -1
@@ -214,7 +225,10 @@ def _draw(
 
 
 def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
-    """Where each class's row of pictures is cut: (C, devices), the last cut at its end."""
+    """Ends of the devices' parts in each class's list of pictures: int64 (C, devices).
+
+    `shares` is (C, devices), `counts` is (C,). A class's last cut is the end of its list.
+    """
     cuts = np.rint(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
     cuts[:, -1] = counts
     return np.minimum(cuts, counts[:, None])
@@ -223,11 +237,11 @@ def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
 def _spread(
     pool: Pool, chosen: np.ndarray, shares: np.ndarray, random: np.random.Generator
 ) -> list[I64]:
-    """The chosen rows of each device, of each class as many as its share says."""
+    """The chosen rows of each device; `shares` (C, devices) sets how many of each class."""
     classes, devices = shares.shape
-    counts = np.bincount(pool.labels[chosen], minlength=classes)
-    cuts = _cuts(shares, counts)
-    owners = np.full(len(pool.labels), -1)
+    counts = np.bincount(pool.labels[chosen], minlength=classes)  # (C,)
+    cuts = _cuts(shares, counts)  # (C, devices)
+    owners = np.full(len(pool.labels), -1)  # (N,)
     for label in range(classes):
         rows = random.permutation(np.flatnonzero(chosen & (pool.labels == label)))
         owners[rows] = np.searchsorted(cuts[label], np.arange(len(rows)), side="right")
@@ -237,9 +251,9 @@ def _spread(
 
 
 def _top_up(train: Sequence[I64], labels: I64, least: int) -> tuple[list[I64], int]:
-    """Each device with `least` rows or more, and how many had fewer.
+    """Each device's rows, at least `least` of them, and the number of devices that had fewer.
 
-    They take, one by one, from whoever has the most, of that one's most frequent class.
+    Those take one picture at a time from the device with the most, of its most frequent class.
     """
     rows = list(train)
     needy = [i for i, own in enumerate(rows) if len(own) < least]
@@ -262,7 +276,7 @@ def _few(rows: I64, labels: I64, shots: int, random: np.random.Generator) -> I64
 
 
 def _ids(domains: Sequence[str]) -> dict[str, str]:
-    """What a domain's device is called, as in a fleet; raises DataError where two would be alike."""
+    """Device ids by domain, as in a fleet; raises DataError if two are the same."""
     ids = {name: slug(name) or f"domain-{number}" for number, name in enumerate(domains)}
     if len(set(ids.values())) < len(ids):
         raise DataError(f"the domains {', '.join(domains)} do not give distinct device ids; rename")

@@ -1,6 +1,6 @@
-"""The figures of a simulation, over its seeds: summary.json, and the table on the terminal.
+"""The figures of a simulation over its seeds, for summary.json and the table on the terminal.
 
-A spread is the sample standard deviation over the seeds; of one seed there is none.
+A spread is the sample standard deviation over the seeds; with one seed there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MEAN = "mean"  # over the held-out domains
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over the seeds, and the spread."""
+    """A mean over the seeds, and its spread."""
 
     mean: float
     spread: float | None
@@ -27,11 +27,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting under one view, over the seeds; accuracies are fractions."""
+    """The figures of one setting in one view, over the seeds; accuracies are fractions."""
 
     method: str
     view: str
-    held_out: str  # empty without one; MEAN for all of them
+    held_out: str  # empty if none; MEAN for the mean over all of them
     seeds: int
     rounds: int
     zero_shot: Figure | None  # the participants' mean
@@ -43,13 +43,16 @@ class Row:
     zero_shot_ece: Figure | None
     held_out_zero_shot: Figure | None
     held_out_top1: Figure | None
-    harmonic: Figure | None  # of the mean on base and new classes; in the row of the new ones
-    up_bytes: float  # of a participant, all rounds
+    harmonic: Figure | None  # of the means on base and new classes; only in rows of the new ones
+    up_bytes: float  # of one participant, all rounds together
     down_bytes: float
 
 
 def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
-    """Rows by held-out domain, view and setting, as they first came; then the means over the domains."""
+    """One row for each held-out domain, view and setting, in the order of first occurrence.
+
+    With several held-out domains, the means over them follow.
+    """
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for one in outcomes:
         key = (one.run.held_out, one.view, one.run.setting.label)
@@ -114,7 +117,10 @@ def _row(
 
 
 def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
-    """Of (seed, value) pairs: each seed's mean first, then their mean and spread."""
+    """Mean and spread over the seeds, of (seed, value) pairs; each seed is averaged first.
+
+    Values of None are left out; the result is None if there are no others.
+    """
     by_seed: dict[int, list[float]] = {}
     for seed, value in values:
         if value is not None:
@@ -127,7 +133,7 @@ def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """JSON objects; a figure is null or has a mean and a spread."""
+    """The rows as JSON objects; a figure is null, or an object with a mean and a spread."""
     return [
         {
             name: vars(value) if isinstance(value, Figure) else value
@@ -141,9 +147,9 @@ _Column = tuple[str, str, Callable[[Row], str]]  # its head, the unit below, and
 
 
 def table(rows: Sequence[Row], width: int | None = None) -> str:
-    """The closing table; accuracies in percent, bytes for each device in all rounds together.
+    """The final table: accuracies in percent, kB of one device over all rounds.
 
-    On a terminal of fewer columns than it needs (`width`) it is several.
+    If it needs more than `width` columns, it is split into several tables.
     """
     names: list[_Column] = [("method", "", lambda r: r.method)]
     if any(row.held_out for row in rows):
@@ -181,7 +187,7 @@ def table(rows: Sequence[Row], width: int | None = None) -> str:
 
 
 def percent(figure: Figure | None) -> str:
-    """A fraction as "57.1" or "57.1±0.4"; "-" where there is none."""
+    """A fraction in percent, as "57.1" or "57.1±0.4"; "-" if there is none."""
     if figure is None:
         return "-"
     spread = "" if figure.spread is None else f"\N{PLUS-MINUS SIGN}{100 * figure.spread:.1f}"

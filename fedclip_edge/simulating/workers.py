@@ -1,8 +1,8 @@
-"""Where a run's devices live: in this process, or spread over worker processes of one thread each.
+"""Hosts of a run's devices: in this process, or in worker processes of one thread each.
 
-The features are written to a temporary file once, which every worker maps into its memory; a model goes to
-a worker once a round, and one partial sum comes back. Workers are forked from a process that has loaded
-torch once for all of them, while the features are being written.
+The features are written once to a temporary file, which every worker maps into its memory. In each
+round a worker gets one model and returns one partial sum. Workers are forked from a process that
+loads torch once for all of them, while the features are being written.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.splits import Device
 
 _END_S = 5.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _LOADED_ONCE = ["fedclip_edge.simulating.workers", "fedclip_edge.learning.training"]
 
 
 class Hosts(Protocol):
-    """All devices of the run that was begun last."""
+    """The hosts of all devices of the current run."""
 
     def start_run(self, task: Task, devices: Sequence[Device]) -> None:
-        """The next run."""
+        """Start a run with these devices, in place of the one before."""
 
     def run_round(self, announced: Announcement) -> list[Answer]:
-        """Every device's round."""
+        """Run one round on every device; return one answer for each host."""
 
 
 @dataclass(eq=False)
 class Here:
-    """Every device in this process; the caller sees to torch's threads."""
+    """A single host in this process; the caller sets torch's number of threads."""
 
     pool: Pool
     _host: Host | None = None
@@ -62,7 +62,11 @@ class Here:
 
 
 class Workers:
-    """A context manager over processes that end with it, and with this process."""
+    """A context manager with one host in each of several worker processes.
+
+    They end with the context, and with this process. Entering it raises RunError if they cannot be
+    started.
+    """
 
     def __init__(self, pool: Pool, count: int) -> None:
         self._pool = pool
@@ -114,7 +118,7 @@ class Workers:
         for link in self._links:
             link.close()
         for process in self._processes:
-            process.terminate()  # it holds nothing, and an orderly end of torch takes its time
+            process.terminate()  # it has nothing to save, and an orderly shutdown of torch is slow
             process.join(_END_S)
             if process.is_alive():
                 process.kill()
@@ -122,7 +126,10 @@ class Workers:
         self._stack.close()
 
     def start_run(self, task: Task, devices: Sequence[Device]) -> None:
-        """The next run: each worker gets about as many training pictures as the others."""
+        """Start a run; all workers get about the same number of training pictures.
+
+        Raises RunError if a worker is gone.
+        """
         parts: list[list[Device]] = [[] for _ in self._links]
         loads = [0] * len(parts)
         for device in sorted(devices, key=lambda one: -len(one.train)):
@@ -135,7 +142,10 @@ class Workers:
                 self._send(link, (task, part))
 
     def run_round(self, announced: Announcement) -> list[Answer]:
-        """Raises RunError where a worker is gone, and whatever a worker raised on purpose."""
+        """Run one round on every worker that has devices; return their answers.
+
+        Raises RunError if a worker is gone, and any exception that a worker's host raised.
+        """
         for link in self._busy:
             self._send(link, announced)
         answers = []
@@ -165,9 +175,9 @@ class Workers:
 
 
 def _load_once() -> None:
-    """Begins to load what all workers have in common; Ctrl-C is for this process alone."""
-    resource_tracker.ensure_running()  # or it starts within, and lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child has its mask
+    """Start the fork server, which loads the common modules; it does not receive Ctrl-C."""
+    resource_tracker.ensure_running()  # else the fork server starts it, which unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
     try:
         forkserver.ensure_running()
     finally:
@@ -175,18 +185,21 @@ def _load_once() -> None:
 
 
 def work(link: Connection, path: Path, labels: I64) -> None:
-    """A worker's life: it ends when whoever started it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has heard it, and ends the workers
+    """Main function of a worker process; it ends when the other end of `link` is closed.
+
+    `path` is the file of the pool's features, float32 (N, D); `labels` is (N,).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
     from fedclip_edge.learning import training
 
     log.mute()
     training.use_one_thread()
     _keep_freed_memory()
-    gc.freeze()  # what is loaded stays: collections need not go through it again and again
+    gc.freeze()  # loaded modules stay: collections need not scan them each time
     try:
         vectors: F32 = np.load(path, mmap_mode="r")
     except FileNotFoundError:
-        return  # whoever asked for this worker was interrupted while it waited for it
+        return  # the parent was interrupted while this worker was starting
     host: Host | None = None
     while True:
         try:
@@ -204,17 +217,17 @@ def work(link: Connection, path: Path, labels: I64) -> None:
 def _answer(host: Host, announced: Announcement) -> Answer | Exception:
     try:
         return host.run_round(announced)
-    except Exception as error:  # noqa: BLE001 - raised again where somebody is told
+    except Exception as error:  # noqa: BLE001 - raised again in the parent
         return error
 
 
 def _keep_freed_memory() -> None:
-    """From now on what this process frees stays with it, for its next allocation.
+    """Make glibc keep freed memory for this process's next allocations.
 
-    By default glibc hands blocks of a megabyte back to the kernel, and every step of a training asks
-    for as many again: page faults are a tenth of a simulation's time. Nothing where libc is another.
+    By default glibc returns blocks of a megabyte to the kernel, and every training step asks for as
+    many again: page faults take a tenth of a simulation's time. Does nothing with another libc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # glibc's maximum
         mallopt(_M_TRIM_THRESHOLD, 2**30)
