@@ -1,3 +1,3 @@
-"""Adapt CLIP to a fleet's own pictures without moving a picture."""
+"""Federated adaptation of CLIP: pictures never leave their device."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,10 @@
-"""fleet.toml and agent.toml: read, checked, frozen.
+"""Reading and checking of fleet.toml and agent.toml, as frozen dataclasses.
 
-Law: a relative path is relative to the file it stands in, so that a configuration means the same
-wherever the command is typed.
+The dataclasses raise ValueError for a value out of range; `load_fleet` and `load_agent` raise
+ConfigError instead.
+
+Law: a relative path is relative to the file that contains it, so a configuration means the same in
+every working directory.
 """
 
 from __future__ import annotations
@@ -25,22 +28,22 @@ else:
 
 T = TypeVar("T")
 
-_MQTT_MAX_BYTES = 268_435_460  # a packet's largest length, and the header that says it
+_MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 5 bytes of header
 
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Where the MQTT broker listens, and as whom to come; with `ca` over TLS."""
+    """Address of the MQTT broker and the login there; with `ca` over TLS."""
 
     host: str = "127.0.0.1"
     port: int = 1883
     username: str = ""
     password: str = ""
     keepalive_s: int = 30
-    max_packet_bytes: int | None = None  # what the broker takes, where it does not say it itself
-    ca: Path | None = None  # the authority that the broker's certificate must be of
-    certificate: Path | None = None  # our own, of the same authority: its name is the user name
-    key: Path | None = None  # the certificate's key, which signs our messages as well
+    max_packet_bytes: int | None = None  # the broker's limit, where it does not announce one
+    ca: Path | None = None  # the authority that must have issued the broker's certificate
+    certificate: Path | None = None  # our own, of the same authority; its name is the user name
+    key: Path | None = None  # the certificate's key, which also signs our messages
 
     def __post_init__(self) -> None:
         _require(bool(self.host.strip()), "host: expected a name or an address")
@@ -62,19 +65,19 @@ class BrokerAddress:
 
 @dataclass(frozen=True)
 class RunRules:
-    """When a round opens, closes and is repeated; durations in seconds."""
+    """Rules for opening, closing and repeating a round; durations in seconds."""
 
-    devices: int = 2  # training devices that must be online before a round opens
-    quorum: float = 0.75  # share of the cohort that must be in
-    deadline_s: float = 600.0
+    devices: int = 2  # training devices online before round 1; later rounds need a quorum of them
+    quorum: float = 0.75  # share of the cohort that must have contributed
+    deadline_s: float = 600.0  # longest time of an attempt
     grace_s: float = 30.0  # how long a round waits for a device that went away
-    cohort: int = 0  # devices per round; 0 takes everybody online
-    upload_slots: int = 8  # devices that upload at the same time
+    cohort: int = 0  # devices per round; 0 takes all that are online
+    upload_slots: int = 8  # devices that may upload at the same time
 
     def __post_init__(self) -> None:
         _require(self.devices >= 1, f"devices: expected 1 or more, got {self.devices}")
         _require(0 < self.quorum <= 1, f"quorum: expected above 0 up to 1, got {self.quorum}")
-        # Infinite is refused: JSON cannot say it to the devices, and nothing waits for "all".
+        # Infinity is refused: JSON cannot carry it to the devices, and no round waits for all.
         _require(
             0 < self.deadline_s < math.inf, f"deadline_s: expected above 0, got {self.deadline_s}"
         )
@@ -85,20 +88,20 @@ class RunRules:
 
 @dataclass(frozen=True)
 class Trainer:
-    """An ordinary agent that `serve` starts beside itself, on the operator's pictures."""
+    """An ordinary agent that `serve` starts as well, on the operator's pictures."""
 
     config: Path
 
 
 @dataclass(frozen=True)
 class FleetConfig:
-    """fleet.toml: one federation, as its coordinator runs it."""
+    """Content of fleet.toml: one federation, as its coordinator runs it."""
 
     fleet: str
-    bundle: Path  # the encoder that admits a device, and the classes
+    bundle: Path  # the encoder that devices must have, and the classes
     journal: Path = Path("journal.sqlite")
     broker: BrokerAddress = field(default_factory=BrokerAddress)
-    registry: Path | None = None  # devices.json of the enrolled devices; None believes anybody
+    registry: Path | None = None  # devices.json of the enrolled devices; None admits any device
     rules: RunRules = field(default_factory=RunRules)
     plan: Plan = field(default_factory=Plan)
     trainer: Trainer | None = None
@@ -109,11 +112,11 @@ class FleetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where a device's labelled pictures lie (a folder per class) and how they are split."""
+    """Folder of a device's labelled pictures (a sub-folder per class), and shares of the split."""
 
     folder: Path
     train: float = 0.6
-    validation: float = 0.2  # model selection uses these alone
+    validation: float = 0.2  # only these choose a model
     test: float = 0.2
 
     def __post_init__(self) -> None:
@@ -126,12 +129,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How this box runs the encoder."""
+    """Settings for running the encoder on this box."""
 
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     threads: int = 1
-    batch_size: int = 8  # the fastest for ViT-B-32 on CPU: larger ones leave the cache
-    engine_dir: Path | None = None  # where TensorRT's engines are kept; None is the user's cache
+    batch_size: int = 8  # the fastest for ViT-B-32 on CPU: larger ones do not fit into its cache
+    engine_dir: Path | None = None  # of TensorRT's engines; None is the user's cache folder
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
@@ -140,16 +143,16 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """agent.toml: one device."""
+    """Content of agent.toml: one device."""
 
     id: str
     fleet: str
     bundle: Path
     data: DataConfig
-    state_dir: Path  # the device's key, its feature cache, its predictions
-    domain: str = ""  # a name for where the pictures come from, shown in reports
+    state_dir: Path  # of the device's key, its feature cache and its predictions
+    domain: str = ""  # a name for the pictures' origin, shown in reports
     roles: tuple[Role, ...] = ("train", "evaluate")
-    coordinator_key: str = ""  # believe this one alone; empty: the first that a run shows
+    coordinator_key: str = ""  # the only one to accept; empty: the first that a run shows
     broker: BrokerAddress = field(default_factory=BrokerAddress)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -168,17 +171,17 @@ class AgentConfig:
 
 
 def load_fleet(path: Path) -> FleetConfig:
-    """Reads fleet.toml; raises ConfigError with the file, the key and what to write instead."""
+    """Read fleet.toml; raise ConfigError with the file, the key and what to write instead."""
     return _load(FleetConfig, path)
 
 
 def load_agent(path: Path) -> AgentConfig:
-    """Reads agent.toml; raises ConfigError with the file, the key and what to write instead."""
+    """Read agent.toml; raise ConfigError with the file, the key and what to write instead."""
     return _load(AgentConfig, path)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file's tables; raises ConfigError where it is missing, unreadable or not TOML."""
+    """Read a TOML file; raise ConfigError where it is missing, unreadable or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -190,7 +193,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Scalar:
-    """`text` as TOML reads it (3, 0.5, true); as the text itself where that is no TOML scalar."""
+    """Parse `text` as a TOML scalar (3, 0.5, true); return it as text where it is none."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -199,7 +202,7 @@ def parse_value(text: str) -> Scalar:
 
 
 def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
-    """Builds the dataclass `cls` from settings that a person wrote, as `decode_table` does.
+    """Build the dataclass `cls` from settings that a person wrote, as `decode_table` does.
 
     Raises ConfigError where they do not fit.
     """
@@ -210,7 +213,7 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | 
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> ConfigError:
-    """The error for a name that is none of the known ones: it names the nearest, or all."""
+    """Return the error for a name that is not in `known`; it names the nearest one, or all."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
     return ConfigError(f"unknown {what} {name!r}; {hint}")

@@ -1,7 +1,9 @@
-"""Tables to dataclasses: what TOML, JSON and the journal hold becomes a checked record.
+"""Conversion of tables from TOML, JSON and the journal to checked dataclasses.
 
-Laws: an unknown key is an error that names the nearest known one; a value of the wrong type is an
-error that names both types.
+Laws:
+
+- An unknown key is an error that names the nearest known key.
+- A value of the wrong type is an error that names both types.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ _EXACT_IN_FLOAT = 2**53
 
 
 class DecodeError(Exception):
-    """A table does not fit its dataclass. The reader turns it into the error of its own source."""
+    """A table does not fit its dataclass; callers turn it into the error of their own source."""
 
 
 def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
-    """Builds the dataclass `cls` from `table`.
+    """Build the dataclass `cls` from `table`.
 
-    `where` opens every message ("fleet.toml [broker]"); relative paths are taken from `base`.
-    Raises DecodeError for an unknown key (naming the nearest), a missing one, a wrong type, or
-    whatever the dataclass itself refuses.
+    `where` opens every message ("fleet.toml [broker]"). Relative paths, defaults included, are
+    relative to `base`; with None they stay as they are.
+
+    Raises DecodeError for an unknown key (naming the nearest), a missing key, a wrong type, and a
+    ValueError of the dataclass itself.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
@@ -55,13 +59,13 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
         raise DecodeError(f"{where}: {error}") from error
 
 
-@functools.cache  # every message of every device is read through here
+@functools.cache  # every message of every device passes here
 def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
-    """`value`, as TOML or JSON gives it, as the type `hint` wants it."""
+    """Convert `value`, as TOML or JSON gives it, to the type `hint`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -77,7 +81,7 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
     elif hint is Path and isinstance(value, str) and value:
         try:
             return (base or Path()) / Path(value).expanduser()
-        except RuntimeError as error:  # ~somebody who is not known here
+        except RuntimeError as error:  # a "~user" that does not exist here
             raise DecodeError(f"{where}: {value!r}: {error}") from None
     elif origin is Literal:
         if value in arguments:
@@ -92,9 +96,9 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
     elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
         return float(value)
-    elif type(value) is hint:  # not isinstance: true is no number here
+    elif type(value) is hint:  # not isinstance: True is an int there
         return value
     expected = getattr(hint, "__name__", str(hint))
-    # Not repr: a value may be nested almost as deep as its reader could follow.
+    # Not repr: a deeply nested value would exceed its recursion limit.
     got = f"{type(value).__name__} {reprlib.repr(value)}"
     raise DecodeError(f"{where}: expected {expected}, got {got}")

@@ -1,10 +1,10 @@
-"""What went wrong, named by what the caller does next.
+"""Errors of this package, one class for each reaction of the caller.
 
-Each class carries the exit code of the command that ends with it. Codes stand in ranges, so
-that a supervisor can decide without reading text: 2 is bad usage (click's own), 10-19 is
-"a person must change something", 20-29 is "try again later".
+Each class has the exit code of a command that ends with it. The codes are in ranges, so that a
+supervisor can decide without reading text: 2 is bad usage (click's own), 10-19 is "a person must
+change something", 20-29 is "try again later".
 
-A message is one sentence or two: what happened, where, and what to do next.
+A message is one or two sentences: the problem, its place, and the next step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SENTENCE = 500
 
 
 class FedclipError(Exception):
-    """Anything this package raises on purpose; never raised itself."""
+    """Base class of all errors that this package raises on purpose; never raised itself."""
 
     exit_code: ClassVar[int] = 1
 
@@ -45,8 +45,9 @@ class ExportError(FedclipError):
 
 
 class RefusedError(FedclipError):
-    """The coordinator or the broker refused for good (another encoder, a revoked certificate, a
-    wrong password): retrying cannot help.
+    """The coordinator or the broker refused for good: retrying cannot help.
+
+    Examples: another encoder, a revoked certificate, a wrong password.
     """
 
     exit_code = 14
@@ -65,27 +66,30 @@ class BrokerError(FedclipError):
 
 
 class JournalError(FedclipError):
-    """The journal cannot be written or read: nothing acknowledged is lost; mend and start again."""
+    """The journal cannot be written or read: repair it and start again.
+
+    Nothing that was acknowledged is lost.
+    """
 
     exit_code = 17
 
 
 class DiskError(FedclipError):
-    """The disk refused a file: it is full, read-only, or not ours to write."""
+    """The disk refused a file: it is full or read-only, or the user may not write there."""
 
     exit_code = 18
 
 
 class LinkError(FedclipError):
-    """The broker cannot be reached: back off and come back."""
+    """The broker cannot be reached: wait and connect again."""
 
     exit_code = 20
 
 
 class PeerError(FedclipError):
-    """A message broke the protocol: drop it, count it, name the peer; never stop for it.
+    """A message broke the protocol: drop it, count it and log the peer, but never stop.
 
-    The sentence stays short however much of the message it was made of.
+    The sentence is cut to 500 characters, because it may quote the message.
     """
 
     exit_code = 21
@@ -95,5 +99,8 @@ class PeerError(FedclipError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, cut to 300 characters, for a sentence of ours."""
+    """Return the first line of a library's error, cut to 300 characters, to quote in a message.
+
+    An error without text gives the name of its class.
+    """
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

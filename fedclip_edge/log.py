@@ -1,9 +1,10 @@
-"""Log lines as `time event key=value`, or as one JSON object a line for machines.
+"""Log lines as `time event key=value`, or as one JSON object per line for machines.
 
-The standard library's logging is beneath, with one logger of the package's own: its handler writes to
-standard output, and nothing reaches the root logger.
+The package has one logger of the standard library's logging. Its handler writes to standard output,
+and nothing reaches the root logger.
 
-Law: an event is one line and stops nothing, whatever a peer or a file's name put into its fields.
+Law: an event is always one line and its fields cause no error, even with text from a peer or from a
+file's name.
 """
 
 from __future__ import annotations
@@ -17,22 +18,26 @@ from typing import Any, TextIO
 
 
 def use_json(enabled: bool) -> None:
-    """Chooses the form of every later line of this process."""
+    """Choose JSON or plain text for every later line of this process."""
     _OUTPUT.setFormatter(_Json() if enabled else _Plain())
 
 
 def mute() -> None:
-    """No event of this process is written any more: a simulation has its own figures to show."""
+    """Write no more events in this process: a simulation prints its own figures."""
     _LOGGER.disabled = True
 
 
 def event(name: str, /, **fields: object) -> None:
-    """One line on standard output, flushed: a supervisor may be reading along."""
+    """Write one line to standard output and flush it: a supervisor may be reading.
+
+    Fields that are None are left out. Raises what the stream raises, such as
+    BrokenPipeError.
+    """
     _LOGGER.info(name, extra={"fields": fields})
 
 
 def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:
-    """One line on `stream`; None fields are left out."""
+    """Write one line to `stream` and flush it; fields that are None are left out."""
     record = _LOGGER.makeRecord(
         _LOGGER.name, logging.INFO, "", 0, name, (), None, extra={"fields": fields}
     )
@@ -41,23 +46,23 @@ def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """The line for a person."""
+        """Return the line for a person."""
         shown = (f"{key}={_text(value)}" for key, value in _fields(record).items())
         return " ".join([_time(record), record.getMessage(), *shown])
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """The line for a machine; `time` and `event` are ours, whatever the fields are called."""
+        """Return the line for a machine; fields named `time` or `event` do not replace ours."""
         ours = {"time": _time(record), "event": record.getMessage()}
         return json.dumps({"time": "", **_fields(record), **ours}, default=str)
 
 
 class _Output(logging.Handler):
-    """Writes to what is standard output at that moment: a test may put another in its place."""
+    """Handler that looks up sys.stdout for each line: a test may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Raises what the stream raises: a reader that has gone ends this process."""
+        """Write the line; raise what the stream raises, so a closed pipe ends this process."""
         _put(sys.stdout, self.format(record))
 
 
@@ -68,7 +73,7 @@ def _put(stream: TextIO, line: str) -> None:
 
 
 def _time(record: logging.LogRecord) -> str:
-    """ISO 8601 with the date, milliseconds and the offset from UTC."""
+    """Return the time in ISO 8601, with date, milliseconds and the offset from UTC."""
     moment = datetime.fromtimestamp(record.created, tz=timezone.utc)
     return moment.astimezone().isoformat(timespec="milliseconds")
 

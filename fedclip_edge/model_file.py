@@ -1,10 +1,14 @@
-"""A run's final model as a file of its own.
+"""Files of trained models: a run's final model, or a device's personal one.
 
-The file is plain safetensors: the model's terms, float32, by name, and one metadata entry
+The file is plain safetensors: the model's parameters, float32, by name, and one metadata entry
 `fedclip_edge` with a JSON object: schema, run, round, plan (method, options, seed, ...),
-encoder_id, classes_digest. Nothing of ours is needed to read it.
+encoder_id, classes_digest. Reading it needs nothing of this package.
 
-Laws: the same model gives the same bytes; a model that was read fits its own plan.
+Laws:
+
+- The same model gives the same bytes.
+- A model that was read has the method of its own plan. Its shapes are checked against the bundle
+  in coordinator/model_lookup.py.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ NAME_ANOTHER = (
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model and what it belongs to."""
+    """A model with its run, plan, encoder and classes."""
 
     model: Model
     run: str
@@ -40,12 +44,12 @@ class TrainedModel:
 
 
 def path_of(journal: Path, run: str) -> Path:
-    """Where `serve` puts a run's final model: beside its journal."""
+    """Return the path of a run's final model: models/RUN.safetensors beside the journal."""
     return journal.parent / "models" / f"{run}.safetensors"
 
 
 def write(path: Path, trained: TrainedModel) -> None:
-    """Writes the file, whole or not at all; raises OSError where the disk refuses."""
+    """Write the file, completely or not at all; raise OSError where the disk refuses."""
     head = {
         "schema": _SCHEMA,
         "run": trained.run,
@@ -54,13 +58,17 @@ def write(path: Path, trained: TrainedModel) -> None:
         "encoder_id": trained.encoder_id,
         "classes_digest": trained.classes_digest,
     }
-    # One entry: safetensors writes several in an order that varies between runs.
+    # One metadata entry only: safetensors writes several in an order that varies between runs.
     metadata = {_METADATA: json.dumps(head, sort_keys=True)}
     atomic.write_file(path, save(in_order(trained.model.parameters), metadata=metadata))
 
 
 def read(path: Path) -> TrainedModel:
-    """Reads a model file; raises ConfigError, naming it, where it is none or is damaged."""
+    """Read a model file; parameters are float32 arrays by name.
+
+    Raises ConfigError, which names the file, where it is missing, unreadable, damaged, no model
+    file, or of another version.
+    """
     try:
         with safe_open(path, framework="np") as file:
             head = json.loads((file.metadata() or {})[_METADATA])

@@ -1,8 +1,10 @@
-"""Picture files to probabilities: the zero-shot answer, and the adapted model's beside it.
+"""Class probabilities of picture files, zero-shot and from an adapted model.
 
-Laws: the logits are those of training and evaluation (learning/methods); two batches of pixels
-are held at a time, however many pictures there are; a picture that cannot be decoded is skipped
-and named.
+Laws:
+
+- The logits are those of training and evaluation (learning/methods).
+- At most two batches of pixels are held at a time, for any number of pictures.
+- A picture that cannot be decoded is skipped and named.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from fedclip_edge.vision.prefetch import prefetch
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture file to be predicted."""
+    """A picture file to predict."""
 
     path: Path
-    truth: int | None  # the class whose folder it lies in, if it lies in one
+    truth: int | None  # label of the class whose folder the file is in, if it is in one
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the encoder, and the model where there is one, make of a picture."""
+    """Probabilities for one picture: zero-shot, and of the model where there is one."""
 
     asked: Asked
     zero_shot: F32  # (C,) probabilities
@@ -42,10 +44,11 @@ class Prediction:
 
 
 def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked, ...]:
-    """The pictures meant by `paths`: files as they are, folders with all pictures below them.
+    """List the pictures in `paths`: files as they are, folders with all pictures below them.
 
-    A file that is meant twice is there once. The truth is the nearest folder with a class's name,
-    from the picture up to the folder that was named. Raises DataError where a path is missing or where there is no picture at all.
+    A file that occurs twice is listed once. The truth is the class of the nearest folder with a
+    class's name, from the picture up to the folder in `paths`. Raises DataError where a path does
+    not exist or there is no picture.
     """
     labels = {name: label for label, name in enumerate(classes)}
     found: dict[Path, Asked] = {}
@@ -77,7 +80,11 @@ def predict_pictures(
     model: Model | None,
     batch_size: int = 8,
 ) -> Iterator[Prediction | Skipped]:
-    """One result for each picture, those of a batch together; raises BundleError as `embed`."""
+    """Yield one result per picture: probabilities float32 (C,), or `Skipped`.
+
+    The pictures skipped in a batch come before its predictions. Raises BundleError like
+    `Encoder.embed`.
+    """
     batches = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
     for batch, pixels, skipped in prefetch(lambda some: _decode(some, preprocessing), batches):
         yield from skipped
@@ -90,7 +97,10 @@ def predict_pictures(
 
 
 def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F32, F32 | None]:
-    """Probabilities (N, C) of raw features (N, D): zero-shot, and the model's if there is one."""
+    """Return probabilities float32 (N, C) of raw features float32 (N, D).
+
+    The first are zero-shot, the second of `model`; they are None where `model` is None.
+    """
     zero_shot = probabilities(methods.predict(zeroshot.MODEL, vectors, classes))
     if model is None:
         return zero_shot, None

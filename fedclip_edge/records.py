@@ -1,9 +1,9 @@
-"""The nouns that travel between the parts, frozen and checked at the door.
+"""Records that the packages exchange: features, class texts, plans, models and updates.
 
 Axes, here and everywhere: N pictures, D feature width, C classes, S image side in pixels.
 
-A record that exists is well formed: its constructor raises ValueError, naming what was expected
-and what came, and whoever reads bytes from outside turns that into the error of its own door.
+Law: every record that exists is well formed. Its constructor raises ValueError, with the expected
+and the given value; code that reads bytes from outside turns that into its own error.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PerClass = tuple[float | None, ...]
 Role = Literal["train", "evaluate"]
 Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
 
-# One topic level on every broker, a file name on every disk, a certificate's common name.
+# Valid as a topic level on every broker, a file name on every disk and a certificate's name.
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-COUNT_MAX = 2**63 - 1  # what SQLite keeps
+COUNT_MAX = 2**63 - 1  # the largest integer in SQLite
 
 
 def check_id(value: str, what: str) -> str:
-    """Returns `value` if it may name a fleet, a run or a device; raises ValueError otherwise."""
+    """Return `value` if it may name a fleet, a run or a device; raise ValueError otherwise."""
     if not _ID.fullmatch(value):
         raise ValueError(
             f"{what} {value!r} is not an id: 1 to 64 of a-z, 0-9 and '-', "
@@ -46,26 +46,32 @@ def check_id(value: str, what: str) -> str:
 
 
 def slug(text: str) -> str:
-    """`text` as an id, as far as it has letters for one; empty where it has none."""
+    """Turn `text` into an id; empty where it has no letter or digit of ASCII."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].strip("-")
 
 
 def check_sha256(value: str, what: str) -> str:
-    """Returns `value` if it is 64 lower-case hex digits; raises ValueError otherwise."""
+    """Return `value` if it is 64 lower-case hex digits; raise ValueError otherwise."""
     if not _SHA256.fullmatch(value):
         raise ValueError(f"{what} {value[:80]!r} is not a SHA-256 in 64 hex digits")
     return value
 
 
 def check_domain(value: str) -> str:
-    """Returns `value` if it can be shown as a domain's name; raises ValueError otherwise."""
+    """Return `value` if it is a domain's name that can be shown; raise ValueError otherwise.
+
+    At most 64 printable characters.
+    """
     if len(value) > 64 or not value.isprintable():
         raise ValueError("domain: expected at most 64 printable characters")
     return value
 
 
 def in_order(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The same values, row by row in memory: safetensors writes what lies there, whatever the axes."""
+    """Return the arrays in C order; shapes, dtypes and values stay.
+
+    safetensors writes an array's memory as it is, without regard to the order of its axes.
+    """
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
 
@@ -81,9 +87,11 @@ def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int)
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Raw image features of labelled pictures; what a device trains on.
+    """Raw image features of labelled pictures, which a device trains on.
 
     Raw means before L2 normalisation: the gradients of the FedCLIP gate scale with the norm.
+    Raises ValueError for another shape or dtype, different lengths, NaN, infinity or a negative
+    label.
     """
 
     vectors: F32  # (N, D)
@@ -104,7 +112,11 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class ClassTexts:
-    """The classes as the frozen text tower sees them."""
+    """Class names and their text vectors from the frozen text tower.
+
+    Raises ValueError for fewer than two classes, names that are empty or not distinct, vectors of
+    another shape or dtype or with a norm more than 1e-3 from 1, and a logit scale out of range.
+    """
 
     names: tuple[str, ...]  # C of them; the order is the label
     vectors: F32  # (C, D) unit rows
@@ -130,7 +142,10 @@ class ClassTexts:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, vectors and scale: two devices may train together iff equal."""
+        """SHA-256 of names, vectors and logit scale, in 64 hex digits.
+
+        Two devices may train together only if it is equal.
+        """
         head = json.dumps([self.names, float(self.logit_scale)]).encode()
         body = np.ascontiguousarray(self.vectors, dtype="<f4").tobytes()
         return hashlib.sha256(head + b"\0" + body).hexdigest()
@@ -138,21 +153,21 @@ class ClassTexts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every device of a run does alike; it travels in the round's manifest."""
+    """Settings that all devices of a run share; the run's manifest carries them."""
 
     method: str = "fedclip"
-    options: Mapping[str, Scalar] = field(default_factory=dict)  # the method's own, by name
-    rounds: int = 0  # 0 is the method's own number: learning/methods settles it
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # of the method, by name
+    rounds: int = 0  # 0 takes the method's default, which learning/methods fills in
     seed: int = 0
     codec_up: Codec = "int8"  # of updates
-    codec_down: Codec = "fp16"  # of models; the coordinator keeps them in float32 all the same
+    codec_down: Codec = "fp16"  # of models, on the wire only: the coordinator keeps float32
     grid_bits: int = 32  # sums are taken on the grid 2**-grid_bits, in int64
-    max_weight: int = 2**20  # a contribution above either bound is refused, so that
-    max_norm: float = 1000.0  # no single device can overflow or drown a sum
-    strategy: str = "fedavg"  # learning/strategies: what is made of a round's updates
+    max_weight: int = 2**20  # contributions above either bound are refused, so that
+    max_norm: float = 1000.0  # no single device can overflow or dominate a sum
+    strategy: str = "fedavg"  # learning/strategies: turns a round's updates into the next model
     strategy_options: Mapping[str, Scalar] = field(default_factory=dict)
-    # After the last round each device trains on from the shared model so often, and keeps what its
-    # validation pictures choose (learning/personal.py); 0 keeps none.
+    # Epochs that each device trains on from the shared model after the last round. It keeps the
+    # model that its validation pictures choose (learning/personal.py); with 0 it keeps none.
     personal_epochs: int = 0
     local_baseline: bool = False  # each device also trains alone, for comparison
 
@@ -176,14 +191,14 @@ class Plan:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `Plan(**plan.to_json()) == plan`."""
+        """Return a JSON object; `Plan(**plan.to_json()) == plan`."""
         plain = {"options": dict(self.options), "strategy_options": dict(self.strategy_options)}
         return {**asdict(self), **plain}
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The shared, trainable part after some round: named float32 tensors, empty for zero-shot."""
+    """Parameters of a method after a round: named float32 arrays, none for zero-shot."""
 
     method: str
     round: int  # rounds closed so far; 0 is the initial model
@@ -198,17 +213,18 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one device adds to a round.
+    """A client update: the delta, weight and sums of one device in a round.
 
-    kind "sum": the terms of all devices are added, and divided by the added weights.
-    kind "single": for rules that must see each device's own (median, Krum).
+    Kind "sum": the deltas of all devices are added and divided by the sum of their weights.
+    Kind "single": for rules that need each device's own update (median, Krum).
 
-    `sums` are whole numbers: they travel without loss under every codec, and are added as they are.
+    `delta` holds float32 arrays. `sums` holds int64 arrays: every codec carries them without loss,
+    and they are added as they are.
     """
 
     kind: Literal["sum", "single"]
     weight: int
-    delta: Arrays  # already multiplied by the weight
+    delta: Arrays  # float32, already multiplied by the weight
     sums: Sums = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -226,7 +242,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the models and the updates of one run hold, by name."""
+    """Shapes of the arrays in the models and the updates of one run, by name."""
 
     parameters: Shapes  # float32
     delta: Shapes  # of an update, float32
@@ -235,7 +251,10 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """An update with what it belongs to; the coordinator checks every field against the round."""
+    """An update with its run, round, device, base model, encoder and classes.
+
+    The coordinator checks every field against the round.
+    """
 
     run: str
     round: int
@@ -248,7 +267,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a device measured of a model; `Report` says what the figures are."""
+    """Figures of a model that a device measured; `protocol.report.Report` explains them."""
 
     accuracy: Mapping[str, float]
     per_class: Mapping[str, PerClass] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Child processes that end with their parent, and threads that end their process."""
+"""Child processes that end with their parent, and threads whose failure ends their process."""

@@ -1,9 +1,9 @@
-"""Child processes that never outlive their parent.
+"""Child processes that do not outlive their parent.
 
-Each child gets its own process group, so that Ctrl-C reaches the parent alone and the parent
-ends the children in order; and on Linux the kernel is asked to end them should the parent die
-without a chance to. The child asks, in an interpreter that makes way for its command: code that
-runs between fork and exec (`preexec_fn`) may wait for ever for a lock of another thread's.
+Each child gets its own process group, so that Ctrl-C reaches only the parent and the parent ends
+the children in order. On Linux the kernel also ends them if the parent dies without doing so. The
+child asks the kernel for that, in a Python interpreter that then replaces itself with the command:
+code that runs between fork and exec (`preexec_fn`) can deadlock on a lock of another thread.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-# What a child does before its command: 1 is PR_SET_PDEATHSIG of linux/prctl.h; the interpreter
-# ignores two signals, and its command would inherit that.
+# Code that a child runs before its command. 1 is PR_SET_PDEATHSIG of linux/prctl.h. Python ignores
+# SIGPIPE and SIGXFSZ, and the command would inherit that.
 _END_WITH_PARENT = """\
 import ctypes, os, sys
 from signal import SIG_DFL, SIGPIPE, SIGTERM, SIGXFSZ, signal
@@ -28,11 +28,11 @@ if os.getppid() == int(sys.argv[1]):  # else it died in between
     except OSError as error:
         sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}")
 """
-_ENDS_IN_S = 8.0  # time to say good-bye to the broker before SIGKILL
+_ENDS_IN_S = 8.0  # time to disconnect from the broker before SIGKILL
 
 
 class Children:
-    """A context manager that ends, on leaving, what was started through it, last one first."""
+    """A context manager that ends its child processes on leaving, the last started first."""
 
     def __init__(self) -> None:
         self._children: list[tuple[subprocess.Popen[str], float]] = []
@@ -45,10 +45,14 @@ class Children:
         pipe: bool = False,
         ends_in_s: float = _ENDS_IN_S,
     ) -> subprocess.Popen[str]:
-        """Starts `command`; one that cannot be started says so and ends with 1.
+        """Start `command` as a child process.
 
-        Its standard error goes to `log` (inherited where None); its standard output as well, or,
-        with `pipe`, to the caller. Asked to end, it has `ends_in_s` before it is killed.
+        Its standard error is appended to `log`, or inherited where `log` is None. Its standard
+        output goes to the same place, or with `pipe` to the caller, as text. Its standard input is
+        empty. On leaving, it gets SIGTERM and, `ends_in_s` seconds later, SIGKILL.
+
+        On Linux, a command that cannot be started writes a message to standard error and ends with
+        code 1; elsewhere OSError is raised. Raises OSError where `log` cannot be opened.
         """
         errors = None if log is None else log.open("ab")
         try:
@@ -80,7 +84,7 @@ class Children:
 
 
 def _end(child: subprocess.Popen[str], ends_in_s: float) -> None:
-    """Asks one child to end, then makes it."""
+    """End one child with SIGTERM, or with SIGKILL after `ends_in_s` seconds."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -93,12 +97,12 @@ def _end(child: subprocess.Popen[str], ends_in_s: float) -> None:
 
 
 def own_command(*arguments: str) -> list[str]:
-    """The command line of this very installation's `fedclip-edge`."""
+    """Return the command line of `fedclip-edge` in this installation."""
     return [sys.executable, "-m", "fedclip_edge.cli.main", *arguments]
 
 
 def _end_with(parent: int) -> list[str]:
-    """The command line that the rest of one goes behind."""
+    """Return the command line that a command is appended to; empty except on Linux."""
     if sys.platform != "linux":
         return []
     return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(parent)]

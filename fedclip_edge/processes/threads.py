@@ -1,4 +1,4 @@
-"""A process that ends when one of its threads dies."""
+"""Exit of the process when one of its threads fails."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 
 
 def exit_on_thread_failure() -> None:
-    """From now on an exception that ends a thread ends this process as well, with code 1.
+    """Make an uncaught exception in any thread end this process with code 1, from now on.
 
-    An agent or a coordinator without the threads of its link would hang and seem to run. A
-    supervisor restarts a process that ended, and the files on disk are made for that.
+    An agent or a coordinator without the threads of its link would hang while it seems to run. A
+    supervisor restarts a process that has ended, and the files on disk allow it.
     """
 
     def end(died: threading.ExceptHookArgs) -> None:

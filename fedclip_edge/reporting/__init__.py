@@ -1,1 +1,1 @@
-"""What every page that the package writes is made of: figures, charts, one self-contained file."""
+"""Building blocks of reports: formatted figures, charts, tables and self-contained HTML pages."""

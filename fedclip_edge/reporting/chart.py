@@ -1,4 +1,4 @@
-"""Where everything in a chart of accuracy, by round or by bytes, stands in pixels."""
+"""Layout, in pixels, of charts of accuracy by round or by bytes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from dataclasses import dataclass
 from fedclip_edge.reporting.figures import number, percent
 
 LABEL_GAP_PX = 17.0  # between the middles of two labels of 13 px
-_LABEL_OFFSET_PX = 24.0  # from the end of the axis to a label; the leader line is in between
-_CHARACTER_PX = 7.2  # of 13 px text in the system fonts, rather too wide than too narrow
+_LABEL_OFFSET_PX = 24.0  # from the end of the axis to a label, with the leader line between them
+_CHARACTER_PX = 7.2  # upper estimate for 13 px text in the system fonts
 WIDE_PX, NARROW_PX = (880, 400), (360, 330)  # charts for a desk or paper, and for a phone
 
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracy of one device or method as fractions: after round 0, 1, ..., and before adapting."""
+    """Accuracy of one device or method, as fractions.
+
+    `by_round` is the accuracy after round 0, 1, ...; `zero_shot` is the accuracy before adapting.
+    """
 
     name: str
     by_round: Sequence[float | None]
     zero_shot: float | None
     held_out: bool = False
-    at: Sequence[float] | None = None  # where along the axis; at its round without
+    at: Sequence[float] | None = None  # places on the axis by round; by default the rounds
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What lies across the chart: from, to, and the marks between."""
+    """The horizontal axis: its ends, its marks (place, text) and its title."""
 
     first: float
     last: float
@@ -38,7 +41,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where along it, and what it reads."""
+    """A mark on an axis: its place and its text."""
 
     at_px: float
     text: str
@@ -54,15 +57,16 @@ class Curve:
     path: str  # for the d of an SVG path
     end_px: tuple[float, float]
     zero_shot_y_px: float | None
-    colour: int  # counts the devices; the held-out line has a colour of its own
+    colour: int  # number of the line, from 0; -1 for a held-out line
     held_out: bool
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Where everything stands in a view box of width x height; the plot is inside the four edges.
+    """A chart laid out in a view box of `width_px` x `height_px`.
 
-    Labels start at `label_x_px`, to the right of the plot.
+    The plot is inside `left_px`, `top_px`, `right_px` and `bottom_px`. Labels start at
+    `label_x_px`, to the right of the plot.
     """
 
     width_px: float
@@ -87,11 +91,11 @@ def chart_layout(
     figures: bool,
     axis: Axis | None = None,
 ) -> Chart:
-    """Places lines, ticks and labels; a pure function. Without an `axis` it is that of the rounds.
+    """Place lines, ticks and labels; a pure function.
 
-    Names are cut to `name_columns` characters; `figures` puts the last accuracy after each. The
-    chart gets higher than `height_px` where its labels would not fit. A line without a figure is
-    left out.
+    Without `axis`, the axis counts rounds. Names are cut to `name_columns` columns of Latin
+    letters; `figures` puts the last accuracy after each name. The chart is higher than `height_px`
+    where its labels would not fit. A line without a finite accuracy is left out.
     """
     known = [
         [(x, v) for x, value in enumerate(line.by_round) if (v := number(value)) is not None]
@@ -160,13 +164,16 @@ def chart_layout(
 
 
 def round_axis(rounds: int, most: int) -> Axis:
-    """From 0 to `rounds`, with about `most` marks."""
+    """Return an axis from 0 to `rounds`, with about `most` marks."""
     marks = tuple((float(x), str(x)) for x in round_ticks(rounds, most))
     return Axis(0, rounds, marks, "rounds closed")
 
 
 def bytes_axis(counts: Sequence[int], title: str) -> Axis:
-    """The decades that hold all counts above 0; lines on it stand at their log10."""
+    """Return a logarithmic axis of whole decades that holds all counts above 0.
+
+    Places on it are the log10 of the bytes. Without such a count it goes from 1 to 10 B.
+    """
     known = [math.log10(count) for count in counts if count > 0] or [0.0, 1.0]
     first, last = math.floor(min(known)), math.ceil(max(known))
     last = max(last, first + 1)
@@ -176,7 +183,7 @@ def bytes_axis(counts: Sequence[int], title: str) -> Axis:
 
 
 def percent_ticks(values: Sequence[float]) -> list[int]:
-    """Two to seven round percentages, the first and the last of which enclose all values."""
+    """Return two to seven round percentages; the first and the last enclose all values."""
     least, most = (round(edge, 6) for edge in (min(values, default=0), max(values, default=100)))
     for step in (1, 2, 5, 10, 20):
         first, last = math.floor(least / step), math.ceil(most / step)
@@ -188,7 +195,7 @@ def percent_ticks(values: Sequence[float]) -> list[int]:
 
 
 def round_ticks(rounds: int, most: int) -> list[int]:
-    """Round numbers from 0 to exactly `rounds`, about `most` of them."""
+    """Return about `most` round numbers, from 0 to exactly `rounds`."""
     steps = (f * 10**power for power in range(len(str(rounds)) + 1) for f in (1, 2, 5))
     step = next(step for step in steps if rounds / step <= max(most, 2))
     ticks = list(range(0, rounds + 1, step))
@@ -200,13 +207,14 @@ def round_ticks(rounds: int, most: int) -> list[int]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places nearest to those wanted (least squares), `gap` apart or more, within low..high.
+    """Return the places nearest to `wanted` (least squares), at least `gap` apart, in low..high.
 
-    Neighbours that are too near are pooled and share their mean, which is isotonic regression of
-    the places less what the gaps take up. The gaps must fit between low and high.
+    This is isotonic regression of the sorted places, less the room for the gaps before each:
+    neighbours that are too near are pooled and share their mean. The gaps must fit between `low`
+    and `high`. The result is in the order of `wanted`.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    pools: list[tuple[float, int]] = []  # sum and number of what was pooled
+    pools: list[tuple[float, int]] = []  # sum and number of the pooled places
     for rank, i in enumerate(order):
         pool = (wanted[i] - rank * gap, 1)
         while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
@@ -222,17 +230,17 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def _path(at: Sequence[tuple[int, float, float]]) -> str:
-    """An SVG path through (round, x, y); it breaks where rounds are missing."""
+    """Return an SVG path through (round, x, y), with a gap where rounds are missing."""
     steps, before = [], None
     for x, x_px, y_px in at:
-        # A line of no length shows a lone point, as a dot.
+        # A line of no length (h0) shows a single point as a dot.
         steps.append(f"L{x_px:g} {y_px:g}" if before == x - 1 else f"M{x_px:g} {y_px:g}h0")
         before = x
     return "".join(steps)
 
 
 def _columns(text: str) -> int:
-    """How many letters of Latin the text is wide."""
+    """Return the width of the text in Latin letters; wide East Asian characters count twice."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

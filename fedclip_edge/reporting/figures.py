@@ -1,6 +1,6 @@
-"""Numbers as the demo's report writes them.
+"""Formatting of numbers in reports.
 
-Law: what is not a finite number, so a figure that nobody measured, reads "n/a".
+Law: a value that is not a finite number, such as a figure that was not measured, reads "n/a".
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any
 
 
 def number(value: object) -> float | None:
-    """The value where it is a finite number."""
+    """Return `value` as a float, or None where it is no finite number."""
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     return None
 
 
 def difference(accuracy: Mapping[str, Any], after: str, before: str) -> float | None:
-    """One accuracy less another, of the figures as shown; None where one is missing.
+    """Return accuracy `after` minus accuracy `before`, of the figures as shown, as a fraction.
 
-    So a reader who subtracts what stands on the page finds the difference that stands there.
+    Both are rounded to 0.1 points first, so the shown figures and the shown difference agree. None
+    where one is missing.
     """
     new, old = number(accuracy.get(after)), number(accuracy.get(before))
     if new is None or old is None:
@@ -29,13 +30,13 @@ def difference(accuracy: Mapping[str, Any], after: str, before: str) -> float | 
 
 
 def percent(value: object) -> str:
-    """A fraction as "77.2 %"."""
+    """Format a fraction as "77.2 %"."""
     known = number(value)
     return "n/a" if known is None else f"{100 * known:.1f} %"
 
 
 def points(value: object) -> str:
-    """A difference of fractions as "+3.7" points."""
+    """Format a difference of fractions in points, as "+3.7"."""
     known = number(value)
     if known is None:
         return "n/a"
@@ -44,18 +45,18 @@ def points(value: object) -> str:
 
 
 def whole(value: object) -> str:
-    """A count as "1,234"."""
+    """Format a count as "1,234"."""
     known = number(value)
     return "n/a" if known is None else f"{known:,.0f}"
 
 
 def decimal(value: object) -> str:
-    """A quantity with one decimal: "1,204.5"."""
+    """Format a quantity with one decimal, as "1,204.5"."""
     known = number(value)
     return "n/a" if known is None else f"{known:,.1f}"
 
 
 def kilobytes(value: object) -> str:
-    """Bytes in thousands: "16.5"."""
+    """Format bytes in thousands with one decimal, as "16.5"."""
     known = number(value)
     return decimal(None if known is None else known / 1000)

@@ -1,7 +1,10 @@
-"""A page of a template: one HTML file that holds everything it shows.
+"""HTML pages rendered from a template, each one self-contained file.
 
-Laws: the page asks the network for nothing and runs no script; every text in it is escaped by the
-template; a value that the template misses is an error.
+Laws:
+
+- A page loads nothing from the network and runs no script.
+- The template escapes every text in it.
+- A value that the template uses but was not given is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ from fedclip_edge.storage import atomic
 
 
 def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
-    """Writes the page under a temporary name and renames it."""
+    """Render `template` with `values` and write it to `path`, completely or not at all.
+
+    The template may include those of this package. Raises jinja2's UndefinedError for a missing
+    value, its TemplateNotFound for a missing template, and OSError where the disk refuses.
+    """
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).resolve().parent]),
         autoescape=True,
@@ -29,4 +36,4 @@ def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
         percent=percent, points=points, kilobytes=kilobytes, decimal=decimal, whole=whole
     )
     page = environment.get_template(template.name).render(**values)
-    atomic.write_file(path, page.encode(errors="replace"))  # a file name can be any bytes
+    atomic.write_file(path, page.encode(errors="replace"))  # a file name can hold any bytes

@@ -1,6 +1,6 @@
-"""Tables of text, on a terminal or in a pipe.
+"""Tables of text, for a terminal or a pipe.
 
-Law: every cell is there in full, and on a terminal no line is wider than it is.
+Law: every cell is shown in full, and on a terminal no line is wider than the terminal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SIDES: dict[str, Literal["left", "right"]] = {"l": "left", "r": "right"}
 
 
 def width_of(stream: TextIO) -> int | None:
-    """The columns of the terminal that `stream` goes to; None where it goes elsewhere."""
+    """Return the width, in columns, of the terminal behind `stream`; None if it is no terminal."""
     if not stream.isatty():
         return None
     try:
@@ -34,12 +34,13 @@ def aligned(
     width: int | None = None,
     parts: Sequence[Sequence[int]] = (),
 ) -> str:
-    """Columns as wide as their widest cell; the first `left` of them name the row.
+    """Format rows as a table with columns as wide as their widest cell.
 
-    Those are aligned to the left and the others to the right, unless `align` has an "l" or an "r"
-    for each. What is wider than `width` becomes several tables, one above the other, each with the
-    names. `parts` are indices of the other columns that belong together: one is divided only where
-    it is too wide by itself. A cell that is too wide even so goes on in the next line.
+    The first `left` columns name the row. They are aligned to the left and the others to the right,
+    unless `align` has an "l" or an "r" for each column. A table wider than `width` columns is
+    divided into several, one above the other, each with the names. `parts` groups the indices of
+    the other columns: a group is divided only where it alone is too wide. A cell that is still too
+    wide continues in the next line.
     """
     from rich.cells import cell_len
 
@@ -64,7 +65,7 @@ def aligned(
 def _divided(
     widths: Sequence[int], left: int, gap: int, width: int, parts: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """The columns of each table, without the names; names may take half of the width."""
+    """Return the columns of each table, without the names, which may take half of the width."""
     names = sum(widths[:left]) + gap * (left - 1)
     room = width - min(names, width // 2)
     tables: list[list[int]] = [[]]
@@ -82,7 +83,7 @@ def _divided(
 
 
 def _narrowed(widths: Sequence[int], left: int, gap: int, width: int) -> list[int]:
-    """Takes what is too much from the names where they have more than half, else from the others."""
+    """Take excess width from the names where they have over half of it, else from the others."""
     its = list(widths)
     room = width - gap * (len(its) - 1)
     while sum(its) > room and max(its) > 1:
@@ -103,15 +104,15 @@ def _drawn(
 
     table = Table.grid()
     for width, side in zip(widths, align, strict=True):
-        if table.columns:  # rich's own padding is another from version to version
+        if table.columns:  # rich's own padding differs from version to version
             table.add_column(width=gap)
         table.add_column(justify=_SIDES[side], width=max(1, width), overflow="fold")
     for row in cells:
-        texts = [Text(cell) for cell in row]  # a name in brackets is no markup
+        texts = [Text(cell) for cell in row]  # Text: a name in brackets is not markup
         table.add_row(*[each for text in texts for each in ("", text)][1:])
     console = Console(
         file=io.StringIO(),
-        width=sum(widths) + (gap + 1) * len(widths),  # enough, and the rest is cut off below
+        width=sum(widths) + (gap + 1) * len(widths),  # enough; the rest is cut off below
         height=len(cells) + 1,
         color_system=None,
         force_terminal=False,
@@ -122,5 +123,5 @@ def _drawn(
 
 
 def _printable(text: str) -> str:
-    """A name can be any bytes: a line break or an escape sequence would break the table."""
+    """Escape a name that is not printable: a line break or escape sequence breaks the table."""
     return text if text.isprintable() else ascii(text)[1:-1]

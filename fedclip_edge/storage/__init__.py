@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and SQLite opened one way."""
+"""Atomic files and folders, file locks, and SQLite databases opened with the same settings."""

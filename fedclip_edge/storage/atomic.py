@@ -1,9 +1,12 @@
-"""Files and folders that are there whole or not at all.
+"""Files and folders that are written completely or not at all.
 
-Laws: what is under the final name was written and synced completely, because it is written beside
-it and renamed; an error or an interrupt leaves nothing behind, and what a killed process left goes
-with the next write of the same name. A kill between the two renames that replace a folder leaves
-the old one beside its name.
+Laws:
+
+- A file or folder under its final name was written and synced completely, because it is written in
+  a temporary folder beside it and then renamed.
+- An error or an interrupt leaves nothing behind. The next write of the same name removes what a
+  killed process left.
+- A kill between the two renames that replace a folder leaves the old one beside its name.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from pathlib import Path
 def write_folder(
     folder: Path, contents: Mapping[str, bytes], check: Callable[[Path], object]
 ) -> None:
-    """Writes the files `contents` as `folder`, in place of what is there.
+    """Write the files `contents` as `folder`, and replace an existing folder.
 
-    `check` is given the folder before it gets its name; what it raises is passed on, and nothing
-    has changed then. Raises OSError where the disk refuses.
+    `check` is called with the new folder before the rename. If it raises, the error is passed on
+    and nothing has changed. Raises OSError where the disk refuses.
     """
     with beside(folder) as new:
         for name, data in contents.items():
@@ -37,10 +40,10 @@ def write_folder(
 
 
 def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection[str]) -> None:
-    """Writes the files `contents` (names may hold folders) as a new `folder`.
+    """Write the files `contents` (names may contain folders) as a new `folder`.
 
-    Those in `private` are for their owner alone. Raises FileExistsError, and changes nothing, where
-    there is something already; OSError where the disk refuses.
+    Only the owner can read the files in `private`. Raises FileExistsError, without a change, where
+    `folder` is a file or a folder that is not empty; OSError where the disk refuses.
     """
     with beside(folder) as new:
         for name, data in contents.items():
@@ -58,7 +61,7 @@ def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection
 
 
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Writes `path`, in place of what is there; a `private` one is for its owner alone.
+    """Write `path`, and replace an existing file; only the owner can read a `private` one.
 
     Raises OSError where the disk refuses.
     """
@@ -70,7 +73,10 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, locked; gone at the end unless it was renamed."""
+    """Yield a new, locked folder beside `path`; it is deleted at the end unless it was renamed.
+
+    Missing parents of `path` are created. Raises OSError where the disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.new."
     _sweep(path.parent, prefix)
@@ -79,7 +85,7 @@ def beside(path: Path) -> Iterator[Path]:
         with _locked(folder):
             mask = os.umask(0)
             os.umask(mask)
-            folder.chmod(0o777 & ~mask)  # mkdtemp's folder is for its owner alone
+            folder.chmod(0o777 & ~mask)  # mkdtemp gives access to the owner only
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +93,10 @@ def beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system frees when this process dies."""
+    """Hold the folder's lock, which the system releases when this process dies.
+
+    Raises OSError where another process holds it.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,14 +106,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sweep(parent: Path, prefix: str) -> None:
-    """Removes what killed writers left: folders whose lock nobody holds."""
+    """Remove folders that killed writers left: those that no process has locked."""
     for left in parent.glob(f"{glob.escape(prefix)}*"):
         with contextlib.suppress(OSError), _locked(left):  # held: another writer is at work
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes, *, private: bool = False) -> None:
-    # Created with its mode: a private file is at no moment anybody else's to read.
+    # Created with its mode: others can never read a private file, even for a moment.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
@@ -113,7 +122,7 @@ def _write(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Renames a folder; what was there goes once the new one is in its place."""
+    """Rename a folder; an existing target is deleted after the new one is in its place."""
     if not target.exists():
         source.rename(target)
     else:

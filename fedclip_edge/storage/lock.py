@@ -1,4 +1,4 @@
-"""A lock on a file, held by one process at a time."""
+"""Lock on a file that one process at a time can hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fedclip_edge.errors import ConfigError
 
 
 def lock_file(path: Path, what: str) -> IO[bytes]:
-    """Locks `path` for as long as the file returned stays open; a killed process lets go.
+    """Lock `path` for as long as the returned file stays open; a kill releases it.
 
-    Raises ConfigError where another process holds it.
+    `what` names the locked thing in the error. Raises ConfigError where another process holds the
+    lock, and OSError where the file cannot be opened.
     """
     held = path.open("ab")
     try:

@@ -1,8 +1,12 @@
-"""SQLite opened one way: one schema and version a file, and commits that survive what they must.
+"""SQLite databases with a checked schema and version, and with durable commits.
 
-Laws: a file of another schema or version is refused and not changed. In a durable file a commit is
-on disk when it returns, but for those made under `unsynced`, which are there with the next one: a
-killed process loses neither, a power cut the latter alone, in order and whole.
+Laws:
+
+- A file of another schema or version is refused and not changed.
+- In a durable file, a commit is on disk when it returns. A commit under `unsynced` is on disk with
+  the next synced one.
+- A killed process loses no commit. A power cut can lose only unsynced commits, the latest first,
+  and each one completely.
 """
 
 from __future__ import annotations
@@ -15,27 +19,28 @@ from pathlib import Path
 
 Connection = sqlite3.Connection
 
-# A payload is megabytes. In pages of 4 kB, SQLite's own, 2.5 MB cost 16 ms of a core; in these 5.
+# Payloads are megabytes. Writing 2.5 MB takes 16 ms of a core in SQLite's default pages of 4 kB,
+# and 5 ms in these.
 _PAGE_BYTES = 32 * 1024
-# 8 MB of log, twice what it is with SQLite's own two numbers; the log is memory on a small disk.
+# 8 MB of log, twice that of SQLite's defaults for both; the log takes space on a small disk.
 _CHECKPOINT_PAGES = 256
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The tables of one kind of file."""
+    """Schema of one kind of file."""
 
     version: int
-    table: str  # every file of this kind has it, whatever its version
-    script: str  # the statements that make the tables in an empty file
+    table: str  # in every file of this kind, in all versions
+    script: str  # the statements that create the tables in an empty file
 
 
 class OtherDatabaseError(Exception):
-    """The file is the database of something else."""
+    """The file is a database of another program."""
 
 
 class OtherVersionError(Exception):
-    """The file is of another version of its schema."""
+    """The file has another version of the schema."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"version {version}")
@@ -45,11 +50,12 @@ class OtherVersionError(Exception):
 def open_database(
     path: Path, schema: Schema, *, durable: bool = True, timeout_s: float = 1.0
 ) -> Connection:
-    """A connection to a file of this schema, which is made where it is missing.
+    """Open a file of this schema, or create it.
 
-    A file that is not `durable` may lose its last commits in a power cut, and is whole all the
-    same. A lock of another process is waited for up to `timeout_s`. Raises OtherDatabaseError,
-    OtherVersionError, and sqlite3's errors where the disk refuses; nothing stays open then.
+    A file that is not `durable` may lose its last commits in a power cut, but stays consistent.
+    Waits up to `timeout_s` seconds for a lock of another process. Raises OtherDatabaseError where
+    the file has other tables, OtherVersionError where its schema has another version, and sqlite3's
+    errors where the disk refuses or the file is damaged; the connection is closed then.
     """
     with ExitStack() as on_failure:
         database = sqlite3.connect(path, timeout=timeout_s)
@@ -62,7 +68,7 @@ def open_database(
             raise OtherVersionError(version)
         _set_pragmas(database, durable=durable)
         if not tables:
-            # One transaction: a killed process leaves all of the tables, or an empty file.
+            # One transaction: a killed process leaves all tables or an empty file.
             database.executescript(
                 f"BEGIN IMMEDIATE; {schema.script} PRAGMA user_version = {schema.version}; COMMIT;"
             )
@@ -72,7 +78,10 @@ def open_database(
 
 @contextmanager
 def unsynced(database: Connection) -> Iterator[None]:
-    """The commits within are not waited for; outside a transaction."""
+    """Make commits inside the block without waiting for the disk.
+
+    Enter and leave it outside a transaction, and only for a durable file.
+    """
     database.execute("PRAGMA synchronous = NORMAL")
     try:
         yield
@@ -85,11 +94,12 @@ def errors_as(
     refused: Callable[[Exception], Exception],
     damaged: Callable[[Exception], Exception] | None = None,
 ) -> Iterator[None]:
-    """Raise the caller's own errors in place of sqlite3's.
+    """Raise the caller's own errors instead of sqlite3's.
 
-    `refused` makes the one for a disk that refuses (full, read-only, locked), `damaged` the one for
-    a file that is damaged; without it `refused` makes both. A constraint that does not hold and a
-    closed connection are the caller's mistakes: these errors pass unchanged.
+    `refused` makes the error for a disk that refuses (full, read-only, locked), `damaged` the error
+    for a damaged file; without `damaged`, `refused` makes both. sqlite3.IntegrityError (a violated
+    constraint) and sqlite3.ProgrammingError (a closed connection) are mistakes of the caller and
+    pass unchanged.
     """
     try:
         yield
@@ -102,14 +112,14 @@ def errors_as(
 
 
 def _set_pragmas(database: Connection, *, durable: bool) -> None:
-    """Outside a transaction. A file that is there keeps its page size."""
+    """Set the pragmas, outside a transaction; an existing file keeps its page size."""
     if not durable:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         return
     database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
     database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")  # survives power loss, not only a crash
+    database.execute("PRAGMA synchronous = FULL")  # commits survive a power cut, not only a crash
     database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    # Debian's SQLite writes zeros over all that is deleted, and thereby every payload twice.
+    # Debian's SQLite overwrites deleted data with zeros, and so writes every payload twice.
     database.execute("PRAGMA secure_delete = FAST")
