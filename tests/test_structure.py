@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,10 @@ HOMES = {
     "sqlite3": ("storage/sqlite.py",),
 }
 MODULES_AT_THE_ROOT = 8
+QUESTION_WORDS = {
+    "What", "Whatever", "When", "Where", "Whether", "Which", "Who", "Whoever", "Why", "How",
+}  # fmt: skip
+LINE_LENGTH = 100
 
 
 def modules() -> list[Path]:
@@ -124,6 +130,33 @@ def test_the_reading_order_names_every_module() -> None:
 def test_every_module_says_what_it_is() -> None:
     for path in modules():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Docstrings of a module, its classes and functions, each with the line of its owner."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, owners) and (text := ast.get_docstring(node)):
+            yield getattr(node, "lineno", 1), text
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_docstring_opens_with_a_noun_or_a_verb(path: Path) -> None:
+    for line, text in docstrings(path):
+        first = text.split(maxsplit=1)[0].strip(",.:")
+        assert first not in QUESTION_WORDS, f"{path}:{line}: {text[:60]}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_lines_of_prose_end_where_lines_of_code_do(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    prose = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT or token.string.startswith(('"""', 'r"""')):
+            prose |= set(range(token.start[0], token.end[0] + 1))
+    long = {n for n in prose if len(lines[n - 1]) > LINE_LENGTH and "# noqa" not in lines[n - 1]}
+    assert not long, f"{path}: lines {sorted(long)}"
 
 
 @pytest.mark.parametrize("place", ["device", "broker", "export"])

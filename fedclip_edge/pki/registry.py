@@ -49,7 +49,7 @@ class Registry:
         check_sha256(self.coordinator, "coordinator")
 
     def refusal(self, device: str, key: str) -> str | None:
-        """The reason to refuse this device under this key (64 hex digits); None if there is none."""
+        """The reason to refuse this device under this key (64 hex digits); None if none."""
         known = self.devices.get(device)
         if known is None:
             return "it is not enrolled; `fedclip-edge enroll` does it"
