@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from in_memory import Fleet, features
+from opened import opened
 
 from fedclip_edge.agent.session import Session
 from fedclip_edge.config import RunRules
@@ -28,7 +29,7 @@ BOTH: tuple[Role, ...] = ("train", "evaluate")
 
 def make(folder: Path, rules: RunRules = RULES, broker: InMemoryBroker | None = None) -> Fleet:
     folder.mkdir(exist_ok=True)
-    return Fleet(folder, PLAN, rules, broker=broker or InMemoryBroker())
+    return opened(Fleet(folder, PLAN, rules, broker=broker or InMemoryBroker()))
 
 
 def device(fleet: Fleet, number: int, roles: tuple[Role, ...] = BOTH) -> Session:
@@ -64,7 +65,7 @@ def undisturbed(count: int = 2) -> bytes:
     with TemporaryDirectory() as folder:
         fleet = joined(Path(folder), count)
         fleet.run()
-        fleet.journal.close()
+        fleet.close()
         return final_of(fleet)
 
 
@@ -79,7 +80,7 @@ def final_of(fleet: Fleet) -> bytes:
 
 def restart(fleet: Fleet) -> None:
     """The coordinator's process is killed, and another one started over its journal."""
-    fleet.journal = open_journal(fleet.config.journal)
+    fleet.open_journal()
     fleet.coordinator = fleet.start_coordinator()
 
 
