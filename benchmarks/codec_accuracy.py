@@ -1,4 +1,4 @@
-"""What the codecs cost in accuracy: the same federations with and without them, paired.
+"""The cost of the codecs in accuracy: the same federations with and without them, paired.
 
 FedCLIP with the reference's settings, one domain held out at a time, several seeds; every model
 and update goes through the very functions that a device and a coordinator use. The encoder and

@@ -1,4 +1,4 @@
-"""What each codec makes of an adapter's update: bytes, milliseconds, the largest error.
+"""Each codec on an adapter's update: bytes, milliseconds, the largest error.
 
 The update is what one round of FedCLIP with the reference's settings trains, from the model of
 round 0 and after --rounds of a federation of one, on features that are drawn round class texts of
@@ -31,7 +31,7 @@ LEVELS = (-1, 1, 3, 6, 12)
 
 
 def timed(repeat: int, work: Callable[[], T]) -> tuple[T, float]:
-    """What it gives, and its median in milliseconds."""
+    """The result of the work, and its median in milliseconds."""
     took = []
     for _ in range(repeat):
         began = time.perf_counter()

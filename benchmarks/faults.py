@@ -82,7 +82,7 @@ def chosen(options: argparse.Namespace) -> Iterator[tuple[str, Phase]]:
 
 
 def machine() -> str:
-    """What the figures were measured on, the load at the beginning included."""
+    """The machine that the figures were measured on, with its load at the beginning."""
     load = os.getloadavg()[0]
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "

@@ -1,4 +1,4 @@
-"""What a newcomer waits for: the command's start, and the demo, first and second run.
+"""The waits of a newcomer: the command's start, and the demo, first and second run.
 
 Whole processes, timed from outside. Start-up figures are medians of --repeat runs, a bare
 interpreter alternating with them as the floor; each demo runs once.

@@ -1,4 +1,4 @@
-"""What a fleet keeps in memory and says while it waits.
+"""Memory and traffic of a fleet that waits.
 
 - crowd: many light devices in one process, and a round of them; the coordinator's and the broker's
   memory at their highest.
@@ -66,7 +66,7 @@ _RARE_S = 300.0  # and then one in as long as this
 
 
 def memory_mb(process: int, field: str = "VmRSS") -> float:
-    """What the kernel counts as resident; `VmHWM` for its highest."""
+    """Resident memory by the kernel's count; `VmHWM` for its highest."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""What a round costs beyond training: seconds, beside a bare exchange and a peer, and bytes.
+"""The cost of a round beyond training: seconds, beside a bare exchange and a peer, and bytes.
 
 Four devices and the coordinator are processes of their own on one machine, with mosquitto between
 them and no TLS; the adapter has 525,312 parameters. "No training" means updates that are ready and

@@ -59,11 +59,6 @@ class Upload:
     _packet_bytes: int | None = None  # the largest packet that the broker takes
 
     @property
-    def is_pending(self) -> bool:
-        """True while a contribution waits for its final answer."""
-        return self._pending is not None
-
-    @property
     def pending(self) -> Blob | None:
         """The blob of the contribution that waits for its final answer, for this link; or None."""
         return None if self._pending is None else self._pending.blob

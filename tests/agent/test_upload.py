@@ -1,4 +1,4 @@
-"""A contribution is on disk before it is offered, one at a time, and settled once."""
+"""A contribution is on disk before it is offered, one at a time, and resolved once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_it_is_on_disk_before_it_is_offered(state_db: StateDb) -> None:
 def test_no_other_is_made_before_it_is_settled(state_db: StateDb) -> None:
     mine = Upload(state_db)
     offer = make(mine)
-    assert mine.is_pending
+    assert mine.pending is not None
     assert not mine.owes(1)
     assert not mine.owes(2)
     mine.resolve(Kept("run-1", 1, "0" * 64))
@@ -71,7 +71,7 @@ def test_after_a_kill_the_very_same_one_is_offered(state_db: StateDb) -> None:
     again.resolve(Kept("run-1", 1, offer.parcel.sha256))
     after = Upload(state_db)
     after.resume_run("run-1")
-    assert not after.is_pending
+    assert after.pending is None
     assert not after.owes(1)
 
 
@@ -117,7 +117,7 @@ def test_a_refusal_in_an_open_round_settles_nothing(state_db: StateDb) -> None:
     mine = Upload(state_db)
     offer = make(mine)
     mine.resolve(Refused("no", final=False, sha256=offer.parcel.sha256))
-    assert mine.is_pending
+    assert mine.pending is not None
     assert mine.poll_offer(100.0, sending=False) is None
     assert sent(mine, offer) == b""
 
@@ -126,7 +126,7 @@ def test_the_end_of_a_run_forgets_it(state_db: StateDb) -> None:
     mine = Upload(state_db)
     make(mine)
     mine.end_run("run-1")
-    assert not mine.is_pending
+    assert mine.pending is None
     assert state_db.pending_update("run-1") is None
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
-import pty
-import struct
-import subprocess
-import termios
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +14,7 @@ import pytest
 import system
 from click.testing import CliRunner, Result
 from PIL import Image
+from terminal import shown_on_terminal
 from trained_run import write_mixed
 
 from fedclip_edge import model_file
@@ -185,26 +181,8 @@ def test_a_terminal_gets_no_line_that_is_wider(
 ) -> None:
     deep = tmp_path / ("long-" * 20) / "pictures"
     write_mixed(deep, NAMES, per_class=1)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     words = ("predict", "--bundle", random_bundle.folder, "--model", model, deep)
-    with (
-        subprocess.Popen(system.command(*words), stdout=theirs, stderr=subprocess.DEVNULL) as child,
-        system.killed_on_leaving(child),
-    ):
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                block = os.read(ours, 65536)
-            except OSError:  # the child closed its side
-                break
-            if not block:
-                break
-            shown += block
-        assert child.wait(system.DEADLINE_S) == 0
-    os.close(ours)
-    lines = shown.decode().splitlines()
+    lines = shown_on_terminal(system.command(*words), 80, with_errors=False).splitlines()
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if line.startswith("...")]
     assert [row.split()[0].rsplit("/", 2)[1] for row in rows] == list(NAMES)

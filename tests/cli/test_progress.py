@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from fcntl import ioctl
 from pathlib import Path
-from termios import TIOCSWINSZ
 
 import pytest
 from click.testing import CliRunner
-from system import killed_on_leaving
+from terminal import shown_on_terminal
 
 from fedclip_edge import config, log
 from fedclip_edge.agent import process as device
@@ -274,7 +269,7 @@ for done in range(1, 31):
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_nothing_is_cut_off_at_any_width(width: int) -> None:
-    shown = _on_terminal(DRAW, width)
+    shown = shown_on_terminal([sys.executable, "-c", DRAW], width)
     lines = [_CONTROL.sub("", line) for line in re.split(r"[\r\n]+", shown)]
     assert max(map(len, lines)) <= width
     words = " ".join(shown.split()[-20:])
@@ -282,31 +277,3 @@ def test_nothing_is_cut_off_at_any_width(width: int) -> None:
         assert word in words
     if width >= 80:
         assert any(line.endswith("55.6 % after 30") and "30/30" in line for line in lines)
-
-
-def _on_terminal(code: str, width: int) -> str:
-    """Everything that a program of ours writes to a terminal of so many columns."""
-    ours, theirs = pty.openpty()
-    ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    settings = {**os.environ, "TERM": "xterm"}
-    settings.pop("COLUMNS", None)
-    command = [sys.executable, "-c", code]
-    with (
-        subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=settings
-        ) as child,
-        killed_on_leaving(child),
-    ):
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                block = os.read(ours, 65536)
-            except OSError:  # the child closed its side
-                break
-            if not block:
-                break
-            shown += block
-        assert child.wait(60) == 0, shown
-    os.close(ours)
-    return shown.decode()

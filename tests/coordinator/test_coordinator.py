@@ -384,7 +384,7 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
         fleet = make(tmp_path, broker=broker)
         for number in range(2):
             device(fleet, number)
-        until(fleet, lambda: all(s.upload.is_pending for s in fleet.sessions.values()))
+        until(fleet, lambda: all(s.upload.pending for s in fleet.sessions.values()))
         upload = fleet.sessions["cam-0"].upload
         before = upload.pending
         broker.limits = Limits(2_000)
