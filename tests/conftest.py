@@ -6,9 +6,7 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from brokers import BROKER_STARTS_S, MOSQUITTO, Mosquitto, StartMosquitto, free_port
+from brokers import MOSQUITTO, Mosquitto, StartMosquitto, free_port, wait_until_served
 from onnx import TensorProto, helper, numpy_helper
 from opened import UNTIL_THE_TEST_ENDS
 
@@ -137,14 +135,8 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
             )
         broker = Mosquitto(BrokerAddress(port=wanted), process)
         started.append(broker)
-        deadline = time.monotonic() + BROKER_STARTS_S
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", wanted), timeout=1).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return broker
+        if wait_until_served(process, wanted):
+            return broker
         raise AssertionError(f"mosquitto did not start: {(folder / 'log').read_text()}")
 
     yield start

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,3 +35,25 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until_served(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Waits until mosquitto answers at the port; False when it ended or did not in time.
+
+    mosquitto 2.0.11 accepts connections shortly before its main loop begins, and forgets a SIGTERM
+    that arrives in between. So the probe sends bytes that are neither MQTT nor TLS: only the main
+    loop refuses them.
+    """
+    deadline = time.monotonic() + BROKER_STARTS_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=BROKER_STARTS_S) as probe:
+                probe.sendall(bytes(8))
+                probe.recv(1)
+        except ConnectionResetError:
+            return True
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False

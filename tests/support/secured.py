@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import tarfile
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from brokers import MOSQUITTO, free_port
+from brokers import MOSQUITTO, free_port, wait_until_served
 from socket_faults import Encryption
 
 from fedclip_edge.config import BrokerAddress, load_agent
 from fedclip_edge.pki import enrolment
 from fedclip_edge.pki.enrolment import Folder
 from fedclip_edge.transport import tls
-
-_BROKER_STARTS_S = 10.0
 
 
 @dataclass
@@ -47,14 +43,8 @@ class Secured:
             self.process = subprocess.Popen(
                 [str(MOSQUITTO), "-v", "-c", str(self.settings)], stdout=log, stderr=log
             )
-        deadline = time.monotonic() + _BROKER_STARTS_S
-        while self.process.poll() is None and time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return
+        if wait_until_served(self.process, self.port):
+            return
         raise AssertionError(f"mosquitto did not start: {self.log()}")
 
     def log(self) -> str:
