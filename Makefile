@@ -19,7 +19,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-short test-slow test-all test-cluster lint bench adversary wheel clean
+.PHONY: help setup demo test test-short test-slow test-all test-cluster lint bench adversary docs wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench: $(READY) ## Measure start-up, the demo, rounds, memory, and the encoder a
 
 adversary: $(READY) ## Try the laws of a run for 100,000 seeds (about an hour on two cores)
 	@$(BIN)/python benchmarks/adversary.py --seeds 100000
+
+docs: $(READY) ## Build the manual into build/manual/ (Python 3.11 or newer)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .

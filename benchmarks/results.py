@@ -1,4 +1,4 @@
-"""The tables of docs/results.md: each is one or more `fedclip-edge simulate` commands on real pictures.
+"""The tables of docs/explanation/results.md: each is one or more `fedclip-edge simulate` commands on real pictures.
 
     python benchmarks/results.py --data PICTURES --bundle BUNDLE --write
 
@@ -28,7 +28,7 @@ from typing import Any
 from fedclip_edge.records import slug
 from fedclip_edge.simulating.summary import MEAN as MEAN_ROW
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "results.md"
 SEEDS = "--seeds 3"
 GATE = "fedclip@lr=1e-3,loss=cross-entropy,weight_decay=0"  # the reference's gate, told to learn
 Row = Mapping[str, Any]
@@ -286,7 +286,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--only", choices=TABLES, action="append")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables into docs/explanation/results.md"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """A device of protocol v1 in one file, for whoever writes one in another language.
 
-Made from docs/protocol.md alone: nothing of fedclip_edge is imported. It takes part in one run and
+Made from docs/reference/protocol.md alone: nothing of fedclip_edge is imported. It takes part in one run and
 ends with it. What it "trains" is a stand-in that grows every value by one per cent.
 
     python examples/minimal_agent.py agent.json

@@ -1,4 +1,4 @@
-"""Payloads and chunks of protocol v1, for minimal_agent.py; made from docs/protocol.md alone.
+"""Payloads and chunks of protocol v1, for minimal_agent.py; made from docs/reference/protocol.md alone.
 
 A payload is a safetensors file of what the codec makes of the terms, shuffled, then compressed.
 """

@@ -4,7 +4,7 @@
 #   build-engine.sh BUNDLE [ENGINE_DIR]
 #
 # ENGINE_DIR is what agent.toml names as [encoder] engine_dir; without it both use the user's
-# cache. An engine that is there already is checked and kept. docs/jetson.md says the rest.
+# cache. An engine that is there already is checked and kept. docs/how-to/jetson.md says the rest.
 set -eu
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then

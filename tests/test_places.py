@@ -275,12 +275,12 @@ def test_the_script_can_be_run() -> None:
 
 
 def jetson() -> str:
-    return (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
+    return (ROOT / "docs" / "how-to" / "jetson.md").read_text(encoding="utf-8")
 
 
 def test_the_jetson_notes_name_what_there_is() -> None:
     text = jetson()
-    assert "docs/jetson.md" in (ROOT / "device" / "README.md").read_text(encoding="utf-8")
+    assert "docs/how-to/jetson.md" in (ROOT / "device" / "README.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:export|device|fedclip_edge)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
     for key in re.findall(r"`\[encoder\] (\w+)`", text):

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: its tables, examples and dumps come from it."""
+"""docs/reference/protocol.md says what the code does: its tables, examples and dumps come from it."""
 
 from __future__ import annotations
 

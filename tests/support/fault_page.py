@@ -95,14 +95,16 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def page(figures: Figures) -> str:
-    """docs/faults.md."""
+    """docs/explanation/faults.md."""
     played = [cell for cell in figures.cells if cell.outcome is not None]
     lost = sum(len(cell.outcome.verdict.lost) for cell in played if cell.outcome)
     twice = sum(len(cell.outcome.verdict.twice) for cell in played if cell.outcome)
     unequal = sum(not cell.outcome.verdict.equal for cell in played if cell.outcome)
     rows = [HEAD, ("---", "---", *["---:"] * 6, "---"), *map(row, figures.cells)]
     lines = "\n".join(f"| {' | '.join(r)} |" for r in rows)
-    again = f"python benchmarks/faults.py --jobs {figures.jobs} --markdown docs/faults.md"
+    again = (
+        f"python benchmarks/faults.py --jobs {figures.jobs} --markdown docs/explanation/faults.md"
+    )
     usual = ", ".join(f"{phase} {figures.run_s[phase]:.1f}" for phase in PHASES)
     return f"""# The fault matrix
 

@@ -1,4 +1,4 @@
-"""The parts of docs/protocol.md that come from the code: each is made here, under its name.
+"""The parts of docs/reference/protocol.md that come from the code: each is made here, under its name.
 
 A part stands in the page between `<!-- from the code: NAME -->` and `<!-- end -->`. After a change
 of the protocol
@@ -36,7 +36,7 @@ from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import ClassTexts, Contribution, Model, Plan, Update
 
-PAGE = ROOT / "docs" / "protocol.md"
+PAGE = ROOT / "docs" / "reference" / "protocol.md"
 TOPICS = Topics("lab")
 DEVICE_SEED, COORDINATOR_SEED = bytes([1] * 32), bytes([2] * 32)
 DEVICE = Identity(Ed25519PrivateKey.from_private_bytes(DEVICE_SEED))

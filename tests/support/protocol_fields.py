@@ -1,4 +1,4 @@
-"""What docs/protocol.md says of each field, limit and constant; the tests hold it to the code.
+"""What docs/reference/protocol.md says of each field, limit and constant; the tests hold it to the code.
 
 A limit is a name with what it means, values that are taken and values that are refused; the test
 tries them all on every field that has the limit.
@@ -213,7 +213,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "per_class": ("shares by class", "at the end; null where the device has no picture of it"),
     },
     Plan: {
-        "method": ("name", "by its name in docs/methods.md"),
+        "method": ("name", "by its name in docs/explanation/methods.md"),
         "options": ("options", "the method's own"),
         "rounds": ("rounds", "after which the run is finished"),
         "seed": ("seed", "of the initial model, and of shuffling"),
@@ -222,7 +222,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "grid_bits": ("bits", "sums are taken in steps of 2^-grid_bits"),
         "max_weight": ("weight", "the largest weight taken"),
         "max_norm": ("norm", "the largest L2 norm of all terms together over the weight"),
-        "strategy": ("name", "what is made of a round's updates (docs/methods.md)"),
+        "strategy": ("name", "what is made of a round's updates (docs/explanation/methods.md)"),
         "strategy_options": ("options", "the strategy's own"),
         "personal_epochs": ("epochs", "after the last round, for a model of the device's own"),
         "local_baseline": ("truth", "also train alone, for comparison"),

@@ -35,7 +35,7 @@ TRAITS = Traits(is_averaged=True)
 
 @dataclass(frozen=True)
 class Options(Training):
-    """Options, with defaults chosen on validation pictures (docs/methods.md).
+    """Options, with defaults chosen on validation pictures (docs/explanation/methods.md).
 
     The constructor raises ValueError with the option's name and range.
     """
