@@ -1,7 +1,7 @@
-# The two commands of this project are `make demo` and `make test`; both set up what they need.
-# TORCH_INDEX: an index of CPU builds of torch, for Linux without CUDA. PyTorch publishes one; its
-# address is on pytorch.org under "Get Started", platform CPU. Without it pip takes what its own
-# index offers, which on Linux is the CUDA build of several gigabytes.
+# The two main commands are `make demo` and `make test`; both first set up the environment.
+# TORCH_INDEX: PyTorch's package index with CPU builds of torch, for Linux without CUDA. Its address
+# is on pytorch.org under "Get Started", platform CPU. Without it, pip installs the CUDA build on
+# Linux, which is several gigabytes.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,8 +11,9 @@ DEMO ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# A process for each core; a file's tests stay in one, for what they share takes long to make. One
-# that dies ends them all: loadfile would wait for ever for what it had yet to do (xdist 3.8).
+# One process for each core. The tests of a file run in the same process, because their shared
+# fixtures take long to make. If a process dies, the run ends: loadfile would wait endlessly for the
+# tests that the process had left (xdist 3.8).
 TESTS := $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart=0
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
@@ -24,10 +25,10 @@ RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## Make the virtual environment, if it is not there
+setup: $(READY) ## Create the virtual environment if it does not exist
 
 $(READY): pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (once, a few minutes)"
+	@echo "setting up $(VENV); this happens once and takes a few minutes"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(INDEX) torch
@@ -40,16 +41,17 @@ demo: $(READY) ## Run a federation on this machine (DEMO="--rounds 10" passes op
 test: $(READY) ## Run the tests
 	@$(TESTS)
 
-# For one Python more, in a third of the time. What takes longest and shows the same on every Python is
-# marked one_python: the adversary's seeds, demos and fleets that are killed, exported networks. All that
-# open SQLite files in the tests' own process are in: a later Python warns of what was let pass before.
-test-short: $(READY) ## Run the tests but the longest (for another Python: PYTHON=... VENV=...)
+# For one more version of Python, in a third of the time. Long tests whose result does not depend on
+# the version are marked one_python: the adversary's seeds, demos and fleets that are killed, exported
+# networks. All tests that open SQLite files in their own process are included, because newer versions
+# of Python warn about files that older ones accept.
+test-short: $(READY) ## Run the tests except the longest (for another Python: PYTHON=... VENV=...)
 	@$(TESTS) -m 'not slow and not cluster and not one_python'
 
-test-slow: $(READY) ## Run the slow tests alone
+test-slow: $(READY) ## Run only the slow tests
 	@$(TESTS) -m slow
 
-test-all: $(READY) ## Run the tests, the slow ones too
+test-all: $(READY) ## Run the tests, including the slow ones
 	@$(TESTS) -m 'not cluster'
 
 test-cluster: $(READY) ## Run a fleet over three RabbitMQ nodes and kill one (needs rabbitmq-server)
@@ -67,7 +69,7 @@ bench: $(READY) ## Measure start-up, the demo, rounds, memory, and the encoder a
 	@$(BIN)/python benchmarks/footprint.py
 	@$(BIN)/python benchmarks/encoder.py
 
-adversary: $(READY) ## Try the laws of a run for 100,000 seeds (about an hour on two cores)
+adversary: $(READY) ## Check the laws of a run with 100,000 seeds (about an hour on two cores)
 	@$(BIN)/python benchmarks/adversary.py --seeds 100000
 
 docs: $(READY) ## Build the manual into build/manual/ (Python 3.11 or newer)
@@ -76,5 +78,5 @@ docs: $(READY) ## Build the manual into build/manual/ (Python 3.11 or newer)
 wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
-clean: ## Remove the virtual environment and everything made
+clean: ## Remove the virtual environment and all generated files
 	rm -rf $(VENV) demo-run dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,8 +3,8 @@
 #
 #   build-engine.sh BUNDLE [ENGINE_DIR]
 #
-# ENGINE_DIR is what agent.toml names as [encoder] engine_dir; without it both use the user's
-# cache. An engine that is there already is checked and kept. docs/how-to/jetson.md says the rest.
+# ENGINE_DIR is the value of engine_dir under [encoder] in agent.toml; without it, both use the
+# user's cache folder. An existing engine is checked and kept. See docs/how-to/jetson.md.
 set -eu
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -25,16 +25,16 @@ built() {
 
 before=$(built)
 began=$(date +%s)
-echo "build-engine.sh: the first build takes minutes; kept in $engines"
+echo "build-engine.sh: the first build takes minutes; the engine is kept in $engines"
 code=0
 fedclip-edge bundle verify "$bundle" --provider tensorrt --engine-dir "$engines" || code=$?
 took=$(($(date +%s) - began))
 if [ "$code" -ne 0 ]; then
-    echo "build-engine.sh: failed after ${took} s with code $code; the reason stands above" >&2
+    echo "build-engine.sh: failed after ${took} s with exit code $code; see the message above" >&2
     exit "$code"
 fi
 if [ "$(built)" = "$before" ]; then
-    echo "build-engine.sh: the engine was there already; checked in ${took} s"
+    echo "build-engine.sh: the engine existed already; checked in ${took} s"
 else
     echo "build-engine.sh: built and checked in ${took} s"
 fi

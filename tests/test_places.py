@@ -215,7 +215,7 @@ def test_an_engine_is_built_once_in_the_folder_that_the_agent_reads(
     assert re.search(r"built and checked in \d+ s", said)
     code, said = build_engine("a bundle", engines, path=stand_in, home=tmp_path)
     assert (code, f"asked: {arguments}\n" in said) == (0, True)
-    assert re.search(r"was there already; checked in \d+ s", said)
+    assert re.search(r"existed already; checked in \d+ s", said)
 
 
 def test_the_script_and_the_encoder_keep_engines_in_the_same_cache(

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Prints who may do what at RabbitMQ, for the ids named: a device reads and writes only what is its
-# own, in any fleet, as fleet.acl says it for mosquitto.
+# Prints RabbitMQ users and permissions for the given ids. A device may read and write only its own
+# topics, in any fleet; fleet.acl contains the same rules for mosquitto.
 #
 #   ./users.sh coordinator cam-01 cam-02 | sudo rabbitmqctl import_definitions
 #
-# The users have no password, so a certificate with that name is the one way in. Importing adds to
-# what is there. RabbitMQ writes "." for "/" in topics.
+# The users have no password, so they can only log in with a certificate of that name. An import keeps
+# the users that exist already. RabbitMQ writes "." instead of "/" in topics.
 set -eu
 
 if [ $# -eq 0 ]; then
@@ -15,13 +15,13 @@ fi
 for id in "$@"; do
     case $id in
     *[!a-z0-9-]*|'')
-        echo "users.sh: '$id' is no id: expected a to z, 0 to 9 and -" >&2
+        echo "users.sh: '$id' is not an id; an id consists of a to z, 0 to 9 and -" >&2
         exit 2
         ;;
     esac
 done
 
-# each FORMAT ID...: the format for every id, with commas between.
+# each FORMAT ID...: prints the format for every id, separated by commas.
 each() {
     format=$1 between=
     shift
@@ -55,7 +55,7 @@ for id in "$@"; do
         "$between" "$id" "$fleet$write\$" "$fleet$read\$"
     between=,
 done
-# A subscription's queue lies on one node. Were that killed, the client could not subscribe at
-# another before it is back, under its client id; with a mirror it can.
+# The queue of a subscription is on one node. If that node is killed, the client cannot subscribe at
+# another node until the first is back, unless the queue has a mirror.
 printf '],"policies":[{"vhost":"/","name":"subscriptions","apply-to":"queues","priority":0,'
 printf '"pattern":"^mqtt-subscription-","definition":{"ha-mode":"exactly","ha-params":2}}]}\n'
