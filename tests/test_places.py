@@ -252,7 +252,7 @@ def test_without_tensorrt_the_script_says_so_and_leaves_nothing(
     )
     assert code == ConfigError.exit_code
     assert "provider 'tensorrt' is not part of this onnxruntime; available: cpu" in said
-    assert f"failed after 0 s with code {code}" in re.sub(r"after \d+ s", "after 0 s", said)
+    assert f"failed after 0 s with exit code {code}" in re.sub(r"after \d+ s", "after 0 s", said)
     assert sorted(tmp_path.iterdir()) == before
 
 
