@@ -1,9 +1,9 @@
-"""The fault matrix: what each fault, in each phase of a round, costs and breaks.
+"""The fault matrix: the cost and the damage of each fault in each phase of a round.
 
 Every cell is a run of its own: `fedclip-edge serve`, three agents and mosquitto as processes, with
 certificates and the configuration that ships, over a link where a fault can be injected between two
-messages (tests/support/matrix.py). `--markdown` writes the page that says what each figure means. Exit code
-1 where an acknowledged contribution is lost, one is counted twice, a model is not that of its
+messages (tests/support/matrix.py). `--markdown` writes the page that explains each figure. The exit
+code is 1 if an acknowledged contribution is lost, one is counted twice, a model is not that of its
 contributions, or a run does not end.
 """
 

@@ -1,10 +1,10 @@
-"""The tables of docs/explanation/results.md: each is one or more `fedclip-edge simulate` commands on real pictures.
+"""The tables of docs/explanation/results.md, made by `fedclip-edge simulate` on real pictures.
 
     python benchmarks/results.py --data PICTURES --bundle BUNDLE --write
 
-`--only NAME` runs one table, `--write` puts what was found into the page, each table below the commands
-that made it. Accuracies are on test pictures; settings were chosen on validation pictures alone
-(the page says how).
+`--only NAME` runs one table. `--write` puts the tables into the page, each below the commands that
+made it. Accuracies are on test pictures; settings were chosen on validation pictures only (the page
+says how).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from fedclip_edge.simulating.summary import MEAN as MEAN_ROW
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "results.md"
 SEEDS = "--seeds 3"
-GATE = "fedclip@lr=1e-3,loss=cross-entropy,weight_decay=0"  # the reference's gate, told to learn
+GATE = "fedclip@lr=1e-3,loss=cross-entropy,weight_decay=0"  # the gate, with options that learn more
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table: what stands above it, and what of a row of summary.json stands in it."""
+    """A column: its heading, and the text of its cell for a row of summary.json."""
 
     head: str
     show: Callable[[Row], str]
@@ -44,15 +44,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Command:
-    """One call of simulate; `says` is the first column of its rows where the method is not enough."""
+    """One call of simulate; `label` is an extra first cell of its rows, for tables in FIRST."""
 
     arguments: str
-    says: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Commands whose rows stand below each other; of several held-out domains their mean."""
+    """A table of the rows of its commands; several held-out domains give one row, their mean."""
 
     commands: tuple[Command, ...]
     columns: tuple[Column, ...]
@@ -75,11 +75,11 @@ def megabytes(row: Row) -> str:
 
 METHOD = Column("method", lambda row: f"`{row['method']}`")
 ROUNDS = Column("rounds", lambda row: str(row["rounds"]))
-HELD_OUT = Column("held out, %", percent("held_out_top1"))
-MEAN = Column("the devices, %", percent("mean"))
+HELD_OUT = Column("held-out domain, %", percent("held_out_top1"))
+MEAN = Column("mean over devices, %", percent("mean"))
 WORST = Column("worst device, %", percent("worst"))
 ECE = Column("ECE, %", percent("ece"))
-BYTES = Column("MB a device, both ways", megabytes)
+BYTES = Column("MB per device, both directions", megabytes)
 
 ALL = (
     "zeroshot",
@@ -93,7 +93,7 @@ ALL = (
     "prototypes",
     "tip-adapter",
 )
-LINES = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
 STRATEGIES = (
     "zeroshot",
     "linear",
@@ -131,9 +131,9 @@ FEW = (
 OPEN = ("zeroshot", "fedclip", GATE, "clip-adapter", "lowrank")
 
 
-def _line(name: str, setting: str) -> str:
+def _trained(how: str, setting: str) -> str:
     method, at, options = setting.partition("@")
-    return f"{method}:{name}{at}{options}"
+    return f"{method}:{how}{at}{options}"
 
 
 def _methods(*settings: str) -> str:
@@ -145,10 +145,10 @@ TABLES: Mapping[str, Table] = {
         (Command(f"--hold-out all {_methods(*ALL)}"),),
         (METHOD, ROUNDS, HELD_OUT, MEAN, WORST, ECE, BYTES),
     ),
-    "lines": Table(
+    "local-pooled": Table(
         tuple(
-            Command(f"--hold-out all {_methods(*(_line(name, one) for one in LINES))}")
-            for name in ("local", "pooled")
+            Command(f"--hold-out all {_methods(*(_trained(how, one) for one in REFERENCE_POINTS))}")
+            for how in ("local", "pooled")
         ),
         (METHOD, HELD_OUT, MEAN, WORST),
     ),
@@ -158,8 +158,8 @@ TABLES: Mapping[str, Table] = {
     ),
     "robust": Table(
         tuple(
-            Command(f"--split iid --devices 10 --noisy {share} {_methods(*ROBUST)}", says)
-            for share, says in ((0, "none"), (0.2, "2 of 10"))
+            Command(f"--split iid --devices 10 --noisy {share} {_methods(*ROBUST)}", label)
+            for share, label in ((0, "none"), (0.2, "2 of 10"))
         ),
         (METHOD, MEAN, WORST),
     ),
@@ -192,14 +192,14 @@ TABLES: Mapping[str, Table] = {
         ),
     ),
 }
-# What the reference would send, in float32: the gate of FedCLIP, and all of CLIP ViT-B/32, each way.
+# Bytes that the reference would send in each direction, in float32: FedCLIP's gate, or all of CLIP.
 GATE_BYTES, CLIP_BYTES = 4 * 525_312, 4 * 151_277_313
 TARGET, TARGET_ROUNDS = "fedclip@rounds=200", 200
-FIRST = {"robust": "devices that send noise", "skew": "alpha", "shots": "pictures a class"}
+FIRST = {"robust": "devices that send noise", "skew": "alpha", "shots": "pictures per class"}
 
 
 def simulate(arguments: str, data: Path, bundle: Path, folder: Path) -> list[Row]:
-    """The rows of one command's summary."""
+    """Run one command and return the rows of its summary."""
     program = Path(sys.executable).with_name("fedclip-edge")
     places = ["--data", str(data), "--bundle", str(bundle), "--out", str(folder)]
     base = [str(program), "simulate", *places, *arguments.split()]
@@ -213,7 +213,7 @@ def simulate(arguments: str, data: Path, bundle: Path, folder: Path) -> list[Row
 
 
 def rendered(name: str, found: Sequence[tuple[Command, Sequence[Row]]]) -> str:
-    """The commands and the table, as they stand in the page."""
+    """Write the commands and the table in the page's Markdown."""
     table = TABLES[name]
     head = [*([FIRST[name]] if name in FIRST else []), *(column.head for column in table.columns)]
     lines = ["```sh"]
@@ -225,17 +225,18 @@ def rendered(name: str, found: Sequence[tuple[Command, Sequence[Row]]]) -> str:
         for row in rows:
             if row["held_out"] not in ("", MEAN_ROW):
                 continue
-            cells = [command.says] if name in FIRST else []
+            cells = [command.label] if name in FIRST else []
             cells += [column.show(row) for column in table.columns]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def cost(csv_file: Path) -> str:
-    """Bytes to the accuracy that FedCLIP has after its last round, from the rows of `methods`.
+    """Write the table of bytes until a method reaches FedCLIP's final accuracy.
 
-    A round counts for a method once the mean over seeds and held-out domains is as high on both, the
-    devices' test pictures and the held-out domain; bytes are a device's, both ways.
+    `csv_file` has the rows of the table `methods`. A method is there in the first round in which its
+    means over seeds and held-out domains are as high as FedCLIP's, both on the devices' own test
+    pictures and on the held-out domain. Bytes are those of one device, both directions.
     """
     held_out: dict[tuple[str, int], list[float]] = defaultdict(list)
     devices: dict[tuple[str, int], list[float]] = defaultdict(list)
@@ -250,7 +251,8 @@ def cost(csv_file: Path) -> str:
                 sent[key].append(float(row["bytes_up"]) + float(row["bytes_down"]))
     bar = tuple(statistics.fmean(its[TARGET, TARGET_ROUNDS]) for its in (devices, held_out))
     gate = 2 * GATE_BYTES * TARGET_ROUNDS
-    lines = ["| what | rounds | MB a device, both ways | times fewer |", "|---|---|---|---|"]
+    head = ("method", "rounds", BYTES.head, "times fewer bytes than FedCLIP in float32")
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|"]
     for what, size in (("FedAvg of all of CLIP", CLIP_BYTES), ("FedCLIP", GATE_BYTES)):
         whole = 2 * size * TARGET_ROUNDS
         times = "1" if size == GATE_BYTES else f"1/{whole / gate:.0f}"
@@ -267,17 +269,17 @@ def cost(csv_file: Path) -> str:
                 lines.append(f"| `{method}` | {number} | {mine / 1e6:,.2f} | {gate / mine:,.0f} |")
                 break
         else:
-            lines.append(f"| `{method}` | not in {rounds[-1]} | - | - |")
+            lines.append(f"| `{method}` | not within {rounds[-1]} | - | - |")
     return "\n".join(lines)
 
 
 def put(page: str, name: str, text: str) -> str:
-    """The page with the table between its marks; exits where they are missing."""
+    """Return the page with `text` between the markers of `name`; exits if they are missing."""
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, opened, rest = page.partition(first)
     _, closed, after = rest.partition(last)
     if not opened or not closed:
-        sys.exit(f"{PAGE} has no marks {first} and {last}")
+        sys.exit(f"{PAGE} has no markers {first} and {last}")
     return f"{before}{first}\n{text}\n{last}{after}"
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import fault_page
 import matrix
 import pytest
 from brokers import MOSQUITTO
@@ -212,11 +213,18 @@ def test_the_benchmark_prints_its_figures_and_writes_the_page(
     assert (figures["broken"], figures["over_limit"]) == ([], [])
     cells = {(cell["fault"], cell["phase"]): cell for cell in figures["cells"]}
     assert len(cells) == 25
-    assert "no chunk travels" in cells["corrupted", "idle"]["skipped"]
+    assert "no chunk is sent" in cells["corrupted", "idle"]["skipped"]
     assert cells["kill-broker", "upload"]["extra_s"] == 2.5
     assert cells["kill-broker", "upload"]["round_extra_s"] == 0.5
-    row = "| SIGKILL the broker | upload | 2.5 | 0.5 | 1.0 | 0 | 0 | 9 | yes; a note |"
+    row = "| broker killed | upload | 2.5 | 0.5 | 1.0 | 0 | 0 | 9 | yes | a note |"
     assert row in page.read_text()
+
+
+def test_the_page_of_the_manual_explains_the_columns_before_the_table() -> None:
+    page = (ROOT / "docs" / "explanation" / "faults.md").read_text(encoding="utf-8")
+    explained, head, _ = page.partition(f"| {' | '.join(fault_page.HEAD)} |")
+    assert head
+    assert [name for name in fault_page.HEAD if f"**{name}**" not in explained] == []
 
 
 def test_the_benchmark_says_what_took_too_long(

@@ -136,11 +136,11 @@ class Kill(Fault):
         if self.whom != COORDINATOR:
             recovered_s = recovery_s(fleet, restarted_at, self.whom)
             late = recovered_s is None
-            return Aftermath(recovered_s, "the run ended before it was back" if late else "")
+            return Aftermath(recovered_s, "the run ended before the agent was back" if late else "")
         recovered_s = recovery_s(fleet, restarted_at)
         closed = fleet.events(COORDINATOR, "serving")[-1]["rounds_closed"]
         late = closed >= injection.round
-        return Aftermath(recovered_s, "the round was closed already" if late else "")
+        return Aftermath(recovered_s, "the round was already closed" if late else "")
 
 
 @dataclass(frozen=True)
@@ -220,14 +220,14 @@ class FullDisk(Fault):
             process.wait(SEES_FULL_DISK_S)
         self._filler(fleet).unlink()
         if process.poll() is None:
-            return Aftermath(note="went on with the disk full")
+            return Aftermath(note="continued with the disk full")
         words = fleet.last_words(self.whose)
         assert words.startswith("fedclip-edge: "), f"ended without a sentence: {words}"
         restarted_at = time.monotonic()
         fleet.start(self.whose)
         who = [] if self.whose == COORDINATOR else [self.whose]
         recovered_s = recovery_s(fleet, restarted_at, *who)
-        return Aftermath(recovered_s, f"stopped in one sentence, code {process.returncode}")
+        return Aftermath(recovered_s, f"stopped with a message, exit code {process.returncode}")
 
     def _filler(self, fleet: Fleet) -> Path:
         return fleet.home(self.whose) / "filler"
@@ -279,21 +279,21 @@ def recovery_s(fleet: Fleet, since: float, *names: str) -> float | None:
     return max(answers()) - since if len(answers()) == len(waits_for) else None
 
 
-_NO_CHUNK = "no chunk travels; one that does later is a download or an upload"
+_NO_CHUNK = "not run: no chunk is sent in this phase"
 _QUIET: Mapping[Phase, str] = dict.fromkeys(("idle", "training", "aggregation"), _NO_CHUNK)
 FAULTS = {
     fault.name: fault
     for fault in (
-        Kill("kill-agent", "SIGKILL an agent", grace_s=1.0, whom=VICTIM),
-        Kill("kill-coordinator", "SIGKILL the coordinator", whom=COORDINATOR),
-        Kill("kill-broker", "SIGKILL the broker", whom=BROKER),
-        Cut("cut-5", "link cut for 5 s", for_s=5.0),
-        Cut("cut-60", "link cut for 60 s", for_s=60.0),
-        SlowLink("slow", "80 kB/s, a reset every 6 s", lasts=True),
+        Kill("kill-agent", "agent killed", grace_s=1.0, whom=VICTIM),
+        Kill("kill-coordinator", "coordinator killed", whom=COORDINATOR),
+        Kill("kill-broker", "broker killed", whom=BROKER),
+        Cut("cut-5", "connections cut for 5 s", for_s=5.0),
+        Cut("cut-60", "connections cut for 60 s", for_s=60.0),
+        SlowLink("slow", "80 kB/s, reset every 6 s", lasts=True),
         Noisy("duplicated", "duplicated chunks", nonsense=_QUIET, how="duplicate", lasts=True),
         Noisy("corrupted", "corrupted chunks", nonsense=_QUIET, how="corrupt", lasts=True),
-        FullDisk("full-coordinator", "full disk, coordinator", whose=COORDINATOR, lasts=True),
-        FullDisk("full-agent", "full disk, agent", whose=VICTIM, lasts=True),
-        Clock("clock", "clocks one hour off", lasts=True),
+        FullDisk("full-coordinator", "full disk at the coordinator", whose=COORDINATOR, lasts=True),
+        FullDisk("full-agent", "full disk at an agent", whose=VICTIM, lasts=True),
+        Clock("clock", "clocks one hour wrong", lasts=True),
     )
 }
