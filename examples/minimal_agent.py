@@ -1,12 +1,14 @@
-"""A device of protocol v1 in one file, for whoever writes one in another language.
+"""A device of protocol v1 in one file: an example for implementations in other languages.
 
-Made from docs/reference/protocol.md alone: nothing of fedclip_edge is imported. It takes part in one run and
-ends with it. What it "trains" is a stand-in that grows every value by one per cent.
+It was written from docs/reference/protocol.md alone and imports nothing from fedclip_edge. It takes
+part in one run and exits when the run is done. It has no pictures: in place of training, it
+increases every value of the model by one per cent. It does not evaluate.
 
     python examples/minimal_agent.py agent.json
 
-agent.json: host, port, fleet, id, dim, encoder_id, classes_digest, state (a file of its own); and,
-with enrolment, coordinator_key, ca, certificate, key.
+agent.json holds host, port, fleet, id, dim (the feature width), encoder_id, classes_digest and
+state (the path of this device's state file); with enrolment also coordinator_key, ca, certificate
+and key.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Agent:
         return ed25519.Ed25519PrivateKey.from_private_bytes(bytes.fromhex(self.state["key"]))
 
     def save(self) -> None:
-        """Whole or not at all, and on disk before anything is said of it."""
+        """Write the state file atomically and sync it, before a message depends on it."""
         new = self.path.with_suffix(".new")
         with new.open("w") as file:
             json.dump(self.state, file)
@@ -88,7 +90,7 @@ class Agent:
             os.fsync(file.fileno())
         new.replace(self.path)
 
-    # The link.
+    # Connection and outgoing messages.
 
     def envelope(self, topic: str, kind: str, body: Json) -> bytes:
         message = {"kind": kind, "from": self.config["id"], "body": body}
@@ -135,7 +137,7 @@ class Agent:
         self.link.disconnect()
         self.link.loop_stop()
 
-    # What comes.
+    # Incoming messages.
 
     def take(self, event: Any) -> None:
         if event == "connected":
@@ -233,7 +235,7 @@ class Agent:
         self.state.update(settled=[parked["run"], parked["round"]], parked=None)
         self.save()
 
-    # What is due.
+    # Work that is due.
 
     def hello(self) -> None:
         self.hello_at, config = time.monotonic(), self.config
@@ -284,7 +286,7 @@ class Agent:
         return drawn <= str(manifest["cohort"])
 
     def contribute(self, manifest: Json) -> None:
-        """Trains, adds what the last kept contribution lost, writes it to disk, offers it."""
+        """Train, add the residual of the last kept contribution, write to disk, and offer."""
         codec, residual = manifest["plan"]["codec_up"], self.state["residual"]
         meant = {}
         for name, values in self.terms.items():

@@ -1,4 +1,4 @@
-"""docs/reference/protocol.md says what the code does: its tables, examples and dumps come from it."""
+"""Tests that docs/reference/protocol.md matches the code: tables, examples, dumps and constants."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import protocol_examples as examples
 import pytest
 from protocol_examples import PAGE, PARTS, names_in, rewritten
-from protocol_fields import CONSTANTS, FIELDS, MEANINGS
+from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config import RunRules, read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol import chunks, messages, wire
 from fedclip_edge.records import Plan
@@ -99,7 +99,13 @@ def test_every_constant_in_the_text_is_in_the_table_and_used() -> None:
     named = set(re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", TEXT)) - set(CONSTANTS)
     assert not named, "a constant that the table does not have"
     for name in CONSTANTS:
-        assert len(re.findall(rf"\b{name}\b", TEXT)) > 1, f"{name} stands in the table alone"
+        assert len(re.findall(rf"\b{name}\b", TEXT)) > 1, (
+            f"{name} is in the table, but not in the text"
+        )
+
+
+def test_every_setting_in_the_rules_is_described() -> None:
+    assert list(RULES) == [field.name for field in dataclasses.fields(RunRules)]
 
 
 def test_links_within_the_page_lead_somewhere() -> None:

@@ -1,11 +1,11 @@
-"""The parts of docs/reference/protocol.md that come from the code: each is made here, under its name.
+"""Generator of the parts of docs/reference/protocol.md that come from the code.
 
-A part stands in the page between `<!-- from the code: NAME -->` and `<!-- end -->`. After a change
-of the protocol
+A part is the text between `<!-- from the code: NAME -->` and `<!-- end -->` in the page. After a
+change of the protocol, run
 
     python tests/support/protocol_examples.py --write
 
-puts the new parts in; test_protocol_document.py fails while the page says anything else.
+to update the page. tests/protocol/test_protocol_document.py fails while a part differs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 from checkout import ROOT
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from protocol_fields import CONSTANTS, FIELDS, MEANINGS
+from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 
+from fedclip_edge.config import RunRules
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
@@ -47,8 +48,9 @@ SHAPES = {"gate": TERM.shape}
 
 
 def stored(body: bytes, name: str) -> bytes:
-    """A body as it travels, in a zstd frame that stores and does not compress: libraries differ in
-    how they compress.
+    """The payload in a zstd frame with one stored block.
+
+    Nothing is compressed, because versions of zstd libraries compress to different bytes.
     """
     shuffled = codec._shuffle(codec.decode(name, body, 1 << 16), codec.CODECS[name].item_bytes)
     # RFC 8878, 3.1.1: one segment, its size in four bytes; one block, the last, stored.
@@ -149,7 +151,7 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def dump(data: bytes) -> str:
-    """Offset, sixteen bytes, and what of them is ASCII."""
+    """Rows of an offset, sixteen bytes in hex, and the same bytes in ASCII."""
     lines = []
     for at in range(0, len(data), 16):
         part = data[at : at + 16]
@@ -169,15 +171,15 @@ def topic_table() -> str:
     any_fleet = Topics("FLEET")
     device = "DEVICE"
     places = [
-        (any_fleet.coordinator_state, "coordinator", "all", "yes; also its will", "coord/state"),
+        (any_fleet.coordinator_state, "coordinator", "all", "yes; also the will", "coord/state"),
         (any_fleet.round, "coordinator", "all", "yes", "round"),
         (any_fleet.model, "coordinator", "all", "no", "model"),
-        (any_fleet.state(device), "the device", "coordinator", "yes; also its will", "state"),
+        (any_fleet.state(device), "the device", "coordinator", "yes; also the will", "state"),
         (any_fleet.up(device), "the device", "coordinator", "no", "up"),
         (any_fleet.down(device), "coordinator", "the device", "no", "down"),
     ]
     return table(
-        ("topic", "who publishes", "who subscribes", "retained", "carries"),
+        ("topic", "publisher", "subscribers", "retained", "carries"),
         [(f"`{t}`", *rest, ", ".join(topics._SAID[name])) for t, *rest, name in places],
     )
 
@@ -224,7 +226,17 @@ def field_table(cls: type[Any]) -> str:
 
 
 def limit_table() -> str:
-    return table(("limit", "is"), [(name, meaning) for name, (meaning, *_) in MEANINGS.items()])
+    return table(
+        ("limit", "accepted values"), [(name, meaning) for name, (meaning, *_) in MEANINGS.items()]
+    )
+
+
+def rule_table() -> str:
+    rows = [
+        (f"`{rule.name}`", str(rule.default), RULES[rule.name])
+        for rule in dataclasses.fields(RunRules)
+    ]
+    return table(("setting", "default", "meaning"), rows)
 
 
 def constant_table() -> str:
@@ -254,9 +266,9 @@ def signed() -> str:
     raw = identity.sign(topic.encode() + b"\0" + line)
     assert base64.b64decode(signature) == raw
     return (
-        "The payload, two lines:\n\n"
+        "The message, two lines:\n\n"
         + fenced(payload_of("device").decode())
-        + f"\n\nWhat is signed, {len(topic) + 1 + len(line)} bytes:\n\n"
+        + f"\n\nThe signed bytes, {len(topic) + 1 + len(line)} bytes:\n\n"
         + fenced(dump(topic.encode() + b"\0" + line))
         + "\n\nThe signature, 64 bytes:\n\n"
         + fenced(dump(raw))
@@ -267,9 +279,7 @@ def chunk() -> str:
     data = bytes(range(40))
     blob = chunks.blob_of(data, 16)
     each = list(chunks.split(data, blob))
-    return (
-        "The parcel:\n\n" + pretty(vars(blob)) + "\n\nIts last chunk:\n\n" + fenced(dump(each[-1]))
-    )
+    return "The blob:\n\n" + pretty(vars(blob)) + "\n\nIts last chunk:\n\n" + fenced(dump(each[-1]))
 
 
 def body(data: bytes, name: str) -> str:
@@ -277,8 +287,8 @@ def body(data: bytes, name: str) -> str:
     return (
         f"Before shuffling, {len(plain)} bytes:\n\n"
         + fenced(dump(plain))
-        + f"\n\nAs it travels, in a zstd frame that stores and does not compress, {len(data)} bytes, "
-        f"SHA-256\n`{chunks.blob_of(data).sha256}`:\n\n" + fenced(dump(data))
+        + f"\n\nAs sent, in a zstd frame with one stored block, {len(data)} bytes, SHA-256\n"
+        f"`{chunks.blob_of(data).sha256}`:\n\n" + fenced(dump(data))
     )
 
 
@@ -341,6 +351,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "access-list": lambda: fenced(access_list()),
     "limits": limit_table,
     "constants": constant_table,
+    "rules": rule_table,
     "keys": keys,
     "signed": signed,
     "chunk": chunk,
@@ -367,7 +378,7 @@ def names_in(page: str) -> list[str]:
 
 
 def rewritten(page: str) -> str:
-    """The page with every part as the code has it. Raises KeyError for a name that is none."""
+    """The page with every part made anew. Raises KeyError for the name of an unknown part."""
     return _PART.sub(
         lambda found: f"<!-- from the code: {found[1]} -->\n{PARTS[found[1]]()}\n<!-- end -->", page
     )

@@ -1,7 +1,7 @@
-"""What docs/reference/protocol.md says of each field, limit and constant; the tests hold it to the code.
+"""Texts of docs/reference/protocol.md on each field, limit, constant and setting.
 
-A limit is a name with what it means, values that are taken and values that are refused; the test
-tries them all on every field that has the limit.
+A limit has a name, a text, values that are accepted and values that are refused. A test tries all
+of these values on every field with that limit (tests/protocol/test_protocol_document.py).
 """
 
 from __future__ import annotations
@@ -9,8 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge.agent import handshake, model_download, upload
-from fedclip_edge.coordinator import coordinator, devices, round_driver, round_machine, uploads
+from fedclip_edge.agent import (
+    evaluation_queue,
+    handshake,
+    model_download,
+    state_db,
+    trust,
+    upload,
+)
+from fedclip_edge.coordinator import (
+    coordinator,
+    devices,
+    process,
+    round_driver,
+    round_machine,
+    uploads,
+)
+from fedclip_edge.learning import aggregation
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
@@ -31,10 +46,10 @@ from fedclip_edge.transport import base, outbox
 _COUNT = messages._MAX_COUNT
 _SHA = "a" * 64
 
-# name -> what it is, values taken, values refused
+# name -> its text, accepted values, refused values
 MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
     "id": (
-        "1 to 64 of `a-z`, `0-9`, `-`; not starting or ending with `-`",
+        "1 to 64 characters of `a-z`, `0-9`, `-`; no `-` at the start or end",
         ["a", "0", "a-9", "a" * 64],
         ["", "-a", "a-", "A", "a_b", "a/b", "a" * 65, "é", 1],
     ),
@@ -57,7 +72,7 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         ["x" * 65, "\n", "\ud800"],
     ),
     "reason": (
-        "0 to 1,000 characters, for a person",
+        "0 to 1,000 characters; for people, not to be parsed",
         ["", "x" * messages.MAX_REASON],
         ["x" * (messages.MAX_REASON + 1), None],
     ),
@@ -77,31 +92,35 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
     "chunk size": ("integer, 1 to 122,880", [1, CHUNK_BYTES], [0, CHUNK_BYTES + 1, 1024.0]),
     "truth": ("true or false", [True, False], [0, 1, "true", None]),
     "truth or null": ("true, false or null", [True, False, None], [0, 1, "null"]),
-    "duration": ("finite, above 0", [0.001, 1, 1e9], [0, -1.0, "1", True]),
-    "measured": ("finite, 0 or more", [0, 0.5], [-0.5, "1", None]),
+    "duration": ("finite number above 0", [0.001, 1, 1e9], [0, -1.0, "1", True]),
+    "measured": ("finite number, 0 or more", [0, 0.5], [-0.5, "1", None]),
     "gaps": (
-        "1 to 1,024 pairs of 0 or more, in order and apart",
+        "1 to 1,024 pairs of integers 0 or more, in ascending order, without overlap",
         [[[0, 0]], [[0, 3], [5, 5]]],
         [[], [[1, 0]], [[-1, 0]], [[0, 1], [1, 2]], [[3, 4], [0, 1]], [[0]], [[0, 1, 2]], [0, 1]],
     ),
     "shares": (
-        "names `[a-z][a-z0-9_]{0,31}` that are no field's; numbers 0 to 1",
+        "keys `[a-z][a-z0-9_]{0,31}`, none of them a field of this message; numbers 0 to 1",
         [{}, {"federated": 0.5}, {"a": 0, "b": 1}],
         [{"A": 0.5}, {"round": 0.5}, {"a": 1.5}, {"a": True}, [0.5]],
     ),
     "shares by class": (
-        "names of `accuracy`; arrays of numbers 0 to 1 or null, in the order of the classes",
+        "keys of `accuracy`; arrays of numbers 0 to 1 or null, in the order of the classes",
         [{}, {"federated": [0.5, None, 1]}],
         [{"nobody": [0.5]}, {"federated": [1.5]}, {"federated": 0.5}, [0.5]],
     ),
     "roles": (
-        "one or both, each once",
+        "one or both of them, each at most once",
         [["train"], ["evaluate", "train"]],
         [[], ["train", "train"], ["serve"], "train"],
     ),
-    "one of these": ("one of the values named", [], ["", "TRAIN", 0, None]),
-    "record": ("the fields of the record named", [], [[], "x", 0, None, {"nobody": 1}]),
-    "epochs": ("0 to 1000", [0, 1000], [-1, 1001, 1.0, "1", True]),
+    "one of these": ("one of the values in the type column", [], ["", "TRAIN", 0, None]),
+    "record": (
+        "an object with the fields of the record in the type column",
+        [],
+        [[], "x", 0, None, {"nobody": 1}],
+    ),
+    "epochs": ("integer, 0 to 1000", [0, 1000], [-1, 1001, 1.0, "1", True]),
     "rounds": (
         "integer, 0 to 1,000,000; in a manifest 1 or more",
         [0, 1, 1_000_000],
@@ -110,165 +129,230 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
     "seed": ("integer, 0 to 2^63 - 1", [0, 2**63 - 1], [-1, 2**63]),
     "bits": ("integer, 1 to 52", [1, 52], [0, 53]),
     "weight": ("integer, 1 to 2^40", [1, 2**40], [0, 2**40 + 1]),
-    "norm": ("above 0, below 10^9", [0.5, 999], [0, 1e9, -1]),
-    "name": ("a method's name", ["fedclip", "other"], [1, None]),
+    "norm": ("number above 0, below 10^9", [0.5, 999], [0, 1e9, -1]),
+    "name": (
+        "any string; a device without a method or strategy of this name stops",
+        ["fedclip", "other"],
+        [1, None],
+    ),
     "options": (
-        "strings, finite numbers, truth values, by name",
+        "values are strings, finite numbers, true or false",
         [{}, {"lr": 0.1, "loss": "x", "epochs": 2, "a": True}],
         [{"lr": None}, {"lr": [1]}, []],
     ),
 }
 
-_BOOT = ("text", "random per process of the speaker")
-_EPOCH = ("count", "grows by one or more at each start of a coordinator")
-_ROUND = ("count", "the round it is for, from 1")
+_BOOT = ("text", "the sender's incarnation: a random name of its process")
+_EPOCH = ("count", "number of the coordinator's start; each start has a larger one than the last")
+_RUN = ("id", "the run of the contribution")
+_ROUND = ("count", "the round of the contribution, from 1")
+_ONLINE = ("truth", "false in the will, and when the sender leaves on purpose")
 
 FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
     Blob: {
-        "sha256": ("hash", "of all its bytes; its name from here on"),
-        "size_bytes": ("size", "of all its bytes"),
-        "chunk_bytes": ("chunk size", "of every part but the last"),
+        "sha256": ("hash", "SHA-256 of all bytes; later messages name the blob by it"),
+        "size_bytes": ("size", "number of bytes"),
+        "chunk_bytes": ("chunk size", "bytes in each chunk except the last"),
     },
     CoordinatorState: {
         "boot": _BOOT,
         "epoch": _EPOCH,
-        "run": ("id", "the run it coordinates"),
-        "online": ("truth", "false in its will, and when it leaves"),
-        "key": ("hash", "its public key"),
+        "run": ("id", "the run that it coordinates"),
+        "online": _ONLINE,
+        "key": ("hash", "the coordinator's public key"),
     },
     DeviceState: {
         "boot": _BOOT,
-        "online": ("truth", "false in its will, and when it leaves"),
+        "online": _ONLINE,
     },
     Hello: {
         "boot": _BOOT,
-        "key": ("hash", "its public key, which signed this message"),
-        "roles": ("roles", "what it is willing to do"),
-        "domain": ("short text", "where its pictures come from; shown, never used"),
-        "encoder_id": ("text", "of its bundle"),
-        "classes_digest": ("text", "of its bundle"),
-        "epoch": ("count", "of the last manifest that it believed"),
-        "run": ("id or empty", "of that manifest; empty before any"),
-        "closed": ("count", "rounds closed in it (`model_round`)"),
+        "key": ("hash", "the device's public key, which verifies this message"),
+        "roles": ("roles", "the work that the device accepts"),
+        "domain": ("short text", "label for the source of its pictures; only shown to people"),
+        "encoder_id": ("text", "encoder id of the device's bundle"),
+        "classes_digest": ("text", "classes digest of the device's bundle (see below)"),
+        "epoch": ("count", "`epoch` of the last manifest that it accepted; 0 if none"),
+        "run": ("id or empty", "`run` of that manifest; empty if none"),
+        "closed": ("count", "`model_round` of that manifest; 0 if none"),
     },
     Manifest: {
-        "run": ("id", "random; another run has another"),
+        "run": ("id", "random name of the run; every run has a different one"),
         "epoch": _EPOCH,
         "key": ("hash", "the coordinator's public key"),
-        "phase": ("one of these", "where the run stands"),
-        "round": ("count", "the round that is open, or next to open; from 1"),
-        "attempt": ("count", "grows when the round is repeated for want of a quorum"),
+        "phase": ("one of these", "phase of the run (see below)"),
+        "round": ("count", "the open round, or the next one to open; from 1"),
+        "attempt": ("count", "attempt at this round, from 0; one more each time it had no quorum"),
         "model": ("record", "the model to train from, or to evaluate"),
-        "model_round": ("count", "rounds closed in that model; 0 is the initial one"),
-        "plan": ("record", "what every device does alike"),
-        "encoder_id": ("text", "features of another encoder may not take part"),
-        "classes_digest": ("text", "nor may other classes"),
-        "cohort": ("hash", "the largest cohort hash that takes part"),
-        "deadline_s": ("duration", "of a round; the coordinator's clock alone enforces it"),
-        "devices": ("devices", "how many the fleet has, for the wait after a lost link"),
-        "takes_part": ("truth or null", "null in a broadcast; else the answer for this device"),
-        "answers": ("text", "the boot of the hello answered; empty in a broadcast"),
+        "model_round": ("count", "number of closed rounds in that model; 0 for the initial model"),
+        "plan": ("record", "settings that all devices of the run share"),
+        "encoder_id": ("text", "encoder id that every device must have"),
+        "classes_digest": ("text", "classes digest that every device must have"),
+        "cohort": ("hash", "largest cohort hash that takes part in the round"),
+        "deadline_s": ("duration", "longest time of an attempt; only the coordinator enforces it"),
+        "devices": ("devices", "size of the fleet, for the wait before a reconnect"),
+        "takes_part": (
+            "truth or null",
+            "true if this device is in the cohort; null in a broadcast",
+        ),
+        "answers": ("text", "`boot` of the hello that it answers; empty in a broadcast"),
         "kept": (
             "hash, empty or null",
-            "what is kept of this device for `round`; empty for nothing; null in a broadcast",
+            (
+                "SHA-256 of the contribution from this device that is kept for `round`; empty if none; "
+                "null in a broadcast"
+            ),
         ),
     },
     Offer: {
-        "run": ("id", "the run it is for"),
+        "run": _RUN,
         "round": _ROUND,
-        "parcel": ("record", "the contribution"),
+        "parcel": ("record", "the blob of the contribution"),
     },
     Want: {
-        "sha256": ("hash", "of the parcel, a model's or a contribution's"),
-        "missing": ("gaps", "indices of chunks, both ends included"),
+        "sha256": ("hash", "SHA-256 of the blob: a model or a contribution"),
+        "missing": ("gaps", "ranges of chunk indices; both ends are included"),
     },
     Kept: {
-        "run": ("id", "the run it was for"),
+        "run": _RUN,
         "round": _ROUND,
-        "sha256": ("hash", "of the contribution"),
+        "sha256": ("hash", "SHA-256 of the contribution"),
     },
     Refused: {
-        "reason": ("reason", "why"),
-        "final": ("truth", "nothing of this device will be taken in this run"),
-        "sha256": ("hash or empty", "of the contribution refused; empty where none was"),
-        "key": ("hash or empty", "with `final`, the key of the device refused"),
-        "closed": ("count", "rounds that were closed when it was said"),
+        "reason": ("reason", "explanation for people; do not parse it"),
+        "final": ("truth", "true if the run accepts nothing from this device"),
+        "sha256": ("hash or empty", "SHA-256 of the refused contribution; empty if there is none"),
+        "key": ("hash or empty", "with `final`: public key of the device that is refused"),
+        "closed": ("count", "number of closed rounds when this was sent, or 0 (see D18)"),
     },
     Report: {
-        "run": ("id", "the run it is for"),
-        "round": ("large count", "rounds closed in the model evaluated"),
-        "device": ("id", "the speaker"),
-        "domain": ("short text", "as in its hello"),
-        "model": ("hash", "of the model evaluated"),
-        "accuracy": ("shares", "by name: `zero_shot`, `federated`, at the end `local`, ..."),
-        "train_pictures": ("large count", "with features, on the training side"),
-        "test_pictures": ("large count", "on the test side"),
+        "run": ("id", "the run of the evaluated model"),
+        "round": ("large count", "number of closed rounds in the evaluated model"),
+        "device": ("id", "the sender"),
+        "domain": ("short text", "as in the device's hello"),
+        "model": ("hash", "SHA-256 of the evaluated model"),
+        "accuracy": ("shares", "by name: `zero_shot`, `federated`, and others (see below)"),
+        "train_pictures": ("large count", "training pictures with features"),
+        "test_pictures": ("large count", "test pictures with features"),
         "encoded": ("large count", "pictures encoded since the agent started"),
-        "skipped": ("large count", "files that could not be read"),
-        "bytes_up": ("large count or null", "on its socket since it started; null if unknown"),
-        "bytes_down": ("large count or null", "likewise"),
-        "encode_s": ("measured", "seconds of encoding since it started"),
-        "train_s": ("measured", "seconds of training"),
-        "wait_s": ("measured", "seconds connected without work"),
-        "per_class": ("shares by class", "at the end; null where the device has no picture of it"),
+        "skipped": ("large count", "files that could not be read as pictures"),
+        "bytes_up": (
+            "large count or null",
+            "bytes sent on its sockets since the agent started; null if unknown",
+        ),
+        "bytes_down": ("large count or null", "bytes received, likewise"),
+        "encode_s": ("measured", "seconds of encoding since the agent started"),
+        "train_s": ("measured", "seconds of training since the agent started"),
+        "wait_s": (
+            "measured",
+            "seconds since the first connection in which it neither trained nor evaluated",
+        ),
+        "per_class": (
+            "shares by class",
+            (
+                "in the report on the last model: share of right answers by class; null for a class "
+                "without a test picture"
+            ),
+        ),
     },
     Plan: {
-        "method": ("name", "by its name in docs/explanation/methods.md"),
-        "options": ("options", "the method's own"),
-        "rounds": ("rounds", "after which the run is finished"),
-        "seed": ("seed", "of the initial model, and of shuffling"),
-        "codec_up": ("one of these", "of contributions"),
-        "codec_down": ("one of these", "of models"),
-        "grid_bits": ("bits", "sums are taken in steps of 2^-grid_bits"),
-        "max_weight": ("weight", "the largest weight taken"),
-        "max_norm": ("norm", "the largest L2 norm of all terms together over the weight"),
-        "strategy": ("name", "what is made of a round's updates (docs/explanation/methods.md)"),
-        "strategy_options": ("options", "the strategy's own"),
-        "personal_epochs": ("epochs", "after the last round, for a model of the device's own"),
-        "local_baseline": ("truth", "also train alone, for comparison"),
+        "method": ("name", "name of the method, from docs/explanation/methods.md"),
+        "options": ("options", "options of the method, by name"),
+        "rounds": ("rounds", "number of rounds in the run"),
+        "seed": ("seed", "seed of the initial model and of shuffling"),
+        "codec_up": ("one of these", "codec of contributions"),
+        "codec_down": ("one of these", "codec of models"),
+        "grid_bits": ("bits", "values are added in steps of 2^-grid_bits"),
+        "max_weight": ("weight", "largest accepted weight of a contribution"),
+        "max_norm": ("norm", "largest accepted L2 norm over all terms, divided by the weight"),
+        "strategy": (
+            "name",
+            "rule that makes the next model from the updates, from docs/explanation/methods.md",
+        ),
+        "strategy_options": ("options", "options of the strategy, by name"),
+        "personal_epochs": (
+            "epochs",
+            "epochs after the last round in which a device trains a model of its own",
+        ),
+        "local_baseline": ("truth", "true if each device also trains a model alone, to compare"),
     },
 }
 
+# Constants of the protocol under the names of the page -> value, text.
 CONSTANTS: Mapping[str, tuple[object, str]] = {
-    "MAX_CONTROL_BYTES": (wire.MAX_CONTROL_BYTES, "a control message, signature line included"),
-    "CHUNK_BYTES": (
-        CHUNK_BYTES,
-        "the part of a chunk, and what to use where nothing speaks for less",
+    "MAX_CONTROL_BYTES": (
+        wire.MAX_CONTROL_BYTES,
+        "largest control message, with its signature line",
     ),
-    "CHUNK_HEADER_BYTES": (chunks._HEADER.size, "before the part of each chunk"),
-    "CHUNK_VERSION": (chunks._VERSION, "in each chunk's header"),
-    "MAX_GAPS": (messages.MAX_GAPS, "pairs in one `want`"),
-    "SCHEMA": (wire._SCHEMA, "in each body's metadata"),
-    "MAX_HEADER_BYTES": (wire._MAX_HEADER_BYTES, "a body's JSON header"),
+    "CHUNK_BYTES": (CHUNK_BYTES, "largest part in a chunk, and the usual one"),
+    "CHUNK_HEADER_BYTES": (chunks._HEADER.size, "header in front of each part"),
+    "CHUNK_VERSION": (chunks._VERSION, "version in the header of each chunk"),
+    "MAX_GAPS": (messages.MAX_GAPS, "most ranges in one `want`"),
+    "SCHEMA": (wire._SCHEMA, "version in the metadata of each payload"),
+    "MAX_HEADER_BYTES": (wire._MAX_HEADER_BYTES, "largest JSON header of a payload"),
     "BLOCK": (codec.BLOCK, "`int8`: values that share a scale"),
-    "STEPS": (codec.STEPS, "`int8`: the largest step"),
-    "SCALE_MAX": (codec._SCALE_MAX, "`int8`: the largest scale taken"),
-    "REPEAT_S": (upload.REPEAT_S, "a device says a hello or an offer again after so long"),
-    "REPAIR_S": (
-        model_download.REPAIR_S,
-        "a device asks for missing chunks after so long without one",
+    "STEPS": (codec.STEPS, "`int8`: largest step"),
+    "SCALE_MAX": (codec._SCALE_MAX, "`int8`: largest accepted scale"),
+    "PER_PICTURE": (
+        aggregation.PER_PICTURE,
+        "largest entry of a whole-number sum, divided by the weight",
     ),
+    "REPEAT_S": (upload.REPEAT_S, "before a device repeats a hello or an offer"),
+    "REPAIR_S": (model_download.REPAIR_S, "before a device first asks for missing chunks"),
     "REPAIR_MAX_S": (
         model_download._REPAIR_MAX_S,
-        "and, each time twice as patient, at most so long",
+        "longest wait before it asks again; the wait doubles each time",
     ),
-    "REPAIR_CHUNKS": (model_download._REPAIR_CHUNKS, "so many at a time after the first time"),
-    "WANT_S": (devices.MODEL_REPEAT_S, "the same model is sent to a device no sooner again"),
-    "UPLOAD_REPAIR_S": (uploads.REPAIR_S, "the coordinator asks an uploader again after so long"),
-    "LEASE_S": (uploads.LEASE_S, "and takes its slot away after so long without a chunk"),
+    "REPAIR_CHUNKS": (
+        model_download._REPAIR_CHUNKS,
+        "most chunks that it asks for at a time, after the first time",
+    ),
+    "WANT_S": (
+        devices.MODEL_REPEAT_S,
+        "shortest time between two answers to a device's `want` for one model",
+    ),
+    "UPLOAD_REPAIR_S": (
+        uploads.REPAIR_S,
+        "without a new chunk, before the coordinator asks for the missing ones",
+    ),
+    "LEASE_S": (uploads.LEASE_S, "without a new chunk, before a device loses its upload slot"),
     "REMIND_S": (
         round_machine.REMIND_S,
-        "a silent device is told again what is open; then at twice that",
+        "before a silent device gets the manifest again; then at 2, 4, 8, ... times that",
     ),
-    "ATTEMPTS": (round_driver._ATTEMPTS, "of a round that refusals leave without a quorum"),
-    "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "a hello may be so far ahead, no further"),
-    "ALONE_S": (handshake._ALONE_S, "between hellos, at most, where nobody coordinates"),
+    "ATTEMPTS": (
+        round_driver._ATTEMPTS,
+        "attempts at a round with refused contributions before the coordinator stops",
+    ),
+    "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
+    "LISTEN_S": (process._LISTEN_S, "time that a starting coordinator listens for another one"),
+    "ALONE_S": (handshake._ALONE_S, "longest wait between hellos without a coordinator"),
     "ALONE_HELLOS": (
         handshake._ALONE_HELLOS,
-        "unanswered, after which a device takes itself for alone",
+        "unanswered hellos in a row after which a device counts as alone",
     ),
-    "WINDOW": (outbox.WINDOW, "messages that wait for the broker's acknowledgement"),
-    "RECONNECT_MAX_S": (base._RECONNECT_MAX_S, "the doubling wait after a lost link, at most"),
-    "RECONNECTS_PER_S": (base._RECONNECTS_PER_S, "devices that come back in one second"),
-    "PREFIX": (topics._PREFIX, "of every topic"),
+    "RUNS": (state_db.RUNS, "newest runs whose contributions a device stores"),
+    "RUNS_PINNED": (trust._RUNS_PINNED, "runs whose coordinator's key a device remembers"),
+    "QUEUE_MODELS": (evaluation_queue._WAITING, "most models that wait for evaluation"),
+    "QUEUE_BYTES": (evaluation_queue._WAITING_BYTES, "most bytes of decoded models that wait"),
+    "WINDOW": (outbox.WINDOW, "most messages that the broker has not acknowledged"),
+    "RECONNECT_MAX_S": (
+        base._RECONNECT_MAX_S,
+        "largest value of 2^failures in the wait before a reconnect",
+    ),
+    "RECONNECTS_PER_S": (
+        base._RECONNECTS_PER_S,
+        "reconnects in one second that the random wait aims at",
+    ),
+    "PREFIX": (topics._PREFIX, "prefix of every topic"),
+}
+
+# Settings of the coordinator under [rules] in fleet.toml -> text.
+RULES: Mapping[str, str] = {
+    "devices": "training devices that the first round waits for",
+    "quorum": "share of the cohort whose contributions a round needs to close",
+    "deadline_s": "longest time of an attempt at a round, and of the evaluation of the last model",
+    "grace_s": "time that a round waits for a device that went away",
+    "cohort": "devices in each round; 0 takes all that are online",
+    "upload_slots": "devices that may upload at the same time",
 }
