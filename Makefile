@@ -73,7 +73,7 @@ adversary: $(READY) ## Check the laws of a run with 100,000 seeds (about an hour
 	@$(BIN)/python benchmarks/adversary.py --seeds 100000
 
 docs: $(READY) ## Build the manual into build/manual/ (Python 3.11 or newer)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(READY) ## Build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
