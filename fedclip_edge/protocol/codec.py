@@ -56,11 +56,13 @@ _LEVEL = 1  # higher levels save nothing on floats and take longer (benchmarks/c
 
 
 @dataclass(frozen=True)
-class _Codec:
+class Codec:
+    """The functions of one codec; the functions of this module call them by its name."""
+
     item_bytes: int  # size of the items that are shuffled
-    layout: Callable[[Shapes], Layout]
-    store: Callable[[Arrays], tuple[Tensors, Arrays]]  # also returns each term's loss
-    restore: Callable[[Tensors, Shapes], Arrays]
+    layout: Callable[[Shapes], Layout]  # dtype and shape of each tensor, from the terms' shapes
+    store: Callable[[Arrays], tuple[Tensors, Arrays]]  # the tensors, and the loss of each term
+    restore: Callable[[Tensors, Shapes], Arrays]  # the terms; PeerError for impossible values
 
 
 def tensor_layout(codec: str, shapes: Shapes, sums: Shapes | None = None) -> Layout:
@@ -134,11 +136,22 @@ def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False)
     return _unshuffle(payload, item_bytes)
 
 
+def register(name: str, codec: Codec) -> None:
+    """Add a codec to CODECS in this process; raises ValueError if the name is taken.
+
+    It is for experiments. A plan accepts only the names in `records.Codec`, and every device and
+    the coordinator need the codec.
+    """
+    if name in CODECS:
+        raise ValueError(f"there is a codec {name!r} already; choose another name")
+    CODECS[name] = codec
+
+
 def _item_bytes(codec: str, *, integers: bool) -> int:
     return INTEGER_BYTES if integers else _get(codec).item_bytes
 
 
-def _get(codec: str) -> _Codec:
+def _get(codec: str) -> Codec:
     if codec not in CODECS:
         raise PeerError(f"unknown codec {codec[:40]!r}")
     return CODECS[codec]
@@ -253,8 +266,8 @@ def _in_blocks(values: NDArray[Any]) -> NDArray[Any]:
     return (np.pad(values, (0, missing)) if missing else values).reshape(-1, BLOCK)
 
 
-CODECS: Mapping[str, _Codec] = {
-    "fp32": _Codec(4, _floats("F32"), _store_whole, lambda tensors, _: dict(tensors)),
-    "fp16": _Codec(2, _floats("F16"), _store_half, _restore_half),
-    "int8": _Codec(1, _steps_layout, _store_steps, _restore_steps),
+CODECS: dict[str, Codec] = {
+    "fp32": Codec(4, _floats("F32"), _store_whole, lambda tensors, _: dict(tensors)),
+    "fp16": Codec(2, _floats("F16"), _store_half, _restore_half),
+    "int8": Codec(1, _steps_layout, _store_steps, _restore_steps),
 }

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,22 @@ from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.manifest import ENCODER
 
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-_CPU = _PROVIDERS["cpu"]
-# TF32 keeps 10 of the 23 mantissa bits and is on by default.
-_CUDA = (_PROVIDERS["cuda"], {"use_tf32": "0"})
 
-Providers = Sequence[str | tuple[str, dict[str, str]]]
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider: its name in ONNX Runtime, and its options there."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+# By the name that [encoder] provider and --provider take.
+_PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider"),
+    # TF32 keeps 10 of the 23 mantissa bits and is on by default.
+    "cuda": Provider("CUDAExecutionProvider", {"use_tf32": "0"}),
+    "tensorrt": Provider("TensorrtExecutionProvider"),  # `_with_engine` gives its options
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +62,7 @@ class Encoder:
     output_name: str
     image_size: int  # S
     dim: int | None  # D; None where the graph leaves it open
-    provider: str  # "cpu", "cuda", "tensorrt"
+    provider: str  # as in [encoder] provider: "cpu", "cuda", "tensorrt"
     feature_key: str  # the features are cached under it
     max_batch: int | None = None  # pictures per call, where the provider has a limit
 
@@ -101,6 +107,17 @@ class Encoder:
         return np.asarray(features)
 
 
+def register(name: str, provider: Provider) -> None:
+    """Add a provider to the table of this process; raises ValueError if the name is taken.
+
+    It is for experiments. A provider for devices has an entry in the table, because every process
+    reads it.
+    """
+    if name in _PROVIDERS:
+        raise ValueError(f"there is a provider {name!r} already; choose another name")
+    _PROVIDERS[name] = provider
+
+
 def open_encoder(bundle: Bundle, config: EncoderConfig) -> Encoder:
     """Load a bundle's encoder on the provider of `config`; TensorRT may take minutes.
 
@@ -140,7 +157,7 @@ def open_onnx(
     Raises like `open_encoder`, and ValueError where TensorRT is given no `sha256`.
     """
     name = name or ("the encoder" if isinstance(model, bytes) else str(model))
-    if _PROVIDERS[config.provider] not in onnxruntime.get_available_providers():
+    if _PROVIDERS[config.provider].name not in onnxruntime.get_available_providers():
         raise ConfigError(_no_provider(config.provider, "is not part of this onnxruntime"))
     # Always load on the CPU first: this separates a wrong file from a failing provider, before
     # TensorRT spends minutes on an engine.
@@ -148,13 +165,13 @@ def open_onnx(
     input_name = _check_input(session, name, image_size)
     output_name, width = _check_output(session, name, dim)
     max_batch = None
-    if config.provider == "cuda":
-        session = _accelerate(model, config, [_CUDA, _CPU])
-    elif config.provider == "tensorrt":
+    if config.provider == "tensorrt":
         del session
         tensorrt.check_precision(precision, name)
         max_batch = tensorrt.MAX_BATCH
         session = _with_engine(model, config, input_name, image_size, precision, sha256)
+    elif config.provider != "cpu":
+        session = _accelerate(model, config, [_PROVIDERS[config.provider]])
     return Encoder(
         session, name, input_name, output_name, image_size, width, config.provider, key, max_batch
     )
@@ -162,7 +179,7 @@ def open_onnx(
 
 def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
     try:
-        return _session(model, config, [_CPU])
+        return _session(model, config, [_PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise BundleError(
             f"{name} cannot be loaded as an ONNX model: {first_line(error)}; "
@@ -170,13 +187,14 @@ def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
         ) from error
 
 
-def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Providers) -> Any:
+def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
+    """Return a session on `providers`, and on the CPU for operators that they do not have."""
     try:
-        session = _session(model, config, providers)
+        session = _session(model, config, [*providers, _PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime's errors share no base but Exception
         why = f"did not start on this box ({first_line(error)})"
         raise ConfigError(_no_provider(config.provider, why)) from error
-    if session.get_providers()[0] != _PROVIDERS[config.provider]:
+    if session.get_providers()[0] != _PROVIDERS[config.provider].name:
         raise ConfigError(_no_provider(config.provider, "did not start on this box"))
     return session
 
@@ -202,8 +220,9 @@ def _with_engine(
 
     def start(where: Path) -> Any:
         options = tensorrt.provider_options(where, input_name, side, precision)
-        cuda = [_CUDA] if _CUDA[0] in onnxruntime.get_available_providers() else []
-        return _accelerate(model, config, [(_PROVIDERS["tensorrt"], options), *cuda, _CPU])
+        own, cuda = Provider(_PROVIDERS["tensorrt"].name, options), _PROVIDERS["cuda"]
+        is_here = cuda.name in onnxruntime.get_available_providers()
+        return _accelerate(model, config, [own, cuda] if is_here else [own])
 
     if folder.exists():
         try:
@@ -234,7 +253,7 @@ def _try(session: Any, input_name: str, side: int) -> None:
         raise ConfigError(_no_provider("tensorrt", why)) from error
 
 
-def _session(model: Path | bytes, config: EncoderConfig, providers: Providers) -> Any:
+def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1
@@ -245,7 +264,8 @@ def _session(model: Path | bytes, config: EncoderConfig, providers: Providers) -
     source = model if isinstance(model, bytes) else str(model)
     # Without enable_fallback=0, ONNX Runtime replaces a provider that fails, at the start or in a
     # run, with the CPU.
-    return onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    named = [(one.name, dict(one.options)) if one.options else one.name for one in providers]
+    return onnxruntime.InferenceSession(source, options, providers=named, enable_fallback=0)
 
 
 def _check_input(session: Any, name: str, side: int) -> str:
@@ -295,7 +315,7 @@ def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | 
 
 
 def _no_provider(provider: str, why: str) -> str:
-    names = {value: key for key, value in _PROVIDERS.items()}
+    names = {one.name: name for name, one in _PROVIDERS.items()}
     here = [names[p] for p in onnxruntime.get_available_providers() if p in names]
     others = ", ".join(name for name in here if name != provider)
     return (

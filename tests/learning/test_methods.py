@@ -63,6 +63,20 @@ def test_a_method_like_none_is_told_what_there_is() -> None:
         methods.get("qqqq")
 
 
+def test_a_registered_method_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    methods.register("mine", zeroshot)
+    assert methods.get("mine") is zeroshot
+    assert methods.names()[-1] == "mine"
+    assert methods.with_defaults(Plan("mine")).rounds == 1
+
+
+def test_a_registered_method_does_not_replace_another() -> None:
+    with pytest.raises(ValueError, match="there is a method 'fedclip' already"):
+        methods.register("fedclip", zeroshot)
+    assert methods.get("fedclip") is fedclip
+
+
 def test_the_coordinators_half_of_every_method_loads_no_torch() -> None:
     script = f"""
 import sys

@@ -86,6 +86,21 @@ def test_an_unknown_strategy_names_the_nearest() -> None:
         strategies.get("qqqq")
 
 
+def test_a_registered_strategy_is_used_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "_STRATEGIES", dict(strategies._STRATEGIES))
+    strategies.register("mine", strategies.get("median"))
+    assert strategies.names()[-1] == "mine"
+    changes = drawn(5)
+    np.testing.assert_array_equal(stepped("mine", changes), stepped("median", changes))
+
+
+def test_a_registered_strategy_does_not_replace_another() -> None:
+    before = strategies.get("fedavg")
+    with pytest.raises(ValueError, match="there is a strategy 'fedavg' already"):
+        strategies.register("fedavg", strategies.get("median"))
+    assert strategies.get("fedavg") is before
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_option_that_it_does_not_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} options: unknown key 'qqqq'"):

@@ -115,6 +115,22 @@ def test_a_codec_that_is_not_there_is_refused_by_name(asked: Callable[[], object
         asked()
 
 
+def test_a_registered_codec_is_used_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "CODECS", dict(codec.CODECS))
+    codec.register("mine", codec.CODECS["fp16"])
+    terms = {"a": np.array([0.1, 7e4], np.float32)}
+    assert through("mine", terms)["a"].tolist() == through("fp16", terms)["a"].tolist()
+    body = bytes(range(9))
+    assert codec.encode("mine", body) == codec.encode("fp16", body) != codec.encode("int8", body)
+
+
+def test_a_registered_codec_does_not_replace_another() -> None:
+    before = codec.CODECS["int8"]
+    with pytest.raises(ValueError, match="there is a codec 'int8' already"):
+        codec.register("int8", codec.CODECS["fp16"])
+    assert codec.CODECS["int8"] is before
+
+
 # What a codec keeps of a value.
 
 

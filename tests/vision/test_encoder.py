@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnxruntime
@@ -16,9 +16,10 @@ import pytest
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.vision import encoder as encoders
 from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.encoder import Encoder, open_encoder, open_onnx
+from fedclip_edge.vision.encoder import Encoder, Provider, open_encoder, open_onnx
 from fedclip_edge.vision.tensorrt import Builder
 
 CPU = EncoderConfig()
@@ -165,6 +166,36 @@ def test_cuda_computes_fp32_in_fp32(random_bundle: Bundle, monkeypatch: pytest.M
         [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
     ]
     assert (encoder.provider, encoder.max_batch) == ("cuda", None)
+
+
+def test_a_registered_provider_starts_with_its_options(
+    random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "_PROVIDERS", dict(encoders._PROVIDERS))
+    runtime, mine = OnCpu(monkeypatch), EncoderConfig(provider=cast("Any", "mine"))
+    encoders.register("mine", Provider("MyExecutionProvider", {"device_type": "NPU"}))
+    with pytest.raises(
+        ConfigError, match=r"'mine' is not part of .* available: tensorrt, cuda, cpu"
+    ):
+        open_encoder(random_bundle, mine)
+    names = ["MyExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    encoder = open_encoder(random_bundle, mine)
+    assert runtime.started[-1] == [
+        ("MyExecutionProvider", {"device_type": "NPU"}),
+        "CPUExecutionProvider",
+    ]
+    assert encoder.provider == "mine"
+    assert encoder.feature_key != open_encoder(random_bundle, CPU).feature_key
+    runtime.falls_back = True
+    with pytest.raises(ConfigError, match="'mine' did not start on this box; available: cpu"):
+        open_encoder(random_bundle, mine)
+
+
+def test_a_registered_provider_does_not_replace_another() -> None:
+    with pytest.raises(ValueError, match="there is a provider 'cpu' already"):
+        encoders.register("cpu", Provider("CUDAExecutionProvider"))
+    assert encoders._PROVIDERS["cpu"] == Provider("CPUExecutionProvider")
 
 
 def test_the_cpu_alone_is_started_for_the_cpu(

@@ -23,7 +23,7 @@ from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
-_METHODS: Mapping[str, Method] = {
+_METHODS: dict[str, Method] = {
     "clip-adapter": clip_adapter,
     "fedclip": fedclip,
     "linear": linear,
@@ -46,6 +46,17 @@ def get(name: str) -> Method:
 def names() -> tuple[str, ...]:
     """Names of all methods."""
     return tuple(_METHODS)
+
+
+def register(name: str, method: Method) -> None:
+    """Add a method to the table of this process; raises ValueError if the name is taken.
+
+    It is for experiments in one process. A method for a fleet has a file in this package and an
+    entry in the table, because the coordinator, the devices and worker processes all need it.
+    """
+    if name in _METHODS:
+        raise ValueError(f"there is a method {name!r} already; choose another name")
+    _METHODS[name] = method
 
 
 def with_defaults(plan: Plan) -> Plan:

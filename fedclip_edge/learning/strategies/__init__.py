@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fedclip_edge.config import read_table, unknown
@@ -18,7 +18,7 @@ def _robust(step: Callable[..., tuple[Model, State]], options: type[Any]) -> Str
     return Strategy(step, options, total=Singles, kind="single", is_uniform=True)
 
 
-_STRATEGIES: Mapping[str, Strategy] = {
+_STRATEGIES: dict[str, Strategy] = {
     DEFAULT: Strategy(fedavg.step, NoOptions),
     "fedavgm": Strategy(fedavgm.step, fedavgm.Options),
     "fedadam": Strategy(adaptive.fedadam, adaptive.Options),
@@ -47,6 +47,17 @@ def get(name: str) -> Strategy:
 def names() -> tuple[str, ...]:
     """Names of all strategies."""
     return tuple(_STRATEGIES)
+
+
+def register(name: str, strategy: Strategy) -> None:
+    """Add a strategy to the table of this process; raises ValueError if the name is taken.
+
+    It is for experiments in one process. A strategy for a fleet has a file in this package and an
+    entry in the table, because the coordinator, the devices and worker processes all need it.
+    """
+    if name in _STRATEGIES:
+        raise ValueError(f"there is a strategy {name!r} already; choose another name")
+    _STRATEGIES[name] = strategy
 
 
 def options(plan: Plan) -> Any:
