@@ -674,8 +674,8 @@ class Mallory:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"encoder_id": "f" * 64}, "its bundle holds another encoder"),
-        ({"classes_digest": "f" * 64}, "its bundle holds other classes"),
+        ({"encoder_id": "f" * 64}, "its bundle has another encoder"),
+        ({"classes_digest": "f" * 64}, "its bundle has other classes"),
     ],
 )
 def test_a_device_with_another_encoder_or_other_classes_is_refused_for_good(
@@ -696,7 +696,7 @@ def test_a_device_that_shows_another_key_is_refused_for_good(fleet: Fleet) -> No
     fleet.broker.cut("cam-1")
     (fleet.folder / "cam-1" / "device.key").unlink()
     device(fleet, 1)
-    with pytest.raises(RefusedError, match="another key was shown under this id"):
+    with pytest.raises(RefusedError, match="joined this run under another key"):
         steps(fleet, 20)
 
 
@@ -705,7 +705,7 @@ def test_a_key_stays_pinned_over_a_restart(fleet: Fleet) -> None:
     fleet.broker.cut("cam-1")
     (fleet.folder / "cam-1" / "device.key").unlink()
     device(fleet, 1)
-    with pytest.raises(RefusedError, match="another key was shown under this id"):
+    with pytest.raises(RefusedError, match="joined this run under another key"):
         steps(fleet, 20)
 
 
@@ -818,7 +818,9 @@ def test_an_offer_to_another_run_is_answered(fleet: Fleet) -> None:
     heard = listen(fleet, TOPICS.down("mallory"))
     mallory.say(Offer("run-0", 1, Blob("a" * 64, 10)), TOPICS.up("mallory"))
     fleet.step()
-    refusal = Refused(f"this is {fleet.coordinator.run_state.run.id}", final=False, sha256="a" * 64)
+    refusal = Refused(
+        f"the open run is {fleet.coordinator.run_state.run.id}", final=False, sha256="a" * 64
+    )
     assert refusal in said(heard)
 
 
@@ -1016,7 +1018,9 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
         encoder = "f" * 64
     else:
         classes = class_texts(("ant", "bee", "dog"))
-    with pytest.raises(ConfigError, match="unfinished, with another plan, encoder or classes"):
+    with pytest.raises(
+        ConfigError, match=r"unfinished run-\w+ with another plan, encoder or classes"
+    ):
         open_run(config, classes, 8, encoder, fleet.journal)
 
 

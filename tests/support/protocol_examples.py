@@ -102,7 +102,7 @@ EXAMPLES: Mapping[str, messages.Message] = {
     "want": messages.Want(OFFERED.sha256, ((0, 1), (3, 3))),
     "kept": messages.Kept(RUN, 1, OFFERED.sha256),
     "refused": messages.Refused(
-        "round 1 is not open, round 2 is", final=False, sha256=OFFERED.sha256, closed=1
+        "round 1 is not open; the current round is 2", final=False, sha256=OFFERED.sha256, closed=1
     ),
     "report": Report(
         run=RUN,
