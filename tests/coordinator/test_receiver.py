@@ -80,9 +80,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "base": ({"base": "a" * 64}, "base is 'aaa"),
     "encoder": ({"encoder_id": "x"}, "encoder_id is 'x'"),
     "classes": ({"classes_digest": "x"}, "classes_digest is 'x'"),
-    "terms": ({"update": Update("sum", 1, {})}, "expected the terms"),
+    "terms": ({"update": Update("sum", 1, {})}, "expected the tensors"),
     "kind": ({"kind": "single"}, "cannot be summed"),
-    "no contribution": ({}, "not a whole zstd frame"),
+    "no contribution": ({}, "not a complete zstd frame"),
 }
 
 

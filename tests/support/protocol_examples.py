@@ -178,7 +178,7 @@ def topic_table() -> str:
     ]
     return table(
         ("topic", "who publishes", "who subscribes", "retained", "carries"),
-        [(f"`{t}`", *rest, ", ".join(topics._SAID[name])) for t, *rest, name in places],
+        [(f"`{t}`", *rest, ", ".join(topics._KINDS[name])) for t, *rest, name in places],
     )
 
 
