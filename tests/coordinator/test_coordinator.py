@@ -401,7 +401,7 @@ def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path
 
 def test_a_manifest_that_the_broker_does_not_take_says_what_to_raise(tmp_path: Path) -> None:
     fleet = make(tmp_path, broker=NarrowBroker(600))
-    with pytest.raises(ConfigError, match=r"takes packets of 600 bytes.*max_packet_size"):
+    with pytest.raises(ConfigError, match=r"packets of at most 600 bytes.*max_packet_size"):
         fleet.step()
 
 
