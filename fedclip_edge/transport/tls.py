@@ -73,7 +73,10 @@ def explain(address: BrokerAddress, error: OSError) -> Exception:
     """The error for a failed handshake: LinkError if waiting may help, else ConfigError."""
     where = f"{address.host}:{address.port}"
     if not isinstance(error, ssl.SSLCertVerificationError):
-        return LinkError(f"{where} answers, but the TLS 1.3 handshake failed ({error})")
+        return LinkError(
+            f"{where} answers, but the TLS 1.3 handshake failed ({error}); check that port under "
+            "[broker] is the broker's TLS port"
+        )
     if error.verify_code == _NOT_YET_VALID:
         today = dt.datetime.now(dt.timezone.utc).date()
         return LinkError(
@@ -112,7 +115,10 @@ def examine(address: BrokerAddress, timeout_s: float) -> None:
     except ssl.SSLError as error:
         raise explain(address, error) from None
     except OSError as error:
-        raise LinkError(f"no broker answers at {where} ({error.strerror or error})") from None
+        raise LinkError(
+            f"no broker answers at {where} ({error.strerror or error}); start it, or correct host "
+            "and port under [broker]"
+        ) from None
 
 
 def _await_alert(address: BrokerAddress, link: ssl.SSLSocket) -> None:
