@@ -172,7 +172,7 @@ class Coordinator:
         if state.online and (state.epoch, state.boot) > (self.epoch, ours.incarnation):
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
-                "this one stops and leaves its journal unchanged"
+                "this one stops and leaves its journal unchanged; run one coordinator per fleet"
             )
         # The retained state was replaced, by an earlier coordinator or by the will of an earlier
         # link of this one.

@@ -72,7 +72,7 @@ class Journal:
         if self._claimed is not None and self.epoch != self._claimed:
             raise RunError(
                 f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
-                "this one stops and has written nothing since then"
+                "this one stops and has written nothing since then; run one coordinator per journal"
             )
 
     def add_run(self, run: Run, initial: StoredModel) -> None:

@@ -75,7 +75,9 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
 def _run(journal: Journal, name: str | None) -> Run:
     runs = {run.id: run for run in journal.runs()}
     if not runs:
-        raise ConfigError(f"the journal {journal.path} has no run yet; start one with `serve`")
+        raise ConfigError(
+            f"the journal {journal.path} has no run yet; start one with `fedclip-edge serve`"
+        )
     if name is None:
         return next(reversed(runs.values()))
     if name not in runs:

@@ -49,7 +49,9 @@ class Receiver:
         """
         run_state, sha256 = self.run_state, offer.parcel.sha256
         if offer.run != run_state.run.id:
-            refused = Refused(f"the open run is {run_state.run.id}", final=False, sha256=sha256)
+            refused = Refused(
+                f"not for the open run {run_state.run.id}", final=False, sha256=sha256
+            )
             self.publisher.send(device, refused)
             return None
         layout = run_state.layout

@@ -58,8 +58,9 @@ def open_run(
     if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
         if journal.has_begun(run.id):
             raise ConfigError(
-                f"the journal {config.journal} has the unfinished {run.id} with another plan, "
-                "encoder or classes; restore these to finish it, or set 'journal' to another file"
+                f"the journal {config.journal} contains the unfinished {run.id} with another plan, "
+                "encoder or classes; restore the old ones to finish it, or set 'journal' to another "
+                "file"
             )
         journal.finish(run.id)  # no device has said hello, so nothing is lost
         run = None

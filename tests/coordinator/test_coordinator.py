@@ -819,7 +819,7 @@ def test_an_offer_to_another_run_is_answered(fleet: Fleet) -> None:
     mallory.say(Offer("run-0", 1, Blob("a" * 64, 10)), TOPICS.up("mallory"))
     fleet.step()
     refusal = Refused(
-        f"the open run is {fleet.coordinator.run_state.run.id}", final=False, sha256="a" * 64
+        f"not for the open run {fleet.coordinator.run_state.run.id}", final=False, sha256="a" * 64
     )
     assert refusal in said(heard)
 
@@ -1019,7 +1019,7 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
     else:
         classes = class_texts(("ant", "bee", "dog"))
     with pytest.raises(
-        ConfigError, match=r"unfinished run-\w+ with another plan, encoder or classes"
+        ConfigError, match=r"the unfinished run-\w+ with another plan, encoder or classes"
     ):
         open_run(config, classes, 8, encoder, fleet.journal)
 

@@ -37,7 +37,9 @@ def test_an_offer_that_fits_is_left_to_the_round(desk: Desk) -> None:
 def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> None:
     offer = replace(desk.offer(desk.body()), run="run-0")
     assert desk.receiver.receive_offer("cam-0", offer) is None
-    refused = Refused(f"the open run is {desk.run.id}", final=False, sha256=offer.parcel.sha256)
+    refused = Refused(
+        f"not for the open run {desk.run.id}", final=False, sha256=offer.parcel.sha256
+    )
     assert desk.heard() == [(DOWN, refused)]
 
 
