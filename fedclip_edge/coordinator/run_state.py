@@ -59,8 +59,8 @@ def open_run(
         if journal.has_begun(run.id):
             raise ConfigError(
                 f"the journal {config.journal} contains the unfinished {run.id} with another plan, "
-                "encoder or classes; restore the old ones to finish it, or set 'journal' to another "
-                "file"
+                "encoder or classes; restore the old ones to finish it, or set 'journal' to "
+                "another file"
             )
         journal.finish(run.id)  # no device has said hello, so nothing is lost
         run = None

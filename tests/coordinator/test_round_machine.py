@@ -75,7 +75,8 @@ ROWS: dict[str, Row] = {
         Left(A), 5, {"trainers": frozenset(), "away_since": {A: 5}}, (),
     ),
     "gathering: an offer to another round": (
-        GATHERING, Offered(A, 2, X), 5, {}, (Drop(A, "round 2 is not open; the current round is 1"),)
+        GATHERING, Offered(A, 2, X), 5, {},
+        (Drop(A, "round 2 is not open; the current round is 1"),)
     ),
     "gathering: an offer between two attempts waits": (REPEATED, Offered(B, 1, X), 5, {}, ()),
     "gathering: what is kept is kept": (
@@ -85,7 +86,8 @@ ROWS: dict[str, Row] = {
         REPEATED, Arrived(B, 1, X), 5, {}, ()
     ),
     "gathering: an upload to another round": (
-        GATHERING, Arrived(A, 3, X), 5, {}, (Drop(A, "round 3 is not open; the current round is 1"),)
+        GATHERING, Arrived(A, 3, X), 5, {},
+        (Drop(A, "round 3 is not open; the current round is 1"),)
     ),
     "gathering: a report changes nothing": (GATHERING, Reported(A, 0), 5, {}, ()),
     "gathering: time changes nothing": (GATHERING, Tick(), 1e9, {}, ()),
@@ -264,8 +266,12 @@ ROWS: dict[str, Row] = {
     "final: the deadline": (FINAL, Tick(), 100, {"phase": "done"}, (Announce(), Finish())),
     "done: joins": (DONE, Joined(C, True, True), 5, {}, ()),
     "done: leaves": (DONE, Left(A), 5, {}, ()),
-    "done: offers": (DONE, Offered(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'done'"),)),
-    "done: arrives": (DONE, Arrived(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'done'"),)),
+    "done: offers": (
+        DONE, Offered(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'done'"),)
+    ),
+    "done: arrives": (
+        DONE, Arrived(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'done'"),)
+    ),
     "done: reports": (DONE, Reported(A, 2), 5, {}, ()),
     "done: time passes": (DONE, Tick(), 1e9, {}, ()),
 }  # fmt: skip
