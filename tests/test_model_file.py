@@ -153,21 +153,21 @@ def test_a_journal_means_its_newest_run(random_bundle: Bundle, tmp_path: Path) -
 def test_a_run_that_is_none_names_the_nearest(random_bundle: Bundle, tmp_path: Path) -> None:
     run = begin_run(tmp_path, random_bundle)
     journal = tmp_path / "journal.sqlite"
-    with pytest.raises(ConfigError, match=f"no file and no run in .*did you mean '{run}'"):
+    with pytest.raises(ConfigError, match=f"neither a file nor a run in .*did you mean '{run}'"):
         find_model(run[:-1], journal, random_bundle)
     with pytest.raises(ConfigError, match=f"its newest run is '{run}'"):
         find_model("zzz", journal, random_bundle)
 
 
 def test_looking_makes_no_journal(random_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no file here, and there is no journal .*--journal"):
+    with pytest.raises(ConfigError, match=r"is not a file, and there is no journal .*--journal"):
         find_model("run-1", tmp_path / "journal.sqlite", random_bundle)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_journal_without_a_run(random_bundle: Bundle, tmp_path: Path) -> None:
     open_journal(tmp_path / "journal.sqlite").close()
-    with pytest.raises(ConfigError, match="holds no run yet"):
+    with pytest.raises(ConfigError, match="has no run yet"):
         find_model(str(tmp_path / "journal.sqlite"), tmp_path / "no", random_bundle)
 
 
@@ -208,7 +208,7 @@ def test_what_is_no_model_file(
         ({"plan": {"methot": "fedclip"}}, "damaged .*unknown key 'methot'"),
         ({"plan": 3}, "damaged"),
         ({"round": "many"}, "damaged"),
-        ({"encoder_id": "f" * 64}, r"another encoder \(ffffffffffff\) than that of .*fleet"),
+        ({"encoder_id": "f" * 64}, r"another encoder \(ffffffffffff\) than that of .*trained with"),
         ({"classes_digest": "f" * 64}, r"other classes .*\(3 classes\)"),
     ],
 )
@@ -226,8 +226,8 @@ def test_a_head_that_does_not_fit(
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"0.bias": np.zeros(15, np.float32)}, r"holds 0.bias \[15\], .* but fedclip with"),
-        ({"0.bias": None}, r"holds 0.weight \[16, 16\], .* but fedclip"),
+        ({"0.bias": np.zeros(15, np.float32)}, r"parameters 0.bias \[15\], .* but fedclip with"),
+        ({"0.bias": None}, r"parameters 0.weight \[16, 16\], .* but fedclip"),
         ({"more": np.zeros(1, np.float32)}, r"more \[1\], but fedclip"),
         ({"0.bias": np.full(16, np.nan, np.float32)}, "damaged .*0.bias: holds NaN"),
         ({"0.bias": np.full(16, np.inf, np.float32)}, "damaged .*NaN or infinity"),
@@ -249,5 +249,5 @@ def test_a_run_of_another_encoder_in_the_journal(random_bundle: Bundle, tmp_path
     run = begin_run(tmp_path, random_bundle)
     coarser = replace(random_bundle.manifest, activation="relu")
     other = replace(random_bundle, manifest=coarser)
-    with pytest.raises(ConfigError, match=f"{run} in .* was made with another encoder"):
+    with pytest.raises(ConfigError, match=f"{run} in .* was trained with another encoder"):
         find_model(run, tmp_path / "journal.sqlite", other)

@@ -5,7 +5,7 @@ Laws:
   device that started slowly leaves no gap in its accuracy by round. The queue is bounded; a model
   that is dropped from it is logged.
 - The run's last model is evaluated last, and once. When the run is done, no other model is.
-- A model that the run lost with its journal is not reported on.
+- A model of a round that the run lost (its journal was restored from an old copy) is not evaluated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class EvaluationQueue:
         self._waiting.clear()
 
     def add(self, held: Held) -> None:
-        """Queue a model that has just come; the oldest are dropped above the queue's limits."""
+        """Queue a model that has just arrived; the oldest are dropped above the queue's limits."""
         self._waiting.append(held)
         while len(self._waiting) > 1 and (
             len(self._waiting) > _WAITING
@@ -63,7 +63,8 @@ class EvaluationQueue:
             return self._waiting[0]
         if held is None or held.version != manifest.model.sha256:
             return None
-        # The device may have it from an earlier run, or may learn only now that it is the last.
+        # The held model may not be in the queue: it came in an earlier run, or it was evaluated
+        # before it was known to be the last.
         done = self._last if self._is_last(held, manifest) else self._newest
         return None if done == held.version else held
 

@@ -19,7 +19,7 @@ from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 @dataclass(frozen=True, eq=False)
 class DeviceFeatures:
-    """A device's features by side, and what they cost.
+    """A device's features by side, and the cost of computing them.
 
     Each side holds raw vectors, float32 (N, D), and labels, int64 (N,). `train` is empty without
     the role "train", `test` without the role "evaluate".
@@ -37,7 +37,7 @@ class DeviceFeatures:
 def prepare_features(
     config: AgentConfig, bundle: Bundle, progress: Progress | None
 ) -> DeviceFeatures:
-    """Make the device's features, each from its cache if it is there.
+    """Compute the device's features, or read them from its cache.
 
     `progress` is called with the distinct pictures done and to be done. Raises DataError if the
     picture folder or the cache cannot be used, or if a role of the device has no pictures; and the
@@ -116,7 +116,7 @@ def _check_roles(config: AgentConfig, embedded: Mapping[str, Embedded]) -> None:
     for side, role in (("train", "train"), ("test", "evaluate")):
         if role in config.roles and not embedded[side].pictures:
             raise DataError(
-                f"{config.data.folder} has no {side} pictures that can be read, but {config.id} "
+                f"{config.data.folder} has no readable {side} pictures, but device {config.id} "
                 f"has the role {role!r}; add pictures, or change the shares under [data]"
             )
 

@@ -3,9 +3,9 @@
 Sans-I/O: the clock is passed in. `now` is monotonic, in seconds.
 
 Laws:
-- A hello is repeated until it is answered; without a coordinator it becomes rare.
-- A device that was answered, and then gets no manifest for too long, says hello again: the newest
-  manifest may be lost.
+- A hello is repeated until it is answered; without a coordinator, at growing intervals.
+- A device whose hello was answered says hello again if it then gets no manifest for too long: the
+  newest manifest may be lost.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.protocol.messages import CoordinatorState
 
-# Between hellos without a coordinator: under 9 kB an hour. A new coordinator announces itself.
+# The longest interval between hellos without a coordinator: they send under 9 kB an hour. A new
+# coordinator announces itself.
 _ALONE_S = 300.0
+_NO_ANSWER = "check that `fedclip-edge serve` runs for this fleet, with the same broker"
 # Unanswered hellos in a row, after which the coordinator counts as gone: its good-bye may be lost.
 _ALONE_HELLOS = 4
 
@@ -48,7 +50,7 @@ class Handshake:
         return self._said_at is not None
 
     def reset(self) -> None:
-        """Forget the answer to an earlier hello, so that the next one is waited for."""
+        """Forget the answer to an earlier hello, so that the device waits for the next answer."""
         self.is_answered, self._unanswered = False, 0
 
     def note_hello(self, now: float) -> None:
@@ -61,7 +63,7 @@ class Handshake:
         return known is None or known.boot != state.boot or not known.online
 
     def note_manifest(self, now: float, *, direct: bool) -> bool:
-        """Record that a manifest came; True if it answers the hello.
+        """Record that a manifest arrived; True if it answers the hello.
 
         `direct` means that it was sent to this device alone.
         """
@@ -77,7 +79,7 @@ class Handshake:
         if not self.is_answered:
             is_due = now - said_at >= self._repeat_s
             if is_due and not self._unanswered:
-                log.event("no_answer", fleet=self.fleet, hint="does its serve run?")
+                log.event("no_answer", fleet=self.fleet, hint=_NO_ANSWER)
         else:
             is_due = now - self._heard_at >= self._patience_s
             self._heard_at = now if is_due else self._heard_at

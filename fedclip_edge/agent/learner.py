@@ -21,11 +21,17 @@ class Learner(Protocol):
         """Train one round from `model`; returns the client update and the method's new state.
 
         `state` and the new state are float32 arrays by name; `state` is empty in a run's first
-        round. The update's delta is float32 and already times its weight; its sums are int64.
+        round. The update's delta is float32 and already times its weight; its sums are int64. Both
+        have the shapes of the plan's layout. Raises DataError if the features do not fit the
+        classes, ConfigError for a bad option and for a training that diverges.
         """
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        """Evaluate the model on the test pictures; `final` for the model that ends the run."""
+        """Evaluate the model on the test pictures; `final` for the model that ends the run.
+
+        Raises ConfigError if the method or an option is unknown, OSError if a file cannot be
+        written.
+        """
 
     def report(
         self, run: str, model: Model, version: str, measured: Measured, wait_s: float

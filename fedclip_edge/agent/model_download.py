@@ -2,7 +2,7 @@
 
 Sans-I/O: the clock is passed in, and messages are returned. `now` is monotonic, in seconds.
 
-Law: a model that is larger than the plan allows is refused before a chunk of it is taken.
+Law: a model that is larger than the plan allows is refused before any of its chunks is accepted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Download:
             self._chunk_at = now
 
     def has(self, blob: Blob) -> bool:
-        """True if all chunks of the blob are here."""
+        """True if all chunks of the blob have arrived."""
         incoming = self._incoming
         return incoming is not None and incoming.blob == blob and incoming.complete
 
@@ -73,7 +73,7 @@ class Download:
     def assemble(self) -> bytes:
         """Return the whole payload and forget its chunks.
 
-        Raises PeerError if its hash is wrong; all of it is then to be downloaded again.
+        Raises PeerError if its hash is wrong; all chunks must then be downloaded again.
         """
         assert self._incoming is not None
         incoming, self._incoming = self._incoming, None
@@ -84,8 +84,8 @@ class Download:
     def _missing(self, incoming: Incoming) -> Ranges:
         """Return all gaps the first time, later a few chunks at growing intervals.
 
-        A link that needs more than REPAIR_S for a chunk would otherwise carry everything again and
-        again.
+        Otherwise a link that needs more than REPAIR_S for a chunk would carry all chunks again with
+        each request.
         """
         if self._asked_for != incoming.blob.sha256:
             self._asked_for = incoming.blob.sha256
@@ -119,7 +119,7 @@ class ModelDownload:
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
         size_bytes = manifest.model.size_bytes
         if size_bytes > limit:
-            raise PeerError(f"announces a model of {size_bytes} bytes, limit {limit}")
+            raise PeerError(f"the manifest announces a model of {size_bytes} bytes, limit {limit}")
 
     def expect(self, manifest: Manifest, now: float, *, missed: bool) -> None:
         """Expect the chunks of the manifest's model; `missed` if its broadcast is over."""
@@ -133,7 +133,7 @@ class ModelDownload:
         self._download.receive_chunk(chunk, now)
 
     def complete(self, manifest: Manifest) -> Held | None:
-        """Hold the manifest's model once all of it is here; returns None until then.
+        """Decode and hold the manifest's model once all of it has arrived; None until then.
 
         Raises PeerError if the payload is not such a model, and all of it is then downloaded again;
         ConfigError for a plan that the learner does not know.
@@ -145,7 +145,8 @@ class ModelDownload:
         model = wire.unpack_model(payload, manifest.plan.codec_down, shapes)
         if model.method != manifest.plan.method:
             raise PeerError(
-                f"a model of {model.method[:40]!r} in a run of {manifest.plan.method!r}"
+                f"the model's method is {model.method[:40]!r}, but the run's is "
+                f"{manifest.plan.method!r}"
             )
         self.held = Held(manifest.model.sha256, model)
         return self.held

@@ -1,8 +1,8 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-It makes the features first; then it trains and evaluates as the rounds require. Only the session's
-messages leave the device: control messages, contributions, accuracies. Pictures, features and
-predictions stay.
+It computes the features first; then it trains and evaluates as the rounds require. Only the
+session's messages leave the device: control messages, contributions, accuracies. Pictures, features
+and predictions stay on the device.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
-_FIRST_CONNECTION_S = 10.0  # later connections are tried for ever
+_FIRST_CONNECTION_S = 10.0  # later connections are retried without limit
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
 
 
 def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
-    """Run the device for ever, or with `once` until one run is over.
+    """Run the device until it is stopped, or with `once` until one run is over.
 
     Torch is loaded when the first round needs it: until then a box needs a third of the memory.
 
     Raises ConfigError if a file or a setting is wrong; BundleError if the bundle is unfit;
     DataError if a role has no pictures; LinkError if no broker answers the first connection, but
     not for a link that breaks later; RefusedError if the broker or the coordinator refuses this
-    device for good; DiskError if the disk refuses the state file; ModuleNotFoundError without
+    device permanently; DiskError if the disk refuses the state file; ModuleNotFoundError without
     torch.
     """
     _check_torch()
@@ -82,7 +82,9 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         try:
             broker = f"{config.broker.host}:{config.broker.port}"
             log.event("connected", broker=broker, id=config.id)
-            renew = f"`fedclip-edge renew {config.id}` writes a new one; put it there and restart"
+            renew = (
+                f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
+            )
             loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
         finally:
             session.say_goodbye()
@@ -90,7 +92,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
 
 
 def _check_torch() -> None:
-    """Raise ModuleNotFoundError at the start on a box without torch, not only in a round."""
+    """Raise ModuleNotFoundError on a box without torch, at start and not first in a round."""
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -109,16 +111,16 @@ def _make_state_dir(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"state_dir {folder} cannot be made: {error.strerror}; name a folder that can be "
-            "written under 'state_dir'"
+            f"state_dir {folder} cannot be created: {error.strerror}; set 'state_dir' to a folder "
+            "that this user can write to"
         ) from error
 
 
 def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
     """Handle pending events, then do one piece of work, over and over; with `once`, for one run.
 
-    Events come first because they may make work needless. At most _EVENTS_AT_ONCE are handled
-    before each piece of work, so that work goes on under an endless stream of messages.
+    Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
+    before each piece of work, so that an endless stream of messages cannot block the work.
     """
     worked = False
     while True:

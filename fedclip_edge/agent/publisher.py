@@ -25,7 +25,7 @@ class Publisher:
     """The outgoing messages of one device process; all but chunks are signed.
 
     Methods that send never block; the message is lost if the link is down. They raise ConfigError
-    if the broker takes no packet as large as the message (`Transport.publish`).
+    if the message is larger than the broker's largest packet (`Transport.publish`).
     """
 
     config: AgentConfig

@@ -1,16 +1,16 @@
 """The session of one device: its messages and its pieces of work, one after another.
 
-It stands between `process.py`, which owns the pictures and the socket, and the protocol. It does
-no I/O except through the transport, the learner and the state file that it is given, and the clock
-is passed in (`now`, monotonic, in seconds). So an in-memory transport and a simulated clock drive
-it as well as a broker does.
+It connects `process.py`, which owns the pictures and the socket, with the protocol. It does no I/O
+except through the transport, the learner and the state file that it is given, and the clock is
+passed in (`now`, monotonic, in seconds). So it also runs with an in-memory transport and a
+simulated clock.
 
 Laws:
 - Training and evaluation happen in `act`, never while a message is handled.
 - A message that is not trusted (`trust.py`) changes nothing.
-- A round is joined only after the coordinator has answered this connection's hello: only that
-  answer says whether a device that came late is in the cohort.
-- A contribution is made when its round is open and the previous one is resolved (`upload.py`).
+- A device joins a round only after the coordinator has answered this connection's hello: only that
+  answer tells a device that joined late whether it is in the cohort.
+- A contribution is made only when its round is open and the previous one is resolved (`upload.py`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Session:
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link, and send the answers that need no training or evaluation.
 
-        Raises RefusedError if the coordinator refuses this device for good; ConfigError if the
+        Raises RefusedError if the coordinator refuses this device permanently; ConfigError if the
         learner does not know the run's plan; DiskError if the disk refuses the state file.
         """
         if isinstance(event, Connected):
@@ -110,13 +110,13 @@ class Session:
         return self._evaluate_if_due(manifest, now)
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
-        """True if the run is done, and no coordinator is there to send its last model."""
+        """True if the run is done, and no coordinator is online to send its last model."""
         is_over = manifest.phase == "done" and self.trust.is_mine
         can_evaluate = self.handshake.is_answered and self.download.has(manifest)
         return is_over and self.handshake.is_alone and not can_evaluate
 
     def _repeat_hello(self, now: float) -> None:
-        """Repeat the hello, and ask the broker for its retained messages: one may be lost."""
+        """Repeat the hello, and ask the broker for retained messages, since one may be lost."""
         self.transport.resubscribe()
         self._send_hello(now)
 
@@ -175,8 +175,8 @@ class Session:
             self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
         is_answer = self.handshake.note_manifest(now, direct=direct)
-        # A device whose hello has just been answered has missed the broadcast, and chunks that were
-        # on their way before: it asks at once for all that are missing.
+        # A device whose hello has just been answered missed the broadcast of the model, and chunks
+        # that were sent to it earlier. It asks at once for all missing chunks.
         self.download.expect(manifest, now, missed=is_answer)
         if manifest.phase == "done" and (
             "evaluate" not in self.config.roles or self.evaluation_queue.is_over(manifest)
@@ -191,7 +191,7 @@ class Session:
         return self.download.has(manifest)
 
     def _hold_model(self, manifest: Manifest) -> None:
-        """Hold the manifest's model once all of it is here, and queue it for evaluation."""
+        """Hold the manifest's model once all of it has arrived, and queue it for evaluation."""
         try:
             came = self.download.complete(manifest)
         except PeerError as error:
@@ -235,7 +235,7 @@ class Session:
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
         if "evaluate" not in self.config.roles or manifest.phase == "gathering":
-            return False  # the run may wait for other devices for days, without torch loaded here
+            return False  # waiting for other devices may take days; do not load torch for it
         if self.handshake.is_alone and manifest.phase != "done":
             return False  # no coordinator would get the report, and only the last one is repeated
         due = self.evaluation_queue.next_model(manifest, self.download.held)

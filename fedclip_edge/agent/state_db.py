@@ -2,16 +2,16 @@
 
 Laws:
 - An update is in the file before it is offered. It stays until the coordinator has it on disk or
-  refuses it for good, so an offer is always repeated with the same bytes.
-- The carry-over of an update counts once the coordinator has sent `kept` with that update's hash.
-  Until then, or if it never does, the carry-over of the last kept update counts.
-- Runs are separate: an update stays until its own run comes back. The newest RUNS runs are stored.
-- The epoch, run and round of the last manifest are stored, so that no replay of an older manifest
-  is believed, not even after a restart.
-- After a kill or a disk error, all of a change is in the file, or nothing of it.
-- Two changes are not synced at once, because a power cut may undo them without harm. One is the
-  next round of a known run: a restarted device joins no round before its hello is answered. The
-  other is that an update is resolved: it is offered again, and answered as before.
+  refuses it permanently, so an offer is always repeated with the same bytes.
+- The carry-over of an update is used once the coordinator has sent `kept` with that update's hash.
+  Until then, or if it never does, the carry-over of the last kept update is used.
+- Runs are separate: an update stays until its own run continues. The newest RUNS runs are stored.
+- The epoch, run and round of the last manifest are stored, so that a replayed older manifest is
+  refused, also after a restart.
+- After a kill or a disk error, a change is in the file completely or not at all.
+- Two kinds of change are not synced at once, because a power cut may undo them without harm. One is
+  the next round of a known run: a restarted device joins no round before its hello is answered. The
+  other is that an update is resolved: the update is then offered again and gets the same answer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fedclip_edge.storage.sqlite import (
     unsynced,
 )
 
-RUNS = 4  # one is open, the others may come back; each may take the bytes of two models
+RUNS = 4  # one is open, the others may be resumed; each may take the bytes of two models
 _SCHEMA = Schema(
     version=2,
     table="parked",
@@ -61,12 +61,13 @@ CREATE TABLE carried (
 """,
 )
 _RESIDUAL, _STATE = "residual/", "state/"
-_DELETE = "mend the disk, or delete the file: the update in it is trained again"
+_DELETE = "delete the file; the device then trains its pending update again"
+_REPAIR = f"repair the disk, or {_DELETE}"
 
 
 @dataclass(frozen=True)
 class RunPosition:
-    """The position of the last manifest that was believed: epoch, run and closed rounds."""
+    """The position of the last accepted manifest: epoch, run and closed rounds."""
 
     epoch: int = 0
     run: str = ""
@@ -76,9 +77,9 @@ class RunPosition:
     def is_newer_than(self, other: RunPosition) -> bool:
         """True if `other` is of an earlier epoch, or is behind in the same one.
 
-        An epoch has one run. A second run in it comes from another journal, so the two have no
-        order: this position counts as the newer one. The other run's coordinator learns of the
-        clash from a hello, and takes a later epoch.
+        An epoch has one run. A second run in the same epoch comes from another journal, so the two
+        have no order, and this position counts as the newer one. The other run's coordinator sees
+        the conflict in a hello, and claims a later epoch.
         """
         if other.epoch != self.epoch or not self.run:
             return other.epoch < self.epoch
@@ -118,7 +119,7 @@ class StateDb:
 
     @property
     def position(self) -> RunPosition:
-        """The position of the last manifest that was believed."""
+        """The position of the last accepted manifest."""
         epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM floor")[0]
         return RunPosition(epoch, run, closed, bool(over))
 
@@ -152,8 +153,8 @@ class StateDb:
                 "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
                 (update.run, update.round, update.base, update.sha256, update.payload),
             )
-            # If the same bytes were kept before (the coordinator is back with an old copy of its
-            # journal), the carry-over from then stays.
+            # If the same bytes were kept before (the coordinator was restored from an old copy of
+            # its journal), the carry-over that was stored then stays.
             written = self._database.execute(
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
                 (update.run, update.sha256, safetensors.numpy.save(in_order(tensors))),
@@ -181,7 +182,7 @@ class StateDb:
         return CarryOver(_named(tensors, _RESIDUAL), _named(tensors, _STATE))
 
     def resolve(self, run: str, sha256: str, *, kept: bool) -> None:
-        """Resolve the pending update with this hash, as kept or as refused for good.
+        """Resolve the pending update with this hash, as kept or as permanently refused.
 
         Does nothing if the run's pending update is another one, or is resolved already.
         """
@@ -196,7 +197,7 @@ class StateDb:
                 self._clear(run)
 
     def forget(self, run: str) -> None:
-        """Delete all that is stored of a run that is over."""
+        """Delete everything that is stored for a run that is over."""
         if self._rows("SELECT id FROM run WHERE id = ?", run):
             with self._writing():
                 self._database.execute("DELETE FROM run WHERE id = ?", (run,))
@@ -205,7 +206,7 @@ class StateDb:
         self._database.close()
 
     def _clear(self, run: str) -> None:
-        """Delete the pending update, and every carry-over but the last kept update's."""
+        """Delete the pending update, and all carry-overs except the last kept update's."""
         self._database.execute("DELETE FROM parked WHERE run = ?", (run,))
         self._database.execute(
             "DELETE FROM carried WHERE run = ? AND sha256 <> (SELECT kept FROM run WHERE id = ?)",
@@ -218,15 +219,14 @@ class StateDb:
         refused = _refused(
             self.path,
             "written",
-            "free or mend the disk and start the agent again: what the coordinator acknowledged "
-            "is safe",
+            "free or repair the disk and restart the agent; acknowledged contributions are safe",
         )
         waiting = nullcontext() if synced else unsynced(self._database)
         with errors_as(refused), waiting, self._database:
             yield
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with errors_as(_refused(self.path, "read", _DELETE)):
+        with errors_as(_refused(self.path, "read", _REPAIR)):
             return self._database.execute(query, values).fetchall()
 
 
@@ -236,16 +236,16 @@ def open_state_db(path: Path) -> StateDb:
     Raises ConfigError if it is not a state file of this version, DiskError if the disk refuses.
     """
     try:
-        with errors_as(_refused(path, "used", _DELETE)):
+        with errors_as(_refused(path, "opened", _REPAIR)):
             database = open_database(path, _SCHEMA)
             database.execute("PRAGMA foreign_keys = ON")
     except OtherDatabaseError:
         raise ConfigError(
-            f"{path} is the database of something else; name another folder under 'state_dir'"
+            f"{path} is a database of another program; set 'state_dir' to another folder"
         ) from None
     except OtherVersionError as error:
         raise ConfigError(
-            f"{path} is of version {error.version}, this program writes {_SCHEMA.version}; "
+            f"{path} has format version {error.version}, this program uses {_SCHEMA.version}; "
             + _DELETE
         ) from None
     return StateDb(path, database)

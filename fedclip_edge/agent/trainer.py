@@ -27,7 +27,7 @@ from fedclip_edge.transport.base import Traffic
 
 
 def _nothing() -> None:
-    """Load nothing: torch is there, or is not needed."""
+    """Load nothing: torch is loaded already, or is not needed."""
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class LocalTrainer:
         return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        """Evaluate the model on the test pictures, beside zero-shot and the device's own model.
+        """Evaluate the model, zero-shot and the device's own model on the test pictures.
 
         Accuracies, F1 and ECE are fractions. With `final` the result also has the accuracy of each
         class, that of zero-shot on all pictures and, if the plan asks for it, that of a model
@@ -117,7 +117,7 @@ class LocalTrainer:
         return local.fit(plan, model, self.data, self.classes, state, self.config.id)
 
     def _personal(self, model: Model, plan: Plan) -> Model | None:
-        """The device's personal model; None if the plan has none, or without pictures for it."""
+        """The device's personal model; None if the plan asks for none or pictures are missing."""
         if "train" not in self.config.roles:
             return None
         return personal(plan, model, self.data, self.classes, self.config.id)
@@ -137,7 +137,7 @@ class LocalTrainer:
         return alone.model
 
     def _zero_shot_all(self) -> float:
-        """Zero-shot accuracy on all sides: nothing is trained, so none is a training picture."""
+        """Zero-shot accuracy on the pictures of all sides: zero-shot trains on none of them."""
         sides = (self.data.train, self.data.validation, self.data.test)
         vectors = np.concatenate([side.vectors for side in sides])  # (N, D)
         labels = np.concatenate([side.labels for side in sides])  # (N,)

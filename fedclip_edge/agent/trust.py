@@ -1,12 +1,12 @@
 """Signature and freshness checks for coordinator messages.
 
 Laws:
-- A message is believed if the coordinator's key signed it. That is the key that enrolment pinned,
-  or without enrolment the first key that the run showed.
+- A message is accepted if the coordinator's key signed it. That is the key that enrolment pinned,
+  or without enrolment the first key that was seen in the run.
 - An older epoch or round is refused, also after a restart.
 - A direct answer names this process, so that an old answer cannot be replayed to it.
-- A run ends once for a device that took part in it, even if the device was killed before it heard
-  of the end.
+- A run ends once for a device that took part in it, even if the device was killed before it
+  received the message about the end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RUNS_PINNED = 64
 
 @dataclass(eq=False)
 class Trust:
-    """The coordinator messages that a device believed last, and the checks of new ones."""
+    """The last coordinator messages that a device accepted, and the checks of new ones."""
 
     incarnation: str  # of this process
     coordinator_key: str  # pinned by enrolment, 64 hex digits; empty without enrolment
@@ -37,7 +37,7 @@ class Trust:
         """Raise PeerError unless the coordinator signed the message."""
         message = signed.message
         if signed.sender != "coordinator":
-            raise PeerError(f"{signed.sender!r} spoke where only the coordinator may")
+            raise PeerError(f"a message from {signed.sender!r} where only the coordinator may send")
         if isinstance(message, CoordinatorState | Manifest):
             key = self.coordinator_key or self._pins.get(message.run, message.key)
             signed.check(key)
@@ -48,7 +48,7 @@ class Trust:
         elif self.manifest is not None:
             signed.check(self._pins[self.manifest.run])
         else:
-            raise PeerError("nothing is known of the run yet")
+            raise PeerError("the message came before the first manifest of its run")
 
     def accept_coordinator(self, state: CoordinatorState) -> None:
         """Follow this coordinator from here on; raises PeerError if a later epoch is known."""
@@ -57,7 +57,9 @@ class Trust:
         # A coordinator that raised its epoch had left its will with the broker before that, so a
         # lower epoch of the same process is accepted.
         if state.epoch < epoch and (known is None or state.boot != known.boot):
-            raise PeerError(f"coordinator of epoch {state.epoch}, older than {epoch}")
+            raise PeerError(
+                f"coordinator of epoch {state.epoch}, older than the known epoch {epoch}"
+            )
         self.coordinator = state
 
     def accept_manifest(self, manifest: Manifest, *, direct: bool) -> None:
@@ -68,13 +70,14 @@ class Trust:
         """
         if direct and manifest.answers != self.incarnation:
             raise PeerError(
-                f"manifest for boot {manifest.answers[:40]!r}, this is {self.incarnation}"
+                f"the manifest answers the process {manifest.answers[:40]!r}, "
+                f"this one is {self.incarnation!r}"
             )
         known = self.state_db.position
         is_done = manifest.phase == "done"
         here = RunPosition(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
         if known.is_newer_than(here):
-            raise PeerError(f"manifest from {_described(here)}, older than {_described(known)}")
+            raise PeerError(f"manifest at {_described(here)}, older than {_described(known)}")
         self.is_mine = not is_done or (known.run == manifest.run and not known.over)
         self.state_db.move_position(replace(here, over=not self.is_mine))
         self.manifest = manifest

@@ -1,13 +1,13 @@
-"""Upload of a device's contribution, until the coordinator keeps it or refuses it for good.
+"""Upload of a device's contribution, until the coordinator keeps or permanently refuses it.
 
 Sans-I/O except for the state file: messages are returned. The clock (`now`, monotonic, in seconds)
 and `sending` are passed in; `sending` is true while the broker has not acknowledged all messages.
 
 Laws:
 - A contribution is on disk before it is offered. It stays until the coordinator has it on its own
-  disk or refuses it for good.
-- No other contribution to the run is made before that: the carry-over of a kept one (the codec's
-  residual, the method's state) goes into the next, once.
+  disk or refuses it permanently.
+- Until then, no other contribution to the run is made: the carry-over of a kept contribution (the
+  codec's residual, the method's state) goes into the next one, exactly once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ REPEAT_S = 5.0  # without an answer for this long, the offer is repeated
 def encode(contribution: Contribution, plan: Plan, residual: Arrays) -> tuple[bytes, Arrays]:
     """Encode a contribution in the plan's codec_up; returns its payload and the new residual.
 
-    `residual` is what the codec lost of the last kept update; it is added to the delta before
-    encoding. Both residuals are float32 arrays with the shapes of the delta, by name, or empty.
+    `residual` is the part of the last kept update that the codec lost. It is added to the delta
+    before encoding. Both residuals are float32 arrays with the shapes of the delta, by name, or
+    empty.
     """
     stored, left = codec.with_feedback(plan.codec_up, contribution.update.delta, residual)
     return wire.pack_contribution(contribution, plan.codec_up, stored), left
@@ -37,7 +38,7 @@ def encode(contribution: Contribution, plan: Plan, residual: Arrays) -> tuple[by
 
 @dataclass(eq=False)
 class _Pending:
-    """A contribution that is neither kept nor refused for good."""
+    """A contribution that is neither kept nor permanently refused."""
 
     update: PendingUpdate
     blob: Blob  # as it is offered over this link
@@ -77,11 +78,11 @@ class Upload:
     def go_back(self, manifest: Manifest) -> None:
         """Discard contributions that the run lost, and have them trained again.
 
-        Its coordinator was then restored from an old copy of its journal.
+        A run loses contributions if its coordinator is restored from an old copy of its journal.
         """
         mine, closed = self._pending, manifest.model_round
-        # The update's base is the model of the round before its own. If that round was lost, it is
-        # closed again, perhaps with another model.
+        # The update's base is the model of the round before its own. If that round was lost, the
+        # run closes it again, perhaps with another model.
         behind = 0 if mine is None else mine.update.round - closed
         is_other = mine is not None and manifest.model.sha256 != mine.update.base
         if mine is not None and (behind > 1 or (behind == 1 and is_other)):
@@ -157,9 +158,10 @@ class Upload:
         return Offer(mine.update.run, mine.update.round, mine.blob)
 
     def chunks_for(self, want: Want, now: float, *, sending: bool) -> Iterator[bytes]:
-        """The wanted chunks of the pending contribution; none if another one is wanted.
+        """The wanted chunks of the pending contribution.
 
-        None either while an earlier answer is still being sent.
+        There are none if another contribution is wanted, or while an earlier answer is still being
+        sent.
         """
         mine = self._pending
         if mine is None or mine.unwanted or mine.blob.sha256 != want.sha256:

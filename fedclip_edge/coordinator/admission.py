@@ -1,9 +1,9 @@
-"""Admission of devices to a run, by the registry's keys or by the first key that each id shows.
+"""Admission of devices to a run, by the registry's keys or by the first key that each id uses.
 
 Laws:
 - With a registry, only the keys in it are accepted.
-- Without a registry, the first key that an id shows in a run is pinned until the run ends. It is on
-  disk before it counts.
+- Without a registry, the first key that an id uses in a run is pinned until the run ends. The pin
+  is on disk before it takes effect.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Admission:
         if reason is not None:
             return reason
         if hello.encoder_id != self.run.encoder_id:
-            return "its bundle holds another encoder; copy the coordinator's bundle to it"
+            return "its bundle has another encoder; copy the coordinator's bundle to the device"
         if hello.classes_digest != self.run.classes_digest:
-            return "its bundle holds other classes; copy the coordinator's bundle to it"
+            return "its bundle has other classes; copy the coordinator's bundle to the device"
         return None
 
     def refusal(self, device: str) -> str | None:
-        """The reason why an admitted device no longer is admitted; None if it still is.
+        """The reason why an admitted device is no longer admitted; None if it still is.
 
         `device` must have a key in `devices`.
         """
@@ -66,7 +66,7 @@ class Admission:
         if self.registry is not None:
             reason = self.registry.refusal(device, key)
             if reason is None:
-                # A device with a pinned key is waited for after a restart of the coordinator.
+                # After a restart, the coordinator waits for the devices that have a pinned key.
                 self.journal.pin_key(self.run.id, device, key)
                 keys[device] = key
             return reason
@@ -74,6 +74,6 @@ class Admission:
         if keys[device] == key:
             return None
         return (
-            "another key was shown under this id in this run; give the device its state_dir "
-            "back, or another id"
+            "a device with this id joined this run under another key; restore the device's old "
+            "state_dir, or give it another id"
         )

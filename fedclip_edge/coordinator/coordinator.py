@@ -3,7 +3,8 @@
 It needs neither torch nor onnxruntime: the coordinator only combines client updates.
 
 Laws:
-- A message that breaks the protocol is dropped and counted against its peer. It stops nothing else.
+- A message that breaks the protocol is dropped and counted against its peer. It has no other
+  effect.
 - A device that is not admitted is refused. A device that loses its admission is refused at once.
 - After a kill at any moment the journal is enough to continue: `resume_coordinator` starts from it.
 """
@@ -76,8 +77,8 @@ class Coordinator:
         """Handle what is due by time: deadlines, leases, repairs. `now` is monotonic, in seconds.
 
         Raises RunError and JournalError as `handle_event` does. The claim on the journal is checked
-        here because the other coordinator's state message may be lost, and a coordinator that
-        writes nothing would otherwise go on answering devices for ever.
+        here because the other coordinator's state message may be lost: a coordinator that writes
+        nothing would otherwise answer devices forever.
         """
         self.run_state.journal.check_claim()
         for device in self.receiver.uploads.expire(now):
@@ -106,7 +107,7 @@ class Coordinator:
         return refused
 
     def say_goodbye(self) -> None:
-        """Tell the devices that the coordinator goes offline."""
+        """Tell the devices that the coordinator is going offline."""
         self.publisher.publish_state(online=False)
 
     @property
@@ -126,7 +127,7 @@ class Coordinator:
 
     @property
     def epoch(self) -> int:
-        """The epoch; it grows with each start; of two coordinators the higher wins."""
+        """The epoch. It grows with each start; of two coordinators, the lower epoch stops."""
         return self.publisher.epoch
 
     @property
@@ -171,7 +172,7 @@ class Coordinator:
         if state.online and (state.epoch, state.boot) > (self.epoch, ours.incarnation):
             raise RunError(
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
-                "this one stops, its journal stays as it is"
+                "this one stops and leaves its journal unchanged; run one coordinator per fleet"
             )
         # The retained state was replaced, by an earlier coordinator or by the will of an earlier
         # link of this one.
@@ -181,14 +182,14 @@ class Coordinator:
         if chunks.is_chunk(event.payload):
             self.topics.check_kind(event.topic, CHUNK)
             if not self.devices.is_online(device):
-                raise PeerError("a chunk of a device that is not here")
+                raise PeerError("a chunk from a device that is not online")
             self._handle_chunk(device, event.payload, now)
             return
         signed = wire.unpack_control(event.topic, event.payload)
         message = signed.message
         self.topics.check_kind(event.topic, signed.kind)
         if signed.sender != device:
-            raise PeerError(f"{signed.sender!r} spoke on the topic of {device!r}")
+            raise PeerError(f"a message from {signed.sender!r} on the topic of {device!r}")
         if isinstance(message, Hello):
             signed.check(message.key)
             self._handle_hello(device, message, now)
@@ -199,7 +200,7 @@ class Coordinator:
             # The device believes that it is admitted, but this run does not know it or its hello
             # was lost. A state sent to it alone asks for a hello.
             self.publisher.send(device, self.publisher.state(online=True))
-            raise PeerError("it has not said hello")
+            raise PeerError("the device has not said hello; it is asked to")
         signed.check(self.devices.keys[device])
         if isinstance(message, DeviceState):
             if not message.online and message.boot == self.devices.incarnations[device]:
@@ -218,8 +219,8 @@ class Coordinator:
         if reason is not None:
             self._refuse(device, reason, hello.key, hello.boot)
             return
-        # One epoch belongs to one process, and a process has one run: another run under the same
-        # epoch is of another journal.
+        # One epoch belongs to one process, and a process has one run. So another run with the same
+        # epoch comes from another journal.
         is_other = hello.run not in ("", self.run_state.run.id)
         knows_later = is_other or hello.closed > self.run_state.model.round
         if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
@@ -233,14 +234,14 @@ class Coordinator:
 
     def _refuse(self, device: str, reason: str, key: str, incarnation: str) -> None:
         log.event("device_refused", device=device, reason=reason)
-        # The manifest comes first: it brings the key that the device verifies the refusal with.
+        # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, Refused(reason, final=True, key=key))
 
     def _raise_epoch(self, device: str, epoch: int) -> None:
         """Raise the epoch above one that the fleet knows: this journal is new, or an old copy."""
         if epoch - self.epoch > _EPOCHS_AT_ONCE:
-            raise PeerError(f"claims epoch {epoch}, this is epoch {self.epoch}")
+            raise PeerError(f"a hello with epoch {epoch}, too far above this epoch {self.epoch}")
         self.publisher.epoch = self.run_state.journal.next_epoch(above=epoch)
         log.event("epoch_raised", device=device, epoch=self.epoch)
         self.publisher.publish_state(online=True)
@@ -271,11 +272,11 @@ class Coordinator:
     def _handle_report(self, device: str, report: Report, now: float) -> None:
         run_state = self.run_state
         if (report.run, report.device) != (run_state.run.id, device):
-            raise PeerError(f"report of {report.device!r} in {report.run!r}")
+            raise PeerError(f"a report of device {report.device!r} in run {report.run!r}")
         if report.round > run_state.model.round:
-            raise PeerError(f"report on round {report.round}, which is not closed")
+            raise PeerError(f"a report on round {report.round}, which is not closed yet")
         if report.round == run_state.model.round and report.model != run_state.version:
-            raise PeerError(f"report on another model of round {report.round}")
+            raise PeerError(f"a report on another model than that of round {report.round}")
         run_state.journal.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MODEL_REPEAT_S = 0.5  # before one device is sent the same model again
+MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
 
 
 @dataclass(eq=False)
 class Devices:
-    """Every device that joined the run at some time."""
+    """All devices that have joined the run."""
 
     keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order

@@ -1,17 +1,17 @@
 """The coordinator's journal: one SQLite file with everything that must survive a restart.
 
-It holds runs, closed models, the open round's contributions, reports and pinned keys. It is
-write-ahead logged and synced at every commit.
+It holds runs, closed models, the open round's contributions, reports and pinned keys. SQLite keeps
+a write-ahead log and syncs at every commit.
 
 Laws:
 - Nothing is acknowledged before it is in the journal.
 - The first contribution per (run, round, device) stays.
 - Closing a round commits the model and deletes its contribution payloads in one transaction.
-- A payload is read back as it was written, byte for byte. A model is stored in the bytes that were
-  published and is never encoded again: another version of a compression library may write other
-  bytes.
+- A payload is read back as it was written, byte for byte. A model is stored as the bytes that were
+  published and is never encoded again, because another version of a compression library may write
+  other bytes.
 - A coordinator that claimed an epoch writes only until another one claims a later epoch. Two
-  coordinators on one journal would each count contributions that the other does not know of.
+  coordinators on one journal would each count contributions that the other one does not have.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Journal:
         if self._claimed is not None and self.epoch != self._claimed:
             raise RunError(
                 f"another coordinator took over the journal {self.path} (epoch {self.epoch}); "
-                "this one stops, and has written nothing since"
+                "this one stops and has written nothing since then; run one coordinator per journal"
             )
 
     def add_run(self, run: Run, initial: StoredModel) -> None:
@@ -226,8 +226,8 @@ class Journal:
 
     def _unusable(self, what: str) -> Callable[[Exception], JournalError]:
         return lambda error: JournalError(
-            f"the journal {self.path} cannot be {what} ({error}); what was acknowledged before "
-            "is in it: free or mend the disk and start again"
+            f"the journal {self.path} cannot be {what} ({error}); free or repair the disk and "
+            "start again; acknowledged contributions are in the journal"
         )
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -250,8 +250,8 @@ class Journal:
             return decode_table(cls, json.loads(text), "journal")
         except (DecodeError, ValueError) as error:
             raise JournalError(
-                f"the journal {self.path} holds a {cls.__name__} that cannot be read ({error}); "
-                "finish its run with the program that began it, or name another file"
+                f"the journal {self.path} has a {cls.__name__} that cannot be read ({error}); "
+                "finish its run with the version that started it, or use another journal"
             ) from error
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:
@@ -267,7 +267,8 @@ def open_journal(path: Path) -> Journal:
 
     def refused(error: Exception) -> ConfigError:
         return ConfigError(
-            f"the journal {path} cannot be opened ({error}); name another file under 'journal'"
+            f"the journal {path} cannot be opened ({error}); check its permissions, or set "
+            "'journal' to another file"
         )
 
     try:
@@ -278,10 +279,11 @@ def open_journal(path: Path) -> Journal:
         raise refused(error) from error
     except OtherDatabaseError:
         raise ConfigError(
-            f"{path} is the database of something else; name another file under 'journal'"
+            f"{path} is a database of another program; set 'journal' to another file"
         ) from None
     except OtherVersionError as error:
         raise ConfigError(
-            f"the journal {path} is of version {error.version}, this program writes "
-            f"{SCHEMA.version}; finish its run with the program that began it, or name another file"
+            f"the journal {path} has format version {error.version}, this program uses "
+            f"{SCHEMA.version}; finish its run with the version that started it, or set 'journal' "
+            "to another file"
         ) from None

@@ -45,8 +45,8 @@ def find_model(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
     found = {term: array.shape for term, array in trained.model.parameters.items()}
     if found != shapes:
         raise ConfigError(
-            f"{path} holds {_described(found)}, but {trained.plan.method} with this bundle has "
-            f"{_described(shapes)}; {NAME_ANOTHER}"
+            f"{path} has the parameters {_described(found)}, but {trained.plan.method} with this "
+            f"bundle has {_described(shapes)}; {NAME_ANOTHER}"
         )
     return trained
 
@@ -54,8 +54,8 @@ def find_model(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
 def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
     if not path.is_file():
         raise ConfigError(
-            f"--model {name} is no file here, and there is no journal {path} to look a run up in; "
-            "name a file, or the journal with --journal"
+            f"--model {name} is not a file, and there is no journal {path} to look for a run of "
+            "this id; name a file, or name the journal with --journal"
         )
     with contextlib.closing(open_journal(path)) as journal:
         run = _run(journal, name)
@@ -75,14 +75,18 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
 def _run(journal: Journal, name: str | None) -> Run:
     runs = {run.id: run for run in journal.runs()}
     if not runs:
-        raise ConfigError(f"the journal {journal.path} holds no run yet; start one with `serve`")
+        raise ConfigError(
+            f"the journal {journal.path} has no run yet; start one with `fedclip-edge serve`"
+        )
     if name is None:
         return next(reversed(runs.values()))
     if name not in runs:
         near = difflib.get_close_matches(name, runs, n=1)
         newest = next(reversed(runs))
         hint = f"did you mean {near[0]!r}?" if near else f"its newest run is {newest!r}"
-        raise ConfigError(f"{name!r} is no file and no run in the journal {journal.path}; {hint}")
+        raise ConfigError(
+            f"{name!r} is neither a file nor a run in the journal {journal.path}; {hint}"
+        )
     return runs[name]
 
 
@@ -90,13 +94,14 @@ def _check_fits(where: str, encoder_id: str, classes_digest: str, bundle: Bundle
     ours = bundle.manifest.encoder_id
     if encoder_id != ours:
         raise ConfigError(
-            f"{where} was made with another encoder ({encoder_id[:12]}) than that of "
-            f"{bundle.folder} ({ours[:12]}); name the bundle of its fleet"
+            f"{where} was trained with another encoder ({encoder_id[:12]}) than that of the bundle "
+            f"{bundle.folder} ({ours[:12]}); use the bundle that the model was trained with"
         )
     if classes_digest != bundle.classes.digest:
         raise ConfigError(
-            f"{where} was made with other classes or class texts than those of {bundle.folder} "
-            f"({len(bundle.classes.names)} classes); name the bundle of its fleet"
+            f"{where} was trained with other classes or class texts than those of the bundle "
+            f"{bundle.folder} ({len(bundle.classes.names)} classes); use the bundle that the model "
+            "was trained with"
         )
 
 
@@ -110,4 +115,4 @@ def _is_database(path: Path) -> bool:
 
 def _described(shapes: dict[str, tuple[int, ...]] | Any) -> str:
     terms = (f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
-    return ", ".join(terms) or "no terms"
+    return ", ".join(terms) or "no parameters"

@@ -40,8 +40,8 @@ _TICK_S = 0.2
 _TRAINER_ENDS_S = 10.0
 # The coordinator's certificate expires together with the authority that signed it (authority.py).
 _ENDS_WITH_AUTHORITY = (
-    "the fleet's authority ends with it: make a new one with `fedclip-edge broker init`, and enrol "
-    "every device again"
+    "the fleet's authority expires with it: create a new one with `fedclip-edge broker init` and "
+    "enrol every device again"
 )
 
 
@@ -72,11 +72,11 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     `take_over` replaces a coordinator that is online; `as_json` is passed on to the trainer's
     process.
 
-    Raises ConfigError if a file, a setting or an online coordinator stands in the way; BundleError
-    if the bundle is unfit; LinkError if no broker answers the first connection; RefusedError if the
-    broker refuses this client; JournalError if the disk refuses the journal or the model file;
-    RunError if another coordinator took over, if a round has no quorum after its last attempt, or
-    if the trainer ends before the first round.
+    Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
+    BundleError if the bundle is unfit; LinkError if no broker answers the first connection;
+    RefusedError if the broker refuses this client; JournalError if the disk refuses the journal or
+    the model file; RunError if another coordinator took over, if a round has no quorum after
+    its last attempt, or if the trainer ends before the first round.
     """
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
@@ -139,8 +139,9 @@ def _trainer_id(config: FleetConfig) -> str | None:
     ours = (config.fleet, config.broker.host, config.broker.port)
     if theirs != ours:
         raise ConfigError(
-            f"{config.trainer.config}: the trainer is of fleet {theirs[0]!r} at "
-            f"{theirs[1]}:{theirs[2]}; write {ours[0]!r} and {ours[1]}:{ours[2]} as in fleet.toml"
+            f"{config.trainer.config}: the trainer belongs to fleet {theirs[0]!r} at "
+            f"{theirs[1]}:{theirs[2]}; change it to {ours[0]!r} at {ours[1]}:{ours[2]}, as in "
+            "fleet.toml"
         )
     return agent.id
 
@@ -163,8 +164,8 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
         if trainer is not None and trainer.poll() is not None and not serving.finished:
             if not serving.has_begun:
                 raise RunError(
-                    f"the trainer ended with code {trainer.returncode} before the first round; "
-                    "what it said stands above"
+                    f"the trainer's process ended with code {trainer.returncode} before the first "
+                    "round; its messages are in the output above"
                 )
             log.event("trainer_ended", code=trainer.returncode)
             trainer = None
@@ -196,7 +197,7 @@ def _disconnect_client(config: FleetConfig, client: str) -> None:
     try:
         disconnect_client(config.broker, client)
     except FedclipError as error:
-        log.event("not_thrown_out", client=client, reason=str(error))
+        log.event("client_not_disconnected", client=client, reason=str(error))
 
 
 def _claim(
@@ -204,7 +205,7 @@ def _claim(
 ) -> _Claim:
     heard = 0
     while True:
-        # The epoch is claimed in the journal only once no coordinator is in the way: a claim stops
+        # The epoch is claimed in the journal only if no other coordinator is online: a claim stops
         # another process that writes to this journal.
         epoch = max(journal.epoch, heard) + 1
         incarnation = secrets.token_hex(8)
@@ -221,7 +222,7 @@ def _claim(
             link.close()
             raise ConfigError(
                 f"another coordinator is online for fleet {config.fleet} (epoch {other.epoch}); "
-                "stop it, or add --take-over if it is known to be dead"
+                "stop it, or add --take-over if you know that it is dead"
             )
         heard = heard if other is None else max(heard, other.epoch)
         if heard < epoch and journal.next_epoch(above=heard) == epoch:

@@ -27,7 +27,7 @@ class Publisher:
     """The outgoing messages of one coordinator process; all but chunks are signed.
 
     Methods that send never block; the message is lost if the link is down. They raise ConfigError
-    if the broker takes no packet as large as the message (`Transport.publish`).
+    if the message is larger than the broker's largest packet (`Transport.publish`).
     """
 
     config: FleetConfig
@@ -55,9 +55,9 @@ class Publisher:
         self._publish(self.topics.round, self.manifest(state, devices), retain=True)
 
     def answer_hello(self, device: str, incarnation: str, state: RoundState, devices: int) -> None:
-        """Send the manifest to one device, with its place in the cohort and what is kept of it.
+        """Send the manifest to one device, with its part in the cohort and its kept contribution.
 
-        `incarnation` is that of the hello which is answered; `devices` is the size of the fleet.
+        `incarnation` is that of the answered hello; `devices` is the size of the fleet.
         """
         manifest = replace(
             self.manifest(state, devices),

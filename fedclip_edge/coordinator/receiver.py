@@ -27,7 +27,7 @@ class Arrival:
 
 
 class UnfitError(PeerError):
-    """Error for a contribution that cannot be added to its round; its device has been told."""
+    """A contribution cannot be added to its round; the refusal was sent to its device."""
 
     def __init__(self, round: int, reason: str) -> None:
         super().__init__(reason)
@@ -49,13 +49,15 @@ class Receiver:
         """
         run_state, sha256 = self.run_state, offer.parcel.sha256
         if offer.run != run_state.run.id:
-            refused = Refused(f"this is {run_state.run.id}", final=False, sha256=sha256)
+            refused = Refused(
+                f"not for the open run {run_state.run.id}", final=False, sha256=sha256
+            )
             self.publisher.send(device, refused)
             return None
         layout = run_state.layout
         limit = wire.payload_limit_bytes(layout.delta, run_state.run.plan.codec_up, layout.sums)
         if offer.parcel.size_bytes > limit:
-            raise PeerError(f"offers {offer.parcel.size_bytes} bytes, limit {limit}")
+            raise PeerError(f"an offer of {offer.parcel.size_bytes} bytes, limit {limit}")
         is_closed = offer.round <= run_state.model.round
         if is_closed and run_state.has_kept(device, offer.round, sha256):
             # The first answer was lost. The device needs it: its next update depends on it.

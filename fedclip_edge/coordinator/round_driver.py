@@ -3,8 +3,8 @@
 Laws:
 - A contribution that the receiver checked is on disk before it is added to the sum, and added
   before it is acknowledged.
-- A round that finds no quorum in _ATTEMPTS attempts, and had a contribution refused, ends the run;
-  it is not tried for ever.
+- A round that reaches no quorum in _ATTEMPTS attempts, and had a contribution refused, ends the run
+  with an error. It is not tried forever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import RunError
 
-# Training is deterministic: a contribution that is refused this often is refused for ever.
+# Training is deterministic: a contribution that was refused this often will always be refused.
 _ATTEMPTS = 5
 
 _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
@@ -52,7 +52,7 @@ class RoundDriver:
         """Handle an event and everything that follows from it; `now` is monotonic, in seconds.
 
         An `Arrived` needs its `arrival`. Raises RunError if a contribution to the round was refused
-        and _ATTEMPTS attempts found no quorum, or if another coordinator took over the journal;
+        and _ATTEMPTS attempts reached no quorum, or if another coordinator took over the journal;
         JournalError if the disk refuses.
         """
         events = deque([event])
@@ -74,7 +74,7 @@ class RoundDriver:
         return self._HANDLERS[type(action)](self, action, now)
 
     def reject(self, device: str, error: UnfitError, now: float) -> None:
-        """Record a refused contribution, whose device has been told already."""
+        """Record a refused contribution; the refusal was already sent to its device."""
         self._last_refusal = f"{device}: {error}"
         self.handle(round_events.Rejected(device, error.round), now)
 
@@ -91,8 +91,9 @@ class RoundDriver:
         self._opened_at = now
         if self._last_refusal and self.state.attempt >= _ATTEMPTS:
             raise RunError(
-                f"round {self.state.round} found no quorum in {_ATTEMPTS} attempts; the last "
-                f"contribution was refused: {self._last_refusal}; change [plan] and begin anew"
+                f"round {self.state.round} reached no quorum in {_ATTEMPTS} attempts; the last "
+                f"contribution was refused: {self._last_refusal}; change [plan], and start a new "
+                "run by setting 'journal' to a new file"
             )
         self.publish_manifest()
         if self.state.phase != "done":

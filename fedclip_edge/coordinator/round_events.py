@@ -40,7 +40,7 @@ class Offered:
 
 @dataclass(frozen=True)
 class Arrived:
-    """A complete, verified contribution came."""
+    """A complete, verified contribution arrived."""
 
     device: str
     round: int
@@ -128,7 +128,7 @@ class CloseRound:
 
 @dataclass(frozen=True)
 class Finish:
-    """Finish the run: the last model is evaluated, as far as devices were online in time."""
+    """Finish the run: the last model is evaluated by the devices that were online in time."""
 
 
 Event = Joined | Left | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick

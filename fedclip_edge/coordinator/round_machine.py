@@ -6,15 +6,16 @@ Laws:
 - A pair of phase and event that is not in the table is an error.
 - The first verified contribution per round and device wins. If it comes again, it is acknowledged
   again; a different one is refused.
-- Between two attempts at a round, a contribution to it is neither taken nor refused. The device
-  offers it again once the round is open; a refused one it would not offer again in that attempt.
-- A round closes once every device of its cohort has contributed or is given up, or at its deadline,
-  if there is a quorum. Without a quorum it is attempted again, with the contributions kept so far.
-- No round waits for all devices. A device that went offline is waited for `grace_s`, no longer. A
-  device that is silent up to the deadline counts as offline until it says hello again: its will may
-  never come, because a broker that dies loses its wills.
-- A silent device gets the manifest again, at intervals that double. So a lost manifest costs as
-  much time again as has passed already, not the round's deadline.
+- Between two attempts at a round, a contribution to it is neither accepted nor refused. The device
+  offers it again once the round is open. It would not offer a refused one again in that attempt.
+- An attempt at a round ends once every device of its cohort has contributed or is given up, at the
+  deadline at the latest. With a quorum the round then closes. Without one it is attempted again,
+  with the contributions kept so far.
+- No round waits for all devices. The coordinator waits `grace_s` for a device that went offline, no
+  longer. A device that is silent until the deadline counts as offline until it says hello again:
+  its will may never come, because a broker that dies loses its wills.
+- A silent device gets the manifest again, at intervals that double. So a lost manifest at most
+  doubles the time until the device acts, instead of costing the whole deadline.
 - A closed round never reopens: the round number only grows.
 """
 
@@ -122,15 +123,16 @@ def _arrive(state: RoundState, event: Arrived, now: float) -> Step:
 def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | None:
     """Judge a contribution: an answer for its device, or None if it may be taken."""
     if state.phase in ("final", "done"):
-        return Drop(event.device, f"no round is open ({state.phase})")
+        return Drop(event.device, f"no round is open: the run is in phase {state.phase!r}")
     if event.round != state.round:
-        return Drop(event.device, f"round {event.round} is not open, round {state.round} is")
+        reason = f"round {event.round} is not open; the current round is {state.round}"
+        return Drop(event.device, reason)
     if event.device in state.kept:
         if state.kept[event.device] == event.sha256:
             return Acknowledge(event.device)
-        return Drop(event.device, f"another contribution to round {event.round} is kept")
+        return Drop(event.device, f"another contribution to round {event.round} was kept")
     if state.phase == "open" and event.device not in state.cohort:
-        return Drop(event.device, f"not in the cohort of round {event.round}")
+        return Drop(event.device, f"the device is not in the cohort of round {event.round}")
     return None
 
 
@@ -209,7 +211,7 @@ def _open_if_enough(state: RoundState, now: float) -> Step:
     if len(state.trainers | state.kept.keys()) < needed:
         return state, ()
     if state.away_since.keys() - _given_up(state, now):
-        return state, ()  # a device has just gone offline: it is waited for as in an open round
+        return state, ()  # a device has just gone offline: wait for it as in an open round
     return _open(state, now)
 
 

@@ -24,10 +24,10 @@ class RoundState:
     deadline: float = math.inf  # of the open round, or of the last evaluation
     trainers: frozenset[str] = frozenset()  # online, with the role "train"
     evaluators: frozenset[str] = frozenset()  # online, with the role "evaluate"
-    away_since: Mapping[str, float] = field(default_factory=dict)  # offline -> time; -inf for good
+    away_since: Mapping[str, float] = field(default_factory=dict)  # offline -> time; -inf: gone
     cohort: frozenset[str] = frozenset()
     threshold: str = EVERYBODY  # largest cohort hash that takes part
-    invited: frozenset[str] = frozenset()  # devices that the first round waits for in any case
+    invited: frozenset[str] = frozenset()  # devices that the first round always waits for
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
     rejected: frozenset[str] = frozenset()  # in this attempt
     offered: frozenset[str] = frozenset()  # in this attempt, and may upload

@@ -58,9 +58,9 @@ def open_run(
     if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
         if journal.has_begun(run.id):
             raise ConfigError(
-                f"the journal {config.journal} holds {run.id}, unfinished, with another plan, "
-                "encoder or classes; put these back to finish it, or name another file under "
-                "'journal'"
+                f"the journal {config.journal} contains the unfinished {run.id} with another plan, "
+                "encoder or classes; restore the old ones to finish it, or set 'journal' to "
+                "another file"
             )
         journal.finish(run.id)  # no device has said hello, so nothing is lost
         run = None
@@ -154,8 +154,8 @@ class RunState:
             model_file.write(path, trained)
         except OSError as error:
             raise JournalError(
-                f"the model {path} cannot be written ({error.strerror or error}); it is in the "
-                "journal: free or mend the disk and start again"
+                f"the model {path} cannot be written ({error.strerror or error}); free or repair "
+                "the disk and start again; the model is safe in the journal"
             ) from error
         self.journal.finish(run.id)
         return path

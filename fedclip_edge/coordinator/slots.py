@@ -1,4 +1,4 @@
-"""The upload slots, with which a few devices upload at a time.
+"""The upload slots, which limit how many devices upload at a time.
 
 Sans-I/O: the clock is passed in. `now` is monotonic, in seconds.
 """

@@ -3,7 +3,7 @@
 Sans-I/O: the clock is passed in, and messages to send are returned. `now` is monotonic, in seconds.
 
 Laws:
-- Only a device with a slot takes memory for chunks, so a few at a time in a fleet of any size.
+- Only a device with a slot takes memory for chunks: a few at a time, in a fleet of any size.
 - A slot holder without progress is asked again for its missing chunks, and loses the slot after a
   whole lease.
 - A slot holder whose link breaks keeps its slot and its chunks until another device needs the slot.
@@ -72,7 +72,7 @@ class Uploads:
         complete payload with a wrong hash, which is then asked for again.
         """
         if not self.slots.holds(device):
-            return None  # it came too late: no memory is set aside for it
+            return None  # the device has lost its slot: no memory is reserved for its chunks
         upload = self._incoming_of(device)
         if not upload.add_chunk(payload):
             return None

@@ -22,7 +22,7 @@ import ctypes, os, sys
 from signal import SIG_DFL, SIGPIPE, SIGTERM, SIGXFSZ, signal
 ctypes.CDLL(None).prctl(1, SIGTERM)
 signal(SIGPIPE, SIG_DFL), signal(SIGXFSZ, SIG_DFL)
-if os.getppid() == int(sys.argv[1]):  # else it died in between
+if os.getppid() == int(sys.argv[1]):  # else the parent died in between
     try:
         os.execvp(sys.argv[2], sys.argv[2:])
     except OSError as error:
@@ -47,12 +47,12 @@ class Children:
     ) -> subprocess.Popen[str]:
         """Start `command` as a child process.
 
-        Its standard error is appended to `log`, or inherited where `log` is None. Its standard
+        Its standard error is appended to `log`, or inherited if `log` is None. Its standard
         output goes to the same place, or with `pipe` to the caller, as text. Its standard input is
         empty. On leaving, it gets SIGTERM and, `ends_in_s` seconds later, SIGKILL.
 
         On Linux, a command that cannot be started writes a message to standard error and ends with
-        code 1; elsewhere OSError is raised. Raises OSError where `log` cannot be opened.
+        code 1; elsewhere OSError is raised. Raises OSError if `log` cannot be opened.
         """
         errors = None if log is None else log.open("ab")
         try:

@@ -10,8 +10,8 @@ import threading
 def exit_on_thread_failure() -> None:
     """Make an uncaught exception in any thread end this process with code 1, from now on.
 
-    An agent or a coordinator without the threads of its link would hang while it seems to run. A
-    supervisor restarts a process that has ended, and the files on disk allow it.
+    Without the threads of its link, an agent or a coordinator would hang while it seems to run. A
+    supervisor can restart a process that has ended, because its state is on disk.
     """
 
     def end(died: threading.ExceptHookArgs) -> None:

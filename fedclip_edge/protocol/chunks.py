@@ -31,17 +31,18 @@ from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Bl
 _HEADER = struct.Struct("<2sBB8sIII")
 _MAGIC = b"\xfc\x1e"
 _VERSION = 1
-# Overhead of a packet that carries a chunk: the longest topic that every broker takes (256 bytes),
+# Overhead of a packet with a chunk: the longest topic that every broker accepts (256 bytes),
 # MQTT's own fields, and the chunk's header.
 _OVERHEAD_BYTES = 256 + 16 + _HEADER.size
-# A broker that takes less than this takes no manifest either: publishing one raises ConfigError.
+# If a broker's packets are smaller than this, a manifest does not fit either: publishing one raises
+# ConfigError.
 _MIN_CHUNK_BYTES = 1024
 
 Ranges = tuple[tuple[int, int], ...]
 
 
 def is_chunk(payload: bytes) -> bool:
-    """True where a payload is a chunk rather than a control message."""
+    """True if a payload is a chunk, not a control message."""
     return payload.startswith(_MAGIC)
 
 
@@ -109,14 +110,18 @@ class Incoming:
             raise PeerError(f"chunk of {len(payload)} bytes is shorter than its header")
         magic, version, zero, digest, index, count, crc = _HEADER.unpack_from(payload)
         if (magic, version, zero) != (_MAGIC, _VERSION, 0):
-            raise PeerError(f"chunk of version {version}, this is version {_VERSION}")
+            raise PeerError(
+                f"chunk of version {version} or with a wrong header, expected version {_VERSION}"
+            )
         if digest != bytes.fromhex(self.blob.sha256)[:8]:
             return False
         part = payload[_HEADER.size :]
         if count != self.blob.chunks or index >= count:
-            raise PeerError(f"chunk {index} of {count}, expected {self.blob.chunks} in all")
+            raise PeerError(f"chunk {index} of {count}, but the payload has {self.blob.chunks}")
         if len(part) != self._part_bytes(index):
-            raise PeerError(f"chunk {index} of {len(part)} bytes, not {self._part_bytes(index)}")
+            raise PeerError(
+                f"chunk {index} has {len(part)} bytes, expected {self._part_bytes(index)}"
+            )
         if zlib.crc32(part) != crc:
             raise PeerError(f"chunk {index} has a wrong CRC-32")
         if index in self._parts:
@@ -144,14 +149,14 @@ class Incoming:
         return len(self._parts) == self.blob.chunks
 
     def assemble(self) -> bytes:
-        """The payload; call it once `complete` is true. It forgets every chunk.
+        """The payload, once `complete` is true. The chunks are dropped.
 
         Raises PeerError if the payload's SHA-256 is not the announced one.
         """
         data = b"".join(self._parts[index] for index in range(self.blob.chunks))
         self._parts.clear()
         if hashlib.sha256(data).hexdigest() != self.blob.sha256:
-            raise PeerError(f"parcel {self.blob.sha256[:16]} arrived with another hash")
+            raise PeerError(f"payload {self.blob.sha256[:16]} arrived with another SHA-256")
         return data
 
     def _part_bytes(self, index: int) -> int:

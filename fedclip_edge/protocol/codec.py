@@ -12,13 +12,14 @@ Such a tensor is called a term. A codec defines the tensors that a payload holds
 Whole numbers (an update's `sums`) are stored as int64 under every codec.
 
 The payload is then shuffled by significance (the lowest bytes of all items, then the next ones, and
-so on), because exponents repeat where whole floats do not, and compressed with zstd. An item has
-the size of the codec's numbers, or 8 bytes in a payload with sums.
+so on) and compressed with zstd. Shuffling helps because the exponents of floats are often equal,
+but whole floats are not. An item has the size of the codec's numbers, or 8 bytes in a payload with
+sums.
 
-A sender adds what a lossy codec lost of one update to its next update. This is error feedback,
-after Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its application to
-data-parallel distributed training of speech DNNs" (Interspeech), and Karimireddy, Rebjock, Stich,
-Jaggi 2019, "Error feedback fixes SignSGD and other gradient compression schemes",
+A sender adds the part of an update that a lossy codec lost to its next update. This is error
+feedback, after Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its
+application to data-parallel distributed training of speech DNNs" (Interspeech), and Karimireddy,
+Rebjock, Stich, Jaggi 2019, "Error feedback fixes SignSGD and other gradient compression schemes",
 arXiv 1901.09847.
 
 Laws:
@@ -45,8 +46,8 @@ Tensors = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype, as safetensors names it, shape
 
 BLOCK = 256  # steps that share a scale
-# Fewer than int8's 127, so that no update, however its values are distributed, needs more than 7
-# bits a value after compression: 455 kB for an adapter of 525,312 parameters (526 kB with 127). The
+# Fewer than int8's 127, so that an update with any distribution of values needs at most 7 bits a
+# value after compression: 455 kB for an adapter of 525,312 parameters (526 kB with 127). The
 # precision lost by this is sent with the next update (error feedback).
 STEPS = 55
 _SCALE_MAX = 1e30  # its product with a step cannot overflow; plans allow far less
@@ -127,12 +128,12 @@ def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False)
     try:
         declared = zstandard.frame_content_size(data)
         if not 0 < declared <= limit_bytes:
-            raise PeerError(f"body declares {declared} bytes, expected 1 to {limit_bytes}")
+            raise PeerError(f"payload declares {declared} bytes, expected 1 to {limit_bytes}")
         payload = zstandard.ZstdDecompressor().decompress(
             data, max_output_size=declared, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
-        raise PeerError(f"body is not a whole zstd frame: {error}") from None
+        raise PeerError(f"payload is not a complete zstd frame: {error}") from None
     return _unshuffle(payload, item_bytes)
 
 
@@ -247,9 +248,9 @@ def _restore_steps(tensors: Tensors, shapes: Shapes) -> Arrays:
     for name, shape in shapes.items():
         steps, scales = tensors[name], _scales(tensors[_scale_of(name)])
         if not ((scales >= 0) & (scales <= _SCALE_MAX)).all():
-            raise PeerError(f"the scales of {name} are not all numbers from 0 to {_SCALE_MAX:g}")
+            raise PeerError(f"the int8 scales of {name} are not all from 0 to {_SCALE_MAX:g}")
         if steps.size and not -STEPS <= steps.min() <= steps.max() <= STEPS:
-            raise PeerError(f"the steps of {name} go beyond {STEPS}")
+            raise PeerError(f"the int8 steps of {name} are not all from -{STEPS} to {STEPS}")
         rows = _in_blocks(steps.ravel())
         values = np.empty(rows.shape, np.float32)
         for some in _parts(len(rows)):

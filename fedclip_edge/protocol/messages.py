@@ -1,4 +1,4 @@
-"""The control messages, as frozen records; comments beside the fields say what they mean.
+"""The control messages, as frozen records; comments at the fields explain them.
 
 Laws:
 - Any message may be lost, repeated or late. The party that still needs its effect sends it again;
@@ -24,7 +24,7 @@ CHUNK_BYTES = 120 * 1024
 _MAX_PARCEL_BYTES = 2**32
 MAX_CHUNKS = 2**16
 _MAX_COUNT = 2**53  # exact in every JSON reader
-MAX_DEVICES = 1_000_000  # this many reconnect within hours, and no wait overflows a clock
+MAX_DEVICES = 1_000_000  # even so many reconnect within hours, and no wait overflows a clock
 MAX_GAPS = 1024  # so that a Want stays below a control message's 64 KiB
 _MAX_TEXT = 128
 MAX_REASON = 1000
@@ -43,7 +43,9 @@ class Blob:
     def __post_init__(self) -> None:
         check_sha256(self.sha256, "parcel sha256")
         if not 0 < self.size_bytes <= _MAX_PARCEL_BYTES:
-            raise ValueError(f"size_bytes: 1 to {_MAX_PARCEL_BYTES}, got {self.size_bytes}")
+            raise ValueError(
+                f"size_bytes: expected 1 to {_MAX_PARCEL_BYTES}, got {self.size_bytes}"
+            )
         if not 1 <= self.chunk_bytes <= CHUNK_BYTES:
             raise ValueError(f"chunk_bytes: expected 1 to {CHUNK_BYTES}, got {self.chunk_bytes}")
         if self.chunks > MAX_CHUNKS:
@@ -95,10 +97,10 @@ class Hello:
     domain: str
     encoder_id: str
     classes_digest: str
-    # The highest epoch it has heard of; a coordinator that lost its journal continues above it.
+    # The highest epoch that it has seen; a coordinator that lost its journal continues above it.
     epoch: int = 0
-    # Run and closed rounds of the last manifest it believed. A coordinator with an old copy of its
-    # journal has fewer closed rounds.
+    # Run and closed rounds of the last manifest that it accepted. A coordinator with an old copy of
+    # its journal has fewer closed rounds.
     run: str = ""
     closed: int = 0
 
@@ -149,7 +151,7 @@ class Manifest:
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s: expected above 0, got {self.deadline_s}")
         if self.plan.rounds < 1:  # 0, the method's default, is for fleet.toml only
-            raise ValueError("plan: a run that is announced has a round or more, got 0")
+            raise ValueError("plan: expected 1 or more rounds in a manifest, got 0")
         if self.kept:
             check_sha256(self.kept, "kept")
         if not 1 <= self.devices <= MAX_DEVICES:
@@ -179,12 +181,12 @@ class Want:
     def __post_init__(self) -> None:
         check_sha256(self.sha256, "sha256")
         if not self.missing or any(not 0 <= first <= last for first, last in self.missing):
-            raise ValueError("missing: expected pairs of first and last chunk")
+            raise ValueError("missing: expected pairs of first and last chunk, from 0")
         if len(self.missing) > MAX_GAPS:
             raise ValueError(f"missing: at most {MAX_GAPS} gaps, got {len(self.missing)}")
         # Each chunk at most once: otherwise a small message could demand many large ones.
         if any(after <= last for (_, last), (after, _) in pairwise(self.missing)):
-            raise ValueError("missing: expected gaps in order and apart")
+            raise ValueError("missing: expected gaps in ascending order without overlap")
 
 
 @dataclass(frozen=True)
@@ -205,16 +207,16 @@ class Kept:
 class Refused:
     """The coordinator's refusal of a contribution, or of a device.
 
-    With `final` the coordinator takes nothing more from this device in this run.
+    With `final` the coordinator accepts nothing more from this device in this run.
     """
 
     reason: str
     final: bool
     sha256: str = ""  # of the contribution refused, or empty
-    key: str = ""  # of the device refused for good; another device may use the same id
-    # Rounds closed when the refusal was sent. A contribution to one of these is refused for ever. A
-    # contribution to the open round may still be taken: the refusal may be late, so a device does
-    # not rely on it.
+    key: str = ""  # of a device that is refused permanently; another device may use the same id
+    # Rounds closed when the refusal was sent. Contributions to these are refused permanently. A
+    # contribution to the open round may still be accepted: the refusal may be late, so a device
+    # does not rely on it.
     closed: int = 0
 
     def __post_init__(self) -> None:

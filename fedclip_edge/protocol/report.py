@@ -40,7 +40,7 @@ class Report:
     train_s: float
     wait_s: float
     # At the end, by the names in `accuracy`: for each class, in the order of the class names, the
-    # fraction that is right; None if the device has no test picture of the class.
+    # fraction that was predicted correctly; None if the device has no test picture of the class.
     per_class: Mapping[str, PerClass] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,14 +60,14 @@ class Report:
         taken = {f.name for f in fields(self)}
         for name, share in self.accuracy.items():
             if not _METRIC.fullmatch(name) or name in taken:
-                raise ValueError(f"accuracy: {name[:40]!r} cannot name one")
+                raise ValueError(f"accuracy: {name[:40]!r} is not allowed as a name")
             if not 0 <= share <= 1:
-                raise ValueError(f"accuracy: expected fractions, got {dict(self.accuracy)}")
+                raise ValueError(f"accuracy: expected 0 to 1 each, got {dict(self.accuracy)}")
         for name, by_class in self.per_class.items():
             if name not in self.accuracy:
-                raise ValueError(f"per_class: {name[:40]!r} is none of the accuracies")
+                raise ValueError(f"per_class: {name[:40]!r} is not a name in accuracy")
             if not all(share is None or 0 <= share <= 1 for share in by_class):
-                raise ValueError(f"per_class: expected fractions of {name}")
+                raise ValueError(f"per_class: expected 0 to 1 for each class of {name}")
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object; `Report(**report.to_json()) == report`."""

@@ -5,8 +5,8 @@ that key. The one key signs both TLS handshakes and messages: TLS 1.3 signs cont
 64 spaces and a message begins with its topic, so neither signature can pass for the other.
 
 Without enrolment each party makes its key on first start, and its peers trust the first key they
-see, for the length of one run. This stops a forged or altered message. It does not stop an impostor
-whose key is seen first, so it is meant for a loopback broker only.
+see, for the length of one run. This detects forged and altered messages, but not an impostor whose
+key is seen first, so it is meant for a loopback broker only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.storage import atomic
 
 _KEY_BYTES = 32  # Ed25519, RFC 8032
+_USE_ENROLMENT = "set 'key' under [broker] to the key of the enrolment"
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,16 @@ def load(path: Path) -> Identity:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise ConfigError(
-            f"the key file {path} cannot be read: {error.strerror}; name the one of the device's "
-            "enrolment under [broker] key, readable by the user that runs this"
+            f"the key file {path} cannot be read: {error.strerror}; set 'key' under [broker] to "
+            "the key of the enrolment, and let this user read it"
         ) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no private key in PEM: {error}") from error
+        raise ConfigError(
+            f"{path} is not a private key in PEM without a password ({error}); {_USE_ENROLMENT}"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"{path} holds a key of another kind than Ed25519, which signs the messages; "
-            "`fedclip-edge enroll` makes one"
+            f"{path} is not an Ed25519 key, and only such a key signs messages; {_USE_ENROLMENT}"
         )
     return Identity(key)
 
@@ -100,7 +102,7 @@ def load_or_create(path: Path) -> Identity:
 
 
 def verifies(key: str, message: bytes, signature: bytes) -> bool:
-    """True where `signature` over `message` was made with the private half of `key`.
+    """True if `signature` over `message` was made with the private half of `key`.
 
     `key` is 64 hex digits. A malformed key or signature gives False.
     """

@@ -8,7 +8,7 @@
     fedclip/v1/FLEET/dev/DEVICE/down                     coordinator -> device
 
 Laws:
-- `_SAID` lists the message kinds allowed on each topic; a message on any other topic is refused.
+- `_KINDS` lists the message kinds allowed on each topic; a message on any other topic is refused.
 - Chunks are never retained: some brokers retain no message above 64 KB, or retain it on one node
   only. A party that misses chunks requests them.
 - A topic has at most six levels and no leading slash (AWS IoT allows seven slashes).
@@ -27,7 +27,7 @@ from fedclip_edge.records import check_id
 
 _PREFIX = "fedclip/v1"
 CHUNK = "chunk"  # in addition to the kinds of control messages (messages.py)
-_SAID: Mapping[str, tuple[str, ...]] = {
+_KINDS: Mapping[str, tuple[str, ...]] = {
     "coord/state": ("coordinator",),
     "round": ("manifest",),
     "model": (CHUNK,),
@@ -75,7 +75,7 @@ class Topics:
                 return check_id(parts[0], "device")
             except ValueError as error:
                 raise PeerError(f"topic {topic!r}: {error}") from None
-        raise PeerError(f"topic {topic!r} is no device's state or up topic")
+        raise PeerError(f"topic {topic!r} is not the state or up topic of a device")
 
     def check_kind(self, topic: str, kind: str) -> None:
         """Raises PeerError unless `kind`, a message kind or CHUNK, is allowed on `topic`."""
@@ -83,8 +83,8 @@ class Topics:
         name = topic.removeprefix(ours) if topic.startswith(ours) else ""
         if name.startswith("dev/"):
             name = name.split("/", 2)[-1]
-        if kind not in _SAID.get(name, ()):
-            raise PeerError(f"a {kind} is not said on topic {topic!r}")
+        if kind not in _KINDS.get(name, ()):
+            raise PeerError(f"message kind {kind!r} is not allowed on topic {topic!r}")
 
     def for_coordinator(self) -> tuple[str, ...]:
         """The topic filters that the coordinator subscribes to."""
@@ -97,7 +97,7 @@ class Topics:
 
 @functools.lru_cache(maxsize=4096)
 def matches(pattern: str, topic: str) -> bool:
-    """True where a subscription to the filter `pattern` gets `topic` (MQTT 3.1.1, section 4.7)."""
+    """True if a subscription to the filter `pattern` gets `topic` (MQTT 3.1.1, section 4.7)."""
     if topic.startswith("$") and pattern[:1] in ("+", "#"):
         return False
     wanted, levels = pattern.split("/"), topic.split("/")

@@ -101,7 +101,10 @@ def unpack_control(topic: str, payload: bytes) -> Signed:
         raise PeerError("control message: expected the keys kind, from, body")
     kind, body = fields["kind"], fields["body"]
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(body, dict):
-        raise PeerError(f"control message of unknown kind {reprlib.repr(kind)}")
+        raise PeerError(
+            f"control message of unknown kind {reprlib.repr(kind)}, or with a body that is no "
+            "JSON object"
+        )
     try:
         message: Message = decode_table(KINDS[kind], body, f"{kind} message")
         raw = base64.b64decode(signature, validate=True)
@@ -193,7 +196,10 @@ def _unpack(
     payload = codecs.decode(codec, data, limit_bytes, integers=bool(sums))
     (header_bytes,) = struct.unpack_from("<Q", payload) if len(payload) >= 8 else (0,)
     if not 0 < header_bytes <= min(_MAX_HEADER_BYTES, len(payload) - 8):
-        raise PeerError(f"{kind}: header of {header_bytes} bytes, limit {_MAX_HEADER_BYTES}")
+        raise PeerError(
+            f"{kind}: header of {header_bytes} bytes in a payload of {len(payload)}, "
+            f"limit {_MAX_HEADER_BYTES}"
+        )
     header = _read_json(payload[8 : 8 + header_bytes], f"{kind} header")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("fedclip"), str):
@@ -212,11 +218,11 @@ def _unpack(
     }
     expected = codecs.tensor_layout(codec, shapes, sums)
     if declared != expected:
-        raise PeerError(f"{kind}: expected the terms {expected}, got {reprlib.repr(declared)}")
+        raise PeerError(f"{kind}: expected the tensors {expected}, got {reprlib.repr(declared)}")
     try:
         tensors = safetensors.numpy.load(payload)
     except SafetensorError as error:
-        raise PeerError(f"{kind}: not safetensors: {error}") from None
+        raise PeerError(f"{kind}: not a safetensors file: {error}") from None
     whole = {name: tensors.pop(name) for name in sums}
     return head, codecs.restore(codec, tensors, shapes), whole
 
@@ -230,7 +236,7 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         expected = declared.get(str(field.type))
         if expected is not None and type(values[field.name]) is not expected:
-            raise PeerError(f"{cls.__name__}: {field.name} is not a {field.type}")
+            raise PeerError(f"{cls.__name__}: {field.name} is not of type {field.type}")
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
@@ -255,7 +261,7 @@ def _read_json(text: bytes | str, what: str) -> dict[str, Any]:
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is repeated")
     return fields
 
 
@@ -267,4 +273,4 @@ def _finite(text: str) -> float:
 
 
 def _no_constants(name: str) -> NoReturn:
-    raise ValueError(f"{name[:40]} is not a number")
+    raise ValueError(f"{name[:40]} is not a finite number")

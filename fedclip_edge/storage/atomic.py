@@ -3,10 +3,11 @@
 Laws:
 
 - A file or folder under its final name was written and synced completely, because it is written in
-  a temporary folder beside it and then renamed.
+  a temporary folder next to it and then renamed.
 - An error or an interrupt leaves nothing behind. The next write of the same name removes what a
   killed process left.
-- A kill between the two renames that replace a folder leaves the old one beside its name.
+- A kill between the two renames that replace a folder leaves the old one in a hidden folder
+  next to it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def write_folder(
     """Write the files `contents` as `folder`, and replace an existing folder.
 
     `check` is called with the new folder before the rename. If it raises, the error is passed on
-    and nothing has changed. Raises OSError where the disk refuses.
+    and nothing has changed. Raises OSError if the disk refuses.
     """
     with beside(folder) as new:
         for name, data in contents.items():
@@ -42,8 +43,8 @@ def write_folder(
 def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection[str]) -> None:
     """Write the files `contents` (names may contain folders) as a new `folder`.
 
-    Only the owner can read the files in `private`. Raises FileExistsError, without a change, where
-    `folder` is a file or a folder that is not empty; OSError where the disk refuses.
+    Only the owner can read the files in `private`. Raises FileExistsError, without a change, if
+    `folder` is a file or a folder that is not empty; OSError if the disk refuses.
     """
     with beside(folder) as new:
         for name, data in contents.items():
@@ -55,7 +56,7 @@ def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection
             new.rename(folder)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise FileExistsError(errno.EEXIST, "is there already", str(folder)) from None
+                raise FileExistsError(errno.EEXIST, "already exists", str(folder)) from None
             raise
         _sync(folder.parent)
 
@@ -63,7 +64,7 @@ def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write `path`, and replace an existing file; only the owner can read a `private` one.
 
-    Raises OSError where the disk refuses.
+    Raises OSError if the disk refuses.
     """
     with beside(path) as new:
         _write(new / path.name, data, private=private)
@@ -73,9 +74,9 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Yield a new, locked folder beside `path`; it is deleted at the end unless it was renamed.
+    """Yield a new, locked folder next to `path`; it is deleted at the end unless it was renamed.
 
-    Missing parents of `path` are created. Raises OSError where the disk refuses.
+    Missing parents of `path` are created. Raises OSError if the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.new."
@@ -95,7 +96,7 @@ def beside(path: Path) -> Iterator[Path]:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system releases when this process dies.
 
-    Raises OSError where another process holds it.
+    Raises OSError if another process holds it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -108,7 +109,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _sweep(parent: Path, prefix: str) -> None:
     """Remove folders that killed writers left: those that no process has locked."""
     for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError), _locked(left):  # held: another writer is at work
+        with contextlib.suppress(OSError), _locked(left):  # if locked, its writer still runs
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -12,8 +12,8 @@ from fedclip_edge.errors import ConfigError
 def lock_file(path: Path, what: str) -> IO[bytes]:
     """Lock `path` for as long as the returned file stays open; a kill releases it.
 
-    `what` names the locked thing in the error. Raises ConfigError where another process holds the
-    lock, and OSError where the file cannot be opened.
+    `what` names the locked thing in the error. Raises ConfigError if another process holds the
+    lock, and OSError if the file cannot be opened.
     """
     held = path.open("ab")
     try:
@@ -21,6 +21,6 @@ def lock_file(path: Path, what: str) -> IO[bytes]:
     except OSError:
         held.close()
         raise ConfigError(
-            f"{what} is in use by another process; end that one, or name another"
+            f"{what} is in use by another process; stop that process, or use another path"
         ) from None
     return held

@@ -53,9 +53,9 @@ def open_database(
     """Open a file of this schema, or create it.
 
     A file that is not `durable` may lose its last commits in a power cut, but stays consistent.
-    Waits up to `timeout_s` seconds for a lock of another process. Raises OtherDatabaseError where
-    the file has other tables, OtherVersionError where its schema has another version, and sqlite3's
-    errors where the disk refuses or the file is damaged; the connection is closed then.
+    Waits up to `timeout_s` seconds for a lock of another process. Raises OtherDatabaseError if
+    the file has other tables, OtherVersionError if its schema has another version, and sqlite3's
+    errors if the disk refuses or the file is damaged; the connection is closed then.
     """
     with ExitStack() as on_failure:
         database = sqlite3.connect(path, timeout=timeout_s)

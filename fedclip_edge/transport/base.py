@@ -6,8 +6,8 @@ Laws:
 - Everything arrives through `next_event`; `publish` never blocks.
 - The messages of one client arrive in order, each at least once. A message that was not delivered
   when the link broke is dropped, not queued: the party that still needs its effect sends it again.
-- The link is restored without the caller. A client that is refused for good gets RefusedError from
-  `next_event`.
+- The transport restores the link without the caller. For a client that is refused permanently,
+  `next_event` raises RefusedError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-# In a small fleet, a device finds a broker that is back within ten seconds.
+# In a small fleet, a device reconnects within ten seconds after the broker is back.
 _RECONNECT_MAX_S = 8.0
 # Connections that a broker on two cores accepts, a TLS handshake each, without a queue building up.
 _RECONNECTS_PER_S = 50
@@ -67,11 +67,11 @@ class Transport(Protocol):
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send a message. It is dropped if the link is down or breaks first. Never blocks.
 
-        Raises ConfigError if the broker is known to take no packet of this size.
+        Raises ConfigError if the packet is larger than the broker's known limit.
         """
 
     def packet_bytes(self) -> int | None:
-        """The largest packet in bytes that the broker takes, or None if no limit is known.
+        """The largest packet in bytes that the broker accepts, or None if no limit is known.
 
         Topic and headers count. The value is that of the last `Connected` that was returned.
         """
@@ -82,14 +82,14 @@ class Transport(Protocol):
     def next_event(self, timeout_s: float) -> Event | None:
         """The next event, or None if there is none within `timeout_s` seconds.
 
-        Raises RefusedError if the broker refused this client for good.
+        Raises RefusedError if the broker refused this client permanently.
         """
 
     def resubscribe(self) -> None:
-        """Have the broker repeat the messages retained on this client's topics. Never blocks."""
+        """Ask the broker for the messages retained on this client's topics. Never blocks."""
 
     def expect(self, devices: int) -> None:
-        """Set how many devices reconnect at the same time if the broker goes away."""
+        """Set the number of devices that reconnect at the same time after a broker failure."""
 
     def traffic(self) -> Traffic | None:
         """Bytes sent and received so far; None if they cannot be measured."""

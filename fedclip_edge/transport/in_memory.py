@@ -2,8 +2,8 @@
 
 Laws:
 - A published message is delivered at once and in order, on the caller's thread. So a caller that
-  moves the clock and picks the next reader determines everything that happens.
-- A link that broke comes back only through `come_back`.
+  sets the clock and chooses the next reader controls the whole order of events.
+- A broken link is restored only by `come_back`.
 - `accept` and `hand` are the two hops of a message. A simulation of a worse network overrides these
   two and nothing else.
 """
@@ -36,7 +36,7 @@ class InMemoryBroker:
         return client
 
     def come_back(self, client: InMemoryTransport) -> None:
-        """Restore a client's link; a client that took its id meanwhile is cut first."""
+        """Restore a client's link; a client that connected with its id since is cut first."""
         if client.client_id in self._clients:
             self.cut(client.client_id)
         self._connect(client)
@@ -63,7 +63,7 @@ class InMemoryBroker:
         return self._retained.get(topic, b"")
 
     def is_here(self, client: InMemoryTransport) -> bool:
-        """True where this client object, not another with its id, is connected."""
+        """True if this client object, and not another one with its id, is connected."""
         return self._clients.get(client.client_id) is client
 
     def leave(self, client_id: str) -> None:
@@ -137,7 +137,7 @@ class InMemoryTransport:
             self.broker.repeat(self)
 
     def expect(self, devices: int) -> None:
-        """Do nothing: no link here comes back without `come_back`."""
+        """Do nothing: only `come_back` restores a link here."""
 
     def traffic(self) -> Traffic | None:
         return None

@@ -37,7 +37,7 @@ class _Note:
 
 @dataclass(frozen=True)
 class _RefusedForGood:
-    """The refusal for good, queued behind the events before it."""
+    """A permanent refusal, queued behind the events before it."""
 
     reason: str
 
@@ -47,7 +47,7 @@ class Inbox:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.refusal = ""  # the reason for a refusal for good
+        self.refusal = ""  # the reason for a permanent refusal
         self.complaint = ""  # the reason why the last attempt failed
         self._queue: queue.SimpleQueue[Event | _Up | _Note | _RefusedForGood] = queue.SimpleQueue()
         self._noted: set[_Note] = set()  # since the link was last up
@@ -76,13 +76,13 @@ class Inbox:
         self.note("broker_not_reached", reason)
 
     def refuse(self, reason: str) -> None:
-        """Queue a refusal for good: `next_event` raises RefusedError when it takes it out."""
+        """Queue a permanent refusal: `next_event` raises RefusedError when it takes it out."""
         self.refusal = reason
         self._queue.put(_RefusedForGood(reason))
         self._first_answer.set()
 
     def await_first_answer(self, timeout_s: float) -> bool:
-        """True where the link came up, or was refused for good, within `timeout_s` seconds."""
+        """True if the link came up, or was refused permanently, within `timeout_s` seconds."""
         return self._first_answer.wait(timeout_s)
 
     def next_event(self, timeout_s: float) -> Event | None:

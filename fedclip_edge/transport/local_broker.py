@@ -69,8 +69,8 @@ def start(children: Children, folder: Path, port: int = 0) -> Broker:
         command = [sys.executable, "-m", script, "-c", str(folder / "broker.conf")]
     else:
         raise BrokerError(
-            "no broker to start: install mosquitto (Debian: apt-get install mosquitto), "
-            "or `pip install 'fedclip-edge[serve]'` for a small one"
+            "no MQTT broker is installed; install mosquitto (Debian: apt-get install mosquitto) or "
+            "a small broker in Python with `pip install 'fedclip-edge[serve]'`"
         )
     folder.mkdir(parents=True, exist_ok=True)
     # A process that changes its user no longer ends with its parent (prctl(2)). So if everything
@@ -92,8 +92,8 @@ def _claim_port(port: int) -> int:
             probe.bind((_HOST, port))
         except OSError:
             raise BrokerError(
-                f"port {port} on {_HOST} is in use; stop what listens there, or choose another "
-                "with --port"
+                f"port {port} on {_HOST} is in use; stop the program that listens there, or choose "
+                "another port with --port"
             ) from None
         return int(probe.getsockname()[1])
 
@@ -102,11 +102,11 @@ def _await(process: subprocess.Popen[str], name: str, port: int, log: Path) -> N
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise BrokerError(f"{name} ended at once with code {process.returncode}; see {log}")
+            raise BrokerError(f"{name} ended with code {process.returncode} at start; see {log}")
         try:
             socket.create_connection((_HOST, port), timeout=1.0).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
-    raise BrokerError(f"{name} does not answer on port {port} after {_READY_S:g} s; see {log}")
+    raise BrokerError(f"{name} does not answer on port {port} within {_READY_S:g} s; see {log}")

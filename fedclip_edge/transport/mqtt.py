@@ -6,8 +6,8 @@ Laws, in addition to those of base.py:
 - paho's callbacks only enqueue (inbox.py).
 - Messages have QoS 1, sessions are clean, and paho holds at most a window of messages (outbox.py).
 - The link uses MQTT 5 if the broker supports it (mqtt_version.py), for the information in it: the
-  largest packet, how many messages may be unacknowledged, and the reason for a refusal. Nothing
-  here relies on MQTT 5.
+  largest packet, the most unacknowledged messages, and the reason for a refusal. Nothing in this
+  module relies on MQTT 5.
 - The link is restored after a random wait, so that a fleet does not reconnect all at once. Only the
   first connection may fail.
 """
@@ -106,8 +106,8 @@ class PahoTransport:
         """Make the first connection, with attempts for `timeout_s` seconds.
 
         Raises LinkError if no broker answers or the connection fails for now, RefusedError if the
-        broker refuses this client for good, and ConfigError if the host is no host name or does not
-        show a certificate of the address's `ca` for it.
+        broker refuses this client permanently, and ConfigError if the host is not a valid name or
+        does not show a certificate of the address's `ca` for it.
         """
         deadline, here = time.monotonic() + timeout_s, self._address
         self._client.connect_async(here.host, here.port, here.keepalive_s)
@@ -118,7 +118,7 @@ class PahoTransport:
                 break
             except UnicodeError:
                 raise ConfigError(
-                    f"host {here.host!r} is no host name; correct it under [broker]"
+                    f"host {here.host!r} is not a valid host name; correct it under [broker]"
                 ) from None
             except ssl.SSLError as error:
                 why = tls.explain(here, error)
@@ -139,7 +139,10 @@ class PahoTransport:
             raise RefusedError(self._inbox.refusal)
         if not answered:
             self.close()
-            silent = f"{self._where} accepts connections but does not answer MQTT"
+            silent = (
+                f"{self._where} accepts connections but does not answer MQTT; check host, port and "
+                "ca under [broker]"
+            )
             raise LinkError(self._inbox.complaint or silent)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -188,15 +191,16 @@ class PahoTransport:
             )
             return
         if reason.is_failure:
-            refusal = f"the broker at {self._where} did not let this client in"
+            refusal = f"the broker at {self._where} refused the connection for now"
             self._inbox.complain(f"{refusal}: {reason_codes.advised(str(reason))}")
             return
-        if self._dialect.version == 5:  # 3.1.1 announces no limits: the last known ones hold
+        if self._dialect.version == 5:  # 3.1.1 announces no limits: keep the last known ones
             packet_bytes = getattr(said, "MaximumPacketSize", None)
             waiting = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
             self._limits = Limits(packet_bytes, waiting).within(self._address.max_packet_bytes)
-        # paho keeps what the last link did not deliver and would send it all again, regardless of
-        # the window. The session is clean, so these messages are dropped on this side as well.
+        # paho keeps the messages that the last link did not deliver, and would send all of them
+        # again, regardless of the window. The session is clean, so these messages are dropped on
+        # this side as well.
         client.drop_out_messages()
         if self._topics:
             client.subscribe(self._topics)
@@ -214,14 +218,14 @@ class PahoTransport:
             return
         topic, reason = next(iter(denied.items()))
         complaint = (
-            f"the broker at {self._where} refused {self._client_id!r} the subscription to {topic}: "
-            f"{reason_codes.advised(reason)}"
+            f"the broker at {self._where} refused the subscription of {self._client_id!r} to "
+            f"{topic}: {reason_codes.advised(reason)}"
         )
         if reason in reason_codes.NEVER_SUBSCRIBED:
             self._inbox.refuse(complaint)
             return
         self._inbox.complain(complaint)
-        _end(client.socket())  # useless so: reconnect later and subscribe again
+        _end(client.socket())  # useless without subscriptions: reconnect later and try again
 
     def _begin(self) -> None:
         """Open the link for use; its subscriptions are made, so retained messages follow."""
@@ -232,8 +236,8 @@ class PahoTransport:
     def _on_disconnect(
         self, _client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _said: Any
     ) -> None:
-        stood = self._outbox.link_down()
-        if stood:
+        was_up = self._outbox.link_down()
+        if was_up:
             self._inbox.put(Disconnected(reason_codes.advised(str(reason))))
         at_once = False
         if self._unsupported:
@@ -245,7 +249,7 @@ class PahoTransport:
         if at_once:
             self._client.reconnect_delay_set(0, 0)
         else:
-            self._come_back(failed=not stood)
+            self._come_back(failed=not was_up)
 
     def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
         self._come_back(failed=True)

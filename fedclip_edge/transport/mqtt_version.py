@@ -3,7 +3,7 @@
 A broker without MQTT 5 answers that the version is unsupported, closes the connection without an
 answer (RabbitMQ 3.10), or reads a CONNECT with a will as a longer one of 3.1.1 and waits for the
 rest (amqtt 0.12). A broker that dies, or that refuses a certificate, behaves in the same way. So a
-connection without an answer is followed by one attempt with 3.1.1, and only an answer settles the
+connection without an answer is followed by one attempt with 3.1.1, and only an answer decides the
 version: if that connection ends without one as well, 5 is tried again.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 Version = Literal[5, 4]  # as in a CONNECT packet: 4 is 3.1.1
 Where = tuple[str, int]
 
-# The version that a broker answered in holds until it closes this many connections in a row
+# The version of a broker's answer is used until the broker closes this many connections in a row
 # without an answer: another broker may have replaced it.
 _CLOSED_IN_A_ROW = 3
 # Time for an answer to version 5 from a broker that is not known to support it.
@@ -43,7 +43,7 @@ class Dialect:
     def unsupported(self) -> bool:
         """Record that the broker does not support this version.
 
-        True where the next version should be tried at once.
+        True if the next version should be tried at once.
         """
         if self.version == 4:
             self.version = 5  # another broker has replaced it
@@ -55,7 +55,7 @@ class Dialect:
     def closed(self) -> bool:
         """Record that a connection ended without an answer.
 
-        True where the next version should be tried at once.
+        True if the next version should be tried at once.
         """
         self._closed += 1
         if self._where in _answered and self._closed < _CLOSED_IN_A_ROW:

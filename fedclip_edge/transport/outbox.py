@@ -32,16 +32,17 @@ class Limits:
         return replace(self, packet_bytes=min(known, default=None))
 
     def fit(self, topic: str, payload: bytes) -> bool:
-        """True where a QoS 1 message surely fits into a packet that the broker takes."""
+        """True if a QoS 1 message certainly fits into a packet that the broker accepts."""
         return self.packet_bytes is None or packet_size_bytes(topic, payload) <= self.packet_bytes
 
     def check(self, where: str, topic: str, payload: bytes) -> None:
-        """Raises ConfigError unless the message fits; `where` names the broker in the error."""
+        """Raise ConfigError unless the message fits; `where` names the broker in the error."""
         if not self.fit(topic, payload):
             raise ConfigError(
-                f"the broker at {where} takes packets of {self.packet_bytes} bytes, and a message "
-                f"on {topic} has {packet_size_bytes(topic, payload)}; raise its limit (mosquitto: "
-                "max_packet_size), or max_packet_bytes under [broker] where that is what limits it"
+                f"the broker at {where} takes packets of at most {self.packet_bytes} bytes, but a "
+                f"message on {topic} has {packet_size_bytes(topic, payload)}; raise the broker's "
+                "limit (mosquitto: max_packet_size), or max_packet_bytes under [broker] if that is "
+                "lower"
             )
 
 

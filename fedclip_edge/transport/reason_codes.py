@@ -8,19 +8,19 @@ FOR_GOOD = frozenset(("Bad user name or password", "Not authorized", "Client ide
 NEVER_SUBSCRIBED = frozenset(("Not authorized", "Topic filter invalid"))
 
 _ADVICE = {
-    "Session taken over": "another client came under this one's client id",
+    "Session taken over": "another client connected with the same client id",
     "Packet too large": (
-        "raise the broker's limit (mosquitto: max_packet_size), or say what it takes with "
-        "max_packet_bytes under [broker]"
+        "raise the broker's limit (mosquitto: max_packet_size), or set max_packet_bytes under "
+        "[broker] to it"
     ),
     "Not authorized": (
-        "the broker's access list denies it: it has to be the one of broker/, and the user name "
-        "the device's id"
+        "the broker's access list denies it; use the access list of broker/, with a device's id "
+        "as its user name"
     ),
-    "Retain not supported": "the broker must keep retained messages (mosquitto: retain_available)",
-    "QoS not supported": "the broker must take QoS 1 (mosquitto: max_qos)",
-    "Quota exceeded": "the broker limits what a client may do",
-    "Message rate too high": "the broker limits what a client may send",
+    "Retain not supported": "turn on retained messages in the broker (mosquitto: retain_available)",
+    "QoS not supported": "allow QoS 1 in the broker (mosquitto: max_qos)",
+    "Quota exceeded": "this client exceeded a limit of the broker; raise the limit",
+    "Message rate too high": "this client sends faster than the broker allows; raise the limit",
 }
 
 

@@ -1,14 +1,14 @@
 """TLS 1.3 with certificates of the fleet's own authority: settings, and reasons for a failed link.
 
 To paho a refused certificate looks like a dropped link. `examine` makes its own connection and
-reads the alert, so that a client that is refused for good stops and every other client reconnects.
+reads the alert, so that a client that is refused permanently stops, and all others reconnect.
 
 Laws:
 - Only an encrypted alert, sent after the broker proved its identity, counts as a refusal: anyone on
   the path can forge an alert in plain text. TLS 1.3 checks the client's certificate last, so no
   older version is used.
-- A failure that a corrected clock or a restart can fix is no refusal: "not yet valid" means a box
-  or a broker whose clock has no battery.
+- A failure that a corrected clock or a restart can fix is not a refusal: "not yet valid" usually
+  means that the clock of the box or broker is wrong, for lack of a battery.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 _NOT_YET_VALID, _EXPIRED = 9, 10
 # Alerts of RFC 8446, section 6.2, by OpenSSL's names, that waiting will not change.
 _FOR_GOOD = {
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": "this device's certificate was revoked",
-    "TLSV1_ALERT_UNKNOWN_CA": "this device's certificate is of another authority",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": (
+        "this device's certificate was revoked; enrol the device again, with another id"
+    ),
+    "TLSV1_ALERT_UNKNOWN_CA": "this device's certificate was issued by another authority",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "this device's certificate is not accepted",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "this device's certificate is not of a client's kind",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "a certificate is required, and none is configured",
-    "TLSV1_ALERT_ACCESS_DENIED": "access is denied",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "this device's certificate is not a client certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
+        "it requires a certificate; set certificate and key under [broker]"
+    ),
+    "TLSV1_ALERT_ACCESS_DENIED": "it denies access",
 }
 # A broker sends this if our certificate has expired, or if its own revocation list has.
 _MAYBE_OURS = "SSLV3_ALERT_CERTIFICATE_EXPIRED"
@@ -69,18 +73,24 @@ def explain(address: BrokerAddress, error: OSError) -> Exception:
     """The error for a failed handshake: LinkError if waiting may help, else ConfigError."""
     where = f"{address.host}:{address.port}"
     if not isinstance(error, ssl.SSLCertVerificationError):
-        return LinkError(f"{where} answers, but not with TLS 1.3 as expected ({error})")
+        return LinkError(
+            f"{where} answers, but the TLS 1.3 handshake failed ({error}); check that port under "
+            "[broker] is the broker's TLS port"
+        )
     if error.verify_code == _NOT_YET_VALID:
         today = dt.datetime.now(dt.timezone.utc).date()
         return LinkError(
-            f"the certificate of {where} is not valid yet, by this box's clock ({today}); "
-            "the clock is behind: it is tried again until it is set"
+            f"the certificate of {where} is not valid yet, by this box's clock ({today}); set the "
+            "clock; the connection is retried until then"
         )
     if error.verify_code == _EXPIRED:
-        return LinkError(f"the certificate of {where} has expired, or this box's clock is ahead")
+        return LinkError(
+            f"the certificate of {where} has expired, or this box's clock is ahead; renew the "
+            "certificate or set the clock"
+        )
     return ConfigError(
-        f"{where} does not show a certificate of the authority in {address.ca} for this name "
-        f"({error.verify_message}); correct host or ca under [broker]"
+        f"{where} does not show a certificate of the authority in {address.ca} for this host "
+        f"name ({error.verify_message}); correct host or ca under [broker]"
     )
 
 
@@ -88,7 +98,7 @@ def examine(address: BrokerAddress, timeout_s: float) -> None:
     """Connect once, independently of paho, and return if the broker accepts this client.
 
     `timeout_s` limits each step, in seconds. Returns at once if the address has no `ca`. Raises
-    RefusedError for a refusal for good; ConfigError or LinkError, as chosen by `explain`, if the
+    RefusedError for a permanent refusal; ConfigError or LinkError, as chosen by `explain`, if the
     broker's certificate is not accepted; LinkError if no broker answers or it ends the handshake
     for another reason; ConfigError as `context` does.
     """
@@ -105,7 +115,10 @@ def examine(address: BrokerAddress, timeout_s: float) -> None:
     except ssl.SSLError as error:
         raise explain(address, error) from None
     except OSError as error:
-        raise LinkError(f"no broker answers at {where} ({error.strerror or error})") from None
+        raise LinkError(
+            f"no broker answers at {where} ({error.strerror or error}); start it, or correct host "
+            "and port under [broker]"
+        ) from None
 
 
 def _await_alert(address: BrokerAddress, link: ssl.SSLSocket) -> None:
@@ -118,11 +131,11 @@ def _await_alert(address: BrokerAddress, link: ssl.SSLSocket) -> None:
         if reason in _FOR_GOOD:
             said = _FOR_GOOD[reason]
         elif reason == _MAYBE_OURS and _has_expired(address.certificate):
-            said = "this device's certificate has expired: renew it"
+            said = "this device's certificate has expired; renew it"
         else:
-            raise LinkError(f"the broker ended the handshake ({reason})") from None
+            raise LinkError(f"the broker ended the TLS handshake ({reason})") from None
         raise RefusedError(
-            f"the broker at {address.host}:{address.port} refused this client for good: {said}"
+            f"the broker at {address.host}:{address.port} refused this client permanently: {said}"
         ) from None
 
 
@@ -141,12 +154,12 @@ def _use(made: ssl.SSLContext, first: Path, key: Path | None = None) -> None:
             made.load_cert_chain(str(first), str(key))
     except ssl.SSLError as error:
         raise ConfigError(
-            f"{key or first} under [broker] is no certificate or key, or not of the pair "
-            f"({error.reason or error}); take the files of one enrolment"
+            f"{key or first} under [broker] is not a PEM certificate or key, or does not belong to "
+            f"the pair ({error.reason or error}); use the files of one enrolment"
         ) from None
     except OSError as error:
         missing = first if not first.exists() else key or first
         raise ConfigError(
             f"{missing} under [broker] cannot be read: {error.strerror}; correct the path, or let "
-            "the user that runs this read it"
+            "this user read it"
         ) from None

@@ -37,7 +37,7 @@ class Meter:
 
 
 def _count(connection: socket.socket | None) -> Traffic | None:
-    """The kernel's count for one connection; None on other systems than Linux."""
+    """The kernel's count for one connection; None on systems other than Linux."""
     if connection is None:
         return Traffic(0, 0)
     try:

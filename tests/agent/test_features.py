@@ -146,7 +146,7 @@ def test_who_evaluates_nothing_misses_no_test_pictures(
 def test_a_role_without_a_picture_ends_with_what_to_change(
     site: Path, random_bundle: Bundle, role: Role, shares: tuple[float, float, float], side: str
 ) -> None:
-    said = f"pictures has no {side} pictures .* cam-a has the role '{role}'; add pictures"
+    said = f"pictures has no readable {side} pictures, .* has the role '{role}'; add pictures"
     with pytest.raises(DataError, match=said):
         prepare_features(config(site, (role,), shares), random_bundle, None)
 

@@ -74,7 +74,7 @@ def test_a_wrong_hash_is_told_and_all_of_it_fetched_anew() -> None:
     for chunk in SENT:
         download.receive_chunk(head + chunk[len(head) :], 0.0)
     assert download.has(lie)
-    with pytest.raises(PeerError, match="another hash"):
+    with pytest.raises(PeerError, match="another SHA-256"):
         download.assemble()
     download.expect(lie, since=5.0)
     assert not download.has(lie)

@@ -50,7 +50,7 @@ def test_nobody_else_speaks_for_the_coordinator(state_db: StateDb) -> None:
 
 
 def test_an_answer_before_any_manifest_is_not_believed(state_db: StateDb) -> None:
-    with pytest.raises(PeerError, match="nothing is known"):
+    with pytest.raises(PeerError, match="before the first manifest"):
         Trust("b1", "", state_db).check(signed(Kept("run-1", 1, "0" * 64)))
 
 
@@ -65,13 +65,13 @@ def test_an_older_round_or_epoch_is_refused_also_after_a_restart(state_db: State
         with pytest.raises(PeerError, match="older than 1 closed rounds of"):
             after.accept_manifest(older, direct=False)
         assert after.manifest is None
-    with pytest.raises(PeerError, match="older than 3"):
+    with pytest.raises(PeerError, match="older than the known epoch 3"):
         after.accept_coordinator(replace(state(), epoch=2))
     after.accept_manifest(newest, direct=False)
 
 
 def test_an_answer_to_another_process_is_refused(state_db: StateDb) -> None:
     believing = Trust("b2", "", state_db)
-    with pytest.raises(PeerError, match="for boot 'b1'"):
+    with pytest.raises(PeerError, match="answers the process 'b1'"):
         believing.accept_manifest(manifest(answers="b1"), direct=True)
     believing.accept_manifest(manifest(answers="b2"), direct=True)

@@ -239,7 +239,7 @@ def test_without_enrolment_the_first_key_wins(tmp_path: Path, broker: HostileBro
     broker.forge(hello(), TOPICS.up("cam-0"), "cam-0")
     steps(fleet, 1)
     start(fleet)
-    with pytest.raises(RefusedError, match="another key was shown"):
+    with pytest.raises(RefusedError, match="joined this run under another key"):
         fleet.run()
 
 

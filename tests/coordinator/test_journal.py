@@ -195,7 +195,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_there(journal: Journal) -> None
     journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
     (pages,) = database(journal).execute("PRAGMA page_count").fetchone()
     database(journal).execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(JournalError, match="free or mend the disk and start again"):
+    with pytest.raises(JournalError, match="free or repair the disk and start again"):
         journal.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20))
     assert list(journal.kept("run-1", 1)) == ["cam-01"]
 
@@ -319,7 +319,7 @@ def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path
     database(journal).execute("PRAGMA user_version = 1")
     journal.close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="is of version 1, this program writes 2"):
+    with pytest.raises(ConfigError, match="format version 1, this program uses 2"):
         open_journal(path)
     assert path.read_bytes() == before
 
@@ -330,7 +330,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path, version: int
     other = sqlite3.connect(path)
     other.executescript(f"CREATE TABLE feature (a); PRAGMA user_version = {version};")
     other.close()
-    with pytest.raises(ConfigError, match=r"features\.sqlite.*name another file"):
+    with pytest.raises(ConfigError, match=r"features\.sqlite.*set 'journal' to another file"):
         open_journal(path)
     other = sqlite3.connect(path)
     assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("feature",)]
@@ -347,7 +347,7 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="name another file under 'journal'"):
+    with pytest.raises(ConfigError, match="set 'journal' to another file"):
         open_journal(tmp_path / "file" / "journal.sqlite")
     with pytest.raises(ConfigError, match="unable to open database file"):
         open_journal(tmp_path)

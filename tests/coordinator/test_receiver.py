@@ -37,7 +37,9 @@ def test_an_offer_that_fits_is_left_to_the_round(desk: Desk) -> None:
 def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> None:
     offer = replace(desk.offer(desk.body()), run="run-0")
     assert desk.receiver.receive_offer("cam-0", offer) is None
-    refused = Refused(f"this is {desk.run.id}", final=False, sha256=offer.parcel.sha256)
+    refused = Refused(
+        f"not for the open run {desk.run.id}", final=False, sha256=offer.parcel.sha256
+    )
     assert desk.heard() == [(DOWN, refused)]
 
 
@@ -49,7 +51,7 @@ def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
     largest = Offer(desk.run.id, 1, Blob("a" * 64, limit))
     assert desk.receiver.receive_offer("cam-0", largest) is not None
     larger = replace(largest, parcel=Blob("a" * 64, limit + 1))
-    with pytest.raises(PeerError, match=f"offers {limit + 1} bytes, limit {limit}"):
+    with pytest.raises(PeerError, match=f"an offer of {limit + 1} bytes, limit {limit}"):
         desk.receiver.receive_offer("cam-0", larger)
 
 
@@ -80,9 +82,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "base": ({"base": "a" * 64}, "base is 'aaa"),
     "encoder": ({"encoder_id": "x"}, "encoder_id is 'x'"),
     "classes": ({"classes_digest": "x"}, "classes_digest is 'x'"),
-    "terms": ({"update": Update("sum", 1, {})}, "expected the terms"),
+    "terms": ({"update": Update("sum", 1, {})}, "expected the tensors"),
     "kind": ({"kind": "single"}, "cannot be summed"),
-    "no contribution": ({}, "not a whole zstd frame"),
+    "no contribution": ({}, "not a complete zstd frame"),
 }
 
 

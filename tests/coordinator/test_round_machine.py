@@ -75,7 +75,8 @@ ROWS: dict[str, Row] = {
         Left(A), 5, {"trainers": frozenset(), "away_since": {A: 5}}, (),
     ),
     "gathering: an offer to another round": (
-        GATHERING, Offered(A, 2, X), 5, {}, (Drop(A, "round 2 is not open, round 1 is"),)
+        GATHERING, Offered(A, 2, X), 5, {},
+        (Drop(A, "round 2 is not open; the current round is 1"),)
     ),
     "gathering: an offer between two attempts waits": (REPEATED, Offered(B, 1, X), 5, {}, ()),
     "gathering: what is kept is kept": (
@@ -85,7 +86,8 @@ ROWS: dict[str, Row] = {
         REPEATED, Arrived(B, 1, X), 5, {}, ()
     ),
     "gathering: an upload to another round": (
-        GATHERING, Arrived(A, 3, X), 5, {}, (Drop(A, "round 3 is not open, round 1 is"),)
+        GATHERING, Arrived(A, 3, X), 5, {},
+        (Drop(A, "round 3 is not open; the current round is 1"),)
     ),
     "gathering: a report changes nothing": (GATHERING, Reported(A, 0), 5, {}, ()),
     "gathering: time changes nothing": (GATHERING, Tick(), 1e9, {}, ()),
@@ -115,14 +117,14 @@ ROWS: dict[str, Row] = {
     ),
     "open: offered and kept": (HALF, Offered(A, 1, X), 5, {}, (Acknowledge(A),)),
     "open: another one is kept": (
-        HALF, Offered(A, 1, Y), 5, {}, (Drop(A, "another contribution to round 1 is kept"),)
+        HALF, Offered(A, 1, Y), 5, {}, (Drop(A, "another contribution to round 1 was kept"),)
     ),
     "open: an offer from outside the cohort": (
-        OPEN, Offered(C, 1, X), 5, {}, (Drop(C, "not in the cohort of round 1"),)
+        OPEN, Offered(C, 1, X), 5, {}, (Drop(C, "the device is not in the cohort of round 1"),)
     ),
     "open: an offer to an earlier round": (
         replace(OPEN, round=2), Offered(A, 1, X), 5, {},
-        (Drop(A, "round 1 is not open, round 2 is"),),
+        (Drop(A, "round 1 is not open; the current round is 2"),),
     ),
     "open: the first arrives": (OPEN, Arrived(A, 1, X), 5, {"kept": {A: X}}, (Keep(A),)),
     "open: the last arrives": (
@@ -130,10 +132,10 @@ ROWS: dict[str, Row] = {
     ),
     "open: the same arrives again": (HALF, Arrived(A, 1, X), 5, {}, (Acknowledge(A),)),
     "open: a second one arrives": (
-        HALF, Arrived(A, 1, Y), 5, {}, (Drop(A, "another contribution to round 1 is kept"),)
+        HALF, Arrived(A, 1, Y), 5, {}, (Drop(A, "another contribution to round 1 was kept"),)
     ),
     "open: one arrives from outside the cohort": (
-        OPEN, Arrived(C, 1, X), 5, {}, (Drop(C, "not in the cohort of round 1"),)
+        OPEN, Arrived(C, 1, X), 5, {}, (Drop(C, "the device is not in the cohort of round 1"),)
     ),
     "open: closed, and the next one opens": (
         replace(HALF, kept={A: X, B: Y}, attempt=3), Closed(), 50,
@@ -238,10 +240,10 @@ ROWS: dict[str, Row] = {
         FINAL, Left(B), 5, {"evaluators": frozenset(A), "away_since": {B: 5}}, ()
     ),
     "final: no offer is welcome": (
-        FINAL, Offered(A, 2, X), 5, {}, (Drop(A, "no round is open (final)"),)
+        FINAL, Offered(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'final'"),)
     ),
     "final: no upload is welcome": (
-        FINAL, Arrived(A, 2, X), 5, {}, (Drop(A, "no round is open (final)"),)
+        FINAL, Arrived(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'final'"),)
     ),
     "final: the first report": (FINAL, Reported(A, 2), 5, {"reported": frozenset(A)}, ()),
     "final: a report on an earlier model": (FINAL, Reported(A, 1), 5, {}, ()),
@@ -264,8 +266,12 @@ ROWS: dict[str, Row] = {
     "final: the deadline": (FINAL, Tick(), 100, {"phase": "done"}, (Announce(), Finish())),
     "done: joins": (DONE, Joined(C, True, True), 5, {}, ()),
     "done: leaves": (DONE, Left(A), 5, {}, ()),
-    "done: offers": (DONE, Offered(A, 2, X), 5, {}, (Drop(A, "no round is open (done)"),)),
-    "done: arrives": (DONE, Arrived(A, 2, X), 5, {}, (Drop(A, "no round is open (done)"),)),
+    "done: offers": (
+        DONE, Offered(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'done'"),)
+    ),
+    "done: arrives": (
+        DONE, Arrived(A, 2, X), 5, {}, (Drop(A, "no round is open: the run is in phase 'done'"),)
+    ),
     "done: reports": (DONE, Reported(A, 2), 5, {}, ()),
     "done: time passes": (DONE, Tick(), 1e9, {}, ()),
 }  # fmt: skip

@@ -124,7 +124,7 @@ def test_a_wrong_hash_fetches_everything_again_at_once() -> None:
     *most, last = sent("a")
     for chunk in most:
         uploads.receive_chunk("a", chunk, 0.1)
-    with pytest.raises(PeerError, match="another hash"):
+    with pytest.raises(PeerError, match="another SHA-256"):
         uploads.receive_chunk("a", last, 0.1)
     assert uploads.poll_wants(0.2) == [("a", Want(forged.sha256, ((0, 3),)))]
 

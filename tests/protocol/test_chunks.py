@@ -106,13 +106,13 @@ def header(
         (b"\xfc\x1e", "shorter than its header"),
         (ALL[0].replace(b"\xfc\x1e\x01", b"\xfc\x1e\x02"), "chunk of version 2"),
         (ALL[0].replace(b"\xfc\x1e\x01\x00", b"\xfc\x1e\x01\x01"), "chunk of version 1"),
-        (header(count=8), "chunk 0 of 8, expected 7 in all"),
-        (header(index=7), "chunk 7 of 7, expected 7 in all"),
+        (header(count=8), "chunk 0 of 8, but the payload has 7"),
+        (header(index=7), "chunk 7 of 7, but the payload has 7"),
         (header(index=2**32 - 1), "chunk 4294967295 of 7"),
-        (header(part=DATA[:15]), "chunk 0 of 15 bytes, not 16"),
-        (header(part=DATA[:17]), "chunk 0 of 17 bytes, not 16"),
-        (header(index=6), "chunk 6 of 16 bytes, not 4"),
-        (header(part=b""), "chunk 0 of 0 bytes, not 16"),
+        (header(part=DATA[:15]), "chunk 0 has 15 bytes, expected 16"),
+        (header(part=DATA[:17]), "chunk 0 has 17 bytes, expected 16"),
+        (header(index=6), "chunk 6 has 16 bytes, expected 4"),
+        (header(part=b""), "chunk 0 has 0 bytes, expected 16"),
         (header(crc=1), "chunk 0 has a wrong CRC-32"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_wrong_hash_fetches_everything_again() -> None:
         assert incoming.add_chunk(chunk)
     came = incoming.complete
     assert came
-    with pytest.raises(PeerError, match="arrived with another hash"):
+    with pytest.raises(PeerError, match="arrived with another SHA-256"):
         incoming.assemble()
     assert not incoming.complete
     assert incoming.missing == ((0, 6),)

@@ -106,7 +106,7 @@ def test_a_file_without_an_ed25519_key_is_named(tmp_path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    for content, said in ((b"", "no private key in PEM"), (pem, "of another kind than Ed25519")):
+    for content, said in ((b"", "not a private key in PEM"), (pem, "not an Ed25519 key")):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=said):
             signing.load(path)

@@ -161,5 +161,5 @@ def test_each_topic_carries_its_own_kinds(topic: str, kinds: set[str]) -> None:
         if kind in kinds:
             LAB.check_kind(topic, kind)
         else:
-            with pytest.raises(PeerError, match=f"a {kind} is not said on topic"):
+            with pytest.raises(PeerError, match=f"message kind '{kind}' is not allowed on topic"):
                 LAB.check_kind(topic, kind)

@@ -104,7 +104,7 @@ EXAMPLES: Mapping[str, messages.Message] = {
     "want": messages.Want(OFFERED.sha256, ((0, 1), (3, 3))),
     "kept": messages.Kept(RUN, 1, OFFERED.sha256),
     "refused": messages.Refused(
-        "round 1 is not open, round 2 is", final=False, sha256=OFFERED.sha256, closed=1
+        "round 1 is not open; the current round is 2", final=False, sha256=OFFERED.sha256, closed=1
     ),
     "report": Report(
         run=RUN,
@@ -180,7 +180,7 @@ def topic_table() -> str:
     ]
     return table(
         ("topic", "publisher", "subscribers", "retained", "carries"),
-        [(f"`{t}`", *rest, ", ".join(topics._SAID[name])) for t, *rest, name in places],
+        [(f"`{t}`", *rest, ", ".join(topics._KINDS[name])) for t, *rest, name in places],
     )
 
 
