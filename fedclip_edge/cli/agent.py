@@ -9,12 +9,19 @@ import click
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), default="agent.toml")
-@click.option("--once", is_flag=True, help="End after one run instead of waiting for the next.")
-@click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
+@click.option(
+    "--once", is_flag=True, help="Exit after one run. Without it, the agent waits for the next run."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write each log line as a JSON object, for programs."
+)
 def agent(config: Path, once: bool, as_json: bool) -> None:
-    """Run a device: train and evaluate on its pictures.
+    """Run a device's agent, which trains on its pictures.
 
-    CONFIG (agent.toml) says which.
+    It also evaluates each model on the device's test pictures. No picture leaves the device.
+
+    CONFIG is the device's configuration file, by default agent.toml. It names the fleet, the
+    broker, the bundle and the folder of pictures.
     """
     from fedclip_edge import log
     from fedclip_edge.agent import process as device

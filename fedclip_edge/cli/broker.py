@@ -9,7 +9,7 @@ import click
 
 @click.group()
 def broker() -> None:
-    """An MQTT broker: for trying things out on one machine, or for a fleet."""
+    """Start a test broker, or create a fleet broker's files."""
 
 
 @broker.command()
@@ -18,12 +18,13 @@ def broker() -> None:
     default=1883,
     show_default=True,
     type=click.IntRange(0, 65535),
-    help="0 takes a free one.",
+    help="TCP port; 0 chooses a free one.",
 )
 def start(port: int) -> None:
-    """Run a broker on loopback until Ctrl-C.
+    """Run an MQTT broker for tests on this machine until Ctrl-C.
 
-    mosquitto, or amqtt where it is not installed.
+    It listens on 127.0.0.1 only and accepts every client. It is mosquitto if that is installed,
+    otherwise amqtt, a broker in Python.
     """
     import tempfile
 
@@ -33,9 +34,11 @@ def start(port: int) -> None:
 
     with tempfile.TemporaryDirectory(prefix="fedclip-edge-broker-") as folder, Children() as kids:
         running = local_broker.start(kids, Path(folder), port)
-        click.echo(f"{running.name} listens on 127.0.0.1:{running.address.port}; Ctrl-C ends it")
+        click.echo(f"{running.name} listens on 127.0.0.1:{running.address.port}; stop it: Ctrl-C")
         code = running.process.wait()
-        raise BrokerError(f"{running.name} ended by itself with code {code}; start it again")
+        raise BrokerError(
+            f"the broker {running.name} exited unexpectedly with code {code}; start it again"
+        )
 
 
 @broker.command()
@@ -44,26 +47,44 @@ def start(port: int) -> None:
     "--host",
     "hosts",
     multiple=True,
-    help="A name or address of the broker's; may be repeated. Devices are given the first. "
-    "[default: this machine's name]",
+    help="Host name or IP address of the broker; may be repeated. The broker's certificate holds "
+    "all of them, and devices connect to the first. [default: this machine's name]",
 )
-@click.option("--port", default=8883, show_default=True, type=click.IntRange(1, 65535), help="TLS.")
-@click.option("--fleet", default="lab", show_default=True, help="The fleet that devices will join.")
+@click.option(
+    "--port",
+    default=8883,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="TCP port on which the broker accepts TLS connections.",
+)
+@click.option(
+    "--fleet",
+    default="lab",
+    show_default=True,
+    help="Name of the fleet: 1 to 64 characters of a-z, 0-9 and '-', without '-' at either end.",
+)
 @click.option(
     "--home",
     type=click.Path(path_type=Path),
-    help="Where FOLDER/broker will lie on the broker's host. [default: where it is made]",
+    help="Path that FOLDER/broker will have on the broker's host; mosquitto.conf refers to it. "
+    "[default: FOLDER/broker]",
 )
 @click.option(
     "--reload",
     default="",
-    help="Command that has the broker read its files again, for `revoke`. "
-    "[default: signal the mosquitto that runs here with these files]",
+    help="Command with which `revoke` makes the broker read its files again. "
+    "[default: send SIGHUP to the mosquitto that runs on this machine with these files]",
 )
 def init(
     folder: Path, hosts: tuple[str, ...], port: int, fleet: str, home: Path | None, reload: str
 ) -> None:
-    """Make FOLDER: a private authority, and all that a broker and a coordinator need."""
+    """Create a fleet's certificate authority and broker files.
+
+    The files of the coordinator are created too.
+
+    FOLDER is `site` by default and must not exist yet. `enroll`, `renew` and `revoke` work on it.
+    Keep FOLDER/ca.key secret: with it, anyone can issue certificates for devices.
+    """
     import socket
 
     from fedclip_edge.pki import enrolment
@@ -78,11 +99,11 @@ def init(
     )
     site = "" if folder == Path("site") else f" --site {folder}"
     click.echo(
-        f"""made {made.path}; whoever has ca.key in it can make devices: keep it to yourself
+        f"""created {made.path}; keep ca.key in it secret: with it, anyone can enroll devices
 
-the broker      mosquitto -c {made.broker}/mosquitto.conf
-a device        fedclip-edge enroll cam-01{site}
-fleet.toml      fleet = "{fleet}"
+run the broker  mosquitto -c {made.broker}/mosquitto.conf
+add a device    fedclip-edge enroll cam-01{site}
+for fleet.toml  fleet = "{fleet}"
                 registry = "{made.registry}"
                 [broker]
                 host = "{hosts[0] if hosts else "localhost"}"

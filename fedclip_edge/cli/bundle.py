@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 
 @click.group()
 def bundle() -> None:
-    """The folder that `export` writes and a fleet shares."""
+    """Check a bundle, the folder that `export` writes."""
 
 
 @bundle.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @encoder_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as one JSON object, for programs."
+)
 def verify(
     folder: Path, provider: Any, threads: int, engine_dir: Path | None, as_json: bool
 ) -> None:
-    """Check the bundle FOLDER on this box: files, manifest, provider and the encoder's numbers.
+    """Check that the bundle FOLDER is complete and computes the right features on this box.
 
-    Ends with code 12 where a file is not the one that was exported, or where the features of
-    this box differ from those of the exporting machine by more than its arithmetic explains.
+    The encoder runs on the bundle's golden pictures, and its features are compared with those of
+    the machine that exported the bundle. The exit code is 12 if a file differs from the exported
+    one, or if the features differ by more than rounding on this kind of processor explains.
     """
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.vision import verification
@@ -53,7 +56,7 @@ def _table(opened: Bundle, found: Verification) -> str:
     facts = [
         ("files", f"{len(FILES)}, as exported (SHA-256)"),
         ("manifest", f"{manifest.model}, {manifest.pretrained}; {manifest.precision}"),
-        ("encoder id", f"{manifest.encoder_id[:16]}, follows from the manifest"),
+        ("encoder id", f"{manifest.encoder_id[:16]}, matches the manifest"),
         ("provider", f"{found.provider}{threads}"),
         ("speed", f"{found.images_per_s:.1f} images/s, without decoding pictures"),
     ]
@@ -72,7 +75,9 @@ def _table(opened: Bundle, found: Verification) -> str:
         lines.append("A picture gives the same bits alone and in a batch.")
     notes = [f"Note: {caution}." for caution in bundle_warnings(manifest)]
     if manifest.parity is None:
-        notes.append("Note: nobody compared it with the model it was made from (parity unknown).")
+        notes.append(
+            "Note: its features were not compared with the original model's (parity unknown)."
+        )
     verdict = "passes" if found.passes else "does NOT pass"
     return "\n".join([*lines, "", *notes, f"{opened.folder} {verdict} on this box."])
 
@@ -107,4 +112,4 @@ def _counted(count: int, what: str) -> str:
 
 
 def _verdict(passes: bool) -> str:
-    return "ok" if passes else "TOO FAR"
+    return "ok" if passes else "TOO LARGE"

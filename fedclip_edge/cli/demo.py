@@ -19,28 +19,63 @@ _FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--out", type=_FOLDER, default="demo-run", show_default=True, help="Where it lands.")
-@click.option("--data", type=_FOLDER, help="Your pictures: DATA/DOMAIN/CLASS/*; drawn by default.")
-@click.option("--bundle", type=_FOLDER, help="Your encoder; the tiny CLIP by default.")
-@click.option("--hold-out", default="cartoon", show_default=True, help="Domain without a device.")
+@click.option(
+    "--out",
+    type=_FOLDER,
+    default="demo-run",
+    show_default=True,
+    help="Folder for all files of the demo: pictures, bundle, configurations, logs, journal, "
+    "summary.json and report.html. A second demo in it reuses pictures, bundle and features.",
+)
+@click.option(
+    "--data",
+    type=_FOLDER,
+    help="Folder of your own pictures, arranged as DOMAIN/CLASS/FILE; each domain becomes a device. "
+    "Needs --bundle. [default: draw pictures in five styles]",
+)
+@click.option(
+    "--bundle",
+    type=_FOLDER,
+    help="Bundle (the folder that `export` wrote) with your own encoder. [default: a tiny CLIP, "
+    "made for the drawn pictures]",
+)
+@click.option(
+    "--hold-out",
+    default="cartoon",
+    show_default=True,
+    help="Domain that no device trains on; the fleet's model is tested on its pictures.",
+)
 @click.option(
     "--rounds",
     type=click.IntRange(1, 100_000),
-    help="Rounds to run; 30 by default, or the one that a method takes.",
+    help="Number of training rounds. [default: 1 for a method that trains in one round, else 30]",
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of pictures and training."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Random seed for the drawn pictures and for the training.",
 )
 @click.option(
     "--per-class",
     default=170,
     show_default=True,
     type=click.IntRange(10, 10_000),
-    help="Drawn pictures of each class in each style.",
+    help="Number of pictures to draw for each of the 10 classes in each style; unused with --data.",
 )
-@click.option("--method", default="fedclip", show_default=True, help="What the fleet trains.")
 @click.option(
-    "--option", "options", multiple=True, metavar="NAME=VALUE", help="One of the method's options."
+    "--method",
+    default="fedclip",
+    show_default=True,
+    help="Training method of the fleet, such as fedclip, linear or ridge.",
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of the method, such as lr=0.001; may be repeated.",
 )
 def demo(
     out: Path,
@@ -55,9 +90,9 @@ def demo(
 ) -> None:
     """Run a whole federation on this machine.
 
-    One device for each picture style, and one style held out.
-
-    Ends with a table, OUT/report.html and OUT/summary.json.
+    It starts a broker, a coordinator and one device for each picture style (domain). One style is
+    held out: no device trains on it, and the fleet's model is tested on it. At the end the demo
+    prints a table and writes OUT/report.html and OUT/summary.json. Nothing is downloaded.
     """
     import time
 
@@ -106,24 +141,28 @@ def demo(
     shown = examples.choose_examples(predictions, per_device=12, seed=seed)
     report.write_report(out / "report.html", figures, shown)
     summary.write(out / "summary.json", figures)
-    click.echo("\n" + summary.table(figures, width_of(sys.stdout)) + "\n")
+    width = width_of(sys.stdout)
+    click.echo(f"\n{summary.table(figures, width)}\n\n{summary.notes(figures, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).TRAITS.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
-        f"{figures['world']}; {method} with {chosen or 'the reference settings'}; "
+        f"{figures['world']}; method {method} with {chosen or 'the reference settings'}; "
         f"{figures['rounds_closed']} of {rounds} rounds closed; "
-        f"{seconds['total']:.0f} s, {seconds['federation']:.0f} s of them with the fleet\n"
-        f"report: {out / 'report.html'}   figures: {out / 'summary.json'}\n"
-        f"use it: fedclip-edge predict --bundle {staged.bundle} --model {model} PICTURES"
+        f"{seconds['total']:.0f} s in all, {seconds['federation']:.0f} s of them for the federation\n"
+        f"report: {out / 'report.html'}   all figures: {out / 'summary.json'}\n"
+        f"use the model: fedclip-edge predict --bundle {staged.bundle} --model {model} PICTURES"
     )
     lock.close()
     if figures["rounds_closed"] != rounds:
-        raise RunError(f"{figures['rounds_closed']} of {rounds} rounds closed; see {out / 'logs'}")
+        raise RunError(
+            f"only {figures['rounds_closed']} of {rounds} rounds closed; the logs in {out / 'logs'} "
+            "show the reason"
+        )
 
 
 def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
-    """The options by name; a value is read as TOML, and kept as text if it is no TOML scalar."""
+    """Parse options by name; a value is read as TOML, or kept as text if it is no TOML scalar."""
     from fedclip_edge.config import parse_value
 
     parsed = {}
@@ -141,12 +180,12 @@ class _Live:
     def __init__(self, held_out: str, rounds: int) -> None:
         self._held_out = held_out
         self._rounds = rounds
-        self._accuracy = "-"
+        self._accuracy = "not tested yet"
         self._bar = Bar(sys.stdout)
 
     def started(self, fleet: Started) -> None:
-        self._bar.say(f"{fleet.broker} on {fleet.address.host}:{fleet.address.port}")
-        self._bar.say("devices start; at first each encodes its pictures")
+        self._bar.say(f"broker: {fleet.broker} on {fleet.address.host}:{fleet.address.port}")
+        self._bar.say("starting the devices; each encodes its pictures first")
 
     def happened(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "joined":
@@ -155,14 +194,14 @@ class _Live:
             who = event.get("device", self._held_out)  # the trainer's event names no device
             self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
         elif event["event"] == "report" and event["device"] == self._held_out:
-            self._accuracy = f"{100 * event['federated']:.1f} % after {event['round']}"
+            self._accuracy = f"{100 * event['federated']:.1f} % (round {event['round']})"
         elif event["event"] == "round_closed":
             self._round(event["round"], event)
 
     def _round(self, closed: int, event: Mapping[str, Any]) -> None:
         text = (
-            f"{event['contributions']} of {event['cohort']} devices, {event['seconds']:.3f} s; "
-            f"{self._held_out} (held out) {self._accuracy}"
+            f"{event['contributions']}/{event['cohort']} devices in {event['seconds']:.3f} s; "
+            f"held-out {self._held_out} {self._accuracy}"
         )
         if self._bar.is_drawn:
             self._bar.show(closed, self._rounds, text)

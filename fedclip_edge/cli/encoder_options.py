@@ -19,18 +19,20 @@ def encoder_options(command: F) -> F:
         default="cpu",
         show_default=True,
         type=click.Choice(["cpu", "cuda", "tensorrt"]),
-        help="What runs the encoder.",
+        help="Where the encoder runs: on the CPU, on an NVIDIA GPU (cuda), or on an NVIDIA GPU "
+        "through TensorRT.",
     )
     threads = click.option(
         "--threads",
         default=lambda: len(os.sched_getaffinity(0)),
         show_default="all cores",
         type=click.IntRange(1),
-        help="Of the CPU provider.",
+        help="Number of CPU threads for the encoder; used with --provider cpu.",
     )
     engine_dir = click.option(
         "--engine-dir",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Where TensorRT's engines are kept; the user's cache by default.",
+        help="Folder in which TensorRT keeps its compiled engines; used with --provider tensorrt. "
+        "[default: the user's cache folder]",
     )
     return provider(threads(engine_dir(command)))

@@ -1,4 +1,4 @@
-"""`fedclip-edge export`: an encoder and class texts as a bundle, the folder that a fleet shares."""
+"""`fedclip-edge export`: write an encoder and class texts to a bundle, which a fleet shares."""
 
 from __future__ import annotations
 
@@ -23,37 +23,91 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("--out", type=_FOLDER, help="The folder to write; it must not exist yet.")
-@click.option("--classes", type=_FILE, help="Class names: a .json list, or a .txt with one a line.")
-@click.option("--pretrained", metavar="TAG|FILE", help="open_clip's tag, or a file of weights.")
-@click.option("--like", metavar="TAG", help="The tag that a file of weights was tuned from.")
-@click.option("--random-weights", is_flag=True, help="For tests and timings; means nothing.")
-@click.option("--prompt", metavar="TEXT", help="Text with {} where the class name goes.")
-@click.option("--prompts", type=_FILE, help="Several, averaged: a .json list, or a .txt.")
+@click.option(
+    "--out", type=_FOLDER, help="Folder to write; it must not exist yet, unless --replace is given."
+)
+@click.option(
+    "--classes",
+    type=_FILE,
+    help="File with the class names: a .txt with one name per line, or a .json list of names. "
+    "Only SOURCE tiny needs none.",
+)
+@click.option(
+    "--pretrained",
+    metavar="TAG|FILE",
+    help="Weights of the model: a tag of open_clip, such as laion2b_s34b_b88k, or a file.",
+)
+@click.option(
+    "--like",
+    metavar="TAG",
+    help="With --pretrained FILE: the open_clip tag of the weights that this file was fine-tuned "
+    "from. Preprocessing and activation function are taken from it.",
+)
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Use random weights, for tests and timings; the features are meaningless.",
+)
+@click.option(
+    "--prompt",
+    metavar="TEXT",
+    help="Text from which the class texts are made, with {} in place of the class name. "
+    "[default: the recipe's, otherwise 'a picture of a {}']",
+)
+@click.option(
+    "--prompts",
+    type=_FILE,
+    help="File with several prompts, whose text vectors are averaged: a .txt with one prompt per "
+    "line, or a .json list.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int8-weights"]),
-    help="Of the encoder; fp32 unless the recipe says otherwise.",
+    help="Numbers in the encoder: fp32 and fp16 are 32- and 16-bit floats, int8 is 8-bit weights "
+    "and activations, int8-weights is 8-bit weights only. [default: the recipe's, otherwise fp32]",
 )
 @click.option(
     "--calibration",
     type=_FOLDER,
-    help="Pictures like the fleet's: the encoder is judged on them, and int8 set by them.",
+    help="Folder with at least 64 pictures like those of the fleet. The exported encoder is "
+    "compared with the original on them, and int8 (which requires this option) sets its value "
+    "ranges by them. [default: compare on drawn pictures]",
 )
-@click.option("--accept-parity", is_flag=True, help="Write a bundle that the gate refuses.")
 @click.option(
-    "--replace", is_flag=True, help="Replace a bundle that is there, with all in its folder."
+    "--accept-parity",
+    is_flag=True,
+    help="Write the bundle even if its features differ from the original model's by more than the "
+    "limits.",
 )
-@click.option("--bundle", type=_FOLDER, help="Give this bundle other --classes, nothing else.")
-@click.option("--onnx", type=_FILE, help="Somebody's own encoder, in place of SOURCE.")
-@click.option("--preprocess", type=_FILE, help="How that encoder wants its pictures, in TOML.")
-@click.option("--class-texts", type=_FILE, help="Its unit text vectors [C, D], a .npy.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace the bundle in the --out folder; all other files in that folder are deleted too.",
+)
+@click.option(
+    "--bundle",
+    type=_FOLDER,
+    help="Existing bundle that gets the new --classes; its encoder stays as it is.",
+)
+@click.option("--onnx", type=_FILE, help="ONNX file of your own image encoder, instead of SOURCE.")
+@click.option(
+    "--preprocess",
+    type=_FILE,
+    help="TOML file that describes how pictures are prepared for the --onnx encoder.",
+)
+@click.option(
+    "--class-texts",
+    type=_FILE,
+    help="NumPy .npy file with one text vector of length 1 per class, in the order of --classes: "
+    "floats of shape [classes, feature width]. For --onnx, or for --bundle.",
+)
 def export(**given: Any) -> None:
     """Export an image encoder and class texts to a bundle.
 
-    SOURCE is a recipe (a .toml file, as in export/), a model of open_clip's, a folder that
-    open_clip saved (local-dir:FOLDER), or tiny, the model of the demo. The features are compared
-    with PyTorch's, and a bundle that differs is not written.
+    SOURCE is one of: a recipe (a .toml file, as in the folder export/), the name of an open_clip
+    model, local-dir:FOLDER (a model that open_clip saved), or tiny (the model of the demo). The
+    features of the exported encoder are compared with those of the PyTorch model; if they differ
+    by more than the limits, no bundle is written.
 
     \b
     fedclip-edge export export/vit-b-32.toml --classes classes.txt --out bundle
@@ -61,13 +115,13 @@ def export(**given: Any) -> None:
         --classes classes.txt --precision fp16 --out bundle
     fedclip-edge export tiny --out bundle
 
-    An encoder that is an ONNX file already needs no SOURCE:
+    For an encoder that already is an ONNX file, leave out SOURCE:
 
     \b
     fedclip-edge export --onnx encoder.onnx --preprocess preprocess.toml \\
         --class-texts class_texts.npy --classes classes.json --out bundle
 
-    Other classes for a bundle, whose encoder and cached features stay:
+    To give an existing bundle other classes, without encoding any picture again:
 
     \b
     fedclip-edge export --bundle bundle --classes new.txt
@@ -77,7 +131,7 @@ def export(**given: Any) -> None:
         _replace_classes(given, used)
         return
     if "out" not in used:
-        raise click.UsageError("Name the folder to write: --out FOLDER.")
+        raise click.UsageError("Give the folder to write with --out FOLDER.")
     bundle = _from_onnx(given, used) if "source" not in used else _from_open_clip(given, used)
     click.echo(summary(bundle))
 
@@ -86,7 +140,9 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
     _refuse(used, ("onnx", "preprocess", "class_texts"), "without SOURCE")
     recipe = _recipe(given, used)
     if "classes" not in used and given["source"] != "tiny":
-        raise click.UsageError(f"{given['source']} needs --classes FILE, one class name a line.")
+        raise click.UsageError(
+            f"{given['source']} needs --classes FILE, a file with one class name per line."
+        )
     names = _class_names(given["classes"])
     from fedclip_edge.exporting.bundles import export_open_clip
 
@@ -103,12 +159,14 @@ def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
 def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
     missing = [name for name in _FOREIGN if name not in used]
     if "onnx" in missing:
-        raise click.UsageError("Name a SOURCE (a recipe, a model, tiny), or give --onnx.")
+        raise click.UsageError(
+            "Give a SOURCE (a recipe, a model of open_clip, or tiny), or an encoder with --onnx."
+        )
     if missing:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise click.UsageError(f"An encoder of your own also needs {options}.")
+        raise click.UsageError(f"--onnx also needs {options}.")
     _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
-    _refuse(used, ("prompt", "prompts"), "with SOURCE; write prompt in the TOML file")
+    _refuse(used, ("prompt", "prompts"), "with SOURCE; write the prompt in the --preprocess file")
     from fedclip_edge.exporting.external_onnx import export_onnx
 
     with progress_bar("exporting") as progress:
@@ -125,7 +183,7 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
 
 
 def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that both exports take: for the gate, for an existing folder, for output."""
+    """Return the arguments common to both exports: for the gate, the folder and the output."""
     from fedclip_edge.demo.gate_pictures import draw
 
     return {
@@ -141,9 +199,11 @@ def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
 def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
     _refuse(used, ("precision", "calibration", "accept_parity", "replace"), "without --bundle")
     _refuse(used, ("onnx", "preprocess"), "without --bundle")
-    _refuse(used, ("out",), "without --bundle, which is changed in place; copy it first")
+    _refuse(
+        used, ("out",), "without --bundle: the bundle is changed in place, so copy the folder first"
+    )
     if "classes" not in used:
-        raise click.UsageError("--bundle needs --classes FILE, the new names.")
+        raise click.UsageError("--bundle needs --classes FILE with the new class names.")
     from fedclip_edge.exporting import replace_classes
 
     if "class_texts" in used:
@@ -166,13 +226,14 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
     click.echo(
         f"Changed the classes of {bundle.folder} to {len(bundle.classes.names)}: "
         f"{shortened(bundle.classes.names)}\n\n"
-        "The encoder, its identity and every cached feature stay. Next: copy the bundle to every\n"
-        "box and start a new run; a model trained with other classes does not fit these."
+        "The encoder and its id are unchanged, so cached features stay valid. Next: copy the\n"
+        "bundle to every box and start a new run; a model trained with the old classes does not\n"
+        "fit the new ones."
     )
 
 
 def _tiny(folder: Path) -> Recipe | None:
-    """The demo's model if the bundle was made from it: its text tower is always installed."""
+    """Return the demo's model if the bundle was made from it; it is part of this package."""
     from fedclip_edge.demo import tiny_clip
     from fedclip_edge.exporting.recipe import Recipe, in_folder
     from fedclip_edge.vision.bundle import read_bundle
@@ -236,7 +297,7 @@ def _refuse(used: set[str], names: Sequence[str], where: str) -> None:
     for name in names:
         if name in used:
             shown = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{shown} goes {where}.")
+            raise click.UsageError(f"{shown} can only be used {where}.")
 
 
 def _say(step: str) -> None:

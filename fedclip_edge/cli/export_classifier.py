@@ -10,27 +10,45 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("export-classifier")
-@click.option("--bundle", required=True, type=_PATH, help="The folder that `export` wrote.")
-@click.option("--model", metavar="RUN_OR_FILE", help="What `serve` trained.")
-@click.option("--zero-shot", is_flag=True, help="In place of --model: nothing trained.")
+@click.option(
+    "--bundle",
+    required=True,
+    type=_PATH,
+    help="Bundle of the fleet: the folder that `export` wrote.",
+)
+@click.option(
+    "--model",
+    metavar="RUN_OR_FILE",
+    help="Trained model: a .safetensors file, a journal of `serve` (its newest run is used), or "
+    "the id of a run in --journal.",
+)
+@click.option(
+    "--zero-shot",
+    is_flag=True,
+    help="Export CLIP without any training, instead of a --model.",
+)
 @click.option(
     "--journal",
     default="journal.sqlite",
     show_default=True,
     type=_PATH,
-    help="Where a RUN is looked up.",
+    help="Journal (SQLite file of `serve`) in which a run id given as --model is looked up.",
 )
-@click.option("--out", required=True, type=_PATH, help="The .onnx file to write.")
-@click.option("--replace", is_flag=True, help="Replace a file that is there already.")
+@click.option(
+    "--out", required=True, type=_PATH, help="ONNX file to write, such as classifier.onnx."
+)
+@click.option("--replace", is_flag=True, help="Overwrite the --out file if it exists.")
 def export_classifier(
     bundle: Path, model: str | None, zero_shot: bool, journal: Path, out: Path, replace: bool
 ) -> None:
-    """Write what was trained as one ONNX file.
+    """Write a trained classifier as one ONNX file.
 
-    Encoder, adapter and class texts in one graph: pixels -> probabilities.
+    The file holds encoder, adapter and class texts in one graph, from pixels to class
+    probabilities. It runs with onnxruntime alone. The class names and the preparation of pictures
+    are in its metadata.
 
-    RUN_OR_FILE is a models/RUN.safetensors that `serve` wrote, a journal, or a run's id. The
-    file runs with onnxruntime alone; labels and the scaling of pictures are in its metadata.
+    RUN_OR_FILE is a file models/RUN.safetensors that `serve` wrote, a device's
+    personal.safetensors, a journal, or the id of a run.
     """
     if (model is None) != zero_shot:
         raise click.UsageError("Give either --model RUN_OR_FILE or --zero-shot.")
@@ -45,7 +63,7 @@ def export_classifier(
     written = classifier.export_classifier(opened, trained, out, replace_existing=replace)
     manifest, names = opened.manifest, opened.classes.names
     side = manifest.preprocessing.image_size
-    by = "zero-shot: nothing trained"
+    by = "zero-shot: no trained model"
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds} "
         by += f"({trained.model.method})"

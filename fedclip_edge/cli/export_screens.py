@@ -20,27 +20,27 @@ _INDENT = "  "
 
 
 def report(parity: Parity) -> None:
-    """Print the gate's table to standard error.
+    """Print the results of the parity gate to standard error.
 
-    It comes before the verdict, so that it is seen even if the bundle is refused.
+    They are printed before the verdict, so that the user sees them even if the bundle is refused.
     """
-    verdicts = {None: "", True: "ok", False: "MISSED"}
+    verdicts = {None: "", True: "ok", False: "FAILED"}
     rows = [(row.label, row.value, row.threshold, verdicts[row.passed]) for row in parity.rows()]
-    click.echo(f"{parity.precision} against the model it was made from:", err=True)
+    click.echo(f"{parity.precision} encoder compared with the original model:", err=True)
     width = width_of(sys.stderr)
     table = aligned(rows, gap="  ", align="lrll", width=width and width - len(_INDENT))
     click.echo(textwrap.indent(table, _INDENT), err=True)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """An indented table of names and their values."""
+    """Format names and their values as an indented table."""
     width = width_of(sys.stdout)
     table = aligned(rows, gap="  ", align="ll", width=width and width - len(_INDENT))
     return textwrap.indent(table, _INDENT)
 
 
 def summary(bundle: Bundle) -> str:
-    """The bundle's facts, one in each line, and what to do next."""
+    """Describe the bundle, one property per line, and name the next step."""
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     manifest = bundle.manifest
@@ -60,20 +60,20 @@ def summary(bundle: Bundle) -> str:
     notes = "".join(f"\nNote: {caution}." for caution in bundle_warnings(manifest))
     return (
         f"Wrote the bundle {bundle.folder}\n\n{facts(rows)}\n{notes}\n"
-        f'Next: name it in fleet.toml and in every agent.toml, as bundle = "{bundle.folder}"'
+        f'Next: write bundle = "{bundle.folder}" in fleet.toml and in every agent.toml'
     )
 
 
 def _parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "unknown"
-    passed = "passed" if parity["passed"] else "MISSED, and accepted"
+    passed = "passed" if parity["passed"] else "FAILED, accepted with --accept-parity"
     worst = f"{parity['largest_difference']:.1e}"
     return f"{passed}; largest difference {worst} on unit vectors, {parity['pictures']} pictures"
 
 
 def shortened(names: tuple[str, ...]) -> str:
-    """The names in one line; of more than 12, the first 11 and an ellipsis."""
+    """Join the names in one line; of more than 12 names, show the first 11 and an ellipsis."""
     return ", ".join(names) if len(names) <= 12 else ", ".join((*names[:11], "..."))
 
 

@@ -80,8 +80,8 @@ def main() -> None:
     except OSError as error:  # no other code translated it
         where = f"{error.filename}: " if error.filename else ""
         click.echo(
-            f"fedclip-edge: {where}{error.strerror or error}; free or mend the disk, or name "
-            "another folder, and start again",
+            f"fedclip-edge: {where}{error.strerror or error}; free disk space, repair the disk or "
+            "choose another folder, then start again",
             err=True,
         )
         sys.exit(DiskError.exit_code)
@@ -91,7 +91,7 @@ def main() -> None:
             raise
         asked = next((word for word in sys.argv[1:] if word in cli.commands), "")
         extra = f"pip install 'fedclip-edge[{_EXTRAS.get(asked, 'all')}]'"
-        click.echo(f"fedclip-edge: {library} is not installed here; {extra} brings it", err=True)
+        click.echo(f"fedclip-edge: {library} is not installed; install it with {extra}", err=True)
         sys.exit(ConfigError.exit_code)
 
 

@@ -22,28 +22,40 @@ _SHARE_WIDTH = 7  # "100.0 %"
 
 @click.command()
 @click.argument("pictures", nargs=-1, required=True, type=_PATH)
-@click.option("--bundle", required=True, type=_PATH, help="The folder that `export` wrote.")
-@click.option("--model", metavar="RUN_OR_FILE", help="What `serve` trained; zero-shot without it.")
+@click.option(
+    "--bundle",
+    required=True,
+    type=_PATH,
+    help="Bundle of the fleet: the folder that `export` wrote.",
+)
+@click.option(
+    "--model",
+    metavar="RUN_OR_FILE",
+    help="Trained model: a .safetensors file, a journal of `serve` (its newest run is used), or "
+    "the id of a run in --journal. Without it, labels are zero-shot: from CLIP without training.",
+)
 @click.option(
     "--journal",
     default="journal.sqlite",
     show_default=True,
     type=_PATH,
-    help="Where a RUN is looked up.",
+    help="Journal (SQLite file of `serve`) in which a run id given as --model is looked up.",
 )
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a CSV file, over what is there, instead of a table.",
+    help="CSV file to write instead of printing a table; an existing file is overwritten.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a picture.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per picture, for programs."
+)
 @click.option(
     "--top",
     default=1,
     show_default=True,
     type=click.IntRange(1),
     metavar="K",
-    help="Show the K most likely labels.",
+    help="Number of labels to show per picture, most likely first; at most the number of classes.",
 )
 @encoder_options
 def predict(
@@ -60,10 +72,11 @@ def predict(
 ) -> None:
     """Label pictures with the classes of a bundle.
 
-    PICTURES are files or folders.
+    PICTURES are files or folders. Folders are searched with all folders in them. If pictures are
+    in folders that are named after the classes, the accuracy is printed at the end.
 
-    RUN_OR_FILE is a models/RUN.safetensors that `serve` wrote, a journal, or a run's id. Where
-    pictures lie in folders named after the classes, the accuracy stands at the end.
+    RUN_OR_FILE is a file models/RUN.safetensors that `serve` wrote, a device's
+    personal.safetensors, a journal, or the id of a run.
     """
     from fedclip_edge.cli.progress import progress_bar
     from fedclip_edge.config import EncoderConfig
@@ -111,10 +124,12 @@ def predict(
     for skipped in tally.skipped:
         _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)
     if not tally.read:
-        raise DataError(f"none of {len(asked)} pictures could be read; name others")
+        raise DataError(
+            f"none of the {len(asked)} pictures could be read (the reasons are above); give others"
+        )
     if out is not None:
         atomic.write_file(out, _csv([rows.csv_head(), *written]))
-    by = "zero-shot, without --model"
+    by = "zero-shot (no --model given)"
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
         by += f" ({trained.model.method})"
@@ -149,19 +164,19 @@ class _Tally:
                 self._right["adapted"] += int(result.adapted.argmax() == result.asked.truth)
 
     def summary(self) -> str:
-        """The numbers of pictures read and skipped, as text."""
+        """Format the numbers of pictures read and skipped."""
         text = f"{self.read} picture{'s' if self.read != 1 else ''}"
         return text if not self.skipped else f"{text}, {len(self.skipped)} skipped"
 
     def accuracy(self, *, adapted: bool) -> list[str]:
-        """Lines with the accuracy; none if no picture lies in a class folder."""
+        """Format the accuracy as lines; none if no picture is in a class folder."""
         if not self._known:
             return []
         shown = ["adapted", "zero-shot"] if adapted else ["zero-shot"]
         shares = (f"{name} {_percent(self._right[name] / self._known)}" for name in shown)
         lines = [f"accuracy on the {self._known} in class folders: {', '.join(shares)}"]
         if adapted:
-            lines.append("(where a model was trained on some of them, its figure flatters it)")
+            lines.append("(the adapted figure is too high if some of them were training pictures)")
         return lines
 
 
@@ -179,7 +194,7 @@ class _Rows:
         return [(self.names[i], float(probabilities[i])) for i in order]
 
     def answers(self, made: Prediction) -> tuple[list[tuple[str, float]], tuple[str, float]]:
-        """The model's best labels (zero-shot's if there is no model), and the zero-shot label."""
+        """Return the model's best labels (zero-shot's without a model) and the zero-shot label."""
         main = made.zero_shot if made.adapted is None else made.adapted
         return self.best(main), self.best(made.zero_shot)[0]
 

@@ -89,7 +89,7 @@ class Pace:
         self._last_at = time.monotonic()
 
     def is_due(self) -> bool:
-        """True where a line is due; that call then counts as the line."""
+        """Return whether a line is due; if so, the interval starts anew."""
         now = time.monotonic()
         if now - self._last_at < EVERY_S:
             return False

@@ -9,12 +9,23 @@ import click
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), default="fleet.toml")
-@click.option("--take-over", is_flag=True, help="Start although another coordinator seems online.")
-@click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Start even if another coordinator of this fleet seems to be online. Use it only if that "
+    "coordinator is known to be dead.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write each log line as a JSON object, for programs."
+)
 def serve(config: Path, take_over: bool, as_json: bool) -> None:
-    """Coordinate the rounds of a run, and end with it.
+    """Run the coordinator of a fleet.
 
-    CONFIG (fleet.toml) says which.
+    It resumes the unfinished run in the journal, or else starts a new one, and exits when the run
+    is done.
+
+    CONFIG is the fleet's configuration file, by default fleet.toml. It names the broker, the
+    bundle and the training plan.
     """
     from fedclip_edge import log
     from fedclip_edge.coordinator import process

@@ -22,74 +22,129 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--data", type=_FOLDER, help="Pictures: FOLDER/CLASS/* or FOLDER/DOMAIN/CLASS/*.")
-@click.option("--bundle", type=_FOLDER, help="The folder that `export` wrote.")
+@click.option(
+    "--data",
+    type=_FOLDER,
+    help="Folder of pictures, arranged as CLASS/FILE or as DOMAIN/CLASS/FILE; needs --bundle. A "
+    "domain is a group of pictures of one kind, such as one camera's or one style's.",
+)
+@click.option(
+    "--bundle",
+    type=_FOLDER,
+    help="Bundle (the folder that `export` wrote) with the encoder for --data, or with the class "
+    "texts for --features.",
+)
 @click.option(
     "--features",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Features you have already, in place of --data: an .npz file.",
+    help="NumPy .npz file of computed features, instead of --data, with the arrays train_x, "
+    "train_y, test_x and test_y; class_texts and classes unless --bundle is given; optionally "
+    "train_group and test_group (the domains) and logit_scale.",
 )
 @click.option(
     "--methods",
     "asked",
     default="zeroshot,fedclip",
     show_default=True,
-    help="What to compare; see above.",
+    help="Methods to compare, separated by commas. NAME:local trains each device alone, "
+    "NAME:pooled trains one model on the pictures of all devices, and NAME@OPTION=VALUE,... sets "
+    "options.",
 )
 @click.option(
-    "--split", default="domain", show_default=True, help="domain, dirichlet:ALPHA or iid."
+    "--split",
+    default="domain",
+    show_default=True,
+    help="How pictures are divided among the devices: domain (each device gets pictures of one "
+    "domain), iid (each gets an equal share of every class) or dirichlet:ALPHA (each gets random, "
+    "unequal shares of the classes; ALPHA is 0.001 to 1000000, and smaller is more unequal).",
 )
 @click.option(
     "--devices",
     type=click.IntRange(1, 1_000_000),
-    help="Virtual devices; one for each domain by default, or ten.",
+    help="Number of virtual devices. [default: one for each domain with --split domain, else 10]",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1, 1_000_000),
-    help="Of every method that takes more than one; each its own number by default.",
+    help="Number of rounds for each method that can run more than one. [default: each method's own "
+    "number]",
 )
 @click.option(
-    "--seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many."
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Number of repetitions with different random seeds. With 2 or more, the results are means "
+    "and standard deviations.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The first of them."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Random seed of the first repetition; each further one adds 1.",
 )
-@click.option("--shots", type=click.IntRange(1), help="Training pictures of a class on a device.")
-@click.option("--hold-out", default="", metavar="DOMAIN|all", help="Domain without a device.")
-@click.option("--base-to-new", is_flag=True, help="Train on the first half of the classes.")
+@click.option(
+    "--shots",
+    type=click.IntRange(1),
+    help="Largest number of training pictures per class on a device. [default: no limit]",
+)
+@click.option(
+    "--hold-out",
+    default="",
+    metavar="DOMAIN|all",
+    help="Domain that no device trains on; each model is tested on its pictures. With all, every "
+    "domain is held out in turn. [default: none]",
+)
+@click.option(
+    "--base-to-new",
+    is_flag=True,
+    help="Train on the first half of the classes (base) and test on both halves (base and new).",
+)
 @click.option(
     "--least",
     default=5,
     show_default=True,
     type=click.IntRange(0),
-    help="Training pictures that are enough for a device.",
+    help="Smallest number of training pictures on a device with the splits iid and dirichlet: a "
+    "device with fewer gets some from the largest devices.",
 )
 @click.option(
     "--noisy",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Share of the devices that send noise: to try a strategy.",
+    help="Fraction of the devices that send random noise instead of their updates, to test how "
+    "robust a strategy is.",
 )
 @click.option(
     "--validation",
     default=0.2,
     show_default=True,
     type=click.FloatRange(0, 0.9),
-    help="Share of --features' training rows for choosing settings.",
+    help="Fraction of the training rows in --features that is set aside to choose settings. "
+    "Pictures in --data are always split into 60 % training, 20 % validation and 20 % test.",
 )
 @click.option(
     "--workers",
     default=lambda: len(os.sched_getaffinity(0)),
     show_default="all cores",
     type=click.IntRange(1, 256),
-    help="Processes.",
+    help="Number of processes that train the devices in parallel.",
 )
 @click.option(
-    "--out", default="simulation", show_default=True, type=_FOLDER, help="Where it lands."
+    "--out",
+    default="simulation",
+    show_default=True,
+    type=_FOLDER,
+    help="Folder for results.csv, summary.json, report.html and the feature cache.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the content of summary.json instead of a table, for programs.",
+)
 @encoder_options
 def simulate(
     data: Path | None,
@@ -114,22 +169,30 @@ def simulate(
     threads: int,
     engine_dir: Path | None,
 ) -> None:
-    """Compare methods and settings on many virtual devices.
+    """Compare methods on many virtual devices.
 
-    Every figure is on test pictures, the zero-shot line beside it; bytes are those of the payloads
-    that real devices would send. Writes OUT/results.csv, OUT/report.html and OUT/summary.json.
+    The devices are simulated on this machine, without a broker.
+
+    Accuracies are measured on test pictures and shown next to those of zero-shot CLIP, which is
+    CLIP without any training. Byte counts are those of the models and updates that real devices
+    would receive and send. The results are written to OUT/results.csv, OUT/summary.json and
+    OUT/report.html.
 
     \b
-    --methods zeroshot,fedclip           side by side
-    --methods fedclip,fedclip@lr=1e-3,loss=cross-entropy
-                                         with settings, of the method or of
-                                         the plan: rounds, codec_up, ...
-    --methods linear,linear@strategy=fedadam,strategy.lr=0.01
-                                         and of the plan's strategy
-    --methods fedclip,fedclip@personal_epochs=5
-                                         at the end, each device's own model
-    --methods fedclip,fedclip:local      each device alone
-    --methods fedclip,fedclip:pooled     all pictures on one device
+    Examples of --methods:
+      zeroshot,fedclip
+          two methods
+      fedclip,fedclip@lr=1e-3,loss=cross-entropy
+          the same method with other options (after the @: options of the
+          method, or of the plan, such as rounds or codec_up)
+      linear,linear@strategy=fedadam,strategy.lr=0.01
+          another strategy to combine updates, with an option of the strategy
+      fedclip,fedclip@personal_epochs=5
+          at the end, each device trains a model of its own for 5 epochs
+      fedclip,fedclip:local
+          each device trains alone: the lower reference
+      fedclip,fedclip:pooled
+          one model on the pictures of all devices: the upper reference
     """  # noqa: D301 - click reads the backslash
     from fedclip_edge import log
     from fedclip_edge.config import EncoderConfig
@@ -192,13 +255,13 @@ def _pool(
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     if (data is None) == (features is None):
-        raise ConfigError("name either --data FOLDER with --bundle DIR, or --features FILE.npz")
+        raise ConfigError("give either --data FOLDER with --bundle FOLDER, or --features FILE.npz")
     opened = None if bundle is None else read_bundle(bundle)
     if features is not None:
         return read_features(features, validation, opened)
     assert data is not None
     if opened is None:
-        raise ConfigError("--data needs --bundle; make one with `fedclip-edge export`")
+        raise ConfigError("--data needs --bundle FOLDER; make a bundle with `fedclip-edge export`")
     for caution in bundle_warnings(opened.manifest):
         click.echo(f"Note: {caution}.", err=True)
     with progress_bar("encoding") as bar:
@@ -231,10 +294,11 @@ def _finish(
     if as_json:
         click.echo(json.dumps(whole))
         return
-    click.echo(f"\n{summary.table(rows, width_of(sys.stdout))}\n")
+    width = width_of(sys.stdout)
+    click.echo(f"\n{summary.table(rows, width)}\n\n{summary.notes(rows, width)}\n")
     click.echo(
-        f"report: {out / 'report.html'}   rows: {out / 'results.csv'}   "
-        f"figures: {out / 'summary.json'}"
+        f"report: {out / 'report.html'}   every round: {out / 'results.csv'}   "
+        f"all figures: {out / 'summary.json'}"
     )
 
 
@@ -259,14 +323,18 @@ class _Show:
             self._bar.show(self._done, self._rounds, f"{what}, round {step.round}")
         elif not step.outcomes:
             if self._pace.is_due():
-                of_all = f"{self._done}/{self._rounds} rounds of all"
-                click.echo(f"{what}: round {step.round}; {of_all}", err=True)
+                of_all = f"{self._done} of {self._rounds} in all runs"
+                click.echo(f"{what}: round {step.round} ({of_all})", err=True)
         else:
             for one in step.outcomes:
                 if one.fleet and one.zero_shot:
-                    shares = f"{100 * one.zero_shot.mean:.1f} -> {100 * one.fleet.mean:.1f} %"
+                    shares = (
+                        f"accuracy {100 * one.fleet.mean:.1f} %, "
+                        f"zero-shot {100 * one.zero_shot.mean:.1f} %"
+                    )
                     view = f" ({one.view} classes)" if one.view else ""
-                    click.echo(f"{what}: {step.round} rounds, {shares}{view}", err=True)
+                    rounds = f"{step.round} round{'s' * (step.round != 1)}"
+                    click.echo(f"{what}: {rounds}, {shares}{view}", err=True)
 
     def end(self) -> None:
         self._bar.end()

@@ -1,1 +1,1 @@
-"""The drawn picture world, the tiny CLIP and the one-machine federation of the demo."""
+"""The demo: a world of drawn pictures, a tiny CLIP for it, and a federation on one machine."""

@@ -1,7 +1,7 @@
 """The report's examples: test pictures chosen by a seed, their predictions and thumbnails.
 
-Law: a picture is re-encoded from its pixels before it is embedded, so that no metadata of its file
-gets into the report.
+Law: a picture is encoded again from its pixels before it is embedded, so that no metadata of its
+file gets into the report.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Example:
 
 
 def choose_examples(predictions: Mapping[str, Path], per_device: int, seed: int) -> list[Example]:
-    """Choose at most `per_device` test pictures of each device by `seed`; fixed ones first.
+    """Choose at most `per_device` test pictures of each device at random by `seed`, by kind.
 
     `predictions` maps a device to its predictions.csv with the columns picture, label, zero_shot
     and federated. The pictures are shared out among the kinds in proportion to their counts in the
     file. A kind that occurs gets at least one, if there is room for one of each.
 
-    Raises DataError, naming the file, if one is missing or is no such table.
+    Raises DataError, naming the file, if it is missing or is not such a table.
     """
     chosen = []
     for device, path in predictions.items():
@@ -67,7 +67,7 @@ def choose_examples(predictions: Mapping[str, Path], per_device: int, seed: int)
 
 
 def thumbnail(path: Path) -> str | None:
-    """The picture as a data: URI of a PNG or JPEG; None if it cannot be read.
+    """Encode the picture as a data: URI of a PNG or JPEG; None if it cannot be read.
 
     Its longer side is at most THUMBNAIL_PX. The JPEG quality is lowered, to 40 at the least, until
     the data fits into THUMBNAIL_BYTES. EXIF orientation is ignored and transparency dropped, as for
@@ -94,22 +94,32 @@ def thumbnail(path: Path) -> str | None:
 
 
 def _read_predictions(device: str, path: Path) -> list[Example]:
-    """The rows sorted by picture, so that the choice does not depend on their order."""
+    """Read the rows, sorted by picture, so that the choice does not depend on their order."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, strict=True)
             if missing := [name for name in _COLUMNS if name not in (rows.fieldnames or ())]:
-                raise DataError(f"{path} is no table of predictions: no column {missing[0]!r}")
+                raise DataError(
+                    f"{path} is not a table of predictions: it has no column {missing[0]!r}; "
+                    "delete it and run the demo again"
+                )
             found = []
             for row in rows:
                 picture, label, before, after = (row[name] for name in _COLUMNS)
                 if not (picture and label and before and after):
-                    raise DataError(f"{path}: line {rows.line_num} is not complete")
+                    raise DataError(
+                        f"{path}: line {rows.line_num} is incomplete; delete the file and run the "
+                        "demo again"
+                    )
                 found.append(Example(device, Path(picture), label, before, after))
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}; run the demo again"
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no table of predictions: {error}") from error
+        raise DataError(
+            f"{path} is not a table of predictions: {error}; delete it and run the demo again"
+        ) from error
     return sorted(found, key=lambda example: str(example.picture))
 
 

@@ -37,7 +37,7 @@ _SILENT_S = DEADLINE_S + 60.0
 
 @dataclass(frozen=True)
 class Started:
-    """The broker's name and address, once all processes have been started."""
+    """The broker's name and address, passed on when all processes have been started."""
 
     broker: str
     address: BrokerAddress
@@ -55,8 +55,8 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
     """Run the federation to its end and return the broker's name.
 
     `started` is called once, `happened` for each event. No process outlives the call. Raises
-    RunError if a process ends too early or with an error, does not end with the run, or if the run
-    stands still; BrokerError if no broker can be started.
+    RunError if a process ends too early or with an error, does not end with the run, or if nothing
+    happens for too long; BrokerError if no broker can be started.
     """
     logs = stage.settings.out / "logs"
     logs.mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def _watch(
     watched: list[_Watched],
     happened: Callable[[Event], None],
 ) -> None:
-    """Pass events on until the run is done; raise RunError if it cannot go on."""
+    """Pass events to `happened` until the run is done; raise RunError if it cannot continue."""
     heard_at, last, silent_s = time.monotonic(), "", math.inf
     read: dict[str, int] = {}
     while True:
@@ -103,12 +103,12 @@ def _watch(
                     happened(event)
             if time.monotonic() - heard_at > silent_s:
                 raise RunError(
-                    f"the run stands still: nothing has happened for {silent_s:.0f} s, after {last}; "
-                    f"what each process said last is in {watched[0].log.parent}"
+                    f"the run is stalled: no event for {silent_s:.0f} s after {last}; "
+                    f"look into the logs of all processes in {watched[0].log.parent}"
                 ) from None
             continue
         if line is None:  # the coordinator closed its output: it has ended
-            raise RunError(_obituary(watched[0]))
+            raise RunError(_exit_message(watched[0]))
         try:
             event = json.loads(line)
         except ValueError:
@@ -122,12 +122,13 @@ def _watch(
             return
         if event["event"] == "trainer_ended" and event["code"] != 0:
             raise RunError(
-                f"the held-out device ended with code {event['code']} (log: {watched[0].log})"
+                f"the agent of the held-out domain exited with code {event['code']} before the run "
+                f"was done; the reason is in {watched[0].log}"
             )
 
 
 def _encoding(one: _Watched, read: dict[str, int]) -> Iterator[Event]:
-    """New encoding events in a device's log; `read` has the bytes read so far, by device."""
+    """Yield new encoding events in a device's log; `read` has the bytes read so far, by device."""
     with one.log.open("rb") as file:
         file.seek(read.get(one.name, 0))
         lines = [line for line in file if line.endswith(b"\n")]
@@ -142,35 +143,37 @@ def _check_alive(watched: list[_Watched]) -> None:
     for one in watched:
         code = one.process.poll()
         if code or (code == 0 and not one.ends_with_run):
-            raise RunError(_obituary(one))
+            raise RunError(_exit_message(one))
 
 
 def _await_end(one: _Watched) -> None:
     try:
         code = one.process.wait(_AGENT_ENDS_S)
     except subprocess.TimeoutExpired:
-        raise RunError(f"{one.name} did not end with the run; its log: {one.log}") from None
+        raise RunError(
+            f"the process {one.name} did not exit after the run; its log is {one.log}"
+        ) from None
     if code != 0:
-        raise RunError(_obituary(one))
+        raise RunError(_exit_message(one))
 
 
-def _obituary(one: _Watched) -> str:
-    """The error message for a process that ended, with the last line of its log."""
+def _exit_message(one: _Watched) -> str:
+    """Return the error message for a process that ended, with the last line of its log."""
     with contextlib.suppress(subprocess.TimeoutExpired):  # its output may close before it ends
         one.process.wait(_LOOK_S)
     try:
         words = one.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         words = []
-    last = words[-1].removeprefix("fedclip-edge: ") if words else "it left no word"
+    last = words[-1].removeprefix("fedclip-edge: ") if words else "its log is empty"
     return (
-        f"{one.name} ended with code {one.process.poll()} before the run was done: {last} "
-        f"(log: {one.log})"
+        f"the process {one.name} exited with code {one.process.poll()} before the run was done: "
+        f"{last} (log: {one.log})"
     )
 
 
 def _lines(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:
-    """A queue of the process's output, line by line, then None."""
+    """Return a queue that a thread fills with the process's output, line by line, then None."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     output = process.stdout
     assert output is not None

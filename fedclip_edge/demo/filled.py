@@ -75,7 +75,7 @@ def _backdrop(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def _blended(dark: Colour, bright: Colour, light: Image.Image) -> Image.Image:
-    """The grey picture `light`, coloured from `dark` (its black) to `bright` (its white)."""
+    """Colour the grey picture `light`: black becomes `dark`, white becomes `bright`."""
     return Image.composite(
         Image.new("RGB", light.size, bright), Image.new("RGB", light.size, dark), light
     )

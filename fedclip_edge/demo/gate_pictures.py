@@ -1,4 +1,4 @@
-"""Drawn pictures for the gate of an export, for when no pictures of a fleet are given."""
+"""Drawn pictures for the parity gate of an export, used if no pictures of a fleet are given."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The report of a demo run: one self-contained HTML file.
 
-Law: where accuracy fell, the text says that it fell.
+Law: if accuracy fell, the text says that it fell.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
     """Write the page under a temporary name, then rename it.
 
     `summary` is the content of summary.json. Examples of a device that it does not list are shown
-    as those of the held-out one. A picture that cannot be read is left out, and named on the page.
-    Raises OSError if the disk refuses.
+    as those of the held-out device. A picture that cannot be read is left out, and the page lists
+    it. Raises OSError if the file cannot be written.
     """
     names = _names(summary)
     cards: dict[str, list[tuple[Example, str]]] = {}
@@ -56,13 +56,13 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
-    """The run in one sentence with its figures; it says "fell" where accuracy got worse."""
+    """Describe the run in one sentence with its figures; it says "fell" if accuracy fell."""
     rounds, closed, count = summary["rounds"], summary["rounds_closed"], len(summary["devices"])
     done = f"{rounds}" if closed == rounds else f"{closed} of {rounds}"
     start = f"{done} round{'s' * (rounds != 1)}, {count} device{'s' * (count != 1)}"
     pairs = _pairs(summary, "zero_shot", "federated")
-    over = "the devices" if len(pairs) in (0, count) else f"the {len(pairs)} measured"
-    what = "the accuracy" if count == 1 else f"the mean over {over}"
+    over = "" if len(pairs) in (0, count) else f" ({len(pairs)} of {count} measured)"
+    what = "the accuracy" if count == 1 else f"the mean accuracy of the devices{over}"
     before, after = _mean([a for a, _ in pairs]), _mean([b for _, b in pairs])
     verb, figures = _change(before, after)
     text = f"{what} {verb}{figures}"
@@ -76,7 +76,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """Remarks that a reader needs to judge the conclusion, one sentence each."""
+    """List the remarks that a reader needs to judge the conclusion, one sentence each."""
     names = _names(summary)
     entries = [(names[device], entry) for device, entry in summary["devices"].items()]
     if held_out := summary.get("held_out"):
@@ -89,30 +89,30 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         and round(100 * gain, 1) < 0
     ]
     if worse:
-        said.append(f"Adapting made it worse on {', '.join(worse)}.")
+        said.append(f"Training made the accuracy worse on {', '.join(worse)}.")
     pairs = _pairs(summary, "local", "federated")
     means = {"local": _mean([a for a, _ in pairs]), "federated": _mean([b for _, b in pairs])}
     if (gain := difference(means, "federated", "local")) is not None:
         apart = points(gain).lstrip("+\N{MINUS SIGN}")
         compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
         said.append(
-            "Each trained alone, without the others, the devices reach "
-            f"{percent(means['local'])} in the mean: "
-            f"{'as much as' if apart == '0.0' else compared} together."
+            "If each device trains alone, without the others, their mean accuracy is "
+            f"{percent(means['local'])}: "
+            f"{'the same as' if apart == '0.0' else compared} with the federated model."
         )
     tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
     if tests:
         count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
         step = " to ".join(dict.fromkeys(f"{100 / n:.1f}" for n in (max(tests), min(tests))))
         said.append(
-            f"Each style is tested on {count} pictures, and one picture moves its figure by "
-            f"{step} points: a difference of a few pictures may be chance."
+            f"Each style is tested on {count} pictures. One picture changes its accuracy by "
+            f"{step} points, so small differences may be chance."
         )
     return said
 
 
 def _change(before: object, after: object) -> tuple[str, str]:
-    """A verb and the figures that follow it."""
+    """Return a verb and the figures that follow it."""
     old, new = number(before), number(after)
     if old is None or new is None:
         return "was not measured", ""
@@ -125,7 +125,7 @@ def _change(before: object, after: object) -> tuple[str, str]:
 
 
 def _names(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The displayed name of each device: its style, with its id if several have that style."""
+    """Return the displayed name of each device: its style, with its id if styles are repeated."""
     domains = {device: str(entry["domain"]) for device, entry in summary["devices"].items()}
     known = list(domains.values())
     return {
@@ -135,7 +135,7 @@ def _names(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pairs(summary: Mapping[str, Any], one: str, other: str) -> list[tuple[float, float]]:
-    """Two kinds of accuracy, only of devices that have both, so that their means compare."""
+    """Pair two kinds of accuracy of the devices that have both, so that their means compare."""
     accuracies = [entry["accuracy"] for entry in summary["devices"].values()]
     both = [(number(accuracy.get(one)), number(accuracy.get(other))) for accuracy in accuracies]
     return [(a, b) for a, b in both if a is not None and b is not None]
@@ -146,7 +146,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _column_mean(summary: Mapping[str, Any], kind: str) -> float | None:
-    """The mean over all devices; None if one of them has no such figure."""
+    """Compute the mean over all devices; None if one of them has no such figure."""
     pairs = _pairs(summary, kind, kind)
     return _mean([a for a, _ in pairs]) if len(pairs) == len(summary["devices"]) else None
 

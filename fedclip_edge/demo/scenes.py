@@ -71,7 +71,7 @@ class Scene:
 
 
 def compose(class_name: str, seed: int) -> Scene:
-    """The scene of a class and a seed; raises KeyError for an unknown class."""
+    """Compose the scene of a class and a seed; raises KeyError for an unknown class."""
     rng = random.Random(f"scene/{class_name}/{seed}")
     parts = SHAPES[class_name](rng)
     half = rng.uniform(0.29, 0.45)

@@ -33,7 +33,7 @@ Tables = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Settings:
-    """The user's choices."""
+    """Settings of a demo, as given on the command line."""
 
     out: Path
     data: Path | None = None  # holds DOMAIN/CLASS/*; None draws the pictures
@@ -62,7 +62,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Stage:
-    """The files that the demo's processes need, all in place."""
+    """Settings and paths of a prepared demo; its pictures and its bundle exist."""
 
     settings: Settings
     bundle: Path
@@ -82,15 +82,18 @@ def check(settings: Settings) -> None:
     domains = _domains(settings)
     if settings.hold_out not in domains:
         raise ConfigError(
-            f"--hold-out {settings.hold_out!r} is none of the domains; "
-            f"there are: {', '.join(domains)}"
+            f"--hold-out: there is no domain {settings.hold_out!r}; "
+            f"choose one of: {', '.join(domains)}"
         )
     if len(domains) < 2:
-        raise DataError(f"{settings.data} has one domain only; a fleet needs a device beside it")
+        raise DataError(
+            f"{settings.data} has only one domain, and it is held out; add a folder with a domain "
+            "to train on"
+        )
     if settings.data is not None and settings.bundle is None:
         raise ConfigError(
-            "--data needs --bundle: the tiny CLIP knows drawn pictures only; make a bundle with "
-            "`fedclip-edge export`"
+            "--data needs --bundle: the demo's tiny CLIP recognises only drawn pictures; make a "
+            "bundle with `fedclip-edge export`"
         )
     if settings.data is not None and settings.bundle is not None:
         classes = read_bundle(settings.bundle).classes.names
@@ -100,19 +103,22 @@ def check(settings: Settings) -> None:
         missing = set(world.CLASSES) - set(read_bundle(settings.bundle).classes.names)
         if missing:
             raise ConfigError(
-                f"{settings.bundle} does not know the drawn class {min(missing)!r}; name your own "
-                "pictures with --data"
+                f"{settings.bundle} lacks the class {min(missing)!r} of the drawn pictures; give "
+                "your own pictures with --data, or leave out --bundle"
             )
     out = settings.out
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_demo(out))):
-        raise ConfigError(f"{out} is in use by something that is no demo; name a new folder")
+        raise ConfigError(
+            f"{out} exists and was not made by the demo; give a new folder with --out"
+        )
 
 
 def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     """Draw the pictures and export the bundle, unless they are already there.
 
-    `check` must have passed, and `settings.out` must exist. `say` is told of each slow step. Raises
-    ConfigError, DataError, BundleError or ExportError.
+    `check` must have passed, and `settings.out` must exist. `say` is called with a line of text
+    before each slow step. Raises ConfigError if the folder of pictures holds other pictures, and
+    ExportError if the tiny CLIP cannot be exported; also DataError and BundleError as `check`.
     """
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
@@ -175,13 +181,18 @@ def _domains(settings: Settings) -> tuple[str, ...]:
     if settings.data is None:
         return DRAWN_DOMAINS
     if not settings.data.is_dir():
-        raise DataError(f"--data {settings.data} is no folder; name one with a folder per domain")
+        raise DataError(
+            f"--data {settings.data} is not a folder; give a folder that holds a folder per domain"
+        )
     domains = sorted(p.name for p in settings.data.iterdir() if p.is_dir() and p.name[0] != ".")
     slugs = {slug(domain) for domain in domains}
     if len(slugs) < len(domains) or "" in slugs or "coordinator" in slugs:
-        raise DataError(f"the domains of {settings.data} do not give distinct device ids; rename")
+        raise DataError(
+            f"the domain folders of {settings.data} do not give distinct device ids (only letters "
+            "and digits count, and `coordinator` is reserved); rename them"
+        )
     if not domains:
-        raise DataError(f"--data {settings.data} is empty; it needs a folder per domain")
+        raise DataError(f"--data {settings.data} has no folders; it needs a folder per domain")
     return tuple(domains)
 
 
@@ -191,9 +202,9 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     missing = [one for one in drawn if not one[0].is_dir()]
     if missing:
         say(f"drawing {settings.per_class} pictures of each class in {len(missing)} styles")
-        # Ctrl-C reaches the whole process group. The workers ignore it; the parent ends them with
-        # SIGTERM, at which they clean up, because they inherit its handler through fork. Forking is
-        # safe: no other thread runs here yet.
+        # Ctrl-C sends SIGINT to the whole process group. The workers ignore it; the parent ends
+        # them with SIGTERM. They inherit the parent's SIGTERM handler through fork, so they clean
+        # up. Forking is safe: no other thread runs here yet.
         ignore = (signal.SIGINT, signal.SIG_IGN)
         fork = multiprocessing.get_context("fork")
         with fork.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
@@ -204,14 +215,14 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
 
 
 def _export(folder: Path, say: Callable[[str], None]) -> Path:
-    """The tiny CLIP's bundle, exported unless one of the same weights is already there."""
+    """Export the tiny CLIP's bundle, unless one of the same weights exists; return its folder."""
     weights = hashlib.sha256((tiny_clip.FOLDER / _WEIGHTS).read_bytes()).hexdigest()
     marker = folder.with_name(folder.name + ".weights")
     if folder.exists() and marker.is_file() and marker.read_text(encoding="utf-8") == weights:
         try:
             read_bundle(folder)
         except BundleError:
-            say("the bundle of the demo is damaged: exporting it again")
+            say("the demo's bundle is damaged; exporting it again")
         else:
             return folder
     say("exporting the tiny CLIP")
@@ -235,7 +246,7 @@ def _is_demo(out: Path) -> bool:
 
 
 def _toml(tables: Tables) -> str:
-    """The tables as TOML; strings, numbers, lists and booleans look the same in JSON."""
+    """Format tables as TOML; strings, numbers, lists and booleans look the same in JSON."""
     lines = []
     for name, table in tables.items():
         lines += [f"\n[{name}]"] if name else []

@@ -1,4 +1,4 @@
-"""The figures of a demo, from the coordinator's journal, for summary.json and the table.
+"""Figures of a demo, from the coordinator's journal, for summary.json and the table.
 
 Every figure was reported by a device or counted by the coordinator; nothing is computed from
 pictures or features here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,21 @@ from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
 
 Summary = Mapping[str, Any]
+_NOTE_COLUMNS = 100
 
 
 def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
-    """The figures of a finished run; `seconds` are the durations of its phases.
+    """Collect the figures of a finished run; `seconds` are the durations of its phases.
 
     Raises RunError if the journal holds no run or a device did not evaluate the last model.
     """
     with contextlib.closing(open_journal(stage.journal)) as journal:
         run = journal.last_run()
         if run is None:
-            raise RunError(f"the journal {stage.journal} holds no run")
+            raise RunError(
+                f"the journal {stage.journal} holds no run; the logs in "
+                f"{stage.settings.out / 'logs'} show the reason"
+            )
         reports = journal.reports(run.id)
         closed = journal.rounds_closed(run.id)
     bundle, settings = read_bundle(stage.bundle), stage.settings
@@ -59,7 +64,7 @@ def write(path: Path, summary: Summary) -> None:
 
 
 def table(summary: Summary, columns: int | None = None) -> str:
-    """The final table; if it needs more than `columns`, accuracy and cost are separate."""
+    """Format the final table; if it needs more than `columns`, accuracy and cost are separate."""
     kinds = ["zero_shot", "local", "federated"]
     if any("personal" in figures["accuracy"] for figures in summary["devices"].values()):
         kinds.append("personal")  # the method keeps a personal model on each device
@@ -68,17 +73,36 @@ def table(summary: Summary, columns: int | None = None) -> str:
     rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds))
     head = ["device", "train+test", "encoded", *(kind.replace("_", "-") for kind in kinds), "gain"]
     head += ["up", "down", "encode", "train", "wait"]
-    units = ["", "pictures", "now", *("%" for _ in kinds), "points"]
+    units = ["", "pictures", "this run", *("%" for _ in kinds), "points"]
     units += ["kB/round", "kB/round", "s", "s", "s"]
     costs = 4 + len(kinds)
     parts = ([1, *range(3, costs)], [2, *range(costs, len(head))])
     return aligned([head, units, *rows], width=columns, parts=parts)
 
 
+def notes(summary: Summary, columns: int | None = None) -> str:
+    """Explain the headings of the table, in lines of at most `columns`, or 100."""
+    has_personal = any("personal" in device["accuracy"] for device in summary["devices"].values())
+    personal = "personal: the device's own model, made from the shared one; " * has_personal
+    text = (
+        "train+test: training and test pictures; the rest are for validation. Accuracy is on test "
+        "pictures. zero-shot: CLIP without training; local: after training on "
+        f"this device alone; federated: the fleet's shared model; {personal}gain: "
+        f"{'personal' if has_personal else 'federated'} minus zero-shot, in percentage points. "
+        "held out: no device trains on these pictures. encoded: pictures that went through the "
+        "encoder in this run; the features of the others were in the cache. up, down: bytes sent "
+        "and received. encode, train, wait: seconds in the whole run."
+    )
+    return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
+
+
 def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:
     own = {report.round: report for report in reports if report.device == device.id}
     if closed not in own or "zero_shot_all" not in own[closed].accuracy:
-        raise RunError(f"{device.id} did not evaluate the last model; look into its log")
+        raise RunError(
+            f"the device {device.id} did not evaluate the last model; its log in the demo's folder "
+            "logs shows the reason"
+        )
     last = own[closed]
     return {
         "domain": device.domain,
@@ -106,7 +130,7 @@ def _per_round(total_bytes: int | None, rounds: int) -> int | None:
 
 
 def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
-    """A row; the gain is the personal model's if the device has one, else the shared model's."""
+    """Format a row; the gain is the personal model's if there is one, else the shared model's."""
     accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
     best = accuracy.get("personal", accuracy["federated"])
     gain = 100 * (best - accuracy["zero_shot"])

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parent / "tiny"
 
 
 def tokenizer_options(folder: Path = FOLDER) -> dict[str, str]:
-    """Keyword arguments for `open_clip.get_tokenizer(f"local-dir:{folder}", ...)`.
+    """Return the keyword arguments for `open_clip.get_tokenizer(f"local-dir:{folder}", ...)`.
 
     The folder's configuration names its merges by a relative path, which open_clip resolves against
     the working directory. Without the absolute path it fails or, worse, returns token ids outside

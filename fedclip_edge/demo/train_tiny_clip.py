@@ -6,9 +6,8 @@ The symmetric contrastive loss is that of CLIP (Radford et al. 2021, arXiv 2103.
 
 Laws:
 - only the styles in SEEN are trained on;
-- nothing is chosen by the test pictures;
-- the vocabulary is learned from the captions themselves, so that everything in the folder is made
-  here;
+- no setting is chosen on the test pictures;
+- the vocabulary is learned from the captions, so that no file in the folder comes from elsewhere;
 - the same seed gives the same weights on one machine with the same library versions.
 """
 
@@ -289,7 +288,7 @@ def build(out: Path, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
 
 
 def measure(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
-    """Measure the weights in `folder` and write figures.json and MODEL_CARD.md beside them.
+    """Measure the weights in `folder` and write figures.json and MODEL_CARD.md next to them.
 
     `training` holds the figures that only the training knows. Returns them together with the
     measured ones; the model card and the test of the weights use no other figures.
@@ -314,10 +313,18 @@ def measure(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(description="Trains the tiny CLIP of the drawn world.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, replaced")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        description="Train the tiny CLIP of the demo on drawn pictures and their captions."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; an existing one is replaced"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help="number of epochs (default: %(default)s)"
+    )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     figures = build(chosen.out, chosen.seed, chosen.epochs)

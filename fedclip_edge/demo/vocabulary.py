@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def learn_merges(texts: Iterable[str], limit: int) -> list[tuple[str, str]]:
-    """At most `limit` byte-pair merges of the words in `texts`, most frequent first.
+    """Learn at most `limit` byte-pair merges of the words in `texts`, most frequent first.
 
     Words are separated by whitespace and must consist of ASCII letters. Ties are broken
     alphabetically, so the result depends on the texts and the limit only.

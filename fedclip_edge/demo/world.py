@@ -53,7 +53,7 @@ _STYLE_WORDS: dict[str, tuple[str, ...]] = {
 
 
 def draw(class_name: str, style: str, seed: int) -> Image.Image:
-    """One picture, 64 x 64 pixels, mode RGB; a seed shows the same thing in every style.
+    """Draw one picture, 64 x 64 pixels, mode RGB; a seed shows the same thing in every style.
 
     Raises ConfigError for an unknown class or style.
     """
@@ -63,7 +63,7 @@ def draw(class_name: str, style: str, seed: int) -> Image.Image:
 
 
 def adjectives(class_name: str, seed: int) -> tuple[str, ...]:
-    """Words that describe the thing in the picture of `draw`: a size, a colour, both or none.
+    """Return the words for the thing in the picture of `draw`: a size, a colour, both or none.
 
     Raises ConfigError for an unknown class.
     """
@@ -71,7 +71,7 @@ def adjectives(class_name: str, seed: int) -> tuple[str, ...]:
 
 
 def caption(class_name: str, style: str, rng: random.Random, words: Sequence[str] = ()) -> str:
-    """A training caption: it always names the class, sometimes the style and each of `words`.
+    """Make a training caption: it always names the class, sometimes the style and `words`.
 
     Raises ConfigError for an unknown class or style.
     """
@@ -104,7 +104,7 @@ def write_pictures(folder: Path, style: str, per_class: int, seed: int) -> None:
     """
     _known("style", style, STYLES)
     if per_class < 1:
-        raise ConfigError(f"per_class is {per_class}; ask for at least 1 picture of each class.")
+        raise ConfigError(f"per_class is {per_class}; it must be 1 or more pictures per class")
     marker = {
         "style": style,
         "per_class": per_class,
@@ -132,7 +132,7 @@ def write_pictures(folder: Path, style: str, per_class: int, seed: int) -> None:
 
 
 def picture_seed(style: str, seed: int, index: int) -> int:
-    """The 48-bit seed of picture `index` in the data set `seed`, whose pictures are of `style`."""
+    """Derive the 48-bit seed of picture `index` of the data set `seed` in the style `style`."""
     return random.Random(f"pictures/{style}/{seed}/{index}").getrandbits(48)
 
 
@@ -141,13 +141,13 @@ def _check_marker(folder: Path, marker: dict[str, object]) -> None:
         found = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ConfigError(
-            f"{folder} exists and is not a complete folder of drawn pictures. "
-            "Name another folder, or move this one away."
+            f"{folder} exists and is not a complete folder of drawn pictures; "
+            "choose another folder, or move this one away"
         ) from None
     if found != marker:
         raise ConfigError(
-            f"{folder} holds other drawn pictures ({found}) than those asked for ({marker}). "
-            "Name another folder, or remove this one to have it drawn anew."
+            f"{folder} holds drawn pictures with other settings ({found}) than requested "
+            f"({marker}); choose another folder, or remove this one to draw its pictures again"
         )
 
 
@@ -157,7 +157,9 @@ def _scene(class_name: str, seed: int) -> Scene:
 
 def _known(what: str, name: str, names: tuple[str, ...]) -> str:
     if name not in names:
-        raise ConfigError(f"Unknown {what} {name!r} of the drawn world; use {', '.join(names)}.")
+        raise ConfigError(
+            f"the drawn pictures have no {what} {name!r}; use one of: {', '.join(names)}"
+        )
     return name
 
 

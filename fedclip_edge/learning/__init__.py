@@ -1,1 +1,1 @@
-"""Learning: methods, strategies and evaluation. Only devices import torch; nothing uses MQTT."""
+"""Learning: methods, strategies and evaluation. Only code for devices imports torch."""

@@ -27,8 +27,8 @@ from fedclip_edge.records import F32, I64, Arrays, Plan, Update
 # at most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are smaller.
 PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
-_BLOCK = 1 << 14  # values: as float64 and int64 they fit into the cache beside their source
-_OVERFLOW = "the sum would overflow; choose fewer grid_bits"
+_BLOCK = 1 << 14  # values: as float64 and int64 they fit into the cache together with their source
+_OVERFLOW = "the sum of the updates would overflow int64; choose a smaller grid_bits in [plan]"
 
 
 class ExactSum:
@@ -71,11 +71,13 @@ class ExactSum:
         largest = max((max(-low, high) for low, high in ends), default=0)
         if largest > PER_PICTURE * update.weight:
             raise PeerError(
-                f"an integer sum of {largest} is above {PER_PICTURE} times its weight "
-                f"{update.weight}"
+                f"an integer sum of the update holds {largest}, which is above {PER_PICTURE} times "
+                f"the update's weight {update.weight}"
             )
         if self._largest_sum + largest > _INT64_MAX:
-            raise PeerError("the integer sums would overflow; choose a smaller max_weight")
+            raise PeerError(
+                "the integer sums would overflow int64; choose a smaller max_weight in [plan]"
+            )
         return largest
 
     def merge(self, other: ExactSum) -> None:
@@ -88,7 +90,7 @@ class ExactSum:
         shapes = _shapes({**other.terms, **other.sums})
         expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
-            raise PeerError(f"terms {shapes} do not match {expected}")
+            raise PeerError(f"the arrays {shapes} do not match those added before {expected}")
         if (
             self._largest + other._largest > _INT64_MAX
             or self._largest_sum + other._largest_sum > _INT64_MAX
@@ -104,16 +106,25 @@ class ExactSum:
         """Check the update's delta and return its largest absolute entry, in grid steps."""
         plan = self.plan
         if update.kind != "sum":
-            raise PeerError(f"an update of kind {update.kind!r} cannot be summed")
+            raise PeerError(
+                f"an update has kind {update.kind!r}; the strategy {plan.strategy} needs kind 'sum'"
+            )
         if update.weight > plan.max_weight:
-            raise PeerError(f"weight {update.weight} is above max_weight {plan.max_weight}")
+            raise PeerError(
+                f"the update's weight {update.weight} is above the plan's max_weight "
+                f"{plan.max_weight}"
+            )
         norm = norm_of(update.delta) / update.weight
         if norm > plan.max_norm:
-            raise PeerError(f"norm {norm:.4g} is above max_norm {plan.max_norm:g}")
+            raise PeerError(
+                f"the update's norm {norm:.4g} is above the plan's max_norm {plan.max_norm:g}"
+            )
         shapes = _shapes({**update.delta, **update.sums})
         expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
-            raise PeerError(f"terms {shapes} do not match {expected}")
+            raise PeerError(
+                f"the update's arrays {shapes} do not match those of the first update {expected}"
+            )
         ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.delta.values()]
         largest = max((max(-low, high) for low, high in ends), default=0.0)
         steps = round(math.ldexp(largest, plan.grid_bits))

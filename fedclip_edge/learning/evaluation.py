@@ -21,7 +21,7 @@ import numpy as np
 from fedclip_edge.records import F32, I64
 
 BINS = 15  # Guo et al., section 2
-_CLASSES_SAID = 2000  # three lists of this length fit into a control message of 64 KiB
+_CLASSES_REPORTED = 2000  # three lists of this length fit into a control message of 64 KiB
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Evaluation:
 
     @property
     def said(self) -> tuple[float | None, ...]:
-        """`per_class` for a report: rounded to 4 digits; empty above 2000 classes."""
-        if len(self.per_class) > _CLASSES_SAID:
+        """`per_class` for a report: rounded to 4 digits; empty for more than 2000 classes."""
+        if len(self.per_class) > _CLASSES_REPORTED:
             return ()
         return tuple(None if share is None else round(share, 4) for share in self.per_class)
 
@@ -57,12 +57,14 @@ class FleetEvaluation:
 def evaluate(logits: F32, labels: I64) -> Evaluation:
     """Evaluate logits float32 (N, C) against labels int64 (N,).
 
-    Column c of the logits belongs to label c. Raises ValueError without pictures, and for labels
-    outside 0 to C - 1.
+    Column c of the logits belongs to label c. Raises ValueError if there are no pictures (N is 0),
+    and for labels outside 0 to C - 1.
     """
     classes = logits.shape[1]
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"labels from {labels.min()} to {labels.max()} for {classes} classes")
+        raise ValueError(
+            f"labels: expected 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+        )
     answers = logits.argmax(axis=1)  # (N,)
     right = answers == labels
     shares = top1(logits, labels)
@@ -113,7 +115,7 @@ def top1(logits: F32, labels: I64) -> float:
     Raises ValueError without pictures.
     """
     if not len(labels):
-        raise ValueError("no test pictures to evaluate on")
+        raise ValueError("there are no test pictures to evaluate on")
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 

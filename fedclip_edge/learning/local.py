@@ -43,7 +43,10 @@ def fit(
 
 
 def measure(model: Model, test: Features, classes: ClassTexts) -> Evaluation:
-    """Evaluate a model on test features; raises ValueError without test pictures."""
+    """Evaluate a model on raw test features float32 (N, D) with labels int64 (N,).
+
+    Raises ValueError without test pictures, and ConfigError for an unknown method.
+    """
     return evaluate(methods.predict(model, test.vectors, classes), test.labels)
 
 

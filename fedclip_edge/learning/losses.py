@@ -4,9 +4,9 @@
   the batch. Other pictures of the same class count as negatives. The loss is the mean of the
   cross-entropies over rows and over columns. With a class twice in the batch it cannot reach zero.
 - multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same logits, but all pictures
-  of the same class together are the positive, so none of them is a negative. A target with equal
-  shares for these pictures would give the contrastive loss again, because the texts of a class are
-  one vector.
+  of the same class together count as the positive, so none of them is a negative. A target with
+  equal shares for these pictures would give the contrastive loss again, because all pictures of a
+  class have the same text vector.
 - cross-entropy: logits (B, C) against the classes, from torch.
 """
 

@@ -60,7 +60,7 @@ class Traits:
 
     rounds: int = 30  # used if the plan gives none
     is_averaged: bool = False  # devices send deltas, and a strategy combines them
-    one_round: bool = False  # a second round would add the same pictures again: it is refused
+    one_round: bool = False  # refuses a second round, which would add the same pictures again
     # The run's model is zero-shot CLIP. Each device keeps its own model and never sends it.
     is_personal: bool = False
 
@@ -107,7 +107,10 @@ class Method(Protocol):
         """
 
     def combine(self, model: Model, total: Total, state: State) -> tuple[Model, State]:
-        """Make the model of the next round, and the coordinator's state, from all updates."""
+        """Make the model of the next round, and the coordinator's state, from all updates.
+
+        `state` holds float32 arrays by name, and is empty before the first round.
+        """
 
     def logits(
         self, terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
@@ -130,7 +133,10 @@ class Personal(Protocol):
         classes: ClassTexts,
         plan: Plan,
     ) -> Model:
-        """Make the device's own model; the method's `logits` accepts its parameters."""
+        """Make the device's own model; the method's `logits` accepts its parameters.
+
+        The features are raw, float32 (N, D). Raises ConfigError for a bad option.
+        """
 
     def personal_shapes(self, model: Model, classes: ClassTexts, dim: int) -> Shapes:
         """Shapes of the parameters of such a model, for the number of pictures it holds."""

@@ -24,14 +24,17 @@ _SHARE, _OWN = "mix", "own/"  # the share's parameter; the prefix of the device'
 
 
 def mixed(shared: Model, own: Model, share: float) -> Model:
-    """Mix two models of the same shapes; the result has the round of the shared one."""
-    beside = {_OWN + name: term for name, term in own.parameters.items()}
-    terms: Arrays = {**shared.parameters, **beside, _SHARE: np.array(share, np.float32)}
+    """Mix two models of the same shapes; the result has the round of the shared one.
+
+    `share` is the fraction of the device's own logits, from 0 to 1.
+    """
+    prefixed = {_OWN + name: term for name, term in own.parameters.items()}
+    terms: Arrays = {**shared.parameters, **prefixed, _SHARE: np.array(share, np.float32)}
     return replace(shared, parameters=terms)
 
 
 def is_one(model: Model) -> bool:
-    """True where the model is a mix."""
+    """Return whether the model is a mix."""
     return _SHARE in model.parameters
 
 

@@ -80,7 +80,10 @@ def send(prefix: str, features: Features, classes: int, min_per_class: int) -> d
     counts[counts < min_per_class] = 0
     kept = np.flatnonzero(counts[features.labels] > 0)
     if len(kept) > _MOST:
-        raise DataError(f"{len(kept)} pictures on one device, limit {_MOST}; split the device")
+        raise DataError(
+            f"the device has {len(kept)} {prefix} pictures, but at most {_MOST} can be summed "
+            "exactly; divide them between several devices"
+        )
     dim = features.vectors.shape[1]
     gram, sums = np.zeros((dim, dim)), np.zeros((classes, dim))
     for first in range(0, len(kept), _ROWS):

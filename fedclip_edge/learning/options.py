@@ -28,9 +28,13 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected above 0 up to 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name}: expected above 0 and at most 1, got {getattr(self, name)}"
+                )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError("beta1, beta2: expected 0 up to, but not including, 1")
+            raise ValueError(
+                f"beta1, beta2: expected at least 0 and below 1, got {self.beta1} and {self.beta2}"
+            )
         if not 0 <= self.weight_decay <= 10:
             raise ValueError(f"weight_decay: expected 0 to 10, got {self.weight_decay}")
         if not 0 <= self.proximal_mu <= 1e6:

@@ -1,15 +1,15 @@
 """Personal models: made from the shared model on a device, chosen there and never sent.
 
 A personal method (tip-adapter) makes one for every shared model. For the other methods the plan's
-`personal_epochs` asks for one. After the last round the device then trains on alone from the shared
-model, epoch by epoch. (A one-round method solves once more, with the shared head in the place of
-the class texts.) Each model on the way is tried in four mixes with the shared one (mixture.py).
+`personal_epochs` asks for one. After the last round the device then continues to train the shared
+model alone, epoch by epoch. (A one-round method solves once more, with the shared head in place of
+the class texts.) The model of each epoch is tried in four mixes with the shared one (mixture.py).
 
 Laws, for models chosen by `personal_epochs`:
 
-- On the device's validation pictures the chosen model is never less accurate than the shared one,
-  which is a candidate and wins unless another one is better.
-- Without validation pictures nothing is chosen.
+- On the device's validation pictures the chosen model is never less accurate than the shared one:
+  the shared model is a candidate and is kept unless another one is better.
+- A device without validation pictures keeps no personal model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def personal(
 
     Returns None without training pictures and for a plan without personal models. With
     `personal_epochs` it also returns None before the last round and without validation pictures,
-    and returns `model` itself if no candidate is better.
+    and returns `model` itself if no candidate is better. Raises ConfigError for a bad option and
+    DataError if the features do not fit the classes.
     """
     if not len(sides.train):
         return None

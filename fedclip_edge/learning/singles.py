@@ -41,19 +41,24 @@ class Singles:
         """
         if update.kind != "single":
             raise PeerError(
-                f"an update of kind {update.kind!r} came, and {self.plan.strategy} sees each by itself"
+                f"an update has kind {update.kind!r}; the strategy {self.plan.strategy} needs kind "
+                "'single'"
             )
         if update.weight != 1 or update.sums:
             raise PeerError(
-                f"a single update has weight 1 and no sums, got weight {update.weight} and "
-                f"{len(update.sums)} sums"
+                f"an update of kind 'single' has weight {update.weight} and {len(update.sums)} "
+                "sums; it must have weight 1 and no sums"
             )
         norm = norm_of(update.delta)
         if norm > self.plan.max_norm:
-            raise PeerError(f"norm {norm:.4g} is above max_norm {self.plan.max_norm:g}")
+            raise PeerError(
+                f"the update's norm {norm:.4g} is above the plan's max_norm {self.plan.max_norm:g}"
+            )
         shapes = {name: term.shape for name, term in update.delta.items()}
         if self._by_hash and shapes != self.shapes:
-            raise PeerError(f"terms {shapes} do not match {self.shapes}")
+            raise PeerError(
+                f"the update's arrays {shapes} do not match those of the first update {self.shapes}"
+            )
 
     def add(self, update: Update) -> None:
         """Keep one device's update; raises PeerError and keeps nothing if `check` refuses it."""

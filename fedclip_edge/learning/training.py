@@ -55,7 +55,8 @@ def change(
     trained = train(terms, features, loss, options, seed, drift)
     if not all(np.isfinite(term).all() for term in trained.values()):
         raise ConfigError(
-            f"training diverged in round {round + 1}; lower lr or weight_decay under [plan.options]"
+            f"training diverged in round {round + 1} (a parameter is NaN or infinite); lower lr or "
+            "weight_decay under [plan.options]"
         )
     weight = max(1, len(features)) if options.weighting == "pictures" else 1
     for name, term in trained.items():  # in place, to save memory: they are as large as the model

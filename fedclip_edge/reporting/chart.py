@@ -95,7 +95,7 @@ def chart_layout(
 
     Without `axis`, the axis counts rounds. Names are cut to `name_columns` columns of Latin
     letters; `figures` puts the last accuracy after each name. The chart is higher than `height_px`
-    where its labels would not fit. A line without a finite accuracy is left out.
+    if its labels would not fit otherwise. A line without a finite accuracy is left out.
     """
     known = [
         [(x, v) for x, value in enumerate(line.by_round) if (v := number(value)) is not None]

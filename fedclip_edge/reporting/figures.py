@@ -11,7 +11,7 @@ from typing import Any
 
 
 def number(value: object) -> float | None:
-    """Return `value` as a float, or None where it is no finite number."""
+    """Return `value` as a float, or None if it is not a finite number."""
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     return None
@@ -20,8 +20,8 @@ def number(value: object) -> float | None:
 def difference(accuracy: Mapping[str, Any], after: str, before: str) -> float | None:
     """Return accuracy `after` minus accuracy `before`, of the figures as shown, as a fraction.
 
-    Both are rounded to 0.1 points first, so the shown figures and the shown difference agree. None
-    where one is missing.
+    Both are rounded to 0.1 points first, so the shown figures and the shown difference agree.
+    Returns None if one is missing.
     """
     new, old = number(accuracy.get(after)), number(accuracy.get(before))
     if new is None or old is None:

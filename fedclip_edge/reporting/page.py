@@ -21,8 +21,8 @@ from fedclip_edge.storage import atomic
 def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
     """Render `template` with `values` and write it to `path`, completely or not at all.
 
-    The template may include those of this package. Raises jinja2's UndefinedError for a missing
-    value, its TemplateNotFound for a missing template, and OSError where the disk refuses.
+    The template may include templates of this package. Raises jinja2's UndefinedError for a missing
+    value, its TemplateNotFound for a missing template, and OSError if the file cannot be written.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).resolve().parent]),

@@ -39,7 +39,7 @@ def aligned(
     The first `left` columns name the row. They are aligned to the left and the others to the right,
     unless `align` has an "l" or an "r" for each column. A table wider than `width` columns is
     divided into several, one above the other, each with the names. `parts` groups the indices of
-    the other columns: a group is divided only where it alone is too wide. A cell that is still too
+    the other columns: a group is divided only if it alone is too wide. A cell that is still too
     wide continues in the next line.
     """
     from rich.cells import cell_len
@@ -83,7 +83,7 @@ def _divided(
 
 
 def _narrowed(widths: Sequence[int], left: int, gap: int, width: int) -> list[int]:
-    """Take excess width from the names where they have over half of it, else from the others."""
+    """Take excess width from the names if they have over half of it, else from the others."""
     its = list(widths)
     room = width - gap * (len(its) - 1)
     while sum(its) > room and max(its) > 1:

@@ -1,1 +1,1 @@
-"""Simulation of many virtual devices on one machine, with the agents' and coordinator's code."""
+"""Simulation of many devices on one machine, with the code of the agent and the coordinator."""

@@ -22,7 +22,7 @@ from fedclip_edge.simulating.workers import Hosts
 
 @dataclass(frozen=True)
 class Choices:
-    """The user's choices."""
+    """Settings of a comparison, as given on the command line."""
 
     settings: tuple[Setting, ...]
     split: Split
@@ -63,13 +63,13 @@ def check(choices: Choices, pool: Pool) -> None:
             )
             if few != all_ or methods.get(setting.plan.method).TRAITS.is_personal:
                 raise ConfigError(
-                    f"{setting.label} learns something for each class, and so cannot name the new "
-                    f"classes of --base-to-new ({new.names[0]}, ...); leave it out"
+                    f"{setting.label} learns something for each class, so it cannot recognise the "
+                    f"new classes of --base-to-new ({new.names[0]}, ...); remove it from --methods"
                 )
 
 
 def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
-    """The domains to hold out, one after the other; ("",) if none is held out.
+    """List the domains to hold out, one after the other; ("",) if none is held out.
 
     Raises DataError if the pool has fewer than two domains, and ConfigError for an unknown domain.
     """
@@ -77,21 +77,21 @@ def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
         return ("",)
     if len(pool.domains) < 2:
         raise DataError(
-            "--hold-out needs domains: pictures as DOMAIN/CLASS/*, or train_group and test_group "
-            "in the array file"
+            "--hold-out needs at least two domains: arrange the pictures as DOMAIN/CLASS/FILE, or "
+            "write train_group and test_group to the --features file"
         )
     if choices.hold_out == "all":
         return pool.domains
     if choices.hold_out not in pool.domains:
         raise ConfigError(
-            f"--hold-out {choices.hold_out!r} is none of the domains; there are: "
+            f"--hold-out: there is no domain {choices.hold_out!r}; choose one of: "
             f"{', '.join(pool.domains)}, or all"
         )
     return (choices.hold_out,)
 
 
 def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
-    """The fleet for one seed and one held-out domain; raises as `deal` does."""
+    """Make the fleet for one seed and one held-out domain; raises as `deal` does."""
     return deal(
         pool,
         choices.split,
@@ -105,7 +105,7 @@ def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
 
 
 def views(choices: Choices, pool: Pool) -> tuple[View, ...]:
-    """The sets of classes to evaluate on: all classes, or base and then new classes.
+    """List the sets of classes to evaluate on: all classes, or base and then new classes.
 
     Base classes are the first half, rounded up. Raises DataError for --base-to-new with fewer than
     four classes.
@@ -114,13 +114,15 @@ def views(choices: Choices, pool: Pool) -> tuple[View, ...]:
     if not choices.base_to_new:
         return (View("", pool.classes, np.arange(count)),)
     if count < 4:
-        raise DataError(f"--base-to-new needs four classes or more, there are {count}")
+        raise DataError(
+            f"--base-to-new needs four classes or more, but there are {count}; leave it out"
+        )
     half = -(-count // 2)  # rounded up, as in CoOp and the work based on it
     return (_view("base", pool.classes, 0, half), _view("new", pool.classes, half, count))
 
 
 def count_rounds(choices: Choices, pool: Pool) -> int:
-    """The number of rounds of all runs together; evaluating the initial model counts as one."""
+    """Count the rounds of all runs together; evaluating the initial model counts as one."""
     rounds = sum(setting.plan.rounds + 1 for setting in choices.settings)
     return rounds * choices.seeds * len(held_out(choices, pool))
 
@@ -139,8 +141,9 @@ def compare(
             fleet = deal_of(choices, pool, seed, domain)
             if fleet.topped_up:
                 note(
-                    f"seed {seed}: {fleet.topped_up} of {len(fleet.devices)} devices took training "
-                    f"pictures from the largest to have {choices.least}"
+                    f"seed {seed}: {fleet.topped_up} of {len(fleet.devices)} devices had fewer than "
+                    f"{choices.least} training pictures (--least) and got some from the largest "
+                    "devices"
                 )
             for setting in choices.settings:
                 run = results.Run(

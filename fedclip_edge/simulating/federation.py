@@ -1,4 +1,4 @@
-"""The loop of one simulated run, with the round of ARCHITECTURE.md.
+"""The loop of one simulated run, with the round as in ARCHITECTURE.md.
 
 Laws:
 - over the same devices, a run gives the same model as a real coordinator and real agents, byte for
@@ -31,7 +31,7 @@ _NONE = np.zeros(0, np.int64)
 class Round:
     """The results after `round` closed rounds, when every device has evaluated the model.
 
-    Byte counts are those of the payloads to and from each device so far.
+    Byte counts are those of the payloads that each device has sent and received so far.
     """
 
     round: int
@@ -45,8 +45,9 @@ class Round:
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     """Run all rounds and yield their results, from round 0 (the initial model) to the last.
 
-    Raises PeerError, ConfigError and DataError as the functions of agents and coordinator do, and
-    RunError if a worker process is gone.
+    Raises ConfigError for a training that diverges, PeerError for an update that exceeds the plan's
+    bounds, DataError for features that do not fit the classes, and RunError if a worker process
+    ended.
     """
     plan, devices = task.plan, _participants(task, fleet)
     hosts.start_run(task, devices)
@@ -87,7 +88,7 @@ def _announce(task: Task, model: Model, plan: Plan, *, is_last: bool) -> Announc
 
 
 def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
-    """The devices of a run; on the pooled line one extra device trains on all training pictures."""
+    """List the devices of a run; if it is pooled, one more device trains on all pictures."""
     devices = list(fleet.devices)
     if task.line == "pooled":
         train, validation = (
@@ -98,6 +99,6 @@ def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
             Device(POOLED, np.sort(train), np.sort(validation), _NONE),
             *(replace(device, train=_NONE, validation=_NONE) for device in devices),
         ]
-    if fleet.held_out is not None and task.line != "local":  # on the local line it has no model
+    if fleet.held_out is not None and task.line != "local":  # without a fleet it has no model
         devices.append(fleet.held_out)
     return devices

@@ -1,8 +1,9 @@
 """A host of some virtual devices of one run: their data, training, uploads and evaluation.
 
-A device's round is the agent's: `learning/local.py` trains, and `upload.encode` packs the update
-with error feedback. The coordinator's part follows at once: `wire.unpack_contribution` and an exact
-sum. Partial sums are exact too, so the result does not depend on which host has which device.
+A device's round runs the agent's code: `learning/local.py` trains, and `upload.encode` packs the
+update with error feedback. The coordinator's code follows immediately: `wire.unpack_contribution`
+and an exact sum. Partial sums are exact too, so the result does not depend on which host has which
+device.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Announcement:
-    """The model of a round as published; payload and version are empty on the local line."""
+    """The model of a round as published; payload and version are empty if devices train alone."""
 
     payload: bytes
     version: str  # SHA-256 of the payload in hex
@@ -103,9 +104,10 @@ class Host:
     def run_round(self, announced: Announcement) -> Answer:
         """Evaluate the announced model on every device, and train on it unless it is the last.
 
-        On the local line every device evaluates and trains its own model. Raises PeerError if the
-        payload is no model of the plan or an update exceeds the plan's bounds, and DataError if the
-        features do not fit the classes.
+        If devices train alone (`line` is "local"), every device evaluates and trains its own model.
+        Raises PeerError if the payload is not a model of the plan or an update exceeds the plan's
+        bounds, DataError if the features do not fit the classes, and ConfigError if a training
+        diverges.
         """
         plan = self.task.plan
         total, up_bytes = strategies.total(plan), {}

@@ -1,4 +1,4 @@
-"""The pool of a picture folder: each picture encoded once and split by its hash, as agents do."""
+"""Reader of a folder of pictures: each is encoded once and split by its hash, as on an agent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedclip_edge.vision.encoder import open_encoder
 def read_pictures(
     folder: Path, bundle: Bundle, config: EncoderConfig, cache: Path, progress: Progress | None
 ) -> tuple[Pool, tuple[Skipped, ...]]:
-    """The pool of `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*, and the files that were skipped.
+    """Read `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*; return the pool and the skipped files.
 
     `cache` is the path of a feature cache. Raises DataError as `read_folder` does and if no picture
     can be read, and BundleError if the encoder fails.
@@ -49,7 +49,7 @@ def read_pictures(
     broken = {entry.path for entry in embedded.skipped}
     kept = [entry for entry in sides if entry[0].path not in broken]
     if not kept:
-        raise DataError(f"{folder} holds no picture that can be read; name another folder")
+        raise DataError(f"none of the pictures in {folder} can be read; give another folder")
     return Pool(
         classes=bundle.classes,
         encoder_id=bundle.manifest.encoder_id,
@@ -62,7 +62,7 @@ def read_pictures(
 
 
 def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
-    """Datasets by domain; under the key "" if the folders are the classes themselves."""
+    """Read the datasets by domain; under the key "" if the folders in `folder` are classes."""
     inside = sorted(
         entry
         for entry in (folder.iterdir() if folder.is_dir() else ())

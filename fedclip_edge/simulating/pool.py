@@ -32,7 +32,10 @@ _KNOWN = (*_REQUIRED, *_TEXTS, *_GROUPS, "logit_scale")
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The raw feature, label, side and domain of every picture."""
+    """The raw feature, label, side and domain of each of N pictures.
+
+    A side is one of TRAIN, VALIDATION and TEST.
+    """
 
     classes: ClassTexts
     encoder_id: str
@@ -76,11 +79,14 @@ def read_features(path: Path, validation: float, bundle: Bundle | None = None) -
         x, y = _matrix(path, f"{name}_x", arrays), _labels(path, f"{name}_y", arrays, texts.names)
         if x.shape[1] != dim:
             raise DataError(
-                f"{path}: {name}_x is {x.shape[1]} wide, the class texts {dim}; "
-                "take both from one model"
+                f"{path}: {name}_x has {x.shape[1]} columns, but the class texts have {dim}; "
+                "compute both with the same CLIP model"
             )
         if len(x) != len(y):
-            raise DataError(f"{path}: {name}_x has {len(x)} rows, {name}_y {len(y)} labels")
+            raise DataError(
+                f"{path}: {name}_x has {len(x)} rows, but {name}_y has {len(y)} labels; each "
+                "picture needs one of both"
+            )
         sides[name] = (x, y)
     (train_x, train_y), (test_x, test_y) = sides["train"], sides["test"]
     groups = _groups(path, arrays, len(train_y), len(test_y))
@@ -107,7 +113,7 @@ def _load(path: Path) -> Mapping[str, NDArray[Any]]:
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is one array, not an .npz file of several; {_WRITE}")
+                raise DataError(f"{path} is a single array, not an .npz file; {_WRITE}")
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; {_WRITE}") from None
@@ -115,35 +121,37 @@ def _load(path: Path) -> Mapping[str, NDArray[Any]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
-            f"{path} is damaged, no .npz file, or holds Python objects ({error}); {_WRITE}"
+            f"{path} is damaged, is not an .npz file, or holds Python objects ({error}); {_WRITE}"
         ) from error
     if unknown := sorted(set(arrays) - set(_KNOWN)):
-        raise DataError(f"{path}: unknown array {unknown[0]!r}; there can be {', '.join(_KNOWN)}")
+        raise DataError(f"{path}: unknown array {unknown[0]!r}; allowed are {', '.join(_KNOWN)}")
     if missing := [name for name in _REQUIRED if name not in arrays]:
         raise DataError(f"{path}: the array {missing[0]!r} is missing; {_WRITE}")
     return arrays
 
 
-_WRITE = f"write one with numpy.savez and the arrays {', '.join((*_REQUIRED, *_TEXTS))}"
+_WRITE = f"write it with numpy.savez and the arrays {', '.join((*_REQUIRED, *_TEXTS))}"
 
 
 def _matrix(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> F32:
     array = arrays[name]
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
         raise DataError(
-            f"{path}: {name} is {array.dtype} with shape {list(array.shape)}; "
-            "it must be numbers of shape [pictures, width], at least one picture"
+            f"{path}: {name} is {array.dtype} with shape {list(array.shape)}; it must be numbers "
+            "of shape [rows, feature width], with at least one row"
         )
     with np.errstate(over="ignore"):
         vectors = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise DataError(
-            f"{path}: {name} holds NaN or infinity (first in row {row}); leave such pictures out"
+            f"{path}: {name} holds NaN or infinity (first in row {row}); remove such rows"
         )
     if not vectors.any(axis=1).all():
         row = int(np.flatnonzero(~vectors.any(axis=1))[0])
-        raise DataError(f"{path}: {name} holds a row of zeros ({row}), which has no direction")
+        raise DataError(
+            f"{path}: {name} holds a row of zeros ({row}), which cannot be normalised; remove it"
+        )
     return vectors
 
 
@@ -154,7 +162,7 @@ def _labels(
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(
             f"{path}: {name} is {array.dtype} with shape {list(array.shape)}; it must be whole "
-            "numbers of shape [pictures], the places of the labels in the class list"
+            "numbers of shape [pictures], each the index of the class, from 0"
         )
     if len(array) and not 0 <= int(array.min()) <= int(array.max()) < len(classes):
         raise DataError(
@@ -171,20 +179,21 @@ def _class_texts(
         width = arrays["train_x"].shape[-1] if arrays["train_x"].ndim else 0
         if width != bundle.manifest.dim:
             raise BundleError(
-                f"{bundle.folder} gives features of width {bundle.manifest.dim}, train_x of {path} "
-                f"has {width}; name the bundle that the features were made with"
+                f"{bundle.folder} gives features of width {bundle.manifest.dim}, but train_x of "
+                f"{path} has width {width}; give the bundle that computed these features"
             )
         if not any(name in arrays for name in _TEXTS):
             return bundle.classes
     if missing := [name for name in _TEXTS if name not in arrays]:
         raise DataError(
-            f"{path}: the array {missing[0]!r} is missing; add it, or name the features' --bundle"
+            f"{path}: the array {missing[0]!r} is missing; add it, or give --bundle with the "
+            "bundle that computed these features"
         )
     names = arrays["classes"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(
-            f"{path}: classes is {names.dtype} with shape {list(names.shape)}; it must be texts "
-            "of shape [classes]"
+            f"{path}: classes is {names.dtype} with shape {list(names.shape)}; it must hold the "
+            "class names as strings, in shape [classes]"
         )
     vectors = _matrix(path, "class_texts", arrays)
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
@@ -199,11 +208,13 @@ def _class_texts(
             "unknown",
         )
     except ValueError as error:
-        raise DataError(f"{path}: class_texts and classes do not fit: {error}") from error
+        raise DataError(
+            f"{path}: class_texts and classes do not fit each other: {error}; write both again"
+        ) from error
     if bundle is not None and texts.names != bundle.classes.names:
         raise BundleError(
-            f"{bundle.folder} has other classes, or in another order, than {path}; leave out "
-            "class_texts and classes, or the bundle"
+            f"{bundle.folder} has other classes than {path}, or in another order; remove "
+            "class_texts and classes from the file, or leave out --bundle"
         )
     return texts
 
@@ -215,7 +226,9 @@ def _groups(
     if not given:
         return ()
     if len(given) == 1:
-        raise DataError(f"{path}: {given[0]} stands alone; both {' and '.join(_GROUPS)} are needed")
+        raise DataError(
+            f"{path}: {given[0]} needs its counterpart; write both {' and '.join(_GROUPS)}, or none"
+        )
     found: list[str] = []
     for name, count in zip(_GROUPS, (train, test), strict=True):
         array = arrays[name]

@@ -24,7 +24,7 @@ from fedclip_edge.simulating.results import Outcome, Point
 from fedclip_edge.simulating.summary import Row, percent
 
 TEMPLATE = Path(__file__).resolve().with_name("report.html.j2")
-_BYTES = "bytes to and from all participants, models and updates"
+_BYTES = "bytes sent and received by all devices"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def write_report(
 ) -> None:
     """Write the page atomically; `whole` is the content of summary.json.
 
-    There must be at least one row. Raises OSError if the disk refuses.
+    There must be at least one row. Raises OSError if the file cannot be written.
     """
     values = {
         "version": __version__,
@@ -53,6 +53,7 @@ def write_report(
         "has_held_out": any(row.held_out_top1 for row in rows),
         "has_domains": any(row.held_out for row in rows),
         "has_views": any(row.view for row in rows),
+        "has_lines": any(one.run.setting.line != "federated" for one in outcomes),
         "has_personal": any(one.run.setting.plan.personal_epochs for one in outcomes),
         "seeds": max(row.seeds for row in rows),
     }
@@ -60,7 +61,7 @@ def write_report(
 
 
 def best(rows: Sequence[Row]) -> str:
-    """One sentence that compares the best federated mean with zero-shot.
+    """Compare the best federated mean with zero-shot, in one sentence.
 
     If no setting sent anything, it names the best of all. There must be at least one row.
     """
@@ -74,12 +75,12 @@ def best(rows: Sequence[Row]) -> str:
         return row.mean.mean
 
     first = max(sent, key=mean)
-    said = f"{first.method} reaches {percent(first.mean)} % on the devices' own test pictures"
-    return f"{said}; zero-shot, before any training, {percent(first.zero_shot)} %."
+    said = f"{first.method} reaches {percent(first.mean)} % mean accuracy on the devices' own test"
+    return f"{said} pictures; zero-shot CLIP, without training, {percent(first.zero_shot)} %."
 
 
 def drawings(outcomes: Sequence[Outcome]) -> list[Drawing]:
-    """Charts by round and by bytes, for the participants' own and for the held-out pictures."""
+    """Make charts by round and by bytes, of the devices' own and of the held-out pictures."""
     found = []
     views = dict.fromkeys(one.view for one in outcomes)
     for view in views:
@@ -87,9 +88,9 @@ def drawings(outcomes: Sequence[Outcome]) -> list[Drawing]:
         of = f", {view} classes" if view else ""
         own: Callable[[Point], float | None] = lambda point: point.mean  # noqa: E731
         apart: Callable[[Point], float | None] = lambda point: point.held_out  # noqa: E731
-        found += _pair(shown, f"The participants' own test pictures{of}", own, _zero_shot)
+        found += _pair(shown, f"The devices' own test pictures{of}", own, _zero_shot)
         if any(one.held_out for one in shown):
-            found += _pair(shown, f"The held-out domain{of}", apart, _held_out_zero_shot)
+            found += _pair(shown, f"The held-out domain's pictures{of}", apart, _held_out_zero_shot)
     return found
 
 
@@ -117,10 +118,11 @@ def _pair(
         for line in by_round
     ]
     axis = bytes_axis([n for its in spent.values() for n in its], _BYTES)
-    made = [Drawing(f"{title}, by round", "Mean over seeds and held-out domains.", _both(by_round))]
+    about = "Mean accuracy over devices, seeds and held-out domains."
+    made = [Drawing(f"{title}, by round", about, _both(by_round))]
     if any(line.by_round.count(None) < len(line.by_round) for line in by_bytes):
-        about = "What sends nothing (local, pooled) is left out. Each step to the right is tenfold."
-        made.append(Drawing(f"{title}, by byte sent", about, _both(by_bytes, axis)))
+        about = "The axis is logarithmic. Methods that send nothing (:local, :pooled) are left out."
+        made.append(Drawing(f"{title}, by bytes sent", about, _both(by_bytes, axis)))
     return made
 
 

@@ -1,10 +1,10 @@
 """The results of a simulation: CSV rows for each round, and an outcome for each finished run.
 
 The CSV's columns are `method, seed, split, held_out, device, round, top1, zero_shot, bytes_up,
-bytes_down`. Accuracies are fractions on test pictures, empty for a device that has none. Bytes are
-those of the payloads so far, without chunk headers and control messages. The device `all` is the
-fleet without the held-out domain: its accuracy is that over all test pictures together, and its
-bytes are the sum over the devices. With --base-to-new, `split` also says base or new.
+bytes_down`. Accuracies are fractions of the test pictures, empty for a device that has none. Bytes
+are those of the payloads so far, without chunk headers and control messages. The device `all` is
+the fleet without the held-out domain: its accuracy is that over all test pictures together, and its
+bytes are the sum over the devices. With --base-to-new, `split` ends with base or new.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Point:
     """One round in the charts."""
 
     round: int
-    mean: float | None  # of the participants' top-1; None if none has test pictures
+    mean: float | None  # of the devices' top-1; None if none has test pictures
     held_out: float | None
-    body_bytes: int  # up and down, of all participants so far
+    body_bytes: int  # sent and received by all devices so far
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Outcome:
     held_out: Evaluation | None
     held_out_zero_shot: Evaluation | None
     devices: int
-    up_bytes: int  # of all participants, all rounds
+    up_bytes: int  # of all devices, all rounds
     down_bytes: int
 
 
 def header() -> str:
-    """The header line of the CSV."""
+    """Return the header line of the CSV."""
     return _lines([COLUMNS])
 
 
 def rows(run: Run, fleet: Fleet, found: Round) -> str:
-    """The CSV lines of one round."""
+    """Format the CSV lines of one round."""
     lines = []
     names = [device.name for device in fleet.devices]
     for view in run.views:
@@ -99,7 +99,7 @@ def rows(run: Run, fleet: Fleet, found: Round) -> str:
 
 
 class Following:
-    """A collector of one run's rounds; it keeps only what the outcomes need."""
+    """A collector of the rounds of one run; it keeps only the figures that the outcomes need."""
 
     def __init__(self, run: Run, fleet: Fleet) -> None:
         self._run = run
@@ -118,7 +118,7 @@ class Following:
             points.append(Point(found.round, mean, None if apart is None else apart.top1, spent))
 
     def outcomes(self) -> Iterator[Outcome]:
-        """One outcome for each view; at least one round must have been added."""
+        """Yield one outcome for each view; at least one round must have been added."""
         last = self._last
         assert last is not None
         for view, points in self._points.items():

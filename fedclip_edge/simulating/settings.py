@@ -1,11 +1,12 @@
-"""The parser of `--methods`: the methods, lines and settings to compare.
+"""The parser of `--methods`: the methods and settings to compare.
 
-    zeroshot,fedclip,fedclip@lr=1e-3,loss=cross-entropy,fedclip:local,ridge:pooled@lambda=0.3
+    zeroshot,fedclip,fedclip@lr=1e-3,loss=cross-entropy,fedclip:local,ridge:pooled@l2=0.3
 
-A name may be followed by `:local` (each device trains alone, the lower line) or `:pooled` (one
-device trains on all training pictures, the upper line), and then by `@` and options of the method
-or of the plan (rounds, strategy, codec_up, ...). `strategy.NAME` is an option of the strategy. A
-`name=value` after a comma belongs to the setting before it.
+A name may be followed by `:local` or `:pooled`. With `:local` each device trains alone, which is the
+lower reference for the federation. With `:pooled` one device trains on the training pictures of all
+devices, which is the upper reference. Without either, the setting is federated. After that, `@` may
+introduce options of the method or of the plan (rounds, strategy, codec_up, ...). `strategy.NAME` is
+an option of the strategy. A `name=value` after a comma belongs to the setting before it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ _OF_STRATEGY = "strategy."
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of the comparison; `label` is its text as typed."""
+    """One setting of the comparison; `label` is its text as typed.
+
+    `line` is "federated", "local" (each device alone) or "pooled" (one device with all pictures).
+    """
 
     label: str
     plan: Plan
@@ -59,7 +63,7 @@ def parse_settings(text: str, rounds: int | None) -> tuple[Setting, ...]:
     labels = [setting.label for setting in settings]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"--methods names {label!r} twice; once is enough")
+            raise ConfigError(f"--methods contains {label!r} twice; remove one")
     return tuple(settings)
 
 
@@ -68,12 +72,14 @@ def _setting(pieces: list[str], rounds: int | None) -> Setting:
     head, at, first = pieces[0].partition("@")
     name, _, line = head.partition(":")
     if not name:
-        raise ConfigError(f"--methods: {label!r} names no method; write zeroshot,fedclip")
+        raise ConfigError(
+            f"--methods: {label!r} has no method name; write for example zeroshot,fedclip"
+        )
     traits = methods.get(name).TRAITS
     if line not in _LINES:
         near = difflib.get_close_matches(line, ["local", "pooled"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "there are: local, pooled"
-        raise ConfigError(f"--methods: {label!r}: no line {line!r}; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else "write :local, :pooled or neither"
+        raise ConfigError(f"--methods: {label!r}: unknown suffix {line!r}; {hint}")
     of_plan: dict[str, Scalar] = {"rounds": 1 if traits.rounds == 1 else rounds or 0}
     options: dict[str, Scalar] = {}
     of_strategy: dict[str, Scalar] = {}

@@ -1,10 +1,10 @@
 """Splits of the pool's pictures over virtual devices.
 
-- domain: a device holds a domain, or an even part of one;
+- domain: a device holds the pictures of a domain, or an even part of them;
 - dirichlet:ALPHA: the devices' shares of each class are drawn from a symmetric Dirichlet
   distribution, and are the same for training, validation and test. They are drawn again until every
   device has enough training pictures. If none of TRIES draws is enough, the devices with too few
-  take pictures from the device with the most, and the user is told. Yurochkin et al. 2019, arXiv
+  get pictures from the device with the most, and a note is printed. Yurochkin et al. 2019, arXiv
   1905.12022; Li, Diao, Chen, He 2022, arXiv 2102.02079;
 - iid: even shares of each class.
 
@@ -98,13 +98,13 @@ def deal(
 
     - `devices`: their number; by default one for each domain, and ten for the other splits;
     - `held_out`: one of the pool's domains, which no device trains on;
-    - `shots`: the most training pictures of a class that a device keeps;
-    - `least`: the training pictures that a device needs; the domain split ignores it;
+    - `shots`: the largest number of training pictures per class on a device;
+    - `least`: the smallest number of training pictures on a device; the domain split ignores it;
     - `noisy`: the fraction of devices that send noise; their number is rounded down.
 
     Raises DataError if the pool has too few domains or too few training pictures, or if its domains
     give no distinct device ids. Raises ConfigError if `devices` is fewer than the domains, or if
-    `noisy` comes to no device.
+    `noisy` is less than one device.
     """
     random = np.random.default_rng([seed, 0x5EED])
     inside = np.ones(len(pool.labels), bool)
@@ -121,9 +121,7 @@ def deal(
         )
         fleet = replace(fleet, devices=tuple(few))
     if not any(len(device.train) for device in fleet.devices):
-        raise DataError(
-            "no device has a training picture; add pictures, or hold out another domain"
-        )
+        raise DataError("no device has a training picture; add pictures or hold out another domain")
     if noisy:
         fleet = replace(fleet, devices=_with_noise(fleet.devices, noisy, random))
     if held_out:
@@ -138,7 +136,8 @@ def _with_noise(
     count = int(share * len(devices) + 1e-9)
     if not count:
         raise ConfigError(
-            f"--noisy {share:g} of {len(devices)} devices is none; use more --devices, or a larger share"
+            f"--noisy {share:g} of {len(devices)} devices is less than one device; use a larger "
+            "fraction or more --devices"
         )
     chosen = set(random.permutation(len(devices))[:count])
     return tuple(replace(one, sends_noise=i in chosen) for i, one in enumerate(devices))
@@ -149,15 +148,17 @@ def _by_domain(
 ) -> Fleet:
     if len(pool.domains) < 2:
         raise DataError(
-            "--split domain needs domains: pictures as DOMAIN/CLASS/*, or train_group and "
-            "test_group in the array file; use --split dirichlet:0.1 or iid without"
+            "--split domain needs at least two domains: arrange the pictures as DOMAIN/CLASS/FILE, "
+            "or write train_group and test_group to the --features file; without domains use "
+            "--split iid or dirichlet:0.1"
         )
     ids = _ids(pool.domains)
     domains = [name for name in pool.domains if name != held_out]
     count = len(domains) if devices is None else devices
     if count < len(domains):
         raise ConfigError(
-            f"--devices {count} is fewer than the {len(domains)} domains; leave it out for one each"
+            f"--devices {count} is fewer than the {len(domains)} domains; leave it out to get one "
+            "device per domain"
         )
     made = []
     for place, domain in enumerate(domains):
@@ -189,8 +190,8 @@ def _by_class(
     have = int(training.sum())
     if have < least * devices:
         raise DataError(
-            f"{have} training pictures are too few for {devices} devices of {least} or more; "
-            "use fewer --devices, or a lower --least"
+            f"{have} training pictures are too few for {devices} devices with at least {least} "
+            "each; use fewer --devices or a lower --least"
         )
     shares = np.full((classes, devices), 1 / devices)
     if split.kind == "dirichlet":
@@ -210,7 +211,7 @@ def _by_class(
 def _draw(
     labels: I64, shape: tuple[int, int], alpha: float, least: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Shares (C, devices) that give each device enough pictures, or the best of TRIES draws."""
+    """Draw shares (C, devices) that give each device enough pictures, or the best of TRIES."""
     classes, devices = shape
     counts = np.bincount(labels, minlength=classes)  # (C,)
     best, most = np.zeros(shape), -1
@@ -225,7 +226,7 @@ def _draw(
 
 
 def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
-    """Ends of the devices' parts in each class's list of pictures: int64 (C, devices).
+    """Compute the ends of the devices' parts in each class's list of pictures: int64 (C, devices).
 
     `shares` is (C, devices), `counts` is (C,). A class's last cut is the end of its list.
     """
@@ -237,7 +238,7 @@ def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
 def _spread(
     pool: Pool, chosen: np.ndarray, shares: np.ndarray, random: np.random.Generator
 ) -> list[I64]:
-    """The chosen rows of each device; `shares` (C, devices) sets how many of each class."""
+    """Deal the chosen rows to the devices; `shares` (C, devices) sets how many of each class."""
     classes, devices = shares.shape
     counts = np.bincount(pool.labels[chosen], minlength=classes)  # (C,)
     cuts = _cuts(shares, counts)  # (C, devices)
@@ -251,9 +252,10 @@ def _spread(
 
 
 def _top_up(train: Sequence[I64], labels: I64, least: int) -> tuple[list[I64], int]:
-    """Each device's rows, at least `least` of them, and the number of devices that had fewer.
+    """Give each device at least `least` rows; return them and the number of devices with fewer.
 
-    Those take one picture at a time from the device with the most, of its most frequent class.
+    Such a device gets one picture at a time from the device with the most, of its most frequent
+    class.
     """
     rows = list(train)
     needy = [i for i, own in enumerate(rows) if len(own) < least]
@@ -276,8 +278,11 @@ def _few(rows: I64, labels: I64, shots: int, random: np.random.Generator) -> I64
 
 
 def _ids(domains: Sequence[str]) -> dict[str, str]:
-    """Device ids by domain, as in a fleet; raises DataError if two are the same."""
+    """Make device ids by domain, as in a fleet; raises DataError if two are the same."""
     ids = {name: slug(name) or f"domain-{number}" for number, name in enumerate(domains)}
     if len(set(ids.values())) < len(ids):
-        raise DataError(f"the domains {', '.join(domains)} do not give distinct device ids; rename")
+        raise DataError(
+            f"the domains {', '.join(domains)} do not give distinct device ids (only letters and "
+            "digits count); rename them"
+        )
     return ids

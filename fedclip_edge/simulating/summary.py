@@ -1,4 +1,4 @@
-"""The figures of a simulation over its seeds, for summary.json and the table on the terminal.
+"""Figures of a simulation over its seeds, for summary.json and the table on the terminal.
 
 A spread is the sample standard deviation over the seeds; with one seed there is none.
 """
@@ -6,6 +6,7 @@ A spread is the sample standard deviation over the seeds; with one seed there is
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from fedclip_edge.reporting.table import aligned
 from fedclip_edge.simulating.results import Outcome
 
 MEAN = "mean"  # over the held-out domains
+_NOTE_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Row:
     held_out: str  # empty if none; MEAN for the mean over all of them
     seeds: int
     rounds: int
-    zero_shot: Figure | None  # the participants' mean
-    mean: Figure | None  # of the participants' top-1
-    weighted: Figure | None
+    zero_shot: Figure | None  # mean of the devices' zero-shot top-1
+    mean: Figure | None  # of the devices' top-1
+    weighted: Figure | None  # top-1 over all test pictures together
     worst: Figure | None
     macro_f1: Figure | None
     ece: Figure | None
@@ -44,12 +46,12 @@ class Row:
     held_out_zero_shot: Figure | None
     held_out_top1: Figure | None
     harmonic: Figure | None  # of the means on base and new classes; only in rows of the new ones
-    up_bytes: float  # of one participant, all rounds together
+    up_bytes: float  # of one device, all rounds together
     down_bytes: float
 
 
 def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
-    """One row for each held-out domain, view and setting, in the order of first occurrence.
+    """Make one row for each held-out domain, view and setting, in order of first occurrence.
 
     With several held-out domains, the means over them follow.
     """
@@ -117,7 +119,7 @@ def _row(
 
 
 def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
-    """Mean and spread over the seeds, of (seed, value) pairs; each seed is averaged first.
+    """Compute mean and spread over the seeds of (seed, value) pairs; seeds are averaged first.
 
     Values of None are left out; the result is None if there are no others.
     """
@@ -133,7 +135,7 @@ def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as JSON objects; a figure is null, or an object with a mean and a spread."""
+    """Convert rows to JSON objects; a figure is null, or an object with a mean and a spread."""
     return [
         {
             name: vars(value) if isinstance(value, Figure) else value
@@ -147,7 +149,7 @@ _Column = tuple[str, str, Callable[[Row], str]]  # its head, the unit below, and
 
 
 def table(rows: Sequence[Row], width: int | None = None) -> str:
-    """The final table: accuracies in percent, kB of one device over all rounds.
+    """Format the final table: accuracies in percent, kB of one device over all rounds.
 
     If it needs more than `width` columns, it is split into several tables.
     """
@@ -160,15 +162,15 @@ def table(rows: Sequence[Row], width: int | None = None) -> str:
     own: list[_Column] = [
         ("rounds", "", lambda r: str(r.rounds)),
         ("zero-shot", "%", lambda r: percent(r.zero_shot)),
-        ("top-1", "%, mean", lambda r: percent(r.mean)),
+        ("top-1", "mean, %", lambda r: percent(r.mean)),
         ("all pictures", "%", lambda r: percent(r.weighted)),
         ("worst", "%", lambda r: percent(r.worst)),
         ("macro F1", "%", lambda r: percent(r.macro_f1)),
         ("ECE", "%", lambda r: percent(r.ece)),
     ]
     held_out: list[_Column] = [
-        ("held out:", "zero-shot", lambda r: percent(r.held_out_zero_shot)),
-        ("top-1", "%", lambda r: percent(r.held_out_top1)),
+        ("held-out", "zero-shot, %", lambda r: percent(r.held_out_zero_shot)),
+        ("held-out", "top-1, %", lambda r: percent(r.held_out_top1)),
     ]
     harmonic: list[_Column] = [("harmonic", "mean, %", lambda r: percent(r.harmonic))]
     cost: list[_Column] = [
@@ -186,8 +188,34 @@ def table(rows: Sequence[Row], width: int | None = None) -> str:
     return aligned(cells, left=len(names), gap="  ", width=width, parts=parts)
 
 
+def notes(rows: Sequence[Row], width: int | None = None) -> str:
+    """Explain the headings of the table, in lines of at most `width` columns, or 100."""
+    sentences = [
+        "Accuracy is on test pictures.",
+        "zero-shot: CLIP without training.",
+        "top-1: mean accuracy of the devices; worst: the lowest of them.",
+        "all pictures: accuracy over the test pictures of all devices together.",
+        "macro F1: mean F1 score over the classes.",
+        "ECE: expected calibration error, the mean gap of confidence to accuracy; lower is better.",
+    ]
+    if any(row.held_out for row in rows):
+        sentences.append(
+            "held out: the domain that no device trains on; held-out zero-shot and top-1: "
+            "accuracies on its pictures."
+        )
+    if any(row.view for row in rows):
+        sentences.append(
+            "classes: base classes are trained, new ones are not; harmonic mean: of the accuracies "
+            "on both."
+        )
+    if any(row.seeds > 1 for row in rows):
+        sentences.append("±: standard deviation over the seeds.")
+    sentences.append("up, down: bytes sent and received by a device in all rounds.")
+    return textwrap.fill(" ".join(sentences), min(width or _NOTE_COLUMNS, _NOTE_COLUMNS))
+
+
 def percent(figure: Figure | None) -> str:
-    """A fraction in percent, as "57.1" or "57.1±0.4"; "-" if there is none."""
+    """Format a fraction in percent, as "57.1" or "57.1±0.4"; "-" if there is none."""
     if figure is None:
         return "-"
     spread = "" if figure.spread is None else f"\N{PLUS-MINUS SIGN}{100 * figure.spread:.1f}"

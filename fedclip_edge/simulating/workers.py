@@ -64,8 +64,8 @@ class Here:
 class Workers:
     """A context manager with one host in each of several worker processes.
 
-    They end with the context, and with this process. Entering it raises RunError if they cannot be
-    started.
+    The workers end with the context, and also with this process. Entering the context raises
+    RunError if they cannot be started.
     """
 
     def __init__(self, pool: Pool, count: int) -> None:
@@ -102,8 +102,9 @@ class Workers:
                 process.start()
             except (EOFError, ConnectionError) as error:
                 raise RunError(
-                    "worker processes cannot be started: what loads torch for them ended; if memory "
-                    "ran out, free some, and else see whether `python -c 'import torch'` works"
+                    "worker processes cannot be started, because the process that loads torch for "
+                    "them ended; free memory if it ran out, otherwise check that "
+                    "`python -c 'import torch'` works"
                 ) from error
             theirs.close()
             self._links.append(ours)
@@ -128,7 +129,7 @@ class Workers:
     def start_run(self, task: Task, devices: Sequence[Device]) -> None:
         """Start a run; all workers get about the same number of training pictures.
 
-        Raises RunError if a worker is gone.
+        Raises RunError if a worker process ended.
         """
         parts: list[list[Device]] = [[] for _ in self._links]
         loads = [0] * len(parts)
@@ -144,7 +145,7 @@ class Workers:
     def run_round(self, announced: Announcement) -> list[Answer]:
         """Run one round on every worker that has devices; return their answers.
 
-        Raises RunError if a worker is gone, and any exception that a worker's host raised.
+        Raises RunError if a worker process ended, and any exception that a worker's host raised.
         """
         for link in self._busy:
             self._send(link, announced)
@@ -169,14 +170,14 @@ class Workers:
         process = self._processes[self._links.index(link)]
         process.join(_END_S)
         raise RunError(
-            f"a worker process ended with code {process.exitcode}; if memory ran out, use fewer "
-            "--workers or --devices"
+            f"a worker process ended with code {process.exitcode}; if memory ran out (code -9), "
+            "use fewer --workers or --devices"
         )
 
 
 def _load_once() -> None:
     """Start the fork server, which loads the common modules; it does not receive Ctrl-C."""
-    resource_tracker.ensure_running()  # else the fork server starts it, which unblocks SIGINT
+    resource_tracker.ensure_running()  # otherwise the fork server starts it and unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
     try:
         forkserver.ensure_running()

@@ -88,7 +88,7 @@ def test_other_numbers_are_shown_and_refused(
     if words:
         assert json.loads(done.stdout)["passes"] is False
     else:
-        assert "TOO FAR" in done.stdout
+        assert "TOO LARGE" in done.stdout
         assert "does NOT pass on this box" in done.stdout
 
 

@@ -77,7 +77,7 @@ def test_another_process_in_another_folder_writes_the_same_bytes(
     assert lines["parity"].startswith("passed; largest difference ")
     assert bundle.manifest.encoder_id.startswith(lines["encoder"].removeprefix("id").strip())
     assert lines["image_encoder.onnx"].endswith("MB")
-    assert 'Next: name it in fleet.toml and in every agent.toml, as bundle = "' in done.stdout
+    assert 'Next: write bundle = "bundle" in fleet.toml and in every agent.toml' in done.stdout
     steps = done.stderr.splitlines()
     assert steps[0].startswith("loading local-dir:")
     assert [line for line in steps if "at most 1e-05  ok" in line]
@@ -244,19 +244,28 @@ def test_words_that_make_no_command(own: list[str | Path], tmp_path: Path) -> No
     out = ("--out", tmp_path / "bundle")
     bundle = ("--bundle", tmp_path / "bundle")
     for words, message in (
-        (out, "Name a SOURCE (a recipe, a model, tiny), or give --onnx."),
-        (("tiny",), "Name the folder to write: --out FOLDER."),
-        (("tiny", *own, *out), "--onnx goes without SOURCE"),
-        ((*own, "--prompt", "a {}", *out), "--prompt goes with SOURCE"),
-        ((*own, "--pretrained", "x", *out), "--pretrained goes with SOURCE"),
-        ((*own[:2], *out), "An encoder of your own also needs --preprocess, --class-texts, --cl"),
+        (
+            out,
+            "Give a SOURCE (a recipe, a model of open_clip, or tiny), or an encoder with --onnx.",
+        ),
+        (("tiny",), "Give the folder to write with --out FOLDER."),
+        (("tiny", *own, *out), "--onnx can only be used without SOURCE"),
+        ((*own, "--prompt", "a {}", *out), "--prompt can only be used with SOURCE"),
+        ((*own, "--pretrained", "x", *out), "--pretrained can only be used with SOURCE"),
+        ((*own[:2], *out), "--onnx also needs --preprocess, --class-texts, --cl"),
         (("ViT-B-32", *out), "ViT-B-32 needs --classes FILE"),
         (("tiny", "--prompt", "a {}", "--prompts", "x", *out), "--prompt or --prompts, not both"),
         (("tiny", "--precision", "int4", *out), "'int4' is not one of"),
         (bundle, "--bundle needs --classes FILE"),
-        ((*bundle, *out), "--out goes without --bundle"),
-        ((*bundle, "--classes", "x", "--precision", "fp16"), "--precision goes without --bundle"),
-        ((*bundle, "--classes", "x", "--pretrained", "y"), "--pretrained goes with SOURCE"),
+        ((*bundle, *out), "--out can only be used without --bundle"),
+        (
+            (*bundle, "--classes", "x", "--precision", "fp16"),
+            "--precision can only be used without --bundle",
+        ),
+        (
+            (*bundle, "--classes", "x", "--pretrained", "y"),
+            "--pretrained can only be used with SOURCE",
+        ),
     ):
         done = typed(*words)
         assert done.exit_code == 2, words

@@ -46,7 +46,7 @@ def test_nothing_trained_must_be_meant(random_bundle: Bundle, tmp_path: Path) ->
         assert done.exit_code == 2
         assert "either --model RUN_OR_FILE or --zero-shot" in done.stderr
     done = typed(random_bundle, "--zero-shot", "--out", tmp_path / "c.onnx")
-    assert "zero-shot: nothing trained" in done.stdout
+    assert "zero-shot: no trained model" in done.stdout
 
 
 def test_a_run_that_is_not_there(

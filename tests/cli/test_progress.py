@@ -153,10 +153,11 @@ def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
         show.step(Step(run, number, "", (outcome,) if number == 50 else ()))
     show.end()
     what = "fedclip, seed 0, roof held out"
-    assert capsys.readouterr() == (
-        "",
-        f"{what}: round 30; 30/100 rounds of all\n{what}: 50 rounds, 50.0 -> 50.0 %\n",
+    told = (
+        f"{what}: round 30 (30 of 100 in all runs)\n"
+        f"{what}: 50 rounds, accuracy 50.0 %, zero-shot 50.0 %\n"
     )
+    assert capsys.readouterr() == ("", told)
 
 
 def test_a_demo_reads_on_in_a_devices_log(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_demo_in_a_pipe_says_each_step(capsys: pytest.CaptureFixture[str]) -> 
         "cartoon encodes its pictures: 8 of 100\n"
         "photo encodes its pictures: 8 of 90\n"
         "photo joined (train)\n"
-        "round 1/3: 4 of 4 devices, 0.500 s; cartoon (held out) -\n"
+        "round 1/3: 4/4 devices in 0.500 s; held-out cartoon not tested yet\n"
     )
 
 
@@ -263,7 +264,7 @@ from fedclip_edge.cli import progress
 progress._REDRAW_S = 0
 bar = progress.Bar(sys.stdout)
 for done in range(1, 31):
-    bar.show(done, 30, f"4 of 4 devices, 0.{done:03} s; cartoon (held out) 55.6 % after {done}")
+    bar.show(done, 30, f"4/4 devices in 0.{done:03} s; held-out cartoon 55.6 % (round {done})")
 """
 
 
@@ -276,4 +277,4 @@ def test_nothing_is_cut_off_at_any_width(width: int) -> None:
     for word in ("30/30", "0.030", "cartoon", "55.6"):
         assert word in words
     if width >= 80:
-        assert any(line.endswith("55.6 % after 30") and "30/30" in line for line in lines)
+        assert any(line.endswith("55.6 % (round 30)") and "30/30" in line for line in lines)

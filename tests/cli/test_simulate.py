@@ -222,31 +222,39 @@ def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_p
     assert personal > mean + 0.05  # what the noise has spoiled, a device mends for itself
     page = (tmp_path / "report.html").read_text()
     assert "34 % of the devices send noise" in page
-    assert "with the model that it keeps for itself" in page
+    assert "those of the personal model that each device keeps for itself" in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ((), 10, "name either --data FOLDER with --bundle DIR, or --features"),
+        ((), 10, "give either --data FOLDER with --bundle FOLDER, or --features"),
         (("--data", "x"), 10, "--data needs --bundle"),
         (("--features", "FEATURES", "--methods", "fedclop"), 10, "did you mean 'fedclip'"),
         (("--features", "FEATURES", "--split", "dirichlet"), 10, "expected domain, iid"),
         (
             ("--features", "FEATURES", "--hold-out", "attic"),
             10,
-            "there are: barn, roof, yard, or all",
+            "choose one of: barn, roof, yard, or all",
         ),
         (
             ("--features", "FEATURES", "--methods", "ridge@strategy=median"),
             10,
-            "ridge sends no changes of a model, so there is nothing for the strategy median",
+            "the strategy median combines changes of a model, but ridge sends none",
         ),
-        (("--features", "FEATURES", "--noisy", "0.1"), 10, "--noisy 0.1 of 3 devices is none"),
+        (
+            ("--features", "FEATURES", "--noisy", "0.1"),
+            10,
+            "--noisy 0.1 of 3 devices is less than one device",
+        ),
         (("--features", "none.npz"), 11, "none.npz does not exist"),
         (("--features", "FEATURES", "--split", "iid", "--devices", "999"), 11, "are too few"),
         (("--features", "FEATURES", "--bundle", "BUNDLE"), 12, "gives features of width 16"),
-        (("--data", "PICTURES", "--bundle", "BUNDLE"), 11, "--split domain needs domains"),
+        (
+            ("--data", "PICTURES", "--bundle", "BUNDLE"),
+            11,
+            "--split domain needs at least two domains",
+        ),
         (("--data", "none", "--bundle", "BUNDLE"), 11, "none does not exist"),
     ],
 )
@@ -276,7 +284,7 @@ def test_what_goes_wrong_in_a_worker_is_said_once(tmp_path: Path) -> None:
         tmp_path / "out", "--features", path, "--methods", "zeroshot,fedclip@max_norm=1e-9"
     )
     assert ended.returncode == 21, ended.stderr
-    assert "is above max_norm" in ended.stderr.splitlines()[-1]
+    assert "is above the plan's max_norm" in ended.stderr.splitlines()[-1]
     assert "\nzeroshot" in ended.stdout  # what was done by then
 
 

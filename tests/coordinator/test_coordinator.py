@@ -141,7 +141,7 @@ def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Pa
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6)))
     for number in range(2):
         fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))
-    with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above max_norm"):
+    with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above the plan's max_norm"):
         fleet.run()
 
 
@@ -852,12 +852,15 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
     "base": (lambda fleet: wrong(fleet, base="a" * 64), "base is 'aaa"),
     "encoder": (lambda fleet: wrong(fleet, encoder_id="x"), "encoder_id is 'x'"),
     "classes": (lambda fleet: wrong(fleet, classes_digest="x"), "classes_digest is 'x'"),
-    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above max_norm 1000"),
+    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above the plan's max_norm 1000"),
     "weight": (
         lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),
-        "above max_weight",
+        "above the plan's max_weight",
     ),
-    "kind": (lambda fleet: wrong(fleet, update=ones(fleet, kind="single")), "cannot be summed"),
+    "kind": (
+        lambda fleet: wrong(fleet, update=ones(fleet, kind="single")),
+        "kind 'single'; the strategy fedavg needs kind 'sum'",
+    ),
 }
 
 

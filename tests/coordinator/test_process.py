@@ -143,7 +143,7 @@ def test_a_box_without_torch_hears_it_at_once(site: Site) -> None:
         [sys.executable, "-c", without], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == ConfigError.exit_code
-    assert "torch is not installed here" in done.stderr
+    assert "torch is not installed;" in done.stderr
     assert "features_ready" not in done.stdout  # before anything that takes time
 
 

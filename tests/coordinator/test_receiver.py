@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "encoder": ({"encoder_id": "x"}, "encoder_id is 'x'"),
     "classes": ({"classes_digest": "x"}, "classes_digest is 'x'"),
     "terms": ({"update": Update("sum", 1, {})}, "expected the tensors"),
-    "kind": ({"kind": "single"}, "cannot be summed"),
+    "kind": ({"kind": "single"}, "kind 'single'; the strategy fedavg needs kind 'sum'"),
     "no contribution": ({}, "not a complete zstd frame"),
 }
 

@@ -202,7 +202,7 @@ def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
 
     settings = stage.Settings(out=out, rounds=5000, per_class=PER_CLASS)
     with pytest.raises(
-        RunError, match=r"ended with code .* before the run was done: .*broker\.log"
+        RunError, match=r"exited with code .* before the run was done: .*broker\.log"
     ):
         federation.run(stage.prepare(settings, print), lambda _: None, happened)
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
@@ -224,7 +224,7 @@ def test_a_run_that_stands_still_ends_with_what_happened_last(
 
     with pytest.raises(
         RunError,
-        match=r"after \w+( of \w+)?; what each process said last is in .*logs",
+        match=r"after \w+( of \w+)?; look into the logs of all processes in .*logs",
     ):
         federation.run(stage.prepare(settings, print), lambda _: None, happened)
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)

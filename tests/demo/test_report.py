@@ -143,7 +143,7 @@ def test_every_device_and_figure_is_there(tmp_path: Path) -> None:
 
 def test_the_drawn_world_says_that_it_is_a_toy(tmp_path: Path) -> None:
     _, page = written(tmp_path, run_summary(world="drawn world", options={"lr": 0.001, "n": True}))
-    assert "toy world, drawn by a procedure" in page.text
+    assert "toy world, drawn by a program" in page.text
     assert "lr = 0.001, n = True" in page.text
 
 
@@ -176,13 +176,13 @@ def test_what_nobody_measured_is_not_made_up(tmp_path: Path) -> None:
     assert "skipped" in page.text
     assert "held out" not in page.text
     assert conclusion(summary).startswith(
-        "2 rounds, 2 devices: the mean over the 1 measured rose from 88.0 % to 90.0 %;"
+        "2 rounds, 2 devices: the mean accuracy of the devices (1 of 2 measured) rose from 88.0 % to 90.0 %;"
     )
     for entry in (silent, lost):
         entry["accuracy"] = {"zero_shot": None, "federated": float("nan")}
         entry["accuracy_by_round"] = [None, None]
     _, page = written(tmp_path, summary)
-    assert "the mean over the devices was not measured; no picture" in page.text
+    assert "the mean accuracy of the devices was not measured; no picture" in page.text
 
 
 def test_sixty_pictures_stay_small(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_importing_the_report_loads_no_heavy_library() -> None:
 
 def test_conclusion() -> None:
     assert conclusion(run_summary()) == (
-        "2 rounds, 2 devices: the mean over the devices rose from 77.5 % to 81.5 %, "
+        "2 rounds, 2 devices: the mean accuracy of the devices rose from 77.5 % to 81.5 %, "
         "the held-out style cartoon from 51.3 % to 54.0 %; no picture left its device."
     )
 
@@ -268,26 +268,26 @@ def test_a_loss_is_called_a_loss() -> None:
         held_out=device("cartoon", 0.5, 0.5001),
     )
     assert conclusion(summary) == (
-        "1 of 2 rounds, 2 devices: the mean over the devices fell from 75.0 % to 73.0 %, "
+        "1 of 2 rounds, 2 devices: the mean accuracy of the devices fell from 75.0 % to 73.0 %, "
         "the held-out style cartoon stayed at 50.0 %; no picture left its device."
     )
     said = remarks(summary)
-    assert said[0] == "Adapting made it worse on photo (−5.0 points)."
+    assert said[0] == "Training made the accuracy worse on photo (−5.0 points)."
     summary["held_out"]["accuracy"]["federated"] = 0.4
     assert "the held-out cartoon (−10.0 points)" in remarks(summary)[0]
 
 
 def test_remarks_compare_with_training_alone() -> None:
-    first = "Each trained alone, without the others, the devices reach "
+    first = "If each device trains alone, without the others, their mean accuracy is "
     assert remarks(run_summary())[0] == first + (
-        "80.5 % in the mean: 1.0 points less than together."
+        "80.5 %: 1.0 points less than with the federated model."
     )
     summary = run_summary()
     for entry in summary["devices"].values():
         entry["accuracy"]["local"] = entry["accuracy"]["federated"]
-    assert remarks(summary)[0] == first + "81.5 % in the mean: as much as together."
+    assert remarks(summary)[0] == first + "81.5 %: the same as with the federated model."
     summary["devices"]["cam-01"]["accuracy"]["local"] += 0.04
-    assert remarks(summary)[0] == first + "83.5 % in the mean: 2.0 points more than together."
+    assert remarks(summary)[0] == first + "83.5 %: 2.0 points more than with the federated model."
     for entry in summary["devices"].values():
         del entry["accuracy"]["local"]
     assert len(remarks(summary)) == 1
@@ -295,7 +295,7 @@ def test_remarks_compare_with_training_alone() -> None:
 
 def test_remarks_say_what_a_picture_weighs() -> None:
     summary = run_summary()
-    assert "tested on 100 pictures, and one picture moves its figure by 1.0" in remarks(summary)[-1]
+    assert "tested on 100 pictures. One picture changes its accuracy by 1.0" in remarks(summary)[-1]
     summary["devices"]["cam-01"]["pictures"]["test"] = 40
     assert "on 40 to 100 pictures" in remarks(summary)[-1]
     assert "by 1.0 to 2.5 points" in remarks(summary)[-1]

@@ -101,9 +101,9 @@ def test_examples_follow_the_seed_alone(tmp_path: Path) -> None:
     [
         (b"", "no column 'picture'"),
         (b"picture,label,zero_shot\na,b,c\n", "no column 'federated'"),
-        (b"picture,label,zero_shot,federated\na,b,c\n", "line 2 is not complete"),
-        (b"picture,label,zero_shot,federated\na,b,\xff,d\n", "no table of predictions"),
-        (b'picture,label,zero_shot,federated\n"a,b,c,d\n', "no table of predictions"),
+        (b"picture,label,zero_shot,federated\na,b,c\n", "line 2 is incomplete"),
+        (b"picture,label,zero_shot,federated\na,b,\xff,d\n", "is not a table of predictions"),
+        (b'picture,label,zero_shot,federated\n"a,b,c,d\n', "is not a table of predictions"),
         (None, "cannot be read"),
     ],
 )

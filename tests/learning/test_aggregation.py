@@ -144,13 +144,16 @@ OUT_OF_BOUNDS: dict[str, tuple[Callable[[], Update], str]] = {
     "norm": (lambda: Update("sum", 1, {"a": array(0, 1901), "b": array(0)}), "max_norm"),
     "norm over all terms": (
         lambda: Update("sum", 1, {"a": array(1400, 0), "b": array(1400)}),
-        "norm 1980 is above max_norm 1900",
+        "norm 1980 is above the plan's max_norm 1900",
     ),
-    "weight": (lambda: Update("sum", 11, KEPT), "weight 11 is above max_weight 10"),
-    "kind": (lambda: Update("single", 1, KEPT), "'single' cannot be summed"),
+    "weight": (lambda: Update("sum", 11, KEPT), "weight 11 is above the plan's max_weight 10"),
+    "kind": (
+        lambda: Update("single", 1, KEPT),
+        "kind 'single'; the strategy fedavg needs kind 'sum'",
+    ),
     "overflow": (
         lambda: Update("sum", 10, {"a": array(2047, 0), "b": array(0)}),
-        "overflow; choose fewer grid_bits",
+        "overflow int64; choose a smaller grid_bits",
     ),
     "one value beyond int64": (
         lambda: Update("sum", 10, {"a": array(2048, 0), "b": array(0)}),
@@ -207,7 +210,7 @@ def test_a_bound_itself_is_within() -> None:
     assert total.weight == 10
     total = ExactSum(Plan(max_norm=5.0))
     total.add(Update("sum", 2, {"a": array(6, 8)}))  # the norm before the weight is 5
-    with pytest.raises(PeerError, match=r"norm 5\.5 is above max_norm 5"):
+    with pytest.raises(PeerError, match=r"norm 5\.5 is above the plan's max_norm 5"):
         total.add(Update("sum", 2, {"a": array(0, 11)}))
 
 
@@ -291,10 +294,19 @@ def test_integer_sums_are_added_beside_terms() -> None:
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (Update("sum", 1, {}, {"g": whole(2**30 + 1)}), "integer sum of 1073741825 is above"),
-        (Update("sum", 2, {}, {"g": whole(-(2**31) - 1)}), "above 1073741824 times its weight 2"),
-        (Update("sum", 9, {}, {"g": whole(-(2**63))}), "integer sum of 9223372036854775808"),
-        (Update("sum", 11, {}, {"g": whole(1)}), "weight 11 is above max_weight 10"),
+        (
+            Update("sum", 1, {}, {"g": whole(2**30 + 1)}),
+            "integer sum of the update holds 1073741825, which is above",
+        ),
+        (
+            Update("sum", 2, {}, {"g": whole(-(2**31) - 1)}),
+            "above 1073741824 times the update's weight 2",
+        ),
+        (
+            Update("sum", 9, {}, {"g": whole(-(2**63))}),
+            "integer sum of the update holds 9223372036854775808",
+        ),
+        (Update("sum", 11, {}, {"g": whole(1)}), "weight 11 is above the plan's max_weight 10"),
         (Update("sum", 1, {}, {"h": whole(1)}), "do not match"),
         (Update("sum", 1, {}, {"g": whole(1, 2)}), "do not match"),
         (Update("sum", 1, {}), "do not match"),

@@ -99,7 +99,7 @@ def test_certainty_that_is_right_has_no_calibration_error() -> None:
 
 
 def test_labels_outside_the_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="labels from 0 to 3 for 3 classes"):
+    with pytest.raises(ValueError, match="labels: expected 0 to 2, got 0 to 3"):
         evaluate(LOGITS, np.array([0, 1, 2, 3]))
     with pytest.raises(ValueError, match="no test pictures"):
         evaluate(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))

@@ -111,13 +111,13 @@ def test_an_option_that_it_does_not_have_is_refused(name: str) -> None:
     ("name", "options", "message"),
     [
         ("fedavgm", {"lr": 0.0}, "lr: expected above 0"),
-        ("fedavgm", {"momentum": 1.0}, "momentum: expected 0 up to"),
+        ("fedavgm", {"momentum": 1.0}, "momentum: expected at least 0"),
         ("fedadam", {"lr": -1.0}, "lr: expected above 0"),
         ("fedyogi", {"tau": 0.0}, "tau: expected 1e-12 to 10"),
         ("fedyogi", {"beta2": 1.0}, "beta1, beta2: expected"),
-        ("scaffold", {"lr": 11.0}, "lr: expected above 0 up to 10"),
-        ("krum", {"byzantine": 0.5}, "byzantine: expected 0 up to, but not 0.5"),
-        ("trimmed-mean", {"byzantine": -0.1}, "byzantine: expected 0"),
+        ("scaffold", {"lr": 11.0}, "lr: expected above 0 and at most 10"),
+        ("krum", {"byzantine": 0.5}, "byzantine: expected at least 0 and below 0.5"),
+        ("trimmed-mean", {"byzantine": -0.1}, "byzantine: expected at least 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused(
@@ -129,20 +129,22 @@ def test_a_value_out_of_range_is_refused(
 
 @pytest.mark.parametrize("method", ["ridge", "prototypes", "zeroshot", "tip-adapter"])
 def test_what_is_not_averaged_takes_no_strategy(method: str) -> None:
-    with pytest.raises(ConfigError, match=f"{method} sends no changes of a model.*leave out"):
+    with pytest.raises(
+        ConfigError, match=f"combines changes of a model, but {method} sends none; leave"
+    ):
         methods.with_defaults(Plan(method, strategy="median"))
 
 
 @pytest.mark.parametrize("name", [*SINGLE, "scaffold"])
 def test_who_counts_every_device_the_same_takes_no_weights(name: str) -> None:
     plan = plan_of(name)
-    with pytest.raises(ConfigError, match=f"{name} counts every device the same; leave out"):
+    with pytest.raises(ConfigError, match=f"{name} gives every device the same weight; leave out"):
         methods.with_defaults(replace(plan, options={**plan.options, "weighting": "pictures"}))
 
 
 def test_scaffold_wants_plain_sgd() -> None:
     with pytest.raises(
-        ConfigError, match="scaffold corrects the gradients of sgd; write optimizer = 'sgd'"
+        ConfigError, match="scaffold works only with the optimizer sgd; write optimizer = 'sgd'"
     ):
         methods.with_defaults(Plan("linear", strategy="scaffold"))
 
@@ -276,9 +278,9 @@ def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
 @pytest.mark.parametrize(
     ("weight", "new", "message"),
     [
-        (2**20, [1], "counts every device the same, and one weighs 1048576"),
-        (1, [-(2**30)], r"is new or not, 1 or 0, and one says \[-1073741824\]"),
-        (1, [2], "is new or not"),
+        (2**20, [1], "has weight 1048576; the strategy scaffold accepts only weight 1"),
+        (1, [-(2**30)], r"'new' of an update is \[-1073741824\]"),
+        (1, [2], r"'new' of an update is \[2\]"),
     ],
 )
 def test_scaffold_takes_no_count_that_a_device_makes_up(
@@ -369,8 +371,8 @@ def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None
         np.testing.assert_allclose(found, np.mean([changes[i] for i in kept], axis=0), atol=1e-5)
 
 
-def test_the_share_of_liars_is_rounded_up() -> None:
-    counts = [robust.liars(n, 0.2) for n in (1, 2, 3, 4, 5, 6, 10, 15)]
+def test_the_number_of_byzantine_devices_is_rounded_up() -> None:
+    counts = [robust.byzantine_count(n, 0.2) for n in (1, 2, 3, 4, 5, 6, 10, 15)]
     assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # and fewer than half
 
 
@@ -389,10 +391,16 @@ def test_the_order_of_arrival_changes_no_byte(order: list[int], name: str, cut: 
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (Update("sum", 1, {"w": np.ones(3, np.float32)}), "kind 'sum' came, and median sees each"),
-        (Update("single", 2, {"w": np.ones(3, np.float32)}), "weight 1 and no sums, got weight 2"),
+        (Update("sum", 1, {"w": np.ones(3, np.float32)}), "kind 'sum'; the strategy median needs"),
+        (
+            Update("single", 2, {"w": np.ones(3, np.float32)}),
+            "has weight 2 and 0 sums; it must have",
+        ),
         (Update("single", 1, {}, {"w": np.ones(3, np.int64)}), "weight 1 and no sums"),
-        (Update("single", 1, {"w": np.full(3, 1e4, np.float32)}), "is above max_norm 1000"),
+        (
+            Update("single", 1, {"w": np.full(3, 1e4, np.float32)}),
+            "is above the plan's max_norm 1000",
+        ),
         (Update("single", 1, {"w": np.ones(4, np.float32)}), r"\(4,\).* do not match .*\(3,\)"),
     ],
 )
@@ -406,7 +414,7 @@ def test_what_cannot_be_seen_by_itself_is_refused(update: Update, message: str) 
 
 
 def test_a_sum_takes_no_single_update() -> None:
-    with pytest.raises(PeerError, match="kind 'single' cannot be summed"):
+    with pytest.raises(PeerError, match="kind 'single'; the strategy fedavg needs kind 'sum'"):
         ExactSum(Plan()).add(Update("single", 1, {"w": np.ones(3, np.float32)}))
 
 
@@ -488,5 +496,5 @@ def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path)
     made = Contribution(
         its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, Update("sum", 1, terms)
     )
-    with pytest.raises(PeerError, match="kind 'sum' came"):
+    with pytest.raises(PeerError, match="kind 'sum'; the strategy"):
         its.check("cam-0", 1, made)

@@ -236,7 +236,7 @@ def test_the_commands_say_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     for word in ("ca.key", "mosquitto -c", "fedclip-edge enroll cam-01", "registry =", "key ="):
         assert word in said
     assert "cam-01.tar: unpack it on the box" in system.run("enroll", "cam-01").stdout
-    assert "cam-01.crt: put it on the box" in system.run("renew", "cam-01").stdout
+    assert "cam-01.crt: copy it to the box" in system.run("renew", "cam-01").stdout
     assert system.run("revoke", "cam-01").stdout == "cam-01 is revoked\n"
     again = system.run("broker", "init")
     assert (again.returncode, "is there already" in again.stderr) == (10, True)

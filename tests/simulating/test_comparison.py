@@ -68,13 +68,13 @@ def test_devices_that_were_topped_up_are_said_to_be() -> None:
     skewed = replace(CHOICES, split=parse_split("dirichlet:0.01"), devices=15)
     list(compare(skewed, POOL, Here(POOL), said.append))
     assert len(said) == 1
-    assert "of 15 devices took training pictures from the largest to have 5" in said[0]
+    assert "of 15 devices had fewer than 5 training pictures (--least)" in said[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"hold_out": "attic"}, ConfigError, "there are: barn, roof, yard, or all"),
+        ({"hold_out": "attic"}, ConfigError, "choose one of: barn, roof, yard, or all"),
         (
             {"base_to_new": True, "settings": parse_settings("linear", 1)},
             ConfigError,
@@ -102,5 +102,5 @@ def test_three_classes_are_too_few_for_base_to_new() -> None:
 
 
 def test_without_domains_none_can_be_held_out() -> None:
-    with pytest.raises(DataError, match="--hold-out needs domains"):
+    with pytest.raises(DataError, match="--hold-out needs at least two domains"):
         check(replace(CHOICES, hold_out="all", split=parse_split("iid")), pool(domains=False))

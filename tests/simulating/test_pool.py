@@ -77,9 +77,9 @@ def test_any_norm_and_any_kind_of_number_will_do(tmp_path: Path) -> None:
         ({"train_x": with_row(np.nan)}, r"train_x holds NaN or infinity \(first in row 3\)"),
         ({"train_x": with_row(np.inf)}, "train_x holds NaN or infinity"),
         ({"train_x": with_row(0)}, r"train_x holds a row of zeros \(3\)"),
-        ({"train_x": TRAINING[:, :5]}, "train_x is 5 wide, the class texts 8"),
-        ({"test_x": np.ones((36, 5))}, "test_x is 5 wide, the class texts 8"),
-        ({"train_x": TRAINING[:7]}, "train_x has 7 rows, train_y 144 labels"),
+        ({"train_x": TRAINING[:, :5]}, "train_x has 5 columns, but the class texts have 8"),
+        ({"test_x": np.ones((36, 5))}, "test_x has 5 columns, but the class texts have 8"),
+        ({"train_x": TRAINING[:7]}, "train_x has 7 rows, but train_y has 144 labels"),
         ({"train_x": TRAINING.ravel()}, "train_x is float32 with shape"),
         ({"train_x": TRAINING[:0]}, "train_x is float32 with shape"),
         ({"train_x": TRAINING > 0}, "train_x is bool"),
@@ -87,11 +87,11 @@ def test_any_norm_and_any_kind_of_number_will_do(tmp_path: Path) -> None:
         ({"test_y": np.full(36, 4)}, "test_y holds labels from 4 to 4, but there are 4 classes"),
         ({"test_y": np.full(36, -1)}, "test_y holds labels from -1 to -1"),
         ({"test_y": np.full(36, 2**63, np.uint64)}, "test_y holds labels from"),
-        ({"class_texts": CLASSES.vectors[:3]}, "class_texts and classes do not fit"),
+        ({"class_texts": CLASSES.vectors[:3]}, "class_texts and classes do not fit each other"),
         ({"class_texts": np.zeros((4, 8))}, "class_texts holds a row of zeros"),
         ({"classes": np.array(["ant", "ant", "cat", "dog"])}, "distinct"),
         ({"classes": np.arange(4)}, "classes is int64"),
-        ({"test_group": None}, "train_group stands alone"),
+        ({"test_group": None}, "train_group needs its counterpart"),
         ({"train_group": np.array(["barn"])}, "train_group is <U4 with shape"),
         ({"logit_scale": np.array([1.0, 2.0])}, "logit_scale must be one number"),
         ({"logit_scale": np.array(-1.0)}, "logit scale: expected above 0"),
@@ -108,11 +108,11 @@ def test_what_is_no_array_file_is_refused(tmp_path: Path) -> None:
         read_features(tmp_path / "none.npz", 0.2)
     one = tmp_path / "one.npy"
     np.save(one, np.zeros(3))
-    with pytest.raises(DataError, match="is one array"):
+    with pytest.raises(DataError, match="is a single array"):
         read_features(one, 0.2)
     text = tmp_path / "text.npz"
     text.write_text("no zip")
-    with pytest.raises(DataError, match=r"no \.npz file"):
+    with pytest.raises(DataError, match=r"is not an \.npz file"):
         read_features(text, 0.2)
     whole = write_npz(tmp_path / "whole.npz")
     cut = tmp_path / "cut.npz"
@@ -139,7 +139,9 @@ def test_a_bundle_gives_the_class_texts_that_the_file_leaves_out(
 def test_a_bundle_of_another_width_or_other_classes_is_refused(
     tmp_path: Path, random_bundle: Bundle
 ) -> None:
-    with pytest.raises(BundleError, match=r"gives features of width 16, train_x of .* has 8"):
+    with pytest.raises(
+        BundleError, match=r"gives features of width 16, but train_x of .* has width 8"
+    ):
         read_features(write_npz(tmp_path / "f.npz"), 0.2, random_bundle)
     wide: dict[str, Any] = {
         name: np.ones((n, 16)) for name, n in (("train_x", 144), ("test_x", 36))

@@ -41,19 +41,19 @@ def test_each_method_has_its_own_number_of_rounds() -> None:
     ("text", "said"),
     [
         ("fedclipp", "unknown method 'fedclipp'; did you mean 'fedclip'"),
-        ("fedclip,", "'' names no method"),
+        ("fedclip,", "'' has no method name"),
         ("lr=1,fedclip", "unknown method 'lr=1'"),
-        ("fedclip:locale", "no line 'locale'; did you mean 'local'"),
+        ("fedclip:locale", "unknown suffix 'locale'; did you mean 'local'"),
         ("fedclip@lr", "'lr' is not NAME=VALUE"),
         ("fedclip@", "'' is not NAME=VALUE"),
         ("fedclip@lrr=1", "unknown key 'lrr'; did you mean 'lr'"),
-        ("fedclip@lr=2", "lr: expected above 0 up to 1"),
+        ("fedclip@lr=2", "lr: expected above 0 and at most 1"),
         ("fedclip@codec_up=int9", "codec_up"),
         ("fedclip@strategy=fedadm", "unknown strategy 'fedadm'; did you mean 'fedadam'"),
         ("fedclip@strategy.lr=1", "fedavg options: unknown key 'lr'"),
         ("fedclip@strategy_options=1", "unknown key 'strategy_options'"),
         ("fedclip@seed=3", "unknown key 'seed'"),
-        ("fedclip,fedclip", "names 'fedclip' twice"),
+        ("fedclip,fedclip", "contains 'fedclip' twice"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, said: str) -> None:

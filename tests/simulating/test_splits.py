@@ -152,7 +152,12 @@ def test_shots_are_the_most_of_a_class_on_a_device() -> None:
 @pytest.mark.parametrize(
     ("split", "more", "error", "said"),
     [
-        ("domain", {"its": pool(domains=False)}, DataError, "needs domains: pictures as DOMAIN/"),
+        (
+            "domain",
+            {"its": pool(domains=False)},
+            DataError,
+            "needs at least two domains: arrange the pictures as DOMAIN/",
+        ),
         ("domain", {"devices": 2}, ConfigError, "--devices 2 is fewer than the 3 domains"),
         ("iid", {"devices": 100}, DataError, "360 training pictures are too few for 100 devices"),
     ],

@@ -70,7 +70,7 @@ def with_defaults(plan: Plan) -> Plan:
     traits = method.TRAITS
     if traits.one_round and plan.rounds > 1:
         raise ConfigError(
-            f"{plan.method} is done after one round, and the plan has {plan.rounds}; "
+            f"{plan.method} trains in a single round, but the plan has {plan.rounds} rounds; "
             "write rounds = 1, or leave it out"
         )
     strategies.options(plan)
@@ -80,11 +80,12 @@ def with_defaults(plan: Plan) -> Plan:
         raise ConfigError(f"{plan.method} trains nothing; leave out personal_epochs")
     if plan.personal_epochs and traits.is_personal:
         raise ConfigError(
-            f"{plan.method} makes a model of each device's own by itself; leave out personal_epochs"
+            f"{plan.method} already makes a personal model on each device; leave out personal_epochs"
         )
     if plan.personal_epochs > 1 and traits.one_round:
         raise ConfigError(
-            f"{plan.method} learns all from its pictures at once; write personal_epochs = 1"
+            f"{plan.method} computes its model in one step, so further epochs change nothing; "
+            "write personal_epochs = 1"
         )
     return plan if plan.rounds else replace(plan, rounds=traits.rounds)
 
@@ -92,21 +93,21 @@ def with_defaults(plan: Plan) -> Plan:
 def _check_strategy(plan: Plan, options: object) -> None:
     if not get(plan.method).TRAITS.is_averaged:
         raise ConfigError(
-            f"{plan.method} sends no changes of a model, so there is nothing for the strategy "
-            f"{plan.strategy}; leave out strategy"
+            f"the strategy {plan.strategy} combines changes of a model, but {plan.method} sends "
+            "none; leave out strategy"
         )
     assert isinstance(options, Training)  # true for every averaged method
     strategy = strategies.get(plan.strategy)
     if strategy.is_uniform and options.weighting != "uniform":
         raise ConfigError(
-            f"{plan.strategy} counts every device the same; leave out weighting = "
-            f"{options.weighting!r}"
+            f"the strategy {plan.strategy} gives every device the same weight; leave out "
+            f"weighting = {options.weighting!r}"
         )
     part = strategy.on_devices
     if part is not None and options.optimizer != part.OPTIMIZER:
         raise ConfigError(
-            f"{plan.strategy} corrects the gradients of {part.OPTIMIZER}; write optimizer = "
-            f"{part.OPTIMIZER!r}, and an lr for it, under [plan.options]"
+            f"the strategy {plan.strategy} works only with the optimizer {part.OPTIMIZER}; write "
+            f"optimizer = {part.OPTIMIZER!r} and a suitable lr under [plan.options]"
         )
 
 
@@ -155,8 +156,8 @@ def fit(
     check_features(validation, classes, "validation features")
     if validation.encoder_id != features.encoder_id:
         raise DataError(
-            f"training features are of encoder {features.encoder_id[:12]}, validation features of "
-            f"{validation.encoder_id[:12]}; encode both with one bundle"
+            f"the training features are from the encoder {features.encoder_id[:12]}, but the "
+            f"validation features from {validation.encoder_id[:12]}; encode both with one bundle"
         )
     method, strategy = get(plan.method), strategies.get(plan.strategy)
     part = strategy.on_devices
@@ -181,13 +182,14 @@ def check_features(features: Features, classes: ClassTexts, what: str) -> None:
     width, known = classes.vectors.shape[1], len(classes.names)
     if features.vectors.shape[1] != width:
         raise DataError(
-            f"{what} have {features.vectors.shape[1]} numbers each, the class texts {width}: they "
-            "are of another encoder; encode the pictures with the bundle of the class texts"
+            f"{what} have width {features.vectors.shape[1]}, but the class texts have width "
+            f"{width}: they are from another encoder; encode the pictures with the bundle of the "
+            "class texts"
         )
     if len(features) and features.labels.max() >= known:
         raise DataError(
-            f"{what} have the label {features.labels.max()}, and there are {known} classes (labels "
-            f"0 to {known - 1}); give the labels in the order of the class list"
+            f"{what} have the label {features.labels.max()}, but there are only {known} classes "
+            f"(labels 0 to {known - 1}); use the index of each class in the class list as its label"
         )
 
 
@@ -196,8 +198,8 @@ def personal(
 ) -> Model | None:
     """Make the device's own model if the method is personal, otherwise return None.
 
-    The model is never sent. Raises DataError if the features do not fit the classes, and
-    ConfigError for a bad option.
+    Features are raw, float32 (N, D). The model is never sent. Raises DataError if the features do
+    not fit the classes, and ConfigError for a bad option.
     """
     if plan.method not in _PERSONAL:
         return None
@@ -210,16 +212,16 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     """Shapes that the parameters of a shared, mixed or personal model of a plan must have.
 
     For a personal model they depend on the number of pictures in it. Raises ConfigError as
-    `initial`, and for the shared model of a personal method: it is zero-shot CLIP, so a user who
-    names its file means another one.
+    `initial`, and for the shared model of a personal method: that is zero-shot CLIP, so the user
+    probably meant a device's file.
     """
     if plan.method not in _PERSONAL:
         its = shapes(plan, classes, dim)
         return mixture.shapes(its) if mixture.is_one(model) else its
     if not model.parameters:
         raise ConfigError(
-            f"{plan.method} keeps what it learns on each device, and the run's own model is "
-            "zero-shot CLIP; name the personal.safetensors in the device's state_dir"
+            f"{plan.method} keeps a separate model on each device, and the model of the run is "
+            "zero-shot CLIP; give the personal.safetensors in a device's state_dir instead"
         )
     return _PERSONAL[plan.method].personal_shapes(model, classes, dim)
 

@@ -106,7 +106,10 @@ def fit(
 
 
 def objective(classes: ClassTexts, options: Options) -> Loss:
-    """Make the loss that `fit` minimises."""
+    """Make the loss that `fit` minimises: parameters, raw features (B, D), labels (B,) -> scalar.
+
+    The parameters and features are float32, the labels int64.
+    """
     import torch
 
     from fedclip_edge.learning import losses

@@ -19,7 +19,7 @@ to the one-hot targets by least squares over the validation sums. The two factor
 divided by its mean squared error, are s and s * alpha; ridge.py explains the division. No test
 pictures are used.
 
-The mean of a class that no device has is estimated from its text. It is the mean of the known class
+For a class without pictures the mean is estimated from its text: it is the mean of the known class
 means plus a multiple of the text's difference to the mean text. The multiple is fitted to the known
 classes by least squares. Without any picture the model is zero-shot CLIP. Without any validation
 picture alpha and s are 1.
@@ -63,7 +63,7 @@ class Options:
         if self.alpha is not None and not 0 <= self.alpha <= 1e6:
             raise ValueError(f"alpha: expected 0 to 1e6, got {self.alpha}")
         if not 0 < self.shrinkage <= 1e6:
-            raise ValueError(f"shrinkage: expected above 0 up to 1e6, got {self.shrinkage}")
+            raise ValueError(f"shrinkage: expected above 0 and at most 1e6, got {self.shrinkage}")
         if self.min_per_class < 1:
             raise ValueError(f"min_per_class: expected 1 or more, got {self.min_per_class}")
 

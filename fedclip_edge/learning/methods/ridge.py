@@ -19,13 +19,13 @@ scores plus normal noise of variance sigma^2. Then the probability of class c is
 score_c / sigma^2, by Bayes' rule over the C one-hot vectors; the squares of the scores cancel.
 sigma^2 is the mean squared error of one coordinate on the validation sums.
 
-For a class that no device has, only the text determines the head. Without any picture the model is
+The head of a class without pictures depends on its text only. Without any picture the model is
 zero-shot CLIP. Without any validation picture lambda is the mean eigenvalue, tau is 1, and sigma^2
 is the error on the training sums.
 
 Options: `l2` (lambda) and `prior` (tau), which are chosen as above if not given, and
-`min_per_class`. A device sends nothing of a class of which it has fewer pictures, because X^T Y of
-one picture is the feature of that picture.
+`min_per_class`. A device sends nothing of a class of which it has fewer pictures than that, because
+X^T Y of a single picture is the feature of that picture.
 """
 
 from __future__ import annotations

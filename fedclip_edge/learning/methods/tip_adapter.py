@@ -15,7 +15,7 @@ lowest cross-entropy among equals. alpha 0, which is zero-shot CLIP, is a candid
 pictures the device's model is never worse. Without validation pictures alpha is 1 and beta 5.5, as
 in the paper.
 
-Options: `alpha` and `beta`; what is not given is chosen as above.
+Options: `alpha` and `beta`; a value that is not given is chosen as above.
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ def personal(
         )
     every = [cached(alpha, beta) for alpha in alphas for beta in betas]
 
-    def told(its: Model) -> tuple[float, float]:
+    def on_validation(its: Model) -> tuple[float, float]:
         return goodness(scores(logits, its, validation.vectors, classes), validation.labels)
 
-    return max(every, key=told)
+    return max(every, key=on_validation)
 
 
 def personal_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
@@ -147,9 +147,9 @@ def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: 
 
     from fedclip_edge.learning import adapter
 
-    told = adapter.logits(features, texts, scale)
+    zero_shot = adapter.logits(features, texts, scale)  # (N, C)
     if "keys" not in terms:
-        return told
+        return zero_shot
     near = normalize(features, dim=1) @ terms["keys"].T  # (N, n), n cached pictures
     votes = torch.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
-    return told + terms["alpha"] * votes
+    return zero_shot + terms["alpha"] * votes

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the cosine to each class text, without training. The baseline of every result.
+"""Zero-shot CLIP: the cosine to each class text, without training. The baseline for all methods.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 arXiv 2103.00020.

@@ -77,7 +77,8 @@ def total(plan: Plan) -> Total:
 def step(model: Model, total: Total, state: State) -> tuple[Model, State]:
     """Make the model and the strategy's state of the next round from the round's updates.
 
-    The plan's `max_norm` bounds every change, so that no strategy leaves the range of float32.
+    `state` holds float32 arrays by name, and is empty before the first round. The plan's `max_norm`
+    bounds every change, so that no strategy leaves the range of float32.
     """
     plan = total.plan
     return get(plan.strategy).step(model, total, state, options(plan))

@@ -39,11 +39,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr <= 10:
-            raise ValueError(f"lr: expected above 0 up to 10, got {self.lr}")
+            raise ValueError(f"lr: expected above 0 and at most 10, got {self.lr}")
         if not 1e-12 <= self.tau <= 10:
             raise ValueError(f"tau: expected 1e-12 to 10, got {self.tau}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError("beta1, beta2: expected 0 up to, but not including, 1")
+            raise ValueError(
+                f"beta1, beta2: expected at least 0 and below 1, got {self.beta1} and {self.beta2}"
+            )
 
 
 def fedadam(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:

@@ -28,9 +28,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr <= 10:
-            raise ValueError(f"lr: expected above 0 up to 10, got {self.lr}")
+            raise ValueError(f"lr: expected above 0 and at most 10, got {self.lr}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: expected 0 up to, but not including, 1: {self.momentum}")
+            raise ValueError(f"momentum: expected at least 0 and below 1, got {self.momentum}")
 
 
 def step(model: Model, total: ExactSum, state: State, options: Options) -> tuple[Model, State]:

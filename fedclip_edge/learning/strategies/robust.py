@@ -41,7 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.byzantine < 0.5:
-            raise ValueError(f"byzantine: expected 0 up to, but not 0.5, got {self.byzantine}")
+            raise ValueError(f"byzantine: expected at least 0 and below 0.5, got {self.byzantine}")
 
 
 def median(model: Model, total: Singles, state: State, options: NoOptions) -> tuple[Model, State]:
@@ -55,7 +55,7 @@ def trimmed_mean(
 ) -> tuple[Model, State]:
     """Add the trimmed mean of the changes of every coordinate to the model."""
     count = total.weight
-    cut = liars(count, options.byzantine)
+    cut = byzantine_count(count, options.byzantine)
     change = {n: _mean(np.sort(total.of(n), axis=0)[cut : count - cut]) for n in total.shapes}
     return moved(model, change), state
 
@@ -70,7 +70,7 @@ def multi_krum(model: Model, total: Singles, state: State, options: Options) -> 
     return _nearest(model, total, state, options, one=False)
 
 
-def liars(count: int, share: float) -> int:
+def byzantine_count(count: int, share: float) -> int:
     """Compute f, the number of `count` devices that may be Byzantine."""
     most = math.ceil(share * count - 1e-9)  # 0.28 * 25 gives 7.000000000000001
     return max(0, min(most, (count - 1) // 2))
@@ -97,7 +97,7 @@ def _nearest(
     model: Model, total: Singles, state: State, options: Options, *, one: bool
 ) -> tuple[Model, State]:
     count = total.weight
-    f = liars(count, options.byzantine)
+    f = byzantine_count(count, options.byzantine)
     order: I64 = np.argsort(scores(total, max(0, min(f, (count - 3) // 2))), kind="stable")
     kept = order[: 1 if one else count - f]
     log.event("nearest_updates", devices=count, byzantine=f, kept=len(kept))

@@ -53,10 +53,15 @@ class CountedSum(ExactSum):
 
 def _check_count(update: Update) -> None:
     if update.weight != 1:
-        raise PeerError(f"scaffold counts every device the same, and one weighs {update.weight}")
+        raise PeerError(
+            f"an update has weight {update.weight}; the strategy scaffold accepts only weight 1"
+        )
     new = update.sums[_NEW].tolist() if _NEW in update.sums else None
     if new not in ([0], [1]):
-        raise PeerError(f"scaffold: a device is new or not, 1 or 0, and one says {new}")
+        raise PeerError(
+            f"the sum {_NEW!r} of an update is {new}; the strategy scaffold expects [1] in a "
+            "device's first update and [0] in later ones"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr <= 10:
-            raise ValueError(f"lr: expected above 0 up to 10, got {self.lr}")
+            raise ValueError(f"lr: expected above 0 and at most 10, got {self.lr}")
 
 
 def with_control(model: Model, trained: Shapes) -> Model:

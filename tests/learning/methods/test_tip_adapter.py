@@ -156,7 +156,7 @@ def written(bundle: Bundle, path: Path, model: Model) -> str:
 
 def test_the_shared_model_cannot_be_asked_for(random_bundle: Bundle, tmp_path: Path) -> None:
     path = written(random_bundle, tmp_path / "a.safetensors", SHARED)
-    with pytest.raises(ConfigError, match=r"zero-shot CLIP; name the personal\.safetensors"):
+    with pytest.raises(ConfigError, match=r"zero-shot CLIP; give the personal\.safetensors"):
         find_model(path, tmp_path / "journal.sqlite", random_bundle)
 
 
