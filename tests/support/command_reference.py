@@ -62,9 +62,11 @@ def page() -> str:
     parts = [
         "# Commands",
         md.notice("the commands themselves"),
-        "One program, `fedclip-edge`, has all commands. `-h` or `--help` after any of them prints "
-        f"its help, and `{NAME} --version` prints the version. Every command ends with one of the "
-        "[exit codes](exit-codes.md).",
+        (
+            "One program, `fedclip-edge`, has all commands. `-h` or `--help` after any of them prints "
+            f"its help, and `{NAME} --version` prints the version. Every command ends with one of the "
+            "[exit codes](exit-codes.md)."
+        ),
         md.table(
             ("command", "purpose"),
             [
@@ -124,7 +126,8 @@ def _value(kind: Any, metavar: str | None) -> str:
     if isinstance(kind, click.IntRange | click.FloatRange):
         name = "integer" if isinstance(kind, click.IntRange) else "number"
         assert kind.min is not None
-        assert not kind.min_open and not kind.max_open
+        assert not kind.min_open
+        assert not kind.max_open
         if kind.max is None:
             return f"{name}, {kind.min} or more"
         return f"{name}, {kind.min} to {kind.max}"

@@ -71,6 +71,8 @@ class Key:
 
     @property
     def meaning(self) -> str:
+        if self.name not in MEANINGS.get(self.owner, {}):
+            raise KeyError(f"no meaning for {self.owner.__qualname__}.{self.name}")
         return MEANINGS[self.owner][self.name]
 
     @property

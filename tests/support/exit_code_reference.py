@@ -18,8 +18,10 @@ UNIT = ROOT / "device" / "fedclip-edge-agent.service"
 # By class: the meaning, and what to do next.
 CODES: Mapping[type[FedclipError], tuple[str, str]] = {
     errors.ConfigError: (
-        "A configuration file, an argument or an option of the plan is wrong, or a library is not "
-        "installed.",
+        (
+            "A configuration file, an argument or an option of the plan is wrong, or a library is not "
+            "installed."
+        ),
         "Change what the message names.",
     ),
     errors.DataError: (
@@ -35,8 +37,10 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         "Read which check failed; try another `--precision`, or other `--calibration` pictures.",
     ),
     errors.RefusedError: (
-        "The coordinator or the broker refused this client for good: another bundle, an unknown, "
-        "expired or revoked certificate, a wrong password.",
+        (
+            "The coordinator or the broker refused this client for good: another bundle, an unknown, "
+            "expired or revoked certificate, a wrong password."
+        ),
         "Do what the message says; a restart does not help.",
     ),
     errors.RunError: (
@@ -44,8 +48,10 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         "Read the message and the log of the devices, then start again.",
     ),
     errors.BrokerError: (
-        "A broker could not be started or told to read its files again: none is installed, or its "
-        "port is taken.",
+        (
+            "A broker could not be started or told to read its files again: none is installed, or its "
+            "port is taken."
+        ),
         "Install mosquitto, or name another `--port`.",
     ),
     errors.JournalError: (
@@ -61,8 +67,10 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         "Wait and start again; if it stays so, check host, port and network.",
     ),
     errors.PeerError: (
-        "A message broke the protocol, or an update exceeds a limit of the plan. Agent and "
-        "coordinator drop such a message and continue; of the commands only `simulate` ends with it.",
+        (
+            "A message broke the protocol, or an update exceeds a limit of the plan. Agent and "
+            "coordinator drop such a message and continue; of the commands only `simulate` ends with it."
+        ),
         "Lower the learning rate, or raise `max_norm` in the setting.",
     ),
 }
@@ -116,8 +124,10 @@ def page() -> str:
         [
             "# Exit codes",
             md.notice("the error classes of `fedclip_edge/errors.py`"),
-            "An error is one message on standard error, which says what to do next, and an exit code. "
-            "The class is the name of the error in the source.",
+            (
+                "An error is one message on standard error, which says what to do next, and an exit code. "
+                "The class is the name of the error in the source."
+            ),
             md.table(("code", "class", "meaning", "what to do"), rows),
             _RANGES,
             "## The systemd unit",

@@ -24,8 +24,10 @@ def prose(text: str) -> str:
         if _LINK.fullmatch(piece):
             pieces.append(piece)
             continue
-        for part in _CODE.split(piece):
-            pieces.append(code(part[1:-1]) if _CODE.fullmatch(part) else _escaped(part))
+        pieces += [
+            code(part[1:-1]) if _CODE.fullmatch(part) else _escaped(part)
+            for part in _CODE.split(piece)
+        ]
     return "".join(pieces)
 
 
