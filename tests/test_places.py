@@ -17,11 +17,21 @@ import pytest
 from checkout import ROOT
 
 from fedclip_edge.cli.main import cli
-from fedclip_edge.config import AgentConfig, EncoderConfig, load_agent, read_toml
+from fedclip_edge.config import (
+    AgentConfig,
+    EncoderConfig,
+    FleetConfig,
+    RunRules,
+    load_agent,
+    read_toml,
+)
+from fedclip_edge.coordinator import process
 from fedclip_edge.errors import BundleError, ConfigError, DataError, LinkError, RefusedError
+from fedclip_edge.learning import methods, strategies
 from fedclip_edge.pki import mosquitto
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol.topics import Topics, matches
+from fedclip_edge.records import Plan
 from fedclip_edge.vision.bundle import Bundle
 
 
@@ -35,6 +45,23 @@ def test_the_sample_agent_configuration_loads_and_names_every_key() -> None:
     for name in ("data", "encoder", "broker"):
         fields = type(getattr(config, name)).__dataclass_fields__
         assert set(fields) == set(table[name])
+
+
+def test_the_sample_fleet_configuration_loads_and_names_every_key() -> None:
+    path = ROOT / "device" / "fleet.example.toml"
+    config, table = process.load(path), read_toml(path)
+    assert set(table) == set(FleetConfig.__dataclass_fields__)
+    for name in ("broker", "rules", "plan", "trainer"):
+        fields = type(getattr(config, name)).__dataclass_fields__
+        assert set(fields) == set(table[name]), name
+    plan = table["plan"]
+    assert plan["options"] == vars(methods.get(plan["method"]).check_options({}))
+    assert plan["strategy_options"] == vars(strategies.get(plan["strategy"]).options())
+    defaults = {"rules": RunRules(), "plan": Plan()}
+    for name, default in defaults.items():
+        plain = {k: v for k, v in table[name].items() if not isinstance(v, dict)}
+        assert plain == {key: getattr(default, key) for key in plain}
+    assert "fleet.example.toml" in (ROOT / "device" / "README.md").read_text(encoding="utf-8")
 
 
 def unit() -> configparser.ConfigParser:

@@ -1,0 +1,186 @@
+"""The meaning of each key and table of fleet.toml and agent.toml, for the reader of the manual.
+
+The comments of the fields in the source are for readers of the code; often they explain a default.
+An option of a method or of a strategy has the meaning of the class that defines it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedclip_edge.config import (
+    AgentConfig,
+    BrokerAddress,
+    DataConfig,
+    EncoderConfig,
+    FleetConfig,
+    RunRules,
+    Trainer,
+)
+from fedclip_edge.learning.methods import (
+    clip_adapter,
+    fedclip,
+    lowrank,
+    prototypes,
+    ridge,
+    tip_adapter,
+)
+from fedclip_edge.learning.options import Training
+from fedclip_edge.learning.strategies import adaptive, fedavgm, robust, scaffold
+from fedclip_edge.records import Plan
+
+_BETA1 = "Decay rate of the mean of the gradients."
+_SERVER_LR = "Learning rate of the coordinator."
+_MIN_PER_CLASS = (
+    "A device sends nothing of a class of which it has fewer pictures than this on one side of its "
+    "split. This protects single pictures."
+)
+
+MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
+    FleetConfig: {
+        "fleet": "Name of the fleet. It is part of every MQTT topic; all devices use the same one.",
+        "bundle": "Folder of the bundle, with the encoder and the class texts. Every device needs "
+        "a copy.",
+        "journal": "SQLite file with the state of the run. `serve` continues from it after a "
+        "restart. The trained models are written to the folder `models` next to it.",
+        "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
+        "init` makes. Without it, any device may join.",
+    },
+    AgentConfig: {
+        "id": "Name of this device, unique in the fleet.",
+        "fleet": "Name of the fleet, the same as in `fleet.toml`.",
+        "bundle": "Folder of the bundle, a copy of the coordinator's.",
+        "state_dir": "Folder for the files of this device: the feature cache, the update that is "
+        "not acknowledged yet, the predictions, and without enrolment the device's key.",
+        "domain": "A name for the origin of the pictures. Reports show it.",
+        "roles": "`train` sends updates; `evaluate` measures each model on the test pictures.",
+        "coordinator_key": "Public key of the only coordinator to accept; `fedclip-edge enroll` "
+        "writes it. Empty: the device accepts the first key that it sees in a run.",
+    },
+    BrokerAddress: {
+        "host": "Name or address of the broker. With TLS, the broker's certificate must contain it.",
+        "port": "TCP port of the broker; 8883 is usual for TLS.",
+        "username": "User name for a broker that asks for a password.",
+        "password": "Password for that user name.",
+        "keepalive_s": "Seconds without traffic after which the client sends a ping. The broker "
+        "reports a client as gone after one and a half times this.",
+        "max_packet_bytes": "Largest MQTT packet that the broker accepts. Needed only for a broker "
+        "that does not announce its limit, or to stay below it.",
+        "ca": "Certificate of the authority that issued the broker's certificate. It turns on TLS.",
+        "certificate": "Certificate of this device or coordinator, from the same authority. Its "
+        "common name is the user name at the broker.",
+        "key": "Private key of the certificate. It also signs the messages.",
+    },
+    RunRules: {
+        "devices": "Training devices that must be online before round 1 opens. Later rounds need "
+        "the `quorum` share of this number.",
+        "quorum": "Share of the cohort that must have contributed for a round to close.",
+        "deadline_s": "Longest time of one attempt at a round, in seconds.",
+        "grace_s": "How long a round waits for a device that went offline, in seconds.",
+        "cohort": "Number of devices that take part in a round. 0 takes all that are online.",
+        "upload_slots": "Number of devices that may upload at the same time.",
+    },
+    Trainer: {
+        "config": "The `agent.toml` of that device. It has the same fleet and broker.",
+    },
+    DataConfig: {
+        "folder": "Folder of the labelled pictures, with one sub-folder per class. The names of "
+        "the sub-folders are the class names of the bundle.",
+        "train": "Share of the pictures to train on.",
+        "validation": "Share of the pictures that choose settings and personal models.",
+        "test": "Share of the pictures that every model is evaluated on.",
+    },
+    EncoderConfig: {
+        "provider": "Execution provider of ONNX Runtime that runs the encoder. If it is not "
+        "available, the agent stops with an error.",
+        "threads": "Threads of the CPU provider.",
+        "batch_size": "Pictures per call of the encoder.",
+        "engine_dir": "Folder for the engines that TensorRT builds. Without it, they are in "
+        "`fedclip-edge/engines` in the user's cache folder.",
+    },
+    Plan: {
+        "method": "The [method](../explanation/methods.md) that the devices train.",
+        "rounds": "Number of rounds. 0 takes the method's own number.",
+        "seed": "Seed of the initial model and of the order of the pictures.",
+        "codec_up": "Codec of the updates that devices send.",
+        "codec_down": "Codec of the models that the coordinator sends. It keeps the model itself "
+        "in float32.",
+        "grid_bits": "Updates are rounded to multiples of 2 to the power of minus this number "
+        "before they are added. So the order of the devices does not change the sum.",
+        "max_weight": "Largest weight of an update; the coordinator refuses a larger one.",
+        "max_norm": "Largest L2 norm of an update divided by its weight; the coordinator refuses a "
+        "larger one.",
+        "strategy": "The [strategy](../explanation/methods.md) that makes the next model from the "
+        "updates.",
+        "personal_epochs": "Epochs that each device trains on alone after the last round. It keeps "
+        "the model that is best on its validation pictures as its personal model. 0 makes none.",
+        "local_baseline": "Each device also trains a model alone, for comparison.",
+    },
+    Training: {
+        "optimizer": "`adamw` decouples the weight decay from the gradient; `adam` does not. "
+        "`sgd` is plain gradient descent.",
+        "lr": "Learning rate.",
+        "beta1": _BETA1 + " `adam` and `adamw` only.",
+        "beta2": "Decay rate of the mean of the squared gradients. `adam` and `adamw` only.",
+        "eps": "Added to the denominator of a step. `adam` and `adamw` only.",
+        "weight_decay": "Weight decay.",
+        "batch_size": "Pictures per step.",
+        "epochs": "Passes over the training pictures in one round.",
+        "weighting": "Weight of an update: `uniform` is 1, `pictures` is the number of training "
+        "pictures.",
+        "proximal_mu": "FedProx: adds this number, halved, times the squared distance to the "
+        "received model to the loss.",
+    },
+    fedclip.Options: {
+        "loss": "`contrastive` is the loss of the FedCLIP paper; `multi-positive` does not count "
+        "pictures of the same class as negatives; `cross-entropy` compares with all classes.",
+    },
+    clip_adapter.Options: {
+        "reduction": "The bottleneck has the width of the features divided by this number.",
+        "ratio": "Share of the adapter's output in the feature.",
+    },
+    lowrank.Options: {"rank": "Rank of the map."},
+    ridge.Options: {
+        "l2": "Strength of the shrinkage (lambda). Without it, the value with the smallest error "
+        "on the validation pictures is used.",
+        "prior": "Scale of the class texts to shrink towards (tau). Without it, the value with the "
+        "smallest error on the validation pictures is used.",
+        "min_per_class": _MIN_PER_CLASS,
+    },
+    prototypes.Options: {
+        "alpha": "Weight of the image prototypes relative to the class texts. Without it, it is "
+        "fitted to the validation pictures.",
+        "shrinkage": "Factor on the shrinkage of the covariance.",
+        "min_per_class": _MIN_PER_CLASS,
+    },
+    tip_adapter.Options: {
+        "alpha": "Weight of the cached pictures relative to the class texts. Without it, the value "
+        "that is best on the device's validation pictures is used.",
+        "beta": "Sharpness of the similarity to a cached picture. Without it, the value that is "
+        "best on the device's validation pictures is used.",
+    },
+    fedavgm.Options: {"lr": _SERVER_LR, "momentum": "Momentum of the coordinator."},
+    adaptive.Options: {
+        "lr": _SERVER_LR,
+        "beta1": "Decay rate of the mean of the changes.",
+        "beta2": "Decay rate of the mean of the squared changes.",
+        "tau": "Added to the denominator of a step.",
+    },
+    scaffold.Options: {"lr": _SERVER_LR},
+    robust.Options: {
+        "byzantine": "Largest share of the devices that may send arbitrary updates.",
+    },
+}
+
+TABLES: Mapping[str, str] = {
+    "rules": "Rules for opening and closing a round.",
+    "plan": "What is trained, and how.",
+    "plan.options": "Options of the method.",
+    "plan.strategy_options": "Options of the strategy.",
+    "broker": "Address of the MQTT broker, and the login there.",
+    "trainer": "A device that `serve` starts as a child process, with pictures of the operator's. "
+    "Leave the table out for none.",
+    "data": "The pictures of this device.",
+    "encoder": "How the encoder runs on this device.",
+}

@@ -1,0 +1,255 @@
+"""The meaning of each log event and of each of its fields, for docs/reference/log-events.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedclip_edge.cli.progress import EVERY_S
+from fedclip_edge.coordinator.uploads import LEASE_S
+from fedclip_edge.pki.expiry import WARN_DAYS
+
+AGENT, COORDINATOR, BOTH = "Agent", "Coordinator", "Agent and coordinator"
+
+# Which program writes the events of a module or folder.
+PROGRAMS: Mapping[str, str] = {
+    "agent/": AGENT,
+    "cli/agent.py": AGENT,
+    "vision/": AGENT,
+    "learning/personal.py": AGENT,
+    "coordinator/": COORDINATOR,
+    "learning/methods/": BOTH,
+    "learning/strategies/": BOTH,
+    "pki/": BOTH,
+    "transport/": BOTH,
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened, and what to do about it, if anything."""
+
+    meaning: str
+    action: str = ""
+
+
+_CAUTION = Event(
+    "The bundle can be used, but its features may be wrong: its weights are random, or it was "
+    "written with `--accept-parity`.",
+    "Export the bundle again if it is for real use.",
+)
+_LINK_LOST = Event(
+    "The connection to the broker was lost. The program connects again without a restart.",
+)
+_ACCURACIES = "**report.accuracy"
+
+# By program and event, in the order of a run.
+EVENTS: Mapping[str, Mapping[str, Event]] = {
+    AGENT: {
+        "bundle_caution": _CAUTION,
+        "tensorrt_engine_building": Event(
+            "TensorRT compiles the encoder for this GPU. This takes minutes and happens once. "
+            "`predict` and `bundle verify` write this event as well.",
+        ),
+        "tensorrt_engine_built": Event("The engine is built, and stored for the next start."),
+        "encoding_pictures": Event(
+            f"Progress of encoding, every {EVERY_S:g} seconds if standard error is no terminal.",
+        ),
+        "files_ignored": Event("The picture folder has files that are not pictures."),
+        "picture_skipped": Event(
+            "A picture cannot be read; it is left out.", "Repair or remove the file."
+        ),
+        "class_without_test_pictures": Event(
+            "No picture of this class is on the test side, so its accuracy is unknown.",
+            "Add pictures of the class.",
+        ),
+        "features_ready": Event("Every picture has its features, new or from the cache."),
+        "connected": Event("The first connection to the broker is made."),
+        "no_answer": Event(
+            "No coordinator has answered this device's hello. The device keeps asking.",
+            "Start `fedclip-edge serve`. If it runs, compare `fleet` and `[broker]` in both files.",
+        ),
+        "torch_loaded": Event("PyTorch is loaded, before the first training or evaluation."),
+        "trained": Event(
+            "An update for the open round is computed and offered to the coordinator."
+        ),
+        "evaluated": Event("A model was measured on the test pictures of this device."),
+        "contribution_refused": Event(
+            "The coordinator did not accept an update. If its round is still open, the device offers "
+            "it again in the next attempt; otherwise it discards it.",
+            "Read the reason: a round that has just closed is harmless, a limit of the plan is not.",
+        ),
+        "model_refused": Event(
+            "A downloaded model does not fit the run's plan. It is downloaded again.",
+            "Check that agent and coordinator have the same version.",
+        ),
+        "model_not_evaluated": Event(
+            "Rounds close faster than this device evaluates; the oldest waiting model was dropped "
+            "from its queue. Its row is missing in the figures.",
+        ),
+        "update_of_a_lost_round": Event(
+            "The coordinator continues from an older copy of its journal. The update belongs to a "
+            "round that it does not know any more; the device discards it and trains again.",
+        ),
+        "personal_model_stopped": Event(
+            "Training of the personal model diverged in this epoch. The epochs before it still count.",
+            "Lower `lr` under `[plan.options]`.",
+        ),
+        "message_refused": Event(
+            "A message broke the protocol, or was not signed by the key that this device trusts. "
+            "It was dropped.",
+            "If it repeats, read the reason: a new coordinator with another key cannot continue a "
+            "run.",
+        ),
+        "link_lost": _LINK_LOST,
+        "run_ended_without_this_device": Event(
+            "The run ended while this device was away, and no coordinator is online to send the "
+            "last model.",
+        ),
+        "run_done": Event("The run is over. With `--once` the agent ends, otherwise it waits."),
+    },
+    COORDINATOR: {
+        "bundle_caution": _CAUTION,
+        "serving": Event("The coordinator is online and waits for devices."),
+        "joined": Event("A device said hello and was admitted."),
+        "device_refused": Event(
+            "A device was not admitted, or lost its admission. Its agent ends with exit code 14.",
+            "The reason names the remedy, such as copying the bundle or enrolling the device.",
+        ),
+        "left": Event(
+            "A device went offline. After the coordinator's own connection was lost, this is "
+            "written for every device until it says hello again.",
+        ),
+        "epoch_raised": Event(
+            "A device knows a later coordinator: the journal is new or an old copy. The coordinator "
+            "takes a higher epoch and continues.",
+        ),
+        "contribution_dropped": Event(
+            "An update was not accepted, for example because its round is closed.",
+        ),
+        "upload_abandoned": Event(
+            f"A device with an upload slot sent nothing for {LEASE_S:g} seconds, and loses the slot.",
+            "If it repeats, check the network of this device.",
+        ),
+        "given_up": Event(
+            "A device was silent until the deadline. It counts as offline until it says hello again.",
+            "Check the device.",
+        ),
+        "round_closed": Event("A round is closed, and the next model is made."),
+        "report": Event("A device measured a model. The fields are those of the agent's event."),
+        "message_refused": Event(
+            "A message broke the protocol or has a wrong signature. It was dropped.",
+            "If it repeats for one device, check the version and the key of that device.",
+        ),
+        "registry_not_read": Event(
+            "The registry has changed and cannot be read. The last one stays in force.",
+            "Repair the file.",
+        ),
+        "not_thrown_out": Event(
+            "The broker did not end the connection of a device that was refused. The coordinator "
+            "ignores the device all the same.",
+            "Restart the broker to end the connection.",
+        ),
+        "trainer_ended": Event(
+            "The device of `[trainer]` ended before the run. The run continues without it.",
+            "Look up the [exit code](exit-codes.md).",
+        ),
+        "link_lost": _LINK_LOST,
+        "model_written": Event("The model of the run is in this file."),
+        "run_done": Event("The run is over, and `serve` ends."),
+    },
+    BOTH: {
+        "broker_not_reached": Event(
+            "An attempt to connect failed. The program tries again; each reason is written once "
+            "until the connection is back.",
+            "Read the reason: the broker, the network or a certificate.",
+        ),
+        "message_not_taken": Event(
+            "The broker refused a message.",
+            "Check the broker's access list, and that the user name is the device's id.",
+        ),
+        "certificate_ends": Event(
+            f"The certificate of this process expires in less than {WARN_DAYS} days. Written at the "
+            "start and then daily.",
+            "Follow `hint`.",
+        ),
+        "ridge_chosen": Event("The method `ridge` solved for its head with these settings."),
+        "ridge_without_pictures": Event(
+            "No device sent sums over training pictures; the model is zero-shot CLIP.",
+            "Compare the number of pictures with `min_per_class`.",
+        ),
+        "prototypes_chosen": Event("The method `prototypes` made its head with these settings."),
+        "prototypes_without_pictures": Event(
+            "No device sent sums over training pictures; the model is zero-shot CLIP.",
+            "Compare the number of pictures with `min_per_class`.",
+        ),
+        "nearest_updates": Event(
+            "The strategy `krum` or `multi-krum` used only the updates nearest to each other."
+        ),
+    },
+}
+
+# By field, or by event and field where the event has its own meaning for it.
+FIELDS: Mapping[str, str] = {
+    _ACCURACIES: "One field per figure, each a fraction from 0 to 1. `zero_shot`, `federated` and, "
+    "if there is one, `personal` are top-1 accuracies on the test pictures; the last evaluation may "
+    "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
+    "error. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
+    "alpha": "Weight of the image prototypes relative to the class texts.",
+    "broker": "Host and port of the broker.",
+    "bundle": "Folder of the bundle.",
+    "byzantine": "Number of updates that are assumed to be arbitrary.",
+    "cached": "Pictures whose features were in the cache.",
+    "caution": "The warning, in words.",
+    "certificate": "File of the certificate.",
+    "class_name": "Name of the class.",
+    "client": "MQTT client id of the device.",
+    "code": "Exit code of the process.",
+    "cohort": "Number of devices that were asked to contribute.",
+    "contributions": "Number of updates that were kept.",
+    "count": "Number of files.",
+    "days_left": "Whole days until it expires.",
+    "device": "Id of the device.",
+    "devices": "Number of updates in the round.",
+    "domain": "The `domain` of the device's configuration.",
+    "done": "Pictures encoded so far.",
+    "encoded": "Pictures that went through the encoder now.",
+    "ends": "Date of expiry.",
+    "epoch": "Number that grows with each start of the coordinator; the higher one wins.",
+    "error": "Mean squared error on the validation pictures; without any, on the training pictures.",
+    "fleet": "Name of the fleet.",
+    "folder": "Folder of the engine.",
+    "hint": "The next step.",
+    "id": "Id of this device.",
+    "kept": "Number of updates that were used.",
+    "kinds": "File name extensions, sorted.",
+    "l2": "Strength of the shrinkage (lambda).",
+    "model": "The model that is used instead.",
+    "model_bytes": "Size of the next model as it is sent.",
+    "path": "File of the model.",
+    "personal_model_stopped.epoch": "Number of the epoch, from 1.",
+    "picture": "File of the picture.",
+    "prior": "Scale of the class texts (tau).",
+    "provider": "Execution provider of the encoder.",
+    "reason": "The cause, in words.",
+    "refused_messages": "Number of messages that were dropped in this process.",
+    "roles": "Roles of the device, joined by `+`.",
+    "round": "Number of the round. For a model, the number of rounds closed; 0 is the initial model.",
+    "rounds": "Number of rounds of the run.",
+    "rounds_closed": "Number of rounds already closed, after a restart.",
+    "run": "Id of the run.",
+    "run_done.rounds": "Number of rounds closed.",
+    "scale": "Factor on the logits of the class texts.",
+    "seconds": "Duration in seconds; for a round, since it was opened.",
+    "skipped": "Pictures that cannot be read.",
+    "takes": "How long it takes, in words.",
+    "test": "Number of test pictures.",
+    "topic": "MQTT topic of the message.",
+    "total": "Pictures to encode.",
+    "train": "Number of training pictures.",
+    "train_pictures": "Training pictures of all devices together.",
+    "update_bytes": "Size of the update as it is sent.",
+    "updates_bytes": "Size of all kept updates together.",
+    "validation_pictures": "Validation pictures of all devices together.",
+    "waiting_for": "Training devices that must be online before round 1 opens.",
+}
