@@ -145,7 +145,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The registry has changed and cannot be read. The last one stays in force.",
             "Repair the file.",
         ),
-        "not_thrown_out": Event(
+        "client_not_disconnected": Event(
             "The broker did not end the connection of a device that was refused. The coordinator "
             "ignores the device all the same.",
             "Restart the broker to end the connection.",
