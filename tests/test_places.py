@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None
     assert service["RestartForceExitStatus"] == str(LinkError.exit_code)
     hopeless = {e.exit_code for e in (ConfigError, DataError, BundleError, RefusedError)}
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
+    assert service["SuccessExitStatus"] == str(128 + signal.SIGTERM)  # `systemctl stop`
 
 
 def test_the_access_list_is_what_the_topics_print() -> None:
