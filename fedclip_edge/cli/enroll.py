@@ -40,8 +40,7 @@ _DAYS = click.option(
 def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -> None:
     """Enroll a device: write its key and certificate.
 
-    They are written to an archive, with an agent.toml. Unpack it on the box, in
-    /etc/fedclip-edge.
+    They are written to an archive, with an agent.toml. Unpack it on the box, in /etc/fedclip-edge.
 
     ID is 1 to 64 characters of a-z, 0-9 and '-', without '-' at either end. With --csr it may be
     left out: the request names the device.
@@ -84,7 +83,8 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
 def renew(id: str, out: Path | None, days: int, site: Path) -> None:
     """Write a new certificate for a device.
 
-    Renew it before the old one expires. The device ID keeps its key. Copy the certificate to the box as device.crt and restart the agent.
+    Renew it before the old one expires. The device ID keeps its key. Copy the certificate to the
+    box as device.crt and restart the agent.
     """
     from fedclip_edge.pki import enrolment
 

@@ -2,11 +2,12 @@
 
     zeroshot,fedclip,fedclip@lr=1e-3,loss=cross-entropy,fedclip:local,ridge:pooled@l2=0.3
 
-A name may be followed by `:local` or `:pooled`. With `:local` each device trains alone, which is the
-lower reference for the federation. With `:pooled` one device trains on the training pictures of all
-devices, which is the upper reference. Without either, the setting is federated. After that, `@` may
-introduce options of the method or of the plan (rounds, strategy, codec_up, ...). `strategy.NAME` is
-an option of the strategy. A `name=value` after a comma belongs to the setting before it.
+A name may be followed by `:local` or `:pooled`. With `:local` each device trains alone, which is
+the lower reference for the federation. With `:pooled` one device trains on the training pictures of
+all devices, which is the upper reference. Without either, the setting is federated. After that, `@`
+may introduce options of the method or of the plan (rounds, strategy, codec_up, ...).
+`strategy.NAME` is an option of the strategy. A `name=value` after a comma belongs to the setting
+before it.
 """
 
 from __future__ import annotations
