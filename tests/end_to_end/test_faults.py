@@ -241,7 +241,7 @@ def test_the_benchmark_says_what_took_too_long(
         Verdict(8, ("cam-1/2",), (), equal=True, digest=""),
         Verdict(9, (), ("cam-1/2",), equal=True, digest=""),
         Verdict(9, (), (), equal=False, digest=""),
-        AssertionError("waited in vain"),
+        AssertionError("still waiting for the end of the run"),
     ],
     ids=["lost", "twice", "unequal", "endless"],
 )

@@ -85,4 +85,4 @@ def _number(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
         value |= (byte & 0x7F) << 7 * place
         if not byte & 0x80:
             return value, at + place + 1
-    raise ValueError("not MQTT: the length has more than four bytes")
+    raise ValueError("no MQTT packet: the length has more than four bytes")
