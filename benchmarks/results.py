@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Command:
-    """One call of simulate; `label` is an extra first cell of its rows, for tables in FIRST."""
+    """A call of simulate; `label` is an extra first cell of its rows, for tables in FIRST."""
 
     arguments: str
     label: str = ""
@@ -52,7 +52,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the rows of its commands; several held-out domains give one row, their mean."""
+    """A table with the rows of its commands; several held-out domains give one row with their mean."""
 
     commands: tuple[Command, ...]
     columns: tuple[Column, ...]
