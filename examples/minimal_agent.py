@@ -1,9 +1,9 @@
-"""A device of protocol v1 in one file, for whoever writes one in another language.
+"""A device of protocol v1 in one file, as a model for implementations in other languages.
 
-Made from docs/reference/protocol.md alone: nothing of fedclip_edge is imported. It takes part in one run and
-ends with it. What it "trains" is a stand-in that grows every value by one per cent.
+Written from docs/reference/protocol.md alone; it imports nothing of fedclip_edge. It takes part in
+one run and ends with it. Its "training" is a stand-in that adds one per cent to every value.
 
-    python examples/minimal_agent.py agent.json
+python examples/minimal_agent.py agent.json
 
 agent.json: host, port, fleet, id, dim, encoder_id, classes_digest, state (a file of its own); and,
 with enrolment, coordinator_key, ca, certificate, key.
@@ -80,7 +80,7 @@ class Agent:
         return ed25519.Ed25519PrivateKey.from_private_bytes(bytes.fromhex(self.state["key"]))
 
     def save(self) -> None:
-        """Whole or not at all, and on disk before anything is said of it."""
+        """Write the state atomically, and sync it to disk before any message about it is sent."""
         new = self.path.with_suffix(".new")
         with new.open("w") as file:
             json.dump(self.state, file)
@@ -88,7 +88,7 @@ class Agent:
             os.fsync(file.fileno())
         new.replace(self.path)
 
-    # The link.
+    # Connection and outgoing messages.
 
     def envelope(self, topic: str, kind: str, body: Json) -> bytes:
         message = {"kind": kind, "from": self.config["id"], "body": body}
@@ -135,7 +135,7 @@ class Agent:
         self.link.disconnect()
         self.link.loop_stop()
 
-    # What comes.
+    # Incoming messages.
 
     def take(self, event: Any) -> None:
         if event == "connected":
@@ -233,7 +233,7 @@ class Agent:
         self.state.update(settled=[parked["run"], parked["round"]], parked=None)
         self.save()
 
-    # What is due.
+    # Actions that are due.
 
     def hello(self) -> None:
         self.hello_at, config = time.monotonic(), self.config
@@ -284,7 +284,7 @@ class Agent:
         return drawn <= str(manifest["cohort"])
 
     def contribute(self, manifest: Json) -> None:
-        """Trains, adds what the last kept contribution lost, writes it to disk, offers it."""
+        """Train, add the residual of the last kept update, write the result to disk, and offer it."""
         codec, residual = manifest["plan"]["codec_up"], self.state["residual"]
         meant = {}
         for name, values in self.terms.items():

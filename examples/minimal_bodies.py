@@ -1,6 +1,8 @@
-"""Payloads and chunks of protocol v1, for minimal_agent.py; made from docs/reference/protocol.md alone.
+"""Payloads and chunks of protocol v1, for minimal_agent.py.
 
-A payload is a safetensors file of what the codec makes of the terms, shuffled, then compressed.
+Written from docs/reference/protocol.md alone.
+
+A payload is a safetensors file with the codec's encoding of the terms, shuffled and compressed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def f32(values: list[float]) -> list[float]:
 
 
 def scales(values: list[float]) -> list[int]:
-    """By block, 1/55 of the largest value as a bfloat16, rounded up."""
+    """The scale of each block: 1/55 of its largest value, rounded up to a bfloat16."""
     blocks = [values[i : i + BLOCK] for i in range(0, len(values), BLOCK)]
     tops = f32([max(map(abs, block)) / STEPS for block in blocks])
     bits = struct.unpack(f"<{len(tops)}I", struct.pack(f"<{len(tops)}f", *tops))
@@ -116,7 +118,7 @@ def count_of(parcel: Json) -> int:
 
 
 def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
-    """Those of the ranges that there are."""
+    """The chunks in the ranges of `missing`."""
     digest, count = hashlib.sha256(data).digest()[:8], count_of(blob_of(data))
     for first, last in missing:
         for i in range(first, min(last, count - 1) + 1):
@@ -125,7 +127,7 @@ def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
 
 
 def read_chunk(payload: bytes, parcel: Json) -> tuple[int, bytes] | None:
-    """Index and part; None for a chunk of another blob."""
+    """Index and data of a chunk; None for a chunk of another blob."""
     _, version, zero, digest, index, count, crc = CHUNK.unpack_from(payload)
     part, size, each = payload[CHUNK.size :], parcel["size_bytes"], parcel["chunk_bytes"]
     if digest != bytes.fromhex(parcel["sha256"])[:8]:
