@@ -40,7 +40,7 @@ def _client(port: int, topic: str, on_message: OnMessage) -> mqtt.Client:
 
 
 class Exchange:
-    """A server in this process, and clients in others; `once` sends a model and receives updates."""
+    """A server in this process and clients in others; `once` sends a model down and updates up."""
 
     def __init__(
         self, children: Children, folder: Path, port: int, clients: int, size: int

@@ -70,7 +70,7 @@ def plan(up: str, down: str, rounds: int) -> Plan:
 
 
 def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
-    """Measure alternating blocks of rounds and bare exchanges; the first of each block is dropped."""
+    """Measure alternating blocks of rounds and exchanges; the first of each block is dropped."""
     folder.mkdir()
     rounds_s, bare_s = [], []
     blocks = -(-rounds // _BLOCK)

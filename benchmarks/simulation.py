@@ -89,7 +89,7 @@ def measure_round(devices: int, workers: int) -> float:
 
 
 def measure_round_afresh(devices: int, workers: int) -> float:
-    """Measure a round in a new process, which has nothing loaded before and leaves nothing behind."""
+    """Measure a round in a new process, which has loaded nothing before."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
         return fresh.submit(measure_round, devices, workers).result()
