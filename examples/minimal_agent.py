@@ -284,7 +284,7 @@ class Agent:
         return drawn <= str(manifest["cohort"])
 
     def contribute(self, manifest: Json) -> None:
-        """Train, add the residual of the last kept update, write the result to disk, and offer it."""
+        """Train, add the residual of the last kept update, write the result to disk, offer it."""
         codec, residual = manifest["plan"]["codec_up"], self.state["residual"]
         meant = {}
         for name, values in self.terms.items():

@@ -99,7 +99,7 @@ def unpack(data: bytes, shapes: Shapes, codec: str) -> Arrays:
 def read_json(text: bytes) -> Json:
     def fields(pairs: list[tuple[str, Any]]) -> Json:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key occurs twice")
         return dict(pairs)
 
     value = json.loads(text.decode(), object_pairs_hook=fields, parse_constant=float)
