@@ -363,7 +363,7 @@ def test_what_is_missing_is_asked_for_again_until_it_is_here(scene: Scene) -> No
 
 
 def test_asked_again_for_a_lot_it_asks_for_a_little(scene: Scene) -> None:
-    """A link that needs longer than REPAIR_S per chunk must not carry the whole model repeatedly."""
+    """A link slower than one chunk in REPAIR_S must not carry the whole model repeatedly."""
     scene.flow()
     scene.say(manifest())
     scene.work()
@@ -1027,7 +1027,7 @@ def test_a_coordinator_that_rose_is_known_by_its_boot(scene: Scene) -> None:
 
 
 def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None:
-    """One step of int8 is too coarse for 0.001 next to 1; the residual sends it over many rounds."""
+    """One int8 step is too coarse for 0.001 next to 1; the residual sends it in later rounds."""
     plan = Plan(rounds=30, codec_up="int8", codec_down="fp32")
     scene.flow()
     arrived = np.zeros((40, 10))

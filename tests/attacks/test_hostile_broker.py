@@ -199,7 +199,7 @@ def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*BOXES, "cam-7"])
 def test_it_cannot_forge_a_contribution(fleet: Fleet, broker: HostileBroker, name: str) -> None:
-    """Tested with the names of enrolled devices, also before their first message, and a new name."""
+    """Tested with enrolled names, also before their first message, and with a new name."""
     contribute(fleet, broker, name)
     start(fleet)
     contribute(fleet, broker, name)
@@ -264,7 +264,7 @@ def test_it_cannot_replay_an_old_round(fleet: Fleet, broker: HostileBroker) -> N
 def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
     fleet: Fleet, broker: HostileBroker
 ) -> None:
-    """The new process knows no epoch and no round, but it believes only an answer to its own hello."""
+    """The new process knows no epoch and no round; it believes only an answer to its own hello."""
     sessions = start(fleet)
     while fleet.coordinator.run_state.model.round < 1:
         fleet.step()

@@ -131,7 +131,7 @@ def make(folder: Path, **rules: float) -> Target:
 
 
 def join(target: Target) -> None:
-    """Let all devices say hello, including the hostile one, and open a round that waits for cam-8."""
+    """Let all devices say hello, also the hostile one, and open a round that waits for cam-8."""
     for number in range(2):
         device(target.fleet, number, ("evaluate",))
     target.fleet.step()
@@ -507,7 +507,7 @@ def test_the_whole_corpus_fits_into_little_memory() -> None:
 
 
 def test_a_run_under_fire_ends_with_the_same_model(tmp_path: Path) -> None:
-    """The hostile device is in the cohort, and the broker lets every client write on every topic."""
+    """The hostile device is in the cohort, and every client may write on every topic."""
     target = opened(make(tmp_path, devices=3, quorum=0.6))
     for number in range(2):
         device(target.fleet, number)

@@ -357,7 +357,7 @@ class NarrowBroker(InMemoryBroker):
 
 
 def leave_100_bytes(monkeypatch: pytest.MonkeyPatch, packet_bytes: int) -> None:
-    """Allow chunks of 100 bytes in a packet of this size: these models are smaller than a manifest."""
+    """Allow chunks of 100 bytes in such a packet: these models are smaller than a manifest."""
     monkeypatch.setattr(chunks, "_MIN_CHUNK_BYTES", 1)
     monkeypatch.setattr(chunks, "_OVERHEAD_BYTES", packet_bytes - 100)
 
@@ -407,7 +407,7 @@ def test_a_manifest_that_the_broker_does_not_take_says_what_to_raise(tmp_path: P
 
 
 def test_an_offer_that_comes_between_two_attempts_is_taken_in_the_next(tmp_path: Path) -> None:
-    """One device is slow and another is away at the deadline: the update of the slow one is kept."""
+    """One device is slow and another away at the deadline: the update of the slow one is kept."""
     fleet = joined(tmp_path, 3)
     until(fleet, lambda: state(fleet).phase == "open")
     slow = fleet.sessions.pop("cam-1")
@@ -713,7 +713,7 @@ def test_a_key_stays_pinned_over_a_restart(fleet: Fleet) -> None:
 
 
 def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
-    """Some brokers have no retained messages: then only the answer to its hello reaches the device."""
+    """Without retained messages, only the answer to its hello reaches the device."""
     fleet = make(tmp_path)
     steps(fleet, 2)
     fleet.broker._retained.clear()

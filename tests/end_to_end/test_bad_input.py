@@ -32,7 +32,7 @@ def site(tmp_path: Path, random_bundle: Bundle) -> Site:
 
 
 def refused(kind: type[FedclipError], *arguments: str | Path, words: tuple[str, ...]) -> None:
-    """Check that the command exits with the code of `kind` and one line that contains all `words`."""
+    """Check that the command exits with the code of `kind` and one line with all `words`."""
     done = system.run(*arguments)
     assert done.returncode == kind.exit_code, done.stderr
     assert "Traceback" not in done.stderr

@@ -38,7 +38,7 @@ ROUNDS = 8
 
 
 class Fleet:
-    """Three agents that keep running, one per node, and a coordinator per run, at the first node."""
+    """Three agents that keep running, one per node, and a coordinator per run."""
 
     def __init__(self, cluster: Cluster, bundle: Bundle) -> None:
         self.cluster = cluster

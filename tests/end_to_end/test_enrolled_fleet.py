@@ -1,4 +1,4 @@
-"""Coordinator and agents as processes, with the certificates and mosquitto files of `broker init`."""
+"""Coordinator and agents as processes, with the certificates and files of `broker init`."""
 
 from __future__ import annotations
 

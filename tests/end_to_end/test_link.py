@@ -251,7 +251,7 @@ def test_it_looks_into_tls_with_the_keys_of_both_ends(tmp_path: Path) -> None:
 
 @pytest.mark.one_python
 def test_what_nobody_reads_does_not_outlive_it() -> None:
-    """Unread bytes must not keep a client's connection open after the broker has closed its side."""
+    """Unread bytes must not keep a connection open after the broker has closed its side."""
     with socket.create_server((HOST, 0)) as server:
         made = Link(server.getsockname()[1])
         with dial(made.door("deaf")):

@@ -99,7 +99,7 @@ def labelled_alone(
 def same_as_predict(
     bundle: Bundle, trained: TrainedModel | None, pictures: Path, bare: Path, out: Path
 ) -> float:
-    """Export, label all pictures both ways, and return the share of labels that training changed."""
+    """Export, label all pictures both ways, and return the share of changed labels."""
     export_classifier(bundle, trained, out)
     asked = find_pictures([pictures], bundle.classes.names)
     model = None if trained is None else trained.model

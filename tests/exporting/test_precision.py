@@ -344,7 +344,7 @@ def test_no_weights_are_left_that_nothing_reads(precision: Precision) -> None:
 @pytest.mark.parametrize("precision", SMALLER)
 @pytest.mark.parametrize("bias", ["", "computed"])
 def test_a_bias_that_is_no_constant(precision: Precision, bias: str) -> None:
-    """The bias is missing (an empty name) or behind an Identity, as PyTorch exports shared weights."""
+    """The bias is missing (an empty name), or behind an Identity, as for shared weights."""
     model = tower()
     model.graph.node.insert(0, helper.make_node("Identity", ["wide_bias"], ["computed"]))
     (wide,) = (node for node in model.graph.node if "wide" in node.input)

@@ -20,7 +20,7 @@ BITS = st.integers(1, 52)
 
 
 def updates(largest: float = 100.0) -> st.SearchStrategy[Update]:
-    """Updates with two terms and a weight: within the default bounds; six of them do not overflow."""
+    """Updates with two terms and a weight, within the default bounds; six do not overflow."""
     bound = float(np.float32(largest))
     values = st.floats(-bound, bound, width=32)
     return st.builds(

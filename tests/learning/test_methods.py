@@ -226,7 +226,7 @@ def test_fedclip_starts_as_torchs_linear_does() -> None:
 
 
 def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
-    """The initial gate is nearly uniform, so features keep their direction: cosine 0.99 at D = 512."""
+    """The initial gate is nearly uniform, so features keep their direction: cosine 0.99."""
     dim = 512
     classes = class_texts(dim=dim)
     data = features(50, 1, classes, noise=0.02)

@@ -205,7 +205,7 @@ def test_int8_needs_a_quarter_of_float32() -> None:
 
 
 def test_no_update_needs_more_than_seven_bits_a_value() -> None:
-    """Uniformly drawn steps compress worst; the limit bounds the time of an upload on a slow link."""
+    """Uniformly drawn steps compress worst; the limit bounds the time of an upload."""
     random, count = np.random.default_rng(0), 200_000
     layout = codec.tensor_layout("int8", {"a": (count,)})
     blocks = layout["a:scale"][1][0]

@@ -737,7 +737,7 @@ def test_error_feedback_leaves_integers_alone(name: str) -> None:
 
 
 def test_integers_are_shuffled_by_their_own_size() -> None:
-    """The high bytes of sums are mostly zero; shuffling puts them together, so they compress well."""
+    """The high bytes of sums are mostly equal; shuffled together, they compress well."""
     numbers = np.random.default_rng(0).integers(-(2**28), 2**28, 20_000, np.int64)
     for name in codec.CODECS:
         packed = wire.pack_contribution(summed({"g": numbers}), name)

@@ -21,7 +21,7 @@ Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def shifted(count: int, seed: int, classes: ClassTexts = CLASSES, noise: float = 0.4) -> Features:
-    """Pictures of a domain whose features are mixed and shifted, so the class texts no longer fit."""
+    """Pictures with mixed and shifted features, so that the class texts no longer fit."""
     data, dim = features(count, seed, classes, noise), classes.vectors.shape[1]
     random = np.random.default_rng(11)
     mixed = data.vectors @ (np.eye(dim) + random.normal(size=(dim, dim)) / np.sqrt(dim))
@@ -30,7 +30,7 @@ def shifted(count: int, seed: int, classes: ClassTexts = CLASSES, noise: float =
 
 
 def rendered(start: Model, trained: list[str], forward: Forward, lr: float, rounds: int) -> Model:
-    """The average of devices trained with torch.optim.Adam; `forward` gives logits of raw features."""
+    """The average of devices trained with torch.optim.Adam; `forward` gives the logits."""
     texts = torch.tensor(CLASSES.vectors)
     server = {name: torch.tensor(term) for name, term in start.parameters.items()}
     for number in range(rounds):

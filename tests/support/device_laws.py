@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def update_of(model: Model, device: str, variant: str) -> Update:
-    """The update that a device makes from a model: cheap, different per device, and deterministic."""
+    """The update of a device from a model: cheap, different per device, and deterministic."""
     content = b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
     return _update(content, tuple(sorted(model.parameters)), device, variant)
 

@@ -236,7 +236,7 @@ class FullDisk(Fault):
 
 @dataclass(frozen=True)
 class Clock(Fault):
-    """Set the coordinator's clock one hour ahead and the victim's one hour back until the run ends."""
+    """Set the coordinator's clock one hour ahead and the victim's one hour back."""
 
     def impossible(self) -> str:
         if not sys.platform.startswith("linux"):

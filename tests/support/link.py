@@ -260,7 +260,7 @@ class Link:
     def _looked_at(
         self, door: _Door, buffer: bytearray, version: list[int], *, upward: bool
     ) -> Iterator[bytes]:
-        """The contents of `buffer` as they are passed on: whole packets if the link decodes them."""
+        """The contents of `buffer` to pass on: whole packets if the link decodes them."""
         if not self._looks:
             yield bytes(buffer)
             buffer.clear()

@@ -37,7 +37,7 @@ DOWN = TOPICS.down("cam-0")
 
 
 class Desk:
-    """A coordinator's run state, publisher and receiver, and a client that listens for all devices."""
+    """A coordinator's run state and receiver, and a client that listens for all devices."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)

@@ -143,7 +143,7 @@ def _heard(world: World) -> int:
 
 
 def _begin(world: World, journal: Journal) -> Run | None:
-    """The run to continue, with a deterministic id for a new one; None if it is already finished."""
+    """The run to continue, or a new one with a deterministic id; None if it is finished."""
     if journal.last_run() is None:
         world.runs += 1
         initial = methods.get(world.plan.method).initial(CLASSES, DIM, world.plan.seed)

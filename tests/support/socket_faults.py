@@ -19,7 +19,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST and drops queue
 
 @dataclass(frozen=True)
 class Encryption:
-    """The TLS contexts of the link: as the broker to the client, and as the client to the broker."""
+    """The TLS contexts of the link: as broker to the client, and as client to the broker."""
 
     as_broker: ssl.SSLContext
     as_client: ssl.SSLContext

@@ -79,7 +79,7 @@ def gate(mosquitto: BrokerAddress) -> Iterator[Gate]:
 
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer timeouts: a busy broker takes its time, and amqtt does not answer MQTT 5 at all."""
+    """A longer timeout for a busy broker, but not for amqtt, which never answers MQTT 5."""
     if "amqtt" not in request.node.name:
         monkeypatch.setattr(mqtt, "PATIENCE_S", DEADLINE_S)
 
@@ -106,7 +106,7 @@ def test_amqtt_is_spoken_3_1_1_to_and_5_is_tried_once(
             assert version(link) == 4
             link.close()
         connections = (tmp_path / "broker.log").read_text().count("Connection from")
-        # A probe of the port, MQTT 5, MQTT 3.1.1, and the client's MQTT 3.1.1.
+        # A probe of the port; MQTT 5 and 3.1.1 by the first client; 3.1.1 by the second.
         assert connections == 4
 
 
@@ -207,8 +207,7 @@ def test_a_limit_that_shrank_is_known_with_the_next_connected(
     next_of(link, Disconnected)
     wait_until(lambda: link._limits.packet_bytes == 9000, "the link to be back")
     wait_until(lambda: link._outbox._link is not None, "its subscriptions")
-    # Until the sender knows the new limit, a message that is too large is dropped, without an
-    # error.
+    # Until the sender knows the new limit, a message that is too large is dropped silently.
     link.publish("bulk", bytes(CHUNK))
     next_of(link, Connected)
     with pytest.raises(ConfigError):
@@ -300,7 +299,7 @@ def test_a_subscription_that_is_refused_for_good_is_told(deaf: BrokerAddress) ->
 
 
 def test_a_subscription_that_3_1_1_refuses_is_told_and_asked_for_again(deaf: BrokerAddress) -> None:
-    """In MQTT 3.1.1 the one failure code may mean anything, including a node that has just failed."""
+    """In MQTT 3.1.1 the one failure code may also mean that a node has just failed."""
     gate = Gate(deaf)
     link = PahoTransport(gate.address, "cam-01", [LAB.round], Will("w", b""))
     with pytest.raises(LinkError, match=rf"the subscription to {LAB.round}: Unspecified error"):

@@ -61,7 +61,7 @@ def world() -> tuple[dict[str, Features], ClassTexts]:
 def rendered(
     start: dict[str, torch.Tensor], data: dict[str, Features], classes: ClassTexts
 ) -> dict[str, torch.Tensor]:
-    """The reference's loop: a new Adam in every round, and the uniform average of the state_dicts."""
+    """The reference's loop: a new Adam per round, and the uniform average of the state_dicts."""
     texts, server = torch.tensor(classes.vectors), start
     dim = texts.shape[1]
     for closed in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Prototypes: the paper's head from class means and one covariance, for any split of the pictures."""
+"""Prototypes: the paper's head from class means and one covariance, for any split of pictures."""
 
 from __future__ import annotations
 
