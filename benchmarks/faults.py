@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = f"python benchmarks/faults.py --cell {which}"
         print(f"{which} is broken; {again} plays it again", file=sys.stderr)
     for which in slow:
-        print(f"{which} is slower than its limit", file=sys.stderr)
+        print(f"{which} is over its limit", file=sys.stderr)
     if options.json:
         whole = {
             "machine": where,
