@@ -1,12 +1,14 @@
-"""A device of protocol v1 in one file, as a model for implementations in other languages.
+"""A device of protocol v1 in one file: an example for implementations in other languages.
 
-Written from docs/reference/protocol.md alone; it imports nothing of fedclip_edge. It takes part in
-one run and ends with it. Its "training" is a stand-in that adds one per cent to every value.
+It was written from docs/reference/protocol.md alone and imports nothing from fedclip_edge. It takes
+part in one run and exits when the run is done. It has no pictures: in place of training, it
+increases every value of the model by one per cent. It does not evaluate.
 
-python examples/minimal_agent.py agent.json
+    python examples/minimal_agent.py agent.json
 
-agent.json: host, port, fleet, id, dim, encoder_id, classes_digest, state (a file of its own); and,
-with enrolment, coordinator_key, ca, certificate, key.
+agent.json holds host, port, fleet, id, dim (the feature width), encoder_id, classes_digest and
+state (the path of this device's state file); with enrolment also coordinator_key, ca, certificate
+and key.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Agent:
         return ed25519.Ed25519PrivateKey.from_private_bytes(bytes.fromhex(self.state["key"]))
 
     def save(self) -> None:
-        """Write the state atomically, and sync it to disk before any message about it is sent."""
+        """Write the state file atomically and sync it, before a message depends on it."""
         new = self.path.with_suffix(".new")
         with new.open("w") as file:
             json.dump(self.state, file)
@@ -233,7 +235,7 @@ class Agent:
         self.state.update(settled=[parked["run"], parked["round"]], parked=None)
         self.save()
 
-    # Actions that are due.
+    # Work that is due.
 
     def hello(self) -> None:
         self.hello_at, config = time.monotonic(), self.config
@@ -284,7 +286,7 @@ class Agent:
         return drawn <= str(manifest["cohort"])
 
     def contribute(self, manifest: Json) -> None:
-        """Train, add the residual of the last kept update, write the result to disk, offer it."""
+        """Train, add the residual of the last kept contribution, write to disk, and offer."""
         codec, residual = manifest["plan"]["codec_up"], self.state["residual"]
         meant = {}
         for name, values in self.terms.items():

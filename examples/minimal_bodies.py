@@ -1,8 +1,7 @@
 """Payloads and chunks of protocol v1, for minimal_agent.py.
 
-Written from docs/reference/protocol.md alone.
-
-A payload is a safetensors file with the codec's encoding of the terms, shuffled and compressed.
+They were written from docs/reference/protocol.md alone. A payload is a safetensors file with the
+codec's tensors for each term; its bytes are shuffled and then compressed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def f32(values: list[float]) -> list[float]:
 
 
 def scales(values: list[float]) -> list[int]:
-    """The scale of each block: 1/55 of its largest value, rounded up to a bfloat16."""
+    """The bits of each block's scale: 1/STEPS of its largest magnitude, rounded up to a bfloat16."""
     blocks = [values[i : i + BLOCK] for i in range(0, len(values), BLOCK)]
     tops = f32([max(map(abs, block)) / STEPS for block in blocks])
     bits = struct.unpack(f"<{len(tops)}I", struct.pack(f"<{len(tops)}f", *tops))
@@ -99,7 +98,7 @@ def unpack(data: bytes, shapes: Shapes, codec: str) -> Arrays:
 def read_json(text: bytes) -> Json:
     def fields(pairs: list[tuple[str, Any]]) -> Json:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
+            raise ValueError("a key is repeated")
         return dict(pairs)
 
     value = json.loads(text.decode(), object_pairs_hook=fields, parse_constant=float)
@@ -118,7 +117,7 @@ def count_of(parcel: Json) -> int:
 
 
 def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
-    """The chunks in the ranges of `missing`."""
+    """The chunks of `data` in the ranges `missing`; indices beyond the last chunk are left out."""
     digest, count = hashlib.sha256(data).digest()[:8], count_of(blob_of(data))
     for first, last in missing:
         for i in range(first, min(last, count - 1) + 1):
@@ -127,7 +126,7 @@ def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
 
 
 def read_chunk(payload: bytes, parcel: Json) -> tuple[int, bytes] | None:
-    """Index and data of a chunk; None for a chunk of another blob."""
+    """The index and the part of a chunk; None if it belongs to another blob."""
     _, version, zero, digest, index, count, crc = CHUNK.unpack_from(payload)
     part, size, each = payload[CHUNK.size :], parcel["size_bytes"], parcel["chunk_bytes"]
     if digest != bytes.fromhex(parcel["sha256"])[:8]:

@@ -559,7 +559,7 @@ def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
 def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
     scene.join()
     scene.say(Refused("another key was shown", final=True, key=FORGER.key))
-    scene.work()  # this refusal is for a device that used this id with another key
+    scene.work()  # meant for whoever spoke under this id with that key
     scene.say(Refused("its bundle holds another encoder", final=True, key=DEVICE_KEY.key))
     with pytest.raises(RefusedError, match="refused cam-01: its bundle holds another encoder"):
         scene.work()

@@ -277,7 +277,7 @@ def test_what_goes_wrong_in_a_worker_is_said_once(tmp_path: Path) -> None:
     )
     assert ended.returncode == 21, ended.stderr
     assert "is above max_norm" in ended.stderr.splitlines()[-1]
-    assert "\nzeroshot" in ended.stdout  # the results so far
+    assert "\nzeroshot" in ended.stdout  # what was done by then
 
 
 def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -> None:

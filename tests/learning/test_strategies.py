@@ -358,7 +358,7 @@ def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None
 
 def test_the_share_of_liars_is_rounded_up() -> None:
     counts = [robust.liars(n, 0.2) for n in (1, 2, 3, 4, 5, 6, 10, 15)]
-    assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # always fewer than half
+    assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # and fewer than half
 
 
 @settings(max_examples=30)

@@ -117,7 +117,7 @@ def test_a_codec_that_is_not_there_is_refused_by_name(asked: Callable[[], object
         asked()
 
 
-# Accuracy of each codec.
+# What a codec keeps of a value.
 
 
 def arrays(largest: float) -> st.SearchStrategy[F32]:

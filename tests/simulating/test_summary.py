@@ -107,7 +107,7 @@ def test_no_figure_is_lost_at_any_width(width: int, label: str) -> None:
     assert narrow.split().count("617.0") == whole.split().count("617.0") == 1
     for one in narrow.split("\n\n"):
         assert one.startswith("method")
-        if "held out:" in one:  # its unit is a heading of its own, next to that of the next column
+        if "held out:" in one:  # whose unit is a head of its own, and the next column's neighbour
             assert re.search(r"held out:\s+top-1", one)
 
 
