@@ -1,8 +1,8 @@
-"""The laws of a run, tried against an adversary for as many seeds as there is time for.
+"""Run the laws of a run against an adversary, for as many seeds as time allows.
 
-Every seed is a federation of its own (tests/support/made_up_network.py): real coordinator, sessions and SQLite
-journal, a made-up network and clock. Exit code 1 at the first seed that breaks a law, with the
-command that shows it again, step by step.
+Every seed is a federation of its own (tests/support/made_up_network.py) with the real coordinator,
+sessions and SQLite journal, and a simulated network and clock. The exit code is 1 at the first seed
+that breaks a law; the command that replays it step by step is printed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _CHUNK = 50
 
 
 def outcomes(first: int, count: int, processes: int) -> Iterator[Outcome]:
-    """In the order of the seeds, so that the first broken one is the first there is."""
+    """Results in the order of the seeds, so that the first broken seed is the smallest."""
     with ProcessPoolExecutor(processes, mp_context=get_context("forkserver")) as workers:
         seeds = iter(range(first, first + count))
-        # A batch at a time: 100,000 seeds at once would all be queued before the first is shown.
+        # Seeds are submitted in batches: 100,000 at once would all be queued before the first
+        # result.
         while batch := list(itertools.islice(seeds, processes * _CHUNK * 4)):
             yield from workers.map(simulate, batch, chunksize=_CHUNK)
 
@@ -39,7 +40,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100_000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--trace", action="store_true", help="show every event, on one core")
+    parser.add_argument("--trace", action="store_true", help="print every event; uses one core")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -73,8 +74,8 @@ def main() -> int:
         print(json.dumps(figures))
     else:
         print(
-            f"{done} seeds, {rounds} rounds, {events} events, {kills} kills; the longest run ended "
-            f"{slowest:.0f} s of its own time after the last fault; {figures['seconds']} s"
+            f"{done} seeds, {rounds} rounds, {events} events, {kills} kills; the slowest run ended "
+            f"{slowest:.0f} s of simulated time after the last fault; {figures['seconds']} s"
         )
     if broken is not None:
         again = f"python benchmarks/adversary.py --seeds 1 --first-seed {broken.seed} --trace"

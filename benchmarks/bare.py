@@ -1,6 +1,6 @@
-"""The floor under a round: a bare paho exchange, one QoS 1 message each way, nothing else.
+"""The lower bound for a round: a bare paho exchange with one QoS 1 message each way and no more.
 
-Run as a program it is one client: whatever comes down is answered with as many bytes of its own.
+Run as a program, it is one client that answers every message with its own update of --size bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OnMessage = Callable[[mqtt.Client, object, mqtt.MQTTMessage], None]
 
 
 def _client(port: int, topic: str, on_message: OnMessage) -> mqtt.Client:
-    """Connected and subscribed; its thread runs."""
+    """A connected and subscribed client whose thread runs."""
     client = mqtt.Client(CallbackAPIVersion.VERSION2)
     ready = threading.Event()
     client.on_message = on_message
@@ -40,7 +40,7 @@ def _client(port: int, topic: str, on_message: OnMessage) -> mqtt.Client:
 
 
 class Exchange:
-    """A server in this process and clients in theirs; `once` is a model down and updates up."""
+    """A server in this process and clients in others; `once` sends a model down and updates up."""
 
     def __init__(
         self, children: Children, folder: Path, port: int, clients: int, size: int
@@ -57,7 +57,7 @@ class Exchange:
         self._take(0)
 
     def once(self) -> float:
-        """Seconds from the first byte published to the last update received."""
+        """Seconds from the first byte sent to the last update received."""
         self._turn += 1
         began = time.perf_counter()
         self._server.publish(_DOWN, self._models[self._turn % 2], 1)
@@ -93,7 +93,7 @@ def main() -> None:
         client.publish(_UP, update, 1)
 
     client = _client(options.port, _DOWN, answer)
-    client.publish(_UP, b"", 1)  # here
+    client.publish(_UP, b"", 1)  # the client is ready
     threading.Event().wait()
 
 

@@ -1,8 +1,8 @@
-"""The cost of the codecs in accuracy: the same federations with and without them, paired.
+"""The cost of the codecs in accuracy: the same federations with and without codecs, paired.
 
-FedCLIP with the reference's settings, one domain held out at a time, several seeds; every model
-and update goes through the very functions that a device and a coordinator use. The encoder and
-the pictures are given; features are encoded once and kept in --cache.
+FedCLIP with the reference's settings, with one domain held out at a time and several seeds. All
+models and updates pass through the functions that devices and the coordinator use. The encoder and
+the pictures are arguments; features are encoded once and stored in --cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedclip_edge.vision.datasets import Picture, read_folder, split
 from fedclip_edge.vision.embedding import embed_pictures
 from fedclip_edge.vision.encoder import open_encoder
 
-# Up, down; the first is what the others are held to.
+# Codecs for up and down. The first pair is the one that the others are compared with.
 PAIRS: tuple[tuple[Codec, Codec], ...] = (("fp32", "fp32"), ("int8", "fp16"))
 
 
@@ -46,7 +46,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Top-1 in percent, and bodies in bytes."""
+    """Top-1 accuracies in percent, and sizes of bodies in bytes."""
 
     held_out: float
     participants: float
@@ -114,7 +114,7 @@ def federate(
 
 
 def apart(one: Model, other: Model) -> float:
-    """The largest difference of two models' parameters."""
+    """The largest difference between the parameters of two models."""
     return max(
         float(np.abs(one.parameters[name] - other.parameters[name]).max())
         for name in one.parameters
@@ -123,12 +123,16 @@ def apart(one: Model, other: Model) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="a folder per domain")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a folder with one folder per domain"
+    )
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True, help="where features are kept")
+    parser.add_argument("--cache", type=Path, required=True, help="the file for encoded features")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--option", action="append", default=[], help="of the method, NAME=VALUE")
+    parser.add_argument(
+        "--option", action="append", default=[], help="an option of the method, as NAME=VALUE"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     named = dict(option.split("=", 1) for option in options.option)
@@ -138,7 +142,7 @@ def main() -> None:
     dim, classes = bundle.manifest.dim, bundle.classes
     data = domains(bundle, options.data, options.cache)
     began, rows = time.monotonic(), []
-    print("held out       seed  up/down     held out %  others %    up kB  down kB  moved apart")
+    print("held out       seed  up/down     held out %  others %    up kB  down kB  difference")
     for held_out in data:
         zero = share(zeroshot.MODEL, data[held_out].everything, classes)
         print(f"{held_out:14}       zero-shot   {zero:10.2f}")

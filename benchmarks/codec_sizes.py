@@ -1,9 +1,9 @@
-"""Each codec on an adapter's update: bytes, milliseconds, the largest error.
+"""Size, time and largest error of each codec on the update of an adapter.
 
-The update is what one round of FedCLIP with the reference's settings trains, from the model of
-round 0 and after --rounds of a federation of one, on features that are drawn round class texts of
-512 numbers (525,312 parameters); beside it normally distributed numbers, which no training gives
-and which shrink least. Milliseconds are medians of --repeat, one thread.
+The updates are those of the first and the last of --rounds rounds of FedCLIP with the reference's
+settings, in a federation of one device, on features generated around class texts of width 512
+(525,312 parameters). For comparison: the last model, and normally distributed numbers, which no
+training gives and which compress worst. Times are medians of --repeat runs on one thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVELS = (-1, 1, 3, 6, 12)
 
 
 def timed(repeat: int, work: Callable[[], T]) -> tuple[T, float]:
-    """The result of the work, and its median in milliseconds."""
+    """The result of the work, and its median time in milliseconds."""
     took = []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -110,7 +110,7 @@ def main() -> None:
     )
     figures = {}
     print(
-        f"{'':24} codec      bytes  encode  decode  error / largest   zstd level: kB shuffled (kB not)"
+        f"{'':24} codec      bytes  encode  decode  error / largest   zstd level: kB shuffled (kB unshuffled)"
     )
     for title, terms in updates(options.rounds).items():
         for name in codec.CODECS:

@@ -1,14 +1,15 @@
-"""What an image encoder costs on this machine's CPU, and what each precision does to its features.
+"""Speed of an image encoder on this machine's CPU, and the change of its features per precision.
 
-PyTorch eager, the graph of PyTorch's own exporter and ours, ours at each precision, and OpenVINO
-on our file where it is installed; weights are random. All contenders alternate in one process,
-their order turned round from one round to the next, and each figure is a median. At one thread
-the clock is the process's CPU time, which other programs do not disturb; above, it is the wall.
+Compares PyTorch eager, the graph of PyTorch's own exporter, our graph at each precision, and
+OpenVINO with our graph if it is installed. Weights are random. All contenders alternate in one
+process, in an order that is reversed after each round, and each figure is a median. With one thread
+the clock is the CPU time of the process, which other programs do not disturb; with more it is the
+wall clock.
 
-Peak: floating-point operations of PyTorch's forward pass in a second, as a share of what a bare
-ONNX Runtime MatMul of ViT-B-32's MLP reaches on the same batch in the same round; work that a
-graph leaves out counts as speed. Cosine: that of the worst picture with PyTorch's feature, both
-without the mean of PyTorch's features, on seeded noise.
+Peak: the rate of PyTorch's floating-point operations, as a share of the rate of a bare ONNX Runtime
+MatMul with the sizes of ViT-B-32's MLP, on the same batch in the same round. Operations that a
+graph avoids count as speed. Cosine: the smallest cosine between a feature and PyTorch's, after the
+mean of PyTorch's features is subtracted from both, on seeded noise.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ from fedclip_edge.vision.pictures import Preprocessing
 Embed = Callable[[F32], F32]
 
 PYTORCH, STOCK, OURS = "PyTorch eager", "stock graph", "ours"
-_MLP = (50, 768, 3072)  # tokens a picture, width, hidden width of ViT-B-32
-_PICTURES = 32  # for the cosine, and for calibration
+_MLP = (50, 768, 3072)  # tokens per picture, width and hidden width of ViT-B-32
+_PICTURES = 32  # for the cosine and for calibration
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ class Row:
     batch: int
     milliseconds: float
     pictures_per_s: float
-    speed: float  # in units of our fp32 graph's
-    peak: float  # share
-    file_mb: float  # 0 where there is no file
-    centred_cosine: float  # of the worst picture
+    speed: float  # relative to our fp32 graph
+    peak: float  # a share
+    file_mb: float  # 0 if there is no file
+    centred_cosine: float  # the smallest over the pictures
 
 
 def machine() -> dict[str, Any]:
@@ -91,7 +92,7 @@ def files_of(
         began = time.perf_counter()
         batches = np.split(pixels, _PICTURES // 8)
         files[f"{OURS} {precision}"] = serialise(convert(ours, precision, batches))
-        print(f"{precision} made in {time.perf_counter() - began:.1f} s", flush=True)
+        print(f"{precision} took {time.perf_counter() - began:.1f} s to make", flush=True)
     return files
 
 
@@ -111,7 +112,7 @@ def openvino_embed(file: bytes, threads: int) -> Embed | None:
 
 
 def peak_product(threads: int) -> Callable[[int], None]:
-    """Runs the bare matrix product for a batch of that many pictures."""
+    """A function that runs the bare matrix product for a batch of that many pictures."""
     tokens, width, hidden = _MLP
     weights = np.random.default_rng(0).standard_normal((width, hidden)).astype(np.float32)
     graph = helper.make_graph(
@@ -133,7 +134,7 @@ def peak_product(threads: int) -> Callable[[int], None]:
 
 
 def bare_session(model: onnx.ModelProto, threads: int) -> Callable[[Mapping[str, F32]], Any]:
-    """With the options of vision/encoder.py, which opens encoders alone."""
+    """A session with the options of vision/encoder.py, which opens only encoders."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -152,7 +153,7 @@ def medians(
     clock = time.process_time if threads == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
-        run()  # memory is taken on the first
+        run()  # the first run allocates memory
     order = list(contenders)
     for _ in range(rounds):
         for name in order:
@@ -171,9 +172,9 @@ def worst_centred_cosine(features: F32, reference: F32) -> float:
 
 
 def operations(tower: torch.nn.Module, side: int) -> int:
-    """Floating-point operations of one picture, a multiplication and its addition being two."""
+    """Floating-point operations per picture; a multiplication with its addition counts as two."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention is not counted
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see fused attention
     with (
         FlopCounterMode(display=False) as counter,
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
@@ -192,7 +193,7 @@ def measure(
 ) -> list[Row]:
     side = preprocessing.image_size
     work = operations(tower, side)
-    print(f"{work / 1e9:.2f} GFLOP a picture in PyTorch")
+    print(f"{work / 1e9:.2f} GFLOP per picture in PyTorch")
 
     def eager(pixels: F32) -> F32:
         with torch.no_grad():
@@ -208,7 +209,7 @@ def measure(
             embeds[name] = open_onnx(file, config, image_size=side).embed
         openvino = openvino_embed(files[f"{OURS} fp32"], threads)
         if openvino is None:
-            print("OpenVINO is not installed: no row for it")
+            print("OpenVINO is not installed, so it has no row")
         else:
             embeds["OpenVINO fp32"] = openvino
         reference = eager(pixels[:_PICTURES])
@@ -261,14 +262,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="ViT-B-32-quickgelu", help="a name of open_clip's")
+    parser.add_argument(
+        "--model", default="ViT-B-32-quickgelu", help="the name of an open_clip model"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeat", type=int, default=5, help="rounds at batch 8")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds at batch size 8")
     parser.add_argument(
         "--precisions", nargs="+", choices=get_args(Precision), default=list(get_args(Precision))
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object in the last line")
+    parser.add_argument("--json", action="store_true", help="print a JSON object as the last line")
     options = parser.parse_args()
     precisions = list(dict.fromkeys(["fp32", *options.precisions]))
     described = machine()
@@ -276,10 +279,10 @@ def main() -> None:
     print(f"load {described['load']}, {described['versions']}")
     model = load_open_clip(Source(options.model, random_weights=True))
     tower, preprocessing = model.image_tower, model.preprocessing
-    del model  # and the text tower
+    del model  # frees the text tower as well
     began = time.perf_counter()
     files = files_of(tower, preprocessing, precisions)
-    print(f"{options.model}: {len(files)} files made in {time.perf_counter() - began:.1f} s")
+    print(f"{options.model}: {len(files)} files took {time.perf_counter() - began:.1f} s to make")
     rows = measure(tower, preprocessing, files, options)
     if options.json:
         print(

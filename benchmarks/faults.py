@@ -1,7 +1,7 @@
 """The fault matrix: the cost and the damage of each fault in each phase of a round.
 
-Every cell is a run of its own: `fedclip-edge serve`, three agents and mosquitto as processes, with
-certificates and the configuration that ships, over a link where a fault can be injected between two
+Every cell is a run of its own with `fedclip-edge serve`, three agents and mosquitto as processes,
+the certificates and configuration that ship, and a link that can inject a fault between two
 messages (tests/support/matrix.py). `--markdown` writes the page that explains each figure. The exit
 code is 1 if an acknowledged contribution is lost, one is counted twice, a model is not that of its
 contributions, or a run does not end.
@@ -35,7 +35,7 @@ from faulty_fleet import make_bundle
 from fleet_faults import FAULTS, PHASES, Phase
 from matrix import Undisturbed
 
-# What ends within a few seconds; --quick leaves the rest out.
+# The faults that end within a few seconds. --quick runs only these.
 QUICK = ("kill-agent", "kill-coordinator", "kill-broker", "duplicated", "corrupted")
 
 
@@ -52,7 +52,7 @@ def rest(_number: int) -> Undisturbed:
 
 
 def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
-    """One cell."""
+    """Run one cell."""
     fault = FAULTS[name]
     why = fault.nonsense.get(phase, "") or fault.impossible()
     if why:
@@ -61,7 +61,7 @@ def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
         bundle = make_bundle(Path(folder) / "bundle")
         try:
             (outcome,) = matrix.run_with_fault(fault, (phase,), Path(folder), bundle)
-        except Exception as error:  # noqa: BLE001 - whatever ended this run, the others go on
+        except Exception as error:  # noqa: BLE001 - the other runs continue
             return Cell(name, phase, failed=f"{type(error).__name__}: {error}")
     return Cell(
         name,
@@ -73,7 +73,7 @@ def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
 
 
 def chosen(options: argparse.Namespace) -> Iterator[tuple[str, Phase]]:
-    """The cells asked for, in the order of the table."""
+    """The selected cells in the order of the table."""
     wanted = set(options.cell)
     for name in FAULTS:
         for phase in PHASES:
@@ -82,7 +82,7 @@ def chosen(options: argparse.Namespace) -> Iterator[tuple[str, Phase]]:
 
 
 def machine() -> str:
-    """The machine that the figures were measured on, with its load at the beginning."""
+    """The machine and its load at the start of the benchmark."""
     load = os.getloadavg()[0]
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}, "
@@ -100,11 +100,11 @@ def _cell(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--quick", action="store_true", help=f"run only {', '.join(QUICK)}")
     parser.add_argument("--cell", type=_cell, action="append", default=[], metavar="FAULT:PHASE")
-    parser.add_argument("--repeat", type=int, default=3, help="undisturbed runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--markdown", type=Path, help="write the page of the documentation here")
+    parser.add_argument("--repeat", type=int, default=3, help="number of runs without a fault")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
+    parser.add_argument("--markdown", type=Path, help="write the page of the manual to this file")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     began, where = time.monotonic(), machine()
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as ends:
         each: Callable[..., Iterable[Any]] = map
         if options.jobs > 1:
-            # Processes: what one thread locks, a child that another just forked would hold as well.
+            # Processes and not threads: a fork would copy the locks that other threads hold.
             workers = ProcessPoolExecutor(options.jobs, mp_context=get_context("forkserver"))
             each = ends.enter_context(workers).map
         usual = median(list(each(rest, range(options.repeat))))

@@ -1,6 +1,6 @@
-"""A federation of light devices for benchmarks: mosquitto, `fedclip-edge serve`, devices.
+"""A federation of light devices for benchmarks: mosquitto, `fedclip-edge serve` and devices.
 
-Every one is a process of its own; the journal lies in a folder of the caller's, on a real disk.
+Each is a process of its own. The journal is in the caller's folder, on a real disk.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _WAIT_S = 120.0
 
 @dataclass(frozen=True)
 class Closed:
-    """A closed round, and when the coordinator said so."""
+    """A closed round and the time of its log line."""
 
     at_s: float
     fields: Mapping[str, Any]
 
 
 class Federation:
-    """A coordinator, and as many gated devices as its rules wait for."""
+    """A coordinator and as many gated devices as its rules require."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Federation:
         }
 
     def permit(self, rounds: int) -> None:
-        """Every device may take part in so many more rounds."""
+        """Let every device take part in that many more rounds."""
         for device in self.devices.values():
             assert device.stdin is not None
             device.stdin.write(f"{rounds}\n".encode())
@@ -72,7 +72,7 @@ class Federation:
         return self.closed.get(timeout=_WAIT_S)
 
     def end(self) -> None:
-        """Ends the devices; the coordinator ends with its `Children`."""
+        """End the devices; the coordinator ends with its `Children`."""
         for device in self.devices.values():
             device.kill()
             device.wait()

@@ -1,7 +1,7 @@
-"""The waits of a newcomer: the command's start, and the demo, first and second run.
+"""The waiting times of a newcomer: the start of the command, and the first and second demo.
 
-Whole processes, timed from outside. Start-up figures are medians of --repeat runs, a bare
-interpreter alternating with them as the floor; each demo runs once.
+Whole processes, timed from outside. Start-up times are medians of --repeat runs that alternate with
+a bare interpreter, the lower bound. Each demo runs once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def starts(repeat: int) -> dict[str, float]:
         "import serving": [sys.executable, "-c", "import fedclip_edge.coordinator.process"],
     }
     for command in contenders.values():
-        seconds(command)  # files into memory, bytecode onto disk
+        seconds(command)  # fills the file cache and writes bytecode
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeat):
         for name, command in contenders.items():
@@ -49,7 +49,7 @@ def demos(rounds: int) -> dict[str, float]:
         for run in ("first", "second"):
             measured[f"demo, {run} run"] = seconds(command)
             summary = json.loads((out / "summary.json").read_text())
-            measured[f"demo, {run} run: with the fleet"] = summary["seconds"]["federation"]
+            measured[f"demo, {run} run: federation"] = summary["seconds"]["federation"]
         return measured
 
 

@@ -1,12 +1,12 @@
 """Memory and traffic of a fleet that waits.
 
-- crowd: many light devices in one process, and a round of them; the coordinator's and the broker's
-  memory at their highest.
-- slope: so many rounds of four devices; how the resident memory of the coordinator and of each
-  device grows with the round, by least squares over all but the first fifth.
-- idle: a real agent whose features are cached, with a coordinator that waits for more devices, and
-  without one; its memory, and the bytes on its socket over five and ten minutes, which hold whole
-  periods of what it says by itself, carried over to an hour.
+- crowd: many light devices in one process, and one of their rounds; the peak memory of coordinator
+  and broker.
+- slope: many rounds of four devices; the growth of the resident memory of the coordinator and of
+  each device per round, by least squares without the first fifth.
+- idle: a real agent with cached features, with a coordinator that waits for more devices, and
+  without one; its memory, and the bytes on its socket in whole periods of its own messages (five
+  and ten minutes), scaled to an hour.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ LIMITS = {
     "idle_kb_an_hour": 20.0,
 }
 _CROWD_ROUNDS = 3
-_DRIVERS = 4  # threads: while one device's file is synced, another works
+_DRIVERS = 4  # threads: while one waits for a sync to disk, another works
 _KEEPALIVE_S = 60
 _READY_S = 120.0
 _SETTLES_S = 10.0
-_ASKS_S = 610.0  # a device that waits asks once in a deadline_s, by default 600
-_RAMP_S = 240.0  # hellos 10, 20, 40 ... s apart; the next one after this comes
-_RARE_S = 300.0  # and then one in as long as this
+_ASKS_S = 610.0  # a waiting device asks once per deadline_s, by default 600
+_RAMP_S = 240.0  # hellos after 10, 20, 40 ... s; the next interval is the full one
+_RARE_S = 300.0  # the longest interval between hellos
 
 
 def memory_mb(process: int, field: str = "VmRSS") -> float:
-    """Resident memory by the kernel's count; `VmHWM` for its highest."""
+    """Resident memory according to the kernel; `VmHWM` is its peak."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024 / 1e6
@@ -74,7 +74,7 @@ def memory_mb(process: int, field: str = "VmRSS") -> float:
 
 
 def processor_s(process: int) -> float:
-    """Seconds of a core that a process has had."""
+    """CPU seconds that a process has used."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -91,11 +91,11 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
         fleet = light.write_fleet(
             folder, bundle, broker.address.port, rules, plan, journal=folder / "journal.sqlite"
         )
-        said = folder / "serve.log"  # a pipe that nobody reads would stop it
+        said = folder / "serve.log"  # a file, since a pipe that is not read would block it
         serve = children.start(own_command("serve", str(fleet), "--json"), said)
         address = replace(broker.address, keepalive_s=_KEEPALIVE_S)
         names = [f"dev-{n}" for n in range(devices)]
-        # All sockets before the first file: paho's select() knows no descriptor above 1023.
+        # Open all sockets before the first file: paho's select() cannot use descriptors above 1023.
         connected = {
             name: light.connect(folder, bundle, address, name, seed=n, ready=2)
             for n, name in enumerate(names)
@@ -113,7 +113,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
                 driver.start()
             while any(driver.is_alive() for driver in drivers):
                 time.sleep(0.1)
-                with contextlib.suppress(ValueError, OSError):  # it has just ended
+                with contextlib.suppress(ValueError, OSError):  # the process has just ended
                     coordinator_mb = max(coordinator_mb, memory_mb(serve.pid, "VmHWM"))
                     coordinator_s = processor_s(serve.pid)
         broker_mb = memory_mb(broker.process.pid, "VmHWM")
@@ -126,7 +126,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
         "crowd_devices": devices,
         "crowd_first_round_s": closed[0],
         "crowd_round_s": max(closed[1:]),
-        # What the machine's other work leaves alone; a round is no shorter than half of the sum.
+        # CPU times, which other programs do not disturb; a round takes at least half of their sum.
         "crowd_cpu_s_a_round, devices": crowd_s / _CROWD_ROUNDS,
         "crowd_cpu_s_a_round, coordinator": coordinator_s / _CROWD_ROUNDS,
         "crowd_cpu_s_a_round, broker": broker_s / _CROWD_ROUNDS,
@@ -138,7 +138,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
 def _drive(
     folder: Path, names: list[str], connected: Mapping[str, Callable[[StateDb], Session]]
 ) -> None:
-    """A part of the crowd, until its run is done; SQLite wants the thread that opened a file."""
+    """Run a part of the crowd to the end; SQLite needs the thread that opened a file."""
     sessions = [
         connected[name](open_state_db(light.state_of(folder, name) / "parked.sqlite"))
         for name in names
@@ -240,7 +240,7 @@ def idle(folder: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _agent(folder: Path, bundle: Path, port: int, fleet: str, state: str) -> Iterator[int]:
-    """A connected agent's process id."""
+    """The process id of a connected agent."""
     config = folder / f"{state}.toml"
     config.write_text(
         f'id = "cam-01"\nfleet = "{fleet}"\nbundle = "{bundle}"\nstate_dir = "{state}"\n'
@@ -262,8 +262,14 @@ def main() -> int:
     parser.add_argument("what", nargs="*", choices=["crowd", "slope", "idle", []], default=[])
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; temporary otherwise")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="a folder on the disk to measure; default: the system's temporary folder",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit with code 1 if a figure exceeds its limit"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     wanted = options.what or ["crowd", "slope", "idle"]

@@ -1,8 +1,8 @@
-"""A device without pictures: the real session and loop on a real link, ready updates for training.
+"""A device without pictures: the real session, loop and link, with prepared updates.
 
-Run as a program it is one device in a process of its own. On its standard input come permits, a
-number a line: so many rounds it takes part in, then it waits for more inside `fit`. That is how
-round_machine.py lets other things be measured in between.
+Run as a program, it is one device in a process of its own. With --gated, it reads permits from
+standard input, one number per line: it takes part in that many rounds, then waits inside `fit` for
+the next line. So rounds.py can measure other things in between.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from fedclip_edge.transport import base, mqtt
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, read_bundle, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing
 
-DIM = 512  # of ViT-B-32: an adapter of 525,312 parameters
+DIM = 512  # width of ViT-B-32: an adapter of 525,312 parameters
 FLEET = "bench"
-# What one round of the reference's settings moves a parameter by, roughly.
+# The approximate change of a parameter in one round with the reference's settings.
 _STEP = 1e-4
 _CONNECTS_S = 30.0
 _SHAPES: Shapes = {
@@ -47,7 +47,7 @@ _SHAPES: Shapes = {
 
 
 def make_bundle(folder: Path) -> Bundle:
-    """A bundle as wide as ViT-B-32's, whose encoder nobody opens."""
+    """A bundle with the width of ViT-B-32, whose encoder is never opened."""
     random = np.random.default_rng(0)
     vectors = random.normal(size=(7, DIM))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -62,7 +62,7 @@ def make_bundle(folder: Path) -> Bundle:
 def write_fleet(
     folder: Path, bundle: Bundle, port: int, rules: RunRules, plan: Plan, *, journal: Path
 ) -> Path:
-    """A fleet.toml for `fedclip-edge serve`."""
+    """Write a fleet.toml for `fedclip-edge serve`."""
     path = folder / "fleet.toml"
     path.write_text(
         f'fleet = "{FLEET}"\nbundle = "{bundle.folder}"\njournal = "{journal}"\n'
@@ -78,11 +78,11 @@ def write_fleet(
 
 @dataclass(eq=False)
 class ReadyUpdates:
-    """Updates drawn from `seed` before the first round, given in turn."""
+    """Updates generated from `seed` before the first round and returned in turn."""
 
     seed: int
-    permits: int | None = None  # None is without end; at 0 it waits for a line with more
-    count: int = 4  # drawn in advance
+    permits: int | None = None  # None: no limit; at 0, wait for a line with more
+    count: int = 4  # number of generated updates
     _drawn: list[Arrays] = field(default_factory=list)
     _given: int = 0
 
@@ -121,7 +121,7 @@ def connect(
     ready: int = 4,
     roles: tuple[Role, ...] = ("train", "evaluate"),
 ) -> Callable[[StateDb], Session]:
-    """A device that is connected; its session begins with its state file."""
+    """Connect a device; its session begins once it gets its state file."""
     state = state_of(folder, name)
     config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
     me = signing.load_or_create(state / "device.key")
@@ -158,7 +158,9 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--gated", action="store_true", help="wait for permits")
+    parser.add_argument(
+        "--gated", action="store_true", help="read permits from standard input before each round"
+    )
     options = parser.parse_args()
     log.use_json(True)
     begin = connect(

@@ -1,7 +1,7 @@
-"""Flower's deployment runtime on the same payload: a SuperLink, SuperNodes, FedAvg, no training.
+"""Flower's deployment runtime with the same payload: a SuperLink, SuperNodes, FedAvg, no training.
 
-In an environment of its own, which is made where it is not there; telemetry is off. Each client
-adds a number of its own to the model, because flwr sends arrays that are equal only once.
+Runs in an environment of its own, which is created if it is missing, with telemetry off. Each
+client adds its own number to the model, because flwr sends equal arrays only once.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def train(msg: Message, context: Context) -> Message:
 def measure(
     folder: Path, environment: Path | None, rounds: int, clients: int, model_bytes: int
 ) -> dict[str, Any]:
-    """Seconds a round, from the configuring of one to that of the next; the first is left out."""
+    """Seconds per round, from one configure step to the next; the first round is left out."""
     binaries = _environment(environment or folder / "venv") / "bin"
     times = folder / "times.json"
     _write_app(folder / "app", rounds, clients, model_bytes // 4, times)
@@ -143,7 +143,7 @@ def measure(
         )
         if not times.exists():
             raise RuntimeError(
-                f"flwr ended without times: {done.stdout[-800:]}{done.stderr[-800:]}"
+                f"flwr ended without writing its times: {done.stdout[-800:]}{done.stderr[-800:]}"
             )
     finally:
         for process in reversed(running):

@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Command:
-    """One call of simulate; `label` is an extra first cell of its rows, for tables in FIRST."""
+    """A call of simulate; `label` is an extra first cell of its rows, for tables in FIRST."""
 
     arguments: str
     label: str = ""
@@ -52,7 +52,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the rows of its commands; several held-out domains give one row, their mean."""
+    """A table with the rows of its commands; several held-out domains give one row, their mean."""
 
     commands: tuple[Command, ...]
     columns: tuple[Column, ...]
@@ -234,9 +234,10 @@ def rendered(name: str, found: Sequence[tuple[Command, Sequence[Row]]]) -> str:
 def cost(csv_file: Path) -> str:
     """Write the table of bytes until a method reaches FedCLIP's final accuracy.
 
-    `csv_file` has the rows of the table `methods`. A method is there in the first round in which its
-    means over seeds and held-out domains are as high as FedCLIP's, both on the devices' own test
-    pictures and on the held-out domain. Bytes are those of one device, both directions.
+    `csv_file` has the rows of the table `methods`. A method reaches the accuracy in the first round
+    in which its means over seeds and held-out domains are as high as FedCLIP's, both on the
+    devices' own test pictures and on the held-out domain. Bytes are those of one device, both
+    directions.
     """
     held_out: dict[tuple[str, int], list[float]] = defaultdict(list)
     devices: dict[tuple[str, int], list[float]] = defaultdict(list)

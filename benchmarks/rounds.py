@@ -1,11 +1,11 @@
-"""The cost of a round beyond training: seconds, beside a bare exchange and a peer, and bytes.
+"""The cost of a round without training, compared with a bare exchange and with a peer.
 
-Four devices and the coordinator are processes of their own on one machine, with mosquitto between
-them and no TLS; the adapter has 525,312 parameters. "No training" means updates that are ready and
-differ; all else is the product: sessions, journal and state files on a real disk. A round's time
-is from one round closed to the next. The bare exchange (bare.py) has as many clients, fp32 bytes,
-and one QoS 1 message each way; blocks of it alternate with blocks of rounds in one run. Bytes are
-counted on the sockets, by a proxy between each device and the broker, in a run of its own.
+Four devices and the coordinator are separate processes on one machine, with mosquitto between them
+and without TLS. The adapter has 525,312 parameters. "Without training" means that updates are
+prepared and differ; all else is the product: sessions, journal and state files on a real disk. A
+round's time is from one closed round to the next. The bare exchange (bare.py) has as many clients,
+fp32 bytes, and one QoS 1 message each way; its blocks alternate with blocks of rounds in one run.
+Bytes are counted on the sockets, by a proxy between each device and the broker, in a separate run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedclip_edge.transport import local_broker
 
 ADAPTER_BYTES = 525_312 * 4
 DEVICES = 4
-ROUND_S, OF_BARE = 0.15, 3.0  # the figures to reach
+ROUND_S, OF_BARE = 0.15, 3.0  # the limits
 UP_BYTES = 460_000  # with int8
 _BLOCK = 10
 _COUNTED_ROUNDS = 6
@@ -46,7 +46,7 @@ RULES = RunRules(devices=DEVICES, quorum=1.0)
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of rounds and of bare exchanges that alternated with them."""
+    """Seconds of rounds, and of the bare exchanges that alternated with them."""
 
     rounds_s: list[float]
     bare_s: list[float]
@@ -70,7 +70,7 @@ def plan(up: str, down: str, rounds: int) -> Plan:
 
 
 def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
-    """Blocks of rounds and of bare exchanges in turn; each block's first is not counted."""
+    """Measure alternating blocks of rounds and exchanges; the first of each block is dropped."""
     folder.mkdir()
     rounds_s, bare_s = [], []
     blocks = -(-rounds // _BLOCK)
@@ -84,7 +84,7 @@ def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
                 fleet.permit(_BLOCK + 1)
                 closed = [fleet.next_closed().at_s for _ in range(_BLOCK + 1)]
                 exchanged = [exchange.once() for _ in range(_BLOCK + 1)]
-                if block:  # the first one warms up
+                if block:  # the first block is a warm-up
                     rounds_s += [b - a for a, b in pairwise(closed)]
                     bare_s += exchanged[1:]
         fleet.end()
@@ -92,7 +92,7 @@ def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
 
 
 def count(folder: Path, up: str, down: str) -> dict[str, float]:
-    """Bytes per device and round on the socket, the most of any device."""
+    """Bytes per round on the socket of the device with the most traffic."""
     folder.mkdir()
     with Children() as children:
         port = local_broker.start(children, folder / "broker").address.port
@@ -127,7 +127,7 @@ def count(folder: Path, up: str, down: str) -> dict[str, float]:
 
 
 def _settle(counted: Any, quiet_s: float = 1.0) -> None:
-    """Waits until nothing moves: the next model is down, and every device waits in `fit`."""
+    """Wait until no bytes move: all devices have the next model and wait in `fit`."""
     before, since = counted(), time.monotonic()
     while time.monotonic() - since < quiet_s:
         time.sleep(0.05)
@@ -137,12 +137,26 @@ def _settle(counted: Any, quiet_s: float = 1.0) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50, help="30 or more for a figure")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; temporary otherwise")
-    parser.add_argument("--peer", choices=["flwr"], help="measure a peer beside, in its own venv")
+    parser.add_argument("--rounds", type=int, default=50, help="number of rounds; use at least 30")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="a folder on the disk to measure; default: the system's temporary folder",
+    )
+    parser.add_argument(
+        "--peer",
+        choices=["flwr"],
+        help="also measure this peer, in a virtual environment of its own",
+    )
     parser.add_argument("--peer-rounds", type=int, default=10)
-    parser.add_argument("--peer-venv", type=Path, help="kept; made where it is not there")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")
+    parser.add_argument(
+        "--peer-venv",
+        type=Path,
+        help="the peer's virtual environment; created if missing, and kept",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit with code 1 if a figure exceeds its limit"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     print(

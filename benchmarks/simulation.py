@@ -1,21 +1,21 @@
-"""What a simulated round costs, against Flower's simulation; and an epoch, against the reference's.
+"""The cost of a simulated round and of an epoch, compared with Flower and with the reference.
 
-- round: --devices virtual devices with 100 cached features of 512 numbers each, one FedCLIP round of
-  one local epoch each, with the default codecs and nothing evaluated, each time in a fresh process.
-  The clock runs from before its worker processes start until they have ended.
-- `--peer flwr`: the same round through Flower's simulation (flwr and ray, as pip finds them, in an
-  environment that is made for it in --peer-env, with telemetry off): ServerApp, ClientApp, FedAvg, one
-  client a core, nothing evaluated. Its clients call our `fit` on the same features, and send
-  float32. Its clock runs from before its run_simulation until that has returned; making the
-  environment, and importing what a client needs in the first process, are outside.
-- memory: of all processes together (what they share counted once), over --memory-rounds rounds of
+- round: one FedCLIP round of --devices virtual devices with 100 cached features of width 512 each,
+  one local epoch, the default codecs and no evaluation, in a new process each time. The clock runs
+  from before the worker processes start until they have ended.
+- `--peer flwr`: the same round in Flower's simulation (flwr and ray from pip, in an environment
+  that is created in --peer-env, with telemetry off): ServerApp, ClientApp, FedAvg, one client per
+  core, no evaluation. Its clients call our `fit` on the same features, and send float32. The clock
+  covers run_simulation; creating the environment, and the imports of a client in the first process,
+  are not included.
+- memory: of all processes together (shared memory is counted once), over --memory-rounds rounds of
   100 devices.
-- epoch: one local epoch from the cache (1,000 features, batches of 32) against the reference's, which
-  encodes picture and text of every batch again: ViT-B-32 of open_clip with random weights, frozen,
-  the gate trained. A few of the reference's steps are measured, and 32 of them are its epoch
-  (extrapolated). Both on one thread, and the reference on all cores as well; no picture is decoded.
+- epoch: one local epoch from the cache (1,000 features, batches of 32), and the reference's, which
+  encodes pictures and texts of every batch again: open_clip's ViT-B-32 with random weights, frozen,
+  with a trained gate. A few steps of the reference are measured and scaled to the 32 of an epoch.
+  Both run on one thread, the reference also on all cores. No picture is decoded.
 
-Contenders alternate, and figures are medians of --repeat.
+Contenders alternate, and figures are medians of --repeat runs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def drawn(count: int, seed: int) -> tuple[Any, Any]:
 
 
 def pool(devices: int) -> Pool:
-    """100 training features for each device, and none for testing: Flower's round has no evaluation."""
+    """100 training features per device and no test features, since Flower's round has no
+    evaluation.
+    """
     count = devices * PICTURES
     vectors, labels = drawn(count, 1)
     sides, nowhere = np.full(count, TRAIN, np.uint8), np.zeros(count, np.int64)
@@ -73,7 +75,7 @@ def pool(devices: int) -> Pool:
 
 
 def rounds(its: Pool, devices: int, count: int, workers: int) -> Iterator[int]:
-    """The rounds of a run as they are done."""
+    """The numbers of the rounds as they are finished."""
     choices = Choices(parse_settings("fedclip", count), parse_split("iid"), devices)
     with Workers(its, workers) as hosts:
         for step in compare(choices, its, hosts, print):
@@ -87,7 +89,7 @@ def measure_round(devices: int, workers: int) -> float:
 
 
 def measure_round_afresh(devices: int, workers: int) -> float:
-    """In a process that has loaded nothing before, and leaves nothing loaded behind."""
+    """Measure a round in a new process, which has loaded nothing before."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
         return fresh.submit(measure_round, devices, workers).result()
@@ -161,11 +163,11 @@ print("\\n" + json.dumps({"seconds": took_s}))
 
 
 def peer_python(folder: Path) -> Path:
-    """An environment with Flower, over the packages of this one."""
+    """A Python with Flower in an environment that also sees the packages of this one."""
     python = folder / "bin" / "python"
     marker = folder / ".ready"
     if not marker.exists():
-        print(f"making an environment for Flower in {folder} (a few minutes)", flush=True)
+        print(f"creating an environment for Flower in {folder} (a few minutes)", flush=True)
         venv.create(folder, with_pip=True)
         inside = subprocess.run(
             [python, "-c", "import site; print(site.getsitepackages()[0])"],
@@ -210,7 +212,7 @@ def measure_flower(its: Pool, devices: int, folder: Path) -> tuple[float, str]:
 
 
 def fields_of(pid: str, file: str) -> dict[str, str]:
-    """A file of /proc as names and values; empty where the process is gone."""
+    """The contents of a file in /proc as names and values; empty if the process has ended."""
     try:
         lines = (Path("/proc") / pid / file).read_text().splitlines()
     except OSError:
@@ -219,7 +221,7 @@ def fields_of(pid: str, file: str) -> dict[str, str]:
 
 
 def memory_mb() -> float:
-    """This process and all that come from it; what several share is divided among them."""
+    """Memory of this process and its descendants; shared memory is divided among its users."""
     pids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     parents = {pid: fields_of(pid, "status").get("PPid", "").strip() for pid in pids}
     ours, more = set(), {str(os.getpid())}
@@ -232,7 +234,7 @@ def memory_mb() -> float:
 
 def measure_memory(count: int, workers: int) -> dict[str, float]:
     found = {number: memory_mb() for number in rounds(pool(100), 100, count, workers)}
-    warm = max(2, count // 5)  # the residuals of every device are there by then
+    warm = max(2, count // 5)  # by then every device has a residual
     first = statistics.median(v for number, v in found.items() if warm <= number < 2 * warm)
     last = statistics.median(v for number, v in found.items() if number > count - warm)
     return {"first_mb": first, "last_mb": last, "growth": last / first, "rounds": count}
@@ -328,9 +330,16 @@ def main() -> None:
         "--peer-env", type=Path, default=Path(tempfile.gettempdir()) / "fedclip-edge-flwr"
     )
     parser.add_argument("--memory-rounds", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=2, help="of the reference, each time")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2,
+        help="number of measured steps of the reference in each repetition",
+    )
     parser.add_argument("--only", choices=["round", "memory", "epoch"])
-    parser.add_argument("--check", action="store_true", help="fail where a figure is missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with code 1 if a figure misses its limit"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     wanted = [options.only] if options.only else ["round", "memory", "epoch"]
@@ -355,7 +364,7 @@ def main() -> None:
             times = [b / a for a, b in zip(ours, theirs, strict=True)]
             figures |= {"peer_s": statistics.median(theirs), "times": statistics.median(times)}
             shown = ", ".join(f"{seconds:.1f}" for seconds in theirs)
-            print(f"the same through {versions}: {figures['peer_s']:.1f} s ({shown})")
+            print(f"the same round in {versions}: {figures['peer_s']:.1f} s ({shown})")
             print(f"times faster: {figures['times']:.1f} (at least {ROUND_BAR:g})")
             if figures["times"] < ROUND_BAR:
                 missed.append("round")

@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules use."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
 from fedclip_edge.vision.encoder import open_onnx
 from fedclip_edge.vision.pictures import Preprocessing
 
-# A shell that starts the tests in the background has them ignore it, and whatever they start as well.
+# A shell that starts pytest in the background makes pytest and its child processes ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Nothing here is a matter of time, and a busy machine draws examples slowly.
+# No test here depends on time, and a busy machine generates examples slowly.
 hypothesis.settings.register_profile(
     "fedclip-edge", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -112,7 +112,7 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory, make_encoder: MakeEn
 
 @pytest.fixture(scope="session")
 def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartMosquitto]:
-    """`start_mosquitto(port=0, settings="...")`: one more broker, accepting when it is returned."""
+    """`start_mosquitto(port=0, settings="...")`: starts a broker that accepts connections."""
     if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed; the tests need a real broker")
     started: list[Mosquitto] = []
@@ -127,7 +127,7 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
             "set_tcp_nodelay true",
         ]
         if os.geteuid() == 0:
-            lines.append("user root")  # its own user may not read the test's folder
+            lines.append("user root")  # the user mosquitto may not read the test's folder
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -146,13 +146,13 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
 
 @pytest.fixture(scope="session")
 def mosquitto(start_mosquitto: StartMosquitto) -> BrokerAddress:
-    """One broker for all tests that need no own one; anonymous, so use a fleet of your own."""
+    """A shared anonymous broker; each test must use a fleet name of its own."""
     return start_mosquitto().address
 
 
 @pytest.fixture(scope="session")
 def make_clip() -> MakeClip:
-    """`make_clip(folder, model_cfg)`: a folder as open_clip saves it, with random fp16 weights."""
+    """`make_clip(folder, model_cfg)`: a folder in open_clip's format with random fp16 weights."""
 
     def make(folder: Path, model_cfg: Mapping[str, Any]) -> Path:
         from fedclip_edge.exporting.torchvision_ops import declare_missing
@@ -193,14 +193,14 @@ def make_clip() -> MakeClip:
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory, make_clip: MakeClip) -> Path:
-    """A model of the form of the demo's tiny CLIP, with random weights."""
+    """A model with the architecture of the demo's tiny CLIP and random weights."""
     vision = {"layers": [1, 1, 2, 1], "width": 16, "image_size": 64, "patch_size": None}
     return make_clip(tmp_path_factory.mktemp("clips") / "random-clip", {"vision_cfg": vision})
 
 
 @pytest.fixture(scope="session")
 def clip_bundle(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> Bundle:
-    """`clip_folder`, exported with the classes circle and square; takes some seconds."""
+    """`clip_folder`, exported with the classes circle and square; takes a few seconds."""
     from fedclip_edge.demo import gate_pictures
     from fedclip_edge.exporting.bundles import export_open_clip
     from fedclip_edge.exporting.recipe import Recipe
@@ -212,7 +212,7 @@ def clip_bundle(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, random_bundle: Bundle) -> Path:
-    """Noise pictures in a folder for each class of `random_bundle`."""
+    """Noise pictures in one folder per class of `random_bundle`."""
     from trained_run import write_mixed
 
     folder: Path = tmp_path_factory.mktemp("pictures") / "mixed"
@@ -222,7 +222,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, random_bundle: Bundle) ->
 
 @pytest.fixture(scope="module")
 def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
-    """What one round on `pictures` makes of `random_bundle`'s zero-shot model."""
+    """The zero-shot model of `random_bundle` after one round on `pictures`."""
     from trained_run import train
 
     return train(random_bundle, pictures)

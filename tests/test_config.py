@@ -1,4 +1,4 @@
-"""fleet.toml and agent.toml: whatever is wrong is named, with what to write instead."""
+"""The files fleet.toml and agent.toml: every error is named, with a correction."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def written(folder: Path, text: str, name: str = "fleet.toml") -> Path:
 
 
 def refusal(path: Path, text: str) -> str:
-    """What `load_fleet` or `load_agent` says to this text."""
+    """The message with which `load_fleet` or `load_agent` refuses this text."""
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         (load_agent if path.name == "agent.toml" else load_fleet)(path)
@@ -280,7 +280,7 @@ JSON = st.recursive(
 @settings(max_examples=100)
 @given(st.data())
 def test_any_value_is_read_or_refused(data: st.DataObject) -> None:
-    """Whatever stands under a key, the answer is a record or a ConfigError; nothing else."""
+    """With any value, the result is a record or a ConfigError."""
     table = data.draw(st.sampled_from(TABLES))
     names = [f.name for f in dataclasses.fields(table)]
     values: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(names), JSON, max_size=4))

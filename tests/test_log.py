@@ -1,4 +1,4 @@
-"""One event, one line, whatever a peer or a file name puts into it."""
+"""The log: one line per event, with any contents of peers' messages and file names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedclip_edge import log
 
 FIELD = re.compile(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|[^ "=]*)')
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d"
-# Every code point, the lone surrogates of undecodable file names among them.
+# All code points, including the lone surrogates of undecodable file names.
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 KEYS = st.sampled_from(["device", "name", "stream", "reason", "round"])
 
@@ -53,7 +53,7 @@ def test_reads_as_event_and_fields() -> None:
 
 @pytest.fixture
 def kathmandu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A place whose offset is no whole hour."""
+    """A time zone whose offset is not a whole number of hours."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "XXX-5:45")
         time.tzset()
@@ -129,7 +129,7 @@ def test_for_machines_a_path_is_its_text() -> None:
 
 
 def test_events_go_to_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    log.event("connected", name="cam-01")  # a field may have any name
+    log.event("connected", name="cam-01")  # a field may have the name "name"
     out, err = capsys.readouterr()
     assert out.endswith("connected name=cam-01\n")
     assert err == ""
@@ -190,7 +190,7 @@ def test_lines_of_several_threads_stay_whole(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_word() -> None:
-    """As click has it with any command whose reader goes: `fedclip-edge serve | head`."""
+    """A closed pipe ends the command silently, as with other click commands: `serve | head`."""
     code = (
         "import click\nfrom fedclip_edge import log\n"
         "@click.command()\ndef command():\n    while True: log.event('x', text='y' * 1000)\n"

@@ -1,4 +1,4 @@
-"""A model as a file: what is written is read, and what does not fit is refused in a sentence."""
+"""Model files: written models are read back, and models that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def bytes_of(terms: Arrays) -> dict[str, bytes]:
 
 
 def begin_run(folder: Path, bundle: Bundle, name: str = "journal.sqlite") -> str:
-    """A journal with one unfinished run at its initial model; its id."""
+    """Create a journal with one unfinished run at its initial model; return the id of the run."""
     config = FleetConfig("lab", bundle.folder, journal=folder / name, plan=PLAN)
     with contextlib.closing(open_journal(config.journal)) as journal:
         identifier = bundle.manifest.encoder_id
@@ -59,7 +59,7 @@ def begin_run(folder: Path, bundle: Bundle, name: str = "journal.sqlite") -> str
 
 
 def rewritten(path: Path, head: Mapping[str, Any] | None = None, **terms: Any) -> Path:
-    """The file with other terms or another head."""
+    """The file with other terms or another header."""
     with safe_open(path, framework="np") as file:
         found = json.loads(file.metadata()["fedclip_edge"])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -69,7 +69,7 @@ def rewritten(path: Path, head: Mapping[str, Any] | None = None, **terms: Any) -
     return path
 
 
-# --- what is written is read ---------------------------------------------------------------------
+# --- writing and reading -------------------------------------------------------------------------
 
 
 def test_a_model_is_read_back_bit_for_bit(trained: TrainedModel, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_anybody_can_read_it_without_this_package(trained: TrainedModel, tmp_pat
     assert (head["plan"]["seed"], head["plan"]["options"]) == (11, {"lr": 1e-3})
 
 
-# --- what --model means --------------------------------------------------------------------------
+# --- the values of --model -----------------------------------------------------------------------
 
 
 def test_a_file_a_journal_and_a_run_are_one_model(random_bundle: Bundle, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_journal_without_a_run(random_bundle: Bundle, tmp_path: Path) -> None:
         find_model(str(tmp_path / "journal.sqlite"), tmp_path / "no", random_bundle)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- refused files -------------------------------------------------------------------------------
 
 
 def refused(path: Path, bundle: Bundle, message: str) -> None:

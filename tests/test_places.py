@@ -1,4 +1,4 @@
-"""device/, broker/ and export/ hold no code, so tests bind their files to the code."""
+"""The files in device/, broker/ and export/, compared with the code that they depend on."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_unit_starts_a_real_command() -> None:
     name, *rest = arguments
     command = cli.commands[name]
     assert isinstance(command, click.Command)
-    command.make_context(name, list(rest))  # raises on an unknown option
+    command.make_context(name, list(rest))  # raises for an unknown option
 
 
 def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None:
@@ -108,7 +108,7 @@ def rabbitmq_users(*ids: str) -> subprocess.CompletedProcess[str]:
 
 
 def allowed(user: str, way: str, topic: str, acl: str) -> bool:
-    """Whether mosquitto's access list lets that user read or write the topic."""
+    """True if mosquitto's access list lets that user read or write the topic."""
     mine, found = True, False
     for line in acl.splitlines():
         word, _, rest = line.partition(" ")
@@ -138,7 +138,7 @@ def test_rabbitmqs_users_may_do_what_the_access_list_says() -> None:
         for way in ("read", "write"):
             for topic in plain:
                 says = re.search(entry[way], topic.replace("/", ".")) is not None
-                # A pattern holds for every mosquitto user; the coordinator is no device.
+                # Patterns apply to every mosquitto user, but the coordinator is not a device.
                 if entry["user"] == "coordinator" and topic.split("/")[4:5] == ["coordinator"]:
                     continue
                 assert says == allowed(entry["user"], way, topic, access_list()), (entry, topic)
@@ -152,7 +152,7 @@ def test_rabbitmqs_users_may_subscribe_to_what_they_need_and_to_no_more() -> Non
         needed = topics.for_device(user)
         if user == "coordinator":
             needed = topics.for_coordinator()
-        for topic in needed:  # as RabbitMQ spells a subscription
+        for topic in needed:  # in RabbitMQ's form of a subscription
             assert re.search(entry["read"], topic.replace("/", ".").replace("+", "*")), topic
         for pattern in ("#", "fedclip.v1.#", "fedclip.v1.lab.dev.*.down", "fedclip.v1.lab.dev.#"):
             assert not re.search(entry["read"], pattern), pattern
@@ -203,8 +203,8 @@ def test_the_sample_preprocessing_loads() -> None:
 
 BUILD_ENGINE = ROOT / "export" / "build-engine.sh"
 
-# Stands in for `fedclip-edge` on a box with TensorRT: says what it was asked, and builds as
-# encoder.py does.
+# A stand-in for `fedclip-edge` on a box with TensorRT: it prints its arguments and builds an engine
+# as encoder.py does.
 STAND_IN = """#!/bin/sh
 echo "asked: $*"
 mkdir -p "$7/builder/sha"
@@ -213,7 +213,7 @@ mkdir -p "$7/builder/sha"
 
 
 def build_engine(*arguments: str | Path, path: Path, home: Path) -> tuple[int, str]:
-    """Runs the script with `path` before the system's own programs; code, and all it said."""
+    """Run the script with `path` first in PATH; return the exit code and the output."""
     environment = {"PATH": f"{path}:{os.defpath}", "HOME": str(home)}
     done = subprocess.run(
         [shutil.which("sh") or "sh", BUILD_ENGINE, *arguments],
@@ -268,7 +268,7 @@ def test_the_script_asks_for_what_the_command_offers() -> None:
     name, sub, *arguments = shlex.split(line.partition("||")[0])[1:]
     group = cli.commands[name]
     assert isinstance(group, click.Group)
-    group.commands[sub].make_context(sub, list(arguments))  # raises on an unknown option
+    group.commands[sub].make_context(sub, list(arguments))  # raises for an unknown option
 
 
 def test_without_tensorrt_the_script_says_so_and_leaves_nothing(
@@ -350,7 +350,9 @@ def test_the_image_targets_copy_files_that_exist() -> None:
 def test_every_command_is_documented_and_helps(name: str) -> None:
     pages = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", *ROOT.glob("docs/how-to/*.md")]
     written = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    assert re.search(rf"fedclip-edge {name}\b(?!-)", written), "no page for users shows it"
+    assert re.search(rf"fedclip-edge {name}\b(?!-)", written), (
+        "no page of the manual shows the option"
+    )
     assert cli.commands[name].help
     for parameter in cli.commands[name].params:
         if isinstance(parameter, click.Option) and parameter.name != "help":

@@ -1,4 +1,4 @@
-"""Pictures to probabilities: the encoder's features under the methods' own logits."""
+"""Prediction: pictures to probabilities with the method's own logits."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_unreadable_pictures_are_named_and_the_others_answered(
     assert sum(isinstance(r, Prediction) for r in found) == 4
 
 
-# --- which pictures, and what they show ----------------------------------------------------------
+# --- selection of pictures, and their labels -----------------------------------------------------
 
 
 def made(folder: Path, *names: str) -> list[Path]:

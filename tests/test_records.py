@@ -1,4 +1,4 @@
-"""The nouns that travel: a record that exists is well formed."""
+"""Records: every record that can be created is valid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fedclip_edge.records import (
 
 
 def rows(*norms: float) -> F32:
-    """Rows along one axis, of these lengths."""
+    """Rows along one axis with these lengths."""
     vectors = np.zeros((len(norms), 4), np.float32)
     vectors[:, 0] = norms
     return vectors
@@ -124,7 +124,7 @@ def test_class_texts_are_checked_at_the_door(changes: dict[str, Any], message: s
 def test_devices_may_train_together_iff_their_digests_are_equal() -> None:
     here = texts().digest
     assert re.fullmatch("[0-9a-f]{64}", here)
-    assert texts(prompt="unknown").digest == here  # the vectors already hold the prompt
+    assert texts(prompt="unknown").digest == here  # the prompt is already part of the vectors
     assert texts(vectors=np.asfortranarray(np.eye(4, dtype=np.float32)[:2])).digest == here
     assert texts(logit_scale=100).digest == here
     others = [
@@ -219,12 +219,12 @@ def test_a_report_comes_back_from_json(report: Report) -> None:
         {"accuracy": {"": 0.5}},
         {"accuracy": {"a b=c": 0.5}},
         {"accuracy": {"\ud800": 0.5}},
-        {"accuracy": {"device": 0.5}},  # shown beside the report's own fields
+        {"accuracy": {"device": 0.5}},  # a report has a field of this name
         {"accuracy": {"round": 0.5}},
         {"domain": "x" * 65},
         {"domain": "a\nb"},
         {"round": -1},
-        {"round": 2**63},  # the journal keeps 64 bits
+        {"round": 2**63},  # the journal stores 64 bits
         {"train_pictures": -1},
         {"test_pictures": -1},
         {"encoded": -1},
@@ -233,7 +233,7 @@ def test_a_report_comes_back_from_json(report: Report) -> None:
         {"bytes_down": -1},
         {"per_class": {"federated": (0.5, 1.01)}},
         {"per_class": {"federated": (None, float("nan"))}},
-        {"per_class": {"personal": (0.5,)}},  # no such accuracy
+        {"per_class": {"personal": (0.5,)}},  # there is no such accuracy
     ],
 )
 def test_a_report_is_checked_at_the_door(changes: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The layers of the package, the home of each heavy library, and what loads none of them."""
+"""The layers of the package, the homes of heavy libraries, and the form of the prose in code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import fedclip_edge
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = Path(fedclip_edge.__file__).parent  # as installed: the checkout, or a wheel's
+PACKAGE = Path(fedclip_edge.__file__).parent  # of the checkout, or of an installed wheel
 
-# From the ground up. A part imports itself and lower layers; never a part beside it.
+# The lowest layer first. A part imports itself and lower layers, never a part of its own layer.
 # ARCHITECTURE.md shows this list as its diagram and its reading order.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "log", "records"),
@@ -50,10 +50,21 @@ QUESTION_WORDS = {
     "What", "Whatever", "When", "Where", "Whether", "Which", "Who", "Whoever", "Why", "How",
 }  # fmt: skip
 LINE_LENGTH = 100
+NOT_PROSE = ("# noqa", "# type: ignore")
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+def modules_with_prose() -> list[Path]:
+    """The modules of the package, and those next to it in the checkout."""
+    folders = (ROOT / name for name in ("tests", "benchmarks", "examples"))
+    return [*modules(), *sorted(path for folder in folders for path in folder.rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT))
 
 
 def part_of(path: Path) -> str:
@@ -70,7 +81,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
     mine = part_of(path)
     for name in imported(path):
@@ -88,7 +99,7 @@ def test_each_heavy_library_has_its_home(library: str) -> None:
         for path in modules()
         if any(name.split(".")[0] == library for name in imported(path))
     }
-    assert users, f"nothing imports {library}: take it off the list"
+    assert users, f"nothing imports {library}: remove it from the list"
     strays = {user for user in users if not user.startswith(HOMES[library])}
     assert not strays, f"{library} is imported outside its home"
 
@@ -102,14 +113,14 @@ def test_few_modules_lie_at_the_root() -> None:
 
 
 def diagram() -> str:
-    """The layers as ARCHITECTURE.md draws them, the lowest first."""
+    """The layers in the form of ARCHITECTURE.md, the lowest first."""
     rows = [" | ".join(parts) for parts in LAYERS]
     return "\n".join(("   " if i == 0 else "<- ") + row for i, row in enumerate(rows))
 
 
 def test_the_architecture_page_shows_these_layers() -> None:
     if not (ROOT / "ARCHITECTURE.md").exists():
-        pytest.skip("the checkout is not here: this is an installed wheel")
+        pytest.skip("ARCHITECTURE.md is only in the checkout")
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     assert f"```\n{diagram()}\n```" in page, f"ARCHITECTURE.md should show\n{diagram()}"
     order = page.partition("## The reading order")[2].partition("\n## ")[0]
@@ -120,7 +131,7 @@ def test_the_architecture_page_shows_these_layers() -> None:
 
 def test_the_reading_order_names_every_module() -> None:
     if not (ROOT / "ARCHITECTURE.md").exists():
-        pytest.skip("the checkout is not here: this is an installed wheel")
+        pytest.skip("ARCHITECTURE.md is only in the checkout")
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     order = page.partition("## The reading order")[2].partition("\n## ")[0]
     for path in modules():
@@ -133,29 +144,33 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Docstrings of a module, its classes and functions, each with the line of its owner."""
+    """The docstrings of a module, its classes and functions, with the lines of their owners."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, owners) and (text := ast.get_docstring(node)):
             yield getattr(node, "lineno", 1), text
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", modules_with_prose(), ids=name_of)
 def test_a_docstring_opens_with_a_noun_or_a_verb(path: Path) -> None:
     for line, text in docstrings(path):
         first = text.split(maxsplit=1)[0].strip(",.:")
         assert first not in QUESTION_WORDS, f"{path}:{line}: {text[:60]}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", modules_with_prose(), ids=name_of)
 def test_lines_of_prose_end_where_lines_of_code_do(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
-    prose = set()
+    prose = set[int]()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT or token.string.startswith(('"""', 'r"""')):
             prose |= set(range(token.start[0], token.end[0] + 1))
-    long = {n for n in prose if len(lines[n - 1]) > LINE_LENGTH and "# noqa" not in lines[n - 1]}
+    long = {
+        n
+        for n in prose
+        if len(lines[n - 1]) > LINE_LENGTH and not any(mark in lines[n - 1] for mark in NOT_PROSE)
+    }
     assert not long, f"{path}: lines {sorted(long)}"
 
 
@@ -169,7 +184,7 @@ HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx", "rich", "jinja2")
 
 
 def loaded_by(code: str) -> set[str]:
-    """Names of all modules that a fresh interpreter has loaded after `code`."""
+    """The names of all modules that a new interpreter has loaded after `code`."""
     report = f"{code}\nimport sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", report], capture_output=True, text=True, check=True
@@ -178,7 +193,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def loads(code: str) -> set[str]:
-    """Heavy libraries that a fresh interpreter has loaded after `code`."""
+    """The heavy libraries that a new interpreter has loaded after `code`."""
     return loaded_by(code) & set(HEAVY)
 
 
@@ -207,7 +222,7 @@ def test_the_coordinator_needs_neither_torch_nor_onnxruntime() -> None:
 
 
 def test_vision_needs_no_torch() -> None:
-    pytest.importorskip("onnxruntime", reason="only the extra [agent] brings it")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is only in the extra [agent]")
     assert loads("import fedclip_edge.vision.embedding") <= {"onnxruntime"}
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the agent's tests."""
+"""Fixtures for the agent tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device owes of reports: every model it held, the oldest first, the last one as the last."""
+"""The evaluation queue: order, limits, and the report on the final model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def held(closed: int) -> Held:
 
 
 def told(newest: Held, phase: str = "open") -> Manifest:
-    """The manifest that announces it."""
+    """The manifest that announces the model `newest`."""
     announced = manifest(newest.model, phase=phase, round=newest.model.round + 1)
     return replace(announced, model=replace(announced.model, sha256=newest.version))
 
 
 def all_due(mine: EvaluationQueue, said: Manifest, newest: Held | None) -> list[int]:
-    """Evaluates until nothing is due; the rounds, in order."""
+    """Evaluate until nothing is due; return the rounds in order."""
     rounds = []
     while (due := mine.next_model(said, newest)) is not None:
         rounds.append(mine.evaluate(due, said, 0.0).round)
@@ -101,7 +101,7 @@ def test_another_run_begins_with_nothing(mine: EvaluationQueue, learner: FakeLea
     mine.start_run()
     assert mine.report is None
     assert all_due(mine, told(held(3)), held(2)) == []
-    # The same bytes may begin it, and are not sent again: they are due, as what they are here.
+    # A new run may begin with the same bytes. They are not sent again, but must be evaluated.
     assert all_due(mine, told(held(1)), held(1)) == [1]
     assert learner.evaluated[-1] == (1.0, False)
 

@@ -1,4 +1,4 @@
-"""A device's pictures become features once, each on the side of its hash; what cannot is named."""
+"""Encoding of a device's pictures: one feature per picture, and clear errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOTH: tuple[Role, ...] = ("train", "evaluate")
 
 @pytest.fixture
 def site(tmp_path: Path, random_bundle: Bundle) -> Path:
-    """A device's own folder with its pictures in it."""
+    """A device's folder with its pictures."""
     write_mixed(tmp_path / "pictures", random_bundle.classes.names, per_class=8)
     return tmp_path
 
@@ -46,13 +46,13 @@ def all_of(made: DeviceFeatures) -> tuple[Features, ...]:
 
 
 def rows(features: Features) -> set[tuple[int, bytes]]:
-    """Its pictures in no order."""
+    """Label and vector of each picture, without order."""
     pairs = zip(features.labels, features.vectors, strict=True)
     return {(int(label), vector.tobytes()) for label, vector in pairs}
 
 
 def is_of(features: Features, pictures: tuple[Picture, ...], bundle: Bundle) -> bool:
-    """Whether these are the raw features of these pictures, one after the other."""
+    """Check that `features` are the raw features of `pictures`, in the same order."""
     encoder = open_encoder(bundle, EncoderConfig())
     pixels = [load(picture.path, bundle.manifest.preprocessing) for picture in pictures]
     vectors = np.concatenate([encoder.embed(one[None]) for one in pixels])

@@ -1,4 +1,4 @@
-"""When hello is said again, and whom a device takes for alone: the clock is the test's."""
+"""The handshake: repeated hellos and the detection of a missing coordinator, on a fake clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trust(tmp_path: Path) -> Iterator[Trust]:
 
 @pytest.fixture
 def handshake(trust: Trust) -> Handshake:
-    """Of a device whose link came at 0, and that said hello then."""
+    """Handshake of a device that connected at time 0 and said hello at once."""
     handshake = Handshake("lab", trust)
     handshake.start_link(0.0)
     handshake.note_hello(0.0)
@@ -32,7 +32,7 @@ def handshake(trust: Trust) -> Handshake:
 
 
 def hellos(handshake: Handshake, until: float) -> list[float]:
-    """When it says hello again, looked at every half second."""
+    """Times of the repeated hellos; the handshake is polled every half second."""
     said = []
     for half in range(1, int(2 * until) + 1):
         if handshake.poll(half / 2):
@@ -88,7 +88,7 @@ def test_after_too_long_without_a_manifest_it_asks(
     handshake.note_manifest(10.0, direct=True)
     assert not handshake.poll(10.0 + patience_s - 0.5)
     assert handshake.poll(10.0 + patience_s)
-    assert not handshake.poll(10.0 + patience_s + 0.5)  # and then as patiently again
+    assert not handshake.poll(10.0 + patience_s + 0.5)  # the interval stays the same
     assert handshake.poll(10.0 + 2 * patience_s)
 
 

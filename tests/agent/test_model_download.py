@@ -1,4 +1,4 @@
-"""A device's model: no larger than its plan's, held once all of it is here, asked for until then."""
+"""The model download: size limits, requests for missing chunks, and checks of the whole model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def send(
 
 @pytest.fixture
 def fetching() -> ModelDownload:
-    """Of a device that has no model yet."""
+    """Download of a device that has no model yet."""
     config = AgentConfig("cam-a", "lab", Path(), DataConfig(Path()), Path())
     data = DeviceFeatures(nothing(), nothing(), nothing(), (), encoded=0, skipped=0, encode_s=0.0)
     return ModelDownload(LocalTrainer(config, CLASSES, D, data, lambda: None))
@@ -66,7 +66,7 @@ def test_a_model_is_held_once_its_last_chunk_is_here(fetching: ModelDownload) ->
     assert fetching.held is held
     assert held is not None
     assert wire.pack_model(held.model, PLAN.codec_down) == body
-    assert fetching.complete(told) is None  # it comes once
+    assert fetching.complete(told) is None  # returned only once
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
@@ -119,7 +119,7 @@ def test_the_model_that_is_held_is_not_fetched_again(fetching: ModelDownload) ->
     fetching.expect(told, 10.0, missed=True)
     assert [fetching.poll_want(told, now) for now in (10.0, 20.0, 30.0)] == [None] * 3
     damaged = next(chunks.split(body, told.model))[:-1]
-    fetching.receive_chunk(damaged, 30.0)  # nobody reads it
+    fetching.receive_chunk(damaged, 30.0)  # ignored: the download is complete
 
 
 OTHER_TERMS = Model("fedclip", 1, {"gate": np.ones((D, D), np.float32)})

@@ -1,4 +1,4 @@
-"""A model on its way in: asked for once in whole, then a little at a time, and never believed early."""
+"""Chunk requests of a model download: the first is for all chunks, later ones are small."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_all_gaps_are_asked_for_first_and_a_few_after_that() -> None:
     last = len(SENT) - 1
     assert download.poll_want(REPAIR_S) == Want(BLOB.sha256, ((0, 2), (4, last)))
     assert download.poll_want(2 * REPAIR_S) == Want(BLOB.sha256, ((0, 2), (4, 4)))
-    assert download.poll_want(3 * REPAIR_S) is None, "less and less often"
+    assert download.poll_want(3 * REPAIR_S) is None, "requests become less frequent"
 
 
 def test_who_missed_the_broadcast_asks_at_once_and_for_all() -> None:

@@ -1,4 +1,4 @@
-"""The device's process: it takes what came, and works all the same."""
+"""The device's process: its event loop, and its clean-up when it cannot start."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
     data, state = DataConfig(tmp_path / "nothing"), tmp_path / "state"
     with pytest.raises(DataError) as refused:
         run(AgentConfig("cam-a", "lab", random_bundle.folder, data, state), once=True)
-    assert refused.tb is not None, "its frames are alive, and what they left open would be as well"
+    assert refused.tb is not None, "the traceback must keep the frames alive, and so any open file"
     lock_file(state / "lock", "the state_dir").close()
-    # The last connection that is closed takes the log along.
+    # SQLite deletes the write-ahead log when the last connection is closed.
     assert {path.name for path in state.iterdir()} == {"lock", "parked.sqlite"}

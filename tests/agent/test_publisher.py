@@ -1,4 +1,4 @@
-"""What a device says: signed, on its own topics, and retained where it must outlast the device."""
+"""The device's messages: signatures, topics and retained messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def heard(by: InMemoryTransport) -> list[Received]:
 
 
 def believed(event: Received) -> object:
-    """What it says; raises PeerError unless the device signed it for this topic."""
+    """The message in `event`; raises PeerError unless the device signed it for this topic."""
     signed = wire.unpack_control(event.topic, event.payload)
     signed.check(ME.key)
     assert signed.sender == "cam-0"

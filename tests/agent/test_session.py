@@ -1,4 +1,4 @@
-"""One device's part in a run, against a coordinator that is a script."""
+"""A device's session in a run, with a scripted coordinator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from fedclip_edge.records import Model, Plan, Role, Update
 from fedclip_edge.transport.base import Connected, Received
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
-# Saying hello.
+# Hello.
 
 
 def test_on_connecting_it_says_that_it_is_there_and_who_it_is(scene: Scene) -> None:
@@ -115,7 +115,7 @@ def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) 
 
 
 def test_a_broadcast_is_no_answer(scene: Scene) -> None:
-    """Only the direct answer says whether a late-comer is in the cohort."""
+    """Only the direct answer tells a device that joins late whether it is in the cohort."""
     scene.flow()
     scene.say(manifest(takes_part=None), topic=TOPICS.round)
     scene.flow()
@@ -137,18 +137,19 @@ def test_a_new_coordinator_is_greeted_anew(scene: Scene) -> None:
     scene.work()
     assert len(scene.heard(Hello)) == 1
     scene.say(manifest())
-    scene.say(state("k1"), topic=TOPICS.coordinator_state)  # the same again
+    scene.say(state("k1"), topic=TOPICS.coordinator_state)  # the same state again
     scene.work()
     assert scene.heard(Hello) == []
     scene.heard(Report)
     scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
     scene.work()
     assert len(scene.heard(Hello)) == 1
-    assert len(scene.heard(Report)) == 1  # it may have been away when it was said
+    # The coordinator may have been away when the report was sent.
+    assert len(scene.heard(Report)) == 1
     scene.say(manifest(epoch=6))
     scene.say(state("k2", epoch=6, online=False), topic=TOPICS.coordinator_state)
     scene.work()
-    assert scene.heard(Hello) == []  # nobody is there
+    assert scene.heard(Hello) == []  # no coordinator is there
     scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
     scene.work()
     assert len(scene.heard(Hello)) == 1
@@ -171,7 +172,7 @@ def test_a_lost_link_stops_work_and_a_new_one_begins_with_hello(scene: Scene) ->
     scene.heard(Want)
     scene.say(manifest())
     scene.work()
-    assert scene.heard(Want) == []  # the model is still here
+    assert scene.heard(Want) == []  # the model is already here
     assert scene.learner.fitted == [0.0]
 
 
@@ -197,7 +198,9 @@ def test_asked_who_it_is_it_says_hello_and_waits_for_the_answer(scene: Scene) ->
     scene.heard(Hello)
     scene.say(state(), topic=TOPICS.coordinator_state)
     scene.work()
-    assert scene.heard(Hello) == [], "known, and said to everybody"
+    assert scene.heard(Hello) == [], (
+        "this state message is for all devices, and the coordinator is known"
+    )
     scene.say(state())
     scene.work()
     assert len(scene.heard(Hello)) == 1
@@ -223,7 +226,7 @@ def test_greeted_anew_it_asks_at_once_for_all_that_is_missing(scene: Scene) -> N
     assert [want.missing for want in scene.heard(Want)] == [((0, last),)]
 
 
-# Whom it believes.
+# Messages that the session believes.
 
 
 def refused_once(scene: Scene) -> None:
@@ -318,7 +321,7 @@ def test_no_bytes_stop_it(scene: Scene, payload: bytes, topic: str) -> None:
         scene.session.act(scene.now)
 
 
-# The model.
+# Download of the model.
 
 
 def test_who_is_greeted_asks_for_the_model_at_once(scene: Scene) -> None:
@@ -350,7 +353,7 @@ def test_what_is_missing_is_asked_for_again_until_it_is_here(scene: Scene) -> No
     assert last > 3
     scene.say_model(model(0), only=((0, 0), (2, last - 1)))
     scene.flow()
-    for pause_s in (REPAIR_S, 2 * REPAIR_S, 4 * REPAIR_S):  # a slow link is no lost chunk
+    for pause_s in (REPAIR_S, 2 * REPAIR_S, 4 * REPAIR_S):  # a slow link does not mean a lost chunk
         scene.work(pause_s + 0.1)
         assert scene.heard(Want) == [Want(manifest().model.sha256, ((1, 1), (last, last)))]
     assert scene.learner.fitted == []
@@ -360,7 +363,7 @@ def test_what_is_missing_is_asked_for_again_until_it_is_here(scene: Scene) -> No
 
 
 def test_asked_again_for_a_lot_it_asks_for_a_little(scene: Scene) -> None:
-    """A link slower than a chunk in REPAIR_S must not carry the whole again and again."""
+    """A link slower than one chunk in REPAIR_S must not carry the whole model repeatedly."""
     scene.flow()
     scene.say(manifest())
     scene.work()
@@ -379,7 +382,9 @@ def test_while_chunks_are_on_their_way_it_sends_none_again(
     monkeypatch.setattr(InMemoryTransport, "backlog", lambda link: 1)
     scene.say(want)
     scene.work()
-    assert len(scene.heard(bytes)) == offer.parcel.chunks, "the first time, whatever else is queued"
+    assert len(scene.heard(bytes)) == offer.parcel.chunks, (
+        "the first request is answered even if other messages are queued"
+    )
     scene.say(want)
     scene.work(2 * REPEAT_S)
     assert scene.heard(bytes) == []
@@ -393,7 +398,8 @@ def test_while_chunks_are_on_their_way_it_sends_none_again(
 def test_a_model_with_another_hash_is_fetched_again(scene: Scene) -> None:
     scene.flow()
     right = manifest().model
-    forged = replace(right, sha256=right.sha256[:16] + "0" * 48)  # its chunks cannot tell
+    # The chunks are valid; only the hash of the whole is wrong.
+    forged = replace(right, sha256=right.sha256[:16] + "0" * 48)
     scene.say(manifest(model=forged))
     scene.flow()
     scene.heard(Want)
@@ -438,7 +444,7 @@ def test_training_and_evaluation_never_happen_while_a_message_is_taken_in(scene:
     scene.flow()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([], [])
     assert scene.session.act(scene.now)
-    assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])  # one at a time
+    assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])  # one task at a time
     assert scene.session.act(scene.now)
     assert scene.learner.evaluated == [(0.0, False)]
     assert not scene.session.act(scene.now)
@@ -494,7 +500,7 @@ def test_what_was_offered_is_sent_chunk_by_chunk_as_asked(scene: Scene) -> None:
     assert found.base == manifest().model.sha256
     assert (found.encoder_id, found.classes_digest) == ("e" * 64, "c" * 64)
     assert found.update.delta["gate"][0, 0] == 0.5
-    scene.say(Want("a" * 64, ((0, 1),)))  # of something else
+    scene.say(Want("a" * 64, ((0, 1),)))  # a blob that was not offered
     scene.work()
     assert scene.heard(bytes) == []
 
@@ -507,7 +513,7 @@ def test_it_offers_again_until_it_is_kept(scene: Scene) -> None:
         assert scene.heard(Offer) == []
         scene.work(0.1)
         assert scene.heard(Offer) == [offer]
-    scene.say(Kept("run-1", 1, "a" * 64))  # another one
+    scene.say(Kept("run-1", 1, "a" * 64))  # another contribution
     scene.work(REPEAT_S)
     assert scene.heard(Offer) == [offer]
     for _ in range(2):
@@ -517,7 +523,7 @@ def test_it_offers_again_until_it_is_kept(scene: Scene) -> None:
     assert scene.heard(Offer) == []
     scene.say(Want(offer.parcel.sha256, ((0, 9),)))
     scene.work()
-    assert scene.heard(bytes) == []  # it is forgotten
+    assert scene.heard(bytes) == []  # the contribution is gone
 
 
 def test_while_it_uploads_it_does_not_offer(scene: Scene) -> None:
@@ -534,7 +540,7 @@ def test_after_a_new_coordinator_it_offers_at_once(scene: Scene) -> None:
     scene.heard(Offer)
     scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
     scene.work()
-    assert scene.heard(Offer) == []  # not before it is greeted
+    assert scene.heard(Offer) == []  # not before the new coordinator has answered the hello
     scene.say(manifest(epoch=6))
     scene.work()
     assert len(scene.heard(Offer)) == 1
@@ -577,7 +583,7 @@ def test_who_only_trains_never_evaluates(tmp_path: Path) -> None:
 def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene) -> None:
     scene.join(phase="gathering")
     scene.work(1.0)
-    assert scene.learner.evaluated == []  # torch is not loaded for the sake of waiting
+    assert scene.learner.evaluated == []  # waiting must not load torch
     scene.join(takes_part=False)
     scene.work(1.0)
     last = manifest(model(1, 1), phase="final", takes_part=None)
@@ -608,7 +614,7 @@ def test_another_run_that_begins_with_the_same_bytes_is_evaluated_as_well(tmp_pa
 def test_rounds_that_went_by_while_it_was_busy_are_evaluated_all_the_same(tmp_path: Path) -> None:
     scene = Scene(tmp_path, ("evaluate",))
     scene.join()
-    for closed in (1, 2, 3):  # all of it waits to be taken in
+    for closed in (1, 2, 3):  # all these messages are still in the inbox
         published = model(closed, closed)
         scene.say(
             manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
@@ -669,7 +675,7 @@ def test_a_run_that_was_done_before_it_came_is_not_its_own(tmp_path: Path) -> No
     assert not scene.session.finished
     scene.say(manifest(run="run-2", epoch=6))
     scene.work()
-    assert scene.learner.fitted == [0.0]  # it waits for the next one
+    assert scene.learner.fitted == [0.0]  # the device waited for the next run
 
 
 def test_time_spent_waiting_is_what_was_not_spent_working(scene: Scene) -> None:
@@ -682,11 +688,11 @@ def test_time_spent_waiting_is_what_was_not_spent_working(scene: Scene) -> None:
     assert [report.wait_s for report in scene.heard(Report)] == [6.0]
 
 
-# What may be lost.
+# Lost messages.
 
 
 def test_a_manifest_that_was_lost_is_asked_for(scene: Scene) -> None:
-    """While the last model is evaluated the next manifest is near; else a round's deadline is."""
+    """A hello asks for a lost manifest: soon after the last model, otherwise after the deadline."""
     scene.join(deadline_s=60.0)
     scene.heard(Hello)
     scene.work(59.0)
@@ -710,7 +716,7 @@ def test_what_one_attempt_refused_the_next_may_want(scene: Scene) -> None:
     scene.work()
     scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
     scene.work()
-    assert scene.heard(Offer) == [offer], "trained again from the same seed: the same bytes"
+    assert scene.heard(Offer) == [offer], "training again from the same seed gives the same bytes"
 
 
 def test_what_is_kept_is_not_trained_again_in_another_attempt(scene: Scene) -> None:
@@ -735,13 +741,13 @@ def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> Non
         scene.session.act(scene.now)
 
     comes(manifest(model(1), phase="done", takes_part=None), TOPICS.round)
-    assert not scene.session.finished, "the coordinator may still give it the last model"
+    assert not scene.session.finished, "the coordinator may still send the last model"
     comes(state(online=False), TOPICS.coordinator_state)
     assert scene.session.finished
 
 
 def end_of_run(scene: Scene, *, gone: bool = True) -> None:
-    """What the broker retains of a run that is done."""
+    """Publish the messages that the broker retains at the end of a run."""
     done = manifest(model(1, 1), phase="done", takes_part=None, answers="")
     for topic, message in (
         (TOPICS.round, done),
@@ -762,7 +768,7 @@ def test_killed_before_the_end_it_hears_it_of_what_is_retained(
     scene.start()
     scene.work()
     assert scene.session.finished
-    scene.start()  # for the next run: this one it has ended already
+    scene.start()  # for the next run: this one has ended for the device
     scene.work(100.0)
     assert not scene.session.finished
 
@@ -782,13 +788,13 @@ def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
     end_of_run(scene, gone=False)
     scene.work()
     for _ in range(4):
-        assert not scene.session.finished, "the coordinator may still give it the last model"
+        assert not scene.session.finished, "the coordinator may still send the last model"
         scene.work(REPEAT_S)
         scene.work()
     assert scene.session.finished
 
 
-# A coordinator that came back with an old copy of its journal, under a higher epoch.
+# A coordinator that restarted from an old copy of its journal, with a higher epoch.
 
 
 def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
@@ -799,7 +805,7 @@ def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
 
 
 def test_an_open_round_that_is_heard_after_the_end_is_dropped(scene: Scene) -> None:
-    """Delayed on its way, or played again: the run would begin anew where nobody coordinates."""
+    """A message that was delayed or replayed would start the run again, with no coordinator."""
     scene.join()
     trained = list(scene.learner.fitted)
     end_of_run(scene)
@@ -842,7 +848,7 @@ def test_an_update_of_a_round_that_was_lost_makes_way(
     assert [offer.round for offer in scene.heard(Offer)] == [closed + 1]
 
 
-# What survives its kill.
+# State that survives a kill.
 
 
 def restart(scene: Scene) -> None:
@@ -869,7 +875,7 @@ def test_after_a_kill_it_offers_the_very_same_bytes_without_training(scene: Scen
     restart(scene)
     scene.say(manifest())
     scene.work()
-    assert scene.heard(Offer) == [offer], "before it has the model again"
+    assert scene.heard(Offer) == [offer], "the offer does not wait for the model"
     assert uploaded(scene, offer) == body
     scene.say_model(model(0))
     scene.work()
@@ -892,7 +898,9 @@ def test_after_a_kill_it_does_not_train_again_what_is_kept(scene: Scene) -> None
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
-    assert (scene.learner.fitted, scene.learner.states) == ([1.0], [1]), "its own state is there"
+    assert (scene.learner.fitted, scene.learner.states) == ([1.0], [1]), (
+        "the method's own state was restored"
+    )
 
 
 @pytest.mark.parametrize("answer", ["kept", "refused"])
@@ -900,7 +908,7 @@ def test_after_a_kill_it_does_not_train_again_what_is_kept(scene: Scene) -> None
 def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
     scene: Scene, answer: str, killed: bool
 ) -> None:
-    """Else what the update left behind would be lost, or would count twice."""
+    """Otherwise the residual of the update would be lost, or would count twice."""
     scene.join()
     (offer,) = scene.heard(Offer)
     if killed:
@@ -909,10 +917,10 @@ def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
-    assert scene.heard(Offer) == [offer], "at once"
+    assert scene.heard(Offer) == [offer], "offered at once"
     assert 1.0 not in scene.learner.fitted
     scene.work(REPEAT_S)
-    assert scene.heard(Offer) == [offer], "until it is answered"
+    assert scene.heard(Offer) == [offer], "offered again until it is answered"
     if answer == "kept":
         scene.say(Kept("run-1", 1, offer.parcel.sha256))
     else:
@@ -925,7 +933,7 @@ def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
 
 @pytest.mark.parametrize("answer", ["kept", "refused"])
 def test_a_refusal_is_believed_once_its_round_is_closed(scene: Scene, answer: str) -> None:
-    """An earlier one may be late: the same contribution may have been kept since."""
+    """An earlier refusal may be late: the same contribution may have been kept since."""
     scene.join()
     (offer,) = scene.heard(Offer)
     early = Refused("not in the cohort", final=False, sha256=offer.parcel.sha256, closed=0)
@@ -956,8 +964,8 @@ def test_in_an_unknown_run_it_parks_its_update_until_its_own_comes_back(scene: S
     scene.say_model(model(5))
     scene.work()
     assert [offer.run for offer in scene.heard(Offer)] == ["run-2"]
-    assert scene.learner.states == [0, 0], "each run has its own"
-    for epoch in (7, 9):  # an epoch has one run
+    assert scene.learner.states == [0, 0], "each run has its own state"
+    for epoch in (7, 9):  # each epoch belongs to one run
         if epoch == 9:
             restart(scene)
         scene.say(manifest(epoch=epoch))
@@ -983,7 +991,9 @@ def test_after_a_kill_it_refuses_an_older_epoch_and_an_older_round(scene: Scene)
     scene.join(round=3, model_round=2, epoch=5, phase="gathering")
     restart(scene)
     (hello,) = [*scene.heard(Hello)]
-    assert hello.epoch == 5, "so that a coordinator without its journal can rise above it"
+    assert hello.epoch == 5, (
+        "the coordinator needs it to choose a higher epoch if its journal is lost"
+    )
     for older in (
         manifest(round=2, model_round=1, epoch=5),
         manifest(round=9, model_round=8, epoch=4),
@@ -1001,7 +1011,7 @@ def test_after_a_kill_it_refuses_an_older_epoch_and_an_older_round(scene: Scene)
 
 
 def test_a_coordinator_that_rose_is_known_by_its_boot(scene: Scene) -> None:
-    """The will that the broker holds for it is of its first epoch."""
+    """Its will, which the broker holds, still has the first epoch."""
     scene.join()
     scene.say(state("k2", epoch=9), topic=TOPICS.coordinator_state)
     scene.say(manifest(epoch=9))
@@ -1013,11 +1023,11 @@ def test_a_coordinator_that_rose_is_known_by_its_boot(scene: Scene) -> None:
     refused_once(scene)
 
 
-# What a codec loses.
+# Loss of a codec.
 
 
 def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None:
-    """Of 0.001 beside 1 nothing can be said in so few steps; after enough rounds it has arrived."""
+    """One int8 step is too coarse for 0.001 next to 1; the residual sends it in later rounds."""
     plan = Plan(rounds=30, codec_up="int8", codec_down="fp32")
     scene.flow()
     arrived = np.zeros((40, 10))
@@ -1029,14 +1039,14 @@ def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None
 
     rounds = 30
     for number in range(1, rounds + 1):
-        scene.learner.make_update = make_update  # also after a restart
+        scene.learner.make_update = make_update  # also needed after a restart
         scene.say(manifest(plan=plan, round=number))
         scene.flow()
         scene.say_model(model(0))
         scene.work()
         (offer,) = scene.heard(Offer)
         found = wire.unpack_contribution(uploaded(scene, offer), "int8", {"gate": (40, 10)})
-        if number % 7 == 3:  # refused: the residual before it stays
+        if number % 7 == 3:  # refused: the previous residual stays
             scene.say(Refused("no", final=False, sha256=offer.parcel.sha256, closed=number))
             scene.work()
             rounds -= 1

@@ -1,4 +1,4 @@
-"""What a device made is there after whatever killed it, and counts once."""
+"""The device's state file: its contents survive a kill, and each update counts once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def left(value: float) -> CarryOver:
 
 
 def value(carried: CarryOver) -> float:
-    """Of `left`; 0 for nothing."""
+    """The value that `left` was made with; 0 if nothing is carried over."""
     assert carried.residual.keys() == ({"gate"} if carried.residual else set())
     if not carried.residual:
         assert not carried.state
@@ -62,7 +62,7 @@ def value(carried: CarryOver) -> float:
 def test_the_very_same_bytes_are_there_after_a_restart(state_db: StateDb, path: Path) -> None:
     made = update(3, body=b"one\0two")
     state_db.keep_update(made, left(1))
-    again = open_state_db(path)  # nothing was closed: a killed process says no good-bye
+    again = open_state_db(path)  # nothing was closed, as in a killed process
     found = again.pending_update("run-1")
     assert found is not None
     assert vars(found) == vars(made)
@@ -123,7 +123,7 @@ def test_where_it_is_refused_what_was_left_before_stays(state_db: StateDb) -> No
 
 
 def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(state_db: StateDb) -> None:
-    """For a coordinator whose journal is an old copy, which asks for a round once more."""
+    """A coordinator with an old copy of its journal may ask for the same round again."""
     state_db.keep_update(update(1), left(1))
     state_db.resolve("run-1", update(1).sha256, kept=True)
     state_db.keep_update(update(1), left(2))
@@ -165,7 +165,7 @@ def test_only_the_newest_few_runs_stay(state_db: StateDb) -> None:
         state_db.keep_update(update(1, name), left(1))
     assert [name for name in names if state_db.pending_update(name)] == names[-RUNS:]
     assert state_db._rows("SELECT COUNT(*) FROM carried") == [(RUNS,)]
-    state_db.keep_update(update(1, names[-RUNS]), left(1))  # the oldest of them goes on
+    state_db.keep_update(update(1, names[-RUNS]), left(1))  # the oldest run is used again
     assert [name for name in names if state_db.pending_update(name)] == names[-RUNS:]
 
 
@@ -179,7 +179,7 @@ def test_the_file_does_not_grow_with_the_rounds(state_db: StateDb) -> None:
     assert max(sizes[10:]) <= max(sizes[:10])
 
 
-# The floor.
+# The run position.
 
 
 def test_the_last_manifest_is_remembered(state_db: StateDb, path: Path) -> None:
@@ -195,9 +195,9 @@ def test_the_last_manifest_is_remembered(state_db: StateDb, path: Path) -> None:
     [
         (RunPosition(7, "run-1", 3), False),
         (RunPosition(7, "run-1", 4), False),
-        (RunPosition(8, "run-1", 1), False),  # a journal put back to an earlier day
+        (RunPosition(8, "run-1", 1), False),  # the journal was replaced by an older copy
         (RunPosition(8, "run-2", 1), False),
-        (RunPosition(7, "run-2", 4), True),  # of two journals
+        (RunPosition(7, "run-2", 4), True),  # two runs in one epoch: from two journals
         (RunPosition(7, "run-1", 2), True),
         (RunPosition(6, "run-1", 9), True),
         (RunPosition(6, "run-2", 9), True),
@@ -211,14 +211,16 @@ def test_nothing_of_a_run_comes_after_its_end() -> None:
     end = RunPosition(7, "run-1", 3, over=True)
     assert end.is_newer_than(RunPosition(7, "run-1", 3))
     assert not end.is_newer_than(end)
-    assert not end.is_newer_than(RunPosition(8, "run-1", 3)), "a journal put back to before it"
+    assert not end.is_newer_than(RunPosition(8, "run-1", 3)), (
+        "the journal was replaced by a copy from before the end"
+    )
 
 
-# The disk.
+# Disk errors.
 
 
 def break_with(state_db: StateDb, statement: str) -> None:
-    """Lets every statement that starts so fail, as a full disk does."""
+    """Make every statement that begins with `statement` fail, as a full disk does."""
 
     class Broken:
         def __init__(self, connection: sqlite3.Connection) -> None:
@@ -284,13 +286,13 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         open_state_db(tmp_path / "missing" / "parked.sqlite")
 
 
-# The law of the residual.
+# The law of the residual: no loss is dropped, and none is added twice.
 
 FATES = st.lists(
     st.tuples(
         st.floats(-8, 8, width=32),
-        # What becomes of an update: kept; kept, but this device dies before it hears of it, once
-        # or more often; refused; refused after a restart.
+        # The fate of an update: kept; kept, but the device is killed once or more before it hears
+        # of it; refused; refused after a restart.
         st.sampled_from(["kept", "killed, kept", "refused", "killed, refused"]),
     ),
     min_size=1,
@@ -303,7 +305,7 @@ FATES = st.lists(
 def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
     fates: list[tuple[float, str]], name: str
 ) -> None:
-    """What the coordinator kept and what is carried add up to all updates that were kept."""
+    """The sum of what the coordinator kept and the residual equals the sum of the kept updates."""
     shapes = {"gate": (40,)}
     random = np.random.default_rng(0)
     arrived, meant = np.zeros(40), np.zeros(40)
@@ -313,7 +315,7 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
         carried = database.carry_over("run-1")
         sent, residual = codec.with_feedback(name, made, carried.residual)
         database.keep_update(update(number), CarryOver(residual))
-        if fate.startswith("killed"):  # what it has in memory is gone; the file tells what to offer
+        if fate.startswith("killed"):  # the memory is lost; the file says what to offer
             again = database.pending_update("run-1")
             assert again is not None
             assert again.payload == update(number).payload
@@ -323,7 +325,7 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
             arrived += received["gate"]
             meant += made["gate"]
         database.resolve("run-1", update(number).sha256, kept=kept)
-        database.resolve("run-1", update(number).sha256, kept=kept)  # the answer came twice
+        database.resolve("run-1", update(number).sha256, kept=kept)  # the answer arrived twice
     residual = database.carry_over("run-1").residual
     held = residual["gate"] if residual else 0
     np.testing.assert_allclose(arrived + held, meant, rtol=0, atol=1e-4)
@@ -349,7 +351,7 @@ def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
     state_db._database.set_trace_callback(said.append)
 
     def waited_for() -> bool:
-        """Whether the commits since the last call were."""
+        """True if the commits since the last call waited for the disk."""
         waits = not any("synchronous = NORMAL" in statement for statement in said)
         said.clear()
         return waits

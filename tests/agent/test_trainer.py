@@ -1,4 +1,4 @@
-"""The device's learner: what it trains, measures, reports and writes down."""
+"""The device's trainer: seeds, measured accuracies, reports and written files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from fedclip_edge.vision.datasets import Picture
 
 D = 16
 CLASSES = class_texts(dim=D)
-# Moves far enough in three rounds that a fleet, a device alone and zero-shot guess differently.
+# Three rounds move the model far enough that federated, local and zero-shot guesses differ.
 PLAN = Plan(
     options={"lr": 2e-2, "weight_decay": 0.0, "loss": "cross-entropy"},
     rounds=3,
-    codec_up="fp32",  # a device alone sends nothing, and so loses nothing
+    codec_up="fp32",  # local training sends nothing, so no codec loss must separate the two
     codec_down="fp32",
     local_baseline=True,
 )
@@ -50,7 +50,7 @@ def one_thread() -> Iterator[None]:
 
 
 def prepared(train: int = 40, test: int = 30, seed: int = 1) -> DeviceFeatures:
-    """Test pictures are named after their place, so that their rows can be told apart."""
+    """Features with test pictures named by their index, so that rows can be told apart."""
     tested = features(test, seed + 100, CLASSES)
     return DeviceFeatures(
         train=features(train, seed, CLASSES),
@@ -146,7 +146,7 @@ def test_shapes_are_those_of_the_plans_model(tmp_path: Path) -> None:
     assert asked.shapes(Plan("zeroshot")) == {}
 
 
-# --- what it measures ----------------------------------------------------------------------------
+# --- accuracies ----------------------------------------------------------------------------------
 
 
 def share(data: Features, plan: Plan, model: Model) -> float:
@@ -187,7 +187,7 @@ def test_zero_shot_over_all_pictures_is_measured_at_the_end(tmp_path: Path) -> N
 
 
 def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict[str, Report]:
-    """A whole run; the report of each device on the last model."""
+    """Run a whole federation; return each device's report on the last model."""
     folder.mkdir()
     fleet = opened(Fleet(folder, plan, RunRules(devices=len(data), quorum=1.0), CLASSES))
     for name, its in data.items():
@@ -200,7 +200,7 @@ def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict
 
 
 def test_the_local_baseline_is_a_fleet_of_one(tmp_path: Path) -> None:
-    """Picture by picture, the guesses of a device that trained alone through all of it."""
+    """For each picture, the guess of a device that trains alone for the whole run."""
     two = {"cam-a": prepared(), "cam-b": prepared(seed=2)}
     together = run_fleet(tmp_path / "two", PLAN, two)
     alone = {name: run_fleet(tmp_path / f"only-{name}", PLAN, {name: two[name]}) for name in two}
@@ -240,7 +240,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
     assert first.delta["2.weight"].tobytes() == second.delta["2.weight"].tobytes()
 
 
-# --- what it says --------------------------------------------------------------------------------
+# --- the report ----------------------------------------------------------------------------------
 
 
 def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
@@ -303,12 +303,12 @@ def test_bytes_that_nobody_counted_are_unknown_not_zero(tmp_path: Path) -> None:
 
 
 def test_a_report_holds_no_picture_and_no_feature() -> None:
-    """Only names, counts, seconds and shares: nothing with one value per picture."""
+    """Only names, counts, seconds and accuracies; no value per picture."""
     kinds = {str(field.type) for field in fields(Report)} - {"Mapping[str, PerClass]"}
     assert kinds <= {"str", "int", "float", "int | None", "Mapping[str, float]"}
 
 
-# --- what it writes down -------------------------------------------------------------------------
+# --- written files -------------------------------------------------------------------------------
 
 
 def test_predictions_are_the_guesses_on_each_test_picture(tmp_path: Path) -> None:

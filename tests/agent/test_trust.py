@@ -1,4 +1,4 @@
-"""Belief: the right key, nothing older than what was believed, no answer of old."""
+"""Trust in messages: the right key, no older epoch or round, no answer to an earlier process."""
 
 from __future__ import annotations
 

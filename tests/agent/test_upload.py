@@ -1,4 +1,4 @@
-"""A contribution is on disk before it is offered, one at a time, and resolved once."""
+"""The upload of a contribution: written to disk before it is offered, and resolved once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_no_other_is_made_before_it_is_settled(state_db: StateDb) -> None:
     assert not mine.owes(1)
     assert not mine.owes(2)
     mine.resolve(Kept("run-1", 1, "0" * 64))
-    assert not mine.owes(2), "the answer to another one"
+    assert not mine.owes(2), "this answers another contribution"
     mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
     assert not mine.owes(1)
     assert mine.owes(2)
@@ -140,4 +140,4 @@ def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
     lossless = replace(PLAN, codec_up="fp32")
     offer = mine.make_offer(made, lossless, carried, {}, now=0.0)
     mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
-    assert mine.carry_over("run-1").residual == {}, "what was carried went out whole"
+    assert mine.carry_over("run-1").residual == {}, "a lossless update sends the whole residual"

@@ -1,9 +1,9 @@
-"""The corpus of attacks: bytes that somebody would send to break a coordinator or a device.
+"""The corpus of attacks: bytes that an attacker would send to a coordinator or a device.
 
-One place for all of them, each under a name that says what it attacks. `Aim` is what an attacker
-knows of a run, and whose key it has: an enrolled device's own, or, towards a device, even the
-coordinator's. A control message is rightly signed unless its name says otherwise, so that what is
-tried is what stands behind the signature as well.
+Each attack has a name that says what it attacks. `Aim` holds what the attacker knows of the run
+and the key that it has: the key of an enrolled device or, against a device, even that of the
+coordinator. Control messages have a valid signature unless the name of the attack says otherwise,
+so that the checks behind the signature are tested as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import Contribution, Plan, Shapes, Update
 
-Said = dict[str, bytes]  # by name of the attack
+Said = dict[str, bytes]  # keys are the names of the attacks
 KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 FAR = 2**53
 
@@ -48,7 +48,7 @@ class Aim:
     """A run, as seen by an attacker that speaks as `sender` with the key `identity`."""
 
     sender: str
-    device: str  # the one attacked, or the attacker's own name
+    device: str  # the device under attack, or the attacker's own name
     identity: Identity
     run: str
     round: int
@@ -57,11 +57,11 @@ class Aim:
     shapes: Shapes
     encoder_id: str
     classes_digest: str
-    incarnation: str = "boot"  # of the device attacked
+    incarnation: str = "boot"  # of the device under attack
     epoch: int = 1
 
     def messages(self) -> Mapping[str, Message]:
-        """One right message of each kind; none of them is an answer that ends a device."""
+        """A valid message of each kind, none of which ends a device."""
         gone = Blob("9" * 64, 1000)
         return {
             "coordinator": CoordinatorState(
@@ -112,7 +112,7 @@ class Aim:
         }
 
     def line(self, kind: str, **changes: Any) -> bytes:
-        """The first line of a message, with these fields whatever they are."""
+        """The first line of a message, with these fields changed to any value."""
         body = json.loads(json.dumps(self.messages()[kind], default=vars))
         return json.dumps({"kind": kind, "from": self.sender, "body": {**body, **changes}}).encode()
 
@@ -141,7 +141,7 @@ def not_messages() -> Said:
 
 
 def wrong_lines(aim: Aim, kind: str) -> Said:
-    """First lines that are no message of `kind`, though each began as one."""
+    """First lines that are no longer valid messages of `kind`."""
     right = json.loads(aim.line(kind))
     body = right["body"]
     key = "sha256" if kind == "refused" else next(iter(body))
@@ -150,7 +150,7 @@ def wrong_lines(aim: Aim, kind: str) -> Said:
         return json.dumps({**right, **changes}).encode()
 
     def put(text: bytes) -> bytes:
-        """`text` in the first field's place, whatever JSON thinks of it."""
+        """The message with `text` as its first field, even if that is not valid JSON."""
         return say(body={**body, key: "HERE"}).replace(b'"HERE"', text)
 
     lines = {
@@ -196,7 +196,8 @@ def wrong_lines(aim: Aim, kind: str) -> Said:
             lines[f"{name} below zero"] = aim.line(kind, **{name: -1})
         elif isinstance(number, str):
             lines[f"{name} of 50,000 letters"] = aim.line(kind, **{name: "a" * 50_000})
-    for depth in range(100, 1000, 220):  # a parser stops somewhere; so may whoever shows the value
+    # Parsers have a depth limit, and so may code that formats the value.
+    for depth in range(100, 1000, 220):
         lines[f"a value {depth} deep"] = put(b"[" * depth + b"]" * depth)
         lines[f"an object {depth} deep"] = put(b'{"a":' * depth + b"1" + b"}" * depth)
     return {f"{kind}: {name}": line for name, line in lines.items()}
@@ -210,7 +211,7 @@ def nested(depth: int) -> list[Any]:
 
 
 def wrong_signatures(aim: Aim, kind: str, topic: str, other_topic: str, forger: Identity) -> Said:
-    """A right message that the key did not sign, or not for this topic."""
+    """A valid message whose signature is wrong, missing, or for another topic."""
     line = aim.line(kind)
     raw = base64.b64decode(aim.sign(line, topic).partition(b"\n")[2])
     forged = base64.b64encode(forger.sign(topic.encode() + b"\0" + line))
@@ -232,7 +233,7 @@ def wrong_signatures(aim: Aim, kind: str, topic: str, other_topic: str, forger: 
 
 
 def wrong_fields(aim: Aim) -> Said:
-    """Lines whose fields are of the right type, and refused for what they say."""
+    """Messages whose fields have the right type and a value that must be refused."""
     holes = [[2 * n, 2 * n] for n in range(1025)]
     blob = vars(aim.model)
     changes: dict[str, tuple[str, dict[str, Any]]] = {
@@ -275,7 +276,7 @@ def wrong_fields(aim: Aim) -> Said:
 
 
 def wrong_plans(aim: Aim) -> Said:
-    """Manifests that would cost a device more than a model, or that it cannot follow."""
+    """Manifests with a plan that is too expensive for a device or impossible."""
     plan, blob = json.loads(json.dumps(aim.plan, default=vars)), vars(aim.model)
 
     def with_plan(**changes: Any) -> bytes:
@@ -345,11 +346,11 @@ def _bomb() -> bytes:
 
 
 def wrong_frames(body: bytes, name: str) -> Said:
-    """What the decompressor is to choke on; `body` is a right one, `name` its codec."""
+    """Compressed frames that must fail; `body` is a valid one in the codec `name`."""
     plain = codec.decode(name, body, 2**26)
     shuffled = zstandard.ZstdDecompressor().decompress(body)
     bomb = _bomb()
-    at = 6  # behind magic, descriptor and window: the content size, of 4 bytes
+    at = 6  # offset of the content size (4 bytes) after magic, descriptor and window
     assert struct.unpack_from("<I", bomb, at) == (2**28,)
     declares_little = bomb[:at] + struct.pack("<I", len(plain)) + bomb[at + 4 :]
     streamed = zstandard.ZstdCompressor(write_content_size=False).compress(shuffled)
@@ -376,7 +377,7 @@ def wrong_frames(body: bytes, name: str) -> Said:
 
 
 def wrong_files(body: bytes, name: str) -> Said:
-    """Safetensors that are not what they should be, rightly compressed."""
+    """Invalid safetensors files in a valid compressed frame."""
     plain = codec.decode(name, body, 2**26)
     (size,) = struct.unpack_from("<Q", plain)
     header, data = json.loads(plain[8 : 8 + size]), plain[8 + size :]
@@ -448,7 +449,7 @@ def wrong_files(body: bytes, name: str) -> Said:
 
 
 def wrong_values(aim: Aim, data: bytes) -> Said:
-    """Bodies with values that no honest codec writes; `data` is a right contribution or model."""
+    """Bodies with values that no correct codec writes; `data` is a valid contribution or model."""
     said = {}
     for name in [aim.plan.codec_up]:
         terms = {key: np.zeros(shape, np.float32) for key, shape in aim.shapes.items()}
@@ -480,7 +481,7 @@ def wrong_values(aim: Aim, data: bytes) -> Said:
 
 
 def contribution(aim: Aim, **changes: Any) -> bytes:
-    """The bytes of a right contribution in the attacker's own name, but for these fields."""
+    """The bytes of a contribution in the attacker's name that is valid except for these changes."""
     terms = {name: np.full(shape, 1e-3, np.float32) for name, shape in aim.shapes.items()}
     fields: dict[str, Any] = {
         "run": aim.run,
@@ -495,7 +496,7 @@ def contribution(aim: Aim, **changes: Any) -> bytes:
 
 
 def wrong_contributions(aim: Aim) -> Said:
-    """Everything that can be offered and must not be added."""
+    """Every contribution that can be offered and must not be added."""
     terms = {name: np.full(shape, 1e-3, np.float32) for name, shape in aim.shapes.items()}
     huge = {name: np.full(shape, 1e9, np.float32) for name, shape in aim.shapes.items()}
     data, name = contribution(aim), aim.plan.codec_up
@@ -517,17 +518,17 @@ def wrong_contributions(aim: Aim) -> Said:
 
 
 def wrong_models(aim: Aim, data: bytes) -> Said:
-    """Models that a coordinator might publish and no device may take; `data` is a right one."""
+    """Models that a coordinator could publish and a device must refuse; `data` is a valid one."""
     return {**wrong_frames(data, aim.plan.codec_down), **wrong_files(data, aim.plan.codec_down)}
 
 
 def offered(aim: Aim, body: bytes, topic: str) -> tuple[bytes, Iterator[bytes]]:
-    """The offer of a body as the attacker signs it, and its chunks."""
+    """The attacker's signed offer of a body, and the chunks of the body."""
     blob = chunks.blob_of(body)
     line = aim.line("offer", parcel=vars(blob))
     return aim.sign(line, topic), chunks.split(body, blob)
 
 
 def as_sender(aim: Aim, sender: str, identity: Identity) -> Aim:
-    """The same aim under another name and key."""
+    """The same aim with another name and key."""
     return replace(aim, sender=sender, identity=identity)

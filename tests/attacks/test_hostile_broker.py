@@ -1,7 +1,7 @@
-"""An enrolled fleet behind a broker that reads, alters, forges, replays: the model is the same.
+"""An enrolled fleet with a broker that reads, alters, forges and replays messages.
 
-The broker may drop everything, and then no run ends; so each of these stops its attack at some
-point, and what it did until then must not show.
+The model must not change. A broker can drop every message, and then no run ends; so each attack
+here stops at some point, and the run must not show any effect of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Said = tuple[str, bytes, bool]  # topic, payload, retained
 
 
 class HostileBroker(InMemoryBroker):
-    """Does as `attack` says with each message; keeps a record of all."""
+    """Calls `attack` for each message and keeps a record of all messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class HostileBroker(InMemoryBroker):
 
 
 def enrolled(folder: Path, broker: InMemoryBroker, *, pinned: bool = True) -> Fleet:
-    """A fleet of two whose keys are pinned before anybody speaks; the devices are yet to start."""
+    """A fleet of two with keys pinned before the first message; the devices have not started."""
     enrolled = Registry("lab", "edge", 8883, signing.load_or_create(folder / "coordinator.key").key)
     for name in BOXES:
         key = signing.load_or_create(folder / name / "device.key").key
@@ -104,13 +104,13 @@ def start(fleet: Fleet) -> list[Session]:
     return [device(fleet, number) for number in range(len(BOXES))]
 
 
-# Swapping a model.
+# Replaced models.
 
 
 def test_it_cannot_swap_a_model_by_a_manifest_of_its_own(
     fleet: Fleet, broker: HostileBroker
 ) -> None:
-    """Not even where its manifest is the first that a device ever sees."""
+    """Even if its manifest is the first one that a device receives."""
     data, blob = evil_model(fleet)
 
     def swap(said: Said) -> Iterator[Said]:
@@ -138,7 +138,7 @@ def test_it_cannot_swap_a_model_by_a_manifest_of_its_own(
 
 
 def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBroker) -> None:
-    """Chunks are not signed; the manifest names the hash of the whole."""
+    """Chunks are not signed; the manifest names the hash of the whole model."""
     data, _ = evil_model(fleet)
 
     def swap(said: Said) -> Iterator[Said]:
@@ -160,7 +160,7 @@ def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBro
     assert final(fleet) == undisturbed()
 
 
-# Forging a contribution.
+# Forged contributions.
 
 
 def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
@@ -186,7 +186,7 @@ def hello(incarnation: str = "evil") -> Hello:
 
 
 def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
-    """All that a device says to contribute, signed with the broker's own key."""
+    """Send all messages of a contribution, signed with the broker's own key."""
     data, offer = evil_contribution(fleet, name)
     broker.forge(hello(), TOPICS.up(name), name)
     for _ in range(3):
@@ -199,7 +199,7 @@ def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*BOXES, "cam-7"])
 def test_it_cannot_forge_a_contribution(fleet: Fleet, broker: HostileBroker, name: str) -> None:
-    """Neither in an enrolled device's name, before that one has ever spoken, nor in a new one's."""
+    """Tested with enrolled names, also before their first message, and with a new name."""
     contribute(fleet, broker, name)
     start(fleet)
     contribute(fleet, broker, name)
@@ -211,7 +211,7 @@ def test_it_cannot_forge_a_contribution(fleet: Fleet, broker: HostileBroker, nam
 def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
     fleet: Fleet, broker: HostileBroker
 ) -> None:
-    """And what it puts in a true contribution's place is never counted."""
+    """A body that replaces a valid contribution is never counted."""
 
     def swap(said: Said) -> Iterator[Said]:
         topic, _, retained = said
@@ -234,7 +234,7 @@ def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
 
 
 def test_without_enrolment_the_first_key_wins(tmp_path: Path, broker: HostileBroker) -> None:
-    """What the three tests above are for: the same attack, on a fleet that pins nothing."""
+    """The same attack without pinned keys, to show that the tests above depend on enrolment."""
     fleet = enrolled(tmp_path, broker, pinned=False)
     broker.forge(hello(), TOPICS.up("cam-0"), "cam-0")
     steps(fleet, 1)
@@ -243,11 +243,11 @@ def test_without_enrolment_the_first_key_wins(tmp_path: Path, broker: HostileBro
         fleet.run()
 
 
-# Replaying.
+# Replayed messages.
 
 
 def test_it_cannot_replay_an_old_round(fleet: Fleet, broker: HostileBroker) -> None:
-    """Everything ever said, said again after each step: by devices, coordinator, in any order."""
+    """After each round, the broker sends all earlier messages of devices and coordinator again."""
     start(fleet)
     seen = 0
     while not fleet.coordinator.finished:
@@ -264,7 +264,7 @@ def test_it_cannot_replay_an_old_round(fleet: Fleet, broker: HostileBroker) -> N
 def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
     fleet: Fleet, broker: HostileBroker
 ) -> None:
-    """It remembers no epoch and no round; but an answer is to its own hello or to none."""
+    """The new process knows no epoch and no round; it believes only an answer to its own hello."""
     sessions = start(fleet)
     while fleet.coordinator.run_state.model.round < 1:
         fleet.step()
@@ -287,8 +287,8 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
         for said in old:
             if said[0].endswith(("down", "model", "round", "coord/state")):
                 broker.inject(*said[:2])
-    assert anew.upload.pending is None  # it trained nothing
-    assert anew.evaluation_queue.report is None  # and evaluated nothing
+    assert anew.upload.pending is None  # it must not train
+    assert anew.evaluation_queue.report is None  # it must not evaluate
     broker.attack = None
     fleet.run()
     assert final(fleet) == undisturbed()
@@ -312,7 +312,7 @@ def test_it_cannot_end_a_run_or_a_device_by_a_word_of_its_own(
     assert final(fleet) == undisturbed()
 
 
-# Revoked in the middle of a run.
+# Devices that are revoked during a run.
 
 
 def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
@@ -336,7 +336,7 @@ def test_a_revoked_device_is_told_and_nothing_of_it_is_taken_any_more(
     steps(fleet, 1)
     assert fleet.coordinator.refused_messages["cam-1"] > before
     assert fleet.coordinator.run_state.kept().keys() - kept.keys() <= {"cam-0"}
-    # a new process of it, and a coordinator that starts with the registry as it is now
+    # a new process of the device, and a coordinator that starts with the new registry
     fleet.registry = fewer
     restart(fleet)
     device(fleet, 1)
@@ -358,7 +358,7 @@ def test_a_round_does_not_wait_for_a_device_that_was_revoked(
         registry=fleet.registry,
     )
     start(fleet)
-    # cam-1 says that it is there, and no more
+    # only the hellos of cam-1 arrive
     broker.attack = lambda said: iter(
         () if said[0] == TOPICS.up("cam-1") and not isinstance(message(said), Hello) else (said,)
     )

@@ -1,8 +1,8 @@
-"""Whatever bytes come, on whatever topic: refused by name, counted, and nothing else happens.
+"""Hostile bytes on every topic: each is refused with a named reason, counted, and has no effect.
 
-The corpus is in hostile_bytes.py. Here it meets the real coordinator and the real session, entry by
-entry, mutated, within a memory limit, and in the middle of a run that has to end with the same
-model. test_hostile_client.py does it with processes and a broker.
+The corpus is in hostile_bytes.py. Here it is sent to the real coordinator and the real session:
+each entry alone, randomly mutated, within a memory limit, and during a run that has to end with the
+same model. test_hostile_client.py repeats this with processes and a broker.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ MALLORY, QUIET, STRANGER = (
     signing.create_identity(),
     signing.create_identity(),
 )
-ME = "cam-9"  # enrolled, and hostile
+ME = "cam-9"  # an enrolled device that is hostile
 UP, STATE = TOPICS.up(ME), TOPICS.state(ME)
 FROM_DEVICE = {"device": STATE, "hello": UP, "offer": UP, "want": UP, "report": UP}
 ALL_TOPICS = (
     TOPICS.coordinator_state, TOPICS.round, TOPICS.model, STATE, UP, TOPICS.down("cam-0"),
 )  # fmt: skip
-# A parser's objects are up to so many times as large as the text they were read from.
+# Parsed objects may be this many times larger than their text.
 TIMES, PLUS_BYTES = 40, 256 * 1024
 
 
 class Target:
-    """A fleet of two honest devices and a hostile one, whose first round is open."""
+    """A fleet of two honest devices and a hostile one; its first round is open."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -90,7 +90,7 @@ class Target:
         return replace(aim, incarnation=self.session.publisher.incarnation, device="cam-0")
 
     def to_coordinator(self, topic: str, payload: bytes) -> int:
-        """How many refusals that makes."""
+        """The number of refusals that the message causes."""
         coordinator = self.fleet.coordinator
         before = coordinator.refused_messages.total()
         coordinator.handle_event(Received(topic, payload), self.fleet.now)
@@ -103,13 +103,13 @@ class Target:
         return self.session.refused_messages - before
 
     def upload(self, body: bytes) -> int:
-        """Refusals of a body that the hostile device offers and sends."""
+        """The number of refusals when the hostile device offers and sends a body."""
         offer, chunks = hostile.offered(self.aim(), body, UP)
         refused = self.to_coordinator(UP, offer)
         return refused + sum(self.to_coordinator(UP, chunk) for chunk in chunks)
 
     def publish(self, body: bytes) -> int:
-        """Refusals of a model that the coordinator itself announces and sends."""
+        """The number of refusals when the coordinator itself announces and sends a model."""
         aim = self.as_coordinator()
         blob = chunks.blob_of(body)
         line = aim.line("manifest", model=vars(blob), takes_part=None, answers="")
@@ -131,7 +131,7 @@ def make(folder: Path, **rules: float) -> Target:
 
 
 def join(target: Target) -> None:
-    """Everybody says hello, the hostile one as well, and a round opens that waits for cam-8."""
+    """Let all devices say hello, also the hostile one, and open a round that waits for cam-8."""
     for number in range(2):
         device(target.fleet, number, ("evaluate",))
     target.fleet.step()
@@ -153,19 +153,19 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def other_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """For bodies: one that no mutated message has made say hello, or wait for another epoch."""
+    """A second target for bodies, whose state no mutated control message has changed."""
     with contextlib.closing(make(tmp_path_factory.mktemp("bodies"))) as made:
         join(made)
         yield made
 
 
-# What the corpus holds, by direction: (topic, payload), each to be refused once.
+# The corpus by direction: (topic, payload). Each entry must be refused exactly once.
 
 Corpus = dict[str, tuple[str, bytes]]
 
 
 def everywhere(aim: Aim, topics: tuple[str, ...]) -> Corpus:
-    """Bytes that are no message, and messages on topics that they do not belong on."""
+    """Bytes that are no message, and messages on the wrong topics."""
     said = {
         f"{name}, on {topic}": (topic, payload)
         for topic in topics
@@ -199,7 +199,7 @@ def for_coordinator(target: Target) -> Corpus:
         {"a coordinator of its own": in_charge.line("coordinator", epoch=2**50)},
         TOPICS.coordinator_state,
     )
-    # In an honest device's name, and in one that nobody enrolled.
+    # With the name of an honest device, and with a name that is not enrolled.
     for name in ("cam-0", "cam-7"):
         theirs, topic = hostile.as_sender(aim, name, MALLORY), TOPICS.up(name)
         lines = {f"a {kind} as {name}": theirs.line(kind) for kind in ("offer", "want", "report")}
@@ -231,11 +231,11 @@ def for_device(target: Target) -> Corpus:
     return said
 
 
-# Entry by entry.
+# Each entry alone.
 
 
 def measured(act: Callable[[], int]) -> tuple[int, int]:
-    """What `act` gives, and the most memory that Python's allocators held above the beginning."""
+    """The result of `act`, and the peak of memory that Python allocated during it."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     done = act()
@@ -268,8 +268,8 @@ def test_each_message_to_the_coordinator_is_refused(target: Target) -> None:
     by_topic = Counter(
         topic.removeprefix("fedclip/v1/lab/").split("/")[1] for topic, _ in corpus.values()
     )
-    by_topic[""] = by_topic.pop("state")  # the coordinator's own topic is nobody's
-    assert grown == by_topic, "each is counted against who said it"
+    by_topic[""] = by_topic.pop("state")  # the coordinator's own topic belongs to no device
+    assert grown == by_topic, "each refusal is counted for the sender"
 
 
 @pytest.mark.usefixtures("traced")
@@ -319,7 +319,7 @@ def test_each_chunk_is_refused(target: Target) -> None:
 
 
 def test_the_right_ones_are_taken(target: Target) -> None:
-    """What all the others differ from: so each is refused for what its name says."""
+    """The valid messages that all attacks are derived from are accepted."""
     aim, lead = target.aim(), target.as_coordinator()
     for kind, topic in FROM_DEVICE.items():
         assert target.to_coordinator(topic, aim.sign(aim.line(kind), topic)) == 0, kind
@@ -376,11 +376,11 @@ def test_runs_without_end_are_not_remembered(target: Target) -> None:
     target.to_device(TOPICS.coordinator_state, lead.sign(line, TOPICS.coordinator_state))
 
 
-# Mutated.
+# Mutated entries.
 
 
 def mutated(data: st.DataObject, payload: bytes, others: list[bytes]) -> bytes:
-    """`payload` after a few accidents."""
+    """`payload` after a few random changes."""
     changed = bytearray(payload[:4096])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(changed) - 1)))
@@ -439,7 +439,7 @@ def test_no_mutation_of_a_body_stops_either(other_target: Target, data: st.DataO
     if changed[:4] != b"\x28\xb5\x2f\xfd":
         changed = codec.encode(PLAN.codec_up, changed)
     assert target.upload(changed) <= 1
-    # A bit of a weight may be another and the model right: it is the one that was announced.
+    # A changed bit in a weight may leave a valid model, and its hash is the announced one.
     assert target.publish(changed) <= 1
 
 
@@ -462,13 +462,13 @@ def for_device_once(target: Target) -> Corpus:
     return {**for_device(target), **right}
 
 
-# Within a limit of the operating system's, which sees what libraries written in C allocate.
+# The memory limit of the operating system also covers allocations of C libraries.
 
 _LIMIT_BYTES = 96 * 2**20
 
 
 def within_a_limit() -> None:
-    """All of the corpus in this process, which may grow by _LIMIT_BYTES of address space."""
+    """Send the whole corpus in this process, which may grow by _LIMIT_BYTES of address space."""
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(make(Path(folder))) as target:
         join(target)
         bodies = list(hostile.wrong_contributions(target.aim()).values())
@@ -503,11 +503,11 @@ def test_the_whole_corpus_fits_into_little_memory() -> None:
     assert done.stderr.endswith(" refused\n")
 
 
-# In the middle of a run.
+# During a run.
 
 
 def test_a_run_under_fire_ends_with_the_same_model(tmp_path: Path) -> None:
-    """The hostile device is one of the cohort, and a broker lets anybody write anywhere."""
+    """The hostile device is in the cohort, and every client may write on every topic."""
     target = opened(make(tmp_path, devices=3, quorum=0.6))
     for number in range(2):
         device(target.fleet, number)

@@ -1,7 +1,7 @@
-"""A client that may write on every topic of a real broker floods them all while a run goes on.
+"""A client floods all topics of a real broker during a run.
 
-The coordinator, two devices that train (examples/minimal_agent.py) and one that evaluates (the
-product's own agent) are processes; the run ends with the very model that arithmetic gives.
+Processes: the coordinator, two devices that train (examples/minimal_agent.py), and one that
+evaluates (the product's own agent). The final model must equal the computed one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from fedclip_edge.vision.bundle import Bundle
 MALLORY = signing.create_identity()
 ROUNDS = 3
 _IN_FLIGHT = 4
-_PACE_S = 0.002  # a machine of two cores has to do the run as well
+_PACE_S = 0.002  # slow enough for the run to proceed on two cores
 
 
 def enrol(site: Site, names: tuple[str, ...]) -> str:
-    """Makes every party's key before anybody starts; the coordinator's, which all pin."""
+    """Create the keys of all parties before they start; return the coordinator's, which all pin."""
     coordinator = signing.load_or_create(site.folder / "journal.key").key
     enrolled = Registry(site.fleet, "127.0.0.1", site.broker.port, coordinator)
     for name in names:
@@ -55,7 +55,7 @@ def enrol(site: Site, names: tuple[str, ...]) -> str:
 
 
 def fire(site: Site) -> list[tuple[str, bytes]]:
-    """The corpus, towards everybody, of one who has no key that anybody believes."""
+    """The corpus for all parties, signed with a key that no party trusts."""
     topics, bundle = Topics(site.fleet), site.bundle
     plan = Plan(rounds=ROUNDS)
     shapes = methods.shapes(plan, bundle.classes, 16)
@@ -88,7 +88,7 @@ def fire(site: Site) -> list[tuple[str, bytes]]:
 
 
 class Flood:
-    """Publishes without end, some hundred a second; some of it retained."""
+    """Publishes some hundred messages per second without end; some of them are retained."""
 
     def __init__(self, broker: BrokerAddress, said: list[tuple[str, bytes]]) -> None:
         self.sent = 0
@@ -122,7 +122,7 @@ class Flood:
 
 
 def expected(bundle: Bundle, plan: Plan) -> Model:
-    """What two devices that grow each value by a hundredth make of the initial model."""
+    """The expected model: two devices add one per cent to each value in every round."""
     model = Model(plan.method, 0, initial(plan, bundle))
     for _ in range(plan.rounds):
         total = ExactSum(plan)
@@ -140,7 +140,7 @@ def expected(bundle: Bundle, plan: Plan) -> Model:
 def test_a_run_completes_under_a_flood_with_the_same_model(
     tmp_path: Path, random_bundle: Bundle, start_mosquitto: StartMosquitto
 ) -> None:
-    # As the demo has it: a full queue drops what its broker has promised to pass on.
+    # As in the demo: with a limited queue the broker would drop messages.
     settings = "allow_anonymous true\nmax_queued_messages 0"
     mosquitto = start_mosquitto(settings=settings).address
     site = Site(tmp_path, random_bundle, mosquitto, "flooded")
@@ -172,7 +172,8 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
         wait_until(lambda: flood.sent > 500, "the flood to begin")
         serve = site.start("serve", fleet, "--json", log="serve")
         agent = site.start("agent", judge, "--once", "--json", log="judge")
-        # It evaluates, and the round does not wait for it; so it is there before the others.
+        # The judge only evaluates, so the round does not wait for it; it must join before the
+        # others.
         wait_until(lambda: "joined" in site.text("serve"), "the judge to join")
         for name in ("serve", "judge"):
             wait_until(

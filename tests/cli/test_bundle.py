@@ -1,4 +1,4 @@
-"""`fedclip-edge bundle verify` as it is typed."""
+"""The command `fedclip-edge bundle verify`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def typed(folder: Path, *words: str) -> Result:
 
 
 def altered(theirs: Bundle, folder: Path, factor: float) -> Path:
-    """The bundle with random weights, an accepted parity and other golden features."""
+    """The bundle with random weights, an accepted parity and changed golden features."""
     golden = theirs.golden()
     manifest = replace(
         theirs.manifest, pretrained=RANDOM, parity={"accepted": True, "worst": 0.5}, files={}

@@ -1,4 +1,4 @@
-"""`fedclip-edge export` as it is typed."""
+"""The command `fedclip-edge export`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def process(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def own(tmp_path: Path, make_encoder: Callable[..., bytes]) -> list[str | Path]:
-    """The words for somebody's own encoder, but for --out."""
+    """The arguments that export an external encoder, without --out."""
     files = {name: tmp_path / name for name in ("e.onnx", "p.toml", "t.npy", "c.txt")}
     files["e.onnx"].write_bytes(make_encoder())
     files["p.toml"].write_text(
@@ -90,7 +90,8 @@ def test_tiny_is_the_model_of_the_demo(tmp_path: Path) -> None:
     assert bundle.classes.names == world.CLASSES
     assert bundle.classes.prompt == PROMPT
     assert bundle.manifest.precision == "fp16"
-    assert "zero-shot accuracy" in done.stderr  # the drawn pictures are of its own classes
+    # The generated pictures belong to the classes of the model.
+    assert "zero-shot accuracy" in done.stderr
 
 
 def test_a_recipe_with_other_weights_and_prompts(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_recipe_with_other_weights_and_prompts(tmp_path: Path) -> None:
     manifest = read_bundle(tmp_path / "bundle").manifest
     assert (manifest.model, manifest.pretrained) == ("small-quickgelu", "random")
     assert (manifest.activation, manifest.precision) == ("quick_gelu", "fp16")
-    assert manifest.preprocessing.resize == "squash"  # as the registered tag says
+    assert manifest.preprocessing.resize == "squash"  # as in the registered tag
     assert rows(done.stdout)["prompt"] == "a {} | the {}"
     assert "its weights are random" in done.stdout
 

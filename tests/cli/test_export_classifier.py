@@ -1,4 +1,4 @@
-"""`fedclip-edge export-classifier` as it is typed."""
+"""The command `fedclip-edge export-classifier`."""
 
 from __future__ import annotations
 

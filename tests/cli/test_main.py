@@ -1,4 +1,4 @@
-"""The command as a whole: how it starts, and how it ends."""
+"""The command as a whole: its start-up and its exit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_wrong_usage_is_said_and_ends_with_2(arguments: list[str]) -> None:
     ("library", "extra", "arguments"),
     [
         ("jinja2", "all", ["demo"]),
-        ("jinja2", "simulate", ["simulate", "--features", "none.npz"]),  # before any work
+        ("jinja2", "simulate", ["simulate", "--features", "none.npz"]),  # checked before any work
         ("onnx", "export", ["export", "tiny", "--out", "none"]),
         ("PIL", "export", ["export", "tiny", "--out", "none"]),
         ("onnxruntime", "agent", ["bundle", "verify", "none"]),

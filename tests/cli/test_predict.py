@@ -1,4 +1,4 @@
-"""`fedclip-edge predict` as it is typed."""
+"""The command `fedclip-edge predict`."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_csv_file(
 
 
 def test_a_folder_is_no_csv_file(random_bundle: Bundle, pictures: Path) -> None:
-    """Said before a picture is encoded."""
+    """The error comes before any picture is encoded."""
     done = typed(random_bundle, pictures, "--out", pictures)
     assert done.exit_code == 2
     assert "is a directory" in done.output

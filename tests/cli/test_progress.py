@@ -1,4 +1,4 @@
-"""A bar on a terminal; elsewhere nothing, and a line every 30 s of long work."""
+"""Progress: a bar on a terminal; elsewhere a line every 30 s, and only for long work."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """One of 80 columns and colours."""
+    """A terminal with 80 columns and colours."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
@@ -70,9 +70,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 @pytest.fixture
 def bar_on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Starts]:
-    """Starts a bar for "encoding" with `terminal` in place of standard error.
+    """Start a bar for "encoding" that writes to `terminal` as standard error.
 
-    Pytest puts another there between a fixture and its test.
+    The replacement happens in the test: pytest replaces standard error after the fixtures have run.
     """
 
     def start() -> Starts:
@@ -206,9 +206,9 @@ def test_a_bar_is_drawn_and_ends_with_the_work(
         after = terminal.getvalue()
     assert "1/3 encoding" in _CONTROL.sub("", before)
     assert "3/3 encoding" in _CONTROL.sub("", after)
-    assert before.count("\x1b[?25l") == 1, "the cursor is hidden"
+    assert before.count("\x1b[?25l") == 1, "the cursor is hidden once"
     assert terminal.getvalue() == after
-    assert after.endswith("\n\x1b[?25h"), "and there again, on a line of its own"
+    assert after.endswith("\n\x1b[?25h"), "the cursor is visible again, on a new line"
 
 
 def test_a_bar_that_is_interrupted_leaves_the_terminal_in_order(
@@ -227,7 +227,7 @@ def test_a_bar_that_is_interrupted_leaves_the_terminal_in_order(
 def test_a_bar_leaves_the_other_stream_alone(
     terminal: Terminal, bar_on: Callable[[], Starts]
 ) -> None:
-    """Standard output may be on its way to a file."""
+    """Standard output may be redirected to a file."""
     out = sys.stdout
     with bar_on() as told:
         told(1, 3)

@@ -1,4 +1,4 @@
-"""`fedclip-edge simulate` as a user types it: real processes, real files."""
+"""The command `fedclip-edge simulate` with real processes and files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """One comparison on drawn features, and what was printed."""
+    """A comparison on generated features: its folder and the finished process."""
     folder: Path = tmp_path_factory.mktemp("simulation")
     out = folder / "out"
     arguments = ("--features", features, "--methods", METHODS, "--rounds", "2", "--seeds", "2")
@@ -59,7 +59,7 @@ def test_every_device_and_round_has_its_row(done: tuple[Path, Any]) -> None:
         by_method.setdefault(row["method"], []).append(row)
         assert 0 <= float(row["top1"]) <= 1
         assert (row["split"], row["held_out"]) == ("domain", "roof")
-    # Two seeds; two devices, the held-out one and the fleet; the initial model counts as a round.
+    # Two seeds. Accuracy of two devices, the held-out domain and the fleet, plus the initial model.
     assert {name: len(its) for name, its in by_method.items()} == {
         "zeroshot": 2 * 4 * 2,
         "fedclip@loss=cross-entropy,lr=0.01": 2 * 4 * 3,
@@ -86,12 +86,12 @@ def test_the_report_and_the_summary_are_of_the_same_figures(done: tuple[Path, An
     ]  # fmt: skip
     pooled = next(row for row in summary["rows"] if row["method"] == "fedclip:pooled")
     assert pooled["mean"]["mean"] == pytest.approx(np.mean(last), abs=1e-6)
-    assert len(ended.stderr.splitlines()) == 8  # a line for each run
+    assert len(ended.stderr.splitlines()) == 8  # one line per run
 
 
 @pytest.mark.one_python
 def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> None:
-    """Whatever the number of workers."""
+    """The number of workers does not matter."""
     written = []
     for workers in ("1", "2"):
         out = tmp_path / workers
@@ -152,7 +152,7 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
 
 @pytest.mark.one_python
 def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path: Path) -> None:
-    """There it reaches every process of the command, those that load torch among them."""
+    """The interrupt reaches every process of the command, including those that load torch."""
     words = ("simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000")
     with system.started(*words, new_session=True) as running:
         wait_until(
@@ -196,7 +196,7 @@ def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_pat
         wait_until(
             lambda: written.exists() and "fedclip," in written.read_text(), "a trained round"
         )
-        # Above it, the process that loads torch for all; beside that, multiprocessing's own.
+        # The worker's parent loads torch for all workers. Multiprocessing starts one more process.
         (worker,) = (
             pid for other in system.descendants(running.pid) for pid in system.descendants(other)
         )
@@ -209,7 +209,7 @@ def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_pat
 
 @pytest.mark.one_python
 def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_path: Path) -> None:
-    """The mean is lost where a third of the devices send noise, and the median is not."""
+    """With a third of noisy devices the mean fails and the median does not."""
     methods = "linear@lr=0.02,linear@lr=0.02,strategy=median,linear@lr=0.02,personal_epochs=40"
     arguments = ("--features", features, "--split", "iid", "--devices", "6", "--rounds", "5")
     noisy = ("--noisy", "0.34", "--seeds", "4")
@@ -219,7 +219,7 @@ def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_p
     mean, median, personal = (row["mean"]["mean"] for row in whole["rows"])
     assert whole["noisy"] == 0.34
     assert median > mean + 0.1
-    assert personal > mean + 0.05  # what the noise has spoiled, a device mends for itself
+    assert personal > mean + 0.05  # a personal model repairs the damage of the noise
     page = (tmp_path / "report.html").read_text()
     assert "34 % of the devices send noise" in page
     assert "those of the personal model that each device keeps for itself" in page
@@ -300,10 +300,10 @@ def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the real pictures lie in ../shared/data, beside the checkout"
+    not SHARED.is_dir(), reason="the real pictures are in ../shared/data, next to the checkout"
 )
 def test_real_pictures_agree_with_what_was_measured_of_them(tmp_path: Path) -> None:
-    """shared/data/README.md: zero-shot over all pictures of a domain, within half a point."""
+    """Accuracies of zero-shot agree with shared/data/README.md within 0.5 points."""
     source = SHARED / "standin"
     exported = system.run(
         "export",

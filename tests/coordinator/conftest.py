@@ -1,4 +1,4 @@
-"""Fixtures of the coordinator's tests."""
+"""Fixtures for the coordinator tests."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def fleet(tmp_path: Path) -> Fleet:
 
 @pytest.fixture
 def plan() -> Plan:
-    """A test that takes several names them itself."""
+    """The default plan; a test that needs several plans parametrizes `plan` instead."""
     return PLAN

@@ -1,4 +1,4 @@
-"""Who may take part, with a registry and without one."""
+"""Admission of devices to a run, with and without a registry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 def admission_to(journal: Journal, registry: Registry | None) -> Admission:
-    """The rules of RUN as a coordinator that starts now has them."""
+    """The admission of a coordinator that starts now with the run RUN."""
     return Admission(RUN, journal, Devices(journal.keys(RUN.id)), registry)
 
 

@@ -1,4 +1,4 @@
-"""A whole federation in memory: however it is disturbed, it ends with the same model."""
+"""Whole federations in memory: every disturbance ends with the same model."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
 TOPICS = Topics("lab")
 STRANGER = signing.create_identity()
-UNDISTURBED_STEPS = 9  # in which `joined` ends its run: what is to disturb it comes before
+UNDISTURBED_STEPS = 9  # steps of an undisturbed run in `joined`; a disturbance must come earlier
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the agent does, so that a seed means one result
+    torch.set_num_threads(1)  # as in the agent: with one thread, a seed gives one result
     yield
     torch.set_num_threads(before)
 
 
-# Without trouble.
+# Undisturbed runs.
 
 
 def test_a_run_ends_with_every_report_of_every_device(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_same_run_ends_with_the_same_bytes_and_training_moves_them(tmp_path:
 
 
 def test_three_differ_from_two(tmp_path: Path) -> None:
-    """What the other tests compare with depends on who took part."""
+    """The model that other tests compare with depends on the devices that took part."""
     assert undisturbed(3) != undisturbed(2)
 
 
@@ -136,7 +136,7 @@ def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
 
 
 def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
-    """The same seed trains to the same bytes, so repeating the round for ever would not help."""
+    """The same seed gives the same bytes, so repeating the round would not help."""
     plan = Plan(rounds=2, max_norm=1e-9)
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6)))
     for number in range(2):
@@ -164,12 +164,12 @@ def test_of_two_with_the_same_epoch_one_stops(
 
 
 def contributions(fleet: Fleet, name: str) -> list[int]:
-    """The rounds to which the journal says the device contributed."""
+    """The rounds that the device contributed to, according to the journal."""
     return [number for number, devices in enumerate(contributors(fleet), 1) if name in devices]
 
 
 def contributors(fleet: Fleet) -> list[set[str]]:
-    """The devices that contributed to each round of the run, as the journal says."""
+    """The devices that contributed to each round of the run, according to the journal."""
     run = fleet.coordinator.run_state.run.id
     return [set(fleet.journal.kept(run, number)) for number in range(1, PLAN.rounds + 1)]
 
@@ -182,7 +182,7 @@ def test_a_limited_cohort_is_exact_in_every_round(tmp_path: Path) -> None:
     assert sum(fleet.coordinator.refused_messages.values()) == 0
 
 
-# Disturbed.
+# Disturbed runs.
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -233,7 +233,8 @@ def test_without_the_one_that_vanished_a_quorum_goes_on(tmp_path: Path) -> None:
     fleet.run()
     assert contributions(fleet, "cam-1") == [1]
     assert contributions(fleet, "cam-0") == contributions(fleet, "cam-2") == [1, 2, 3]
-    assert fleet.now - began < 2 * RULES.deadline_s  # it waited grace_s, not for all
+    # Each round waited grace_s for cam-1, not until the deadline.
+    assert fleet.now - began < 2 * RULES.deadline_s
 
 
 @pytest.mark.parametrize("after", range(1, UNDISTURBED_STEPS))
@@ -261,7 +262,7 @@ def test_a_coordinator_that_is_killed_again_and_again_changes_nothing(tmp_path: 
 
 
 def test_what_is_kept_is_not_uploaded_again_after_a_restart(tmp_path: Path) -> None:
-    fleet = joined(tmp_path, 3, upload_slots=1)  # so that they come one after the other
+    fleet = joined(tmp_path, 3, upload_slots=1)  # so that the uploads happen one after another
     until(fleet, lambda: len(state(fleet).kept) == 1)
     (kept,) = state(fleet).kept.items()
     restart(fleet)
@@ -292,7 +293,7 @@ def test_everything_restarted_at_once_changes_nothing(tmp_path: Path, after: int
 
 
 class LossyBroker(InMemoryBroker):
-    """Drops, repeats and delays; what is retained keeps its order, as MQTT says of a topic."""
+    """Drops, repeats and delays messages; retained ones keep their order, as in MQTT."""
 
     def __init__(self, seed: int, loss: float) -> None:
         super().__init__()
@@ -321,7 +322,7 @@ class LossyBroker(InMemoryBroker):
 def test_messages_lost_repeated_and_reordered_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    # Many small chunks instead of one: 120 KiB is written as a default in two places.
+    # Many small chunks instead of one. The default of 120 KiB is written in two places.
     monkeypatch.setattr(Blob.__init__, "__defaults__", (24,))
     monkeypatch.setattr(chunks.blob_of, "__defaults__", (24,))
     broker = LossyBroker(seed, loss=0.1)
@@ -339,12 +340,12 @@ def test_the_chunks_of_that_test_are_not_the_default() -> None:
 
 
 class NarrowBroker(InMemoryBroker):
-    """Takes packets of so many bytes, and notes what passes."""
+    """Accepts packets up to a limit and records the size of each message."""
 
     def __init__(self, packet_bytes: int) -> None:
         super().__init__()
         self.limits = Limits(packet_bytes)
-        self.passed: list[tuple[int, bool]] = []  # bytes, and whether it was a chunk
+        self.passed: list[tuple[int, bool]] = []  # size in bytes, and True for a chunk
 
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
@@ -356,7 +357,7 @@ class NarrowBroker(InMemoryBroker):
 
 
 def leave_100_bytes(monkeypatch: pytest.MonkeyPatch, packet_bytes: int) -> None:
-    """A chunk of 100 bytes in such a packet: these models are smaller than a manifest."""
+    """Allow chunks of 100 bytes in such a packet: these models are smaller than a manifest."""
     monkeypatch.setattr(chunks, "_MIN_CHUNK_BYTES", 1)
     monkeypatch.setattr(chunks, "_OVERHEAD_BYTES", packet_bytes - 100)
 
@@ -372,12 +373,12 @@ def test_no_message_is_larger_than_the_broker_takes_and_the_model_is_the_same(
     fleet.run()
     chunks = [size for size, is_chunk in broker.passed if is_chunk]
     assert len(chunks) > 2 * PLAN.rounds * 2
-    assert max(chunks) < 300  # models as well: a packet round 100 bytes of one
+    assert max(chunks) < 300  # model chunks as well: 100 bytes of model and the packet around them
     assert final(fleet) == undisturbed()
 
 
 def test_a_broker_that_takes_less_than_before_gets_smaller_chunks(tmp_path: Path) -> None:
-    """Of the update that was offered before, too."""
+    """The chunks of an update that was offered earlier become smaller, too."""
     with pytest.MonkeyPatch.context() as changed:
         leave_100_bytes(changed, 2_000)
         broker = NarrowBroker(100_000)
@@ -406,7 +407,7 @@ def test_a_manifest_that_the_broker_does_not_take_says_what_to_raise(tmp_path: P
 
 
 def test_an_offer_that_comes_between_two_attempts_is_taken_in_the_next(tmp_path: Path) -> None:
-    """One is slow, and another one away when the deadline comes: the slow one is not lost."""
+    """One device is slow and another away at the deadline: the update of the slow one is kept."""
     fleet = joined(tmp_path, 3)
     until(fleet, lambda: state(fleet).phase == "open")
     slow = fleet.sessions.pop("cam-1")
@@ -439,17 +440,17 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
     assert final(fleet) == undisturbed()
 
 
-# Devices of whose going, or coming, nobody hears.
+# Departures and arrivals that the broker does not announce.
 
 
 def come_back(fleet: Fleet) -> None:
-    """Every link is there again, in no order that matters."""
+    """Restore all connections, in any order."""
     for _, link in fleet.everybody():
         fleet.broker.come_back(link)
 
 
 def test_who_died_with_the_broker_is_not_waited_for(tmp_path: Path) -> None:
-    """The broker takes the will with it, and nobody ever says that the device went."""
+    """The will is lost with the broker, so the departure is never announced."""
     fleet = joined(tmp_path)
     device(fleet, 2)
     until(fleet, lambda: "cam-2" in state(fleet).cohort)
@@ -475,7 +476,7 @@ def test_a_hello_that_comes_after_its_will_holds_up_one_attempt(tmp_path: Path) 
 
 
 def test_a_device_thought_to_be_gone_is_asked_who_it_is(tmp_path: Path) -> None:
-    """A will that is late, of a link that has long come back."""
+    """The will is late: the device has already connected again."""
     fleet = joined(tmp_path)
     until(fleet, lambda: state(fleet).phase == "open")
     gone = fleet.sessions["cam-0"].transport
@@ -488,8 +489,10 @@ def test_a_device_thought_to_be_gone_is_asked_who_it_is(tmp_path: Path) -> None:
 def test_who_has_nothing_to_say_is_there_again_when_the_coordinators_link_is(
     tmp_path: Path,
 ) -> None:
-    """The node of a cluster that the coordinator was at is gone, and the will with it; the devices
-    at the others notice nothing. One that evaluates would speak once the round is closed.
+    """A node of a cluster fails, and the will of the coordinator with it.
+
+    Devices at other nodes do not notice. A device that also evaluates would speak once the round is
+    closed.
     """
     fleet = make(tmp_path)
     device(fleet, 0, ("train",))
@@ -497,7 +500,7 @@ def test_who_has_nothing_to_say_is_there_again_when_the_coordinators_link_is(
     until(fleet, lambda: state(fleet).phase == "open")
     slow = fleet.sessions.pop("cam-1")
     until(fleet, lambda: "cam-0" in state(fleet).kept)
-    fleet.step()  # cam-0 has its answer
+    fleet.step()  # cam-0 has the answer to its hello
     link = fleet.coordinator.publisher.transport
     assert isinstance(link, InMemoryTransport)
     fleet.broker.leave("coordinator")
@@ -509,7 +512,7 @@ def test_who_has_nothing_to_say_is_there_again_when_the_coordinators_link_is(
 
 
 def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Path) -> None:
-    """A cluster ends the older of two links under one client id late, and then says its will."""
+    """A cluster may end the older connection of a client id late, and then publish its will."""
     fleet = joined(tmp_path)
     until(fleet, lambda: state(fleet).phase == "open")
     link = fleet.coordinator.publisher.transport
@@ -523,7 +526,7 @@ def test_a_will_of_the_coordinators_own_earlier_link_is_taken_back(tmp_path: Pat
 
 
 class Deaf(InMemoryBroker):
-    """Loses what everybody is told about one phase of one round, on its way to cam-0."""
+    """Drops the broadcast about one phase of one round on its way to cam-0."""
 
     said = b"nothing"
 
@@ -551,11 +554,11 @@ def test_a_manifest_that_was_lost_is_said_again_long_before_the_deadline(
     assert {r.device for r in fleet.journal.reports(run) if r.round == 3} == {"cam-0", "cam-1"}
 
 
-# Peers that break the protocol.
+# Peers that violate the protocol.
 
 
 class Forgetful(InMemoryBroker):
-    """Loses every acknowledgement to cam-0 while it is told to."""
+    """Drops every acknowledgement to cam-0 while `losing` is set."""
 
     losing = False
 
@@ -568,7 +571,7 @@ class Forgetful(InMemoryBroker):
 def test_an_acknowledgement_lost_over_the_end_of_its_round_is_given_again(
     tmp_path: Path, killed: bool
 ) -> None:
-    """Else the residual that went into that contribution would go into the next one as well."""
+    """Otherwise the residual of that contribution would also be added to the next one."""
     broker = Forgetful()
     fleet = make(tmp_path, broker=broker)
     for number in range(2):
@@ -613,7 +616,7 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
     for file in tmp_path.glob("journal.sqlite*"):
         file.unlink()
     fleet.broker.cut("coordinator")
-    fleet.broker._retained.clear()  # nor does the broker remember
+    fleet.broker._retained.clear()  # the broker has lost its retained messages, too
     restart(fleet)
     assert fleet.coordinator.epoch == 1
     fleet.run()
@@ -621,7 +624,7 @@ def test_a_coordinator_that_lost_its_journal_rises_above_what_the_fleet_has_hear
     assert fleet.coordinator.epoch > heard
     assert set().union(*contributors(fleet)) == {"cam-0", "cam-1"}
     restart(fleet)
-    assert fleet.coordinator.epoch > heard + 1, "it is in the journal"
+    assert fleet.coordinator.epoch > heard + 1, "the epoch must be in the journal"
 
 
 def test_who_was_taken_over_from_stops_also_where_it_was_not_told(tmp_path: Path) -> None:
@@ -651,7 +654,7 @@ def hello(key: signing.Identity = STRANGER, **changes: Any) -> Hello:
 
 
 class Mallory:
-    """Somebody with a connection and a key of its own."""
+    """An attacker with a connection and a key of its own."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -710,7 +713,7 @@ def test_a_key_stays_pinned_over_a_restart(fleet: Fleet) -> None:
 
 
 def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
-    """Some brokers keep none: then only the answer to its hello tells the device of the run."""
+    """Without retained messages, only the answer to its hello reaches the device."""
     fleet = make(tmp_path)
     steps(fleet, 2)
     fleet.broker._retained.clear()
@@ -721,7 +724,7 @@ def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
 
 
 def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Fleet) -> None:
-    """The refusal is said to both of them, and means the key that was shown."""
+    """The refusal reaches both clients; it names the key that it refuses."""
     Mallory(fleet).say(hello(), TOPICS.up("cam-1"), sender="cam-1")
     fleet.run()
     assert final(fleet) == undisturbed(3)
@@ -735,9 +738,9 @@ def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> No
     mallory = Mallory(fleet)
     before = fleet.coordinator.refused_messages["cam-1"]
     forged: list[tuple[Message, str]] = [
-        (hello(), "mallory"),  # signed rightly, in its own name
+        (hello(), "mallory"),  # with a valid signature and its own name
         (forged_offer(fleet), "mallory"),
-        (forged_offer(fleet), "cam-1"),  # in the other's name, with its own key
+        (forged_offer(fleet), "cam-1"),  # with cam-1's name and its own key
         (DeviceState("cam-1-1000.0", online=False), "cam-1"),
         (report(run=fleet.coordinator.run_state.run.id, round=0, device="cam-1"), "cam-1"),
     ]
@@ -763,7 +766,7 @@ def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
 def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     right = fleet.coordinator.publisher.manifest(state(fleet), 3)
-    # With its own key in it, or the true one that it cannot sign for.
+    # With the attacker's key in the manifest, or with the true key and a wrong signature.
     for forged in (replace(right, round=99, key=STRANGER.key), replace(right, round=99)):
         mallory.say(forged, TOPICS.round, "coordinator")
     fleet.step()
@@ -825,7 +828,7 @@ def test_an_offer_to_another_run_is_answered(fleet: Fleet) -> None:
 
 
 def wrong(fleet: Fleet, **changes: Any) -> Contribution:
-    """A contribution of mallory's to round 1 that is right but for these."""
+    """A contribution of mallory to round 1 that is valid except for these changes."""
     base = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).sha256
     fields: dict[str, Any] = {
         "run": fleet.coordinator.run_state.run.id,
@@ -868,7 +871,7 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
 def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted(
     tmp_path: Path, build: Callable[[Fleet], Contribution], said_so: str
 ) -> None:
-    # It has joined before the round opened, so that only its contribution is wrong.
+    # Mallory joined before the round opened, so that only its contribution is wrong.
     fleet = make(tmp_path, replace(RULES, devices=3, quorum=0.6))
     mallory = Mallory(fleet)
     mallory.joins("train")
@@ -966,7 +969,7 @@ def test_no_bytes_stop_the_coordinator(fleet: Fleet, payload: bytes, topic: str)
     assert state(fleet) == before
 
 
-# More than one coordinator, and what a journal holds.
+# Several coordinators, and unexpected content in the journal.
 
 
 def claim(epoch: int, key: signing.Identity, *, online: bool = True) -> CoordinatorState:

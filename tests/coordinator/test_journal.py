@@ -1,4 +1,4 @@
-"""The journal: what was acknowledged is there, whole, after whatever happened."""
+"""The journal: everything that was acknowledged is there, whole, after any failure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def database(journal: Journal) -> sqlite3.Connection:
 
 
 def break_with(journal: Journal, statement: str, error: Exception) -> None:
-    """Lets every statement that starts so fail, as a disk would."""
+    """Make every statement that begins with `statement` fail, as a disk would."""
 
     class Broken:
         def __init__(self, connection: sqlite3.Connection) -> None:
@@ -80,7 +80,7 @@ def test_what_is_kept_survives_reopening(journal: Journal, path: Path) -> None:
     journal.keep("run-1", 2, "cam-01", "c" * 64, b"later")
     journal.add_report(report(run="run-1"))
     journal.pin_key("run-1", "cam-01", "d" * 64)
-    # Not closed: a killed process says no good-bye.
+    # Not closed, as after a kill.
     again = open_journal(path)
     assert again.unfinished_run() == again.last_run() == RUN
     assert again.kept("run-1", 1) == {"cam-01": "a" * 64, "cam-02": "b" * 64}
@@ -156,7 +156,8 @@ def test_closing_a_round_adds_the_model_and_deletes_what_made_it(journal: Journa
     assert journal.rounds_closed("run-1") == 1
     rows = database(journal).execute("SELECT round, size_bytes, body FROM contribution").fetchall()
     assert rows == [(1, 3, None), (2, 3, b"two")]
-    with pytest.raises(sqlite3.IntegrityError):  # what was counted stays known, without its body
+    # A counted contribution stays known after its body is deleted.
+    with pytest.raises(sqlite3.IntegrityError):
         journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
 
 
@@ -225,7 +226,8 @@ def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
     (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
     journal.close()
     raw = bytearray(path.read_bytes())
-    raw[page_bytes:] = b"\xff" * (len(raw) - page_bytes)  # opening reads the first page
+    # Opening the file reads only the first page.
+    raw[page_bytes:] = b"\xff" * (len(raw) - page_bytes)
     path.write_bytes(raw)
     damaged = open_journal(path)
     with pytest.raises(JournalError, match="malformed"):
@@ -251,7 +253,8 @@ def test_who_was_taken_over_from_writes_nothing_more(
     journal.next_epoch()
     other = open_journal(path)
     assert other.epoch == 1
-    other.keep("run-1", 2, "cam-02", "b" * 64, b"two")  # to look and to write is no claim
+    # Reading and writing do not claim the journal.
+    other.keep("run-1", 2, "cam-02", "b" * 64, b"two")
     journal.keep("run-1", 2, "cam-03", "c" * 64, b"three")
     assert other.next_epoch() == 2
     content = list(database(other).iterdump())
@@ -266,7 +269,7 @@ def test_a_run_is_gone_on_with_until_it_is_finished(journal: Journal, path: Path
     journal.finish("run-1")
     assert journal.unfinished_run() is None
     assert journal.last_run() == RUN
-    newer = replace(RUN, id="a-run")  # ordered by age, not by name
+    newer = replace(RUN, id="a-run")  # runs are ordered by age, not by name
     journal.add_run(newer, model(0))
     assert journal.unfinished_run() == journal.last_run() == newer
     again = open_journal(path)
@@ -300,7 +303,7 @@ def test_what_is_read_back_is_what_was_written(
     last = {}
     for one in reports:
         journal.add_report(one)
-        last[one.run, one.round, one.device] = one  # a later one replaces it
+        last[one.run, one.round, one.device] = one  # a later report replaces an earlier one
     for name in {one.run for one in reports}:
         expected = [last[key] for key in sorted(last) if key[0] == name]
         assert list(journal.reports(name)) == expected

@@ -1,4 +1,4 @@
-"""Coordinator and agents as separate processes over a real broker."""
+"""Coordinator and agents as separate processes, connected to a real broker."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
     assert final["judge"].train_pictures == 0
     bytes_up = final["north"].bytes_up
     assert bytes_up is not None
-    assert bytes_up > 3 * 2 * (16 * 16) * 4  # three updates of two 16 x 16 matrices at the least
+    assert bytes_up > 3 * 2 * (16 * 16) * 4  # at least three updates of two 16 x 16 matrices
 
 
 @pytest.mark.one_python
 def test_an_agent_that_waits_for_a_round_has_loaded_no_torch(site: Site) -> None:
-    """Neither without a coordinator, nor while one waits for more devices."""
+    """Tested without a coordinator, and with a coordinator that waits for more devices."""
     agent = site.write_agent("north")
     first = site.start("agent", agent, "--json", log="first")
     wait_until(lambda: "connected" in site.text("first"), "the first start to connect")
@@ -114,7 +114,7 @@ main()
 
 @pytest.mark.parametrize(("command", "other"), [("agent", "serve"), ("serve", "agent")])
 def test_a_thread_that_dies_ends_its_process(site: Site, command: str, other: str) -> None:
-    """Mute, it would seem to live; ended, it is started anew."""
+    """A process without that thread would look alive; one that ends is started again."""
     configs = {"agent": site.write_agent("north"), "serve": site.write_fleet(1, rounds=1)}
     words = [sys.executable, "-c", FAILS, command, str(configs[command])]
     with (
@@ -128,7 +128,7 @@ def test_a_thread_that_dies_ends_its_process(site: Site, command: str, other: st
 
 
 def loaded_by(process: int) -> set[str]:
-    """Of torch and onnxruntime, what the kernel has mapped for a process."""
+    """The names of `torch` and `onnxruntime` that the process has mapped into memory."""
     maps = Path(f"/proc/{process}/maps").read_text()
     return {name for name in ("torch", "onnxruntime") if f"/{name}/" in maps}
 

@@ -1,4 +1,4 @@
-"""A contribution is checked whole before a round hears of it, and its device is told."""
+"""The receiver: each contribution is checked as a whole, and its device gets an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.messages import Blob, Kept, Offer, Refused
 from fedclip_edge.records import Plan, Update
 
-SUMMING = Plan("ridge", codec_up="fp32")  # its updates hold whole numbers as well
+SUMMING = Plan("ridge", codec_up="fp32")  # its updates also contain whole numbers (sums)
 
 
 @pytest.fixture
@@ -59,7 +59,9 @@ def test_only_what_a_closed_round_has_is_acknowledged_again(desk: Desk) -> None:
     offer = desk.close_round_with(desk.body())
     assert desk.receiver.receive_offer("cam-0", offer) is None
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, offer.parcel.sha256))]
-    assert desk.receiver.receive_offer("cam-1", offer) is not None, "another device's"
+    assert desk.receiver.receive_offer("cam-1", offer) is not None, (
+        "this contribution belongs to another device"
+    )
     assert desk.heard() == []
 
 
@@ -72,7 +74,7 @@ def test_a_contribution_arrives_with_its_last_chunk_as_it_was_sent(desk: Desk, p
     assert arrived.event == Arrived("cam-0", 1, chunks.blob_of(body).sha256)
     assert arrived.payload == body
     assert wire.pack_contribution(arrived.contribution, plan.codec_up) == body
-    assert not desk.receiver.uploads.slots.holds("cam-0"), "the next one may upload"
+    assert not desk.receiver.uploads.slots.holds("cam-0"), "the slot is free for the next device"
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,4 +1,4 @@
-"""What a round decides is done in order: on disk, added, acknowledged; closed, announced, ended."""
+"""The round driver: contributions are stored, added and acknowledged in this order."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RULES = RunRules(devices=1, quorum=1.0, grace_s=5.0, deadline_s=60.0)
 
 @dataclass
 class Stage:
-    """One run's rounds of a desk, with cam-0 in them."""
+    """The rounds of one run on a receiver desk, with cam-0 in the cohort."""
 
     desk: Desk
     rounds: RoundDriver
 
     def upload(self, body: bytes) -> None:
-        """cam-0 offers it, is asked for it, and sends it."""
+        """Upload `body` as cam-0: offer, request, chunks."""
         offer = self.desk.offer(body)
         offer = Offer(offer.run, self.rounds.state.round, offer.parcel)
         decided = self.desk.receiver.receive_offer("cam-0", offer)
@@ -46,7 +46,7 @@ class Stage:
                 self.rounds.handle(arrival.event, 1.0, arrival)
 
     def heard(self) -> list[type]:
-        """The kinds of what cam-0 was told since the last time."""
+        """The types of the messages to cam-0 since the last call."""
         return [type(message) for _, message in self.desk.heard()]
 
 
@@ -77,7 +77,7 @@ def test_a_contribution_closes_its_round_and_the_next_one_opens(stage: Stage) ->
 def test_it_is_on_disk_before_it_is_acknowledged(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that takes nothing: nothing is acknowledged, and the round is where it was."""
+    """On a full disk nothing is acknowledged, and the round does not change."""
 
     def full(*_arguments: object) -> None:
         raise DiskError("no space left")
@@ -120,12 +120,12 @@ def test_a_round_that_closes_forgets_the_refusals_before_it(stage: Stage) -> Non
 
 def test_another_contribution_to_the_round_is_refused(stage: Stage) -> None:
     stage.rounds.handle(Joined("cam-1", trains=True, evaluates=False), 0.0)
-    stage.upload(stage.desk.body())  # cam-1 is not in this round's cohort, and it closes
+    stage.upload(stage.desk.body())  # cam-1 is not in the cohort of this round, so the round closes
     assert stage.rounds.state.cohort == {"cam-0", "cam-1"}
     stage.heard()
     stage.upload(stage.desk.body())
     assert stage.heard() == [Want, Kept]
-    assert stage.rounds.state.round == 2, "cam-1 is waited for"
+    assert stage.rounds.state.round == 2, "the round must wait for cam-1"
     stage.rounds.handle(Offered("cam-0", 2, "f" * 64), 1.0)
     assert stage.heard() == [Refused]
 

@@ -1,4 +1,4 @@
-"""The round: every row of its table, and its laws under any history."""
+"""The round machine: every row of its state table, and its laws under random histories."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RULES = RunRules(devices=2, quorum=0.75, deadline_s=100.0, grace_s=10.0)
 IMPOSSIBLE = {("gathering", Closed), ("final", Closed), ("done", Closed)}
 A, B, C, D = "abcd"
 BOTH = frozenset((A, B))
-X, Y = "x" * 64, "y" * 64  # SHA-256 of contributions
+X, Y = "x" * 64, "y" * 64  # SHA-256 hashes of contributions
 
 GATHERING = RoundState("run-1", RULES, rounds=2)
 OPEN = replace(GATHERING, phase="open", trainers=BOTH, evaluators=BOTH, cohort=BOTH, deadline=100.0)
@@ -326,7 +326,7 @@ def test_the_first_round_waits_for_all_invited_later_ones_for_a_quorum_of_them()
     gone, _ = step(left, Closed(), 2)
     assert (gone.phase, gone.round) == ("gathering", 2)
     still, _ = step(gone, Tick(), 0.9 + rules.grace_s)
-    assert still.phase == "gathering", "who has just gone is waited for"
+    assert still.phase == "gathering", "the round must wait for a device that has just left"
     second, _ = step(still, Tick(), 1 + rules.grace_s)
     assert (second.phase, second.round, second.cohort) == ("open", 2, frozenset("cd"))
     back, _ = step(still, Joined(A, True, True), 3)
@@ -347,7 +347,7 @@ def test_the_first_round_waits_for_who_is_invited_by_name() -> None:
 
 
 def test_an_empty_cohort_draws_nobody_in() -> None:
-    """Everything is kept already, after a restart: who comes now is not asked to train."""
+    """After a restart all updates are kept already, so a new device is not asked to train."""
     rules = replace(RULES, cohort=2)
     kept = replace(GATHERING, rules=rules, kept={A: X, B: Y})
     opened, actions = step(kept, Joined(C, True, True), 0)
@@ -372,14 +372,14 @@ def test_a_cohort_has_the_size_asked_for_and_draws_itself(
     assert state.phase == "open"
     assert len(state.cohort) == min(limit or len(devices), len(devices))
     drawn = {d for d in devices if cohort_hash("run-1", number, d) <= state.threshold}
-    assert drawn == state.cohort  # what each device works out for itself
+    assert drawn == state.cohort  # each device makes the same draw
     outside = {cohort_hash("run-1", number, d) for d in devices - state.cohort}
     assert all(cohort_hash("run-1", number, d) < h for d in state.cohort for h in outside)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_repeated_round_has_a_cohort_of_the_same_size(limit: int) -> None:
-    """Who is kept from the first attempt counts, here or gone."""
+    """Devices whose update was kept in the first attempt count, even if they have left."""
     rules = replace(RULES, devices=1, cohort=limit, quorum=1.0)
     state = replace(GATHERING, rules=rules, trainers=frozenset("abcd"), kept={"gone": X})
     opened, _ = step(state, Joined("e", True, False), 0)
@@ -406,7 +406,7 @@ DEVICES = st.sampled_from("abcde")
 
 
 class Federation(RuleBasedStateMachine):
-    """Any history of arrivals, departures, contributions and time."""
+    """Random histories of arrivals, departures, contributions and time."""
 
     limit = 0
 
@@ -415,7 +415,7 @@ class Federation(RuleBasedStateMachine):
         rules = RunRules(devices=2, quorum=0.6, deadline_s=100.0, grace_s=10.0, cohort=self.limit)
         self.state = RoundState("run-1", rules, rounds=3)
         self.now = 0.0
-        self.first: dict[str, str] = {}  # device -> what was kept of it in this round
+        self.first: dict[str, str] = {}  # device -> hash of its kept contribution in this round
         self.away: dict[str, float] = {}
         self.online: set[str] = set()
         self.counted: list[tuple[int, str]] = []
@@ -464,7 +464,7 @@ class Federation(RuleBasedStateMachine):
         self.online.add(device)
         self.away.pop(device, None)
         if before.phase == "open":
-            assert self.state.cohort == before.cohort, "a late joiner takes part"
+            assert self.state.cohort == before.cohort, "a device that joined late is in the cohort"
 
     @rule(device=DEVICES)
     def leave(self, device: str) -> None:
@@ -513,13 +513,15 @@ class Federation(RuleBasedStateMachine):
             assert (CloseRound() in actions) == enough
             if not enough:
                 assert self.state.attempt == before.attempt + 1
-                assert self.state.kept == before.kept, "a repeat keeps what is in"
+                assert self.state.kept == before.kept, (
+                    "a repeated round must keep its contributions"
+                )
         else:
             assert all(isinstance(action, Remind) for action in actions)
 
     @rule()
     def everybody_left(self) -> None:
-        """Nothing waits for all: once all are given up, no round stays open."""
+        """Once all devices have left for longer than the grace time, no round stays open."""
         for device in sorted(self.online):
             self.leave(device)
         self.wait(10.0)
@@ -545,7 +547,7 @@ class Federation(RuleBasedStateMachine):
 
 
 class LimitedFederation(Federation):
-    """The same with at most two devices a round."""
+    """The same histories with at most two devices per round."""
 
     limit = 2
 
@@ -557,7 +559,7 @@ TestLimitedFederation.settings = TestFederation.settings
 
 
 def test_a_run_ends_whoever_is_lost_after_the_quorum() -> None:
-    """One of four never answers: the first round waits for its deadline, none after it."""
+    """One of four devices never answers: only the first round waits for its deadline."""
     rules = replace(RULES, devices=4, quorum=0.75)
     state, now = RoundState("run-1", rules, rounds=3), 0.0
     for device in "abcd":

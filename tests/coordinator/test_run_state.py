@@ -1,4 +1,4 @@
-"""The state of a run: on disk first, and the same again after whatever was killed."""
+"""The run state: stored before it changes, and equal after a restart at any point."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config(folder: Path, plan: Plan = PLAN) -> FleetConfig:
 
 
 def open_books(folder: Path) -> run_state.RunState:
-    """As a process does that has just started."""
+    """The run state of a process that has just started."""
     settings = config(folder)
     journal = opened(open_journal(settings.journal))
     run = run_state.open_run(settings, CLASSES, D, ENCODER, journal)
@@ -69,7 +69,8 @@ def test_a_process_that_starts_again_comes_to_the_same_bytes(tmp_path: Path) -> 
             seed = 10 * number + int(device[-1])
             undisturbed.keep(*contribution(undisturbed, device, seed))
             restarted.keep(*contribution(restarted, device, seed))
-            restarted = open_books(tmp_path / "again")  # killed after each one
+            # As if the process was killed after each contribution.
+            restarted = open_books(tmp_path / "again")
         assert list(restarted.kept()) == ["cam-0", "cam-1", "cam-2"]
         undisturbed.close_round()
         restarted.close_round()
@@ -81,7 +82,7 @@ def test_a_process_that_starts_again_comes_to_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_the_model_is_kept_in_float32_whatever_it_is_published_in(tmp_path: Path) -> None:
-    """Else what a round moves by less than half a step of the codec would be lost for ever."""
+    """Otherwise a change below half a step of the codec would be lost in every round."""
     state = open_books(tmp_path)
     published = wire.unpack_model(state.stored.payload, PLAN.codec_down, state.layout.parameters)
     assert any((published.parameters[n] != t).any() for n, t in state.model.parameters.items())

@@ -1,4 +1,4 @@
-"""Uploads: a few at a time, asked again when silent, begun again when damaged."""
+"""Uploads: a few slots, repeated requests for missing chunks, a new start after damage."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_who_falls_silent_is_asked_for_what_is_missing() -> None:
     want = Want(blob("a").sha256, ((1, 1), (3, 3)))
     assert blob("a").chunks == 4
     assert uploads.poll_wants(1.0 + REPAIR_S) == [("a", want)]
-    assert uploads.poll_wants(1.5 + REPAIR_S) == []  # not at every tick
+    assert uploads.poll_wants(1.5 + REPAIR_S) == []  # not repeated at every tick
     assert uploads.poll_wants(1.0 + 2 * REPAIR_S) == [("a", want)]
 
 
@@ -137,10 +137,11 @@ def test_without_progress_for_a_lease_the_slot_goes_to_the_next() -> None:
     assert uploads.expire(LEASE_S + 4.9) == ()
     assert uploads.expire(LEASE_S + 5.0) == ("a",)
     assert uploads.poll_wants(LEASE_S + 5.0) == [("b", everything("b"))]
-    assert uploads.receive_chunk("a", sent("a")[1], LEASE_S + 6.0) is None  # late
-    uploads.request("a")  # it offers again
+    assert uploads.receive_chunk("a", sent("a")[1], LEASE_S + 6.0) is None  # too late
+    uploads.request("a")  # the device offers again
     uploads.release("b")
-    assert uploads.poll_wants(LEASE_S + 7.0) == [("a", everything("a"))]  # from the beginning
+    # All chunks are requested again.
+    assert uploads.poll_wants(LEASE_S + 7.0) == [("a", everything("a"))]
 
 
 def test_an_offer_said_again_is_answered_at_once() -> None:
@@ -183,7 +184,7 @@ def test_when_the_round_is_over_nothing_is_held_or_asked() -> None:
 def test_everything_arrives_over_a_link_that_drops_repeats_and_reorders(
     devices: int, slots: int, seed: int
 ) -> None:
-    """Each device answers what it is asked; half of the chunks are lost."""
+    """Each device answers every request; half of the chunks are lost."""
     luck = random.Random(seed)
     names = [f"device-{i}" for i in range(devices)]
     uploads, arrived, now = make(slots), dict[str, bytes](), 0.0
@@ -217,7 +218,7 @@ def test_who_comes_back_goes_on_where_its_link_broke() -> None:
     for chunk in sent("a")[:-1]:
         uploads.receive_chunk("a", chunk, 0.1)
     uploads.leave("a")
-    assert uploads.poll_wants(5.0) == [], "nobody is there to be asked"
+    assert uploads.poll_wants(5.0) == [], "the device has left"
     offered(uploads, "a")
     last = blob("a").chunks - 1
     assert uploads.poll_wants(6.0) == [("a", Want(blob("a").sha256, ((last, last),)))]

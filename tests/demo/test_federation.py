@@ -1,4 +1,4 @@
-"""The main job, as a newcomer starts it: one command, real processes, a real broker."""
+"""The demo as a newcomer runs it: one command, real processes and a real broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedclip_edge.errors import RunError
 
 ROUNDS, PER_CLASS = 3, 12
 needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the real pictures lie in ../shared/data, beside the checkout"
+    not SHARED.is_dir(), reason="the real pictures are in ../shared/data, next to the checkout"
 )
 
 
@@ -38,13 +38,13 @@ def processes_of(out: Path) -> list[str]:
 
 
 def logs_of(out: Path) -> list[str]:
-    """The last lines of each process of a demo that went wrong."""
+    """The last lines of each process log of a failed demo."""
     return [f"\n{log}: {log.read_text()[-2000:]}" for log in sorted(out.glob("logs/*.log"))]
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A small demo, finished; its folder and what it printed."""
+    """A finished small demo: its folder and its output."""
     out: Path = tmp_path_factory.mktemp("demo") / "demo-run"
     done = demo(out)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,14 +57,16 @@ def test_the_summary_holds_what_was_promised(first: tuple[Path, str]) -> None:
     assert set(summary["devices"]) == {"photo", "painting", "poster", "sketch"}
     for device in summary["devices"].values():
         assert set(device["pictures"]) == {"train", "test"}
-        assert sum(device["pictures"].values()) < 10 * PER_CLASS  # some are for validation
+        assert sum(device["pictures"].values()) < 10 * PER_CLASS  # the rest is for validation
         assert device["encoded"] == 10 * PER_CLASS
         assert {"zero_shot", "local", "federated"} <= set(device["accuracy"])
         assert all(0 <= value <= 1 for value in device["accuracy"].values())
         assert len(device["accuracy_by_round"]) == ROUNDS + 1
         update_bytes = 4 * (2 * 128 * 128 + 2 * 128)
-        assert 0.1 * update_bytes < device["bytes_up_per_round"] < 0.33 * update_bytes  # in int8
-        assert 0.35 * update_bytes < device["bytes_down_per_round"] < 1.3 * update_bytes  # in fp16
+        # Encoded as int8.
+        assert 0.1 * update_bytes < device["bytes_up_per_round"] < 0.33 * update_bytes
+        # Encoded as fp16.
+        assert 0.35 * update_bytes < device["bytes_down_per_round"] < 1.3 * update_bytes
         assert set(device["seconds"]) == {"encode", "train", "wait"}
     held_out = summary["held_out"]
     assert held_out["domain"] == "cartoon"
@@ -138,7 +140,7 @@ def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: sign
             printed.append(line)
             if line.startswith("round 3/"):
                 break
-        assert len(processes_of(out)) >= 6  # demo, coordinator, trainer, agents
+        assert len(processes_of(out)) >= 6  # demo, coordinator, trainer and agents
         running.send_signal(number)
         printed += running.stdout.readlines()
         assert running.wait(system.DEADLINE_S) == 128 + number
@@ -193,7 +195,7 @@ def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]
 
 @pytest.mark.one_python
 def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
-    """In order, as by a person: mosquitto's code is 0 then."""
+    """A terminated mosquitto exits with code 0, as it does on a normal stop."""
     out = first[0]
 
     def happened(event: federation.Event) -> None:
@@ -253,8 +255,9 @@ def test_the_full_demo_reaches_its_figures(tmp_path: Path) -> None:
     assert held_out["federated"] >= held_out["zero_shot"]
 
 
-# ../shared/data/README.md: held-out accuracy after 30 rounds of FedCLIP with the reference's
-# settings, and the three participants' zero-shot and final accuracy, made with a plain script.
+# From ../shared/data/README.md, computed by a plain script: held-out accuracy after 30 rounds of
+# FedCLIP with the reference's settings, and the zero-shot and final accuracy of the three
+# participants.
 REFERENCE = {
     "art_painting": (58.6, (47.6, 85.7, 23.8), (57.1, 88.1, 29.8)),
     "cartoon": (53.8, (61.9, 85.7, 23.8), (64.3, 88.1, 31.0)),
@@ -266,7 +269,7 @@ ZERO_SHOT = {"photo": 86.19, "art_painting": 57.62, "cartoon": 46.43, "sketch": 
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The stand-in encoder's bundle, and one demo folder so that pictures are encoded once."""
+    """The stand-in encoder's bundle and one demo folder, so that pictures are encoded only once."""
     folder: Path = tmp_path_factory.mktemp("stand-in")
     source = SHARED / "standin"
     done = system.run(

@@ -1,4 +1,4 @@
-"""The demo's closing table: a column for each kind of accuracy that there is."""
+"""The demo's closing table: one column for each measured kind of accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped tiny CLIP is what its card says, and leaves a fleet something to adapt to."""
+"""The tiny CLIP that ships: it matches its model card and leaves a fleet something to adapt."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fedclip_edge.demo.world import CLASSES, SEEN, STYLES, UNSEEN, adjectives, c
 
 pytestmark = pytest.mark.one_python
 _MAX_WEIGHTS_BYTES = 4_000_000
-_LOST_POINTS = 3.0  # what another build of Pillow or of torch may change
-_FRESH_SEED = 2_000_003  # of no training and of no card
+_LOST_POINTS = 3.0  # possible difference between builds of Pillow and torch
+_FRESH_SEED = 2_000_003  # not used in training or in the card
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def test_tokens_stay_inside_the_vocabulary(
     texts = [caption(c, s, rng, adjectives(c, 0)) for c in CLASSES for s in SEEN]
     tokens = tokenizer([*texts, "a Zeppelin, über alles: 42!"])
     assert tokens.shape == (len(texts) + 1, 24)
-    assert int(tokens.max()) == size - 1  # the end of a text, which the pooling looks for
-    for class_name in CLASSES:  # start, the class as one token, end
+    assert int(tokens.max()) == size - 1  # the end-of-text token, which the pooling looks for
+    for class_name in CLASSES:  # start, one token for the class, end
         assert int((tokenizer([class_name]) != 0).sum()) == 3
 
 
@@ -143,7 +143,7 @@ def test_other_pictures_give_the_same_order(loaded: tuple[Any, training.Tokenize
 
 
 def _assert_something_to_adapt_to(accuracy: dict[str, float]) -> None:
-    """Law: 85 % and more on every seen style, each unseen one 15 points below their mean."""
+    """Law: at least 85 % on every seen style, and on each unseen one 15 points below their mean."""
     mean = sum(accuracy[style] for style in SEEN) / len(SEEN)
     for style in SEEN:
         assert accuracy[style] >= 85, accuracy

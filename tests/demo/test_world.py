@@ -1,4 +1,4 @@
-"""The drawn world: the same seed the same picture, folders whole or not at all."""
+"""The drawn world: a seed determines each picture, and folders are complete or absent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_picture_depends_on_its_seed_alone(class_name: str, style: str) -> Non
     picture = draw(class_name, style, 3)
     assert picture.size == (64, 64)
     assert picture.mode == "RGB"
-    random.seed(1)  # the global generator has no part in it
+    random.seed(1)  # the global generator must not matter
     assert draw(class_name, style, 3).tobytes() == picture.tobytes()
     assert draw(class_name, style, 4).tobytes() != picture.tobytes()
 
@@ -126,7 +126,7 @@ def test_write_pictures(tmp_path: Path) -> None:
     for class_name in CLASSES:
         names = sorted(p.name for p in (folder / class_name).iterdir())
         assert names == ["0001.png", "0002.png"]
-    assert [p.name for p in folder.parent.iterdir()] == ["photo"]  # no draft is left
+    assert [p.name for p in folder.parent.iterdir()] == ["photo"]  # no temporary folder is left
     with Image.open(folder / "cup" / "0002.png") as picture:
         assert picture.format == "PNG"
         pixels = picture.convert("RGB").tobytes()

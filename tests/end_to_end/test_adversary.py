@@ -1,4 +1,4 @@
-"""2,000 runs under the adversary keep every law; and for each law a bug that it must catch."""
+"""The adversary: 2,000 runs break no law, and for each law a seeded bug is found."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ ADVERSARY = ROOT / "benchmarks" / "adversary.py"
 
 @pytest.mark.one_python
 def test_no_seed_breaks_a_law() -> None:
-    # Fresh interpreters: this one may hold threads of other tests, which a fork would break.
+    # Fresh interpreters: this process may have threads of other tests, which a fork would break.
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as workers:
         outcomes = list(workers.map(simulate, range(SEEDS), chunksize=50))
     broken = [f"seed {o.seed}: {o.broken}" for o in outcomes if o.broken]
-    assert not broken, f"{broken[:5]}; {ADVERSARY.name} --seeds 1 --first-seed SEED shows one"
-    assert len({o.trace for o in outcomes}) == SEEDS, "the seeds differ"
-    assert sum(o.kills for o in outcomes) > SEEDS, "the adversary does its work"
+    assert not broken, f"{broken[:5]}; {ADVERSARY.name} --seeds 1 --first-seed SEED replays one"
+    assert len({o.trace for o in outcomes}) == SEEDS, "every seed must give another run"
+    assert sum(o.kills for o in outcomes) > SEEDS, "the adversary must kill processes"
 
 
 @pytest.mark.parametrize("seed", [3, 28])
@@ -59,7 +59,7 @@ def test_the_same_seed_is_the_same_run_in_another_process(seed: int) -> None:
         text=True,
         check=True,
     )
-    simulate(seed + 1)  # what ran before in a process changes nothing
+    simulate(seed + 1)  # earlier runs in the same process must not matter
     assert other.stdout.split() == [simulate(seed).trace]
 
 
@@ -84,7 +84,7 @@ def test_the_benchmark_ends_with_0_and_its_figures() -> None:
     assert (figures["seeds"], figures["first_seed"], figures["broken"]) == (3, 9, None)
 
 
-# Bugs, one or more to a law; each replaces one function.
+# Bugs: one or more for each law. Each bug replaces one function.
 
 
 def says_kept_before_it_is(
@@ -228,7 +228,7 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
     return patch
 
 
-# The law that is broken, the bug, and within how many seeds the adversary has to notice.
+# For each bug: the broken law, the patch, and the number of seeds that must suffice to find it.
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
         "lost", replaced((RoundDriver, "handle", says_kept_before_it_is)), 100

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in one sentence that says what, where and what to do next."""
+"""Wrong input of a user: one sentence that says what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedclip_edge.errors import (
 )
 from fedclip_edge.vision.bundle import Bundle
 
-NOBODY = BrokerAddress(port=9)  # the discard port: nothing listens there
+NOBODY = BrokerAddress(port=9)  # the discard port, where no broker listens
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def site(tmp_path: Path, random_bundle: Bundle) -> Site:
 
 
 def refused(kind: type[FedclipError], *arguments: str | Path, words: tuple[str, ...]) -> None:
-    """The command ends with the exit code of `kind`, and one line that holds all `words`."""
+    """Check that the command exits with the code of `kind` and one line with all `words`."""
     done = system.run(*arguments)
     assert done.returncode == kind.exit_code, done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
-"""A fleet on three RabbitMQ nodes of this machine: one is killed in the middle of a round.
+"""A fleet on three RabbitMQ nodes of this machine, one of which is killed during a round.
 
-Not among the tests of `make test`: `make test-cluster`, which wants RabbitMQ installed.
+`make test` leaves this file out. Run it with `make test-cluster`; RabbitMQ must be installed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.cluster
 
 T = TypeVar("T")
 
-DEVICES = ("north", "south", "west")  # the first node that each tries is the one of its place
+DEVICES = ("north", "south", "west")  # the position of a name selects the node that it tries first
 ROUNDS = 8
 
 
 class Fleet:
-    """Three agents that stay, one at each node, and a coordinator for each run, at the first."""
+    """Three agents that keep running, one per node, and a coordinator per run."""
 
     def __init__(self, cluster: Cluster, bundle: Bundle) -> None:
         self.cluster = cluster
@@ -57,7 +57,7 @@ class Fleet:
             balancer.close()
 
     def begin(self) -> str:
-        """Starts a coordinator on a journal of its own; the name of its log."""
+        """Start a coordinator with a new journal; return the name of its log."""
         self._runs += 1
         log, here = f"serve-{self._runs}", self.cluster.site.coordinator
         path = self.folder / f"fleet-{self._runs}.toml"
@@ -74,7 +74,7 @@ class Fleet:
         return log
 
     def finish(self, log: str) -> dict[str, bytes]:
-        """The model with which the run ends, as bytes."""
+        """Wait for the end of the run; return the bytes of the final model."""
         assert self.serve.wait(system.DEADLINE_S) == 0, self.site.text(log)
         (written,) = (e for e in self.site.events(log) if e["event"] == "model_written")
         model = model_file.read(Path(written["path"])).model
@@ -85,7 +85,7 @@ class Fleet:
         return sum(event["event"] == "round_closed" for event in self.site.events(log))
 
     def link(self, name: str, address: BrokerAddress, topics: tuple[str, ...]) -> PahoTransport:
-        """One more connection as one of the fleet's."""
+        """An additional connection with the certificate of a member of the fleet."""
         home = self.cluster.site.coordinator if name == "coordinator" else self.folder / name
         file = name if name == "coordinator" else "device"
         where = replace(
@@ -97,9 +97,9 @@ class Fleet:
         return made
 
     def hold(self, name: str, log: str) -> int:
-        """Stops a device in the middle of an open round that all others have contributed to.
+        """Stop a device in an open round that all other devices have contributed to.
 
-        The number of the round, which cannot close without that device.
+        Returns the number of the round, which cannot close without that device.
         """
         agent = self.agents[name]
         wait_until(lambda: self.closed(log) >= 2, "two closed rounds")
@@ -107,7 +107,8 @@ class Fleet:
             agent.send_signal(signal.SIGSTOP)
             try:
                 wait_until(lambda: self._waits_for(name, log), f"a round without {name}", 3)
-            except AssertionError:  # it was stopped when it had trained: let it go on to the next
+            # It was stopped after training: let it continue to the next round.
+            except AssertionError:
                 assert self.closed(log) < ROUNDS, "the run ended before anything happened"
                 agent.send_signal(signal.SIGCONT)
             else:
@@ -122,7 +123,7 @@ class Fleet:
         return set(trained.values()) == {self.closed(log) + 1} and held == self.closed(log)
 
     def _trained(self, device: str) -> int:
-        """The round that it trained last, in whatever run."""
+        """The last round that the device trained, in any run."""
         rounds = [e["round"] for e in self.site.events(device) if e["event"] == "trained"]
         return rounds[-1] if rounds else 0
 
@@ -149,7 +150,7 @@ class Fleet:
 
 
 def wait_for(link: PahoTransport, kind: type[T]) -> T:
-    """The next event of that kind."""
+    """The next event of type `kind`."""
     deadline = time.monotonic() + system.DEADLINE_S
     while time.monotonic() < deadline:
         event = link.next_event(1)
@@ -159,7 +160,7 @@ def wait_for(link: PahoTransport, kind: type[T]) -> T:
 
 
 def received(link: PahoTransport, last: bytes) -> list[bytes]:
-    """What comes, up to and including `last`."""
+    """All payloads up to and including `last`."""
     payloads: list[bytes] = []
     while last not in payloads:
         payloads.append(wait_for(link, Received).payload)
@@ -169,7 +170,9 @@ def received(link: PahoTransport, last: bytes) -> list[bytes]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not (PROGRAMS / "rabbitmq-server").exists():
-        pytest.fail("RabbitMQ is missing: apt-get install rabbitmq-server (Debian 12 has 3.10.8)")
+        pytest.fail(
+            "RabbitMQ is not installed: run apt-get install rabbitmq-server (Debian 12 has 3.10.8)"
+        )
     with Cluster(tmp_path_factory.mktemp("cluster")) as made:
         made.await_nodes()
         made.admit("coordinator", *DEVICES)
@@ -185,7 +188,7 @@ def fleet(cluster: Cluster, random_bundle: Bundle) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Fleet) -> dict[str, bytes]:
-    """The model of a run in which nothing happens, over all three nodes."""
+    """The final model of a run on all three nodes without any fault."""
     model = fleet.finish(fleet.begin())
     first = [fleet.balancers[name].through[0] for name in ("coordinator", *DEVICES)]
     assert first == [1, *range(1, NODES + 1)]
@@ -195,10 +198,10 @@ def undisturbed(fleet: Fleet) -> dict[str, bytes]:
 def test_a_message_crosses_the_nodes_and_a_retained_one_stays_where_it_was(
     fleet: Fleet, undisturbed: dict[str, bytes]
 ) -> None:
-    """So whoever comes to another node relies on the answer to its hello."""
+    """A device that connects to another node therefore needs the answer to its hello."""
     here, there = (BrokerAddress(port=fleet.cluster.nodes[n].port) for n in (0, 1))
     speaker = fleet.link("coordinator", here, ())
-    topics = Topics("elsewhere")  # its own fleet, where nobody else speaks
+    topics = Topics("elsewhere")  # a fleet of its own, with no other clients
     speaker.publish(topics.round, b"kept", retain=True)
     got = {}
     for place, address in (("here", here), ("there", there)):
@@ -213,7 +216,7 @@ def test_a_message_crosses_the_nodes_and_a_retained_one_stays_where_it_was(
 def test_a_device_reads_and_writes_only_what_is_its_own(
     fleet: Fleet, undisturbed: dict[str, bytes]
 ) -> None:
-    """RabbitMQ ends the connection of who tries; mosquitto drops what is said."""
+    """RabbitMQ closes the connection of such a client; mosquitto drops the message."""
     address, topics = BrokerAddress(port=fleet.cluster.nodes[1].port), Topics("elsewhere")
     device = fleet.link("north", address, topics.for_device("north"))
     coordinator = fleet.link("coordinator", address, topics.for_coordinator())
@@ -270,7 +273,7 @@ def test_a_coordinator_whose_node_is_killed_goes_on_through_another(
 def test_a_device_that_is_no_user_any_more_ends(
     fleet: Fleet, undisturbed: dict[str, bytes]
 ) -> None:
-    """What `rabbitmqctl delete_user` does, `revoke` does at mosquitto."""
+    """With RabbitMQ, `rabbitmqctl delete_user` does what `revoke` does with mosquitto."""
     said = system.run("revoke", "west", "--site", fleet.cluster.site.path)
     assert said.returncode == 0, said.stderr
     assert fleet.agents["west"].poll() is None

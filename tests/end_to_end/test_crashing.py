@@ -1,4 +1,4 @@
-"""What a simulated kill leaves of a journal: everything that was committed, and no part of more."""
+"""Simulated kills: a journal keeps every committed write and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedclip_edge.coordinator.journal import Journal, open_journal
 
 
 def killed_at(folder: Path, seed: int, left: int, checkpoint_pages: int = 0) -> tuple[int, int]:
-    """The last epoch that was promised before the fuse burnt down, and the one on disk after."""
+    """The last epoch that was returned before the kill, and the epoch on disk afterwards."""
     disk, fuse = Disk(folder, random.Random(seed)), Fuse(left)
     disk.folder.mkdir(parents=True)
     database = open_journal(disk.path)._database
@@ -45,9 +45,11 @@ def test_what_was_promised_is_there_and_at_most_what_was_being_written(
     for seed in range(12):
         promised, found = killed_at(tmp_path / str(seed), seed, left, checkpoint_pages)
         differences[found - promised] += 1
-    # An epoch is a beginning, two queries (but for the first: one), an update and a commit: the
-    # fourth point is within a commit, and every fifth after it.
-    assert set(differences) == ({0, 1} if left % 5 == 4 else {0}), "both, and nothing else"
+    # An epoch takes a BEGIN, two queries (the first epoch: one), an update and a commit. So the
+    # fourth point is within a commit, and so is every fifth point after it.
+    assert set(differences) == ({0, 1} if left % 5 == 4 else {0}), (
+        "a kill within a commit must lead to both outcomes, other kills to one"
+    )
 
 
 def test_a_journal_that_was_being_made_is_made_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Coordinator and agents as processes, with certificates, over mosquitto as `broker init` made it."""
+"""Coordinator and agents as processes, with the certificates and files of `broker init`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
 
 
 def write_agent(secured: Secured, bundle: Bundle, name: str) -> Path:
-    """The archive's own agent.toml, with what a person puts in: pictures, and where things lie."""
+    """The agent.toml of the archive with the entries that a user adds: pictures and paths."""
     secured.box(name)
     folder = secured.folder / name
     system.write_pictures(folder / "pictures", bundle.classes.names, 12, len(name))

@@ -1,4 +1,4 @@
-"""The report's examples: a fair choice by the seed alone, and thumbnails that give nothing away."""
+"""The report's examples: selection by the seed, and thumbnails without metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedclip_edge.demo.examples import (
 )
 from fedclip_edge.errors import DataError
 
-_GUESSES = {"fixed": "no", "broken": "on", "right": "oo", "still wrong": "nn"}  # o is the label
+_GUESSES = {"fixed": "no", "broken": "on", "right": "oo", "still wrong": "nn"}  # "o" is the label
 
 
 def table(path: Path, counts: Mapping[str, int], *, backwards: bool = False) -> Path:
@@ -48,10 +48,10 @@ def kinds(examples: Sequence[Example]) -> dict[str, int]:
     ("counts", "seats", "shares"),
     [
         ((10, 5, 70, 15), 20, (2, 1, 14, 3)),
-        ((1, 1, 997, 1), 12, (1, 1, 9, 1)),  # one at least of each
+        ((1, 1, 997, 1), 12, (1, 1, 9, 1)),  # at least one of each kind
         ((0, 2, 98, 0), 10, (0, 1, 9, 0)),
-        ((10, 20, 60, 10), 3, (0, 1, 2, 0)),  # no room for one of each: the frequent ones
-        ((1, 0, 2, 0), 10, (1, 0, 2, 0)),  # fewer than asked for
+        ((10, 20, 60, 10), 3, (0, 1, 2, 0)),  # too few for one of each kind: the most frequent ones
+        ((1, 0, 2, 0), 10, (1, 0, 2, 0)),  # fewer than requested
         ((3, 3, 3, 3), 0, (0, 0, 0, 0)),
         ((0, 0, 0, 0), 5, (0, 0, 0, 0)),
     ],

@@ -1,7 +1,7 @@
-"""The fault matrix on real processes: its quick part, the rest marked slow; and what judges it.
+"""The fault matrix on real processes, and the judge of its results.
 
-Figures are no matter of tests (benchmarks/faults.py has them): here nothing is lost, nothing counts
-twice, and every model is that of its contributions.
+The slow cells are marked slow. These tests measure no times (benchmarks/faults.py does): they check
+that no contribution is lost or counted twice, and that every model matches its contributions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> Verdict:
-    """One run with the fault injected in each of these phases."""
+    """Run with the fault injected in each of these phases; return the verdict."""
     fault = FAULTS[name]
     if why := fault.impossible():
         pytest.skip(why)
@@ -111,7 +111,7 @@ TOLD = {(device, closed) for device in AGENTS for closed in (1, 2)}
 
 
 def finished_journal(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -> Path:
-    """A finished run's journal, in whose models each device counts as often as is said here."""
+    """Journal of a finished run in which each device counts as often as `rounds` says."""
     plan = Plan(rounds=len(rounds), codec_up="fp32", codec_down="fp32")
     method = methods.get(plan.method)
     model: Model = method.initial(bundle.classes, DIM, plan.seed)
@@ -175,7 +175,7 @@ def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle:
     assert not judge(path, bundle, TOLD).equal
 
 
-# The program.
+# The benchmark program.
 
 
 FINE = Verdict(9, (), (), equal=True, digest="")
@@ -185,7 +185,7 @@ USUAL = Undisturbed(dict.fromkeys(PHASES, 2.0), dict.fromkeys(PHASES, 1.0), FINE
 def benchmark(
     monkeypatch: pytest.MonkeyPatch, verdict: Verdict | Exception, *options: str, back_s: float = 1
 ) -> int:
-    """The program's exit code where every run ends as is said here."""
+    """The exit code of the program if every run ends with `verdict`."""
 
     def run_with_fault(
         fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle
@@ -241,7 +241,7 @@ def test_the_benchmark_says_what_took_too_long(
         Verdict(8, ("cam-1/2",), (), equal=True, digest=""),
         Verdict(9, (), ("cam-1/2",), equal=True, digest=""),
         Verdict(9, (), (), equal=False, digest=""),
-        AssertionError("waited in vain"),
+        AssertionError("still waiting for the end of the run"),
     ],
     ids=["lost", "twice", "unequal", "endless"],
 )

@@ -1,4 +1,4 @@
-"""A simulated run is a real one: the same bytes of the model, and of what travels."""
+"""A simulated run: its models and message bodies equal those of a real run, byte for byte."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(plan: Plan, fleet: Fleet = FLEET, its: Pool = POOL) -> list[Round]:
 def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
     tmp_path: Path, plan: Plan
 ) -> None:
-    """The coordinator, sessions and learners of tests/support/in_memory.py, on the same features."""
+    """Compares with the federation of tests/support/in_memory.py on the same features."""
     plan = replace(plan, personal_epochs=2)
     real = opened(RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     for device in FLEET.devices:
@@ -71,7 +71,7 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
     for report in reports:
         key = (report.device, "")
         found = simulated[report.round]
-        # After the last round a device is shown with the model that it keeps for itself.
+        # After the last round, a device reports the accuracy of its personal model.
         name = "personal" if report.round == plan.rounds else "federated"
         assert report.accuracy[name] == found.figures[key].top1
         assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
@@ -84,7 +84,7 @@ def test_bytes_are_those_of_the_bodies_so_far() -> None:
     assert first.up_bytes[name] == 0
     initial = methods.initial(PLAN, CLASSES, POOL.dim)
     assert first.down_bytes[name] == len(wire.pack_model(initial, PLAN.codec_down))
-    # Three updates of 144 numbers in int8, compressed, and four models in fp16.
+    # Three updates of 144 compressed int8 values, and four models in fp16.
     assert 3 * 144 < last.up_bytes[name] < 3 * 1000
     assert 4 * 288 < last.down_bytes[name] < 4 * 600
 
@@ -99,7 +99,7 @@ def test_it_does_not_matter_which_worker_has_which_device() -> None:
 
 
 def test_more_rounds_begin_like_fewer() -> None:
-    """What a device carries from round to round is the same, however many are to come."""
+    """The state that a device carries over does not depend on the number of rounds to come."""
     long, short = run(PLAN), run(replace(PLAN, rounds=2))
     for number, one in enumerate(short):
         assert model_bytes(one.model) == model_bytes(long[number].model)
@@ -110,7 +110,7 @@ def test_the_held_out_domain_only_evaluates() -> None:
     fleet = deal(POOL, parse_split("domain"), devices=None, seed=0, held_out="roof")
     found = run(PLAN, fleet)[-1]
     assert {name for name, _ in found.figures} == {"barn", "roof", "yard"}
-    assert found.figures["roof", ""].pictures == 60  # all of them
+    assert found.figures["roof", ""].pictures == 60  # all pictures of the domain
     assert found.up_bytes["roof"] == 0
     assert found.down_bytes["roof"] == found.down_bytes["barn"]
     without = Fleet(fleet.devices)
@@ -147,7 +147,10 @@ def test_the_pooled_line_is_one_device_with_everything() -> None:
 
 @pytest.mark.parametrize("train", [0, 1, 2])
 def test_a_device_with_hardly_a_picture_stops_nobody(train: int) -> None:
-    """None: it only evaluates. One, which has no negatives: it adds no change. Two: it trains."""
+    """With none it only evaluates.
+
+    With one, without negatives, it adds no change. With two it trains.
+    """
     poor = replace(FLEET.devices[0], train=FLEET.devices[0].train[:train])
     found = run(PLAN, Fleet((poor, *FLEET.devices[1:])))[-1]
     assert (found.up_bytes[poor.name] > 0) == (train > 0)
@@ -184,7 +187,7 @@ def test_classes_permuted_with_their_labels_give_the_same_zero_shot_figures() ->
         other = there.figures[key]
         assert (one.top1, one.macro_f1) == (other.top1, other.macro_f1)
         assert one.per_class == tuple(other.per_class[i] for i in order)
-    apart = replace(POOL, classes=moved_texts)  # the labels as they were
+    apart = replace(POOL, classes=moved_texts)  # the labels are not permuted
     assert apart.classes.digest != POOL.classes.digest
     wrong = list(federate(task(plan, classes=moved_texts), FLEET, Here(apart)))[-1]
     assert wrong.figures != here.figures

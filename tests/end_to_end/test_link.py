@@ -1,4 +1,4 @@
-"""The link between clients and a broker: what it counts is what went through, what it breaks breaks."""
+"""The test link between clients and a broker: its counters, and the faults that it injects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEADLINE_S = 20.0
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """A server that sends back whatever comes; its port."""
+    """The port of a server that sends back all data."""
     with socket.create_server((HOST, 0)) as server:
 
         def serve() -> None:
@@ -58,7 +58,7 @@ def exchange(port: int, data: bytes) -> None:
         back = bytearray()
         while len(back) < len(data):
             block = client.recv(2**16)
-            assert block, "it hung up before all of it was back"
+            assert block, "the connection ended before all data came back"
             back += block
         assert back == data
 
@@ -103,7 +103,7 @@ def test_where_no_broker_is_a_connection_is_reset() -> None:
         port = gone.getsockname()[1]
     with (
         Link(port) as made,
-        pytest.raises(ConnectionResetError),  # at the latest when it reads
+        pytest.raises(ConnectionResetError),  # if not at once, then on reading
         dial(made.door("one")) as client,
     ):
         client.recv(1)
@@ -115,7 +115,8 @@ def test_a_slow_link_takes_its_time_and_is_reset(echo: int) -> None:
         made.slow("one", Slow(100_000))
         began = time.monotonic()
         exchange(port, b"x" * 30_000)
-        assert time.monotonic() - began >= 0.3  # a law of the link, not a figure of the product
+        # A guarantee of the link, not a timing of the product.
+        assert time.monotonic() - began >= 0.3
         made.slow("one", Slow(100_000, reset_s=0.2))
         for _ in range(2):
             with dial(port) as client, pytest.raises(ConnectionResetError):
@@ -201,7 +202,7 @@ def index_of(chunk: bytes) -> int:
 
 
 def sent_through(made: Link, name: str) -> list[bytes]:
-    """What arrives of DATA's chunks and the word "end", through the door of the sender alone."""
+    """The messages that arrive when the sender publishes DATA's chunks and "end"."""
     direct = BrokerAddress(port=made.broker_port)
     listener = PahoTransport(direct, f"listener-{name}", [f"link/{name}"], None)
     sender = PahoTransport(BrokerAddress(port=made.port("sender")), f"sender-{name}", [], None)
@@ -250,7 +251,7 @@ def test_it_looks_into_tls_with_the_keys_of_both_ends(tmp_path: Path) -> None:
 
 @pytest.mark.one_python
 def test_what_nobody_reads_does_not_outlive_it() -> None:
-    """Bytes for a client that does not read keep its connection open when the broker's has ended."""
+    """Unread bytes must not keep a connection open after the broker has closed its side."""
     with socket.create_server((HOST, 0)) as server:
         made = Link(server.getsockname()[1])
         with dial(made.door("deaf")):

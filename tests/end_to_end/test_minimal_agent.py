@@ -1,4 +1,4 @@
-"""The example for implementers takes part in a run of the real coordinator over a real broker."""
+"""The example agent for implementers, in a run with the real coordinator and a real broker."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_its_contributions_are_kept(
     trained = master_model(journal.newest_model(run.id), shapes).parameters
     journal.close()
     for name, values in initial(run.plan, random_bundle).items():
-        # One per cent a round; what the codecs lose is at most some per cent of that.
+        # One per cent per round; the codecs lose at most a few per cent of that.
         grown = trained[name] / values - 1
         large = np.abs(values) > 0.1
         assert np.abs(grown[large] - (1.01**rounds - 1)).max() < 4e-3

@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md, run as the page gives them: every `sh` block, in its terminal."""
+"""The commands of docs/tutorial.md, run as on the page: every `sh` block in its terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model of open_clip's to a whole bundle; or nothing at all."""
+"""Export of an open_clip model to a complete bundle, or no bundle at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Export = Callable[..., Bundle]
 
 @pytest.fixture
 def again(clip_folder: Path, clip_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Export:
-    """`again(out, **changes)`: `clip_bundle` once more, without waiting for the exporter."""
+    """`again(out, **changes)`: exports `clip_bundle` again without the slow graph export."""
     graph = onnx.load_model_from_string(clip_bundle.encoder_path.read_bytes())
     monkeypatch.setattr(bundles, "export_image_tower", lambda *_: graph)
 
@@ -56,7 +56,7 @@ def test_an_exported_model_is_a_whole_bundle(clip_bundle: Bundle, clip_folder: P
     assert clip_bundle.classes.names == ("circle", "square")
     assert clip_bundle.classes.logit_scale == pytest.approx(14.28, abs=0.05)
     text = (clip_bundle.folder / "manifest.json").read_text()
-    assert str(clip_folder.parent) not in text  # no path of the machine it was made on
+    assert str(clip_folder.parent) not in text  # no local path may be in the file
     encoder = open_encoder(clip_bundle, EncoderConfig())
     golden = clip_bundle.golden()
     np.testing.assert_array_equal(encoder.embed(golden.pixels), golden.features)
@@ -69,7 +69,8 @@ def test_steps_and_the_gate_are_told(again: Export, tmp_path: Path) -> None:
     assert [step.split()[0] for step in steps] == ["loading", "texts", "the", "fp32,"]
     (parity,) = seen
     assert parity.missed == ()
-    assert parity.zero_shot is not None  # the drawn pictures' own classes: they are labelled
+    # The generated pictures belong to these classes, so they have labels.
+    assert parity.zero_shot is not None
 
 
 def test_other_classes_leave_the_encoder_id_and_so_every_cache(

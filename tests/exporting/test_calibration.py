@@ -1,4 +1,4 @@
-"""Which pictures an export is judged on, and which ones int8 is calibrated on."""
+"""The choice of pictures for the parity check and for int8 calibration."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_gate_and_calibration_share_no_picture_where_there_are_enough(
 def test_without_labels_fewer_do(tmp_path: Path) -> None:
     found = read_pictures(fill(tmp_path, 300, ("a", "b")), PLAIN, CLASSES)
     assert found.labels is None
-    assert (len(found.pixels), len(found.calibration)) == (171, 85)  # of the first 256
+    assert (len(found.pixels), len(found.calibration)) == (171, 85)  # from the first 256 pictures
 
 
 def test_labels_are_those_of_the_pictures(tmp_path: Path) -> None:
-    """At any depth: a folder per domain with a folder per class in each."""
+    """Folders may be nested: one per domain, with one per class in each."""
     fill(tmp_path / "photo", 40)
     fill(tmp_path / "sketch", 80)
     found = read_pictures(tmp_path, PLAIN, CLASSES)

@@ -1,4 +1,4 @@
-"""One file for everything: it gives what `predict` gives, and needs nothing of ours."""
+"""The exported classifier: equal to `predict`, in one file that runs without this package."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.one_python
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages that holds onnxruntime, numpy and Pillow, and nothing else."""
+    """A folder with the packages onnxruntime, numpy and Pillow only."""
     folder: Path = tmp_path_factory.mktemp("site") / "packages"
     folder.mkdir()
     for name in ("onnxruntime", "numpy", "PIL"):
@@ -82,7 +82,7 @@ json.dump([[label, float(p)] for label, p in said], sys.stdout)
 def labelled_alone(
     file: Path, preprocessing: Preprocessing, bare: Path, paths: list[Path]
 ) -> list[tuple[str, float]]:
-    """What the lines of `usage` print, in an interpreter that has neither torch nor our package."""
+    """The output of the code from `usage`, in an interpreter without torch and this package."""
     script = ALONE.format(bare=str(bare), usage=usage(file.absolute(), preprocessing))
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script],
@@ -99,7 +99,7 @@ def labelled_alone(
 def same_as_predict(
     bundle: Bundle, trained: TrainedModel | None, pictures: Path, bare: Path, out: Path
 ) -> float:
-    """Exports, labels every picture both ways, and gives the share of labels that training moved."""
+    """Export, label all pictures both ways, and return the share of changed labels."""
     export_classifier(bundle, trained, out)
     asked = find_pictures([pictures], bundle.classes.names)
     model = None if trained is None else trained.model
@@ -113,18 +113,18 @@ def same_as_predict(
         assert label == bundle.classes.names[shown.argmax()], made.asked.path
         assert probability == pytest.approx(float(shown.max()), abs=1e-4)
         moved += int(shown.argmax() != made.zero_shot.argmax())
-    assert len({label for label, _ in alone}) > 1, "always the same label shows nothing"
+    assert len({label for label, _ in alone}) > 1, "one label for all pictures would prove nothing"
     return moved / len(asked)
 
 
-# --- it gives what predict gives, with nothing of ours -------------------------------------------
+# --- same results as predict, without this package -----------------------------------------------
 
 
 def test_its_labels_are_those_of_predict(
     random_bundle: Bundle, trained: TrainedModel, pictures: Path, bare: Path, tmp_path: Path
 ) -> None:
     moved = same_as_predict(random_bundle, trained, pictures, bare, tmp_path / "c.onnx")
-    assert moved > 0.2  # otherwise the adapter would show nothing
+    assert moved > 0.2  # otherwise the test would not notice a missing adapter
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS_OF.keys() - {"fedclip", "zeroshot"}))
@@ -171,7 +171,9 @@ def test_every_rule_of_scaling(
 
 def test_the_tiny_clip_on_drawn_pictures(bare: Path, tmp_path: Path) -> None:
     if not tiny_clip.FOLDER.is_dir():
-        pytest.skip(f"{tiny_clip.FOLDER.name}/ is not here: train it with demo/train_tiny_clip.py")
+        pytest.skip(
+            f"{tiny_clip.FOLDER.name}/ does not exist: run demo/train_tiny_clip.py to train it"
+        )
     done = system.run("export", "tiny", "--out", tmp_path / "tiny")
     assert done.returncode == 0, done.stderr
     world.write_pictures(tmp_path / "drawn", "chalk", per_class=3, seed=1)
@@ -184,7 +186,7 @@ def test_the_tiny_clip_on_drawn_pictures(bare: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_stand_in_encoder_on_real_pictures(bare: Path, tmp_path: Path) -> None:
     if not (SHARED / "standin").is_dir():
-        pytest.skip("the stand-in encoder is not beside the checkout")
+        pytest.skip("the stand-in encoder is not in ../shared/data, next to the checkout")
     theirs = SHARED / "standin"
     files = {
         "--onnx": "image_encoder.onnx",
@@ -291,13 +293,13 @@ def test_another_process_writes_the_same_bytes(random_bundle: Bundle, tmp_path: 
     assert str(tmp_path).encode() not in (tmp_path / "a.onnx").read_bytes()
 
 
-# --- encoders of other makers --------------------------------------------------------------------
+# --- encoders of other exporters -----------------------------------------------------------------
 
 
 def tanh_encoder(
     opset: int, *, extra: bool = False, initializer_inputs: bool = False, name: str = "x"
 ) -> bytes:
-    """tanh(x @ first) @ head, under any opset; its input has that name."""
+    """The graph tanh(x @ first) @ head with this opset and this name of the input."""
     random = np.random.default_rng(0)
     first = random.normal(size=(3072, 64)).astype(np.float32) / 50
     head = random.normal(size=(64, 16)).astype(np.float32)
@@ -308,7 +310,7 @@ def tanh_encoder(
         helper.make_node("MatMul", ["bent", "head"], ["image_features"]),
     ]
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 32, 32])]
-    if initializer_inputs:  # as files before IR 4 have them
+    if initializer_inputs:  # files before IR 4 list them
         inputs.append(helper.make_tensor_value_info("head", TensorProto.FLOAT, [64, 16]))
     outputs = [helper.make_tensor_value_info("image_features", TensorProto.FLOAT, ["N", 16])]
     if extra:
@@ -376,7 +378,7 @@ def test_an_encoder_that_cannot_be_joined_is_refused_in_a_sentence(
     assert not (tmp_path / "c.onnx").exists()
 
 
-# --- it is checked, and written whole or not at all ----------------------------------------------
+# --- checks, and complete files only -------------------------------------------------------------
 
 
 def test_a_wrong_graph_is_not_written(
@@ -398,7 +400,7 @@ def test_a_wrong_graph_is_not_written(
 def test_a_wrong_head_is_not_written_however_many_classes_there_are(
     random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among 10,000 a probability is so small that any two are alike but for their ratio."""
+    """With 10,000 classes probabilities are tiny, so only their ratio shows a difference."""
     vectors = np.random.default_rng(0).normal(size=(10_000, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = tuple(map(str, range(len(vectors))))

@@ -1,4 +1,4 @@
-"""Somebody's own ONNX encoder as a bundle: as it is, or smaller and proven."""
+"""Export of an external ONNX encoder to a bundle: unchanged, or smaller with a parity check."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def unit(count: int, dim: int) -> Any:
 
 @pytest.fixture
 def own(tmp_path: Path, make_encoder: MakeEncoder) -> dict[str, Any]:
-    """The four files of somebody's own encoder, and where the bundle goes."""
+    """The arguments of the export: the four files of an external encoder and the output folder."""
     (tmp_path / "encoder.onnx").write_bytes(make_encoder())
     (tmp_path / "preprocess.toml").write_text(PREPROCESS)
     np.save(tmp_path / "texts.npy", unit(2, 16))
@@ -219,7 +219,9 @@ def test_an_own_encoder_needs_no_torch(own: dict[str, Any]) -> None:
 def standin(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     files = SHARED / "standin"
     if not files.is_dir():
-        pytest.skip(f"{files} is not here: the stand-in encoder travels beside the repository")
+        pytest.skip(
+            f"{files} does not exist: the stand-in encoder is in ../shared/data, next to the checkout"
+        )
     return export_onnx(
         files / "image_encoder.onnx",
         files / "preprocess.toml",
@@ -265,7 +267,7 @@ def test_replacing_is_explicit(own: dict[str, Any]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """96 pictures without labels."""
+    """A folder of 96 pictures without labels."""
     (tmp_path / "pictures").mkdir()
     for seed in range(96):
         (tmp_path / "pictures" / f"{seed}.png").write_bytes(picture(seed))
@@ -283,7 +285,8 @@ def picture(seed: int) -> bytes:
 def test_another_precision_is_proven_and_keeps_the_identity(
     own: dict[str, Any], folder: Path, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedclip_edge.exporting.precision._STORED_VALUES", 256)  # it is small
+    # This model is small.
+    monkeypatch.setattr("fedclip_edge.exporting.precision._STORED_VALUES", 256)
     plain = export_onnx(**own)
     own["out"] = own["out"].with_name("smaller")
     told: list[Parity] = []
@@ -352,7 +355,7 @@ def test_only_an_fp32_file_can_be_made_smaller(own: dict[str, Any], folder: Path
 def test_the_stand_in_encoder_on_real_pictures(
     standin: Bundle, tmp_path: Path, precision: Any, missed: tuple[str, ...]
 ) -> None:
-    """int8 keeps 0.99 of the features' direction, but MobileNetV2 has too many near neighbours."""
+    """With int8 the cosine is 0.99, but too many pictures get another nearest neighbour."""
     files = SHARED / "standin"
     told: list[Parity] = []
     bundle = export_onnx(
@@ -379,7 +382,7 @@ def test_the_stand_in_encoder_on_real_pictures(
 
 
 def test_features_that_could_not_be_cached_are_refused(own: dict[str, Any]) -> None:
-    """Dynamic int8 scales activations by whatever else is in the batch."""
+    """Dynamic int8 quantization scales activations by the contents of the whole batch."""
     from onnxruntime.quantization import quantize_dynamic
 
     quantize_dynamic(own["encoder"], own["encoder"], op_types_to_quantize=["MatMul"])

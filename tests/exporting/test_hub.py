@@ -1,4 +1,4 @@
-"""A tag's weights come from a hub once; without one, a sentence comes at once."""
+"""Weights from a hub: downloaded once, and a clear error if no hub answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str) -> None:
-    """huggingface_hub reads its environment once, on import."""
+    """Set the hub's address; huggingface_hub reads its environment only on import."""
     from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -46,7 +46,7 @@ def test_without_a_hub_one_sentence_says_so_at_once() -> None:
     start = time.monotonic()
     with pytest.raises(ExportError, match=r"no hub answers from here; .* --pretrained FILE"):
         find(Source("ViT-B-32", "laion2b_s34b_b79k"))
-    assert time.monotonic() - start < 10  # five seconds, where packets vanish
+    assert time.monotonic() - start < 10  # five seconds if packets are dropped
 
 
 def test_a_tag_is_downloaded_once_and_then_taken_from_the_cache(
@@ -59,7 +59,7 @@ def test_a_tag_is_downloaded_once_and_then_taken_from_the_cache(
     assert found.label == "plain_e1"
     assert found.file is not None
     assert found.file.read_bytes() == b"weights"
-    assert find(Source("small", "plain_e1")).file == found.file  # the hub is gone
+    assert find(Source("small", "plain_e1")).file == found.file  # the hub no longer runs
 
 
 def test_a_hub_without_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_whether_a_text_tower_can_be_described(
 ) -> None:
     with small_models.hub({}) as address:
         use_hub(monkeypatch, tmp_path, address)
-        assert hub_answers("org/tower")  # that it does not have it is an answer
+        assert hub_answers("org/tower")  # an answer of "not found" counts
         check_reach("org/tower", "small")
     assert not hub_answers("org/tower")
     with pytest.raises(ExportError, match="text tower of small is described by org/tower, and no"):

@@ -1,6 +1,6 @@
-"""The exported graph: raw features, any batch, no paths inside.
+"""The exported graph of an image tower: raw features, any batch size, no local paths.
 
-That another process writes the same bytes is shown by test_cli_export.py.
+test_cli_export.py tests that another process writes the same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIDE = 64
 
 _VIT = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16}
 
-# Small towers of the families that people export, and whether ours is their graph.
+# Small towers of common model families; True if our own graph is used for them.
 FAMILIES: dict[str, tuple[bool, dict[str, Any]]] = {
     "ViT": (True, _VIT),
     "CoCa": (
@@ -57,7 +57,7 @@ FAMILIES: dict[str, tuple[bool, dict[str, Any]]] = {
     "ConvNeXt": (False, {"timm_model_name": "test_convnext", "timm_pool": ""}),
 }
 
-# Every model that the export's documentation names, and whether ours is its graph.
+# Every model in the documentation of the export; True if our own graph is used for it.
 MODELS = {
     "ViT-B-32-quickgelu": True,
     "ViT-B-32": True,
@@ -81,7 +81,7 @@ def small_tower(settings: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def perturbed(tower: torch.nn.Module) -> torch.nn.Module:
-    """Noise on every parameter, because zeros and ones hide errors."""
+    """Add noise to every parameter, because zeros and ones hide errors."""
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -89,7 +89,7 @@ def perturbed(tower: torch.nn.Module) -> torch.nn.Module:
 
 
 def largest_difference(file: bytes, tower: torch.nn.Module, side: int, batches: list[int]) -> float:
-    """On unit vectors; features in all batches must agree as well."""
+    """The largest difference on unit vectors; also checks that all batches give equal features."""
     encoder = open_onnx(file, EncoderConfig(threads=2), image_size=side)
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((max(batches), 3, side, side)).astype(np.float32)
@@ -105,7 +105,7 @@ def largest_difference(file: bytes, tower: torch.nn.Module, side: int, batches: 
 
 @functools.cache
 def exported(family: str) -> onnx.ModelProto:
-    """PyTorch's exporter takes seconds."""
+    """The exported graph of a family; cached, since PyTorch's exporter takes seconds."""
     return export_image_tower(small_tower(FAMILIES[family][1]), SIDE)
 
 
@@ -122,7 +122,7 @@ def test_every_family_exports_exactly(family: str) -> None:
 def test_every_model_exports_exactly(name: str) -> None:
     loaded = load_open_clip(Source(name, random_weights=True))
     tower, side = perturbed(loaded.image_tower), loaded.preprocessing.image_size
-    del loaded  # and the text tower
+    del loaded  # frees the text tower as well
     assert supports(tower, side) == MODELS[name]
     file = serialise(export_image_tower(tower, side))
     assert largest_difference(file, tower, side, [1, 3]) < 1e-5
@@ -135,7 +135,7 @@ def test_branches_that_train_apart_are_exported_as_one() -> None:
     written = [node.op_type for node in exported("MobileCLIP").graph.node]
     assert written.count("Conv") < 0.8 * convolutions
     assert written.count("BatchNormalization") < 0.2 * norms
-    # On a copy: the tower is what the file is compared with.
+    # The export must work on a copy, since later tests use the tower.
     assert sum(isinstance(module, torch.nn.Conv2d) for module in tower.modules()) == convolutions
 
 
@@ -208,7 +208,7 @@ def test_a_file_ends_at_two_gigabytes() -> None:
         ExportError, match=r"weights take 2\.1 GB, .* holds 2 GB: .*--precision fp16"
     ):
         serialise(large)
-    tensor.data_type = onnx.TensorProto.FLOAT16  # what conversion to fp16 makes of it
+    tensor.data_type = onnx.TensorProto.FLOAT16  # as after a conversion to fp16
     assert serialise(helper.make_model(helper.make_graph([], "g", [], [], [tensor])))
 
 

@@ -1,4 +1,4 @@
-"""Class names and prompts in files: nothing that would shift a label passes."""
+"""Files with class names and prompts: errors that would shift labels are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any model of open_clip: both towers in fp32, and open_clip's own settings."""
+"""Models of open_clip: both towers in fp32, with open_clip's own settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(clip_folder: Path) -> ClipModel:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Load]:
-    """`small(name)`: one of small_models with random weights."""
+    """`small(name)`: loads a model of small_models with random weights."""
     with small_models.registered(tmp_path):
         yield lambda name: load_open_clip(Source(name, random_weights=True))
 

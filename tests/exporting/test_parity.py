@@ -1,4 +1,4 @@
-"""No bundle whose features differ from the model's by more than its precision may cost."""
+"""The parity check: a bundle is refused if its features differ too much from the model's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def texts(random_bundle: Bundle) -> ClassTexts:
 
 @pytest.fixture(scope="module")
 def pictures(encoder: Encoder, texts: ClassTexts) -> GatePictures:
-    """70 pictures, of which the encoder's own top class is the label of all but the first 7."""
+    """70 pictures: for all but the first 7, the label is the encoder's own top class."""
     pixels = noise_pixels(70, PLAIN)
     labels = (encoder.embed(pixels) @ texts.vectors.T).argmax(axis=1)
     labels[:7] = (labels[:7] + 1) % 3
@@ -43,7 +43,7 @@ def pictures(encoder: Encoder, texts: ClassTexts) -> GatePictures:
 
 
 class Changed:
-    """An encoder whose features are another's, but for `change`."""
+    """An encoder that applies `change` to the features of another encoder."""
 
     def __init__(self, encoder: Encoder, change: Any) -> None:
         self.encoder, self.change, self.batches = encoder, change, list[int]()
@@ -89,7 +89,7 @@ def test_all_pictures_in_eights_and_64_alone_and_in_fives(
 
 
 def turned(by: float) -> Any:
-    """Each feature turned by an angle of `by`, in a direction of its own."""
+    """A change that turns each feature by the angle `by` in a random direction."""
 
     def change(features: F32) -> F32:
         rng = np.random.default_rng(len(features))
@@ -159,7 +159,7 @@ def test_the_drop_counts_labels_and_needs_them(
     encoder: Encoder, pictures: GatePictures, texts: ClassTexts
 ) -> None:
     def one_wrong(features: F32) -> F32:
-        """The last picture's feature becomes that of another class."""
+        """Replace the last picture's feature by that of another class."""
         scores = features @ texts.vectors.T
         changed = features.copy()
         if len(features) == 6:  # the last batch
@@ -178,7 +178,7 @@ def test_the_drop_counts_labels_and_needs_them(
 def test_a_mean_that_all_features_share_hides_nothing(
     encoder: Encoder, pictures: GatePictures, texts: ClassTexts
 ) -> None:
-    """Raw cosines of such features are above 0.999, whatever happens to what tells them apart."""
+    """The shared mean makes raw cosines exceed 0.999, even for completely different features."""
 
     def near(pixels: F32) -> F32:
         return encoder.embed(pixels) + np.float32(500)

@@ -1,4 +1,4 @@
-"""Smaller files whose features stay close, and the same bytes each time."""
+"""Conversion to smaller precisions: close features, and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ SMALLER: tuple[Precision, ...] = ("fp16", "int8-weights", "int8")
 
 
 def tower(*, peak: float = 1.0, opset: int = 18) -> onnx.ModelProto:
-    """Small, with all that is treated in its own way: a stem, a depthwise convolution, a residual
-    sum, Relu and Clip, a product with a bias beside it, Gemm, a product of two activations."""
+    """A small model with every structure that the conversion treats separately.
+
+    A stem, a depthwise convolution, a residual sum, Relu and Clip, a product followed by a bias,
+    Gemm, and a product of two activations.
+    """
     rng = np.random.default_rng(0)
     shapes = {
         "stem": (32, 3, 4, 4),
@@ -105,7 +108,7 @@ def features(model: onnx.ModelProto, batch: F32) -> F32:
 
 
 def optimised(model: onnx.ModelProto, path: Path) -> list[str]:
-    """The operators that are left once ONNX Runtime has loaded the graph."""
+    """The operators that remain after ONNX Runtime has optimised the graph."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 3
@@ -114,7 +117,7 @@ def optimised(model: onnx.ModelProto, path: Path) -> list[str]:
 
 
 def closeness(ours: F32, exact: F32) -> float:
-    """The smallest centred cosine."""
+    """The smallest cosine after centring."""
     ours, exact = ours - exact.mean(axis=0), exact - exact.mean(axis=0)
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(exact, axis=1)
     return float(((ours * exact).sum(axis=1) / norms).min())
@@ -154,12 +157,13 @@ def test_int8_runs_in_integers(tmp_path: Path) -> None:
     assert left.count("QLinearConv") == 4  # all but the stem
     assert left.count("Conv") + left.count("FusedConv") + left.count("NhwcFusedConv") == 1
     assert left.count("QLinearAdd") == 1
-    # "mix", and the scores: both sides are sums that are integers already.
+    # "mix" and the scores: in both, the sums are already integers.
     assert left.count("MatMulIntegerToFloat") == 2
     assert left.count("QGemm") == 1
     assert "Clip" not in left
     products = {"MatMul", "FusedMatMul"}
-    assert sum(kind in products for kind in left) == 1  # of two activations, one of them a float
+    # A product of two activations, one of which is a float.
+    assert sum(kind in products for kind in left) == 1
 
 
 @pytest.mark.parametrize("precision", SMALLER)
@@ -174,11 +178,11 @@ def test_a_feature_does_not_depend_on_its_batch(precision: Precision) -> None:
 
 
 def test_no_kernel_can_saturate() -> None:
-    """The kernels of this box give what operator by operator in floats gives."""
+    """The kernels of this machine must agree with unoptimised float operators."""
     plain = onnxruntime.SessionOptions()
     plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     int8 = convert(tower(), "int8", [pixels(32)])
-    batch = np.abs(pixels(16)) + 1  # bright: what saturates is a large positive activation
+    batch = np.abs(pixels(16)) + 1  # bright pictures: large positive activations saturate
     (exact,) = session(int8, plain).run(None, {"pixel_values": batch})
     np.testing.assert_allclose(features(int8, batch), exact, atol=0.02 * np.abs(exact).max())
 
@@ -198,7 +202,7 @@ def test_no_pair_of_weights_can_overflow_16_bits(
     scales = static_int8._weight_scales(layer)
     whole = np.round(weights.T / scales[:, None]).astype(np.int64)  # (outputs, inputs)
     assert np.abs(whole).max() <= 127
-    assert np.abs(whole).max() >= 63  # and no more than a bit is given away
+    assert np.abs(whole).max() >= 63  # the scale wastes at most one bit
     even = np.pad(whole, ((0, 0), (0, inputs % 2))).reshape(outputs, -1, 2)
     assert 255 * np.clip(even, 0, None).sum(axis=2).max() <= 32767
     assert 255 * np.clip(even, None, 0).sum(axis=2).min() >= -32768
@@ -285,7 +289,7 @@ def test_what_cannot_be_had_is_refused(
 
 
 def test_dead_channels_and_silent_activations() -> None:
-    """A channel of zeros, and one of next to no weights with a bias, keep their values."""
+    """A channel of zeros, and one with tiny weights and a bias, keep their values."""
     model = tower()
     weights = {t.name: t for t in model.graph.initializer}
     wide = numpy_helper.to_array(weights["wide"]).copy()
@@ -312,7 +316,7 @@ def test_layers_are_those_with_constant_weights() -> None:
 
 
 def renamed(model: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
-    """Inputs of nodes and initialisers under other names."""
+    """Rename the inputs of nodes and the initialisers."""
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
     for tensor in model.graph.initializer:
@@ -322,7 +326,7 @@ def renamed(model: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("precision", ["int8-weights", "int8"])
 def test_biases_that_are_called_as_ours(precision: Precision, tmp_path: Path) -> None:
-    """A layer's output `a` with the bias `a.bias`, as modules are often named."""
+    """A layer with output `a` and a bias `a.bias`, which is a common naming in exported modules."""
     names = {"stem_bias": "a.bias", "mix_bias": "l.bias", "head_bias": "image_features.bias"}
     changed = convert(renamed(tower(), names), precision, [pixels(32)])
     plain = convert(tower(), precision, [pixels(32)])
@@ -331,7 +335,7 @@ def test_biases_that_are_called_as_ours(precision: Precision, tmp_path: Path) ->
 
 @pytest.mark.parametrize("precision", SMALLER)
 def test_no_weights_are_left_that_nothing_reads(precision: Precision) -> None:
-    """ONNX Runtime warns of each, wherever the file is loaded."""
+    """ONNX Runtime prints a warning for each unused weight."""
     changed = convert(tower(), precision, [pixels(32)])
     read = {name for node in changed.graph.node for name in node.input}
     assert {tensor.name for tensor in changed.graph.initializer} <= read
@@ -340,7 +344,7 @@ def test_no_weights_are_left_that_nothing_reads(precision: Precision) -> None:
 @pytest.mark.parametrize("precision", SMALLER)
 @pytest.mark.parametrize("bias", ["", "computed"])
 def test_a_bias_that_is_no_constant(precision: Precision, bias: str) -> None:
-    """Left out by an empty name, or behind an Identity, as PyTorch writes equal weights once."""
+    """The bias is missing (an empty name), or behind an Identity, as for shared weights."""
     model = tower()
     model.graph.node.insert(0, helper.make_node("Identity", ["wide_bias"], ["computed"]))
     (wide,) = (node for node in model.graph.node if "wide" in node.input)
@@ -351,7 +355,7 @@ def test_a_bias_that_is_no_constant(precision: Precision, bias: str) -> None:
 
 @pytest.mark.parametrize("precision", SMALLER)
 def test_a_file_that_lists_its_weights_among_the_inputs(precision: Precision) -> None:
-    """As IR 3 must."""
+    """IR version 3 requires this."""
     model = tower(opset=13)
     model.ir_version = 3
     model.graph.input.extend(

@@ -1,4 +1,4 @@
-"""Recipes: what they may say, and that those in export/ name what open_clip has."""
+"""Recipes: their allowed contents, and models of export/ that open_clip must have."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_prompt_has_one_place_for_the_name(text: str, places: int) -> None:
             Recipe("m", prompts=(PROMPT, prompt))
 
 
-# What the team stands behind.
+# The recipes that ship with the project.
 NAMES = {
     "mobileclip-s1",
     "mobileclip-s2",
@@ -151,7 +151,7 @@ def test_a_shipped_recipe_runs_the_activation_its_weights_were_trained_with(
     trained = open_clip.get_pretrained_cfg(recipe.model, recipe.pretrained)
     configured = open_clip.get_model_config(recipe.model)
     assert trained.get("quick_gelu", False) == configured.get("quick_gelu", False)
-    # A test that can fail: OpenAI's weights under the plain name disagree.
+    # Proof that this test can fail: OpenAI's weights with the plain model name do not match.
     plain = open_clip.get_pretrained_cfg("ViT-B-32", "openai")
     assert plain["quick_gelu"] != open_clip.get_model_config("ViT-B-32").get("quick_gelu", False)
 

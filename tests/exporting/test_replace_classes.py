@@ -1,4 +1,4 @@
-"""New classes for a bundle: the encoder stays, byte for byte, or nothing changes."""
+"""New classes for a bundle: the encoder does not change, and on an error nothing does."""
 
 from __future__ import annotations
 

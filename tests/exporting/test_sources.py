@@ -1,4 +1,4 @@
-"""What a person names is found, or answered with what there is; the activation always fits."""
+"""Names of models and weights: found, or refused with a list; the activation must match."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_gelu_weights_never_run_under_quick_gelu(model: str, tag: str, name: str
 
 
 def test_every_tag_of_open_clip_runs_under_its_activation_or_is_refused() -> None:
-    """Law: no tag passes with another activation, but where open_clip has no other name."""
+    """Law: a tag with another activation passes only if open_clip has no other name for it."""
     declare_missing()
     import open_clip
 
@@ -125,7 +125,7 @@ def test_a_file_has_the_preprocessing_that_all_fitting_tags_share(file: str) -> 
     found = find(Source("small", file))
     assert (found.label, str(found.file)) == ("file", file)
     assert found.preprocessing["resize_mode"] == "squash"
-    assert find(Source("ViT-S-32", file)).preprocessing == {}  # open_clip's own defaults
+    assert find(Source("ViT-S-32", file)).preprocessing == {}  # the defaults of open_clip
 
 
 def test_a_file_says_which_tag_it_is_like_where_tags_disagree(file: str) -> None:

@@ -1,4 +1,4 @@
-"""Class names and prompts to unit vectors, and how long the text tower needs to look."""
+"""Text vectors from class names and prompts, and the length of the text context."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(clip_folder: Path) -> ClipModel:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
-    """`small(name)`: one of small_models, built once."""
+    """`small(name)`: loads a model of small_models, once per name."""
     built: dict[str, ClipModel] = {}
 
     def load(name: str) -> ClipModel:
@@ -45,7 +45,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
 
 
 def whole(model: ClipModel, texts: list[str]) -> Any:
-    """What open_clip says, as unit vectors, over the whole context."""
+    """The unit vectors of open_clip's own text tower with the whole context."""
     with torch.no_grad():
         return model.clip.encode_text(model.tokenize(texts), normalize=True).numpy()
 

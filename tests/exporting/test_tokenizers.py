@@ -1,4 +1,4 @@
-"""The tokenizer is open_clip's, or its absence is explained; random weights take a stand-in."""
+"""The tokenizer: open_clip's own, an error if it is missing, or a stand-in for random weights."""
 
 from __future__ import annotations
 

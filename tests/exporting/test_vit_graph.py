@@ -1,4 +1,4 @@
-"""Our graph of open_clip's VisionTransformer: the module's function, or not admitted."""
+"""Our graph of open_clip's VisionTransformer: equal to the module, or not supported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ declare_missing()
 from open_clip import transformer  # noqa: E402
 
 pytestmark = pytest.mark.one_python
-SIDE = 24  # pixels; patches of 8 give nine of them and a class token
+SIDE = 24  # pixels; 9 patches of 8 x 8 pixels, plus a class token
 
 
 def tower(**switches: Any) -> Any:
@@ -45,7 +45,7 @@ def pictures(count: int) -> torch.Tensor:
 
 
 def largest_difference(vit: Any) -> float:
-    """On unit vectors; norms, and features in other batches, must agree as well."""
+    """The largest difference on unit vectors; also checks norms, and features in other batches."""
     file = serialise(export_image_tower(vit, SIDE))
     encoder = open_onnx(file, EncoderConfig(), image_size=SIDE)
     pixels = pictures(5)
@@ -57,7 +57,7 @@ def largest_difference(vit: Any) -> float:
         assert np.abs(fewer - ours[:count]).max() < 1e-6 * np.linalg.norm(ours, axis=1).max()
     assert np.abs(np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1) - 1).max() < 1e-5
     gaps = unit(ours.astype(np.float64)) - unit(theirs)
-    # A graph that gives one vector for all pictures would be near on unit vectors as well.
+    # The features must differ between pictures, or a constant graph would pass.
     assert np.abs(unit(theirs)[1:] - unit(theirs)[:-1]).max() > 1e-2
     return float(np.abs(gaps).max())
 
@@ -83,7 +83,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
     patch_dropout=st.sampled_from([0.0, 0.5]),
     patch_size=st.sampled_from([8, 12]),
     layers=st.integers(1, 3),
-    heads=st.sampled_from([1, 3, 4]),  # of 48, 16 and 12: roots that are no powers of 2 as well
+    # Head widths 48, 16 and 12, whose square roots are not all powers of 2.
+    heads=st.sampled_from([1, 3, 4]),
     mlp_ratio=st.sampled_from([1.0, 2.5]),
     seed=st.integers(0, 2**32),
 )

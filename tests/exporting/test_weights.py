@@ -1,4 +1,4 @@
-"""A file of weights: any kind that is safe, only if it fits, and never run."""
+"""Weight files: any safe format, only if it fits the model, and never executed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(small: None) -> State:
-    """Weights that no seed of ours gives."""
+    """Weights that differ from those of every seed in these tests."""
     torch.manual_seed(7)
     state = load_open_clip(Source("small", random_weights=True)).clip.state_dict()
     return {name: tensor + 0.01 * torch.randn(tensor.shape) for name, tensor in state.items()}
@@ -86,7 +86,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     with pytest.raises(ConfigError, match=r"w\.pt holds more than weights, and loading that could"):
         load(path)
     assert not mark.exists()
-    torch.load(path, weights_only=False)  # it would have gone off
+    torch.load(path, weights_only=False)  # the unsafe load does write the file
     assert mark.exists()
 
 
@@ -159,12 +159,12 @@ def test_a_state_dict_of_openais_runs_under_quick_gelu_alone(
 
 @pytest.fixture(scope="module")
 def archive(trained: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As OpenAI's: a traced model in a TorchScript archive."""
+    """A traced model in a TorchScript archive, in the format of OpenAI's files."""
     clip = load_open_clip(Source("small-quickgelu", random_weights=True)).clip
     clip.load_state_dict(trained)
-    del clip.attn_mask  # theirs is no buffer
+    del clip.attn_mask  # OpenAI's files do not have this buffer
     for name, size in SIZES.items():
-        vars(clip).pop(name, None)  # open_clip keeps the number itself
+        vars(clip).pop(name, None)  # a plain number in open_clip
         clip.register_buffer(name, torch.tensor(size))
     path: Path = tmp_path_factory.mktemp("archives") / "small.pt"
     with warnings.catch_warnings():

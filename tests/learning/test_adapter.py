@@ -1,4 +1,4 @@
-"""The gate and the logits against their formulas, written out in numpy."""
+"""The gate and the logits, compared with their formulas in numpy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_attend_is_its_formula() -> None:
 
 
 def test_the_gate_is_the_references_module() -> None:
-    """The terms load into the reference's own nn.Sequential and give the same gate."""
+    """The parameters load into the reference's nn.Sequential and give the same gate."""
     module = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D), nn.Softmax(dim=1))
     module.load_state_dict(gate_terms(), strict=True)
     features = drawn(N, D)
@@ -78,7 +78,7 @@ def test_gate_rows_are_positive_and_sum_to_one() -> None:
 
 
 def test_each_picture_is_gated_by_itself() -> None:
-    """Softmax over the features, not over the batch."""
+    """The softmax is over the features, not over the batch."""
     features = drawn(N, D)
     whole = attend(gate_terms(), features)
     alone = torch.cat([attend(gate_terms(), row[None]) for row in features])
@@ -86,7 +86,7 @@ def test_each_picture_is_gated_by_itself() -> None:
 
 
 def test_the_gate_sees_the_norm_of_the_raw_feature() -> None:
-    """Unlike the logits: features must not be normalised before they are gated."""
+    """Unlike the logits, the gate needs features that are not normalised."""
     features = drawn(N, D)
     once, tenfold = attend(gate_terms(), features), attend(gate_terms(), 10 * features)
     assert (10 * once - tenfold).abs().max() > 0.1

@@ -1,4 +1,4 @@
-"""Sums over devices: exact, in whatever order they come; what is out of bounds leaves no trace."""
+"""Sums over devices: exact in any order, and unchanged by a refused update."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BITS = st.integers(1, 52)
 
 
 def updates(largest: float = 100.0) -> st.SearchStrategy[Update]:
-    """Two terms and a weight; within the default bounds, and below overflow for six of them."""
+    """Updates with two terms and a weight, within the default bounds; six do not overflow."""
     bound = float(np.float32(largest))
     values = st.floats(-bound, bound, width=32)
     return st.builds(
@@ -72,7 +72,7 @@ def test_any_order_of_arrival_gives_the_same_bytes(
 
 
 def test_a_float_sum_would_depend_on_the_order() -> None:
-    """What the law above guards against, on values that the grid holds."""
+    """The counterexample for the law above, with values that the grid can hold."""
     one, tiny = np.float32(1), np.float32(2.0**-24)
     assert (one + tiny) + tiny != one + (tiny + tiny)
     plan = Plan(grid_bits=32)
@@ -101,7 +101,7 @@ def test_the_mean_is_numpys_within_half_a_grid_step(contributions: list[Update],
         stacked = np.stack([update.delta[name] for update in contributions])
         expected = np.sum(stacked, axis=0, dtype=np.float64) / weight
         assert term.dtype == np.float32
-        rounding = np.abs(expected) * 2.0**-23 + 2.0**-149  # of the result to float32
+        rounding = np.abs(expected) * 2.0**-23 + 2.0**-149  # from rounding the result to float32
         assert (np.abs(term - expected) <= half_steps + 2 * rounding).all()
 
 
@@ -120,7 +120,7 @@ def test_nothing_was_added() -> None:
 
 @given(st.lists(updates(1000.0), min_size=1, max_size=12))
 def test_a_sum_that_could_overflow_is_refused_and_never_wraps(contributions: list[Update]) -> None:
-    """On the finest grid 2048 is the end of int64; what was taken is still summed exactly."""
+    """On the finest grid, int64 ends at 2048; accepted updates must still be summed exactly."""
     total, taken = ExactSum(Plan(grid_bits=52, max_norm=1e6)), list[Update]()
     for update in contributions:
         reach = sum(max(float(np.abs(t).max()) for t in u.delta.values()) for u in [*taken, update])
@@ -182,7 +182,7 @@ def test_what_is_out_of_bounds_is_refused_and_leaves_no_trace(case: str) -> None
     with pytest.raises(PeerError, match=message):
         total.add(make())
     assert bytes_of(total) == before
-    # Nor does it use up room: 2046 more is the last that fits above the 1 and 2 added before.
+    # A refused update must not use up range in the sum either: this one still fits.
     total.add(Update("sum", 10, {"a": array(0, 2045), "b": array(-2045)}))
     assert total.terms["a"].tolist() == [2**52, 2043 * 2**52]
     assert total.weight == 12
@@ -225,7 +225,7 @@ def test_what_is_added_later_changes_no_mean_read_before() -> None:
     terms = {"a": array(1, 2), "b": array(3)}
     total.add(Update("sum", 1, terms))
     before = total.mean()
-    terms["a"][:] = 0  # a caller that uses its buffer again
+    terms["a"][:] = 0  # the caller reuses its buffer
     total.add(Update("sum", 1, {"a": array(3, 4), "b": array(5)}))
     assert before["a"].tolist() == [1, 2]
     assert total.mean()["a"].tolist() == [2, 3]
@@ -285,7 +285,7 @@ def test_integer_sums_are_added_beside_terms() -> None:
     total = ExactSum(Plan())
     numbers = whole(2**30, -5)
     total.add(Update("sum", 1, {"a": array(0.5)}, {"g": numbers}))
-    numbers[:] = 0  # a caller that uses its buffer again
+    numbers[:] = 0  # the caller reuses its buffer
     total.add(Update("sum", 1, {"a": array(1.5)}, {"g": whole(1, 1)}))
     assert total.mean()["a"].tolist() == [1.0]
     assert total.sums["g"].tolist() == [2**30 + 1, -4]
@@ -342,7 +342,7 @@ def test_partial_sums_add_up_to_the_whole(all_: list[Update], cut: int, bits: in
     total.merge(other)
     assert bytes_of(total) == bytes_of(total_of(plan, all_))
     total.merge(total_of(plan, all_[:1]))
-    assert bytes_of(other) == before  # what was merged is left alone
+    assert bytes_of(other) == before  # merging does not change the merged sum
 
 
 def test_partial_sums_that_overflow_or_do_not_fit_are_refused_whole() -> None:

@@ -1,4 +1,4 @@
-"""The figures by hand, and what no order may change."""
+"""Accuracy figures: computed by hand, and independent of any order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_share_of_pictures_whose_largest_logit_is_their_labels(
 ) -> None:
     value = top1(LOGITS, np.array(labels))
     assert value == share
-    assert type(value) is float  # it goes into JSON
+    assert type(value) is float  # it is written to JSON
 
 
 def test_one_picture_is_enough() -> None:
@@ -69,25 +69,25 @@ def test_no_pictures_give_no_probabilities() -> None:
 
 
 def test_the_figures_of_a_device_by_hand() -> None:
-    """Answers a b c a against labels a b b a, of four classes."""
+    """Predictions a, b, c, a for the labels a, b, b, a, with four classes."""
     logits = np.array([[2, 1, 0, 0], [0, 3, 1, 0], [0, 1, 5, 0], [9, 1, 2, 0]], np.float32)
     found = evaluate(logits, np.array([0, 1, 1, 0]))
     assert found.pictures == 4
     assert found.top1 == 0.75
     assert found.per_class == (1.0, 0.5, None, None)
-    # F1: a 1, b 2 * 1 / (2 + 1), c (answered, never a label) 0; d does not occur
+    # F1: a 1, b 2 * 1 / (2 + 1), c (predicted, but never a label) 0; d does not occur
     assert found.macro_f1 == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
 def test_calibration_error_by_hand() -> None:
-    """Two pictures at 0.9 and one right; two at 0.6 and both right."""
+    """Two pictures with confidence 0.9, one of them right; two with 0.6, both right."""
     sure = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]], np.float32))
     found = evaluate(sure, np.array([0, 1, 0, 1]))
     assert found.ece == pytest.approx((2 * abs(0.5 - 0.9) + 2 * abs(1 - 0.6)) / 4, abs=1e-6)
 
 
 def test_a_probability_on_an_edge_is_of_the_bin_below() -> None:
-    """9/15 and a little less share a bin, in which errors of either sign cancel."""
+    """9/15 and a slightly smaller value share a bin, where errors of opposite sign cancel."""
     edge = 9 / BINS
     shares = np.array([[edge, 1 - edge], [edge - 0.01, 1 - edge + 0.01]])
     found = evaluate(np.log(shares).astype(np.float32), np.array([0, 1]))
@@ -115,11 +115,11 @@ def test_what_a_report_says_per_class_is_short() -> None:
 
 @given(st.permutations(range(5)), st.integers(0, 2**32))
 def test_the_order_of_the_classes_changes_no_figure(order: list[int], seed: int) -> None:
-    """Labels and texts permuted together give the same figures."""
+    """Permuting labels and texts together gives the same figures."""
     names = ("ant", "bee", "cat", "dog", "elk")
     classes = class_texts(names)
     test = features(30, seed, classes, noise=0.9)
-    there = np.array(order)  # the place of each old class
+    there = np.array(order)  # the new place of each class
     back = np.argsort(there)
     moved = ClassTexts(tuple(names[i] for i in back), classes.vectors[back], 100.0, classes.prompt)
     one = measure(zeroshot.MODEL, test, classes)
@@ -127,7 +127,7 @@ def test_the_order_of_the_classes_changes_no_figure(order: list[int], seed: int)
         zeroshot.MODEL, Features(test.vectors, there[test.labels], test.encoder_id), moved
     )
     assert (one.top1, one.macro_f1) == (other.top1, other.macro_f1)
-    assert one.ece == pytest.approx(other.ece, abs=1e-6)  # softmax adds in the classes' order
+    assert one.ece == pytest.approx(other.ece, abs=1e-6)  # softmax sums in the order of the classes
     assert one.per_class == tuple(other.per_class[i] for i in there)
 
 

@@ -1,4 +1,4 @@
-"""A device's share of the learning: what it passes on, and to whom."""
+"""Learning on a device: the fit, the local baseline, and the measured accuracies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry, and what every method in it keeps to."""
+"""The registry of methods, and properties that every method must have."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bytes_of(terms: Arrays) -> dict[str, bytes]:
 
 
 def trained(method: Method, model: Model, plan: Plan, devices: int = 2) -> Model:
-    """One round on that many devices."""
+    """The model after one round with that many devices."""
     total = ExactSum(plan)
     for i in range(devices):
         update, _ = method.fit(model, features(20 + i, i, CLASSES), NOTHING, CLASSES, plan, {}, i)
@@ -105,10 +105,10 @@ print(sorted({{"torch", "onnxruntime", "paho"}} & set(sys.modules)), file=sys.st
         timeout=60,
         check=False,
     )
-    assert (done.stderr.strip(), done.returncode) == ("[]", 0)  # logs go to stdout
+    assert (done.stderr.strip(), done.returncode) == ("[]", 0)  # logs go to standard output
 
 
-# --- what every method keeps to ------------------------------------------------------------------
+# --- properties of every method ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +121,7 @@ def test_the_initial_model_is_the_seeds(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_device_sends_what_the_layout_says(name: str) -> None:
-    """The wire admits nothing else."""
+    """The wire format accepts nothing else."""
     method, plan = methods.get(name), Plan(name)
     model = method.initial(CLASSES, D, 0)
     before = bytes_of(model.parameters)
@@ -132,7 +132,7 @@ def test_a_device_sends_what_the_layout_says(name: str) -> None:
     assert {n: t.shape for n, t in update.sums.items()} == its.sums
     assert bytes_of(model.parameters) == before
     assert bytes_of(state) == {}
-    ExactSum(plan).check(update)  # within the default bounds
+    ExactSum(plan).check(update)  # no error: the update is within the default bounds
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,7 +183,7 @@ def test_predictions_are_logits_of_every_picture(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_are_the_methods_own_formula_in_torch(name: str) -> None:
-    """The one that training differentiates and the classifier exports."""
+    """Training differentiates the torch formula, and the classifier exports it."""
     method = methods.get(name)
     model = trained(method, method.initial(CLASSES, D, 0), Plan(name))
     vectors = features(9, 2, CLASSES).vectors
@@ -220,7 +220,7 @@ def test_an_option_that_a_method_does_not_have_is_refused(name: str) -> None:
 
 
 def test_fedclip_starts_as_torchs_linear_does() -> None:
-    """The reference's state_dict, uniform within 1/sqrt(D), another one for another seed."""
+    """The reference's state_dict: uniform within 1/sqrt(D), and different for each seed."""
     dim = 64
     terms = fedclip.initial(CLASSES, dim, 3).parameters
     gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim), nn.Softmax(dim=1))
@@ -233,14 +233,14 @@ def test_fedclip_starts_as_torchs_linear_does() -> None:
         assert np.abs(term).max() <= np.float32(bound)
         assert np.abs(term).max() > 0.9 * bound
         assert abs(float(term.mean())) < 0.2 * bound
-        # Of a uniform distribution; with 64 to 4096 draws it comes within a quarter.
+        # The deviation of a uniform distribution; 64 to 4096 draws are within a quarter of it.
         assert float(term.std()) == pytest.approx(bound / np.sqrt(3), rel=0.25)
         assert bytes_of(fedclip.initial(CLASSES, dim, 4).parameters)[name] != term.tobytes()
     assert bytes_of(terms)["0.weight"] != bytes_of(terms)["2.weight"]
 
 
 def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
-    """The gate is nearly even, so it hardly turns a feature; facts: cosine 0.99 at D = 512."""
+    """The initial gate is nearly uniform, so features keep their direction: cosine 0.99."""
     dim = 512
     classes = class_texts(dim=dim)
     data = features(50, 1, classes, noise=0.02)
@@ -343,7 +343,7 @@ def test_a_plan_is_refused_for_its_method_and_its_options() -> None:
         methods.with_defaults(Plan("zeroshot", {"lr": 0.1}))
 
 
-# --- features that cannot be -----------------------------------------------------------------------
+# --- invalid features ----------------------------------------------------------------------------
 
 
 def fit_of(train: Features, validation: Features) -> None:
@@ -372,7 +372,7 @@ def test_features_of_another_encoder_are_refused() -> None:
         fit_of(data, Features(data.vectors, data.labels, "f" * 64))
 
 
-# --- devices with little to learn from -------------------------------------------------------------
+# --- devices with little to learn from -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -1,4 +1,4 @@
-"""Our optimisers are torch's, bit for bit; torch.optim is the obvious version."""
+"""Our optimisers, compared bit for bit with those of torch.optim."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_step_equals_torch_optim(decoupled: bool) -> None:
 
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_the_kernel_computes_what_single_operations_do(decoupled: bool) -> None:
-    """The plain arithmetic, of which the kernel rounds some steps together."""
+    """Compared with plain arithmetic; the fused kernel rounds some steps together."""
     random = torch.Generator().manual_seed(1)
     ours = [torch.randn(33, 17, generator=random)]
     theirs = [ours[0].clone().requires_grad_()]

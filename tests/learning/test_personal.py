@@ -1,4 +1,4 @@
-"""A device's own model: never worse on what chose it, and taken like any other afterwards."""
+"""The personal model: never worse on validation pictures, and usable like any other model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan_of(method: str, epochs: int = 3, **changes: object) -> Plan:
 
 
 def last(plan: Plan) -> Model:
-    """The run's last model, as if nobody had moved it."""
+    """The last model of a run in which nothing was trained."""
     return replace(methods.initial(plan, CLASSES, D), round=plan.rounds)
 
 
@@ -54,7 +54,7 @@ def right(model: Model, data: Features) -> float:
 def test_on_validation_it_is_never_worse_than_the_shared_model(method: str, seed: int) -> None:
     plan = plan_of(method)
     sides = Sides(features(30, seed, CLASSES, noise=2.0), features(40, seed + 50, CLASSES))
-    if seed % 2:  # a device whose labels mislead
+    if seed % 2:  # a device with wrong labels
         misled = replace(sides.train, labels=(sides.train.labels + 1) % len(CLASSES.names))
         sides = replace(sides, train=misled)
     shared = last(plan)
@@ -103,7 +103,7 @@ def test_it_is_made_after_the_last_round_and_where_the_plan_says_so() -> None:
 
 
 def test_the_fleets_bounds_are_not_the_devices_own() -> None:
-    """What is learned alone is never sent, so a plan that refuses it to the fleet does not matter."""
+    """A personal model is never sent, so the plan's bounds on updates do not apply to it."""
     plan = plan_of("linear", options={"lr": 0.05, "weighting": "pictures"})
     bound = replace(plan, max_norm=1e-3, max_weight=8)
     one, other = (personal(its, last(its), SIDES, CLASSES, "cam") for its in (plan, bound))
@@ -139,7 +139,8 @@ def test_a_strategy_has_no_part_in_it(strategy: str, options: dict[str, str | fl
     assert own is not None
     shapes = methods.shapes_beside(own, plan, CLASSES, D)
     assert {name: term.shape for name, term in own.parameters.items()} == shapes
-    np.testing.assert_array_equal(own.parameters["weight"], CLASSES.vectors)  # the shared one's
+    # The weights of the shared model.
+    np.testing.assert_array_equal(own.parameters["weight"], CLASSES.vectors)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -184,7 +185,7 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
 
 
 def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Path) -> None:
-    """`export_classifier` compares its labels with those of `predict`, and refuses others."""
+    """`export_classifier` itself checks that its labels equal those of `predict`."""
     write_mixed(tmp_path / "pictures", random_bundle.classes.names)
     shared = train(random_bundle, tmp_path / "pictures", method="linear")
     own = methods.initial(shared.plan, random_bundle.classes, random_bundle.manifest.dim)

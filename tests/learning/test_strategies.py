@@ -1,4 +1,4 @@
-"""What the coordinator makes of a round's updates: the papers' formulas, and who is refused what."""
+"""The strategies: formulas of the papers, and refused options and updates."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def added(plan: Plan, changes: list[F32]) -> Total:
 def stepped(
     name: str, rounds: list[list[F32]], options: dict[str, Scalar] | None = None
 ) -> list[F32]:
-    """The model after each round, from zero."""
+    """The model after each round, starting from zeros."""
     plan = plan_of(name, strategy_options=options or {})
     model, found = Model("linear", 0, {"w": np.zeros_like(rounds[0][0])}), list[F32]()
     state: Arrays = {}
@@ -66,7 +66,7 @@ def drawn(devices: int, rounds: int = 4, seed: int = 0, size: int = 7) -> list[l
 
 
 def garbage(devices: int) -> list[list[F32]]:
-    """Four of five agree, about; the others send anything."""
+    """Changes of which about four in five agree; the other devices send anything."""
     rounds = drawn(devices)
     for changes in rounds:
         for i, change in enumerate(changes):
@@ -166,7 +166,7 @@ def test_fedavgm_is_torchs_sgd_with_momentum() -> None:
     for its, found in zip(
         changes, stepped("fedavgm", changes, {"lr": 0.5, "momentum": 0.8}), strict=True
     ):
-        w.grad = -torch.tensor(np.mean(its, axis=0))  # a change goes down the gradient
+        w.grad = -torch.tensor(np.mean(its, axis=0))  # a change points down the gradient
         optimizer.step()
         np.testing.assert_allclose(found, w.detach().numpy(), atol=1e-6)
 
@@ -190,7 +190,7 @@ def test_the_adaptive_ones_are_algorithm_2_of_the_paper(name: str) -> None:
 
 
 def test_fedprox_is_the_loss_with_a_spring() -> None:
-    """Against autograd of the loss with mu / 2 |w - received|^2 written out."""
+    """Compared with autograd of the loss plus mu / 2 |w - received|^2."""
     data, mu, lr = shifted(64, 1), 100.0, 2e-3
     free_options: dict[str, Scalar] = {"optimizer": "sgd", "lr": lr, "epochs": 2}
     plan = Plan("linear", {**free_options, "proximal_mu": mu}, rounds=1)
@@ -222,7 +222,7 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
 
 
 def rendered(rounds: list[list[int]], lr: float) -> F32:
-    """Algorithm 1 of the paper, option II, written out; who takes part in each round is given."""
+    """Option II of Algorithm 1 in the paper, for the given devices in each round."""
     w = torch.tensor(CLASSES.vectors)
     c, own = torch.zeros_like(w), {i: torch.zeros_like(w) for i in range(len(SIZES))}
     seen: set[int] = set()
@@ -248,7 +248,8 @@ def rendered(rounds: list[list[int]], lr: float) -> F32:
         before = len(seen)
         seen |= set(present)
         w = w + torch.stack(changes).mean(dim=0)
-        # The mean over the devices seen so far; with all of them, c + sum / N as the paper has it.
+        # The mean over the devices seen so far. If all have been seen, it equals the paper's c +
+        # sum / N.
         c = (before * c + torch.stack(controls).sum(dim=0)) / len(seen)
     return np.asarray(w.numpy())
 
@@ -286,7 +287,7 @@ def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
 def test_scaffold_takes_no_count_that_a_device_makes_up(
     tmp_path: Path, weight: int, new: list[int], message: str
 ) -> None:
-    """Else one device could multiply everybody's correction, and end every run of the journal."""
+    """Otherwise one device could multiply the correction of all devices and end every later run."""
     its = new_run_state(tmp_path, methods.with_defaults(plan_of("scaffold")))
     terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.delta.items()}
     update = Update("sum", weight, terms, {"new": np.array(new)})
@@ -363,7 +364,8 @@ def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None
     (found,) = stepped("krum", [changes], options)
     chosen = min(range(devices), key=lambda i: float(np.abs(changes[i] - found).max()))
     np.testing.assert_allclose(found, changes[chosen], atol=1e-6)
-    assert scores[chosen] <= min(scores) * (1 + 1e-6)  # two may be each other's nearest
+    # Two devices may be each other's nearest neighbour.
+    assert scores[chosen] <= min(scores) * (1 + 1e-6)
     (found,) = stepped("multi-krum", [changes], options)
     ranked = sorted(scores)
     if liars == 0 or ranked[devices - liars] > ranked[devices - liars - 1] * (1 + 1e-6):
@@ -382,7 +384,8 @@ def test_the_order_of_arrival_changes_no_byte(order: list[int], name: str, cut: 
     (changes,) = drawn(6, rounds=1)
     plan = plan_of(name)
     one = added(plan, [changes[i] for i in order[:cut]])
-    one.merge(added(plan, [changes[i] for i in order[cut:]]))  # as worker processes send them
+    # As when worker processes send partial sums.
+    one.merge(added(plan, [changes[i] for i in order[cut:]]))
     start = Model("linear", 0, {"w": np.zeros(7, np.float32)})
     found, _ = strategies.step(start, one, {})
     assert found.parameters["w"].tobytes() == stepped(name, [changes])[0].tobytes()
@@ -422,7 +425,7 @@ def test_a_sum_takes_no_single_update() -> None:
 
 
 def surprise(model: Model) -> float:
-    """The mean cross-entropy of everybody's training pictures."""
+    """The mean cross-entropy over the training pictures of all devices."""
     data = [shifted(size, i) for i, size in enumerate(SIZES)]
     return -float(
         np.mean([goodness(methods.predict(model, d.vectors, CLASSES), d.labels)[1] for d in data])
@@ -448,7 +451,7 @@ def test_a_fleet_learns_under_it(name: str) -> None:
 
 
 def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
-    """As a process opens them that has just started."""
+    """The run state of a process that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
     journal = opened(open_journal(config.journal))
     run = run_state.open_run(config, CLASSES, D, ENCODER, journal)
@@ -480,7 +483,7 @@ def test_a_coordinator_killed_after_every_contribution_comes_to_the_same_bytes(
     for _ in range(plan.rounds):
         for device in (0, 1, 2):
             keep(once, device)
-        for device in (2, 0, 1):  # and in another order
+        for device in (2, 0, 1):  # in another order
             keep(again, device)
             again = new_run_state(tmp_path / "again", plan)
         once.close_round()

@@ -1,4 +1,4 @@
-"""The mini-batch loop: the order is the seed's, every picture counts once, the losses as named."""
+"""The mini-batch loop: a seeded order, each picture once per epoch, and the named losses."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def one_thread() -> Iterator[None]:
 def train(
     terms: Arrays, features: Features, classes: ClassTexts, options: Options, seed: int
 ) -> dict[str, F32]:
-    """FedCLIP's training, which has every loss."""
+    """The training of FedCLIP, which supports every loss."""
     return training.train(terms, features, fedclip.objective(classes, options), options, seed)
 
 
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_bytes(loss: str) -> None:
     options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, epochs=2)
     torch.manual_seed(1)
     first = trained(options=options)
-    torch.manual_seed(2)  # nobody else's random numbers matter
+    torch.manual_seed(2)  # the global generator must not matter
     assert digest(first) == digest(trained(options=options))
     assert digest(first) != digest(trained(options=options, seed=2))
 
@@ -164,7 +164,7 @@ def test_what_goes_in_is_left_alone() -> None:
 def before(
     terms: Arrays, features: Features, classes: ClassTexts, options: Options, seed: int
 ) -> dict[str, F32]:
-    """The loop as it was when FedCLIP was the only method that had one."""
+    """A fixed copy of the first version of the loop, as the expected result."""
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
     parameters = list(trained.values())
     vectors, labels = torch.from_numpy(features.vectors), torch.from_numpy(features.labels)
@@ -219,11 +219,11 @@ def test_without_two_pictures_the_terms_stay(count: int, loss: str) -> None:
 
 
 def test_a_last_batch_of_one_is_left_out() -> None:
-    """As if the picture that the order puts last were not there."""
+    """Training must ignore the picture that comes last in the shuffled order."""
     last = int(np.random.default_rng(1).permutation(33)[-1])
     data = pictures(33)
     without = np.arange(33) != last
-    # The other 32 are one batch; its loss and gradients do not depend on the order within it.
+    # The other 32 pictures form one batch; its loss does not depend on their order.
     others = Features(data.vectors[without], data.labels[without], data.encoder_id)
     expected = train(start(), others, CLASSES, FAST, 1)
     assert largest(trained(33), expected) < 1e-5
@@ -254,8 +254,10 @@ def test_with_duplicates_the_three_losses_differ() -> None:
 
 
 def at_its_texts(per_class: int) -> tuple[Features, ClassTexts]:
-    """Pictures whose gated features lie exactly on one-hot class texts: nothing is left to learn
-    but what a loss sees in duplicates."""
+    """Pictures whose gated features lie exactly on one-hot class texts.
+
+    Only a loss that treats pictures of the same class as negatives has anything left to learn.
+    """
     texts = ClassTexts(("a", "b"), np.eye(2, 4, dtype=np.float32), 100.0, "{}")
     labels = np.arange(2 * per_class) % 2
     return Features(10 * texts.vectors[labels], labels.astype(np.int64), "e" * 64), texts
@@ -263,7 +265,7 @@ def at_its_texts(per_class: int) -> tuple[Features, ClassTexts]:
 
 @pytest.mark.parametrize("loss", ["multi-positive", "cross-entropy"])
 def test_one_classs_pictures_are_no_negatives_of_each_other(loss: str) -> None:
-    """At the optimum these losses stand still; the norm of one picture more moves nothing."""
+    """At the optimum these losses have no gradient; a change in one norm must not matter."""
     data, texts = at_its_texts(4)
     options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
     terms = fedclip.initial(texts, 4, 0).parameters
@@ -271,10 +273,10 @@ def test_one_classs_pictures_are_no_negatives_of_each_other(loss: str) -> None:
 
 
 def test_the_contrastive_loss_evens_out_one_classs_pictures() -> None:
-    """Its duplicates are negatives: it moves where the others have nothing left to learn."""
+    """Pictures of the same class count as negatives, so this loss moves where the others do not."""
     data, texts = at_its_texts(4)
     spread = data.vectors.copy()
-    spread[:, 2] = np.linspace(0, 3, len(spread))  # still far on the right side
+    spread[:, 2] = np.linspace(0, 3, len(spread))  # still classified with a wide margin
     uneven = Features(spread, data.labels, data.encoder_id)
     terms = fedclip.initial(texts, 4, 0).parameters
     moved = {}

@@ -1,4 +1,4 @@
-"""The authority: what it signs, for whom, and how long it holds."""
+"""The certificate authority: its certificates, revocation lists and periods of validity."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_nothing_of_the_fleets_own_expires_before_the_authority() -> None:
     assert read(authority.certify_broker(CA, key, ["h"])).not_valid_after_utc == ends
     assert read(authority.certify_coordinator(CA, key, "coordinator")).not_valid_after_utc == ends
     assert x509.load_pem_x509_crl(authority.revocation_list(CA, ())).next_update_utc == ends
-    # and a device's does not outlive it
+    # a device's certificate ends with that of the authority
     assert read(authority.certify_device(CA, key, "a", 10**4)).not_valid_after_utc == ends
 
 
@@ -118,7 +118,7 @@ def test_requests_that_are_none_are_refused() -> None:
     nameless = builder.subject_name(x509.Name([])).sign(authority.new_key(), None)
     good = x509.load_pem_x509_csr(request())
     der = bytearray(good.public_bytes(serialization.Encoding.DER))
-    der[-1] ^= 1  # of the signature
+    der[-1] ^= 1  # a byte of the signature
     forged = x509.load_der_x509_csr(bytes(der))
     for data, said in (
         (b"", "no certificate signing request"),

@@ -1,4 +1,4 @@
-"""The operator's folder: made once, whole, private; devices enrolled, renewed, revoked."""
+"""The operator's folder: created whole and private; devices are enrolled, renewed and revoked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedclip_edge.protocol import signing
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A new folder, with archives written beside it; `true` stands in for reloading a broker."""
+    """A new operator's folder; archives go next to it, and `true` replaces the broker's reload."""
     monkeypatch.chdir(tmp_path)
     return enrolment.create_site(tmp_path / "site", ["edge.example"], fleet="lab", reload="true")
 
@@ -64,7 +64,7 @@ def test_a_folder_that_is_there_stays_as_it_is(site: Folder) -> None:
     assert {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()} == before
     assert [p.name for p in site.path.parent.iterdir()] == [
         "site"
-    ]  # nothing half-written beside it
+    ]  # no half-written folder next to it
 
 
 def test_an_init_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:

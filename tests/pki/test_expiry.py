@@ -1,4 +1,4 @@
-"""A certificate that ends soon is said at start and daily, with what to do."""
+"""Expiring certificates: a warning at the start and once a day, with the next step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CA = authority.create_authority()
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The fields of every event."""
+    """The fields of all log events."""
     found: list[dict[str, Any]] = []
     monkeypatch.setattr(
         log, "event", lambda name, **fields: found.append({"event": name, **fields})

@@ -1,4 +1,4 @@
-"""Who is enrolled, under which key, and who no longer is."""
+"""The registry: enrolled devices, their keys, and revocations."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_refusal_says_why() -> None:
     assert enrolled.refusal("a", "2" * 64) == "it shows another key than it was enrolled with"
     gone = enrolled.with_device("a", replace(enrolled.devices["a"], revoked=True))
     assert gone.refusal("a", "1" * 64) == "it was revoked"
-    assert enrolled.revoked == ()  # the earlier one is as it was
+    assert enrolled.revoked == ()  # the original registry does not change
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Child processes end with their parent, however it ends."""
+"""Child processes: they end when their parent ends, in any way."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ DEADLINE_S = 20.0
 
 
 def says_ready(child: subprocess.Popen[str]) -> None:
-    """Waits for the child's first line."""
+    """Wait for the first line of the child."""
     assert child.stdout is not None
     readable, _, _ = select.select([child.stdout], [], [], DEADLINE_S)
-    assert readable, "the child said nothing"
+    assert readable, "the child printed nothing"
     assert child.stdout.readline() == "ready\n"
 
 
@@ -120,7 +120,7 @@ os._exit(0)
 
 
 def test_what_other_threads_do_holds_no_start_up() -> None:
-    """Code between fork and exec stopped two of three of these for ever, in a lock of OpenBLAS's."""
+    """Code between fork and exec made two of three starts hang in a lock of OpenBLAS."""
     for _ in range(4):
         subprocess.run([sys.executable, "-c", STARTS], timeout=4 * DEADLINE_S, check=True)
 
@@ -142,7 +142,7 @@ def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
     assert said == "fedclip-nonesuch cannot be started: No such file or directory\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's own")
+@pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel can do this")
 def test_children_end_with_a_parent_that_was_killed() -> None:
     code = (
         "import sys, time\n"
@@ -166,7 +166,7 @@ def test_children_end_with_a_parent_that_was_killed() -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie (in a container nobody may reap it)."""
+    """True if the process exists and is not a zombie (in a container, zombies may remain)."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -210,9 +210,9 @@ print(steps())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting exists only in glibc")
 def test_freed_memory_is_there_for_the_next_step() -> None:
-    """In page faults: 50 steps of 8 MB are 100,000 pages."""
+    """Counts page faults: 50 steps of 8 MB are 100,000 pages."""
     default, kept = (
         int(
             subprocess.run(

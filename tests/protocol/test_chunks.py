@@ -1,4 +1,4 @@
-"""Chunks in any order and number make the same bytes; slots are few and lost without progress."""
+"""Chunks in any order and number, and upload slots that are lost without progress."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
     stored = False
     with contextlib.suppress(PeerError):
         stored = incoming.add_chunk(bytes(damaged))
-    if stored:  # a changed index: only the last hash can tell
+    if stored:  # the index changed: only the hash of the whole shows it
         assert 12 * 8 <= bit < 16 * 8
         for index, chunk in enumerate(ALL):
             if index != 3:
@@ -153,7 +153,7 @@ def test_a_chunk_of_another_parcel_is_not_ours() -> None:
 
 
 def test_a_wrong_hash_fetches_everything_again() -> None:
-    forged = replace(BLOB, sha256=BLOB.sha256[:16] + "0" * 48)  # the chunks cannot tell
+    forged = replace(BLOB, sha256=BLOB.sha256[:16] + "0" * 48)  # the chunks themselves are valid
     incoming = Incoming(forged)
     for chunk in ALL:
         assert incoming.add_chunk(chunk)
@@ -181,13 +181,13 @@ DEVICES = st.sampled_from("abcdef")
 
 
 class SlotsMachine(RuleBasedStateMachine):
-    """Whatever is asked of the slots, there are never more holders than slots."""
+    """Random requests: there are never more holders than slots."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slots = Slots(count=2, lease_s=10.0)
         self.now = 0.0
-        self.queue: list[str] = []  # who should be served next, in order
+        self.queue: list[str] = []  # devices in the order in which they must be served
         self.held: dict[str, float] = {}
 
     @rule(device=DEVICES)
@@ -254,7 +254,7 @@ def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, si
     blob = fit_to_packets(blob_of(data), packet_bytes)
     sizes = [packet_size_bytes("t" * 256, chunk) for chunk in split(data, blob)]
     assert max(sizes) <= packet_bytes
-    # and no smaller than need be
+    # no smaller than necessary
     assert (
         blob.chunk_bytes == CHUNK_BYTES
         or packet_size_bytes("t" * 256, bytes(24 + blob.chunk_bytes)) > packet_bytes - 8

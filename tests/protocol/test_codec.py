@@ -1,5 +1,7 @@
-"""Bodies get smaller on the link, come back as far as their codec keeps them, and never grow beyond
-what was declared; what a codec loses is not lost."""
+"""The codecs: smaller bodies, a bounded loss, and no more bytes than declared.
+
+Error feedback keeps the loss of one update for the next.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ def test_a_frame_that_does_not_declare_its_size_is_refused() -> None:
 
 def test_a_frame_that_holds_more_than_it_declares_is_refused() -> None:
     coded = bytearray(zstandard.ZstdCompressor(write_checksum=False).compress(bytes(200)))
-    assert coded[5] == 200  # RFC 8878: magic, descriptor, one byte of content size
+    assert coded[5] == 200  # RFC 8878: magic number, descriptor, one byte of content size
     coded[5] = 100
     with pytest.raises(PeerError, match="not a complete zstd frame"):
         codec.decode("fp32", bytes(coded), LIMIT)
@@ -180,7 +182,7 @@ def test_a_step_is_a_set_share_of_its_blocks_largest(term: F32) -> None:
     for start in range(0, term.size, codec.BLOCK):
         block = slice(start, start + codec.BLOCK)
         largest = float(np.abs(term.ravel()[block]).max())
-        # Half a step, rounded up to a bfloat16; below float32's normal numbers the scale is coarse.
+        # Half a step, rounded up to bfloat16. Scales below float32's normal range are coarse.
         within = largest / codec.STEPS * (1 + 2.0**-7) / 2 * (1 + 1e-6) + 2.0**-126
         assert np.abs(found[block] - term.ravel()[block]).max() <= within
 
@@ -203,7 +205,7 @@ def test_values_too_small_for_a_step_are_zero_and_never_worse(value: float) -> N
 
 
 def test_int8_needs_a_quarter_of_float32() -> None:
-    """As an adapter's changes are spread: Adam's steps are all of about one size."""
+    """Values distributed like an adapter's changes: all of Adam's steps are about equally large."""
     random = np.random.default_rng(0)
     change = np.clip(random.normal(4e-4, 5e-5, 100_000), 0, 4.2e-4) * random.choice(
         [-1, 1], 100_000
@@ -219,7 +221,7 @@ def test_int8_needs_a_quarter_of_float32() -> None:
 
 
 def test_no_update_needs_more_than_seven_bits_a_value() -> None:
-    """Steps drawn evenly are what shrinks least; an update takes a slow link so long, and no more."""
+    """Uniformly drawn steps compress worst; the limit bounds the time of an upload."""
     random, count = np.random.default_rng(0), 200_000
     layout = codec.tensor_layout("int8", {"a": (count,)})
     blocks = layout["a:scale"][1][0]
@@ -251,7 +253,7 @@ def test_what_arrived_and_the_residual_add_up_to_what_was_meant(
         meant += update
     left = residual["a"] if residual else np.zeros(300)
     np.testing.assert_allclose(arrived + left, meant, rtol=0, atol=1e-5)
-    assert np.abs(left).max() <= 8 / codec.STEPS  # and it never grows
+    assert np.abs(left).max() <= 8 / codec.STEPS  # the residual does not grow
 
 
 def test_without_feedback_small_changes_would_be_lost_for_ever() -> None:

@@ -1,4 +1,4 @@
-"""The control messages: what each refuses to be."""
+"""The control messages: values that each of them refuses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_chunk_with_its_header_and_topic_fits_into_128_kb() -> None:
         ((0, 1), (5, 4)),
         ((0, 1, 2),),
         ((0,),),
-        ((0, 9), (0, 9)),  # the same again: one small message would cost the sender many
+        ((0, 9), (0, 9)),  # a repeated range: one small message would make the sender send a lot
         ((0, 9), (5, 12)),
         ((5, 6), (0, 1)),
     ],

@@ -60,7 +60,7 @@ def test_each_limit_is_the_one_that_holds(cls: type[Any], name: str) -> None:
     _, taken, refused = MEANINGS[FIELDS[cls][name][0]]
     right = RECORDS[cls]
     for value in taken:
-        # A blob has a limit over two of its fields.
+        # The limits on two fields of a blob depend on each other.
         chunks = {"chunk_bytes": messages.CHUNK_BYTES} if name == "size_bytes" else {}
         read_table(cls, {**right, **chunks, name: value}, "x")
     for value in refused:
@@ -97,7 +97,7 @@ def test_the_example_bodies_are_taken() -> None:
 
 def test_every_constant_in_the_text_is_in_the_table_and_used() -> None:
     named = set(re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", TEXT)) - set(CONSTANTS)
-    assert not named, "a constant that the table does not have"
+    assert not named, "the text names a constant that is not in the table"
     for name in CONSTANTS:
         assert len(re.findall(rf"\b{name}\b", TEXT)) > 1, (
             f"{name} is in the table, but not in the text"

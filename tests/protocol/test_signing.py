@@ -1,4 +1,4 @@
-"""Keys: who said it."""
+"""Keys and signatures."""
 
 from __future__ import annotations
 

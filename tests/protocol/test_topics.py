@@ -1,4 +1,4 @@
-"""Every topic is spelled once, and the broker's access list covers exactly those."""
+"""Topics: each is defined once, and the broker's access list covers exactly these."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_topic_differs_and_every_broker_can_carry_it(
         assert topic.count("/") <= 5
         assert not set(topic) & set("+#\0")
         assert not topic.startswith(("/", "$"))
-        assert len(topic.encode()) <= 256  # AWS IoT's limit
+        assert len(topic.encode()) <= 256  # the limit of AWS IoT
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_pattern_gets_what_paho_says_it_gets(pattern: str, topic: str) -> None
 
 
 def allowed(user: str, access: str, topic: str) -> bool:
-    """What mosquitto makes of the access list (mosquitto.conf(5), acl_file)."""
+    """Decide as mosquitto does with the access list (mosquitto.conf(5), acl_file)."""
     section = ""
     for line in access_list().splitlines():
         words = line.split()
@@ -124,7 +124,7 @@ def test_the_coordinator_reads_what_it_subscribes_to_and_writes_what_it_says() -
     subscribed = LAB.for_coordinator()
     heard = {t for t in every_topic() if any(topic_matches_sub(s, t) for s in subscribed)}
     reads = {topic for topic in every_topic() if allowed("coordinator", "read", topic)}
-    assert reads == heard | {LAB.round, LAB.model}  # everybody may read what is said to all
+    assert reads == heard | {LAB.round, LAB.model}  # all clients may read broadcasts
     writes = {topic for topic in every_topic() if allowed("coordinator", "write", topic)}
     said = {LAB.coordinator_state, LAB.round, LAB.model, *(LAB.down(name) for name in NAMES)}
     assert writes == said

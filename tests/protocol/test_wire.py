@@ -1,4 +1,4 @@
-"""The wire format: exact round trips, one refusal for each way to be wrong, and never a crash."""
+"""The wire format: exact round trips, and a named refusal for every invalid input."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ def zeros(shapes: Shapes = SHAPES) -> dict[str, F32]:
 
 
 def signed(line: bytes, topic: str = TOPIC) -> bytes:
-    """Any line, rightly signed."""
+    """Any line with a valid signature."""
     signature = ME.sign(topic.encode() + b"\0" + line)
     return line + b"\n" + base64.b64encode(signature)
 
 
 def hello(**changes: Any) -> dict[str, Any]:
-    """A hello's JSON."""
+    """The body of a hello as JSON."""
     body = {
         "boot": "b",
         "key": ME.key,
@@ -337,7 +337,7 @@ def test_what_a_codec_keeps_comes_back_exactly(terms: Arrays, name: str) -> None
 
 
 def other_tensors(name: str, **changes: Any) -> bytes:
-    """A body whose tensors, but for these, are those of the codec; None leaves one out."""
+    """A body with the codec's tensors and these changes; None leaves a tensor out."""
     tensors = {**codec.store(name, zeros()), **changes}
     tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     head = json.dumps({"schema": 1, "kind": "model", "method": "fedclip", "round": 1})
@@ -424,7 +424,7 @@ def assert_same(found: Arrays, sent: Arrays) -> None:
     for name, term in sent.items():
         assert found[name].dtype == np.float32
         assert found[name].shape == term.shape
-        assert found[name].tobytes() == term.tobytes()  # the sign of zero too
+        assert found[name].tobytes() == term.tobytes()  # including the sign of zero
 
 
 @pytest.mark.parametrize("shapes", [{}, {"a": ()}, {"a": (0,)}, {"a": (2, 0, 3)}, {"ä b": (1,)}])
@@ -481,13 +481,13 @@ def test_packing_gives_the_same_bytes_in_every_process() -> None:
 
 
 def raw(header: object, data: bytes = bytes(36)) -> bytes:
-    """A safetensors file with this header, true or not."""
+    """A safetensors file with this header, valid or not."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
 def true_header(kind: str) -> dict[str, Any]:
-    """The header of a right body."""
+    """The header of a valid body."""
     packed = (
         wire.pack_model(Model("fedclip", 1, zeros()), "fp32")
         if kind == "model"
@@ -500,7 +500,7 @@ def true_header(kind: str) -> dict[str, Any]:
 
 
 def with_head(kind: str, /, **changes: Any) -> dict[str, Any]:
-    """A right header but for these fields of its metadata; None leaves one out."""
+    """A valid header with changed metadata fields; None leaves a field out."""
     header = true_header(kind)
     head = {**json.loads(header["__metadata__"]["fedclip"]), **changes}
     head = {name: value for name, value in head.items() if value is not None}
@@ -746,7 +746,7 @@ def test_error_feedback_leaves_integers_alone(name: str) -> None:
 
 
 def test_integers_are_shuffled_by_their_own_size() -> None:
-    """Sums over pictures are small in the high bytes, which lie together and vanish."""
+    """The high bytes of sums are mostly equal; shuffled together, they compress well."""
     numbers = np.random.default_rng(0).integers(-(2**28), 2**28, 20_000, np.int64)
     for name in codec.CODECS:
         packed = wire.pack_contribution(summed({"g": numbers}), name)

@@ -1,4 +1,4 @@
-"""The report's chart: everything inside the view box, and labels that can be read."""
+"""The report's chart: everything is within the view box, and labels are readable."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def test_a_line_is_drawn_where_its_figures_are() -> None:
     left, right, top, bottom = chart.left_px, chart.right_px, chart.top_px, chart.bottom_px
     assert a.end_px == (right, top)
     assert b.end_px == (left, top)
-    assert a.path.startswith(f"M{left:g} {bottom:g}h0M")  # round 1 is missing: no line across it
+    # Round 1 is missing: the line must not cross it.
+    assert a.path.startswith(f"M{left:g} {bottom:g}h0M")
     assert a.path.endswith(f"L{right:g} {top:g}")
     assert a.path.count("L") == 1
 

@@ -1,4 +1,4 @@
-"""Numbers as text: one decimal, a true minus sign, and "n/a" for what nobody measured."""
+"""Numbers as text: one decimal, a proper minus sign, and "n/a" for missing values."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def test_what_is_no_finite_number_is_not_made_up(value: object) -> None:
 
 
 def test_a_difference_is_that_of_the_figures_shown() -> None:
-    accuracy = {"before": 0.5004, "after": 0.5106}  # they read 50.0 % and 51.1 %
+    accuracy = {"before": 0.5004, "after": 0.5106}  # shown as 50.0 % and 51.1 %
     assert points(difference(accuracy, "after", "before")) == "+1.1"
     assert points(accuracy["after"] - accuracy["before"]) == "+1.0"

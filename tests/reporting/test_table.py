@@ -1,4 +1,4 @@
-"""Tables on a terminal: every cell is there, and no line is wider than it may be."""
+"""Tables on a terminal: complete cells, and lines within the width."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_long_fact_goes_on_beside_its_name() -> None:
 @pytest.mark.parametrize("width", [1, 5, 9, 20, 30])
 def test_however_narrow_every_letter_is_there(width: int, left: int) -> None:
     text = aligned(ROWS, left=left, width=width)
-    least = left + 1 + left  # a letter of each name and of one figure, and what parts them
+    least = left + 1 + left  # one letter of a name, one of a figure, and the gap between them
     assert max(map(len, text.splitlines())) <= max(width, least)
     there = Counter(character for row in ROWS for cell in row for character in cell)
     there[" "] = 0

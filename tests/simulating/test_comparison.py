@@ -1,4 +1,4 @@
-"""Every run of a comparison, in its order, with what a reader must know."""
+"""The runs of a comparison: their order, and notes for the reader."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_classes_are_halved_for_base_to_new_the_first_half_rounded_up() -> N
 
 
 def test_new_classes_are_neither_trained_on_nor_mixed_with_the_old() -> None:
-    """Whatever the pictures of the new classes are, the model of the base classes is the same."""
+    """The pictures of the new classes must not change the model of the base classes."""
     choices = replace(CHOICES, base_to_new=True)
     changed = POOL.vectors.copy()
     changed[POOL.labels >= 2] *= -3

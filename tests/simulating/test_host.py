@@ -1,4 +1,4 @@
-"""What a simulated device that is broken sends."""
+"""Simulated devices that send noise, and the strategies that resist it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LINEAR = Plan("linear", {"lr": 0.01}, rounds=8)
 
 @pytest.fixture(scope="module")
 def averaged() -> tuple[float, float]:
-    """What the mean comes to where all are honest, and where a fifth sends noise."""
+    """Accuracy of the mean with honest devices only, and with a fifth that send noise."""
     return mean(last(LINEAR, 0.0)), mean(last(LINEAR, 0.2))
 
 
@@ -66,6 +66,6 @@ def test_the_mean_does_not_hold_where_a_fifth_of_a_fleet_sends_noise(
 @pytest.mark.one_python
 @pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])
 def test_a_robust_strategy_holds(strategy: str, averaged: tuple[float, float]) -> None:
-    """Over the same devices and the same noise."""
+    """With the same devices and the same noise."""
     held = last(replace(LINEAR, strategy=strategy), 0.2)
     assert mean(held) > averaged[0] - 0.05

@@ -1,4 +1,4 @@
-"""Array files: read whole, or refused by the name of the array."""
+"""Array files: read completely, or refused with the name of the array."""
 
 from __future__ import annotations
 

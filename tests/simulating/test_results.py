@@ -1,4 +1,4 @@
-"""Rows for the CSV, and outcomes for the table, by hand."""
+"""Rows of the CSV file and outcomes for the table, checked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `--methods` may say."""
+"""The values of `--methods`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who holds which pictures."""
+"""Splits of pictures over devices."""
 
 from __future__ import annotations
 

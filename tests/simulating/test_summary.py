@@ -1,4 +1,4 @@
-"""The closing table, and what seeds and held-out domains come to, by hand."""
+"""The closing table: means over seeds and held-out domains, checked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a writer, there is the whole old thing or the whole new one, and no rest."""
+"""Atomic writes: after any failure, the old or the new content is there, and no leftovers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ atomic.write_folder(pathlib.Path(sys.argv[1]), {"a": b"killed"}, check=wait)
 
 
 def start_writer(target: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A writer that has written everything and waits before it renames."""
+    """Start a writer that has written all data and waits before the rename."""
     command = [sys.executable, "-c", WRITER, str(target)]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
@@ -124,7 +124,7 @@ def end(writer: subprocess.Popen[str]) -> None:
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
     writer, left = start_writer(tmp_path / "folder")
     end(writer)
-    assert names(tmp_path) == [left.name]  # nothing under the final name
+    assert names(tmp_path) == [left.name]  # the final name does not exist
     atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
     assert names(tmp_path) == ["folder"]
 
@@ -157,7 +157,7 @@ def test_a_disk_that_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_folder_that_cannot_be_moved_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as a mount point, or the folder that one stands in."""
+    """A mount point, or the current folder of a process."""
     atomic.write_folder(tmp_path / "folder", {"a": b"old"}, check=lambda _: None)
     monkeypatch.chdir(tmp_path / "folder")
     with pytest.raises(OSError, match="busy"):

@@ -1,4 +1,4 @@
-"""SQLite files: versions, refusals, and commits that survive a power cut."""
+"""SQLite files: versions, refusals, and commits that survive a power failure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def test_a_file_that_may_lose_its_last_commits_is_not_synced_at_each(tmp_path: P
 
 
 def test_what_is_deleted_is_not_written_once_more(database: sqlite3.Connection) -> None:
-    assert value(database, "secure_delete") == 2  # FAST: zeros only where they cost no write
+    # FAST: overwrite with zeros only if it costs no extra write.
+    assert value(database, "secure_delete") == 2
 
 
 def test_unsynced_ends_with_its_block_also_when_that_fails(database: sqlite3.Connection) -> None:
@@ -61,7 +62,7 @@ def test_unsynced_ends_with_its_block_also_when_that_fails(database: sqlite3.Con
 
 
 def write(path: Path, script: str) -> bytes:
-    """A database that this program did not make; returns the file's bytes."""
+    """Write a database as another program would; return the bytes of the file."""
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.executescript(script)
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""A plain PyTorch rendering of what a method trained with cross-entropy and averaged computes."""
+"""A plain PyTorch version of methods that train with cross-entropy and are averaged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedclip_edge.records import ClassTexts, Features, Model, Plan, Scalar
 
 D = 16
 CLASSES = class_texts(("ant", "bee", "cat", "dog"), D)
-SIZES = (70, 33, 40)  # 33: the last batch holds one picture, which is left out
+SIZES = (70, 33, 40)  # 33: the last batch has one picture, which is left out
 Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def shifted(count: int, seed: int, classes: ClassTexts = CLASSES, noise: float = 0.4) -> Features:
-    """Pictures of a domain in which every feature is mixed and moved: the texts no longer fit."""
+    """Pictures with mixed and shifted features, so that the class texts no longer fit."""
     data, dim = features(count, seed, classes, noise), classes.vectors.shape[1]
     random = np.random.default_rng(11)
     mixed = data.vectors @ (np.eye(dim) + random.normal(size=(dim, dim)) / np.sqrt(dim))
@@ -30,7 +30,7 @@ def shifted(count: int, seed: int, classes: ClassTexts = CLASSES, noise: float =
 
 
 def rendered(start: Model, trained: list[str], forward: Forward, lr: float, rounds: int) -> Model:
-    """torch.optim.Adam on every device, uniform average; `forward` gives logits of raw features."""
+    """The average of devices trained with torch.optim.Adam; `forward` gives the logits."""
     texts = torch.tensor(CLASSES.vectors)
     server = {name: torch.tensor(term) for name, term in start.parameters.items()}
     for number in range(rounds):
@@ -57,7 +57,7 @@ def rendered(start: Model, trained: list[str], forward: Forward, lr: float, roun
 
 
 def federated(method: str, options: Mapping[str, Scalar], rounds: int) -> tuple[Model, Model]:
-    """The first and the last model of the method itself."""
+    """The first and the last model of the package's own method."""
     plan = Plan(method, options, rounds=rounds, seed=3)
     own = methods.get(method)
     first = model = methods.initial(plan, CLASSES, D)
@@ -71,7 +71,7 @@ def federated(method: str, options: Mapping[str, Scalar], rounds: int) -> tuple[
 
 
 def assert_same(method: str, trained: list[str], forward: Forward) -> None:
-    """Every parameter to 1e-4 after five rounds that move them by far more."""
+    """Compare every parameter after five rounds within 1e-4; the models move by far more."""
     first, last = federated(method, {"lr": 1e-3}, 5)
     expected = rendered(first, trained, forward, 1e-3, 5)
     assert last.parameters.keys() == expected.parameters.keys()
@@ -82,14 +82,14 @@ def assert_same(method: str, trained: list[str], forward: Forward) -> None:
 
 
 def accuracy(model: Model) -> float:
-    """On pictures that nobody trained on."""
+    """Accuracy on pictures that were not used for training."""
     asked = shifted(400, 77)
     guesses = methods.predict(model, asked.vectors, CLASSES).argmax(axis=1)
     return float(np.mean(guesses == asked.labels))
 
 
 def contrastive(adapted: Tensor, text: Tensor, scale: float) -> Tensor:
-    """CLIP's own loss; adapted (B, D) and the text of each picture (B, D), both unit."""
+    """CLIP's own loss; `adapted` (B, D) and the text of each picture (B, D) are unit vectors."""
     logits_per_image = scale * adapted @ text.t()
     logits_per_text = logits_per_image.t()
     ground_truth = torch.arange(len(adapted))

@@ -1,8 +1,8 @@
-"""The in-memory broker on a network that loses, repeats, reorders, delays and alters messages.
+"""An in-memory broker on a network that loses, repeats, reorders, delays and alters messages.
 
-A message takes two hops, and each of them has its own fate. One that is on its way when its link
-goes is lost with it, unless it is a late one: paho may hand over to a new link what was meant for
-the old one.
+A message takes two hops, each with its own fate. If the connection ends while a message is on its
+way, the message is lost, unless it is a late one: paho may deliver on a new connection what was
+meant for the old one.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ if TYPE_CHECKING:
 FLEET = "lab"
 _KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"
 _COORDINATOR_STATE = Topics(FLEET).coordinator_state
-_HEAD_BYTES = 24  # chunks.py; the last four are the checksum
+_HEAD_BYTES = 24  # see chunks.py; the last four bytes are the checksum
 
 
 @dataclass(frozen=True)
 class Weather:
-    """What becomes of a message on a hop, as probabilities; and how long it takes, in seconds."""
+    """Probabilities of faults on a hop, and its latency in seconds."""
 
     lost: float = 0.0
     repeated: float = 0.0
     altered: float = 0.0
     late: float = 0.0
-    lost_chunks: float = 0.0  # of a model on its way to devices
-    forged_chunks: float = 0.0  # other bytes in them, of an update as well; the checksum fits
+    lost_chunks: float = 0.0  # chunks of a model on its way to devices
+    # Chunks with other bytes and a valid checksum, of models and updates.
+    forged_chunks: float = 0.0
     in_order: bool = True
     latency_s: float = 0.02
 
 
 def worse(luck: random.Random) -> Weather:
-    """The weather of a run: often fair in all but one respect."""
+    """The faults of a run: often there is only one kind."""
     return Weather(
         lost=luck.choice((0.0, 0.0, 0.02, 0.1)),
         repeated=luck.choice((0.0, 0.0, 0.05, 0.3)),
@@ -58,7 +59,7 @@ def worse(luck: random.Random) -> Weather:
 
 
 def storm(luck: random.Random) -> Weather:
-    """Some seconds in which little gets through, and nothing in order."""
+    """Settings for a few seconds in which few messages arrive, and in no order."""
     return Weather(
         lost=luck.choice((0.1, 0.5, 0.9)),
         repeated=0.3,
@@ -70,7 +71,7 @@ def storm(luck: random.Random) -> Weather:
 
 
 def bad_downloads(calm: Weather, luck: random.Random) -> Weather:
-    """Some seconds in which models come with holes and with other bytes in them."""
+    """Settings for a few seconds in which models arrive with missing and changed chunks."""
     return replace(
         calm,
         lost_chunks=luck.choice((0.3, 0.6)),
@@ -79,12 +80,12 @@ def bad_downloads(calm: Weather, luck: random.Random) -> Weather:
 
 
 class Network(InMemoryBroker):
-    """A broker whose links are the world's."""
+    """A broker whose connections are controlled by the world."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
-        self._links: dict[InMemoryTransport, int] = {}  # how often it was connected
+        self._links: dict[InMemoryTransport, int] = {}  # number of connections so far
         self._clear_at: dict[tuple[InMemoryTransport, str], float] = {}
 
     def accept(
@@ -95,7 +96,8 @@ class Network(InMemoryBroker):
         simulated.fuse.point()
         self._hear(simulated, topic, payload)
         send = functools.partial(self._send, client, topic, payload, retain)
-        if simulated.busy_until > world.now:  # said when the work is done, if it lives to say it
+        # Sent when the work is done, if the process is still alive.
+        if simulated.busy_until > world.now:
             life = simulated.lives
 
             def later() -> None:
@@ -109,7 +111,7 @@ class Network(InMemoryBroker):
             raise Killed
 
     def _hear(self, simulated: SimulatedProcess, topic: str, payload: bytes) -> None:
-        """The laws of what is said, at the moment that it is."""
+        """Check the laws on a message at the moment it is sent."""
         if simulated.serves and self._world.laws is not None:
             self._world.laws.said(topic, payload, simulated.view)
         elif payload.startswith(_OFFER):
@@ -139,7 +141,7 @@ class Network(InMemoryBroker):
             self._world.link_lost(client)
 
     def miss(self, client: InMemoryTransport) -> None:
-        """The broker finds out that a client is gone."""
+        """Let the broker notice that a client is gone."""
         if self.is_here(client):
             self.cut(client.client_id)
 
@@ -181,7 +183,7 @@ class Network(InMemoryBroker):
     def _fates(
         self, client: InMemoryTransport, way: str, payload: bytes
     ) -> list[tuple[float, bytes, int]]:
-        """When the copies of a message come, with what in them, and on which link (0: on any)."""
+        """Delay, content and connection of each copy of a message (connection 0: any)."""
         world, simulated = self._world, self._world.owner(client)
         weather, luck, link = world.weather, world.luck, self._links[client]
         is_chunk = (weather.lost_chunks or weather.forged_chunks) and payload.startswith(_CHUNK)
@@ -209,7 +211,7 @@ class Network(InMemoryBroker):
         return fates
 
     def _in_order(self, client: InMemoryTransport, way: str, delay_s: float) -> float:
-        """Not before what was sent earlier on this link."""
+        """The delay, increased so that the message does not overtake earlier ones."""
         now = self._world.now
         at = max(now + delay_s, self._clear_at.get((client, way), 0.0))
         self._clear_at[client, way] = at
@@ -217,7 +219,7 @@ class Network(InMemoryBroker):
 
 
 def _altered(payload: bytes, luck: random.Random) -> bytes:
-    """A flipped bit, or a part cut off."""
+    """The payload with a flipped bit, or cut off."""
     if luck.random() < 0.3 or not payload:
         return payload[: luck.randrange(len(payload) + 1)]
     data = bytearray(payload)
@@ -226,7 +228,7 @@ def _altered(payload: bytes, luck: random.Random) -> bytes:
 
 
 def _forged(chunk: bytes, luck: random.Random) -> bytes:
-    """Other bytes with a CRC-32 that fits: what only the whole's hash can tell."""
+    """A chunk with other bytes and a valid CRC-32; only the hash of the whole shows it."""
     if len(chunk) <= _HEAD_BYTES:
         return chunk
     part = bytearray(chunk[_HEAD_BYTES:])
@@ -235,7 +237,7 @@ def _forged(chunk: bytes, luck: random.Random) -> bytes:
 
 
 def _kind(payload: bytes) -> str:
-    """For the trace's reader."""
+    """The kind of message, for readers of the trace."""
     return (
         payload[9:20].decode(errors="replace").partition('"')[0] if payload[:1] == b"{" else "chunk"
     )

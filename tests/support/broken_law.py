@@ -1,8 +1,8 @@
-"""What is raised where a law of laws.py does not hold."""
+"""The exception for a broken law of laws.py."""
 
 
 class BrokenLawError(AssertionError):
-    """A law does not hold."""
+    """A broken law."""
 
     def __init__(self, law: str, what: str) -> None:
         super().__init__(f"{law}: {what}")

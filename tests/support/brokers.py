@@ -1,4 +1,4 @@
-"""A real mosquitto that tests start, and free ports for it."""
+"""A real mosquitto for tests, and free ports for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BROKER_STARTS_S = 10.0
 
 @dataclass
 class Mosquitto:
-    """A real broker on a loopback port, ended by its own process handle."""
+    """A real broker on a loopback port; it is stopped through its process handle."""
 
     address: BrokerAddress
     process: subprocess.Popen[bytes]
@@ -38,9 +38,9 @@ def free_port() -> int:
 
 
 def wait_until_served(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Waits until mosquitto answers at the port; False when it ended or did not in time.
+    """Wait until mosquitto answers at the port; False if it exits or does not answer in time.
 
-    mosquitto 2.0.11 accepts connections shortly before its main loop begins, and forgets a SIGTERM
+    mosquitto 2.0.11 accepts connections shortly before its main loop begins, and loses a SIGTERM
     that arrives in between. So the probe sends bytes that are neither MQTT nor TLS: only the main
     loop refuses them.
     """

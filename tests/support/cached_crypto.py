@@ -1,7 +1,7 @@
-"""Parts that make a simulated run cheap without changing what is tested.
+"""Caches that make a simulated run cheap without changing what is tested.
 
-Ed25519 signatures and the reading of messages are looked up where the same bytes come again: both
-are functions of their arguments alone, and 2,000 runs have to fit into a test.
+Signatures and parsed messages are cached by their input bytes, since both depend only on these.
+Otherwise 2,000 runs would take too long for a test.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fedclip_edge.records import Layout, Plan
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
-CHUNK_BYTES = 400  # a model of 40 numbers in two chunks
+CHUNK_BYTES = 400  # gives two chunks for a model of 40 numbers
 
 
 @functools.cache
 def layout(method: str) -> Layout:
-    """Of every model and update here."""
+    """The layout of all models and updates in a simulated run."""
     return methods.plan_layout(Plan(method), CLASSES, DIM)
 
 
@@ -49,13 +49,13 @@ def _silent(name: str, /, **fields: object) -> None:
 
 @contextmanager
 def quickly(*, logs: bool) -> Iterator[None]:
-    """Small chunks, no log lines, and nothing signed, verified or parsed a second time."""
+    """Use small chunks, no log lines, and caches for signing, verifying and parsing."""
     with ExitStack() as patches:
         for target, name, value in (
             (Identity, "sign", lambda me, message: _sign(me, message)),  # noqa: PLW0108  # a method
             (wire, "verifies", _verifies),
             (wire, "unpack_control", _unpack),
-            # 120 KiB is written as a default in two places.
+            # The default of 120 KiB is written in two places.
             (Blob.__init__, "__defaults__", (CHUNK_BYTES,)),
             (chunks.blob_of, "__defaults__", (CHUNK_BYTES,)),
         ):

@@ -1,4 +1,4 @@
-"""Folders of the checkout that tests read, and the shared data beside it."""
+"""Folders of the checkout that tests read, and the shared data next to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Three RabbitMQ nodes on this machine with the files of broker/rabbitmq, and a way to each.
+"""Three RabbitMQ nodes on this machine with the files of broker/rabbitmq.
 
-They share nothing with a RabbitMQ that the machine may have: own names, ports, cookie and epmd, on
-loopback, in one folder. Every process is ended by its own handle.
+They share nothing with a RabbitMQ that is installed on the machine: names, ports, cookie and epmd
+are their own, on loopback, in one folder. Every process is ended through its own handle.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fedclip_edge.pki import enrolment
 from fedclip_edge.processes.children import Children
 
 PLACE = ROOT / "broker" / "rabbitmq"
-# Not those in /usr/sbin: they change the user and fix the folders of the machine's own RabbitMQ.
+# Not the scripts in /usr/sbin: they change the user and use the folders of the system's RabbitMQ.
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
-HOME = "/etc/rabbitmq/fedclip-edge"  # where the files lie for rabbitmq.conf
+HOME = "/etc/rabbitmq/fedclip-edge"  # the path of the files in the rabbitmq.conf that ships
 NODES = 3
 _STARTS_S = 60.0
 _COMMAND_S = 60.0
 
 
 def settings(number: int, port: int, files: Path) -> str:
-    """The rabbitmq.conf that ships, for a node that listens on `port` of the loopback address."""
+    """The rabbitmq.conf that ships, changed for a node on `port` of the loopback address."""
     text = (PLACE / "rabbitmq.conf").read_text(encoding="utf-8")
     changes = {
         "mqtt.listeners.ssl.default = 8883": f"mqtt.listeners.ssl.default = 127.0.0.1:{port}",
@@ -42,7 +42,7 @@ def settings(number: int, port: int, files: Path) -> str:
     for shipped, here in changes.items():
         assert shipped in text, shipped
         text = text.replace(shipped, here)
-    if number == 1:  # it comes first: told of the others, it would look for them for five seconds
+    if number == 1:  # the first node would wait five seconds for the others
         peers = [f"nodes.{n} = {name_of(n)}\n" for n in range(2, NODES + 1)]
         for peer in peers:
             text = text.replace(f"cluster_formation.classic_config.{peer}", "")
@@ -55,7 +55,7 @@ def name_of(number: int) -> str:
 
 @dataclass
 class Node:
-    """One of the three, from 1; `process` is its Erlang VM."""
+    """One of the three nodes, numbered from 1; `process` is its Erlang VM."""
 
     number: int
     port: int
@@ -72,13 +72,13 @@ class Node:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL: it says nothing to anybody."""
+        """Kill with SIGKILL: the node tells neither clients nor other nodes."""
         self.process.kill()
         self.process.wait()
 
 
 class Cluster:
-    """Started when it is made; a context manager that ends it."""
+    """A context manager that starts the cluster on creation and ends it on exit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,12 +90,12 @@ class Cluster:
         cookie.chmod(0o400)
         self._epmd_port = free_port()
         self._children = Children()
-        # `erl` would start one that outlives everybody.
+        # `erl` would start an epmd that is never stopped.
         self._children.start(
             [*self._env(), "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
             folder / "epmd.log",
         )
-        # Those that come while there is none to join try ten times, and may then found a second one.
+        # A node that finds no other node tries ten times, and then may form a cluster of its own.
         self.nodes = [self._start(1)]
         wait_until(lambda: self._answers(self.nodes[0]), "the first node", _STARTS_S)
         self.nodes += [self._start(number) for number in range(2, NODES + 1)]
@@ -109,14 +109,14 @@ class Cluster:
         self._children.__exit__(None, None, None)
 
     def await_nodes(self) -> None:
-        """Until every node takes connections, which it does last, and knows the others."""
+        """Wait until all nodes know each other and accept connections, which is their last step."""
         for node in self.nodes:
             wait_until(lambda node=node: self._answers(node), f"node {node.number}", _STARTS_S)  # type: ignore[misc]
         said = self.ctl("await_online_nodes", str(NODES))
         assert said.returncode == 0, said.stdout + said.stderr
 
     def heal(self) -> None:
-        """Nodes that were killed come back, with what they had on disk."""
+        """Restart the killed nodes with the data on their disks."""
         dead = [node for node in self.nodes if not node.alive]
         for node in dead:
             node.process = self._spawn(node)
@@ -124,13 +124,13 @@ class Cluster:
             self.await_nodes()
 
     def admit(self, *ids: str) -> None:
-        """What an operator types to let these in."""
+        """Create users for these ids with an operator's commands."""
         users = subprocess.run([PLACE / "users.sh", *ids], capture_output=True, check=True).stdout
         said = self.ctl("import_definitions", stdin=users.decode())
         assert said.returncode == 0, said.stdout + said.stderr
 
     def ctl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """`rabbitmqctl` at the first node that is alive."""
+        """Run `rabbitmqctl` on the first node that is alive."""
         alive = next(node for node in self.nodes if node.alive)
         command = [str(PROGRAMS / "rabbitmqctl"), "-n", name_of(alive.number), *arguments]
         return subprocess.run(
@@ -162,12 +162,12 @@ class Cluster:
                 "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 2:2"
             ),
             ERL_CRASH_DUMP=str(node.home / "crash"),
-            RUNNING_UNDER_SYSTEMD="true",  # the script becomes the VM, so that the process is it
+            RUNNING_UNDER_SYSTEMD="true",  # with this setting the script replaces itself by the VM
         )
         return self._children.start([*environment, str(PROGRAMS / "rabbitmq-server")], node.log)
 
     def _env(self, **more: str) -> list[str]:
-        """`env` with what keeps this cluster apart from any other."""
+        """The `env` command with the variables that separate this cluster from others."""
         words = {
             "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin",
             "HOME": str(self.folder),
@@ -189,9 +189,9 @@ class Cluster:
 
 
 class Balancer:
-    """Stands for the load balancer in front of a cluster: one address, the first node that answers.
+    """A stand-in for a cluster's load balancer: one address for the first node that answers.
 
-    Each party has one of its own, with another node first, so that all nodes have somebody.
+    Each party has its own balancer with another order of the nodes, so that every node has clients.
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
@@ -199,7 +199,7 @@ class Balancer:
         self._server = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = [self._server]
         self.port: int = self._server.getsockname()[1]
-        self.through: list[int] = []  # the numbers of the nodes that connections went to
+        self.through: list[int] = []  # the node number of each connection
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A coordinator with devices that a test moves step by step."""
+"""A coordinator and devices that a test moves step by step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(folder: Path, rules: RunRules = RULES, broker: InMemoryBroker | None = 
 
 
 def device(fleet: Fleet, number: int, roles: tuple[Role, ...] = BOTH) -> Session:
-    """Starts cam-NUMBER on pictures of its own; again, if it was there before."""
+    """Start cam-NUMBER with its own pictures; restart it if it ran before."""
     train = features(24, number, fleet.classes)
     return fleet.start_device(
         f"cam-{number}", train, features(8, 90 + number, fleet.classes), roles
@@ -61,7 +61,7 @@ def final(fleet: Fleet) -> bytes:
 
 @cache
 def undisturbed(count: int = 2) -> bytes:
-    """The model that a run without any trouble ends with."""
+    """The final model of a run without any disturbance."""
     with TemporaryDirectory() as folder:
         fleet = joined(Path(folder), count)
         fleet.run()
@@ -79,7 +79,7 @@ def final_of(fleet: Fleet) -> bytes:
 
 
 def restart(fleet: Fleet) -> None:
-    """The coordinator's process is killed, and another one started over its journal."""
+    """Kill the coordinator's process and start another one with the same journal."""
     fleet.open_journal()
     fleet.coordinator = fleet.start_coordinator()
 
@@ -93,4 +93,4 @@ def until(fleet: Fleet, condition: Callable[[], bool], count: int = 400) -> None
         if condition():
             return
         fleet.step()
-    raise AssertionError("it never happened")
+    raise AssertionError("the condition never became true")

@@ -1,15 +1,15 @@
-"""A process that is gone at a chosen instruction, and what the disk keeps of its SQLite file.
+"""A process that is killed at a chosen instruction, and the SQLite file that its disk then holds.
 
-The coordinator runs on the real `Journal`, a device on the real `StateDb`, each over a file. A kill is an exception that
-nothing catches, raised before a chosen statement, message or commit; the files are copied as they
-lie there at that moment, write-ahead log and all, and the restart gets the copy alone. SQLite's
-own rollback, which a killed process never runs, so repairs nothing.
+The coordinator uses the real `Journal` and a device the real `StateDb`, each with a file. A kill is
+an exception that nothing catches. It is raised before a chosen statement, message or commit. The
+files, including the write-ahead log, are copied as they are at that moment, and the restart gets
+only the copy. So SQLite's own rollback, which a killed process never runs, repairs nothing.
 
-A commit is where a disk can be caught half-way, and SQLite hands over its pages there in one go:
-so for a kill within it the commit is let run, and of the bytes it wrote only a first part is
-kept. Before its sync ended any part may be there: all of it is a commit that nobody was told of,
-none of it a write that never happened, and between them lies a torn page. Pages that a checkpoint
-moved into the database are each there or not, once the log is whole.
+A disk can be interrupted in the middle of a commit, where SQLite writes several pages at once. For
+a kill within a commit, the commit is run, and only a first part of the bytes that it wrote is kept.
+Before its sync has ended, any part may be there: the whole commit although nobody was told of it,
+nothing, or a torn page in between. When a checkpoint moves pages into the database, each page may
+be there or not, once the log is complete.
 """
 
 from __future__ import annotations
@@ -27,48 +27,49 @@ _PAGE_BYTES = 4096
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @dataclass(eq=False)
 class Fuse:
-    """Burns at every point at which a process could be killed; nothing happens while `left` is 0."""
+    """Counts the points at which a process can be killed; does nothing while `left` is 0."""
 
     left: int = 0
-    on_disk: bool = False  # burns at the journal's points alone
+    on_disk: bool = False  # counts only the points of the journal
 
     def burns_down(self, *, on_disk: bool) -> bool:
-        """Whether this is the point at which the process is gone."""
+        """Count a point; True if the process is killed here."""
         if self.left == 0 or (self.on_disk and not on_disk):
             return False
         self.left -= 1
         return self.left == 0
 
     def point(self, *, on_disk: bool = False) -> None:
-        """A place between two instructions; raises Killed where the fuse has burnt down."""
+        """Count a point between two instructions; raises Killed if the process is killed here."""
         if self.burns_down(on_disk=on_disk):
             raise Killed
 
 
 class CrashingConnection:
-    """A file's connection, as `Journal` and `StateDb` use it, that a fuse is laid to."""
+    """The connection of a `Journal` or `StateDb`, with a fuse."""
 
     def __init__(self, database: sqlite3.Connection, torn: Callable[[], None], fuse: Fuse) -> None:
         self._database = database
-        self._torn = torn  # commits, and keeps a part of it
+        self._torn = torn  # commits, and keeps only a part of it
         self._fuse = fuse
         self.commits = 0
         self._killed = False
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        if self._killed or self._fuse.burns_down(on_disk=True):  # it tidies nothing up, either
+        # A killed process does not clean up either.
+        if self._killed or self._fuse.burns_down(on_disk=True):
             self._killed = True
             raise Killed
         return self._database.execute(*arguments)
 
     @property
     def writing(self) -> bool:
-        """Whether something is written that is not committed."""
+        """True if there are uncommitted writes."""
         return self._database.in_transaction
 
     def __enter__(self) -> None:
@@ -86,7 +87,7 @@ class CrashingConnection:
                 self._killed = True
                 self._torn()
                 raise Killed
-        if kind is not Killed:  # a killed process rolls nothing back
+        if kind is not Killed:  # a killed process does not roll back
             self._database.__exit__(kind, error, trace)
 
     def close(self) -> None:
@@ -95,13 +96,13 @@ class CrashingConnection:
 
 @dataclass(eq=False)
 class Disk:
-    """A process's folder; each of its lives has one of its own, copied from the last."""
+    """The folder of a process; each restart gets a new one, copied from the previous one."""
 
     root: Path
     luck: random.Random
     name: str = "journal.sqlite"
     life: int = 0
-    image: tuple[bytes, bytes] | None = None  # database and log, as a torn commit left them
+    image: tuple[bytes, bytes] | None = None  # database and log after a torn commit
 
     @property
     def folder(self) -> Path:
@@ -112,7 +113,7 @@ class Disk:
         return self.folder / self.name
 
     def torn(self, database: sqlite3.Connection) -> None:
-        """Lets the open transaction commit, and keeps what a kill within that could leave."""
+        """Commit the open transaction and keep what a kill within the commit could leave."""
         pages, log = self._read()
         database.commit()
         new_pages, new_log = self._read()
@@ -120,7 +121,7 @@ class Disk:
         if pages == new_pages or self.luck.random() < 0.5:
             self.image = pages, new_log[:end] + log[end:]
             return
-        # A checkpoint: the log was whole and synced before it moved the first page.
+        # A checkpoint moves the first page only after the log is complete and synced.
         mixed = [
             self.luck.choice((pages, new_pages))[at : at + _PAGE_BYTES]
             if at < len(pages)
@@ -130,25 +131,25 @@ class Disk:
         self.image = b"".join(mixed), new_log
 
     def born(self, database: sqlite3.Connection) -> None:
-        """A kill while the journal was made; raises Killed."""
+        """Simulate a kill while the file is created; raises Killed."""
         pages, log = self._read()
         self.image = pages, log[: self.luck.randrange(len(log) + 1)]
         database.close()
         raise Killed
 
     def copy(self) -> tuple[bytes, bytes]:
-        """The file as it lies there, log and all."""
+        """The current contents of the database and its log."""
         return self._read()
 
     def replace(self, image: tuple[bytes, bytes]) -> None:
-        """That copy takes the file's place, or nothing where it is empty; nobody has it open."""
+        """Replace the file by `image`, or delete it if `image` is empty; it must not be open."""
         for path, content in zip((self.path, self._log), image, strict=True):
             path.unlink(missing_ok=True)
             if image[0]:
                 path.write_bytes(content)
 
     def kill(self, journal: CrashingConnection | None) -> None:
-        """What lies there now is all that the next life gets; of a torn commit, its image."""
+        """Keep for the next life only the current files, or the image of a torn commit."""
         pages, log = self.image or self._read()
         old, self.image = self.folder, None
         self.life += 1

@@ -1,8 +1,8 @@
-"""What must hold of a device's own memory, checked on its disk from outside after each commit.
+"""Laws of a device's stored state, checked on its disk from outside after each commit.
 
-What a device should send is worked out anew: what training made of the model, from the journal's
-own copy of that, plus what the last update that was kept had lost. So a residual that is lost, or
-added twice, or that of an update that nobody kept, gives other bytes than these.
+The expected update is computed again: the change that training makes to the model in the journal,
+plus the residual of the last kept update. If a residual is lost, added twice, or taken from an
+update that was not kept, the bytes differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def update_of(model: Model, device: str, variant: str) -> Update:
-    """What a device makes of a model: cheap, of its own, and the same every time."""
+    """The update of a device from a model: cheap, different per device, and deterministic."""
     content = b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
     return _update(content, tuple(sorted(model.parameters)), device, variant)
 
@@ -36,7 +36,7 @@ def _update(content: bytes, names: tuple[str, ...], device: str, variant: str) -
     digest = hashlib.sha256(content + f"{device}/{variant}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     weight = 1 + digest[8] % 3
-    dim = int(np.sqrt(len(content) / 8 + 0.25))  # two square layers, and a bias to each
+    dim = int(np.sqrt(len(content) / 8 + 0.25))  # two square layers, each with a bias
     shapes = {name: (dim, dim) if name.endswith("weight") else (dim,) for name in names}
     terms = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     return Update("sum", weight, terms)
@@ -44,40 +44,41 @@ def _update(content: bytes, names: tuple[str, ...], device: str, variant: str) -
 
 @dataclass(eq=False)
 class Made:
-    """An update as a device should have made it."""
+    """An expected update of a device."""
 
     round: int
-    base: str  # the version of the model it was made from
+    base: str  # version of the model that it was made from
     sha256: str
     update: Update  # as the coordinator reads it
-    left: Arrays  # what it lost
-    count: int  # the method's own state: how many were kept before it, and itself
-    kept: bool = False  # as its device knows
+    left: Arrays  # the residual
+    count: int  # the method's own state: number of kept updates up to and including this one
+    kept: bool = False  # according to the device
 
 
 @dataclass(eq=False)
 class Memory:
-    """What one disk should hold, from the day that it was empty."""
+    """The expected contents of one disk since it was empty."""
 
     device: str
     floor: RunPosition = field(default_factory=RunPosition)
     made: dict[str, list[Made]] = field(default_factory=dict)  # by run
-    tried: dict[tuple[str, int], list[str]] = field(default_factory=dict)  # run, closed: variants
-    believed: int = 0  # the highest epoch of a manifest
-    part_of: str = ""  # the run that it believed a manifest of before that was done
-    ended: str = ""  # the run that it is done with
-    pending: str | None = None  # what lay there when it was looked at last
+    # (run, closed rounds): variants.
+    tried: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    believed: int = 0  # highest epoch of a believed manifest
+    part_of: str = ""  # the run of the last believed manifest that was not done
+    ended: str = ""  # the run that has ended for the device
+    pending: str | None = None  # hash of the pending update at the last check
 
 
 def trains(memory: Memory, run: str, closed: int, variant: str) -> None:
-    """A process on that disk trains from the model of so many rounds; it may be killed in it."""
+    """Record that training begins with the model of `closed` rounds; a kill may interrupt it."""
     tried = memory.tried.setdefault((run, closed), [])
     if variant not in tried:
         tried.append(variant)
 
 
 def believes(memory: Memory, manifest: Manifest) -> None:
-    """A process on that disk takes a manifest for true."""
+    """Record that the device believes a manifest, and check its epoch."""
     if manifest.epoch < memory.believed:
         raise BrokenLawError(
             "epochs",
@@ -89,7 +90,7 @@ def believes(memory: Memory, manifest: Manifest) -> None:
 
 
 def offers(memory: Memory, payload: bytes, disk: StateDb, *, writing: bool) -> None:
-    """An offer leaves a process on that disk."""
+    """Check an offer: the update must be on the disk, and no write may be open."""
     offer = json.loads(payload.partition(b"\n")[0])["body"]
     pending = disk.pending_update(offer["run"])
     if writing or pending is None or pending.sha256 != offer["parcel"]["sha256"]:
@@ -99,7 +100,7 @@ def offers(memory: Memory, payload: bytes, disk: StateDb, *, writing: bool) -> N
 
 
 def check(laws: Laws, memory: Memory, disk: StateDb) -> None:
-    """The disk, after a commit or a restart."""
+    """Check the disk after a commit or a restart."""
     floor = disk.position
     if memory.floor.is_newer_than(floor):
         raise BrokenLawError("epochs", f"{memory.device} fell from {memory.floor} to {floor}")
@@ -117,8 +118,8 @@ def check(laws: Laws, memory: Memory, disk: StateDb) -> None:
     last = next((one.sha256 for one in reversed(made) if one.kept), "")
     if kept != last:
         _take_kept(laws, memory, disk, kept)
-    # The same bytes may be made again, for a coordinator that lost its journal. They leave the same
-    # while they are the last kept; after another one they may leave something else.
+    # The same bytes may be made again for a coordinator that lost its journal. Their residual is
+    # the same while they are the last kept update; after another one it may differ.
     if pending is not None and pending not in (memory.pending, kept):
         made[:] = [one for one in made if one.sha256 != pending]
         _take_pending(laws, memory, disk)
@@ -126,23 +127,27 @@ def check(laws: Laws, memory: Memory, disk: StateDb) -> None:
 
 
 def _take_kept(laws: Laws, memory: Memory, disk: StateDb, sha256: str) -> None:
-    """The device knows now that this one is kept."""
+    """Check the disk after the device learned that this update was kept."""
     run = laws.run.id
     one = next((one for one in reversed(memory.made[run]) if one.sha256 == sha256), None)
     if one is None or not laws.was_acknowledged(memory.device, one.round, sha256):
-        raise BrokenLawError("residual", f"{memory.device} takes for kept what nobody kept")
+        raise BrokenLawError(
+            "residual",
+            f"{memory.device} believes that an update was kept that no coordinator acknowledged",
+        )
     one.kept = True
     memory.made[run].remove(one)
     memory.made[run].append(one)
     carried = disk.carry_over(run)
     if not _same(carried.residual, one.left) or int(carried.state["kept"]) != one.count:
         raise BrokenLawError(
-            "residual", f"{memory.device} carries on another residual than round {one.round} left"
+            "residual",
+            f"{memory.device} carries over a residual that is not what round {one.round} left",
         )
 
 
 def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
-    """The device has made another update."""
+    """Check the disk after the device made another update."""
     run = laws.run.id
     pending, made = disk.pending_update(run), memory.made[run]
     assert pending is not None
@@ -151,11 +156,11 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
             raise BrokenLawError(
                 "residual",
                 f"{memory.device} makes an update for round {pending.round} and does not know that "
-                f"its one to round {one.round} is kept",
+                f"its update for round {one.round} was kept",
             )
     base = wire.unpack_contribution(pending.payload, laws.run.plan.codec_up, laws.shapes).base
     if laws.known.get(base) != pending.round - 1:
-        raise BrokenLawError("equal", f"{memory.device} makes an update of a model that never was")
+        raise BrokenLawError("equal", f"{memory.device} makes an update from an unknown model")
     before = next((one for one in reversed(made) if one.kept), None)
     for variant in memory.tried.get((run, pending.round - 1), ()):
         one = _make(laws, memory.device, base, variant, before)
@@ -165,8 +170,8 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
             return
     raise BrokenLawError(
         "residual",
-        f"{memory.device}'s update for round {pending.round} is not what it trained and what the "
-        "last kept one lost",
+        f"{memory.device}'s update for round {pending.round} is not its training result plus the "
+        "residual of its last kept update",
     )
 
 

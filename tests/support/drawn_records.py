@@ -1,4 +1,4 @@
-"""Records for property tests, well formed and drawn by hypothesis."""
+"""Hypothesis strategies for valid records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example agent of examples/, started as a process."""
+"""A process with the example agent of examples/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A manifest with a field changed."""
+"""A manifest with changed fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learner without pictures or training, for whatever holds a session."""
+"""A learner without pictures or training, for tests of sessions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
 
 def plus_half(model: Model) -> Update:
-    """An update that is the model itself, each number of it a half larger."""
+    """An update in which each value is the model's value plus one half."""
     terms = {name: term + np.float32(0.5) for name, term in model.parameters.items()}
     return Update("sum", 1, terms)
 
 
 @dataclass(eq=False)
 class FakeLearner:
-    """An implementation of learner.Learner that notes what is asked of it.
+    """An implementation of learner.Learner that records its calls.
 
-    Its own state counts the updates that were kept. Models are noted by their first number.
+    Its own state counts the kept updates. Models are recorded by their first number.
     """
 
     model_shapes: Shapes
     device: str = "cam-01"
     make_update: Callable[[Model], Update] = plus_half
     accuracy: Mapping[str, float] = field(default_factory=lambda: {"federated": 0.5})
-    report_fields: Mapping[str, Any] = field(default_factory=dict)  # other values than below
+    report_fields: Mapping[str, Any] = field(default_factory=dict)  # replaces the defaults below
     busy_s: float = 0.0
     fitted: list[float] = field(default_factory=list)
-    states: list[int] = field(default_factory=list)  # how many were kept before each `fit`
-    evaluated: list[tuple[float, bool]] = field(default_factory=list)  # and whether final
+    states: list[int] = field(default_factory=list)  # number of kept updates before each `fit`
+    # Model and whether it is the final one.
+    evaluated: list[tuple[float, bool]] = field(default_factory=list)
 
     def shapes(self, plan: Plan) -> Shapes:
         return self.model_shapes

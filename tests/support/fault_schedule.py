@@ -1,4 +1,4 @@
-"""What the adversary may do to a run, each choice by the world's own luck."""
+"""The faults of the adversary; the seed of the world decides every choice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _kill(world: World) -> None:
 
 
 def _stop(world: World) -> None:
-    """Stopped on purpose, with a good-bye."""
+    """Stop a process on purpose, with its good-bye message."""
     simulated = _anybody(world)
     if simulated.process is not None and simulated.link is not None:
         try:
@@ -65,14 +65,14 @@ def _kill_broker(world: World) -> None:
 
 
 def _clone(world: World) -> None:
-    """Somebody starts a copy of a box, with its key; the broker knows one client of an id."""
+    """Start a copy of a box with the same key; the broker accepts one client per id."""
     clone = world.clones[0]
     world.start(clone)
     world.at(world.luck.uniform(1, 10), functools.partial(world.kill, clone, None))
 
 
 def _lose_disk(world: World) -> None:
-    """A box comes back with an empty disk."""
+    """Restart a box with an empty disk."""
     agent = world.luck.choice(world.agents)
     world.note(f"{agent.name} loses its disk")
     world.kill(agent, back_in_s=1.0)
@@ -80,7 +80,7 @@ def _lose_disk(world: World) -> None:
 
 
 def _take_over(world: World) -> None:
-    """A second coordinator on the same journal, while the first lives: cut off, or only slow."""
+    """Start a second coordinator on the journal of the first, which is cut off or slow."""
     if world.serve.process is None or world.rival.process is not None or world.ended_at:
         return
     first, gone_s = world.serve, world.luck.uniform(1, 20)
@@ -100,13 +100,13 @@ def _take_over(world: World) -> None:
 
 
 def _back_up(world: World) -> None:
-    """Somebody copies the journal as it lies there."""
+    """Copy the journal as it is now."""
     world.note("journal copied")
     world.backup = world.serve.disk.copy()
 
 
 def _lose_journal(world: World) -> None:
-    """The coordinator comes back with an old copy of its journal, or with none."""
+    """Restart the coordinator with an old copy of its journal, or with none."""
     if world.ended_at:
         return
     for simulated in (world.serve, world.rival):

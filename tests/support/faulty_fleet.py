@@ -1,8 +1,8 @@
-"""A fleet of real processes over a real broker; faults choose their own moment.
+"""A fleet of real processes with a real broker; faults are injected at a chosen moment.
 
-`fedclip-edge serve`, light agents and mosquitto with the configuration that ships, certificates
-included; every client comes through a link that looks inside, so what is said is known from the
-wire, and a fault can be injected between two messages.
+It uses `fedclip-edge serve`, light agents, and mosquitto with the configuration that ships,
+including certificates. Every client connects through a link that decodes the traffic, so tests read
+all messages from the wire and can inject a fault between two messages.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from fedclip_edge.vision.pictures import Preprocessing
 
 COORDINATOR = "coordinator"
 VICTIM, *OTHERS = AGENTS = ("cam-1", "cam-2", "cam-3")
-VARIANT = "light"  # of device_laws.py's updates
-DIM = 512  # ViT-B-32's: 525,312 parameters, 15 chunks
+VARIANT = "light"  # the variant of the updates in device_laws.py
+DIM = 512  # width of ViT-B-32: 525,312 parameters in 15 chunks
 _PLACES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Said:
-    """A control message of the coordinator's, as it passed the link."""
+    """A control message of the coordinator when it passed the link."""
 
     at: float
     topic: str
@@ -47,7 +47,7 @@ class Said:
 
 
 def make_bundle(folder: Path) -> Bundle:
-    """A bundle that nobody runs: its classes and its width are all that is used."""
+    """A bundle whose encoder is never run; only its classes and its width are used."""
     random = np.random.default_rng(0)
     vectors = random.normal(size=(3, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -68,7 +68,7 @@ def make_bundle(folder: Path) -> Bundle:
 
 @dataclass(eq=False)
 class Fleet:
-    """A context manager; `said` is everything that the coordinator let out of its hands."""
+    """A context manager; `said` lists all control messages of the coordinator."""
 
     folder: Path
     bundle: Bundle
@@ -77,8 +77,10 @@ class Fleet:
     train_s: float
     said: list[Said] = field(default_factory=list)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
-    before: dict[str, list[str]] = field(default_factory=dict)  # what a process is started with
-    armed: Callable[[Seen], bool] | None = None  # in the link's thread; True disarms
+    # Words before the command of a process.
+    before: dict[str, list[str]] = field(default_factory=dict)
+    # Called in the thread of the link; returns True when it has fired.
+    armed: Callable[[Seen], bool] | None = None
     broken: list[BaseException] = field(default_factory=list)
 
     def __enter__(self) -> Fleet:
@@ -99,7 +101,7 @@ class Fleet:
         self.ends.close()
 
     def make_homes(self) -> None:
-        """Before a disk can be put there."""
+        """Create the folders, so that a disk can be mounted there."""
         for name in (COORDINATOR, *AGENTS):
             self.home(name).mkdir(parents=True)
 
@@ -108,11 +110,11 @@ class Fleet:
         return self.home(COORDINATOR) / "journal.sqlite"
 
     def home(self, name: str) -> Path:
-        """The folder that this process writes to, and nobody else."""
+        """The folder that only this process writes to."""
         return self.folder / "homes" / name
 
     def start(self, name: str) -> None:
-        """Starts the coordinator or an agent, once more where it ran before."""
+        """Start the coordinator or an agent, also after an earlier one has ended."""
         if name == COORDINATOR:
             command = own_command("serve", str(self.folder / "fleet.toml"), "--json")
         else:
@@ -123,7 +125,7 @@ class Fleet:
         self.processes[name] = self.children.start([*self.before.get(name, []), *command], log)
 
     def events(self, name: str, event: str) -> list[dict[str, Any]]:
-        """A process's own log, so far."""
+        """All events of that name in the process's log so far."""
         log = self.folder / f"{name}.log"
         lines = log.read_text().splitlines() if log.exists() else []
         found = [json.loads(line) for line in lines if line.startswith("{") and line[-1] == "}"]
@@ -141,30 +143,30 @@ class Fleet:
         wait_until(holds, what, timeout_s)
 
     def manifests(self) -> list[Said]:
-        """What was said to everybody of where the run stands."""
+        """The manifests that were broadcast so far."""
         return [s for s in self.said if s.kind == "manifest" and s.topic.endswith("/round")]
 
     @property
     def round(self) -> int:
-        """The one that is open or next to open, as far as anybody was told."""
+        """The round that is open or next to open, according to the last broadcast."""
         manifests = self.manifests()
         return manifests[-1].body["round"] if manifests else 0
 
     @property
     def is_open(self) -> bool:
-        """Whether a round is, as far as anybody was told."""
+        """True if a round is open, according to the last broadcast."""
         manifests = self.manifests()
         return bool(manifests) and manifests[-1].body["phase"] == "open"
 
     def closed_at(self, round: int) -> float | None:
-        """When the model that closes `round` was announced."""
+        """The time at which the model that closes `round` was announced."""
         return next((s.at for s in self.manifests() if s.body["model_round"] >= round), None)
 
     def done_at(self) -> float | None:
         return next((s.at for s in self.manifests() if s.body["phase"] == "done"), None)
 
     def kept(self, round: int) -> set[str]:
-        """Whose contributions were acknowledged."""
+        """The devices whose contribution to `round` was acknowledged."""
         return {
             s.topic.split("/")[-2]
             for s in self.said
@@ -172,7 +174,7 @@ class Fleet:
         }
 
     def answered_at(self, device: str, since: float) -> float | None:
-        """When a hello of this device was first answered after `since`."""
+        """The time of the first answer to a hello of this device after `since`."""
         topic = f"/dev/{device}/down"
         return next(
             (
@@ -201,7 +203,7 @@ class Fleet:
                 )
             if self.armed is not None and self.armed(seen):
                 self.armed = None
-        except BaseException as error:  # the link's thread has nobody to tell
+        except BaseException as error:  # the thread of the link has no caller
             self.broken.append(error)
             raise
 
@@ -218,7 +220,7 @@ class Fleet:
         )
 
     def _write_agent(self, name: str) -> None:
-        """The archive's own agent.toml, with where things lie and where the link is."""
+        """Write the agent.toml of the archive with the paths and the port of the link."""
         keys = self.secured.box(name)
         home = self.home(name)
         port = self.link.door(name, self.secured.both_ends(keys))

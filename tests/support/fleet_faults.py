@@ -1,7 +1,7 @@
-"""The faults of a fleet of real processes, and the phases of a round they are injected in.
+"""Faults for a fleet of real processes, and the phases of a round in which they are injected.
 
-A phase is found by what a process logs or by what passes the link, never by waiting a while. The
-victim is one agent, its link and its disk; the coordinator and the broker are everybody's.
+A phase is recognised by a process's log or by the messages on the link, never by waiting. The
+victim is one agent, with its link and its disk; coordinator and broker belong to the whole fleet.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fedclip_edge.protocol.chunks import is_chunk
 Phase = Literal["idle", "download", "training", "upload", "aggregation"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 BROKER = "broker"
-_FIFTH = 5  # of the 15 chunks or so: some have arrived, and more are to come
+_FIFTH = 5  # of about 15 chunks, so that some have arrived and others have not
 DISK_MB = 64
 SEES_FULL_DISK_S = 30.0
 _HOUR_S = 3600
 
 
 class Trigger:
-    """Comes up once its phase has come, in round `first_round` or later."""
+    """Recognises a phase of round `first_round` or a later one."""
 
     def __init__(self, fleet: Fleet, phase: Phase, first_round: int) -> None:
         self._fleet = fleet
@@ -44,7 +44,7 @@ class Trigger:
         self._trained_before = len(fleet.events(VICTIM, "training"))
 
     def seen(self, seen: Seen) -> bool:
-        """Whether this message is the moment; for what passes the link."""
+        """True if this message on the link is the moment of the phase."""
         if self._fleet.round < self._first_round:
             return False
         if self._phase == "aggregation":
@@ -57,7 +57,7 @@ class Trigger:
         return self._chunks == _FIFTH
 
     def logged(self) -> bool:
-        """Whether a process has just said that the moment is there."""
+        """True if a process has just logged the moment of the phase."""
         trains = self._fleet.events(VICTIM, "training")[self._trained_before :]
         return self._phase == "training" and any(
             event["round"] >= self._first_round for event in trains
@@ -66,7 +66,7 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Injection:
-    """When a fault was injected, and the round that was open or next to open then."""
+    """The time of the injection, and the round that was open or next to open."""
 
     at: float
     round: int
@@ -74,43 +74,44 @@ class Injection:
 
 @dataclass
 class Aftermath:
-    """What is known once a fault is over."""
+    """Results that are known after a fault."""
 
-    recovered_s: float | None = None  # until everybody was answered again
+    recovered_s: float | None = None  # until all devices were answered again
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens; each of the methods may do nothing."""
+    """A fault; every method may do nothing."""
 
     name: str
     title: str
     grace_s: float = 20.0
-    lasts: bool = False  # while the run goes on; otherwise an idle fleet sees the end of it first
+    # Until the end of the run; otherwise the fault ends before an idle fleet continues.
+    lasts: bool = False
     nonsense: Mapping[Phase, str] = field(default_factory=dict)
 
     def impossible(self) -> str:
-        """Why it cannot be played on this machine; empty where it can."""
+        """The reason why the fault cannot be tested on this machine; empty if it can."""
         return ""
 
     def prepare(self, fleet: Fleet) -> None:
-        """Before any process starts."""
+        """Prepare the fault before any process starts."""
 
     def inject(self, fleet: Fleet) -> None:
-        """At the moment itself, perhaps in the link's thread: waits for nothing."""
+        """Inject the fault without waiting; this may be called in the thread of the link."""
 
     def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
-        """Waits for the end of it, and does what a supervisor or an operator would do."""
+        """Wait for the end of the fault, and do what a supervisor or an operator would do."""
         return Aftermath()
 
     def clear(self, fleet: Fleet) -> None:
-        """Once all processes have ended."""
+        """Clean up after all processes have ended."""
 
 
 @dataclass(frozen=True)
 class Kill(Fault):
-    """SIGKILL; a supervisor starts the process again at once, an agent when its round is over."""
+    """Kill with SIGKILL. A supervisor restarts the process at once, or an agent after its round."""
 
     whom: str = VICTIM
 
@@ -145,7 +146,7 @@ class Kill(Fault):
 
 @dataclass(frozen=True)
 class Cut(Fault):
-    """Everybody's connection, the coordinator's included, is reset, and new ones are refused."""
+    """Reset all connections, including the coordinator's, and refuse new ones."""
 
     for_s: float = 0.0
 
@@ -160,7 +161,7 @@ class Cut(Fault):
 
 @dataclass(frozen=True)
 class SlowLink(Fault):
-    """The victim's link, until the round is closed."""
+    """Slow down the victim's link until the round is closed."""
 
     slow: Slow = field(default_factory=lambda: Slow(80_000, reset_s=6.0))
 
@@ -175,7 +176,7 @@ class SlowLink(Fault):
 
 @dataclass(frozen=True)
 class Noisy(Fault):
-    """Every third chunk on the victim's link, both ways, to the end of the run."""
+    """Damage or repeat every third chunk on the victim's link, both ways, until the run ends."""
 
     how: Literal["duplicate", "corrupt"] = "duplicate"
 
@@ -185,9 +186,9 @@ class Noisy(Fault):
 
 @dataclass(frozen=True)
 class FullDisk(Fault):
-    """The disk of the coordinator or the victim is full until the process ends, or for SEES_FULL_DISK_S.
+    """Fill the disk of the coordinator or the victim, for SEES_FULL_DISK_S at most.
 
-    Then there is room again, and a supervisor starts what has ended.
+    Then the space is freed, and a supervisor restarts a process that has exited.
     """
 
     whose: str = COORDINATOR
@@ -209,7 +210,7 @@ class FullDisk(Fault):
         with self._filler(fleet).open("wb") as file:
             size = 0
             for step in (2**20, 2**12):
-                with contextlib.suppress(OSError):  # no space left: as wanted
+                with contextlib.suppress(OSError):  # stop when the disk is full
                     while True:
                         os.posix_fallocate(file.fileno(), size, step)
                         size += step
@@ -222,7 +223,7 @@ class FullDisk(Fault):
         if process.poll() is None:
             return Aftermath(note="continued with the disk full")
         words = fleet.last_words(self.whose)
-        assert words.startswith("fedclip-edge: "), f"ended without a sentence: {words}"
+        assert words.startswith("fedclip-edge: "), f"exited without an error message: {words}"
         restarted_at = time.monotonic()
         fleet.start(self.whose)
         who = [] if self.whose == COORDINATOR else [self.whose]
@@ -235,7 +236,7 @@ class FullDisk(Fault):
 
 @dataclass(frozen=True)
 class Clock(Fault):
-    """The coordinator's clock jumps an hour ahead, the victim's an hour back, to the end."""
+    """Set the coordinator's clock one hour ahead and the victim's one hour back."""
 
     def impossible(self) -> str:
         if not sys.platform.startswith("linux"):
@@ -254,7 +255,7 @@ class Clock(Fault):
 
     def inject(self, fleet: Fleet) -> None:
         for name, off_s in ((COORDINATOR, _HOUR_S), (VICTIM, -_HOUR_S)):
-            with self._file(fleet, name).open("r+b") as file:  # in place: it is mapped
+            with self._file(fleet, name).open("r+b") as file:  # in place, since the file is mapped
                 file.write(struct.pack("=q", off_s))
 
     def _file(self, fleet: Fleet, name: str) -> Path:
@@ -262,9 +263,9 @@ class Clock(Fault):
 
 
 def recovery_s(fleet: Fleet, since: float, *names: str) -> float | None:
-    """Until the coordinator has answered the hello of all who run, or of those named.
+    """Seconds until all running agents, or those named, got an answer to their hello.
 
-    None where the run ended before that.
+    None if the run ended before.
     """
     waits_for = names or [n for n in AGENTS if n in fleet.processes]
 

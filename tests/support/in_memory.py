@@ -1,5 +1,7 @@
-"""A whole federation in one process: the real coordinator, sessions, learners and journal over the
-in-memory twin of the transport, under a clock that the test moves."""
+"""A whole federation in one process with a clock that the test moves.
+
+Coordinator, sessions, learners and journal are the real ones; the transport is in memory.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def class_texts(names: tuple[str, ...] = ("ant", "bee", "cat"), dim: int = 8) ->
 
 
 def features(count: int, seed: int, classes: ClassTexts, noise: float = 0.6) -> Features:
-    """Raw features that lie round their class text, with a norm of about 10."""
+    """Raw features scattered around their class text, with a norm of about 10."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(classes.names), count)
     spread = random.normal(size=(count, classes.vectors.shape[1])) * noise
@@ -47,13 +49,13 @@ def features(count: int, seed: int, classes: ClassTexts, noise: float = 0.6) -> 
 
 
 def nothing(dim: int = 8) -> Features:
-    """No pictures: what a device without a validation side has."""
+    """No pictures, such as the validation set of a device that has none."""
     return Features(np.zeros((0, dim), np.float32), np.zeros(0, np.int64), ENCODER)
 
 
 @dataclass
 class Fleet:
-    """One coordinator and some devices. Their files stay open until `close`, as if all were killed."""
+    """A coordinator and devices. Their files stay open until `close`, as after a kill."""
 
     folder: Path
     plan: Plan
@@ -62,7 +64,7 @@ class Fleet:
     broker: InMemoryBroker = field(default_factory=InMemoryBroker)
     now: float = 1000.0
     sessions: dict[str, Session] = field(default_factory=dict)
-    registry: Registry | None = None  # with one, devices pin the coordinator's key as well
+    registry: Registry | None = None  # with a registry, devices also pin the coordinator's key
 
     def __post_init__(self) -> None:
         self._files = ExitStack()
@@ -80,16 +82,16 @@ class Fleet:
         )
 
     def open_journal(self) -> None:
-        """As a new coordinator's process does; one that was killed has closed nothing."""
+        """Open the journal for a new coordinator; a killed one has not closed it."""
         self.journal: Journal = open_journal(self.folder / "journal.sqlite")
         self._files.callback(self.journal.close)
 
     def close(self) -> None:
-        """Closes every file that its processes opened."""
+        """Close all files that the processes opened."""
         self._files.close()
 
     def start_coordinator(self) -> coordinator.Coordinator:
-        """A new process's coordinator over the same journal."""
+        """Start a coordinator in a new process with the same journal."""
         dim = self.classes.vectors.shape[1]
         run = run_state.open_run(self.config, self.classes, dim, ENCODER, self.journal)
         me = signing.load_or_create(self.folder / "coordinator.key")
@@ -114,7 +116,7 @@ class Fleet:
         test: Features | None = None,
         roles: tuple[Role, ...] = ("train", "evaluate"),
     ) -> Session:
-        """A device with these features; starting it again is its restart."""
+        """Start a device with these features, or restart it."""
         pinned = "" if self.registry is None else self.registry.coordinator
         config = AgentConfig(
             name,
@@ -158,7 +160,7 @@ class Fleet:
         return session
 
     def everybody(self) -> list[tuple[coordinator.Coordinator | Session, InMemoryTransport]]:
-        """Everybody, and the link of each."""
+        """The coordinator and all sessions, each with its link."""
         links: list[tuple[coordinator.Coordinator | Session, Transport]] = [
             (self.coordinator, self.coordinator.publisher.transport)
         ]
@@ -166,7 +168,7 @@ class Fleet:
         return [(somebody, link) for somebody, link in links if isinstance(link, InMemoryTransport)]
 
     def step(self) -> None:
-        """Everybody takes what came, does one piece of work, and time moves on."""
+        """Deliver all messages, let each session do one piece of work, and move the clock."""
         for somebody, link in self.everybody():
             while (event := link.next_event(0)) is not None:
                 somebody.handle_event(event, self.now)
@@ -176,7 +178,7 @@ class Fleet:
         self.now += TICK_S
 
     def run(self, steps: int = 2000) -> None:
-        """Until the run is done; fails after `steps`."""
+        """Step until the run is done; fail after `steps`."""
         for _ in range(steps):
             if self.coordinator.finished:
                 return

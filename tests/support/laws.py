@@ -1,23 +1,24 @@
-"""What must hold at every step of a run, whatever the adversary does; checked from outside.
+"""Laws that must hold at every step of a run under the adversary; checked from outside.
 
-The journal is read through the coordinator's own `Journal`, but what it should hold is worked out
-anew: every device's update is a function of the model, of the device and of what the codec lost of
-its last kept one, so a faultless run over the contributions that the journal names is computed
-here from the initial model on.
+The journal is read through the coordinator's own `Journal`, but its expected contents are computed
+independently. Every device's update is a function of the model, the device and the residual of its
+last kept update. So the faultless run over the contributions that the journal names can be computed
+from the initial model.
 
-Laws, as `BrokenLawError.law` names them:
-- twice: the open round's sum holds each kept contribution once, and a device counts once a round.
-- lost: what was acknowledged is in the journal, and so in the model of its round.
-- reopened: a closed round stays closed, with the model and the contributions it was closed with.
-- ends: a run with enough live devices ends once the adversary is quiet, within a bound, and for
-  every device that took part in it.
-- equal: every model, and the file of the last one, is byte for byte that of the faultless run.
-- residual: a device's next update carries what its last kept one lost, once (device_laws.py).
-- parked: what a device offers is on its disk.
-- epochs: no device believes a manifest of an older epoch than it has believed before.
+The laws, by the name in `BrokenLawError.law`:
+- twice: the sum of the open round has each kept contribution once, and a device counts once a
+  round.
+- lost: an acknowledged contribution is in the journal, and so in the model of its round.
+- reopened: a closed round stays closed, with the same model and the same contributions.
+- ends: a run with enough live devices ends within a bound after the last fault, also for every
+  device that took part.
+- equal: every model, and the file of the last one, equals that of the faultless run byte for byte.
+- residual: a device's next update has the residual of its last kept one, once (device_laws.py).
+- parked: a device offers only what is on its disk.
+- epochs: no device believes a manifest of an older epoch than one it has believed before.
 
-A journal that was lost, or replaced by an old copy, takes with it what it had; from there on the
-laws hold again of what is left.
+If the journal is lost or replaced by an old copy, its later contents are lost with it. The laws
+then apply to the rest.
 """
 
 from __future__ import annotations
@@ -42,42 +43,42 @@ from fedclip_edge.records import Model, Shapes
 
 @dataclass(eq=False)
 class Laws:
-    """The run as it should be, and what was said of it so far."""
+    """The expected run, and the messages about it so far."""
 
     run: Run
     initial: Model
-    shapes: Shapes  # of its models, and of its updates: FedCLIP's are alike
-    models: list[StoredModel] = field(default_factory=list)  # by rounds closed
+    shapes: Shapes  # of models and updates: for FedCLIP they are the same
+    models: list[StoredModel] = field(default_factory=list)  # by number of closed rounds
     masters: list[Model] = field(default_factory=list)
     closed_with: list[dict[str, str]] = field(default_factory=list)  # by round, from 1
     acknowledged: dict[tuple[int, str], str] = field(default_factory=dict)
     made: dict[tuple[str, str], Made] = field(default_factory=dict)  # by device and hash
-    known: dict[str, int] = field(default_factory=dict)  # by version: rounds closed in that model
-    announced: int = 0  # rounds closed, in the newest manifest that anybody could have seen
-    epoch: int = 0  # of that
-    _kept: dict[str, str] = field(default_factory=dict)  # in the open round
+    known: dict[str, int] = field(default_factory=dict)  # by version: number of closed rounds
+    announced: int = 0  # closed rounds in the newest manifest that was sent
+    epoch: int = 0  # of that manifest
+    _kept: dict[str, str] = field(default_factory=dict)  # of the open round
     _open: tuple[dict[str, str], ExactSum] | None = None
-    _received: dict[str, Model] = field(default_factory=dict)  # by version, as devices have it
-    _ever: set[tuple[str, str]] = field(default_factory=set)  # acknowledged, by any journal
+    _received: dict[str, Model] = field(default_factory=dict)  # by version, as devices receive it
+    _ever: set[tuple[str, str]] = field(default_factory=set)  # acknowledged, with any journal
 
     def __post_init__(self) -> None:
         self._add(self.initial)
 
     def received(self, version: str) -> Model:
-        """A model that was published, as devices have it."""
+        """A published model as devices receive it."""
         return self._received[version]
 
     def keeps(self, device: str, number: int, sha256: str) -> bool:
-        """Whether the journal had this contribution when it was last looked at."""
+        """True if the journal had this contribution at the last check."""
         closed = number <= len(self.closed_with)
         return (self.closed_with[number - 1] if closed else self._kept).get(device) == sha256
 
     def was_acknowledged(self, device: str, number: int, sha256: str) -> bool:
-        """Whether the coordinator ever said so."""
+        """True if a coordinator has acknowledged this contribution at any time."""
         return (device, sha256) in self._ever
 
     def said(self, topic: str, payload: bytes, journal: Journal) -> None:
-        """A message that a coordinator on that journal lets out of its hands."""
+        """Check a message that a coordinator with that journal sends."""
         if payload.startswith(b'{"kind":"kept"'):
             body = json.loads(payload.partition(b"\n")[0])["body"]
             device = topic.split("/")[-2]
@@ -85,20 +86,24 @@ class Laws:
             self._ever.add((device, body["sha256"]))
             if known != body["sha256"]:
                 raise BrokenLawError(
-                    "twice", f"two contributions of {device} to round {body['round']}"
+                    "twice", f"two acknowledged contributions of {device} to round {body['round']}"
                 )
         elif payload.startswith(b'{"kind":"manifest"'):
             self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"], journal)
 
     def _said_manifest(self, manifest: dict[str, Any], journal: Journal) -> None:
         if manifest["run"] != self.run.id or manifest["epoch"] < self.epoch:
-            return  # of one that another took over from: no device believes it
+            return  # from a coordinator that was taken over: no device believes it
         self.epoch = manifest["epoch"]
         closed, number, phase = manifest["model_round"], manifest["round"], manifest["phase"]
         if closed < self.announced or number < min(closed + 1, self.run.plan.rounds):
-            raise BrokenLawError("reopened", f"round {number} after {self.announced} were closed")
+            raise BrokenLawError(
+                "reopened", f"round {number} is announced after {self.announced} were closed"
+            )
         if phase in ("gathering", "open") and number != closed + 1:
-            raise BrokenLawError("reopened", f"round {number} is {phase}, {closed} closed")
+            raise BrokenLawError(
+                "reopened", f"round {number} is {phase} with {closed} rounds closed"
+            )
         self.announced = closed
         if closed >= len(self.models):
             self.check(journal)
@@ -108,12 +113,12 @@ class Laws:
             )
 
     def check(self, journal: Journal) -> None:
-        """The journal, after a step that wrote or a restart."""
+        """Check the journal after a commit or a restart."""
         run = self.run
         closed = journal.rounds_closed(run.id)
         if closed < len(self.models) - 1 or closed < self.announced:
             raise BrokenLawError(
-                "reopened", f"{closed} rounds closed on disk, {self.announced} said"
+                "reopened", f"{closed} rounds closed on disk, {self.announced} announced"
             )
         for number in range(1, closed + 1):
             kept = journal.kept(run.id, number)
@@ -127,27 +132,27 @@ class Laws:
             known = self._kept if number > closed else self.closed_with[number - 1]
             if known.get(device) != sha256:
                 raise BrokenLawError(
-                    "lost", f"{device}'s contribution to round {number}, acknowledged"
+                    "lost", f"{device}'s acknowledged contribution to round {number} is missing"
                 )
         newest = journal.newest_model(run.id)
         if (newest.sha256, newest.payload) != (self.models[-1].sha256, self.models[-1].payload):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
     def check_run_state(self, state: run_state.RunState) -> None:
-        """The journal, and the sum that a coordinator holds on it."""
+        """Check the journal, and the coordinator's sum of the open round."""
         self.check(state.journal)
         number = len(self.models)
         if state.model.round == number - 1:
             self._check_sum(number, self._kept, state.total)
 
     def check_file(self, state: run_state.RunState) -> None:
-        """The file that the run leaves behind."""
+        """Check the model file at the end of the run."""
         found = model_file.read(model_file.path_of(state.journal.path, self.run.id)).model
         if found.round != self.run.plan.rounds or not _same(found, self.masters[-1]):
             raise BrokenLawError("equal", "the model file differs from a faultless run's")
 
     def journal_replaced(self, journal: Journal) -> None:
-        """The journal is an old copy of itself: what came after it is gone."""
+        """Forget what came after the old copy that the journal was replaced with."""
         run = self.run.id
         closed = journal.rounds_closed(run)
         del self.models[closed + 1 :], self.masters[closed + 1 :], self.closed_with[closed:]
@@ -184,7 +189,7 @@ class Laws:
             raise BrokenLawError("twice" if total.weight > expected.weight else "lost", what)
         if any((total.terms[name] != term).any() for name, term in expected.terms.items()):
             raise BrokenLawError(
-                "equal", f"the sum of round {number} is not that of its contributions"
+                "equal", f"the sum of round {number} is not the sum of its contributions"
             )
 
     def _sum(self, number: int, kept: dict[str, str]) -> ExactSum:

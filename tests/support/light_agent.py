@@ -1,10 +1,9 @@
-"""An agent process whose training costs nothing: `fedclip-edge agent` but for pictures and torch.
+"""An agent process without pictures and training; all else is `fedclip-edge agent`.
 
-    python light_agent.py TRAIN_S CONFIG
+python light_agent.py TRAIN_S CONFIG
 
-Process, configuration, locks, files, link and protocol are the real ones; its features are ready,
-and what it makes of a model is device_laws.py's function of the model and the device, after TRAIN_S
-seconds of "training".
+Process, configuration, locks, files, link and protocol are the real ones. Its features are given,
+and after TRAIN_S seconds of "training" its update is device_laws.py's function of model and device.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from fedclip_edge.vision.bundle import Bundle
 
 
 class LightTrainer(LocalTrainer):
-    """The product's own trainer, but for training and evaluating.
+    """The product's trainer without real training and evaluation.
 
-    No FakeLearner: the process makes it as it makes the real one, and shapes and reports are the
-    real ones. It says when it begins to train, and takes its time.
+    FakeLearner would not do: the process creates this class as it creates the real one, with the
+    real shapes and reports. It logs when it begins to train, and waits.
     """
 
     train_for_s = 0.0

@@ -1,12 +1,12 @@
-"""A TCP link between clients and a broker that counts, and that can be cut, slow and unreliable.
+"""A TCP link between clients and a broker that counts bytes and can be cut, slow or unreliable.
 
-Each client has a door, a loopback port of its own, so that what is counted and what is broken is
-counted and broken client by client. One thread with an event loop of its own carries all of it.
+Each client has a door, a loopback port of its own, so traffic is counted and disturbed per client.
+One thread with its own event loop carries all traffic.
 
-A link that was told to look inside (`looks`) takes the stream apart into MQTT packets. It shows
-every PUBLISH to `watch` before it passes it on, in the link's thread, so that a fault can be
-injected between two messages; and it repeats or alters chunks as a door's `Noise` says. For clients
-with TLS it ends the encryption on both sides, with the broker's key and the client's own.
+With `looks`, the link splits the stream into MQTT packets. It shows every PUBLISH to `watch`, in
+its own thread, before it passes the packet on, so that a fault can be injected between two
+messages. It also repeats or alters chunks according to a door's `Noise`. For clients with TLS it
+ends the encryption on both sides, with the keys of broker and client.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _SLOW_STEP_S = 0.02
 
 @dataclass
 class Counted:
-    """What went through one door; inside the encryption where the link looks into TLS."""
+    """Traffic through one door; counted after decryption if the link decodes TLS."""
 
-    up_bytes: int = 0  # from the client
+    up_bytes: int = 0  # from the client to the broker
     down_bytes: int = 0
     connections: int = 0
 
 
 @dataclass(frozen=True)
 class Slow:
-    """At most so many bytes a second each way, and all connections reset every `reset_s`."""
+    """A limit in bytes per second each way, and a reset of all connections every `reset_s`."""
 
     bytes_per_s: float
     reset_s: float = math.inf
@@ -49,7 +49,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Seen:
-    """A PUBLISH on its way."""
+    """A PUBLISH that passes the link."""
 
     client: str
     upward: bool
@@ -60,7 +60,7 @@ class Seen:
 @dataclass(eq=False)
 class _Door:
     client: str
-    held: socket.socket  # keeps the port, and refuses, while nobody listens
+    held: socket.socket  # keeps the port, and refuses connections while the door is shut
     encryption: Encryption | None
     counted: Counted = field(default_factory=Counted)
     listening: socket.socket | None = None
@@ -75,7 +75,7 @@ class _Door:
 
 
 class Link:
-    """A context manager. Every method but `close` may also be called from `watch`."""
+    """A context manager. All methods except `close` may also be called from `watch`."""
 
     def __init__(
         self, broker_port: int, *, looks: bool = False, watch: Callable[[Seen], None] | None = None
@@ -90,7 +90,7 @@ class Link:
         self._thread.start()
 
     def door(self, client: str, encryption: Encryption | None = None) -> int:
-        """Opens a door for `client`; the port at which it finds the broker."""
+        """Open a door for `client`; return the port that it uses as the broker's."""
         opened = self._doors[client] = _Door(client, bound(0), encryption)
         self._do(functools.partial(self._listen, opened))
         return opened.port
@@ -102,21 +102,21 @@ class Link:
         return self._doors[client].counted
 
     def cut(self, *clients: str) -> None:
-        """Resets these clients' connections (everybody's where none is named), refuses new ones."""
+        """Reset the connections of these clients (default: all) and refuse new ones."""
         for door in self._of(clients):
             self._do(functools.partial(self._shut, door))
 
     def mend(self, *clients: str) -> None:
-        """Ends a cut."""
+        """End a cut."""
         for door in self._of(clients):
             self._do(functools.partial(self._listen, door))
 
     def slow(self, client: str, slow: Slow | None) -> None:
-        """From now on, until told otherwise."""
+        """Slow the client down from now on; None ends it."""
         self._do(functools.partial(self._set_slow, self._doors[client], slow))
 
     def noise(self, client: str, noise: Noise | None) -> None:
-        """From now on, until told otherwise; needs a link that looks inside."""
+        """Disturb the client's chunks from now on; None ends it. The link must decode packets."""
         assert self._looks
         dice = {} if noise is None else {up: Dice(noise, f"{client}/{up}") for up in (True, False)}
         self._do(functools.partial(setattr, self._doors[client], "noise", dice))
@@ -135,7 +135,7 @@ class Link:
         self.close()
 
     def _do(self, what: Callable[[], object]) -> None:
-        """In the link's thread; done when it returns."""
+        """Run `what` in the thread of the link and wait for it."""
         if threading.current_thread() is self._thread:
             what()
         else:
@@ -181,7 +181,7 @@ class Link:
     def _accept(self, door: _Door, listening: socket.socket) -> None:
         try:
             client, _ = listening.accept()
-        except OSError:  # gone again
+        except OSError:  # the client has already gone
             return
         if door.slow is not None:
             tighten(client)
@@ -191,7 +191,7 @@ class Link:
         task.add_done_callback(self._carrying.discard)
 
     async def _carry(self, door: _Door, client: socket.socket) -> None:
-        """One connection, from its first byte to its end."""
+        """Carry one connection from its first byte to its end."""
         ends: list[asyncio.StreamWriter] = []
         try:
             reads, writer = await accepted(client, door.encryption)
@@ -204,14 +204,14 @@ class Link:
             if door.slow is not None:
                 tighten(writer.get_extra_info("socket"))
             if door.listening is None:
-                raise ConnectionResetError("cut before it was through")
+                raise ConnectionResetError("the door was shut during the connection attempt")
             await self._pass_on(door, (reads, broker), ends)
-        except OSError:  # a side was reset, nobody is there, or the handshake failed: so be both
+        except OSError:  # reset by a side, no broker, or a failed handshake: reset both
             reset(ends)
         finally:
             for writer in ends:
                 writer.close()
-            for writer in ends:  # what it has yet to pass on may take long; `close` cuts that short
+            for writer in ends:  # flushing may take long; `close` ends it
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
                 door.writers.discard(writer)
@@ -222,8 +222,8 @@ class Link:
         reads: tuple[asyncio.StreamReader, asyncio.StreamReader],
         ends: list[asyncio.StreamWriter],
     ) -> None:
-        """Both ways, until one side ends; raises OSError where it was reset."""
-        version: list[int] = []  # of MQTT, once the client has said it
+        """Copy both directions until one side ends; raises OSError if it was reset."""
+        version: list[int] = []  # the MQTT version, once the client has sent it
         up = self._loop.create_task(self._pump(door, reads[0], ends[1], version, upward=True))
         down = self._loop.create_task(self._pump(door, reads[1], ends[0], version, upward=False))
         try:
@@ -260,7 +260,7 @@ class Link:
     def _looked_at(
         self, door: _Door, buffer: bytearray, version: list[int], *, upward: bool
     ) -> Iterator[bytes]:
-        """What is in `buffer`, as it is to be passed on: in whole packets where the link looks."""
+        """The contents of `buffer` to pass on: whole packets if the link decodes them."""
         if not self._looks:
             yield bytes(buffer)
             buffer.clear()
@@ -289,7 +289,7 @@ class Link:
 
     async def _settle(self) -> None:
         await asyncio.gather(*self._carrying, return_exceptions=True)
-        await asyncio.sleep(0)  # transports close in the loop's next turn
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
 
 
 def _step_bytes(slow: Slow | None) -> int:

@@ -1,13 +1,12 @@
-"""A federation under an adversary: real coordinator, sessions, journal and devices' files, a
-made-up network and clock, and one seed that decides everything that goes wrong.
+"""A federation under an adversary, with a simulated network and clock and one seed for all faults.
 
-Nothing here looks at a wall clock or at chance of its own: the same seed gives the same events in
-the same order, and `Outcome.trace` is their hash. While the adversary acts it does what stands in
-faults.py: it loses, repeats, reorders, delays and alters messages, cuts links, kills the broker,
-takes disks away or puts old ones in, starts a second agent or coordinator under an id in use, and
-kills any process at any instruction that matters: before a message or a statement, within a
-commit (crashing.py). Then it is quiet, everybody who may comes back, and the run has to end. What
-must hold meanwhile stands in laws.py.
+Coordinator, sessions, journal and device files are the real ones. Nothing uses the wall clock or
+other random numbers: the same seed gives the same events in the same order, and `Outcome.trace` is
+their hash. The adversary's faults are in fault_schedule.py and bad_network.py. It loses, repeats,
+reorders, delays and alters messages; cuts links; kills the broker; empties disks and restores old
+ones; starts a second agent or coordinator with the same id; and kills any process before a message
+or a statement, or within a commit (crashing.py). Then the faults stop, all processes come back that
+may, and the run has to end. The laws that must hold are in laws.py.
 """
 
 from __future__ import annotations
@@ -44,27 +43,27 @@ from fedclip_edge.records import Codec, Plan, Role
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
 TICK_S = 1.0
-_CLOSE_S = 5.0  # base.py: for this long what is queued is still sent
-_LOSSY: tuple[Codec, Codec] = ("int8", "fp16")  # the product's own
-_TOLD_S = 150.0  # within which a device hears that its run is done, once all is quiet
+_CLOSE_S = 5.0  # see base.py: queued messages are sent for this long
+_LOSSY: tuple[Codec, Codec] = ("int8", "fp16")  # the defaults of the product
+_TOLD_S = 150.0  # a device must learn within this time that its run is done
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a seed ended; `broken` names the law, and is empty where all held."""
+    """The result of a seed; `broken` names the law, and is empty if all laws held."""
 
     seed: int
     trace: str
     events: int
     broken: str = ""
     law: str = ""
-    settled_s: float = 0.0  # of virtual time, from the adversary's silence to the run's end
+    settled_s: float = 0.0  # virtual time from the last fault to the end of the run
     kills: int = 0
     rounds: int = 0
 
 
 def simulate(seed: int, show: Callable[[str], None] | None = None) -> Outcome:
-    """One seed, from the first start to the end of the run, or to the first broken law."""
+    """Run one seed from the first start to the end of the run, or to the first broken law."""
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder, quickly(logs=show is not None):
         world = World(seed, Path(folder), show)
         broken = law = ""
@@ -87,12 +86,12 @@ def simulate(seed: int, show: Callable[[str], None] | None = None) -> Outcome:
 
 
 def _fast_folder() -> str | None:
-    """Memory where there is some: what is tested is what SQLite wrote, not how long a disk takes."""
+    """A folder in memory if there is one: the test needs SQLite's writes, not a slow disk."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 class World:
-    """The processes, the clock, and what is yet to happen."""
+    """The processes, the clock, and the queue of events."""
 
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
         self.luck: random.Random = random.Random(seed)
@@ -100,7 +99,7 @@ class World:
         self.trace = hashlib.sha256()
         self.events = self.kills = self.runs = self.starts = 0
         self.quiet_at = self.now + self.luck.uniform(5, 60)
-        self.ended_at = 0.0  # the coordinator's part
+        self.ended_at = 0.0  # time at which the coordinator ended
         self.finished = False
         self._show = show
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -119,7 +118,7 @@ class World:
             upload_slots=self.luck.choice((1, 2, 8)),
         )
         journal = Disk(folder / publisher.NAME, self.luck)
-        # Two of them on one journal, the second by --take-over; whichever is `serve` is restarted.
+        # Two coordinators on one journal, the second with --take-over. `serve` is the current one.
         self.serve, self.rival = (SimulatedProcess(publisher.NAME, journal) for _ in range(2))
         names = [f"cam-{number}" for number in range(devices + 1 + spare)]
         self.agents = [self._box(folder, name) for name in names]
@@ -134,7 +133,7 @@ class World:
         for simulated in (self.serve, *self.agents):
             simulated.dies_young = self.luck.random() < 0.1
         self.checkpoint_pages = self.luck.choice((0, 0, 4, 12))
-        self.backup: tuple[bytes, bytes] = (b"", b"")  # of the journal
+        self.backup: tuple[bytes, bytes] = (b"", b"")  # a copy of the journal
         self.laws: Laws | None = None
         self.weather: Weather = worse(self.luck)
         self.network = Network(self)
@@ -150,7 +149,7 @@ class World:
 
     @property
     def bound_s(self) -> float:
-        """Within which virtual time a run must end once the adversary is quiet."""
+        """The virtual time within which a run must end after the last fault."""
         rules = self.rules
         return (self.plan.rounds + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
 
@@ -161,7 +160,7 @@ class World:
         heapq.heappush(self._queue, (self.now + delay_s, self._count, act))
 
     def note(self, what: str) -> None:
-        """One line of the trace."""
+        """Add a line to the trace."""
         self.events += 1
         line = f"{self.now:.6f} {what}"
         self.trace.update(line.encode() + b"\n")
@@ -169,7 +168,7 @@ class World:
             self._show(line)
 
     def play(self) -> None:
-        """Until the run has ended; raises BrokenLawError."""
+        """Run until the end; raises BrokenLawError."""
         for simulated in (self.serve, *self.agents, *self.clones):
             simulated.disk.folder.mkdir(parents=True)
         self._plan_faults()
@@ -199,7 +198,7 @@ class World:
             self.at(self.luck.uniform(0, span_s), functools.partial(fault, self))
 
     def fall_quiet(self) -> None:
-        """The adversary's last act: whoever may comes back, and nothing goes wrong any more."""
+        """Stop all faults, and restart or reconnect all processes that may come back."""
         self.note("quiet")
         self.weather = Weather()
         for clone in self.clones:
@@ -221,7 +220,7 @@ class World:
     # ---- processes
 
     def start(self, simulated: SimulatedProcess, *, take_over: bool = False) -> None:
-        """A new process, unless one runs, or none is to."""
+        """Start a process, unless it runs already or must stay away."""
         if simulated.process is not None or simulated.gone_for_good or self.finished:
             return
         if simulated.serves and (
@@ -249,14 +248,14 @@ class World:
         return self.rival if simulated is self.serve else self.serve
 
     def _tick(self, simulated: SimulatedProcess, life: int) -> None:
-        """The process's own clock, for as long as it lives."""
+        """Tick once per second while this life of the process lasts."""
         if simulated.process is None or simulated.lives != life:
             return
         self.at(TICK_S, functools.partial(self._tick, simulated, life))
         self.poke(simulated, ticks=True)
 
     def poke(self, simulated: SimulatedProcess, *, ticks: bool = False) -> None:
-        """The process takes what has come, and does what is due."""
+        """Let the process handle its messages and do its work."""
         process, link = simulated.process, simulated.link
         if process is None or link is None or simulated.busy_until > self.now or self.finished:
             return
@@ -319,11 +318,11 @@ class World:
                 if not process.act(self.now) or simulated.busy_until > self.now:
                     break
         finally:
-            # Of one that is killed as well, unless that was within a commit.
+            # Also for a process that is killed, unless the kill was within a commit.
             wrote = simulated.connection.commits != before
             if wrote and not simulated.connection.writing and simulated.disk.image is None:
                 simulated.check(self.laws)
-        if process.finished:  # what agent.py's loop does
+        if process.finished:  # as in the loop of agent.py
             process.finished = False
             self.note(f"{simulated.label} is done")
 
@@ -334,7 +333,7 @@ class World:
             device_laws.believes(simulated.memory, manifest)
 
     def _give_way(self, simulated: SimulatedProcess) -> None:
-        """Another coordinator took over; this one ends as `serve` does, with a good-bye."""
+        """End the process, with a good-bye, because another coordinator took over."""
         self.note(f"{simulated.label} gives way")
         assert simulated.process is not None
         with contextlib.suppress(Killed):
@@ -344,7 +343,7 @@ class World:
         self._die(simulated, back_in_s=5.0)
 
     def _end(self, simulated: SimulatedProcess) -> None:
-        """The run is over: what is left of it is checked, from the disk."""
+        """Check the state on disk at the end of the run."""
         assert self.laws is not None
         self.note("end")
         journal = Journal(simulated.disk.path, simulated.view._database)
@@ -352,11 +351,13 @@ class World:
         state = run_state.open_run_state(run, journal, layout(run.plan.method))
         self.laws.check_run_state(state)
         if len(self.laws.models) != self.plan.rounds + 1 or journal.unfinished_run() is not None:
-            raise BrokenLawError("ends", "it says that it ended, and its journal says otherwise")
+            raise BrokenLawError(
+                "ends", "the coordinator ended, but the run in its journal is not complete"
+            )
         self.laws.check_file(state)
         self.ended_at = self.now
         self.kill(self._other(simulated), back_in_s=None)
-        for agent in self.agents:  # some are away just then
+        for agent in self.agents:  # some devices are away at that moment
             if self.luck.random() < 0.2:
                 self.luck.choice((self.lose_link, functools.partial(self.kill, back_in_s=2.0)))(
                     agent
@@ -366,14 +367,14 @@ class World:
             self._leave_when_sent(link, self.now + _CLOSE_S)
 
     def _leave_when_sent(self, link: InMemoryTransport, until: float) -> None:
-        """As paho closes: what is queued is sent first."""
+        """Close the link as paho does, after its queue has been sent."""
         if link.backlog() and self.now < until:
             self.at(0.1, functools.partial(self._leave_when_sent, link, until))
         elif self.network.is_here(link):
             link.close()
 
     def _check_told(self) -> None:
-        """Whether every device that took part in the run knows that it is done."""
+        """Check that every device that took part knows that the run is done."""
         assert self.laws is not None
         run = self.laws.run.id
         waiting = [
@@ -384,9 +385,9 @@ class World:
         if not waiting:
             self.finished = True
         elif self.now > max(self.ended_at, self.quiet_at) + _TOLD_S:
-            # Nobody may be there any more to say it; but what is retained is.
+            # The coordinator may have gone, but the retained manifest says it.
             if self._retains_the_end(run):
-                raise BrokenLawError("ends", f"{waiting} never hear that {run} is done")
+                raise BrokenLawError("ends", f"{waiting} do not learn that {run} is done")
             self.finished = True
 
     def _retains_the_end(self, run: str) -> bool:
@@ -399,10 +400,10 @@ class World:
         said = signed.message
         return isinstance(said, Manifest) and said.run == run and said.phase == "done"
 
-    # ---- what befalls them
+    # ---- faults of processes and links
 
     def kill(self, simulated: SimulatedProcess, back_in_s: float | None) -> None:
-        """The process is gone; it starts again after `back_in_s`."""
+        """Kill the process; it starts again after `back_in_s`."""
         if simulated.process is not None:
             self._die(simulated, back_in_s)
 
@@ -412,7 +413,7 @@ class World:
         simulated.process, simulated.fuse.left, simulated.dies_of_answers = None, 0, False
         other = self._other(simulated) if simulated.serves else None
         if other is not None and other.process is not None:
-            if simulated.disk.image is not None:  # a box without power takes both
+            if simulated.disk.image is not None:  # a power failure of the box ends both
                 self._drop(simulated)
                 self._die(other, back_in_s)
             else:
@@ -422,7 +423,7 @@ class World:
             simulated.connection = simulated.view = None
         link, simulated.link = simulated.link, None
         if link is not None and self.network.is_here(link):
-            # A killed process's socket is closed at once; a box without power is missed later.
+            # The socket of a killed process closes at once; a power failure is noticed later.
             late = self.luck.choice((0.0, 0.0, self.luck.uniform(0, 15)))
             self.at(late, functools.partial(self.network.miss, link))
         if back_in_s is not None:
@@ -430,13 +431,13 @@ class World:
             self.at(back_in_s, functools.partial(self.start, simulated))
 
     def _drop(self, simulated: SimulatedProcess) -> None:
-        """One of two processes on one file is gone: the file is the other's."""
+        """Close the file of a process whose file another process still uses."""
         if simulated.connection is not None:
             simulated.connection.close()
         simulated.connection = simulated.view = None
 
     def reconnect(self, simulated: SimulatedProcess) -> None:
-        """paho's own back-off is over."""
+        """Reconnect, as paho does after its back-off."""
         if (
             simulated.process is None
             or simulated.link is None
@@ -448,12 +449,12 @@ class World:
         self.at(0, functools.partial(self.poke, simulated))
 
     def lose_link(self, simulated: SimulatedProcess) -> None:
-        """The link is gone, and comes back by itself."""
+        """Cut the link; it comes back on its own."""
         if simulated.link is not None and self.network.is_here(simulated.link):
             self.network.cut(simulated.link.client_id)
 
     def link_lost(self, link: InMemoryTransport) -> None:
-        """Told by the network: its owner, if it lives, comes back after paho's back-off."""
+        """Schedule the reconnection, after paho's back-off, of a process whose link was lost."""
         simulated = self.owner(link)
         if simulated is not None:
             self.note(f"link lost {simulated.label}")

@@ -1,7 +1,7 @@
-"""One cell of the fault matrix: a run with a fault injected in a phase, and what became of it.
+"""One cell of the fault matrix: a run with a fault injected in one phase, and its result.
 
-What is in a model is found without the product's records: every update is a function of the model
-and the device (device_laws.py), so of each round's model it can be worked out how often each device counts.
+The content of a model is determined without the product's records. Every update is a function of
+the model and the device (device_laws.py), so each round's model shows how often each device counts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fedclip_edge.vision.bundle import Bundle
 
 ROUNDS = 3
 TRAIN_S = 0.5
-FAULT_ROUND = 2  # the first waits for everybody; an idle fleet has its fault before it
-_AT_MOST = 2  # times that a device may count, in the search for what is in a model
+FAULT_ROUND = 2  # the first round waits for all agents; an idle fleet has its fault before it
+_AT_MOST = 2  # largest count per device in the search for the content of a model
 _ENDS_S = 20.0
 
 Counts = dict[str, int]  # by device
@@ -38,12 +38,12 @@ Counts = dict[str, int]  # by device
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is in the models of a finished run."""
+    """The contents of the models of a finished run."""
 
-    contributions: int  # in its closed rounds, each counted once
-    lost: tuple[str, ...]  # acknowledged, and in no model, as "device/round"
+    contributions: int  # in closed rounds, each counted once
+    lost: tuple[str, ...]  # acknowledged but in no model, as "device/round"
     twice: tuple[str, ...]
-    equal: bool  # every model is that of its contributions, byte for byte
+    equal: bool  # every model equals that of its contributions, byte for byte
     digest: str  # of the last model
 
 
@@ -53,8 +53,8 @@ class Outcome:
 
     fault: str
     phase: Phase
-    run_s: float  # from the fault (idle: from the last agent's start) to the end of the run
-    round_s: float  # from there to the end of the round
+    run_s: float  # from the fault (idle: from the start of the last agent) to the end of the run
+    round_s: float  # from the same moment to the end of the round
     recovered_s: float | None
     note: str
     verdict: Verdict
@@ -62,7 +62,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """How long a run goes on from each phase on, and its round."""
+    """Durations without a fault, from each phase to the end of the run and of the round."""
 
     run_s: dict[Phase, float]
     round_s: dict[Phase, float]
@@ -72,7 +72,7 @@ class Undisturbed:
 def run_with_fault(
     fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle
 ) -> list[Outcome]:
-    """A run with the fault injected in these phases, one after the other; a cell has one."""
+    """Run with the fault injected in each of these phases in turn; a cell has one phase."""
     rounds = ROUNDS if len(phases) == 1 else 3 * len(phases)
     with _fleet(fault, folder, bundle, rounds) as fleet:
         moments: list[tuple[Phase, Injection, Aftermath]] = []
@@ -108,7 +108,7 @@ def run_with_fault(
 
 
 def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
-    """A run without a fault, with the moments at which one could have been injected."""
+    """Run without a fault, and note the moments at which one could be injected."""
     began: dict[Phase, float] = {}
     with _fleet(Fault("none", "nothing"), folder, bundle, ROUNDS) as fleet:
         fleet.start(OTHERS[-1])
@@ -136,7 +136,7 @@ def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
 
 @contextlib.contextmanager
 def _fleet(fault: Fault, folder: Path, bundle: Bundle, rounds: int) -> Iterator[Fleet]:
-    """All but the last agent are there, and nothing goes on yet."""
+    """A fleet before its first round: all agents except the last one are connected."""
     with contextlib.ExitStack() as ends:
         made = Fleet(folder, bundle, rounds, fault.grace_s, TRAIN_S)
         made.make_homes()
@@ -152,7 +152,7 @@ def _fleet(fault: Fault, folder: Path, bundle: Bundle, rounds: int) -> Iterator[
 
 
 def _inject_in(fleet: Fleet, fault: Fault, phase: Phase) -> Injection:
-    """Injects the fault once the phase has come."""
+    """Inject the fault as soon as the phase is there."""
     trigger = Trigger(fleet, phase, FAULT_ROUND)
     injections: list[Injection] = []
 
@@ -178,7 +178,7 @@ def _inject_in(fleet: Fleet, fault: Fault, phase: Phase) -> Injection:
 def _done(fleet: Fleet) -> float:
     fleet.wait(lambda: fleet.done_at() is not None, "the end of the run")
     code = fleet.processes[COORDINATOR].wait(_ENDS_S)
-    assert code == 0, f"serve ended with {code}: {fleet.last_words(COORDINATOR)}"
+    assert code == 0, f"serve exited with code {code}: {fleet.last_words(COORDINATOR)}"
     done_at = fleet.done_at()
     assert done_at is not None
     return done_at
@@ -190,7 +190,7 @@ def _acknowledged(fleet: Fleet) -> set[tuple[str, int]]:
 
 
 def judge(journal: Path, bundle: Bundle, acknowledged: set[tuple[str, int]]) -> Verdict:
-    """What the models in the journal hold, and whether the model file is the last of them."""
+    """Determine the contents of the models in the journal, and check the model file."""
     with contextlib.closing(sqlite3.connect(journal)) as database:
         ((run,),) = database.execute("SELECT id FROM run").fetchall()
         query = "SELECT body FROM model WHERE run = ? ORDER BY round"
@@ -217,9 +217,9 @@ def judge(journal: Path, bundle: Bundle, acknowledged: set[tuple[str, int]]) -> 
 
 
 def counted(before: Model, after: Model, known: set[str], plan: Plan) -> Counts | None:
-    """How often each device's update is in `after`; None where no such sum gives these bytes.
+    """The number of times that each device's update is in `after`; None if no combination fits.
 
-    Each of those in `known` once is tried first.
+    The combination with each device of `known` once is tried first.
     """
     updates = {device: update_of(before, device, VARIANT) for device in AGENTS}
     likely = tuple(int(device in known) for device in AGENTS)

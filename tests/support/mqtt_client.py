@@ -1,4 +1,4 @@
-"""Clients of a real broker, and a proxy between them."""
+"""Clients of a real broker, and a proxy between them and the broker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ E = TypeVar("E")
 
 
 class Proxy:
-    """A TCP relay in front of a broker, that counts, stalls and cuts."""
+    """A TCP relay in front of a broker that counts bytes, stalls and cuts connections."""
 
     def __init__(self, target: BrokerAddress) -> None:
         self._target = (target.host, target.port)
@@ -72,14 +72,14 @@ class Proxy:
         _shut(client, server)
 
     def stall(self) -> None:
-        """The broker's answers are held back from here on."""
+        """Hold back the broker's answers from now on."""
         self._answers.clear()
 
     def flow(self) -> None:
         self._answers.set()
 
     def cut(self) -> None:
-        """Every connection is gone, without a good-bye."""
+        """Close all connections without a DISCONNECT."""
         pairs, self._pairs = self._pairs, []
         for pair in pairs:
             _shut(*pair)
@@ -106,7 +106,7 @@ def connected(
 
 
 def next_of(transport: Transport, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> E:
-    """The next event of a kind; earlier ones are passed over."""
+    """The next event of type `kind`; other events before it are dropped."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         event = transport.next_event(1.0)
@@ -116,7 +116,7 @@ def next_of(transport: Transport, kind: type[E], where: Callable[[E], bool] = la
 
 
 def subscribed(transport: Transport) -> None:
-    """Waits until what is said to `ready` comes back: the subscriptions hold."""
+    """Wait until a message to `ready` comes back, which shows that the subscriptions work."""
     next_of(transport, Connected)
     transport.publish("ready", b"")
     next_of(transport, Received, lambda event: event.topic == "ready")

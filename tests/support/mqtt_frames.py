@@ -1,4 +1,4 @@
-"""MQTT 3.1.1 and 5 on the wire, as far as a PUBLISH in a stream must be found and read."""
+"""MQTT 3.1.1 and 5 packets, as far as needed to find and read a PUBLISH in a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _V5 = 5
 
 @dataclass(frozen=True)
 class Publish:
-    """One PUBLISH; `payload_at` is where its payload begins in the packet."""
+    """A PUBLISH packet; the payload begins at the offset `payload_at`."""
 
     packet: bytes
     topic: str
@@ -23,18 +23,18 @@ class Publish:
         return self.packet[self.payload_at :]
 
     def again(self) -> bytes:
-        """The packet as a sender repeats it (MQTT 3.1.1, 3.3.1.1)."""
+        """The packet as a sender repeats it, with the DUP flag (MQTT 3.1.1, section 3.3.1.1)."""
         return bytes([self.packet[0] | _DUP]) + self.packet[1:]
 
     def flipped(self, bit: int) -> bytes:
-        """The packet with this bit of its payload flipped."""
+        """The packet with one bit of its payload flipped."""
         packet = bytearray(self.packet)
         packet[self.payload_at + bit // 8] ^= 1 << bit % 8
         return bytes(packet)
 
 
 def packets(buffer: bytearray) -> Iterator[bytes]:
-    """Takes the whole packets off the front of `buffer`."""
+    """Take all complete packets from the front of `buffer`."""
     while True:
         length = _number(buffer, 1)
         if length is None or len(buffer) < length[1] + length[0]:
@@ -59,7 +59,7 @@ def read_publish(packet: bytes, version: int) -> Publish:
     at = _body(packet)
     name_at, at = at + 2, at + 2 + int.from_bytes(packet[at : at + 2], "big")
     topic = packet[name_at:at].decode()
-    if packet[0] & 0x06:  # above QoS 0 there is a packet identifier
+    if packet[0] & 0x06:  # with QoS 1 or 2 there is a packet identifier
         at += 2
     if version >= _V5:
         properties = _number(packet, at)
@@ -69,14 +69,14 @@ def read_publish(packet: bytes, version: int) -> Publish:
 
 
 def _body(packet: bytes) -> int:
-    """Where the variable header begins."""
+    """The offset of the variable header."""
     length = _number(packet, 1)
     assert length is not None
     return length[1]
 
 
 def _number(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
-    """A variable byte integer at `at` and where it ends; None where it is not all there yet."""
+    """The variable byte integer at `at` and the offset after it; None if it is incomplete."""
     value = 0
     for place in range(4):
         if at + place >= len(data):
@@ -85,4 +85,4 @@ def _number(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
         value |= (byte & 0x7F) << 7 * place
         if not byte & 0x80:
             return value, at + place + 1
-    raise ValueError("no MQTT: a length of more than four bytes")
+    raise ValueError("no MQTT packet: the length has more than four bytes")

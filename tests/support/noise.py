@@ -1,4 +1,4 @@
-"""Chunks that are repeated or altered on a link, the same ones each time."""
+"""Chunks that are repeated or altered on a link, reproducibly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mqtt_frames import Publish
 
 @dataclass(frozen=True)
 class Noise:
-    """What happens to every `every`-th chunk each way, from one that `seed` draws."""
+    """A change to every `every`-th chunk in each direction; `seed` chooses the first one."""
 
     how: Literal["duplicate", "corrupt"]
     every: int
@@ -19,15 +19,15 @@ class Noise:
 
 
 class Dice:
-    """What becomes of the chunks of one direction."""
+    """Decides on the chunks of one direction."""
 
     def __init__(self, noise: Noise, direction: str) -> None:
         self._noise = noise
         self._random = random.Random(f"{noise.seed}/{direction}")
-        self._spared = self._random.randrange(noise.every)  # until the next one
+        self._spared = self._random.randrange(noise.every)  # chunks until the next change
 
     def fate(self, chunk: Publish) -> tuple[bytes, ...]:
-        """The packets that are passed on instead."""
+        """The packets that are passed on in place of `chunk`."""
         if self._spared:
             self._spared -= 1
             return (chunk.packet,)

@@ -1,6 +1,6 @@
-"""What a test opens and leaves open as a killed process would: closed when the test has ended.
+"""Objects that a test leaves open, as a killed process would; they are closed after the test.
 
-A file that nobody closes is a ResourceWarning from Python 3.13 on, blamed on whatever test runs when
+From Python 3.13 on, a file that is not closed gives a ResourceWarning in whatever test runs when
 the garbage is collected.
 """
 
@@ -19,6 +19,6 @@ UNTIL_THE_TEST_ENDS = ExitStack()  # conftest.py closes it
 
 
 def opened(thing: T) -> T:
-    """`thing`, closed when the test has ended, what was opened last first; it may be before."""
+    """Return `thing` and close it after the test, in reverse order; it may be closed earlier."""
     UNTIL_THE_TEST_ENDS.callback(thing.close)
     return thing

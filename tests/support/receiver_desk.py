@@ -1,4 +1,4 @@
-"""A receiver over a real journal, and contributions for it."""
+"""A receiver with a real journal, and contributions for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DOWN = TOPICS.down("cam-0")
 
 
 class Desk:
-    """A coordinator's run state and publisher, and who listens to what it says to its devices."""
+    """A coordinator's run state and receiver, and a client that listens for all devices."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
@@ -53,7 +53,7 @@ class Desk:
         self.receiver = Receiver(self.run_state, publisher, Uploads(slots))
 
     def body(self, kind: Literal["sum", "single"] = "sum", **changes: Any) -> bytes:
-        """A contribution of cam-0 to the open round that is right but for these."""
+        """A contribution of cam-0 to the open round that is valid except for these changes."""
         ones = {name: np.ones(shape, np.float32) for name, shape in self.layout.delta.items()}
         sums = {name: np.ones(shape, np.int64) for name, shape in self.layout.sums.items()}
         right = Contribution(
@@ -71,7 +71,7 @@ class Desk:
         return Offer(self.run.id, 1, chunks.blob_of(body))
 
     def upload(self, body: bytes) -> list[Arrival | None]:
-        """Offered, let in and sent in two chunks; what came of each."""
+        """Offer, request and send the body in two chunks; return the result of each chunk."""
         blob = chunks.blob_of(body, -(-len(body) // 2))
         self.receiver.receive_offer("cam-0", Offer(self.run.id, 1, blob))
         self.receiver.uploads.request("cam-0")
@@ -82,7 +82,7 @@ class Desk:
         ]
 
     def close_round_with(self, body: bytes) -> Offer:
-        """The offer of the one contribution that the closed round has."""
+        """Close the round with this contribution only; return its offer."""
         arrived, offer = self.upload(body)[-1], self.offer(body)
         assert arrived is not None
         self.run_state.keep(arrived.contribution, offer.parcel.sha256, arrived.payload)
@@ -90,7 +90,7 @@ class Desk:
         return offer
 
     def heard(self) -> list[tuple[str, Message]]:
-        """What was said since the last time, and on which topic."""
+        """The messages to devices since the last call, with their topics."""
         said = []
         while (event := self.devices.next_event(0)) is not None:
             if isinstance(event, Received):

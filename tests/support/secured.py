@@ -1,4 +1,4 @@
-"""A real mosquitto with the very files that `broker init` makes, and boxes enrolled at it."""
+"""A real mosquitto with the files that `broker init` makes, and enrolled boxes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedclip_edge.transport import tls
 
 @dataclass
 class Secured:
-    """An operator's folder, and the broker that runs with it."""
+    """An operator's folder and its broker."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -38,7 +38,7 @@ class Secured:
     def start(self) -> None:
         if os.geteuid() == 0 and "user root" not in self.settings.read_text():
             with self.settings.open("a") as file:
-                file.write("user root\n")  # its own user may not read the test's folder
+                file.write("user root\n")  # the user mosquitto may not read the test's folder
         with (self.folder / "broker.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(MOSQUITTO), "-v", "-c", str(self.settings)], stdout=log, stderr=log
@@ -57,7 +57,7 @@ class Secured:
             self.process = None
 
     def box(self, id: str, days: int = 30) -> BrokerAddress:
-        """Enrols a device and unpacks its archive; the [broker] of its agent.toml."""
+        """Enrol a device and unpack its archive; return the [broker] section of its agent.toml."""
         archive = enrolment.enroll(self.site, id, out=self.folder / f"{id}.tar", days=days)
         with tarfile.open(archive) as tar:
             tar.extractall(self.folder / id, filter="data")
@@ -74,11 +74,11 @@ class Secured:
         )
 
     def at(self, address: BrokerAddress, port: int) -> BrokerAddress:
-        """The same client, where it finds the broker at another port."""
+        """The same client with another port for the broker."""
         return replace(address, port=port)
 
     def both_ends(self, client: BrokerAddress) -> Encryption:
-        """What a link between this client and the broker needs to look inside."""
+        """The TLS contexts that a link between this client and the broker needs."""
         as_broker = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         as_broker.minimum_version = ssl.TLSVersion.TLSv1_3
         as_broker.load_cert_chain(self.site.broker / "broker.crt", self.site.broker / "broker.key")
@@ -90,5 +90,5 @@ class Secured:
         return Encryption(as_broker, as_client)
 
     def nobody(self) -> BrokerAddress:
-        """Whoever knows the authority, and was given no certificate."""
+        """A client that knows the authority and has no certificate."""
         return replace(self.coordinator, certificate=None, key=None)

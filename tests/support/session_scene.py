@@ -1,4 +1,4 @@
-"""One device's session with a fake learner, and a coordinator that a test speaks for."""
+"""A device's session with a fake learner, and a coordinator that the test plays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model(value: float, closed: int = 0) -> Model:
 
 
 class Scene:
-    """A session, a script in the coordinator's place, and a clock."""
+    """A session, a script in place of the coordinator, and a clock."""
 
     def __init__(self, folder: Path, roles: tuple[Role, ...] = ("train", "evaluate")) -> None:
         self.now = 100.0
@@ -65,7 +65,7 @@ class Scene:
         self.start()
 
     def start(self) -> None:
-        """The device's process; once more after whatever killed it."""
+        """Start the device's process, also after a kill."""
         self.learner = FakeLearner(SHAPES)
         self.link = self.broker.client(
             "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
@@ -82,19 +82,19 @@ class Scene:
         )
 
     def flow(self) -> None:
-        """The session takes what came."""
+        """Deliver all messages to the session."""
         while (event := self.link.next_event(0)) is not None:
             self.session.handle_event(event, self.now)
 
     def work(self, by_s: float = 0.0) -> None:
-        """Time moves, and the session takes what came and works until there is nothing to do."""
+        """Move the clock, deliver all messages, and let the session do all its work."""
         self.now += by_s
         self.flow()
         while self.session.act(self.now):
             pass
 
     def heard(self, kind: type[M]) -> list[M]:
-        """What the device said of a kind since the last time."""
+        """The device's messages of type `kind` since the last call."""
         said: list[M] = []
         rest: list[Event] = []
         while (event := self.script.next_event(0)) is not None:
@@ -131,7 +131,7 @@ class Scene:
             self.script.publish(TOPICS.model, chunk)
 
     def join(self, **changes: Any) -> None:
-        """Up to being greeted, with the model of round 0."""
+        """Answer the session's hello and send the model of round 0."""
         self.flow()
         self.say(manifest(**changes))
         self.flow()

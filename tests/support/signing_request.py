@@ -1,4 +1,4 @@
-"""A certificate signing request, as a device makes one."""
+"""A certificate signing request as a device makes it."""
 
 from __future__ import annotations
 

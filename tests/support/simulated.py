@@ -1,4 +1,4 @@
-"""Pools and tasks of drawn features, for the tests of the simulator."""
+"""Pools and tasks with generated features, for the tests of the simulator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE = np.zeros(0, np.int64)
 
 
 def pool(per_domain: int = 60, classes: ClassTexts = CLASSES, *, domains: bool = True) -> Pool:
-    """Three domains; three fifths of each train, a fifth validation, a fifth test."""
+    """Three domains; of each, 60 % are for training, 20 % for validation and 20 % for testing."""
     parts = [features(per_domain, seed, classes) for seed in range(len(DOMAINS))]
     fifth = per_domain // 5
     sides = np.repeat([TRAIN, VALIDATION, TEST], [per_domain - 2 * fifth, fifth, fifth])
@@ -42,13 +42,13 @@ def task(plan: Plan, line: Line = "federated", classes: ClassTexts = CLASSES) ->
 
 
 def of(its: Pool, device: Device, side: str) -> Features:
-    """A device's features, as an agent would hold them."""
+    """The features of one side of a device, as an agent would hold them."""
     rows = getattr(device, side)
     return Features(its.vectors[rows], its.labels[rows], its.encoder_id)
 
 
 def write_npz(path: Path, **changes: Any) -> Path:
-    """An array file of the pool; an array that is changed to None is left out."""
+    """Write the pool as an array file; None leaves an array out."""
     its = pool()
     training = its.sides != TEST
     groups = np.array(DOMAINS)[its.domain_of]

@@ -1,4 +1,4 @@
-"""The processes of a simulated federation: how each is started on what its disk holds."""
+"""The processes of a simulated federation, and their start from the contents of their disks."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ _NOWHERE = Path("/nowhere")
 
 @dataclass(eq=False)
 class SimulatedProcess:
-    """A process, or the place where one was."""
+    """A simulated process; `process` is None while it is not running."""
 
     name: str
     disk: Disk
-    copy: bool = False  # of a box: the same key, other pictures, a disk of its own
+    copy: bool = False  # a copy of a box: the same key, other pictures, its own disk
     process: coordinator.Coordinator | session.Session | None = None
     link: InMemoryTransport | None = None
     fuse: Fuse = field(default_factory=Fuse)
     connection: CrashingConnection | None = None  # to its journal or state file
     lives: int = 0
-    busy_until: float = 0.0  # it trains, and hears nothing meanwhile
-    muted_until: float = 0.0  # nothing passes, and nobody notices
-    deaf_until: float = 0.0  # it hears its devices, and no other coordinator
+    busy_until: float = 0.0  # it trains and handles no messages
+    muted_until: float = 0.0  # its messages are lost, and nothing reports it
+    deaf_until: float = 0.0  # it does not receive the state of other coordinators
     gone_for_good: bool = False
-    dies_young: bool = False  # while its file is made
-    dies_of_answers: bool = False  # between the next `kept` that it says and all that follows
+    dies_young: bool = False  # killed while its file is created
+    dies_of_answers: bool = False  # killed right after it has sent a `kept`
     memory: Memory = field(init=False)
-    view: Any = None  # its file, without a fuse: Journal or StateDb
+    view: Any = None  # its file without a fuse: Journal or StateDb
     believed: Manifest | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class SimulatedProcess:
         return self.name == publisher.NAME
 
     def open(self, view: Journal | StateDb, luck: random.Random, checkpoint_pages: int) -> Any:
-        """The file's connection, with a fuse to it; it may die of it at once."""
+        """Open the file's connection with a fuse; the process may be killed at once."""
         database = view._database
         if self.dies_young:
             self.dies_young = False
@@ -87,25 +87,25 @@ class SimulatedProcess:
         return self.connection
 
     def check(self, laws: Laws | None) -> None:
-        """What a device's disk holds now."""
+        """Check the current contents of a device's disk."""
         if laws is not None and self.view is not None:
             device_laws.check(laws, self.memory, self.view)
 
     def lose_disk(self) -> None:
-        """A box whose disk was replaced, while it is off."""
+        """Replace the disk of a box that is off by an empty one."""
         self.disk.replace((b"", b""))
         self.memory, self.believed = Memory(self.name), None
 
 
 def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
-    """A coordinator on what its journal holds; False where its run is finished already."""
+    """Start a coordinator from its journal; False if its run is already finished."""
     path = simulated.disk.path
     connection = simulated.open(open_journal(path), world.luck, world.checkpoint_pages)
     journal = Journal(path, connection)
     run = _begin(world, journal)
     if run is None:
         return False
-    # The first one has been started before, in a run that is long over.
+    # The first coordinator may continue with the epoch of an earlier run.
     epoch = journal.next_epoch(
         above=_heard(world) if world.starts else world.luck.choice((0, 3, 3))
     )
@@ -117,7 +117,7 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
     if world.laws is None or world.laws.run.id != run.id:
         world.laws = Laws(run, state.model, layout(run.plan.method).parameters)
     world.laws.check_run_state(state)
-    # Each start has an id of its own, as process.py gives it; the last one's will may follow.
+    # Each start has a new client id, as in process.py, so an old will may arrive later.
     simulated.link = world.network.client(
         f"coordinator-{incarnation}",
         Topics(FLEET).for_coordinator(),
@@ -130,10 +130,10 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
 
 
 def _heard(world: World) -> int:
-    """The epoch of another one's state on the broker, as process.py listens for it; 0 for none."""
+    """The epoch of a retained coordinator state, as process.py reads it; 0 if there is none."""
     topic = Topics(FLEET).coordinator_state
     payload = world.network.retained(topic)
-    if not payload or world.luck.random() < 0.7:  # the broker took longer than it listened
+    if not payload or world.luck.random() < 0.7:  # the retained message came too late
         return 0
     try:
         state = wire.unpack_control(topic, payload).message
@@ -143,7 +143,7 @@ def _heard(world: World) -> int:
 
 
 def _begin(world: World, journal: Journal) -> Run | None:
-    """The run to go on with; None where it is finished already. Its id is no chance here."""
+    """The run to continue, or a new one with a deterministic id; None if it is finished."""
     if journal.last_run() is None:
         world.runs += 1
         initial = methods.get(world.plan.method).initial(CLASSES, DIM, world.plan.seed)
@@ -159,7 +159,7 @@ def _fleet_config(world: World, journal: Path) -> FleetConfig:
 
 
 def start_agent(world: World, simulated: SimulatedProcess) -> None:
-    """A device on what its disk holds."""
+    """Start a device from the contents of its disk."""
     path = simulated.disk.path
     connection = simulated.open(open_state_db(path), world.luck, world.checkpoint_pages)
     simulated.check(world.laws)
@@ -183,7 +183,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
             layout(world.plan.method).parameters,
             name,
             functools.partial(_train, world, simulated, variant),
-            # A report says nothing of time: its bytes stand in the trace.
+            # Without times in the report, its bytes are the same in every trace.
             report_fields={"wait_s": 0.0},
         ),
         identity=me,
@@ -193,7 +193,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
 
 
 def _train(world: World, simulated: SimulatedProcess, variant: str, model: Model) -> Update:
-    """An update that takes virtual time alone."""
+    """An update that takes only virtual time."""
     assert simulated.believed is not None
     device_laws.trains(simulated.memory, simulated.believed.run, model.round, variant)
     training_s = world.training_s[simulated.name]

@@ -1,4 +1,4 @@
-"""Small configurations that open_clip takes for its own, and a hub on this machine."""
+"""Small configurations registered in open_clip, and a local hub."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TAGS: dict[str, dict[str, dict[str, Any]]] = {
 
 @contextmanager
 def registered(folder: Path) -> Iterator[None]:
-    """open_clip lists CONFIGS and TAGS as long as it lasts."""
+    """Register CONFIGS and TAGS in open_clip inside the `with` block."""
     from fedclip_edge.exporting.torchvision_ops import declare_missing
 
     declare_missing()
@@ -76,7 +76,7 @@ def registered(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def hub(files: Mapping[str, bytes]) -> Iterator[str]:
-    """A hub that holds `files`, `org/name/file` -> content; yields its address."""
+    """A hub with `files`, a map of `org/name/file` to content; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

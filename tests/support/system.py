@@ -1,4 +1,4 @@
-"""Real processes on real files, as a user starts them; every one is ended by its own handle."""
+"""Real processes with real files, as a user starts them; each is ended through its own handle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.vision.bundle import Bundle
 
-DEADLINE_S = 90.0  # generous: two busy cores, and torch takes seconds to load
+DEADLINE_S = 90.0  # generous: with two busy cores, torch takes seconds to load
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -27,7 +27,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run(*arguments: str | Path, timeout_s: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
+    """Run a command that ends on its own."""
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -40,7 +40,7 @@ def started(
     new_session: bool = False,
     timeout_s: float = 3 * DEADLINE_S,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command that the test ends, its output in a pipe; killed on leaving, or when time is up."""
+    """Start a command with its output in a pipe; it is killed on exit or timeout."""
     with (
         subprocess.Popen(
             command(*arguments),
@@ -58,7 +58,7 @@ def started(
 def killed_on_leaving(
     process: subprocess.Popen[Any], timeout_s: float = 3 * DEADLINE_S
 ) -> Iterator[None]:
-    """Kills it on leaving, or when time is up: a reader, and Popen on leaving, would wait for ever."""
+    """Kill the process on exit or after a timeout, so that no reader and no `wait` can hang."""
     killer = threading.Timer(timeout_s, process.kill)
     killer.start()
     try:
@@ -69,7 +69,7 @@ def killed_on_leaving(
 
 
 def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: int) -> None:
-    """Noise with a colour of its own for each class."""
+    """Write noise pictures with a different colour for each class."""
     random = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -81,7 +81,7 @@ def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: i
 
 @dataclass
 class Site:
-    """Configurations and processes of one fleet in one folder."""
+    """The configurations and processes of one fleet in one folder."""
 
     folder: Path
     bundle: Bundle
@@ -133,15 +133,15 @@ class Site:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = DEADLINE_S) -> None:
-    """Looks again and again until `condition` holds; fails after `timeout_s`."""
+    """Poll until `condition` holds; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for: {what}"
+        assert time.monotonic() < deadline, f"still waiting after {timeout_s:g} s for {what}"
         time.sleep(0.05)
 
 
 def commands() -> dict[int, str]:
-    """The command line of every process there is, by its id."""
+    """The command line of every process, by process id."""
     lines = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -152,12 +152,12 @@ def commands() -> dict[int, str]:
 
 
 def descendants(pid: int) -> set[int]:
-    """The ids of all processes that come from it and are there."""
+    """The ids of all running processes that descend from it."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # The name in brackets may hold anything; the state and the parent follow it.
+                # The name in parentheses may contain anything; state and parent come after it.
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 parents[int(entry.name)] = int(fields[1])
     found, more = set[int](), {pid}
@@ -168,6 +168,6 @@ def descendants(pid: int) -> set[int]:
 
 
 def process_of(argument: str) -> int:
-    """The id of the one process with it in its command line."""
+    """The id of the only process with `argument` in its command line."""
     (found,) = (pid for pid, line in commands().items() if argument in line)
     return found

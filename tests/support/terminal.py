@@ -1,4 +1,4 @@
-"""A command on a terminal of a chosen width."""
+"""A command on a terminal with a given width."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from system import DEADLINE_S, killed_on_leaving
 
 
 def shown_on_terminal(command: Sequence[str], columns: int, *, with_errors: bool = True) -> str:
-    """Everything that the command writes to a terminal of so many columns; it must end with 0.
+    """The complete output of the command on a terminal with `columns` columns; it must exit with 0.
 
-    Standard error goes to the terminal too, unless `with_errors` is off.
+    Standard error goes to the terminal as well, unless `with_errors` is off.
     """
     ours, theirs = pty.openpty()
     ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -34,7 +34,7 @@ def shown_on_terminal(command: Sequence[str], columns: int, *, with_errors: bool
         while True:
             try:
                 block = os.read(ours, 65536)
-            except OSError:  # the child closed its side
+            except OSError:  # the child has closed its side
                 break
             if not block:
                 break

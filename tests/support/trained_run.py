@@ -1,4 +1,4 @@
-"""A bundle, pictures and a model trained on them in a round, for exports and predictions."""
+"""A bundle, pictures, and a model trained on them for one round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import open_encoder
 from fedclip_edge.vision.pictures import load
 
-# Moves far enough in one round that many adapted labels are others than the zero-shot ones.
+# One round moves the model far enough that many labels differ from the zero-shot ones.
 OPTIONS: dict[str, Scalar] = {"loss": "cross-entropy", "weight_decay": 0.0, "epochs": 40}
 OPTIONS_OF: dict[str, dict[str, Scalar]] = {
     "fedclip": OPTIONS,
@@ -33,7 +33,7 @@ OPTIONS_OF: dict[str, dict[str, Scalar]] = {
 
 
 def write_mixed(folder: Path, classes: tuple[str, ...], per_class: int = 5) -> None:
-    """Noise pictures of many shapes and modes, in a folder for each class."""
+    """Write noise pictures of many sizes and modes, in one folder per class."""
     random = np.random.default_rng(5)
     modes = ("RGB", "L", "P", "RGBA", "CMYK")
     for number, name in enumerate(classes):
@@ -50,7 +50,7 @@ def write_mixed(folder: Path, classes: tuple[str, ...], per_class: int = 5) -> N
 def train(
     bundle: Bundle, pictures: Path, lr: float = 2e-2, method: str = "fedclip"
 ) -> TrainedModel:
-    """One round of one device on pictures in class folders; of a personal method its own model."""
+    """Train one device for one round; a personal method gives the device's own model."""
     asked = find_pictures([pictures], bundle.classes.names)
     encoder = open_encoder(bundle, EncoderConfig())
     pixels = [load(one.path, bundle.manifest.preprocessing) for one in asked]

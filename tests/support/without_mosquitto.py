@@ -1,4 +1,4 @@
-"""A machine on which mosquitto is not installed."""
+"""A machine without mosquitto."""
 
 from __future__ import annotations
 

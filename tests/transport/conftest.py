@@ -1,4 +1,4 @@
-"""Fixtures of the transport's tests."""
+"""Fixtures for the transport tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedclip_edge.pki.mosquitto import access_list
 
 @pytest.fixture
 def guarded(start_mosquitto: StartMosquitto, tmp_path: Path) -> BrokerAddress:
-    """A broker with passwords and our access list; each password is its user's name."""
+    """A broker with passwords and our access list; each user's password is the user's name."""
     for number, user in enumerate(("coordinator", "cam-01", "cam-02")):
         new = ["-c"] if number == 0 else []
         command = ["mosquitto_passwd", *new, "-b", str(tmp_path / "passwords"), user, user]

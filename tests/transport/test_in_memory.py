@@ -1,4 +1,4 @@
-"""The in-memory broker: links that go and come back, and a broker that dies."""
+"""The in-memory broker: lost and restored links, and a broker that dies."""
 
 from __future__ import annotations
 

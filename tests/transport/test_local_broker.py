@@ -1,4 +1,4 @@
-"""The broker of last resort, for real: mosquitto where it is, amqtt where it is not, or a sentence."""
+"""The local broker: mosquitto, amqtt as a fallback, or an error message."""
 
 from __future__ import annotations
 

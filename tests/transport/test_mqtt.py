@@ -1,4 +1,4 @@
-"""Messages over a real broker, and the in-memory twin under the same contract."""
+"""Messages over a real broker, and over the in-memory transport with the same contract."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from fedclip_edge.transport.outbox import WINDOW
 
 
 class Place(Protocol):
-    """Where clients meet."""
+    """A broker for clients."""
 
     def client(self, name: str, topics: Iterable[str] = (), will: Will | None = None) -> Transport:
-        """A client that is connected, its `Connected` not yet taken."""
+        """A connected client whose `Connected` event is still in its queue."""
 
     def cut(self, name: str) -> None:
-        """The client's link is gone without a good-bye, and stays away."""
+        """Cut the client's link without a DISCONNECT, and keep it away."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class MosquittoPlace:
 
 @pytest.fixture
 def place(start_mosquitto: StartMosquitto) -> Iterator[MosquittoPlace]:
-    """A broker of this test's own: nothing retained by another."""
+    """A broker for this test only, without retained messages of other tests."""
     broker = start_mosquitto()
     made = MosquittoPlace(broker.address)
     yield made
@@ -110,13 +110,13 @@ def on_bulk(event: Received) -> bool:
 
 
 def messages(transport: Transport, until: str) -> list[tuple[str, bytes]]:
-    """What comes, up to a message on the topic `until`."""
+    """All messages before one on the topic `until`."""
     found: list[tuple[str, bytes]] = []
     while True:
         event = next_of(transport, Received)
         if event.topic == until:
             return found
-        if event.topic != "ready":  # somebody else's
+        if event.topic != "ready":  # another client's
             found.append((event.topic, event.payload))
 
 
@@ -177,7 +177,7 @@ def test_what_is_retained_is_said_again_to_who_asks(anywhere: Place) -> None:
     again = next_of(listener, Received)
     assert (again.topic, again.payload) == ("kept/1", b"news")
     speaker.publish("ready", b"")
-    assert messages(listener, "ready") == [], "and the link is the same"
+    assert messages(listener, "ready") == [], "the link must be the same"
 
 
 def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
@@ -188,7 +188,7 @@ def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
     anywhere.cut("b")
     assert next_of(listener, Received, lambda e: e.topic == "state/b").payload == b"gone"
     next_of(vanishes, Disconnected)
-    vanishes.publish("state/b", b"forgotten")  # no error, and nobody hears it
+    vanishes.publish("state/b", b"forgotten")  # no error, although the message is lost
     late = anywhere.client("c", ["ready", "state/b"])  # the will was retained
     assert next_of(late, Received, lambda e: e.topic == "state/b").payload == b"gone"
 
@@ -212,7 +212,7 @@ def test_a_client_may_come_back_under_its_name(anywhere: Place) -> None:
         client.close()
 
 
-# Only over a socket.
+# Only with sockets.
 
 
 def test_what_was_queued_is_sent_before_the_good_bye(place: MosquittoPlace) -> None:
@@ -228,7 +228,7 @@ def test_what_was_queued_is_sent_before_the_good_bye(place: MosquittoPlace) -> N
 
 
 def test_bulk_arrives_whole_and_in_order_both_ways(place: MosquittoPlace) -> None:
-    """More than any queue between holds: the window keeps the sender from overrunning it."""
+    """More messages than all queues hold: the window must prevent an overrun."""
     count, size = 300, 120 * 1024
     left = place.client("left", ["ready", "to/left"])
     right = place.client("right", ["ready", "to/right"])
@@ -238,7 +238,7 @@ def test_bulk_arrives_whole_and_in_order_both_ways(place: MosquittoPlace) -> Non
     for number in range(count):
         for client, topic in ((left, "to/right"), (right, "to/left")):
             client.publish(topic, number.to_bytes(4, "big") + bytes(size - 4))
-    assert time.monotonic() - began < 5, "publish blocks"
+    assert time.monotonic() - began < 5, "publish must not block"
     for client in (left, right):
         for number in range(count):
             event = next_of(client, Received, lambda e: e.topic.startswith("to/"))
@@ -250,13 +250,13 @@ def test_at_most_a_window_is_on_the_way(place: MosquittoPlace) -> None:
     listener = place.client("a", ["ready", "bulk"])
     subscribed(listener)
     speaker = place.client("b", ["ready"])
-    next_of(speaker, Connected)  # and nothing said yet: the whole window is free
+    next_of(speaker, Connected)  # nothing was published yet: the whole window is free
     place.proxies["b"].stall()
     for number in range(50):
         speaker.publish("bulk", bytes([number]))
     for number in range(WINDOW):
         assert next_of(listener, Received, on_bulk).payload == bytes([number])
-    assert listener.next_event(0.3) is None  # nothing more comes
+    assert listener.next_event(0.3) is None  # no more messages
     place.proxies["b"].flow()
     for number in range(WINDOW, 50):
         assert next_of(listener, Received, on_bulk).payload == bytes([number])
@@ -276,9 +276,9 @@ def test_what_was_not_delivered_when_the_link_went_away_is_forgotten(place: Mosq
     proxy.cut()
     next_of(speaker, Disconnected)
     speaker.publish("bulk", b"while away")
-    subscribed(speaker)  # it came back by itself, its subscriptions with it
+    subscribed(speaker)  # the link and its subscriptions came back without help
     speaker.publish("end", b"")
-    # What was on the way may come twice: at least once is what QoS 1 says.
+    # Messages in flight may arrive twice: QoS 1 means at least once.
     assert {payload for _, payload in messages(listener, until="end")} <= {
         bytes([number]) for number in range(WINDOW)
     }
@@ -302,7 +302,7 @@ def test_the_link_comes_back_after_the_broker_did(start_mosquitto: StartMosquitt
 
 def test_without_a_broker_there_is_no_link() -> None:
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        nobody.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         port = nobody.getsockname()[1]
         client = PahoTransport(BrokerAddress(port=port), "a", [], Will("w", b""))
         began = time.monotonic()
@@ -358,7 +358,7 @@ def test_a_real_broker_keeps_everybody_to_the_access_list(guarded: BrokerAddress
         next_of(made, Connected)
         return made
 
-    # Each asks for more than its own; the broker decides.
+    # Each client subscribes to everything; the broker decides.
     coordinator = member("coordinator", ["fedclip/#"])
     one, two = (member(name, ["fedclip/#"]) for name in ("cam-01", "cam-02"))
     try:
@@ -399,7 +399,7 @@ def test_traffic_is_what_went_over_the_wire(place: MosquittoPlace) -> None:
             client.publish("echo", bytes(50_000))
         for _ in range(20):
             assert len(next_of(client, Received).payload) == 50_000
-        # Across a lost link too: what the first connection carried stays counted.
+        # The counters must include the lost connection.
         proxy.cut()
         next_of(client, Disconnected)
         subscribed(client)
@@ -418,7 +418,7 @@ def test_who_comes_back_is_spread_over_a_time_that_grows_with_the_fleet(
     least, most = (reconnect_wait_s(failures, devices, at) for at in (0.0, 1.0))
     assert most - least == pytest.approx(spread_s)
     assert least <= reconnect_wait_s(failures, devices, draw) <= most
-    assert least <= 7  # found again within ten seconds of its return
+    assert least <= 7  # reconnected within ten seconds after the broker is back
     assert reconnect_wait_s(failures + 1, devices, draw) >= reconnect_wait_s(
         failures, devices, draw
     )
@@ -437,7 +437,7 @@ def test_a_client_of_a_large_fleet_stays_away_for_longer(place: MosquittoPlace) 
         while (wait_s := client._client._reconnect_min_delay) == 1:
             assert time.monotonic() < deadline
         waits.append(wait_s)
-    assert waits[0] <= 8 < waits[1]  # the second is below but once in two million times
+    assert waits[0] <= 8 < waits[1]  # the second wait is shorter only once in two million runs
 
 
 def test_a_client_id_is_known_to_its_owner_alone() -> None:

@@ -1,4 +1,4 @@
-"""What MQTT 5 says, used over real brokers; and 3.1.1 with those that do not speak it."""
+"""MQTT 5 with real brokers, and MQTT 3.1.1 with brokers that do not support it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DYNAMIC_SECURITY = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so")
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port may have been another broker's before."""
+    """Forget what is known of earlier brokers on the same ports."""
     monkeypatch.setattr(mqtt_version, "_answered", {})
 
 
@@ -47,13 +47,15 @@ def version(link: PahoTransport) -> int:
 
 
 class Gate(Proxy):
-    """A relay that closes a connection whose CONNECT says MQTT 5, without a word, as RabbitMQ 3.10
-    does, unless it `knows_5`; and any connection, as long as there are `deaths` left."""
+    """A relay that closes connections whose CONNECT says MQTT 5, as RabbitMQ 3.10 does.
+
+    It passes them on if `knows_5` is set. It closes any connection while `deaths` is above zero.
+    """
 
     def __init__(self, target: BrokerAddress) -> None:
         self.knows_5 = False
         self.deaths = 0
-        self.knocks: list[int] = []  # the versions that were asked for
+        self.knocks: list[int] = []  # the MQTT version of each attempt
         super().__init__(target)
 
     def _up(self, client: socket.socket, server: socket.socket) -> None:
@@ -77,7 +79,7 @@ def gate(mosquitto: BrokerAddress) -> Iterator[Gate]:
 
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy broker takes its time; amqtt alone does not answer 5 at all."""
+    """A longer timeout for a busy broker, but not for amqtt, which never answers MQTT 5."""
     if "amqtt" not in request.node.name:
         monkeypatch.setattr(mqtt, "PATIENCE_S", DEADLINE_S)
 
@@ -86,7 +88,7 @@ def test_mosquitto_is_spoken_5_to(mosquitto: BrokerAddress) -> None:
     link = connected(mosquitto, "five", ["ready"])
     subscribed(link)
     assert version(link) == 5
-    assert link.packet_bytes() is None  # it has announced no limit
+    assert link.packet_bytes() is None  # the broker has announced no limit
     link.close()
 
 
@@ -104,7 +106,8 @@ def test_amqtt_is_spoken_3_1_1_to_and_5_is_tried_once(
             assert version(link) == 4
             link.close()
         connections = (tmp_path / "broker.log").read_text().count("Connection from")
-        assert connections == 4  # to see that it listens; with 5 and 3.1.1; with 3.1.1
+        # A probe of the port; MQTT 5 and 3.1.1 by the first client; 3.1.1 by the second.
+        assert connections == 4
 
 
 def test_a_broker_that_closes_on_5_without_a_word_is_spoken_3_1_1_to(gate: Gate) -> None:
@@ -165,7 +168,7 @@ def test_what_is_as_large_as_announced_passes_and_what_is_larger_is_told(
 
 
 def subscribed_still(link: PahoTransport) -> None:
-    """The connection is the same, and carries messages."""
+    """Check that the connection is the same and carries messages."""
     link.publish("ready", b"still")
     assert link.next_event(DEADLINE_S) == Received("ready", b"still")
 
@@ -204,7 +207,7 @@ def test_a_limit_that_shrank_is_known_with_the_next_connected(
     next_of(link, Disconnected)
     wait_until(lambda: link._limits.packet_bytes == 9000, "the link to be back")
     wait_until(lambda: link._outbox._link is not None, "its subscriptions")
-    # Whoever has not heard of it yet: what is too large for the new link is forgotten, not fatal.
+    # Until the sender knows the new limit, a message that is too large is dropped silently.
     link.publish("bulk", bytes(CHUNK))
     next_of(link, Connected)
     with pytest.raises(ConfigError):
@@ -275,7 +278,7 @@ def test_a_message_that_the_access_list_denies_is_told_once(
 
 @pytest.fixture
 def deaf(start_mosquitto: StartMosquitto, tmp_path: Path) -> BrokerAddress:
-    """A broker that lets everybody in, and nobody subscribe."""
+    """A broker that accepts every connection and no subscription."""
     if DYNAMIC_SECURITY is None:
         pytest.skip("mosquitto's dynamic security is not installed")
     kinds = ("publishClientSend", "publishClientReceive", "unsubscribe")
@@ -296,7 +299,7 @@ def test_a_subscription_that_is_refused_for_good_is_told(deaf: BrokerAddress) ->
 
 
 def test_a_subscription_that_3_1_1_refuses_is_told_and_asked_for_again(deaf: BrokerAddress) -> None:
-    """Its one code for a failure may mean anything, a node of a cluster that is just gone too."""
+    """In MQTT 3.1.1 the one failure code may also mean that a node has just failed."""
     gate = Gate(deaf)
     link = PahoTransport(gate.address, "cam-01", [LAB.round], Will("w", b""))
     with pytest.raises(
@@ -310,7 +313,7 @@ def test_a_subscription_that_3_1_1_refuses_is_told_and_asked_for_again(deaf: Bro
 
 @contextlib.contextmanager
 def scripted(*answers: bytes) -> Iterator[BrokerAddress]:
-    """A broker that says this, whatever it hears, and closes the connection."""
+    """A broker that sends these answers to any bytes, and closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -329,7 +332,7 @@ def scripted(*answers: bytes) -> Iterator[BrokerAddress]:
 
 
 def test_a_broker_that_says_why_it_ends_a_connection_is_quoted() -> None:
-    """mosquitto 2.0.11 does not say it."""
+    """mosquitto 2.0.11 does not send the reason."""
     granted = bytes([0x90, 4, 0, 1, 0, 1])
     taken_over = bytes([0xE0, 2, 0x8E, 0])
     with scripted(bytes([0x20, 3, 0, 0, 0]), granted + taken_over) as address:
@@ -353,7 +356,7 @@ def narrow(
     random_bundle: Bundle,
     request: pytest.FixtureRequest,
 ) -> Iterator[Site]:
-    """A fleet at a broker that takes packets of so many bytes."""
+    """A fleet with a broker that limits the packet size."""
     broker = start_mosquitto(settings=f"allow_anonymous true\nmax_packet_size {request.param}")
     made = Site(tmp_path, random_bundle, broker.address, "lab")
     yield made

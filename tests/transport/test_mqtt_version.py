@@ -1,4 +1,4 @@
-"""5 first, 3.1.1 for a broker that has not 5, and no dead broker taken for one of those."""
+"""The choice of the MQTT version: 5 first, then 3.1.1, and no fallback because of a dead broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def test_5_comes_first_and_is_kept_where_it_is_answered() -> None:
     first = Dialect(HERE)
     assert first.version == 5
     first.answered()
-    assert not first.closed()  # it goes: a broker that spoke 5 speaks it when it is back
+    # The connection was lost: a broker that spoke MQTT 5 will speak it again.
+    assert not first.closed()
     assert first.version == 5
 
 
@@ -74,7 +75,8 @@ def test_what_closes_now_and_then_is_not_another_broker() -> None:
 def test_a_broker_that_has_3_1_1_no_longer_is_spoken_5_to() -> None:
     link = Dialect(HERE)
     link.unsupported()
-    assert not link.unsupported()  # not at once, or two that name each other would be a loop
+    # Not at once, or two brokers that name each other would cause a loop.
+    assert not link.unsupported()
     assert (link.version, Dialect(HERE).version) == (5, 5)
 
 

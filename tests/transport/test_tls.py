@@ -1,4 +1,4 @@
-"""Certificates over real sockets, against mosquitto with the files that `broker init` makes."""
+"""TLS: certificates over real sockets, with mosquitto and the files of `broker init`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from fedclip_edge.transport.mqtt import PahoTransport
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
 LAB = Topics("lab")
-REFUSAL_S = 20.0  # to be refused within
-ACCEPTED_S = 3.0  # not to be refused for
+REFUSAL_S = 20.0  # time limit for a refusal
+ACCEPTED_S = 3.0  # time without a refusal
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def come(address: BrokerAddress, name: str, topics: Iterable[str] = ()) -> PahoT
 
 
 def refused(address: BrokerAddress) -> str:
-    """What a client that comes is told when it is refused for good, on coming and looked into."""
+    """The reason of a final refusal, which must be the same on connecting and from `examine`."""
     with pytest.raises(RefusedError) as examined:
         tls.examine(address, REFUSAL_S)
     with pytest.raises(RefusedError) as tried:
@@ -70,7 +70,7 @@ def test_a_device_reads_and_writes_only_what_is_its_own(secured: Secured) -> Non
     boxes = {name: secured.box(name) for name in ("cam-01", "cam-02")}
     secured.start()
     coordinator = come(secured.coordinator, "c", ["fedclip/#"])
-    # Each asks for everything, under a client id and a user name that are not its own.
+    # Each device asks for all topics, with a client id and a user name that are not its own.
     links = {
         name: come(replace(box, username="coordinator"), f"x-{name}", ["fedclip/#"])
         for name, box in boxes.items()
@@ -84,7 +84,7 @@ def test_a_device_reads_and_writes_only_what_is_its_own(secured: Secured) -> Non
             next_of(link, Connected)
             for topic in everything:
                 link.publish(topic, f"{name} says".encode())
-        for name in boxes:  # behind all of them, on each one's own connection
+        for name in boxes:  # after all other messages on the same connection
             links[name].publish(LAB.up(name), b"end")
         said = {
             (topic, f"{name} says".encode())
@@ -158,8 +158,8 @@ def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: 
         ours.publish(LAB.model, b"after")
         assert next_of(ours, Received).payload == b"speaks"
         assert next_of(others, Received, lambda e: e.payload == b"after")
-        assert its.next_event(0.3) is None  # connected, and deaf
-        tls.examine(stays, ACCEPTED_S)  # nothing against this one
+        assert its.next_event(0.3) is None  # connected, but receives nothing
+        tls.examine(stays, ACCEPTED_S)  # this certificate is still accepted
         disconnect_client(secured.coordinator, client)
         next_of(its, Disconnected)
         with pytest.raises(RefusedError, match="certificate was revoked"):
@@ -169,7 +169,7 @@ def test_a_revoked_device_is_deaf_and_mute_at_once_thrown_out_and_told(secured: 
     finally:
         for link in (ours, its, others):
             link.close()
-    # and a broker that starts anew has not forgotten
+    # the revocation must survive a restart of the broker
     secured.stop()
     secured.start()
     assert "certificate was revoked" in refused(gone)
@@ -225,7 +225,7 @@ def mend(secured: Secured, crl: bytes) -> None:
 def test_a_clock_that_is_behind_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same to a client: its clock is behind, or the certificate is of the future."""
+    """A client cannot tell whether its clock is behind or the certificate begins in the future."""
     real = authority._now
     monkeypatch.setattr(authority, "_now", lambda: real() + dt.timedelta(days=3))
     ahead = Secured(tmp_path)
@@ -242,7 +242,7 @@ def test_a_clock_that_is_behind_is_waited_for(
 
 
 def answer(data: bytes, server: socket.socket) -> None:
-    """Answers whoever comes with the same bytes, whatever they say."""
+    """Answer every client with the same bytes."""
     while True:
         try:
             client, _ = server.accept()
@@ -254,7 +254,7 @@ def answer(data: bytes, server: socket.socket) -> None:
 
 
 def test_an_alert_in_the_clear_ends_nobody(secured: Secured) -> None:
-    """A TLS record with the alert 44, certificate_revoked, from somebody on the way."""
+    """An unencrypted alert 44 (certificate_revoked) may come from an attacker on the network."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         record = b"\x15\x03\x03\x00\x02\x02\x2c"
         threading.Thread(target=answer, args=(record, server), daemon=True).start()
@@ -266,7 +266,7 @@ def test_an_alert_in_the_clear_ends_nobody(secured: Secured) -> None:
 
 
 def test_an_enrolled_device_cannot_pass_for_the_broker(secured: Secured) -> None:
-    """Even one whose id is the broker's name."""
+    """This holds even if the device's id is the name of the broker."""
     impostor = secured.box("localhost")
     honest = replace(secured.box("cam-01"), host="localhost")
     assert impostor.certificate is not None
@@ -304,7 +304,7 @@ def test_nobody_speaks_less_than_tls_1_3(secured: Secured) -> None:
 def test_where_nobody_answers_nothing_is_refused(secured: Secured) -> None:
     with pytest.raises(LinkError, match="no broker answers at 127"):
         tls.examine(secured.nobody(), ACCEPTED_S)
-    tls.examine(BrokerAddress(port=secured.port), ACCEPTED_S)  # not encrypted: nothing to look into
+    tls.examine(BrokerAddress(port=secured.port), ACCEPTED_S)  # no TLS: nothing to examine
     assert tls.context(BrokerAddress()) is None
 
 
@@ -332,7 +332,7 @@ def test_a_broker_over_tls_that_goes_comes_back(secured: Secured) -> None:
         for _ in range(2):
             secured.stop()
             next_of(link, Disconnected)
-            # An attempt fails meanwhile, and is looked into.
+            # The client examines the broker after a failed attempt.
             wait_until(lambda: "no broker answers" in link._inbox.complaint, "a failed attempt")
             secured.start()
             next_of(link, Connected)

@@ -1,4 +1,4 @@
-"""A bundle is whole and unaltered, or an error that names the file."""
+"""Reading and writing a bundle: complete and unaltered, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rewrite(folder: Path, edit: Edit) -> None:
 
 
 def put(folder: Path, name: str, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Another file with a manifest that vouches for it."""
+    """Replace a file and update its hash in the manifest."""
     save_file(arrays, folder / name, metadata)
     digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     rewrite(folder, lambda table: table["files"].update({name: digest}))

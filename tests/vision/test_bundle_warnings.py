@@ -1,4 +1,4 @@
-"""What a manifest says that its numbers do not show."""
+"""Warnings about a bundle: random weights and an accepted parity failure."""
 
 from __future__ import annotations
 

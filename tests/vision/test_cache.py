@@ -1,4 +1,4 @@
-"""Features on disk: found under their own key alone, whole or not at all."""
+"""The feature cache: entries under their own key only, and complete or absent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def vector(*values: float) -> F32:
     return np.array(values, np.float32)
 
 
-@settings(max_examples=25)  # each one writes files
+@settings(max_examples=25)  # each example writes files
 @given(FEATURES, FEATURES)
 def test_gives_back_the_bits_that_were_put(
     tmp_path_factory: pytest.TempPathFactory, mine: dict[str, F32], others: dict[str, F32]

@@ -1,4 +1,4 @@
-"""A folder per class, and the split by picture hash."""
+"""Picture folders: one per class, and the split by picture hash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = ("cat", "dog", "tea cup")
 
 
 def fill(folder: Path, **names: str) -> Path:
-    """Files named for each class; a file's bytes are its name, so equal names are copies."""
+    """Create files for each class; the name is also the content, so equal names are copies."""
     for label, files in names.items():
         inside = folder / label.replace("_", " ")
         inside.mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_classes_without_a_test_picture_are_reported() -> None:
     reported = split(few, DataConfig(Path())).classes_without_test
     assert reported == tuple(CLASSES[label] for label in sorted(missing))
     none = split(everything, DataConfig(Path(), 0.5, 0.5, 0.0))
-    assert none.classes_without_test == ("cat", "dog")  # "tea cup" has no picture at all
+    assert none.classes_without_test == ("cat", "dog")  # "tea cup" has no pictures
 
 
 def test_reading_again_after_renaming_changes_no_side(tmp_path: Path) -> None:

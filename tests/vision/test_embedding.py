@@ -1,4 +1,4 @@
-"""Each picture through the encoder once, ever; what cannot be read is skipped and named."""
+"""Embedding: each picture is encoded once, and unreadable ones are skipped and named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = ("circle", "square", "triangle")
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> tuple[Picture, ...]:
-    """Eleven of two classes, drawn from noise."""
+    """Eleven noise pictures of two classes."""
     rng = np.random.default_rng(5)
     for label, count in (("circle", 4), ("square", 7)):
         folder = tmp_path / "pictures" / label
@@ -44,7 +44,7 @@ def encoder(random_bundle: Bundle) -> Encoder:
 
 
 class Counting:
-    """An onnxruntime session that counts what it is given, and may fail after some pictures."""
+    """An onnxruntime session that counts pictures, and may fail after some."""
 
     def __init__(self, session: Any, fail_after: int | None = None) -> None:
         self.session, self.fail_after, self.seen = session, fail_after, 0
@@ -84,7 +84,7 @@ def test_a_second_run_encodes_nothing(
         first = embed(random_bundle, encoder, cache, pictures)
     session = Counting(encoder.session)
     for picture in pictures:
-        picture.path.unlink()  # nor does it open a file
+        picture.path.unlink()  # the cache makes the file unnecessary
     with FeatureCache(tmp_path / "f.sqlite") as cache:
         second = embed(random_bundle, replace(encoder, session=session), cache, pictures)
     assert session.seen == 0

@@ -1,4 +1,4 @@
-"""The provider asked for, the shapes promised, and the same features in any batch."""
+"""The encoder: the requested provider, the promised shapes, and equal features in any batch."""
 
 from __future__ import annotations
 
@@ -75,24 +75,24 @@ def test_a_provider_that_is_not_here_is_an_error_that_lists_the_others(
 
 
 class OnCpu:
-    """An onnxruntime whose CUDA and TensorRT are really its CPU; TensorRT writes its files."""
+    """An onnxruntime that runs CUDA and TensorRT on the CPU; TensorRT writes its files."""
 
     START = onnxruntime.InferenceSession
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, falls_back: bool = False) -> None:
         self.falls_back = falls_back
-        self.started: list[Any] = []  # providers of each session
-        self.kept: list[Any] = []  # keyword arguments of each session
-        self.batches: list[int] = []  # of TensorRT's runs
+        self.started: list[Any] = []  # the providers of each session
+        self.kept: list[Any] = []  # the keyword arguments of each session
+        self.batches: list[int] = []  # the batch sizes that TensorRT ran
         self.builds = 0
-        self.written = b"engine"  # what of an engine the disk takes
+        self.written = b"engine"  # the content of an engine file on disk
         names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
         monkeypatch.setattr(onnxruntime, "InferenceSession", self.start)
         monkeypatch.setattr(
             tensorrt, "find_builder", lambda version, _: Builder(version, "10.3.0", "Orin sm87 16")
         )
-        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that it is put back
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that monkeypatch restores it
         monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
 
     def start(self, source: Any, options: Any, *, providers: Any, **kept: Any) -> Any:
@@ -110,12 +110,12 @@ class OnCpu:
             self.builds += 1
             (folder / "TRTKernel_sm87.engine").write_bytes(self.written)
             (folder / "cache_sm87.timing").write_bytes(b"timings")
-        whole = kept is None or kept.read_bytes() == b"engine"  # a new one runs from memory
+        whole = kept is None or kept.read_bytes() == b"engine"  # a new engine runs from memory
         return Named(real, "TensorrtExecutionProvider", self.batches if whole else None)
 
 
 class Named:
-    """A session that says it runs on `provider`."""
+    """A session that reports `provider` as its provider."""
 
     def __init__(self, real: Any, provider: str, batches: list[int] | None = None) -> None:
         self.real, self.provider, self.batches = real, provider, batches
@@ -151,7 +151,7 @@ def test_a_provider_that_fails_is_not_replaced_in_the_middle_of_a_run(
     for provider in providers:
         open_encoder(random_bundle, EncoderConfig(provider=provider, engine_dir=tmp_path))
     assert {kept["enable_fallback"] for kept in runtime.kept} == {0}
-    # What onnxruntime makes of it: no session is made anew on another provider.
+    # In onnxruntime this means that a failed session is not created again with another provider.
     session = OnCpu.START(
         random_bundle.encoder_path, providers=["CPUExecutionProvider"], enable_fallback=0
     )

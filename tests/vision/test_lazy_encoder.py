@@ -1,4 +1,4 @@
-"""An encoder that nobody needs is not loaded."""
+"""The lazy encoder: not loaded before it is needed."""
 
 from __future__ import annotations
 

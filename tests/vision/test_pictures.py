@@ -1,4 +1,4 @@
-"""Pixels as open_clip makes them, and what happens to files that are no pictures."""
+"""Pixels equal to those of open_clip, and errors for files that are not pictures."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_orientation_is_not_applied() -> None:
     picture = drawn(48, 32)
     buffer = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     picture.save(buffer, "PNG", exif=exif)
     np.testing.assert_array_equal(load(buffer.getvalue(), P32), load(encoded(picture), P32))
 

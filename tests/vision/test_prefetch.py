@@ -1,4 +1,4 @@
-"""The order of map, one item ahead and no more."""
+"""Prefetch: the order of map, and at most one item ahead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_it_is_one_item_ahead() -> None:
 
     results = prefetch(work, range(4))
     assert next(results) == 0
-    assert begun[1].wait(10)  # while the caller has the first
+    assert begun[1].wait(10)  # while the caller still has the first item
     assert not begun[2].is_set()
     assert list(results) == [1, 2, 3]
 

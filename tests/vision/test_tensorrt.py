@@ -1,4 +1,4 @@
-"""Where engines are kept and how they are asked for; TensorRT itself is not needed."""
+"""TensorRT engines: their folders and options; TensorRT itself is not needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Golden vectors on this box: what they find, and what they let pass."""
+"""The check of golden vectors on this machine: the errors that it finds, and its tolerances."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def moved(bundle: Bundle, folder: Path, by: float, precision: str = "fp32") -> Bundle:
-    """The bundle with golden features that are off by a share of their norm."""
+    """The bundle with golden features that are off by the share `by` of their norm."""
     golden = bundle.golden()
     away = np.random.default_rng(0).normal(size=golden.features.shape)  # (n, D)
     away /= np.linalg.norm(away, axis=1, keepdims=True)
@@ -103,7 +103,7 @@ def test_a_wrong_norm_shows_although_the_direction_is_right(
 
 
 def mixing_encoder() -> bytes:
-    """Features that depend on the rest of the batch, as those of dynamic int8 do."""
+    """An encoder whose features depend on the rest of the batch, as with dynamic int8."""
     names: dict[str, list[str | int | None]] = {
         "pixel_values": ["batch", 3, 32, 32],
         "image_features": ["batch", 16],

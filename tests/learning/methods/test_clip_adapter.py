@@ -1,4 +1,4 @@
-"""CLIP-Adapter: the paper's bottleneck and blend, and plain PyTorch's training of it."""
+"""CLIP-Adapter: the paper's bottleneck and blend, compared with training in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_reduction_and_ratio_are_the_options() -> None:
         "ratio": (),
     }
     sent = methods.plan_layout(plan, CLASSES, D).delta
-    assert set(sent) == {"down.weight", "up.weight"}  # the ratio is everybody's already
+    assert set(sent) == {"down.weight", "up.weight"}  # all devices know the ratio from the plan
     wide = clip_adapter.initial(CLASSES, 3, 0, {"reduction": 100})
     assert wide.parameters["down.weight"].shape == (1, 3)
 

@@ -1,8 +1,9 @@
-"""The federation computes what the paper's reference code computes.
+"""FedCLIP: the federation computes the same model as the paper's reference code.
 
-Three devices train three rounds through the real coordinator, sessions, wire and journal; beside
-it stands a plain PyTorch rendering of the reference (microsoft/PersonalizedFL at 441670e,
-fedclip/methods/fed_at_clip.py) that shares nothing with the package but the order of the pictures.
+Three devices train three rounds through the real coordinator, sessions, wire format and journal.
+The result is compared with a plain PyTorch version of the reference (microsoft/PersonalizedFL at
+441670e, fedclip/methods/fed_at_clip.py), which shares only the order of the pictures with the
+package.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ NOTHING = nothing(D)
 SEED = 5
 TOLERANCE = 1e-5
 CLASSES = class_texts(("ant", "bee", "cat", "dog", "emu"), D)
-# 97 = 3 * 32 + 1: the last batch holds one picture, which the reference leaves out.
+# 97 = 3 * 32 + 1: the last batch has one picture, which the reference leaves out.
 SIZES = {"cam-a": 100, "cam-b": 97, "cam-c": 70}
 StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the rendering does; the defaults are the reference code's."""
+    """Settings of the plain PyTorch version; the defaults are those of the reference code."""
 
     loss: str = "contrastive"
     optimizer: str = "adam"
@@ -47,7 +48,7 @@ class Reference:
     weight_decay: float = 0.2
     weighting: str = "uniform"
     epochs: int = 1
-    # Mistakes that an implementation could make; no option of ours asks for them.
+    # Possible mistakes of an implementation. Our method has no options for them.
     unit_features: bool = False
     keeps_moments: bool = False
     trains_on_one: bool = False
@@ -55,14 +56,14 @@ class Reference:
 
     @property
     def options(self) -> dict[str, Scalar]:
-        """The same as options of our method; nothing is said where it is the default."""
+        """The equivalent options of our method, without those that have the default value."""
         names = ("loss", "optimizer", "lr", "weight_decay", "weighting", "epochs")
         mine = {name: getattr(self, name) for name in names}
         return {name: value for name, value in mine.items() if value != getattr(Reference(), name)}
 
 
-# Moves 90 tolerances from the start, so that a difference has room to show. Not faster: Adam's
-# first step makes up to a twentieth of lr out of the rounding of a gradient that is nearly zero.
+# The model moves 90 tolerances, so a difference would show. A larger learning rate would not do: if
+# a gradient is nearly zero, rounding alone changes Adam's first step by up to 5 % of lr.
 FAST = Reference(lr=1e-4)
 SETTINGS = {
     "defaults": Reference(),
@@ -92,7 +93,7 @@ def one_thread() -> Iterator[None]:
 
 
 def features(device: str) -> Features:
-    """Raw features that lie round their class text, with norms of about 10."""
+    """Raw features scattered around their class text, with norms of about 10."""
     random = np.random.default_rng(sorted(SIZES).index(device))
     labels = random.integers(0, len(CLASSES.names), SIZES[device])
     vectors = CLASSES.vectors[labels] + random.normal(size=(len(labels), D))
@@ -107,16 +108,16 @@ def plan_of(how: Reference) -> Plan:
 
 @cache
 def initial() -> Mapping[str, Tensor]:
-    """The parameters that both sides start from."""
+    """The initial parameters of both sides."""
     model = fedclip.initial(CLASSES, D, SEED)
     return {name: torch.tensor(term) for name, term in model.parameters.items()}
 
 
-# --- the reference, in plain PyTorch -------------------------------------------------------------
+# --- the reference in plain PyTorch --------------------------------------------------------------
 
 
 def multi_positive(adapted: Tensor, text: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """Rows and columns in turn: minus the log of the probability of one's own class as a whole."""
+    """Mean over rows and columns of minus the log of the total probability of the own class."""
     scores = scale * adapted @ text.t()
     losses = []
     for side in (scores, scores.t()):
@@ -197,7 +198,7 @@ def rendered(how: Reference) -> StateDict:
 
 
 def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
-    """The first and the last model that the coordinator's journal holds."""
+    """The first and the last model in the coordinator's journal."""
     fleet = opened(Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES))
 
     def newest() -> Model:
@@ -232,26 +233,26 @@ def test_the_federation_is_the_reference(name: str, tmp_path: Path) -> None:
     print(f"{name}: largest difference {apart:.1e}, movement {moved:.1e}")  # noqa: T201
     assert difference(tensors(first), initial()) == 0
     assert apart <= TOLERANCE
-    assert moved > 20 * TOLERANCE  # else a federation that does nothing would pass
+    assert moved > 20 * TOLERANCE  # otherwise a federation that does nothing would pass
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, *MISTAKES])
 def test_the_comparison_tells_every_variant_apart(name: str) -> None:
-    """Else a setting that is ignored, or a mistake, would pass above."""
+    """Otherwise an ignored setting or a mistake would pass the test above."""
     variant = {**SETTINGS, **MISTAKES}[name]
     apart = difference(rendered(variant), rendered(FAST))
     assert apart > 5 * TOLERANCE or variant == FAST
 
 
 def test_the_reference_is_the_default() -> None:
-    """A plan that says nothing but the codecs is the published algorithm at its own settings."""
+    """A plan that sets only the codecs gives the published algorithm with its own settings."""
     expected = Plan(rounds=ROUNDS, seed=SEED, codec_up="fp32", codec_down="fp32")
     assert plan_of(Reference()) == expected
     assert Plan().method == "fedclip"
 
 
 def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> None:
-    """What travels is a change; adding its mean gives the average of the trained adapters."""
+    """Devices send changes; adding their mean equals averaging the trained adapters."""
     plan = Plan(options={"lr": 1e-4}, rounds=1, seed=SEED, codec_up="fp32", codec_down="fp32")
     _, last = federated(tmp_path, plan)
     start = fedclip.initial(CLASSES, D, SEED)

@@ -1,7 +1,7 @@
-"""FedCLIP, leave-one-domain-out over ten rounds, is a plain PyTorch rendering to 1e-5.
+"""FedCLIP over ten rounds with one domain held out: equal to plain PyTorch within 1e-5.
 
-On real pictures through the stand-in encoder where these lie beside the checkout, on drawn
-features of the same width otherwise.
+Uses real pictures and the stand-in encoder if ../shared/data exists next to the checkout, and
+otherwise generated features of the same width.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def world() -> tuple[dict[str, Features], ClassTexts]:
 def rendered(
     start: dict[str, torch.Tensor], data: dict[str, Features], classes: ClassTexts
 ) -> dict[str, torch.Tensor]:
-    """The reference's loop: Adam anew every round, uniform average of the state_dicts."""
+    """The reference's loop: a new Adam per round, and the uniform average of the state_dicts."""
     texts, server = torch.tensor(classes.vectors), start
     dim = texts.shape[1]
     for closed in range(ROUNDS):
@@ -109,5 +109,5 @@ def test_ten_rounds_are_plain_pytorchs(
     apart = max(float(np.abs(model.parameters[n] - t.numpy()).max()) for n, t in expected.items())
     moved = max(float((start[n] - t).abs().max()) for n, t in expected.items())
     print(f"{held_out}: largest difference {apart:.1e}, movement {moved:.1e}")  # noqa: T201
-    assert apart <= 1e-5  # at 1e-4 another beta2 would pass
-    assert moved > 5e-4  # fifty tolerances
+    assert apart <= 1e-5  # with 1e-4, a wrong beta2 would pass
+    assert moved > 5e-4  # fifty times the tolerance

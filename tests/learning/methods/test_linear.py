@@ -1,4 +1,4 @@
-"""The linear probe begins at the texts, and is plain PyTorch's after that."""
+"""The linear probe: starts from the class texts, then equals training in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The low-rank residual map begins as zero-shot CLIP, and is plain PyTorch's after that."""
+"""The low-rank residual map: starts as zero-shot CLIP, then equals training in plain PyTorch."""
 
 from __future__ import annotations
 

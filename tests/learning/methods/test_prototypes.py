@@ -1,4 +1,4 @@
-"""Class means and one covariance: the paper's head, exact over any partition, and few pictures."""
+"""Prototypes: the paper's head from class means and one covariance, for any split of pictures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_any_partition_gives_the_bytes_of_one_device_with_all_pictures(
 
 
 def test_what_is_chosen_is_the_least_squared_error_on_validation() -> None:
-    """Beside a search by brute force over both shares, on the pictures themselves."""
+    """Compared with a brute-force search over both shares on the pictures themselves."""
     train, held = shifted(60, 1), shifted(90, 2)
     model = solved([(train, held)])
     alpha = float(model.parameters["alpha"])

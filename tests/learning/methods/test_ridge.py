@@ -1,4 +1,4 @@
-"""The ridge head: exact over any partition, the closed form, and what becomes of few pictures."""
+"""The ridge head: exact for any split of the pictures, in closed form, also with few pictures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def unit(data: Features) -> F32:
     return np.asarray(data.vectors / norms, np.float32)
 
 
-# --- exact, however the pictures are spread ------------------------------------------------------
+# --- exact for any split of the pictures ---------------------------------------------------------
 
 
 @settings(max_examples=40)
@@ -84,7 +84,7 @@ def test_any_partition_gives_the_bytes_of_one_device_with_all_pictures(
 
 
 def test_the_sums_are_those_of_whole_numbers() -> None:
-    """Beside Python's integers, which do not round."""
+    """Compared with Python's integers, which do not round."""
     data = features(9, 1, CLASSES)
     rows = [[round(float(v) * 2**15) for v in row] for row in unit(data).astype(np.float64)]
     sums = moments.send("train", data, len(CLASSES.names), 1)
@@ -92,7 +92,7 @@ def test_the_sums_are_those_of_whole_numbers() -> None:
     for row in rows:
         gram += np.outer(np.array(row, object), np.array(row, object))
     received = moments.from_sums("train", sums)
-    # A unit row in float32 and one in float64 may round to neighbours on the grid.
+    # A unit row in float32 and one in float64 may round to adjacent grid values.
     np.testing.assert_allclose(received.gram, gram.astype(float) * 2.0**-30, atol=1e-4)
     assert received.gram.tolist() == received.gram.T.tolist()
     assert received.counts.tolist() == np.bincount(data.labels, minlength=4).tolist()
@@ -173,7 +173,7 @@ def test_the_chosen_values_are_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_probabilities_are_calibrated_where_the_noise_is_the_models() -> None:
-    """Scores with normal noise of variance 1 / scale: what the formula is derived from."""
+    """The formula assumes scores with normal noise of variance 1 / scale; these have it."""
     random = np.random.default_rng(0)
     classes = ClassTexts(("a", "b"), np.eye(2, dtype=np.float32), 100.0, "")
     labels = random.integers(0, 2, 20_000)
@@ -227,7 +227,7 @@ def test_one_picture_or_two_make_a_model(count: int) -> None:
     logits = methods.predict(model, asked.vectors, CLASSES)
     assert np.isfinite(logits).all()
     assert np.mean(logits.argmax(axis=1) == asked.labels) > 0.5
-    # The mean eigenvalue and tau 1, since nothing was there to choose by.
+    # Without validation pictures: the mean eigenvalue, and tau = 1.
     assert float(model.parameters["l2"]) == pytest.approx(count / D, rel=1e-3)
     assert float(model.parameters["prior"]) == 1.0
 
@@ -241,7 +241,7 @@ def test_a_class_that_no_device_has_is_known_by_its_text() -> None:
 
 
 def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
-    """Within the bounds of the sum, but from no picture: the diagonal is negative."""
+    """Hostile sums within the bounds, with a negative diagonal that no pictures can give."""
     total = contributed([(features(40, 1, CLASSES), features(20, 2, CLASSES))])
     hostile = {name: -np.abs(numbers) for name, numbers in update_of(NOTHING).sums.items()}
     hostile["train.gram"] = hostile["train.gram"] - 2**30 * 50
@@ -252,7 +252,7 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
 
 
 def test_a_negative_gram_is_taken_for_none() -> None:
-    """At an eigenvalue of minus lambda the solution would be infinite."""
+    """With an eigenvalue of minus lambda the solution would be infinite."""
     plan = Plan("ridge", {**EVERY, "l2": 2.0, "prior": 1.0})
     total = ExactSum(plan)
     numbers = {name: np.zeros_like(n) for name, n in update_of(NOTHING, plan=plan).sums.items()}

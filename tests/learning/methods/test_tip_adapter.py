@@ -1,4 +1,4 @@
-"""Tip-Adapter: the paper's formula, nothing leaves the device, and what of it can be used."""
+"""Tip-Adapter: the paper's formula, local data only, and the use of its result."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_shared_model_is_zero_shot() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_on_validation_it_is_never_worse_than_zero_shot(seed: int) -> None:
     train = features(12, seed, CLASSES, noise=2.0)
-    if seed % 2:  # a device whose labels mislead
+    if seed % 2:  # a device with wrong labels
         train = replace(train, labels=(train.labels + 1) % 4)
     validation = features(40, seed + 50, CLASSES)
     scores = [

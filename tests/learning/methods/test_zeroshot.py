@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: the cosine to each class text, and nothing that could be trained."""
+"""Zero-shot CLIP: the cosine to each class text, with no trainable parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_logits_are_scaled_cosines() -> None:
 
 
 def test_a_text_is_its_own_class() -> None:
-    """By hand: three texts on the axes, two features between them."""
+    """Computed by hand: three texts on the axes and two features between them."""
     classes = ClassTexts(("x", "y", "z"), np.eye(3, dtype=np.float32), 10.0, "{}")
     vectors = np.array([[3, 4, 0], [0, 0, 7]], np.float32)
     logits = methods.predict(zeroshot.initial(classes, 3, 0), vectors, classes)
