@@ -129,7 +129,7 @@ def train(message, context):
     terms = dict(zip(NAMES, message.content["arrays"].to_numpy_ndarrays()))
     none = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     model, plan = Model("fedclip", 0, terms), Plan(rounds=1)
-    change = methods.fit(model, features, none, classes, plan, {}, number)[0].terms
+    change = methods.fit(model, features, none, classes, plan, {}, number)[0].delta
     content = RecordDict({
         "arrays": ArrayRecord([terms[name] + change[name] for name in NAMES]),
         "metrics": MetricRecord({"num-examples": 100}),

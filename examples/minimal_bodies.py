@@ -29,7 +29,7 @@ def f32(values: list[float]) -> list[float]:
 
 
 def scales(values: list[float]) -> list[int]:
-    """The bits of each block's scale: 1/STEPS of its largest magnitude, rounded up to a bfloat16."""
+    """Bits of each block's scale: 1/STEPS of its largest magnitude, rounded up to bfloat16."""
     blocks = [values[i : i + BLOCK] for i in range(0, len(values), BLOCK)]
     tops = f32([max(map(abs, block)) / STEPS for block in blocks])
     bits = struct.unpack(f"<{len(tops)}I", struct.pack(f"<{len(tops)}f", *tops))

@@ -51,7 +51,7 @@ CODEC = codec.Codec(2, layout, store, restore)
 
 
 def compare(rounds: int = 20) -> None:
-    """Send drawn updates through each codec, with error feedback, and print a row for each codec."""
+    """Send drawn updates through each codec, with error feedback, and print a row for each."""
     random = np.random.default_rng(0)
     shapes = {"weight": (512, 512)}
     updates = [random.normal(0, 1e-3, shapes["weight"]).astype(np.float32) for _ in range(rounds)]

@@ -559,7 +559,7 @@ def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
 def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
     scene.join()
     scene.say(Refused("joined under another key", final=True, key=FORGER.key))
-    scene.work()  # meant for whoever spoke under this id with that key
+    scene.work()  # sent to another device with the same id
     scene.say(Refused("its bundle has another encoder", final=True, key=DEVICE_KEY.key))
     with pytest.raises(RefusedError, match="refused cam-01: its bundle has another encoder"):
         scene.work()

@@ -285,7 +285,7 @@ def test_what_goes_wrong_in_a_worker_is_said_once(tmp_path: Path) -> None:
     )
     assert ended.returncode == 21, ended.stderr
     assert "is above the plan's max_norm" in ended.stderr.splitlines()[-1]
-    assert "\nzeroshot" in ended.stdout  # what was done by then
+    assert "\nzeroshot" in ended.stdout  # the results until then
 
 
 def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -> None:

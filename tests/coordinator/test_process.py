@@ -144,7 +144,7 @@ def test_a_box_without_torch_hears_it_at_once(site: Site) -> None:
     )
     assert done.returncode == ConfigError.exit_code
     assert "torch is not installed;" in done.stderr
-    assert "features_ready" not in done.stdout  # before anything that takes time
+    assert "features_ready" not in done.stdout  # it stopped before the slow steps
 
 
 def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:

@@ -209,7 +209,7 @@ def test_a_bound_itself_is_within() -> None:
     total.add(Update("sum", 10, {"a": array(1900)}))
     assert total.weight == 10
     total = ExactSum(Plan(max_norm=5.0))
-    total.add(Update("sum", 2, {"a": array(6, 8)}))  # the norm before the weight is 5
+    total.add(Update("sum", 2, {"a": array(6, 8)}))  # its norm divided by its weight is 5
     with pytest.raises(PeerError, match=r"norm 5\.5 is above the plan's max_norm 5"):
         total.add(Update("sum", 2, {"a": array(0, 11)}))
 

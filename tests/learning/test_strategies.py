@@ -375,7 +375,7 @@ def test_krum_is_the_papers_score(devices: int, share: float, seed: int) -> None
 
 def test_the_number_of_byzantine_devices_is_rounded_up() -> None:
     counts = [robust.byzantine_count(n, 0.2) for n in (1, 2, 3, 4, 5, 6, 10, 15)]
-    assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # and fewer than half
+    assert counts == [0, 0, 1, 1, 1, 2, 2, 3]  # always fewer than half
 
 
 @settings(max_examples=30)

@@ -133,7 +133,7 @@ def test_a_registered_codec_does_not_replace_another() -> None:
     assert codec.CODECS["int8"] is before
 
 
-# What a codec keeps of a value.
+# The precision of each codec.
 
 
 def arrays(largest: float) -> st.SearchStrategy[F32]:

@@ -21,8 +21,8 @@ _SECTIONS = {
 
 _HEADER = ("key", "type and range", "default", "meaning")
 _INTRO = """\
-`fleet.toml` configures the coordinator (`fedclip-edge serve fleet.toml`), and `agent.toml` configures
-one device (`fedclip-edge agent agent.toml`). Both are [TOML](https://toml.io) files.
+`fleet.toml` configures the coordinator (`fedclip-edge serve fleet.toml`), and `agent.toml`
+configures one device (`fedclip-edge agent agent.toml`). Both are [TOML](https://toml.io) files.
 `device/fleet.example.toml` and `device/agent.example.toml` show every key.
 
 - A relative path is relative to the folder of the file. `~` is the home folder.

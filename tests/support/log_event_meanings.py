@@ -27,7 +27,7 @@ PROGRAMS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Event:
-    """What happened, and what to do about it, if anything."""
+    """Meaning of an event, and the next step if there is one."""
 
     meaning: str
     action: str = ""

@@ -55,8 +55,8 @@ _AT = 1_780_000_000.123  # the time of the examples, in UTC
 _FORMAT = """\
 `fedclip-edge agent` and `fedclip-edge serve` write one line for each event to standard output:
 the time with its offset from UTC, the name of the event, and fields as `key=value`. A value with a
-space, a quote or an equals sign is in double quotes, as a JSON string. Numbers have four significant
-digits. A field without a value is left out."""
+space, a quote or an equals sign is in double quotes, as a JSON string. Numbers have four
+significant digits. A field without a value is left out."""
 
 _JSON = """\
 With `--json` each line is one JSON object, with full precision. `time` is the first key and `event`
