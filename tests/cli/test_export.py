@@ -110,7 +110,7 @@ def test_a_recipe_with_other_weights_and_prompts(tmp_path: Path) -> None:
     assert (manifest.activation, manifest.precision) == ("quick_gelu", "fp16")
     assert manifest.preprocessing.resize == "squash"  # as the registered tag says
     assert rows(done.stdout)["prompt"] == "a {} | the {}"
-    assert "its weights are random" in done.stdout
+    assert "the encoder's weights are random" in done.stdout
 
 
 def test_a_killed_export_leaves_nothing(clip_folder: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_an_error_is_one_sentence_with_its_exit_code(own: list[str | Path], tmp_
     assert done.returncode == ConfigError.exit_code
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line == "fedclip-edge: bundle exists already and is no bundle; name another folder"
+    assert line == "fedclip-edge: bundle already exists and is not a bundle; name another folder"
 
 
 @pytest.mark.parametrize(
