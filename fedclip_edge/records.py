@@ -166,7 +166,7 @@ class Plan:
     max_norm: float = 1000.0  # updates whose change of the model has a larger L2 norm are refused
     strategy: str = "fedavg"  # name of the strategy, which combines updates into the next model
     strategy_options: Mapping[str, Scalar] = field(default_factory=dict)  # options of the strategy
-    # epochs of training on each device after the last round, for a model of its own; 0 for none
+    # epochs that each device trains after the last round, for a personal model; 0 for none
     personal_epochs: int = 0
     local_baseline: bool = False  # each device also trains alone, for comparison in reports
 

@@ -98,8 +98,8 @@ class Row(NamedTuple):
 
     label: str
     value: str
-    threshold: str  # "" where the figure has none
-    passed: bool | None  # None where there is no threshold
+    threshold: str  # "" if the figure has none
+    passed: bool | None  # None without a threshold
 
 
 @dataclass(frozen=True)

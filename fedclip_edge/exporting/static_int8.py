@@ -91,7 +91,7 @@ def _integer_outputs(
 ) -> tuple[list[str], list[tuple[onnx.NodeProto, onnx.NodeProto]]]:
     """Names of tensors to quantise as outputs, and (producer, Relu or Clip) pairs to fold.
 
-    ONNX Runtime convolves in integers only where the output is quantised. The output of a matrix
+    ONNX Runtime convolves in integers only if the output is quantised. The output of a matrix
     product stays in floats, which is as fast and more exact.
     """
     convolutions = {layer.node.output[0] for layer in layers if layer.node.op_type == "Conv"}

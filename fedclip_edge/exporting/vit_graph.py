@@ -1,6 +1,6 @@
 """ONNX graph of open_clip's VisionTransformer that computes only what the feature needs.
 
-The feature comes from the class token alone. In the last block, every other token is therefore
+The feature comes only from the class token. In the last block, every other token is therefore
 needed only up to the norm before attention: neither its query nor its MLP is used. With a single
 query, the keys and values need not be computed either, because
 

@@ -60,7 +60,7 @@ class FeatureCache:
                 some = hashes[start : start + _ASKED]
                 marks = ",".join("?" * len(some))
                 rows = self._db.execute(
-                    "SELECT picture, vector FROM feature "  # noqa: S608 - question marks alone
+                    "SELECT picture, vector FROM feature "  # noqa: S608 - only question marks
                     f"WHERE key = ? AND picture IN ({marks})",
                     (feature_key, *some),
                 )
@@ -146,5 +146,5 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         with errors_as(refused, damaged):
             yield
-    except ValueError as error:  # the blob's length is no multiple of 4 bytes
+    except ValueError as error:  # the blob's length is not a multiple of 4 bytes
         raise damaged(error) from error

@@ -95,9 +95,9 @@ def check_precision(precision: str, name: str) -> None:
     """
     if precision.startswith("int8"):
         raise ConfigError(
-            f"[encoder] provider 'tensorrt' cannot run {name}, which is {precision}: TensorRT "
-            "supports symmetric 8-bit encoders only, and this one is not symmetric; export it "
-            "again with --precision fp16, or use provider 'cpu'"
+            f"[encoder] provider 'tensorrt' cannot run {name}, which is {precision}: TensorRT does "
+            "not support this 8-bit format; export the encoder again with --precision fp16, or use "
+            "provider 'cpu'"
         )
 
 
