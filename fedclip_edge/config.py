@@ -33,22 +33,26 @@ _MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Address of the MQTT broker and the login there; with `ca` over TLS."""
+    """Address of the MQTT broker, and the login. With `ca`, the connection uses TLS."""
 
-    host: str = "127.0.0.1"
-    port: int = 1883
-    username: str = ""
-    password: str = ""
-    keepalive_s: int = 30
-    max_packet_bytes: int | None = None  # the broker's limit, where it does not announce one
-    ca: Path | None = None  # the authority that must have issued the broker's certificate
-    certificate: Path | None = None  # our own, of the same authority; its name is the user name
-    key: Path | None = None  # the certificate's key, which also signs our messages
+    host: str = "127.0.0.1"  # name or IP address of the MQTT broker
+    port: int = 1883  # TCP port of the broker; 8883 is usual for TLS
+    username: str = ""  # user name, only for a broker that asks for a password
+    password: str = ""  # password of `username`
+    keepalive_s: int = 30  # MQTT keep-alive in seconds; a shorter one notices a broken link sooner
+    # largest MQTT packet that the broker accepts, in bytes; set it if the broker announces no limit
+    max_packet_bytes: int | None = None
+    ca: Path | None = None  # certificate of the authority that signed the broker's; enables TLS
+    certificate: Path | None = None  # own certificate, signed by `ca`, for login; needs `key`
+    key: Path | None = None  # private key of `certificate`; it also signs this program's messages
 
     def __post_init__(self) -> None:
-        _require(bool(self.host.strip()), "host: expected a name or an address")
+        _require(bool(self.host.strip()), "host: expected a host name or an IP address")
         _require(1 <= self.port <= 65535, f"port: expected 1 to 65535, got {self.port}")
-        _require(5 <= self.keepalive_s <= 3600, "keepalive_s: expected 5 to 3600 seconds")
+        _require(
+            5 <= self.keepalive_s <= 3600,
+            f"keepalive_s: expected 5 to 3600 seconds, got {self.keepalive_s}",
+        )
         _require(
             self.max_packet_bytes is None or 1 <= self.max_packet_bytes <= _MQTT_MAX_BYTES,
             f"max_packet_bytes: expected 1 to {_MQTT_MAX_BYTES}, got {self.max_packet_bytes}",
@@ -59,7 +63,7 @@ class BrokerAddress:
         )
         _require(
             self.certificate is None or self.ca is not None,
-            "ca: expected the authority's certificate beside the device's own",
+            "ca: missing; a certificate also needs ca, the certificate of its authority",
         )
 
 
@@ -67,44 +71,47 @@ class BrokerAddress:
 class RunRules:
     """Rules for opening, closing and repeating a round; durations in seconds."""
 
-    devices: int = 2  # training devices online before round 1; later rounds need a quorum of them
-    quorum: float = 0.75  # share of the cohort that must have contributed
-    deadline_s: float = 600.0  # longest time of an attempt
-    grace_s: float = 30.0  # how long a round waits for a device that went away
-    cohort: int = 0  # devices per round; 0 takes all that are online
+    # training devices that must be online before round 1; later rounds need a quorum of this number
+    devices: int = 2
+    quorum: float = 0.75  # share of a round's cohort that must contribute, above 0 and at most 1
+    deadline_s: float = 600.0  # longest duration of one attempt at a round, in seconds
+    grace_s: float = 30.0  # seconds that a round waits for a device that went offline
+    cohort: int = 0  # devices drawn for each round; 0 takes all training devices that are online
     upload_slots: int = 8  # devices that may upload at the same time
 
     def __post_init__(self) -> None:
         _require(self.devices >= 1, f"devices: expected 1 or more, got {self.devices}")
-        _require(0 < self.quorum <= 1, f"quorum: expected above 0 up to 1, got {self.quorum}")
-        # Infinity is refused: JSON cannot carry it to the devices, and no round waits for all.
+        _require(0 < self.quorum <= 1, f"quorum: expected above 0 and at most 1, got {self.quorum}")
+        # Infinity is refused: JSON cannot represent it, and every round must have a deadline.
         _require(
             0 < self.deadline_s < math.inf, f"deadline_s: expected above 0, got {self.deadline_s}"
         )
         _require(0 <= self.grace_s < math.inf, f"grace_s: expected 0 or more, got {self.grace_s}")
         _require(self.cohort >= 0, f"cohort: expected 0 or more, got {self.cohort}")
-        _require(self.upload_slots >= 1, "upload_slots: expected 1 or more")
+        _require(
+            self.upload_slots >= 1, f"upload_slots: expected 1 or more, got {self.upload_slots}"
+        )
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """An ordinary agent that `serve` starts as well, on the operator's pictures."""
+    """An ordinary agent that `serve` also starts, for example on the operator's own pictures."""
 
-    config: Path
+    config: Path  # agent.toml of an agent that `serve` starts on the same machine
 
 
 @dataclass(frozen=True)
 class FleetConfig:
-    """Content of fleet.toml: one federation, as its coordinator runs it."""
+    """Content of fleet.toml: the settings of a coordinator and its fleet."""
 
-    fleet: str
-    bundle: Path  # the encoder that devices must have, and the classes
-    journal: Path = Path("journal.sqlite")
-    broker: BrokerAddress = field(default_factory=BrokerAddress)
-    registry: Path | None = None  # devices.json of the enrolled devices; None admits any device
-    rules: RunRules = field(default_factory=RunRules)
-    plan: Plan = field(default_factory=Plan)
-    trainer: Trainer | None = None
+    fleet: str  # name of the fleet: 1 to 64 of a-z, 0-9 and '-'; the same on all its devices
+    bundle: Path  # folder of the bundle: the encoder and classes that all devices must have
+    journal: Path = Path("journal.sqlite")  # file from which a restarted coordinator resumes a run
+    broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
+    registry: Path | None = None  # devices.json of the enrolled devices; without it any may join
+    rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated
+    plan: Plan = field(default_factory=Plan)  # the training: method, rounds, codecs, strategy
+    trainer: Trainer | None = None  # an agent that `serve` also starts
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -112,12 +119,15 @@ class FleetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Folder of a device's labelled pictures (a sub-folder per class), and shares of the split."""
+    """Folder of a device's labelled pictures, and the shares of its split.
 
-    folder: Path
-    train: float = 0.6
-    validation: float = 0.2  # only these choose a model
-    test: float = 0.2
+    The file's hash decides the side (train, validation or test) of a picture.
+    """
+
+    folder: Path  # folder of the pictures, with one sub-folder for each class
+    train: float = 0.6  # share of the pictures used for training
+    validation: float = 0.2  # share of the pictures used to choose between models
+    test: float = 0.2  # share of the pictures used to measure accuracy
 
     def __post_init__(self) -> None:
         shares = (self.train, self.validation, self.test)
@@ -131,10 +141,11 @@ class DataConfig:
 class EncoderConfig:
     """Settings for running the encoder on this box."""
 
+    # where ONNX Runtime runs the encoder; there is no fall-back to another provider
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    threads: int = 1
-    batch_size: int = 8  # the fastest for ViT-B-32 on CPU: larger ones do not fit into its cache
-    engine_dir: Path | None = None  # of TensorRT's engines; None is the user's cache folder
+    threads: int = 1  # CPU threads of the encoder
+    batch_size: int = 8  # pictures encoded at once; 8 is fastest for ViT-B-32 on a CPU
+    engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
@@ -143,18 +154,19 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Content of agent.toml: one device."""
+    """Content of agent.toml: the settings of one device."""
 
-    id: str
-    fleet: str
-    bundle: Path
-    data: DataConfig
-    state_dir: Path  # of the device's key, its feature cache and its predictions
-    domain: str = ""  # a name for the pictures' origin, shown in reports
-    roles: tuple[Role, ...] = ("train", "evaluate")
-    coordinator_key: str = ""  # the only one to accept; empty: the first that a run shows
-    broker: BrokerAddress = field(default_factory=BrokerAddress)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    id: str  # name of the device, unique in the fleet: 1 to 64 of a-z, 0-9 and '-'
+    fleet: str  # name of the fleet, as in the coordinator's fleet.toml
+    bundle: Path  # folder of the bundle, a copy of the coordinator's
+    data: DataConfig  # the device's pictures
+    state_dir: Path  # folder for the device's key, feature cache, predictions and personal model
+    domain: str = ""  # where the pictures come from; a name that reports show
+    roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
+    # public key of the only coordinator to accept; empty: the key first seen in each run
+    coordinator_key: str = ""
+    broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -162,11 +174,13 @@ class AgentConfig:
         check_domain(self.domain)
         if self.coordinator_key:
             check_sha256(self.coordinator_key, "coordinator_key")
-        _require(self.id != "coordinator", "id: 'coordinator' is reserved")
-        _require(len(self.roles) > 0, "roles: expected train, evaluate or both")
+        _require(self.id != "coordinator", "id: 'coordinator' is reserved; choose another id")
+        _require(
+            len(self.roles) > 0, "roles: expected 'train', 'evaluate' or both, got an empty list"
+        )
         _require(
             "train" not in self.roles or self.data.train > 0,
-            "roles: 'train' needs a [data] train share above 0",
+            "roles: 'train' needs a share `train` above 0 in [data]",
         )
 
 
@@ -181,11 +195,11 @@ def load_agent(path: Path) -> AgentConfig:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; raise ConfigError where it is missing, unreadable or not TOML."""
+    """Read a TOML file; raise ConfigError if it is missing, unreadable or not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; write one or name another file") from None
+        raise ConfigError(f"{path} does not exist; create it or name another file") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -193,7 +207,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Scalar:
-    """Parse `text` as a TOML scalar (3, 0.5, true); return it as text where it is none."""
+    """Parse `text` as a TOML scalar (3, 0.5, true); return it unchanged if it is not one."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -204,7 +218,7 @@ def parse_value(text: str) -> Scalar:
 def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
     """Build the dataclass `cls` from settings that a person wrote, as `decode_table` does.
 
-    Raises ConfigError where they do not fit.
+    Raises ConfigError in the cases where `decode_table` raises DecodeError.
     """
     try:
         return decode_table(cls, table, where, base)
@@ -213,9 +227,9 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | 
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> ConfigError:
-    """Return the error for a name that is not in `known`; it names the nearest one, or all."""
+    """Return the error for a name that is not in `known`; it suggests the nearest name, or all."""
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(known)}"
     return ConfigError(f"unknown {what} {name!r}; {hint}")
 
 

@@ -25,24 +25,24 @@ _EXACT_IN_FLOAT = 2**53
 
 
 class DecodeError(Exception):
-    """A table does not fit its dataclass; callers turn it into the error of their own source."""
+    """A table does not fit its dataclass; a caller raises its own class of error instead."""
 
 
 def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
     """Build the dataclass `cls` from `table`.
 
-    `where` opens every message ("fleet.toml [broker]"). Relative paths, defaults included, are
-    relative to `base`; with None they stay as they are.
+    Every message starts with `where` ("fleet.toml [broker]"). Relative paths, including defaults,
+    are relative to `base`; with None they are not changed.
 
-    Raises DecodeError for an unknown key (naming the nearest), a missing key, a wrong type, and a
-    ValueError of the dataclass itself.
+    Raises DecodeError for an unknown key (the message names the nearest known one), a missing key,
+    a value of the wrong type, and a value that the dataclass refuses with ValueError.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            every = f"known keys: {', '.join(known)}" if known else "it has none"
+            every = f"known keys: {', '.join(known)}" if known else "no keys are known"
             hint = f"did you mean {near[0]!r}?" if near else every
             raise DecodeError(f"{where}: unknown key {key!r}; {hint}")
     values = {}
@@ -50,7 +50,7 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
         if name in table:
             values[name] = _convert(table[name], hints[name], f"{where}: {name}", base)
         elif spec.default is MISSING and spec.default_factory is MISSING:
-            raise DecodeError(f"{where}: the key {name!r} is missing")
+            raise DecodeError(f"{where}: the key {name!r} is missing; add it")
         elif base is not None and isinstance(spec.default, Path):
             values[name] = base / spec.default
     try:
@@ -59,7 +59,7 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
         raise DecodeError(f"{where}: {error}") from error
 
 
-@functools.cache  # every message of every device passes here
+@functools.cache  # called for every message of every device
 def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -90,13 +90,13 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         raise DecodeError(f"{where}: expected {' or '.join(choices)}, got {reprlib.repr(value)}")
     elif origin is tuple and isinstance(value, list):
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise DecodeError(f"{where}: expected {len(arguments)} in a row, got {len(value)}")
+            raise DecodeError(f"{where}: expected a list of {len(arguments)}, got {len(value)}")
         return tuple(_convert(item, arguments[0], where, base) for item in value)
     elif origin is Mapping and isinstance(value, dict):
         return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
     elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
         return float(value)
-    elif type(value) is hint:  # not isinstance: True is an int there
+    elif type(value) is hint:  # not isinstance, for which True is an int
         return value
     expected = getattr(hint, "__name__", str(hint))
     # Not repr: a deeply nested value would exceed its recursion limit.

@@ -1,8 +1,8 @@
 """Errors of this package, one class for each reaction of the caller.
 
 Each class has the exit code of a command that ends with it. The codes are in ranges, so that a
-supervisor can decide without reading text: 2 is bad usage (click's own), 10-19 is "a person must
-change something", 20-29 is "try again later".
+supervisor can decide without reading text. 2 means wrong usage (click's own code), 10 to 19 mean
+that a person must change something, 20 to 29 mean that the command can be tried again later.
 
 A message is one or two sentences: the problem, its place, and the next step.
 """
@@ -15,13 +15,13 @@ _SENTENCE = 500
 
 
 class FedclipError(Exception):
-    """Base class of all errors that this package raises on purpose; never raised itself."""
+    """Base class of all errors that this package raises on purpose; never raised directly."""
 
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(FedclipError):
-    """A configuration or an argument is wrong: stop and say what to change."""
+    """A configuration or an argument is wrong: stop and tell the user what to change."""
 
     exit_code = 10
 
@@ -33,19 +33,19 @@ class DataError(FedclipError):
 
 
 class BundleError(FedclipError):
-    """A bundle is incomplete, altered or unfit for this run: stop."""
+    """A bundle is incomplete or altered, or does not fit this run: stop."""
 
     exit_code = 12
 
 
 class ExportError(FedclipError):
-    """An encoder could not be exported faithfully: stop; nothing was written."""
+    """An encoder could not be exported, or gave different features: stop; nothing was written."""
 
     exit_code = 13
 
 
 class RefusedError(FedclipError):
-    """The coordinator or the broker refused for good: retrying cannot help.
+    """The coordinator or the broker refused, and trying again cannot help.
 
     Examples: another encoder, a revoked certificate, a wrong password.
     """
@@ -89,7 +89,7 @@ class LinkError(FedclipError):
 class PeerError(FedclipError):
     """A message broke the protocol: drop it, count it and log the peer, but never stop.
 
-    The sentence is cut to 500 characters, because it may quote the message.
+    The text is cut to 500 characters, because it may quote the peer's message.
     """
 
     exit_code = 21
@@ -101,6 +101,6 @@ class PeerError(FedclipError):
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's error, cut to 300 characters, to quote in a message.
 
-    An error without text gives the name of its class.
+    For an error without text, it returns the name of its class.
     """
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

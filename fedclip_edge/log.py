@@ -1,10 +1,10 @@
 """Log lines as `time event key=value`, or as one JSON object per line for machines.
 
-The package has one logger of the standard library's logging. Its handler writes to standard output,
-and nothing reaches the root logger.
+The package has one logger of the standard library's `logging`. Its handler writes to standard
+output, and nothing reaches the root logger.
 
-Law: an event is always one line and its fields cause no error, even with text from a peer or from a
-file's name.
+Law: an event is always one line, and no field can cause an error, even if its text comes from a
+peer or a file name.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ def use_json(enabled: bool) -> None:
 
 
 def mute() -> None:
-    """Write no more events in this process: a simulation prints its own figures."""
+    """Stop writing events in this process, for a simulation that prints its own figures."""
     _LOGGER.disabled = True
 
 
 def event(name: str, /, **fields: object) -> None:
     """Write one line to standard output and flush it: a supervisor may be reading.
 
-    Fields that are None are left out. Raises what the stream raises, such as
-    BrokenPipeError.
+    Fields that are None are left out. Errors of the stream pass through, such as BrokenPipeError.
     """
     _LOGGER.info(name, extra={"fields": fields})
 
@@ -53,16 +52,16 @@ class _Plain(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line for a machine; fields named `time` or `event` do not replace ours."""
+        """Return the line for a machine; a field cannot replace the keys `time` and `event`."""
         ours = {"time": _time(record), "event": record.getMessage()}
         return json.dumps({"time": "", **_fields(record), **ours}, default=str)
 
 
 class _Output(logging.Handler):
-    """Handler that looks up sys.stdout for each line: a test may replace it."""
+    """Handler that looks up sys.stdout for each line, because a test may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line; raise what the stream raises, so a closed pipe ends this process."""
+        """Write the line; errors of the stream pass through, so a closed pipe ends this process."""
         _put(sys.stdout, self.format(record))
 
 

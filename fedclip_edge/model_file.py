@@ -2,13 +2,13 @@
 
 The file is plain safetensors: the model's parameters, float32, by name, and one metadata entry
 `fedclip_edge` with a JSON object: schema, run, round, plan (method, options, seed, ...),
-encoder_id, classes_digest. Reading it needs nothing of this package.
+encoder_id, classes_digest. It can be read without this package.
 
 Laws:
 
 - The same model gives the same bytes.
-- A model that was read has the method of its own plan. Its shapes are checked against the bundle
-  in coordinator/model_lookup.py.
+- A model that was read has the method that its plan names. coordinator/model_lookup.py checks its
+  shapes against the bundle.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from fedclip_edge.storage import atomic
 
 _SCHEMA = 1
 _METADATA = "fedclip_edge"
-NAME_ANOTHER = (
-    "name a models/RUN.safetensors that `serve` wrote, a journal or a run"  # what to do instead
-)
+NAME_ANOTHER = "name a models/RUN.safetensors that `serve` wrote, a journal, or the id of a run"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +42,12 @@ class TrainedModel:
 
 
 def path_of(journal: Path, run: str) -> Path:
-    """Return the path of a run's final model: models/RUN.safetensors beside the journal."""
+    """Return the path of a run's final model: models/RUN.safetensors in the journal's folder."""
     return journal.parent / "models" / f"{run}.safetensors"
 
 
 def write(path: Path, trained: TrainedModel) -> None:
-    """Write the file, completely or not at all; raise OSError where the disk refuses."""
+    """Write the file, completely or not at all; raise OSError if it cannot be written."""
     head = {
         "schema": _SCHEMA,
         "run": trained.run,
@@ -64,9 +62,9 @@ def write(path: Path, trained: TrainedModel) -> None:
 
 
 def read(path: Path) -> TrainedModel:
-    """Read a model file; parameters are float32 arrays by name.
+    """Read a model file; the model's parameters are float32 arrays by name.
 
-    Raises ConfigError, which names the file, where it is missing, unreadable, damaged, no model
+    Raises ConfigError, which names the file, if it is missing, unreadable, damaged, not a model
     file, or of another version.
     """
     try:
@@ -76,14 +74,16 @@ def read(path: Path) -> TrainedModel:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise ConfigError(f"{path} is cut short or no safetensors file; {NAME_ANOTHER}") from error
+        raise ConfigError(
+            f"{path} is incomplete or not a safetensors file; {NAME_ANOTHER}"
+        ) from error
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"{path} is no model of a run: it has no {_METADATA!r} metadata; {NAME_ANOTHER}"
+            f"{path} is not the model of a run: it has no {_METADATA!r} metadata; {NAME_ANOTHER}"
         ) from error
     if not isinstance(head, dict) or head.get("schema") != _SCHEMA:
         raise ConfigError(
-            f"{path} is of another version of this program; use the one that wrote it"
+            f"{path} was written by another version of this program; use that version to read it"
         )
     try:
         plan = decode_table(Plan, head["plan"], "plan")

@@ -31,12 +31,12 @@ class Asked:
     """A picture file to predict."""
 
     path: Path
-    truth: int | None  # label of the class whose folder the file is in, if it is in one
+    truth: int | None  # label of the class whose folder the file is in; None outside of one
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Probabilities for one picture: zero-shot, and of the model where there is one."""
+    """Probabilities for one picture: zero-shot, and from the model if one is given."""
 
     asked: Asked
     zero_shot: F32  # (C,) probabilities
@@ -47,8 +47,8 @@ def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked,
     """List the pictures in `paths`: files as they are, folders with all pictures below them.
 
     A file that occurs twice is listed once. The truth is the class of the nearest folder with a
-    class's name, from the picture up to the folder in `paths`. Raises DataError where a path does
-    not exist or there is no picture.
+    class's name, from the picture up to the folder in `paths`. Raises DataError if a path does not
+    exist or no picture is found.
     """
     labels = {name: label for label, name in enumerate(classes)}
     found: dict[Path, Asked] = {}
@@ -67,7 +67,8 @@ def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked,
             found.setdefault(file, Asked(file, truth))
     if not found:
         raise DataError(
-            f"{', '.join(map(str, paths))} holds no picture ({', '.join(sorted(EXTENSIONS))})"
+            f"no picture ({', '.join(sorted(EXTENSIONS))}) was found in "
+            f"{', '.join(map(str, paths))}; name pictures, or folders of pictures"
         )
     return tuple(found.values())
 
@@ -97,9 +98,9 @@ def predict_pictures(
 
 
 def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F32, F32 | None]:
-    """Return probabilities float32 (N, C) of raw features float32 (N, D).
+    """Return probabilities float32 (N, C) of raw features float32 (N, D), twice.
 
-    The first are zero-shot, the second of `model`; they are None where `model` is None.
+    The first array is that of zero-shot CLIP. The second is that of `model`, or None without one.
     """
     zero_shot = probabilities(methods.predict(zeroshot.MODEL, vectors, classes))
     if model is None:

@@ -2,8 +2,8 @@
 
 Axes, here and everywhere: N pictures, D feature width, C classes, S image side in pixels.
 
-Law: every record that exists is well formed. Its constructor raises ValueError, with the expected
-and the given value; code that reads bytes from outside turns that into its own error.
+Law: a record is always well formed. Its constructor raises ValueError, with the expected and the
+given value; code that reads bytes from outside raises its own error instead.
 """
 
 from __future__ import annotations
@@ -39,38 +39,35 @@ def check_id(value: str, what: str) -> str:
     """Return `value` if it may name a fleet, a run or a device; raise ValueError otherwise."""
     if not _ID.fullmatch(value):
         raise ValueError(
-            f"{what} {value!r} is not an id: 1 to 64 of a-z, 0-9 and '-', "
-            "not starting or ending with '-'"
+            f"{what} {value!r} is not an id: expected 1 to 64 characters of a-z, 0-9 and '-', "
+            "without '-' at the start or end"
         )
     return value
 
 
 def slug(text: str) -> str:
-    """Turn `text` into an id; empty where it has no letter or digit of ASCII."""
+    """Turn `text` into an id; the result is empty if `text` has no ASCII letter or digit."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].strip("-")
 
 
 def check_sha256(value: str, what: str) -> str:
     """Return `value` if it is 64 lower-case hex digits; raise ValueError otherwise."""
     if not _SHA256.fullmatch(value):
-        raise ValueError(f"{what} {value[:80]!r} is not a SHA-256 in 64 hex digits")
+        raise ValueError(f"{what} {value[:80]!r} is not 64 lower-case hex digits")
     return value
 
 
 def check_domain(value: str) -> str:
-    """Return `value` if it is a domain's name that can be shown; raise ValueError otherwise.
-
-    At most 64 printable characters.
-    """
+    """Return `value` if it is at most 64 printable characters; raise ValueError otherwise."""
     if len(value) > 64 or not value.isprintable():
         raise ValueError("domain: expected at most 64 printable characters")
     return value
 
 
 def in_order(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the arrays in C order; shapes, dtypes and values stay.
+    """Return the arrays in C order, with the same shapes, dtypes and values.
 
-    safetensors writes an array's memory as it is, without regard to the order of its axes.
+    safetensors writes an array's memory without regard to the order of its axes.
     """
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
@@ -82,7 +79,7 @@ def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int)
             f"got {array.dtype} with shape {array.shape}"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{what}: holds NaN or infinity")
+        raise ValueError(f"{what}: contains NaN or infinity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +87,7 @@ class Features:
     """Raw image features of labelled pictures, which a device trains on.
 
     Raw means before L2 normalisation: the gradients of the FedCLIP gate scale with the norm.
-    Raises ValueError for another shape or dtype, different lengths, NaN, infinity or a negative
+    Raises ValueError for a wrong shape or dtype, different lengths, NaN, infinity or a negative
     label.
     """
 
@@ -114,14 +111,14 @@ class Features:
 class ClassTexts:
     """Class names and their text vectors from the frozen text tower.
 
-    Raises ValueError for fewer than two classes, names that are empty or not distinct, vectors of
-    another shape or dtype or with a norm more than 1e-3 from 1, and a logit scale out of range.
+    Raises ValueError for fewer than two classes, names that are empty or equal, vectors of a wrong
+    shape or dtype or with a norm more than 1e-3 from 1, and a logit scale out of range.
     """
 
     names: tuple[str, ...]  # C of them; the order is the label
     vectors: F32  # (C, D) unit rows
     logit_scale: float  # multiplies the cosine; 100 for OpenAI's models
-    prompt: str  # "a picture of a {}", or "unknown"
+    prompt: str  # such as "a picture of a {}", or "unknown"
 
     def __post_init__(self) -> None:
         _check_array(self.vectors, "class text vectors", np.float32, 2)
@@ -130,7 +127,7 @@ class ClassTexts:
         if len(self.names) < 2:
             raise ValueError(f"expected two classes or more, got {len(self.names)}")
         if len(set(self.names)) != len(self.names) or not all(n.strip() for n in self.names):
-            raise ValueError("class names: expected distinct ones without empty names")
+            raise ValueError("class names: expected different names, none of them empty")
         norms = np.linalg.norm(self.vectors, axis=1)
         if np.abs(norms - 1).max() > 1e-3:
             raise ValueError(
@@ -144,7 +141,7 @@ class ClassTexts:
     def digest(self) -> str:
         """SHA-256 of names, vectors and logit scale, in 64 hex digits.
 
-        Two devices may train together only if it is equal.
+        Two devices may train together only if they have the same digest.
         """
         head = json.dumps([self.names, float(self.logit_scale)]).encode()
         body = np.ascontiguousarray(self.vectors, dtype="<f4").tobytes()
@@ -153,23 +150,25 @@ class ClassTexts:
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings that all devices of a run share; the run's manifest carries them."""
+    """Settings that all devices of a run share; the run's manifest carries them.
 
-    method: str = "fedclip"
-    options: Mapping[str, Scalar] = field(default_factory=dict)  # of the method, by name
-    rounds: int = 0  # 0 takes the method's default, which learning/methods fills in
-    seed: int = 0
-    codec_up: Codec = "int8"  # of updates
-    codec_down: Codec = "fp16"  # of models, on the wire only: the coordinator keeps float32
-    grid_bits: int = 32  # sums are taken on the grid 2**-grid_bits, in int64
-    max_weight: int = 2**20  # contributions above either bound are refused, so that
-    max_norm: float = 1000.0  # no single device can overflow or dominate a sum
-    strategy: str = "fedavg"  # learning/strategies: turns a round's updates into the next model
-    strategy_options: Mapping[str, Scalar] = field(default_factory=dict)
-    # Epochs that each device trains on from the shared model after the last round. It keeps the
-    # model that its validation pictures choose (learning/personal.py); with 0 it keeps none.
+    `max_weight` and `max_norm` keep a single device from overflowing or dominating a sum.
+    """
+
+    method: str = "fedclip"  # name of the method, which decides what is trained
+    options: Mapping[str, Scalar] = field(default_factory=dict)  # options of the method, by name
+    rounds: int = 0  # number of rounds; 0 takes the method's default
+    seed: int = 0  # seed of the initial model and of shuffling
+    codec_up: Codec = "int8"  # codec of the updates that devices send
+    codec_down: Codec = "fp16"  # codec of models sent to devices; the coordinator keeps float32
+    grid_bits: int = 32  # updates are rounded to multiples of 2**-grid_bits and added in int64
+    max_weight: int = 2**20  # updates with a larger weight are refused
+    max_norm: float = 1000.0  # updates whose change of the model has a larger L2 norm are refused
+    strategy: str = "fedavg"  # name of the strategy, which combines updates into the next model
+    strategy_options: Mapping[str, Scalar] = field(default_factory=dict)  # options of the strategy
+    # epochs that each device trains after the last round, for a personal model; 0 for none
     personal_epochs: int = 0
-    local_baseline: bool = False  # each device also trains alone, for comparison
+    local_baseline: bool = False  # each device also trains alone, for comparison in reports
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -198,7 +197,7 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Parameters of a method after a round: named float32 arrays, none for zero-shot."""
+    """Parameters of a method after a round: float32 arrays by name, empty for zero-shot."""
 
     method: str
     round: int  # rounds closed so far; 0 is the initial model
@@ -213,13 +212,12 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """A client update: the delta, weight and sums of one device in a round.
+    """A client update: the weight, delta and integer sums of one device in a round.
 
     Kind "sum": the deltas of all devices are added and divided by the sum of their weights.
     Kind "single": for rules that need each device's own update (median, Krum).
 
-    `delta` holds float32 arrays. `sums` holds int64 arrays: every codec carries them without loss,
-    and they are added as they are.
+    `sums` holds int64 arrays. Every codec keeps them exact, and the coordinator adds them exactly.
     """
 
     kind: Literal["sum", "single"]
@@ -267,7 +265,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of a model that a device measured; `protocol.report.Report` explains them."""
+    """Accuracies that a device measured for a model; `protocol.report.Report` explains them."""
 
     accuracy: Mapping[str, float]
     per_class: Mapping[str, PerClass] = field(default_factory=dict)

@@ -186,10 +186,14 @@ def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
         ("port = 8883", "max_packet_bytes = 1.5", " [broker]: max_packet_bytes: expected "),
         ('"broker.local"', '""', " [broker]: host"),
         ("port = 8883", 'ca = "c"\nkey = "k"', " [broker]: certificate and key: expected both or"),
-        ("port = 8883", 'key = "k"\ncertificate = "c"', " [broker]: ca: expected the authority's"),
+        (
+            "port = 8883",
+            'key = "k"\ncertificate = "c"',
+            " [broker]: ca: missing; a certificate also needs ca",
+        ),
         ("devices = 3", "devices = 0", " [rules]: devices: expected 1 or more, got 0"),
-        ("quorum = 1", "quorum = 0", " [rules]: quorum: expected above 0 up to 1, got 0.0"),
-        ("quorum = 1", "quorum = 1.1", " [rules]: quorum: expected above 0 up to 1, got 1.1"),
+        ("quorum = 1", "quorum = 0", " [rules]: quorum: expected above 0 and at most 1, got 0.0"),
+        ("quorum = 1", "quorum = 1.1", " [rules]: quorum: expected above 0 and at most 1, got 1.1"),
         ("quorum = 1", "quorum = nan", " [rules]: quorum: expected"),
         ("quorum = 1", "quorum = true", " [rules]: quorum: expected float, got bool True"),
         ("deadline_s = 90", "deadline_s = 0", " [rules]: deadline_s: expected above 0"),
@@ -222,9 +226,13 @@ def test_names_what_is_wrong_with_a_fleet(tmp_path: Path, old: str, new: str, sa
         ('id = "cam-01"', 'id = "coordinator"', ": id: 'coordinator' is reserved"),
         ('id = "cam-01"', 'id = "cam/01"', ": id 'cam/01' is not an id"),
         ('"photo"', '"a\\nb"', ": domain: expected at most 64 printable characters"),
-        ('"photo"', '""\ncoordinator_key = "ab"', ": coordinator_key 'ab' is not a SHA-256"),
+        (
+            '"photo"',
+            '""\ncoordinator_key = "ab"',
+            ": coordinator_key 'ab' is not 64 lower-case hex",
+        ),
         ('"photo"', f'"{"x" * 65}"', ": domain: expected at most 64 printable characters"),
-        ('["evaluate"]', "[]", ": roles: expected train, evaluate or both"),
+        ('["evaluate"]', "[]", ": roles: expected 'train', 'evaluate' or both"),
         ('["evaluate"]', '["watch"]', ": roles: expected 'train' or 'evaluate', got 'watch'"),
         ('["evaluate"]', '"train"', ": roles: expected "),
         ("train = 0.5", "train = 0.6", " [data]: train, validation, test: expected shares"),
@@ -248,11 +256,11 @@ def test_a_device_that_trains_needs_pictures_to_train_on(tmp_path: Path) -> None
     alone = AGENT.replace(shares, "train = 0\nvalidation = 0\ntest = 1")
     assert load_agent(written(tmp_path, alone, "agent.toml")).data.test == 1.0
     both = alone.replace('["evaluate"]', '["train", "evaluate"]')
-    assert "train share above 0" in refusal(tmp_path / "agent.toml", both)
+    assert "share `train` above 0" in refusal(tmp_path / "agent.toml", both)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone\.toml does not exist; write one"):
+    with pytest.raises(ConfigError, match=r"gone\.toml does not exist; create it"):
         read_toml(tmp_path / "gone.toml")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_toml(tmp_path)

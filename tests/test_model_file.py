@@ -185,18 +185,18 @@ def test_what_is_no_model_file(
 ) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"")
-    refused(path, random_bundle, "cut short or no safetensors file; name a models/RUN")
+    refused(path, random_bundle, "incomplete or not a safetensors file; name a models/RUN")
     path.write_text("this is a letter, and longer than eight bytes")
-    refused(path, random_bundle, "cut short or no safetensors")
+    refused(path, random_bundle, "incomplete or not a safetensors")
     model_file.write(path, trained)
     path.write_bytes(path.read_bytes()[:-5])
-    refused(path, random_bundle, "cut short or no safetensors")
+    refused(path, random_bundle, "incomplete or not a safetensors")
     save_file({"a": np.zeros(2, np.float32)}, path)
-    refused(path, random_bundle, "no model of a run: it has no 'fedclip_edge' metadata")
+    refused(path, random_bundle, "not the model of a run: it has no 'fedclip_edge' metadata")
     save_file({"a": np.zeros(2, np.float32)}, path, metadata={"fedclip_edge": "[]"})
-    refused(path, random_bundle, "of another version")
+    refused(path, random_bundle, "by another version")
     save_file({"a": np.zeros(2, np.float32)}, path, metadata={"fedclip_edge": "{"})
-    refused(path, random_bundle, "no model of a run")
+    refused(path, random_bundle, "not the model of a run")
     refused(tmp_path, random_bundle, "is a folder")
 
 
@@ -229,7 +229,7 @@ def test_a_head_that_does_not_fit(
         ({"0.bias": np.zeros(15, np.float32)}, r"parameters 0.bias \[15\], .* but fedclip with"),
         ({"0.bias": None}, r"parameters 0.weight \[16, 16\], .* but fedclip"),
         ({"more": np.zeros(1, np.float32)}, r"more \[1\], but fedclip"),
-        ({"0.bias": np.full(16, np.nan, np.float32)}, "damaged .*0.bias: holds NaN"),
+        ({"0.bias": np.full(16, np.nan, np.float32)}, "damaged .*0.bias: contains NaN"),
         ({"0.bias": np.full(16, np.inf, np.float32)}, "damaged .*NaN or infinity"),
         ({"0.bias": np.zeros(16, np.float64)}, "damaged .*expected float32"),
     ],

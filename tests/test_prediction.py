@@ -89,7 +89,7 @@ def test_unreadable_pictures_are_named_and_the_others_answered(
     found = predicted(random_bundle, [tmp_path / "p"], None)
     skipped = {r.path.name: r.reason for r in found if isinstance(r, Skipped)}
     assert skipped == {
-        "0.png": "it is no picture in a known format",
+        "0.png": "it is not a picture in a known format",
         "1.png": "the file is empty",
     }
     assert sum(isinstance(r, Prediction) for r in found) == 4
@@ -159,5 +159,5 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png does not exist; name pictures"):
         find_pictures([tmp_path / "gone.png"], NAMES)
     made(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"holds no picture \(\.bmp, .*\.webp\)"):
+    with pytest.raises(DataError, match=r"no picture \(\.bmp, .*\.webp\) was found in"):
         find_pictures([tmp_path], NAMES)

@@ -64,7 +64,7 @@ def test_an_id_is_accepted_exactly_when_it_looks_like_one(value: str) -> None:
 @pytest.mark.parametrize("value", ["", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n"])
 def test_a_sha256_is_64_lower_case_hex_digits(value: str) -> None:
     assert check_sha256("0a" * 32, "model") == "0a" * 32
-    with pytest.raises(ValueError, match=r"model .* is not a SHA-256"):
+    with pytest.raises(ValueError, match=r"model .* is not 64 lower-case hex"):
         check_sha256(value, "model")
 
 
@@ -105,8 +105,8 @@ def test_features_count_their_pictures() -> None:
         ({"vectors": rows(1, 1, 1)}, "2 class names but 3 text vectors"),
         ({"names": ("ant",), "vectors": rows(1)}, "two classes or more, got 1"),
         ({"names": (), "vectors": rows()}, "two classes or more, got 0"),
-        ({"names": ("ant", "ant")}, "distinct"),
-        ({"names": ("ant", " ")}, "without empty names"),
+        ({"names": ("ant", "ant")}, "expected different names"),
+        ({"names": ("ant", " ")}, "none of them empty"),
         ({"vectors": rows(1, 1.01)}, r"norms from 1\.000 to 1\.010"),
         ({"vectors": rows(1, 0)}, "unit rows"),
         ({"vectors": rows(1, 1).astype(np.float64)}, "expected float32"),

@@ -38,15 +38,15 @@ def export_open_clip(
 ) -> Bundle:
     """Export the model that `recipe` names, with texts for `classes`, to the folder `out`.
 
-    The gate compares the encoder with PyTorch on the pictures in the folder `calibration`, or
-    without one on those that `draw` returns. `say` is called with a line of text before each
-    step, `progress` with (done, total) during the texts and again during the comparison, and
-    `report` once with the gate's result, passed or not.
+    The parity gate compares the encoder with PyTorch on the pictures in the folder `calibration`,
+    or without that folder on the pictures that `draw` returns. `say` is called with a line of text
+    before each step, `progress` with (done, total) while texts are encoded and again during the
+    comparison, and `report` once with the gate's result, passed or not.
 
-    Raises ConfigError for a wrong argument. Raises ExportError where the model cannot be loaded
-    or exported, where it gives NaN or infinity, where its features differ by more than the
-    precision allows and `accept_parity` is not set, or where the folder cannot be written.
-    Nothing is left behind in either case.
+    Raises ConfigError for a wrong argument. Raises ExportError if the model cannot be loaded or
+    exported, if it gives NaN or infinity, if its features differ by more than the precision allows
+    and `accept_parity` is not set, or if the folder cannot be written. No file is left behind after
+    an error.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(recipe.precision, calibration)
@@ -54,7 +54,7 @@ def export_open_clip(
     with _collector_paused():
         model = load_open_clip(recipe)
     pictures = gather(calibration, draw, model.preprocessing, classes)
-    say(f"texts of {len(classes)} classes")
+    say(f"encoding the texts of {len(classes)} classes")
     texts = class_texts(model, classes, recipe.prompts, progress)
     tower, preprocessing = model.image_tower, model.preprocessing
     manifest = Manifest(
@@ -69,10 +69,11 @@ def export_open_clip(
         made_with=versions("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime"),
     )
     del model  # frees the text tower
-    say("the image tower's graph")
+    say("building the graph of the image tower")
     with _collector_paused():
         graph = export_image_tower(tower, preprocessing.image_size)
-    say(f"{recipe.precision}{calibrated(pictures, recipe.precision)}, compared with PyTorch")
+    made_how = f"{recipe.precision}{calibrated(pictures, recipe.precision)}"
+    say(f"converting to {made_how} and comparing with PyTorch")
     made = make_candidate(
         graph,
         recipe.precision,
@@ -95,8 +96,8 @@ def export_open_clip(
 def _collector_paused() -> Iterator[None]:
     """Pause the garbage collector.
 
-    Loading and exporting make millions of objects and no garbage; collecting takes a sixth of
-    their time.
+    Loading and exporting create millions of objects and no garbage; the collector would take a
+    sixth of their time.
     """
     running = gc.isenabled()
     gc.disable()

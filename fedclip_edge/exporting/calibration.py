@@ -1,10 +1,10 @@
-"""Pictures for the parity gate of an export, and pictures for the calibration of int8.
+"""Pictures for the parity gate of an export and for the calibration of int8.
 
 Laws:
 
-- The choice of pictures depends on their bytes alone, so the same pictures give the same bundle
+- The choice of pictures depends only on their bytes, so the same pictures give the same bundle
   under any file names.
-- With 96 pictures or more, no picture serves both the calibration and the gate.
+- With 96 pictures or more, no picture is used for both the calibration and the gate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedclip_edge.records import F32, I64
 from fedclip_edge.vision.datasets import EXTENSIONS, files_below
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 
-LEAST = 64  # fewest pictures that the gate accepts: its thresholds were set with 64
+LEAST = 64  # fewest pictures that the gate accepts, because its thresholds were set with 64
 # With labels the gate also limits the loss of accuracy to half a point: 2 or 3 pictures of 512.
 _GATE, _GATE_LABELLED = 128, 512
 _CALIBRATION = 128  # with 64, MobileNetV2 kept 4 points fewer nearest neighbours
@@ -33,7 +33,7 @@ class GatePictures:
 
     pixels: F32  # (N, 3, S, S), N >= 64: the pictures of the gate
     labels: I64 | None  # (N,); None unless every picture's class is known
-    calibration: F32  # (M, 3, S, S); M = 0 where the pictures serve the gate alone
+    calibration: F32  # (M, 3, S, S); M = 0 if the pictures are for the gate only
     skipped: int  # files that could not be decoded
     source: str  # "folder" or "drawn", for the manifest
 
@@ -44,19 +44,20 @@ Draw = Callable[[Preprocessing, Sequence[str]], GatePictures]  # draws pictures 
 def check_calibration(precision: Precision, folder: Path | None) -> None:
     """Raise ConfigError for int8 without a folder, or for a folder with fewer than 64 pictures.
 
-    This runs before a model is loaded, so it only counts files; `read_pictures` decodes them.
+    This check runs before a model is loaded, so it only counts files; `read_pictures` decodes them.
     """
     if folder is None:
         if precision == "int8":
             raise ConfigError(
-                "int8 is calibrated on pictures like the fleet's own; give --calibration FOLDER"
+                "int8 needs pictures like the fleet's own for its calibration; give --calibration "
+                "FOLDER"
             )
     elif len(files := _files(folder)) < LEAST:
         raise ConfigError(_too_few(folder, len(files)))
 
 
 def calibrated(pictures: GatePictures, precision: Precision) -> str:
-    """Part of a step's message: " calibrated on 128 pictures", or "" without calibration."""
+    """The end of a message: " calibrated on 128 pictures", or "" without calibration."""
     uses = precision in ("int8", "int8-weights") and len(pictures.calibration)
     return f" calibrated on {len(pictures.calibration)} pictures" if uses else ""
 
@@ -64,9 +65,9 @@ def calibrated(pictures: GatePictures, precision: Precision) -> str:
 def gather(
     folder: Path | None, draw: Draw, preprocessing: Preprocessing, classes: Sequence[str]
 ) -> GatePictures:
-    """Read the pictures in `folder`, or draw some where `folder` is None.
+    """Read the pictures in `folder`, or draw pictures if `folder` is None.
 
-    Raises ConfigError where `read_pictures` or `draw` does.
+    Raises the ConfigError of `read_pictures` or of `draw`.
     """
     if folder is None:
         return draw(preprocessing, classes)
@@ -79,13 +80,13 @@ def read_pictures(
     """Read the pictures below `folder` and split them between the gate and the calibration.
 
     Every file is hashed, copies count once, and the pictures with the lowest hashes are taken:
-    256 at most, or 640 with labels. A third of them, 128 at most, become the calibration; with
-    fewer than 96 pictures, all serve both.
+    256 at most, or 640 with labels. A third of them, 128 at most, become the calibration. With
+    fewer than 96 pictures, all are used for both.
 
     A picture's label is the index of the innermost folder above it whose name is in `classes`;
-    labels are used only where every picture has one. Files that cannot be read or decoded are
-    skipped and counted. Raises ConfigError where the folder cannot be read or holds fewer than
-    64 distinct pictures.
+    labels are used only if every picture has one. Files that cannot be read or decoded are
+    skipped and counted. Raises ConfigError if the folder cannot be read or has fewer than 64
+    different pictures.
     """
     known = {name: label for label, name in enumerate(classes)}
     found: dict[str, tuple[Path, int | None]] = {}
@@ -104,7 +105,7 @@ def read_pictures(
     pixels, taken, broken = _prepare(images, known_all, preprocessing)
     if len(pixels) < LEAST:
         raise ConfigError(_too_few(folder, len(pixels)))
-    # Below 96 pictures, taking a third away would leave the gate fewer than 64: all serve both.
+    # Below 96 pictures, two thirds would be fewer than 64 for the gate, so all are used for both.
     apart = len(pixels) * 2 // 3 >= LEAST
     count = min(_CALIBRATION, len(pixels) // 3) if apart else 0
     gate = len(pixels) - count
@@ -120,22 +121,24 @@ def read_pictures(
 def from_bytes(
     images: Sequence[bytes], preprocessing: Preprocessing, labels: Sequence[int] | None = None
 ) -> GatePictures:
-    """Prepare drawn pictures, given as the bytes of picture files, for the gate alone.
+    """Prepare drawn pictures, given as the bytes of picture files, for the gate only.
 
-    They never calibrate int8, because its ranges must come from pictures like the fleet's own.
-    `labels` are class indices, one for each image. Images that cannot be decoded are skipped and
-    counted. Raises ConfigError where fewer than 64 can be decoded.
+    They are not used to calibrate int8, because its ranges must come from pictures like the
+    fleet's own. `labels` are class indices, one for each image. Images that cannot be decoded are
+    skipped and counted. Raises ConfigError if fewer than 64 can be decoded.
     """
     pixels, taken, broken = _prepare(images, labels, preprocessing)
     if len(pixels) < LEAST:
-        raise ConfigError(f"{len(pixels)} drawn pictures are too few; the gate needs {LEAST}")
+        raise ConfigError(
+            f"only {len(pixels)} drawn pictures could be decoded; the parity gate needs {LEAST}"
+        )
     return GatePictures(pixels, taken, pixels[:0], broken, "drawn")
 
 
 def _prepare(
     images: Iterable[bytes], labels: Sequence[int] | None, preprocessing: Preprocessing
 ) -> tuple[F32, I64 | None, int]:
-    """Decode the first pictures, as many as gate and calibration take together.
+    """Decode the first pictures, as many as gate and calibration need together.
 
     Returns pixels float32 (N, 3, S, S), their labels int64 (N,) or None, and the number of images
     that could not be decoded.
@@ -160,15 +163,17 @@ def _prepare(
 
 def _too_few(folder: Path, count: int) -> str:
     return (
-        f"{folder} holds {count} different pictures that can be read, and an export is judged on "
-        f"{LEAST} or more; name a folder with more"
+        f"{folder} has {count} different readable pictures, but the parity gate of an export needs "
+        f"{LEAST}; name a folder with more"
     )
 
 
 def _files(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is no folder; name one with {LEAST} pictures or more")
+            raise ConfigError(
+                f"{folder} is not a folder; name a folder with {LEAST} pictures or more"
+            )
         return [path for path in files_below(folder) if path.suffix.lower() in EXTENSIONS]
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror or error}") from error

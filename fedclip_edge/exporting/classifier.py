@@ -3,13 +3,14 @@
     pixels uint8 (N, S, S, 3)  ->  probabilities float32 (N, C)
 
 `pixels` are RGB pictures as Pillow returns them, already scaled and cropped. The graph does not
-scale pictures: it would be slower, and pictures of several sizes would not fit into one batch.
+scale pictures, because that would be slower, and pictures of different sizes do not fit into one
+batch.
 The file's metadata holds the rule for scaling, the labels, and the origin of the classifier; see
 `_metadata`.
 
 Laws:
 
-- The file is written only after ONNX Runtime gave the same probabilities with it as `predict`,
+- The file is written only if ONNX Runtime computes the same probabilities with it as `predict`,
   within TOLERANCE.
 - The same bundle and model give the same bytes.
 """
@@ -40,11 +41,10 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder
 from fedclip_edge.vision.pictures import Preprocessing, normalise
 
-# Largest difference of a probability, relative to the probability: with many classes each is
-# small, and with one confident class all others are. Pixels and features have the same bits as in
-# `predict`. The head sums float32 in another order, which moves a cosine by 1e-7, a logit by 1e-5
-# at a scale of 100, and a probability by the same relative 1e-5. A wrong operator moves it by far
-# more than the tolerance.
+# Largest difference of a probability, relative to the probability, because most probabilities are
+# small. Pixels and features have the same bits as in `predict`. The head sums float32 in another
+# order, which changes a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by the
+# same relative 1e-5. A wrong operator changes it by far more than the tolerance.
 TOLERANCE = 1e-3
 _LEAST = 1e-20  # smaller probabilities are rounding error of float32
 
@@ -65,21 +65,21 @@ def export_classifier(
 ) -> Classifier:
     """Write the classifier of `bundle` and a model that fits it to the file `out`.
 
-    Without a model (`trained` is None), the classifier is the zero-shot one. Raises ConfigError
-    where `out` is a folder, or exists and `replace_existing` is not set; BundleError where the
-    bundle's encoder cannot be loaded or run; ExportError where the parts cannot be joined, where
-    the file's probabilities differ from those of `predict` by more than TOLERANCE, or where the
-    file cannot be written. Nothing is written in any of these cases.
+    Without a model (`trained` is None), the classifier is the zero-shot one. Raises ConfigError if
+    `out` is a folder, or exists and `replace_existing` is not set; BundleError if the bundle's
+    encoder cannot be loaded or run; ExportError if encoder and head cannot be joined, if the file's
+    probabilities differ from those of `predict` by more than TOLERANCE, or if the file cannot be
+    written. Nothing is written in any of these cases.
     """
     if out.is_dir():
-        raise ConfigError(f"{out} exists already and is a folder; name a file")
+        raise ConfigError(f"{out} is a folder; name a file")
     if out.exists() and not replace_existing:
-        raise ConfigError(f"{out} exists already; name another file, or add --replace")
+        raise ConfigError(f"{out} already exists; name another file, or add --replace")
     model = zeroshot.MODEL if trained is None else trained.model
     encoder = open_encoder(bundle, EncoderConfig())
     expected = [_predicted(count, encoder, bundle, model) for count in _BATCHES]
     ends = (encoder.input_name, encoder.output_name)
-    del encoder  # its copy of the weights is not needed any more
+    del encoder  # frees its copy of the weights
     joined = fuse(bundle, ends, model)
     joined.producer_name, joined.producer_version = "fedclip-edge", __version__
     helper.set_model_props(joined, _metadata(bundle, trained))
@@ -89,14 +89,15 @@ def export_classifier(
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the classifier's probabilities differ from those of `predict` by {difference:.2g} "
-            f"(relative), more than {TOLERANCE:g}; nothing was written. Another version of torch, onnx or "
-            "onnxruntime may help: constraints.txt names those that were tested together"
+            f"(relative), more than {TOLERANCE:g}; nothing was written. Try another version of "
+            "torch, onnx or onnxruntime: constraints.txt lists versions that were tested together"
         )
     try:
         atomic.write_file(out, data)
     except OSError as error:
         raise ExportError(
-            f"{out} could not be written: {error.strerror or error}; nothing was left behind"
+            f"{out} cannot be written: {error.strerror or error}; no file was left behind. Free "
+            "disk space, or name another file"
         ) from error
     return Classifier(out, difference, opset)
 
@@ -104,7 +105,7 @@ def export_classifier(
 def usage(path: Path, preprocessing: Preprocessing) -> str:
     """Python source that labels `picture.jpg` with the classifier in `path`.
 
-    It imports Pillow, numpy and onnxruntime only.
+    It imports only Pillow, numpy and onnxruntime.
     """
     size, short_px = preprocessing.image_size, preprocessing.resize_px
     kind = f"Image.Resampling.{preprocessing.interpolation.upper()}"
@@ -186,8 +187,8 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
             worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise ExportError(
-            f"ONNX Runtime cannot run the classifier ({first_line(error)}); nothing was written. Export the "
-            f"encoder again with opset {OPSET}"
+            f"ONNX Runtime cannot run the classifier ({first_line(error)}); nothing was written. "
+            f"Export the encoder again with opset {OPSET}"
         ) from error
     return worst
 

@@ -53,22 +53,23 @@ def export_onnx(
 
     `encoder` is an ONNX file from pixels float32 (N, 3, S, S) to features float32 (N, D) with a
     dynamic N. `preprocess` is the TOML file of `EncoderFile`. `class_texts` is a `.npy` of C unit
-    vectors (C, D), in the order of the names in the file `classes`. Facts that the encoder's
-    file does not tell are "unknown" in the manifest.
+    vectors (C, D), in the order of the names in the file `classes`. Manifest fields that these
+    files do not contain are "unknown".
 
-    The precision "fp32" keeps the file byte for byte, even where its weights are stored in
-    another precision. Its features are then compared with no other encoder's; they only must not
-    depend on the rest of the batch. Any other precision needs an fp32 file: it is converted, and
-    the gate compares the result with it on the pictures in the folder `calibration`, or without
-    one on those that `draw` returns. The encoder id stays the same, so features of both
-    precisions may be used together. `accept_parity` writes the bundle even if the gate fails.
+    With the precision "fp32", the file is kept byte for byte, even if its weights are stored in
+    another precision. There is no other encoder to compare its features with; they only must not
+    depend on the rest of the batch. Any other precision needs an fp32 file. It is converted, and
+    the parity gate compares the result with it on the pictures in the folder `calibration`, or
+    without that folder on the pictures that `draw` returns. The encoder id stays the same, so
+    features of both precisions may be used together. With `accept_parity`, the bundle is written
+    even if the gate fails.
 
     `say` is called with a line of text before the conversion, `progress` with (done, total)
     during the comparison, and `report` once with the gate's result, passed or not.
 
-    Raises ConfigError, naming the file, where a file is missing or wrong; ExportError where the
-    encoder does not fit the other files, cannot be converted, or misses the gate and is not
-    accepted, or where the folder cannot be written. Nothing is left behind in either case.
+    Raises ConfigError, naming the file, if a file is missing or wrong; ExportError if the encoder
+    does not fit the other files, cannot be converted, or fails the gate without `accept_parity`,
+    or if the folder cannot be written. No file is left behind after an error.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(precision, calibration)
@@ -83,8 +84,8 @@ def export_onnx(
     dim = golden.features.shape[1]
     if dim != texts.vectors.shape[1]:
         raise ExportError(
-            f"{encoder} gives features of width {dim}, but {class_texts} holds text "
-            f"vectors of width {texts.vectors.shape[1]}; both must come from one model"
+            f"{encoder} returns features of width {dim}, but {class_texts} has text vectors of "
+            f"width {texts.vectors.shape[1]}; give an encoder and text vectors of the same model"
         )
     manifest = Manifest(
         model=described.model,
@@ -100,11 +101,12 @@ def export_onnx(
     if precision != "fp32":
         if manifest.precision != "fp32":
             raise ConfigError(
-                f"{encoder} is stored in {manifest.precision} and only an fp32 file can be had in "
-                f"{precision}; name that file, or leave the precision out"
+                f"{encoder} is stored in {manifest.precision}, and only an fp32 file can be "
+                f"converted to {precision}; name the fp32 file, or leave out --precision"
             )
         pictures = gather(calibration, draw, preprocessing, texts.names)
-        say(f"{precision}{calibrated(pictures, precision)}, compared with {encoder}")
+        made_how = f"{precision}{calibrated(pictures, precision)}"
+        say(f"converting to {made_how} and comparing with {encoder}")
         made = make_candidate(
             graph,
             precision,
@@ -128,20 +130,23 @@ def export_onnx(
 
 
 def _check_features(encoder: Encoder, golden: Golden, name: str) -> None:
-    """Raise ExportError for features that are all 0 or that depend on the rest of the batch.
+    """Raise ExportError if a feature is all 0, or depends on the rest of its batch.
 
-    The latter could not be cached.
+    A feature that depends on its batch cannot be cached.
     """
     if not golden.features.any(axis=1).all():
-        raise ExportError(f"{name} gives features of nothing but 0; its weights are damaged")
+        raise ExportError(
+            f"{name} returned a feature that is 0 everywhere; its weights are damaged, so export "
+            "it again"
+        )
     alone = verification.one_by_one(encoder, golden.pixels)  # (N, D)
     found = verification.relative(alone, golden.features)
     allowed = verification.tolerance("unknown", "cpu").batch
     if not found <= allowed:
         raise ExportError(
-            f"{name} gives a picture another feature alone than in a batch (relative difference "
-            f"{found:.2g}, at most {allowed:g}), so it could not be cached; dynamic int8 does "
-            "that: name the fp32 file, and --precision int8 for a smaller one"
+            f"a picture's feature from {name} depends on the rest of its batch (relative "
+            f"difference {found:.2g}, at most {allowed:g}), so it cannot be cached. Dynamic int8 quantisation "
+            "has this effect: name the fp32 file, with --precision int8 for a smaller encoder"
         )
 
 
@@ -156,19 +161,19 @@ def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(onnx_file)
     except Exception as error:  # protobuf's errors share no base but Exception
-        raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx") from error
+        raise ConfigError(f"{path} is not an ONNX file; name the encoder's .onnx file") from error
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise ConfigError(
             f"{path} keeps its weights in another file; save it as one file: "
             "onnx.save(onnx.load(PATH), NEW_PATH)"
         )
     if not opset_of(model):  # protobuf accepts almost any bytes
-        raise ConfigError(f"{path} is no ONNX file; name the encoder's .onnx")
+        raise ConfigError(f"{path} is not an ONNX file; name the encoder's .onnx file")
     return model
 
 
 def _precision(model: onnx.ModelProto) -> str:
-    """Precision of the stored weights: int8 if any are, "unknown" for a mixture of floats."""
+    """Precision of the stored weights: int8 if any are int8, "unknown" for a mixture of floats."""
     stored = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
     if stored & set(_QUANTISED):
         return "int8"

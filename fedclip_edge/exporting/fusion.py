@@ -1,8 +1,7 @@
 """One ONNX graph from pixels through the encoder to the probabilities of the head.
 
-The encoder stays as it is. Before it come the steps of `vision.pictures.normalise`, in the same
-order. After it come the `logits` function of the model's method, exported by torch, and the
-softmax.
+The graph runs the steps of `vision.pictures.normalise`, the unchanged encoder, the `logits`
+function of the model's method (exported by torch), and the softmax, in this order.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ _FEATURES = "image_features"
 def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto:
     """Graph from `pixels` uint8 (N, S, S, 3) to `probabilities` float32 (N, C).
 
-    `ends` are the names of the encoder's input and output. The opset is the encoder's, or OPSET
-    where the encoder's is older. Raises ExportError where the bundle's file cannot be read or the
-    parts cannot be converted to one opset.
+    `ends` are the names of the encoder's input and output. The opset is the encoder's, or OPSET if
+    the encoder's is older. Raises ExportError if the bundle's file cannot be read, or if encoder
+    and head cannot be converted to the same opset.
     """
     # Merged by hand, because onnx.compose copies the encoder's weights several times.
     try:
@@ -60,15 +59,15 @@ def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto
         field.extend(values)
     graph.initializer.extend([*pixels.initializer, *head.graph.initializer])
     graph.name = "classifier"
-    # The oldest version that both parts allow: an old runtime refuses newer ones.
+    # The oldest version that both parts allow, because an old runtime refuses newer ones.
     whole.ir_version = max(whole.ir_version, head.ir_version)
     return whole
 
 
 def _cannot_join(bundle: Bundle, error: Exception) -> ExportError:
     return ExportError(
-        f"{bundle.encoder_path} cannot be joined with the head ({first_line(error)}); nothing was written. "
-        f"Export the encoder with opset {OPSET}"
+        f"{bundle.encoder_path} cannot be joined with the classifier's head ({first_line(error)}); "
+        f"nothing was written. Export the encoder again with opset {OPSET}"
     )
 
 

@@ -19,8 +19,8 @@ _PICTURES = 4  # enough to find a wrong layout or precision; each takes S x S x 
 def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) -> Encoder:
     """Open an encoder on the CPU from the bytes of its ONNX file; `name` appears in messages.
 
-    Raises ExportError where the file cannot be loaded, or where its input or output is not that
-    of an encoder for this preprocessing.
+    Raises ExportError if the file cannot be loaded, or if its input or output is not that of an
+    encoder for this preprocessing.
     """
     side = preprocessing.image_size
     try:
@@ -49,9 +49,9 @@ def noise_pixels(count: int, preprocessing: Preprocessing, seed: int = 0) -> F32
 
 
 def golden_vectors(encoder: Encoder, preprocessing: Preprocessing) -> Golden:
-    """Four noise pictures float32 (4, 3, S, S) and the encoder's raw features of them (4, D).
+    """Four noise pictures float32 (4, 3, S, S) and their raw features float32 (4, D).
 
-    Raises ExportError where the encoder fails or gives NaN or infinity.
+    Raises ExportError if the encoder fails or returns NaN or infinity.
     """
     pixels = noise_pixels(_PICTURES, preprocessing)  # (4, 3, S, S)
     try:

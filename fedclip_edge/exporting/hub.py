@@ -15,7 +15,7 @@ _ANY = "config.json"  # any file name gets an answer
 def repository_of(config: Mapping[str, Any]) -> str:
     """`org/name` of a tag's `hf_hub` entry, which is `org/name/` or `org/name/file`.
 
-    Empty where the tag has no such entry.
+    Empty if the tag has no such entry.
     """
     return str(config.get("hf_hub", "")).rpartition("/")[0]
 
@@ -24,7 +24,8 @@ def download(model: str, tag: str, config: Mapping[str, Any]) -> Path:
     """Download a tag's weights by open_clip's own code; returns the file in the hub's cache.
 
     `config` is open_clip's configuration of `tag`. Without a connection, an earlier download is
-    used. Raises ExportError where there is neither.
+    used. Raises ExportError if there is no connection and no earlier download, or if the download
+    fails.
     """
     import open_clip
 
@@ -34,22 +35,22 @@ def download(model: str, tag: str, config: Mapping[str, Any]) -> Path:
         if cached:
             return cached
         raise ExportError(
-            f"the weights {tag} of {model} cannot be downloaded: no hub answers from here; fetch "
-            f"them from {repository} on a machine that can, and give --pretrained FILE"
+            f"the weights {tag} of {model} cannot be downloaded: the Hugging Face hub does not "
+            f"answer; download them from {repository} on another machine and give --pretrained FILE"
         )
     try:
         return Path(open_clip.download_pretrained(dict(config)))
     except Exception as error:  # from urllib, httpx or the hub's client
         raise ExportError(
             f"the weights {tag} of {model} cannot be downloaded: {first_line(error)}; try again, "
-            f"or fetch them from {repository} and give --pretrained FILE"
+            f"or download them from {repository} yourself and give --pretrained FILE"
         ) from error
 
 
 def hub_answers(repository: str) -> bool:
-    """True where the hub answers within 5 seconds, with any status.
+    """True if the hub answers within 5 seconds, with any status.
 
-    It is asked once; the hub's client itself would retry for most of a minute.
+    One request is sent; the hub's own client would retry for most of a minute.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -57,7 +58,7 @@ def hub_answers(repository: str) -> bool:
     url = huggingface_hub.hf_hub_url(repository, _ANY)
     try:
         huggingface_hub.get_hf_file_metadata(url, timeout=_ANSWERS_S)
-    except HfHubHTTPError:  # an error status is an answer as well
+    except HfHubHTTPError:  # an error status is also an answer
         return True
     except Exception:  # noqa: BLE001  # the client's transport has errors of its own
         return False
@@ -65,7 +66,7 @@ def hub_answers(repository: str) -> bool:
 
 
 def check_reach(repository: str, model: str) -> None:
-    """Raise ExportError where a text tower's description is not cached and no hub answers.
+    """Raise ExportError if a text tower's configuration is not cached and the hub does not answer.
 
     Without this check, transformers would retry for minutes. `model` appears in the message.
     """
@@ -74,8 +75,8 @@ def check_reach(repository: str, model: str) -> None:
     described = huggingface_hub.try_to_load_from_cache(repository, _ANY)
     if not isinstance(described, str) and not hub_answers(repository):
         raise ExportError(
-            f"the text tower of {model} is described by {repository}, and no hub answers from "
-            "here; export it on a machine that can reach one"
+            f"the text tower of {model} needs the configuration of {repository}, and the Hugging "
+            "Face hub does not answer; export on a machine that can reach the hub"
         )
 
 

@@ -26,9 +26,9 @@ def export_image_tower(tower: torch.nn.Module, image_size: int) -> onnx.ModelPro
     """Graph from `pixel_values` float32 (N, 3, S, S) to `image_features` float32 (N, D).
 
     open_clip's VisionTransformer becomes the graph of vit_graph.py, which computes less than
-    PyTorch's. Every other tower, and every variant that vit_structure.py does not admit, goes
-    through PyTorch's exporter. `image_size` is S. `tower` is put in evaluation mode. Raises
-    ExportError where PyTorch cannot export it or the graph is not valid ONNX.
+    PyTorch's. Every other tower, and every variant that vit_structure.py does not support, is
+    exported by PyTorch. `image_size` is S. `tower` is put in evaluation mode. Raises ExportError if
+    PyTorch cannot export the tower or the graph is not valid ONNX.
     """
     try:
         tower = tower.eval()
@@ -45,7 +45,7 @@ def export_image_tower(tower: torch.nn.Module, image_size: int) -> onnx.ModelPro
 
 
 def export_by_pytorch(tower: torch.nn.Module, image_size: int) -> onnx.ModelProto:
-    """Graph with the same input and output by PyTorch's exporter.
+    """Graph with the same input and output, made by PyTorch's exporter.
 
     The exporter's own exceptions pass through.
     """
@@ -55,7 +55,7 @@ def export_by_pytorch(tower: torch.nn.Module, image_size: int) -> onnx.ModelProt
 def _reparameterised(tower: torch.nn.Module) -> torch.nn.Module:
     """A copy in which timm's parallel branches are folded into one convolution.
 
-    A tower without such branches is returned itself.
+    A tower without such branches is returned unchanged.
     """
     foldable = ("fuse", "reparameterize", "switch_to_deploy")
     if not any(hasattr(module, name) for module in tower.modules() for name in foldable):

@@ -25,14 +25,14 @@ class EncoderFile(Preprocessing):
     model: str = "unknown"
 
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing alone, without the settings of the texts."""
+        """The preprocessing, without the settings of the texts."""
         return Preprocessing(**{f.name: getattr(self, f.name) for f in fields(Preprocessing)})
 
 
 def read_encoder_file(path: Path) -> EncoderFile:
     """Read the TOML file of an encoder.
 
-    Raises ConfigError, with the file, the key and what to write instead, where it is wrong.
+    Raises ConfigError, with the file, the key and what to write instead, if it is wrong.
     """
     return read_table(EncoderFile, read_toml(path), str(path))
 
@@ -40,25 +40,25 @@ def read_encoder_file(path: Path) -> EncoderFile:
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Class names from a `.json` list or from a `.txt` with one name per line.
 
-    A class's label is its index in the list. Raises ConfigError where the file cannot be read,
-    holds no such list or fewer than two names, or where a name is empty or occurs twice: dropping
-    it would shift the labels of all later names.
+    A class's label is its index in the list. Raises ConfigError if the file cannot be read, is not
+    such a list or has fewer than two names, or if a name is empty or occurs twice, because leaving
+    it out would shift the labels of all later names.
     """
     names = _read_list(path, "class name")
     if len(names) < 2:
-        raise ConfigError(f"{path} holds {len(names) or 'no'} class name; write two or more")
+        raise ConfigError(f"{path} has {len(names) or 'no'} class name; write two or more")
     return names
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Prompts from a `.json` list or from a `.txt` with one prompt per line.
 
-    Raises ConfigError where the file cannot be read, holds no such list or an empty one, or where
-    a prompt is empty, occurs twice, or is refused by `check_prompt`.
+    Raises ConfigError if the file cannot be read, is not such a list or an empty one, or if a
+    prompt is empty, occurs twice, or is refused by `check_prompt`.
     """
     prompts = _read_list(path, "prompt")
     if not prompts:
-        raise ConfigError(f"{path} holds no prompt; write one, with {{}} for the class name")
+        raise ConfigError(f"{path} has no prompt; write one, with {{}} for the class name")
     try:
         for prompt in prompts:
             check_prompt(prompt)
@@ -71,27 +71,27 @@ def _read_list(path: Path, what: str) -> tuple[str, ...]:
     listed = path.suffix.lower() == ".json"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        # Not splitlines(): it would also split a line at a page break.
+        # Not splitlines(), which would also split a line at a page break.
         lines = json.loads(text) if listed else text.rstrip().split("\n")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; write one {what} a line") from None
+        raise ConfigError(f"{path} does not exist; create it, with one {what} per line") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} holds no list of {what}s: {error}") from error
+        raise ConfigError(f"{path} is not a list of {what}s: {error}") from error
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ConfigError(f'{path} holds no list of {what}s; write ["one", "another"]')
+        raise ConfigError(f'{path} is not a list of {what}s; write ["one", "another"]')
     if not text.strip():
         return ()
     unit = "entry" if listed else "line"
     seen: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
-            raise ConfigError(f"{path}: {unit} {number} is empty; take it out")
+            raise ConfigError(f"{path}: {unit} {number} is empty; remove it")
         if line in seen:
             raise ConfigError(
-                f"{path}: the {what} {line!r} stands in {unit} {seen[line]} and in {unit} "
-                f"{number}; keep one"
+                f"{path}: the {what} {line!r} is in {unit} {seen[line]} and in {unit} {number}; "
+                "keep one"
             )
         seen[line] = number
     return tuple(seen)
@@ -100,8 +100,8 @@ def _read_list(path: Path, what: str) -> tuple[str, ...]:
 def read_class_texts(vectors: Path, classes: Path, logit_scale: float, prompt: str) -> ClassTexts:
     """Class texts from a `.npy` of unit rows (C, D), of any float type, and a file of C names.
 
-    `logit_scale` and `prompt` are taken over as they are. Raises ConfigError, naming the file,
-    where a file is missing or wrong or the two do not fit together.
+    `logit_scale` and `prompt` are not checked against the vectors. Raises ConfigError, naming the
+    file, if a file is missing or wrong or the two do not fit together.
     """
     names = read_class_names(classes)
     try:
@@ -109,10 +109,10 @@ def read_class_texts(vectors: Path, classes: Path, logit_scale: float, prompt: s
     except OSError as error:
         raise ConfigError(f"{vectors} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
-        raise ConfigError(f"{vectors} is no .npy of numbers, or cut short") from error
+        raise ConfigError(f"{vectors} is not a .npy file of numbers, or is incomplete") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
         what = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an .npz"
-        raise ConfigError(f"{vectors}: expected floats [C, D], a row for each class; got {what}")
+        raise ConfigError(f"{vectors}: expected floats [C, D], one row for each class; got {what}")
     try:
         # A row that is not of unit length is refused, not scaled: it may not be a text vector.
         return ClassTexts(names, array.astype(np.float32), logit_scale, prompt)

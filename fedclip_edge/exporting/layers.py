@@ -1,9 +1,10 @@
 """Weighted layers of an ONNX graph, statistics of their inputs, and bias correction.
 
 Bias correction follows Nagel et al., arXiv 1906.04721, section 4.2. Rounding a layer's weights
-shifts the mean of each output channel by the weights' error times the mean input; the bias can
-take that shift back. No other measure helps the accuracy of 8 bits as much: with only its weights
-rounded, MobileNetV2 has a mean centred cosine of 0.984 without the correction and 0.998 with it.
+shifts the mean of each output channel by the weights' error times the mean input. A change of the
+bias removes that shift. No other measure improves the accuracy of 8 bits as much: with only its
+weights rounded, MobileNetV2 has a mean centred cosine of 0.984 without the correction and 0.998
+with it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fedclip_edge.records import F32
 
 Array = NDArray[Any]
 
-_AT_ONCE = 2  # pictures per run: every watched activation stays in memory until the run ends
+_AT_ONCE = 2  # pictures per run; all watched activations are in memory until the run ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +65,16 @@ class Layer:
 class Seen:
     """Statistics of one tensor over the calibration pictures."""
 
-    low: float  # smallest value, or 0 where all are larger
-    high: float  # largest value, or 0 where all are smaller
+    low: float  # smallest value, or 0 if all are larger
+    high: float  # largest value, or 0 if all are smaller
     means: dict[int, Array]  # axis of the channels -> float64 mean of each channel
 
 
 def weighted_layers(model: onnx.ModelProto) -> list[Layer]:
     """Layers of a graph whose float32 weights, and biases if any, are constants.
 
-    Left out are weights of Gemm and MatMul that are not matrices, and Gemm nodes that scale or
-    transpose their input.
+    Gemm and MatMul nodes whose weights are not matrices, and Gemm nodes that scale or transpose
+    their input, are left out.
     """
     weights = constants(model)
     found = []
@@ -104,7 +105,7 @@ def observe(
 
     `calibration` are batches of pixels float32 (N, 3, S, S); `others` are names of tensors. The
     result is by name of the tensor and always includes the graph's input. Channel means are
-    taken for the layers' inputs alone. Raises ExportError where the graph cannot be run.
+    computed only for the layers' inputs. Raises ExportError if the graph cannot be run.
     """
     import onnxruntime
 
@@ -144,7 +145,9 @@ def observe(
                     for axis in axes.get(name, ()):
                         sums[axis] = sums.get(axis, 0.0) + len(pixels) * _mean(array, axis)
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        raise ExportError(f"the calibration failed: {first_line(error)}") from error
+        raise ExportError(
+            f"running the encoder on the calibration pictures failed: {first_line(error)}"
+        ) from error
     return {
         name: Seen(low[name], high[name], {a: s / pictures for a, s in means[name].items()})
         for name in low
@@ -157,8 +160,8 @@ def correct_biases(
     """Change biases in place so that rounded weights keep the mean of every output channel.
 
     `rounded` maps a layer's weights to the weights that will replace them, of the same shape;
-    `calibration` are batches of pixels float32 (N, 3, S, S). The weights themselves stay. Raises
-    ExportError where the graph cannot be run.
+    `calibration` are batches of pixels float32 (N, 3, S, S). The weights are not changed. Raises
+    ExportError if the graph cannot be run.
     """
     layers = weighted_layers(model)
     seen = observe(model, layers, calibration)
@@ -170,8 +173,8 @@ def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen)
     """Change one layer's bias in place so that `rounded` weights keep its channels' means.
 
     `rounded` has the shape of `layer.weights`; `seen` are the statistics of the layer's input.
-    A Conv or Gemm without a bias gets one. Nothing changes where the bias does not hold one value
-    per output channel, or where a MatMul is not followed by a single Add of such a bias.
+    A Conv or Gemm without a bias gets one. Nothing changes if the bias does not have one value per
+    output channel, or if a MatMul is not followed by a single Add of such a bias.
     """
     error = np.moveaxis(rounded.astype(np.float64) - layer.weights, layer.axis, 0)
     error = error.reshape(*error.shape[:2], -1).sum(axis=2)  # (outputs, inputs of one group)
@@ -212,12 +215,12 @@ def _bias(model: onnx.ModelProto, layer: Layer) -> tuple[onnx.NodeProto | None, 
 
 
 def bias_of(node: onnx.NodeProto) -> str:
-    """Name of the bias of a Conv or Gemm, its third input; "" without one."""
+    """Name of the bias of a Conv or Gemm, which is its third input; "" without a bias."""
     return str(node.input[2]) if len(node.input) > 2 else ""
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Initialisers by name, not converted to arrays: all of them together can fill the memory."""
+    """Initialisers by name, not converted to arrays, because together they can fill the memory."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 

@@ -1,4 +1,4 @@
-"""Opset, checks and serialisation common to every ONNX file of this package; needs no torch.
+"""Opset, checks and serialisation of all ONNX files that this package writes; needs no torch.
 
 Law: the same weights give the same bytes in every process and every folder, because the file's
 SHA-256 is part of the feature key.
@@ -16,16 +16,16 @@ from fedclip_edge.errors import ExportError
 
 OPSET = 18  # from 17 on LayerNormalization is one operator; TensorRT 10 reads 18
 _LIMIT_BYTES = 2**31 - 2**24  # protobuf allows 2 GiB; 16 MiB are left for nodes and names
-_SMALL_BYTES = 1024  # holds shapes and axes, whose values the checker needs
+_SMALL_BYTES = 1024  # enough for shapes and axes, whose values the checker needs
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
-    """Bytes of the file, with its weights; raises ExportError where one file cannot hold them."""
+    """Bytes of the file, including its weights; raises ExportError if they exceed 2 GB."""
     size = sum(map(_tensor_bytes, model.graph.initializer))
     if size > _LIMIT_BYTES:
         raise ExportError(
-            f"the image encoder's weights take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB: "
-            "export with --precision fp16, or with int8-weights"
+            f"the image encoder's weights take {size / 1e9:.1f} GB, but an ONNX file is limited to "
+            "2 GB: export with --precision fp16 or int8-weights"
         )
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -39,7 +39,7 @@ def check(model: onnx.ModelProto) -> None:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Version of ONNX's own operator set; 0 where the file names none."""
+    """Version of ONNX's own operator set; 0 if the file names none."""
     own = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return int(max(own, default=0))
 
@@ -47,7 +47,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove doc strings, metadata and inner shapes, in place; returns `model`.
 
-    They do not affect the results, hold paths and vary between runs.
+    They do not affect the results, but contain paths and vary between runs.
     """
     model.doc_string = ""
     del model.metadata_props[:]

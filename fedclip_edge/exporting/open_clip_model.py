@@ -2,7 +2,7 @@
 
 Laws:
 
-- Everything is computed in fp32, also where the weights are stored in another precision.
+- Everything is computed in fp32, even if the weights are stored in another precision.
 - Preprocessing, tokenizer, context length and logit scale come from open_clip; none is guessed.
 - The activation is read from the modules that compute it, not from the configuration.
 - Random weights are the same in every process.
@@ -49,7 +49,7 @@ class ClipModel:
     pretrained: str  # the tag, "file", "local-dir", or RANDOM
     clip: Any  # open_clip's CLIP, CustomTextCLIP or CoCa
     tokenize: Callable[[Sequence[str]], torch.Tensor]  # texts -> int64 (n, context_length)
-    count_tokens: Callable[[str], int]  # of one text, with its start and end
+    count_tokens: Callable[[str], int]  # tokens of one text, including start and end
     context_length: int
     vocab_size: int
     logit_scale: float  # multiplies the cosine
@@ -61,14 +61,14 @@ class ClipModel:
     def image_tower(self) -> torch.nn.Module:
         """Module from pixels float32 (N, 3, S, S) to raw features float32 (N, D).
 
-        It is open_clip's own, wrapped only where that one returns tokens as well.
+        It is open_clip's own module, wrapped only if that one also returns tokens.
         """
         tower: torch.nn.Module = self.clip.visual
         return FeaturesAlone(tower) if getattr(tower, "output_tokens", False) else tower
 
 
 class FeaturesAlone(torch.nn.Module):
-    """Wrapper that drops the tokens which some image towers (CoCa's) return with the features."""
+    """Wrapper that drops the tokens that some image towers (CoCa's) return with the features."""
 
     def __init__(self, tower: torch.nn.Module) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class FeaturesAlone(torch.nn.Module):
 def load_open_clip(source: Source) -> ClipModel:
     """Build the model that `source` names and load its weights.
 
-    Raises ConfigError where the source is wrong: an unknown name or tag, weights of another
-    architecture or activation, a file that cannot be read safely. Raises ExportError where the
-    source is right but cannot be used here: no hub answers, a package is missing, or bundles do
+    Raises ConfigError if the source is wrong: an unknown name or tag, weights of another
+    architecture or activation, a file that cannot be read safely. Raises ExportError if the source
+    is right but cannot be used here: the hub does not answer, a package is missing, or bundles do
     not support the preprocessing.
     """
     declare_missing()
@@ -118,10 +118,10 @@ def load_open_clip(source: Source) -> ClipModel:
 
 
 def _tokenizer(found: Found) -> Tokenizer | None:
-    """The model's tokenizer, or None where the stand-in replaces it.
+    """The model's tokenizer, or None if the stand-in must replace it.
 
     Only random weights may have the stand-in, because their texts mean nothing. Raises
-    ExportError where other weights have no tokenizer.
+    ExportError if the tokenizer of other weights is not available.
     """
     try:
         return open_tokenizer(found.name)
@@ -132,7 +132,7 @@ def _tokenizer(found: Found) -> Tokenizer | None:
 
 
 def _built(found: Found) -> Any:
-    """open_clip's model: from a folder with its weights, otherwise with random ones."""
+    """open_clip's model, with the weights of a folder, or else with random weights."""
     import open_clip
 
     own = found.file is None and found.label != RANDOM
@@ -174,13 +174,15 @@ def _preprocessing(config: Mapping[str, Any], model: str) -> Preprocessing:
             std=tuple(float(value) for value in config["std"]),
         )
     except ValueError as error:
-        raise ExportError(f"{model} asks for a preprocessing that is not known: {error}") from error
+        raise ExportError(
+            f"the preprocessing of {model} is not supported in a bundle: {error}"
+        ) from error
 
 
 def _activation(tower: torch.nn.Module) -> str:
     """Activations that the tower's modules compute, joined by "+"; "unknown" without any.
 
-    The configuration is not asked, because it may claim another one.
+    The configuration is not used, because it may name another activation.
     """
     found = set()
     for module in tower.modules():

@@ -1,13 +1,13 @@
 """Parity gate: comparison of an exported encoder with its model before a bundle is written.
 
-Differences are measured on unit vectors. Norms have a figure of their own, because the FedCLIP
-gate works on raw features. Cosines are mean-centred, because the features of any two pictures
-have a cosine of about 0.7, so a raw cosine hides damage. Nearest neighbours are searched within
-groups of 64 pictures, for any number of pictures: among more pictures there are closer ties, and
-the thresholds were set with 64.
+Differences are measured on unit vectors. Norms have a separate figure, because the FedCLIP gate
+works on raw features. Cosines are mean-centred, because the features of any two pictures have a
+cosine of about 0.7, so a raw cosine hides damage. Nearest neighbours are always searched within
+groups of 64 pictures: among more pictures there are closer ties, and the thresholds were set
+with 64.
 
-Law: NaN and infinity are never accepted. Any other miss can be accepted, and the manifest then
-says so.
+Law: NaN and infinity are never accepted. A user can accept any other miss, and the manifest then
+records it.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _CENTRED_MEAN = ("centred_cosine_mean", "centred cosine, mean")
 _NEIGHBOURS = ("neighbour_agreement", "nearest neighbour agrees")
 _NORM = ("norm_difference", "norm, largest relative difference")
 _DROP = ("zero_shot_drop", "zero-shot accuracy lost, points")
-# Figures that every report shows, even where the precision has no limit for them.
+# Figures that every report shows, even if the precision has no limit for them.
 _TOLD = (_DIFFERENCE, _CENTRED_MIN, _CENTRED_MEAN, _NEIGHBOURS, _NORM, _DROP)
 # A kernel may sum in another order for a batch of one; no larger difference is allowed.
 _ALL = (_at_most("batch_difference", "across batch sizes, relative", 1e-6),)
 _SMALLER = (_at_least(*_NEIGHBOURS, 0.95), _at_most(*_DROP, 0.5))
 LIMITS: Mapping[Precision, tuple[Limit, ...]] = {
-    # Two orders of magnitude above rounding error; a wrong operator is off by far more.
+    # Two orders of magnitude above rounding error; a wrong operator differs by far more.
     "fp32": (_at_most(*_DIFFERENCE, 1e-5), _at_most(*_NORM, 1e-5), *_ALL),
     # Rounding to float16 changes a weight by up to 5e-4 of itself.
     "fp16": (
@@ -74,7 +74,7 @@ LIMITS: Mapping[Precision, tuple[Limit, ...]] = {
         _at_most(*_NORM, 1e-3),
         *_ALL,
     ),
-    # The norm is that of the worst picture: its gradient in the FedCLIP gate is off by as much.
+    # The norm's figure is of the worst picture; its gradient in the FedCLIP gate changes as much.
     "int8": (
         _at_least(*_CENTRED_MEAN, 0.99),
         _at_least(*_CENTRED_MIN, 0.95),
@@ -98,13 +98,13 @@ class Row(NamedTuple):
 
     label: str
     value: str
-    threshold: str  # "" where the figure has none
-    passed: bool | None  # None where there is no threshold
+    threshold: str  # "" if the figure has none
+    passed: bool | None  # None without a threshold
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Result of the gate; `measure` has refused NaN and infinity before."""
+    """Result of the gate; it has no NaN or infinity, which `measure` refuses."""
 
     precision: Precision
     pictures: int  # N
@@ -112,8 +112,8 @@ class Parity:
     figures: Mapping[str, float]  # by name, as in `Limit.figure`
     zero_shot_agreement: float  # share of pictures with the same top class, 0 to 1
     zero_shot_reference: float | None  # the model's top-1 in percent; None without labels
-    zero_shot: float | None  # the same of the exported encoder
-    bit_equal: bool  # True where a feature has the same bits in every batch size
+    zero_shot: float | None  # top-1 of the exported encoder in percent; None without labels
+    bit_equal: bool  # True if a feature has the same bits in every batch size
 
     @property
     def missed(self) -> tuple[str, ...]:
@@ -139,9 +139,9 @@ class Parity:
         return tuple(rows)
 
     def to_json(self) -> dict[str, Scalar]:
-        """The table for the manifest; `accepted` is True where figures missed their thresholds.
+        """The table for the manifest; `accepted` is True if figures missed their thresholds.
 
-        A bundle with such figures is written only if its user accepted them.
+        A bundle with such figures is written only if the user accepted them.
         """
         table: dict[str, Scalar] = {
             "passed": not self.missed,
@@ -186,12 +186,11 @@ def measure(
     """Compare `encoder` with `reference` on all pictures in batches of 8.
 
     The encoder also runs on the first 64 pictures in batches of 1 and of 5. `progress` is called
-    with (done, total) after each batch, where one picture counts once for each pass through the
-    encoder or the reference. Figures that miss the thresholds of `precision` do not raise here;
-    see `check`.
+    with (done, total) after each batch; a picture counts once for each pass through the encoder or
+    the reference. Figures that miss the thresholds of `precision` raise no error here; see `check`.
 
-    Raises ExportError where the encoder fails or gives NaN, infinity or another shape than the
-    reference, and where the reference itself gives NaN, infinity or a feature of 0.
+    Raises ExportError if the encoder fails or returns NaN, infinity or another shape than the
+    reference, or if the reference returns NaN, infinity or a feature of 0.
     """
     pixels = pictures.pixels
     total = 2 * len(pixels) + len(_OTHER_BATCHES) * LEAST
@@ -214,12 +213,15 @@ def measure(
         raise ExportError(str(error)) from error
     if ours.shape != theirs.shape:
         raise ExportError(
-            f"the exported encoder gives features {list(ours.shape)} where the model gives "
-            f"{list(theirs.shape)}; nothing was written"
+            f"the exported encoder returns features {list(ours.shape)}, but the original model "
+            f"returns {list(theirs.shape)}; nothing was written"
         )
     norms = np.linalg.norm(theirs, axis=1)  # (N,)
     if not (np.isfinite(theirs).all() and norms.all()):
-        raise ExportError("the model itself gives NaN, infinity or 0; its weights are damaged")
+        raise ExportError(
+            "the original model returns NaN, infinity or 0, so its weights are damaged; nothing "
+            "was written"
+        )
     units, exact = _unit(ours), _unit(theirs)  # (N, D) each
     centred = _unit(units - exact.mean(axis=0)), _unit(exact - exact.mean(axis=0))
     cosines = (centred[0] * centred[1]).sum(axis=1)  # (N,)
@@ -250,7 +252,7 @@ def measure(
 
 
 def check(parity: Parity) -> None:
-    """Raise ExportError, naming every figure that misses its threshold, where any does."""
+    """Raise ExportError if any figure misses its threshold; the message names all that do."""
     if parity.missed:
         smaller = parity.precision != "fp32"
         advice = (
@@ -263,13 +265,14 @@ def check(parity: Parity) -> None:
             else "Export with the versions in constraints.txt"
         )
         raise ExportError(
-            f"the {parity.precision} features miss the gate: {'; '.join(parity.missed)}; nothing "
-            f"was written. {advice}, or take it as it is with --accept-parity"
+            f"the {parity.precision} features differ too much from the original model's: "
+            f"{'; '.join(parity.missed)}; nothing was written. {advice}, or accept the difference "
+            "with --accept-parity"
         )
 
 
 def _kept(value: float) -> float:
-    """Round away the digits that depend on PyTorch's number of threads."""
+    """Round a figure, because its last digits depend on PyTorch's number of threads."""
     return float(f"{value:.1g}") if abs(value) < 0.01 else round(value, 4)
 
 

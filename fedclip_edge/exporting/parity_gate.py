@@ -1,4 +1,4 @@
-"""Conversion of a graph to the wanted precision, followed by the parity gate."""
+"""Conversion of a graph to another precision, followed by the parity gate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Report = Callable[[parity.Parity], None]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """An encoder that passed the gate, or whose misses were accepted."""
+    """An encoder that passed the parity gate, or whose misses were accepted."""
 
     onnx_file: bytes
     golden: Golden
@@ -44,11 +44,10 @@ def make_candidate(
 ) -> Candidate:
     """Convert the fp32 `graph` to the precision `wanted` and compare it with `reference`.
 
-    The features of `reference` count as the true ones. `progress` is called with (done, total)
-    during the comparison, and `report` once with its result, passed or not. `name` appears in
-    messages. Raises ValueError for int8 without calibration pictures; ExportError where the graph
-    cannot be converted or run, gives NaN or infinity, or misses the gate while `accept_parity` is
-    not set.
+    The features of `reference` are taken as correct. `progress` is called with (done, total) during
+    the comparison, and `report` once with its result, passed or not. `name` appears in messages.
+    Raises ValueError for int8 without calibration pictures; ExportError if the graph cannot be
+    converted or run, returns NaN or infinity, or fails the gate without `accept_parity`.
     """
     calibration = [pictures.calibration] if len(pictures.calibration) else []
     onnx_file = serialise(precision.convert(graph, wanted, calibration))

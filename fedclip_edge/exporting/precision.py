@@ -5,11 +5,11 @@
     int8-weights  weights stored in 28 % of the bytes; computed in fp32, at fp32's speed
     int8          8-bit products as well (exporting/static_int8.py); needs pictures to calibrate on
 
-Stored weights are widened to fp32 by operators on constants. ONNX Runtime folds them when it
-loads the file, so they cost nothing at run time. They are standard operators, so every provider
-supports them. `MatMulNBits`, which computes from 8 bits, was not chosen: it reached 0.68 to 0.86
-of fp32's speed on a CPU with AVX2 alone, does not support convolutions, and is not a standard
-operator but ONNX Runtime's own.
+Operators in the graph convert stored weights to fp32. They work on constants, so ONNX Runtime runs
+them when it loads the file, and they cost nothing afterwards. They are standard operators, so every
+provider supports them. `MatMulNBits`, which computes from 8 bits, was not chosen: it reached 0.68
+to 0.86 of fp32's speed on a CPU with AVX2 but not VNNI, does not support convolutions, and is not a
+standard operator but ONNX Runtime's own.
 
 Dynamic int8 is not offered: it scales activations by the whole batch, so a feature would depend
 on the other pictures of its batch and could not be cached.
@@ -45,9 +45,9 @@ def convert(
     """Convert `model`, whose weights are fp32, to another precision; `model` is not changed.
 
     For "fp32" the result is `model` itself. `calibration` are batches of pixels float32
-    (N, 3, S, S): int8 needs them, and int8-weights corrects its biases with them if there are
-    any. Raises ValueError for int8 without pictures, ExportError where the graph cannot be
-    converted to this precision.
+    (N, 3, S, S): int8 needs them, and int8-weights uses them, if given, to correct its biases.
+    Raises ValueError for int8 without pictures, ExportError if the graph cannot be converted to
+    this precision.
     """
     if precision == "int8" and not sum(map(len, calibration)):
         raise ValueError("calibration: int8 needs pictures, got none")
@@ -55,7 +55,8 @@ def convert(
         return model
     if any(a.type == onnx.AttributeProto.GRAPH for n in model.graph.node for a in n.attribute):
         raise ExportError(
-            f"the graph has branches or loops, which cannot be had in {precision}; export it in fp32"
+            f"the graph has branches or loops and cannot be converted to {precision}; export it in "
+            "fp32"
         )
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -76,15 +77,17 @@ def convert(
     try:
         onnx.checker.check_model(changed)
     except Exception as error:  # the checker's errors and protobuf's share no base but Exception
-        raise ExportError(f"the graph cannot be had in {precision}: {first_line(error)}") from error
+        raise ExportError(
+            f"the graph cannot be converted to {precision}: {first_line(error)}; export it in fp32"
+        ) from error
     return changed
 
 
 def describe(precision: Precision, calibration: Sequence[F32] = ()) -> Mapping[str, Scalar]:
     """Description of the conversion, for the manifest; empty for fp32.
 
-    With `calibration` (batches of pixels (N, 3, S, S)), int8 and int8-weights also tell the
-    number of pictures and the SHA-256 of their pixels.
+    With `calibration` (batches of pixels float32 (N, 3, S, S)), the description of int8 and
+    int8-weights includes the number of pictures and the SHA-256 of their pixels.
     """
     schemes: dict[Precision, dict[str, Scalar]] = {
         "fp32": {},
@@ -120,16 +123,16 @@ _Stored = tuple[list[onnx.TensorProto], list[onnx.NodeProto]]
 def _store(
     model: onnx.ModelProto, smaller: Callable[[str, F32], _Stored | None], precision: str
 ) -> None:
-    """Replace every large float32 weight by smaller tensors and the nodes that widen them.
+    """Replace every large float32 weight by smaller tensors and nodes that convert them to float32.
 
-    `smaller` returns both for one weight, or None where the weight stays. Raises ExportError
-    where no weight is replaced.
+    `smaller` returns both for one weight, or None if the weight stays. Raises ExportError if no
+    weight is replaced.
     """
     kept: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
     used = {name for node in model.graph.node for name in node.input}
     for tensor in model.graph.initializer:
-        if tensor.name not in used:  # an old, uncorrected bias; ONNX Runtime would warn of it
+        if tensor.name not in used:  # such as a bias before its correction
             continue
         big = len(tensor.dims) > 1 and np.prod(tensor.dims) >= _STORED_VALUES
         stored = None
@@ -141,7 +144,9 @@ def _store(
             kept += stored[0]
             nodes += stored[1]
     if not nodes:
-        raise ExportError(f"the graph holds no large float32 weights to store in {precision}")
+        raise ExportError(
+            f"the graph has no large float32 weights to store in {precision}; export it in fp32"
+        )
     nodes += model.graph.node
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept)
@@ -152,8 +157,8 @@ def _as_fp16(name: str, weights: F32) -> _Stored:
     largest = float(np.abs(weights).max())
     if not largest <= _FP16_MAX:
         raise ExportError(
-            f"the weights {name} reach {largest:.3g}, and float16 ends at {_FP16_MAX:.0f}; "
-            "export in fp32 or int8-weights"
+            f"the weights {name} reach {largest:.3g}, more than float16's largest number "
+            f"{_FP16_MAX:.0f}; export in fp32 or int8-weights"
         )
     half = numpy_helper.from_array(weights.astype(np.float16), f"{name}.fp16")
     widen = helper.make_node("Cast", [half.name], [name], to=onnx.TensorProto.FLOAT)
@@ -181,8 +186,8 @@ def _as_int8(name: str, weights: F32) -> _Stored | None:
 def _blocks(weights: F32) -> tuple[Array, F32] | None:
     """Weights as int8 (n, BLOCK) with a float32 scale for each row (n, 1).
 
-    None where the values of a channel are not a multiple of BLOCK. This leaves depthwise kernels
-    in fp32: they are small, and neighbouring channels differ.
+    None if the number of values of a channel is not a multiple of BLOCK. This keeps depthwise
+    kernels in fp32, which are small and differ between neighbouring channels.
     """
     if weights[0].size % BLOCK:
         return None

@@ -15,7 +15,7 @@ from fedclip_edge.errors import ConfigError
 # fp32: weights and arithmetic in float32.
 # fp16: weights stored in float16; a CPU computes in float32, TensorRT in float16.
 # int8: static, 8-bit activations and weights, calibrated on pictures.
-# int8-weights: 8-bit weights alone.
+# int8-weights: weights stored in 8 bits; computed in float32.
 Precision = Literal["fp32", "fp16", "int8", "int8-weights"]
 
 # The prompt of FedCLIP's reference code.
@@ -36,9 +36,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if not self.model.strip():
-            raise ValueError("model: expected open_clip's name of one, or local-dir:FOLDER")
+            raise ValueError("model: expected a model name of open_clip, or local-dir:FOLDER")
         if self.random_weights and self.pretrained:
-            raise ValueError("random_weights excludes pretrained; leave one of them out")
+            raise ValueError("random_weights and pretrained exclude each other; leave one out")
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,25 @@ def check_prompt(prompt: str) -> None:
     """
     if prompt.count("{}") != 1:
         raise ValueError(
-            f"the prompt {prompt!r} needs {{}} once, where the class name goes, as in {PROMPT!r}"
+            f"the prompt {prompt!r} needs exactly one {{}} for the class name, as in {PROMPT!r}"
         )
     if BETWEEN in prompt:
         raise ValueError(
-            f"the prompt {prompt!r} holds {BETWEEN!r}, which stands between several prompts in a "
-            "bundle; write another sign"
+            f"the prompt {prompt!r} contains {BETWEEN!r}, which separates prompts in a bundle; use "
+            "another character"
         )
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe file and make its relative paths absolute.
 
-    Raises ConfigError, with the file, the key and what to write instead, where it is missing or
+    Raises ConfigError, with the file, the key and what to write instead, if it is missing or
     wrong.
     """
     if not path.exists():
         raise ConfigError(
-            f"{path} does not exist; recipes lie in the folder export/ of the source, and a model "
-            "of open_clip's needs none: NAME --pretrained TAG"
+            f"{path} does not exist; recipes are in the folder export/ of the source code. A model "
+            "of open_clip needs no recipe: give NAME --pretrained TAG"
         )
     recipe = read_table(Recipe, read_toml(path), str(path))
     base = path.resolve().parent

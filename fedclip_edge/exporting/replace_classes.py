@@ -25,10 +25,10 @@ def from_model(
     `source` names that model; by default it is open_clip's name and tag in the manifest.
     `prompts` are by default those of the bundle. `progress` is called with (done, total) texts.
 
-    Raises BundleError where the bundle is missing or damaged; ConfigError where the manifest does
-    not name a model or the bundle no prompt, where the model has other weights than the bundle's,
-    or where a class or a prompt is wrong; ExportError where the model cannot be loaded or the
-    bundle not be written. The bundle is unchanged in each case.
+    Raises BundleError if the bundle is missing or damaged; ConfigError if the bundle names no model
+    or no prompt, if the model has other weights than the bundle's, or if a class or a prompt is
+    wrong; ExportError if the model cannot be loaded or the bundle cannot be written. The bundle is
+    unchanged after an error.
     """
     bundle = read_bundle(folder)
     source = source or _source(bundle)
@@ -38,13 +38,13 @@ def from_model(
     wanted = prompts or prompts_of(bundle.classes)
     if wanted == ("unknown",):
         raise ConfigError(
-            f"nobody knows the prompt of the classes in {folder}; give it with --prompt"
+            f"{folder} does not record the prompt of its classes; give it with --prompt"
         )
     model = load_open_clip(source)
     if model.weights_sha256 != bundle.manifest.weights_sha256:
         raise ConfigError(
-            f"{source.model} has other weights than the model {folder} was made of "
-            f"({bundle.manifest.model}, {bundle.manifest.pretrained}); name that one"
+            f"{source.model} has other weights than the model that {folder} was exported from "
+            f"({bundle.manifest.model}, {bundle.manifest.pretrained}); name that model"
         )
     return replace_classes(bundle, class_texts(model, classes, wanted, progress))
 
@@ -53,9 +53,9 @@ def from_vectors(folder: Path, class_texts: Path, classes: Path) -> Bundle:
     """Give the bundle in `folder` new classes from the files of vectors and of names.
 
     `class_texts` is a `.npy` of unit vectors (C, D), in the order of the C names in `classes`.
-    Raises BundleError where the bundle is missing or damaged; ConfigError, naming the file, where
-    a file is missing or wrong or does not fit the bundle; ExportError where the bundle cannot be
-    written. The bundle is unchanged in each case.
+    Raises BundleError if the bundle is missing or damaged; ConfigError, naming the file, if a file
+    is missing or wrong or does not fit the bundle; ExportError if the bundle cannot be written. The
+    bundle is unchanged after an error.
     """
     bundle = read_bundle(folder)
     texts = read_class_texts(class_texts, classes, bundle.classes.logit_scale, "unknown")
@@ -66,14 +66,15 @@ def _source(bundle: Bundle) -> Source:
     manifest = bundle.manifest
     if manifest.pretrained == "unknown":
         raise ConfigError(
-            f"{bundle.folder} holds an encoder whose text tower is not known here; give the new "
-            "classes' vectors with --class-texts FILE.npy"
+            f"{bundle.folder} does not record the text tower of its encoder; give the vectors of "
+            "the new classes with --class-texts FILE.npy"
         )
     if manifest.pretrained in ("file", "local-dir"):
-        named = "--pretrained FILE" if manifest.pretrained == "file" else "local-dir:FOLDER"
+        named = "SOURCE --pretrained FILE" if manifest.pretrained == "file" else "local-dir:FOLDER"
         raise ConfigError(
-            f"{bundle.folder} was made of {manifest.model} with weights of your own, and a bundle "
-            f"keeps no text tower; name them again: SOURCE, and {named} as at its export"
+            f"{bundle.folder} was exported from {manifest.model} with your own weights, and a "
+            "bundle does not contain the text tower; name the weights as for the export: "
+            f"{named}"
         )
     if manifest.pretrained == RANDOM:
         return Source(manifest.model, random_weights=True)

@@ -8,8 +8,8 @@ Laws:
 - The error for a name that open_clip does not know lists the most similar names.
 - Weights trained with QuickGELU never run with GELU, nor the reverse, because their features
   would look almost right.
-- The preprocessing is the one that open_clip records for the weights. Where it records several
-  for one architecture, the user must name the tag that a file of weights is like.
+- The preprocessing is the one that open_clip records for the weights. If it records several for
+  one architecture, the user must name the tag whose preprocessing a file of weights needs.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Found:
     title: str  # the manifest's `model`
     label: str  # the manifest's `pretrained`
     preprocessing: Mapping[str, Any]  # overrides the configuration's; may be empty
-    file: Path | None  # weights; None for a folder's own or random ones
+    file: Path | None  # file of weights; None for the weights of a folder, or random ones
 
 
 def find(source: Source) -> Found:
     """Resolve a source to a configuration and a file of weights; downloads a tag's weights.
 
-    Raises ConfigError where the model, tag, file or folder does not exist, where settings
-    contradict each other, where a file needs `like`, or where the weights were trained with
-    another activation. Raises ExportError where a tag's weights cannot be downloaded.
+    Raises ConfigError if the model, tag, file or folder does not exist, if settings contradict
+    each other, if a file needs `like`, or if the weights were trained with another activation.
+    Raises ExportError if a tag's weights cannot be downloaded.
     """
     if source.model.startswith(PREFIX):
         return _folder(source)
@@ -71,7 +71,10 @@ def find(source: Source) -> Found:
     if config:
         tag = _spelled(source.pretrained, tags)
         if source.like:
-            raise ConfigError(f"--like {source.like} is for a file of weights, and {tag} is a tag")
+            raise ConfigError(
+                f"--like {source.like} is only for a file of weights, and {tag} is a tag; leave "
+                "--like out"
+            )
         check_activation(source.model, tag)
         file = download(source.model, tag, config)
         return Found(source.model, source.model, tag, _preprocessing(source.model, tag), file)
@@ -81,7 +84,7 @@ def find(source: Source) -> Found:
 def _folder(source: Source) -> Found:
     if source.pretrained or source.random_weights or source.like:
         raise ConfigError(
-            f"{source.model} brings its own weights and settings; leave out --pretrained, "
+            f"{source.model} has its own weights and settings; leave out --pretrained, "
             "--random-weights and --like"
         )
     folder = Path(source.model.removeprefix(PREFIX)).expanduser().resolve()
@@ -94,19 +97,19 @@ def _folder(source: Source) -> Found:
 def folder_config(folder: Path) -> dict[str, Any]:
     """The `model_cfg` that open_clip saved in `folder`.
 
-    Raises ConfigError where its file is missing, unreadable, or has none with a `text_cfg`.
+    Raises ConfigError if the file is missing or unreadable, or has no `model_cfg` with `text_cfg`.
     """
     path = folder / CONFIG
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no {CONFIG}; name a folder that does") from None
+        raise ConfigError(f"{folder} has no {CONFIG}; name a folder that has one") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     config = table.get("model_cfg") if isinstance(table, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("text_cfg"), dict):
         raise ConfigError(
-            f"{path} has no model_cfg with a text_cfg; write the one that open_clip saved"
+            f"{path} has no model_cfg with a text_cfg; use the file that open_clip saved"
         )
     return config
 
@@ -120,8 +123,8 @@ def _check_name(model: str) -> None:
     near = nearest(model.replace("/", "-"), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "open_clip.list_models() lists them."
     raise ConfigError(
-        f"open_clip knows no model {model!r}; {hint} A folder that open_clip saved is "
-        f"{PREFIX}FOLDER, and the demo's own model is tiny"
+        f"open_clip has no model {model!r}; {hint} For a folder that open_clip saved, give "
+        f"{PREFIX}FOLDER; for the demo's model, give tiny"
     )
 
 
@@ -134,9 +137,9 @@ def _file(source: Source, tags: Sequence[str]) -> Found:
         check_activation(source.model, like)
     elif len(_kinds(source.model, _fitting(source.model, tags))) > 1:
         raise ConfigError(
-            f"{path}: the weights that open_clip knows for {source.model} want pictures prepared "
-            f"in different ways, and a file does not say in which; give --like TAG, the tag that "
-            f"these weights are or were tuned from ({_some(_fitting(source.model, tags))})"
+            f"{path}: open_clip's weights for {source.model} use different preprocessing, and a "
+            "file of weights does not record its own; give --like TAG, the tag that these weights "
+            f"are or were fine-tuned from ({_some(_fitting(source.model, tags))})"
         )
     else:
         like = next(iter(_fitting(source.model, tags)), "")
@@ -152,47 +155,48 @@ def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
         return f"{path} does not exist; give a file of weights{tag}"
     others = open_clip.list_pretrained_models_by_tag(named)
     if _twin(source.model) in others:
-        return f"{named} is a tag of {_twin(source.model)}, not of {source.model}; export that one"
-    known = f"its tags are {_some(tags)}" if tags else "open_clip knows no weights for it"
+        return f"{named} is a tag of {_twin(source.model)}, not of {source.model}; name that model"
+    known = f"its tags are {_some(tags)}" if tags else "open_clip has no weights for it"
     if near := nearest(named, tags):
         known = f"did you mean {_some(near)}? {known[0].upper()}{known[1:]}"
     also = f"; {named} is a tag of {_some(nearest(source.model, others) or others)}"
     return (
-        f"{named} is no tag of {source.model}: {known}{also if others else ''}; "
-        "--pretrained FILE takes weights of your own"
+        f"{named} is not a tag of {source.model}: {known}{also if others else ''}; "
+        "give --pretrained FILE for your own weights"
     )
 
 
 def check_activation(model: str, tag: str) -> None:
-    """Raise ConfigError where the weights of `tag` were trained with another activation.
+    """Raise ConfigError if the weights of `tag` were trained with another activation.
 
-    Also raised where `tag` is no tag of `model` or its twin. A mismatch without a twin passes,
-    because it is open_clip's own: roberta-ViT-B-32 has QuickGELU in its only configuration and
-    does not mention it in its only tag.
+    Also raised if `tag` is not a tag of `model` or of its twin, the configuration that differs only
+    in the activation. A mismatch without a twin passes, because it is open_clip's own:
+    roberta-ViT-B-32 has QuickGELU in its only configuration and does not mention it in its only
+    tag.
     """
     quick = _is_quick(model, tag)
     if quick != has_quick_gelu(model) and (twin := _twin(model)):
         trained, runs = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
         raise ConfigError(
-            f"weights like {tag} were trained with {trained}, and {model} computes {runs}, which "
-            f"gives features that look almost right; export {twin} instead"
+            f"weights like {tag} were trained with {trained}, but {model} computes {runs}, which "
+            f"gives plausible but wrong features; export {twin} instead"
         )
 
 
 def has_quick_gelu(model: str) -> bool:
-    """True where open_clip's configuration `model` uses QuickGELU."""
+    """True if open_clip's configuration `model` uses QuickGELU."""
     import open_clip
 
     return bool(open_clip.get_model_config(model).get("quick_gelu"))
 
 
 def quick_twin(model: str) -> str:
-    """Name of the configuration of this architecture with QuickGELU; "" without one."""
+    """Name of this architecture's configuration with QuickGELU; "" if there is none."""
     return model if has_quick_gelu(model) else _twin(model)
 
 
 def _twin(model: str) -> str:
-    """Name of the configuration with the other activation; "" without one."""
+    """Name of the configuration with the other activation; "" if there is none."""
     import open_clip
 
     other = model.removesuffix(_QUICK) if model.endswith(_QUICK) else model + _QUICK
@@ -206,7 +210,7 @@ def _is_quick(model: str, tag: str) -> bool:
 def _tag_config(model: str, tag: str) -> dict[str, Any]:
     """open_clip's settings of a tag of `model` or of its twin.
 
-    The twin's tags count too, because only the activation differs. Raises ConfigError for any
+    The twin's tags are included, because only the activation differs. Raises ConfigError for any
     other tag.
     """
     import open_clip
@@ -217,7 +221,7 @@ def _tag_config(model: str, tag: str) -> dict[str, Any]:
             return config
     tags = open_clip.list_pretrained_tags_by_model(model)
     near = nearest(tag, tags) or tags
-    raise ConfigError(f"--like {tag}: no tag of {model}; its tags are {_some(near) or 'none'}")
+    raise ConfigError(f"--like {tag}: not a tag of {model}; its tags are {_some(near) or 'none'}")
 
 
 def _preprocessing(model: str, tag: str) -> dict[str, Any]:
@@ -231,13 +235,13 @@ def _kinds(model: str, tags: Iterable[str]) -> set[str]:
 
 
 def _fitting(model: str, tags: Sequence[str]) -> list[str]:
-    """Tags with the activation of the configuration `model`; all tags where none has it."""
+    """Tags with the activation of the configuration `model`; all tags if none has it."""
     quick = has_quick_gelu(model)
     return [tag for tag in tags if _is_quick(model, tag) == quick] or list(tags)
 
 
 def _tag_in_path(model: str, path: Path) -> str:
-    """Tag whose hub repository gave one of the folders in `path` its name; "" without one.
+    """Tag whose hub repository is the name of a folder in `path`; "" if there is none.
 
     This recognises files in a clone of the repository and in the hub's cache.
     """

@@ -1,10 +1,10 @@
 """Static int8 in the QDQ form: unsigned 8-bit activations, signed 8-bit weights per channel.
 
 Convolutions and matrix products with constant weights are quantised, and so are sums between
-convolutions. Products of two activations (attention), norms and softmax stay in fp32. So does the
-convolution that reads the pixels: it is little work, and its errors reach everything behind it
-(MobileNetV2's smallest centred cosine is 0.91 with it quantised, 0.98 without). The range of an
-activation runs from the smallest to the largest value that the calibration pictures gave:
+convolutions. Products of two activations (attention), norms and softmax stay in fp32. The
+convolution that reads the pixels stays in fp32 too, because it is little work and its errors reach
+all later layers (MobileNetV2's smallest centred cosine is 0.91 if it is quantised, 0.98 if not).
+The range of an activation is from the smallest to the largest value on the calibration pictures:
 percentiles, the mean of the pictures' extremes, and the least squared error were no better.
 
 Laws:
@@ -51,15 +51,15 @@ _INT32_ROOM = 2**30  # largest bias; the other half of int32 is for the sum of t
 def quantise(model: onnx.ModelProto, calibration: Sequence[F32]) -> None:
     """Change an fp32 graph to int8 in place.
 
-    `calibration` are batches of pixels float32 (N, 3, S, S), one picture at least. Raises
-    ExportError where the graph's opset is older than 13, where nothing in it can be quantised, or
-    where it cannot be run on the pictures or gives infinity inside.
+    `calibration` are batches of pixels float32 (N, 3, S, S) with at least one picture. Raises
+    ExportError if the graph's opset is older than 13, if nothing in it can be quantised, or if it
+    cannot be run on the pictures or has NaN or infinity as an intermediate value.
     """
     opset = opset_of(model)
     if opset < _OPSET:
         raise ExportError(
-            f"int8 needs opset {_OPSET} or newer, and the graph has {opset}; export it again "
-            "with a newer one"
+            f"int8 needs opset {_OPSET} or newer, but the graph has opset {opset}; export it again "
+            "with a newer opset"
         )
     entering = {value.name for value in model.graph.input}
     layers = [
@@ -68,7 +68,10 @@ def quantise(model: onnx.ModelProto, calibration: Sequence[F32]) -> None:
         if layer.node.op_type != "Conv" or layer.input not in entering
     ]
     if not layers:
-        raise ExportError("int8: the graph has no convolution or matrix product with weights")
+        raise ExportError(
+            "int8: the graph has no convolution or matrix product with constant weights; export it "
+            "in fp32"
+        )
     integer, bends = _integer_outputs(model, layers)
     names = dict.fromkeys([*(layer.input for layer in layers), *integer])
     seen = observe(model, layers, calibration, integer)
@@ -88,7 +91,7 @@ def _integer_outputs(
 ) -> tuple[list[str], list[tuple[onnx.NodeProto, onnx.NodeProto]]]:
     """Names of tensors to quantise as outputs, and (producer, Relu or Clip) pairs to fold.
 
-    ONNX Runtime convolves in integers only where the output is quantised. The output of a matrix
+    ONNX Runtime convolves in integers only if the output is quantised. The output of a matrix
     product stays in floats, which is as fast and more exact.
     """
     convolutions = {layer.node.output[0] for layer in layers if layer.node.op_type == "Conv"}
@@ -111,7 +114,7 @@ def _integer_outputs(
 
 
 def _bends(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """True for a Relu or Clip that saturation at the range of its output can replace."""
+    """True for a Relu or Clip that has no effect once its output is limited to its range."""
     if node.op_type == "Relu":
         return True
     if node.op_type != "Clip" or len(node.input) != 3 or not set(node.input[1:]) <= set(weights):
@@ -133,7 +136,9 @@ def _range(seen: Seen) -> tuple[np.float32, np.uint8]:
     0 is represented exactly, because padding and Relu give it.
     """
     if not math.isfinite(seen.high - seen.low):
-        raise ExportError("the calibration pictures give NaN or infinity inside the graph")
+        raise ExportError(
+            "the graph computes NaN or infinity from the calibration pictures; export it in fp32"
+        )
     scale = np.float32((seen.high - seen.low) / _LEVELS) or np.float32(1)
     return scale, np.uint8(np.clip(round(-seen.low / float(scale)), 0, _LEVELS))
 

@@ -1,4 +1,4 @@
-"""Class texts from class names and prompts; the text tower itself is never put in a bundle."""
+"""Class texts from class names and prompts; the text tower itself does not go into a bundle."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def class_texts(
 ) -> ClassTexts:
     """Encode each class name with the text tower: unit vectors float32 (C, D) and the logit scale.
 
-    Each prompt contains {} in the place of the class name. Several prompts form an ensemble: the
+    Each prompt contains {}, which the class name replaces. Several prompts form an ensemble: the
     vector of a class is the mean of its prompts' unit vectors, normalised again, as in CLIP
     (arXiv 2103.00020, section 3.1.4). `progress` is called with (done, total) texts after each
-    batch. Raises ConfigError without prompts, for a prompt that `check_prompt` refuses, for a
-    text that is too long for the model, for a tokenizer that does not fit it, and for class names
-    that are fewer than two, empty or not distinct.
+    batch. Raises ConfigError without prompts, for a prompt that `check_prompt` refuses, for a text
+    that is too long for the model, for a tokenizer that does not fit the model, and for class
+    names that are fewer than two, empty or equal.
     """
     if not prompts:
-        raise ConfigError("no prompt is given; write one, with {} where the class name goes")
+        raise ConfigError("no prompt is given; write one, with {} for the class name")
     try:
         for prompt in prompts:
             check_prompt(prompt)
@@ -56,7 +56,7 @@ def class_texts(
 
 
 def prompts_of(texts: ClassTexts) -> tuple[str, ...]:
-    """Prompts with which `class_texts` made these texts; ("unknown",) where nothing is known."""
+    """Prompts with which `class_texts` made these texts; ("unknown",) if they are not known."""
     return tuple(texts.prompt.split(BETWEEN))
 
 
@@ -65,8 +65,8 @@ def _units(model: ClipModel, texts: Sequence[str]) -> Any:
     tokens = model.tokenize(texts)  # (n, context_length)
     if int(tokens.max()) >= model.vocab_size:
         raise ConfigError(
-            f"the tokenizer of {model.name} numbers tokens up to {int(tokens.max())}, but the "
-            f"model knows {model.vocab_size}; its configuration names the wrong tokenizer"
+            f"the tokenizer of {model.name} gives the token {int(tokens.max())}, but the model has "
+            f"only {model.vocab_size} tokens; its configuration names the wrong tokenizer"
         )
     vectors = encode_texts(model.clip, tokens).double().numpy()  # (n, D)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -75,9 +75,9 @@ def _units(model: ClipModel, texts: Sequence[str]) -> Any:
 def encode_texts(clip: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Text features float32 (n, D) of tokens int64 (n, L), where L is the context length.
 
-    Only the direction of the features counts: they are unit vectors in some cases and raw in
-    others. With a causal mask, tokens after the end of a text cannot influence it. A tower that
-    takes the feature from the end therefore computes only up to the end of the longest text. The
+    Only the direction of the features matters: they are unit vectors in some cases and raw in
+    others. With a causal mask, tokens after the end of a text cannot influence it. So a tower that
+    takes the feature from the end needs to compute only up to the end of the longest text. The
     result is the same within 1e-6, and class names are encoded several times faster.
     """
     tower = getattr(clip, "text", clip)  # CLIP is its own text tower
@@ -98,7 +98,7 @@ def encode_texts(clip: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _needed_length(clip: Any, tower: Any, tokens: torch.Tensor) -> int | None:
-    """Number of tokens up to the last end of a text, or None where the tower needs all tokens."""
+    """Number of tokens up to the last end of a text, or None if the tower needs all tokens."""
     import open_clip
 
     if not isinstance(clip, (open_clip.CLIP, open_clip.CustomTextCLIP)):
@@ -120,12 +120,12 @@ def _needed_length(clip: Any, tower: Any, tokens: torch.Tensor) -> int | None:
 def _check_lengths(model: ClipModel, texts: Sequence[str]) -> None:
     """Raise ConfigError for a text that is longer than the model's context.
 
-    open_clip would cut it without a message, and the class name is often at its end.
+    open_clip would cut the text without a message, and the class name is often at its end.
     """
     for text in texts:
         count = model.count_tokens(text)
         if count > model.context_length:
             raise ConfigError(
-                f"the prompt {text!r} has {count} tokens, and {model.name} reads "
+                f"the prompt {text!r} has {count} tokens, but {model.name} reads at most "
                 f"{model.context_length}; shorten the class name or the prompt"
             )

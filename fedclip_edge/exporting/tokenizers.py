@@ -1,4 +1,4 @@
-"""Tokenizers by open_clip's configuration of a model; some of them download files."""
+"""Tokenizers according to open_clip's configuration of a model; some download files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fedclip_edge.exporting.sources import CONFIG, folder_config
 class Tokenizer:
     """Tokenizer of a model.
 
-    `tokenize` cuts a text that is too long, without a message, as open_clip does; `count` tells
-    its length before.
+    `tokenize` cuts a text that is too long, without a message, as open_clip does; `count` returns
+    its full length.
     """
 
     tokenize: Callable[[Sequence[str]], torch.Tensor]  # texts -> int64 (n, context_length)
@@ -32,8 +32,8 @@ class Tokenizer:
 def open_tokenizer(name: str) -> Tokenizer:
     """Open the tokenizer of the model `name`, which is open_clip's name or `local-dir:FOLDER`.
 
-    Raises ExportError where a package is missing, or where the tokenizer's files cannot be read
-    or downloaded; ConfigError where the folder has no configuration.
+    Raises ExportError if a package is missing, or if the tokenizer's files cannot be read or
+    downloaded; ConfigError if the folder has no configuration.
     """
     import open_clip
 
@@ -55,8 +55,9 @@ def open_tokenizer(name: str) -> Tokenizer:
                 error
             )
         raise ExportError(
-            f"the tokenizer of {name} cannot be had: no hub gave {remote}; put its files, the "
-            f"weights and {CONFIG} into a folder and export {PREFIX}FOLDER"
+            f"the tokenizer of {name} cannot be loaded, because {remote} cannot be downloaded from "
+            f"the Hugging Face hub; put its files, the weights and {CONFIG} into a folder and "
+            f"export {PREFIX}FOLDER"
         ) from error
     return Tokenizer(theirs, _counting(theirs), int(theirs.context_length))
 
@@ -64,12 +65,12 @@ def open_tokenizer(name: str) -> Tokenizer:
 def stand_in(context_length: int, vocab_size: int, end: int) -> Tokenizer:
     """Stand-in tokenizer for random weights: one token for each word, then the token `end`.
 
-    It serves models whose own tokenizer is not available. Its tokens mean as little as the
-    weights, but they are the same in every process, and `end` is the highest.
+    It is for models whose own tokenizer is not available. Its tokens mean as little as the
+    weights, but they are the same in every process, and `end` is the highest token.
     """
 
     def words(text: str) -> list[int]:
-        lowest = min(end, vocab_size - 1)  # pooling takes the highest token for the end
+        lowest = min(end, vocab_size - 1)  # pooling treats the highest token as the end
         return [1 + zlib.crc32(word.encode()) % max(1, lowest - 1) for word in text.split()]
 
     def tokenize(texts: Sequence[str]) -> torch.Tensor:
@@ -83,7 +84,7 @@ def stand_in(context_length: int, vocab_size: int, end: int) -> Tokenizer:
 
 
 def _offline(repository: str) -> dict[str, Any]:
-    """Arguments that restrict transformers to its cache where no hub answers.
+    """Arguments that restrict transformers to its cache if the hub does not answer.
 
     Without them, transformers retries for minutes.
     """
@@ -91,7 +92,7 @@ def _offline(repository: str) -> dict[str, Any]:
 
 
 def _merges(text: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """Argument with the absolute path of a folder's file of merges, where it has one.
+    """Argument with the absolute path of a folder's file of merges, if it has one.
 
     open_clip would resolve a relative path against the working directory.
     """

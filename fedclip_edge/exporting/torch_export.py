@@ -19,9 +19,9 @@ def export_module(
 ) -> onnx.ModelProto:
     """Export `module` as a graph with one input and one output, whose first axis is the batch.
 
-    The batch size is dynamic, the opset OPSET. `example` is an input with a batch of two or more,
-    because the exporter would take a dimension of 1 for a constant. `module` is put in evaluation
-    mode. Exceptions of the exporter pass through, of any type.
+    The batch size is dynamic, and the opset is OPSET. `example` is an input with a batch of two or
+    more, because the exporter would treat a dimension of 1 as a constant. `module` is put in
+    evaluation mode. The exporter's exceptions, of any type, pass through.
     """
     with _as_exporter_needs(), torch.no_grad():
         program = torch.onnx.export(
@@ -36,7 +36,7 @@ def export_module(
             verbose=False,
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
+        raise RuntimeError("torch.onnx.export returned no program")
     return strip(program.model_proto)
 
 

@@ -25,8 +25,8 @@ _libraries: list[torch.library.Library] = []  # an operator lives as long as its
 def declare_missing() -> Literal["absent", "native", "declared"]:
     """Make torchvision importable; call it before importing open_clip, timm or torchvision.
 
-    Returns "absent" without torchvision, "native" where its own library loads, "declared" where
-    stand-in declarations were needed. Calling it again changes nothing.
+    Returns "absent" without torchvision, "native" if its own library loads, "declared" if stand-in
+    declarations were needed. Another call changes nothing.
     """
     spec = importlib.util.find_spec("torchvision")  # locates, does not import
     if spec is None or spec.origin is None:

@@ -9,7 +9,7 @@ from fedclip_edge import __version__
 
 
 def versions(*packages: str) -> Mapping[str, str]:
-    """Versions by name of this package and of those of `packages` that are installed."""
+    """Versions, by name, of this package and of the installed ones among `packages`."""
     found = {"fedclip-edge": __version__}
     for name in packages:
         try:

@@ -1,6 +1,6 @@
 """ONNX graph of open_clip's VisionTransformer that computes only what the feature needs.
 
-The feature comes from the class token alone. In the last block, every other token is therefore
+The feature comes only from the class token. In the last block, every other token is therefore
 needed only up to the norm before attention: neither its query nor its MLP is used. With a single
 query, the keys and values need not be computed either, because
 
@@ -16,8 +16,8 @@ heads, D feature width.
 
 Laws:
 
-- The graph computes the same function as the module, up to rounding, for every tower that
-  `supports` of vit_structure.py admits.
+- The graph computes the same function as the module, up to rounding, for every tower for which
+  `supports` (vit_structure.py) returns True.
 - Weights are combined element by element when they are written, never summed over an axis, so
   that every machine writes the same bytes.
 """
@@ -43,10 +43,10 @@ def write_vit_graph(
 ) -> None:
     """Write the graph of `tower` into the empty `proto`, with operators of opset 18.
 
-    The input `input_name` are pixels float32 (B, 3, S, S), S being `image_size`; the output
-    `output_name` are raw features float32 (B, D). `tower` must be one that `supports` admits; no
-    other is detected here. `proto` is written in place, because protobuf copies every message
-    that is put into another.
+    The input `input_name` takes pixels float32 (B, 3, S, S), where S is `image_size`; the output
+    `output_name` gives raw features float32 (B, D). The caller must check `tower` with `supports`,
+    because this function does not. `proto` is written in place, because protobuf copies every
+    message that is put into another.
     """
     vit: Any = tower
     graph = _Graph(proto)
@@ -75,7 +75,7 @@ def _array(tensor: torch.Tensor) -> F32:
 
 @dataclass(frozen=True)
 class _Graph:
-    """Writer of nodes and initialisers; the name of a value tells its operator or its weight."""
+    """Writer of nodes and initialisers; a value is named after its operator or its weight."""
 
     proto: onnx.GraphProto
     shared: set[str] = field(default_factory=set)  # names of constants that several nodes read

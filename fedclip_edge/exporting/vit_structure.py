@@ -16,9 +16,9 @@ _NORMS = (nn.LayerNorm, "LayerNorm", "LayerNormFp32")
 
 
 def supports(tower: nn.Module, image_size: int) -> bool:
-    """True where `write_vit_graph` knows every part of `tower`, in evaluation mode, in float32.
+    """True if `write_vit_graph` can write `tower`: evaluation mode, float32, only known parts.
 
-    `tower` must be of open_clip's class itself, not of a subclass. `image_size` is S.
+    `tower` must be of open_clip's own class, not of a subclass. `image_size` is S.
     """
     if not is_exactly(tower, "VisionTransformer") or not _holds(
         tower, "conv1", "patch_dropout", "ln_pre", "transformer", "ln_post"
@@ -51,7 +51,7 @@ def patches(vit: Any, image_size: int) -> int:
 
 
 def is_exactly(module: object, *kinds: type | str) -> bool:
-    """True where the module's type is one of `kinds`, subclasses excluded.
+    """True if the module's type is one of `kinds`; a subclass is not.
 
     A string names a class of open_clip.transformer.
     """
@@ -115,7 +115,7 @@ def _is_block(block: Any, width: int) -> bool:
         and attention.batch_first
         and not attention.add_zero_attn
         and (attention.bias_k, attention.bias_v) == (None, None)
-        and attention.in_proj_weight is not None  # None where keys have another width than queries
+        and attention.in_proj_weight is not None  # None if keys have another width than queries
         and attention.in_proj_weight.shape == (3 * width, width)
         and attention.in_proj_bias is not None
         and attention.num_heads * attention.head_dim == width

@@ -1,10 +1,10 @@
-"""Loading of a file of weights into a model, without running its code or resizing its tensors.
+"""Loading of a file of weights into a model, without running code in it or resizing tensors.
 
 Laws:
 
 - A pickle is read with `weights_only`.
-- A TorchScript archive is opened only where its SHA-256 is one that open_clip publishes for
-  OpenAI's files.
+- A TorchScript archive is opened only if its SHA-256 is one that open_clip publishes for OpenAI's
+  files.
 - Position embeddings are not interpolated to another picture size, which open_clip would do
   without a message.
 """
@@ -38,8 +38,8 @@ def load_weights(clip: torch.nn.Module, path: Path, model: str) -> None:
 
     `clip` is a model that open_clip built from its configuration `model`; weights of any precision
     are converted to the model's. The file is a .safetensors, a state dict saved by `torch.save`
-    (itself or under the key "state_dict"), or one of OpenAI's own archives. Raises ConfigError,
-    naming the file, where it cannot be read safely or holds weights of another architecture or
+    (directly or under the key "state_dict"), or one of OpenAI's own archives. Raises ConfigError,
+    naming the file, if it cannot be read safely or has weights of another architecture or
     activation.
     """
     if _is_torchscript(path):
@@ -80,7 +80,8 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{path} cannot be read: {first_line(error)}; it is incomplete or no safetensors"
+                f"{path} cannot be read: {first_line(error)}; it is incomplete or not a "
+                "safetensors file"
             ) from error
     return {name: tuple(tensor.shape) for name, tensor in _state(path).items()}
 
@@ -88,7 +89,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _state(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file that `torch.save` wrote, without the prefix `module.` of names.
 
-    Raises ConfigError where the file cannot be read safely or holds no state dict.
+    Raises ConfigError if the file cannot be read safely or has no state dict.
     """
     try:
         state = torch.load(
@@ -97,18 +98,19 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...
         if re.search("Unsupported (global|class)", str(error)):
             raise ConfigError(
-                f"{path} holds more than weights, and loading that could run code; save the "
-                "model's state_dict() alone, best as .safetensors"
+                f"{path} contains more than weights, and loading it could run code; save only the "
+                "model's state_dict(), preferably as .safetensors"
             ) from error
         raise ConfigError(
-            f"{path} cannot be read: it is incomplete, or no file of weights ({first_line(error)})"
+            f"{path} cannot be read: it is incomplete or not a file of weights "
+            f"({first_line(error)})"
         ) from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
-        raise ConfigError(f"{path} holds no state dict; save the model's state_dict()")
+        raise ConfigError(f"{path} has no state dict; save the model's state_dict()")
     if not state:
-        raise ConfigError(f"{path} holds no weights; save the model's state_dict()")
+        raise ConfigError(f"{path} has no weights; save the model's state_dict()")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -123,8 +125,8 @@ def _openai_state(path: Path, model: str) -> dict[str, torch.Tensor]:
     owner = openai_files().get(_sha256(path))
     if owner is None:
         raise ConfigError(
-            f"{path} is a TorchScript archive, which holds code, and none that OpenAI published; "
-            "save the model's state_dict() alone, best as .safetensors"
+            f"{path} is a TorchScript archive, which contains code, and is not one that OpenAI "
+            "published; save only the model's state_dict(), preferably as .safetensors"
         )
     _check_openai(path, model)
     if quick_twin(owner) != model:
@@ -150,9 +152,9 @@ def _check_openai(path: Path, model: str) -> None:
     if not has_quick_gelu(model):
         twin = quick_twin(model)
         raise ConfigError(
-            f"{path} holds OpenAI's weights, trained with QuickGELU, and {model} computes GELU, "
-            "which gives features that look almost right; "
-            + (f"export {twin} instead" if twin else "name the configuration they belong to")
+            f"{path} has OpenAI's weights, trained with QuickGELU, but {model} computes GELU, "
+            "which gives plausible but wrong features; "
+            + (f"export {twin} instead" if twin else "name the model that they belong to")
         )
 
 
@@ -177,30 +179,30 @@ def _check_positions(
         wanted = ours.get(name.removeprefix("text."))
         if wanted is not None and list(shape) != wanted:
             raise ConfigError(
-                f"{path} holds weights of another architecture than {model}: {name} is "
+                f"{path} has weights of another architecture than {model}: {name} is "
                 f"{list(shape)}, expected {wanted}; name the model they were trained as"
             )
 
 
 def _misfit(error: BaseException, path: Path, model: str) -> str:
-    """Summary, in one sentence, of torch's error message of up to hundreds of lines."""
+    """Summary, in one sentence, of torch's error message, which can have hundreds of lines."""
     found: list[str] = []
     for line in str(error).splitlines():
         names = re.findall(r'"([^"]+)"', line)
         if "Missing key" in line:
-            found.append(f"it lacks {_count(names)}")
+            found.append(f"missing: {_count(names)}")
         elif "Unexpected key" in line:
-            found.append(f"it has {_count(names)} too many")
+            found.append(f"unexpected: {_count(names)}")
     shapes = [
         f"{name} is [{theirs}], expected [{ours}]"
         for name, theirs, ours in _MISMATCH.findall(str(error))
     ]
     found += shapes[:_FEW]
     if len(shapes) > _FEW:
-        found.append(f"{len(shapes) - _FEW} more differ in shape")
+        found.append(f"{len(shapes) - _FEW} more have another shape")
     what = "; ".join(found) or first_line(error)
     return (
-        f"{path} holds weights of another architecture than {model}: {what}; "
+        f"{path} has weights of another architecture than {model}: {what}; "
         "name the model they were trained as"
     )
 

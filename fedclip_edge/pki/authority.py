@@ -34,7 +34,8 @@ AUTHORITY_DAYS = 20 * 365
 DEVICE_DAYS = 2 * 365
 # Certificates begin in the past, for boxes and brokers whose clocks are behind.
 _BACKDATED = dt.timedelta(days=1)
-# Revocation lists too, by less. A later list, at least a second later, is in the past as well.
+# Revocation lists are backdated by less. Each newer list is dated a second later at least, and its
+# time must still be in the past.
 _LIST_BACKDATED = dt.timedelta(hours=1)
 _PEM = serialization.Encoding.PEM
 
@@ -73,7 +74,7 @@ def new_key() -> Ed25519PrivateKey:
 
 
 def private_pem(key: Ed25519PrivateKey) -> bytes:
-    """A private key in PEM (PKCS #8), unencrypted: no user is at a box to type a password."""
+    """A private key in PEM (PKCS #8), unencrypted, because a box has no user to type a password."""
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
@@ -103,18 +104,23 @@ def load(certificate_pem: bytes, key_pem: bytes) -> Authority:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         key = serialization.load_pem_private_key(key_pem, password=None)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"the authority's files are damaged: {error}; restore them") from error
+        raise ConfigError(
+            f"the authority's certificate or key (ca.crt, ca.key) is damaged: {error}; restore "
+            "both files from a backup"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey) or key.public_key() != certificate.public_key():
-        raise ConfigError("the authority's key is not its certificate's; restore the two files")
+        raise ConfigError(
+            "the authority's key (ca.key) does not belong to its certificate (ca.crt); restore "
+            "both files from a backup"
+        )
     return Authority(certificate, key)
 
 
 def certify_broker(authority: Authority, key: Ed25519PublicKey, hosts: Sequence[str]) -> Issued:
     """A broker's certificate for all names and addresses in `hosts`.
 
-    It is valid as long as the authority.
-
-    Raises ConfigError for a host that is neither a name nor an address.
+    It is valid as long as the authority. Raises ConfigError for a host that is neither a host name
+    nor an IP address.
     """
     names = x509.SubjectAlternativeName([_host(host) for host in hosts])
     ends = authority.certificate.not_valid_after_utc
@@ -139,7 +145,8 @@ def certify_device(authority: Authority, key: Ed25519PublicKey, id: str, days: i
 def revocation_list(authority: Authority, serials: Iterable[str], before: bytes = b"") -> bytes:
     """The revocation list (PEM) of the certificates with these serials (hex).
 
-    `before` is the list (PEM) that it replaces, if any; the new list has a later time.
+    `before` is the list (PEM) that it replaces, if any; the new list has a later time. Raises
+    ValueError if `before` is not a revocation list or a serial is not hex.
     """
     now = _now()
     this_update = now - _LIST_BACKDATED
@@ -161,24 +168,30 @@ def revocation_list(authority: Authority, serials: Iterable[str], before: bytes 
 def read_request(pem: bytes) -> tuple[str, Ed25519PublicKey]:
     """The name and the key in a signing request (PKCS #10, PEM).
 
-    Raises ConfigError unless it is a request, signed with its own key, with an Ed25519 key and one
-    common name.
+    Raises ConfigError if `pem` is not a request, or if the request is not signed with its own key,
+    has a key that is not Ed25519, or does not have exactly one common name.
     """
     try:
         request = x509.load_pem_x509_csr(pem)
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         key, sound = request.public_key(), request.is_signature_valid
     except ValueError as error:
-        raise ConfigError(f"this is no certificate signing request in PEM: {error}") from error
+        raise ConfigError(
+            f"the file is not a certificate signing request in PEM format: {error}; create one "
+            "with `openssl req -new`"
+        ) from error
     if not sound:
-        raise ConfigError("the signing request is not signed with its own key; make it again")
+        raise ConfigError("the signing request is not signed with its own key; create it again")
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(
-            "the signing request's key is not of kind Ed25519, which signs the messages; "
-            "make one with `openssl genpkey -algorithm ed25519`"
+            "the signing request's key is not an Ed25519 key, which a device needs to sign its "
+            "messages; create one with `openssl genpkey -algorithm ed25519`"
         )
     if len(names) != 1:
-        raise ConfigError("the signing request has no name; make it with -subj /CN=ID")
+        raise ConfigError(
+            f"the signing request has {len(names)} common names and needs one, the device's id; "
+            "create it with -subj /CN=ID"
+        )
     return str(names[0].value), key
 
 
@@ -229,7 +242,7 @@ def _host(host: str) -> x509.GeneralName:
             check_id(label.lower(), "host")
         return x509.DNSName(host)
     except ValueError:
-        raise ConfigError(f"host {host!r} is neither a name nor an address") from None
+        raise ConfigError(f"host {host!r} is neither a host name nor an IP address") from None
 
 
 def _name(common: str) -> x509.Name:

@@ -32,7 +32,7 @@ from fedclip_edge.storage import atomic
 from fedclip_edge.storage.lock import lock_file
 
 COORDINATOR = "coordinator"  # the user name in the access list
-# Names of a broker on the same machine; its certificate always holds them.
+# Names of a broker on the same machine; the broker's certificate always includes them.
 _LOCAL = ("localhost", "127.0.0.1")
 
 _AGENT = """\
@@ -42,7 +42,7 @@ id = {id}
 fleet = {fleet}
 bundle = "bundle"                  # a copy of the coordinator's bundle
 state_dir = "/var/lib/fedclip-edge"
-# Believe this coordinator and no other.
+# The public key of the only coordinator that this device accepts.
 coordinator_key = {coordinator}
 
 [data]
@@ -89,9 +89,9 @@ def create_site(
 
     `hosts` are the broker's names and addresses; devices connect to the first. `broker_home` is the
     folder of the broker's files on its host; None means the folder where they are created. `reload`
-    is the command that makes the broker read its files again; if empty, a mosquitto on this machine
-    is signalled. Raises ConfigError if `folder` exists, a host is neither a name nor an address, or
-    `fleet` is no id.
+    is the command that makes the broker read its files again; if it is empty, SIGHUP is sent to a
+    mosquitto on this machine. Raises ConfigError if `folder` exists, a host is neither a host name
+    nor an IP address, or `fleet` is not an id.
     """
     made = Folder(folder.absolute())
     ca = authority.create_authority()
@@ -121,7 +121,7 @@ def create_site(
         atomic.make_folder(made.path, contents, [name for name in contents if ".key" in name])
     except FileExistsError:
         raise ConfigError(
-            f"{made.path} is there already and stays as it is; name another folder"
+            f"{made.path} already exists and was not changed; name another folder"
         ) from None
     return made
 
@@ -151,12 +151,15 @@ def enroll(
     else:
         name, public = authority.read_request(request)
         if id not in ("", name):
-            raise ConfigError(f"the signing request names {name!r}, not {id!r}; correct one")
+            raise ConfigError(
+                f"the signing request is for {name!r}, not for {id!r}; correct the id or the "
+                "request"
+            )
     with _books(folder) as registry_:
         _check_new(registry_, name, authority.public_hex(public))
         target = out or Path(f"{name}.tar")
         if target.exists():
-            raise ConfigError(f"{target} is there already; name another file with --out")
+            raise ConfigError(f"{target} already exists; name another file with --out")
         ca = _authority(folder)
         issued = authority.certify_device(ca, public, name, days)
         files = {
@@ -184,7 +187,7 @@ def renew(
     with _books(folder) as registry_:
         device = _device(registry_, id)
         if device.revoked:
-            raise ConfigError(f"{id} was revoked; enroll the box under another id")
+            raise ConfigError(f"{id} was revoked; enroll the device under another id")
         key = authority.public_key(device.key)
         issued = authority.certify_device(_authority(folder), key, id, days)
         # The registry first, so that a revocation covers every certificate that exists.
@@ -199,7 +202,7 @@ def revoke(folder: Folder, id: str) -> None:
     """Revoke a device: at the coordinator, then at the broker.
 
     Raises ConfigError if the device is not enrolled, or if the folder cannot be read or another
-    command uses it; BrokerError if the broker could not be told to read its files again.
+    command uses it; BrokerError if the broker could not be made to read its files again.
     """
     with _books(folder) as registry_:
         without = registry_.with_device(id, replace(_device(registry_, id), revoked=True))
@@ -213,15 +216,16 @@ def revoke(folder: Folder, id: str) -> None:
             mosquitto.reload(registry_.reload, folder.broker / "mosquitto.conf")
         except BrokerError as error:
             raise BrokerError(
-                f"{id} is revoked at the coordinator, but the broker does not know yet: {error}; "
-                f"copy crl.pem and fleet.acl of {folder.broker} to its host and send it SIGHUP"
+                f"{id} is revoked at the coordinator, but not yet at the broker: {error}; copy "
+                f"crl.pem and fleet.acl from {folder.broker} to the broker's host and send the "
+                "broker SIGHUP"
             ) from error
 
 
 @contextlib.contextmanager
 def _books(folder: Folder) -> Iterator[Registry]:
-    """The registry, locked against another command at the same time."""
-    # So that a wrong folder gives an error, and no lock file is left in it.
+    """The registry; until the block ends, no other command can change it."""
+    # Read before locking, so that a wrong folder gives an error and no lock file is left in it.
     registry.read(folder.registry)
     with contextlib.closing(lock_file(folder.path / ".lock", str(folder.path))):
         yield registry.read(folder.registry)
@@ -233,23 +237,31 @@ def _check_new(registry_: Registry, id: str, key: str) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if id == COORDINATOR:
-        raise ConfigError(f"the id {COORDINATOR!r} is reserved; choose another")
+        raise ConfigError(f"the id {COORDINATOR!r} is reserved; choose another id")
     known = registry_.devices.get(id)
     if known is not None and known.revoked:
         raise ConfigError(
-            f"{id} was revoked, and its old holder may still be about; choose another"
+            f"{id} was revoked, and the revoked device may still be connected; choose another id"
         )
     if known is not None:
-        raise ConfigError(f"{id} is enrolled already; renew it, or revoke it and choose another id")
+        raise ConfigError(
+            f"{id} is already enrolled; renew its certificate with `fedclip-edge renew`, or revoke "
+            "it and choose another id"
+        )
     holders = {device.key: name for name, device in registry_.devices.items()}
     holder = COORDINATOR if key == registry_.coordinator else holders.get(key)
     if holder is not None:
-        raise ConfigError(f"the key is that of {holder}; make a key for each device")
+        raise ConfigError(
+            f"the signing request's key already belongs to {holder}; create a new key for each "
+            "device"
+        )
 
 
 def _device(registry_: Registry, id: str) -> Device:
     if id not in registry_.devices:
-        raise ConfigError(f"{id!r} is not enrolled here")
+        raise ConfigError(
+            f"{id!r} is not enrolled in the fleet {registry_.fleet!r}; check the id in devices.json"
+        )
     return registry_.devices[id]
 
 
@@ -259,8 +271,8 @@ def _authority(folder: Folder) -> Authority:
         key = (folder.path / "ca.key").read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{error.filename} cannot be read: {error.strerror}; the authority's two files are "
-            "needed here"
+            f"{error.filename} cannot be read: {error.strerror}; this command needs the "
+            "authority's files ca.crt and ca.key"
         ) from error
     return authority.load(certificate, key)
 

@@ -1,4 +1,4 @@
-"""Warning about a process's own certificate that expires soon, at start and then daily."""
+"""Warning that a process's own certificate expires soon, logged at start and then daily."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY_S = 24 * 3600.0
 
 @dataclass(eq=False)
 class Expiry:
-    """The watch on one certificate. `certificate` is its file, or None for no watch.
+    """Check of one certificate. `certificate` is its file; with None, nothing is checked.
 
     `remedy` is the advice in the warning.
     """
@@ -27,7 +27,7 @@ class Expiry:
     _looked_at: float = field(default=-math.inf)
 
     def look(self, now: float) -> None:
-        """Log a warning if fewer than WARN_DAYS are left; it checks once a day at most.
+        """Log a warning if the certificate expires within WARN_DAYS; check at most once a day.
 
         `now` is the time of any monotonic clock, in seconds.
         """
@@ -37,7 +37,7 @@ class Expiry:
         try:
             ends = x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
         except (OSError, ValueError):
-            return  # the link holds its own copy; the next start reports this file
+            return  # the connection has loaded its own copy; the next start reports the error
         days_left = (ends - dt.datetime.now(dt.timezone.utc)) / dt.timedelta(days=1)
         if days_left < WARN_DAYS:
             log.event(

@@ -1,6 +1,6 @@
 """Configuration files of a mosquitto whose clients have certificates, and their reload.
 
-The `mosquitto.conf` that ships in `broker/` is the output of `settings` for the folder named there.
+`broker/mosquitto.conf` is the output of `settings()`, and `broker/fleet.acl` of `access_list()`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from fedclip_edge.errors import BrokerError
 from fedclip_edge.protocol.topics import Topics
 
-PORT = 8883  # IANA's for MQTT over TLS
+PORT = 8883  # assigned by IANA to MQTT over TLS
 # The folder on a broker's host that broker/README.md names.
 HOME = Path("/etc/mosquitto/fedclip-edge")
 _RELOAD_S = 30.0
 
 _SETTINGS = """\
-# A broker for one fleet: who has no certificate of its authority is not let in.
+# The broker of one fleet. It accepts only clients with a certificate of the fleet's authority.
 # Printed by fedclip_edge.pki.mosquitto.settings().
 listener {port}
 allow_anonymous false
@@ -32,21 +32,21 @@ crlfile {folder}/crl.pem
 require_certificate true
 # The certificate's name is the user name, which is the device's id.
 use_identity_as_username true
-# With 1.3 a refusal is encrypted: a device believes it, since nobody on the way can have forged it.
+# TLS 1.3 encrypts a refusal, so a device can trust it: no one on the network can forge it.
 tls_version tlsv1.3
 acl_file {folder}/fleet.acl
 
-# A chunk is 120 KiB; nothing of ours is larger than 200 kB.
+# The largest messages are chunks of 120 KiB, so every packet fits into 200 kB.
 max_packet_size 200000
 
-# With the default of 1000, messages are dropped that the sender was told had arrived.
+# With the default of 1000, mosquitto drops messages that it has already acknowledged.
 max_queued_messages 20000
 max_queued_bytes 268435456
 
-# Sessions are clean and everything is sent again by whoever needs it: nothing to persist.
+# Sessions are clean, and clients ask again for lost data, so mosquitto need not store anything.
 persistence false
 
-# Rounds are many small messages; waiting to fill packets costs 40 ms each.
+# A round consists of many small messages; waiting to fill a packet delays each by 40 ms.
 set_tcp_nodelay true
 """
 
@@ -61,7 +61,7 @@ def reload(command: str, settings_file: Path) -> None:
 
     Runs `command`. If it is empty, sends SIGHUP to every mosquitto on this machine that was started
     with `settings_file`. Raises BrokerError if the command fails or takes longer than 30 s, if a
-    process cannot be signalled, or if there is none.
+    process cannot be signalled, or if no such process exists.
     """
     if command:
         try:
@@ -69,19 +69,21 @@ def reload(command: str, settings_file: Path) -> None:
                 shlex.split(command), capture_output=True, text=True, timeout=_RELOAD_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise BrokerError(f"{command!r} did not reload the broker: {error}") from error
+            raise BrokerError(
+                f"the command {command!r} did not reload the broker: {error}"
+            ) from error
         if done.returncode:
             said = (done.stderr or done.stdout).strip()
-            raise BrokerError(f"{command!r} did not reload the broker: {said[:200]}")
+            raise BrokerError(f"the command {command!r} did not reload the broker: {said[:200]}")
         return
     found = _running_with(settings_file)
     try:
         for process in found:
             os.kill(process, signal.SIGHUP)
     except OSError as error:
-        raise BrokerError(f"the broker could not be told to reload: {error.strerror}") from error
+        raise BrokerError(f"SIGHUP could not be sent to mosquitto: {error.strerror}") from error
     if not found:
-        raise BrokerError(f"no mosquitto runs here with {settings_file}")
+        raise BrokerError(f"no mosquitto on this machine was started with {settings_file}")
 
 
 def _running_with(settings_file: Path) -> list[int]:
@@ -104,13 +106,14 @@ def access_list(revoked: Iterable[str] = ()) -> str:
     """The text of a mosquitto ACL file, which limits each device to its own topics in any fleet.
 
     `%u` is the user name, which is the device id; `pattern` lines apply to every user. The ids in
-    `revoked` are denied every topic: mosquitto does not end the connection of a device whose
-    certificate was revoked, but it reads its access list again on SIGHUP, and "deny" overrides
-    every other line.
+    `revoked` are denied every topic. This is needed because mosquitto does not end the connection
+    of a device whose certificate was revoked. But it reads its access list again on SIGHUP, and
+    "deny" overrides every other line.
     """
     fleet = Topics("+")
     lines = [
-        "# Who may read and write what. Printed by fedclip_edge.pki.mosquitto.access_list().",
+        "# The topics that each user may read and write.",
+        "# Printed by fedclip_edge.pki.mosquitto.access_list().",
         *(f"pattern read {topic}" for topic in fleet.for_device("%u")),
         *(f"pattern write {topic}" for topic in (fleet.state("%u"), fleet.up("%u"))),
         "",

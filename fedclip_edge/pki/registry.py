@@ -1,7 +1,7 @@
-"""The registry, devices.json: the devices enrolled in a fleet, their keys, and those revoked.
+"""The registry, devices.json: the enrolled devices of a fleet, their keys, and the revoked ids.
 
-It holds no secret. A coordinator that has a registry accepts only the keys in it. It reads the file
-again when it changes, so that a revocation takes effect at once.
+It contains no secret. A coordinator that has a registry accepts only the keys in it. It reads the
+file again when it changes, so that a revocation takes effect at once.
 
 Law: an id that was revoked stays revoked, because a connection of its old holder may still be open.
 """
@@ -24,9 +24,9 @@ from fedclip_edge.storage import atomic
 class Device:
     """One enrolled device."""
 
-    key: str  # its public key, which signs its messages; 64 hex digits
-    serials: tuple[str, ...]  # of every certificate it was given, hex
-    expires: str  # the newest certificate's last day, ISO date
+    key: str  # public key (Ed25519) of its signatures, 64 hex digits
+    serials: tuple[str, ...]  # serial numbers of all its certificates, hex
+    expires: str  # last day of the newest certificate, ISO date
     revoked: bool = False
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Registry:
     fleet: str
     host: str
     port: int
-    coordinator: str  # its public key, 64 hex digits
+    coordinator: str  # the coordinator's public key, 64 hex digits
     reload: str = ""  # the command that makes the broker read its files again
     devices: Mapping[str, Device] = field(default_factory=dict)
 
@@ -49,14 +49,14 @@ class Registry:
         check_sha256(self.coordinator, "coordinator")
 
     def refusal(self, device: str, key: str) -> str | None:
-        """The reason to refuse this device under this key (64 hex digits); None if none."""
+        """The reason to refuse this device with this key (64 hex digits); None to accept it."""
         known = self.devices.get(device)
         if known is None:
-            return "it is not enrolled; `fedclip-edge enroll` does it"
+            return "it is not enrolled; enroll it with `fedclip-edge enroll`"
         if known.revoked:
             return "it was revoked"
         if known.key != key:
-            return "it shows another key than it was enrolled with"
+            return "its key is not the one that it was enrolled with"
         return None
 
     @property
@@ -72,18 +72,20 @@ class Registry:
 def read(path: Path) -> Registry:
     """The registry in the file `path`.
 
-    Raises ConfigError if the file cannot be read or holds no registry.
+    Raises ConfigError if the file cannot be read or is not a valid registry.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read: {error.strerror}; `fedclip-edge broker init` makes one"
+            f"{path} cannot be read: {error.strerror}; `fedclip-edge broker init` creates it"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"{path} is no registry of devices: {error}; restore it") from error
+        raise ConfigError(
+            f"{path} is not a registry of devices: {error}; restore it from a backup"
+        ) from error
     if not isinstance(table, dict):
-        raise ConfigError(f"{path} is no registry of devices; restore it")
+        raise ConfigError(f"{path} is not a registry of devices; restore it from a backup")
     return read_table(Registry, table, str(path))
 
 
@@ -93,5 +95,5 @@ def pack(registry: Registry) -> bytes:
 
 
 def write(path: Path, registry: Registry) -> None:
-    """Replace the file `path` with this registry; raises OSError if the disk refuses."""
+    """Replace the file `path` with this registry; raises OSError if it cannot be written."""
     atomic.write_file(path, pack(registry))

@@ -1,1 +1,1 @@
-"""Picture files to raw features, without torch and without the network."""
+"""Computation of raw features from picture files, without torch and without the network."""

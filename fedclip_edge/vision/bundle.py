@@ -60,7 +60,7 @@ _MAX_MANIFEST_BYTES = 1 << 20  # a few kilobytes in practice
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A few inputs and the encoder's outputs for them, to check the numbers on another box."""
+    """A few inputs and the encoder's outputs for them, to check the encoder on another box."""
 
     pixels: F32  # (n, 3, S, S)
     features: F32  # (n, D), raw
@@ -88,8 +88,8 @@ class Bundle:
 def read_bundle(folder: Path) -> Bundle:
     """Read the bundle in `folder` and verify it.
 
-    Raises BundleError, which names the file and the next step, where a file is missing, unreadable
-    or altered, or where classes, golden vectors and manifest do not fit together.
+    Raises BundleError, which names the file and the next step, if a file is missing, unreadable or
+    altered, or if classes, golden vectors and manifest do not fit together.
     """
     manifest = _read_manifest(folder)
     for name in FILES:
@@ -102,8 +102,8 @@ def read_bundle(folder: Path) -> Bundle:
     width = bundle.classes.vectors.shape[1]
     if width != manifest.dim:
         raise BundleError(
-            f"{folder / CLASSES} holds text vectors of width {width}, but the encoder gives "
-            f"{manifest.dim}; export the classes with the same model"
+            f"{folder / CLASSES} has text vectors of width {width}, but the encoder's features "
+            f"have width {manifest.dim}; export the classes with the same model"
         )
     _check_golden(folder / GOLDEN, manifest)
     return bundle
@@ -112,21 +112,22 @@ def read_bundle(folder: Path) -> Bundle:
 def check_free(folder: Path, *, replace_existing: bool = False) -> None:
     """Raise ConfigError unless a bundle may be written as `folder`.
 
-    An existing bundle may be replaced with `replace_existing`; any other existing file or folder
-    may not.
+    With `replace_existing`, an existing bundle may be replaced; any other file or folder may not.
     """
     if folder.exists() or folder.is_symlink():
         if folder.is_symlink() or not (folder / MANIFEST).is_file():
-            raise ConfigError(f"{folder} exists already and is no bundle; name another folder")
+            raise ConfigError(f"{folder} already exists and is not a bundle; name another folder")
         if not replace_existing:
             raise ConfigError(
-                f"{folder} is a bundle already; name another folder, or add --replace"
+                f"{folder} is already a bundle; name another folder, or add --replace"
             )
     above = folder.absolute().parent
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written: no permission in {above}; name another")
+        raise ConfigError(
+            f"{folder} cannot be written: no permission in {above}; name another folder"
+        )
 
 
 def write_bundle(
@@ -143,8 +144,8 @@ def write_bundle(
     `encoder` is the content of the ONNX file. The checksums in `manifest.files` are computed here.
     A failure or an interrupt leaves nothing behind.
 
-    Raises ConfigError where `folder` exists and may not be replaced, or where its parent is not
-    writable; ExportError where the disk refuses; BundleError where the files do not fit together.
+    Raises ConfigError if `folder` exists and may not be replaced, or if its parent is not writable;
+    ExportError if the files cannot be written; BundleError if they do not fit together.
     """
     check_free(folder, replace_existing=replace_existing)
     contents = {
@@ -159,8 +160,8 @@ def write_bundle(
         atomic.write_folder(folder, contents, check=read_bundle)
     except OSError as error:
         raise ExportError(
-            f"{folder} cannot be written: {error.strerror or error}; nothing was left behind: "
-            "free the disk, or name another folder"
+            f"{folder} cannot be written: {error.strerror or error}; no file was left behind. Free "
+            "disk space, or name another folder"
         ) from error
     return Bundle(folder, whole, classes)
 
@@ -168,13 +169,14 @@ def write_bundle(
 def replace_classes(bundle: Bundle, classes: ClassTexts) -> Bundle:
     """Write the bundle again with other classes; encoder, golden vectors and encoder id stay.
 
-    `classes.vectors` must be as wide as the features (D). Raises ConfigError where they are not,
-    and the errors of `write_bundle`; the bundle on disk is unchanged then.
+    `classes.vectors` must have the width D of the features. Raises ConfigError if it has not, and
+    the errors of `write_bundle`; after an error, the bundle on disk is unchanged.
     """
     if classes.vectors.shape[1] != bundle.manifest.dim:
         raise ConfigError(
-            f"the text vectors are {classes.vectors.shape[1]} wide, the features of "
-            f"{bundle.folder} {bundle.manifest.dim}; name the model the bundle was made of"
+            f"the text vectors have width {classes.vectors.shape[1]}, but the features of "
+            f"{bundle.folder} have width {bundle.manifest.dim}; use the model that the bundle was "
+            "exported from"
         )
     parity = bundle.manifest.parity
     if parity is not None:  # its zero-shot figures belong to the old classes
@@ -195,16 +197,16 @@ def _read_manifest(folder: Path) -> Manifest:
         with path.open("rb") as file:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        what = "holds no manifest.json" if folder.is_dir() else "is no folder"
+        what = "has no manifest.json" if folder.is_dir() else "is not a folder"
         raise BundleError(f"{folder} {what}; name the folder that `export` wrote") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         table = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is cut short or no JSON; {AGAIN}") from error
+        raise BundleError(f"{path} is incomplete or not JSON; {AGAIN}") from error
     if len(data) > _MAX_MANIFEST_BYTES or not isinstance(table, dict):
-        raise BundleError(f"{path} is no manifest of a bundle; {AGAIN}")
+        raise BundleError(f"{path} is not the manifest of a bundle; {AGAIN}")
     return manifest_from_json(table, str(path))
 
 
@@ -242,7 +244,7 @@ def _read_classes(path: Path) -> ClassTexts:
                 prompt=str(head["prompt"]),
             )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} holds no class texts ({error}); {AGAIN}") from error
+        raise BundleError(f"{path} has no valid class texts ({error}); {AGAIN}") from error
 
 
 def _check_golden(path: Path, manifest: Manifest) -> None:
@@ -253,14 +255,14 @@ def _check_golden(path: Path, manifest: Manifest) -> None:
             pixels, features = (tuple(found.get_shape()) for found in slices)
             kinds = {str(found.get_dtype()) for found in slices}
     except SafetensorError as error:
-        raise BundleError(f"{path} holds no golden vectors ({error}); {AGAIN}") from error
+        raise BundleError(f"{path} has no valid golden vectors ({error}); {AGAIN}") from error
     count = pixels[:1]
     fits = pixels == (*count, 3, side, side) and features == (*count, manifest.dim)
     if not any(count) or not fits or kinds != {"F32"}:
         raise BundleError(
-            f"{path} holds pixels {list(pixels)} and features {list(features)} in "
-            f"{' and '.join(sorted(kinds))}, but the encoder takes [n, 3, {side}, {side}] and "
-            f"gives [n, {manifest.dim}], in F32; {AGAIN}"
+            f"{path} has pixels {list(pixels)} and features {list(features)} in "
+            f"{' and '.join(sorted(kinds))}, but this encoder's are [n, 3, {side}, {side}] and "
+            f"[n, {manifest.dim}] in F32; {AGAIN}"
         )
 
 

@@ -3,7 +3,7 @@
 Laws:
 
 - A feature is found only under the picture hash and the feature key that it was stored with.
-- A `put` is stored completely or not at all, so a killed run resumes after its last batch.
+- A `put` is stored completely or not at all, so a killed process resumes after its last batch.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _SCHEMA = Schema(
     script="CREATE TABLE IF NOT EXISTS feature (key TEXT NOT NULL, picture TEXT NOT NULL, "
     "vector BLOB NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID;",
 )
-_ASKED = 500  # SQLite's oldest limit on variables in one statement is 999
+_ASKED = 500  # old versions of SQLite allow 999 variables in one statement
 
 
 class FeatureCache:
-    """A file of features; several processes may use it at once, one thread in each."""
+    """Features in one file, which several processes may use at once, one thread in each."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, or create it.
 
-        Raises DataError where the file is no feature cache of this version, is damaged, or cannot
+        Raises DataError if the file is not a feature cache of this version, is damaged, or cannot
         be read or written.
         """
         self.path = path
@@ -51,8 +51,8 @@ class FeatureCache:
     def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
         """Return the cached raw features, float32 (D,) each, by picture hash.
 
-        Pictures that are not cached are missing from the result. Raises DataError where the file is
-        damaged or cannot be read.
+        The result leaves out pictures that are not cached. Raises DataError if the file is damaged
+        or cannot be read.
         """
         found: dict[str, F32] = {}
         with _errors_of(self.path):
@@ -60,7 +60,7 @@ class FeatureCache:
                 some = hashes[start : start + _ASKED]
                 marks = ",".join("?" * len(some))
                 rows = self._db.execute(
-                    "SELECT picture, vector FROM feature "  # noqa: S608 - question marks alone
+                    "SELECT picture, vector FROM feature "  # noqa: S608 - only question marks
                     f"WHERE key = ? AND picture IN ({marks})",
                     (feature_key, *some),
                 )
@@ -71,8 +71,8 @@ class FeatureCache:
     def put(self, features: Mapping[str, F32], feature_key: str) -> None:
         """Store raw features, float32 (D,) each, by picture hash, in one transaction.
 
-        A feature that is already stored is kept. Raises DataError where the file is damaged or
-        cannot be written.
+        A feature that is already stored is kept. Raises DataError if the file is damaged or cannot
+        be written.
         """
         rows = [
             (feature_key, picture, np.ascontiguousarray(vector, "<f4").tobytes())
@@ -107,7 +107,8 @@ def _open(path: Path) -> Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{path.parent} cannot be made for the feature cache: {error.strerror or error}"
+            f"the folder {path.parent} of the feature cache cannot be created: "
+            f"{error.strerror or error}"
         ) from error
     try:
         with _errors_of(path):
@@ -115,12 +116,13 @@ def _open(path: Path) -> Connection:
             return open_database(path, _SCHEMA, durable=False, timeout_s=30.0)
     except OtherDatabaseError:
         raise DataError(
-            f"{path} is the database of something else; name another folder for the features"
+            f"{path} is not a feature cache but another database; move it away, or name another "
+            "folder"
         ) from None
     except OtherVersionError:
         raise DataError(
             f"the feature cache {path} was made by another version of this program; "
-            "delete it: the features are computed again"
+            "delete it, and the features are computed again"
         ) from None
 
 
@@ -131,17 +133,18 @@ def _errors_of(path: Path) -> Iterator[None]:
     def refused(error: Exception) -> DataError:  # locked, read-only, disk full
         return DataError(
             f"the feature cache {path} cannot be used: {error}; "
-            "free the disk, the file or its permissions, and start again"
+            "check the free disk space, the permissions and other programs that use the file, then "
+            "start again"
         )
 
     def damaged(error: Exception) -> DataError:
         return DataError(
             f"the feature cache {path} is damaged ({error}); "
-            "delete it: the features are computed again"
+            "delete it, and the features are computed again"
         )
 
     try:
         with errors_as(refused, damaged):
             yield
-    except ValueError as error:  # the blob's length is no multiple of 4 bytes
+    except ValueError as error:  # the blob's length is not a multiple of 4 bytes
         raise damaged(error) from error

@@ -47,8 +47,8 @@ class Dataset:
     folder: Path
     classes: tuple[str, ...]  # C of them; the order is the label
     pictures: tuple[Picture, ...]
-    absent_classes: tuple[str, ...]  # without a folder: this device does not see them
-    ignored: tuple[Path, ...]  # files without the extension of a picture
+    absent_classes: tuple[str, ...]  # classes without a folder: this device has no pictures of them
+    ignored: tuple[Path, ...]  # files whose extension is not one of EXTENSIONS
     skipped: tuple[Skipped, ...]  # picture files that could not be opened
 
 
@@ -59,18 +59,18 @@ class Split:
     train: tuple[Picture, ...]
     validation: tuple[Picture, ...]
     test: tuple[Picture, ...]
-    classes_without_test: tuple[str, ...]  # present here, but without a test picture
+    classes_without_test: tuple[str, ...]  # classes with pictures, but without a test picture
 
 
 def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
     """List the pictures in `folder`/CLASS/, at any depth; each is read once, to hash it.
 
-    A label is the index of CLASS in `classes`. Hidden files and folders are left out; other files
-    that are no pictures are listed in `ignored`, pictures that cannot be read in `skipped`. A class
-    without a folder is listed in `absent_classes`.
+    A label is the index of CLASS in `classes`. Hidden files and folders are left out. Other files
+    that are not pictures are listed in `ignored`, pictures that cannot be read in `skipped`, and
+    classes without a folder in `absent_classes`.
 
-    Raises DataError where the folder is missing, unreadable or holds no class folder, where a
-    sub-folder is no class (the message names the nearest class), and where a class folder holds no
+    Raises DataError if the folder is missing, unreadable or has no class folder, if a sub-folder is
+    not named after a class (the message names the nearest class), or if a class folder has no
     picture.
     """
     known = {name: label for label, name in enumerate(classes)}
@@ -81,7 +81,7 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
             raise DataError(_no_class(entry, classes))
     if not found:
         raise DataError(
-            f"{folder} holds no class folder; put the pictures into a folder for each class: "
+            f"{folder} has no class folder; put the pictures into one folder for each class: "
             f"{', '.join(classes)}"
         )
     pictures: list[Picture] = []
@@ -93,8 +93,8 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
         ignored += [path for path in files if path.suffix.lower() not in EXTENSIONS]
         if not candidates:
             raise DataError(
-                f"{entry} holds no picture ({', '.join(sorted(EXTENSIONS))}); "
-                "put some there, or remove the folder if this device does not see the class"
+                f"{entry} has no picture ({', '.join(sorted(EXTENSIONS))}); add some, or remove "
+                "the folder if this device has no pictures of the class"
             )
         for path in candidates:
             try:
@@ -133,7 +133,7 @@ def split(dataset: Dataset, shares: DataConfig) -> Split:
 def side_of(picture: str, shares: DataConfig) -> str:
     """Return "train", "validation" or "test" for a hash in hex digits.
 
-    A side with a share of 0 is never returned. Raises ValueError where `picture` is not hex.
+    A side with a share of 0 is never returned. Raises ValueError if `picture` is not hex.
     """
     digest = hashlib.sha256(b"split" + bytes.fromhex(picture)).digest()
     # 53 bits: every value is an exact float below 1.
@@ -155,17 +155,18 @@ def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:
         entries = sorted(entry for entry in folder.iterdir() if not _hidden(entry.name))
     except FileNotFoundError:
         raise DataError(
-            f"{folder} does not exist; make it, with a folder for each class: {', '.join(classes)}"
+            f"{folder} does not exist; create it, with one folder for each class: "
+            f"{', '.join(classes)}"
         ) from None
     except NotADirectoryError:
         raise DataError(
-            f"{folder} is a file; name the folder that holds a folder per class"
+            f"{folder} is a file; name the folder that has one folder for each class"
         ) from None
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}") from error
     if not entries:
         raise DataError(
-            f"{folder} is empty; put the pictures into a folder for each class: "
+            f"{folder} is empty; put the pictures into one folder for each class: "
             f"{', '.join(classes)}"
         )
     return entries
@@ -186,8 +187,8 @@ def _hidden(name: str) -> bool:
 
 def _no_class(entry: Path, classes: Sequence[str]) -> str:
     near = difflib.get_close_matches(entry.name, classes, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"did you mean {near[0]!r}? Rename" if near else "rename"
     return (
-        f"{entry} is no class of the bundle; {hint}rename the folder or move it away "
+        f"{entry} is not named after a class of the bundle; {hint} the folder, or move it away "
         f"(classes: {', '.join(classes)})"
     )

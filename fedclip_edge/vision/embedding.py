@@ -28,11 +28,11 @@ class PictureEncoder(Protocol):
 
     @property
     def dim(self) -> int | None:
-        """Feature width D; None where it is not known before the first picture."""
+        """Feature width D; None if it is not known before the first picture."""
 
     @property
     def feature_key(self) -> str:
-        """Key that the features are cached under."""
+        """Key under which the features are cached."""
 
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S)."""
@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]  # distinct pictures done, distinct pictur
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """Raw features of the pictures that could be used, in the order they were given."""
+    """Raw features of the pictures that could be used, in the given order."""
 
     vectors: F32  # (N, D)
     labels: I64  # (N,)
@@ -68,8 +68,9 @@ def embed_pictures(
     `progress` is called after each batch. N counts the pictures that could be decoded; the others
     are in `skipped`.
 
-    Raises DataError where the cache cannot be used, or where its features have another width or are
-    not finite; and the errors of `encoder.embed`. Batches encoded before stay in the cache.
+    Raises DataError if the cache cannot be used, or if its features have another width or are not
+    finite; and the errors of `encoder.embed`. After an error, the batches that were encoded before
+    stay in the cache.
     """
     distinct: dict[str, Picture] = {}
     for picture in pictures:
@@ -120,8 +121,8 @@ def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
     for picture in batch:
         try:
             data = picture.path.read_bytes()
-            if picture_hash(data) != picture.hash:  # its hash would be wrong in the cache
-                raise DataError("it changed since the folder was read")
+            if picture_hash(data) != picture.hash:  # it would be cached under a wrong hash
+                raise DataError("it changed after the folder was read")
             pixels.append(decode(data, preprocessing))
             readable.append(picture)
         except DataError as error:
@@ -136,12 +137,15 @@ def _stack(vectors: list[F32], encoder: PictureEncoder, cache: FeatureCache) -> 
     widths = {len(vector) for vector in vectors}
     if len(widths) > 1 or (encoder.dim is not None and widths - {encoder.dim}):
         raise DataError(
-            f"the feature cache {cache.path} holds features of width {sorted(widths)} for an "
-            f"encoder of width {encoder.dim}; delete it: the features are computed again"
+            f"the feature cache {cache.path} has features of width {sorted(widths)}, but the "
+            f"encoder's width is {encoder.dim}; delete it, and the features are computed again"
         )
     if not vectors:
         return np.zeros((0, encoder.dim or 0), np.float32)
     stacked = np.stack(vectors)  # (N, D)
     if not np.isfinite(stacked).all():
-        raise DataError(f"the feature cache {cache.path} is damaged (NaN); delete it")
+        raise DataError(
+            f"the feature cache {cache.path} is damaged (NaN or infinity); delete it, and the "
+            "features are computed again"
+        )
     return stacked

@@ -1,9 +1,9 @@
-"""Pixels to raw features through ONNX Runtime; the only module that imports onnxruntime.
+"""Computation of raw features from pixels by ONNX Runtime.
 
 Laws:
 
-- The encoder runs on the requested provider, or there is an error. A silent fall-back would be
-  slower and would cache other bits under the same feature key.
+- The encoder runs on the requested provider, or an error is raised. A silent fall-back would be
+  slower and would cache different bits under the same feature key.
 - Every provider computes an fp32 encoder in fp32, so that features of one encoder are comparable.
 - The graph has one input. Its output is the only one, or the one named `image_features`.
 - Features are raw, never normalised.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 # ONNX Runtime 1.31 records a device id and events for Microsoft when it is loaded, unless this is
-# set before. Nothing may leave a box that its owner did not ask for.
+# set before. No data may leave a box without its owner's request.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
@@ -57,21 +57,21 @@ class Encoder:
     """A loaded image encoder, made by `open_encoder` or `open_onnx`."""
 
     session: Any  # onnxruntime.InferenceSession, which has no type hints
-    name: str  # of the file, for error messages
+    name: str  # name of the file in error messages
     input_name: str
     output_name: str
     image_size: int  # S
-    dim: int | None  # D; None where the graph leaves it open
-    provider: str  # as in [encoder] provider: "cpu", "cuda", "tensorrt"
-    feature_key: str  # the features are cached under it
-    max_batch: int | None = None  # pictures per call, where the provider has a limit
+    dim: int | None  # D; None if the graph does not state it
+    provider: str  # as in [encoder] provider: "cpu", "cuda" or "tensorrt"
+    feature_key: str  # key under which the features are cached
+    max_batch: int | None = None  # most pictures per call; None without a limit
 
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
 
         More than `max_batch` pictures run in several calls. Raises ValueError for pixels of another
-        shape or dtype; BundleError where the encoder fails, or returns another shape or dtype, NaN
-        or infinity.
+        shape or dtype; BundleError if the encoder fails, or returns a wrong shape or dtype, NaN or
+        infinity.
         """
         side = self.image_size
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
@@ -91,18 +91,18 @@ class Encoder:
         except Exception as error:  # onnxruntime's errors share no base but Exception
             raise BundleError(
                 f"{self.name} failed on {len(pixels)} pictures: {first_line(error)}; "
-                "export it again with a dynamic batch"
+                "export it again with a dynamic batch size"
             ) from error
         expected = (len(pixels), self.dim or features.shape[-1])
         if features.dtype != np.float32 or features.shape != expected:
             raise BundleError(
-                f"{self.name} gave {features.dtype} {list(features.shape)} for {len(pixels)} "
+                f"{self.name} returned {features.dtype} {list(features.shape)} for {len(pixels)} "
                 f"pictures, expected float32 {list(expected)}; export it again"
             )
         if not np.isfinite(features).all():
             raise BundleError(
-                f"{self.name} gave NaN or infinity; its weights are damaged or its precision is "
-                "too low for this provider: export it again in fp32"
+                f"{self.name} returned NaN or infinity; its weights are damaged, or its precision "
+                "is too low for this provider: export it again in fp32"
             )
         return np.asarray(features)
 
@@ -121,9 +121,9 @@ def register(name: str, provider: Provider) -> None:
 def open_encoder(bundle: Bundle, config: EncoderConfig) -> Encoder:
     """Load a bundle's encoder on the provider of `config`; TensorRT may take minutes.
 
-    Raises ConfigError where that provider is missing or does not start (the message lists the
-    available ones), and where TensorRT cannot run the encoder; BundleError where the file is not an
-    encoder as the manifest describes it.
+    Raises ConfigError if that provider is missing or does not start (the message lists the
+    available ones), or if TensorRT cannot run the encoder; BundleError if the file is not the
+    encoder that the manifest describes.
     """
     manifest = bundle.manifest
     return open_onnx(
@@ -154,7 +154,7 @@ def open_onnx(
     key. Error messages call the model `name`, by default its path. TensorRT needs the `sha256` of
     the file, because its engine is stored under it, and computes in fp16 if `precision` is "fp16".
 
-    Raises like `open_encoder`, and ValueError where TensorRT is given no `sha256`.
+    Raises the errors of `open_encoder`, and ValueError for TensorRT without a `sha256`.
     """
     name = name or ("the encoder" if isinstance(model, bytes) else str(model))
     if _PROVIDERS[config.provider].name not in onnxruntime.get_available_providers():
@@ -209,7 +209,7 @@ def _with_engine(
 ) -> Any:
     """Return a session on TensorRT, with the stored engine or a new one."""
     if not sha256:
-        raise ValueError("sha256: TensorRT's engine is kept by the hash of the ONNX file")
+        raise ValueError("sha256: TensorRT needs the ONNX file's hash to store its engine")
     if precision != "fp16":
         # Outside its own API, TensorRT's builder has only this switch for TF32.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
@@ -228,12 +228,12 @@ def _with_engine(
         try:
             return start(folder)
         except ConfigError as error:
-            raise ConfigError(f"{error}. To build its engine again, delete {folder}") from error
-    log.event("tensorrt_engine_building", takes="minutes, once", folder=folder)
+            raise ConfigError(f"{error}. To build the engine again, delete {folder}") from error
+    log.event("tensorrt_engine_building", takes="several minutes, only this once", folder=folder)
     began = time.monotonic()
     with tensorrt.new_engine(folder) as new:
         _try(start(new), input_name, side)
-        # Load the stored engine too: ONNX Runtime does not notice that the disk was full.
+        # Load the stored engine too, because ONNX Runtime does not report a full disk.
         session = start(new)
         _try(session, input_name, side)
     log.event("tensorrt_engine_built", seconds=time.monotonic() - began, folder=folder)
@@ -243,7 +243,7 @@ def _with_engine(
 def _try(session: Any, input_name: str, side: int) -> None:
     """Run the smallest and the largest batch.
 
-    Where TensorRT takes only parts of the graph, their engines are built at the first run.
+    If TensorRT supports only parts of the graph, it builds their engines at the first run.
     """
     try:
         for batch in (tensorrt.MIN_BATCH, tensorrt.MAX_BATCH):
@@ -272,7 +272,9 @@ def _check_input(session: Any, name: str, side: int) -> str:
     inputs = session.get_inputs()
     if len(inputs) != 1:
         names = ", ".join(node.name for node in inputs)
-        raise BundleError(f"{name} takes {len(inputs)} inputs ({names}); expected pixels alone")
+        raise BundleError(
+            f"{name} has {len(inputs)} inputs ({names}); export it with pixels as its only input"
+        )
     (node,) = inputs
     fits = len(node.shape) == 4 and all(
         not isinstance(got, int) or got == want
@@ -280,12 +282,12 @@ def _check_input(session: Any, name: str, side: int) -> str:
     )
     if node.type != "tensor(float)" or not fits:
         raise BundleError(
-            f"{name} takes {node.name} as {node.type} {node.shape}; "
+            f"the input {node.name} of {name} is {node.type} {node.shape}; "
             f"expected float32 [batch, 3, {side}, {side}]"
         )
     if isinstance(node.shape[0], int):
         raise BundleError(
-            f"{name} takes {node.shape[0]} pictures at a time; export it with a dynamic batch"
+            f"{name} has a fixed batch size of {node.shape[0]}; export it with a dynamic batch size"
         )
     return str(node.name)
 
@@ -293,13 +295,14 @@ def _check_input(session: Any, name: str, side: int) -> str:
 def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | None]:
     """Return the name of the output with the features, and D.
 
-    D is `dim` where the graph leaves the width open.
+    If the graph does not state the width, D is `dim`.
     """
     outputs = {node.name: node for node in session.get_outputs()}
     node = next(iter(outputs.values())) if len(outputs) == 1 else outputs.get("image_features")
     if node is None:
         raise BundleError(
-            f"{name} gives {', '.join(outputs)}; expected one output, or one named image_features"
+            f"{name} has the outputs {', '.join(outputs)}; expected only one output, or one named "
+            "image_features"
         )
     width = node.shape[1] if len(node.shape) == 2 else 0
     if (
@@ -308,7 +311,7 @@ def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | 
         or (dim is not None and isinstance(width, int) and width != dim)
     ):
         raise BundleError(
-            f"{name} gives {node.name} as {node.type} {node.shape}; "
+            f"the output {node.name} of {name} is {node.type} {node.shape}; "
             f"expected float32 [batch, {dim or 'D'}]"
         )
     return str(node.name), width if isinstance(width, int) else dim
@@ -320,5 +323,5 @@ def _no_provider(provider: str, why: str) -> str:
     others = ", ".join(name for name in here if name != provider)
     return (
         f"[encoder] provider {provider!r} {why}; available: {others}. "
-        "Name one of these, or install the onnxruntime build for it"
+        f"Choose one of these, or install a build of onnxruntime with {provider}"
     )

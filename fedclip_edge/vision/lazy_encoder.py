@@ -34,7 +34,7 @@ class LazyEncoder:
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
 
-        Raises what `open_encoder` (at the first call) and `Encoder.embed` raise.
+        Raises the errors of `Encoder.embed`, and at the first call those of `open_encoder`.
         """
         if self._encoder is None:
             from fedclip_edge.vision.encoder import open_encoder

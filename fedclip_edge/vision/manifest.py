@@ -26,12 +26,12 @@ FILES = (ENCODER, CLASSES, GOLDEN)
 
 RANDOM = "random"  # the value of `pretrained` for random weights
 
-AGAIN = "copy the bundle again, or export it again"  # ends the messages about a bad bundle
+AGAIN = "copy the bundle again, or export it again"  # the end of messages about a bad bundle
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of an encoder; texts that an external encoder does not tell are "unknown"."""
+    """Description of an encoder; text fields that are not known are "unknown"."""
 
     model: str
     pretrained: str  # open_clip's tag, "file", "local-dir", or RANDOM
@@ -57,9 +57,9 @@ class Manifest:
     def encoder_id(self) -> str:
         """SHA-256 of weights, activation and preprocessing, in 64 hex digits.
 
-        Features of two devices may be used together only if it is equal. The activation is part of
-        it, because the same weights also run with another one and then give features that look
-        almost right. The classes are not part of it.
+        Features of two devices may be used together only if their encoder ids are equal. The
+        activation is part of it, because the same weights also run with another activation, whose
+        features look plausible but are wrong. The classes are not part of it.
         """
         return _digest(
             {
@@ -84,7 +84,7 @@ class Manifest:
 
 
 def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str) -> str:
-    """SHA-256 of everything but the picture that decides the bits of a feature, in 64 hex digits.
+    """SHA-256, in 64 hex digits, of everything that decides a feature's bits except the picture.
 
     The feature cache uses it as a key.
     """
@@ -94,8 +94,8 @@ def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str
 def manifest_from_json(table: Mapping[str, Any], where: str) -> Manifest:
     """Check a JSON object and return its manifest.
 
-    Raises BundleError, whose message opens with `where`, for another schema, an unknown, missing or
-    wrong value, an incomplete list of files, and an encoder_id that does not match.
+    Raises BundleError, whose message starts with `where`, for another schema, an unknown, missing
+    or wrong value, an incomplete list of files, and an encoder_id that does not match.
     """
     values = dict(table)
     schema = values.pop("schema", None)
@@ -115,8 +115,7 @@ def manifest_from_json(table: Mapping[str, Any], where: str) -> Manifest:
         raise BundleError(f"{where}: files: expected {', '.join(FILES)}; {AGAIN}")
     if claimed != manifest.encoder_id:
         raise BundleError(
-            f"{where}: encoder_id does not follow from weights, activation and preprocessing; "
-            f"{AGAIN}"
+            f"{where}: encoder_id does not match the weights, activation and preprocessing; {AGAIN}"
         )
     return manifest
 

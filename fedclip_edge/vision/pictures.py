@@ -1,4 +1,4 @@
-"""Picture files to pixels, exactly as open_clip and torchvision prepare them.
+"""Decoding of picture files to pixels, exactly as open_clip and torchvision prepare them.
 
 Pillow is imported when the first picture is decoded, so that reading a bundle does not need it.
 
@@ -6,7 +6,7 @@ Laws:
 
 - A file and a `Preprocessing` give the same pixels as `open_clip.image_transform` gives for an RGB
   picture.
-- A file that cannot be decoded completely is an error, never a picture with a grey half.
+- A file that cannot be decoded completely raises an error; it never gives a half-grey picture.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Preprocessing:
     (S); "squash" scales both sides to `image_size` and needs `resize_px` equal to it. `mean` and
     `std` have three numbers (red, green, blue), for pixels scaled to 0..1.
 
-    Raises ValueError where a setting is outside its range.
+    Raises ValueError if a setting is outside its range.
     """
 
     image_size: int
@@ -79,7 +79,7 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; `decoding.decode_table(Preprocessing, ...)` reads it back."""
-        # Always floats: 0 and 0.0 are one number, and must give one text in the encoder's identity.
+        # Always floats, because 0 and 0.0 must give the same text, and so the same encoder id.
         return {
             **asdict(self),
             "mean": [float(value) for value in self.mean],
@@ -88,19 +88,19 @@ class Preprocessing:
 
 
 def picture_hash(data: bytes) -> str:
-    """SHA-256 of a picture file's bytes, in 64 hex digits: the picture's name everywhere."""
+    """SHA-256 of a picture file's bytes, in 64 hex digits; it identifies the picture everywhere."""
     return hashlib.sha256(data).hexdigest()
 
 
 def load(source: Path | bytes, preprocessing: Preprocessing) -> F32:
     """Read a picture for the encoder: float32 (3, S, S), red, green, blue, normalised.
 
-    The EXIF orientation is not applied and transparency is dropped, because open_clip and
-    torchvision do the same: an encoder was trained, and its accuracy was published, on the pixels
-    as stored.
+    The EXIF orientation is not applied and transparency is dropped, as in open_clip and
+    torchvision, because an encoder was trained and measured on the pixels as stored.
 
-    Raises DataError, with the file and the reason, where the file is missing, no picture, cut short
-    or damaged, has 16- or 32-bit values, or is larger than MAX_PIXELS as stored or as scaled.
+    Raises DataError, with the file and the reason, if the file is missing, not a picture,
+    incomplete or damaged, has 16- or 32-bit values, or has more than MAX_PIXELS as stored or as
+    scaled.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
@@ -114,14 +114,14 @@ def load(source: Path | bytes, preprocessing: Preprocessing) -> F32:
 def decode(data: bytes, preprocessing: Preprocessing) -> F32:
     """Decode a picture file's bytes as `load` does: float32 (3, S, S), normalised.
 
-    Raises DataError with only the reason ("it is cut short").
+    Raises DataError with only the reason ("it is incomplete or damaged").
     """
     try:
         picture = _open(data, preprocessing)
     except DataError:
         raise
     except Exception as error:  # a broken file can fail anywhere inside Pillow's decoders
-        raise DataError(f"it is cut short or damaged ({error})") from error
+        raise DataError(f"it is incomplete or damaged ({error})") from error
     return normalise(np.asarray(_fit(picture, preprocessing)), preprocessing)
 
 
@@ -144,17 +144,18 @@ def _open(data: bytes, preprocessing: Preprocessing) -> Image:
     try:
         with pillow.open(io.BytesIO(data)) as opened:
             # Check the sizes before any pixel is decoded.
-            _check_size(opened.size, "it is")
-            _check_size(_resized(opened.size, preprocessing), "scaled for the encoder it would be")
+            _check_size(opened.size, "it has")
+            scaled = _resized(opened.size, preprocessing)
+            _check_size(scaled, "scaled for the encoder it would have")
             if opened.mode[0] in "IF":  # Pillow clips: most 16-bit values would be white
-                raise DataError("it holds 16- or 32-bit grey values; save it with 8 bits a channel")
-            if opened.mode == "P":  # straight to RGB, Pillow warns about dropped transparency
+                raise DataError("it has 16- or 32-bit grey values; save it with 8 bits per channel")
+            if opened.mode == "P":  # a direct conversion to RGB would warn of transparency
                 return cast("Image", opened.convert("RGBA").convert("RGB"))
             return cast("Image", opened.convert("RGB"))
     except pillow.UnidentifiedImageError:
-        raise DataError("it is no picture in a known format") from None
+        raise DataError("it is not a picture in a known format") from None
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
-        raise DataError(f"it is larger than {MAX_PIXELS} pixels") from None
+        raise DataError(f"it has more than {MAX_PIXELS} pixels") from None
 
 
 def _fit(picture: Image, preprocessing: Preprocessing) -> Image:
@@ -181,13 +182,13 @@ def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, 
 def _check_size(size: tuple[int, int], what: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise DataError(f"{what} {width} x {height} pixels, more than {MAX_PIXELS}")
+        raise DataError(f"{what} {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
 
 
 @cache
 def _pillow() -> ModuleType:
     from PIL import Image
 
-    # Above its limit Pillow only warns and decodes on; here the picture is refused.
+    # Above its limit Pillow only warns and continues; here the picture is refused.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     return Image

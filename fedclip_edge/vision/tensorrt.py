@@ -1,4 +1,4 @@
-"""TensorRT under ONNX Runtime: the folders of built engines and the provider's options.
+"""TensorRT in ONNX Runtime: the folders of built engines and the provider's options.
 
 An engine is an encoder compiled for one GPU by one version of TensorRT; building it takes minutes.
 ONNX Runtime names an engine's file by the ONNX file's name, the names of its tensors, the compute
@@ -39,7 +39,7 @@ _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # CUdevice_attribute of cuda.h
 
 @dataclass(frozen=True)
 class Builder:
-    """Versions and GPU that an engine depends on, beside the encoder."""
+    """Versions and GPU that an engine depends on, in addition to the encoder."""
 
     onnxruntime: str  # version
     tensorrt: str  # version of the library found at run time
@@ -53,7 +53,7 @@ class Builder:
 
 
 def engines_folder(configured: Path | None) -> Path:
-    """Return `configured`, or else fedclip-edge/engines in the user's cache folder."""
+    """Return `configured`, or by default fedclip-edge/engines in the user's cache folder."""
     if configured is not None:
         return configured
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -69,8 +69,8 @@ def provider_options(folder: Path, input_name: str, side: int, precision: str) -
     """Return options for ONNX Runtime's TensorRT provider (1.20 and newer).
 
     The encoder takes pictures of `side` S; the engine computes in fp16 if `precision` is "fp16".
-    ONNX Runtime wants the words 'True' and 'False'; with 1 and 0 it starts without TensorRT.
-    From opset 17 on LayerNormalization is one node, which TensorRT itself keeps in fp32.
+    ONNX Runtime needs the words 'True' and 'False'; with 1 and 0 it starts without TensorRT.
+    From opset 17 on, LayerNormalization is one node, which TensorRT keeps in fp32.
     """
 
     def shape(batch: int) -> str:
@@ -89,15 +89,15 @@ def provider_options(folder: Path, input_name: str, side: int, precision: str) -
 
 
 def check_precision(precision: str, name: str) -> None:
-    """Raise ConfigError for an int8 encoder, which TensorRT does not take as it is.
+    """Raise ConfigError for int8 and int8-weights, whose 8-bit format TensorRT does not support.
 
     `name` is the encoder's name in the message.
     """
     if precision.startswith("int8"):
         raise ConfigError(
-            f"[encoder] provider 'tensorrt' does not run {name}, which is {precision}: TensorRT "
-            "takes symmetric 8 bit alone, and this encoder's is not; export it again with "
-            "--precision fp16, or use provider 'cpu'"
+            f"[encoder] provider 'tensorrt' cannot run {name}, which is {precision}: TensorRT does "
+            "not support this 8-bit format; export the encoder again with --precision fp16, or use "
+            "provider 'cpu'"
         )
 
 
@@ -105,19 +105,19 @@ def check_precision(precision: str, name: str) -> None:
 def new_engine(folder: Path) -> Iterator[Path]:
     """Yield a folder to build an engine in, and rename it to `folder` at the end.
 
-    If another process has made `folder` meanwhile, that one is kept. Raises ConfigError where the
-    folder cannot be written, or where it holds no engine at the end: ONNX Runtime would then run
-    the whole graph on other providers without an error.
+    If another process has made `folder` meanwhile, that one is kept. Raises ConfigError if the
+    folder cannot be written, or if no engine is in it at the end; ONNX Runtime would then run the
+    whole graph on other providers without an error.
     """
     try:
         with beside(folder) as new:
-            for known in folder.parent.glob("*.timing"):  # of other encoders: a faster build
+            for known in folder.parent.glob("*.timing"):  # of other encoders; speeds up the build
                 shutil.copy(known, new)
             yield new
             if not any(new.glob("*.engine")):
                 raise ConfigError(
-                    "[encoder] provider 'tensorrt' built no engine: TensorRT took no part of this "
-                    "encoder; use provider 'cuda' or 'cpu'"
+                    "[encoder] provider 'tensorrt' built no engine, because it supports no part of "
+                    "this encoder; use provider 'cuda' or 'cpu'"
                 )
             for timing in new.glob("*.timing"):
                 timing.replace(folder.parent / timing.name)
@@ -126,7 +126,7 @@ def new_engine(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written: {error.strerror or error}; set [encoder] engine_dir to "
-            "a folder that this user may write"
+            "a folder that this user may write to"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # only empty after a failure
@@ -134,10 +134,10 @@ def new_engine(folder: Path) -> Iterator[Path]:
 
 
 def find_builder(onnxruntime_version: str, capi: Path) -> Builder:
-    """Ask the libraries that ONNX Runtime would load for their versions and the GPU.
+    """Read versions and GPU from the libraries that ONNX Runtime would load.
 
-    `capi` is the folder with ONNX Runtime's own libraries. Raises ConfigError, with the reason,
-    where a library does not load or there is no GPU.
+    `capi` is the folder with ONNX Runtime's own libraries. Raises ConfigError, with the reason, if
+    a library does not load or there is no GPU.
     """
     try:
         wanted = re.search(rb"libnvinfer\.so\.\d+", (capi / _LIBRARY).read_bytes())
@@ -159,7 +159,7 @@ def _tensorrt_version(library: str) -> str:
 def _gpu() -> str:
     """Return name, compute capability and multiprocessors of the first GPU, from CUDA's driver.
 
-    The name is not enough: two Jetsons with one name can differ in the rest.
+    The name is not enough, because two Jetsons with the same name can differ in the rest.
     """
     cuda = ctypes.CDLL("libcuda.so.1")
     device, value = ctypes.c_int(), ctypes.c_int()

@@ -6,14 +6,15 @@ measured: relative to the feature (‖here - golden‖ / ‖golden‖, for the w
 largest difference in a component of unit vectors. Their tolerances follow from the arithmetic:
 
 - float32 arithmetic on a CPU (fp32; fp16 and int8-weights are only stored that way and computed in
-  float32): another order of sums changes the last bits, 1e-7 for one sum, some 1e-6 through a deep
-  tower.
-- 8-bit products (int8): a last bit before a rounding decides on a whole level, 1/127 of the
-  range. Where many levels flip, the feature changes as much as through quantisation itself, 1e-2.
-  A CPU or a library that saturates such products is far beyond that; the check must find it.
-- float32 arithmetic on a GPU (encoder.py turns TF32 off): other algorithms for convolutions, 1e-5
-  through a tower. TensorRT computes fp16 bundles in fp16, 11 bits: 5e-4 for one product, some 1e-3
-  through a tower.
+  float32): another order of sums changes the last bits, by 1e-7 for one sum and a few 1e-6 through
+  a deep tower.
+- 8-bit products (int8): a difference in the last bit before rounding can change a value by a whole
+  level, 1/127 of the range. If many values change, the feature changes as much as through
+  quantisation itself, by 1e-2. A CPU or a library that saturates such products causes far larger
+  differences, which the check must find.
+- float32 arithmetic on a GPU (encoder.py turns TF32 off): other algorithms for convolutions change
+  the feature by 1e-5. TensorRT computes fp16 bundles in fp16, with 11 bits: 5e-4 for one product
+  and a few 1e-3 through a tower.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Tolerance:
     batch: float  # as `relative`, between a picture alone and in a batch
 
 
-# A cached feature must not depend on the rest of its batch, so a batch may change only last bits.
-# GPU libraries choose another kernel, and so another order of sums, for another batch size.
+# A cached feature must not depend on the rest of its batch, so only its last bits may change. GPU
+# libraries choose another kernel, and so another order of sums, for another batch size.
 _FLOAT32 = Tolerance(on_unit=1e-5, relative=1e-4, batch=1e-6)
 _EIGHT_BIT = Tolerance(on_unit=1e-2, relative=5e-2, batch=1e-6)
 _GPU_FLOAT32 = Tolerance(on_unit=1e-4, relative=1e-3, batch=1e-4)
@@ -61,7 +62,7 @@ class Figure:
 
     @property
     def passes(self) -> bool:
-        """True where the number is within its limit; NaN is not."""
+        """True if the number is within its limit, which NaN never is."""
         return self.found <= self.allowed
 
 
@@ -78,14 +79,14 @@ class Verification:
 
     @property
     def passes(self) -> bool:
-        """True where features of this box may be used together with those of other boxes."""
+        """True if features of this box may be used together with those of other boxes."""
         return all(figure.passes for figure in self.figures)
 
 
 def tolerance(precision: str, provider: str) -> Tolerance:
     """Return the tolerance for a manifest's precision on a provider.
 
-    An unknown precision gets that of int8, the coarsest.
+    An unknown precision gets the tolerance of int8, the largest one.
     """
     on_cpu = provider == "cpu"
     if precision == "fp16" and provider == "tensorrt":
@@ -98,9 +99,9 @@ def tolerance(precision: str, provider: str) -> Tolerance:
 def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
     """Encode the golden pictures on this box, compare the features, and measure the speed.
 
-    `read_bundle` has checked the files and the manifest. Differences beyond a tolerance are part of
-    the result, and `check` raises an error for them. Raises ConfigError where the provider is not
-    available, and BundleError where the encoder cannot be run.
+    `read_bundle` has already checked the files and the manifest. Differences above a tolerance are
+    part of the result; `check` raises an error for them. Raises ConfigError if the provider is not
+    available, and BundleError if the encoder cannot be run.
     """
     golden = bundle.golden()
     encoder = open_encoder(bundle, config)
@@ -132,9 +133,9 @@ def check(verification: Verification, bundle: Bundle) -> None:
         return
     first, precision = wrong[0], bundle.manifest.precision
     raise BundleError(
-        f"on this box {bundle.folder} gives other features than where it was exported "
+        f"on this box {bundle.folder} gives other features than on the machine that exported it "
         f"({first.name}: {first.found:.2g}, at most {first.allowed:g} for {precision} on "
-        f"{verification.provider}); keep the box out of the fleet until it agrees: try "
+        f"{verification.provider}). Keep the box out of the fleet until they agree: try "
         f"{_remedy(precision, verification.provider)}"
     )
 
@@ -159,7 +160,7 @@ def one_by_one(encoder: Encoder, pixels: F32) -> F32:
 def relative(found: F32, expected: F32) -> float:
     """Return ‖found - expected‖ / ‖expected‖ of the worst picture, for features float32 (N, D).
 
-    It is 0 for no pictures.
+    Without pictures, the result is 0.
     """
     gaps = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
     return float((gaps / np.linalg.norm(expected.astype(np.float64), axis=1)).max(initial=0))

@@ -73,8 +73,8 @@ def test_random_weights_and_an_accepted_parity_are_said(
     folder = altered(random_bundle, tmp_path / "b", 1.0)
     done = typed(folder)
     assert done.exit_code == 0
-    assert "Note: its weights are random" in done.stdout
-    assert "Note: its features missed the parity gate" in done.stdout
+    assert "Note: the encoder's weights are random" in done.stdout
+    assert "Note: the encoder's features missed the parity gate" in done.stdout
     assert len(json.loads(typed(folder, "--json").stdout)["cautions"]) == 2
 
 

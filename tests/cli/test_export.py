@@ -111,7 +111,7 @@ def test_a_recipe_with_other_weights_and_prompts(tmp_path: Path) -> None:
     assert (manifest.activation, manifest.precision) == ("quick_gelu", "fp16")
     assert manifest.preprocessing.resize == "squash"  # as in the registered tag
     assert rows(done.stdout)["prompt"] == "a {} | the {}"
-    assert "its weights are random" in done.stdout
+    assert "the encoder's weights are random" in done.stdout
 
 
 def test_a_killed_export_leaves_nothing(clip_folder: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_other_classes_for_a_bundle(clip_folder: Path, clip_bundle: Bundle, tmp_
     words = ("--bundle", "bundle", "--classes", "c.txt")
     done = process(*words, cwd=tmp_path)
     assert done.returncode == ConfigError.exit_code
-    assert "name them again: SOURCE, and local-dir:FOLDER" in done.stderr
+    assert "name the weights as for the export: local-dir:FOLDER" in done.stderr
     done = process(f"local-dir:{clip_folder}", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Changed the classes of bundle to 3: star, square, moon" in done.stdout
@@ -185,7 +185,7 @@ def test_an_error_is_one_sentence_with_its_exit_code(own: list[str | Path], tmp_
     assert done.returncode == ConfigError.exit_code
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line == "fedclip-edge: bundle exists already and is no bundle; name another folder"
+    assert line == "fedclip-edge: bundle already exists and is not a bundle; name another folder"
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def test_an_error_is_one_sentence_with_its_exit_code(own: list[str | Path], tmp_
         (("ViT-B-32", "--pretrained", "openai"), "export ViT-B-32-quickgelu"),
         (("ViT-B-32",), "needs weights"),
         (("ViT-B-32", "--pretrained", "none.pt"), "none.pt does not exist"),
-        (("ViT-B-32", "--pretrained", "openai", "--random-weights"), "excludes pretrained"),
+        (("ViT-B-32", "--pretrained", "openai", "--random-weights"), "exclude each other"),
         (("none.toml",), "none.toml does not exist"),
-        (("tiny", "--prompt", "no place"), "needs {} once"),
-        (("tiny", "--calibration", "none"), "none is no folder"),
-        (("tiny", "--calibration", "few"), "few holds 3 different pictures that can be read"),
+        (("tiny", "--prompt", "no place"), "needs exactly one {}"),
+        (("tiny", "--calibration", "none"), "none is not a folder"),
+        (("tiny", "--calibration", "few"), "few has 3 different readable pictures"),
         (("tiny", "--precision", "int8"), "give --calibration FOLDER"),
     ],
 )

@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_named_and_counted(random_bundle: Bundle, tmp_pat
     Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
     done = typed(random_bundle, tmp_path, "--out", tmp_path / "p.csv")
     assert done.exit_code == 0
-    assert f"skipped {tmp_path / 'a.png'}: it is no picture" in done.stderr
+    assert f"skipped {tmp_path / 'a.png'}: it is not a picture" in done.stderr
     assert "1 picture, 1 skipped" in done.stdout
 
 

@@ -419,13 +419,13 @@ def test_a_wrong_head_is_not_written_however_many_classes_there_are(
 def test_a_file_that_is_there_stays(random_bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "c.onnx"
     out.write_text("mine")
-    with pytest.raises(ConfigError, match=r"c\.onnx exists already; .*--replace"):
+    with pytest.raises(ConfigError, match=r"c\.onnx already exists; .*--replace"):
         export_classifier(random_bundle, None, out)
     assert out.read_text() == "mine"
     export_classifier(random_bundle, None, out, replace_existing=True)
     onnx.checker.check_model(str(out))
     assert [path.name for path in tmp_path.iterdir()] == ["c.onnx"]
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
         export_classifier(random_bundle, None, tmp_path, replace_existing=True)
 
 
@@ -436,6 +436,6 @@ def test_a_disk_that_refuses(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ExportError, match="could not be written: No space left"):
+    with pytest.raises(ExportError, match="cannot be written: No space left"):
         export_classifier(random_bundle, None, tmp_path / "c.onnx")
     assert list(tmp_path.iterdir()) == []

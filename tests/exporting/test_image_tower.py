@@ -205,7 +205,7 @@ def test_a_file_ends_at_two_gigabytes() -> None:
     tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=[2**15, 2**14], name="w")
     large = helper.make_model(helper.make_graph([], "g", [], [], [tensor]))
     with pytest.raises(
-        ExportError, match=r"weights take 2\.1 GB, .* holds 2 GB: .*--precision fp16"
+        ExportError, match=r"weights take 2\.1 GB, .* limited to 2 GB: .*--precision fp16"
     ):
         serialise(large)
     tensor.data_type = onnx.TensorProto.FLOAT16  # as after a conversion to fp16

@@ -41,20 +41,20 @@ def test_what_is_written_is_read(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.txt", "cat\n\ndog\n", r"c\.txt: line 2 is empty; take it out"),
+        ("c.txt", "cat\n\ndog\n", r"c\.txt: line 2 is empty; remove it"),
         ("c.txt", "\ncat\ndog\n", r"c\.txt: line 1 is empty"),
         ("c.json", '["cat", " ", "dog"]', r"c\.json: entry 2 is empty"),
         ("c.json", '["cat", "dog", ""]', r"c\.json: entry 3 is empty"),
-        ("c.txt", "cat\ndog\n cat", r"the class name 'cat' stands in line 1 and in line 3"),
-        ("c.json", '["a", "b", "b"]', r"'b' stands in entry 2 and in entry 3; keep one"),
-        ("c.txt", "cat\n", r"c\.txt holds 1 class name; write two or more"),
-        ("c.txt", "", r"c\.txt holds no class name"),
-        ("c.txt", " \n\n", r"c\.txt holds no class name"),
-        ("c.json", "[]", r"c\.json holds no class name"),
-        ("c.json", "", r"c\.json holds no list of class names"),
-        ("c.json", '{"a": 1}', r"c\.json holds no list of class names"),
-        ("c.json", "[1, 2]", r"c\.json holds no list of class names"),
-        ("c.json", "cat", r"c\.json holds no list of class names"),
+        ("c.txt", "cat\ndog\n cat", r"the class name 'cat' is in line 1 and in line 3"),
+        ("c.json", '["a", "b", "b"]', r"'b' is in entry 2 and in entry 3; keep one"),
+        ("c.txt", "cat\n", r"c\.txt has 1 class name; write two or more"),
+        ("c.txt", "", r"c\.txt has no class name"),
+        ("c.txt", " \n\n", r"c\.txt has no class name"),
+        ("c.json", "[]", r"c\.json has no class name"),
+        ("c.json", "", r"c\.json is not a list of class names"),
+        ("c.json", '{"a": 1}', r"c\.json is not a list of class names"),
+        ("c.json", "[1, 2]", r"c\.json is not a list of class names"),
+        ("c.json", "cat", r"c\.json is not a list of class names"),
     ],
 )
 def test_files_that_would_shift_a_label_are_refused(
@@ -66,12 +66,14 @@ def test_files_that_would_shift_a_label_are_refused(
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.txt does not exist; write one class name a line"):
+    with pytest.raises(
+        ConfigError, match=r"none\.txt does not exist; create it, with one class name per line"
+    ):
         read_class_names(tmp_path / "none.txt")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_class_names(tmp_path)
     (tmp_path / "latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.txt holds no list of class names"):
+    with pytest.raises(ConfigError, match=r"latin\.txt is not a list of class names"):
         read_class_names(tmp_path / "latin.txt")
 
 
@@ -97,11 +99,11 @@ def test_prompts_from_both_kinds_of_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a {}\na photo\n", r"the prompt 'a photo' needs \{\} once"),
-        ("{} and {}", r"needs \{\} once, where the class name goes"),
+        ("a {}\na photo\n", r"the prompt 'a photo' needs exactly one \{\}"),
+        ("{} and {}", r"needs exactly one \{\} for the class name"),
         ("a {}\n\nthe {}", r"p\.txt: line 2 is empty"),
-        ("a {}\na {}", "the prompt 'a {}' stands in line 1 and in line 2; keep one"),
-        ("", r"p\.txt holds no prompt; write one, with \{\} for the class name"),
+        ("a {}\na {}", "the prompt 'a {}' is in line 1 and in line 2; keep one"),
+        ("", r"p\.txt has no prompt; write one, with \{\} for the class name"),
     ],
 )
 def test_unusable_prompts_are_refused(tmp_path: Path, text: str, message: str) -> None:

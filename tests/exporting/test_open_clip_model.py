@@ -156,14 +156,14 @@ def test_a_tower_that_gives_tokens_as_well_gives_its_features_alone(small: Load)
 
 @pytest.mark.parametrize("source", ["hf-hub:org/model", "tinny"])
 def test_an_unknown_model_is_refused(source: str) -> None:
-    with pytest.raises(ConfigError, match="open_clip knows no model"):
+    with pytest.raises(ConfigError, match="open_clip has no model"):
         load_open_clip(Source(source))
 
 
 def test_missing_folder_configuration_and_weights(clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         load_open_clip(Source(f"local-dir:{tmp_path / 'nowhere'}"))
-    with pytest.raises(ConfigError, match=r"holds no open_clip_config\.json"):
+    with pytest.raises(ConfigError, match=r"has no open_clip_config\.json"):
         load_open_clip(Source(f"local-dir:{tmp_path}"))
     shutil.copytree(clip_folder, tmp_path / "c")
     (tmp_path / "c" / "open_clip_model.safetensors").unlink()
@@ -187,7 +187,7 @@ def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
         (
             lambda t: t["preprocess_cfg"].update(resize_mode="longest"),
             ExportError,
-            "preprocessing that is not known: resize: expected shortest or squash",
+            "is not supported in a bundle: resize: expected shortest or squash",
         ),
         (
             lambda t: t["model_cfg"]["text_cfg"].update(tokenizer_kwargs={"bpe_path": "no.gz"}),

@@ -135,7 +135,7 @@ def test_what_differs_is_refused_with_the_figure(
 ) -> None:
     parity = compare(encoder, pictures, texts, change, precision)
     assert any(line.startswith(missed) for line in parity.missed)
-    with pytest.raises(ExportError, match=f"{precision} features miss the gate: .*{missed}.*"):
+    with pytest.raises(ExportError, match=f"{precision} features differ too much .*: .*{missed}.*"):
         check(parity)
     report = parity.to_json()
     assert (report["passed"], report["accepted"]) == (False, True)
@@ -191,7 +191,7 @@ def test_a_mean_that_all_features_share_hides_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f[:, :8], r"features \[70, 8\] where the model gives \[70, 16\]"),
+        (lambda f: f[:, :8], r"features \[70, 8\], but the original model returns \[70, 16\]"),
     ],
 )
 def test_features_of_another_width_are_refused(
@@ -205,14 +205,14 @@ def test_nan_is_never_accepted(
     encoder: Encoder, pictures: GatePictures, texts: ClassTexts, make_encoder: Any
 ) -> None:
     broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine")
-    with pytest.raises(ExportError, match="mine gave NaN or infinity"):
+    with pytest.raises(ExportError, match="mine returned NaN or infinity"):
         measure(broken, encoder.embed, pictures, texts, "fp16")
     for value in (np.nan, 0):
 
         def damaged(pixels: F32, times: float = value) -> F32:
             return encoder.embed(pixels) * np.float32(times)
 
-        with pytest.raises(ExportError, match="the model itself gives NaN, infinity or 0"):
+        with pytest.raises(ExportError, match="the original model returns NaN, infinity or 0"):
             measure(encoder, damaged, pictures, texts, "fp32")
 
 
@@ -251,10 +251,10 @@ def test_golden_vectors_are_the_encoders(encoder: Encoder) -> None:
 
 
 def test_a_candidate_that_does_not_fit_is_an_export_error(make_encoder: Any) -> None:
-    with pytest.raises(ExportError, match="mine takes pixel_values"):
+    with pytest.raises(ExportError, match="the input pixel_values of mine"):
         open_candidate(make_encoder(side=16), PLAIN, "mine")
     broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine")
-    with pytest.raises(ExportError, match="mine gave NaN"):
+    with pytest.raises(ExportError, match="mine returned NaN"):
         golden_vectors(broken, PLAIN)
 
 

@@ -74,14 +74,18 @@ def test_other_paths_stay_as_they_are(tmp_path: Path, path: str) -> None:
     ("old", "new", "said"),
     [
         ('model = "ViT-B-32-quickgelu"', "", ": the key 'model' is missing"),
-        ('"ViT-B-32-quickgelu"', '" "', ": model: expected open_clip's name"),
+        ('"ViT-B-32-quickgelu"', '" "', ": model: expected a model name of open_clip"),
         ("pretrained =", "pretraind =", ": unknown key 'pretraind'; did you mean 'pretrained'?"),
         ("prompts =", "prompt =", ": unknown key 'prompt'; did you mean 'prompts'?"),
         ('"int8"', '"int4"', ": precision: expected 'fp32' or 'fp16' or 'int8' or 'int8-weights'"),
-        ("precision =", "random_weights = true\nprecision =", ": random_weights excludes pretr"),
+        ("precision =", "random_weights = true\nprecision =", ": random_weights and pretr"),
         ('["a photo of a {}", "a drawing of a {}."]', "[]", ": prompts: expected one or more"),
-        ('"a drawing of a {}."', '"a drawing"', ": the prompt 'a drawing' needs {} once, where"),
-        ('"a drawing of a {}."', '"{} or {}"', ": the prompt '{} or {}' needs {} once, where"),
+        (
+            '"a drawing of a {}."',
+            '"a drawing"',
+            ": the prompt 'a drawing' needs exactly one {} for",
+        ),
+        ('"a drawing of a {}."', '"{} or {}"', ": the prompt '{} or {}' needs exactly one {} for"),
         ('"a drawing of a {}."', "1", ": prompts: expected str, got int 1"),
         ('"openai"', "openai", " is not valid TOML"),
     ],
@@ -107,7 +111,7 @@ def test_a_prompt_has_one_place_for_the_name(text: str, places: int) -> None:
         check_prompt(prompt)
         assert Recipe("m", prompts=(prompt,)).prompts == (prompt,)
     else:
-        with pytest.raises(ValueError, match="where the class name goes"):
+        with pytest.raises(ValueError, match=r"exactly one \{\} for the class name"):
             Recipe("m", prompts=(PROMPT, prompt))
 
 

@@ -54,14 +54,16 @@ def test_another_prompt(clip_folder: Path, copied: Path) -> None:
 
 def test_a_bundle_of_own_weights_asks_for_them(copied: Path) -> None:
     before = contents(copied)
-    with pytest.raises(ConfigError, match=r"name them again: SOURCE, and local-dir:FOLDER"):
+    with pytest.raises(ConfigError, match=r"name the weights as for the export: local-dir:FOLDER"):
         replace_classes.from_model(copied, ("a", "b"))
     assert contents(copied) == before
 
 
 def test_another_model_is_refused_and_changes_nothing(copied: Path) -> None:
     before = contents(copied)
-    with pytest.raises(ConfigError, match=r"RN50 has other weights than the model .* was made of"):
+    with pytest.raises(
+        ConfigError, match=r"RN50 has other weights than the model that .* was exported from"
+    ):
         replace_classes.from_model(copied, ("a", "b"), source=Source("RN50", random_weights=True))
     assert contents(copied) == before
 
@@ -76,10 +78,10 @@ def test_vectors_for_an_encoder_whose_text_tower_is_not_known(
     assert bundle.classes.names == ("cat", "dog")
     assert bundle.classes.logit_scale == random_bundle.classes.logit_scale
     np.save(tmp_path / "t.npy", np.eye(2, 8, dtype=np.float32))
-    with pytest.raises(ConfigError, match=r"8 wide, the features of .* 16"):
+    with pytest.raises(ConfigError, match=r"width 8, but the features of .* have width 16"):
         replace_classes.from_vectors(folder, tmp_path / "t.npy", tmp_path / "c.txt")
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no folder"):
+    with pytest.raises(BundleError, match="is not a folder"):
         replace_classes.from_model(tmp_path / "nothing", ("a", "b"))

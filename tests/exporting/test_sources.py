@@ -60,18 +60,18 @@ def test_preprocessing_is_that_of_open_clips_tags(
         (Source("ViT-S-32"), "needs weights: give --pretrained FILE; --random-weights is for"),
         (
             Source("ViT-B-32", "laion2b"),
-            r"laion2b is no tag of ViT-B-32: did you mean laion2b_e16\? Its tags are openai, ",
+            r"laion2b is not a tag of ViT-B-32: did you mean laion2b_e16\? Its tags are openai, ",
         ),
-        (Source("ViT-S-32", "laion2b"), "open_clip knows no weights for it; laion2b is a tag of"),
+        (Source("ViT-S-32", "laion2b"), "open_clip has no weights for it; laion2b is a tag of"),
         (Source("ViT-B-16", "webli"), "webli is a tag of .*SigLIP"),
         (
             Source("ViT-B-32", "nowhere.pt"),
             r"nowhere\.pt does not exist; give a file of weights or a tag",
         ),
         (Source("ViT-S-32", "a/b"), "a/b does not exist; give a file of weights$"),
-        (Source("ViT-B-32", "laion2b_e16", like="openai"), "--like openai is for a file"),
-        (Source("local-dir:x", random_weights=True), "brings its own weights"),
-        (Source("local-dir:x", "openai"), "brings its own weights"),
+        (Source("ViT-B-32", "laion2b_e16", like="openai"), "--like openai is only for a file"),
+        (Source("local-dir:x", random_weights=True), "has its own weights"),
+        (Source("local-dir:x", "openai"), "has its own weights"),
     ],
 )
 def test_what_names_nothing_is_answered_with_what_there_is(source: Source, message: str) -> None:
@@ -133,7 +133,9 @@ def test_a_file_says_which_tag_it_is_like_where_tags_disagree(file: str) -> None
         find(Source("small-larger-pictures", file))
     found = find(Source("small-larger-pictures", file, like="second"))
     assert found.preprocessing["mean"] == (0.1, 0.2, 0.3)
-    with pytest.raises(ConfigError, match=r"--like fist: no tag of small-.*; its tags are first"):
+    with pytest.raises(
+        ConfigError, match=r"--like fist: not a tag of small-.*; its tags are first"
+    ):
         find(Source("small-larger-pictures", file, like="fist"))
     with pytest.raises(ConfigError, match="give --like TAG"):
         find(Source("ViT-L-14", file))

@@ -126,14 +126,18 @@ def test_a_causal_tower_looks_no_further_than_the_end(
 @pytest.mark.parametrize(
     ("names", "prompts", "message"),
     [
-        (("a", "b"), ["a picture"], r"needs \{\} once"),
-        (("a", "b"), ["a {}", "{} and {}"], r"'\{\} and \{\}' needs \{\} once"),
-        (("a", "b"), ["a photo | a {}"], r"holds ' \| '.*write another sign"),
+        (("a", "b"), ["a picture"], r"needs exactly one \{\}"),
+        (("a", "b"), ["a {}", "{} and {}"], r"'\{\} and \{\}' needs exactly one \{\}"),
+        (("a", "b"), ["a photo | a {}"], r"contains ' \| '.*use another character"),
         (("a", "b"), [], "no prompt is given"),
-        (("a", "word " * 30), ["a {}"], r"has \d+ tokens, and random-clip reads 24; shorten"),
+        (
+            ("a", "word " * 30),
+            ["a {}"],
+            r"has \d+ tokens, but random-clip reads at most 24; shorten",
+        ),
         (("a",), ["a {}"], "expected two classes or more, got 1"),
         ((), ["a {}"], "expected two classes or more, got 0"),
-        (("a", "a"), ["a {}"], "expected distinct ones"),
+        (("a", "a"), ["a {}"], "expected different names"),
     ],
 )
 def test_unusable_texts_are_refused(
@@ -150,5 +154,5 @@ def test_tokens_beyond_the_vocabulary_are_refused(clip_folder: Path, tmp_path: P
     del table["model_cfg"]["text_cfg"]["tokenizer_kwargs"]
     path.write_text(json.dumps(table))
     model = load_open_clip(Source(f"local-dir:{tmp_path / 'c'}"))
-    with pytest.raises(ConfigError, match="numbers tokens up to 49407, but the model knows 1024"):
+    with pytest.raises(ConfigError, match="gives the token 49407, but the model has only 1024"):
         class_texts(model, ("circle", "square"), ["a {}"])

@@ -46,7 +46,9 @@ def test_a_tokenizer_that_cannot_be_had_is_explained() -> None:
     if importlib.util.find_spec("transformers") is None:
         assert "needs the Python package transformers" in str(caught.value)
     else:
-        assert "no hub gave org/tokens; put its files" in str(caught.value)
+        assert "org/tokens cannot be downloaded from the Hugging Face hub; put its files" in str(
+            caught.value
+        )
 
 
 def test_weights_at_hand_do_not_help_without_the_tokenizer(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 
 def test_a_method_like_none_is_told_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"there are: .*fedclip.*zeroshot"):
+    with pytest.raises(ConfigError, match=r"known names: .*fedclip.*zeroshot"):
         methods.get("qqqq")
 
 
@@ -402,5 +402,5 @@ def test_a_device_of_one_class_takes_part(name: str) -> None:
 def test_features_that_are_no_numbers_are_refused() -> None:
     data = features(4, 1, CLASSES)
     data.vectors[2, 3] = np.nan
-    with pytest.raises(ValueError, match="feature vectors: holds NaN or infinity"):
+    with pytest.raises(ValueError, match="feature vectors: contains NaN or infinity"):
         Features(data.vectors, data.labels, data.encoder_id)

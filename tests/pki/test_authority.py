@@ -98,7 +98,7 @@ def test_a_brokers_certificate_holds_for_names_and_addresses() -> None:
 
 @pytest.mark.parametrize("host", ["", "a b", "a..b", "*.example", "https://edge", "edge:8883"])
 def test_what_is_no_host_is_refused(host: str) -> None:
-    with pytest.raises(ConfigError, match="neither a name nor an address"):
+    with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
         authority.certify_broker(CA, authority.new_key().public_key(), [host])
 
 
@@ -121,10 +121,10 @@ def test_requests_that_are_none_are_refused() -> None:
     der[-1] ^= 1  # a byte of the signature
     forged = x509.load_der_x509_csr(bytes(der))
     for data, said in (
-        (b"", "no certificate signing request"),
-        (CA.pem, "no certificate signing request"),
-        (other.public_bytes(pem), "not of kind Ed25519"),
-        (nameless.public_bytes(pem), "has no name"),
+        (b"", "not a certificate signing request"),
+        (CA.pem, "not a certificate signing request"),
+        (other.public_bytes(pem), "not an Ed25519 key"),
+        (nameless.public_bytes(pem), "has 0 common names"),
         (forged.public_bytes(pem), "not signed with its own key"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -134,7 +134,7 @@ def test_requests_that_are_none_are_refused() -> None:
 def test_an_authority_is_its_two_files_and_no_others() -> None:
     assert authority.load(CA.pem, CA.key_pem).key_pem == CA.key_pem
     other = authority.create_authority()
-    with pytest.raises(ConfigError, match="key is not its certificate's"):
+    with pytest.raises(ConfigError, match="does not belong to its certificate"):
         authority.load(CA.pem, other.key_pem)
     with pytest.raises(ConfigError, match="damaged"):
         authority.load(CA.pem, b"")

@@ -58,8 +58,11 @@ def test_only_an_enrolled_device_under_its_own_key_is_believed(
 
 def test_a_refusal_says_why() -> None:
     enrolled = EMPTY.with_device("a", Device("1" * 64, ("1",), "2030-01-01"))
-    assert enrolled.refusal("b", "1" * 64) == "it is not enrolled; `fedclip-edge enroll` does it"
-    assert enrolled.refusal("a", "2" * 64) == "it shows another key than it was enrolled with"
+    assert (
+        enrolled.refusal("b", "1" * 64)
+        == "it is not enrolled; enroll it with `fedclip-edge enroll`"
+    )
+    assert enrolled.refusal("a", "2" * 64) == "its key is not the one that it was enrolled with"
     gone = enrolled.with_device("a", replace(enrolled.devices["a"], revoked=True))
     assert gone.refusal("a", "1" * 64) == "it was revoked"
     assert enrolled.revoked == ()  # the original registry does not change
@@ -69,8 +72,8 @@ def test_a_refusal_says_why() -> None:
     ("content", "said"),
     [
         (None, "broker init"),
-        (b"{", "no registry"),
-        (b"[]", "no registry"),
+        (b"{", "not a registry"),
+        (b"[]", "not a registry"),
         (b'{"fleet": "lab"}', "'host' is missing"),
         (registry.pack(EMPTY).replace(b"0" * 64, b"x"), "coordinator"),
     ],

@@ -120,7 +120,7 @@ def test_a_file_of_another_version(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made for the feature cache"):
+    with pytest.raises(DataError, match="of the feature cache cannot be created"):
         FeatureCache(tmp_path / "file" / "f.sqlite")
     with pytest.raises(DataError, match="cannot be used: unable to open database file"):
         FeatureCache(tmp_path)

@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_opened_is_skipped_and_named(tmp_path: Path) -> No
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pictures does not exist; make it.*cat, dog, tea cup"):
+    with pytest.raises(DataError, match=r"pictures does not exist; create it.*cat, dog, tea cup"):
         read_folder(tmp_path / "pictures", CLASSES)
 
 
@@ -80,19 +80,21 @@ def test_empty_folder(tmp_path: Path) -> None:
 
 def test_pictures_beside_no_class_folder(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
-    with pytest.raises(DataError, match="holds no class folder"):
+    with pytest.raises(DataError, match="has no class folder"):
         read_folder(tmp_path, CLASSES)
 
 
 def test_class_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dog holds no picture .*remove the folder"):
+    with pytest.raises(DataError, match=r"dog has no picture .*remove the folder"):
         read_folder(fill(tmp_path, cat="a.png", dog="notes.txt"), CLASSES)
 
 
 def test_folder_that_is_no_class_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dogs is no class .*did you mean 'dog'\?.*cat, dog, tea"):
+    with pytest.raises(
+        DataError, match=r"dogs is not named after a class .*did you mean 'dog'\?.*cat, dog, tea"
+    ):
         read_folder(fill(tmp_path, cat="a.png", dogs="b.png"), CLASSES)
-    with pytest.raises(DataError, match=r"zebra is no class of the bundle; rename"):
+    with pytest.raises(DataError, match=r"zebra is not named after a class of the bundle; rename"):
         read_folder(fill(tmp_path / "other", zebra="b.png"), CLASSES)
 
 

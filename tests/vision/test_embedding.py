@@ -141,10 +141,10 @@ def test_unreadable_pictures_are_skipped_counted_and_named(
         assert len(cache) == 9
     reasons = {skip.path.name: skip.reason for skip in result.skipped}
     assert reasons.keys() == {gone.path.name, changed.path.name, "notes.jpg", "half.jpg"}
-    assert reasons["notes.jpg"] == "it is no picture in a known format"
-    assert "cut short" in reasons["half.jpg"]
+    assert reasons["notes.jpg"] == "it is not a picture in a known format"
+    assert "incomplete" in reasons["half.jpg"]
     assert reasons[gone.path.name] == "cannot be read: No such file or directory"
-    assert reasons[changed.path.name] == "it changed since the folder was read"
+    assert reasons[changed.path.name] == "it changed after the folder was read"
     assert len(result.vectors) == len(result.labels) == len(result.pictures) == 9
     assert (result.encoded, result.cached) == (9, 0)
     assert done[-1] == (13, 13)

@@ -70,7 +70,7 @@ def test_a_provider_that_is_not_here_is_an_error_that_lists_the_others(
 ) -> None:
     only_cpu = ["AzureExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: only_cpu)
-    with pytest.raises(ConfigError, match=f"'{provider}' is not part of .* available: cpu. Name"):
+    with pytest.raises(ConfigError, match=f"'{provider}' is not part of .* available: cpu. Choose"):
         open_encoder(random_bundle, EncoderConfig(provider=provider))
 
 
@@ -138,7 +138,7 @@ def test_a_silent_fall_back_is_an_error(
     random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     OnCpu(monkeypatch, falls_back=True)
-    message = "'cuda' did not start on this box; available: tensorrt, cpu. Name"
+    message = "'cuda' did not start on this box; available: tensorrt, cpu. Choose"
     with pytest.raises(ConfigError, match=message):
         open_encoder(random_bundle, EncoderConfig(provider="cuda"))
 
@@ -217,7 +217,7 @@ def test_an_engine_is_built_once(
     config = EncoderConfig(provider="tensorrt", engine_dir=tmp_path / "engines")
     encoder = open_encoder(random_bundle, config)
     said = capsys.readouterr().out
-    assert 'tensorrt_engine_building takes="minutes, once"' in said
+    assert 'tensorrt_engine_building takes="several minutes, only this once"' in said
     assert "tensorrt_engine_built" in said
     name, options = runtime.started[-1][0]
     assert name == "TensorrtExecutionProvider"
@@ -368,11 +368,23 @@ def test_a_file_that_is_no_onnx_model(random_bundle: Bundle, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("made", "asked", "message"),
     [
-        ({"side": 16}, {}, r"takes pixel_values .*16.*expected float32 \[batch, 3, 32, 32\]"),
+        (
+            {"side": 16},
+            {},
+            r"the input pixel_values of .*16.*expected float32 \[batch, 3, 32, 32\]",
+        ),
         ({"channels": 1}, {}, r"expected float32 \[batch, 3, 32, 32\]"),
-        ({"batch": 1}, {}, "takes 1 pictures at a time; export it with a dynamic batch"),
-        ({"dim": 8}, {"dim": 16}, r"gives image_features .*8\]; expected float32 \[batch, 16\]"),
-        ({"outputs": ("a", "b")}, {}, "gives a, b; expected one output, or one named"),
+        ({"batch": 1}, {}, "has a fixed batch size of 1; export it with a dynamic batch size"),
+        (
+            {"dim": 8},
+            {"dim": 16},
+            r"the output image_features of .*8\]; expected float32 \[batch, 16\]",
+        ),
+        (
+            {"outputs": ("a", "b")},
+            {},
+            "has the outputs a, b; expected only one output, or one named",
+        ),
     ],
 )
 def test_wrong_shapes_are_named(make_encoder: Any, made: Any, asked: Any, message: str) -> None:
@@ -389,7 +401,7 @@ def test_the_named_one_of_several_outputs_is_taken(make_encoder: Any) -> None:
 
 def test_nan_is_never_passed_on(make_encoder: Any) -> None:
     encoder = open_onnx(make_encoder(scale=np.inf), CPU, image_size=32)
-    with pytest.raises(BundleError, match="gave NaN or infinity"):
+    with pytest.raises(BundleError, match="returned NaN or infinity"):
         encoder.embed(noise(2))
 
 
@@ -409,7 +421,7 @@ def test_output_of_another_shape_than_declared(random_bundle: Bundle) -> None:
             return [np.zeros((3, 16), np.float32)]
 
     encoder = replace(open_encoder(random_bundle, CPU), session=Lying())
-    with pytest.raises(BundleError, match=r"gave float32 \[3, 16\] for 2 pictures"):
+    with pytest.raises(BundleError, match=r"returned float32 \[3, 16\] for 2 pictures"):
         encoder.embed(noise(2))
 
 

@@ -108,10 +108,10 @@ def test_a_path_reads_like_its_bytes(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"this is no picture", "no picture"),
-        (encoded(drawn(200, 200), "JPEG")[:4000], "cut short"),
-        (encoded(drawn(200, 200), "PNG")[:9000], "cut short"),
-        (encoded(drawn(200, 200), "JPEG")[:20], "no picture"),
+        (b"this is no picture", "not a picture"),
+        (encoded(drawn(200, 200), "JPEG")[:4000], "incomplete or damaged"),
+        (encoded(drawn(200, 200), "PNG")[:9000], "incomplete or damaged"),
+        (encoded(drawn(200, 200), "JPEG")[:20], "not a picture"),
         (encoded(Image.fromarray(np.full((40, 40), 7, np.int32)), "TIFF"), "32-bit"),
     ],
 )
@@ -183,5 +183,5 @@ def test_importing_pictures_loads_no_pillow() -> None:
 def test_sixteen_bits_of_grey_are_refused_not_clipped(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(path)
-    with pytest.raises(DataError, match="8 bits a channel"):
+    with pytest.raises(DataError, match="8 bits per channel"):
         load(path, Preprocessing(32, "shortest", 32, "bicubic", (0.5,) * 3, (0.5,) * 3))

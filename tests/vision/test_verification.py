@@ -80,7 +80,7 @@ def test_how_far_features_may_be_off(
     if passes:
         check(done, bundle)
     else:
-        with pytest.raises(BundleError, match=f"at most .* for {precision} on cpu.*keep the box"):
+        with pytest.raises(BundleError, match=f"at most .* for {precision} on cpu.*Keep the box"):
             check(done, bundle)
 
 
