@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import exit_code_reference
 import log_event_reference
 import log_scan
 import pytest
+from checkout import ROOT
 from configuration_keys import Key, load, method_options, strategy_options, tables
 from configuration_meanings import MEANINGS, TABLES
 from configuration_ranges import RANGES
@@ -263,3 +266,25 @@ def test_every_error_class_is_on_the_page_with_a_code_of_its_own() -> None:
 def test_the_codes_that_the_unit_does_not_restart_on_are_those_of_classes() -> None:
     hopeless = exit_code_reference.unit()["RestartPreventExitStatus"].split()
     assert {int(code) for code in hopeless} <= {c.exit_code for c in exit_code_reference.classes()}
+
+
+def texts_of_the_code() -> Iterator[str]:
+    """Every string of the package; a value that is inserted at run time is an ellipsis."""
+    for path in (ROOT / "fedclip_edge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "..." for p in node.values)
+                yield "".join(map(str, parts))
+
+
+def test_the_messages_that_the_guides_quote_are_in_the_code() -> None:
+    texts = list(texts_of_the_code())
+    quoted = 0
+    for page in ROOT.glob("docs/how-to/*.md"):
+        text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
+        for message in re.findall(r'\*\*"([^"]+)"\*\*', text):
+            quoted += 1
+            assert any(message in of_code for of_code in texts), f"{page.name}: {message}"
+    assert quoted > 20

@@ -38,7 +38,7 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
     ),
     errors.RefusedError: (
         (
-            "The coordinator or the broker refused this client for good: another bundle, an unknown, "
+            "The coordinator or the broker refused this client permanently: another bundle, an unknown, "
             "expired or revoked certificate, a wrong password."
         ),
         "Do what the message says; a restart does not help.",
