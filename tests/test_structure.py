@@ -1,12 +1,10 @@
-"""The layers of the package, the homes of heavy libraries, and the form of the prose in code."""
+"""The layers of the package, the homes of heavy libraries, and light imports."""
 
 from __future__ import annotations
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,25 +44,14 @@ HOMES = {
     "sqlite3": ("storage/sqlite.py",),
 }
 MODULES_AT_THE_ROOT = 8
-QUESTION_WORDS = {
-    "What", "Whatever", "When", "Where", "Whether", "Which", "Who", "Whoever", "Why", "How",
-}  # fmt: skip
-LINE_LENGTH = 100
-NOT_PROSE = ("# noqa", "# type: ignore")
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def modules_with_prose() -> list[Path]:
-    """The modules of the package, and those next to it in the checkout."""
-    folders = (ROOT / name for name in ("tests", "benchmarks", "examples"))
-    return [*modules(), *sorted(path for folder in folders for path in folder.rglob("*.py"))]
-
-
 def name_of(path: Path) -> str:
-    return str(path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT))
+    return str(path.relative_to(PACKAGE))
 
 
 def part_of(path: Path) -> str:
@@ -141,37 +128,6 @@ def test_the_reading_order_names_every_module() -> None:
 def test_every_module_says_what_it_is() -> None:
     for path in modules():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
-
-
-def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """The docstrings of a module, its classes and functions, with the lines of their owners."""
-    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, owners) and (text := ast.get_docstring(node)):
-            yield getattr(node, "lineno", 1), text
-
-
-@pytest.mark.parametrize("path", modules_with_prose(), ids=name_of)
-def test_a_docstring_opens_with_a_noun_or_a_verb(path: Path) -> None:
-    for line, text in docstrings(path):
-        first = text.split(maxsplit=1)[0].strip(",.:")
-        assert first not in QUESTION_WORDS, f"{path}:{line}: {text[:60]}"
-
-
-@pytest.mark.parametrize("path", modules_with_prose(), ids=name_of)
-def test_lines_of_prose_end_where_lines_of_code_do(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    prose = set[int]()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT or token.string.startswith(('"""', 'r"""')):
-            prose |= set(range(token.start[0], token.end[0] + 1))
-    long = {
-        n
-        for n in prose
-        if len(lines[n - 1]) > LINE_LENGTH and not any(mark in lines[n - 1] for mark in NOT_PROSE)
-    }
-    assert not long, f"{path}: lines {sorted(long)}"
 
 
 @pytest.mark.parametrize("place", ["device", "broker", "export"])

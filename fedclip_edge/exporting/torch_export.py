@@ -19,8 +19,8 @@ def export_module(
 ) -> onnx.ModelProto:
     """Export `module` as a graph with one input and one output, whose first axis is the batch.
 
-    The batch size is dynamic, and the opset is OPSET. `example` is an input with a batch of two or
-    more, because the exporter would treat a dimension of 1 as a constant. `module` is put in
+    The batch size is dynamic, and the opset is OPSET. `example` (B, ...) is an input with B of two
+    or more, because the exporter would treat a dimension of 1 as a constant. `module` is put in
     evaluation mode. The exporter's exceptions, of any type, pass through.
     """
     with _as_exporter_needs(), torch.no_grad():
