@@ -204,5 +204,5 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
             ),
         ),
     )
-    with pytest.raises(ConfigError, match=r"holds .*own/weight \[1, 1\]"):
+    with pytest.raises(ConfigError, match=r"has the parameters .*own/weight \[1, 1\]"):
         find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
