@@ -127,7 +127,7 @@ class Coordinator:
 
     @property
     def epoch(self) -> int:
-        """The epoch. It grows with each start; of two coordinators, the one with the higher stays."""
+        """The epoch. It grows with each start; the coordinator with a lower epoch stops."""
         return self.publisher.epoch
 
     @property
