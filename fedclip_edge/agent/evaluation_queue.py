@@ -1,11 +1,13 @@
 """Queue of the models of a run that a device has yet to evaluate, and its last report.
 
 Laws:
-- Every model that the device held is evaluated, the oldest first, even if rounds close faster. So a
-  device that started slowly leaves no gap in its accuracy by round. The queue is bounded; a model
-  that is dropped from it is logged.
-- The run's last model is evaluated last, and once. When the run is done, no other model is.
-- A model of a round that the run lost (its journal was restored from an old copy) is not evaluated.
+- Every model that the device downloaded is evaluated, the oldest first, even if rounds close faster
+  than it can evaluate. So a device that starts slowly has no gap in its accuracy by round.
+- The queue is limited. If it is full, the oldest models are dropped and logged.
+- The run's last model is evaluated last; its final evaluation is made only once. Once the run is
+  done, the models of earlier rounds are skipped.
+- If the coordinator's journal was restored from an old copy, the models of the rounds that it lost
+  are not evaluated.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from fedclip_edge.agent.model_download import Held
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.protocol.report import Report
 
-# Limits of the queue. A box may have little memory, and at the end the run waits until the device
-# has evaluated the last model.
+# Limits of the queue: a box may have little memory, and a long queue delays the evaluation of the
+# last model, for which the run waits.
 _WAITING_BYTES = 16 * 2**20
 _WAITING = 64
 
@@ -40,7 +42,7 @@ class EvaluationQueue:
         self._waiting.clear()
 
     def add(self, held: Held) -> None:
-        """Queue a model that has just arrived; the oldest are dropped above the queue's limits."""
+        """Queue a model that has just arrived; drop the oldest ones if the queue is full."""
         self._waiting.append(held)
         while len(self._waiting) > 1 and (
             len(self._waiting) > _WAITING
@@ -49,7 +51,7 @@ class EvaluationQueue:
             log.event("model_not_evaluated", round=self._waiting.pop(0).model.round)
 
     def go_back(self, manifest: Manifest) -> None:
-        """Drop the models of rounds that the run has lost, going by its current `manifest`."""
+        """Drop the models of rounds that are not closed any more, according to `manifest`."""
         closed = manifest.model_round
         self._waiting = [held for held in self._waiting if held.model.round <= closed]
 
@@ -63,8 +65,8 @@ class EvaluationQueue:
             return self._waiting[0]
         if held is None or held.version != manifest.model.sha256:
             return None
-        # The held model may not be in the queue: it came in an earlier run, or it was evaluated
-        # before it was known to be the last.
+        # The held model can be missing from the queue: it arrived in an earlier run, or it was
+        # evaluated before it was known to be the last.
         done = self._last if self._is_last(held, manifest) else self._newest
         return None if done == held.version else held
 

@@ -29,9 +29,9 @@ class DeviceFeatures:
     validation: Features
     test: Features
     test_pictures: tuple[Picture, ...]  # N of them, in the order of `test`
-    encoded: int  # distinct pictures that went through the encoder now
+    encoded: int  # distinct pictures that were encoded, not read from the cache
     skipped: int  # files that could not be read as pictures
-    encode_s: float  # seconds for all sides, the cache included
+    encode_s: float  # seconds for all sides, including reads from the cache
 
 
 def prepare_features(
@@ -39,9 +39,9 @@ def prepare_features(
 ) -> DeviceFeatures:
     """Compute the device's features, or read them from its cache.
 
-    `progress` is called with the distinct pictures done and to be done. Raises DataError if the
-    picture folder or the cache cannot be used, or if a role of the device has no pictures; and the
-    errors of the encoder.
+    `progress` is called for each side with two counts of distinct pictures: encoded so far, and to
+    encode in total. Raises DataError if the picture folder or the cache cannot be used, or if a
+    role of the device has no pictures; errors of the encoder are passed on.
     """
     dataset = read_folder(config.data.folder, bundle.classes.names)
     sides = split(dataset, config.data)

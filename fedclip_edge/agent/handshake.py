@@ -1,4 +1,4 @@
-"""The timing of a device's hellos, and the presence of a coordinator that answers them.
+"""Timing of a device's hellos, and detection of a coordinator that does not answer them.
 
 Sans-I/O: the clock is passed in. `now` is monotonic, in seconds.
 
@@ -18,11 +18,12 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.protocol.messages import CoordinatorState
 
-# The longest interval between hellos without a coordinator: they send under 9 kB an hour. A new
-# coordinator announces itself.
+# The longest interval between hellos while no coordinator is online; the hellos then take less than
+# 9 kB an hour. The interval may be long because a new coordinator announces itself.
 _ALONE_S = 300.0
 _NO_ANSWER = "check that `fedclip-edge serve` runs for this fleet, with the same broker"
-# Unanswered hellos in a row, after which the coordinator counts as gone: its good-bye may be lost.
+# After this many unanswered hellos in a row the coordinator counts as offline: the message that
+# said so may have been lost.
 _ALONE_HELLOS = 4
 
 
@@ -32,7 +33,7 @@ class Handshake:
 
     fleet: str
     trust: Trust
-    is_answered: bool = False  # by the coordinator in charge, on this link
+    is_answered: bool = False  # by the current coordinator, on this link
     since: float | None = None  # time of the first link
     _unanswered: int = 0  # hellos in a row
     _said_at: float | None = None  # time of the last hello; None while disconnected
@@ -74,7 +75,7 @@ class Handshake:
         return is_answer
 
     def poll(self, now: float) -> bool:
-        """True if the hello is to be repeated now; it then counts as one more without an answer."""
+        """True if the hello is due again; it then counts as unanswered until an answer arrives."""
         said_at = math.inf if self._said_at is None else self._said_at
         if not self.is_answered:
             is_due = now - said_at >= self._repeat_s
@@ -88,7 +89,7 @@ class Handshake:
 
     @property
     def is_alone(self) -> bool:
-        """True if the coordinator is offline, by its own message, its will, or missing answers."""
+        """True if the coordinator's state is offline, or if it does not answer hellos."""
         coordinator = self.trust.coordinator
         gone = coordinator is not None and not coordinator.online
         return gone or self._unanswered >= _ALONE_HELLOS

@@ -1,4 +1,4 @@
-"""The interface between a session and its learner: `trainer.py`, or a test's own."""
+"""The interface between a session and its learner: `trainer.py`, or a substitute in tests."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Learner(Protocol):
         """Train one round from `model`; returns the client update and the method's new state.
 
         `state` and the new state are float32 arrays by name; `state` is empty in a run's first
-        round. The update's delta is float32 and already times its weight; its sums are int64. Both
-        have the shapes of the plan's layout. Raises DataError if the features do not fit the
-        classes, ConfigError for a bad option and for a training that diverges.
+        round. The update's delta is float32, already multiplied by the update's weight; its sums
+        are int64. Both have the shapes of the plan's layout. Raises DataError if the features do
+        not fit the classes, ConfigError if an option is invalid or training diverges.
         """
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        """Evaluate the model on the test pictures; `final` for the model that ends the run.
+        """Evaluate the model on the test pictures; `final` is true for the run's last model.
 
         Raises ConfigError if the method or an option is unknown, OSError if a file cannot be
         written.

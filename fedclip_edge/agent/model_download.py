@@ -1,4 +1,4 @@
-"""Download of models to a device: the model that it holds, and the next one on its way.
+"""Download of models to a device: the model that it has, and the one that is arriving.
 
 Sans-I/O: the clock is passed in, and messages are returned. `now` is monotonic, in seconds.
 
@@ -16,9 +16,9 @@ from fedclip_edge.protocol.chunks import Incoming, Ranges, first_chunks
 from fedclip_edge.protocol.messages import Blob, Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
 
-REPAIR_S = 1.0  # without a chunk for this long, the missing ones are asked for
-_REPAIR_MAX_S = 16.0  # a chunk of 120 KiB at 8 kB/s
-_REPAIR_CHUNKS = 4  # asked for at a time, after the first time
+REPAIR_S = 1.0  # after this long without a chunk, the missing chunks are requested
+_REPAIR_MAX_S = 16.0  # about the time of one chunk of 120 KiB at 8 kB/s
+_REPAIR_CHUNKS = 4  # in each repeated request for the same model
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Download:
             self._chunk_at = since
 
     def hurry(self, now: float) -> None:
-        """Make all missing chunks due at once: the broadcast of the model was missed."""
+        """Have `poll_want` request all missing chunks now, because the broadcast was missed."""
         self._chunk_at, self._asked_for = now - self._repair_s, ""
 
     def receive_chunk(self, chunk: bytes, now: float) -> None:
@@ -64,7 +64,7 @@ class Download:
         return incoming is not None and incoming.blob == blob and incoming.complete
 
     def poll_want(self, now: float) -> Want | None:
-        """The chunks to ask for now."""
+        """The want to send now, or None."""
         if self._incoming is None or now - self._chunk_at < self._repair_s:
             return None
         self._chunk_at = now
@@ -82,10 +82,10 @@ class Download:
         return payload
 
     def _missing(self, incoming: Incoming) -> Ranges:
-        """Return all gaps the first time, later a few chunks at growing intervals.
+        """Return all gaps in the first request for a model, later only a few chunks at a time.
 
-        Otherwise a link that needs more than REPAIR_S for a chunk would carry all chunks again with
-        each request.
+        Repeated requests also come at growing intervals. Otherwise a link that needs more than
+        REPAIR_S for one chunk would transfer all chunks again after each request.
         """
         if self._asked_for != incoming.blob.sha256:
             self._asked_for = incoming.blob.sha256
@@ -96,12 +96,12 @@ class Download:
 
 @dataclass(eq=False)
 class ModelDownload:
-    """One device's models: the one it holds and the one on its way."""
+    """One device's models: the one that it has, and the one that is arriving."""
 
     learner: Learner
     held: Held | None = None
     _download: Download = field(default_factory=Download)
-    _shapes: tuple[Plan | None, Shapes] = (None, {})  # of the plan last asked for
+    _shapes: tuple[Plan | None, Shapes] = (None, {})  # the last plan, and the shapes of its models
 
     def has(self, manifest: Manifest) -> bool:
         """True if the device holds the manifest's model."""
@@ -110,19 +110,19 @@ class ModelDownload:
     def check_size(self, manifest: Manifest) -> None:
         """Raise PeerError if the announced model is larger than any model of its plan can be.
 
-        A plan that the learner does not know passes here; `complete` raises ConfigError for it.
+        Does nothing for a plan that the learner does not support; `complete` raises ConfigError.
         """
         try:
             shapes = self._shapes_of(manifest.plan)
         except ConfigError:
-            return  # `complete` raises it
+            return  # `complete` raises this error
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
         size_bytes = manifest.model.size_bytes
         if size_bytes > limit:
             raise PeerError(f"the manifest announces a model of {size_bytes} bytes, limit {limit}")
 
     def expect(self, manifest: Manifest, now: float, *, missed: bool) -> None:
-        """Expect the chunks of the manifest's model; `missed` if its broadcast is over."""
+        """Expect the chunks of the manifest's model; `missed` is true if its broadcast is over."""
         if not self.has(manifest):
             self._download.expect(manifest.model, now)
             if missed:
@@ -135,8 +135,8 @@ class ModelDownload:
     def complete(self, manifest: Manifest) -> Held | None:
         """Decode and hold the manifest's model once all of it has arrived; None until then.
 
-        Raises PeerError if the payload is not such a model, and all of it is then downloaded again;
-        ConfigError for a plan that the learner does not know.
+        Raises PeerError if the payload is not a model of this plan (all of it is then downloaded
+        again), ConfigError if the learner does not support the plan.
         """
         shapes = self._shapes_of(manifest.plan)
         if not self._download.has(manifest.model):
@@ -152,7 +152,7 @@ class ModelDownload:
         return self.held
 
     def poll_want(self, manifest: Manifest, now: float) -> Want | None:
-        """The chunks to ask for now."""
+        """The want to send now, or None."""
         if self.has(manifest):
             return None
         self._download.expect(manifest.model, now)

@@ -40,13 +40,14 @@ _EVENTS_AT_ONCE = 256
 def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
     """Run the device until it is stopped, or with `once` until one run is over.
 
-    Torch is loaded when the first round needs it: until then a box needs a third of the memory.
+    Torch is loaded when the first round needs it; until then the process uses a third of the
+    memory.
 
-    Raises ConfigError if a file or a setting is wrong; BundleError if the bundle is unfit;
+    Raises ConfigError if a file or a setting is wrong; BundleError if the bundle cannot be used;
     DataError if a role has no pictures; LinkError if no broker answers the first connection, but
-    not for a link that breaks later; RefusedError if the broker or the coordinator refuses this
-    device permanently; DiskError if the disk refuses the state file; ModuleNotFoundError without
-    torch.
+    not if the link breaks later; RefusedError if the broker or the coordinator refuses this device
+    permanently; DiskError if the state file cannot be read or written; ModuleNotFoundError if torch
+    is not installed.
     """
     _check_torch()
     bundle = read_bundle(config.bundle)
@@ -92,7 +93,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
 
 
 def _check_torch() -> None:
-    """Raise ModuleNotFoundError on a box without torch, at start and not first in a round."""
+    """Raise ModuleNotFoundError if torch is not installed: at start, before the first round."""
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -117,7 +118,7 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
-    """Handle pending events, then do one piece of work, over and over; with `once`, for one run.
+    """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
     Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
     before each piece of work, so that an endless stream of messages cannot block the work.

@@ -1,4 +1,4 @@
-"""The session of one device: its messages and its pieces of work, one after another.
+"""The session of one device: it handles messages and does the work, one piece at a time.
 
 It connects `process.py`, which owns the pictures and the socket, with the protocol. It does no I/O
 except through the transport, the learner and the state file that it is given, and the clock is
@@ -62,14 +62,14 @@ class Session:
         return self.publisher.topics
 
     def say_goodbye(self) -> None:
-        """Tell the coordinator that this device leaves on purpose."""
+        """Tell the coordinator that this device is going offline."""
         self.publisher.publish_state(online=False)
 
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link, and send the answers that need no training or evaluation.
 
         Raises RefusedError if the coordinator refuses this device permanently; ConfigError if the
-        learner does not know the run's plan; DiskError if the disk refuses the state file.
+        learner does not support the run's plan; DiskError if the state file cannot be used.
         """
         if isinstance(event, Connected):
             self.handshake.start_link(now)
@@ -89,7 +89,7 @@ class Session:
     def act(self, now: float) -> bool:
         """Do at most one piece of work; False if there was none.
 
-        Raises DiskError if the disk refuses the state file, and the errors of the learner.
+        Raises DiskError if the state file cannot be used; errors of the learner are passed on.
         """
         if not self.handshake.is_connected:
             return False
@@ -116,7 +116,7 @@ class Session:
         return is_over and self.handshake.is_alone and not can_evaluate
 
     def _repeat_hello(self, now: float) -> None:
-        """Repeat the hello, and ask the broker for retained messages, since one may be lost."""
+        """Repeat the hello, and ask the broker for retained messages: one may have been lost."""
         self.transport.resubscribe()
         self._send_hello(now)
 
@@ -151,7 +151,7 @@ class Session:
     def _handle_coordinator_state(
         self, state: CoordinatorState, now: float, *, direct: bool
     ) -> None:
-        # A state that is sent to this device alone asks for a hello.
+        # The coordinator sends its state to one device alone to ask it for a hello.
         is_asked = direct or self.handshake.is_new(state)
         self.trust.accept_coordinator(state)
         if state.online and is_asked and self.handshake.is_connected:
@@ -175,8 +175,8 @@ class Session:
             self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
         is_answer = self.handshake.note_manifest(now, direct=direct)
-        # A device whose hello has just been answered missed the broadcast of the model, and chunks
-        # that were sent to it earlier. It asks at once for all missing chunks.
+        # A device whose hello has just been answered may have missed the broadcast of the model and
+        # any chunks sent to it earlier. So it requests all missing chunks immediately.
         self.download.expect(manifest, now, missed=is_answer)
         if manifest.phase == "done" and (
             "evaluate" not in self.config.roles or self.evaluation_queue.is_over(manifest)
@@ -235,9 +235,9 @@ class Session:
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
         if "evaluate" not in self.config.roles or manifest.phase == "gathering":
-            return False  # waiting for other devices may take days; do not load torch for it
+            return False  # do not load torch while waiting for other devices, which may take days
         if self.handshake.is_alone and manifest.phase != "done":
-            return False  # no coordinator would get the report, and only the last one is repeated
+            return False  # the report would be lost: only the last one is sent again
         due = self.evaluation_queue.next_model(manifest, self.download.held)
         if due is None:
             return False
@@ -265,7 +265,7 @@ class Session:
     def _send_hello(self, now: float) -> None:
         self.handshake.note_hello(now)
         self.publisher.send_hello(self.state_db.position)
-        if self.evaluation_queue.report is not None:  # the coordinator may not have got it
+        if self.evaluation_queue.report is not None:  # it may have been lost
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()
 
@@ -281,9 +281,9 @@ def start_session(
     transport: Transport,
     state_db: StateDb,
 ) -> Session:
-    """Make the session of one process; `incarnation` is its random name.
+    """Make the session of one process; `incarnation` is the random name of the process.
 
-    The name tells this process's messages apart from those of an earlier process of this device.
+    The name distinguishes its messages from those of an earlier process of this device.
     """
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(

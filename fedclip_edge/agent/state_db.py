@@ -3,15 +3,17 @@
 Laws:
 - An update is in the file before it is offered. It stays until the coordinator has it on disk or
   refuses it permanently, so an offer is always repeated with the same bytes.
-- The carry-over of an update is used once the coordinator has sent `kept` with that update's hash.
-  Until then, or if it never does, the carry-over of the last kept update is used.
-- Runs are separate: an update stays until its own run continues. The newest RUNS runs are stored.
+- The carry-over of an update is used only after the coordinator has sent `kept` with that update's
+  hash. Until then, the carry-over of the last kept update is used.
+- Runs are stored separately: a pending update stays until its own run continues. The file holds
+  only the newest RUNS runs.
 - The epoch, run and round of the last manifest are stored, so that a replayed older manifest is
   refused, also after a restart.
 - After a kill or a disk error, a change is in the file completely or not at all.
-- Two kinds of change are not synced at once, because a power cut may undo them without harm. One is
-  the next round of a known run: a restarted device joins no round before its hello is answered. The
-  other is that an update is resolved: the update is then offered again and gets the same answer.
+- Two kinds of change are not synced immediately, because losing them in a power cut does no harm.
+  One is the next round of a known run: a restarted device joins no round before its hello is
+  answered. The other is the final answer to an update: the device offers the update again and gets
+  the same answer.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from fedclip_edge.storage.sqlite import (
     unsynced,
 )
 
-RUNS = 4  # one is open, the others may be resumed; each may take the bytes of two models
+RUNS = 4  # the open run, and earlier ones that may resume; each takes up to two models' bytes
 _SCHEMA = Schema(
     version=2,
     table="parked",
@@ -75,11 +77,11 @@ class RunPosition:
     over: bool = False  # this device is done with the run, or the run was done before it joined
 
     def is_newer_than(self, other: RunPosition) -> bool:
-        """True if `other` is of an earlier epoch, or is behind in the same one.
+        """True if `other` has an earlier epoch, or the same epoch and less progress.
 
-        An epoch has one run. A second run in the same epoch comes from another journal, so the two
-        have no order, and this position counts as the newer one. The other run's coordinator sees
-        the conflict in a hello, and claims a later epoch.
+        An epoch has one run. If `other` has the same epoch and another run, it comes from another
+        journal. The two then have no order, and this position counts as newer. The coordinator of
+        the other run detects the conflict in this device's hello and claims a later epoch.
         """
         if other.epoch != self.epoch or not self.run:
             return other.epoch < self.epoch
@@ -88,7 +90,7 @@ class RunPosition:
 
 @dataclass(frozen=True, eq=False)
 class PendingUpdate:
-    """An update that is not resolved yet, in the bytes that are offered."""
+    """An update that is neither kept nor permanently refused, encoded as it is offered."""
 
     run: str
     round: int
@@ -108,8 +110,8 @@ class CarryOver:
 class StateDb:
     """The open state file.
 
-    All methods raise DiskError if the disk refuses. `keep_update`, `forget`, and a new run or epoch
-    in `move_position` are synced when they return.
+    All methods raise DiskError if the file cannot be read or written. `keep_update` and `forget`
+    are on disk when they return, and so is `move_position` to a new run or epoch.
     """
 
     def __init__(self, path: Path, database: Connection) -> None:
@@ -124,7 +126,7 @@ class StateDb:
         return RunPosition(epoch, run, closed, bool(over))
 
     def move_position(self, position: RunPosition) -> None:
-        """Store the position of the last manifest."""
+        """Store the position of the last accepted manifest."""
         known = self.position
         if position != known:
             is_next_round = (position.epoch, position.run) == (known.epoch, known.run)
@@ -153,8 +155,8 @@ class StateDb:
                 "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
                 (update.run, update.round, update.base, update.sha256, update.payload),
             )
-            # If the same bytes were kept before (the coordinator was restored from an old copy of
-            # its journal), the carry-over that was stored then stays.
+            # The coordinator may have kept the same bytes before, if its journal was restored from
+            # an old copy. The carry-over stored at that time is not replaced.
             written = self._database.execute(
                 "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
                 (update.run, update.sha256, safetensors.numpy.save(in_order(tensors))),
@@ -215,7 +217,7 @@ class StateDb:
 
     @contextmanager
     def _writing(self, *, synced: bool = True) -> Iterator[None]:
-        """Open a transaction; nothing is changed if the disk refuses."""
+        """Open a transaction; on a disk error nothing is changed."""
         refused = _refused(
             self.path,
             "written",
@@ -233,7 +235,7 @@ class StateDb:
 def open_state_db(path: Path) -> StateDb:
     """Open the file; create it if it is missing.
 
-    Raises ConfigError if it is not a state file of this version, DiskError if the disk refuses.
+    Raises ConfigError if it is not a state file of this version, DiskError on a disk error.
     """
     try:
         with errors_as(_refused(path, "opened", _REPAIR)):

@@ -40,7 +40,7 @@ class LocalTrainer:
     data: DeviceFeatures
     traffic: Callable[[], Traffic | None]
     load: Callable[[], None] = _nothing  # called before any work that needs torch
-    train_s: float = 0.0  # seconds in `fit` so far, without loading
+    train_s: float = 0.0  # seconds in `fit` so far, without loading torch
     busy_s: float = 0.0  # seconds in `fit` and `evaluate` so far
 
     def shapes(self, plan: Plan) -> Shapes:
@@ -57,11 +57,12 @@ class LocalTrainer:
         return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
-        """Evaluate the model, zero-shot and the device's own model on the test pictures.
+        """Evaluate the model, zero-shot and any personal model on the test pictures.
 
-        Accuracies, F1 and ECE are fractions. With `final` the result also has the accuracy of each
-        class, that of zero-shot on all pictures and, if the plan asks for it, that of a model
-        trained on this device alone; predictions.csv and personal.safetensors are written.
+        Accuracies, F1 and ECE are fractions. With `final` the result also has the accuracy for each
+        class, the zero-shot accuracy on all pictures and, if the plan asks for it, the accuracy of
+        a model trained on this device alone. `final` also writes predictions.csv and, if there is a
+        personal model, personal.safetensors.
 
         Raises ConfigError for an unknown method or option, OSError if a file cannot be written.
         """
@@ -137,7 +138,7 @@ class LocalTrainer:
         return alone.model
 
     def _zero_shot_all(self) -> float:
-        """Zero-shot accuracy on the pictures of all sides: zero-shot trains on none of them."""
+        """Zero-shot accuracy on the pictures of all sides; it uses no picture for training."""
         sides = (self.data.train, self.data.validation, self.data.test)
         vectors = np.concatenate([side.vectors for side in sides])  # (N, D)
         labels = np.concatenate([side.labels for side in sides])  # (N,)

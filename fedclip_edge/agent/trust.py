@@ -5,8 +5,8 @@ Laws:
   or without enrolment the first key that was seen in the run.
 - An older epoch or round is refused, also after a restart.
 - A direct answer names this process, so that an old answer cannot be replayed to it.
-- A run ends once for a device that took part in it, even if the device was killed before it
-  received the message about the end.
+- A device that took part in a run ends it exactly once, even if it was killed before it received
+  the message that the run is done.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Trust:
             raise PeerError("the message came before the first manifest of its run")
 
     def accept_coordinator(self, state: CoordinatorState) -> None:
-        """Follow this coordinator from here on; raises PeerError if a later epoch is known."""
+        """Accept this coordinator's state; raises PeerError if a later epoch is known."""
         known = self.coordinator
         epoch = max(self.state_db.position.epoch, 0 if known is None else known.epoch)
-        # A coordinator that raised its epoch had left its will with the broker before that, so a
-        # lower epoch of the same process is accepted.
+        # A lower epoch of the same process is accepted: a coordinator that raises its epoch cannot
+        # change the will that it left with the broker, which still has the old epoch.
         if state.epoch < epoch and (known is None or state.boot != known.boot):
             raise PeerError(
                 f"coordinator of epoch {state.epoch}, older than the known epoch {epoch}"
@@ -63,10 +63,10 @@ class Trust:
         self.coordinator = state
 
     def accept_manifest(self, manifest: Manifest, *, direct: bool) -> None:
-        """Follow this manifest from here on; `direct` if it was sent to this device alone.
+        """Accept this manifest; `direct` is true if it was sent to this device alone.
 
-        Raises PeerError if a direct one answers another process, or if it is older than the stored
-        position; DiskError if the disk refuses the new position.
+        Raises PeerError if a direct manifest answers another process, or if the manifest is older
+        than the stored position; DiskError if the new position cannot be written.
         """
         if direct and manifest.answers != self.incarnation:
             raise PeerError(
@@ -83,7 +83,7 @@ class Trust:
         self.manifest = manifest
 
     def end_run(self) -> None:
-        """Record that the device is done with the manifest's run; raises DiskError."""
+        """Record that the device is done with the manifest's run; DiskError on a disk error."""
         self.is_mine = False
         self.state_db.move_position(replace(self.state_db.position, over=True))
 

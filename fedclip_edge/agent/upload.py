@@ -41,7 +41,7 @@ class _Pending:
     """A contribution that is neither kept nor permanently refused."""
 
     update: PendingUpdate
-    blob: Blob  # as it is offered over this link
+    blob: Blob  # with the chunk size of this link
     offered_at: float
     answered: bool = False  # chunks were sent on this link
     unwanted: bool = False  # refused in this attempt; the answer is final once the round is closed
@@ -51,17 +51,17 @@ class _Pending:
 class Upload:
     """The contributions of a device to its current run, one at a time.
 
-    Methods that change the state file raise DiskError if the disk refuses.
+    Methods that write the state file raise DiskError if it cannot be written.
     """
 
     state_db: StateDb
     _pending: _Pending | None = None
-    _resolved_round: int = 0  # the last round of this run that the device has a final answer for
+    _resolved_round: int = 0  # the last round of this run with a final answer
     _packet_bytes: int | None = None  # the largest packet that the broker takes
 
     @property
     def pending(self) -> Blob | None:
-        """The blob of the contribution that waits for its final answer, for this link; or None."""
+        """The blob of the pending contribution in this link's chunk size; None without one."""
         return None if self._pending is None else self._pending.blob
 
     def owes(self, round: int) -> bool:
@@ -69,14 +69,14 @@ class Upload:
         return self._pending is None and self._resolved_round != round
 
     def resume_run(self, run: str) -> None:
-        """Continue with the pending update to `run` from before a kill or another run."""
+        """Continue with the update to `run` that was pending before a restart or another run."""
         update = self.state_db.pending_update(run)
         self._pending, self._resolved_round = None, self.state_db.kept_round(run)
         if update is not None:
             self._pending = _Pending(update, self._blob_of(update.payload), -math.inf)
 
     def go_back(self, manifest: Manifest) -> None:
-        """Discard contributions that the run lost, and have them trained again.
+        """Discard contributions to rounds that the run lost, so that they are trained again.
 
         A run loses contributions if its coordinator is restored from an old copy of its journal.
         """
@@ -93,7 +93,7 @@ class Upload:
             self._resolved_round = 0
 
     def start_link(self, packet_bytes: int | None) -> None:
-        """Prepare for a new link: chunks that were sent on an earlier one are lost.
+        """Prepare for a new link; chunks sent on an earlier link count as lost.
 
         `packet_bytes` is the size of the largest packet that its broker takes; None for no limit.
         """
@@ -103,16 +103,16 @@ class Upload:
             self._pending.blob = self._blob_of(self._pending.update.payload)
 
     def hurry(self) -> None:
-        """Make the offer due at once; one that is refused in this attempt still waits."""
+        """Have the offer repeated immediately, unless it was refused in this attempt."""
         if self._pending is not None:
             self._pending.offered_at = -math.inf
 
     def follow(self, known: Manifest, manifest: Manifest) -> None:
         """Follow the run from the manifest `known` to the next one.
 
-        A contribution that was refused in one attempt may be taken in the next, so it is offered
-        again. Once its round is closed it is offered again as well: that answer is final, and the
-        next contribution waits for it.
+        A contribution that was refused in one attempt is offered again in the next one, which may
+        accept it. It is also offered again once its round is closed: the answer is then final, and
+        the device can make its next contribution only after it.
         """
         mine = self._pending
         if mine is not None and (
@@ -136,7 +136,7 @@ class Upload:
         """Encode a new contribution, put it on disk, and return its offer.
 
         `before` is the carry-over of the last kept contribution. `state` is the method's state for
-        the next one, float32 arrays by name. Raises DiskError if the disk refuses.
+        the next one, float32 arrays by name. Raises DiskError if the file cannot be written.
         """
         payload, residual = encode(contribution, plan, before.residual)
         blob = self._blob_of(payload)
@@ -160,14 +160,14 @@ class Upload:
     def chunks_for(self, want: Want, now: float, *, sending: bool) -> Iterator[bytes]:
         """The wanted chunks of the pending contribution.
 
-        There are none if another contribution is wanted, or while an earlier answer is still being
-        sent.
+        Empty if the want names another contribution, if this one was refused in this attempt, or
+        while chunks of an earlier answer are still being sent.
         """
         mine = self._pending
         if mine is None or mine.unwanted or mine.blob.sha256 != want.sha256:
-            return iter(())  # of an earlier round: the coordinator has moved on
+            return iter(())  # not the pending contribution, or refused in this attempt
         if mine.answered and sending:
-            return iter(())  # the last answer is still on its way: slow, but not lost
+            return iter(())  # the earlier chunks are still being sent: slow, but not lost
         mine.offered_at, mine.answered = now, True
         return chunks.split(mine.update.payload, mine.blob, want.missing)
 

@@ -28,7 +28,7 @@ class Admission:
 
     @property
     def fleet_size(self) -> int:
-        """Number of known devices: enrolled, or seen in this run if more; at least 1."""
+        """The number of devices enrolled or seen in this run, the larger one; at least 1."""
         enrolled = 0 if self.registry is None else len(self.registry.devices)
         return max(1, enrolled, len(self.devices.keys))
 

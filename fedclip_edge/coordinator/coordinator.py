@@ -41,8 +41,8 @@ from fedclip_edge.transport.base import Connected, Event, Received
 
 # Refused messages are counted by device for up to this many names; further names share one count.
 _PEERS_COUNTED = 10_000
-# The largest rise of the epoch that one hello can cause. No coordinator starts this often in its
-# life, and no device can use up all epochs.
+# The largest increase of the epoch that one hello can cause. No coordinator restarts this often,
+# and the limit keeps a faulty device from using up all epochs.
 _EPOCHS_AT_ONCE = 2**20
 
 
@@ -57,14 +57,14 @@ class Coordinator:
     admission: Admission
     receiver: Receiver
     driver: RoundDriver
-    # By the device that the topic names; under "" all others (_PEERS_COUNTED).
+    # Number of refused messages by the device in the topic; "" counts all others (_PEERS_COUNTED).
     refused_messages: Counter[str] = field(default_factory=Counter)
 
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
 
         Raises RunError if another coordinator took over the fleet or the journal, or if a round has
-        no quorum after its last attempt (round_driver.py); JournalError if the disk refuses.
+        no quorum after its last attempt (round_driver.py); JournalError on a disk error.
         """
         if isinstance(event, Connected):
             self._handle_connected(now)
@@ -74,11 +74,11 @@ class Coordinator:
             log.event("link_lost", reason=event.reason)
 
     def tick(self, now: float) -> None:
-        """Handle what is due by time: deadlines, leases, repairs. `now` is monotonic, in seconds.
+        """Handle due deadlines, leases and repeated requests; `now` is monotonic, in seconds.
 
-        Raises RunError and JournalError as `handle_event` does. The claim on the journal is checked
-        here because the other coordinator's state message may be lost: a coordinator that writes
-        nothing would otherwise answer devices forever.
+        Raises RunError and JournalError as `handle_event` does. It checks here that no other
+        coordinator has claimed the journal, because that coordinator's state message may be lost.
+        Otherwise a coordinator that has nothing to write would never notice.
         """
         self.run_state.journal.check_claim()
         for device in self.receiver.uploads.expire(now):
@@ -127,7 +127,7 @@ class Coordinator:
 
     @property
     def epoch(self) -> int:
-        """The epoch. It grows with each start; of two coordinators, the lower epoch stops."""
+        """The epoch. It grows with each start; the coordinator with a lower epoch stops."""
         return self.publisher.epoch
 
     @property
@@ -135,10 +135,10 @@ class Coordinator:
         return self.publisher.topics
 
     def _handle_connected(self, now: float) -> None:
-        # Device wills may have been published while this link was down, so every device counts as
-        # offline until it says hello again. Devices do so when the coordinator was offline. If only
-        # this link broke (one node of a broker cluster), the coordinator's own will may be lost:
-        # publish its state as offline first.
+        # Devices may have gone offline while this link was down, so each device counts as offline
+        # until it says hello again. A device says hello when the coordinator comes online after
+        # being offline. If only this link broke (one node of a broker cluster), the coordinator's
+        # will may have been lost, so its state is first published as offline.
         if self.devices.incarnations:
             self.publisher.publish_state(online=False)
         for device in tuple(self.devices.incarnations):
@@ -174,8 +174,8 @@ class Coordinator:
                 f"another coordinator took over fleet {self.config.fleet} (epoch {state.epoch}); "
                 "this one stops and leaves its journal unchanged; run one coordinator per fleet"
             )
-        # The retained state was replaced, by an earlier coordinator or by the will of an earlier
-        # link of this one.
+        # An earlier coordinator, or the will of an earlier link of this one, has replaced the
+        # retained state.
         ours.publish_state(online=True)
 
     def _handle_message(self, device: str, event: Received, now: float) -> None:
@@ -197,8 +197,8 @@ class Coordinator:
         if device not in self.devices.keys or not self.devices.is_online(device):
             if isinstance(message, DeviceState):
                 return  # its hello follows, or this is a will from an earlier run
-            # The device believes that it is admitted, but this run does not know it or its hello
-            # was lost. A state sent to it alone asks for a hello.
+            # The device sends messages as if it was admitted, but this run does not know it, or its
+            # hello was lost. A state that is sent to it alone asks it for a hello.
             self.publisher.send(device, self.publisher.state(online=True))
             raise PeerError("the device has not said hello; it is asked to")
         signed.check(self.devices.keys[device])

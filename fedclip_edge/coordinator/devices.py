@@ -36,9 +36,9 @@ class Devices:
     def grant_model(self, device: str, version: str, now: float) -> bool:
         """Record a model as sent to the device; False if it got the same one too recently.
 
-        A small request costs a whole model, so the same version is sent again only after
-        MODEL_REPEAT_S. A device that still needs it asks again after a longer time than that. `now`
-        is monotonic, in seconds.
+        A small request can cause a whole model to be sent, so the same version is sent again only
+        after MODEL_REPEAT_S. A device that still needs it asks again later than that. `now` is
+        monotonic, in seconds.
         """
         sent, sent_at = self._models_sent.get(device, ("", -math.inf))
         if sent == version and now - sent_at < MODEL_REPEAT_S:

@@ -5,13 +5,13 @@ a write-ahead log and syncs at every commit.
 
 Laws:
 - Nothing is acknowledged before it is in the journal.
-- The first contribution per (run, round, device) stays.
+- The first contribution per (run, round, device) is never replaced.
 - Closing a round commits the model and deletes its contribution payloads in one transaction.
 - A payload is read back as it was written, byte for byte. A model is stored as the bytes that were
-  published and is never encoded again, because another version of a compression library may write
-  other bytes.
-- A coordinator that claimed an epoch writes only until another one claims a later epoch. Two
-  coordinators on one journal would each count contributions that the other one does not have.
+  published and is never encoded again, because another version of the compression library may
+  produce different bytes.
+- A coordinator that claimed an epoch can write only until another one claims a later epoch.
+  Otherwise two coordinators on one journal would have different sums for the same round.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ T = TypeVar("T")
 class Journal:
     """An open journal. Every method that writes, except `add_report`, syncs before it returns.
 
-    Methods raise JournalError if the disk refuses. Those that write raise RunError, and write
-    nothing, if another process claimed a later epoch.
+    Methods raise JournalError on a disk error. Those that write raise RunError, and write nothing,
+    if another process claimed a later epoch.
     """
 
     def __init__(self, path: Path, database: Connection) -> None:
@@ -161,8 +161,8 @@ class Journal:
     def close_round(self, run: str, model: StoredModel) -> None:
         """Commit the model of `model.round`, and delete the payloads that it was made of.
 
-        The float32 master of the model before it stays. Its published payload is deleted if it is a
-        separate copy: no device asks for it any more.
+        Of the previous model only the float32 master is kept. Its published payload, which no
+        device asks for any more, is deleted unless it is the float32 master itself.
         """
         with self._writing():
             self._add_model(run, model)
@@ -217,7 +217,7 @@ class Journal:
     def _writing(self) -> Iterator[None]:
         """Open a transaction; if it raises, nothing is changed.
 
-        Raises JournalError if the disk refuses, RunError if another process claimed a later epoch.
+        Raises JournalError on a disk error, RunError if another process claimed a later epoch.
         """
         with errors_as(self._unusable("written")), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check

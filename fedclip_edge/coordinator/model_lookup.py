@@ -29,7 +29,7 @@ def find_model(name: str, journal: Path, bundle: Bundle) -> TrainedModel:
     `name` is the path of a model file; or the path of a journal, for the newest model of its newest
     run; or the id of a run, for its newest model in `journal`. Raises ConfigError if there is no
     such model, if it is damaged, or if it was made for another encoder, other classes or other
-    shapes than the bundle's; JournalError if the disk refuses to read the journal.
+    shapes than the bundle's; JournalError if the journal cannot be read.
     """
     path = Path(name)
     if path.is_dir():

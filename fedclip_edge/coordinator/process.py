@@ -1,8 +1,8 @@
 """The process of `fedclip-edge serve`: a coordinator with its broker, clock and trainer.
 
 Law: two coordinators never serve one fleet. Before it sends anything, a new coordinator listens for
-the retained state of another one. It takes over only if the other is offline or if it is told to,
-and always under a higher epoch.
+the retained state of another one. It takes over only if the other one is offline or the operator
+asks for it (`take_over`), and always with a higher epoch.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ def load(path: Path) -> FleetConfig:
 
 
 def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:
-    """Run one federation to its end.
+    """Run the coordinator until the run is done.
 
     `take_over` replaces a coordinator that is online; `as_json` is passed on to the trainer's
     process.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
-    BundleError if the bundle is unfit; LinkError if no broker answers the first connection;
-    RefusedError if the broker refuses this client; JournalError if the disk refuses the journal or
-    the model file; RunError if another coordinator took over, if a round has no quorum after
-    its last attempt, or if the trainer ends before the first round.
+    BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
+    RefusedError if the broker refuses this client; JournalError if the journal or the model file
+    cannot be read or written; RunError if another coordinator took over, if a round has no quorum
+    after its last attempt, or if the trainer ends before the first round.
     """
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
@@ -172,7 +172,7 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
 
 
 def _changed_at(config: FleetConfig) -> int:
-    """Modification time of the registry in nanoseconds; 0 if there is none to read."""
+    """Modification time of the registry in nanoseconds; 0 if it cannot be read."""
     try:
         return 0 if config.registry is None else config.registry.stat().st_mtime_ns
     except OSError:
@@ -180,13 +180,13 @@ def _changed_at(config: FleetConfig) -> int:
 
 
 def _admit(serving: coordinator.Coordinator, now: float) -> None:
-    """Read the registry again, and have the broker disconnect devices it no longer admits."""
+    """Read the registry again, and disconnect the devices that it no longer admits."""
     config = serving.config
     try:
         assert config.registry is not None
         out = serving.apply_registry(registry.read(config.registry), now)
     except ConfigError as error:
-        log.event("registry_not_read", reason=str(error))  # the last registry stays in force
+        log.event("registry_not_read", reason=str(error))  # the registry read before is still used
         return
     for device, incarnation in out.items():
         client = base.device_client(config.fleet, device, incarnation)
@@ -205,8 +205,8 @@ def _claim(
 ) -> _Claim:
     heard = 0
     while True:
-        # The epoch is claimed in the journal only if no other coordinator is online: a claim stops
-        # another process that writes to this journal.
+        # A claim stops any other process that writes to this journal. So the epoch is claimed only
+        # after listening for another coordinator.
         epoch = max(journal.epoch, heard) + 1
         incarnation = secrets.token_hex(8)
         gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
@@ -233,9 +233,9 @@ def _claim(
 def _listen(
     config: FleetConfig, link: mqtt.PahoTransport, me: signing.Identity
 ) -> CoordinatorState | None:
-    """The newest state that another coordinator has published, or None, after _LISTEN_S seconds.
+    """Listen for _LISTEN_S seconds; return another coordinator's newest state, or None.
 
-    Coordinators of an enrolled fleet share one key; states under another key are refused.
+    Coordinators of an enrolled fleet share one key; states signed with another key are refused.
     """
     topic = Topics(config.fleet).coordinator_state
     deadline, newest = time.monotonic() + _LISTEN_S, None

@@ -35,7 +35,7 @@ class Publisher:
     identity: Identity
     transport: Transport
     incarnation: str
-    epoch: int  # rises if the fleet knows a higher one
+    epoch: int  # raised if a device knows a higher one
     _broadcast: str = ""  # version of the model last sent to all devices
 
     @property

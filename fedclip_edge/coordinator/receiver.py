@@ -43,7 +43,7 @@ class Receiver:
     uploads: Uploads
 
     def receive_offer(self, device: str, offer: Offer) -> Offered | None:
-        """Take an offer; returns the event for the round machine, or None if it was answered here.
+        """Handle an offer; returns the event for the round machine, or None if already answered.
 
         Raises PeerError if the offer is larger than any payload of the run can be.
         """

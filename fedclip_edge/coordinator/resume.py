@@ -28,7 +28,7 @@ def resume_coordinator(
     """Make the coordinator of a new or interrupted run; `now` is monotonic, in seconds.
 
     The first round waits for every device id in `invited`. Without a `registry` of enrolled devices
-    the first key that an id shows is pinned. Raises JournalError if the journal cannot be read.
+    the first key that each id uses is pinned. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
     devices = Devices(run_state.journal.keys(run.id))
@@ -41,7 +41,7 @@ def resume_coordinator(
         round=min(closed + 1, run.plan.rounds),
         phase="final" if closed >= run.plan.rounds else "gathering",
         deadline=now + config.rules.deadline_s,
-        # Devices from before the restart are waited for as if they had just gone offline.
+        # The run waits for devices from before the restart as if they had just gone offline.
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
         kept=run_state.kept(),

@@ -3,8 +3,8 @@
 Laws:
 - A contribution that the receiver checked is on disk before it is added to the sum, and added
   before it is acknowledged.
-- A round that reaches no quorum in _ATTEMPTS attempts, and had a contribution refused, ends the run
-  with an error. It is not tried forever.
+- If a round has no quorum after _ATTEMPTS attempts and a contribution to it was refused, the run
+  ends with an error instead of trying forever.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class RoundDriver:
     def handle(self, event: round_events.Event, now: float, arrival: Arrival | None = None) -> None:
         """Handle an event and everything that follows from it; `now` is monotonic, in seconds.
 
-        An `Arrived` needs its `arrival`. Raises RunError if a contribution to the round was refused
-        and _ATTEMPTS attempts reached no quorum, or if another coordinator took over the journal;
-        JournalError if the disk refuses.
+        For an `Arrived` event, `arrival` is required. Raises RunError if a contribution to the
+        round was refused and _ATTEMPTS attempts reached no quorum, or if another coordinator took
+        over the journal; JournalError on a disk error.
         """
         events = deque([event])
         while events:
@@ -143,7 +143,7 @@ class RoundDriver:
         self.finished = True
         log.event("model_written", path=path)
 
-    # A handler returns the event that follows from what it did, if any.
+    # A handler returns the event that follows from its action, or None.
     _HANDLERS: ClassVar[Mapping[type[round_events.Action], _Handler]] = {
         round_events.Announce: _announce,
         round_events.Remind: _remind,

@@ -19,7 +19,7 @@ class Left:
     """A device went offline, or lost its admission."""
 
     device: str
-    for_good: bool = False  # it will not be admitted again, so it is not waited for
+    for_good: bool = False  # not admitted any more, so no round waits for it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A contribution cannot be added; its device is not waited for in this attempt."""
+    """A contribution cannot be added; this attempt no longer waits for its device."""
 
     device: str
     round: int
@@ -128,7 +128,7 @@ class CloseRound:
 
 @dataclass(frozen=True)
 class Finish:
-    """Finish the run: the last model is evaluated by the devices that were online in time."""
+    """Finish the run: the evaluation of the last model is over."""
 
 
 Event = Joined | Left | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick

@@ -7,15 +7,16 @@ Laws:
 - The first verified contribution per round and device wins. If it comes again, it is acknowledged
   again; a different one is refused.
 - Between two attempts at a round, a contribution to it is neither accepted nor refused. The device
-  offers it again once the round is open. It would not offer a refused one again in that attempt.
-- An attempt at a round ends once every device of its cohort has contributed or is given up, at the
-  deadline at the latest. With a quorum the round then closes. Without one it is attempted again,
-  with the contributions kept so far.
-- No round waits for all devices. The coordinator waits `grace_s` for a device that went offline, no
-  longer. A device that is silent until the deadline counts as offline until it says hello again:
-  its will may never come, because a broker that dies loses its wills.
+  offers it again once the round is open. If the contribution was refused, the device would not
+  offer it again in the next attempt.
+- An attempt at a round ends once every device of its cohort has contributed or is no longer waited
+  for, and at the deadline at the latest. With a quorum the round then closes. Without one it is
+  attempted again, with the contributions kept so far.
+- A round waits only a limited time for each device: at most `grace_s` for a device that went
+  offline, and until the deadline for a silent one. The silent device then counts as offline until
+  it says hello again: its will may never be published, because a broker that crashes loses wills.
 - A silent device gets the manifest again, at intervals that double. So a lost manifest at most
-  doubles the time until the device acts, instead of costing the whole deadline.
+  doubles the time until the device reacts, and does not make it miss the whole attempt.
 - A closed round never reopens: the round number only grows.
 """
 
@@ -51,7 +52,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.protocol.cohort import EVERYBODY, NOBODY, cohort_hash
 from fedclip_edge.protocol.messages import Phase
 
-REMIND_S = 5.0  # after this long without an offer a device gets the manifest again
+REMIND_S = 5.0  # a device without an offer for this long gets the manifest again
 
 
 Step = tuple[RoundState, tuple[Action, ...]]
@@ -121,7 +122,7 @@ def _arrive(state: RoundState, event: Arrived, now: float) -> Step:
 
 
 def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | None:
-    """Judge a contribution: an answer for its device, or None if it may be taken."""
+    """Return the answer to a contribution that is refused or already kept, None for any other."""
     if state.phase in ("final", "done"):
         return Drop(event.device, f"no round is open: the run is in phase {state.phase!r}")
     if event.round != state.round:
@@ -220,8 +221,8 @@ def _open(state: RoundState, now: float) -> Step:
     hashes = {d: cohort_hash(state.run, state.round, d) for d in free}
     chosen, threshold = sorted(hashes, key=hashes.__getitem__), EVERYBODY
     if state.rules.cohort:
-        # The largest hash of the cohort is published. So the cohort's size is exact, including the
-        # devices kept from an earlier attempt, and no list of devices is sent.
+        # Only the largest hash of the cohort is published, not a list of devices. The cohort has
+        # exactly the configured size; devices kept from an earlier attempt count towards it.
         chosen = chosen[: max(0, state.rules.cohort - len(state.kept))]
         threshold = hashes[chosen[-1]] if chosen else NOBODY
     state = replace(

@@ -13,7 +13,7 @@ from fedclip_edge.protocol.messages import Phase
 
 @dataclass(frozen=True)
 class RoundState:
-    """The rounds of a run at one moment. Times are monotonic, in seconds; devices go by id."""
+    """The rounds of a run at one moment. Times are monotonic, in seconds; devices are ids."""
 
     run: str
     rules: RunRules
@@ -24,13 +24,14 @@ class RoundState:
     deadline: float = math.inf  # of the open round, or of the last evaluation
     trainers: frozenset[str] = frozenset()  # online, with the role "train"
     evaluators: frozenset[str] = frozenset()  # online, with the role "evaluate"
-    away_since: Mapping[str, float] = field(default_factory=dict)  # offline -> time; -inf: gone
+    # Time since which each device has been offline; -inf for one that is not admitted any more.
+    away_since: Mapping[str, float] = field(default_factory=dict)
     cohort: frozenset[str] = frozenset()
     threshold: str = EVERYBODY  # largest cohort hash that takes part
     invited: frozenset[str] = frozenset()  # devices that the first round always waits for
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
     rejected: frozenset[str] = frozenset()  # in this attempt
-    offered: frozenset[str] = frozenset()  # in this attempt, and may upload
+    offered: frozenset[str] = frozenset()  # have offered in this attempt, and may upload
     heard: frozenset[str] = frozenset()  # sent a hello, a want or a report in this attempt
     reminded: int = 0  # times that silent devices got the manifest again in this attempt
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model

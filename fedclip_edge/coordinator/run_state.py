@@ -7,8 +7,8 @@ Laws:
 - A contribution is on disk before it is in the sum.
 - A closed round's model is on disk before it is announced.
 - A run is finished only once its model file is written.
-- After a kill at any moment, `open_run_state` returns to the same model, byte for byte, and to a
-  sum of the same contributions.
+- After a kill at any moment, `open_run_state` restores the same model, byte for byte, and a sum of
+  the same contributions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def open_run(
     """Return the journal's unfinished run, or add a new run with its initial model.
 
     `dim` is the feature width D. Raises ConfigError if the unfinished run has another plan, other
-    classes or another encoder, or if the plan is invalid; JournalError if the disk refuses.
+    classes or another encoder, or if the plan is invalid; JournalError on a disk error.
     """
     plan = methods.with_defaults(config.plan)
     run = journal.unfinished_run()
@@ -74,8 +74,8 @@ def open_run(
 class RunState:
     """An open run: its model, and the sum of the open round.
 
-    Methods that write raise JournalError if the disk refuses, and RunError if another coordinator
-    took over the journal.
+    Methods that write raise JournalError on a disk error, and RunError if another coordinator took
+    over the journal.
     """
 
     run: Run
@@ -92,7 +92,7 @@ class RunState:
 
     @property
     def blob(self) -> Blob:
-        """The blob of the published model, without a limit on packets."""
+        """The blob of the published model, in chunks of the full size (CHUNK_BYTES)."""
         return Blob(self.stored.sha256, len(self.stored.payload))
 
     def kept(self) -> dict[str, str]:
@@ -143,7 +143,7 @@ class RunState:
     def finish(self) -> Path:
         """Write the run's model file, mark the run as finished, and return the file's path.
 
-        Raises JournalError if the disk refuses either; the run then stays unfinished.
+        Raises JournalError if either cannot be written; the run then stays unfinished.
         """
         run = self.run
         path = model_file.path_of(self.journal.path, run.id)
@@ -164,7 +164,7 @@ class RunState:
 def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     """Read the state of a run from the journal, and add up the open round's contributions.
 
-    Raises JournalError if the disk refuses, PeerError if a stored payload is damaged.
+    Raises JournalError on a disk error, PeerError if a stored payload is damaged.
     """
     plan, stored = run.plan, journal.newest_model(run.id)
     model = master_model(stored, layout.parameters)
@@ -176,7 +176,7 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
 
 
 def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
-    """Encode a float32 model for the journal: as published and, if that is lossy, in float32."""
+    """Encode a float32 model for the journal: as published and, if that is lossy, as float32."""
     payload = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC
     return StoredModel(

@@ -19,7 +19,7 @@ class Slots:
 
     count: int
     lease_s: float
-    _leases: dict[str, float] = field(default_factory=dict)  # device -> last progress
+    _leases: dict[str, float] = field(default_factory=dict)  # device -> time of its last progress
     _waiting: deque[str] = field(default_factory=deque)
 
     def request(self, device: str) -> None:

@@ -3,9 +3,9 @@
 Sans-I/O: the clock is passed in, and messages to send are returned. `now` is monotonic, in seconds.
 
 Laws:
-- Only a device with a slot takes memory for chunks: a few at a time, in a fleet of any size.
-- A slot holder without progress is asked again for its missing chunks, and loses the slot after a
-  whole lease.
+- Only devices with an upload slot use memory for chunks; `upload_slots` limits their number.
+- A slot holder without progress is asked again for its missing chunks. It loses the slot if it
+  makes no progress for a whole lease.
 - A slot holder whose link breaks keeps its slot and its chunks until another device needs the slot.
   Otherwise a device whose link breaks more often than an upload takes would never finish one.
 """
@@ -19,8 +19,8 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.chunks import Incoming
 from fedclip_edge.protocol.messages import Offer, Want
 
-LEASE_S = 30.0  # without progress for this long, a device loses its slot
-REPAIR_S = 2.0  # without progress for this long, missing chunks are asked for again
+LEASE_S = 30.0  # a device without progress for this long loses its slot
+REPAIR_S = 2.0  # after this long without progress, missing chunks are requested again
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Uploads:
     _offers: dict[str, Offer] = field(default_factory=dict)
     _incoming: dict[str, Incoming] = field(default_factory=dict)
     _asked_at: dict[str, float] = field(default_factory=dict)
-    _away: dict[str, None] = field(default_factory=dict)  # offline slot holders, first gone first
+    _away: dict[str, None] = field(default_factory=dict)  # offline slot holders, oldest first
 
     def remember(self, device: str, offer: Offer) -> None:
         """Remember the device's offer; no chunk is asked for before `request`."""
@@ -43,7 +43,7 @@ class Uploads:
         return self._offers[device]
 
     def request(self, device: str) -> None:
-        """Request the offered blob; a repeated request asks for its missing chunks at once."""
+        """Queue the device for a slot; if it has one, its missing chunks are due at once."""
         self.slots.request(device)
         self._asked_at.pop(device, None)
 
@@ -86,7 +86,7 @@ class Uploads:
             raise
 
     def leave(self, device: str) -> None:
-        """Note that the device's link broke; it offers again once it is back."""
+        """Record that the device's link broke; it offers again once it is back."""
         if self.slots.holds(device):
             self._away[device] = None
         else:

@@ -1,9 +1,10 @@
 """Child processes that do not outlive their parent.
 
-Each child gets its own process group, so that Ctrl-C reaches only the parent and the parent ends
-the children in order. On Linux the kernel also ends them if the parent dies without doing so. The
-child asks the kernel for that, in a Python interpreter that then replaces itself with the command:
-code that runs between fork and exec (`preexec_fn`) can deadlock on a lock of another thread.
+Each child gets its own session, so that Ctrl-C reaches only the parent and the parent ends the
+children in order. On Linux the kernel also ends them if the parent dies without doing so. For that,
+a child starts as a short Python program that makes this request to the kernel and then replaces
+itself with the command. `preexec_fn` is not used for the request: code between fork and exec can
+deadlock on a lock of another thread.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-# Code that a child runs before its command. 1 is PR_SET_PDEATHSIG of linux/prctl.h. Python ignores
-# SIGPIPE and SIGXFSZ, and the command would inherit that.
+# Code that a child runs before its command. 1 is PR_SET_PDEATHSIG of linux/prctl.h. The two signals
+# are reset because Python ignores them, and the command would inherit that.
 _END_WITH_PARENT = """\
 import ctypes, os, sys
 from signal import SIG_DFL, SIGPIPE, SIGTERM, SIGXFSZ, signal
@@ -32,7 +33,7 @@ _ENDS_IN_S = 8.0  # time to disconnect from the broker before SIGKILL
 
 
 class Children:
-    """A context manager that ends its child processes on leaving, the last started first."""
+    """A context manager that ends its child processes on exit, the last started first."""
 
     def __init__(self) -> None:
         self._children: list[tuple[subprocess.Popen[str], float]] = []
@@ -48,11 +49,12 @@ class Children:
         """Start `command` as a child process.
 
         Its standard error is appended to `log`, or inherited if `log` is None. Its standard
-        output goes to the same place, or with `pipe` to the caller, as text. Its standard input is
-        empty. On leaving, it gets SIGTERM and, `ends_in_s` seconds later, SIGKILL.
+        output goes to the same place, or as text to the caller if `pipe` is true. Its standard
+        input is empty. When the context manager exits, the child gets SIGTERM, and SIGKILL if it
+        still runs `ends_in_s` seconds later.
 
-        On Linux, a command that cannot be started writes a message to standard error and ends with
-        code 1; elsewhere OSError is raised. Raises OSError if `log` cannot be opened.
+        If the command cannot be started, the child on Linux writes a message to standard error and
+        ends with code 1; other systems raise OSError. Raises OSError if `log` cannot be opened.
         """
         errors = None if log is None else log.open("ab")
         try:
@@ -102,7 +104,10 @@ def own_command(*arguments: str) -> list[str]:
 
 
 def _end_with(parent: int) -> list[str]:
-    """Return the command line that a command is appended to; empty except on Linux."""
+    """Return the words to put before a child's command, so that it ends with `parent`.
+
+    Empty on systems other than Linux.
+    """
     if sys.platform != "linux":
         return []
     return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(parent)]

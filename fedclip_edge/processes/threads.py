@@ -10,8 +10,8 @@ import threading
 def exit_on_thread_failure() -> None:
     """Make an uncaught exception in any thread end this process with code 1, from now on.
 
-    Without the threads of its link, an agent or a coordinator would hang while it seems to run. A
-    supervisor can restart a process that has ended, because its state is on disk.
+    If a thread of its link failed, an agent or a coordinator would otherwise hang but seem to run.
+    A supervisor can restart a process that has ended: its state is on disk.
     """
 
     def end(died: threading.ExceptHookArgs) -> None:

@@ -12,7 +12,7 @@ A chunk is a 24-byte header, little-endian, followed by its part of the payload:
 
 Laws:
 - A chunk is checked against the announced blob before it is stored.
-- A chunk may arrive any number of times, and chunks in any order.
+- Chunks may arrive in any order, and each chunk any number of times.
 - The payload is accepted only if its SHA-256 is the announced one. If it is not, every chunk is
   fetched again.
 """
@@ -31,11 +31,11 @@ from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Bl
 _HEADER = struct.Struct("<2sBB8sIII")
 _MAGIC = b"\xfc\x1e"
 _VERSION = 1
-# Overhead of a packet with a chunk: the longest topic that every broker accepts (256 bytes),
-# MQTT's own fields, and the chunk's header.
+# Upper bound on the bytes of a packet other than the chunk's part: the longest topic that every
+# broker accepts (256 bytes), MQTT's own fields, and the chunk's header.
 _OVERHEAD_BYTES = 256 + 16 + _HEADER.size
-# If a broker's packets are smaller than this, a manifest does not fit either: publishing one raises
-# ConfigError.
+# A broker with smaller packets than this cannot be used: a manifest does not fit into them, and
+# publishing one raises ConfigError.
 _MIN_CHUNK_BYTES = 1024
 
 Ranges = tuple[tuple[int, int], ...]
@@ -58,8 +58,8 @@ def blob_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Blob:
 def fit_to_packets(blob: Blob, packet_bytes: int | None) -> Blob:
     """The blob with chunks small enough for packets of `packet_bytes`; None means no limit.
 
-    Chunks never grow. They do not shrink below 1 KiB (unless they were smaller already), nor so far
-    that there are more than MAX_CHUNKS of them, even if the packets are then too large.
+    The chunk size is never increased. It is not reduced below 1 KiB, nor to a size that needs more
+    than MAX_CHUNKS chunks; the chunks may then be too large for the packets.
     """
     if packet_bytes is None:
         return blob
@@ -149,7 +149,7 @@ class Incoming:
         return len(self._parts) == self.blob.chunks
 
     def assemble(self) -> bytes:
-        """The payload, once `complete` is true. The chunks are dropped.
+        """The payload, once `complete` is true. The received chunks are discarded.
 
         Raises PeerError if the payload's SHA-256 is not the announced one.
         """

@@ -4,23 +4,23 @@ Such a tensor is called a term. A codec defines the tensors that a payload holds
 
     fp32   float32, the term itself
     fp16   float16; a value beyond its range is clipped to it
-    int8   int8 steps, -55 to 55, and in NAME:scale one scale for every 256 consecutive steps: a
-           value is step * scale. A scale is 1/55 of the block's largest absolute value, rounded up
-           to a bfloat16 and stored as the uint16 of its bits: half the size of a float32, with the
-           same range
+    int8   int8 steps, -55 to 55, and in NAME:scale one scale for each block of 256 consecutive
+           steps: a value is step * scale. A scale is 1/55 of the block's largest absolute value,
+           rounded up to a bfloat16. Its 16 bits are stored as a uint16: half the size of a float32,
+           with the same range
 
 Whole numbers (an update's `sums`) are stored as int64 under every codec.
 
-The payload is then shuffled by significance (the lowest bytes of all items, then the next ones, and
-so on) and compressed with zstd. Shuffling helps because the exponents of floats are often equal,
-but whole floats are not. An item has the size of the codec's numbers, or 8 bytes in a payload with
+The payload is then shuffled and compressed with zstd. Shuffling puts the lowest bytes of all items
+first, then their next bytes, and so on. It helps because floats often have equal exponents but are
+seldom equal as a whole. An item has the size of the codec's numbers, or 8 bytes in a payload with
 sums.
 
-A sender adds the part of an update that a lossy codec lost to its next update. This is error
-feedback, after Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic gradient descent and its
-application to data-parallel distributed training of speech DNNs" (Interspeech), and Karimireddy,
-Rebjock, Stich, Jaggi 2019, "Error feedback fixes SignSGD and other gradient compression schemes",
-arXiv 1901.09847.
+The part of an update that a lossy codec loses is called the residual. The sender adds it to its
+next update. This is error feedback, after Seide, Fu, Droppo, Li, Yu 2014, "1-bit stochastic
+gradient descent and its application to data-parallel distributed training of speech DNNs"
+(Interspeech), and Karimireddy, Rebjock, Stich, Jaggi 2019, "Error feedback fixes SignSGD and other
+gradient compression schemes", arXiv 1901.09847.
 
 Laws:
 - The same terms give the same bytes.
@@ -43,14 +43,14 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.records import F32, Arrays, Shapes
 
 Tensors = Mapping[str, NDArray[Any]]
-Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: dtype, as safetensors names it, shape
+Layout = Mapping[str, tuple[str, list[int]]]  # by tensor: safetensors dtype, shape
 
 BLOCK = 256  # steps that share a scale
-# Fewer than int8's 127, so that an update with any distribution of values needs at most 7 bits a
-# value after compression: 455 kB for an adapter of 525,312 parameters (526 kB with 127). The
-# precision lost by this is sent with the next update (error feedback).
+# Largest step. It is less than int8's 127, so that an update with any distribution of values needs
+# at most 7 bits per value after compression: 455 kB for an adapter of 525,312 parameters (526 kB
+# with 127). The precision that this costs is sent with the next update (error feedback).
 STEPS = 55
-_SCALE_MAX = 1e30  # its product with a step cannot overflow; plans allow far less
+_SCALE_MAX = 1e30  # small enough that a step times a scale cannot overflow; plans allow far less
 _ROWS = 256  # blocks processed at a time: small enough for the processor's cache
 INTEGER_BYTES = 8
 _LEVEL = 1  # higher levels save nothing on floats and take longer (benchmarks/codec_sizes.py)
@@ -58,7 +58,7 @@ _LEVEL = 1  # higher levels save nothing on floats and take longer (benchmarks/c
 
 @dataclass(frozen=True)
 class Codec:
-    """The functions of one codec; the functions of this module call them by its name."""
+    """The functions of one codec; `store`, `restore` and the others find it by name in CODECS."""
 
     item_bytes: int  # size of the items that are shuffled
     layout: Callable[[Shapes], Layout]  # dtype and shape of each tensor, from the terms' shapes
@@ -87,7 +87,7 @@ def store(codec: str, terms: Arrays) -> Tensors:
 def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Arrays:
     """The terms from a payload's tensors, float32 with the shapes in `shapes`.
 
-    They differ from the stored terms by the codec's loss. `tensors` must have the codec's
+    They differ from the original terms by the codec's loss. `tensors` must have the codec's
     `tensor_layout` for `shapes`. Raises PeerError for a codec not in CODECS, and under int8 for
     steps beyond STEPS and scales outside 0 to 1e30, NaN and infinity included.
     """
@@ -97,9 +97,9 @@ def restore(codec: str, tensors: Tensors, shapes: Shapes) -> Arrays:
 def with_feedback(codec: str, terms: Arrays, residual: Arrays) -> tuple[Tensors, Arrays]:
     """The tensors to send for `terms` plus `residual`, and the new residual.
 
-    `terms` are finite float32 of any shape. `residual` is the one that the previous update left:
-    float32 with the shapes of the terms, by name, or empty. The new residual has the same form; it
-    is empty if nothing was lost. Raises PeerError for a codec not in CODECS.
+    `terms` are finite float32 of any shape. `residual` is that of the previous update: float32 with
+    the shapes of the terms, by name, or empty. The new residual has the same form; it is empty if
+    nothing was lost. Raises PeerError for a codec not in CODECS.
     """
     meant = {
         name: term + residual[name] if name in residual else term for name, term in terms.items()
@@ -140,8 +140,8 @@ def decode(codec: str, data: bytes, limit_bytes: int, *, integers: bool = False)
 def register(name: str, codec: Codec) -> None:
     """Add a codec to CODECS in this process; raises ValueError if the name is taken.
 
-    It is for experiments. A plan accepts only the names in `records.Codec`, and every device and
-    the coordinator need the codec.
+    It is for experiments: a plan accepts only the names in `records.Codec`. The coordinator and
+    every device must register the codec.
     """
     if name in CODECS:
         raise ValueError(f"there is a codec {name!r} already; choose another name")
@@ -215,7 +215,7 @@ def _store_steps(terms: Arrays) -> tuple[Tensors, Arrays]:
         halves = np.empty(len(rows), np.uint16)
         left = np.empty(rows.shape, np.float32)
         for some in _parts(len(rows)):
-            # Every step works in `work`: allocating memory would take longer than the arithmetic.
+            # All results go to `work`: allocating memory would take longer than the arithmetic.
             part, work = rows[some], left[some]  # (blocks, BLOCK)
             largest = np.abs(part, out=work).max(axis=1, initial=0) / np.float32(STEPS)  # (blocks,)
             halves[some] = (largest.view(np.uint32) + 0xFFFF) >> 16  # rounded up

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-# Thresholds under which every device takes part, or none.
+# Thresholds with which every device takes part, or no device.
 EVERYBODY, NOBODY = "f" * 64, "0" * 64
 
 

@@ -24,7 +24,7 @@ CHUNK_BYTES = 120 * 1024
 _MAX_PARCEL_BYTES = 2**32
 MAX_CHUNKS = 2**16
 _MAX_COUNT = 2**53  # exact in every JSON reader
-MAX_DEVICES = 1_000_000  # even so many reconnect within hours, and no wait overflows a clock
+MAX_DEVICES = 1_000_000  # this many reconnect within hours; far more could overflow a timer
 MAX_GAPS = 1024  # so that a Want stays below a control message's 64 KiB
 _MAX_TEXT = 128
 MAX_REASON = 1000
@@ -89,7 +89,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class Hello:
-    """A device's introduction: sent on connecting, to a new coordinator, and until answered."""
+    """A device's introduction on each link, to each new coordinator; repeated until answered."""
 
     boot: str
     key: str
@@ -97,10 +97,11 @@ class Hello:
     domain: str
     encoder_id: str
     classes_digest: str
-    # The highest epoch that it has seen; a coordinator that lost its journal continues above it.
+    # The highest epoch that the device has seen. A coordinator that lost its journal claims a
+    # higher one.
     epoch: int = 0
-    # Run and closed rounds of the last manifest that it accepted. A coordinator with an old copy of
-    # its journal has fewer closed rounds.
+    # Run and closed rounds of the last manifest that the device accepted. A coordinator that was
+    # restored from an old copy of its journal has fewer closed rounds and detects this.
     run: str = ""
     closed: int = 0
 
@@ -135,7 +136,7 @@ class Manifest:
     cohort: str  # a device takes part if its cohort hash (cohort.py) is not above this one
     deadline_s: float  # a duration, so that clocks need not agree; the coordinator enforces it
     devices: int = 1  # size of the fleet: this many may reconnect at once
-    takes_part: bool | None = None  # set in the direct answer to a hello; None in the broadcast
+    takes_part: bool | None = None  # set in the answer to a hello; None in the broadcast
     answers: str = ""  # the boot of that hello; a device ignores an answer to an earlier process
     # In that answer: SHA-256 of the contribution kept from the device in this round, "" if none.
     kept: str | None = None
@@ -150,7 +151,7 @@ class Manifest:
             _check_text(getattr(self, name), name)
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s: expected above 0, got {self.deadline_s}")
-        if self.plan.rounds < 1:  # 0, the method's default, is for fleet.toml only
+        if self.plan.rounds < 1:  # 0, for the method's default, is allowed in fleet.toml only
             raise ValueError("plan: expected 1 or more rounds in a manifest, got 0")
         if self.kept:
             check_sha256(self.kept, "kept")
@@ -184,7 +185,7 @@ class Want:
             raise ValueError("missing: expected pairs of first and last chunk, from 0")
         if len(self.missing) > MAX_GAPS:
             raise ValueError(f"missing: at most {MAX_GAPS} gaps, got {len(self.missing)}")
-        # Each chunk at most once: otherwise a small message could demand many large ones.
+        # Each chunk at most once: otherwise a small message could request a large amount of data.
         if any(after <= last for (_, last), (after, _) in pairwise(self.missing)):
             raise ValueError("missing: expected gaps in ascending order without overlap")
 

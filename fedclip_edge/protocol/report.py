@@ -14,10 +14,10 @@ _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 @dataclass(frozen=True)
 class Report:
-    """Measurements of one model on one device, and their cost so far.
+    """Measurements of one model on one device, and the device's costs so far.
 
     It holds no picture and no feature. The constructor raises ValueError for a count, a time or a
-    fraction outside its range, and for a name in `accuracy` that a field of the report has.
+    fraction outside its range, and for a name in `accuracy` that is a field of the report.
     """
 
     run: str
@@ -25,10 +25,10 @@ class Report:
     device: str
     domain: str
     model: str  # SHA-256 of the model evaluated
-    # Fractions from 0 to 1. Top-1 accuracy on the test pictures: zero_shot, federated, personal if
-    # the device has a model of its own, and at the end local. The same names with _f1 appended are
-    # macro F1, with _ece the expected calibration error (learning/evaluation.py). zero_shot_all is
-    # the top-1 accuracy on every picture with features on the device.
+    # Fractions from 0 to 1. Top-1 accuracy on the test pictures: zero_shot, federated, personal (if
+    # the device has a personal model) and, only for the last model, local. With _f1 appended to
+    # these names: macro F1; with _ece: expected calibration error (learning/evaluation.py).
+    # zero_shot_all is the top-1 accuracy on every picture with features on the device.
     accuracy: Mapping[str, float]
     train_pictures: int
     test_pictures: int
@@ -39,8 +39,8 @@ class Report:
     encode_s: float
     train_s: float
     wait_s: float
-    # At the end, by the names in `accuracy`: for each class, in the order of the class names, the
-    # fraction that was predicted correctly; None if the device has no test picture of the class.
+    # For the last model, by the names in `accuracy`: for each class, in the order of the class
+    # names, the fraction of its test pictures that was predicted correctly; None if it has none.
     per_class: Mapping[str, PerClass] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

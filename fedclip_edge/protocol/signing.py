@@ -5,7 +5,7 @@ that key. The one key signs both TLS handshakes and messages: TLS 1.3 signs cont
 64 spaces and a message begins with its topic, so neither signature can pass for the other.
 
 Without enrolment each party makes its key on first start, and its peers trust the first key they
-see, for the length of one run. This detects forged and altered messages, but not an impostor whose
+see, for one run. This detects forged and altered messages, but not an impostor whose
 key is seen first, so it is meant for a loopback broker only.
 """
 
@@ -58,8 +58,8 @@ def load_identity(certified: Path | None, own: Path) -> Identity:
 def load(path: Path) -> Identity:
     """The identity in a PEM file.
 
-    Raises ConfigError if the file cannot be read, is no private key in PEM without a password, or
-    holds another kind of key than Ed25519.
+    Raises ConfigError if the file cannot be read, is not an unencrypted private key in PEM, or
+    holds a key that is not Ed25519.
     """
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)

@@ -78,7 +78,7 @@ class Topics:
         raise PeerError(f"topic {topic!r} is not the state or up topic of a device")
 
     def check_kind(self, topic: str, kind: str) -> None:
-        """Raises PeerError unless `kind`, a message kind or CHUNK, is allowed on `topic`."""
+        """Raise PeerError unless `kind`, a message kind or CHUNK, is allowed on `topic`."""
         ours = f"{_PREFIX}/{self.fleet}/"
         name = topic.removeprefix(ours) if topic.startswith(ours) else ""
         if name.startswith("dev/"):

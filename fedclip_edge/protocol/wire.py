@@ -6,12 +6,12 @@ A control message is two lines of text, so that it can be read with `mosquitto_s
     base64 of the Ed25519 signature over topic, zero byte, first line
 
 The topic is signed so that a message for one device cannot be replayed to another. A message is
-refused if it is larger than 64 KiB, has no signature line, has an unknown kind, or has an unknown,
-missing or mistyped field, and if its JSON has a repeated key, NaN or infinity.
+refused if it is larger than 64 KiB, if it has no signature line, if its kind is unknown, if a field
+is unknown, missing or of a wrong type, or if its JSON has a repeated key, NaN or infinity.
 
 A payload (a model or a contribution) is a safetensors file, shuffled and compressed by the codec
 (codec.py). Its only metadata key, `fedclip`, holds a JSON object. Its tensors are those that the
-codec makes of the terms and, in a contribution, the int64 sums. A payload is refused if its JSON
+codec makes from the terms and, in a contribution, the int64 sums. A payload is refused if its JSON
 header is above 64 KiB, if the names, shapes or dtypes of its tensors are not the expected ones, if
 it holds NaN or infinity, or if its record's constructor refuses it. Everything but the values is
 checked before the tensors are built. Pickle is never used.
@@ -71,7 +71,7 @@ class Signed:
         return _KIND_OF[type(self.message)]
 
     def check(self, key: str) -> None:
-        """Raises PeerError unless the key `key` (64 hex digits) signed the message."""
+        """Raise PeerError unless the key `key` (64 hex digits) signed the message."""
         if not verifies(key, self._signed, self._signature):
             raise PeerError(f"{self.sender[:64]}: {self.kind} has a wrong signature")
 
@@ -91,7 +91,7 @@ def pack_control(message: Message, sender: str, topic: str, identity: Identity) 
 def unpack_control(topic: str, payload: bytes) -> Signed:
     """The control message in `payload`, with its signature unchecked.
 
-    Raises PeerError that names the defect for every refusal that the module docstring lists.
+    Raises PeerError, naming the defect, in each case that the module docstring lists.
     """
     if len(payload) > MAX_CONTROL_BYTES:
         raise PeerError(f"control message of {len(payload)} bytes, limit {MAX_CONTROL_BYTES}")
@@ -136,8 +136,9 @@ def pack_contribution(
 ) -> bytes:
     """The payload of a contribution.
 
-    `stored` are the tensors that the codec makes of the update's delta (`codec.with_feedback`), if
-    the caller has them. Otherwise they are computed, and an unknown codec raises PeerError.
+    `stored` are the tensors that the codec makes from the update's delta (`codec.with_feedback`),
+    if the caller has them already. Otherwise they are computed here. Raises PeerError for an
+    unknown codec.
     """
     head = {
         "schema": _SCHEMA,
@@ -228,9 +229,9 @@ def _unpack(
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The record `cls` made of received values.
+    """The record `cls`, made from received values.
 
-    Raises PeerError for a str or int field of another type, and if the constructor refuses.
+    Raises PeerError if a str or int field has a value of another type, or if `cls` rejects a value.
     """
     declared = {"str": str, "int": int}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -246,7 +247,7 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
 def _read_json(text: bytes | str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(
-            text if isinstance(text, str) else text.decode(),  # json would take UTF-16 as well
+            text if isinstance(text, str) else text.decode(),  # json.loads accepts UTF-16 too
             object_pairs_hook=_no_repeats,
             parse_constant=_no_constants,
             parse_float=_finite,
@@ -267,7 +268,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if not math.isfinite(value):  # 1e999
+    if not math.isfinite(value):  # such as 1e999
         _no_constants(text)
     return value
 

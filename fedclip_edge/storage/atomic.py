@@ -2,12 +2,12 @@
 
 Laws:
 
-- A file or folder under its final name was written and synced completely, because it is written in
-  a temporary folder next to it and then renamed.
-- An error or an interrupt leaves nothing behind. The next write of the same name removes what a
-  killed process left.
-- A kill between the two renames that replace a folder leaves the old one in a hidden folder
-  next to it.
+- A file or folder with its final name is complete and synced: it is first written in a temporary
+  folder next to it and then renamed.
+- An error or an interrupt leaves no temporary folder. After a kill, the next write of the same name
+  removes the temporary folder.
+- Replacing a folder takes two renames. If the process is killed between them, the old folder is
+  left inside a hidden folder next to it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def write_folder(
     """Write the files `contents` as `folder`, and replace an existing folder.
 
     `check` is called with the new folder before the rename. If it raises, the error is passed on
-    and nothing has changed. Raises OSError if the disk refuses.
+    and nothing has changed. Raises OSError if the folder cannot be written.
     """
     with beside(folder) as new:
         for name, data in contents.items():
@@ -44,7 +44,7 @@ def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection
     """Write the files `contents` (names may contain folders) as a new `folder`.
 
     Only the owner can read the files in `private`. Raises FileExistsError, without a change, if
-    `folder` is a file or a folder that is not empty; OSError if the disk refuses.
+    `folder` is a file or a folder that is not empty; OSError if it cannot be written.
     """
     with beside(folder) as new:
         for name, data in contents.items():
@@ -64,7 +64,7 @@ def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write `path`, and replace an existing file; only the owner can read a `private` one.
 
-    Raises OSError if the disk refuses.
+    Raises OSError if it cannot be written.
     """
     with beside(path) as new:
         _write(new / path.name, data, private=private)
@@ -76,7 +76,7 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
 def beside(path: Path) -> Iterator[Path]:
     """Yield a new, locked folder next to `path`; it is deleted at the end unless it was renamed.
 
-    Missing parents of `path` are created. Raises OSError if the disk refuses.
+    Missing parents of `path` are created. Raises OSError if a folder cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.new."
@@ -107,14 +107,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sweep(parent: Path, prefix: str) -> None:
-    """Remove folders that killed writers left: those that no process has locked."""
+    """Remove the folders of killed writers: those with this prefix that no process has locked."""
     for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(OSError), _locked(left):  # if locked, its writer still runs
+        with contextlib.suppress(OSError), _locked(left):  # if it is locked, its writer still runs
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes, *, private: bool = False) -> None:
-    # Created with its mode: others can never read a private file, even for a moment.
+    # The file is created with its mode, so that others can never read a private file.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     with os.fdopen(handle, "wb") as file:
         file.write(data)

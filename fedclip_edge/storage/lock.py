@@ -10,9 +10,9 @@ from fedclip_edge.errors import ConfigError
 
 
 def lock_file(path: Path, what: str) -> IO[bytes]:
-    """Lock `path` for as long as the returned file stays open; a kill releases it.
+    """Lock the file `path` until the returned file is closed or the process ends.
 
-    `what` names the locked thing in the error. Raises ConfigError if another process holds the
+    `what` is the name used in the error message. Raises ConfigError if another process holds the
     lock, and OSError if the file cannot be opened.
     """
     held = path.open("ab")

@@ -2,11 +2,11 @@
 
 Laws:
 
-- A file of another schema or version is refused and not changed.
-- In a durable file, a commit is on disk when it returns. A commit under `unsynced` is on disk with
-  the next synced one.
-- A killed process loses no commit. A power cut can lose only unsynced commits, the latest first,
-  and each one completely.
+- A file with another schema or version is refused and not changed.
+- In a durable file, a commit is on disk when it returns. A commit inside `unsynced` is on disk
+  together with the next synced commit.
+- A killed process loses no commit. A power cut can lose only the newest unsynced commits, and never
+  only a part of a commit.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 
 Connection = sqlite3.Connection
 
-# Payloads are megabytes. Writing 2.5 MB takes 16 ms of a core in SQLite's default pages of 4 kB,
-# and 5 ms in these.
+# Payloads are several megabytes. Writing 2.5 MB takes 16 ms of processor time with SQLite's default
+# pages of 4 kB, and 5 ms with this page size.
 _PAGE_BYTES = 32 * 1024
-# 8 MB of log, twice that of SQLite's defaults for both; the log takes space on a small disk.
+# The write-ahead log is copied back when it reaches 8 MB, twice as much as with SQLite's default
+# page size and checkpoint. A larger log would take too much space on a small disk.
 _CHECKPOINT_PAGES = 256
 
 
@@ -31,7 +32,7 @@ class Schema:
     """Schema of one kind of file."""
 
     version: int
-    table: str  # in every file of this kind, in all versions
+    table: str  # a table that every version of this file has
     script: str  # the statements that create the tables in an empty file
 
 
@@ -55,7 +56,7 @@ def open_database(
     A file that is not `durable` may lose its last commits in a power cut, but stays consistent.
     Waits up to `timeout_s` seconds for a lock of another process. Raises OtherDatabaseError if
     the file has other tables, OtherVersionError if its schema has another version, and sqlite3's
-    errors if the disk refuses or the file is damaged; the connection is closed then.
+    errors if the disk fails or the file is damaged; the connection is then closed.
     """
     with ExitStack() as on_failure:
         database = sqlite3.connect(path, timeout=timeout_s)
@@ -68,7 +69,7 @@ def open_database(
             raise OtherVersionError(version)
         _set_pragmas(database, durable=durable)
         if not tables:
-            # One transaction: a killed process leaves all tables or an empty file.
+            # One transaction: after a kill the file has all tables or is empty.
             database.executescript(
                 f"BEGIN IMMEDIATE; {schema.script} PRAGMA user_version = {schema.version}; COMMIT;"
             )
@@ -78,7 +79,7 @@ def open_database(
 
 @contextmanager
 def unsynced(database: Connection) -> Iterator[None]:
-    """Make commits inside the block without waiting for the disk.
+    """Let commits inside the block return without waiting for the disk.
 
     Enter and leave it outside a transaction, and only for a durable file.
     """
@@ -96,10 +97,10 @@ def errors_as(
 ) -> Iterator[None]:
     """Raise the caller's own errors instead of sqlite3's.
 
-    `refused` makes the error for a disk that refuses (full, read-only, locked), `damaged` the error
-    for a damaged file; without `damaged`, `refused` makes both. sqlite3.IntegrityError (a violated
-    constraint) and sqlite3.ProgrammingError (a closed connection) are mistakes of the caller and
-    pass unchanged.
+    `refused` makes the error for a file that cannot be used now (disk full, read-only, locked),
+    `damaged` the error for a damaged file; without `damaged`, `refused` makes both.
+    sqlite3.IntegrityError (a violated constraint) and sqlite3.ProgrammingError (a closed
+    connection) are mistakes of the caller and are passed on unchanged.
     """
     try:
         yield
@@ -119,7 +120,7 @@ def _set_pragmas(database: Connection, *, durable: bool) -> None:
         return
     database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
     database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")  # commits survive a power cut, not only a crash
+    database.execute("PRAGMA synchronous = FULL")  # commits survive a power cut, not only a kill
     database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    # Debian's SQLite overwrites deleted data with zeros, and so writes every payload twice.
+    # Debian's SQLite overwrites deleted data with zeros by default: it writes every payload twice.
     database.execute("PRAGMA secure_delete = FAST")

@@ -6,8 +6,8 @@ Laws:
 - Everything arrives through `next_event`; `publish` never blocks.
 - The messages of one client arrive in order, each at least once. A message that was not delivered
   when the link broke is dropped, not queued: the party that still needs its effect sends it again.
-- The transport restores the link without the caller. For a client that is refused permanently,
-  `next_event` raises RefusedError.
+- The transport reconnects on its own. If the broker refuses the client permanently, `next_event`
+  raises RefusedError.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-# In a small fleet, a device reconnects within ten seconds after the broker is back.
+# Limit of the wait; with it a small fleet reconnects within ten seconds after the broker is back.
 _RECONNECT_MAX_S = 8.0
-# Connections that a broker on two cores accepts, a TLS handshake each, without a queue building up.
+# TLS connections per second that a broker on two cores accepts without building up a queue.
 _RECONNECTS_PER_S = 50
 
 
@@ -73,7 +73,7 @@ class Transport(Protocol):
     def packet_bytes(self) -> int | None:
         """The largest packet in bytes that the broker accepts, or None if no limit is known.
 
-        Topic and headers count. The value is that of the last `Connected` that was returned.
+        Topic and headers count. It is the value of the last `Connected` that was returned.
         """
 
     def backlog(self) -> int:
@@ -89,7 +89,7 @@ class Transport(Protocol):
         """Ask the broker for the messages retained on this client's topics. Never blocks."""
 
     def expect(self, devices: int) -> None:
-        """Set the number of devices that reconnect at the same time after a broker failure."""
+        """Set the number of devices that would reconnect at once after the broker has failed."""
 
     def traffic(self) -> Traffic | None:
         """Bytes sent and received so far; None if they cannot be measured."""

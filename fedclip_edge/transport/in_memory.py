@@ -4,8 +4,8 @@ Laws:
 - A published message is delivered at once and in order, on the caller's thread. So a caller that
   sets the clock and chooses the next reader controls the whole order of events.
 - A broken link is restored only by `come_back`.
-- `accept` and `hand` are the two hops of a message. A simulation of a worse network overrides these
-  two and nothing else.
+- A message takes two hops, `accept` and `hand`. A simulation of a bad network overrides only these
+  two methods.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class InMemoryBroker:
         self._retained: dict[str, bytes] = {}
 
     def client(self, client_id: str, topics: Iterable[str], will: Will) -> InMemoryTransport:
-        """A connected client; a client with the same id is cut first, as by `cut`."""
+        """Connect a new client; an older client with the same id is cut first (`cut`)."""
         if client_id in self._clients:
             self.cut(client_id)
         client = InMemoryTransport(self, client_id, tuple(topics), will)
@@ -36,7 +36,7 @@ class InMemoryBroker:
         return client
 
     def come_back(self, client: InMemoryTransport) -> None:
-        """Restore a client's link; a client that connected with its id since is cut first."""
+        """Restore a client's link; any client now connected with its id is cut first."""
         if client.client_id in self._clients:
             self.cut(client.client_id)
         self._connect(client)
@@ -67,14 +67,14 @@ class InMemoryBroker:
         return self._clients.get(client.client_id) is client
 
     def leave(self, client_id: str) -> None:
-        """Disconnect a client in order, without its will."""
+        """Disconnect a client cleanly: its will is not published."""
         self._clients.pop(client_id, None)
 
     def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Hand a message to every client that subscribes to its topic, and retain it if told to."""
         if retain and payload:
             self._retained[topic] = payload
-        elif retain:  # MQTT 3.1.1, 3.3.1.3: an empty one is not kept and deletes the old
+        elif retain:  # an empty one deletes the old (MQTT 3.1.1, section 3.3.1.3)
             self._retained.pop(topic, None)
         for client in list(self._clients.values()):
             if client.subscribes(topic):
@@ -104,7 +104,7 @@ class InMemoryBroker:
 
 @dataclass(eq=False)
 class InMemoryTransport:
-    """A transport to an InMemoryBroker; the counterpart of PahoTransport."""
+    """A Transport to an InMemoryBroker; the counterpart of PahoTransport."""
 
     broker: InMemoryBroker
     client_id: str

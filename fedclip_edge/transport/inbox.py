@@ -1,9 +1,9 @@
 """The queue of one client's events, and of its log lines about failures.
 
 Laws:
-- paho's callbacks only enqueue here. Work inside a callback would miss the keepalive, and the
-  broker would then deliver the same message a second time.
-- Log lines are written when they are taken out, so that no callback waits for the log.
+- paho's callbacks only add to this queue. With long work inside a callback, paho would miss the
+  keepalive and the broker would end the link.
+- Log lines are written when they are taken from the queue, so that no callback waits for the log.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class _RefusedForGood:
 
 
 class Inbox:
-    """One client's events. `limits` are those of the last `Connected` taken out."""
+    """One client's events. `limits` are those of the last `Connected` taken from the queue."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.refusal = ""  # the reason for a permanent refusal
-        self.complaint = ""  # the reason why the last attempt failed
+        self.complaint = ""  # the reason why the last attempt to connect failed
         self._queue: queue.SimpleQueue[Event | _Up | _Note | _RefusedForGood] = queue.SimpleQueue()
-        self._noted: set[_Note] = set()  # since the link was last up
+        self._noted: set[_Note] = set()  # log lines queued since the link was last up
         self._first_answer = threading.Event()
 
     def put(self, event: Received | Disconnected) -> None:
         self._queue.put(event)
 
     def link_up(self, limits: Limits) -> None:
-        """Queue `Connected` and clear the complaints of earlier attempts."""
+        """Queue `Connected` and clear the reasons why earlier attempts failed."""
         self.complaint = ""
         self._noted.clear()
         self._first_answer.set()
@@ -71,7 +71,7 @@ class Inbox:
             self._queue.put(said)
 
     def complain(self, reason: str) -> None:
-        """Record and log the reason why there is no link for now."""
+        """Record and log the reason why there is no link at the moment."""
         self.complaint = reason
         self.note("broker_not_reached", reason)
 

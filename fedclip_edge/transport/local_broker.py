@@ -73,8 +73,8 @@ def start(children: Children, folder: Path, port: int = 0) -> Broker:
             "a small broker in Python with `pip install 'fedclip-edge[serve]'`"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    # A process that changes its user no longer ends with its parent (prctl(2)). So if everything
-    # runs as root, as in a container, the broker stays root as well.
+    # If a child changes its user, the kernel no longer ends it when its parent dies (prctl(2)). So
+    # if this process runs as root, as in a container, the broker keeps running as root.
     as_root = "user root" if os.geteuid() == 0 else ""
     settings = text.format(host=_HOST, port=port, as_root=as_root)
     (folder / "broker.conf").write_text(settings, encoding="utf-8")

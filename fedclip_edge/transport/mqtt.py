@@ -5,11 +5,11 @@ in_memory.py is its in-memory counterpart.
 Laws, in addition to those of base.py:
 - paho's callbacks only enqueue (inbox.py).
 - Messages have QoS 1, sessions are clean, and paho holds at most a window of messages (outbox.py).
-- The link uses MQTT 5 if the broker supports it (mqtt_version.py), for the information in it: the
-  largest packet, the most unacknowledged messages, and the reason for a refusal. Nothing in this
-  module relies on MQTT 5.
-- The link is restored after a random wait, so that a fleet does not reconnect all at once. Only the
-  first connection may fail.
+- The link uses MQTT 5 if the broker supports it (mqtt_version.py), only for the information that it
+  adds: the largest packet, the largest number of unacknowledged messages, and the reason for a
+  refusal. This module also works without it.
+- The link is restored after a random wait, so that a fleet does not reconnect all at once. Only
+  `connect`, the first connection, gives up after a timeout.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
 _CLOSE_S = 5.0
-# No message of the protocol is larger; a broker with MQTT 5 delivers no larger one.
+# Largest packet that this client accepts: every message of the protocol is smaller. A broker with
+# MQTT 5 delivers nothing larger.
 _TAKES_BYTES = 200_000
 
 
@@ -56,7 +57,7 @@ class _Client(mqtt.Client):
 
     def speak(self, version: Version) -> None:
         self._protocol = MQTTProtocolVersion(version)
-        self._clean_start = True  # version 5's clean session; its session expires at once
+        self._clean_start = True  # like a clean session of 3.1.1: the session ends with the link
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = _TAKES_BYTES
         self._connect_properties = properties
@@ -82,7 +83,7 @@ class PahoTransport:
         self._inbox = Inbox(self._limits)
         self._outbox = Outbox(self._hand_over)
         self._meter = Meter()
-        self._failures = 0  # attempts since the link was last up
+        self._failures = 0  # failed attempts since the link was last up
         self._devices = 1
         self._examining = threading.Lock()
         self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
@@ -159,7 +160,7 @@ class PahoTransport:
         return self._inbox.next_event(timeout_s)
 
     def resubscribe(self) -> None:
-        if self._outbox.is_up and self._topics:  # else the next connection does it
+        if self._outbox.is_up and self._topics:  # otherwise the next connection subscribes
             self._client.subscribe(self._topics)
 
     def expect(self, devices: int) -> None:
@@ -199,8 +200,8 @@ class PahoTransport:
             waiting = getattr(said, "ReceiveMaximum", Limits.receive_maximum)
             self._limits = Limits(packet_bytes, waiting).within(self._address.max_packet_bytes)
         # paho keeps the messages that the last link did not deliver, and would send all of them
-        # again, regardless of the window. The session is clean, so these messages are dropped on
-        # this side as well.
+        # again at once, regardless of the window. They are dropped here, as the broker drops the
+        # state of a clean session.
         client.drop_out_messages()
         if self._topics:
             client.subscribe(self._topics)
@@ -213,7 +214,7 @@ class PahoTransport:
         answered = zip(self._topics, answers, strict=False)
         denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
         if not denied:
-            if not self._outbox.is_up:  # else this answers resubscribe()
+            if not self._outbox.is_up:  # otherwise this is the answer to resubscribe()
                 self._begin()
             return
         topic, reason = next(iter(denied.items()))
@@ -228,7 +229,7 @@ class PahoTransport:
         _end(client.socket())  # useless without subscriptions: reconnect later and try again
 
     def _begin(self) -> None:
-        """Open the link for use; its subscriptions are made, so retained messages follow."""
+        """Open the link for use. The subscriptions are made, so retained messages will arrive."""
         self._outbox.link_up(self._limits)
         self._failures = 0
         self._inbox.link_up(self._limits)
@@ -285,7 +286,7 @@ class PahoTransport:
             self._inbox.note("message_not_taken", reason_codes.advised(str(reason)), topic)
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
-        # Messages are many and small: waiting to fill packets costs up to 40 ms each.
+        # There are many small messages: with Nagle's algorithm each could wait up to 40 ms.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._meter.opened(opened)
         if self._dialect.is_a_guess:

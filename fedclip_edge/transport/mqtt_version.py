@@ -1,10 +1,11 @@
 """Choice of the MQTT version for a broker: 5 if it supports it, else 3.1.1.
 
-A broker without MQTT 5 answers that the version is unsupported, closes the connection without an
-answer (RabbitMQ 3.10), or reads a CONNECT with a will as a longer one of 3.1.1 and waits for the
-rest (amqtt 0.12). A broker that dies, or that refuses a certificate, behaves in the same way. So a
-connection without an answer is followed by one attempt with 3.1.1, and only an answer decides the
-version: if that connection ends without one as well, 5 is tried again.
+A broker without MQTT 5 does one of three things: it answers that the version is not supported; it
+closes the connection without an answer (RabbitMQ 3.10); or it reads a CONNECT with a will as a
+longer packet of 3.1.1 and waits for the rest (amqtt 0.12). A broker that crashes or refuses a
+certificate also closes the connection without an answer. So after such a connection there is one
+attempt with 3.1.1. If that gets no answer either, 5 is tried again: only an answer decides the
+version.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Literal
 Version = Literal[5, 4]  # as in a CONNECT packet: 4 is 3.1.1
 Where = tuple[str, int]
 
-# The version of a broker's answer is used until the broker closes this many connections in a row
-# without an answer: another broker may have replaced it.
+# After an answer its version is used until this many connections in a row end without an answer:
+# another broker may have replaced the first one.
 _CLOSED_IN_A_ROW = 3
-# Time for an answer to version 5 from a broker that is not known to support it.
+# Longest wait for an answer to version 5, in seconds, from a broker that has not answered before.
 PATIENCE_S = 2.0
 _answered: dict[Where, Version] = {}  # by host and port, for the life of the process
 
@@ -46,7 +47,7 @@ class Dialect:
         True if the next version should be tried at once.
         """
         if self.version == 4:
-            self.version = 5  # another broker has replaced it
+            self.version = 5  # another broker must have replaced the one with 3.1.1
             _answered.pop(self._where, None)
             return False
         self.version = _answered[self._where] = 4

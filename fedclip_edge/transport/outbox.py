@@ -1,8 +1,8 @@
 """The queue of messages to send, with at most a window of them unacknowledged.
 
-After a reconnect, paho sends everything it holds at once, regardless of its own limit. So it is
-given at most WINDOW messages of one link at a time. A thread of this module hands them over,
-because paho calls `on_publish` under the lock that its `publish` takes.
+After a reconnect, paho sends all its messages at once, regardless of its own limit. So it gets at
+most WINDOW messages of one link at a time. A thread of this module passes them to paho: a callback
+cannot do so, because paho calls `on_publish` under the lock that its `publish` takes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Limits:
     """A broker's limits for one client; MQTT 3.1.1 has no way to announce them."""
 
     packet_bytes: int | None = None  # None: no limit is known
-    receive_maximum: int = 65535  # messages that the broker has not acknowledged
+    receive_maximum: int = 65535  # largest number of unacknowledged messages
 
     def within(self, packet_bytes: int | None) -> Limits:
         """These limits, with packets of at most `packet_bytes`; None adds no limit."""
@@ -53,9 +53,9 @@ class _Link:
         self.limits = limits
         self.size = min(WINDOW, limits.receive_maximum)
         self.window = threading.Semaphore(self.size)
-        self.on_way: deque[str] = deque()  # topics; a broker acknowledges in this order
-        self.published = 0  # written by the publishing thread alone
-        self.acknowledged = 0  # written by paho's thread alone
+        self.on_way: deque[str] = deque()  # topics; the broker acknowledges in this order
+        self.published = 0  # written by the publishing thread only
+        self.acknowledged = 0  # written by paho's thread only
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Outbox:
         return True
 
     def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Queue a message; it is dropped if the link is down, breaks first, or it does not fit."""
+        """Queue a message; drop it if it is too large, or if the link is down or breaks first."""
         link = self._link
         if link is not None and link.limits.fit(topic, payload):
             link.published += 1

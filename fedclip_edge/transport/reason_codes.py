@@ -1,10 +1,10 @@
-"""Reason codes of brokers (named as in MQTT 5, section 2.4): advice, and the permanent ones."""
+"""Reason codes of brokers, named as in MQTT 5, section 2.4: the permanent ones, and advice."""
 
 from __future__ import annotations
 
-# In an answer to CONNECT: reasons that waiting will not change.
+# Permanent reasons in an answer to CONNECT: waiting does not help.
 FOR_GOOD = frozenset(("Bad user name or password", "Not authorized", "Client identifier not valid"))
-# In an answer to SUBSCRIBE: reasons that only the broker's operator can change.
+# Reasons in an answer to SUBSCRIBE that only the broker's operator can change.
 NEVER_SUBSCRIBED = frozenset(("Not authorized", "Topic filter invalid"))
 
 _ADVICE = {

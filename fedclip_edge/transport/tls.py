@@ -1,14 +1,14 @@
 """TLS 1.3 with certificates of the fleet's own authority: settings, and reasons for a failed link.
 
-To paho a refused certificate looks like a dropped link. `examine` makes its own connection and
-reads the alert, so that a client that is refused permanently stops, and all others reconnect.
+paho cannot tell a refused certificate from a broken link. `examine` makes its own connection and
+reads the TLS alert, so that a client that is refused permanently stops and all others reconnect.
 
 Laws:
 - Only an encrypted alert, sent after the broker proved its identity, counts as a refusal: anyone on
-  the path can forge an alert in plain text. TLS 1.3 checks the client's certificate last, so no
-  older version is used.
-- A failure that a corrected clock or a restart can fix is not a refusal: "not yet valid" usually
-  means that the clock of the box or broker is wrong, for lack of a battery.
+  the path can forge an alert in plain text. Only TLS 1.3 is used, because there the alert about the
+  client's certificate is encrypted.
+- A failure that a corrected clock or a restart can fix is not a refusal. "Not yet valid", for
+  example, usually means a wrong clock on a box or broker without a clock battery.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of openssl/x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
-# Alerts of RFC 8446, section 6.2, by OpenSSL's names, that waiting will not change.
+# Permanent refusals: alerts of RFC 8446, section 6.2, by OpenSSL's names.
 _FOR_GOOD = {
     "SSLV3_ALERT_CERTIFICATE_REVOKED": (
         "this device's certificate was revoked; enrol the device again, with another id"
@@ -38,7 +38,7 @@ _FOR_GOOD = {
     ),
     "TLSV1_ALERT_ACCESS_DENIED": "it denies access",
 }
-# A broker sends this if our certificate has expired, or if its own revocation list has.
+# A broker sends this alert if our certificate has expired, or if its revocation list has expired.
 _MAYBE_OURS = "SSLV3_ALERT_CERTIFICATE_EXPIRED"
 
 
@@ -54,9 +54,9 @@ class _Socket(ssl.SSLSocket):
 
 
 def context(address: BrokerAddress) -> ssl.SSLContext | None:
-    """The TLS settings for paho; None if the address has no `ca`, for an unencrypted link.
+    """The TLS settings for paho; None, for an unencrypted link, if the address has no `ca`.
 
-    Raises ConfigError that names the file if a certificate or key cannot be read or used.
+    Raises ConfigError, naming the file, if a certificate or key cannot be read or used.
     """
     if address.ca is None:
         return None
@@ -99,8 +99,9 @@ def examine(address: BrokerAddress, timeout_s: float) -> None:
 
     `timeout_s` limits each step, in seconds. Returns at once if the address has no `ca`. Raises
     RefusedError for a permanent refusal; ConfigError or LinkError, as chosen by `explain`, if the
-    broker's certificate is not accepted; LinkError if no broker answers or it ends the handshake
-    for another reason; ConfigError as `context` does.
+    handshake fails, for example because the broker's certificate is not valid; LinkError if no
+    broker answers, or if it refuses the client for a reason that may pass; ConfigError as `context`
+    does.
     """
     settings = context(address)
     if settings is None:

@@ -22,7 +22,7 @@ class Meter:
         self._open = connection
 
     def closing(self) -> None:
-        """Add the open connection's last count; call it just before the connection closes."""
+        """Add the open connection's count to the sum; call it just before the connection closes."""
         self._closed = self.read() or self._closed
         self._open = None
 
