@@ -79,7 +79,7 @@ class Method(Protocol):
         """Make the model of round 0 for features of width `dim`.
 
         The same arguments give the same model on every machine. A method whose initial model
-        depends on its options raises ConfigError as `check_options`; the others ignore them.
+        depends on its options raises the errors of `check_options`; other methods ignore them.
         """
 
     def layout(self, model: Model) -> Layout:
@@ -98,12 +98,12 @@ class Method(Protocol):
     ) -> tuple[Update, State]:
         """Compute the device's update and its next state from raw features float32 (N, D).
 
-        The same seed gives the same bytes. `validation` serves only to choose settings. Both sets
+        The same seed gives the same bytes. `validation` is used only to choose settings. Both sets
         may be empty: a device without pictures changes nothing. `drift` maps a parameter name to a
         float32 array of the parameter's shape, which is added to every gradient.
 
-        Raises ConfigError for an unknown option, a value out of range, or a training that
-        diverges; DataError if a device has more pictures than can be summed exactly.
+        Raises ConfigError for an unknown option, for a value out of range, and if training
+        diverges. Raises DataError if a device has more pictures than can be summed exactly.
         """
 
     def combine(self, model: Model, total: Total, state: State) -> tuple[Model, State]:
