@@ -130,7 +130,7 @@ def _per_round(total_bytes: int | None, rounds: int) -> int | None:
 
 
 def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
-    """Format a row; the gain is that of the personal model if there is one, else the shared one."""
+    """Format a row; the gain is the personal model's if there is one, else the shared model's."""
     accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
     best = accuracy.get("personal", accuracy["federated"])
     gain = 100 * (best - accuracy["zero_shot"])

@@ -2,8 +2,8 @@
 
 - contrastive (FedCLIP): logits (B, B) of every picture against the class text of every picture of
   the batch. Other pictures of the same class count as negatives. The loss is the mean of the
-  cross-entropies over rows and over columns. If a class occurs twice in the batch, it cannot reach
-  zero.
+  cross-entropies over rows and over columns. If a class occurs twice in the batch, the loss cannot
+  reach zero.
 - multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same logits, but all pictures
   of the same class together count as the positive, so none of them is a negative. A target with
   equal shares for these pictures would give the contrastive loss again, because all pictures of a

@@ -1,10 +1,10 @@
 """The interface of a method: a module with a few functions and its traits.
 
 `initial` and `combine` run on the coordinator and use numpy only. `fit` runs on a device. `logits`
-serves evaluation, prediction and the exported classifier. `fit` and `logits` import torch inside
-the function. `State` is what the device or the coordinator keeps between rounds; most methods keep
-nothing. For an averaged method, the strategy of the plan decides how the deltas change the model
-(strategy.py).
+is used for evaluation, for prediction and in the exported classifier. `fit` and `logits` import
+torch inside the function. `State` is what the device or the coordinator keeps between rounds; most
+methods keep nothing. For an averaged method, the strategy of the plan decides how the deltas change
+the model (strategy.py).
 
 The terms of a model are its parameters: named float32 arrays.
 """

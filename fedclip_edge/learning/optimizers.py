@@ -19,7 +19,7 @@ class Optimizer(Protocol):
     """An optimizer, which holds its parameters and its state."""
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one step; `gradients` has one of the same shape for each."""
+        """Move the parameters by one step; `gradients` have their order and shapes."""
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Sgd:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one step; `gradients` has one of the same shape for each."""
+        """Move the parameters by one step; `gradients` have their order and shapes."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.sub_(gradient.add(parameter, alpha=self.weight_decay), alpha=self.lr)
 
@@ -58,7 +58,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one step; `gradients` has one of the same shape for each."""
+        """Move the parameters by one step; `gradients` have their order and shapes."""
         for count in self._steps:
             count.add_(1)
         # The kernel that torch.optim uses with fused=True. It passes over memory once and takes a

@@ -24,7 +24,7 @@ from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
 from fedclip_edge.records import ClassTexts, Model, Plan
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the device's own logits in the mix
+SHARES = (0.25, 0.5, 0.75, 1.0)  # shares of the device's own logits in the tried mixes
 
 
 def personal(
