@@ -117,8 +117,8 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     """Draw the pictures and export the bundle, unless they are already there.
 
     `check` must have passed, and `settings.out` must exist. `say` is called with a line of text
-    before each slow step. Raises the errors of `check`, ConfigError if the folder of pictures holds
-    other pictures, and ExportError if the tiny CLIP cannot be exported.
+    before each slow step. Raises ConfigError if the folder of pictures holds other pictures,
+    ExportError if the tiny CLIP cannot be exported, and DataError and BundleError as `check` does.
     """
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
