@@ -1,4 +1,4 @@
-"""`fedclip-edge broker`: an MQTT broker on this machine, or the files of a fleet's broker."""
+"""`fedclip-edge broker`: an MQTT broker on this machine, or the files for a fleet's broker."""
 
 from __future__ import annotations
 

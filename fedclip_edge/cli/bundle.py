@@ -35,7 +35,7 @@ def verify(
 
     The encoder runs on the bundle's golden pictures, and its features are compared with those of
     the machine that exported the bundle. The exit code is 12 if a file differs from the exported
-    one, or if the features differ by more than rounding on this kind of processor explains.
+    one, or if the features differ by more than the rounding errors of this kind of processor.
     """
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.vision import verification

@@ -162,7 +162,7 @@ def demo(
 
 
 def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
-    """Parse options by name; a value is read as TOML, or kept as text if it is no TOML scalar."""
+    """Parse NAME=VALUE options; a value that is not a TOML scalar is kept as text."""
     from fedclip_edge.config import parse_value
 
     parsed = {}
@@ -191,7 +191,7 @@ class _Live:
         if event["event"] == "joined":
             self._bar.say(f"{event['device']} joined ({event['roles']})")
         elif event["event"] == "encoding_pictures":
-            who = event.get("device", self._held_out)  # the trainer's event names no device
+            who = event.get("device", self._held_out)  # the trainer's event has no device
             self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % (round {event['round']})"

@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def encoder_options(command: F) -> F:
-    """Add --provider, --threads and --engine-dir to a command, as arguments of these names."""
+    """Add --provider, --threads and --engine-dir to a command; it gets arguments of these names."""
     provider = click.option(
         "--provider",
         default="cpu",

@@ -98,7 +98,7 @@ def renew(id: str, out: Path | None, days: int, site: Path) -> None:
 def revoke(id: str, site: Path) -> None:
     """Exclude a device permanently.
 
-    Coordinator and broker refuse the device ID from now on. It cannot be enrolled again.
+    The coordinator and the broker refuse the device ID from now on. It cannot be enrolled again.
     """
     from fedclip_edge.pki import enrolment
 

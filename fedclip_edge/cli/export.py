@@ -115,7 +115,7 @@ def export(**given: Any) -> None:
         --classes classes.txt --precision fp16 --out bundle
     fedclip-edge export tiny --out bundle
 
-    For an encoder that already is an ONNX file, leave out SOURCE:
+    For an encoder that is already an ONNX file, leave out SOURCE:
 
     \b
     fedclip-edge export --onnx encoder.onnx --preprocess preprocess.toml \\
@@ -183,7 +183,7 @@ def _from_onnx(given: Mapping[str, Any], used: set[str]) -> Bundle:
 
 
 def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments common to both exports: for the gate, the folder and the output."""
+    """Return the arguments that both exports take, for the parity gate and the output folder."""
     from fedclip_edge.demo.gate_pictures import draw
 
     return {
@@ -218,7 +218,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
         names, prompts = _class_names(given["classes"]), _prompts(given)
         source = _recipe(given, used) if "source" in used else _tiny(given["bundle"])
         if source is not None and str(given["source"]).endswith(".toml"):
-            prompts = source.prompts  # only a recipe file has prompts of its own
+            prompts = source.prompts  # only a recipe file has its own prompts
         with progress_bar("texts") as progress:
             bundle = replace_classes.from_model(
                 given["bundle"], names, source=source, prompts=prompts, progress=progress
@@ -233,7 +233,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
 
 
 def _tiny(folder: Path) -> Recipe | None:
-    """Return the demo's model if the bundle was made from it; it is part of this package."""
+    """Return the demo's model, which is part of this package, if the bundle was made from it."""
     from fedclip_edge.demo import tiny_clip
     from fedclip_edge.exporting.recipe import Recipe, in_folder
     from fedclip_edge.vision.bundle import read_bundle
@@ -244,9 +244,9 @@ def _tiny(folder: Path) -> Recipe | None:
 
 
 def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
-    """SOURCE as a recipe, with its values replaced by those of the command line.
+    """Make the recipe of SOURCE, with its values replaced by those of the command line.
 
-    Raises ConfigError for a recipe that cannot be read or values that do not go together.
+    Raises ConfigError for a recipe that cannot be read and for values that do not fit together.
     """
     from fedclip_edge.demo import tiny_clip
     from fedclip_edge.errors import ConfigError

@@ -43,9 +43,9 @@ def export_classifier(
 ) -> None:
     """Write a trained classifier as one ONNX file.
 
-    The file holds encoder, adapter and class texts in one graph, from pixels to class
-    probabilities. It runs with onnxruntime alone. The class names and the preparation of pictures
-    are in its metadata.
+    The file holds the encoder, the adapter and the class texts as one graph, from pixels to class
+    probabilities. It needs only onnxruntime. The class names and the preprocessing of pictures are
+    in its metadata.
 
     RUN_OR_FILE is a file models/RUN.safetensors that `serve` wrote, a device's
     personal.safetensors, a journal, or the id of a run.

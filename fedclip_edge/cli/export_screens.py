@@ -1,4 +1,4 @@
-"""The output of `fedclip-edge export`: the gate's table, and a summary of the bundle."""
+"""The output of `fedclip-edge export`: the parity gate's table, and a summary of the bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INDENT = "  "
 def report(parity: Parity) -> None:
     """Print the results of the parity gate to standard error.
 
-    They are printed before the verdict, so that the user sees them even if the bundle is refused.
+    They are printed before the decision, so that the user sees them even if the bundle is refused.
     """
     verdicts = {None: "", True: "ok", False: "FAILED"}
     rows = [(row.label, row.value, row.threshold, verdicts[row.passed]) for row in parity.rows()]

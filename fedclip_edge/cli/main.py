@@ -1,8 +1,7 @@
 """The entry point of `fedclip-edge`, and its list of commands.
 
-Each command has its own file, with heavy imports inside the command. Every error that this package
-raises on purpose ends here, as a message on standard error and the exit code of its class
-(errors.py).
+Each command has its own file, with slow imports inside the command. Every error that this package
+raises on purpose becomes a message on standard error and the exit code of its class (errors.py).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def cli() -> None:
     """Adapt CLIP to a fleet's own pictures without moving a picture."""
 
 
-# Libraries that may not be installed, and for each command the extra that installs all it needs.
+# Libraries that may not be installed, and for each command the extra that installs what it needs.
 _LIBRARIES = ("PIL", "jinja2", "onnx", "onnxruntime", "onnxscript", "open_clip", "torch")
 _EXTRAS = {
     "agent": "agent",
@@ -62,7 +61,7 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command line; the console script's function."""
+    """Run the command line; the entry point of the console script."""
     signal.signal(signal.SIGTERM, _end)
     try:
         cli.main(standalone_mode=False)
@@ -77,7 +76,7 @@ def main() -> None:
     except FedclipError as error:
         click.echo(f"fedclip-edge: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # no other code translated it
+    except OSError as error:  # not turned into a FedclipError elsewhere
         where = f"{error.filename}: " if error.filename else ""
         click.echo(
             f"fedclip-edge: {where}{error.strerror or error}; free disk space, repair the disk or "

@@ -72,8 +72,8 @@ def predict(
 ) -> None:
     """Label pictures with the classes of a bundle.
 
-    PICTURES are files or folders. Folders are searched with all folders in them. If pictures are
-    in folders that are named after the classes, the accuracy is printed at the end.
+    PICTURES are files or folders. Folders are searched recursively. If the pictures are in folders
+    that are named after the classes, the accuracy is printed at the end.
 
     RUN_OR_FILE is a file models/RUN.safetensors that `serve` wrote, a device's
     personal.safetensors, a journal, or the id of a run.
@@ -119,7 +119,7 @@ def predict(
                     written.append(rows.as_csv(result))
                 if table is not None:
                     table.show(result)
-            if table is None and not as_json:  # nothing else is printed meanwhile
+            if table is None and not as_json:  # otherwise the output shows progress
                 bar(done, len(asked))
     for skipped in tally.skipped:
         _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)
@@ -169,7 +169,7 @@ class _Tally:
         return text if not self.skipped else f"{text}, {len(self.skipped)} skipped"
 
     def accuracy(self, *, adapted: bool) -> list[str]:
-        """Format the accuracy as lines; none if no picture is in a class folder."""
+        """Format the accuracy as lines; returns no lines if no picture is in a class folder."""
         if not self._known:
             return []
         shown = ["adapted", "zero-shot"] if adapted else ["zero-shot"]
@@ -181,7 +181,7 @@ class _Tally:
 
 
 class _Rows:
-    """A prediction in the columns of the CSV file and the JSON lines."""
+    """A formatter of predictions as rows of the CSV file and as JSON lines."""
 
     def __init__(self, names: Sequence[str], top: int, has_model: bool) -> None:
         self.names = names
@@ -189,7 +189,7 @@ class _Rows:
         self.has_model = has_model
 
     def best(self, probabilities: F32) -> list[tuple[str, float]]:
-        """The `top` most likely classes with their values in `probabilities`, float32 (C,)."""
+        """Return the `top` likeliest classes and their values in `probabilities`, float32 (C,)."""
         order = (-probabilities).argsort(kind="stable")[: self.top]
         return [(self.names[i], float(probabilities[i])) for i in order]
 

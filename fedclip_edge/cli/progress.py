@@ -32,7 +32,7 @@ class Bar:
         self._drawn_at = 0.0
 
     def show(self, done: int, total: int, text: str) -> None:
-        """Draw the bar; it ends when `done` reaches `total`. Long texts are wrapped."""
+        """Draw the bar; it ends when `done` reaches `total`. A long text is wrapped."""
         if not self.is_drawn:
             return
         if self._progress is None:
@@ -72,7 +72,7 @@ class Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False, table_column=Column(overflow="fold")),
             console=console,
-            # No thread of its own, and no redirection: standard output may go to a file.
+            # No refresh thread, and no redirection because standard output may go to a file.
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
@@ -99,10 +99,10 @@ class Pace:
 
 @contextmanager
 def progress_bar(label: str, elsewhere: Told | None = None) -> Iterator[Told]:
-    """A callback of (done, total), which draws a bar if standard error is a terminal.
+    """Yield a callback (done, total) that draws a bar if standard error is a terminal.
 
-    The bar ends when `done` reaches `total`; the next call starts another. Elsewhere, calls are
-    passed on to `elsewhere` at most every 30 s; by default it prints a line to standard error.
+    The bar ends when `done` reaches `total`; the next call starts another. Without a terminal, the
+    calls go to `elsewhere`, at most every 30 s; by default it prints a line to standard error.
     """
     bar = Bar(sys.stderr)
     if not bar.is_drawn:

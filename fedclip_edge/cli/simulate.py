@@ -204,7 +204,7 @@ def simulate(
     from fedclip_edge.simulating.splits import parse_split
     from fedclip_edge.simulating.workers import Workers
 
-    log.mute()  # a coordinator's events would disturb the output
+    log.mute()  # event lines would disturb the output
     choices = comparison.Choices(
         settings=parse_settings(asked, rounds),
         split=parse_split(split),

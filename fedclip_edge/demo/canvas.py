@@ -47,7 +47,7 @@ def bounds(part: Part) -> tuple[int, int, int, int]:
 
 
 def noisy(picture: Image.Image, rng: random.Random, strength: float) -> Image.Image:
-    """The RGB picture with grain of at most `strength` grey levels up or down."""
+    """The RGB picture with noise of at most `strength` grey levels up or down."""
     grain = Image.frombytes("RGB", picture.size, rng.randbytes(picture.width * picture.height * 3))
     grain = grain.point([int(level * 2 * strength / 255) for level in range(256)] * 3)
     return ImageChops.add(picture, grain, offset=-int(strength))

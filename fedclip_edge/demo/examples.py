@@ -48,13 +48,14 @@ class Example:
 
 
 def choose_examples(predictions: Mapping[str, Path], per_device: int, seed: int) -> list[Example]:
-    """Choose at most `per_device` test pictures of each device at random by `seed`, by kind.
+    """Choose at most `per_device` test pictures of each device; `seed` makes the choice repeatable.
 
     `predictions` maps a device to its predictions.csv with the columns picture, label, zero_shot
-    and federated. The pictures are shared out among the kinds in proportion to their counts in the
-    file. A kind that occurs gets at least one, if there is room for one of each.
+    and federated. The numbers of pictures of the kinds (right, fixed, ...) are in proportion to
+    their counts in the file. Each kind that occurs gets at least one picture, if `per_device` is
+    large enough for one of each.
 
-    Raises DataError, naming the file, if it is missing or is not such a table.
+    Raises DataError, which names the file, if it is missing or is not such a table.
     """
     chosen = []
     for device, path in predictions.items():
@@ -67,10 +68,10 @@ def choose_examples(predictions: Mapping[str, Path], per_device: int, seed: int)
 
 
 def thumbnail(path: Path) -> str | None:
-    """Encode the picture as a data: URI of a PNG or JPEG; None if it cannot be read.
+    """Encode the picture as a data: URI with a PNG or JPEG; None if it cannot be read.
 
-    Its longer side is at most THUMBNAIL_PX. The JPEG quality is lowered, to 40 at the least, until
-    the data fits into THUMBNAIL_BYTES. EXIF orientation is ignored and transparency dropped, as for
+    Its longer side is at most THUMBNAIL_PX. The JPEG quality is lowered, down to 40, until the data
+    fits into THUMBNAIL_BYTES. EXIF orientation is ignored and transparency dropped, as for
     the encoder.
     """
     try:
@@ -124,7 +125,7 @@ def _read_predictions(device: str, path: Path) -> list[Example]:
 
 
 def _seats(counts: Sequence[int], seats: int) -> list[int]:
-    """Share out `seats` in proportion to `counts`; each above 0 gets one, if there is room."""
+    """Divide `seats` in proportion to `counts`; each count above 0 gets one, if there is room."""
     seats = max(0, min(seats, sum(counts)))
     occurring = [int(count > 0) for count in counts]
     given = occurring if sum(occurring) <= seats else [0] * len(counts)

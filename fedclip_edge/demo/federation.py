@@ -29,15 +29,15 @@ from fedclip_edge.transport import local_broker
 Event = Mapping[str, Any]
 _LOOK_S = 0.5  # between checks that every process is alive
 _AGENT_ENDS_S = 20.0
-_SERVE_ENDS_S = 20.0  # time to leave the broker and to end its trainer
-# The longest silence after the first closed round: a round has an event at its deadline at the
-# latest. Before that there is no limit, because a device may encode pictures for hours.
+_SERVE_ENDS_S = 20.0  # time for serve to disconnect and to end its trainer
+# The longest time without an event after the first closed round: at the latest, a round has an
+# event at its deadline. Before that there is no limit, because a device may encode for hours.
 _SILENT_S = DEADLINE_S + 60.0
 
 
 @dataclass(frozen=True)
 class Started:
-    """The broker's name and address, passed on when all processes have been started."""
+    """The broker's name and address, for the callback when all processes have been started."""
 
     broker: str
     address: BrokerAddress
@@ -48,15 +48,15 @@ class _Watched:
     name: str
     process: subprocess.Popen[str]
     log: Path
-    ends_with_run: bool = True  # with code 0, perhaps before the run_done event
+    ends_with_run: bool = True  # it then exits with code 0, possibly before the run_done event
 
 
 def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Event], None]) -> str:
     """Run the federation to its end and return the broker's name.
 
     `started` is called once, `happened` for each event. No process outlives the call. Raises
-    RunError if a process ends too early or with an error, does not end with the run, or if nothing
-    happens for too long; BrokerError if no broker can be started.
+    RunError if a process ends too early or with an error, does not end with the run, or if there
+    is no event for too long. Raises BrokerError if no broker can be started.
     """
     logs = stage.settings.out / "logs"
     logs.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def _watch(
             line = lines.get(timeout=_LOOK_S)
         except queue.Empty:
             _check_alive(watched)
-            for one in watched[2:]:  # the devices: the coordinator and the broker come first
+            for one in watched[2:]:  # skip the coordinator and the broker
                 for event in _encoding(one, read):
                     happened(event)
             if time.monotonic() - heard_at > silent_s:
@@ -107,7 +107,7 @@ def _watch(
                     f"look into the logs of all processes in {watched[0].log.parent}"
                 ) from None
             continue
-        if line is None:  # the coordinator closed its output: it has ended
+        if line is None:  # the coordinator has ended
             raise RunError(_exit_message(watched[0]))
         try:
             event = json.loads(line)
@@ -128,7 +128,7 @@ def _watch(
 
 
 def _encoding(one: _Watched, read: dict[str, int]) -> Iterator[Event]:
-    """Yield new encoding events in a device's log; `read` has the bytes read so far, by device."""
+    """Yield new encoding events in a device's log; `read` holds the byte offset for each device."""
     with one.log.open("rb") as file:
         file.seek(read.get(one.name, 0))
         lines = [line for line in file if line.endswith(b"\n")]
@@ -159,7 +159,7 @@ def _await_end(one: _Watched) -> None:
 
 def _exit_message(one: _Watched) -> str:
     """Return the error message for a process that ended, with the last line of its log."""
-    with contextlib.suppress(subprocess.TimeoutExpired):  # its output may close before it ends
+    with contextlib.suppress(subprocess.TimeoutExpired):  # output may close before it ends
         one.process.wait(_LOOK_S)
     try:
         words = one.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -173,7 +173,7 @@ def _exit_message(one: _Watched) -> str:
 
 
 def _lines(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:
-    """Return a queue that a thread fills with the process's output, line by line, then None."""
+    """Return a queue; a thread puts each line of the process's output into it, then None."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     output = process.stdout
     assert output is not None

@@ -82,7 +82,7 @@ def _blended(dark: Colour, bright: Colour, light: Image.Image) -> Image.Image:
 
 
 def painting(scene: Scene, rng: random.Random) -> Image.Image:
-    """Brush strokes along a field of directions, in uneven colours."""
+    """Brush strokes that follow a slowly turning direction, in uneven colours."""
     edge = int(scene.horizon * BIG_PX)
     canvas = Image.new("RGB", (BIG_PX, BIG_PX), scene.ground)
     pen = ImageDraw.Draw(canvas)
@@ -109,7 +109,7 @@ def _strokes(
     bend: float,
     phase: float,
 ) -> None:
-    """Paint `count` short strokes, each in nearly the colour below it; sizes are in pixels."""
+    """Paint `count` short strokes, each in roughly the colour below it; sizes are in pixels."""
     under = noisy(canvas, rng, 30).tobytes()
     pen = ImageDraw.Draw(canvas)
     for _ in range(count):
@@ -124,7 +124,7 @@ def _strokes(
 
 
 def poster(scene: Scene, rng: random.Random) -> Image.Image:
-    """A few flat colours, as in a screen print, no outlines, a geometric background."""
+    """A few flat colours without outlines on a geometric background, as in a screen print."""
     canvas = Image.new("RGB", (BIG_PX, BIG_PX), scene.ground)
     pen = ImageDraw.Draw(canvas)
     other = _nearby(scene, rng)

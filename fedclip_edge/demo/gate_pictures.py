@@ -1,4 +1,4 @@
-"""Drawn pictures for the parity gate of an export, used if no pictures of a fleet are given."""
+"""Drawn pictures for the parity gate of an export; used if the operator gives no pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SEED = 0
 
 
 def draw(preprocessing: Preprocessing, classes: Sequence[str]) -> GatePictures:
-    """Draw every class of the drawn world once in every style, for the gate of an export.
+    """Draw every class of the drawn world once in every style, for the parity gate of an export.
 
     The pictures are labelled only if `classes` are those of the drawn world, in its order.
     """

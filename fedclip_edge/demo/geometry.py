@@ -12,7 +12,10 @@ Tone = Literal["main", "second", "third", "dark", "light"]
 
 @dataclass(frozen=True)
 class Part:
-    """A filled polygon if `width` is 0, else an open line of that width."""
+    """A filled polygon, or an open line of `width` if `width` is above 0.
+
+    `width` is in the unit of the points.
+    """
 
     points: tuple[Point, ...]
     tone: Tone

@@ -21,9 +21,9 @@ _MEANS = ("zero_shot", "local", "federated", "federated_f1", "zero_shot_ece", "f
 def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Example]) -> None:
     """Write the page under a temporary name, then rename it.
 
-    `summary` is the content of summary.json. Examples of a device that it does not list are shown
-    as those of the held-out device. A picture that cannot be read is left out, and the page lists
-    it. Raises OSError if the file cannot be written.
+    `summary` is the content of summary.json. Examples of a device that is not in the summary are
+    shown as examples of the held-out device. A picture that cannot be read is left out, and the
+    page lists it. Raises OSError if the file cannot be written.
     """
     names = _names(summary)
     cards: dict[str, list[tuple[Example, str]]] = {}
@@ -69,7 +69,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     if held_out := summary.get("held_out"):
         accuracy = held_out["accuracy"]
         own, more = _change(accuracy.get("zero_shot"), accuracy.get("federated"))
-        # An equal verb is not repeated: "rose from 1 to 2, the held-out from 3 to 4".
+        # The same verb is not repeated: "rose from 1 to 2, the held-out style X from 3 to 4".
         said = "" if own == verb and more else f" {own}"
         text += f", the held-out style {held_out['domain']}{said}{more}"
     return f"{start}: {text}; no picture left its device."
@@ -135,7 +135,7 @@ def _names(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pairs(summary: Mapping[str, Any], one: str, other: str) -> list[tuple[float, float]]:
-    """Pair two kinds of accuracy of the devices that have both, so that their means compare."""
+    """List (one, other) accuracies of the devices that have both, so that means are comparable."""
     accuracies = [entry["accuracy"] for entry in summary["devices"].values()]
     both = [(number(accuracy.get(one)), number(accuracy.get(other))) for accuracy in accuracies]
     return [(a, b) for a, b in both if a is not None and b is not None]
@@ -146,7 +146,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _column_mean(summary: Mapping[str, Any], kind: str) -> float | None:
-    """Compute the mean over all devices; None if one of them has no such figure."""
+    """Compute the mean of one kind of accuracy over all devices; None if a device has none."""
     pairs = _pairs(summary, kind, kind)
     return _mean([a for a, _ in pairs]) if len(pairs) == len(summary["devices"]) else None
 

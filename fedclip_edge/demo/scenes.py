@@ -31,7 +31,7 @@ COLOURS: dict[str, Colour] = {
 }
 _SKINS: tuple[Colour, ...] = ((250, 214, 184), (228, 180, 140), (188, 130, 92), (120, 78, 52))
 
-# The usual colours of each thing, for its main, second and third tone.
+# Usual colours of each thing: one group each for its main, second and third tone.
 _USUAL: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "boat": (("brown", "red", "blue", "white"), ("white", "yellow", "red"), ("red", "blue")),
     "car": (("red", "blue", "yellow", "grey", "white", "green"), ("white", "grey"), ("grey",)),
@@ -47,7 +47,7 @@ _USUAL: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
                  ("brown", "grey")),
 }  # fmt: skip
 
-# The largest lean of each thing, in degrees; 6 for the others.
+# The largest tilt of each thing, in degrees; 6 for things not listed.
 _LEAN = {"star": 36.0, "fish": 22.0, "flower": 14.0, "umbrella": 28.0, "cup": 9.0}
 
 
@@ -58,7 +58,7 @@ class Scene:
     - `parts`: from back to front, in a picture of side 1;
     - `colours`: one for every tone;
     - `ground` (the background) and `floor`: different from the main colour;
-    - `horizon`: the height of the line between the two, from 0 at the top to 1;
+    - `horizon`: the height of the line between background and floor, from 0 at the top to 1;
     - `words`: adjectives for a caption, possibly none.
     """
 
@@ -121,7 +121,7 @@ def _colours(class_name: str, rng: random.Random) -> tuple[str, dict[Tone, Colou
 
 
 def distance(one: Colour, other: Colour) -> float:
-    """The Euclidean distance of two RGB colours, 0 to 441."""
+    """The Euclidean distance between two RGB colours, 0 to 441."""
     return math.dist(one, other)
 
 

@@ -26,7 +26,7 @@ from fedclip_edge.vision.datasets import read_folder
 DRAWN_DOMAINS = ("photo", "painting", "poster", "sketch", "cartoon")
 MARKER = ".fedclip-edge-demo"
 _WEIGHTS = "open_clip_model.safetensors"  # as open_clip names it
-DEADLINE_S = 300.0  # of a round
+DEADLINE_S = 300.0  # deadline of a round
 
 Tables = Mapping[str, Mapping[str, object]]
 
@@ -75,8 +75,8 @@ class Stage:
 def check(settings: Settings) -> None:
     """Check the settings before any work is done.
 
-    Raises ConfigError for options that are wrong or do not fit together, DataError for a folder of
-    pictures that cannot be used, and BundleError for a bundle that cannot.
+    Raises ConfigError for options that are wrong or do not fit together, DataError for an unusable
+    folder of pictures, and BundleError for an unusable bundle.
     """
     methods.get(settings.method).check_options(settings.options)
     domains = _domains(settings)
@@ -117,8 +117,8 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     """Draw the pictures and export the bundle, unless they are already there.
 
     `check` must have passed, and `settings.out` must exist. `say` is called with a line of text
-    before each slow step. Raises ConfigError if the folder of pictures holds other pictures, and
-    ExportError if the tiny CLIP cannot be exported; also DataError and BundleError as `check`.
+    before each slow step. Raises ConfigError if the folder of pictures holds other pictures,
+    ExportError if the tiny CLIP cannot be exported, and DataError and BundleError as `check` does.
     """
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
@@ -215,7 +215,7 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
 
 
 def _export(folder: Path, say: Callable[[str], None]) -> Path:
-    """Export the tiny CLIP's bundle, unless one of the same weights exists; return its folder."""
+    """Export the tiny CLIP's bundle, unless it exists for these weights; return its folder."""
     weights = hashlib.sha256((tiny_clip.FOLDER / _WEIGHTS).read_bytes()).hexdigest()
     marker = folder.with_name(folder.name + ".weights")
     if folder.exists() and marker.is_file() and marker.read_text(encoding="utf-8") == weights:
@@ -246,7 +246,7 @@ def _is_demo(out: Path) -> bool:
 
 
 def _toml(tables: Tables) -> str:
-    """Format tables as TOML; strings, numbers, lists and booleans look the same in JSON."""
+    """Format tables as TOML; for the types used here, TOML values are written as in JSON."""
     lines = []
     for name, table in tables.items():
         lines += [f"\n[{name}]"] if name else []

@@ -1,6 +1,6 @@
 """The folder of the tiny CLIP, an open_clip model made for the drawn world.
 
-Law: nothing heavy is imported here; callers that load the model need only its path.
+Law: no large library is imported here; callers that only need the model's path stay fast.
 """
 
 from __future__ import annotations

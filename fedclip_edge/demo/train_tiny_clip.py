@@ -7,7 +7,7 @@ The symmetric contrastive loss is that of CLIP (Radford et al. 2021, arXiv 2103.
 Laws:
 - only the styles in SEEN are trained on;
 - no setting is chosen on the test pictures;
-- the vocabulary is learned from the captions, so that no file in the folder comes from elsewhere;
+- the vocabulary is learned from the captions, so that the folder holds no third-party file;
 - the same seed gives the same weights on one machine with the same library versions.
 """
 
@@ -38,7 +38,7 @@ from fedclip_edge.exporting.recipe import PROMPT
 from fedclip_edge.exporting.torchvision_ops import declare_missing
 
 TRAIN_PER_CLASS = 800  # of each seen style: 24,000 pictures
-EPOCHS = 10  # after 6, the seen styles are still below 85 %
+EPOCHS = 10  # after 6, accuracy on the seen styles is still below 85 %
 BATCH = 256
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.1
@@ -290,8 +290,8 @@ def build(out: Path, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
 def measure(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
     """Measure the weights in `folder` and write figures.json and MODEL_CARD.md next to them.
 
-    `training` holds the figures that only the training knows. Returns them together with the
-    measured ones; the model card and the test of the weights use no other figures.
+    `training` holds the figures of the training itself. Returns them together with the measured
+    figures; the model card and the test of the weights use no others.
     """
     model, tokenizer = load(folder)
     pixels, _ = pictures(SEEN, TEST_SEED, 10)

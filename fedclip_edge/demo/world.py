@@ -1,9 +1,9 @@
 """The drawn world: pictures of ten things in several styles, for a demo that needs no download.
 
 Laws:
-- a picture depends on its class, its style and its seed only, in every process. This holds on one
-  version of Pillow: another may round pixels differently, so compare accuracies and never picture
-  hashes across machines;
+- a picture depends on its class, its style and its seed only, in every process. This holds for one
+  version of Pillow. Another version may round pixels differently: across machines compare
+  accuracies, never picture hashes;
 - the tiny CLIP was trained on the styles in SEEN and on none of those in UNSEEN.
 """
 
@@ -39,11 +39,11 @@ _PAINTERS: dict[str, Callable[[Scene, random.Random], Image.Image]] = {
     "neon": lined.neon,
 }
 
-# Raise it with any change of the drawings, so that folders drawn before are not reused.
+# Increase it when the drawings change, so that folders drawn before are not reused.
 VERSION = 1
 _MARKER = ".world.json"
 
-# The words of captions for a style; some captions name none. No word names an unseen style, so
+# Words for a style in captions; some captions have none of them. No word names an unseen style, so
 # that the tiny CLIP is not trained on those words either.
 _STYLE_WORDS: dict[str, tuple[str, ...]] = {
     "photo": ("photo", "photograph"),

@@ -3,12 +3,13 @@
 Lu, Hu, Wang, Xie 2023, "FedCLIP: Fast Generalization and Personalization for CLIP in Federated
 Learning", arXiv 2302.13485; its reference code is microsoft/PersonalizedFL, folder fedclip.
 
-    adapted = softmax(W2 tanh(W1 f + b1) + b2) * f        over the D features, f raw
+    gate    = softmax(W2 tanh(W1 f + b1) + b2)            one weight for each of the D numbers of f
+    adapted = gate * f                                    f is the raw feature of a picture
     logits  = scale * cos(adapted, t_c)                   for every class text t_c
 
-Training, evaluation, prediction and the exported classifier all use these functions. The gate reads
-the raw feature and is applied before normalisation. Its gradients scale with the norm of the
-feature, so unit features would make them too small.
+Training, evaluation, prediction and the exported classifier all use these functions. The gate is
+computed from the raw feature and applied before normalisation. Its gradients scale with the norm of
+the feature, so unit features would make them too small.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def attend(terms: Mapping[str, Tensor], features: Tensor) -> Tensor:
 def logits(features: Tensor, texts: Tensor, scale: float) -> Tensor:
     """Compute CLIP's logits float32 (N, C): scaled cosines of features (N, D) and texts (C, D).
 
-    The features may have any norm; the texts are multiplied as they are, so cosines need unit rows.
+    The features may have any norm and are normalised here. The texts must have unit rows; this is
+    not checked.
     """
     return scale * normalize(features, dim=1) @ texts.T
 

@@ -8,9 +8,9 @@ Laws:
 - A total does not depend on the order in which contributions arrive.
 - An update that could overflow a sum, or that exceeds a bound, is refused before anything is added.
 
-The bounds are the plan's `max_weight` and, for deltas, its `max_norm`. A norm cannot bound integer
-sums over pictures, because they grow with the number of pictures. Each of their entries may be at
-most PER_PICTURE times the weight, which then counts pictures.
+The bounds are the plan's `max_weight` and, for deltas, its `max_norm`. Integer sums grow with the
+number of pictures, so no fixed norm can bound them. Instead each entry may be at most PER_PICTURE
+times the weight, which for sums over pictures is the number of pictures.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fedclip_edge.records import F32, I64, Arrays, Plan, Update
 # at most 1, on the grid 2**-15 (learning/moments.py). Counts and sums of coordinates are smaller.
 PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
-_BLOCK = 1 << 14  # values: as float64 and int64 they fit into the cache together with their source
+_BLOCK = 1 << 14  # values: their float32, float64 and int64 copies fit into the cache
 _OVERFLOW = "the sum of the updates would overflow int64; choose a smaller grid_bits in [plan]"
 
 
 class ExactSum:
-    """A running total of updates of kind "sum"."""
+    """A running total of the updates of a round; their `kind` must be "sum"."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -50,9 +50,9 @@ class ExactSum:
     def add(self, update: Update) -> None:
         """Add one device's update; raises PeerError and adds nothing if it is out of bounds.
 
-        Refused are another kind than "sum", names or shapes that differ from the first update's,
-        and values above the bounds or that could overflow. `max_norm` bounds the L2 norm of the
-        whole delta divided by the weight.
+        It refuses an update whose kind is not "sum", whose names or shapes differ from those of
+        the first update, or whose values exceed a bound or could overflow a sum. `max_norm` bounds
+        the L2 norm of the whole delta divided by the weight.
         """
         largest, largest_sum = self._check_terms(update), self._largest_of(update)
         self._largest += largest
@@ -81,7 +81,7 @@ class ExactSum:
         return largest
 
     def merge(self, other: ExactSum) -> None:
-        """Add what another sum of the same plan has added.
+        """Add the totals of another sum of the same plan.
 
         Raises PeerError and adds nothing if names or shapes differ or a sum could overflow.
         """
@@ -135,11 +135,11 @@ class ExactSum:
     def _add_on_grid(self, total: I64, term: F32) -> None:
         """Add a delta block by block.
 
-        A block stays in the processor's cache: this halves the time and needs no new pages.
+        A block stays in the processor's cache. This halves the time and needs little memory.
         """
         step, totals, values = 2.0**self.plan.grid_bits, total.reshape(-1), term.reshape(-1)
         for first in range(0, values.size, _BLOCK):
-            # In float64 a float32 times a power of two is exact, so only rint rounds.
+            # The product is exact in float64 (float32 times a power of two); only rint rounds.
             block = values[first : first + _BLOCK].astype(np.float64)
             np.rint(np.multiply(block, step, out=block), out=block)
             totals[first : first + _BLOCK] += block.astype(np.int64)
@@ -151,9 +151,9 @@ class ExactSum:
 
 
 def _add_in(total: dict[str, I64], numbers: Mapping[str, I64]) -> None:
-    """Add in place where possible.
+    """Add arrays to the totals by name, in place.
 
-    For a thousand updates, new arrays of megabytes cost more than the addition.
+    With a thousand updates, allocating new arrays of megabytes would cost more than adding them.
     """
     for name, its in numbers.items():
         if name in total:
@@ -173,5 +173,5 @@ def norm_of(terms: Arrays) -> float:
         values = term.reshape(-1)
         for first in range(0, values.size, _BLOCK):
             block = values[first : first + _BLOCK].astype(np.float64)
-            squared += float(np.square(block, out=block).sum())  # no BLAS: its threads would spin
+            squared += float(np.square(block, out=block).sum())  # not np.dot: its threads busy-wait
     return math.sqrt(squared)

@@ -48,8 +48,8 @@ class FleetEvaluation:
 
     pictures: int  # number of test pictures
     weighted: float  # top-1 over all test pictures together
-    mean: float  # of the devices' top-1
-    worst: float  # the lowest of the devices' top-1
+    mean: float  # mean of the devices' top-1
+    worst: float  # lowest of the devices' top-1
     macro_f1: float  # mean over the devices
     ece: float  # mean over the devices
 

@@ -36,7 +36,7 @@ def fit(
 ) -> tuple[Update, Arrays]:
     """Compute the device's update for the round after `model`, and its state for the next round.
 
-    Raises as `methods.fit`.
+    Raises the errors of `methods.fit`.
     """
     seed = training_seed(plan.seed, model.round, device)
     return methods.fit(model, sides.train, sides.validation, classes, plan, state, seed)
@@ -62,7 +62,8 @@ class Alone:
     def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
         """Train for one round and replace `model` by the result.
 
-        Raises as `methods.fit`; PeerError if the update exceeds even the wide bounds used here.
+        Raises the errors of `methods.fit`, and PeerError if the update exceeds the bounds that are
+        used here, which are far wider than a plan's.
         """
         update, self._state = fit(self.plan, self.model, sides, classes, self._state, device)
         # The plan's bounds protect a fleet against false updates; they are not needed here.
@@ -73,5 +74,8 @@ class Alone:
 
 
 def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:
-    """Make a federation of one device before its first round; raises as `methods.initial`."""
+    """Make a federation of one device before its first round.
+
+    Raises the errors of `methods.initial`.
+    """
     return Alone(plan, methods.initial(plan, classes, dim))

@@ -2,7 +2,8 @@
 
 - contrastive (FedCLIP): logits (B, B) of every picture against the class text of every picture of
   the batch. Other pictures of the same class count as negatives. The loss is the mean of the
-  cross-entropies over rows and over columns. With a class twice in the batch it cannot reach zero.
+  cross-entropies over rows and over columns. If a class occurs twice in the batch, the loss cannot
+  reach zero.
 - multi-positive (MIL-NCE: Miech et al. 2020, arXiv 1912.06430): the same logits, but all pictures
   of the same class together count as the positive, so none of them is a negative. A target with
   equal shares for these pictures would give the contrastive loss again, because all pictures of a
@@ -22,7 +23,7 @@ __all__ = ["contrastive", "cross_entropy", "facing", "multi_positive", "on_texts
 
 
 def facing(loss: str, texts: Tensor, labels: Tensor) -> Tensor:
-    """Select the texts to score a batch against, from unit texts (C, D) and labels int64 (B,).
+    """Select the texts that a batch is compared with, from unit texts (C, D) and labels int64 (B,).
 
     Returns float32 (C, D) for cross-entropy, otherwise (B, D): the class text of each picture.
     """

@@ -1,10 +1,10 @@
 """The interface of a method: a module with a few functions and its traits.
 
 `initial` and `combine` run on the coordinator and use numpy only. `fit` runs on a device. `logits`
-serves evaluation, prediction and the exported classifier. `fit` and `logits` import torch inside
-the function. `State` is what the device or the coordinator keeps between rounds; most methods keep
-nothing. For an averaged method, the strategy of the plan decides how the deltas change the model
-(strategy.py).
+is used for evaluation, for prediction and in the exported classifier. `fit` and `logits` import
+torch inside the function. `State` is what the device or the coordinator keeps between rounds; most
+methods keep nothing. For an averaged method, the strategy of the plan decides how the deltas change
+the model (strategy.py).
 
 The terms of a model are its parameters: named float32 arrays.
 """
@@ -79,7 +79,7 @@ class Method(Protocol):
         """Make the model of round 0 for features of width `dim`.
 
         The same arguments give the same model on every machine. A method whose initial model
-        depends on its options raises ConfigError as `check_options`; the others ignore them.
+        depends on its options raises the errors of `check_options`; other methods ignore them.
         """
 
     def layout(self, model: Model) -> Layout:
@@ -98,12 +98,12 @@ class Method(Protocol):
     ) -> tuple[Update, State]:
         """Compute the device's update and its next state from raw features float32 (N, D).
 
-        The same seed gives the same bytes. `validation` serves only to choose settings. Both sets
+        The same seed gives the same bytes. `validation` is used only to choose settings. Both sets
         may be empty: a device without pictures changes nothing. `drift` maps a parameter name to a
         float32 array of the parameter's shape, which is added to every gradient.
 
-        Raises ConfigError for an unknown option, a value out of range, or a training that
-        diverges; DataError if a device has more pictures than can be summed exactly.
+        Raises ConfigError for an unknown option, for a value out of range, and if training
+        diverges. Raises DataError if a device has more pictures than can be summed exactly.
         """
 
     def combine(self, model: Model, total: Total, state: State) -> tuple[Model, State]:

@@ -20,7 +20,7 @@ from fedclip_edge.records import Arrays, Model, Shapes
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SHARE, _OWN = "mix", "own/"  # the share's parameter; the prefix of the device's own parameters
+_SHARE, _OWN = "mix", "own/"  # name of the share; prefix of the names of the device's parameters
 
 
 def mixed(shared: Model, own: Model, share: float) -> Model:
@@ -39,12 +39,12 @@ def is_one(model: Model) -> bool:
 
 
 def shapes(its: Shapes) -> Shapes:
-    """The shapes of a mix of two models that have the shapes `its`."""
+    """Compute the shapes of a mix; `its` are the shapes of each of the two models."""
     return {**its, **{_OWN + name: shape for name, shape in its.items()}, _SHARE: ()}
 
 
 def logits(own: Logits) -> Logits:
-    """Make the `logits` function of a mix from the method's own one."""
+    """Make the `logits` function of a mix from `own`, the `logits` function of the method."""
 
     def of_both(
         terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float

@@ -13,7 +13,7 @@ Laws:
 
 - The moments of any partition of the same pictures add up to the same integers as the moments of
   all pictures together.
-- The moments contain nothing of a class with fewer than `min_per_class` pictures.
+- The moments leave out the classes with fewer than `min_per_class` pictures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ F64 = NDArray[np.float64]
 GRID_BITS = 15
 _MOST = 2 ** (53 - 2 * GRID_BITS)
 _SIDES = ("train", "validation")
-_ROWS = 4096  # of a block: bounds the memory for the copy in float64
+_ROWS = 4096  # rows in a block: this limits the memory of the float64 copy
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Adam, AdamW and plain SGD, with the same steps as in torch.optim.
 
 Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101. torch.optim itself is
-not used: the first optimizer that it makes loads torch's compiler, which costs 3 s and 100 MB
-(torch 2.13) at every start of a box, for one call of a kernel.
+not used: creating its first optimizer loads torch's compiler, which costs 3 s and 100 MB (torch
+2.13) at every start of an agent. The step itself is only one call of a fused kernel.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 class Optimizer(Protocol):
-    """An optimizer of some parameters, with its state."""
+    """An optimizer, which holds its parameters and its state."""
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one step; `gradients` has one of the same shape for each."""
+        """Move the parameters by one step; `gradients` have their order and shapes."""
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Sgd:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one step; `gradients` has one of the same shape for each."""
+        """Move the parameters by one step; `gradients` have their order and shapes."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.sub_(gradient.add(parameter, alpha=self.weight_decay), alpha=self.lr)
 
@@ -49,7 +49,7 @@ class Adam:
     decoupled: bool
     _means: list[Tensor] = field(init=False)
     _squares: list[Tensor] = field(init=False)
-    _steps: list[Tensor] = field(init=False)  # the kernel requires a count for each parameter
+    _steps: list[Tensor] = field(init=False)  # the kernel needs a step count for each parameter
 
     def __post_init__(self) -> None:
         self._means = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -58,7 +58,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one step; `gradients` has one of the same shape for each."""
+        """Move the parameters by one step; `gradients` have their order and shapes."""
         for count in self._steps:
             count.add_(1)
         # The kernel that torch.optim uses with fused=True. It passes over memory once and takes a

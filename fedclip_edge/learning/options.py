@@ -1,7 +1,7 @@
 """The options of all methods trained by gradients; a method may add its own.
 
 The defaults are those of FedCLIP's reference code (microsoft/PersonalizedFL at 441670e,
-fedclip/methods/fed_at_clip.py, lines 123 to 141). A method with other defaults says so in its file.
+fedclip/methods/fed_at_clip.py, lines 123 to 141). The file of a method says if its defaults differ.
 """
 
 from __future__ import annotations

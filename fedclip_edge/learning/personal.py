@@ -24,7 +24,7 @@ from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
 from fedclip_edge.records import ClassTexts, Model, Plan
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the device's own logits in the mix
+SHARES = (0.25, 0.5, 0.75, 1.0)  # shares of the device's own logits in the tried mixes
 
 
 def personal(
@@ -58,7 +58,10 @@ def personal(
 def _trained_on(
     plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device: str
 ) -> Iterator[Model]:
-    """Yield the shared model after one more epoch on the device alone, after two, and so on."""
+    """Yield the shared model after 1, 2, ... `personal_epochs` more epochs on the device alone.
+
+    It ends early if training diverges.
+    """
     options = dict(plan.options)
     if methods.get(plan.method).TRAITS.is_averaged:
         options["epochs"] = 1
@@ -69,10 +72,10 @@ def _trained_on(
     for epoch in range(plan.personal_epochs):
         try:
             alone.train(sides, classes, device)
-        except (ConfigError, PeerError) as error:  # it diverged: earlier epochs stay candidates
+        except (ConfigError, PeerError) as error:  # diverged: earlier models stay candidates
             log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
             return
-        # The same parameters as the shared model: a strategy's control parameters stay unchanged.
+        # A strategy's control parameters are not trained here; keep those of the shared model.
         yield replace(
             alone.model,
             round=model.round,

@@ -17,7 +17,7 @@ from fedclip_edge.records import F32, Arrays, Plan, Shapes, Sums, Update
 
 
 class Singles:
-    """Updates of kind "single", all of one layout."""
+    """The updates of a round; their `kind` is "single" and their names and shapes are the same."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -36,8 +36,9 @@ class Singles:
     def check(self, update: Update) -> None:
         """Check an update without keeping it; raises PeerError if `add` would refuse it.
 
-        Refused are another kind than "single", a weight other than 1, integer sums, a norm above
-        the plan's `max_norm`, and names or shapes that differ from the first update's.
+        It refuses an update whose kind is not "single", whose weight is not 1, that has integer
+        sums, whose norm is above the plan's `max_norm`, or whose names or shapes differ from those
+        of the first update.
         """
         if update.kind != "single":
             raise PeerError(
@@ -70,7 +71,7 @@ class Singles:
         self._by_hash.sort(key=lambda one: one[0])
 
     def merge(self, other: Singles) -> None:
-        """Keep the updates of another part of the same round, too; they are not checked again."""
+        """Add the updates that `other` holds for the same round; they are not checked again."""
         self._by_hash = sorted([*self._by_hash, *other._by_hash], key=lambda one: one[0])
 
     @property

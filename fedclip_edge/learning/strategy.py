@@ -39,7 +39,7 @@ class Total(Protocol):
         """Add one device's update; raises PeerError and adds nothing if it is out of bounds."""
 
     def merge(self, other: Any) -> None:
-        """Add what another total of the same plan has added.
+        """Add the updates of another total of the same plan.
 
         An exact sum raises PeerError if the shapes differ or the result would overflow.
         """
@@ -51,7 +51,7 @@ class OnDevices(Protocol):
     Such a strategy adds control parameters to the model and to the updates of the method.
     """
 
-    OPTIMIZER: str  # the optimizer whose gradients it corrects
+    OPTIMIZER: str  # the optimizer that the devices must use
 
     def with_control(self, model: Model, trained: Shapes) -> Model:
         """Add control parameters to the initial model; `trained` are the shapes of its delta."""
@@ -68,7 +68,7 @@ class OnDevices(Protocol):
     def extended(
         self, update: Update, drift: Arrays, state: State, lr: float, steps: int
     ) -> tuple[Update, State]:
-        """Add the control parameters to an update of `steps` steps at rate `lr`.
+        """Add the control parameters to an update made by `steps` steps at learning rate `lr`.
 
         Returns the update to send and the state that the device keeps.
         """
@@ -76,13 +76,13 @@ class OnDevices(Protocol):
 
 @dataclass(frozen=True)
 class Strategy:
-    """One strategy as the registry holds it."""
+    """An entry of the registry of strategies."""
 
     # step(model, total, state, options) returns the model of the next round and the next state.
     step: Callable[[Model, Any, State, Any], tuple[Model, State]]
     options: type[Any]  # a frozen dataclass of scalars; its constructor checks them
     total: Callable[[Plan], Total] = ExactSum  # collects the updates of a round
-    kind: Literal["sum", "single"] = "sum"  # of the updates that it accepts
+    kind: Literal["sum", "single"] = "sum"  # kind of the updates that it accepts
     is_uniform: bool = False  # every device has the same weight
     on_devices: OnDevices | None = None
 

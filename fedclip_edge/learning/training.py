@@ -1,4 +1,4 @@
-"""The seeded mini-batch loop of all methods trained by gradients, and the update it gives.
+"""The seeded mini-batch loop of all methods trained by gradients, and the resulting update.
 
 `proximal_mu` is FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, "Federated Optimization
 in Heterogeneous Networks", arXiv 1812.06127. It adds mu / 2 |w - received|^2 to the loss.
@@ -59,14 +59,14 @@ def change(
             "weight_decay under [plan.options]"
         )
     weight = max(1, len(features)) if options.weighting == "pictures" else 1
-    for name, term in trained.items():  # in place, to save memory: they are as large as the model
+    for name, term in trained.items():  # in place: a copy would be as large as the model
         np.subtract(term, terms[name], out=term)
         np.multiply(term, weight, out=term)
     return Update("sum", weight, trained)
 
 
 def classification(logits: Logits, classes: ClassTexts, fixed: Arrays = NO_TERMS) -> Loss:
-    """Make the mean cross-entropy loss of a method's logits.
+    """Make a loss function: the mean cross-entropy of a method's logits.
 
     `fixed` are the parameters of the model that are not trained.
     """

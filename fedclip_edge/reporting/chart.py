@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from fedclip_edge.reporting.figures import number, percent
 
-LABEL_GAP_PX = 17.0  # between the middles of two labels of 13 px
+LABEL_GAP_PX = 17.0  # between the middles of two labels with 13 px text
 _LABEL_OFFSET_PX = 24.0  # from the end of the axis to a label, with the leader line between them
 _CHARACTER_PX = 7.2  # upper estimate for 13 px text in the system fonts
-WIDE_PX, NARROW_PX = (880, 400), (360, 330)  # charts for a desk or paper, and for a phone
+WIDE_PX, NARROW_PX = (880, 400), (360, 330)  # (width, height) on a screen or paper, on a phone
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Line:
     by_round: Sequence[float | None]
     zero_shot: float | None
     held_out: bool = False
-    at: Sequence[float] | None = None  # places on the axis by round; by default the rounds
+    at: Sequence[float] | None = None  # x by round, in units of the axis; default: the round
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the chart, in the chart's pixels."""
+    """A line of the chart; positions are in pixels of the chart."""
 
     title: str
     label: str
     label_y_px: float
-    path: str  # for the d of an SVG path
+    path: str  # the attribute d of an SVG path
     end_px: tuple[float, float]
     zero_shot_y_px: float | None
-    colour: int  # number of the line, from 0; -1 for a held-out line
+    colour: int  # index of the line's colour, from 0; -1 for a held-out line
     held_out: bool
 
 
@@ -93,9 +93,9 @@ def chart_layout(
 ) -> Chart:
     """Place lines, ticks and labels; a pure function.
 
-    Without `axis`, the axis counts rounds. Names are cut to `name_columns` columns of Latin
-    letters; `figures` puts the last accuracy after each name. The chart is higher than `height_px`
-    if its labels would not fit otherwise. A line without a finite accuracy is left out.
+    Without `axis`, the axis counts rounds. Names are cut to `name_columns` columns, each as wide as
+    a Latin letter; `figures` puts the last accuracy after each name. The chart is higher than
+    `height_px` if its labels would not fit otherwise. A line without a finite accuracy is left out.
     """
     known = [
         [(x, v) for x, value in enumerate(line.by_round) if (v := number(value)) is not None]
@@ -172,7 +172,7 @@ def round_axis(rounds: int, most: int) -> Axis:
 def bytes_axis(counts: Sequence[int], title: str) -> Axis:
     """Return a logarithmic axis of whole decades that holds all counts above 0.
 
-    Places on it are the log10 of the bytes. Without such a count it goes from 1 to 10 B.
+    Places on the axis are log10 of the bytes. If all counts are 0, it goes from 1 to 10 B.
     """
     known = [math.log10(count) for count in counts if count > 0] or [0.0, 1.0]
     first, last = math.floor(min(known)), math.ceil(max(known))
@@ -201,7 +201,7 @@ def round_ticks(rounds: int, most: int) -> list[int]:
     ticks = list(range(0, rounds + 1, step))
     if ticks[-1] != rounds:
         if len(ticks) > 1 and rounds - ticks[-1] < step / 2:
-            ticks.pop()  # it would touch the last one
+            ticks.pop()  # its label would touch the last one
         ticks.append(rounds)
     return ticks
 
@@ -209,9 +209,9 @@ def round_ticks(rounds: int, most: int) -> list[int]:
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Return the places nearest to `wanted` (least squares), at least `gap` apart, in low..high.
 
-    This is isotonic regression of the sorted places, less the room for the gaps before each:
-    neighbours that are too near are pooled and share their mean. The gaps must fit between `low`
-    and `high`. The result is in the order of `wanted`.
+    The result is in the order of `wanted`. The gaps must fit between `low` and `high`. The method
+    is isotonic regression: `k * gap` is subtracted from the k-th place in sorted order, neighbours
+    in the wrong order are pooled and get their mean, and `k * gap` is added again.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     pools: list[tuple[float, int]] = []  # sum and number of the pooled places

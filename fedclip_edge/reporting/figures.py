@@ -18,10 +18,10 @@ def number(value: object) -> float | None:
 
 
 def difference(accuracy: Mapping[str, Any], after: str, before: str) -> float | None:
-    """Return accuracy `after` minus accuracy `before`, of the figures as shown, as a fraction.
+    """Return the accuracy at key `after` minus the one at key `before`, as a fraction.
 
-    Both are rounded to 0.1 points first, so the shown figures and the shown difference agree.
-    Returns None if one is missing.
+    Both are rounded to 0.1 percentage points first, as in the report, so that the difference agrees
+    with the figures next to it. Returns None if one of them is missing.
     """
     new, old = number(accuracy.get(after)), number(accuracy.get(before))
     if new is None or old is None:
@@ -36,7 +36,7 @@ def percent(value: object) -> str:
 
 
 def points(value: object) -> str:
-    """Format a difference of fractions in points, as "+3.7"."""
+    """Format a difference of fractions in percentage points, as "+3.7"."""
     known = number(value)
     if known is None:
         return "n/a"

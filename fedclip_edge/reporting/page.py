@@ -4,7 +4,7 @@ Laws:
 
 - A page loads nothing from the network and runs no script.
 - The template escapes every text in it.
-- A value that the template uses but was not given is an error.
+- A value that the template uses but does not get is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedclip_edge.storage import atomic
 
 
 def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
-    """Render `template` with `values` and write it to `path`, completely or not at all.
+    """Render `template` with `values` and write the page to `path`, completely or not at all.
 
     The template may include templates of this package. Raises jinja2's UndefinedError for a missing
     value, its TemplateNotFound for a missing template, and OSError if the file cannot be written.

@@ -37,10 +37,10 @@ def aligned(
     """Format rows as a table with columns as wide as their widest cell.
 
     The first `left` columns name the row. They are aligned to the left and the others to the right,
-    unless `align` has an "l" or an "r" for each column. A table wider than `width` columns is
-    divided into several, one above the other, each with the names. `parts` groups the indices of
-    the other columns: a group is divided only if it alone is too wide. A cell that is still too
-    wide continues in the next line.
+    unless `align` gives an "l" or an "r" for each column. A table wider than `width` characters is
+    divided into several, one above the other; each repeats the name columns. `parts` groups the
+    indices of the other columns: a group is divided only if it is too wide for one table. A cell
+    that is still too wide continues in the next line.
     """
     from rich.cells import cell_len
 
@@ -65,7 +65,10 @@ def aligned(
 def _divided(
     widths: Sequence[int], left: int, gap: int, width: int, parts: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """Return the columns of each table, without the names, which may take half of the width."""
+    """Return the indices of the columns of each table, without the name columns.
+
+    The names take up to half of `width`.
+    """
     names = sum(widths[:left]) + gap * (left - 1)
     room = width - min(names, width // 2)
     tables: list[list[int]] = [[]]
@@ -83,7 +86,10 @@ def _divided(
 
 
 def _narrowed(widths: Sequence[int], left: int, gap: int, width: int) -> list[int]:
-    """Take excess width from the names if they have over half of it, else from the others."""
+    """Reduce `widths` until the table fits into `width`; return the new widths.
+
+    Name columns are reduced first if they take over half of `width`, otherwise the other columns.
+    """
     its = list(widths)
     room = width - gap * (len(its) - 1)
     while sum(its) > room and max(its) > 1:
@@ -104,7 +110,7 @@ def _drawn(
 
     table = Table.grid()
     for width, side in zip(widths, align, strict=True):
-        if table.columns:  # rich's own padding differs from version to version
+        if table.columns:  # rich's padding differs between versions
             table.add_column(width=gap)
         table.add_column(justify=_SIDES[side], width=max(1, width), overflow="fold")
     for row in cells:
@@ -112,7 +118,7 @@ def _drawn(
         table.add_row(*[each for text in texts for each in ("", text)][1:])
     console = Console(
         file=io.StringIO(),
-        width=sum(widths) + (gap + 1) * len(widths),  # enough; the rest is cut off below
+        width=sum(widths) + (gap + 1) * len(widths),  # enough; trailing spaces are removed below
         height=len(cells) + 1,
         color_system=None,
         force_terminal=False,

@@ -38,11 +38,11 @@ class Choices:
 
 @dataclass(frozen=True)
 class Step:
-    """A finished round of a run; the run's last round carries its outcomes."""
+    """A finished round of a run; `outcomes` is filled only in the last round."""
 
     run: results.Run
     round: int
-    lines: str  # of the CSV, for this round
+    lines: str  # the CSV lines of this round
     outcomes: tuple[results.Outcome, ...] = ()
 
 
@@ -69,7 +69,7 @@ def check(choices: Choices, pool: Pool) -> None:
 
 
 def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
-    """List the domains to hold out, one after the other; ("",) if none is held out.
+    """List the domains to hold out in turn; ("",) if none is held out.
 
     Raises DataError if the pool has fewer than two domains, and ConfigError for an unknown domain.
     """
@@ -91,7 +91,7 @@ def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
 
 
 def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
-    """Make the fleet for one seed and one held-out domain; raises as `deal` does."""
+    """Make the fleet for one seed and one held-out domain; raises the errors of `deal`."""
     return deal(
         pool,
         choices.split,
@@ -132,8 +132,8 @@ def compare(
 ) -> Iterator[Step]:
     """Run every seed, held-out domain and setting, and yield a step after each round.
 
-    `note` is called with a sentence if devices had to take training pictures from others. Raises as
-    `deal` and `federate` do.
+    `note` is called with a sentence if devices had to take training pictures from others. Raises
+    the errors of `deal` and `federate`.
     """
     shown = views(choices, pool)
     for seed in range(choices.first_seed, choices.first_seed + choices.seeds):

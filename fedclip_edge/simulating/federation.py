@@ -1,8 +1,8 @@
-"""The loop of one simulated run, with the round as in ARCHITECTURE.md.
+"""The loop over the rounds of one simulated run; ARCHITECTURE.md describes a round.
 
 Laws:
-- over the same devices, a run gives the same model as a real coordinator and real agents, byte for
-  byte;
+- with the same devices, a run gives the same model, byte for byte, as a real coordinator and real
+  agents;
 - memory does not grow with the number of rounds;
 - the figures depend on the plan, the devices and the features only.
 """
@@ -35,7 +35,7 @@ class Round:
     """
 
     round: int
-    model: Model | None  # the coordinator's, in float32; None if every device has its own
+    model: Model | None  # the coordinator's model, float32; None if every device has its own
     figures: Mapping[tuple[str, str], Evaluation]  # by (device, view)
     zero_shot: Mapping[tuple[str, str], Evaluation]
     up_bytes: Mapping[str, int]
@@ -45,7 +45,7 @@ class Round:
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     """Run all rounds and yield their results, from round 0 (the initial model) to the last.
 
-    Raises ConfigError for a training that diverges, PeerError for an update that exceeds the plan's
+    Raises ConfigError if training diverges, PeerError for an update that exceeds the plan's
     bounds, DataError for features that do not fit the classes, and RunError if a worker process
     ended.
     """
@@ -88,7 +88,7 @@ def _announce(task: Task, model: Model, plan: Plan, *, is_last: bool) -> Announc
 
 
 def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
-    """List the devices of a run; if it is pooled, one more device trains on all pictures."""
+    """List the devices of a run; in a pooled run an additional one trains on all pictures."""
     devices = list(fleet.devices)
     if task.line == "pooled":
         train, validation = (
@@ -99,6 +99,6 @@ def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:
             Device(POOLED, np.sort(train), np.sort(validation), _NONE),
             *(replace(device, train=_NONE, validation=_NONE) for device in devices),
         ]
-    if fleet.held_out is not None and task.line != "local":  # without a fleet it has no model
+    if fleet.held_out is not None and task.line != "local":  # a local run has no shared model
         devices.append(fleet.held_out)
     return devices

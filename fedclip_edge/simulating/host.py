@@ -1,9 +1,9 @@
-"""A host of some virtual devices of one run: their data, training, uploads and evaluation.
+"""A host of virtual devices of one run: their data, training, uploads and evaluation.
 
 A device's round runs the agent's code: `learning/local.py` trains, and `upload.encode` packs the
-update with error feedback. The coordinator's code follows immediately: `wire.unpack_contribution`
-and an exact sum. Partial sums are exact too, so the result does not depend on which host has which
-device.
+update and keeps what the codec lost for the next one. The coordinator's code follows immediately:
+`wire.unpack_contribution` and an exact sum. Partial sums are exact too, so the result does not
+depend on which host has which device.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedclip_edge.records import (
 from fedclip_edge.simulating.settings import Line
 from fedclip_edge.simulating.splits import Device
 
-NOISE = 100.0  # times an honest update's norm: it dominates a mean over hundreds of devices
+NOISE = 100.0  # times the norm of an honest update, to dominate a mean over hundreds of devices
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class View:
 
     name: str  # empty, base or new
     classes: ClassTexts
-    place: I64  # (C of the pool,) index of each of the pool's classes in this view, -1 for none
+    place: I64  # for each class of the pool its index in `classes`, or -1 if it is not in the view
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Announcement:
-    """The model of a round as published; payload and version are empty if devices train alone."""
+    """The published model of a round; payload and version are empty if devices train alone."""
 
     payload: bytes
     version: str  # SHA-256 of the payload in hex
@@ -78,7 +78,7 @@ class Answer:
     up_bytes: Mapping[str, int]  # payload size of each device that trained
     # By (device, view), for the devices with test pictures of the view.
     figures: Mapping[tuple[str, str], Evaluation]
-    zero_shot: Mapping[tuple[str, str], Evaluation]  # in the first answer only: it never changes
+    zero_shot: Mapping[tuple[str, str], Evaluation]  # only in the first answer: it never changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class Host:
 
         If devices train alone (`line` is "local"), every device evaluates and trains its own model.
         Raises PeerError if the payload is not a model of the plan or an update exceeds the plan's
-        bounds, DataError if the features do not fit the classes, and ConfigError if a training
+        bounds, DataError if the features do not fit the classes, and ConfigError if training
         diverges.
         """
         plan = self.task.plan
@@ -191,11 +191,11 @@ class Host:
 
 
 def noise(update: Update, plan: Plan, seed: str) -> Update:
-    """A random update with the layout of `update`, as a broken or hostile device might send it.
+    """Make a random update like `update`, as a broken or hostile device might send it.
 
     The delta is drawn from a normal distribution and scaled to NOISE times the norm of the update's
-    delta, at most 0.9 times what the plan admits. Each array of sums is drawn uniformly from 0 to
-    its largest number. Equal arguments give equal noise.
+    delta, but at most to 0.9 times the largest norm that the plan allows. Each array of sums is
+    drawn uniformly from 0 to its largest number. Equal arguments give equal noise.
     """
     digest = hashlib.sha256(seed.encode())
     for term in update.delta.values():

@@ -22,8 +22,8 @@ def read_pictures(
 ) -> tuple[Pool, tuple[Skipped, ...]]:
     """Read `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*; return the pool and the skipped files.
 
-    `cache` is the path of a feature cache. Raises DataError as `read_folder` does and if no picture
-    can be read, and BundleError if the encoder fails.
+    `cache` is the path of a feature cache. Raises the errors of `read_folder`, DataError if no
+    picture can be read, and BundleError if the encoder fails.
     """
     datasets = _datasets(folder, bundle.classes.names)
     sides: list[tuple[Picture, int, int]] = []  # picture, side, index of its domain
@@ -62,7 +62,7 @@ def read_pictures(
 
 
 def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
-    """Read the datasets by domain; under the key "" if the folders in `folder` are classes."""
+    """Read one dataset for each domain; the key is "" if the class folders are in `folder`."""
     inside = sorted(
         entry
         for entry in (folder.iterdir() if folder.is_dir() else ())

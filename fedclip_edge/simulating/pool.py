@@ -51,7 +51,7 @@ class Pool:
         return int(self.vectors.shape[1])
 
     def rows(self, side: int) -> I64:
-        """Rows, ascending, of the pictures on `side` (TRAIN, VALIDATION or TEST)."""
+        """Rows of the pictures on `side` (TRAIN, VALIDATION or TEST), in ascending order."""
         return np.flatnonzero(self.sides == side)
 
 
@@ -61,15 +61,15 @@ def read_features(path: Path, validation: float, bundle: Bundle | None = None) -
     The file holds these arrays:
     - train_x and test_x: raw features (N, D), read as float32;
     - train_y and test_y: labels (N,), integers from 0 to C - 1;
-    - class_texts (C, D) and classes (C,): text vectors, scaled to unit length here, and names;
-      `bundle` gives both if the file has neither;
+    - class_texts (C, D) and classes (C,): text vectors, which are scaled to unit length, and names;
+      both come from `bundle` if the file has neither;
     - optional: train_group and test_group (N,), the domains; logit_scale, one number.
 
     `validation` is the fraction of the training rows to set aside. The side of a row is derived
     from its bytes, so that exact copies stay on one side.
 
-    Raises DataError, naming the array, if one is missing, unknown or malformed. Raises BundleError
-    if the bundle has another feature width or other classes than the file.
+    Raises DataError, which names the array, if one is missing, unknown or malformed. Raises
+    BundleError if the feature width or the classes of the bundle differ from those of the file.
     """
     arrays = _load(path)
     texts = _class_texts(path, arrays, bundle)

@@ -1,4 +1,4 @@
-"""The HTML report of a simulation: accuracy by round and by bytes sent, and the whole table."""
+"""The HTML report of a simulation: accuracy by round and by bytes sent, and the full table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_report(
 def best(rows: Sequence[Row]) -> str:
     """Compare the best federated mean with zero-shot, in one sentence.
 
-    If no setting sent anything, it names the best of all. There must be at least one row.
+    If no setting sent anything, it names the best of all settings. There must be at least one row.
     """
     last = [row for row in rows if row.held_out == rows[-1].held_out and row.mean is not None]
     sent = [row for row in last if row.up_bytes > 0] or last
@@ -80,7 +80,7 @@ def best(rows: Sequence[Row]) -> str:
 
 
 def drawings(outcomes: Sequence[Outcome]) -> list[Drawing]:
-    """Make charts by round and by bytes, of the devices' own and of the held-out pictures."""
+    """Make charts by round and by bytes, for the devices' own pictures and the held-out ones."""
     found = []
     views = dict.fromkeys(one.view for one in outcomes)
     for view in views:

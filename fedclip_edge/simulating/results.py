@@ -1,10 +1,11 @@
 """The results of a simulation: CSV rows for each round, and an outcome for each finished run.
 
 The CSV's columns are `method, seed, split, held_out, device, round, top1, zero_shot, bytes_up,
-bytes_down`. Accuracies are fractions of the test pictures, empty for a device that has none. Bytes
-are those of the payloads so far, without chunk headers and control messages. The device `all` is
-the fleet without the held-out domain: its accuracy is that over all test pictures together, and its
-bytes are the sum over the devices. With --base-to-new, `split` ends with base or new.
+bytes_down`. Accuracies are fractions of the test pictures, and are empty for a device without test
+pictures. Byte counts are those of the payloads so far, without chunk headers and control messages.
+The device `all` is the fleet without the held-out domain: its accuracy is measured over all test
+pictures together, and its bytes are the sum over the devices. With --base-to-new, `split` ends with
+base or new.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Point:
     """One round in the charts."""
 
     round: int
-    mean: float | None  # of the devices' top-1; None if none has test pictures
+    mean: float | None  # mean of the devices' top-1; None without test pictures
     held_out: float | None
     body_bytes: int  # sent and received by all devices so far
 
@@ -67,7 +68,7 @@ class Outcome:
     held_out: Evaluation | None
     held_out_zero_shot: Evaluation | None
     devices: int
-    up_bytes: int  # of all devices, all rounds
+    up_bytes: int  # sum over all devices and rounds
     down_bytes: int
 
 

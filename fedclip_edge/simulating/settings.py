@@ -4,8 +4,8 @@
 
 A name may be followed by `:local` or `:pooled`. With `:local` each device trains alone, which is
 the lower reference for the federation. With `:pooled` one device trains on the training pictures of
-all devices, which is the upper reference. Without either, the setting is federated. After that, `@`
-may introduce options of the method or of the plan (rounds, strategy, codec_up, ...).
+all devices, which is the upper reference. Without either, the setting is federated. After `@` come
+options of the method or of the plan (rounds, strategy, codec_up, ...).
 `strategy.NAME` is an option of the strategy. A `name=value` after a comma belongs to the setting
 before it.
 """
@@ -24,7 +24,7 @@ from fedclip_edge.records import Plan, Scalar
 
 Line = Literal["federated", "local", "pooled"]
 _LINES: Mapping[str, Line] = {"": "federated", "local": "local", "pooled": "pooled"}
-# Fields of the plan that a setting may set. The method and the seed are given in other ways.
+# Fields of the plan that a setting may set. Not the method and the seed: both are given elsewhere.
 _OF_PLAN = {f.name for f in fields(Plan)} - {
     "method",
     "options",
@@ -50,8 +50,8 @@ class Setting:
 def parse_settings(text: str, rounds: int | None) -> tuple[Setting, ...]:
     """Parse `--methods`; `rounds` applies to every method that takes more than one round.
 
-    If it is None, each method runs its own number of rounds. Raises ConfigError for bad syntax, a
-    repeated setting, an unknown name or a value out of range.
+    If `rounds` is None, each method runs its own number of rounds. Raises ConfigError for bad
+    syntax, a repeated setting, an unknown name or a value out of range.
     """
     pieces: list[list[str]] = []
     for piece in (part.strip() for part in text.split(",")):

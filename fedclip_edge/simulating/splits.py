@@ -3,7 +3,7 @@
 - domain: a device holds the pictures of a domain, or an even part of them;
 - dirichlet:ALPHA: the devices' shares of each class are drawn from a symmetric Dirichlet
   distribution, and are the same for training, validation and test. They are drawn again until every
-  device has enough training pictures. If none of TRIES draws is enough, the devices with too few
+  device has enough training pictures. If this fails in all TRIES draws, the devices with too few
   get pictures from the device with the most, and a note is printed. Yurochkin et al. 2019, arXiv
   1905.12022; Li, Diao, Chen, He 2022, arXiv 2102.02079;
 - iid: even shares of each class.
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """A virtual device: its rows of the pool on each side, ascending."""
+    """A virtual device: its rows of the pool on each side, in ascending order."""
 
     name: str
     train: I64  # (N,)
@@ -102,9 +102,9 @@ def deal(
     - `least`: the smallest number of training pictures on a device; the domain split ignores it;
     - `noisy`: the fraction of devices that send noise; their number is rounded down.
 
-    Raises DataError if the pool has too few domains or too few training pictures, or if its domains
-    give no distinct device ids. Raises ConfigError if `devices` is fewer than the domains, or if
-    `noisy` is less than one device.
+    Raises DataError if the pool has too few domains or too few training pictures, or if two domains
+    give the same device id. Raises ConfigError if the domain split gets fewer `devices` than
+    domains, or if `noisy` is above 0 but less than one device.
     """
     random = np.random.default_rng([seed, 0x5EED])
     inside = np.ones(len(pool.labels), bool)
@@ -226,9 +226,9 @@ def _draw(
 
 
 def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
-    """Compute the ends of the devices' parts in each class's list of pictures: int64 (C, devices).
+    """Compute where each device's part of a class's list of pictures ends: int64 (C, devices).
 
-    `shares` is (C, devices), `counts` is (C,). A class's last cut is the end of its list.
+    `shares` is (C, devices), `counts` is (C,). The part of the last device ends with the list.
     """
     cuts = np.rint(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
     cuts[:, -1] = counts
@@ -238,7 +238,7 @@ def _cuts(shares: np.ndarray, counts: I64) -> np.ndarray:
 def _spread(
     pool: Pool, chosen: np.ndarray, shares: np.ndarray, random: np.random.Generator
 ) -> list[I64]:
-    """Deal the chosen rows to the devices; `shares` (C, devices) sets how many of each class."""
+    """Deal the chosen rows to the devices, by their `shares` (C, devices) of each class."""
     classes, devices = shares.shape
     counts = np.bincount(pool.labels[chosen], minlength=classes)  # (C,)
     cuts = _cuts(shares, counts)  # (C, devices)
@@ -252,10 +252,10 @@ def _spread(
 
 
 def _top_up(train: Sequence[I64], labels: I64, least: int) -> tuple[list[I64], int]:
-    """Give each device at least `least` rows; return them and the number of devices with fewer.
+    """Give each device at least `least` rows; return the rows and the number of topped-up devices.
 
-    Such a device gets one picture at a time from the device with the most, of its most frequent
-    class.
+    A device with too few gets one picture at a time from the device that has the most pictures. The
+    picture is of that device's most frequent class.
     """
     rows = list(train)
     needy = [i for i, own in enumerate(rows) if len(own) < least]
@@ -278,7 +278,7 @@ def _few(rows: I64, labels: I64, shots: int, random: np.random.Generator) -> I64
 
 
 def _ids(domains: Sequence[str]) -> dict[str, str]:
-    """Make device ids by domain, as in a fleet; raises DataError if two are the same."""
+    """Make a device id from each domain, as in a fleet; raises DataError if two are the same."""
     ids = {name: slug(name) or f"domain-{number}" for number, name in enumerate(domains)}
     if len(set(ids.values())) < len(ids):
         raise DataError(

@@ -37,7 +37,7 @@ class Row:
     seeds: int
     rounds: int
     zero_shot: Figure | None  # mean of the devices' zero-shot top-1
-    mean: Figure | None  # of the devices' top-1
+    mean: Figure | None  # mean of the devices' top-1
     weighted: Figure | None  # top-1 over all test pictures together
     worst: Figure | None
     macro_f1: Figure | None
@@ -45,15 +45,15 @@ class Row:
     zero_shot_ece: Figure | None
     held_out_zero_shot: Figure | None
     held_out_top1: Figure | None
-    harmonic: Figure | None  # of the means on base and new classes; only in rows of the new ones
-    up_bytes: float  # of one device, all rounds together
+    harmonic: Figure | None  # of the means on base and new classes; only in rows of the view "new"
+    up_bytes: float  # mean per device, over all rounds
     down_bytes: float
 
 
 def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
     """Make one row for each held-out domain, view and setting, in order of first occurrence.
 
-    With several held-out domains, the means over them follow.
+    With several held-out domains, rows with the means over the domains follow.
     """
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for one in outcomes:
@@ -119,9 +119,10 @@ def _row(
 
 
 def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
-    """Compute mean and spread over the seeds of (seed, value) pairs; seeds are averaged first.
+    """Average the values of each seed, then compute mean and spread over the seeds.
 
-    Values of None are left out; the result is None if there are no others.
+    `values` are pairs (seed, value). Pairs with None are left out; the result is None if no others
+    remain.
     """
     by_seed: dict[int, list[float]] = {}
     for seed, value in values:
@@ -145,11 +146,11 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-_Column = tuple[str, str, Callable[[Row], str]]  # its head, the unit below, and a row's cell
+_Column = tuple[str, str, Callable[[Row], str]]  # heading, unit, and formatter of a cell
 
 
 def table(rows: Sequence[Row], width: int | None = None) -> str:
-    """Format the final table: accuracies in percent, kB of one device over all rounds.
+    """Format the final table: accuracies in percent, and kB per device over all rounds.
 
     If it needs more than `width` columns, it is split into several tables.
     """

@@ -1,4 +1,4 @@
-"""Hosts of a run's devices: in this process, or in worker processes of one thread each.
+"""Hosts of a run's devices: in this process, or in single-threaded worker processes.
 
 The features are written once to a temporary file, which every worker maps into its memory. In each
 round a worker gets one model and returns one partial sum. Workers are forked from a process that
@@ -40,7 +40,7 @@ class Hosts(Protocol):
     """The hosts of all devices of the current run."""
 
     def start_run(self, task: Task, devices: Sequence[Device]) -> None:
-        """Start a run with these devices, in place of the one before."""
+        """Start a run with these devices; it replaces the previous run."""
 
     def run_round(self, announced: Announcement) -> list[Answer]:
         """Run one round on every device; return one answer for each host."""
@@ -62,9 +62,9 @@ class Here:
 
 
 class Workers:
-    """A context manager with one host in each of several worker processes.
+    """A context manager that starts worker processes, each with one host.
 
-    The workers end with the context, and also with this process. Entering the context raises
+    The workers end with the context, and also if this process ends. Entering the context raises
     RunError if they cannot be started.
     """
 
@@ -143,7 +143,7 @@ class Workers:
                 self._send(link, (task, part))
 
     def run_round(self, announced: Announcement) -> list[Answer]:
-        """Run one round on every worker that has devices; return their answers.
+        """Run one round on every worker that has devices; return one answer for each.
 
         Raises RunError if a worker process ended, and any exception that a worker's host raised.
         """
@@ -190,13 +190,13 @@ def work(link: Connection, path: Path, labels: I64) -> None:
 
     `path` is the file of the pool's features, float32 (N, D); `labels` is (N,).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     from fedclip_edge.learning import training
 
     log.mute()
     training.use_one_thread()
     _keep_freed_memory()
-    gc.freeze()  # loaded modules stay: collections need not scan them each time
+    gc.freeze()  # so that garbage collections skip the loaded modules
     try:
         vectors: F32 = np.load(path, mmap_mode="r")
     except FileNotFoundError:
@@ -225,8 +225,9 @@ def _answer(host: Host, announced: Announcement) -> Answer | Exception:
 def _keep_freed_memory() -> None:
     """Make glibc keep freed memory for this process's next allocations.
 
-    By default glibc returns blocks of a megabyte to the kernel, and every training step asks for as
-    many again: page faults take a tenth of a simulation's time. Does nothing with another libc.
+    By default glibc returns blocks of a megabyte to the kernel, and every training step allocates
+    them again. The resulting page faults take a tenth of a simulation's time. The function does
+    nothing with another libc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -114,8 +114,8 @@ def _check_strategy(plan: Plan, options: object) -> None:
 def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     """Make the model of round 0 for features of width `dim`.
 
-    Raises ConfigError for an unknown method or strategy. Raises it for a bad option only if the
-    initial model depends on the options; `with_defaults` checks all of them.
+    Raises ConfigError for an unknown method or strategy, and for a bad option if the initial model
+    depends on the options. `with_defaults` checks the options of every method.
     """
     method = get(plan.method)
     model = method.initial(classes, dim, plan.seed, plan.options)
@@ -124,7 +124,10 @@ def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
 
 
 def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
-    """Names and shapes in every model and update of a plan; raises ConfigError as `initial`."""
+    """Names and shapes in every model and update of a plan.
+
+    Raises the errors of `initial`.
+    """
     method = get(plan.method)
     own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
     part = strategies.get(plan.strategy).on_devices
@@ -132,7 +135,7 @@ def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
-    """Shapes of the parameters of every model of a plan; raises ConfigError as `initial`."""
+    """Shapes of the parameters of every model of a plan; raises the errors of `initial`."""
     return plan_layout(plan, classes, dim).parameters
 
 
@@ -150,7 +153,7 @@ def fit(
     Features are raw, float32 (N, D). Returns the update and the device's next state. Raises
     DataError if the features do not fit the classes, if training and validation features are from
     different encoders, or if there are too many pictures for exact sums. Raises ConfigError for a
-    bad option and for a training that diverges.
+    bad option and if training diverges.
     """
     check_features(features, classes, "training features")
     check_features(validation, classes, "validation features")
@@ -167,7 +170,7 @@ def fit(
     from fedclip_edge.learning.training import steps
 
     options = method.check_options(plan.options)
-    assert isinstance(options, Training)  # `with_defaults` ensures it
+    assert isinstance(options, Training)  # `with_defaults` has checked this
     own, control = part.apart(model)
     drift = part.drift(control, state)
     update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
@@ -209,11 +212,12 @@ def personal(
 
 
 def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
-    """Shapes that the parameters of a shared, mixed or personal model of a plan must have.
+    """Compute the shapes that the parameters of `model`, a model of the plan, must have.
 
-    For a personal model they depend on the number of pictures in it. Raises ConfigError as
-    `initial`, and for the shared model of a personal method: that is zero-shot CLIP, so the user
-    probably meant a device's file.
+    The model may be a shared one, a mix (mixture.py) or a personal one. The shapes of a personal
+    model depend on the number of pictures in it. Raises the errors of `initial`. Raises ConfigError
+    for the shared model of a personal method: it is zero-shot CLIP, so the user probably meant the
+    file of a device.
     """
     if plan.method not in _PERSONAL:
         its = shapes(plan, classes, dim)

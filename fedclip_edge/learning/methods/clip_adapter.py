@@ -10,7 +10,7 @@ The adapter is trained with cross-entropy, and a strategy averages it over the d
 begin as in torch.nn.Linear, so the first model is near zero-shot CLIP but not equal to it.
 
 Options: `reduction` and `ratio` (the reference's alpha), and those of learning/options.py with
-other defaults.
+different defaults.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAITS = Traits(is_averaged=True)
-RATIO = "ratio"  # a parameter, because `logits` reads only these; never trained or in an update
+RATIO = "ratio"  # a parameter, so that `logits` gets it; it is not trained and not sent
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """FedCLIP: an attention adapter on the frozen encoder, averaged over the devices.
 
 Lu, Hu, Wang, Xie 2023, arXiv 2302.13485. The defaults follow the reference code
-(microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py). It differs from the text of
-the paper: the loss is the symmetric contrastive loss within a batch, Adam has coupled weight decay
-and begins with zero moments every round, and every device has the same weight. Each deviation is
-an option.
+(microsoft/PersonalizedFL at 441670e, fedclip/methods/fed_at_clip.py). That code differs from the
+text of the paper: the loss is the symmetric contrastive loss within a batch, Adam has coupled
+weight decay and begins with zero moments every round, and every device has the same weight. Each
+deviation is an option.
 
     adapted = softmax(W2 tanh(W1 f + b1) + b2) * f        f raw; logits = scale * cos(adapted, t_c)
 

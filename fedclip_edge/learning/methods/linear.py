@@ -11,7 +11,7 @@ The first model is zero-shot CLIP. The loss is cross-entropy over all classes of
 device without pictures of class c, training pushes w_c away from the features; only the average
 over the devices counters this.
 
-Options: those of learning/options.py with other defaults.
+Options: those of learning/options.py with different defaults.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ B begins at zero, so the first model is zero-shot CLIP. The loss is cross-entrop
 averaged separately, not their product. All devices begin every round at the same A and B, so they
 stay close enough for that (FedAvg, arXiv 1602.05629).
 
-Options: `rank`, and those of learning/options.py with other defaults.
+Options: `rank`, and those of learning/options.py with different defaults.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_options(options: Mapping[str, Scalar]) -> Options:
 def initial(
     classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
 ) -> Model:
-    """Draw A (r, D) as torch.nn.Linear does, which is LoRA's own way, and set B (D, r) to zero."""
+    """Draw A (r, D) as torch.nn.Linear does, and set B (D, r) to zero, both as in LoRA."""
     rank = min(check_options(options).rank, dim)
     bound = 1 / np.sqrt(dim)
     down = np.random.default_rng([seed, dim]).uniform(-bound, bound, (rank, dim))

@@ -12,17 +12,17 @@ hierarchy of priors.
     logits = s (scale * cos(f, t_c) + alpha (x . w_c + b_c))
 
 The shrinkage is the paper's empirical Bayes ridge-type estimator (Kubokawa & Srivastava 2008).
-Devices send the same as for the ridge head (learning/moments.py): exact integers, separately of
-training and validation pictures. The paper chooses alpha by accuracy on validation pictures. Here
-no picture leaves its device, so the two parts of the logits (centred over the classes) are fitted
-to the one-hot targets by least squares over the validation sums. The two factors of this fit,
-divided by its mean squared error, are s and s * alpha; ridge.py explains the division. No test
-pictures are used.
+Devices send the same exact integer sums as for the ridge head (learning/moments.py), one set for
+the training and one for the validation pictures. The paper chooses alpha by accuracy on validation
+pictures. Here no picture leaves its device, so the two parts of the logits (centred over the
+classes) are fitted to the one-hot targets by least squares over the validation sums. The two
+factors of this fit, divided by its mean squared error, are s and s * alpha; ridge.py explains the
+division. No test pictures are used.
 
 For a class without pictures the mean is estimated from its text: it is the mean of the known class
-means plus a multiple of the text's difference to the mean text. The multiple is fitted to the known
-classes by least squares. Without any picture the model is zero-shot CLIP. Without any validation
-picture alpha and s are 1.
+means plus a multiple of the text's difference from the mean text. The multiple is fitted to the
+known classes by least squares. Without any picture the model is zero-shot CLIP. Without any
+validation picture alpha and s are 1.
 
 Options: `alpha`, which is chosen as above if not given; `shrinkage`, which multiplies
 tr(S) / (N - 1); `min_per_class` as in ridge.py.
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAITS = Traits(rounds=1, one_round=True)
-_VARIANCE_MIN = 1e-4  # used if there is almost no error
+_VARIANCE_MIN = 1e-4  # lower limit: with almost no error, s would be huge
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """Make the update from the moments of both feature sets; raises as `moments.update`."""
+    """Make the update from the moments of both feature sets.
+
+    Raises the errors of `moments.update`.
+    """
     least = check_options(plan.options).min_per_class
     return moments.update(features, validation, len(classes.names), least), state
 
@@ -139,7 +142,7 @@ def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
     dim = len(scatter)
     ridge = shrinkage * max(float(np.trace(scatter)), 1e-9) / max(1, train.pictures - 1)
     values, basis = np.linalg.eigh(scatter)
-    values = np.maximum(values, 0)  # false sums from a device can make some negative
+    values = np.maximum(values, 0)  # a device that sends false sums can make eigenvalues negative
     precision = (basis * (dim / (values + ridge))) @ basis.T  # (D, D)
     weight = means @ precision  # (C, D)
     return _affine(weight, -np.sum(weight * means, axis=1) / 2)
@@ -153,7 +156,7 @@ def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: 
 
 
 def _means(train: Moments, texts: F64) -> F64:
-    """Compute the mean of each class (C, D); without pictures it is estimated from the text."""
+    """Compute the class means (C, D); for a class without pictures, estimate it from its text."""
     present = train.counts > 0
     means = train.sums / np.maximum(train.counts, 1)[:, None]
     if present.all():
@@ -166,7 +169,7 @@ def _means(train: Moments, texts: F64) -> F64:
 
 
 def _shares(texts: F64, images: F64, held: Moments, alpha: float | None) -> F64:
-    """Compute the factors (2,) of the two parts (C, D + 1); none is negative."""
+    """Compute the factors s and s * alpha, (2,) and not negative, of the two parts (C, D + 1)."""
     if not held.pictures:
         return np.array([1.0, 1.0 if alpha is None else alpha])
     parts = [texts, images] if alpha is None else [texts + alpha * images]
@@ -182,7 +185,7 @@ def _shares(texts: F64, images: F64, held: Moments, alpha: float | None) -> F64:
     variance = max(float(squared) / (held.pictures * (count - 1)), _VARIANCE_MIN)
     if alpha is not None:
         shares = np.array([shares[0], alpha * shares[0]])
-    if not shares.any():  # no part has a positive factor: use zero-shot CLIP
+    if not shares.any():  # both factors are zero: use zero-shot CLIP
         return np.array([1.0, 0.0])
     return shares / variance
 

@@ -8,11 +8,11 @@ Single-Round Analytic Approach for Federated Learning with Pre-trained Models", 
     W = (sum X^T X + lambda I)^-1 (sum X^T Y + lambda tau T^T)       X unit features, Y one-hot
     logits = f W / (|f| sigma^2)
 
-Every device sends X^T X and X^T Y of its training pictures, and separately of its validation
-pictures, as exact integers (learning/moments.py). A single device with all pictures would therefore
-get the same result. lambda and tau minimise the squared error over the validation sums: lambda on a
-grid relative to the mean eigenvalue of X^T X, tau in closed form, because W is linear in it. No
-test pictures are used. Both are in the model (`l2`, `prior`) and in the log.
+Every device sends X^T X and X^T Y as exact integers (learning/moments.py), once for its training
+and once for its validation pictures. A single device with all pictures would therefore get the same
+result. lambda and tau minimise the squared error over the validation sums: lambda on a grid
+relative to the mean eigenvalue of X^T X, tau in closed form, because W is linear in it. No test
+pictures are used. Both are in the model (`l2`, `prior`) and in the log.
 
 The scale: a score estimates one coordinate of the one-hot target. Assume that the target is the
 scores plus normal noise of variance sigma^2. Then the probability of class c is the softmax of
@@ -24,8 +24,8 @@ zero-shot CLIP. Without any validation picture lambda is the mean eigenvalue, ta
 is the error on the training sums.
 
 Options: `l2` (lambda) and `prior` (tau), which are chosen as above if not given, and
-`min_per_class`. A device sends nothing of a class of which it has fewer pictures than that, because
-X^T Y of a single picture is the feature of that picture.
+`min_per_class`. If a device has fewer than `min_per_class` pictures of a class, it leaves the class
+out of its sums, because X^T Y of a single picture is the feature of that picture.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 TRAITS = Traits(rounds=1, one_round=True)
 _LAMBDAS = np.logspace(-3, 3, 37)  # times the mean eigenvalue of X^T X
 _PRIOR_MAX = 100.0
-_VARIANCE_MIN = 1e-4  # used if there is almost no error
+_VARIANCE_MIN = 1e-4  # lower limit: with almost no error, the scale would be huge
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A solution with its settings and its error."""
+    """A head, the settings that it was solved with, and its error."""
 
     weight: F64  # (C, D)
     l2: float  # lambda
@@ -122,7 +122,10 @@ def fit(
     seed: int,
     drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
-    """Make the update from the moments of both feature sets; raises as `moments.update`."""
+    """Make the update from the moments of both feature sets.
+
+    Raises the errors of `moments.update`.
+    """
     least = check_options(plan.options).min_per_class
     return moments.update(features, validation, len(classes.names), least), state
 
@@ -153,11 +156,11 @@ def solve(train: Moments, validation: Moments, texts: F64, options: Options) -> 
 
     `texts` are float64 (C, D). Values of lambda and tau that the options give are kept. Without
     validation pictures lambda is the mean eigenvalue and tau is 1, unless the options give them,
-    and the error is that on the training sums.
+    and the error is measured on the training sums.
     """
     held = validation if validation.pictures else train
     eigenvalues, basis = np.linalg.eigh(train.gram)  # (D,), (D, D)
-    eigenvalues = np.maximum(eigenvalues, 0)  # false sums from a device can make some negative
+    eigenvalues = np.maximum(eigenvalues, 0)  # negative if a device sends false sums
     pulled, text, gram, sums = (  # all in the eigenbasis: (D, C), (D, C), (D, D), (D, C)
         basis.T @ train.sums.T,
         basis.T @ texts.T,

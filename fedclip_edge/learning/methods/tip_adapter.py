@@ -8,12 +8,12 @@ arXiv 2207.09519; reference code gaopengcuhk/Tip-Adapter.
 k_i are the device's normalised training features and y_i their labels. They must not leave the
 device, so the method is **personal**: the device sends an empty update, and the run's model is
 zero-shot CLIP. Each device keeps its own model in `personal.safetensors`, which `predict` and
-`export-classifier` accept. It is made again from the cached features each time.
+`export-classifier` accept. It is made anew at each evaluation from the cached features.
 
-alpha and beta are chosen for the best accuracy on the device's validation pictures, and for the
-lowest cross-entropy among equals. alpha 0, which is zero-shot CLIP, is a candidate, so on these
-pictures the device's model is never worse. Without validation pictures alpha is 1 and beta 5.5, as
-in the paper.
+alpha and beta are chosen for the best accuracy on the device's validation pictures; among equal
+accuracies the lowest cross-entropy decides. alpha 0, which is zero-shot CLIP, is one of the
+candidates, so on these pictures the device's model is never less accurate than zero-shot. Without
+validation pictures alpha is 1 and beta 5.5, as in the paper.
 
 Options: `alpha` and `beta`; a value that is not given is chosen as above.
 """

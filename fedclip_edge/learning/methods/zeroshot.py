@@ -28,7 +28,7 @@ MODEL = Model("zeroshot", 0, {})  # the only initial model
 
 @dataclass(frozen=True)
 class Options:
-    """The options of zero-shot CLIP, of which there are none."""
+    """An empty set of options."""
 
 
 def check_options(options: Mapping[str, Scalar]) -> Options:

@@ -10,10 +10,10 @@ They tolerate some devices that send arbitrary updates, and need every update se
   score wins. Blanchard, El Mhamdi, Guerraoui, Stainer 2017, "Machine Learning with Adversaries:
   Byzantine Tolerant Gradient Descent", arXiv 1703.02757.
 
-f is `byzantine` times the n devices of the round, rounded up, and less than half of n. In a score f
-is at most (n - 3) / 2, so that at least one neighbour counts. With one or two devices no rule can
-tell which one is Byzantine. Every device has weight 1, because a Byzantine device could claim any
-weight.
+f is `byzantine` times the n devices of the round, rounded up, but always less than half of n. For
+the scores, f is also limited to (n - 3) / 2, so that a score has at least one distance. With one or
+two devices no rule can tell which one is Byzantine. Every device has weight 1, because a Byzantine
+device could claim any weight.
 
 Option: `byzantine`, the largest share of devices that may be Byzantine. The median has no options.
 """
@@ -30,7 +30,7 @@ from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategy import NoOptions, State, moved
 from fedclip_edge.records import F32, I64, Model
 
-_COLUMNS = 1 << 16  # of a block: bounds the memory of its float64 copy
+_COLUMNS = 1 << 16  # columns in a block: this limits the memory of its float64 copy
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ def trimmed_mean(
 
 
 def krum(model: Model, total: Singles, state: State, options: Options) -> tuple[Model, State]:
-    """Add the one change that is nearest to the others to the model."""
+    """Choose the change that is nearest to the others and add it to the model."""
     return _nearest(model, total, state, options, one=True)
 
 
 def multi_krum(model: Model, total: Singles, state: State, options: Options) -> tuple[Model, State]:
-    """Add the mean of the n - f changes that are nearest to the others to the model."""
+    """Choose the n - f changes that are nearest to the others and add their mean to the model."""
     return _nearest(model, total, state, options, one=False)
 
 
 def byzantine_count(count: int, share: float) -> int:
-    """Compute f, the number of `count` devices that may be Byzantine."""
-    most = math.ceil(share * count - 1e-9)  # 0.28 * 25 gives 7.000000000000001
+    """Compute f: how many of `count` devices may be Byzantine."""
+    most = math.ceil(share * count - 1e-9)  # because 0.28 * 25 gives 7.000000000000001
     return max(0, min(most, (count - 1) // 2))
 
 
@@ -84,11 +84,11 @@ def scores(total: Singles, f: int) -> F32:
         rows = total.of(name).reshape(count, -1)  # (n, size of the parameter)
         for first in range(0, rows.shape[1], _COLUMNS):
             block = rows[:, first : first + _COLUMNS].astype(np.float64)
-            block -= np.median(block, axis=0)  # with large values the differences lose precision
+            block -= np.median(block, axis=0)  # small values, so norms - 2 * gram is precise
             gram = block @ block.T
             norms = np.diag(gram)
             squared += np.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0)
-    others = np.sort(squared + np.diag(np.full(count, np.inf)), axis=1)  # own distance comes last
+    others = np.sort(squared + np.diag(np.full(count, np.inf)), axis=1)  # own distance last
     near = others[:, : max(0, count - f - 2)]
     return np.asarray(near.sum(axis=1), np.float32)
 

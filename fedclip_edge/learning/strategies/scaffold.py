@@ -1,4 +1,4 @@
-"""SCAFFOLD: devices correct their gradients by the difference to the fleet's mean gradient.
+"""SCAFFOLD: devices correct their gradients for the drift from the fleet's mean gradient.
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Controlled Averaging for
 Federated Learning", arXiv 1910.06378, algorithm 1 with option II.
@@ -11,8 +11,8 @@ Federated Learning", arXiv 1910.06378, algorithm 1 with option II.
 c is sent with the model and the change of c_i with the update, so both directions take twice the
 bytes; c_i itself stays on its device. (w - w_K) / (K eta) is a mean gradient only if every step has
 the same rate, so the method's `optimizer` must be "sgd". The paper divides by the number of all
-devices. We divide by the number of devices that have taken part so far; both are equal once every
-device has. A device marks its first update as new.
+devices. We divide by the number of devices that have taken part so far; the two numbers are equal
+as soon as every device has taken part. A device marks its first update as new.
 
 Law: a device counts once in a round, and a weight other than 1 is refused. Otherwise a device could
 multiply its part of c at will.
@@ -31,14 +31,14 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.strategy import State, moved
 from fedclip_edge.records import F32, Arrays, Layout, Model, Shapes, Update
 
-OPTIMIZER = "sgd"  # of the devices
+OPTIMIZER = "sgd"  # the only value allowed for the method's `optimizer`
 _CONTROL = "control/"  # prefix of the control parameters
 _NEW = "new"  # integer sum: the number of devices that send their first update
 _DEVICES = "devices"  # in the coordinator's state: the number that have taken part
 
 
 class CountedSum(ExactSum):
-    """An exact sum of updates of weight 1 with a mark for new devices."""
+    """An exact sum of updates that have weight 1 and mark a device's first update."""
 
     def check(self, update: Update) -> None:
         """Check an update as ExactSum does; its weight must be 1 and `new` must be [0] or [1]."""
@@ -82,7 +82,7 @@ def with_control(model: Model, trained: Shapes) -> Model:
 
 
 def extended_layout(own: Layout) -> Layout:
-    """The layout of models and updates with c and its change, from the method's own layout."""
+    """Add c to the models and its change to the updates of `own`, the layout of the method."""
     control = {_CONTROL + name: shape for name, shape in own.delta.items()}
     return Layout({**own.parameters, **control}, {**own.delta, **control}, {**own.sums, _NEW: (1,)})
 
@@ -102,9 +102,10 @@ def drift(control: Arrays, state: State) -> Arrays:
 def extended(
     update: Update, drift: Arrays, state: State, lr: float, steps: int
 ) -> tuple[Update, State]:
-    """Add c_i' - c_i to an update of K `steps` at rate `lr`; returns it and c_i', the new state.
+    """Add c_i' - c_i to a device's update; return the update and c_i', the device's next state.
 
-    `drift` is c - c_i and `state` is c_i, or empty at a device's first update.
+    The update is the result of `steps` (K) steps with the learning rate `lr` (eta). `drift` is
+    c - c_i and `state` is c_i, or empty at a device's first update.
     """
     following: dict[str, F32] = {}
     change: dict[str, F32] = {}
