@@ -1,10 +1,10 @@
-"""Reading and checking of fleet.toml and agent.toml, as frozen dataclasses.
+"""Readers of fleet.toml and agent.toml; each file becomes a checked, frozen dataclass.
 
 The dataclasses raise ValueError for a value out of range; `load_fleet` and `load_agent` raise
 ConfigError instead.
 
-Law: a relative path is relative to the file that contains it, so a configuration means the same in
-every working directory.
+Law: a relative path is relative to the folder of the file that contains it, whatever the working
+directory.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """Address of the MQTT broker, and the login. With `ca`, the connection uses TLS."""
+    """Address of the MQTT broker, and the login data. With `ca`, the connection uses TLS."""
 
     host: str = "127.0.0.1"  # name or IP address of the MQTT broker
     port: int = 1883  # TCP port of the broker; 8883 is usual for TLS
     username: str = ""  # user name, only for a broker that asks for a password
     password: str = ""  # password of `username`
-    keepalive_s: int = 30  # MQTT keep-alive in seconds; a shorter one notices a broken link sooner
+    keepalive_s: int = 30  # MQTT keep-alive in seconds; a lower value detects a lost link sooner
     # largest MQTT packet that the broker accepts, in bytes; set it if the broker announces no limit
     max_packet_bytes: int | None = None
-    ca: Path | None = None  # certificate of the authority that signed the broker's; enables TLS
+    ca: Path | None = None  # CA certificate that verifies the broker's certificate; enables TLS
     certificate: Path | None = None  # own certificate, signed by `ca`, for login; needs `key`
     key: Path | None = None  # private key of `certificate`; it also signs this program's messages
 
@@ -71,7 +71,7 @@ class BrokerAddress:
 class RunRules:
     """Rules for opening, closing and repeating a round; durations in seconds."""
 
-    # training devices that must be online before round 1; later rounds need a quorum of this number
+    # training devices that must be online before round 1; before later rounds, `quorum` times this
     devices: int = 2
     quorum: float = 0.75  # share of a round's cohort that must contribute, above 0 and at most 1
     deadline_s: float = 600.0  # longest duration of one attempt at a round, in seconds
@@ -121,7 +121,7 @@ class FleetConfig:
 class DataConfig:
     """Folder of a device's labelled pictures, and the shares of its split.
 
-    The file's hash decides the side (train, validation or test) of a picture.
+    The hash of a file decides its side: training, validation or test.
     """
 
     folder: Path  # folder of the pictures, with one sub-folder for each class
@@ -141,7 +141,7 @@ class DataConfig:
 class EncoderConfig:
     """Settings for running the encoder on this box."""
 
-    # where ONNX Runtime runs the encoder; there is no fall-back to another provider
+    # where ONNX Runtime runs the encoder; there is no fallback to another provider
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     threads: int = 1  # CPU threads of the encoder
     batch_size: int = 8  # pictures encoded at once; 8 is fastest for ViT-B-32 on a CPU
@@ -161,7 +161,7 @@ class AgentConfig:
     bundle: Path  # folder of the bundle, a copy of the coordinator's
     data: DataConfig  # the device's pictures
     state_dir: Path  # folder for the device's key, feature cache, predictions and personal model
-    domain: str = ""  # where the pictures come from; a name that reports show
+    domain: str = ""  # name of the place or style of the pictures, shown in reports
     roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
     # public key of the only coordinator to accept; empty: the key first seen in each run
     coordinator_key: str = ""

@@ -25,7 +25,7 @@ _EXACT_IN_FLOAT = 2**53
 
 
 class DecodeError(Exception):
-    """A table does not fit its dataclass; a caller raises its own class of error instead."""
+    """A table does not fit its dataclass; callers convert this to an error class of their own."""
 
 
 def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
@@ -35,7 +35,7 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
     are relative to `base`; with None they are not changed.
 
     Raises DecodeError for an unknown key (the message names the nearest known one), a missing key,
-    a value of the wrong type, and a value that the dataclass refuses with ValueError.
+    a value of the wrong type, and a value for which the dataclass raises ValueError.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
@@ -81,7 +81,7 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
     elif hint is Path and isinstance(value, str) and value:
         try:
             return (base or Path()) / Path(value).expanduser()
-        except RuntimeError as error:  # a "~user" that does not exist here
+        except RuntimeError as error:  # "~user" of a user that does not exist on this machine
             raise DecodeError(f"{where}: {value!r}: {error}") from None
     elif origin is Literal:
         if value in arguments:
@@ -96,7 +96,7 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
     elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
         return float(value)
-    elif type(value) is hint:  # not isinstance, for which True is an int
+    elif type(value) is hint:  # not isinstance, because True is also an int
         return value
     expected = getattr(hint, "__name__", str(hint))
     # Not repr: a deeply nested value would exceed its recursion limit.

@@ -1,8 +1,9 @@
-"""Errors of this package, one class for each reaction of the caller.
+"""Errors of this package, one class for each way in which a caller should react.
 
 Each class has the exit code of a command that ends with it. The codes are in ranges, so that a
-supervisor can decide without reading text. 2 means wrong usage (click's own code), 10 to 19 mean
-that a person must change something, 20 to 29 mean that the command can be tried again later.
+supervisor need not parse messages to decide whether to restart. 2 means wrong usage (click's own
+code), 10 to 19 mean that a person must change something, 20 to 29 mean that the command can be
+tried again later.
 
 A message is one or two sentences: the problem, its place, and the next step.
 """
@@ -60,7 +61,7 @@ class RunError(FedclipError):
 
 
 class BrokerError(FedclipError):
-    """A broker could not be started here: none installed, or its port is taken."""
+    """A broker could not be started (none installed, port taken) or made to reload its files."""
 
     exit_code = 16
 
@@ -75,7 +76,7 @@ class JournalError(FedclipError):
 
 
 class DiskError(FedclipError):
-    """The disk refused a file: it is full or read-only, or the user may not write there."""
+    """A file cannot be written: the disk is full or read-only, or permission is denied."""
 
     exit_code = 18
 
@@ -89,7 +90,7 @@ class LinkError(FedclipError):
 class PeerError(FedclipError):
     """A message broke the protocol: drop it, count it and log the peer, but never stop.
 
-    The text is cut to 500 characters, because it may quote the peer's message.
+    The message is cut to 500 characters, because it may quote the peer's message.
     """
 
     exit_code = 21

@@ -3,8 +3,8 @@
 The package has one logger of the standard library's `logging`. Its handler writes to standard
 output, and nothing reaches the root logger.
 
-Law: an event is always one line, and no field can cause an error, even if its text comes from a
-peer or a file name.
+Law: an event is always one line. No field can cause an error, even if its text comes from a peer
+or is a file name.
 """
 
 from __future__ import annotations

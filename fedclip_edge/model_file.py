@@ -7,8 +7,8 @@ encoder_id, classes_digest. It can be read without this package.
 Laws:
 
 - The same model gives the same bytes.
-- A model that was read has the method that its plan names. coordinator/model_lookup.py checks its
-  shapes against the bundle.
+- `Model.method` of a model that was read is the method in its plan. The shapes of its parameters
+  are not checked here; coordinator/model_lookup.py compares them with the bundle.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write(path: Path, trained: TrainedModel) -> None:
         "encoder_id": trained.encoder_id,
         "classes_digest": trained.classes_digest,
     }
-    # One metadata entry only: safetensors writes several in an order that varies between runs.
+    # Use one metadata entry, because safetensors writes several in an order that varies.
     metadata = {_METADATA: json.dumps(head, sort_keys=True)}
     atomic.write_file(path, save(in_order(trained.model.parameters), metadata=metadata))
 

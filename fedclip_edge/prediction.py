@@ -2,7 +2,7 @@
 
 Laws:
 
-- The logits are those of training and evaluation (learning/methods).
+- Logits are computed by the same functions as in training and evaluation (learning/methods).
 - At most two batches of pixels are held at a time, for any number of pictures.
 - A picture that cannot be decoded is skipped and named.
 """
@@ -98,9 +98,9 @@ def predict_pictures(
 
 
 def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F32, F32 | None]:
-    """Return probabilities float32 (N, C) of raw features float32 (N, D), twice.
+    """Return two arrays of probabilities float32 (N, C) for raw features float32 (N, D).
 
-    The first array is that of zero-shot CLIP. The second is that of `model`, or None without one.
+    The first is from zero-shot CLIP, the second from `model`; without a model, it is None.
     """
     zero_shot = probabilities(methods.predict(zeroshot.MODEL, vectors, classes))
     if model is None:

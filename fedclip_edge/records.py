@@ -24,12 +24,12 @@ U8 = NDArray[np.uint8]
 Scalar = str | int | float | bool
 Arrays = Mapping[str, F32]
 Sums = Mapping[str, I64]
-Shapes = Mapping[str, tuple[int, ...]]  # of terms or sums, by name
+Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 PerClass = tuple[float | None, ...]
 Role = Literal["train", "evaluate"]
 Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
 
-# Valid as a topic level on every broker, a file name on every disk and a certificate's name.
+# An id is also an MQTT topic level, a file name and the common name of a certificate.
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 COUNT_MAX = 2**63 - 1  # the largest integer in SQLite
@@ -67,7 +67,7 @@ def check_domain(value: str) -> str:
 def in_order(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the arrays in C order, with the same shapes, dtypes and values.
 
-    safetensors writes an array's memory without regard to the order of its axes.
+    safetensors writes an array's memory as it is, so another order would give wrong values.
     """
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
@@ -86,7 +86,7 @@ def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int)
 class Features:
     """Raw image features of labelled pictures, which a device trains on.
 
-    Raw means before L2 normalisation: the gradients of the FedCLIP gate scale with the norm.
+    "Raw" means before L2 normalisation; the gradients of the FedCLIP gate depend on the norm.
     Raises ValueError for a wrong shape or dtype, different lengths, NaN, infinity or a negative
     label.
     """
@@ -215,7 +215,7 @@ class Update:
     """A client update: the weight, delta and integer sums of one device in a round.
 
     Kind "sum": the deltas of all devices are added and divided by the sum of their weights.
-    Kind "single": for rules that need each device's own update (median, Krum).
+    Kind "single": updates stay separate, for strategies that need each one (median, Krum).
 
     `sums` holds int64 arrays. Every codec keeps them exact, and the coordinator adds them exactly.
     """

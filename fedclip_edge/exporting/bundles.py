@@ -38,8 +38,8 @@ def export_open_clip(
 ) -> Bundle:
     """Export the model that `recipe` names, with texts for `classes`, to the folder `out`.
 
-    The parity gate compares the encoder with PyTorch on the pictures in the folder `calibration`,
-    or without that folder on the pictures that `draw` returns. `say` is called with a line of text
+    The parity gate compares the encoder with PyTorch on the pictures in the folder `calibration`;
+    if that is None, on the pictures that `draw` returns. `say` is called with a line of text
     before each step, `progress` with (done, total) while texts are encoded and again during the
     comparison, and `report` once with the gate's result, passed or not.
 
@@ -50,7 +50,7 @@ def export_open_clip(
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(recipe.precision, calibration)
-    say(f"loading {Path(recipe.model).name}")  # only the last part of a folder
+    say(f"loading {Path(recipe.model).name}")  # of a path, only the last part
     with _collector_paused():
         model = load_open_clip(recipe)
     pictures = gather(calibration, draw, model.preprocessing, classes)

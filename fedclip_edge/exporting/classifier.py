@@ -4,9 +4,8 @@
 
 `pixels` are RGB pictures as Pillow returns them, already scaled and cropped. The graph does not
 scale pictures, because that would be slower, and pictures of different sizes do not fit into one
-batch.
-The file's metadata holds the rule for scaling, the labels, and the origin of the classifier; see
-`_metadata`.
+batch. The file's metadata holds the rule for scaling, the labels, and the origin of the classifier;
+see `_metadata`.
 
 Laws:
 
@@ -41,10 +40,10 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder
 from fedclip_edge.vision.pictures import Preprocessing, normalise
 
-# Largest difference of a probability, relative to the probability, because most probabilities are
-# small. Pixels and features have the same bits as in `predict`. The head sums float32 in another
-# order, which changes a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by the
-# same relative 1e-5. A wrong operator changes it by far more than the tolerance.
+# Largest difference of a probability, divided by the probability, because most are small. Pixels
+# and features have the same bits as in `predict`. The head sums float32 in another order, which
+# changes a cosine by 1e-7, a logit by 1e-5 at a scale of 100, and a probability by a relative 1e-5.
+# A wrong operator changes it by far more than the tolerance.
 TOLERANCE = 1e-3
 _LEAST = 1e-20  # smaller probabilities are rounding error of float32
 

@@ -57,10 +57,10 @@ def export_onnx(
     files do not contain are "unknown".
 
     With the precision "fp32", the file is kept byte for byte, even if its weights are stored in
-    another precision. There is no other encoder to compare its features with; they only must not
-    depend on the rest of the batch. Any other precision needs an fp32 file. It is converted, and
-    the parity gate compares the result with it on the pictures in the folder `calibration`, or
-    without that folder on the pictures that `draw` returns. The encoder id stays the same, so
+    another precision. There is no other encoder to compare its features with. The only check is
+    that they do not depend on the rest of the batch. Any other precision needs an fp32 file. It is
+    converted, and the parity gate compares both on the pictures in the folder `calibration`; if
+    that is None, on the pictures that `draw` returns. The encoder id stays the same, so
     features of both precisions may be used together. With `accept_parity`, the bundle is written
     even if the gate fails.
 

@@ -24,7 +24,7 @@ def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) ->
     """
     side = preprocessing.image_size
     try:
-        config = EncoderConfig(threads=len(os.sched_getaffinity(0)))  # the bits stay the same
+        config = EncoderConfig(threads=len(os.sched_getaffinity(0)))  # the features do not change
         return open_onnx(onnx_file, config, image_size=side, name=name)
     except BundleError as error:
         raise ExportError(str(error)) from error

@@ -39,7 +39,7 @@ def export_image_tower(tower: torch.nn.Module, image_size: int) -> onnx.ModelPro
         else:
             model = export_by_pytorch(_reparameterised(tower), image_size)
         check(model)
-    except Exception as error:  # the exporter's passes raise any type
+    except Exception as error:  # the exporter can raise any exception
         raise ExportError(f"the image tower cannot be exported: {first_line(error)}") from error
     return model
 

@@ -2,9 +2,8 @@
 
 Bias correction follows Nagel et al., arXiv 1906.04721, section 4.2. Rounding a layer's weights
 shifts the mean of each output channel by the weights' error times the mean input. A change of the
-bias removes that shift. No other measure improves the accuracy of 8 bits as much: with only its
-weights rounded, MobileNetV2 has a mean centred cosine of 0.984 without the correction and 0.998
-with it.
+bias removes that shift. No other measure improves the accuracy of 8-bit weights as much: the
+mean centred cosine of MobileNetV2 is 0.984 without the correction and 0.998 with it.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ class Layer:
         return 1 if self.node.op_type == "Conv" else -1
 
     def rows(self) -> F32:
-        """The weights as (output channels, K), with the K summed values in the kernels' order."""
+        """The weights as (output channels, K); K is in the order in which kernels add products."""
         moved = np.moveaxis(self.weights, self.axis, 0)
-        if moved.ndim > 2:  # positions first, then input channels
+        if moved.ndim > 2:  # for each position, all input channels
             moved = np.moveaxis(moved, 1, -1)
         return moved.reshape(len(moved), -1)
 
@@ -104,7 +103,7 @@ def observe(
     """Run the graph on the pictures; collect statistics of the layers' inputs and of `others`.
 
     `calibration` are batches of pixels float32 (N, 3, S, S); `others` are names of tensors. The
-    result is by name of the tensor and always includes the graph's input. Channel means are
+    keys of the result are names of tensors, including the graph's input. Channel means are
     computed only for the layers' inputs. Raises ExportError if the graph cannot be run.
     """
     import onnxruntime
@@ -178,7 +177,7 @@ def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen)
     """
     error = np.moveaxis(rounded.astype(np.float64) - layer.weights, layer.axis, 0)
     error = error.reshape(*error.shape[:2], -1).sum(axis=2)  # (outputs, inputs of one group)
-    mean = seen.means[layer.input_axis].reshape(layer.groups, -1)  # (groups, inputs of one)
+    mean = seen.means[layer.input_axis].reshape(layer.groups, -1)  # (groups, inputs of one group)
     shift = np.einsum("goi,gi->go", error.reshape(layer.groups, -1, error.shape[1]), mean).ravel()
     node, place = _bias(model, layer)
     if node is None:
@@ -188,7 +187,7 @@ def correct_bias(model: onnx.ModelProto, layer: Layer, rounded: F32, seen: Seen)
     if place < len(node.input) and node.input[place]:
         old = numpy_helper.to_array(known[node.input[place]])
     name = f"{layer.node.output[0]}.bias"
-    while name in known:  # many graphs use this name for the bias itself
+    while name in known:  # a bias often has this name already
         name += "_"
     new = (np.broadcast_to(old.reshape(-1), shift.shape) - shift).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(new, name))

@@ -118,9 +118,9 @@ def load_open_clip(source: Source) -> ClipModel:
 
 
 def _tokenizer(found: Found) -> Tokenizer | None:
-    """The model's tokenizer, or None if the stand-in must replace it.
+    """The model's tokenizer, or None if `tokenizers.stand_in` must replace it.
 
-    Only random weights may have the stand-in, because their texts mean nothing. Raises
+    This is allowed for random weights only, because their text vectors mean nothing. Raises
     ExportError if the tokenizer of other weights is not available.
     """
     try:
@@ -151,7 +151,7 @@ def _built(found: Found) -> Any:
                 pretrained_text=False,  # True would download the text tower's own weights
                 force_preprocess_cfg=dict(found.preprocessing),
             )
-    except Exception as error:  # a bad folder fails anywhere in open_clip, torch, safetensors
+    except Exception as error:  # from open_clip, torch or safetensors, for a bad folder
         hint = f"; the folder needs {CONFIG} and weights that fit it" if own else ""
         raise ExportError(f"open_clip cannot load {found.name}: {first_line(error)}{hint}") from (
             error
@@ -198,7 +198,7 @@ def _activation(tower: torch.nn.Module) -> str:
 def _quiet() -> Iterator[None]:
     """Keep open_clip from configuring the process's logging and from warning of its own files."""
     root = logging.getLogger()
-    silent = logging.NullHandler()  # with this handler, logging.info() installs none
+    silent = logging.NullHandler()  # without a handler, logging.info() adds one
     root.addHandler(silent)
     try:
         with warnings.catch_warnings():

@@ -3,8 +3,8 @@
 Differences are measured on unit vectors. Norms have a separate figure, because the FedCLIP gate
 works on raw features. Cosines are mean-centred, because the features of any two pictures have a
 cosine of about 0.7, so a raw cosine hides damage. Nearest neighbours are always searched within
-groups of 64 pictures: among more pictures there are closer ties, and the thresholds were set
-with 64.
+groups of 64 pictures, because the thresholds were set with 64; among more pictures, near ties are
+more frequent.
 
 Law: NaN and infinity are never accepted. A user can accept any other miss, and the manifest then
 records it.
@@ -74,7 +74,8 @@ LIMITS: Mapping[Precision, tuple[Limit, ...]] = {
         _at_most(*_NORM, 1e-3),
         *_ALL,
     ),
-    # The norm's figure is of the worst picture; its gradient in the FedCLIP gate changes as much.
+    # The norm's limit is for the worst picture. The gradient of the FedCLIP gate changes by the
+    # same factor as the norm.
     "int8": (
         _at_least(*_CENTRED_MEAN, 0.99),
         _at_least(*_CENTRED_MIN, 0.95),
@@ -82,7 +83,7 @@ LIMITS: Mapping[Precision, tuple[Limit, ...]] = {
         _at_most(*_NORM, 0.1),
         *_ALL,
     ),
-    # Activations keep their precision, so half of int8's loss already points to an error.
+    # Activations keep their precision, so the limits allow only half of int8's loss, or less.
     "int8-weights": (
         _at_least(*_CENTRED_MEAN, 0.995),
         _at_least(*_CENTRED_MIN, 0.975),

@@ -7,9 +7,9 @@
 
 Operators in the graph convert stored weights to fp32. They work on constants, so ONNX Runtime runs
 them when it loads the file, and they cost nothing afterwards. They are standard operators, so every
-provider supports them. `MatMulNBits`, which computes from 8 bits, was not chosen: it reached 0.68
-to 0.86 of fp32's speed on a CPU with AVX2 but not VNNI, does not support convolutions, and is not a
-standard operator but ONNX Runtime's own.
+provider supports them. `MatMulNBits`, which multiplies 8-bit weights directly, was not chosen: it
+reached 0.68 to 0.86 of fp32's speed on a CPU with AVX2 but not VNNI, does not support convolutions,
+and is not a standard operator but ONNX Runtime's own.
 
 Dynamic int8 is not offered: it scales activations by the whole batch, so a feature would depend
 on the other pictures of its batch and could not be cached.
@@ -33,10 +33,10 @@ from fedclip_edge.exporting.recipe import Precision
 from fedclip_edge.records import F32, Scalar
 
 # Smaller weights (norms, biases, depthwise kernels) stay in fp32: they are a few per cent of the
-# bytes and the most sensitive. This halves the error of MobileNetV2's fp16 features.
+# bytes and the most sensitive. Keeping them halves the error of MobileNetV2's fp16 features.
 _STORED_VALUES = 16384
 _FP16_MAX = float(np.finfo(np.float16).max)
-BLOCK = 32  # values that share a scale: 1.125 bytes a weight; 64 and 128 were no more accurate
+BLOCK = 32  # weights that share a scale (1.125 bytes a weight); 64 and 128 are no more accurate
 
 
 def convert(
@@ -125,7 +125,7 @@ def _store(
 ) -> None:
     """Replace every large float32 weight by smaller tensors and nodes that convert them to float32.
 
-    `smaller` returns both for one weight, or None if the weight stays. Raises ExportError if no
+    `smaller` returns these for one weight, or None to keep it. Raises ExportError if no
     weight is replaced.
     """
     kept: list[onnx.TensorProto] = []

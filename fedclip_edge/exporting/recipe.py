@@ -21,8 +21,8 @@ Precision = Literal["fp32", "fp16", "int8", "int8-weights"]
 # The prompt of FedCLIP's reference code.
 PROMPT = "a picture of a {}"
 
-PREFIX = "local-dir:"  # marks a folder in place of a model's name, in open_clip's own spelling
-BETWEEN = " | "  # separates the prompts of an ensemble in the one text that a bundle holds
+PREFIX = "local-dir:"  # open_clip's own prefix for a folder in place of a model's name
+BETWEEN = " | "  # joins the prompts of an ensemble to the one text in a bundle
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Source:
     model: str  # a name of open_clip.list_models(), or local-dir:FOLDER
     pretrained: str = ""  # open_clip's tag, or the path of a file of weights
     random_weights: bool = False  # for tests and benchmarks; excludes `pretrained`
-    like: str = ""  # tag with the preprocessing and activation of a file of weights
+    like: str = ""  # tag whose preprocessing and activation a file of weights has
 
     def __post_init__(self) -> None:
         if not self.model.strip():

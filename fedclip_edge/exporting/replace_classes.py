@@ -1,4 +1,4 @@
-"""New classes for an existing bundle; its encoder stays, so cached features stay valid."""
+"""New classes for an existing bundle. Its encoder is unchanged, so cached features stay valid."""
 
 from __future__ import annotations
 

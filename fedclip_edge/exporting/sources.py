@@ -1,4 +1,4 @@
-"""Lookup of a model's configuration and weights from what the user names.
+"""Lookup of the configuration and the weights of the model that the user names (the source).
 
 A source is open_clip's name of a model with a tag, with a file of weights or with random weights,
 or a folder that open_clip saved.
@@ -6,7 +6,7 @@ or a folder that open_clip saved.
 Laws:
 
 - The error for a name that open_clip does not know lists the most similar names.
-- Weights trained with QuickGELU never run with GELU, nor the reverse, because their features
+- Weights trained with QuickGELU never run with GELU, nor vice versa, because their features
   would look almost right.
 - The preprocessing is the one that open_clip records for the weights. If it records several for
   one architecture, the user must name the tag whose preprocessing a file of weights needs.
@@ -28,9 +28,9 @@ from fedclip_edge.exporting.torchvision_ops import declare_missing
 from fedclip_edge.vision.manifest import RANDOM
 
 CONFIG = "open_clip_config.json"
-_QUICK = "-quickgelu"  # suffix of the configuration with QuickGELU, the twin of the one without
+_QUICK = "-quickgelu"  # suffix of the variant of a configuration that has QuickGELU
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-_ENOUGH = 5  # names in one message
+_ENOUGH = 5  # number of names in one message
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def check_activation(model: str, tag: str) -> None:
     """Raise ConfigError if the weights of `tag` were trained with another activation.
 
     Also raised if `tag` is not a tag of `model` or of its twin, the configuration that differs only
-    in the activation. A mismatch without a twin passes, because it is open_clip's own:
-    roberta-ViT-B-32 has QuickGELU in its only configuration and does not mention it in its only
-    tag.
+    in the activation. A mismatch without a twin is accepted, because it comes from
+    open_clip itself: the only configuration of roberta-ViT-B-32 has QuickGELU, and its only tag
+    does not mention it.
     """
     quick = _is_quick(model, tag)
     if quick != has_quick_gelu(model) and (twin := _twin(model)):

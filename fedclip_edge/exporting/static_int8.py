@@ -1,5 +1,8 @@
 """Static int8 in the QDQ form: unsigned 8-bit activations, signed 8-bit weights per channel.
 
+QDQ means that QuantizeLinear and DequantizeLinear nodes in the graph mark the quantised tensors; a
+runtime replaces them by integer kernels.
+
 Convolutions and matrix products with constant weights are quantised, and so are sums between
 convolutions. Products of two activations (attention), norms and softmax stay in fp32. The
 convolution that reads the pixels stays in fp32 too, because it is little work and its errors reach
@@ -11,11 +14,11 @@ Laws:
 
 - The features do not depend on the rest of the batch, because every range is a constant.
 - The features do not depend on the box. An x86 CPU without VNNI adds pairs of 8-bit products in
-  16 bits that saturate. With weights over the full 8-bit range, it would give different and much
-  worse features (a centred cosine of 0.75 for ViT-B-32). The scale of a channel is therefore the
-  smallest with which no neighbouring pair of weights can saturate. This costs half a bit in a few
-  channels. The usual remedy, 7-bit weights, costs one bit in all of them (MobileNetV2: 0.94
-  instead of 0.98).
+  16 bits, where the sum can saturate. With weights over the full 8-bit range, it would give
+  different and much worse features (a centred cosine of 0.75 for ViT-B-32). The scale of a channel
+  is therefore the smallest with which no neighbouring pair of weights can saturate. This costs half
+  a bit in a few channels. The usual remedy, 7-bit weights, costs one bit in all of them
+  (MobileNetV2: 0.94 instead of 0.98).
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ from fedclip_edge.records import F32
 
 _OPSET = 13  # the first whose DequantizeLinear takes a scale per channel
 _LEVELS = 255  # steps of uint8
-# 255 (a + b) must stay within 32767. Rounding adds up to half a unit to each of two weights.
+# Largest sum of two neighbouring weights a and b, in steps: 255 (a + b) must not exceed 32767, and
+# rounding adds up to half a step to each.
 _PAIR = 32767 / 255 - 1
 _INT32_ROOM = 2**30  # largest bias; the other half of int32 is for the sum of the products
 
@@ -114,7 +118,7 @@ def _integer_outputs(
 
 
 def _bends(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """True for a Relu or Clip that has no effect once its output is limited to its range."""
+    """True for a Relu or Clip that has no effect after its output is quantised to its range."""
     if node.op_type == "Relu":
         return True
     if node.op_type != "Clip" or len(node.input) != 3 or not set(node.input[1:]) <= set(weights):
@@ -133,7 +137,7 @@ def _fold(model: onnx.ModelProto, bends: Sequence[tuple[onnx.NodeProto, onnx.Nod
 def _range(seen: Seen) -> tuple[np.float32, np.uint8]:
     """Scale and zero point of a tensor's uint8 form.
 
-    0 is represented exactly, because padding and Relu give it.
+    0 is represented exactly, because padding and Relu produce zeros.
     """
     if not math.isfinite(seen.high - seen.low):
         raise ExportError(
@@ -195,7 +199,7 @@ def _insert(
     for value in graph.input:
         if value.name in ranges:
             quantised(value.name)
-    inner = set(integer)  # all nodes read their .dq form; a reader of floats forces a float kernel
+    inner = set(integer)  # if one node read the float tensor, its producer would run in float
     for node in list(graph.node):
         for place, name in enumerate(node.input):
             if name in inner:

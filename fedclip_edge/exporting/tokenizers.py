@@ -1,4 +1,4 @@
-"""Tokenizers according to open_clip's configuration of a model; some download files."""
+"""Tokenizers as open_clip's configuration of a model defines them; some download files."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _counting(tokenizer: Any) -> Callable[[str], int]:
     if hasattr(tokenizer, "encode"):  # open_clip's own; `encode` leaves out start and end
         return lambda text: len(tokenizer.encode(text)) + 2
 
-    def count(text: str) -> int:  # open_clip's wrapper of a tokenizer of transformers
+    def count(text: str) -> int:  # open_clip's wrapper of a transformers tokenizer
         marks = 3 if tokenizer.tokenizer_mode == "clips" else 0
         numbers = tokenizer.tokenizer(
             tokenizer.clean_fn(text), add_special_tokens=not marks

@@ -14,6 +14,6 @@ def versions(*packages: str) -> Mapping[str, str]:
     for name in packages:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # such as one of onnxruntime and its GPU build
+        except metadata.PackageNotFoundError:  # such as onnxruntime, if the GPU build is used
             continue
     return found

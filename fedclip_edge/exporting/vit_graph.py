@@ -164,8 +164,8 @@ def _last_block(graph: _Graph, block: Any, x: str, name: str) -> str:
     query = graph.linear(_class_token(graph, y), q, q_bias, f"{name}.q")  # (B, W)
     y = graph.op("Transpose", y, perm=[1, 0, 2])  # (B, L, W)
     # A feature must not depend on the rest of its batch, and ONNX Runtime's order of summation
-    # depends on shapes. So these products have shapes that neither the batch size nor its division
-    # among threads changes: one row for each picture and head, or more rows than columns.
+    # depends on shapes. So the shapes of these products do not depend on the batch size or on the
+    # number of threads: one row for each picture and head, or more rows than columns.
     query = graph.reshape(query, 0, heads, 1, size)  # (B, H, 1, W / H)
     by_head = graph.constant(k.reshape(heads, size, width), f"{name}.k.weight")
     query = graph.reshape(graph.op("MatMul", query, by_head), 0, heads, width)  # (B, H, W)

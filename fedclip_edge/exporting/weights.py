@@ -56,7 +56,7 @@ def load_weights(clip: torch.nn.Module, path: Path, model: str) -> None:
 
     try:
         open_clip.load_checkpoint(clip, str(path), strict=True, weights_only=True)
-    except Exception as error:  # a wrong file fails anywhere in open_clip's conversions
+    except Exception as error:  # from open_clip's conversions, for a wrong file
         raise ConfigError(_misfit(error, path, model)) from error
 
 

@@ -3,14 +3,15 @@
 X.509 as in RFC 5280, through `cryptography`. Functions take and return bytes; none opens a file.
 
 Laws:
-- All keys are Ed25519: mosquitto 2.0.11 on OpenSSL 3 and Python's ssl accept them. So one key
-  authenticates a device's link and signs its messages; the certificate pins the key, and a signing
-  request carries the signing key.
-- A device's certificate cannot identify a broker: it is for client authentication only.
+- All keys are Ed25519, which mosquitto 2.0.11 on OpenSSL 3 and Python's ssl accept. So a device
+  needs only one key: it authenticates the TLS connection and signs messages. The certificate binds
+  this key to the device's id.
+- A device's certificate cannot identify a broker, because it allows client authentication only.
 - The broker's and the coordinator's certificates and the revocation list expire when the authority
   does, not before. mosquitto 2.0.11 refuses every client once its revocation list or its own
   certificate has expired.
-- A later revocation list has a later time: OpenSSL uses the newest, with a resolution of a second.
+- A new revocation list is dated at least a second later than the one it replaces, because OpenSSL
+  compares the dates in whole seconds and uses the newest list.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import check_id
 
-# Longer than any fleet will run: when the authority expires, so does the whole fleet.
+# Longer than any fleet will run, because no certificate is valid after the authority expires.
 AUTHORITY_DAYS = 20 * 365
 DEVICE_DAYS = 2 * 365
-# Certificates begin in the past, for boxes and brokers whose clocks are behind.
+# Certificates begin in the past, so that machines whose clocks are slow accept them.
 _BACKDATED = dt.timedelta(days=1)
-# Revocation lists are backdated by less. Each newer list is dated a second later at least, and its
-# time must still be in the past.
+# Revocation lists begin in the past too. The hour leaves room for many lists in quick succession:
+# each is dated at least a second after the one before, and the date must not be in the future.
 _LIST_BACKDATED = dt.timedelta(hours=1)
 _PEM = serialization.Encoding.PEM
 

@@ -1,15 +1,15 @@
-"""The operator's folder of one fleet, and the enrolment, renewal and revocation of its devices.
+"""The operator's folder for one fleet, and the enrolment, renewal and revocation of its devices.
 
     FOLDER/ca.crt, ca.key           the authority; its key stays here
     FOLDER/broker/                  mosquitto.conf and its files; copied to the broker's host
-    FOLDER/coordinator/             certificate, key, devices.json; copied to the host of `serve`
+    FOLDER/coordinator/             certificate, key, devices.json; copied to the coordinator's host
 
 Laws:
 - Private keys are readable only by their owner. A device's key is kept only in its archive; with a
   signing request it never leaves the box.
 - Every file is written whole or not at all, and an existing authority is never overwritten.
 - A revocation is written to the registry first, so that the coordinator refuses the device even if
-  the broker does not. Revoking again repeats every step.
+  a later step fails. A repeated `revoke` does every step again.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def create_site(
     folder of the broker's files on its host; None means the folder where they are created. `reload`
     is the command that makes the broker read its files again; if it is empty, SIGHUP is sent to a
     mosquitto on this machine. Raises ConfigError if `folder` exists, a host is neither a host name
-    nor an IP address, or `fleet` is not an id.
+    nor an IP address, or `fleet` is not a valid id.
     """
     made = Folder(folder.absolute())
     ca = authority.create_authority()
@@ -190,7 +190,7 @@ def renew(
             raise ConfigError(f"{id} was revoked; enroll the device under another id")
         key = authority.public_key(device.key)
         issued = authority.certify_device(_authority(folder), key, id, days)
-        # The registry first, so that a revocation covers every certificate that exists.
+        # Record the serial first, so that a later revocation covers this certificate in any case.
         renewed = replace(device, serials=(*device.serials, issued.serial), expires=issued.expires)
         registry.write(folder.registry, registry_.with_device(id, renewed))
         target = out or Path(f"{id}.crt")
@@ -202,7 +202,7 @@ def revoke(folder: Folder, id: str) -> None:
     """Revoke a device: at the coordinator, then at the broker.
 
     Raises ConfigError if the device is not enrolled, or if the folder cannot be read or another
-    command uses it; BrokerError if the broker could not be made to read its files again.
+    command uses it; BrokerError if the broker cannot be made to read its files again.
     """
     with _books(folder) as registry_:
         without = registry_.with_device(id, replace(_device(registry_, id), revoked=True))
@@ -224,7 +224,7 @@ def revoke(folder: Folder, id: str) -> None:
 
 @contextlib.contextmanager
 def _books(folder: Folder) -> Iterator[Registry]:
-    """The registry; until the block ends, no other command can change it."""
+    """Yield the registry, locked against other commands until the `with` block ends."""
     # Read before locking, so that a wrong folder gives an error and no lock file is left in it.
     registry.read(folder.registry)
     with contextlib.closing(lock_file(folder.path / ".lock", str(folder.path))):

@@ -1,4 +1,4 @@
-"""Warning that a process's own certificate expires soon, logged at start and then daily."""
+"""Warning, at start and then daily, that the certificate of this process expires soon."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Expiry:
         try:
             ends = x509.load_pem_x509_certificate(self.certificate.read_bytes()).not_valid_after_utc
         except (OSError, ValueError):
-            return  # the connection has loaded its own copy; the next start reports the error
+            return  # no error now: TLS has already loaded the file; the next start reports it
         days_left = (ends - dt.datetime.now(dt.timezone.utc)) / dt.timedelta(days=1)
         if days_left < WARN_DAYS:
             log.event(

@@ -1,4 +1,4 @@
-"""Configuration files of a mosquitto whose clients have certificates, and their reload.
+"""Configuration files for mosquitto with client certificates, and a way to reload them.
 
 `broker/mosquitto.conf` is the output of `settings()`, and `broker/fleet.acl` of `access_list()`.
 """
@@ -107,7 +107,7 @@ def access_list(revoked: Iterable[str] = ()) -> str:
 
     `%u` is the user name, which is the device id; `pattern` lines apply to every user. The ids in
     `revoked` are denied every topic. This is needed because mosquitto does not end the connection
-    of a device whose certificate was revoked. But it reads its access list again on SIGHUP, and
+    of a device whose certificate was revoked. On SIGHUP it does read the access list again, where
     "deny" overrides every other line.
     """
     fleet = Topics("+")

@@ -3,7 +3,7 @@
 It contains no secret. A coordinator that has a registry accepts only the keys in it. It reads the
 file again when it changes, so that a revocation takes effect at once.
 
-Law: an id that was revoked stays revoked, because a connection of its old holder may still be open.
+Law: a revoked id is never enrolled again, because the revoked device may still be connected.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Here n is the number of golden pictures. Reading a bundle needs only numpy and s
 Laws:
 
 - `read_bundle` returns only complete, unaltered bundles.
-- A folder under its final name is a complete bundle (storage/atomic.py).
+- A bundle folder gets its final name only when it is complete (storage/atomic.py).
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def write_bundle(
     """Write the four files as `folder` and read them back.
 
     `encoder` is the content of the ONNX file. The checksums in `manifest.files` are computed here.
-    A failure or an interrupt leaves nothing behind.
+    After a failure or an interrupt, no file is left behind.
 
     Raises ConfigError if `folder` exists and may not be replaced, or if its parent is not writable;
     ExportError if the files cannot be written; BundleError if they do not fit together.
@@ -167,10 +167,10 @@ def write_bundle(
 
 
 def replace_classes(bundle: Bundle, classes: ClassTexts) -> Bundle:
-    """Write the bundle again with other classes; encoder, golden vectors and encoder id stay.
+    """Write the bundle again with other classes; encoder, golden vectors and id do not change.
 
-    `classes.vectors` must have the width D of the features. Raises ConfigError if it has not, and
-    the errors of `write_bundle`; after an error, the bundle on disk is unchanged.
+    `classes.vectors` must have the width D of the features. Otherwise raises ConfigError, in
+    addition to the errors of `write_bundle`. After an error, the bundle on disk is unchanged.
     """
     if classes.vectors.shape[1] != bundle.manifest.dim:
         raise ConfigError(
@@ -224,7 +224,7 @@ def _file_sha256(folder: Path, name: str) -> str:
 
 
 def _pack_classes(classes: ClassTexts) -> bytes:
-    # One metadata entry only: safetensors writes several in an order that varies between runs.
+    # Use one metadata entry, because safetensors writes several in an order that varies.
     head = {
         "names": list(classes.names),
         "prompt": classes.prompt,

@@ -37,7 +37,7 @@ _ASKED = 500  # old versions of SQLite allow 999 variables in one statement
 
 
 class FeatureCache:
-    """Features in one file, which several processes may use at once, one thread in each."""
+    """Features in one file. Several processes may use it at once; in each, only one thread."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, or create it.
@@ -112,7 +112,7 @@ def _open(path: Path) -> Connection:
         ) from error
     try:
         with _errors_of(path):
-            # A power cut loses a batch, not the file.
+            # After a power cut the last batches may be missing, but the file is intact.
             return open_database(path, _SCHEMA, durable=False, timeout_s=30.0)
     except OtherDatabaseError:
         raise DataError(

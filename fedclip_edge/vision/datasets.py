@@ -3,7 +3,7 @@
 Laws:
 
 - The side of a picture (train, validation, test) depends only on its bytes and the shares. So it is
-  the same across restarts, devices and file names, and exact copies are always on one side.
+  the same across restarts, devices and file names, and exact copies are on the same side.
 - Every visible file that is not used is listed, as ignored or as skipped.
 """
 
@@ -113,7 +113,7 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
 
 
 def split(dataset: Dataset, shares: DataConfig) -> Split:
-    """Put every picture on the side that its hash gives (`side_of`).
+    """Assign every picture to the side that `side_of` gives for its hash.
 
     The sizes of the sides are close to the shares, not equal to them.
     """
@@ -147,7 +147,7 @@ def side_of(picture: str, shares: DataConfig) -> str:
     for name in wanted[:-1]:
         if u < bounds[name]:
             return name
-    return wanted[-1]  # the shares may add up to a little less than 1
+    return wanted[-1]  # because of rounding, the shares may add up to slightly less than 1
 
 
 def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:

@@ -102,7 +102,7 @@ def embed_pictures(
     )
 
 
-Decoded = tuple[list[Picture], F32, dict[str, str]]  # pictures, their pixels, reasons by hash
+Decoded = tuple[list[Picture], F32, dict[str, str]]  # pictures, pixels, errors by hash
 
 
 def _decoded(
@@ -121,7 +121,7 @@ def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
     for picture in batch:
         try:
             data = picture.path.read_bytes()
-            if picture_hash(data) != picture.hash:  # it would be cached under a wrong hash
+            if picture_hash(data) != picture.hash:  # do not cache it under the old hash
                 raise DataError("it changed after the folder was read")
             pixels.append(decode(data, preprocessing))
             readable.append(picture)

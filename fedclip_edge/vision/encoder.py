@@ -2,10 +2,10 @@
 
 Laws:
 
-- The encoder runs on the requested provider, or an error is raised. A silent fall-back would be
-  slower and would cache different bits under the same feature key.
+- The encoder runs on the requested provider, or an error is raised. A silent fallback would be
+  slower, and its features would be cached under the key of the requested provider.
 - Every provider computes an fp32 encoder in fp32, so that features of one encoder are comparable.
-- The graph has one input. Its output is the only one, or the one named `image_features`.
+- The graph has one input. The features are its only output, or the one named `image_features`.
 - Features are raw, never normalised.
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-# ONNX Runtime 1.31 records a device id and events for Microsoft when it is loaded, unless this is
-# set before. No data may leave a box without its owner's request.
+# When it is imported, ONNX Runtime 1.31 starts to record a device id and events for Microsoft,
+# unless this is set. No data may leave a box unless its owner asks for it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
@@ -43,7 +43,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-# By the name that [encoder] provider and --provider take.
+# The keys are the values of [encoder] provider and of --provider.
 _PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider"),
     # TF32 keeps 10 of the 23 mantissa bits and is on by default.
@@ -64,7 +64,7 @@ class Encoder:
     dim: int | None  # D; None if the graph does not state it
     provider: str  # as in [encoder] provider: "cpu", "cuda" or "tensorrt"
     feature_key: str  # key under which the features are cached
-    max_batch: int | None = None  # most pictures per call; None without a limit
+    max_batch: int | None = None  # largest number of pictures in one call; None: no limit
 
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
@@ -110,8 +110,8 @@ class Encoder:
 def register(name: str, provider: Provider) -> None:
     """Add a provider to the table of this process; raises ValueError if the name is taken.
 
-    It is for experiments. A provider for devices has an entry in the table, because every process
-    reads it.
+    Use it for experiments in one process. To support a provider on devices, add it to the table in
+    this module, because every process imports that.
     """
     if name in _PROVIDERS:
         raise ValueError(f"there is a provider {name!r} already; choose another name")
@@ -188,7 +188,7 @@ def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
 
 
 def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
-    """Return a session on `providers`, and on the CPU for operators that they do not have."""
+    """Return a session on `providers`, and on the CPU for operators that they do not support."""
     try:
         session = _session(model, config, [*providers, _PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime's errors share no base but Exception
@@ -211,7 +211,7 @@ def _with_engine(
     if not sha256:
         raise ValueError("sha256: TensorRT needs the ONNX file's hash to store its engine")
     if precision != "fp16":
-        # Outside its own API, TensorRT's builder has only this switch for TF32.
+        # Outside TensorRT's own API, only this variable turns off TF32 in its builder.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     capi = Path(onnxruntime.__file__).parent / "capi"
     builder = tensorrt.find_builder(onnxruntime.__version__, capi)
@@ -260,10 +260,10 @@ def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Pro
     # Spinning threads take cores that other programs on the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors only; the checks above cover what matters in warnings
+    options.log_severity_level = 3  # errors only; this module itself checks what matters
     source = model if isinstance(model, bytes) else str(model)
-    # Without enable_fallback=0, ONNX Runtime replaces a provider that fails, at the start or in a
-    # run, with the CPU.
+    # Without enable_fallback=0, ONNX Runtime silently continues on the CPU if a provider fails to
+    # start or to run.
     named = [(one.name, dict(one.options)) if one.options else one.name for one in providers]
     return onnxruntime.InferenceSession(source, options, providers=named, enable_fallback=0)
 

@@ -31,7 +31,7 @@ AGAIN = "copy the bundle again, or export it again"  # the end of messages about
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of an encoder; text fields that are not known are "unknown"."""
+    """Description of an encoder; a text field is "unknown" if its value is not known."""
 
     model: str
     pretrained: str  # open_clip's tag, "file", "local-dir", or RANDOM
@@ -41,7 +41,7 @@ class Manifest:
     activation: str  # in the image tower: gelu, quick_gelu, relu
     precision: str  # fp32, fp16, int8, int8-weights; an external encoder may say "unknown"
     opset: int
-    parity: Mapping[str, Scalar] | None = None  # exporting/parity.py; None where unknown
+    parity: Mapping[str, Scalar] | None = None  # exporting/parity.py; None if not compared
     quantisation: Mapping[str, Scalar] = field(default_factory=dict)  # how int8 was made
     made_with: Mapping[str, Scalar] = field(default_factory=dict)  # versions of the exporter
     files: Mapping[str, Scalar] = field(default_factory=dict)  # name -> SHA-256

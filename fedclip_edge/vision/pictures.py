@@ -147,9 +147,9 @@ def _open(data: bytes, preprocessing: Preprocessing) -> Image:
             _check_size(opened.size, "it has")
             scaled = _resized(opened.size, preprocessing)
             _check_size(scaled, "scaled for the encoder it would have")
-            if opened.mode[0] in "IF":  # Pillow clips: most 16-bit values would be white
+            if opened.mode[0] in "IF":  # Pillow would clip to 8 bits: mostly white
                 raise DataError("it has 16- or 32-bit grey values; save it with 8 bits per channel")
-            if opened.mode == "P":  # a direct conversion to RGB would warn of transparency
+            if opened.mode == "P":  # avoids a warning about transparency
                 return cast("Image", opened.convert("RGBA").convert("RGB"))
             return cast("Image", opened.convert("RGB"))
     except pillow.UnidentifiedImageError:

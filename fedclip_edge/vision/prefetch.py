@@ -13,7 +13,7 @@ R = TypeVar("R")
 def prefetch(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield `map(work, items)`, computed in a thread that is one item ahead.
 
-    At most two results are in memory. An exception of `work` is raised in the place of its result.
+    At most two results are in memory. An exception of `work` is raised in place of its result.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
         waiting: Future[R] | None = None

@@ -3,16 +3,16 @@
 An engine is an encoder compiled for one GPU by one version of TensorRT; building it takes minutes.
 ONNX Runtime names an engine's file by the ONNX file's name, the names of its tensors, the compute
 capability and the versions it was compiled with (`TRTGenerateId` in its
-tensorrt_execution_provider_utils.h), but not by the weights. The encoder has the same name in every
-bundle, so two fine-tuned models would share one file. Therefore this module names a folder for each
-engine.
+tensorrt_execution_provider_utils.h), but not by the weights. The ONNX file has the same name
+in every bundle, so two fine-tuned models would share one file. Therefore this module names a folder
+for each engine.
 
 Laws:
 
 - The folder's name states encoder, ONNX Runtime, TensorRT, GPU and batches, so a stale engine is
   never loaded.
-- A folder under its final name holds an engine that has run. It is built in another folder, which
-  is then renamed, because ONNX Runtime writes the engine's file in place.
+- A folder gets its final name only after the engine in it has run. Until then it has a temporary
+  name, because an interrupted ONNX Runtime can leave an incomplete engine file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from pathlib import Path
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.storage.atomic import beside
 
-# Batch sizes that an engine is built for: one picture, the agent's default, and a memory bound.
+# Batch sizes that an engine is built for: one picture, the agent's default, and a largest one that
+# limits memory.
 MIN_BATCH, OPT_BATCH, MAX_BATCH = 1, 8, 32
 
 _LIBRARY = "libonnxruntime_providers_tensorrt.so"
@@ -68,7 +69,7 @@ def engine_folder(engines: Path, builder: Builder, onnx_sha256: str) -> Path:
 def provider_options(folder: Path, input_name: str, side: int, precision: str) -> dict[str, str]:
     """Return options for ONNX Runtime's TensorRT provider (1.20 and newer).
 
-    The encoder takes pictures of `side` S; the engine computes in fp16 if `precision` is "fp16".
+    `side` is S, the side of the pictures. The engine computes in fp16 if `precision` is "fp16".
     ONNX Runtime needs the words 'True' and 'False'; with 1 and 0 it starts without TensorRT.
     From opset 17 on, LayerNormalization is one node, which TensorRT keeps in fp32.
     """
@@ -129,7 +130,7 @@ def new_engine(folder: Path) -> Iterator[Path]:
             "a folder that this user may write to"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # only empty after a failure
+        with contextlib.suppress(OSError):  # after a success it is not empty
             folder.parent.rmdir()
 
 

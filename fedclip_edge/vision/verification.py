@@ -1,20 +1,21 @@
 """Verification that a box computes the features that a bundle was exported with.
 
 ONNX Runtime computed the golden vectors on the exporting machine's CPU, from the same file that is
-in the bundle. So only the processor and its library can make a difference here. Two differences are
-measured: relative to the feature (‖here - golden‖ / ‖golden‖, for the worst picture), and the
-largest difference in a component of unit vectors. Their tolerances follow from the arithmetic:
+in the bundle. So only another processor, provider or version of ONNX Runtime can cause differences
+here. Two differences are measured: relative to the feature (‖here - golden‖ / ‖golden‖, for the
+worst picture), and the largest difference in a component of unit vectors. Their tolerances follow
+from the arithmetic:
 
-- float32 arithmetic on a CPU (fp32; fp16 and int8-weights are only stored that way and computed in
-  float32): another order of sums changes the last bits, by 1e-7 for one sum and a few 1e-6 through
-  a deep tower.
+- float32 arithmetic on a CPU (fp32; also fp16 and int8-weights, which store smaller weights but
+  compute in float32): another order of summation changes the last bits, by 1e-7 for one sum and a
+  few 1e-6 through a deep tower.
 - 8-bit products (int8): a difference in the last bit before rounding can change a value by a whole
   level, 1/127 of the range. If many values change, the feature changes as much as through
   quantisation itself, by 1e-2. A CPU or a library that saturates such products causes far larger
   differences, which the check must find.
 - float32 arithmetic on a GPU (encoder.py turns TF32 off): other algorithms for convolutions change
-  the feature by 1e-5. TensorRT computes fp16 bundles in fp16, with 11 bits: 5e-4 for one product
-  and a few 1e-3 through a tower.
+  the feature by 1e-5. TensorRT computes fp16 bundles in fp16, whose 11-bit significand gives
+  an error of 5e-4 for one product and a few 1e-3 through a tower.
 """
 
 from __future__ import annotations
