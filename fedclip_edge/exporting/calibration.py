@@ -58,7 +58,7 @@ def check_calibration(precision: Precision, folder: Path | None) -> None:
 
 
 def calibrated(pictures: GatePictures, precision: Precision) -> str:
-    """The end of a message: " calibrated on 128 pictures", or "" without calibration."""
+    """Text for the end of a message: " calibrated on 128 pictures", or "" without calibration."""
     uses = precision in ("int8", "int8-weights") and len(pictures.calibration)
     return f" calibrated on {len(pictures.calibration)} pictures" if uses else ""
 

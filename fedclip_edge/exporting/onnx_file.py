@@ -45,7 +45,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove doc strings, metadata and inner shapes, in place; returns `model`.
+    """Remove doc strings, metadata and shapes of intermediate tensors, in place; returns `model`.
 
     They do not affect the results, but contain paths and vary between runs.
     """

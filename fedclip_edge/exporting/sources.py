@@ -264,7 +264,7 @@ def nearest(word: str, words: Sequence[str]) -> list[str]:
 
 
 def _spelled(tag: str, tags: Iterable[str]) -> str:
-    """The tag as open_clip's table spells it; open_clip also accepts dashes and capitals."""
+    """The tag as in open_clip's table: `laion2b_e16` for `LAION2B-E16`, which open_clip accepts."""
     wanted = tag.lower().replace("-", "_")
     return next(known for known in tags if known == wanted)
 

@@ -120,7 +120,7 @@ def _needed_length(clip: Any, tower: Any, tokens: torch.Tensor) -> int | None:
 def _check_lengths(model: ClipModel, texts: Sequence[str]) -> None:
     """Raise ConfigError for a text that is longer than the model's context.
 
-    open_clip would cut the text without a message, and the class name is often at its end.
+    open_clip would cut the text silently, and the class name is often at its end.
     """
     for text in texts:
         count = model.count_tokens(text)

@@ -20,7 +20,7 @@ from fedclip_edge.exporting.sources import CONFIG, folder_config
 class Tokenizer:
     """Tokenizer of a model.
 
-    `tokenize` cuts a text that is too long, without a message, as open_clip does; `count` returns
+    `tokenize` silently cuts a text that is too long, as open_clip does; `count` returns
     its full length.
     """
 

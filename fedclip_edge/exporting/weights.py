@@ -6,7 +6,7 @@ Laws:
 - A TorchScript archive is opened only if its SHA-256 is one that open_clip publishes for OpenAI's
   files.
 - Position embeddings are not interpolated to another picture size, which open_clip would do
-  without a message.
+  silently.
 """
 
 from __future__ import annotations

@@ -171,7 +171,9 @@ def test_a_devices_own_model_can(random_bundle: Bundle, tmp_path: Path) -> None:
     assert found.model.parameters["keys"].shape == (7, dim)
     wrong = replace(model, parameters={**model.parameters, "keys": model.parameters["keys"][:3]})
     path = written(random_bundle, tmp_path / "b.safetensors", wrong)
-    with pytest.raises(ConfigError, match=r"has the parameters .*but tip-adapter with this bundle has"):
+    with pytest.raises(
+        ConfigError, match=r"has the parameters .*but tip-adapter with this bundle has"
+    ):
         find_model(path, tmp_path / "journal.sqlite", random_bundle)
 
 
