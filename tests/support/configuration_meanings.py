@@ -33,7 +33,7 @@ from fedclip_edge.records import Plan
 _BETA1 = "Decay rate of the mean of the gradients."
 _SERVER_LR = "Learning rate of the coordinator."
 _MIN_PER_CLASS = (
-    "A device sends nothing of a class of which it has fewer pictures than this on one side of its "
+    "A device sends nothing for a class of which it has fewer pictures than this on one side of its "
     "split. This protects single pictures."
 )
 
@@ -53,7 +53,7 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "bundle": "Folder of the bundle, a copy of the coordinator's.",
         "state_dir": "Folder for the files of this device: the feature cache, the update that is "
         "not acknowledged yet, the predictions, and without enrolment the device's key.",
-        "domain": "A name for the origin of the pictures. Reports show it.",
+        "domain": "A name for the origin of the pictures, shown in reports.",
         "roles": "`train` sends updates; `evaluate` measures each model on the test pictures.",
         "coordinator_key": "Public key of the only coordinator to accept; `fedclip-edge enroll` "
         "writes it. Empty: the device accepts the first key that it sees in a run.",
@@ -64,7 +64,7 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "username": "User name for a broker that asks for a password.",
         "password": "Password for that user name.",
         "keepalive_s": "Seconds without traffic after which the client sends a ping. The broker "
-        "reports a client as gone after one and a half times this.",
+        "reports a client as gone after one and a half times this period.",
         "max_packet_bytes": "Largest MQTT packet that the broker accepts. Needed only for a broker "
         "that does not announce its limit, or to stay below it.",
         "ca": "Certificate of the authority that issued the broker's certificate. It turns on TLS.",
@@ -78,15 +78,15 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "quorum": "Share of the cohort that must have contributed for a round to close.",
         "deadline_s": "Longest time of one attempt at a round, in seconds.",
         "grace_s": "How long a round waits for a device that went offline, in seconds.",
-        "cohort": "Number of devices that take part in a round. 0 takes all that are online.",
+        "cohort": "Number of devices that take part in a round. 0 means all that are online.",
         "upload_slots": "Number of devices that may upload at the same time.",
     },
     Trainer: {
         "config": "The `agent.toml` of that device. It has the same fleet and broker.",
     },
     DataConfig: {
-        "folder": "Folder of the labelled pictures, with one sub-folder per class. The names of "
-        "the sub-folders are the class names of the bundle.",
+        "folder": "Folder of the labelled pictures, with one subfolder per class. The names of "
+        "the subfolders are the class names of the bundle.",
         "train": "Share of the pictures to train on.",
         "validation": "Share of the pictures that choose settings and personal models.",
         "test": "Share of the pictures that every model is evaluated on.",
@@ -101,7 +101,7 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     },
     Plan: {
         "method": "The [method](../explanation/methods.md) that the devices train.",
-        "rounds": "Number of rounds. 0 takes the method's own number.",
+        "rounds": "Number of rounds. 0 means the default of the method.",
         "seed": "Seed of the initial model and of the order of the pictures.",
         "codec_up": "Codec of the updates that devices send.",
         "codec_down": "Codec of the models that the coordinator sends. It keeps the model itself "
@@ -113,8 +113,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "larger one.",
         "strategy": "The [strategy](../explanation/methods.md) that makes the next model from the "
         "updates.",
-        "personal_epochs": "Epochs that each device trains on alone after the last round. It keeps "
-        "the model that is best on its validation pictures as its personal model. 0 makes none.",
+        "personal_epochs": "Number of epochs for which each device continues to train alone after the "
+        "last round. It keeps the model that is best on its validation pictures as its personal "
+        "model. 0 makes none.",
         "local_baseline": "Each device also trains a model alone, for comparison.",
     },
     Training: {
@@ -178,9 +179,9 @@ TABLES: Mapping[str, str] = {
     "plan": "What is trained, and how.",
     "plan.options": "Options of the method.",
     "plan.strategy_options": "Options of the strategy.",
-    "broker": "Address of the MQTT broker, and the login there.",
-    "trainer": "A device that `serve` starts as a child process, with pictures of the operator's. "
-    "Leave the table out for none.",
+    "broker": "Address of the MQTT broker, and how to log in.",
+    "trainer": "A device that `serve` starts as a child process, with pictures of the operator. "
+    "Without this table there is no such device.",
     "data": "The pictures of this device.",
     "encoder": "How the encoder runs on this device.",
 }

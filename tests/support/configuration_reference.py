@@ -30,7 +30,7 @@ configures one device (`fedclip-edge agent agent.toml`). Both are [TOML](https:/
   [exit code](exit-codes.md) 10. The message names the file, the table and the key.
 - An integer is accepted where a number is expected.
 - An id is 1 to 64 characters of `a-z`, `0-9` and `-`, and does not start or end with `-`.
-- A default of "none" means that the key has no value unless it is given."""
+- A default of "none" means that the key has no value unless the file gives one."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ _SGD = {"optimizer": "sgd"}
 
 BROKER_RULES = (
     Rule(
-        "`certificate` and `key` need each other.",
+        "`certificate` and `key` are given together, or neither is.",
         "agent.toml",
         agent(broker={"ca": "c", "certificate": "d"}),
         agent(broker={"ca": "c", "certificate": "d", "key": "k"}),
     ),
     Rule(
-        "`certificate` needs `ca`.",
+        "`certificate` needs `ca` as well.",
         "agent.toml",
         agent(broker={"certificate": "d", "key": "k"}),
         agent(broker={"ca": "c", "certificate": "d", "key": "k"}),

@@ -64,12 +64,12 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
     ),
     errors.LinkError: (
         "The broker cannot be reached.",
-        "Wait and start again; if it stays so, check host, port and network.",
+        "Wait and start again; if the error remains, check host, port and network.",
     ),
     errors.PeerError: (
         (
             "A message broke the protocol, or an update exceeds a limit of the plan. Agent and "
-            "coordinator drop such a message and continue; of the commands only `simulate` ends with it."
+            "coordinator drop such a message and continue; of the commands, only `simulate` ends with it."
         ),
         "Lower the learning rate, or raise `max_norm` in the setting.",
     ),
@@ -104,8 +104,8 @@ def page() -> str:
         (
             str(FedclipError.exit_code),
             "",
-            "A bug: Python prints a traceback. Or the program that reads the output has closed it.",
-            "Report the traceback.",
+            "A bug, with a traceback from Python; or the program that reads the output has closed it.",
+            "Report the traceback, if there is one.",
         ),
         (
             str(usage),

@@ -127,7 +127,7 @@ def page(figures: Figures) -> str:
     return f"""# Faults
 
 This page shows what a fault costs a run, for each kind of fault and each phase of a round. It is
-generated: do not edit it by hand. This command measures again and writes it:
+generated: do not edit it by hand. This command repeats the measurements and writes the page:
 
 ```sh
 {again}
@@ -146,7 +146,7 @@ generated: do not edit it by hand. This command measures again and writes it:
 
 Each row is a run of its own, with one fault in one phase of a round.
 
-- **fault**: what was done. **injected in**: the phase of the round at that moment.
+- **fault**: what went wrong. **injected in**: the phase of the round at that moment.
 - **run longer by, s**: seconds from the fault to the end of the run, minus the same time in a run
   without a fault. The duration of the fault itself is included. Medians of the runs without a
   fault: {usual} s.
@@ -157,14 +157,14 @@ Each row is a run of its own, with one fault in one phase of a round.
 - **lost**: contributions that the coordinator acknowledged (`kept`) and that are in no model.
 - **counted twice**: contributions that are in a model more than once.
 - **contributions**: contributions in the models of the run. {len(AGENTS) * 3} is every device in every round. There
-  are fewer if a device was away for longer than `grace_s` and the others were a quorum.
+  are fewer if a device was away for longer than `grace_s` and the others formed a quorum.
 - **models equal**: "yes" if the model of every round and the model file are, byte for byte, those
   of a faultless sum of the same contributions.
 - **note**: other events, or the reason why a cell was not run.
 
-In the phase "idle" the fleet waits for its last device, and the time begins with that device's
-start. A killed process is running again by then, and cut connections are restored. Every other
-fault is in force when the device starts.
+In the phase "idle" the fleet waits for its last device, and the time is measured from the start of
+that device. A killed process is running again by then, and cut connections are restored. Every
+other fault is still present when the device starts.
 
 A figure can be below zero: two runs differ by a few tenths of a second anyway.
 
@@ -185,8 +185,8 @@ A figure can be below zero: two runs differ by a few tenths of a second anyway.
   processes with their own files. Model and updates have 525,312 parameters, in fp32 both ways.
 - The agents run `agent/process.py`, but their features are ready, and their training is a wait of
   {TRAIN_S:g} s with an update that is computed from the model and the device's name. So each model can be
-  computed again from the one before it. The number of times that each device counts in a model is
-  found by trying, not by reading the journal.
+  computed again from the one before it. How often each device counts in a model is found by trying
+  out the possible numbers, not by reading the journal.
 - Every connection goes through a proxy that ends the encryption on both sides and reads MQTT. The
   fault is injected in round {FAULT_ROUND}: in "download" and "upload" at the fifth chunk of the agent, in
   "training" when the agent logs that it trains, in "aggregation" when the last `kept` of the round
@@ -195,7 +195,7 @@ A figure can be below zero: two runs differ by a few tenths of a second anyway.
   started again when its round is closed. Coordinator and broker are started again at once.
 - **Connections cut**: those of all agents and of the coordinator.
 - **80 kB/s**: the connection of one agent, both ways, until the round is closed. In the phase
-  "aggregation" that is soon.
+  "aggregation" the round closes soon after.
 - **Duplicated or corrupted chunks**: every third chunk of one agent, both ways, until the end of
   the run. A corrupted chunk has one bit changed.
 - **Full disk**: a tmpfs of {DISK_MB} MB, filled completely until the process ends, or for {SEES_FULL_DISK_S:g} s. Then it

@@ -53,7 +53,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "tensorrt_engine_built": Event("The engine is built, and stored for the next start."),
         "encoding_pictures": Event(
-            f"Progress of encoding, every {EVERY_S:g} seconds if standard error is no terminal.",
+            f"Progress of encoding, every {EVERY_S:g} seconds if standard error is not a terminal.",
         ),
         "files_ignored": Event("The picture folder has files that are not pictures."),
         "picture_skipped": Event(
@@ -63,7 +63,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "No picture of this class is on the test side, so its accuracy is unknown.",
             "Add pictures of the class.",
         ),
-        "features_ready": Event("Every picture has its features, new or from the cache."),
+        "features_ready": Event("The features of all pictures are ready, new or from the cache."),
         "connected": Event("The first connection to the broker is made."),
         "no_answer": Event(
             "No coordinator has answered this device's hello. The device keeps asking.",
@@ -85,11 +85,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "model_not_evaluated": Event(
             "Rounds close faster than this device evaluates; the oldest waiting model was dropped "
-            "from its queue. Its row is missing in the figures.",
+            "from its queue. The figures lack a row for this round.",
         ),
         "update_of_a_lost_round": Event(
             "The coordinator continues from an older copy of its journal. The update belongs to a "
-            "round that it does not know any more; the device discards it and trains again.",
+            "round that the coordinator no longer knows; the device discards it and trains again.",
         ),
         "personal_model_stopped": Event(
             "Training of the personal model diverged in this epoch. The epochs before it still count.",
@@ -98,7 +98,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "message_refused": Event(
             "A message broke the protocol, or was not signed by the key that this device trusts. "
             "It was dropped.",
-            "If it repeats, read the reason: a new coordinator with another key cannot continue a "
+            "If this happens again, read the reason: a new coordinator with another key cannot continue a "
             "run.",
         ),
         "link_lost": _LINK_LOST,
@@ -118,7 +118,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "left": Event(
             "A device went offline. After the coordinator's own connection was lost, this is "
-            "written for every device until it says hello again.",
+            "written for every device; each one then says hello again.",
         ),
         "epoch_raised": Event(
             "A device knows a later coordinator: the journal is new or an old copy. The coordinator "
@@ -129,7 +129,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "upload_abandoned": Event(
             f"A device with an upload slot sent nothing for {LEASE_S:g} seconds, and loses the slot.",
-            "If it repeats, check the network of this device.",
+            "If this happens again, check the network of this device.",
         ),
         "given_up": Event(
             "A device was silent until the deadline. It counts as offline until it says hello again.",
@@ -139,15 +139,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "report": Event("A device measured a model. The fields are those of the agent's event."),
         "message_refused": Event(
             "A message broke the protocol or has a wrong signature. It was dropped.",
-            "If it repeats for one device, check the version and the key of that device.",
+            "If this happens again for one device, check the version and the key of that device.",
         ),
         "registry_not_read": Event(
-            "The registry has changed and cannot be read. The last one stays in force.",
+            "The registry has changed and cannot be read. The previous version stays in force.",
             "Repair the file.",
         ),
         "client_not_disconnected": Event(
             "The broker did not end the connection of a device that was refused. The coordinator "
-            "ignores the device all the same.",
+            "ignores the device anyway.",
             "Restart the broker to end the connection.",
         ),
         "trainer_ended": Event(
