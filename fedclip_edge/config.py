@@ -124,7 +124,7 @@ class DataConfig:
     The hash of a file decides its side: training, validation or test.
     """
 
-    folder: Path  # folder of the pictures, with one sub-folder for each class
+    folder: Path  # folder of the pictures, with one subfolder for each class
     train: float = 0.6  # share of the pictures used for training
     validation: float = 0.2  # share of the pictures used to choose between models
     test: float = 0.2  # share of the pictures used to measure accuracy

@@ -69,7 +69,7 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
     that are not pictures are listed in `ignored`, pictures that cannot be read in `skipped`, and
     classes without a folder in `absent_classes`.
 
-    Raises DataError if the folder is missing, unreadable or has no class folder, if a sub-folder is
+    Raises DataError if the folder is missing, unreadable or has no class folder, if a subfolder is
     not named after a class (the message names the nearest class), or if a class folder has no
     picture.
     """

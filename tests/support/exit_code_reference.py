@@ -78,7 +78,8 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
 _RANGES = """\
 The ranges are for programs that start fedclip-edge:
 
-- **10 to 19: a person must change something.** Starting the command again gives the same error.
+- **10 to 19: a person must look at it first.** Most often, starting the command again gives the
+  same error.
 - **20 to 29: try again later.** The same command can succeed. The exception is 21 from `simulate`:
   it runs no network, so the same settings fail again."""
 

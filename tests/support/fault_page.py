@@ -166,7 +166,7 @@ In the phase "idle" the fleet waits for its last device, and the time is measure
 that device. A killed process is running again by then, and cut connections are restored. Every
 other fault is still present when the device starts.
 
-A figure can be below zero: two runs differ by a few tenths of a second anyway.
+A figure can be below zero: the durations of two runs differ by chance.
 
 **Limits**:
 
