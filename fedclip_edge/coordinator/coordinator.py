@@ -63,8 +63,8 @@ class Coordinator:
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
 
-        Raises RunError if another coordinator took over the fleet or the journal, or if a round has
-        no quorum after its last attempt (round_driver.py); JournalError on a disk error.
+        Raises RunError if another coordinator took over the fleet or the journal, or if the
+        contributions of all devices are refused (round_driver.py); JournalError on a disk error.
         """
         if isinstance(event, Connected):
             self._handle_connected(now)
@@ -104,7 +104,14 @@ class Coordinator:
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
+        self.report_unreachable()
         return refused
+
+    def report_unreachable(self) -> None:
+        """Log if the first round waits for more devices than are enrolled and not revoked."""
+        enrolled, devices = self.admission.enrolled, self.config.rules.devices
+        if enrolled is not None and len(enrolled) < devices and not self.has_begun:
+            log.event("too_few_enrolled", devices=devices, enrolled=len(enrolled))
 
     def say_goodbye(self) -> None:
         """Tell the devices that the coordinator is going offline."""
@@ -142,7 +149,7 @@ class Coordinator:
         if self.devices.incarnations:
             self.publisher.publish_state(online=False)
         for device in tuple(self.devices.incarnations):
-            self._remove_device(device, now)
+            self._remove_device(device, now, by_itself=False)
         self.publisher.publish_state(online=True)
         self.driver.publish_manifest()
 
@@ -202,6 +209,7 @@ class Coordinator:
             self.publisher.send(device, self.publisher.state(online=True))
             raise PeerError("the device has not said hello; it is asked to")
         signed.check(self.devices.keys[device])
+        self.devices.saw(device, now)
         if isinstance(message, DeviceState):
             if not message.online and message.boot == self.devices.incarnations[device]:
                 self._remove_device(device, now)
@@ -228,6 +236,7 @@ class Coordinator:
         if not self.devices.is_online(device):
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
         self.devices.set_online(device, hello.boot)
+        self.devices.saw(device, now)
         joined = round_events.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
@@ -247,11 +256,11 @@ class Coordinator:
         self.publisher.publish_state(online=True)
         self.driver.publish_manifest()
 
-    def _remove_device(self, device: str, now: float) -> None:
+    def _remove_device(self, device: str, now: float, *, by_itself: bool = True) -> None:
         log.event("left", device=device)
         self.devices.set_offline(device)
         self.receiver.uploads.leave(device)
-        self.driver.handle(round_events.Left(device), now)
+        self.driver.handle(round_events.Left(device, by_itself=by_itself), now)
 
     def _handle_chunk(self, device: str, chunk: bytes, now: float) -> None:
         try:
