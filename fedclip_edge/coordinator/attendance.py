@@ -41,6 +41,11 @@ def counted_in(state: RoundState) -> frozenset[str]:
     return here if all_refused(state) else here - _hopeless(state)
 
 
+def is_enough(state: RoundState) -> bool:
+    """True if enough training devices are online to open the round."""
+    return len(counted_in(state)) >= needed(state)
+
+
 def is_first_opening(state: RoundState) -> bool:
     """True before the first attempt at the first round."""
     return state.round == 1 and state.attempt == 0 and not state.kept

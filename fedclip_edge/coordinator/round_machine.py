@@ -16,8 +16,9 @@ Laws:
 - A round waits only a limited time for each device: at most `grace_s` for a device that went
   offline, and until the deadline for a silent one. The silent device then counts as offline until
   it says hello again: its will may never be published, because a broker that crashes loses wills.
-- A round that has a quorum does not wait for a device that is left out or unsteady
-  (`attendance.py`), nor does `gathering`.
+- A round that has a quorum does not wait for a device that is left out (`attendance.py`). A round
+  waits for an unsteady device only if it has no quorum, and too few are online to open it again.
+  `gathering` waits for neither.
 - The first round opens once `devices` training devices are online. A later attempt or round needs
   the quorum of `devices`, or of the training devices that still count if they are fewer. With
   enough of them it waits for those that have just gone away, until `grace_s` after `gathering`
@@ -181,9 +182,11 @@ def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | 
 def _close_if_complete(state: RoundState, now: float) -> Step:
     waiting = attendance.waiting(state, now)
     is_late = now >= state.deadline
-    # Without a quorum the contribution of any device helps, also of one that is left out.
-    has_quorum = len(state.kept) >= state.quorum
-    awaited = waiting - state.left_out - attendance.unsteady(state, now) if has_quorum else waiting
+    awaited = waiting - attendance.unsteady(state, now)
+    if len(state.kept) >= state.quorum:
+        awaited -= state.left_out
+    elif not attendance.is_enough(state):
+        awaited = waiting  # the round could not open again without them
     if awaited and not is_late:
         return state, ()
     silent = waiting - state.offered - state.heard if is_late else waiting - waiting
@@ -324,7 +327,7 @@ def _open_if_enough(state: RoundState, now: float) -> Step:
         and not state.invited <= state.trainers | state.evaluators
     ):
         return state, ()
-    if len(attendance.counted_in(state)) < attendance.needed(state):
+    if not attendance.is_enough(state):
         return state, ()
     # A device that has just gone offline may be back in a moment.
     away = (state.away_since.keys() & state.absent) - state.kept.keys() - state.left_out

@@ -266,8 +266,17 @@ ROWS: dict[str, Row] = {
         {"missed": {D: 1}}, (Missed(D, "offline", False), CloseRound()),
     ),
     "open: without a quorum, it is": (
-        replace(HALF, away_since={B: 99.0}, departures={B: (98.0, 99.0)}, reminded=9, told_at=99.0),
+        replace(HALF, trainers=frozenset(A), absent=frozenset(B), away_since={B: 99.0},
+                departures={B: (98.0, 99.0)}, reminded=9, told_at=99.0),
         Tick(), 99, {}, (),
+    ),
+    "open: without a quorum, the round opens again with others": (
+        replace(HALF, trainers=frozenset((A, C)), absent=frozenset(B), away_since={B: 99.0},
+                departures={B: (98.0, 99.0)}),
+        Tick(), 99,
+        {"attempt": 1, "cohort": frozenset((A, C)), "deadline": 199.0, "gathering_since": 99,
+         "missed": {B: 1}},
+        (Missed(B, "offline", False), Announce()),
     ),
     "open: nobody's contributions can be kept": (
         replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A)),
@@ -707,13 +716,15 @@ class Federation(RuleBasedStateMachine):
     @rule(by=st.sampled_from([0.0, 1.0, 9.0, 10.0, 50.0, 100.0]))
     def wait(self, by: float) -> None:
         self.now += by
-        before = self.state
+        before, is_enough = self.state, self.is_enough()
         actions = self.happens(Tick())
         if before.phase != "open":
             return
         waited = before.cohort - before.kept.keys() - before.rejected - self.given_up()
         if len(before.kept) >= before.quorum:
-            waited -= self.left_out() | self.unsteady()
+            waited -= before.left_out | self.unsteady()
+        elif is_enough:
+            waited -= self.unsteady()
         if self.now >= before.deadline or not waited:
             enough = len(before.kept) >= math.ceil(0.6 * len(before.cohort - self.left_out()))
             assert (CloseRound() in actions) == (enough and len(before.kept) > 0)
@@ -732,14 +743,7 @@ class Federation(RuleBasedStateMachine):
             return
         self.now = max(self.now, self.state.gathering_since + self.state.rules.grace_s)
         self.happens(Tick())
-        counting = self.trains | self.first.keys()
-        here = (self.trains & self.online) | self.first.keys()
-        useless = {device for device in self.rejected if self.missed[device] >= 2}
-        here -= useless if counting - useless else set()
-        needed = 2
-        if (self.state.round, self.state.attempt) != (1, 0) or self.first:
-            needed = max(1, math.ceil(0.6 * min(2, len(counting - self.left_out()))))
-        assert (self.state.phase == "gathering") == (len(here) < needed)
+        assert (self.state.phase == "gathering") == (not self.is_enough())
 
     @rule()
     def everybody_left(self) -> None:
@@ -748,6 +752,17 @@ class Federation(RuleBasedStateMachine):
             self.leave(device)
         self.wait(10.0)
         assert self.state.phase != "open"
+
+    def is_enough(self) -> bool:
+        """True if enough training devices are online to open a round."""
+        counting = self.trains | self.first.keys()
+        here = (self.trains & self.online) | self.first.keys()
+        useless = {device for device in self.rejected if self.missed[device] >= 2}
+        here -= useless if counting - useless else set()
+        needed = 2
+        if (self.state.round, self.state.attempt) != (1, 0) or self.first:
+            needed = max(1, math.ceil(0.6 * min(2, len(counting - self.left_out()))))
+        return len(here) >= needed
 
     def left_out(self) -> set[str]:
         return {device for device, n in self.missed.items() if n >= 2}

@@ -82,7 +82,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "deadline_s": "Longest time of one attempt at a round, in seconds. A training device that "
         "is offline for two deadlines while a later round waits to open does not count any more.",
         "grace_s": "How long a round waits for a device that went offline, in seconds. A device "
-        "that goes away again within ten deadlines is not waited for if the others are a quorum.",
+        "that goes away again within ten deadlines is waited for only if the others are too few to "
+        "go on.",
         "cohort": "Number of devices that take part in a round. 0 means all that are online.",
         "upload_slots": "Number of devices that may upload at the same time.",
     },
