@@ -81,6 +81,46 @@ ROWS: dict[str, Row] = {
          "deadline": 105.0},
         (Announce(),),
     ),
+    "gathering: who only evaluates is not waited for": (
+        replace(GATHERING, trainers=frozenset(A), away_since={C: 4.0}), Joined(B, True, False), 5,
+        {"phase": "open", "trainers": BOTH, "cohort": BOTH, "heard": frozenset(),
+         "deadline": 105.0},
+        (Announce(),),
+    ),
+    "gathering: with enough, who has just left is waited for": (
+        replace(SECOND, trainers=BOTH, absent=frozenset(C), away_since={C: 9.0}), Tick(), 9.9,
+        {}, (),
+    ),
+    "gathering: but not for longer than from its start": (
+        replace(SECOND, trainers=BOTH, absent=frozenset(C), away_since={C: 9.0}), Tick(), 10,
+        {"phase": "open", "cohort": BOTH, "deadline": 110.0, "told_at": None}, (Announce(),),
+    ),
+    "gathering: and not beyond a deadline": (
+        replace(SECOND, rules=replace(RULES, grace_s=300.0), trainers=BOTH, absent=frozenset(C),
+                away_since={C: 9.0}),
+        Tick(), 100,
+        {"phase": "open", "cohort": BOTH, "deadline": 200.0, "told_at": None}, (Announce(),),
+    ),
+    "gathering: who leaves again and again is not waited for": (
+        replace(SECOND, trainers=BOTH, absent=frozenset(C), away_since={C: 9.0},
+                departures={C: (-900.0, 9.0)}),
+        Tick(), 9.9,
+        {"phase": "open", "cohort": BOTH, "deadline": 109.9, "told_at": None}, (Announce(),),
+    ),
+    "gathering: who left long ago and again is waited for": (
+        replace(SECOND, trainers=BOTH, absent=frozenset(C), away_since={C: 9.0},
+                departures={C: (-991.0, 9.0)}),
+        Tick(), 9.9, {}, (),
+    ),
+    "gathering: who is left out is not waited for": (
+        replace(SECOND, trainers=BOTH, absent=frozenset(C), away_since={C: 9.0}, missed={C: 2}),
+        Tick(), 9.9,
+        {"phase": "open", "cohort": BOTH, "deadline": 109.9, "told_at": None}, (Announce(),),
+    ),
+    "gathering: whose contribution is kept is not waited for": (
+        replace(SECOND, absent=frozenset(B), away_since={B: 9.0}, kept={B: X}), Tick(), 9.9,
+        {"phase": "open", "cohort": BOTH, "deadline": 109.9, "told_at": None}, (Announce(),),
+    ),
     "gathering: one leaves": (
         replace(GATHERING, trainers=frozenset(A)),
         Left(A), 5,
