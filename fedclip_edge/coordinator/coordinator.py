@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator import round_events
+from fedclip_edge.coordinator import attendance, round_events
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
@@ -110,7 +110,8 @@ class Coordinator:
     def report_unreachable(self) -> None:
         """Log if the first round waits for more devices than are enrolled and not revoked."""
         enrolled, devices = self.admission.enrolled, self.config.rules.devices
-        if enrolled is not None and len(enrolled) < devices and not self.has_begun:
+        is_first = self.rounds.phase == "gathering" and attendance.is_first_opening(self.rounds)
+        if is_first and enrolled is not None and len(enrolled) < devices:
             log.event("too_few_enrolled", devices=devices, enrolled=len(enrolled))
 
     def say_goodbye(self) -> None:

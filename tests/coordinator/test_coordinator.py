@@ -323,6 +323,27 @@ def test_more_devices_than_are_enrolled_are_reported(
     assert 'needs=3 has=0 missing="cam-0 (not seen), cam-1 (not seen)"' in capsys.readouterr().out
 
 
+def test_who_is_enrolled_does_not_matter_once_a_round_was_opened(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = Registry("lab", "edge", 8883, "0" * 64)
+    fleet.coordinator.apply_registry(nobody, fleet.now)
+    assert "too_few_enrolled" not in capsys.readouterr().out
+
+
+def test_the_coordinators_own_link_is_not_held_against_the_devices(fleet: Fleet) -> None:
+    link = fleet.coordinator.publisher.transport
+    assert isinstance(link, InMemoryTransport)
+    for _ in range(2):
+        fleet.broker.cut(link.client_id)
+        fleet.broker.come_back(link)
+        steps(fleet, 1)
+    assert state(fleet).departures == {}
+    fleet.broker.cut("cam-1")
+    steps(fleet, 1)
+    assert state(fleet).departures.keys() == {"cam-1"}
+
+
 @pytest.mark.parametrize("after", range(1, UNDISTURBED_STEPS))
 def test_a_coordinator_killed_and_started_again_changes_nothing(tmp_path: Path, after: int) -> None:
     fleet = joined(tmp_path, 3)
