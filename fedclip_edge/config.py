@@ -72,6 +72,7 @@ class RunRules:
     """Rules for opening, closing and repeating a round; durations in seconds."""
 
     # training devices that must be online before round 1; before later rounds, `quorum` times this
+    # or times the devices that still count
     devices: int = 2
     quorum: float = 0.75  # share of a round's cohort that must contribute, above 0 and at most 1
     deadline_s: float = 600.0  # longest duration of one attempt at a round, in seconds

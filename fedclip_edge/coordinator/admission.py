@@ -33,6 +33,13 @@ class Admission:
         return max(1, enrolled, len(self.devices.keys))
 
     @property
+    def enrolled(self) -> frozenset[str] | None:
+        """The devices that are enrolled and not revoked; None without a registry."""
+        if self.registry is None:
+            return None
+        return frozenset(self.registry.devices) - set(self.registry.revoked)
+
+    @property
     def admitted(self) -> tuple[str, ...]:
         """The devices that joined this run before and are still admitted."""
         return tuple(device for device in self.devices.keys if self.refusal(device) is None)

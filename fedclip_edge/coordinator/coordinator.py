@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator import round_events
+from fedclip_edge.coordinator import attendance, round_events
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
@@ -63,8 +63,8 @@ class Coordinator:
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
 
-        Raises RunError if another coordinator took over the fleet or the journal, or if a round has
-        no quorum after its last attempt (round_driver.py); JournalError on a disk error.
+        Raises RunError if another coordinator took over the fleet or the journal, or if the
+        contributions of all devices are refused (round_driver.py); JournalError on a disk error.
         """
         if isinstance(event, Connected):
             self._handle_connected(now)
@@ -104,7 +104,15 @@ class Coordinator:
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
+        self.report_unreachable()
         return refused
+
+    def report_unreachable(self) -> None:
+        """Log if the first round waits for more devices than are enrolled and not revoked."""
+        enrolled, devices = self.admission.enrolled, self.config.rules.devices
+        is_first = self.rounds.phase == "gathering" and attendance.is_first_opening(self.rounds)
+        if is_first and enrolled is not None and len(enrolled) < devices:
+            log.event("too_few_enrolled", devices=devices, enrolled=len(enrolled))
 
     def say_goodbye(self) -> None:
         """Tell the devices that the coordinator is going offline."""
@@ -142,7 +150,7 @@ class Coordinator:
         if self.devices.incarnations:
             self.publisher.publish_state(online=False)
         for device in tuple(self.devices.incarnations):
-            self._remove_device(device, now)
+            self._remove_device(device, now, by_itself=False)
         self.publisher.publish_state(online=True)
         self.driver.publish_manifest()
 
@@ -202,6 +210,7 @@ class Coordinator:
             self.publisher.send(device, self.publisher.state(online=True))
             raise PeerError("the device has not said hello; it is asked to")
         signed.check(self.devices.keys[device])
+        self.devices.saw(device, now)
         if isinstance(message, DeviceState):
             if not message.online and message.boot == self.devices.incarnations[device]:
                 self._remove_device(device, now)
@@ -228,6 +237,7 @@ class Coordinator:
         if not self.devices.is_online(device):
             log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
         self.devices.set_online(device, hello.boot)
+        self.devices.saw(device, now)
         joined = round_events.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
@@ -247,11 +257,11 @@ class Coordinator:
         self.publisher.publish_state(online=True)
         self.driver.publish_manifest()
 
-    def _remove_device(self, device: str, now: float) -> None:
+    def _remove_device(self, device: str, now: float, *, by_itself: bool = True) -> None:
         log.event("left", device=device)
         self.devices.set_offline(device)
         self.receiver.uploads.leave(device)
-        self.driver.handle(round_events.Left(device), now)
+        self.driver.handle(round_events.Left(device, by_itself=by_itself), now)
 
     def _handle_chunk(self, device: str, chunk: bytes, now: float) -> None:
         try:

@@ -16,6 +16,7 @@ class Devices:
     keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
     _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time
+    _seen_at: dict[str, float] = field(default_factory=dict)  # time of each one's last message
 
     @property
     def incarnations(self) -> Mapping[str, str]:
@@ -32,6 +33,15 @@ class Devices:
     def set_offline(self, device: str) -> str | None:
         """Mark the device as offline; returns its incarnation, or None if it was offline."""
         return self._incarnations.pop(device, None)
+
+    def saw(self, device: str, now: float) -> None:
+        """Record that a verified message of the device came at `now` (monotonic, in seconds)."""
+        self._seen_at[device] = now
+
+    def seen_s(self, device: str, now: float) -> float | None:
+        """Seconds since the device's last message; None if this process had none."""
+        seen_at = self._seen_at.get(device)
+        return None if seen_at is None else now - seen_at
 
     def grant_model(self, device: str, version: str, now: float) -> bool:
         """Record a model as sent to the device; False if it got the same one too recently.

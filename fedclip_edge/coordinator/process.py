@@ -75,8 +75,8 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
     RefusedError if the broker refuses this client; JournalError if the journal or the model file
-    cannot be read or written; RunError if another coordinator took over, if a round has no quorum
-    after its last attempt, or if the trainer ends before the first round.
+    cannot be read or written; RunError if another coordinator took over, if the contributions of
+    all devices are refused, or if the trainer ends before the first round.
     """
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
@@ -110,6 +110,7 @@ def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False
                 rounds=run.plan.rounds,
                 waiting_for=config.rules.devices,
             )
+            serving.report_unreachable()
             trainer = None
             if config.trainer is not None:
                 flags = ["--json"] if as_json else []

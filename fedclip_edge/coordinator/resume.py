@@ -41,7 +41,10 @@ def resume_coordinator(
         round=min(closed + 1, run.plan.rounds),
         phase="final" if closed >= run.plan.rounds else "gathering",
         deadline=now + config.rules.deadline_s,
-        # The run waits for devices from before the restart as if they had just gone offline.
+        gathering_since=now,
+        # The run waits for devices from before the restart as if they had just gone offline. Until
+        # they say hello, each of them may be a training device.
+        absent=frozenset(admission.admitted),
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
         kept=run_state.kept(),

@@ -3,8 +3,8 @@
 Laws:
 - A contribution that the receiver checked is on disk before it is added to the sum, and added
   before it is acknowledged.
-- If a round has no quorum after _ATTEMPTS attempts and a contribution to it was refused, the run
-  ends with an error instead of trying forever.
+- If the contributions of every device are refused again and again, the run ends with an error
+  instead of trying forever.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import RunError
 
-# Training is deterministic: a contribution that was refused this often will always be refused.
-_ATTEMPTS = 5
+_NAMES = 10  # a `waiting` event names so many devices at most
 
 _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
 
@@ -51,9 +50,9 @@ class RoundDriver:
     def handle(self, event: round_events.Event, now: float, arrival: Arrival | None = None) -> None:
         """Handle an event and everything that follows from it; `now` is monotonic, in seconds.
 
-        For an `Arrived` event, `arrival` is required. Raises RunError if a contribution to the
-        round was refused and _ATTEMPTS attempts reached no quorum, or if another coordinator took
-        over the journal; JournalError on a disk error.
+        For an `Arrived` event, `arrival` is required. Raises RunError if the contributions of all
+        devices were refused in ATTEMPTS attempts, or if another coordinator took over the journal;
+        JournalError on a disk error.
         """
         events = deque([event])
         while events:
@@ -89,12 +88,6 @@ class RoundDriver:
 
     def _announce(self, action: round_events.Announce, now: float) -> None:
         self._opened_at = now
-        if self._last_refusal and self.state.attempt >= _ATTEMPTS:
-            raise RunError(
-                f"round {self.state.round} reached no quorum in {_ATTEMPTS} attempts; the last "
-                f"contribution was refused: {self._last_refusal}; change [plan], and start a new "
-                "run by setting 'journal' to a new file"
-            )
         self.publish_manifest()
         if self.state.phase != "done":
             self.publisher.broadcast_model()
@@ -106,6 +99,46 @@ class RoundDriver:
         log.event("given_up", device=action.device)
         self.devices.set_offline(action.device)
         self.receiver.uploads.release(action.device)
+
+    def _missed(self, action: round_events.Missed, now: float) -> None:
+        log.event(
+            "missed",
+            device=action.device,
+            round=self.state.round,
+            reason=action.reason,
+            left_out=action.left_out,
+        )
+
+    def _restored(self, action: round_events.Restored, now: float) -> None:
+        log.event("counts_again", device=action.device, round=self.state.round)
+
+    def _waiting(self, action: round_events.Waiting, now: float) -> None:
+        names = set(action.missing)
+        if self.state.phase == "gathering" and self.admission.enrolled is not None:
+            # Nobody knows yet which of these devices train.
+            names |= self.admission.enrolled - self.devices.keys.keys()
+        missing = [self._last_seen(device, now) for device in sorted(names)]
+        log.event(
+            "waiting",
+            round=self.state.round,
+            phase=self.state.phase,
+            needs=action.needs,
+            has=action.has,
+            missing=", ".join(missing[:_NAMES]) or None,
+            more=len(missing) - _NAMES if len(missing) > _NAMES else None,
+        )
+
+    def _last_seen(self, device: str, now: float) -> str:
+        seen_s = self.devices.seen_s(device, now)
+        return f"{device} ({'not seen' if seen_s is None else f'last seen {seen_s:.0f} s ago'})"
+
+    def _abandon(self, action: round_events.Abandon, now: float) -> None:
+        raise RunError(
+            f"round {self.state.round} reached no quorum in {round_machine.ATTEMPTS} attempts, and "
+            "the contributions of all training devices are refused; the last one: "
+            f"{self._last_refusal}; change [plan], and start a new run by setting 'journal' to a "
+            "new file"
+        )
 
     def _request_upload(self, action: round_events.Upload, now: float) -> None:
         self.receiver.uploads.request(action.device)
@@ -148,6 +181,10 @@ class RoundDriver:
         round_events.Announce: _announce,
         round_events.Remind: _remind,
         round_events.Forget: _forget,
+        round_events.Missed: _missed,
+        round_events.Restored: _restored,
+        round_events.Waiting: _waiting,
+        round_events.Abandon: _abandon,
         round_events.Upload: _request_upload,
         round_events.Keep: _acknowledge,
         round_events.Acknowledge: _acknowledge,

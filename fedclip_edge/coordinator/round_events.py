@@ -20,6 +20,7 @@ class Left:
 
     device: str
     for_good: bool = False  # not admitted any more, so no round waits for it
+    by_itself: bool = True  # False if the coordinator's own link broke
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,36 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class Missed:
+    """The device missed a deadline; `left_out` once it no longer counts."""
+
+    device: str
+    reason: str
+    left_out: bool
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The device was left out, has contributed, and counts again."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Say what the run waits for: `needs` devices or contributions; it has `has` of them."""
+
+    needs: int
+    has: int
+    missing: tuple[str, ...]  # devices, sorted
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """End the run with an error: the contributions of every training device are refused."""
+
+
+@dataclass(frozen=True)
 class Upload:
     """Let the device upload the contribution that it offered."""
 
@@ -132,4 +163,18 @@ class Finish:
 
 
 Event = Joined | Left | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick
-Action = Announce | Remind | Forget | Upload | Keep | Acknowledge | Drop | CloseRound | Finish
+Action = (
+    Announce
+    | Remind
+    | Forget
+    | Missed
+    | Restored
+    | Waiting
+    | Abandon
+    | Upload
+    | Keep
+    | Acknowledge
+    | Drop
+    | CloseRound
+    | Finish
+)

@@ -1,8 +1,9 @@
 """The round machine: the rounds of a run as a pure state table.
 
 Laws:
-- Every decision about a round is in this file, and this file does no I/O. `step` takes a state, an
-  event and the time in seconds on any monotonic clock; it returns the next state and the actions.
+- Every decision about a round is in this file and in `attendance.py`, which do no I/O. `step` takes
+  a state, an event and the time in seconds on any monotonic clock; it returns the next state and
+  the actions.
 - A pair of phase and event that is not in the table is an error.
 - The first verified contribution per round and device wins. If it comes again, it is acknowledged
   again; a different one is refused.
@@ -15,6 +16,19 @@ Laws:
 - A round waits only a limited time for each device: at most `grace_s` for a device that went
   offline, and until the deadline for a silent one. The silent device then counts as offline until
   it says hello again: its will may never be published, because a broker that crashes loses wills.
+- A round that has a quorum does not wait for a device that is left out (`attendance.py`). A round
+  waits for an unsteady device only if it has no quorum, and too few are online to open it again.
+  `gathering` waits for neither.
+- The first round opens once `devices` training devices are online. A later attempt or round needs
+  the quorum of `devices`, or of the training devices that still count if they are fewer. With
+  enough of them it waits for those that have just gone away, until `grace_s` after `gathering`
+  began. It never waits for devices that only evaluate.
+- So if one training device stays online whose contributions are accepted, a later round opens
+  after LEFT_OUT_AFTER deadlines of `gathering` at the latest, counted from its hello.
+- The run is abandoned only if ATTEMPTS attempts at a round got nothing, and the last contribution
+  of every training device was refused.
+- The run says for what it waits: at once and every WAITING_S in `gathering`, and every WAITING_S
+  in an open round, or at once when a device that it waits for is away.
 - A silent device gets the manifest again, at intervals that double. So a lost manifest at most
   doubles the time until the device reacts, and does not make it miss the whole attempt.
 - A closed round never reopens: the round number only grows.
@@ -26,7 +40,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from fedclip_edge.coordinator import attendance
 from fedclip_edge.coordinator.round_events import (
+    Abandon,
     Acknowledge,
     Action,
     Announce,
@@ -45,14 +61,19 @@ from fedclip_edge.coordinator.round_events import (
     Rejected,
     Remind,
     Reported,
+    Restored,
     Tick,
     Upload,
+    Waiting,
 )
-from fedclip_edge.coordinator.round_state import RoundState
+from fedclip_edge.coordinator.round_state import LEFT_OUT_AFTER, RoundState
 from fedclip_edge.protocol.cohort import EVERYBODY, NOBODY, cohort_hash
 from fedclip_edge.protocol.messages import Phase
 
 REMIND_S = 5.0  # a device without an offer for this long gets the manifest again
+WAITING_S = 60.0  # what the run waits for is said again after this long
+# Training is deterministic: a contribution that was refused this often will always be refused.
+ATTEMPTS = 5
 
 
 Step = tuple[RoundState, tuple[Action, ...]]
@@ -79,6 +100,7 @@ def _join(state: RoundState, event: Joined, now: float) -> Step:
         state,
         trainers=trainers | {event.device} if event.trains else trainers,
         evaluators=evaluators | {event.device} if event.evaluates else evaluators,
+        absent=state.absent - {event.device},
         away_since={d: t for d, t in state.away_since.items() if d != event.device},
         heard=state.heard | {event.device},
     )
@@ -86,17 +108,31 @@ def _join(state: RoundState, event: Joined, now: float) -> Step:
 
 
 def _leave(state: RoundState, event: Left, now: float) -> Step:
-    is_here = event.device in state.trainers | state.evaluators
-    if not is_here and not (event.for_good and event.device in state.away_since):
+    device = event.device
+    is_here = device in state.trainers | state.evaluators
+    if event.for_good:
+        if not is_here and device not in state.away_since.keys() | state.absent:
+            return state, ()
+        state = replace(
+            state,
+            trainers=state.trainers - {device},
+            evaluators=state.evaluators - {device},
+            absent=state.absent - {device},
+            away_since={**state.away_since, device: -math.inf},
+            missed={**state.missed, device: LEFT_OUT_AFTER},
+        )
+        return _close_if_complete(state, now) if state.phase == "open" else (state, ())
+    if not is_here:
         return state, ()
     state = replace(
         state,
-        trainers=state.trainers - {event.device},
-        evaluators=state.evaluators - {event.device},
-        away_since={**state.away_since, event.device: -math.inf if event.for_good else now},
+        trainers=state.trainers - {device},
+        evaluators=state.evaluators - {device},
+        absent=state.absent | ({device} & state.trainers),
+        away_since={**state.away_since, device: now},
+        departures=attendance.departed(state, device, now) if event.by_itself else state.departures,
     )
-    is_awaited = state.phase == "open" and event.for_good
-    return _close_if_complete(state, now) if is_awaited else (state, ())
+    return state, ()
 
 
 def _offer(state: RoundState, event: Offered, now: float) -> Step:
@@ -116,9 +152,15 @@ def _arrive(state: RoundState, event: Arrived, now: float) -> Step:
     verdict = _judge(state, event)
     if verdict is not None:
         return state, (verdict,)
-    state = replace(state, kept={**state.kept, event.device: event.sha256})
+    restored = (Restored(event.device),) if event.device in state.left_out else ()
+    state = replace(
+        state,
+        kept={**state.kept, event.device: event.sha256},
+        missed={device: n for device, n in state.missed.items() if device != event.device},
+        refused=state.refused - {event.device},
+    )
     state, actions = _close_if_complete(state, now)
-    return state, (Keep(event.device), *actions)
+    return state, (Keep(event.device), *restored, *actions)
 
 
 def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | None:
@@ -138,17 +180,52 @@ def _judge(state: RoundState, event: Offered | Arrived) -> Acknowledge | Drop | 
 
 
 def _close_if_complete(state: RoundState, now: float) -> Step:
-    waiting = state.cohort - state.kept.keys() - state.rejected - _given_up(state, now)
-    if waiting and now < state.deadline:
-        return state, ()
-    silent = waiting - state.offered - state.heard
-    state = replace(state, trainers=state.trainers - silent, evaluators=state.evaluators - silent)
-    forgotten = tuple(Forget(device) for device in sorted(silent))
+    waiting = attendance.waiting(state, now)
+    is_late = now >= state.deadline
+    awaited = waiting - attendance.unsteady(state, now)
     if len(state.kept) >= state.quorum:
-        return state, (*forgotten, CloseRound())
-    state = replace(state, phase="gathering", attempt=state.attempt + 1, deadline=math.inf)
+        awaited -= state.left_out
+    elif not attendance.is_enough(state):
+        awaited = waiting  # the round could not open again without them
+    if awaited and not is_late:
+        return state, ()
+    silent = waiting - state.offered - state.heard if is_late else waiting - waiting
+    missing = state.cohort - state.kept.keys()
+    reasons = {device: _reason(state, device, silent) for device in missing}
+    state = replace(
+        state,
+        trainers=state.trainers - silent,
+        evaluators=state.evaluators - silent,
+        absent=state.absent | silent,
+    )
+    state, missed = attendance.miss(state, reasons)
+    before: tuple[Action, ...] = (*missed, *map(Forget, sorted(silent)))
+    if len(state.kept) >= state.quorum:
+        return state, (*before, CloseRound())
+    state = replace(_gathering(state, now), attempt=state.attempt + 1)
+    if state.attempt >= ATTEMPTS and attendance.all_refused(state):
+        return state, (*before, Abandon())
     state, actions = _open_if_enough(state, now)
-    return state, (*forgotten, *(actions or (Announce(),)))
+    return state, (*before, *(actions or (Announce(),)))
+
+
+def _reason(state: RoundState, device: str, silent: frozenset[str]) -> str:
+    """The reason why an attempt ended without the device's contribution."""
+    if device in state.rejected:
+        return "refused"
+    if device in state.away_since:
+        return "offline"
+    return "silent" if device in silent else "late"
+
+
+def _gathering(state: RoundState, now: float, told_at: float | None = None) -> RoundState:
+    return replace(
+        state,
+        phase="gathering",
+        gathering_since=now,
+        deadline=now + state.rules.deadline_s,
+        told_at=told_at,
+    )
 
 
 def _remind(state: RoundState, awaited: frozenset[str], now: float) -> Step:
@@ -159,35 +236,77 @@ def _remind(state: RoundState, awaited: frozenset[str], now: float) -> Step:
     return replace(state, reminded=state.reminded + 1), tuple(map(Remind, silent))
 
 
-def _given_up(state: RoundState, now: float) -> frozenset[str]:
-    return frozenset(
-        device for device, since in state.away_since.items() if now - since >= state.rules.grace_s
-    )
-
-
 def _hear(state: RoundState, event: Heard | Reported, now: float) -> Step:
     return replace(state, heard=state.heard | {event.device}), ()
 
 
 def _tick_gathering(state: RoundState, event: Tick, now: float) -> Step:
-    return _open_if_enough(state, now)
+    state, actions = _open_if_enough(state, now)
+    if actions:
+        return state, actions
+    missed: tuple[Action, ...] = ()
+    if now >= state.deadline and not attendance.is_first_opening(state):
+        state, missed = _miss_gathering(state, now)
+        state, actions = _open_if_enough(state, now)
+        if actions:
+            return state, (*missed, *actions)
+    if state.told_at is not None and now - state.told_at < WAITING_S:
+        return state, missed
+    absent = state.absent
+    if attendance.is_first_opening(state):
+        absent |= state.invited - state.trainers - state.evaluators
+    said = Waiting(
+        attendance.needed(state),
+        len(attendance.counted_in(state)),
+        tuple(sorted(absent - state.left_out or absent)),
+    )
+    return replace(state, told_at=now), (*missed, said)
+
+
+def _miss_gathering(state: RoundState, now: float) -> Step:
+    """Count a missed deadline for each training device that is offline, and set the next one."""
+    if not attendance.counted_in(state) & state.trainers:
+        # All are offline, so none of them is to blame: the network or the power is gone.
+        return _gathering(state, now, told_at=state.told_at), ()
+    rules = state.rules
+    # Devices that take turns would each be online at one of the deadlines.
+    times = max(1, math.floor((now - state.gathering_since) / rules.deadline_s))
+    state = replace(state, deadline=now + rules.deadline_s)
+    return attendance.miss(state, dict.fromkeys(state.absent, "offline"), times)
 
 
 def _reject(state: RoundState, event: Rejected, now: float) -> Step:
     if event.round != state.round or event.device in state.kept:
         return state, ()
-    return _close_if_complete(replace(state, rejected=state.rejected | {event.device}), now)
+    state = replace(
+        state,
+        rejected=state.rejected | {event.device},
+        refused=state.refused | {event.device},
+    )
+    return _close_if_complete(state, now)
 
 
 def _tick_open(state: RoundState, event: Tick, now: float) -> Step:
     state, actions = _close_if_complete(state, now)
     if actions:
         return state, actions
-    return _remind(state, state.cohort - state.kept.keys() - state.rejected - state.offered, now)
+    awaited = state.cohort - state.kept.keys() - state.rejected
+    state, reminders = _remind(state, awaited - state.offered, now)
+    waiting = attendance.waiting(state, now)
+    opened_at = state.deadline - state.rules.deadline_s
+    if state.told_at is None:
+        is_due = now - opened_at >= WAITING_S or bool(waiting & state.away_since.keys())
+    else:
+        is_due = now - state.told_at >= WAITING_S
+    if not is_due:
+        return state, reminders
+    missing = tuple(sorted(waiting - state.left_out or waiting))
+    said = Waiting(state.quorum, len(state.kept), missing)
+    return replace(state, told_at=now), (*reminders, said)
 
 
 def _closed(state: RoundState, event: Closed, now: float) -> Step:
-    state = replace(state, kept={}, cohort=frozenset(), attempt=0, deadline=math.inf)
+    state = replace(state, kept={}, cohort=frozenset(), attempt=0)
     if state.round == state.rounds:
         state = replace(
             state,
@@ -197,22 +316,25 @@ def _closed(state: RoundState, event: Closed, now: float) -> Step:
         )
         state, actions = _finish_if_evaluated(state, now)
         return state, (Announce(), *actions)
-    state = replace(state, phase="gathering", round=state.round + 1)
+    state = replace(_gathering(state, now), round=state.round + 1)
     state, actions = _open_if_enough(state, now)
     return state, actions or (Announce(),)
 
 
 def _open_if_enough(state: RoundState, now: float) -> Step:
-    # The first round waits for every expected device, later rounds for a quorum of them.
-    needed = state.rules.devices
-    if state.round > 1:
-        needed = max(1, math.ceil(state.rules.quorum * needed))
-    elif not state.invited <= state.trainers | state.evaluators:
+    if (
+        attendance.is_first_opening(state)
+        and not state.invited <= state.trainers | state.evaluators
+    ):
         return state, ()
-    if len(state.trainers | state.kept.keys()) < needed:
+    if not attendance.is_enough(state):
         return state, ()
-    if state.away_since.keys() - _given_up(state, now):
-        return state, ()  # a device has just gone offline: wait for it as in an open round
+    # A device that has just gone offline may be back in a moment.
+    away = (state.away_since.keys() & state.absent) - state.kept.keys() - state.left_out
+    away -= attendance.given_up(state, now) | attendance.unsteady(state, now)
+    patience_s = min(state.rules.grace_s, state.rules.deadline_s)
+    if away and now < state.gathering_since + patience_s:
+        return state, ()
     return _open(state, now)
 
 
@@ -223,7 +345,11 @@ def _open(state: RoundState, now: float) -> Step:
     if state.rules.cohort:
         # Only the largest hash of the cohort is published, not a list of devices. The cohort has
         # exactly the configured size; devices kept from an earlier attempt count towards it.
-        chosen = chosen[: max(0, state.rules.cohort - len(state.kept))]
+        # Devices that are left out take no seat from the others, and come on top of them.
+        seats = max(0, state.rules.cohort - len(state.kept))
+        counting = [i for i, device in enumerate(chosen) if device not in state.left_out]
+        last = counting[:seats][-1:] or [-1]
+        chosen = chosen[: max(last[0] + 1, seats)] if seats else []
         threshold = hashes[chosen[-1]] if chosen else NOBODY
     state = replace(
         state,
@@ -232,6 +358,7 @@ def _open(state: RoundState, now: float) -> Step:
         offered=frozenset(),
         heard=frozenset(),
         reminded=0,
+        told_at=None,
         cohort=frozenset(chosen) | state.kept.keys(),
         threshold=threshold,
         deadline=now + state.rules.deadline_s,
@@ -251,7 +378,7 @@ def _tick_final(state: RoundState, event: Tick, now: float) -> Step:
 
 
 def _finish_if_evaluated(state: RoundState, now: float) -> Step:
-    awaited = (state.evaluators | state.away_since.keys()) - _given_up(state, now)
+    awaited = (state.evaluators | state.away_since.keys()) - attendance.given_up(state, now)
     if awaited <= state.reported or now >= state.deadline:
         return replace(state, phase="done"), (Announce(), Finish())
     return state, ()

@@ -10,6 +10,8 @@ from fedclip_edge.config import RunRules
 from fedclip_edge.protocol.cohort import EVERYBODY
 from fedclip_edge.protocol.messages import Phase
 
+LEFT_OUT_AFTER = 2  # a device that missed this many deadlines in a row no longer counts
+
 
 @dataclass(frozen=True)
 class RoundState:
@@ -21,11 +23,19 @@ class RoundState:
     round: int = 1  # open, or next to open; from 1
     phase: Phase = "gathering"
     attempt: int = 0  # from 0 in each round
-    deadline: float = math.inf  # of the open round, or of the last evaluation
+    deadline: float = math.inf  # of the phase; in `gathering` it is set again each time it passes
+    gathering_since: float = 0.0
     trainers: frozenset[str] = frozenset()  # online, with the role "train"
     evaluators: frozenset[str] = frozenset()  # online, with the role "evaluate"
+    absent: frozenset[str] = frozenset()  # offline, with the role "train" as far as is known
     # Time since which each device has been offline; -inf for one that is not admitted any more.
     away_since: Mapping[str, float] = field(default_factory=dict)
+    # The times at which each device last went away by itself, two at most, oldest first.
+    departures: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    # Deadlines that each device has missed since its last kept contribution, up to LEFT_OUT_AFTER.
+    missed: Mapping[str, int] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()  # devices whose last contribution was rejected
+    told_at: float | None = None  # time of the last `Waiting` in this phase
     cohort: frozenset[str] = frozenset()
     threshold: str = EVERYBODY  # largest cohort hash that takes part
     invited: frozenset[str] = frozenset()  # devices that the first round always waits for
@@ -37,6 +47,11 @@ class RoundState:
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
 
     @property
+    def left_out(self) -> frozenset[str]:
+        """The devices that do not count until they contribute."""
+        return frozenset(d for d, missed in self.missed.items() if missed >= LEFT_OUT_AFTER)
+
+    @property
     def quorum(self) -> int:
         """Number of contributions that the open round needs to close; 1 or more."""
-        return max(1, math.ceil(self.rules.quorum * len(self.cohort)))
+        return max(1, math.ceil(self.rules.quorum * len(self.cohort - self.left_out)))

@@ -29,6 +29,7 @@ from coordinated_fleet import (
     until,
 )
 from drawn_records import report
+from fake_learner import FakeLearner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
@@ -38,6 +39,8 @@ from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import open_run
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
+from fedclip_edge.learning import methods
+from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
@@ -235,6 +238,110 @@ def test_without_the_one_that_vanished_a_quorum_goes_on(tmp_path: Path) -> None:
     assert contributions(fleet, "cam-0") == contributions(fleet, "cam-2") == [1, 2, 3]
     # Each round waited grace_s for cam-1, not until the deadline.
     assert fleet.now - began < 2 * RULES.deadline_s
+
+
+def with_a_bad_one(folder: Path) -> Fleet:
+    """A federation of three; the updates of cam-2 are above the plan's `max_norm`."""
+    fleet = joined(folder, 3, quorum=0.75)
+    shapes = methods.shapes(PLAN, fleet.classes, fleet.classes.vectors.shape[1])
+    huge = {name: np.full(shape, 1e6, np.float32) for name, shape in shapes.items()}
+    fleet.sessions["cam-2"].learner = FakeLearner(
+        shapes, "cam-2", make_update=lambda _model: Update("sum", 1, huge)
+    )
+    return fleet
+
+
+def test_one_of_three_whose_updates_are_refused_holds_up_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = with_a_bad_one(tmp_path)
+    began = fleet.now
+    fleet.run()
+    assert contributors(fleet) == [{"cam-0", "cam-1"}] * 3
+    assert fleet.now - began < RULES.grace_s
+    missed = [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in missed if line.startswith("missed")] == [
+        "missed device=cam-2 round=1 reason=refused left_out=False",
+        "missed device=cam-2 round=1 reason=refused left_out=True",
+    ]
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_a_restart_forgets_who_was_left_out_and_the_model_is_the_same(
+    tmp_path: Path, every: int
+) -> None:
+    undisturbed = with_a_bad_one(tmp_path / "undisturbed")
+    undisturbed.run()
+    fleet = with_a_bad_one(tmp_path / "restarted")
+    for _ in range(10):
+        steps(fleet, every)
+        if fleet.coordinator.finished:
+            break
+        restart(fleet)
+    fleet.run()
+    assert contributors(fleet) == contributors(undisturbed)
+    assert final(fleet) == final(undisturbed)
+
+
+def test_of_two_one_that_leaves_for_good_ends_no_run(tmp_path: Path) -> None:
+    """The quorum of two devices is both of them, until one has missed two deadlines."""
+    fleet = joined(tmp_path, 2, quorum=0.75)
+    until(fleet, lambda: state(fleet).phase == "open" and state(fleet).round == 2)
+    fleet.broker.cut("cam-1")
+    del fleet.sessions["cam-1"]
+    began = fleet.now
+    fleet.run()
+    assert contributors(fleet) == [{"cam-0", "cam-1"}, {"cam-0"}, {"cam-0"}]
+    assert fleet.now - began < 2 * RULES.deadline_s
+
+
+def test_who_only_evaluates_and_comes_and_goes_holds_up_no_round(tmp_path: Path) -> None:
+    fleet = joined(tmp_path)
+    device(fleet, 7, ("evaluate",))
+    until(fleet, lambda: state(fleet).phase == "open")
+    fleet.broker.cut("cam-7")
+    del fleet.sessions["cam-7"]
+    began = fleet.now
+    until(fleet, lambda: state(fleet).phase == "final")
+    assert fleet.now - began < UNDISTURBED_STEPS * TICK_S
+
+
+def test_more_devices_than_are_enrolled_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coordinator_key = signing.load_or_create(tmp_path / "coordinator.key").key
+    enrolled = {f"cam-{n}": Device(str(n) * 64, (), "2030-01-01") for n in range(3)}
+    registry = Registry("lab", "edge", 8883, coordinator_key, devices=enrolled)
+    rules = replace(RULES, devices=3)
+    fleet = opened(Fleet(tmp_path, PLAN, rules, registry=registry))
+    fleet.coordinator.report_unreachable()
+    assert "too_few_enrolled" not in capsys.readouterr().out
+    revoked = registry.with_device("cam-2", replace(enrolled["cam-2"], revoked=True))
+    fleet.coordinator.apply_registry(revoked, fleet.now)
+    assert "too_few_enrolled devices=3 enrolled=2" in capsys.readouterr().out
+    fleet.coordinator.tick(fleet.now)
+    assert 'needs=3 has=0 missing="cam-0 (not seen), cam-1 (not seen)"' in capsys.readouterr().out
+
+
+def test_who_is_enrolled_does_not_matter_once_a_round_was_opened(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = Registry("lab", "edge", 8883, "0" * 64)
+    fleet.coordinator.apply_registry(nobody, fleet.now)
+    assert "too_few_enrolled" not in capsys.readouterr().out
+
+
+def test_the_coordinators_own_link_is_not_held_against_the_devices(fleet: Fleet) -> None:
+    link = fleet.coordinator.publisher.transport
+    assert isinstance(link, InMemoryTransport)
+    for _ in range(2):
+        fleet.broker.cut(link.client_id)
+        fleet.broker.come_back(link)
+        steps(fleet, 1)
+    assert state(fleet).departures == {}
+    fleet.broker.cut("cam-1")
+    steps(fleet, 1)
+    assert state(fleet).departures.keys() == {"cam-1"}
 
 
 @pytest.mark.parametrize("after", range(1, UNDISTURBED_STEPS))

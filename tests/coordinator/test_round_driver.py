@@ -16,8 +16,17 @@ from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.receiver import UnfitError
-from fedclip_edge.coordinator.round_driver import _ATTEMPTS, RoundDriver
-from fedclip_edge.coordinator.round_events import Joined, Left, Offered, Reported, Tick
+from fedclip_edge.coordinator.round_driver import RoundDriver
+from fedclip_edge.coordinator.round_events import (
+    Heard,
+    Joined,
+    Left,
+    Offered,
+    Reported,
+    Tick,
+    Waiting,
+)
+from fedclip_edge.coordinator.round_machine import ATTEMPTS
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.protocol import chunks
@@ -102,20 +111,20 @@ def test_after_the_last_round_and_its_report_the_model_is_written(stage: Stage) 
 
 def test_a_round_that_is_refused_again_and_again_ends_the_run_with_the_reason(stage: Stage) -> None:
     unfit = UnfitError(1, "norm 200 is above max_norm 100")
-    for _ in range(_ATTEMPTS - 1):
+    for _ in range(ATTEMPTS - 1):
         stage.rounds.reject("cam-0", unfit, 1.0)
     with pytest.raises(RunError, match=r"round 1 .* cam-0: norm 200 is above max_norm 100"):
         stage.rounds.reject("cam-0", unfit, 1.0)
-    assert stage.rounds.state.attempt == _ATTEMPTS
+    assert stage.rounds.state.attempt == ATTEMPTS
 
 
 def test_a_round_that_closes_forgets_the_refusals_before_it(stage: Stage) -> None:
-    for _ in range(_ATTEMPTS - 1):
+    for _ in range(ATTEMPTS - 1):
         stage.rounds.reject("cam-0", UnfitError(1, "it does not fit"), 1.0)
     stage.upload(stage.desk.body())
-    for _ in range(_ATTEMPTS - 1):
+    for _ in range(ATTEMPTS - 1):
         stage.rounds.reject("cam-0", UnfitError(2, "it does not fit"), 1.0)
-    assert (stage.rounds.state.round, stage.rounds.state.attempt) == (2, _ATTEMPTS - 1)
+    assert (stage.rounds.state.round, stage.rounds.state.attempt) == (2, ATTEMPTS - 1)
 
 
 def test_another_contribution_to_the_round_is_refused(stage: Stage) -> None:
@@ -142,3 +151,44 @@ def test_who_is_silent_is_told_again_and_at_the_deadline_forgotten(stage: Stage)
 def test_who_left_is_waited_for_unless_it_left_for_good(stage: Stage, for_good: bool) -> None:
     stage.rounds.handle(Left("cam-0", for_good=for_good), 1.0)
     assert stage.rounds.state.attempt == (1 if for_good else 0)
+
+
+def events(capsys: pytest.CaptureFixture[str], name: str) -> list[str]:
+    """The lines of an event since the last call, without their time."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line.partition(" ")[2] for line in lines if f" {name} " in line]
+
+
+def test_it_names_who_is_missing_and_when_it_was_last_seen(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.rounds.devices.saw("cam-0", 10.0)
+    stage.rounds.handle(Left("cam-0"), 20.0)
+    stage.rounds.handle(Tick(), 50.0)
+    stage.rounds.handle(Tick(), 50.2)
+    assert events(capsys, "waiting") == [
+        'waiting round=1 phase=gathering needs=1 has=0 missing="cam-0 (last seen 40 s ago)"'
+    ]
+
+
+def test_it_names_ten_at_most(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tuple(f"cam-{number}" for number in range(12, 24))
+    stage.rounds.perform(Waiting(14, 2, missing), 1.0)
+    (line,) = events(capsys, "waiting")
+    assert line.endswith(' cam-21 (not seen)" more=2')
+    assert line.count("not seen") == 10
+
+
+def test_it_names_who_misses_a_deadline_and_who_counts_again(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for now in (60.0, 120.0):
+        stage.rounds.handle(Heard("cam-0"), now)
+        stage.rounds.handle(Tick(), now)
+    stage.upload(stage.desk.body())
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2] for line in shown if "cam-0" in line] == [
+        "missed device=cam-0 round=1 reason=late left_out=False",
+        "missed device=cam-0 round=1 reason=late left_out=True",
+        "counts_again device=cam-0 round=1",
+    ]

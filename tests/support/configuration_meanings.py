@@ -74,10 +74,16 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     },
     RunRules: {
         "devices": "Training devices that must be online before round 1 opens. Later rounds need "
-        "the `quorum` share of this number.",
-        "quorum": "Share of the cohort that must have contributed for a round to close.",
-        "deadline_s": "Longest time of one attempt at a round, in seconds.",
-        "grace_s": "How long a round waits for a device that went offline, in seconds.",
+        "the `quorum` share of this number, or of the training devices that still count if they "
+        "are fewer. A device that misses two deadlines in a row does not count until it "
+        "contributes again.",
+        "quorum": "Share of the cohort that must have contributed for a round to close. Devices "
+        "that do not count are left out of the cohort's size.",
+        "deadline_s": "Longest time of one attempt at a round, in seconds. A training device that "
+        "is offline for two deadlines while a later round waits to open does not count any more.",
+        "grace_s": "How long a round waits for a device that went offline, in seconds. A device "
+        "that goes away again within ten deadlines is waited for only if the others are too few to "
+        "go on.",
         "cohort": "Number of devices that take part in a round. 0 means all that are online.",
         "upload_slots": "Number of devices that may upload at the same time.",
     },

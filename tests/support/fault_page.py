@@ -157,7 +157,8 @@ Each row is a run of its own, with one fault in one phase of a round.
 - **lost**: contributions that the coordinator acknowledged (`kept`) and that are in no model.
 - **counted twice**: contributions that are in a model more than once.
 - **contributions**: contributions in the models of the run. {len(AGENTS) * 3} is every device in every round. There
-  are fewer if a device was away for longer than `grace_s` and the others formed a quorum.
+  are fewer if a device was away for longer than `grace_s`, or repeatedly, and the others formed a
+  quorum.
 - **models equal**: "yes" if the model of every round and the model file are, byte for byte, those
   of a faultless sum of the same contributions.
 - **note**: other events, or the reason why a cell was not run.

@@ -135,6 +135,24 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "A device was silent until the deadline. It counts as offline until it says hello again.",
             "Check the device.",
         ),
+        "missed": Event(
+            "A device missed a deadline. After the second one in a row it is left out: it no longer "
+            "counts for the quorum, and rounds do not wait for it.",
+            "Check the device; `reason` says what to look for.",
+        ),
+        "counts_again": Event("A device that was left out has contributed, and counts again."),
+        "waiting": Event(
+            "The coordinator waits: in phase `gathering` for training devices, in phase `open` for "
+            "contributions. Written at once and then every minute; in phase `open` after a minute, "
+            "or at once if a device is away.",
+            "Check the devices that are named. See "
+            "[Stuck between rounds](../how-to/troubleshooting.md#stuck-between-rounds).",
+        ),
+        "too_few_enrolled": Event(
+            "The first round waits for more devices than are enrolled and not revoked, so it cannot "
+            "open. Written at the start and when the registry changes.",
+            "Enrol more devices, or lower `devices` under `[rules]` and restart `serve`.",
+        ),
         "round_closed": Event("A round is closed, and the next model is made."),
         "report": Event("A device measured a model. The fields are those of the agent's event."),
         "message_refused": Event(
@@ -213,21 +231,32 @@ FIELDS: Mapping[str, str] = {
     "devices": "Number of updates in the round.",
     "domain": "The `domain` of the device's configuration.",
     "done": "Pictures encoded so far.",
+    "enrolled": "Number of devices that are enrolled and not revoked.",
     "encoded": "Pictures that went through the encoder now.",
     "ends": "Date of expiry.",
     "epoch": "Number that grows with each start of the coordinator; the higher one wins.",
     "error": "Mean squared error on the validation pictures; without any, on the training pictures.",
     "fleet": "Name of the fleet.",
     "folder": "Folder of the engine.",
+    "has": "Number of training devices that are online, or of contributions that were kept.",
     "hint": "The next step.",
     "id": "Id of this device.",
     "kept": "Number of updates that were used.",
     "kinds": "File name extensions, sorted.",
     "l2": "Strength of the shrinkage (lambda).",
+    "left_out": "True if the device no longer counts.",
+    "missed.reason": "`silent`: it sent nothing in this attempt. `late`: it is online, but its "
+    "contribution did not come in time. `offline`: it went away. `refused`: its contribution was "
+    "refused; `message_refused` says why.",
+    "missing": "The devices that are waited for, and when each last sent a message. In phase "
+    "`gathering`, enrolled devices that have never joined this run are included.",
     "model": "The model that is used instead.",
     "model_bytes": "Size of the next model as it is sent.",
+    "more": "Number of further devices; ten are named.",
+    "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
+    "phase": "Phase of the run: `gathering` or `open`.",
     "picture": "File of the picture.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Execution provider of the encoder.",
@@ -244,6 +273,7 @@ FIELDS: Mapping[str, str] = {
     "skipped": "Pictures that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",
+    "too_few_enrolled.devices": "The setting `devices` under `[rules]`.",
     "topic": "MQTT topic of the message.",
     "total": "Pictures to encode.",
     "train": "Number of training pictures.",

@@ -18,11 +18,12 @@ from fedclip_edge.agent import (
     upload,
 )
 from fedclip_edge.coordinator import (
+    attendance,
     coordinator,
     devices,
     process,
-    round_driver,
     round_machine,
+    round_state,
     uploads,
 )
 from fedclip_edge.learning import aggregation
@@ -321,8 +322,16 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         "before a silent device gets the manifest again; then at 2, 4, 8, ... times that",
     ),
     "ATTEMPTS": (
-        round_driver._ATTEMPTS,
-        "attempts at a round with refused contributions before the coordinator stops",
+        round_machine.ATTEMPTS,
+        "attempts at a round before the coordinator stops, if every contribution is refused",
+    ),
+    "LEFT_OUT_AFTER": (
+        round_state.LEFT_OUT_AFTER,
+        "deadlines in a row that a device misses before it is left out",
+    ),
+    "STEADY_DEADLINES": (
+        attendance.STEADY_DEADLINES,
+        "deadlines within which a device goes away twice to be unsteady",
     ),
     "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
     "LISTEN_S": (process._LISTEN_S, "time that a starting coordinator listens for another one"),
@@ -350,7 +359,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
 # Settings of the coordinator under [rules] in fleet.toml -> text.
 RULES: Mapping[str, str] = {
     "devices": "training devices that the first round waits for",
-    "quorum": "share of the cohort whose contributions a round needs to close",
+    "quorum": "share of the cohort's devices that count whose contributions a round needs to close",
     "deadline_s": "longest time of an attempt at a round, and of the evaluation of the last model",
     "grace_s": "time that a round waits for a device that went away",
     "cohort": "devices in each round; 0 takes all that are online",
