@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,12 @@ from fedclip_edge.storage.sqlite import (
 )
 
 T = TypeVar("T")
+
+# A cast gives the same bytes also if damage turned a column's type into text.
+_MODEL = (
+    "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
+    "rest_sha256 FROM model"
+)
 
 
 class Journal:
@@ -143,11 +150,11 @@ class Journal:
 
         Raises JournalError if it is not the model that was written.
         """
-        newest = self.rounds_closed(run)
-        model = self._whole_model(run, newest)
+        row = self._one(f"{_MODEL} WHERE run = ? ORDER BY round DESC LIMIT 1", run)
+        model = _whole_model(row)
         if model is None:
             raise self.damaged(
-                f"the model of round {newest} in {run} is not the one that was written", run, newest
+                f"the model of round {row[0]} in {run} is not the one that was written", run, row[0]
             )
         return model
 
@@ -261,16 +268,25 @@ class Journal:
         The commit is not synced: the device sends its report again after a restart of the
         coordinator.
         """
+        text = json.dumps(report.to_json())
         with unsynced(self._database), self._writing():
             self._database.execute(
                 "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
-                (report.run, report.round, report.device, json.dumps(report.to_json())),
+                (report.run, report.round, report.device, zlib.compress(text.encode())),
             )
 
     def reports(self, run: str) -> tuple[Report, ...]:
-        """Every report of the run, in the order of round and device."""
-        rows = self._rows("SELECT report FROM report WHERE run = ? ORDER BY round, device", run)
-        return tuple(self._decode(Report, text) for (text,) in rows)
+        """Every report of the run, in the order of round and device.
+
+        Raises JournalError if one is damaged.
+        """
+        query = "SELECT CAST(report AS BLOB) FROM report WHERE run = ? ORDER BY round, device"
+        rows = self._rows(query, run)
+        try:
+            texts = [zlib.decompress(report).decode() for (report,) in rows]
+        except (zlib.error, TypeError) as error:
+            raise self.damaged(f"a report of {run} cannot be read ({error})") from error
+        return tuple(self._decode(Report, text) for text in texts)
 
     def pin_key(self, run: str, device: str, key: str) -> str:
         """Pin a device's key in this run unless one is pinned; returns the pinned key."""
@@ -320,22 +336,9 @@ class Journal:
 
     def _whole_rounds(self, run: str) -> list[int]:
         """The rounds whose model is in the journal as it was written, in order."""
-        rows = self._rows("SELECT round FROM model WHERE run = ? ORDER BY round", run)
-        return [number for (number,) in rows if self._whole_model(run, number) is not None]
-
-    def _whole_model(self, run: str, round: int) -> StoredModel | None:
-        """The model of a round; None if it is not the one that was written."""
-        sha256, body, server_state, master, rest_sha256 = self._one(
-            # A cast gives the same bytes also if damage turned the column's type into text.
-            "SELECT sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), "
-            "CAST(master AS BLOB), rest_sha256 FROM model WHERE run = ? AND round = ?",
-            run,
-            round,
-        )
-        found = hashlib.sha256(body).hexdigest(), _sha256_of(server_state, master)
-        if found != (sha256, rest_sha256):
-            return None
-        return StoredModel(round, sha256, body, server_state, master)
+        numbers = self._rows("SELECT round FROM model WHERE run = ? ORDER BY round", run)
+        rows = (self._one(f"{_MODEL} WHERE run = ? AND round = ?", run, n) for (n,) in numbers)
+        return [row[0] for row in rows if _whole_model(row) is not None]
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with errors_as(self._unusable("read"), self._malformed):
@@ -436,6 +439,15 @@ def _damaged(path: Path, what: str, whole: int | None = None) -> JournalError:
             "from it; the devices then train the later rounds again"
         )
     return JournalError(f"the journal {path} is damaged: {what}; {remedy}")
+
+
+def _whole_model(row: tuple[Any, ...]) -> StoredModel | None:
+    """The model of a row of _MODEL; None if it is not the one that was written."""
+    number, sha256, body, server_state, master, rest_sha256 = row
+    found = hashlib.sha256(body).hexdigest(), _sha256_of(server_state, master)
+    if found != (sha256, rest_sha256):
+        return None
+    return StoredModel(number, sha256, body, server_state, master)
 
 
 def _sha256_of(server_state: bytes, master: bytes | None) -> str:

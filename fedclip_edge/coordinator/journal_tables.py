@@ -33,7 +33,8 @@ CREATE TABLE payload (
 );
 CREATE TABLE report (
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
-    report TEXT NOT NULL, PRIMARY KEY (run, round, device)
+    report BLOB NOT NULL, -- JSON, compressed by zlib
+    PRIMARY KEY (run, round, device)
 );
 CREATE TABLE pinned_key (
     run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, key TEXT NOT NULL,

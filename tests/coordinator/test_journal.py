@@ -457,3 +457,10 @@ def test_the_pages_of_closed_rounds_are_used_again(journal: Journal) -> None:
         journal.close_round("run-1", model(number, bytes(122_000)))
         pages.append(database(journal).execute("PRAGMA page_count").fetchone()[0])
     assert pages[-1] == pages[5]
+
+
+def test_a_damaged_report_is_said(journal: Journal) -> None:
+    journal.add_report(report(run="run-1"))
+    database(journal).execute("UPDATE report SET report = x'00' || substr(report, 2)")
+    with pytest.raises(JournalError, match=r"is damaged: a report of run-1 cannot be read"):
+        journal.reports("run-1")
