@@ -418,17 +418,38 @@ def test_a_new_journal_appears_whole_or_not_at_all(
     open_journal(tmp_path / "journal.sqlite").close()
 
 
-def test_an_index_that_differs_from_its_table_is_found(journal: Journal, path: Path) -> None:
+# Text as it is in the file, and the number of times: also in an index, if the table has one for it.
+FLIPS = [
+    (b"cam-01", b"cam-21", 2),  # the device of a contribution
+    (b"cam-02" + b"d" * 64, b"cam-02" + b"d" * 63 + b"e", 2),  # a pinned key
+    (b"c" * 64 + b"open", b"c" * 64 + b"opeo", 1),  # the state of the run
+]
+
+
+@pytest.mark.parametrize(("text", "flipped", "copies"), FLIPS)
+def test_a_row_that_differs_from_its_index_or_its_values_is_found(
+    journal: Journal, path: Path, text: bytes, flipped: bytes, copies: int
+) -> None:
     journal.check()
     journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.pin_key("run-1", "cam-02", "d" * 64)
     journal.close()
     raw = path.read_bytes()
-    assert raw.count(b"cam-01") == 2, "once in the table, once in its index"
-    path.write_bytes(raw.replace(b"cam-01", b"cam-21", 1))
+    assert raw.count(text) == copies
+    path.write_bytes(raw.replace(text, flipped, 1))
     damaged = open_journal(path)
     with pytest.raises(JournalError, match=r"is damaged: .*; its runs are lost"):
         damaged.check()
     damaged.close()
+
+
+def test_a_contribution_that_differs_from_its_hash_is_not_read(journal: Journal) -> None:
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one")
+    database(journal).execute("UPDATE payload SET body = CAST('onf' AS BLOB)")
+    with pytest.raises(
+        JournalError, match=r"the contribution of cam-01 to round 1 .*: add --from-round 0"
+    ):
+        list(journal.contributions("run-1", 1))
 
 
 @settings(max_examples=20, deadline=None)
