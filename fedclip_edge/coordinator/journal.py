@@ -111,13 +111,19 @@ class Journal:
             )
 
     def add_run(self, run: Run, initial: StoredModel) -> None:
-        """Add a new run and its initial model."""
+        """Add a new run and its initial model.
+
+        They are moved from the write-ahead log into the file at once. If the log is damaged later,
+        the run continues from an earlier state, instead of giving way to a new run.
+        """
         with self._writing():
             self._database.execute(
                 "INSERT INTO run VALUES (?, ?, ?, ?, 'open')",
                 (run.id, json.dumps(run.plan.to_json()), run.encoder_id, run.classes_digest),
             )
             self._add_model(run.id, initial)
+        with errors_as(self._unusable("written"), self._malformed):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def unfinished_run(self) -> Run | None:
         """The newest run if it is not finished; None otherwise."""

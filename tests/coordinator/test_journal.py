@@ -393,14 +393,15 @@ def test_a_file_that_lost_its_content_is_no_new_journal(journal: Journal, path: 
 
 
 def test_a_log_without_its_journal_is_not_read_into_a_new_one(journal: Journal, path: Path) -> None:
+    journal.pin_key("run-1", "cam-01", "d" * 64)
     log = path.with_name(f"{path.name}-wal")
     content = log.read_bytes()
-    assert content, "the run is still in the log"
+    assert b"d" * 64 in content
     journal.close()
     path.unlink()
     log.write_bytes(content)
     again = open_journal(path)
-    assert again.runs() == ()
+    assert (again.runs(), again.keys("run-1")) == ((), {})
     again.close()
 
 

@@ -225,44 +225,58 @@ def test_a_run_whose_model_cannot_be_written_stays_unfinished(tmp_path: Path) ->
     assert again.finish().is_file()
 
 
+DEVICES = ("cam-0", "cam-1")
+
+
 def half_a_round(folder: Path) -> run_state.RunState:
-    """A run in its second round, with one of two contributions; its journal is closed."""
+    """A run in its second round, with one of two contributions."""
     state = open_books(folder)
     state.journal.next_epoch()
-    for number, device in enumerate(("cam-0", "cam-1")):
+    for number, device in enumerate(DEVICES):
         state.journal.pin_key(state.run.id, device, str(number) * 64)
         state.keep(*contribution(state, device, number))
     state.close_round()
     state.keep(*contribution(state, "cam-0", 2))
-    state.journal.close()
     return state
 
 
-def second_round(folder: Path) -> bytes:
-    """The published model of round 2, from a journal that `half_a_round` made."""
+def second_round(folder: Path, *, lost: bool = False) -> tuple[str, bytes]:
+    """The run, and its published model of round 2, from a journal that `half_a_round` made.
+
+    With `lost`, the journal may be in an earlier state. The devices then make the same
+    contributions again.
+    """
     journal = opened(open_journal(config(folder).journal))
     try:
         journal.check()
         state = open_books(folder)
-        assert list(state.kept()) == ["cam-0"]
-        assert state.journal.keys(state.run.id) == {"cam-0": "0" * 64, "cam-1": "1" * 64}
+        if not lost:
+            assert (state.model.round, list(state.kept())) == (1, ["cam-0"])
+            assert state.journal.keys(state.run.id) == {"cam-0": "0" * 64, "cam-1": "1" * 64}
         state.journal.next_epoch()
-        state.keep(*contribution(state, "cam-1", 3))
-        state.close_round()
+        while state.model.round < 2:
+            for number, device in enumerate(DEVICES):
+                if device not in state.kept():
+                    state.keep(*contribution(state, device, 2 * state.model.round + number))
+            state.close_round()
         state.journal.close()
-        return state.stored.payload
+        return state.run.id, state.stored.payload
     finally:
         journal.close()
 
 
 @functools.cache
-def undamaged() -> tuple[bytes, bytes]:
-    """The file that `half_a_round` makes, and the model of the second round."""
+def undamaged() -> tuple[bytes, bytes, bytes, tuple[str, bytes]]:
+    """The journal that `half_a_round` makes, and the run with the model of its second round.
+
+    The journal is given as one file, and as the file and the log that a kill leaves.
+    """
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        half_a_round(folder)
-        content = config(folder).journal.read_bytes()
-        return content, second_round(folder)
+        path = config(Path(name)).journal
+        state = half_a_round(Path(name))
+        killed, log = path.read_bytes(), path.with_name(f"{path.name}-wal").read_bytes()
+        state.journal.close()
+        return path.read_bytes(), killed, log, second_round(Path(name))
 
 
 @settings(max_examples=150, deadline=None)
@@ -270,7 +284,7 @@ def undamaged() -> tuple[bytes, bytes]:
 def test_a_flipped_byte_is_found_or_does_no_harm(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, flip: int, used: bool
 ) -> None:
-    content, model = undamaged()
+    content, _, _, expected = undamaged()
     places = [at for at, byte in enumerate(content) if byte] if used else range(len(content))
     at = data.draw(st.sampled_from(places))
     damaged = bytearray(content)
@@ -278,7 +292,21 @@ def test_a_flipped_byte_is_found_or_does_no_harm(
     folder = tmp_path_factory.mktemp("damaged")
     config(folder).journal.write_bytes(damaged)
     with contextlib.suppress(JournalError, ConfigError):
-        assert second_round(folder) == model
+        assert second_round(folder) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 255))
+def test_a_flipped_byte_in_the_log_loses_no_more_than_its_end(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, flip: int
+) -> None:
+    _, content, log, expected = undamaged()
+    damaged = bytearray(log)
+    damaged[data.draw(st.integers(0, len(log) - 1))] ^= flip
+    path = config(tmp_path_factory.mktemp("damaged")).journal
+    path.write_bytes(content)
+    path.with_name(f"{path.name}-wal").write_bytes(damaged)
+    assert second_round(path.parent, lost=True) == expected
 
 
 def change(folder: Path, statement: str) -> None:
@@ -325,7 +353,7 @@ def test_without_a_whole_model_the_run_is_said_to_be_lost(tmp_path: Path) -> Non
 
 def test_after_going_back_the_same_contributions_give_the_same_model(tmp_path: Path) -> None:
     half_a_round(tmp_path)
-    _, model = undamaged()
+    *_, (_, model) = undamaged()
     state = open_books(tmp_path)
     state.journal.rewind(state.run.id, 0)
     state = open_books(tmp_path)
