@@ -89,7 +89,7 @@ class Journal:
         # quick_check does not compare the indexes with their tables.
         found = self._rows("PRAGMA integrity_check(1)")
         if found != [("ok",)]:
-            raise self.damaged(str(found[0][0]))
+            raise self.damaged(str(found[0][0]).splitlines()[-1])  # the first may be a heading
 
     def next_epoch(self, above: int = 0) -> int:
         """Claim an epoch above every earlier one of this journal, and above `above`.

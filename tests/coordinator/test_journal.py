@@ -444,6 +444,19 @@ def test_a_row_that_differs_from_its_index_or_its_values_is_found(
     damaged.close()
 
 
+def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> None:
+    (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
+    journal.close()
+    raw = bytearray(path.read_bytes())
+    raw[-page_bytes + 7] ^= 1  # number of fragmented bytes: sqlite.org/fileformat.html, 1.6
+    path.write_bytes(raw)
+    damaged = open_journal(path)
+    with pytest.raises(JournalError, match="is damaged: Fragmentation of ") as raised:
+        damaged.check()
+    assert "\n" not in str(raised.value)
+    damaged.close()
+
+
 def test_a_contribution_that_differs_from_its_hash_is_not_read(journal: Journal) -> None:
     journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one")
     database(journal).execute("UPDATE payload SET body = CAST('onf' AS BLOB)")
