@@ -63,10 +63,11 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY) ## Measure start-up, the demo, rounds, memory, and the encoder at each precision
+bench: $(READY) ## Measure start-up, the demo, rounds, memory, the journal, and the encoder at each precision
 	@$(BIN)/python benchmarks/first_minute.py
 	@$(BIN)/python benchmarks/rounds.py
 	@$(BIN)/python benchmarks/footprint.py
+	@$(BIN)/python benchmarks/journal.py
 	@$(BIN)/python benchmarks/encoder.py
 
 adversary: $(READY) ## Check the laws of a run with 100,000 seeds (about an hour on two cores)

@@ -108,6 +108,7 @@ class FleetConfig:
     fleet: str  # name of the fleet: 1 to 64 of a-z, 0-9 and '-'; the same on all its devices
     bundle: Path  # folder of the bundle: the encoder and classes that all devices must have
     journal: Path = Path("journal.sqlite")  # file from which a restarted coordinator resumes a run
+    keep_models: int = 3  # newest models of each run that stay in the journal
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     registry: Path | None = None  # devices.json of the enrolled devices; without it any may join
     rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated
@@ -116,6 +117,7 @@ class FleetConfig:
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
+        _require(self.keep_models >= 1, f"keep_models: expected 1 or more, got {self.keep_models}")
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ class BrokerError(FedclipError):
 
 
 class JournalError(FedclipError):
-    """The journal cannot be written or read: repair it and start again.
+    """The journal cannot be written or read, or is damaged.
 
-    Nothing that was acknowledged is lost.
+    Nothing that was acknowledged is lost, unless the file is damaged; the message says so.
     """
 
     exit_code = 17

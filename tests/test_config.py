@@ -177,6 +177,11 @@ def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
         ('fleet = "lab"', 'fleet = "Lab 1"', ": fleet 'Lab 1' is not an id"),
         ('bundle = "bundle"', "bundle = 1", ": bundle: expected Path, got int 1"),
         ('bundle = "bundle"', 'bundle = ""', ": bundle: expected Path, got str ''"),
+        (
+            'bundle = "bundle"',
+            'bundle = "bundle"\nkeep_models = 0',
+            ": keep_models: expected 1 or more, got 0",
+        ),
         ("port = 8883", "port = 8883.0", " [broker]: port: expected int, got float 8883.0"),
         ("port = 8883", "port = true", " [broker]: port: expected int, got bool True"),
         ("port = 8883", "port = 0", " [broker]: port: expected 1 to 65535, got 0"),

@@ -46,7 +46,7 @@ def prepare_features(
     dataset = read_folder(config.data.folder, bundle.classes.names)
     sides = split(dataset, config.data)
     began = time.monotonic()
-    embedded = _embed_sides(config, bundle, sides, progress)
+    embedded, damaged = _embed_sides(config, bundle, sides, progress)
     encode_s = time.monotonic() - began
     skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
     _log_left_out(config, dataset, skipped, sides)
@@ -58,6 +58,7 @@ def prepare_features(
         test=len(embedded["test"].pictures),
         encoded=encoded,
         cached=sum(side.cached for side in embedded.values()),
+        damaged=damaged or None,
         skipped=len(skipped),
         seconds=encode_s,
         provider=config.encoder.provider,
@@ -75,8 +76,11 @@ def prepare_features(
 
 def _embed_sides(
     config: AgentConfig, bundle: Bundle, sides: Split, progress: Progress | None
-) -> dict[str, Embedded]:
-    """Embed the pictures of each side; a side that no role needs stays empty."""
+) -> tuple[dict[str, Embedded], int]:
+    """Embed the pictures of each side; a side that no role needs stays empty.
+
+    Also returns the number of cached features that were damaged and are computed again.
+    """
     wanted = {
         "train": sides.train if "train" in config.roles else (),
         "validation": sides.validation,
@@ -84,7 +88,7 @@ def _embed_sides(
     }
     encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
     with FeatureCache(config.state_dir / "features.sqlite") as cache:
-        return {
+        embedded = {
             side: embed_pictures(
                 pictures,
                 encoder,
@@ -95,6 +99,7 @@ def _embed_sides(
             )
             for side, pictures in wanted.items()
         }
+        return embedded, cache.damaged
 
 
 def _log_left_out(

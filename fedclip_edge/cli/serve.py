@@ -16,9 +16,16 @@ import click
     "coordinator is known to be dead.",
 )
 @click.option(
+    "--from-round",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Go back to the model of round N and train the later rounds again. A damaged journal names "
+    "the round to go back to.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Write each log line as a JSON object, for programs."
 )
-def serve(config: Path, take_over: bool, as_json: bool) -> None:
+def serve(config: Path, take_over: bool, from_round: int | None, as_json: bool) -> None:
     """Run the coordinator of a fleet.
 
     It resumes the unfinished run in the journal, or else starts a new one, and exits when the run
@@ -33,4 +40,4 @@ def serve(config: Path, take_over: bool, as_json: bool) -> None:
 
     log.use_json(as_json)
     exit_on_thread_failure()
-    process.serve(process.load(config), take_over=take_over, as_json=as_json)
+    process.serve(process.load(config), take_over=take_over, from_round=from_round, as_json=as_json)

@@ -1,34 +1,46 @@
 """The coordinator's journal: one SQLite file with everything that must survive a restart.
 
-It holds runs, closed models, the open round's contributions, reports and pinned keys. SQLite keeps
-a write-ahead log and syncs at every commit.
+It holds runs, the newest closed models, the open round's contributions, reports and pinned keys.
+SQLite keeps a write-ahead log and syncs at every commit.
 
 Laws:
 - Nothing is acknowledged before it is in the journal.
 - The first contribution per (run, round, device) is never replaced.
-- Closing a round commits the model and deletes its contribution payloads in one transaction.
+- Closing a round commits the model and deletes its contribution payloads in one transaction. The
+  rows without their payloads stay, so a lost answer can be repeated.
+- A run keeps its newest `keep_models` models. So a round adds only its reports and one row for each
+  contribution.
 - A payload is read back as it was written, byte for byte. A model is stored as the bytes that were
   published and is never encoded again, because another version of the compression library may
   produce different bytes.
+- A file that a new journal is made in appears complete or not at all. A file that exists already is
+  never taken for a new journal.
+- Damage is found before it is used: `check` compares the tables with their indexes, and each model
+  and contribution that is read is compared with its SHA-256.
 - A coordinator that claimed an epoch can write only until another one claims a later epoch.
   Otherwise two coordinators on one journal would have different sums for the same round.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.journal_tables import SCHEMA, Run, StoredModel
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
+from fedclip_edge.storage import atomic
 from fedclip_edge.storage.sqlite import (
     Connection,
+    EmptyDatabaseError,
     OtherDatabaseError,
     OtherVersionError,
     errors_as,
@@ -38,23 +50,46 @@ from fedclip_edge.storage.sqlite import (
 
 T = TypeVar("T")
 
+# A cast gives the same bytes also if damage turned a column's type into text.
+_MODEL = (
+    "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
+    "rest_sha256 FROM model"
+)
+
 
 class Journal:
     """An open journal. Every method that writes, except `add_report`, syncs before it returns.
 
-    Methods raise JournalError on a disk error. Those that write raise RunError, and write nothing,
-    if another process claimed a later epoch.
+    Methods raise JournalError on a disk error or if the file is damaged. Those that write raise
+    RunError, and write nothing, if another process claimed a later epoch.
     """
 
-    def __init__(self, path: Path, database: Connection) -> None:
+    def __init__(
+        self, path: Path, database: Connection, keep_models: int = FleetConfig.keep_models
+    ) -> None:
         self.path = path
+        self.keep_models = keep_models
         self._database = database
         self._claimed: int | None = None  # the epoch under which this process writes
 
     @property
     def epoch(self) -> int:
         """The last epoch that any coordinator claimed; 0 if none did."""
-        return int(self._one("SELECT value FROM epoch")[0])
+        (value,) = self._one("SELECT value FROM epoch")
+        if not isinstance(value, int):
+            raise self.damaged("its epoch is not a number")
+        return value
+
+    def check(self) -> None:
+        """Raise JournalError if a page, an index or a constraint of the file is damaged.
+
+        Reads the whole file. The contents of models and contributions are compared with their
+        SHA-256 when they are read.
+        """
+        # quick_check does not compare the indexes with their tables.
+        found = self._rows("PRAGMA integrity_check(1)")
+        if found != [("ok",)]:
+            raise self.damaged(str(found[0][0]).splitlines()[-1])  # the first may be a heading
 
     def next_epoch(self, above: int = 0) -> int:
         """Claim an epoch above every earlier one of this journal, and above `above`.
@@ -76,18 +111,24 @@ class Journal:
             )
 
     def add_run(self, run: Run, initial: StoredModel) -> None:
-        """Add a new run and its initial model."""
+        """Add a new run and its initial model.
+
+        They are moved from the write-ahead log into the file at once. If the log is damaged later,
+        the run continues from an earlier state, instead of giving way to a new run.
+        """
         with self._writing():
             self._database.execute(
-                "INSERT INTO run VALUES (?, ?, ?, ?, 0)",
+                "INSERT INTO run VALUES (?, ?, ?, ?, 'open')",
                 (run.id, json.dumps(run.plan.to_json()), run.encoder_id, run.classes_digest),
             )
             self._add_model(run.id, initial)
+        with errors_as(self._unusable("written"), self._malformed):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def unfinished_run(self) -> Run | None:
         """The newest run if it is not finished; None otherwise."""
-        rows = self._rows("SELECT id, done FROM run ORDER BY rowid DESC LIMIT 1")
-        return self.last_run() if rows and not rows[0][1] else None
+        rows = self._rows("SELECT state FROM run ORDER BY rowid DESC LIMIT 1")
+        return self.last_run() if rows == [("open",)] else None
 
     def last_run(self) -> Run | None:
         """The newest run, finished or not; None if the journal has no run."""
@@ -108,17 +149,20 @@ class Journal:
     def finish(self, run: str) -> None:
         """Mark the run as finished."""
         with self._writing():
-            self._database.execute("UPDATE run SET done = 1 WHERE id = ?", (run,))
+            self._database.execute("UPDATE run SET state = 'done' WHERE id = ?", (run,))
 
     def newest_model(self, run: str) -> StoredModel:
-        """The model of the last closed round, or the initial model before any round is closed."""
-        return StoredModel(
-            *self._one(
-                "SELECT round, sha256, body, server_state, master FROM model WHERE run = ? "
-                "ORDER BY round DESC LIMIT 1",
-                run,
+        """The model of the last closed round, or the initial model before any round is closed.
+
+        Raises JournalError if it is not the model that was written.
+        """
+        row = self._one(f"{_MODEL} WHERE run = ? ORDER BY round DESC LIMIT 1", run)
+        model = _whole_model(row)
+        if model is None:
+            raise self.damaged(
+                f"the model of round {row[0]} in {run} is not the one that was written", run, row[0]
             )
-        )
+        return model
 
     def keep(self, run: str, round: int, device: str, sha256: str, payload: bytes) -> None:
         """Put a contribution on disk.
@@ -126,10 +170,11 @@ class Journal:
         Raises sqlite3.IntegrityError if the device already has one in this round.
         """
         with self._writing():
-            self._database.execute(
-                "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
-                (run, round, device, sha256, len(payload), payload),
+            added = self._database.execute(
+                "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?)",
+                (run, round, device, sha256, len(payload)),
             )
+            self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, payload))
 
     def kept(self, run: str, round: int) -> dict[str, str]:
         """The SHA-256 of each contribution to a round, open or closed, by device, sorted."""
@@ -152,32 +197,76 @@ class Journal:
         query = "SELECT SUM(size_bytes) FROM contribution WHERE run = ? AND round = ?"
         return int(self._one(query, run, round)[0] or 0)
 
-    def contributions(self, run: str, round: int) -> Iterator[bytes]:
-        """Yield the payloads of an open round in the order of `kept`, one in memory at a time."""
-        query = "SELECT body FROM contribution WHERE run = ? AND round = ? AND device = ?"
-        for device in self.kept(run, round):
-            yield self._one(query, run, round, device)[0]
+    def contributions(self, run: str, round: int) -> Iterator[tuple[str, bytes]]:
+        """Yield device and payload of each contribution to an open round, in the order of `kept`.
+
+        Only one payload is in memory at a time. Raises JournalError if one is not the payload that
+        was written.
+        """
+        query = (
+            "SELECT CAST(body AS BLOB) FROM contribution LEFT JOIN payload ON contribution = id "
+            "WHERE run = ? AND round = ? AND device = ?"
+        )
+        for device, sha256 in self.kept(run, round).items():
+            (payload,) = self._one(query, run, round, device)
+            if payload is None or hashlib.sha256(payload).hexdigest() != sha256:
+                raise self.damaged(
+                    f"the contribution of {device} to round {round} in {run} is not the one that "
+                    "was written",
+                    run,
+                    round,
+                )
+            yield device, payload
 
     def close_round(self, run: str, model: StoredModel) -> None:
-        """Commit the model of `model.round`, and delete the payloads that it was made of.
+        """Commit the model of `model.round`.
 
-        Of the previous model only the float32 master is kept. Its published payload, which no
-        device asks for any more, is deleted unless it is the float32 master itself.
+        Deletes the payloads that it was made of, and the run's models before the newest
+        `keep_models`.
         """
         with self._writing():
             self._add_model(run, model)
             self._database.execute(
-                "UPDATE model SET body = x'' WHERE run = ? AND round = ? AND master IS NOT NULL",
-                (run, model.round - 1),
+                "DELETE FROM model WHERE run = ? AND round <= ?",
+                (run, model.round - self.keep_models),
             )
             self._database.execute(
-                "UPDATE contribution SET body = NULL WHERE run = ? AND round = ?",
+                "DELETE FROM payload WHERE contribution IN "
+                "(SELECT id FROM contribution WHERE run = ? AND round = ?)",
                 (run, model.round),
             )
 
+    def rewind(self, run: str, round: int) -> None:
+        """Delete everything after a closed round: models, contributions and reports.
+
+        Raises ConfigError if the journal has no whole model of this round.
+        """
+        whole = self._whole_rounds(run)
+        if round not in whole:
+            listed = ", ".join(map(str, whole)) or "none"
+            raise ConfigError(
+                f"the journal {self.path} cannot go back to round {round} of {run}: its whole "
+                f"models are of the rounds {listed}; name one of them, or restore a copy of the "
+                "journal"
+            )
+        with self._writing():
+            self._database.execute(
+                "DELETE FROM payload WHERE contribution IN "
+                "(SELECT id FROM contribution WHERE run = ? AND round > ?)",
+                (run, round),
+            )
+            for table in ("contribution", "model", "report"):
+                self._database.execute(
+                    f"DELETE FROM {table} WHERE run = ? AND round > ?",  # noqa: S608 - constants
+                    (run, round),
+                )
+
     def rounds_closed(self, run: str) -> int:
         """Number of closed rounds of the run."""
-        return int(self._one("SELECT MAX(round) FROM model WHERE run = ?", run)[0])
+        (newest,) = self._one("SELECT MAX(round) FROM model WHERE run = ?", run)
+        if not isinstance(newest, int):
+            raise self.damaged(f"{run} has no model")
+        return newest
 
     def add_report(self, report: Report) -> None:
         """Store a report; a later one by the same device on the same round replaces it.
@@ -185,16 +274,25 @@ class Journal:
         The commit is not synced: the device sends its report again after a restart of the
         coordinator.
         """
+        text = json.dumps(report.to_json())
         with unsynced(self._database), self._writing():
             self._database.execute(
                 "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
-                (report.run, report.round, report.device, json.dumps(report.to_json())),
+                (report.run, report.round, report.device, zlib.compress(text.encode())),
             )
 
     def reports(self, run: str) -> tuple[Report, ...]:
-        """Every report of the run, in the order of round and device."""
-        rows = self._rows("SELECT report FROM report WHERE run = ? ORDER BY round, device", run)
-        return tuple(self._decode(Report, text) for (text,) in rows)
+        """Every report of the run, in the order of round and device.
+
+        Raises JournalError if one is damaged.
+        """
+        query = "SELECT CAST(report AS BLOB) FROM report WHERE run = ? ORDER BY round, device"
+        rows = self._rows(query, run)
+        try:
+            texts = [zlib.decompress(report).decode() for (report,) in rows]
+        except (zlib.error, TypeError) as error:
+            raise self.damaged(f"a report of {run} cannot be read ({error})") from error
+        return tuple(self._decode(Report, text) for text in texts)
 
     def pin_key(self, run: str, device: str, key: str) -> str:
         """Pin a device's key in this run unless one is pinned; returns the pinned key."""
@@ -219,7 +317,7 @@ class Journal:
 
         Raises JournalError on a disk error, RunError if another process claimed a later epoch.
         """
-        with errors_as(self._unusable("written")), self._database:
+        with errors_as(self._unusable("written"), self._malformed), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check
             self.check_claim()
             yield
@@ -230,14 +328,40 @@ class Journal:
             "start again; acknowledged contributions are in the journal"
         )
 
+    def _malformed(self, error: Exception) -> JournalError:
+        return _damaged(self.path, str(error))
+
+    def damaged(self, what: str, run: str = "", before: int = 0) -> JournalError:
+        """Return the error for damage that is described by `what`, with the next step.
+
+        If `run` is given, only its rounds from `before` on are damaged. The error then names the
+        newest whole model of an earlier round, if the journal has one.
+        """
+        whole = [number for number in self._whole_rounds(run) if number < before]
+        return _damaged(self.path, what, whole[-1] if whole else None)
+
+    def _whole_rounds(self, run: str) -> list[int]:
+        """The rounds whose model is in the journal as it was written, in order."""
+        numbers = self._rows("SELECT round FROM model WHERE run = ? ORDER BY round", run)
+        rows = (self._one(f"{_MODEL} WHERE run = ? AND round = ?", run, n) for (n,) in numbers)
+        return [row[0] for row in rows if _whole_model(row) is not None]
+
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with errors_as(self._unusable("read")):
+        with errors_as(self._unusable("read"), self._malformed):
             return self._database.execute(query, values).fetchall()
 
     def _add_model(self, run: str, model: StoredModel) -> None:
         self._database.execute(
-            "INSERT INTO model VALUES (?, ?, ?, ?, ?, ?)",
-            (run, model.round, model.sha256, model.payload, model.server_state, model.master),
+            "INSERT INTO model VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                run,
+                model.round,
+                model.sha256,
+                model.payload,
+                model.server_state,
+                model.master,
+                _sha256_of(model.server_state, model.master),
+            ),
         )
 
     def _run(self, row: tuple[Any, ...]) -> Run:
@@ -255,14 +379,18 @@ class Journal:
             ) from error
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:
-        return self._rows(query, *values)[0]
+        rows = self._rows(query, *values)
+        if not rows:
+            raise self.damaged("a row is missing")
+        return rows[0]
 
 
-def open_journal(path: Path) -> Journal:
+def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Journal:
     """Open the journal; create it if it is missing.
 
-    Raises ConfigError, and changes nothing, if the file is not a journal of this version or cannot
-    be written.
+    Each round that it closes leaves the newest `keep_models` models of its run in the file.
+    Raises ConfigError, and changes nothing, if the file is a database of another program or a
+    journal of another version, or cannot be written; JournalError if it is empty or damaged.
     """
 
     def refused(error: Exception) -> ConfigError:
@@ -272,11 +400,16 @@ def open_journal(path: Path) -> Journal:
         )
 
     try:
-        with errors_as(refused):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return Journal(path, open_database(path, SCHEMA))
+        with errors_as(refused, lambda error: _damaged(path, str(error))):
+            if not path.exists():
+                _create(path)
+            if path.stat().st_size == 0:
+                raise _damaged(path, "it is empty (0 bytes)")
+            return Journal(path, open_database(path, SCHEMA, create=False), keep_models)
     except OSError as error:
         raise refused(error) from error
+    except EmptyDatabaseError:
+        raise _damaged(path, "it has no tables") from None
     except OtherDatabaseError:
         raise ConfigError(
             f"{path} is a database of another program; set 'journal' to another file"
@@ -287,3 +420,43 @@ def open_journal(path: Path) -> Journal:
             f"{SCHEMA.version}; finish its run with the version that started it, or set 'journal' "
             "to another file"
         ) from None
+
+
+def _create(path: Path) -> None:
+    """Make a new journal; the file appears with all its tables. Raises OSError."""
+    for stale in ("-wal", "-shm"):  # of a deleted journal; SQLite would read them into the new one
+        Path(f"{path}{stale}").unlink(missing_ok=True)
+    with atomic.beside(path) as folder:
+        open_database(folder / path.name, SCHEMA).close()
+        content = (folder / path.name).read_bytes()
+    atomic.write_file(path, content)
+
+
+def _damaged(path: Path, what: str, whole: int | None = None) -> JournalError:
+    """The error for a damaged file; `whole` is the round of its newest usable model."""
+    if whole is None:
+        remedy = (
+            "its runs are lost unless you restore a copy of the file; to begin a new run, set "
+            "'journal' to another file"
+        )
+    else:
+        remedy = (
+            f"the model of round {whole} is whole: add --from-round {whole} to `serve` to continue "
+            "from it; the devices then train the later rounds again"
+        )
+    return JournalError(f"the journal {path} is damaged: {what}; {remedy}")
+
+
+def _whole_model(row: tuple[Any, ...]) -> StoredModel | None:
+    """The model of a row of _MODEL; None if it is not the one that was written."""
+    number, sha256, body, server_state, master, rest_sha256 = row
+    found = hashlib.sha256(body).hexdigest(), _sha256_of(server_state, master)
+    if found != (sha256, rest_sha256):
+        return None
+    return StoredModel(number, sha256, body, server_state, master)
+
+
+def _sha256_of(server_state: bytes, master: bytes | None) -> str:
+    digest = hashlib.sha256(server_state)
+    digest.update(master or b"")
+    return digest.hexdigest()

@@ -8,29 +8,38 @@ from fedclip_edge.records import Plan
 from fedclip_edge.storage.sqlite import Schema
 
 SCHEMA = Schema(
-    version=2,
+    version=3,
     table="contribution",
     script="""
 CREATE TABLE run (
     id TEXT PRIMARY KEY, plan TEXT NOT NULL, encoder_id TEXT NOT NULL,
-    classes_digest TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
+    classes_digest TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('open', 'done'))
 );
 CREATE TABLE model (
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, sha256 TEXT NOT NULL,
-    body BLOB NOT NULL, server_state BLOB NOT NULL, master BLOB, PRIMARY KEY (run, round)
+    body BLOB NOT NULL, server_state BLOB NOT NULL, master BLOB,
+    rest_sha256 TEXT NOT NULL, -- of server_state and master, one after the other
+    PRIMARY KEY (run, round)
 );
 CREATE TABLE contribution (
+    id INTEGER PRIMARY KEY,
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
-    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, body BLOB,
-    PRIMARY KEY (run, round, device)
+    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, UNIQUE (run, round, device)
+);
+-- A table of its own: deleting a whole row gives its pages back. In a row that stays, a payload of
+-- 25 kB would leave a page of 32 kB that holds nothing but the rest of the row.
+CREATE TABLE payload (
+    contribution INTEGER PRIMARY KEY REFERENCES contribution, body BLOB NOT NULL
 );
 CREATE TABLE report (
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
-    report TEXT NOT NULL, PRIMARY KEY (run, round, device)
+    report BLOB NOT NULL, -- JSON, compressed by zlib
+    PRIMARY KEY (run, round, device)
 );
 CREATE TABLE pinned_key (
     run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, key TEXT NOT NULL,
-    PRIMARY KEY (run, device)
+    PRIMARY KEY (run, device),
+    UNIQUE (run, device, key) -- so that integrity_check compares each key with its copy
 );
 CREATE TABLE epoch (only INTEGER PRIMARY KEY CHECK (only = 1), value INTEGER NOT NULL);
 INSERT INTO epoch VALUES (1, 0);

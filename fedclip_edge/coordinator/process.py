@@ -66,30 +66,40 @@ def load(path: Path) -> FleetConfig:
         raise ConfigError(f"{path} [plan]: {error}") from None
 
 
-def serve(config: FleetConfig, *, take_over: bool = False, as_json: bool = False) -> None:
+def serve(
+    config: FleetConfig,
+    *,
+    take_over: bool = False,
+    from_round: int | None = None,
+    as_json: bool = False,
+) -> None:
     """Run the coordinator until the run is done.
 
-    `take_over` replaces a coordinator that is online; `as_json` is passed on to the trainer's
-    process.
+    `take_over` replaces a coordinator that is online. With `from_round`, the run first goes back to
+    the model of this closed round. `as_json` is passed on to the trainer's process.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
     RefusedError if the broker refuses this client; JournalError if the journal or the model file
-    cannot be read or written; RunError if another coordinator took over, if the contributions of
-    all devices are refused, or if the trainer ends before the first round.
+    cannot be read or written, or if the journal is damaged; RunError if another coordinator took
+    over, if the contributions of all devices are refused, or if the trainer ends before the first
+    round.
     """
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     trainer_id = _trainer_id(config)
-    journal = open_journal(config.journal)
+    journal = open_journal(config.journal, config.keep_models)
     with contextlib.closing(journal), Children() as children:
+        journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         run = run_state.open_run(config, bundle.classes, dim, encoder_id, journal)
         layout = methods.plan_layout(run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         enrolled = None if config.registry is None else registry.read(config.registry)
         claim = _claim(config, run, journal, me, take_over=take_over)
+        if from_round is not None:
+            journal.rewind(run.id, from_round)
         state = run_state.open_run_state(run, journal, layout)
         serving = resume_coordinator(
             config,

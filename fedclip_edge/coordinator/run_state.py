@@ -164,15 +164,19 @@ class RunState:
 def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     """Read the state of a run from the journal, and add up the open round's contributions.
 
-    Raises JournalError on a disk error, PeerError if a stored payload is damaged.
+    Raises JournalError on a disk error, or if the model or a contribution is damaged.
     """
     plan, stored = run.plan, journal.newest_model(run.id)
-    model = master_model(stored, layout.parameters)
-    total = strategies.total(plan)
-    for payload in journal.contributions(run.id, model.round + 1):
-        kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
-        total.add(kept.update)
-    return RunState(run, journal, layout, model, stored, total)
+    try:
+        model = master_model(stored, layout.parameters)
+        state = RunState(run, journal, layout, model, stored, strategies.total(plan))
+        for device, payload in journal.contributions(run.id, model.round + 1):
+            kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
+            state.check(device, model.round + 1, kept)
+            state.total.add(kept.update)
+    except PeerError as error:
+        raise journal.damaged(str(error), run.id, stored.round + 1) from error
+    return state
 
 
 def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:

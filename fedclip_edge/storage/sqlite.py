@@ -40,6 +40,10 @@ class OtherDatabaseError(Exception):
     """The file is a database of another program."""
 
 
+class EmptyDatabaseError(Exception):
+    """The file has no tables, not even those of another program."""
+
+
 class OtherVersionError(Exception):
     """The file has another version of the schema."""
 
@@ -49,14 +53,20 @@ class OtherVersionError(Exception):
 
 
 def open_database(
-    path: Path, schema: Schema, *, durable: bool = True, timeout_s: float = 1.0
+    path: Path,
+    schema: Schema,
+    *,
+    durable: bool = True,
+    timeout_s: float = 1.0,
+    create: bool = True,
 ) -> Connection:
-    """Open a file of this schema, or create it.
+    """Open a file of this schema; with `create`, also make a missing or empty one.
 
     A file that is not `durable` may lose its last commits in a power cut, but stays consistent.
     Waits up to `timeout_s` seconds for a lock of another process. Raises OtherDatabaseError if
-    the file has other tables, OtherVersionError if its schema has another version, and sqlite3's
-    errors if the disk fails or the file is damaged; the connection is then closed.
+    the file has other tables, OtherVersionError if its schema has another version,
+    EmptyDatabaseError if it has no tables and `create` is false, and sqlite3's errors if the disk
+    fails or the file is damaged; the connection is then closed.
     """
     with ExitStack() as on_failure:
         database = sqlite3.connect(path, timeout=timeout_s)
@@ -67,6 +77,8 @@ def open_database(
             raise OtherDatabaseError
         if version != schema.version and (tables or version):
             raise OtherVersionError(version)
+        if not tables and not create:
+            raise EmptyDatabaseError
         _set_pragmas(database, durable=durable)
         if not tables:
             # One transaction: after a kill the file has all tables or is empty.
@@ -108,7 +120,7 @@ def errors_as(
         raise
     except sqlite3.OperationalError as error:
         raise refused(error) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a message that quotes damaged text
         raise (damaged or refused)(error) from error
 
 

@@ -4,10 +4,12 @@ Laws:
 
 - A feature is found only under the picture hash and the feature key that it was stored with.
 - A `put` is stored completely or not at all, so a killed process resumes after its last batch.
+- A feature that is not the one that was stored is deleted and counted, never returned.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +29,11 @@ from fedclip_edge.storage.sqlite import (
 )
 
 _SCHEMA = Schema(
-    version=1,
+    version=2,
     table="feature",
     # IF NOT EXISTS: several processes may create the same file at once.
     script="CREATE TABLE IF NOT EXISTS feature (key TEXT NOT NULL, picture TEXT NOT NULL, "
-    "vector BLOB NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID;",
+    "vector BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID;",
 )
 _ASKED = 500  # old versions of SQLite allow 999 variables in one statement
 
@@ -46,26 +48,41 @@ class FeatureCache:
         be read or written.
         """
         self.path = path
+        self.damaged = 0  # features that `get` found to be damaged, and deleted
         self._db = _open(path)
 
     def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
         """Return the cached raw features, float32 (D,) each, by picture hash.
 
-        The result leaves out pictures that are not cached. Raises DataError if the file is damaged
-        or cannot be read.
+        The result leaves out pictures that are not cached. Features whose checksum is wrong are
+        deleted and added to `damaged`. Raises DataError if the file is damaged otherwise, or cannot
+        be read.
         """
         found: dict[str, F32] = {}
+        damaged: list[tuple[str, str]] = []
         with _errors_of(self.path):
             for start in range(0, len(hashes), _ASKED):
                 some = hashes[start : start + _ASKED]
                 marks = ",".join("?" * len(some))
                 rows = self._db.execute(
-                    "SELECT picture, vector FROM feature "  # noqa: S608 - only question marks
+                    "SELECT picture, vector, checksum FROM feature "  # noqa: S608 - only question marks
                     f"WHERE key = ? AND picture IN ({marks})",
                     (feature_key, *some),
                 )
-                for picture, vector in rows:
-                    found[picture] = np.frombuffer(vector, "<f4").astype(np.float32)
+                for picture, vector, checksum in rows:
+                    is_whole = isinstance(vector, bytes) and (
+                        _checksum(feature_key, picture, vector) == checksum
+                    )
+                    if is_whole:
+                        found[picture] = np.frombuffer(vector, "<f4").astype(np.float32)
+                    else:
+                        damaged.append((feature_key, picture))
+            if damaged:
+                with self._db:
+                    self._db.executemany(
+                        "DELETE FROM feature WHERE key = ? AND picture = ?", damaged
+                    )
+        self.damaged += len(damaged)
         return found
 
     def put(self, features: Mapping[str, F32], feature_key: str) -> None:
@@ -74,12 +91,12 @@ class FeatureCache:
         A feature that is already stored is kept. Raises DataError if the file is damaged or cannot
         be written.
         """
-        rows = [
-            (feature_key, picture, np.ascontiguousarray(vector, "<f4").tobytes())
-            for picture, vector in features.items()
-        ]
+        rows = []
+        for picture, vector in features.items():
+            content = np.ascontiguousarray(vector, "<f4").tobytes()
+            rows.append((feature_key, picture, content, _checksum(feature_key, picture, content)))
         with _errors_of(self.path), self._db:
-            self._db.executemany("INSERT OR IGNORE INTO feature VALUES (?, ?, ?)", rows)
+            self._db.executemany("INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)", rows)
 
     def __len__(self) -> int:
         with _errors_of(self.path):
@@ -100,6 +117,11 @@ class FeatureCache:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _checksum(feature_key: str, picture: str, vector: bytes) -> int:
+    """CRC-32, which finds each change of up to 32 bits in a row."""
+    return zlib.crc32(vector, zlib.crc32(f"{feature_key} {picture}".encode()))
 
 
 def _open(path: Path) -> Connection:
@@ -143,8 +165,5 @@ def _errors_of(path: Path) -> Iterator[None]:
             "delete it, and the features are computed again"
         )
 
-    try:
-        with errors_as(refused, damaged):
-            yield
-    except ValueError as error:  # the blob's length is not a multiple of 4 bytes
-        raise damaged(error) from error
+    with errors_as(refused, damaged):
+        yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,23 @@ def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: B
     for before, after in zip(all_of(first), all_of(again), strict=True):
         assert before.vectors.tobytes() == after.vectors.tobytes()
         assert before.labels.tolist() == after.labels.tolist()
+
+
+def test_a_damaged_feature_is_computed_again_and_counted(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = prepare_features(config(site), random_bundle, None)
+    assert "damaged" not in capsys.readouterr().out
+    with contextlib.closing(sqlite3.connect(config(site).state_dir / "features.sqlite")) as db, db:
+        changed = "x'00000000' || substr(vector, 5)"
+        db.execute(
+            f"UPDATE feature SET vector = CAST({changed} AS BLOB) "  # noqa: S608 - a constant
+            "WHERE picture IN (SELECT picture FROM feature LIMIT 3)"
+        )
+    again = prepare_features(config(site), random_bundle, None)
+    assert "encoded=3 cached=21 damaged=3 skipped=0" in capsys.readouterr().out
+    for before, after in zip(all_of(first), all_of(again), strict=True):
+        np.testing.assert_allclose(before.vectors, after.vectors, rtol=1e-5, atol=1e-6)
 
 
 def test_under_another_name_a_picture_is_on_the_same_side(

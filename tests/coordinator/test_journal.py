@@ -26,7 +26,11 @@ RUN = Run("run-1", Plan(rounds=3, options={"lr": 0.1}), "e" * 64, "c" * 64)
 
 
 def model(round: int, body: bytes = b"body", state: bytes = b"") -> StoredModel:
-    return StoredModel(round, hashlib.sha256(body).hexdigest(), body, state)
+    return StoredModel(round, sha256_of(body), body, state)
+
+
+def sha256_of(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
 
 def same(left: StoredModel, right: StoredModel) -> bool:
@@ -75,16 +79,16 @@ def break_with(journal: Journal, statement: str, error: Exception) -> None:
 
 
 def test_what_is_kept_survives_reopening(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one\0")
-    journal.keep("run-1", 1, "cam-02", "b" * 64, b"two")
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one\0"), b"one\0")
+    journal.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two")
     journal.keep("run-1", 2, "cam-01", "c" * 64, b"later")
     journal.add_report(report(run="run-1"))
     journal.pin_key("run-1", "cam-01", "d" * 64)
     # Not closed, as after a kill.
     again = open_journal(path)
     assert again.unfinished_run() == again.last_run() == RUN
-    assert again.kept("run-1", 1) == {"cam-01": "a" * 64, "cam-02": "b" * 64}
-    assert list(again.contributions("run-1", 1)) == [b"one\0", b"two"]
+    assert again.kept("run-1", 1) == {"cam-01": sha256_of(b"one\0"), "cam-02": sha256_of(b"two")}
+    assert list(again.contributions("run-1", 1)) == [("cam-01", b"one\0"), ("cam-02", b"two")]
     assert list(again.contributions("run-2", 1)) == []
     assert again.reports("run-1") == (report(run="run-1"),)
     assert again.keys("run-1") == {"cam-01": "d" * 64}
@@ -93,19 +97,21 @@ def test_what_is_kept_survives_reopening(journal: Journal, path: Path) -> None:
 
 
 KILLED = """
-import os, sys
+import hashlib, os, sys
 from pathlib import Path
 from fedclip_edge.coordinator.journal import open_journal
 journal = open_journal(Path(sys.argv[1]))
-journal.keep("run-1", 1, "cam-01", "a" * 64, bytes(1 << 20))
+body = bytes(1 << 20)
+journal.keep("run-1", 1, "cam-01", hashlib.sha256(body).hexdigest(), body)
 os.kill(os.getpid(), 9)
 """
 
 
 def test_what_is_kept_survives_a_kill(journal: Journal, path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
-    assert journal.kept("run-1", 1) == {"cam-01": "a" * 64}
-    assert [len(body) for body in journal.contributions("run-1", 1)] == [1 << 20]
+    body = bytes(1 << 20)
+    assert journal.kept("run-1", 1) == {"cam-01": sha256_of(body)}
+    assert list(journal.contributions("run-1", 1)) == [("cam-01", body)]
 
 
 def test_every_commit_is_synced(journal: Journal) -> None:
@@ -126,9 +132,9 @@ def test_every_commit_is_synced(journal: Journal) -> None:
     )
 )
 def test_the_first_contribution_per_run_round_and_device_stays(
-    offered: list[tuple[str, int, str, bytes]],
+    tmp_path_factory: pytest.TempPathFactory, offered: list[tuple[str, int, str, bytes]]
 ) -> None:
-    journal = open_journal(Path(":memory:"))
+    journal = open_journal(tmp_path_factory.mktemp("journal") / "journal.sqlite")
     first: dict[tuple[str, int, str], bytes] = {}
     for run, number, device, body in offered:
         sha256 = hashlib.sha256(body).hexdigest()
@@ -140,23 +146,25 @@ def test_the_first_contribution_per_run_round_and_device_stays(
             first[run, number, device] = body
     for run in ("run-1", "run-2"):
         for number in (1, 2):
-            bodies = journal.contributions(run, number)
-            found = dict(zip(journal.kept(run, number), bodies, strict=True))
+            found = dict(journal.contributions(run, number))
+            assert list(found) == list(journal.kept(run, number))
             assert found == {d: b for (r, n, d), b in first.items() if (r, n) == (run, number)}
     journal.close()
 
 
 def test_closing_a_round_adds_the_model_and_deletes_what_made_it(journal: Journal) -> None:
     journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    journal.keep("run-1", 2, "cam-01", "b" * 64, b"two")
+    journal.keep("run-1", 2, "cam-01", sha256_of(b"two"), b"two")
     assert journal.rounds_closed("run-1") == 0
     closed = model(1, b"next\0", b"moments")
     journal.close_round("run-1", closed)
     assert same(journal.newest_model("run-1"), closed)
     assert journal.rounds_closed("run-1") == 1
-    rows = database(journal).execute("SELECT round, size_bytes, body FROM contribution").fetchall()
-    assert rows == [(1, 3, None), (2, 3, b"two")]
-    # A counted contribution stays known after its body is deleted.
+    rows = database(journal).execute("SELECT round, size_bytes FROM contribution").fetchall()
+    assert rows == [(1, 3), (2, 3)]
+    assert database(journal).execute("SELECT body FROM payload").fetchall() == [(b"two",)]
+    assert list(journal.contributions("run-1", 2)) == [("cam-01", b"two")]
+    # A counted contribution stays known after its payload is deleted.
     with pytest.raises(sqlite3.IntegrityError):
         journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
 
@@ -168,23 +176,23 @@ def test_a_round_cannot_close_twice(journal: Journal) -> None:
     assert journal.newest_model("run-1").payload == b"first"
 
 
-@pytest.mark.parametrize("statement", ["INSERT INTO model", "UPDATE contribution"])
+@pytest.mark.parametrize("statement", ["INSERT INTO model", "DELETE FROM payload"])
 def test_closing_a_round_happens_whole_or_not_at_all(
     journal: Journal, path: Path, statement: str
 ) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one")
     break_with(journal, statement, sqlite3.OperationalError("database or disk is full"))
     with pytest.raises(JournalError, match=r"journal\.sqlite cannot be written \(database or disk"):
         journal.close_round("run-1", model(1))
     for opened in (journal, open_journal(path)):
         assert opened.rounds_closed("run-1") == 0
-        assert list(opened.contributions("run-1", 1)) == [b"one"]
+        assert list(opened.contributions("run-1", 1)) == [("cam-01", b"one")]
     opened.close()
 
 
 def test_a_bug_in_the_middle_changes_nothing_either(journal: Journal, path: Path) -> None:
     journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    break_with(journal, "UPDATE contribution", KeyError("no such thing"))
+    break_with(journal, "DELETE FROM payload", KeyError("no such thing"))
     with pytest.raises(KeyError):
         journal.close_round("run-1", model(1))
     again = open_journal(path)
@@ -293,9 +301,13 @@ def test_an_empty_journal_has_no_run(path: Path) -> None:
 @settings(max_examples=40)
 @given(PLANS, st.lists(REPORTS, max_size=4), st.binary(min_size=1), st.binary())
 def test_what_is_read_back_is_what_was_written(
-    plan: Plan, reports: list[Report], body: bytes, state: bytes
+    tmp_path_factory: pytest.TempPathFactory,
+    plan: Plan,
+    reports: list[Report],
+    body: bytes,
+    state: bytes,
 ) -> None:
-    journal = open_journal(Path(":memory:"))
+    journal = open_journal(tmp_path_factory.mktemp("journal") / "journal.sqlite")
     run = replace(RUN, plan=plan)
     journal.add_run(run, model(0, body, state))
     assert journal.last_run() == run
@@ -322,7 +334,7 @@ def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path
     database(journal).execute("PRAGMA user_version = 1")
     journal.close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="format version 1, this program uses 2"):
+    with pytest.raises(ConfigError, match="format version 1, this program uses 3"):
         open_journal(path)
     assert path.read_bytes() == before
 
@@ -343,7 +355,9 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path, version: int
 def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_text("no database\n" * 100)
-    with pytest.raises(ConfigError, match=r"cannot be opened \(file is not a database\)"):
+    with pytest.raises(
+        JournalError, match=r"is damaged: file is not a database; .* restore a copy"
+    ):
         open_journal(path)
     assert path.read_text() == "no database\n" * 100
 
@@ -365,3 +379,123 @@ def test_a_report_alone_is_not_waited_for(journal: Journal) -> None:
     said.clear()
     journal.keep("run-1", 1, "cam-01", "a" * 64, b"body")
     assert not any("synchronous" in statement for statement in said)
+
+
+def test_a_file_that_lost_its_content_is_no_new_journal(journal: Journal, path: Path) -> None:
+    journal.close()
+    path.write_bytes(b"")
+    with pytest.raises(JournalError, match=r"it is empty \(0 bytes\); its runs are lost unless"):
+        open_journal(path)
+    assert path.read_bytes() == b""
+    sqlite3.connect(path).execute("PRAGMA user_version = 3").connection.close()
+    with pytest.raises(JournalError, match="it has no tables"):
+        open_journal(path)
+
+
+def test_a_log_without_its_journal_is_not_read_into_a_new_one(journal: Journal, path: Path) -> None:
+    journal.pin_key("run-1", "cam-01", "d" * 64)
+    log = path.with_name(f"{path.name}-wal")
+    content = log.read_bytes()
+    assert b"d" * 64 in content
+    journal.close()
+    path.unlink()
+    log.write_bytes(content)
+    again = open_journal(path)
+    assert (again.runs(), again.keys("run-1")) == ((), {})
+    again.close()
+
+
+def test_a_new_journal_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_journal(tmp_path / "journal.sqlite")
+    assert list(tmp_path.iterdir()) == []
+    open_journal(tmp_path / "journal.sqlite").close()
+
+
+# Text as it is in the file, and the number of times: also in an index, if the table has one for it.
+FLIPS = [
+    (b"cam-01", b"cam-21", 2),  # the device of a contribution
+    (b"cam-02" + b"d" * 64, b"cam-02" + b"d" * 63 + b"e", 2),  # a pinned key
+    (b"c" * 64 + b"open", b"c" * 64 + b"opeo", 1),  # the state of the run
+]
+
+
+@pytest.mark.parametrize(("text", "flipped", "copies"), FLIPS)
+def test_a_row_that_differs_from_its_index_or_its_values_is_found(
+    journal: Journal, path: Path, text: bytes, flipped: bytes, copies: int
+) -> None:
+    journal.check()
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.pin_key("run-1", "cam-02", "d" * 64)
+    journal.close()
+    raw = path.read_bytes()
+    assert raw.count(text) == copies
+    path.write_bytes(raw.replace(text, flipped, 1))
+    damaged = open_journal(path)
+    with pytest.raises(JournalError, match=r"is damaged: .*; its runs are lost"):
+        damaged.check()
+    damaged.close()
+
+
+def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> None:
+    (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
+    journal.close()
+    raw = bytearray(path.read_bytes())
+    raw[-page_bytes + 7] ^= 1  # number of fragmented bytes: sqlite.org/fileformat.html, 1.6
+    path.write_bytes(raw)
+    damaged = open_journal(path)
+    with pytest.raises(JournalError, match="is damaged: Fragmentation of ") as raised:
+        damaged.check()
+    assert "\n" not in str(raised.value)
+    damaged.close()
+
+
+def test_a_contribution_that_differs_from_its_hash_is_not_read(journal: Journal) -> None:
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one")
+    database(journal).execute("UPDATE payload SET body = CAST('onf' AS BLOB)")
+    with pytest.raises(
+        JournalError, match=r"the contribution of cam-01 to round 1 .*: add --from-round 0"
+    ):
+        list(journal.contributions("run-1", 1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(keep=st.integers(1, 5), rounds=st.integers(0, 8))
+def test_a_run_keeps_its_newest_models(
+    tmp_path_factory: pytest.TempPathFactory, keep: int, rounds: int
+) -> None:
+    journal = open_journal(tmp_path_factory.mktemp("journal") / "journal.sqlite", keep)
+    for run in ("run-1", "run-2"):
+        journal.add_run(replace(RUN, id=run), model(0))
+    for number in range(1, rounds + 1):
+        journal.close_round("run-1", model(number, bytes([number])))
+    kept = [(number,) for number in range(rounds + 1)][-keep:]
+    query = "SELECT round FROM model WHERE run = ? ORDER BY round"
+    assert database(journal).execute(query, ("run-1",)).fetchall() == kept
+    assert same(journal.newest_model("run-2"), model(0))
+    journal.close()
+
+
+def test_the_pages_of_closed_rounds_are_used_again(journal: Journal) -> None:
+    """A payload of 25 kB fits into a page of 32 kB, with no room for a second one."""
+    pages = []
+    for number in range(1, 31):
+        for device in range(4):
+            journal.keep("run-1", number, f"cam-{device}", "a" * 64, bytes(25_000))
+        journal.close_round("run-1", model(number, bytes(122_000)))
+        pages.append(database(journal).execute("PRAGMA page_count").fetchone()[0])
+    assert pages[-1] == pages[5]
+
+
+def test_a_damaged_report_is_said(journal: Journal) -> None:
+    journal.add_report(report(run="run-1"))
+    database(journal).execute("UPDATE report SET report = x'00' || substr(report, 2)")
+    with pytest.raises(JournalError, match=r"is damaged: a report of run-1 cannot be read"):
+        journal.reports("run-1")

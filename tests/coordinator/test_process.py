@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from fedclip_edge import model_file
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model
-from fedclip_edge.errors import ConfigError, RefusedError
+from fedclip_edge.errors import ConfigError, JournalError, RefusedError
 from fedclip_edge.vision.bundle import Bundle, write_bundle
 from fedclip_edge.vision.manifest import RANDOM
 
@@ -209,6 +210,30 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
         run = journal.last_run()
         assert run is not None
         assert journal.rounds_closed(run.id) == 40
+
+
+@pytest.mark.one_python
+def test_a_damaged_journal_is_said_and_the_run_goes_back_to_a_whole_model(site: Site) -> None:
+    fleet = site.write_fleet(devices=1, rounds=20)
+    serve = site.start("serve", fleet, "--json", log="serve")
+    agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
+    wait_until(lambda: closed_rounds(site) >= 5, "five closed rounds")
+    serve.send_signal(signal.SIGKILL)
+    serve.wait()
+    with contextlib.closing(sqlite3.connect(site.folder / "journal.sqlite")) as database, database:
+        newest = "round = (SELECT MAX(round) FROM model)"
+        database.execute(
+            "UPDATE model SET master = CAST(substr(master, 1, 200) || x'ff' || "  # noqa: S608
+            f"substr(master, 202) AS BLOB) WHERE {newest}"
+        )
+    refused = system.run("serve", fleet)
+    assert refused.returncode == JournalError.exit_code
+    (whole,) = re.findall(r"add --from-round (\d+) to `serve`", refused.stderr)
+    again = site.start("serve", fleet, "--from-round", whole, "--json", log="again")
+    assert again.wait(system.DEADLINE_S) == 0, site.text("again")
+    assert agent.wait(system.DEADLINE_S) == 0
+    rounds = [e["round"] for e in site.events("again") if e["event"] == "round_closed"]
+    assert rounds == list(range(int(whole) + 1, 21))
 
 
 @pytest.mark.one_python

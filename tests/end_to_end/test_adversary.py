@@ -107,10 +107,11 @@ def says_kept_before_it_is(
 def commits_with_the_next(
     self: Journal, run: str, round: int, device: str, sha256: str, body: bytes
 ) -> None:
-    self._database.execute(
-        "INSERT INTO contribution VALUES (?, ?, ?, ?, ?, ?)",
-        (run, round, device, sha256, len(body), body),
+    added = self._database.execute(
+        "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?)",
+        (run, round, device, sha256, len(body)),
     )
+    self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, body))
 
 
 def adds_what_it_keeps_already(

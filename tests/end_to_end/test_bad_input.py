@@ -17,6 +17,7 @@ from fedclip_edge.errors import (
     ConfigError,
     DataError,
     FedclipError,
+    JournalError,
     LinkError,
 )
 from fedclip_edge.vision.bundle import Bundle
@@ -166,10 +167,15 @@ def test_a_broker_host_that_is_no_name(site: Site) -> None:
     refused(ConfigError, "agent", agent, words=("broker..local", "[broker]"))
 
 
-def test_a_journal_that_is_no_journal(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("content", "word"), [("a letter, by mistake" * 100, "not a database"), ("", "0 bytes")]
+)
+def test_a_journal_that_is_no_journal(site: Site, content: str, word: str) -> None:
     fleet = site.write_fleet(1, 1)
-    (site.folder / "journal.sqlite").write_text("a letter, by mistake" * 100)
-    refused(ConfigError, "serve", fleet, words=("journal.sqlite",))
+    (site.folder / "journal.sqlite").write_text(content)
+    refused(
+        JournalError, "serve", fleet, words=("journal.sqlite", word, "set 'journal' to another")
+    )
 
 
 def test_a_port_in_use() -> None:

@@ -44,6 +44,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "a copy.",
         "journal": "SQLite file with the state of the run. `serve` continues from it after a "
         "restart. The trained models are written to the folder `models` next to it.",
+        "keep_models": "Number of models of each run that the journal keeps, the newest ones. If the "
+        "newest model is damaged, `serve --from-round` can go back to one of the others.",
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
     },

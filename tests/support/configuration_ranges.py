@@ -93,7 +93,13 @@ _TRAINING: Mapping[str, Range] = {
 }
 
 RANGES: Mapping[type[Any], Mapping[str, Range]] = {
-    FleetConfig: {"fleet": ID, "bundle": PATH, "journal": PATH, "registry": PATH},
+    FleetConfig: {
+        "fleet": ID,
+        "bundle": PATH,
+        "journal": PATH,
+        "keep_models": integers(1),
+        "registry": PATH,
+    },
     AgentConfig: {
         "id": Range("an id, but not `coordinator`", ID.taken, (*ID.refused, "coordinator")),
         "fleet": ID,

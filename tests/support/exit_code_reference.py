@@ -55,8 +55,11 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         "Install mosquitto, or name another `--port`.",
     ),
     errors.JournalError: (
-        "The coordinator's journal cannot be written or read. No acknowledged update is lost.",
-        "Free or repair the disk, then start `serve` again.",
+        "The coordinator's journal cannot be written or read, or it is damaged.",
+        (
+            "Free or repair the disk, then start `serve` again: no acknowledged update is lost. If the "
+            "journal is damaged, the message says what is lost and how to continue."
+        ),
     ),
     errors.DiskError: (
         "A file cannot be written: the disk is full or read-only, or the user may not write there.",

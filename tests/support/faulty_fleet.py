@@ -212,6 +212,7 @@ class Fleet:
         (self.folder / "fleet.toml").write_text(
             f'fleet = "lab"\nbundle = "{self.bundle.folder}"\njournal = "{self.journal}"\n'
             f'registry = "{self.secured.site.registry}"\n'
+            f"keep_models = {self.rounds + 1}\n"  # matrix.py compares all of them
             f'[broker]\nport = {port}\nca = "{here}/ca.crt"\n'
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {len(AGENTS)}\nquorum = 0.6\ndeadline_s = 300\n"

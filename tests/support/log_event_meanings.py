@@ -226,6 +226,8 @@ FIELDS: Mapping[str, str] = {
     "cohort": "Number of devices that were asked to contribute.",
     "contributions": "Number of updates that were kept.",
     "count": "Number of files.",
+    "damaged": "Cached features that were damaged on disk and are computed again; left out if there "
+    "are none.",
     "days_left": "Whole days until it expires.",
     "device": "Id of the device.",
     "devices": "Number of updates in the round.",

@@ -24,6 +24,7 @@ EXAMPLES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
             "test": 48,
             "encoded": 200,
             "cached": 0,
+            "damaged": None,
             "skipped": 0,
             "seconds": 0.27259,
             "provider": "cpu",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from functools import cache as cache_in_memory
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -95,16 +98,53 @@ def test_a_damaged_page(tmp_path: Path) -> None:
         cache.get(list(many), KEY)
 
 
-def test_a_vector_cut_short(tmp_path: Path) -> None:
+# What damage can make of a vector, of its key and of its picture.
+DAMAGED = ("vector = x'0102'", "vector = 'text'", f"key = '{OTHER}'", "picture = 'q'")
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_feature_is_forgotten_and_counted(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "f.sqlite"
     with FeatureCache(path) as cache:
-        cache.put({"p": vector(1, 2)}, KEY)
+        cache.put({"p": vector(1, 2), "r": vector(3, 4)}, KEY)
     db = sqlite3.connect(path)
     with db:
-        db.execute("UPDATE feature SET vector = x'0102'")
+        db.execute(f"UPDATE feature SET {damage} WHERE picture = 'p'")  # noqa: S608 - a constant
     db.close()
-    with FeatureCache(path) as cache, pytest.raises(DataError, match="is damaged"):
-        cache.get(["p"], KEY)
+    with FeatureCache(path) as cache:
+        for key in (KEY, OTHER):
+            assert set(cache.get(["p", "q", "r"], key)) == ({"r"} if key == KEY else set())
+        assert (cache.damaged, len(cache)) == (1, 1)
+        cache.put({"p": vector(1, 2)}, KEY)
+        assert cache.get(["p"], KEY)["p"].tolist() == [1, 2]
+        assert cache.damaged == 1
+
+
+@cache_in_memory
+def undamaged() -> tuple[bytes, dict[str, F32]]:
+    """A file of 40 features, and the features."""
+    features = {picture_hash(bytes([i])): vector(*range(i, i + 16)) for i in range(40)}
+    with TemporaryDirectory() as folder:
+        with FeatureCache(Path(folder) / "f.sqlite") as cache:
+            cache.put(features, KEY)
+        return (Path(folder) / "f.sqlite").read_bytes(), features
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 255))
+def test_a_flipped_byte_never_changes_a_feature(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, flip: int
+) -> None:
+    content, features = undamaged()
+    at = data.draw(st.integers(0, len(content) - 1))
+    path = tmp_path_factory.mktemp("damaged") / "f.sqlite"
+    path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
+    with contextlib.suppress(DataError), FeatureCache(path) as cache:
+        found = cache.get(list(features), KEY)
+        missing = {name: feature for name, feature in features.items() if name not in found}
+        cache.put(missing, KEY)
+        for name, feature in (found | cache.get(list(features), KEY)).items():
+            assert feature.tobytes() == features[name].tobytes()
 
 
 def test_a_file_of_another_version(tmp_path: Path) -> None:
