@@ -210,11 +210,13 @@ def _claim(
         epoch = max(journal.epoch, heard) + 1
         incarnation = secrets.token_hex(8)
         gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
+        topics = Topics(config.fleet)
         link = mqtt.PahoTransport(
             config.broker,
             base.coordinator_client(),
-            Topics(config.fleet).for_coordinator(),
+            topics.for_coordinator(),
             publisher.will(config.fleet, gone, me),
+            topics.owner,
         )
         link.connect(_FIRST_CONNECTION_S)
         other = _listen(config, link, me)

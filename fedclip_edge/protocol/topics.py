@@ -77,6 +77,17 @@ class Topics:
                 raise PeerError(f"topic {topic!r}: {error}") from None
         raise PeerError(f"topic {topic!r} is not the state or up topic of a device")
 
+    def owner(self, topic: str) -> str:
+        """The device whose topic this is; empty for a topic of the fleet or an unknown one."""
+        ours = f"{_PREFIX}/{self.fleet}/dev/"
+        parts = topic[len(ours) :].split("/", 2)
+        if not topic.startswith(ours) or len(parts) != 2:
+            return ""
+        try:
+            return check_id(parts[0], "device")
+        except ValueError:
+            return ""
+
     def check_kind(self, topic: str, kind: str) -> None:
         """Raise PeerError unless `kind`, a message kind or CHUNK, is allowed on `topic`."""
         ours = f"{_PREFIX}/{self.fleet}/"

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -66,11 +66,18 @@ class _Client(mqtt.Client):
 class PahoTransport:
     """A Transport over MQTT and TCP, with TLS if the address has a `ca`.
 
-    The constructor raises ConfigError if the address names certificates that cannot be used.
+    A client that hears many others names them with `sender_of`, which gives the sender of a message
+    by its topic. Then they take turns, and none can crowd out the others (inbox.py). The
+    constructor raises ConfigError if the address names certificates that cannot be used.
     """
 
     def __init__(
-        self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will | None
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        topics: Iterable[str],
+        will: Will | None,
+        sender_of: Callable[[str], str] | None = None,
     ) -> None:
         self._address = address
         self._where = f"{address.host}:{address.port}"
@@ -80,7 +87,7 @@ class PahoTransport:
         self._answered = False  # the broker answered on the current connection
         self._unsupported = False  # the broker does not support the version used
         self._limits = Limits(address.max_packet_bytes)
-        self._inbox = Inbox(self._limits)
+        self._inbox = Inbox(self._limits, sender_of)
         self._outbox = Outbox(self._hand_over)
         self._meter = Meter()
         self._failures = 0  # failed attempts since the link was last up
@@ -239,7 +246,7 @@ class PahoTransport:
     ) -> None:
         was_up = self._outbox.link_down()
         if was_up:
-            self._inbox.put(Disconnected(reason_codes.advised(str(reason))))
+            self._inbox.link_down(Disconnected(reason_codes.advised(str(reason))))
         at_once = False
         if self._unsupported:
             at_once = self._dialect.unsupported()

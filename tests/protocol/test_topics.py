@@ -130,6 +130,14 @@ def test_the_coordinator_reads_what_it_subscribes_to_and_writes_what_it_says() -
     assert writes == said
 
 
+def test_a_topic_names_its_device() -> None:
+    for name in NAMES:
+        assert [LAB.owner(make(name)) for make in (LAB.state, LAB.up, LAB.down)] == [name] * 3
+    others = (LAB.round, LAB.model, LAB.coordinator_state, Topics("other").up("cam-01"))
+    wrong = ("", LAB.up("No Id"), LAB.up(""), LAB.up("cam-01") + "/x", LAB.up("a" * 65))
+    assert {LAB.owner(topic) for topic in (*others, *wrong)} == {""}
+
+
 def test_a_stranger_may_do_nothing_to_others() -> None:
     for topic in every_topic():
         assert not allowed("mallory", "write", topic)

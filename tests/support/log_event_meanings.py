@@ -168,6 +168,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The broker refused a message.",
             "Check the broker's access list, and that the user name is the device's id.",
         ),
+        "messages_dropped": Event(
+            "Messages came faster than they could be handled. Those above the sender's share were "
+            "dropped. Written at once and then once a minute.",
+            "Check the named device, or revoke it. What was lost is sent again.",
+        ),
         "certificate_ends": Event(
             f"The certificate of this process expires in less than {WARN_DAYS} days. Written at the "
             "start and then daily.",
@@ -224,6 +229,9 @@ FIELDS: Mapping[str, str] = {
     "kept": "Number of updates that were used.",
     "kinds": "File name extensions, sorted.",
     "l2": "Strength of the shrinkage (lambda).",
+    "messages_dropped.count": "Number of messages dropped since the last such line.",
+    "messages_dropped.device": "Id of the sender. Missing for messages of the coordinator, and for "
+    "more senders than are counted one by one.",
     "model": "The model that is used instead.",
     "model_bytes": "Size of the next model as it is sent.",
     "path": "File of the model.",
