@@ -35,6 +35,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import CHUNK, Topics
 from fedclip_edge.transport.base import Connected, Event, Received
@@ -59,6 +60,10 @@ class Coordinator:
     driver: RoundDriver
     # Number of refused messages by the device in the topic; "" counts all others (_PEERS_COUNTED).
     refused_messages: Counter[str] = field(default_factory=Counter)
+    _messages: Refusals = field(default_factory=Refusals)  # for the log: messages
+    _hellos: Refusals = field(
+        default_factory=Refusals
+    )  # for the log: devices that are not admitted
 
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
@@ -85,6 +90,10 @@ class Coordinator:
             log.event("upload_abandoned", device=device)
         self.receiver.request_missing(now)
         self.driver.handle(round_events.Tick(), now)
+        for line in self._messages.poll(now):
+            _log_message_refused(line)
+        for line in self._hellos.poll(now):
+            _log_device_refused(line)
 
     def apply_registry(self, registry: Registry, now: float) -> dict[str, str]:
         """Use a changed registry, and refuse every device that it no longer admits.
@@ -100,7 +109,7 @@ class Coordinator:
                 continue
             incarnation = self.devices.set_offline(device)
             if incarnation is not None:
-                self._refuse(device, reason, key, incarnation)
+                self._refuse(device, reason, key, incarnation, now)
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
@@ -158,7 +167,7 @@ class Coordinator:
             counted = self.refused_messages
             full = device not in counted and len(counted) >= _PEERS_COUNTED
             counted["" if full else device] += 1
-            log.event("message_refused", device=device, topic=event.topic, reason=str(error))
+            _log_message_refused(self._messages.add(device, event.topic, str(error), now))
 
     def _handle_coordinator_state(self, event: Received) -> None:
         signed = wire.unpack_control(event.topic, event.payload)
@@ -217,7 +226,7 @@ class Coordinator:
     def _handle_hello(self, device: str, hello: Hello, now: float) -> None:
         reason = self.admission.admit(device, hello)
         if reason is not None:
-            self._refuse(device, reason, hello.key, hello.boot)
+            self._refuse(device, reason, hello.key, hello.boot, now)
             return
         # One epoch belongs to one process, and a process has one run. So another run with the same
         # epoch comes from another journal.
@@ -232,8 +241,8 @@ class Coordinator:
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
 
-    def _refuse(self, device: str, reason: str, key: str, incarnation: str) -> None:
-        log.event("device_refused", device=device, reason=reason)
+    def _refuse(self, device: str, reason: str, key: str, incarnation: str, now: float) -> None:
+        _log_device_refused(self._hellos.add(device, "", reason, now))
         # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, Refused(reason, final=True, key=key))
@@ -280,3 +289,19 @@ class Coordinator:
         run_state.journal.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)
+
+
+def _log_message_refused(line: Line | None) -> None:
+    if line is not None:
+        log.event(
+            "message_refused",
+            device=line.sender,
+            topic=line.topic,
+            reason=line.reason,
+            count=line.count,
+        )
+
+
+def _log_device_refused(line: Line | None) -> None:
+    if line is not None:
+        log.event("device_refused", device=line.sender, reason=line.reason, count=line.count)

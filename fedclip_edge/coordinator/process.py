@@ -28,6 +28,7 @@ from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
+from fedclip_edge.protocol.refusals import Refusals
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.transport.disconnect import disconnect_client
@@ -240,7 +241,7 @@ def _listen(
     Coordinators of an enrolled fleet share one key; states signed with another key are refused.
     """
     topic = Topics(config.fleet).coordinator_state
-    deadline, newest = time.monotonic() + _LISTEN_S, None
+    deadline, newest, refusals = time.monotonic() + _LISTEN_S, None, Refusals()
     while (left_s := deadline - time.monotonic()) > 0:
         event = link.next_event(left_s)
         if not isinstance(event, base.Received) or event.topic != topic:
@@ -251,5 +252,6 @@ def _listen(
                 signed.check(signed.message.key if config.registry is None else me.key)
                 newest = signed.message
         except PeerError as error:
-            log.event("message_refused", topic=topic, reason=str(error))
+            if refusals.add("", topic, str(error), time.monotonic()) is not None:
+                log.event("message_refused", topic=topic, reason=str(error))
     return newest

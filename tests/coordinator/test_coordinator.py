@@ -753,6 +753,30 @@ def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> No
     assert final(fleet) == undisturbed(3)
 
 
+def test_refused_messages_are_told_once_and_then_counted_each_minute(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mallory = Mallory(fleet)
+    for _ in range(30):
+        mallory.link.publish(TOPICS.up("cam-1"), b"garbage")
+        mallory.say(hello(encoder_id="f" * 64), TOPICS.up("mallory"))
+    capsys.readouterr()
+    fleet.step()
+
+    def told(event: str) -> list[str]:
+        lines = capsys.readouterr().out.splitlines()
+        return [line.partition(event)[2] for line in lines if event in line]
+
+    first = capsys.readouterr().out.splitlines()
+    assert sum("message_refused device=cam-1" in line for line in first) == 1
+    assert sum("device_refused device=mallory" in line for line in first) == 1
+    assert not any("count=" in line for line in first)
+    fleet.coordinator.tick(fleet.now + 59)
+    assert told("refused") == []
+    fleet.coordinator.tick(fleet.now + 61)
+    assert [line.rpartition(" ")[2] for line in told("refused")] == ["count=29", "count=29"]
+
+
 def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
     topic = TOPICS.up("cam-1")
     key = fleet.sessions["cam-1"].publisher.identity

@@ -97,7 +97,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "message_refused": Event(
             "A message broke the protocol, or was not signed by the key that this device trusts. "
-            "It was dropped.",
+            "It was dropped. Written in full for the first one of each kind, and then once a minute "
+            "with the `count` of further ones.",
             "If this happens again, read the reason: a new coordinator with another key cannot continue a "
             "run.",
         ),
@@ -113,7 +114,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "serving": Event("The coordinator is online and waits for devices."),
         "joined": Event("A device said hello and was admitted."),
         "device_refused": Event(
-            "A device was not admitted, or lost its admission. Its agent ends with exit code 14.",
+            "A device was not admitted, or lost its admission. Its agent ends with exit code 14. "
+            "If it says hello again, that is written once a minute, with the `count`.",
             "The reason names the remedy, such as copying the bundle or enrolling the device.",
         ),
         "left": Event(
@@ -138,7 +140,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "round_closed": Event("A round is closed, and the next model is made."),
         "report": Event("A device measured a model. The fields are those of the agent's event."),
         "message_refused": Event(
-            "A message broke the protocol or has a wrong signature. It was dropped.",
+            "A message broke the protocol or has a wrong signature. It was dropped. Written in full "
+            "for the first one of each device and kind, and then once a minute with the `count` of "
+            "further ones.",
             "If this happens again for one device, check the version and the key of that device.",
         ),
         "registry_not_read": Event(
@@ -229,6 +233,9 @@ FIELDS: Mapping[str, str] = {
     "kept": "Number of updates that were used.",
     "kinds": "File name extensions, sorted.",
     "l2": "Strength of the shrinkage (lambda).",
+    "device_refused.count": "Number of hellos of this kind since the last such line.",
+    "message_refused.count": "Number of messages of this kind since the last such line. `topic` and "
+    "`reason` are those of the last one.",
     "messages_dropped.count": "Number of messages dropped since the last such line.",
     "messages_dropped.device": "Id of the sender. Missing for messages of the coordinator, and for "
     "more senders than are counted one by one.",
