@@ -4,6 +4,7 @@
 
 Laws:
 - Everything arrives through `next_event`; `publish` never blocks.
+- Memory is bounded: what exceeds a client's share of the queues is dropped, the oldest first.
 - The messages of one client arrive in order, each at least once. A message that was not delivered
   when the link broke is dropped, not queued: the party that still needs its effect sends it again.
 - The transport reconnects on its own. If the broker refuses the client permanently, `next_event`
@@ -13,6 +14,7 @@ Laws:
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +71,18 @@ class Transport(Protocol):
 
         Raises ConfigError if the packet is larger than the broker's known limit.
         """
+
+    def publish_parts(self, topic: str, name: str, parts: Iterator[bytes], part_bytes: int) -> None:
+        """Send a large payload as messages, each made from `parts` when its turn comes.
+
+        `name` names the payload, and `part_bytes` is the size of its largest part. While a payload
+        of the same name waits on the topic this adds nothing; one of another name is replaced.
+        Never blocks. Parts are lost if the link is down or breaks first. `parts` may be used on
+        another thread. Raises ConfigError as `publish` does.
+        """
+
+    def is_sending(self, topic: str, name: str) -> bool:
+        """True while parts of the payload of this name wait on the topic."""
 
     def packet_bytes(self) -> int | None:
         """The largest packet in bytes that the broker accepts, or None if no limit is known.

@@ -51,17 +51,16 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return self._items
 
-    def put(self, sender: str, item: T, size_bytes: int) -> int:
-        """Queue an item; returns the number of this sender's items that were dropped for it.
+    def put(self, sender: str, item: T, size_bytes: int) -> list[T]:
+        """Queue an item; returns the items of this sender that were dropped for it.
 
-        The item itself is dropped, and counted, if it does not fit even without the others.
+        The item itself is among them, as the last one, if it does not fit even without the others.
         """
-        mine, dropped = self._by_sender.get(sender), 0
+        mine, dropped = self._by_sender.get(sender), list[T]()
         while not self._has_room(mine, size_bytes):
             if mine is None or not mine.items:
-                return dropped + 1
-            self._pop(mine)
-            dropped += 1
+                return [*dropped, item]
+            dropped.append(self._pop(mine)[0])
         if mine is None:
             mine = self._by_sender[sender] = _Waiting()
             self._turns.append(sender)

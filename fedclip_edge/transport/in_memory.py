@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fedclip_edge.protocol.topics import matches
@@ -119,9 +119,16 @@ class InMemoryTransport:
         return any(matches(pattern, topic) for pattern in self.topics)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self.broker.limits.check("this process", topic, payload)
+        self.broker.limits.check("this process", topic, len(payload))
         if self.broker.is_here(self):
             self.broker.accept(self, topic, payload, retain=retain)
+
+    def publish_parts(self, topic: str, name: str, parts: Iterator[bytes], part_bytes: int) -> None:
+        for part in parts:
+            self.publish(topic, part)
+
+    def is_sending(self, topic: str, name: str) -> bool:
+        return False
 
     def packet_bytes(self) -> int | None:
         return self.broker.limits.packet_bytes

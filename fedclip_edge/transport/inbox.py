@@ -94,7 +94,7 @@ class Inbox:
             dropped = self._messages.put(sender, message, size_bytes)
             if dropped:
                 full = sender not in self._dropped and len(self._dropped) >= _NAMES_COUNTED
-                self._dropped["" if full else sender] += dropped
+                self._dropped["" if full else sender] += len(dropped)
             self._filled.notify()
 
     def link_down(self, event: Disconnected) -> None:

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -66,9 +66,10 @@ class _Client(mqtt.Client):
 class PahoTransport:
     """A Transport over MQTT and TCP, with TLS if the address has a `ca`.
 
-    A client that hears many others names them with `sender_of`, which gives the sender of a message
-    by its topic. Then they take turns, and none can crowd out the others (inbox.py). The
-    constructor raises ConfigError if the address names certificates that cannot be used.
+    A client that speaks with many others names them with `party_of`, which gives the other client
+    by the topic of a message. Then they take turns, and none can crowd out the others (inbox.py,
+    outbox.py). The constructor raises ConfigError if the address names certificates that cannot be
+    used.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class PahoTransport:
         client_id: str,
         topics: Iterable[str],
         will: Will | None,
-        sender_of: Callable[[str], str] | None = None,
+        party_of: Callable[[str], str] | None = None,
     ) -> None:
         self._address = address
         self._where = f"{address.host}:{address.port}"
@@ -87,8 +88,8 @@ class PahoTransport:
         self._answered = False  # the broker answered on the current connection
         self._unsupported = False  # the broker does not support the version used
         self._limits = Limits(address.max_packet_bytes)
-        self._inbox = Inbox(self._limits, sender_of)
-        self._outbox = Outbox(self._hand_over)
+        self._inbox = Inbox(self._limits, party_of)
+        self._outbox = Outbox(self._hand_over, party_of)
         self._meter = Meter()
         self._failures = 0  # failed attempts since the link was last up
         self._devices = 1
@@ -154,8 +155,15 @@ class PahoTransport:
             raise LinkError(self._inbox.complaint or silent)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self._inbox.limits.check(self._where, topic, payload)
+        self._inbox.limits.check(self._where, topic, len(payload))
         self._outbox.put(topic, payload, retain=retain)
+
+    def publish_parts(self, topic: str, name: str, parts: Iterator[bytes], part_bytes: int) -> None:
+        self._inbox.limits.check(self._where, topic, part_bytes)
+        self._outbox.put_parts(topic, name, parts)
+
+    def is_sending(self, topic: str, name: str) -> bool:
+        return self._outbox.holds(topic, name)
 
     def packet_bytes(self) -> int | None:
         return self._inbox.limits.packet_bytes

@@ -55,7 +55,7 @@ from fedclip_edge.protocol.messages import (
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Role, Update
-from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.base import Connected, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
@@ -350,7 +350,7 @@ class NarrowBroker(InMemoryBroker):
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
     ) -> None:
-        size = packet_size_bytes(topic, payload)
+        size = packet_size_bytes(topic, len(payload))
         assert size <= (self.limits.packet_bytes or 0)
         self.passed.append((size, chunks.is_chunk(payload)))
         super().accept(client, topic, payload, retain=retain)
@@ -775,6 +775,29 @@ def test_refused_messages_are_told_once_and_then_counted_each_minute(
     assert told("refused") == []
     fleet.coordinator.tick(fleet.now + 61)
     assert [line.rpartition(" ")[2] for line in told("refused")] == ["count=29", "count=29"]
+
+
+def test_a_want_adds_nothing_while_the_model_is_sent_to_all(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = fleet.coordinator.publisher
+    asked = []
+
+    def is_sending(link: InMemoryTransport, topic: str, name: str) -> bool:
+        asked.append((topic, name))
+        return True
+
+    heard = listen(fleet, TOPICS.down("cam-1"))
+    monkeypatch.setattr(InMemoryTransport, "is_sending", is_sending)
+    publisher.send_model("cam-1", ((0, 9),))
+    assert heard.next_event(0) in (None, Connected())
+    assert heard.next_event(0) is None
+    assert asked == [(TOPICS.model, fleet.coordinator.run_state.version)]
+    monkeypatch.undo()
+    publisher.send_model("cam-1", ((0, 9),))
+    event = heard.next_event(0)
+    assert isinstance(event, Received)
+    assert chunks.is_chunk(event.payload)
 
 
 def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:
