@@ -390,6 +390,20 @@ def test_a_real_broker_keeps_everybody_to_the_access_list(guarded: BrokerAddress
             client.close()
 
 
+def test_a_real_broker_retains_nothing_for_a_made_up_fleet(guarded: BrokerAddress) -> None:
+    device = connected(login(guarded, "cam-01", "cam-01"), "cam-01")
+    next_of(device, Connected)
+    for number in range(20):
+        device.publish(Topics(f"made-up-{number}").state("cam-01"), b"garbage", retain=True)
+    device.publish(Topics("lab").state("cam-01"), b"its own", retain=True)
+    device.close()
+    auditor = connected(login(guarded, "auditor", "auditor"), "auditor", ["#"])
+    next_of(auditor, Connected)
+    auditor.publish("end", b"end")
+    assert until_end(auditor, "end") == {(Topics("lab").state("cam-01"), b"its own")}
+    auditor.close()
+
+
 def test_traffic_is_what_went_over_the_wire(place: MosquittoPlace) -> None:
     client = place.client("a", ["ready", "echo"])
     proxy = place.proxies["a"]
