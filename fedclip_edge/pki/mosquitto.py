@@ -20,11 +20,11 @@ PORT = 8883  # assigned by IANA to MQTT over TLS
 HOME = Path("/etc/mosquitto/fedclip-edge")
 DEVICES = 100
 _RELOAD_S = 30.0
-# For one client: the chunks of several large updates. The rest of a larger model is asked for again.
+# For one client: the chunks of several large updates. What is lost of a larger model is sent again.
 _QUEUED_BYTES = 64 * 2**20
 
 _SETTINGS = """\
-# The broker of the fleet {fleet}. It accepts only clients with a certificate of the fleet's authority.
+# The broker of the fleet {fleet}. It accepts only clients with a certificate of its authority.
 # Printed by fedclip_edge.pki.mosquitto.settings().
 listener {port}
 allow_anonymous false
