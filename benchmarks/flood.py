@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,6 @@ LIMITS = {
     "want_coordinator_mb": 40.0,
     "want_broker_mb": 40.0,
 }
-_FLOODER = "mallory"
 _TOPICS = Topics(light.FLEET)
 _DEVICES = 4
 _WARM_ROUNDS = 20
@@ -82,18 +82,19 @@ def _packet(kind: int, body: bytes) -> bytes:
 class Flooder:
     """A device with its own connection, and its own key in the registry."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, name: str, port: int) -> None:
+        self.name = name
         self.identity = signing.create_identity()
         self._port = port
 
     def flood(self, message: Hello | Want, seconds: float, *, listens: bool) -> int:
         """Send a message until the time is over, after a hello; returns how often it was sent."""
         with socket.create_connection(("127.0.0.1", self._port), timeout=_WAIT_S) as link:
-            connect = _text("MQTT") + bytes([4, 2]) + (600).to_bytes(2, "big") + _text(_FLOODER)
+            connect = _text("MQTT") + bytes([4, 2]) + (600).to_bytes(2, "big") + _text(self.name)
             link.sendall(_packet(0x10, connect))
             link.recv(4)
             if listens:
-                topic = _text(_TOPICS.down(_FLOODER)) + b"\1"
+                topic = _text(_TOPICS.down(self.name)) + b"\1"
                 link.sendall(_packet(0x82, b"\0\1" + topic))
             link.sendall(self._publish(self.hello()))
             time.sleep(0.5)
@@ -114,8 +115,8 @@ class Flooder:
         self._hello = Hello("boot", key, ("evaluate",), "", encoder_id, classes_digest)
 
     def _publish(self, message: Hello | Want) -> bytes:
-        topic = _TOPICS.up(_FLOODER)
-        signed = wire.pack_control(message, _FLOODER, topic, self.identity)
+        topic = _TOPICS.up(self.name)
+        signed = wire.pack_control(message, self.name, topic, self.identity)
         return _packet(0x30, _text(topic) + signed)
 
 
@@ -162,13 +163,13 @@ def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def enrol(folder: Path, flooder: Flooder, port: int) -> Path:
+def enrol(folder: Path, flooders: Iterable[Flooder], port: int) -> Path:
     """Make the keys of all parties, and the registry with them."""
     folder.mkdir()
     made = registry.Registry(
         light.FLEET, "127.0.0.1", port, signing.load_or_create(folder / "journal.key").key
     )
-    keys = {_FLOODER: flooder.identity.key}
+    keys = {flooder.name: flooder.identity.key for flooder in flooders}
     for name in (f"dev-{n}" for n in range(_DEVICES)):
         state = light.state_of(folder / "state", name)
         keys[name] = signing.load_or_create(state / "device.key").key
@@ -199,23 +200,25 @@ def measure(folder: Path, seconds: float, what: list[str]) -> dict[str, float]:
     figures: dict[str, float] = {}
     port = free_port()
     broker = start_broker(folder, port)
-    flooder = Flooder(port)
+    # One for each flood: after the first, the coordinator does not listen to that device.
+    flooders = {name: Flooder(f"mallory-{name}", port) for name in ("want", "hello")}
     try:
         with Children() as children:
-            enrolled = enrol(folder / "fleet", flooder, port)
+            enrolled = enrol(folder / "fleet", flooders.values(), port)
             rules = RunRules(devices=_DEVICES)
             plan = replace(Plan(), rounds=100_000)
             fleet = Federation(children, folder / "fleet", port, rules, plan, registry=enrolled)
             manifest = fleet.bundle.manifest
-            flooder.knows(manifest.encoder_id, fleet.bundle.classes.digest)
+            for flooder in flooders.values():
+                flooder.knows(manifest.encoder_id, fleet.bundle.classes.digest)
             try:
                 fleet.permit(_WARM_ROUNDS)
                 for _ in range(_WARM_ROUNDS):
                     fleet.next_closed()
                 if "want" in what:
-                    figures |= want(fleet, flooder, broker.pid, port, seconds)
+                    figures |= want(fleet, flooders["want"], broker.pid, port, seconds)
                 if "hello" in what:
-                    figures |= hello(fleet, flooder, seconds)
+                    figures |= hello(fleet, flooders["hello"], seconds)
             finally:
                 fleet.end()
     finally:

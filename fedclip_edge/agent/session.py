@@ -35,7 +35,7 @@ from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import CHUNK, Topics
 from fedclip_edge.records import Contribution
-from fedclip_edge.transport.base import Connected, Event, Received, Transport
+from fedclip_edge.transport.base import Connected, Disconnected, Event, Received, Transport
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class Session:
             except PeerError as error:
                 self.refused_messages += 1
                 _log_message_refused(self._refusals.add("", event.topic, str(error), now))
-        else:
+        elif isinstance(event, Disconnected):
             self.handshake.lose_link()
             log.event("link_lost", reason=event.reason)
 

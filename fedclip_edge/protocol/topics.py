@@ -19,7 +19,7 @@ The broker's access list (pki/mosquitto.py) is made from these topics.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedclip_edge.errors import PeerError
@@ -97,9 +97,10 @@ class Topics:
         if kind not in _KINDS.get(name, ()):
             raise PeerError(f"message kind {kind!r} is not allowed on topic {topic!r}")
 
-    def for_coordinator(self) -> tuple[str, ...]:
-        """The topic filters that the coordinator subscribes to."""
-        return (self.coordinator_state, self.state("+"), self.up("+"))
+    def for_coordinator(self, devices: Iterable[str] = ("+",)) -> tuple[str, ...]:
+        """The topic filters that the coordinator subscribes to; for all devices, or for these."""
+        own = [make(device) for device in devices for make in (self.state, self.up)]
+        return (self.coordinator_state, *own)
 
     def for_device(self, device: str) -> tuple[str, ...]:
         """The topics that a device subscribes to."""

@@ -14,7 +14,7 @@ Laws:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,14 @@ class Received:
     payload: bytes
 
 
-Event = Connected | Disconnected | Received
+@dataclass(frozen=True)
+class Flooding:
+    """A client sends far more than its share: thousands of its messages were dropped."""
+
+    sender: str
+
+
+Event = Connected | Disconnected | Received | Flooding
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,12 @@ class Transport(Protocol):
 
     def resubscribe(self) -> None:
         """Ask the broker for the messages retained on this client's topics. Never blocks."""
+
+    def set_topics(self, topics: Iterable[str]) -> None:
+        """Replace the subscriptions; those that are in both stay. Never blocks.
+
+        New ones are made first, so a message on a topic of both may arrive twice.
+        """
 
     def expect(self, devices: int) -> None:
         """Set the number of devices that would reconnect at once after the broker has failed."""

@@ -93,12 +93,13 @@ class InMemoryBroker:
     def _connect(self, client: InMemoryTransport) -> None:
         self._clients[client.client_id] = client
         client.inbox.append(Connected())
-        self.repeat(client)
+        self.repeat(client, client.topics)
 
-    def repeat(self, client: InMemoryTransport) -> None:
-        """Hand the messages retained on this client's topics to it alone."""
+    def repeat(self, client: InMemoryTransport, patterns: Iterable[str]) -> None:
+        """Hand the messages retained on these topics to this client alone."""
+        filters = tuple(patterns)
         for topic, payload in list(self._retained.items()):
-            if client.subscribes(topic):
+            if any(matches(pattern, topic) for pattern in filters):
                 self.hand(client, Received(topic, payload))
 
 
@@ -141,10 +142,15 @@ class InMemoryTransport:
 
     def resubscribe(self) -> None:
         if self.broker.is_here(self):
-            self.broker.repeat(self)
+            self.broker.repeat(self, self.topics)
 
     def expect(self, devices: int) -> None:
         """Do nothing: only `come_back` restores a link here."""
+
+    def set_topics(self, topics: Iterable[str]) -> None:
+        before, self.topics = self.topics, tuple(topics)
+        if self.broker.is_here(self):
+            self.broker.repeat(self, [topic for topic in self.topics if topic not in before])
 
     def traffic(self) -> Traffic | None:
         return None

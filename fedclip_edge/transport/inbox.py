@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from fedclip_edge import log
 from fedclip_edge.errors import RefusedError
-from fedclip_edge.transport.base import Connected, Disconnected, Event, Received
+from fedclip_edge.transport.base import Connected, Disconnected, Event, Flooding, Received
 from fedclip_edge.transport.fair_queue import FairQueue, Room
 from fedclip_edge.transport.outbox import Limits
 
@@ -33,6 +33,9 @@ SHARE = Room(512, 16 * 2**20)
 ALONE = Room(8_192, 64 * 2**20)
 _TWICE_ALONE = Room(2 * ALONE.items, 2 * ALONE.size_bytes)
 REPORT_S = 60.0  # the least time between two reports of dropped messages
+# After so many dropped messages of one sender in REPORT_S there is a Flooding event. A large upload
+# that arrives while the reader is busy loses fewer.
+FLOOD = 1_024
 _NAMES_COUNTED = 1_000  # further senders share one count
 
 
@@ -82,6 +85,7 @@ class Inbox:
         rooms = (_TWICE_ALONE, ALONE) if sender_of is None else (TOTAL, SHARE)
         self._messages = FairQueue[Received](*rooms)
         self._dropped: Counter[str] = Counter()
+        self._floods: dict[str, None] = {}  # senders to report with Flooding, in order
         self._report_at = clock()
         self._noted: set[_Note] = set()  # log lines queued since the link was last up
         self._first_answer = threading.Event()
@@ -94,7 +98,11 @@ class Inbox:
             dropped = self._messages.put(sender, message, size_bytes)
             if dropped:
                 full = sender not in self._dropped and len(self._dropped) >= _NAMES_COUNTED
-                self._dropped["" if full else sender] += len(dropped)
+                name = "" if full else sender
+                before = self._dropped[name] // FLOOD
+                self._dropped[name] += len(dropped)
+                if name and before != self._dropped[name] // FLOOD:
+                    self._floods[name] = None
             self._filled.notify()
 
     def link_down(self, event: Disconnected) -> None:
@@ -154,11 +162,15 @@ class Inbox:
 
     def _take(
         self, timeout_s: float
-    ) -> Received | Disconnected | _Up | _Note | _RefusedForGood | None:
+    ) -> Received | Flooding | Disconnected | _Up | _Note | _RefusedForGood | None:
         with self._filled:
             self._filled.wait_for(lambda: self._of_the_link or len(self._messages), timeout_s)
             if self._of_the_link:
                 return self._of_the_link.popleft()
+            if self._floods:
+                sender = next(iter(self._floods))
+                del self._floods[sender]
+                return Flooding(sender)
             taken = self._messages.take()
             return None if taken is None else taken[1]
 

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -46,6 +46,7 @@ from fedclip_edge.transport.outbox import Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
+_TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 # Largest packet that this client accepts: every message of the protocol is smaller. A broker with
 # MQTT 5 delivers nothing larger.
@@ -83,7 +84,9 @@ class PahoTransport:
         self._address = address
         self._where = f"{address.host}:{address.port}"
         self._client_id = client_id
-        self._topics = [(topic, 1) for topic in topics]
+        self._topics = tuple(topics)
+        self._asked: dict[int, tuple[str, ...]] = {}  # subscriptions without an answer yet
+        self._asking = threading.Lock()
         self._dialect = Dialect((address.host, address.port))
         self._answered = False  # the broker answered on the current connection
         self._unsupported = False  # the broker does not support the version used
@@ -175,8 +178,24 @@ class PahoTransport:
         return self._inbox.next_event(timeout_s)
 
     def resubscribe(self) -> None:
-        if self._outbox.is_up and self._topics:  # otherwise the next connection subscribes
-            self._client.subscribe(self._topics)
+        if self._outbox.is_up:  # otherwise the next connection subscribes
+            self._subscribe(self._topics)
+
+    def set_topics(self, topics: Iterable[str]) -> None:
+        before, self._topics = self._topics, tuple(topics)
+        if self._outbox.is_up:
+            self._subscribe([topic for topic in self._topics if topic not in set(before)])
+            gone = [topic for topic in before if topic not in set(self._topics)]
+            for batch in _batches(gone):
+                self._client.unsubscribe(list(batch))
+
+    def _subscribe(self, topics: Sequence[str]) -> None:
+        for batch in _batches(topics):
+            # The answer may come before `subscribe` returns; it waits for this lock.
+            with self._asking:
+                _, number = self._client.subscribe([(topic, 1) for topic in batch])
+                if number is not None:
+                    self._asked[number] = batch
 
     def expect(self, devices: int) -> None:
         self._devices = devices
@@ -218,18 +237,21 @@ class PahoTransport:
         # again at once, regardless of the window. They are dropped here, as the broker drops the
         # state of a clean session.
         client.drop_out_messages()
+        self._asked.clear()
         if self._topics:
-            client.subscribe(self._topics)
+            self._subscribe(self._topics)
         else:
             self._begin()
 
     def _on_subscribe(
-        self, client: mqtt.Client, _data: Any, _mid: int, answers: list[ReasonCode], _said: Any
+        self, client: mqtt.Client, _data: Any, number: int, answers: list[ReasonCode], _said: Any
     ) -> None:
-        answered = zip(self._topics, answers, strict=False)
-        denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
+        with self._asking:
+            answered = zip(self._asked.pop(number, ()), answers, strict=False)
+            is_last = not self._asked
+        denied = {topic: str(answer) for topic, answer in answered if answer.is_failure}
         if not denied:
-            if not self._outbox.is_up:  # otherwise this is the answer to resubscribe()
+            if is_last and not self._outbox.is_up:  # otherwise this is the answer to a later one
                 self._begin()
             return
         topic, reason = next(iter(denied.items()))
@@ -316,6 +338,11 @@ class PahoTransport:
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
         self._meter.closing()
+
+
+def _batches(topics: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for begin in range(0, len(topics), _TOPICS_AT_ONCE):
+        yield tuple(topics[begin : begin + _TOPICS_AT_ONCE])
 
 
 def _end(link: Any) -> None:

@@ -55,7 +55,7 @@ from fedclip_edge.protocol.messages import (
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Role, Update
-from fedclip_edge.transport.base import Connected, Received, Will
+from fedclip_edge.transport.base import Connected, Flooding, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
@@ -775,6 +775,31 @@ def test_refused_messages_are_told_once_and_then_counted_each_minute(
     assert told("refused") == []
     fleet.coordinator.tick(fleet.now + 61)
     assert [line.rpartition(" ")[2] for line in told("refused")] == ["count=29", "count=29"]
+
+
+def test_a_device_that_floods_is_not_heard_for_a_minute(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    until(fleet, lambda: "mallory" in state(fleet).evaluators)
+    link = fleet.coordinator.publisher.transport
+    assert isinstance(link, InMemoryTransport)
+    before = link.topics
+    handled = fleet.coordinator.refused_messages["mallory"]
+    fleet.coordinator.handle_event(Flooding("mallory"), fleet.now)
+    fleet.coordinator.handle_event(Flooding("mallory"), fleet.now)
+    assert not link.subscribes(TOPICS.up("mallory"))
+    for name in fleet.sessions:
+        assert link.subscribes(TOPICS.up(name))
+        assert link.subscribes(TOPICS.state(name))
+    assert link.subscribes(TOPICS.coordinator_state)
+    assert not fleet.coordinator.devices.is_online("mallory")
+    # A message that was on its way already.
+    fleet.coordinator.handle_event(Received(TOPICS.up("mallory"), b"late"), fleet.now)
+    assert fleet.coordinator.refused_messages["mallory"] == handled
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+    fleet.coordinator.tick(fleet.now + 61)
+    assert link.topics == before
 
 
 def test_a_want_adds_nothing_while_the_model_is_sent_to_all(

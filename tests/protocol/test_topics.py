@@ -130,6 +130,11 @@ def test_the_coordinator_reads_what_it_subscribes_to_and_writes_what_it_says() -
     assert writes == said
 
 
+def test_the_coordinator_may_listen_to_single_devices() -> None:
+    some = LAB.for_coordinator(["cam-01"])
+    assert some == (LAB.coordinator_state, LAB.state("cam-01"), LAB.up("cam-01"))
+
+
 def test_a_topic_names_its_device() -> None:
     for name in NAMES:
         assert [LAB.owner(make(name)) for make in (LAB.state, LAB.up, LAB.down)] == [name] * 3

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedclip_edge.cli.progress import EVERY_S
+from fedclip_edge.coordinator.coordinator import MUTED_S
 from fedclip_edge.coordinator.uploads import LEASE_S
 from fedclip_edge.pki.expiry import WARN_DAYS
 
@@ -144,6 +145,12 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "for the first one of each device and kind, and then once a minute with the `count` of "
             "further ones.",
             "If this happens again for one device, check the version and the key of that device.",
+        ),
+        "device_muted": Event(
+            f"A device floods the coordinator. For {MUTED_S:g} seconds the coordinator does not listen "
+            "to it and counts it as offline. A device that joins the fleet for the first time in this "
+            "time may have to wait as long.",
+            "Check the device, or revoke it.",
         ),
         "registry_not_read": Event(
             "The registry has changed and cannot be read. The previous version stays in force.",

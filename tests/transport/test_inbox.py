@@ -11,7 +11,7 @@ from fedclip_edge import log
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import inbox
-from fedclip_edge.transport.base import Connected, Disconnected, Received
+from fedclip_edge.transport.base import Connected, Disconnected, Flooding, Received
 from fedclip_edge.transport.inbox import Inbox
 from fedclip_edge.transport.outbox import Limits
 
@@ -57,7 +57,7 @@ def dropped(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 def test_devices_take_turns_and_the_flood_is_bounded() -> None:
     box = Inbox(Limits(), LAB.owner)
-    for number in range(10_000):
+    for number in range(1_200):
         box.put(up("mallory", f"flood {number}"))
     box.put(up("cam-01", "hello"))
     box.put(up("cam-01", "offer"))
@@ -65,7 +65,7 @@ def test_devices_take_turns_and_the_flood_is_bounded() -> None:
     assert heard[1] == "hello"
     assert heard[3] == "offer"
     flood = [text for text in heard if text.startswith("flood")]
-    assert flood == [f"flood {n}" for n in range(10_000 - inbox.SHARE.items, 10_000)]
+    assert flood == [f"flood {n}" for n in range(1_200 - inbox.SHARE.items, 1_200)]
 
 
 def test_a_share_is_bounded_in_bytes() -> None:
@@ -102,9 +102,24 @@ def test_dropped_messages_are_reported_by_name_at_once_and_then_each_minute(
     assert dropped(capsys) == []
 
 
+def test_a_flood_is_told_once_for_each_so_many_dropped_messages() -> None:
+    box = Inbox(Limits(), LAB.owner)
+    for _ in range(inbox.SHARE.items + inbox.FLOOD - 1):
+        box.put(up("mallory", "x"))
+    assert isinstance(box.next_event(0), Received)
+    for _ in range(2):
+        box.put(up("mallory", "x"))
+    assert isinstance(box.next_event(0), Received)
+    for _ in range(inbox.FLOOD):
+        box.put(up("mallory", "x"))
+    box.put(up("cam-01", "x"))
+    assert box.next_event(0) == Flooding("mallory")
+    assert len(texts(box)) == inbox.SHARE.items + 1
+
+
 def test_the_names_that_are_counted_are_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     box = Inbox(Limits(), LAB.owner)
-    for number in range(2_000):
+    for number in range(1_200):
         box.put(Received(LAB.up(f"made-up-{number}"), bytes(inbox.SHARE.size_bytes)))
     box.next_event(0)
     said = dropped(capsys)

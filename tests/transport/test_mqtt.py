@@ -180,6 +180,43 @@ def test_what_is_retained_is_said_again_to_who_asks(anywhere: Place) -> None:
     assert messages(listener, "ready") == [], "the link must be the same"
 
 
+def test_the_subscriptions_can_be_replaced(anywhere: Place) -> None:
+    speaker = anywhere.client("b")
+    next_of(speaker, Connected)
+    listener = anywhere.client("a", ["ready", "x/+"])
+    subscribed(listener)
+    speaker.publish("y/1", b"retained", retain=True)
+    speaker.publish("x/1", b"heard")
+    speaker.publish("ready", b"")
+    assert messages(listener, "ready") == [("x/1", b"heard")]
+    many = [f"y/{number}" for number in range(250)]
+    listener.set_topics(["ready", *many])
+    event = next_of(listener, Received)
+    assert (event.topic, event.payload) == ("y/1", b"retained")
+    # The answer to this comes after those to the changes.
+    listener.resubscribe()
+    next_of(listener, Received, lambda event: event.topic == "y/1")
+    for topic in ("x/1", "y/0", "y/249"):
+        speaker.publish(topic, b"later")
+    speaker.publish("ready", b"")
+    assert [topic for topic, _ in messages(listener, "ready") if topic != "y/1"] == [
+        "y/0",
+        "y/249",
+    ]
+
+
+def test_replaced_subscriptions_hold_on_the_next_link(place: MosquittoPlace) -> None:
+    listener = place.client("a", ["ready", "x"])
+    subscribed(listener)
+    listener.set_topics(["ready", "y"])
+    place.proxies["a"].cut()
+    next_of(listener, Disconnected)
+    subscribed(listener)
+    for topic in ("x", "y", "ready"):
+        listener.publish(topic, b"later")
+    assert messages(listener, "ready") == [("y", b"later")]
+
+
 def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
     listener = anywhere.client("a", ["ready", "state/b"])
     subscribed(listener)
