@@ -119,7 +119,7 @@ def test_a_flood_is_told_once_for_each_so_many_dropped_messages() -> None:
 
 def test_the_names_that_are_counted_are_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     box = Inbox(Limits(), LAB.owner)
-    for number in range(1_200):
+    for number in range(2_000):
         box.put(Received(LAB.up(f"made-up-{number}"), bytes(inbox.SHARE.size_bytes)))
     box.next_event(0)
     said = dropped(capsys)
