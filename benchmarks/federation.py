@@ -35,7 +35,10 @@ class Closed:
 
 
 class Federation:
-    """A coordinator and as many gated devices as its rules require."""
+    """A coordinator and as many gated devices as its rules require.
+
+    With a `registry`, the keys of coordinator and devices must be in the folder already.
+    """
 
     def __init__(
         self,
@@ -45,11 +48,18 @@ class Federation:
         rules: RunRules,
         plan: Plan,
         port_of: Callable[[str], int] | None = None,
+        registry: Path | None = None,
     ) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.bundle = light.make_bundle(folder / "bundle")
         fleet = light.write_fleet(
-            folder, self.bundle, port, rules, plan, journal=folder / "journal.sqlite"
+            folder,
+            self.bundle,
+            port,
+            rules,
+            plan,
+            journal=folder / "journal.sqlite",
+            registry=registry,
         )
         self.serve = children.start(
             own_command("serve", str(fleet), "--json"), folder / "serve.log", pipe=True

@@ -60,12 +60,20 @@ def make_bundle(folder: Path) -> Bundle:
 
 
 def write_fleet(
-    folder: Path, bundle: Bundle, port: int, rules: RunRules, plan: Plan, *, journal: Path
+    folder: Path,
+    bundle: Bundle,
+    port: int,
+    rules: RunRules,
+    plan: Plan,
+    *,
+    journal: Path,
+    registry: Path | None = None,
 ) -> Path:
     """Write a fleet.toml for `fedclip-edge serve`."""
     path = folder / "fleet.toml"
+    enrolled = "" if registry is None else f'registry = "{registry}"\n'
     path.write_text(
-        f'fleet = "{FLEET}"\nbundle = "{bundle.folder}"\njournal = "{journal}"\n'
+        f'fleet = "{FLEET}"\n{enrolled}bundle = "{bundle.folder}"\njournal = "{journal}"\n'
         f"[broker]\nport = {port}\nkeepalive_s = 60\n"
         f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
         f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"

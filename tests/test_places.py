@@ -90,12 +90,12 @@ def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None
 
 
 def test_the_access_list_is_what_the_topics_print() -> None:
-    assert (ROOT / "broker" / "fleet.acl").read_text(encoding="utf-8") == access_list()
+    assert (ROOT / "broker" / "fleet.acl").read_text(encoding="utf-8") == access_list("lab")
 
 
 def test_the_brokers_settings_are_those_that_an_init_writes() -> None:
     shipped = (ROOT / "broker" / "mosquitto.conf").read_text(encoding="utf-8")
-    assert shipped == mosquitto.settings()
+    assert shipped == mosquitto.settings("lab")
     for text in broker_guides():
         assert str(mosquitto.HOME) in text
 
@@ -129,7 +129,7 @@ def allowed(user: str, way: str, topic: str, acl: str) -> bool:
 
 def test_rabbitmqs_users_may_do_what_the_access_list_says() -> None:
     ids = ("coordinator", "cam-01", "cam-02")
-    definitions = json.loads(rabbitmq_users(*ids).stdout)
+    definitions = json.loads(rabbitmq_users("lab", *ids).stdout)
     assert [(user["name"], user["password_hash"]) for user in definitions["users"]] == [
         (name, "") for name in ids
     ]
@@ -148,13 +148,18 @@ def test_rabbitmqs_users_may_do_what_the_access_list_says() -> None:
                 # Patterns apply to every mosquitto user, but the coordinator is not a device.
                 if entry["user"] == "coordinator" and topic.split("/")[4:5] == ["coordinator"]:
                     continue
-                assert says == allowed(entry["user"], way, topic, access_list()), (entry, topic)
+                assert says == allowed(entry["user"], way, topic, access_list("lab")), (
+                    entry,
+                    topic,
+                )
                 seen.add((entry["user"], way, says))
     assert len(seen) == 2 * 2 * len(ids)
 
 
 def test_rabbitmqs_users_may_subscribe_to_what_they_need_and_to_no_more() -> None:
-    for entry in json.loads(rabbitmq_users("coordinator", "cam-01").stdout)["topic_permissions"]:
+    for entry in json.loads(rabbitmq_users("lab", "coordinator", "cam-01").stdout)[
+        "topic_permissions"
+    ]:
         topics, user = Topics("lab"), entry["user"]
         needed = topics.for_device(user)
         if user == "coordinator":
@@ -165,7 +170,9 @@ def test_rabbitmqs_users_may_subscribe_to_what_they_need_and_to_no_more() -> Non
             assert not re.search(entry["read"], pattern), pattern
 
 
-@pytest.mark.parametrize("ids", [(), ("",), ("cam.01",), ("cam-01", 'a"b'), ("Cam",)])
+@pytest.mark.parametrize(
+    "ids", [(), ("lab",), ("lab", ""), ("lab", "cam.01"), ("lab", "cam-01", 'a"b'), ("Lab", "cam")]
+)
 def test_rabbitmqs_users_are_ids(ids: tuple[str, ...]) -> None:
     said = rabbitmq_users(*ids)
     assert (said.returncode, said.stdout) == (2, "")
@@ -178,7 +185,7 @@ def test_rabbitmqs_settings_name_what_an_init_writes_and_let_nobody_in_without()
     settings = {key: value for key, _, value in lines if not key.startswith("#")}
     theirs = {
         words[0]: words[1]
-        for words in map(str.split, mosquitto.settings().splitlines())
+        for words in map(str.split, mosquitto.settings("lab").splitlines())
         if len(words) == 2
     }
     for ours, key in (("cacertfile", "cafile"), ("certfile", "certfile"), ("keyfile", "keyfile")):

@@ -1,15 +1,15 @@
 #!/bin/sh
 # Prints RabbitMQ users and permissions for the given ids. A device may read and write only its own
-# topics, in any fleet; fleet.acl contains the same rules for mosquitto.
+# topics, in this fleet; fleet.acl contains the same rules for mosquitto.
 #
-#   ./users.sh coordinator cam-01 cam-02 | sudo rabbitmqctl import_definitions
+#   ./users.sh lab coordinator cam-01 cam-02 | sudo rabbitmqctl import_definitions
 #
 # The users have no password, so they can only log in with a certificate of that name. An import keeps
 # the users that exist already. RabbitMQ writes "." instead of "/" in topics.
 set -eu
 
-if [ $# -eq 0 ]; then
-    echo "usage: users.sh ID..." >&2
+if [ $# -lt 2 ]; then
+    echo "usage: users.sh FLEET ID..." >&2
     exit 2
 fi
 for id in "$@"; do
@@ -20,6 +20,8 @@ for id in "$@"; do
         ;;
     esac
 done
+fleet="^fedclip[.]v1[.]$1[.]"
+shift
 
 # each FORMAT ID...: prints the format for every id, separated by commas.
 each() {
@@ -33,7 +35,6 @@ each() {
     done
 }
 
-fleet='^fedclip[.]v1[.][a-z0-9-]+[.]'
 printf '{"vhosts":[{"name":"/"}],"users":['
 each '{"name":"%s","password_hash":"","hashing_algorithm":"rabbit_password_hashing_sha256","tags":""}' "$@"
 printf '],"permissions":['

@@ -15,7 +15,7 @@ Laws:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedclip_edge import log
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
@@ -31,10 +31,11 @@ from fedclip_edge.errors import PeerError, RefusedError
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
+from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import CHUNK, Topics
 from fedclip_edge.records import Contribution
-from fedclip_edge.transport.base import Connected, Event, Received, Transport
+from fedclip_edge.transport.base import Connected, Disconnected, Event, Received, Transport
 
 
 @dataclass(eq=False)
@@ -56,6 +57,7 @@ class Session:
     evaluation_queue: EvaluationQueue
     finished: bool = False
     refused_messages: int = 0
+    _refusals: Refusals = field(default_factory=Refusals)  # for the log
 
     @property
     def topics(self) -> Topics:
@@ -81,8 +83,8 @@ class Session:
                 self._handle_message(event.topic, event.payload, now)
             except PeerError as error:
                 self.refused_messages += 1
-                log.event("message_refused", topic=event.topic, reason=str(error))
-        else:
+                _log_message_refused(self._refusals.add("", event.topic, str(error), now))
+        elif isinstance(event, Disconnected):
             self.handshake.lose_link()
             log.event("link_lost", reason=event.reason)
 
@@ -91,6 +93,8 @@ class Session:
 
         Raises DiskError if the state file cannot be used; errors of the learner are passed on.
         """
+        for line in self._refusals.poll(now):
+            _log_message_refused(line)
         if not self.handshake.is_connected:
             return False
         manifest = self.trust.manifest
@@ -298,3 +302,8 @@ def start_session(
         upload=Upload(state_db),
         evaluation_queue=EvaluationQueue(learner),
     )
+
+
+def _log_message_refused(line: Line | None) -> None:
+    if line is not None:
+        log.event("message_refused", topic=line.topic, reason=line.reason, count=line.count)

@@ -64,6 +64,14 @@ def start(port: int) -> None:
     help="Name of the fleet: 1 to 64 characters of a-z, 0-9 and '-', without '-' at either end.",
 )
 @click.option(
+    "--devices",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Largest number of devices in the fleet. The broker's limits on memory, queues and "
+    "connections are made for it.",
+)
+@click.option(
     "--home",
     type=click.Path(path_type=Path),
     help="Path that FOLDER/broker will have on the broker's host; mosquitto.conf refers to it. "
@@ -76,7 +84,13 @@ def start(port: int) -> None:
     "[default: send SIGHUP to the mosquitto that runs on this machine with these files]",
 )
 def init(
-    folder: Path, hosts: tuple[str, ...], port: int, fleet: str, home: Path | None, reload: str
+    folder: Path,
+    hosts: tuple[str, ...],
+    port: int,
+    fleet: str,
+    devices: int,
+    home: Path | None,
+    reload: str,
 ) -> None:
     """Create a fleet's certificate authority and broker files.
 
@@ -94,6 +108,7 @@ def init(
         hosts or (socket.gethostname().lower(),),
         fleet=fleet,
         port=port,
+        devices=devices,
         broker_home=home,
         reload=reload,
     )

@@ -6,6 +6,8 @@ Laws:
 - A message that breaks the protocol is dropped and counted against its peer. It has no other
   effect.
 - A device that is not admitted is refused. A device that loses its admission is refused at once.
+- A device that floods the coordinator is not heard for MUTED_S: its topics are unsubscribed, and it
+  counts as offline.
 - After a kill at any moment the journal is enough to continue: `resume_coordinator` starts from it.
 """
 
@@ -35,12 +37,14 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import CHUNK, Topics
-from fedclip_edge.transport.base import Connected, Event, Received
+from fedclip_edge.transport.base import Connected, Event, Flooding, Received
 
 # Refused messages are counted by device for up to this many names; further names share one count.
 _PEERS_COUNTED = 10_000
+MUTED_S = 60.0
 # The largest increase of the epoch that one hello can cause. No coordinator restarts this often,
 # and the limit keeps a faulty device from using up all epochs.
 _EPOCHS_AT_ONCE = 2**20
@@ -59,6 +63,11 @@ class Coordinator:
     driver: RoundDriver
     # Number of refused messages by the device in the topic; "" counts all others (_PEERS_COUNTED).
     refused_messages: Counter[str] = field(default_factory=Counter)
+    _muted: dict[str, float] = field(default_factory=dict)  # device -> time at which it ends
+    _messages: Refusals = field(default_factory=Refusals)  # for the log: messages
+    _hellos: Refusals = field(
+        default_factory=Refusals
+    )  # for the log: devices that are not admitted
 
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
@@ -70,6 +79,8 @@ class Coordinator:
             self._handle_connected(now)
         elif isinstance(event, Received):
             self._handle_received(event, now)
+        elif isinstance(event, Flooding):
+            self._mute(event.sender, now)
         else:
             log.event("link_lost", reason=event.reason)
 
@@ -85,6 +96,14 @@ class Coordinator:
             log.event("upload_abandoned", device=device)
         self.receiver.request_missing(now)
         self.driver.handle(round_events.Tick(), now)
+        over = [device for device, until in self._muted.items() if now >= until]
+        if over:
+            self._muted = {d: until for d, until in self._muted.items() if d not in over}
+            self._subscribe()
+        for line in self._messages.poll(now):
+            _log_message_refused(line)
+        for line in self._hellos.poll(now):
+            _log_device_refused(line)
 
     def apply_registry(self, registry: Registry, now: float) -> dict[str, str]:
         """Use a changed registry, and refuse every device that it no longer admits.
@@ -100,7 +119,7 @@ class Coordinator:
                 continue
             incarnation = self.devices.set_offline(device)
             if incarnation is not None:
-                self._refuse(device, reason, key, incarnation)
+                self._refuse(device, reason, key, incarnation, now)
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
@@ -154,7 +173,31 @@ class Coordinator:
         self.publisher.publish_state(online=True)
         self.driver.publish_manifest()
 
+    def _mute(self, device: str, now: float) -> None:
+        """Stop listening to a device for MUTED_S."""
+        if device in self._muted:
+            return
+        log.event("device_muted", device=device, seconds=MUTED_S)
+        self._muted[device] = now + MUTED_S
+        self._subscribe()
+        # A round does not wait for it, as it would for a device whose link broke.
+        self.devices.set_offline(device)
+        self.receiver.uploads.release(device)
+        self.driver.handle(round_events.Left(device, for_good=True), now)
+
+    def _subscribe(self) -> None:
+        """Listen to all devices or, while one is muted, to each known one that is not."""
+        if not self._muted:
+            names = {"+"}
+        elif self.admission.registry is None:
+            names = self.devices.keys.keys() - self._muted
+        else:
+            names = self.admission.registry.devices.keys() - self._muted
+        self.publisher.transport.set_topics(self.topics.for_coordinator(sorted(names)))
+
     def _handle_received(self, event: Received, now: float) -> None:
+        if self._muted and self.topics.owner(event.topic) in self._muted:
+            return  # it was on its way already
         device = ""
         try:
             if event.topic == self.topics.coordinator_state:
@@ -166,7 +209,7 @@ class Coordinator:
             counted = self.refused_messages
             full = device not in counted and len(counted) >= _PEERS_COUNTED
             counted["" if full else device] += 1
-            log.event("message_refused", device=device, topic=event.topic, reason=str(error))
+            _log_message_refused(self._messages.add(device, event.topic, str(error), now))
 
     def _handle_coordinator_state(self, event: Received) -> None:
         signed = wire.unpack_control(event.topic, event.payload)
@@ -226,7 +269,7 @@ class Coordinator:
     def _handle_hello(self, device: str, hello: Hello, now: float) -> None:
         reason = self.admission.admit(device, hello)
         if reason is not None:
-            self._refuse(device, reason, hello.key, hello.boot)
+            self._refuse(device, reason, hello.key, hello.boot, now)
             return
         # One epoch belongs to one process, and a process has one run. So another run with the same
         # epoch comes from another journal.
@@ -242,8 +285,8 @@ class Coordinator:
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
 
-    def _refuse(self, device: str, reason: str, key: str, incarnation: str) -> None:
-        log.event("device_refused", device=device, reason=reason)
+    def _refuse(self, device: str, reason: str, key: str, incarnation: str, now: float) -> None:
+        _log_device_refused(self._hellos.add(device, "", reason, now))
         # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, Refused(reason, final=True, key=key))
@@ -290,3 +333,19 @@ class Coordinator:
         run_state.journal.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)
+
+
+def _log_message_refused(line: Line | None) -> None:
+    if line is not None:
+        log.event(
+            "message_refused",
+            device=line.sender,
+            topic=line.topic,
+            reason=line.reason,
+            count=line.count,
+        )
+
+
+def _log_device_refused(line: Line | None) -> None:
+    if line is not None:
+        log.event("device_refused", device=line.sender, reason=line.reason, count=line.count)

@@ -28,6 +28,7 @@ from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
+from fedclip_edge.protocol.refusals import Refusals
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.transport.disconnect import disconnect_client
@@ -221,11 +222,13 @@ def _claim(
         epoch = max(journal.epoch, heard) + 1
         incarnation = secrets.token_hex(8)
         gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
+        topics = Topics(config.fleet)
         link = mqtt.PahoTransport(
             config.broker,
             base.coordinator_client(),
-            Topics(config.fleet).for_coordinator(),
+            topics.for_coordinator(),
             publisher.will(config.fleet, gone, me),
+            topics.owner,
         )
         link.connect(_FIRST_CONNECTION_S)
         other = _listen(config, link, me)
@@ -249,7 +252,7 @@ def _listen(
     Coordinators of an enrolled fleet share one key; states signed with another key are refused.
     """
     topic = Topics(config.fleet).coordinator_state
-    deadline, newest = time.monotonic() + _LISTEN_S, None
+    deadline, newest, refusals = time.monotonic() + _LISTEN_S, None, Refusals()
     while (left_s := deadline - time.monotonic()) > 0:
         event = link.next_event(left_s)
         if not isinstance(event, base.Received) or event.topic != topic:
@@ -260,5 +263,6 @@ def _listen(
                 signed.check(signed.message.key if config.registry is None else me.key)
                 newest = signed.message
         except PeerError as error:
-            log.event("message_refused", topic=topic, reason=str(error))
+            if refusals.add("", topic, str(error), time.monotonic()) is not None:
+                log.event("message_refused", topic=topic, reason=str(error))
     return newest

@@ -74,8 +74,13 @@ class Publisher:
             self._send_chunks(self.topics.model, None)
 
     def send_model(self, device: str, missing: chunks.Ranges) -> None:
-        """Send the chunks that one device asked for."""
-        self._send_chunks(self.topics.down(device), missing)
+        """Send the chunks that one device asked for.
+
+        Nothing is sent while the model, or the answer to this device's last want, is still being
+        sent: the device asks again for what it then misses.
+        """
+        if not self.transport.is_sending(self.topics.model, self.run_state.version):
+            self._send_chunks(self.topics.down(device), missing)
 
     def send(self, device: str, message: Message) -> None:
         """Send a message to one device."""
@@ -107,8 +112,10 @@ class Publisher:
         return chunks.fit_to_packets(self.run_state.blob, self.transport.packet_bytes())
 
     def _send_chunks(self, topic: str, wanted: chunks.Ranges | None) -> None:
-        for chunk in chunks.split(self.run_state.stored.payload, self._blob, wanted):
-            self.transport.publish(topic, chunk)
+        blob = self._blob
+        parts = chunks.split(self.run_state.stored.payload, blob, wanted)
+        largest = chunks.HEADER_BYTES + min(blob.chunk_bytes, blob.size_bytes)
+        self.transport.publish_parts(topic, blob.sha256, parts, largest)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         signed = wire.pack_control(message, NAME, topic, self.identity)

@@ -82,12 +82,14 @@ def create_site(
     *,
     fleet: str,
     port: int = mosquitto.PORT,
+    devices: int = mosquitto.DEVICES,
     broker_home: Path | None = None,
     reload: str = "",
 ) -> Folder:
     """Create the operator's folder, with an authority and the broker's and coordinator's files.
 
-    `hosts` are the broker's names and addresses; devices connect to the first. `broker_home` is the
+    `hosts` are the broker's names and addresses; devices connect to the first. The broker's limits
+    are made for a fleet of `devices` devices. `broker_home` is the
     folder of the broker's files on its host; None means the folder where they are created. `reload`
     is the command that makes the broker read its files again; if it is empty, SIGHUP is sent to a
     mosquitto on this machine. Raises ConfigError if `folder` exists, a host is neither a host name
@@ -110,8 +112,10 @@ def create_site(
         "broker/broker.crt": broker.pem,
         "broker/broker.key": authority.private_pem(broker_key),
         "broker/crl.pem": authority.revocation_list(ca, ()),
-        "broker/fleet.acl": access_list().encode(),
-        "broker/mosquitto.conf": mosquitto.settings(broker_home or made.broker, port).encode(),
+        "broker/fleet.acl": access_list(fleet).encode(),
+        "broker/mosquitto.conf": mosquitto.settings(
+            fleet, broker_home or made.broker, port, devices
+        ).encode(),
         "coordinator/ca.crt": ca.pem,
         "coordinator/coordinator.crt": client.pem,
         "coordinator/coordinator.key": authority.private_pem(coordinator_key),
@@ -211,7 +215,9 @@ def revoke(folder: Folder, id: str) -> None:
         serials = [serial for name in without.revoked for serial in without.devices[name].serials]
         newer = authority.revocation_list(_authority(folder), serials, path.read_bytes())
         atomic.write_file(path, newer)
-        atomic.write_file(folder.broker / "fleet.acl", access_list(without.revoked).encode())
+        atomic.write_file(
+            folder.broker / "fleet.acl", access_list(without.fleet, without.revoked).encode()
+        )
         try:
             mosquitto.reload(registry_.reload, folder.broker / "mosquitto.conf")
         except BrokerError as error:

@@ -18,10 +18,13 @@ from fedclip_edge.protocol.topics import Topics
 PORT = 8883  # assigned by IANA to MQTT over TLS
 # The folder on a broker's host that broker/README.md names.
 HOME = Path("/etc/mosquitto/fedclip-edge")
+DEVICES = 100
 _RELOAD_S = 30.0
+# For one client: the chunks of several large updates. What is lost of a larger model is sent again.
+_QUEUED_BYTES = 64 * 2**20
 
 _SETTINGS = """\
-# The broker of one fleet. It accepts only clients with a certificate of the fleet's authority.
+# The broker of the fleet {fleet}. It accepts only clients with a certificate of its authority.
 # Printed by fedclip_edge.pki.mosquitto.settings().
 listener {port}
 allow_anonymous false
@@ -39,9 +42,14 @@ acl_file {folder}/fleet.acl
 # The largest messages are chunks of 120 KiB, so every packet fits into 200 kB.
 max_packet_size 200000
 
-# With the default of 1000, mosquitto drops messages that it has already acknowledged.
-max_queued_messages 20000
-max_queued_bytes 268435456
+# Limits for a fleet of {devices} devices. Messages that wait for one client; above them mosquitto
+# drops messages that it has already acknowledged, which are then sent again.
+max_queued_messages {queued}
+max_queued_bytes {queued_bytes}
+# Connections: two for each device, because a lost one stays open for a while.
+max_connections {connections}
+# All memory. Above it mosquitto ends the connections of clients that send.
+memory_limit {memory_bytes}
 
 # Sessions are clean, and clients ask again for lost data, so mosquitto need not store anything.
 persistence false
@@ -51,9 +59,24 @@ set_tcp_nodelay true
 """
 
 
-def settings(folder: Path = HOME, port: int = PORT) -> str:
-    """The text of mosquitto.conf for a broker whose files are in `folder`."""
-    return _SETTINGS.format(folder=folder, port=port)
+def settings(fleet: str, folder: Path = HOME, port: int = PORT, devices: int = DEVICES) -> str:
+    """The text of mosquitto.conf for a broker whose files are in `folder`.
+
+    The limits are made for a fleet of `devices` devices.
+    """
+    return _SETTINGS.format(
+        fleet=fleet,
+        folder=folder,
+        port=port,
+        devices=devices,
+        # All devices say hello at once after the broker was away, in two messages each.
+        queued=1000 + 5 * devices,
+        queued_bytes=_QUEUED_BYTES,
+        connections=2 * devices + 20,
+        # What is queued is stored once for all receivers. A device's two retained messages and its
+        # connections take less than 1 MB.
+        memory_bytes=4 * _QUEUED_BYTES + devices * 2**20,
+    )
 
 
 def reload(command: str, settings_file: Path) -> None:
@@ -102,28 +125,25 @@ def _running_with(settings_file: Path) -> list[int]:
     return found
 
 
-def access_list(revoked: Iterable[str] = ()) -> str:
-    """The text of a mosquitto ACL file, which limits each device to its own topics in any fleet.
+def access_list(fleet: str, revoked: Iterable[str] = ()) -> str:
+    """The text of a mosquitto ACL file, which limits each device to its own topics in this fleet.
 
     `%u` is the user name, which is the device id; `pattern` lines apply to every user. The ids in
     `revoked` are denied every topic. This is needed because mosquitto does not end the connection
     of a device whose certificate was revoked. On SIGHUP it does read the access list again, where
     "deny" overrides every other line.
     """
-    fleet = Topics("+")
+    ours = Topics(fleet)
     lines = [
-        "# The topics that each user may read and write.",
+        f"# The topics of the fleet {fleet} that each user may read and write.",
         "# Printed by fedclip_edge.pki.mosquitto.access_list().",
-        *(f"pattern read {topic}" for topic in fleet.for_device("%u")),
-        *(f"pattern write {topic}" for topic in (fleet.state("%u"), fleet.up("%u"))),
+        *(f"pattern read {topic}" for topic in ours.for_device("%u")),
+        *(f"pattern write {topic}" for topic in (ours.state("%u"), ours.up("%u"))),
         "",
         "user coordinator",
-        *(f"topic read {topic}" for topic in (fleet.state("+"), fleet.up("+"))),
-        *(
-            f"topic readwrite {topic}"
-            for topic in (fleet.coordinator_state, fleet.round, fleet.model)
-        ),
-        f"topic write {fleet.down('+')}",
+        *(f"topic read {topic}" for topic in (ours.state("+"), ours.up("+"))),
+        *(f"topic readwrite {topic}" for topic in (ours.coordinator_state, ours.round, ours.model)),
+        f"topic write {ours.down('+')}",
         *(line for device in revoked for line in ("", f"user {device}", "topic deny #")),
     ]
     return "\n".join(lines) + "\n"

@@ -29,6 +29,7 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob
 
 _HEADER = struct.Struct("<2sBB8sIII")
+HEADER_BYTES = _HEADER.size
 _MAGIC = b"\xfc\x1e"
 _VERSION = 1
 # Upper bound on the bytes of a packet other than the chunk's part: the longest topic that every

@@ -19,7 +19,7 @@ The broker's access list (pki/mosquitto.py) is made from these topics.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fedclip_edge.errors import PeerError
@@ -77,6 +77,17 @@ class Topics:
                 raise PeerError(f"topic {topic!r}: {error}") from None
         raise PeerError(f"topic {topic!r} is not the state or up topic of a device")
 
+    def owner(self, topic: str) -> str:
+        """The device whose topic this is; empty for a topic of the fleet or an unknown one."""
+        ours = f"{_PREFIX}/{self.fleet}/dev/"
+        parts = topic[len(ours) :].split("/", 2)
+        if not topic.startswith(ours) or len(parts) != 2:
+            return ""
+        try:
+            return check_id(parts[0], "device")
+        except ValueError:
+            return ""
+
     def check_kind(self, topic: str, kind: str) -> None:
         """Raise PeerError unless `kind`, a message kind or CHUNK, is allowed on `topic`."""
         ours = f"{_PREFIX}/{self.fleet}/"
@@ -86,9 +97,10 @@ class Topics:
         if kind not in _KINDS.get(name, ()):
             raise PeerError(f"message kind {kind!r} is not allowed on topic {topic!r}")
 
-    def for_coordinator(self) -> tuple[str, ...]:
-        """The topic filters that the coordinator subscribes to."""
-        return (self.coordinator_state, self.state("+"), self.up("+"))
+    def for_coordinator(self, devices: Iterable[str] = ("+",)) -> tuple[str, ...]:
+        """The topic filters that the coordinator subscribes to; for all devices, or for these."""
+        own = [make(device) for device in devices for make in (self.state, self.up)]
+        return (self.coordinator_state, *own)
 
     def for_device(self, device: str) -> tuple[str, ...]:
         """The topics that a device subscribes to."""

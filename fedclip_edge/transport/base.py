@@ -4,6 +4,7 @@
 
 Laws:
 - Everything arrives through `next_event`; `publish` never blocks.
+- Memory is bounded: what exceeds a client's share of the queues is dropped, the oldest first.
 - The messages of one client arrive in order, each at least once. A message that was not delivered
   when the link broke is dropped, not queued: the party that still needs its effect sends it again.
 - The transport reconnects on its own. If the broker refuses the client permanently, `next_event`
@@ -13,6 +14,7 @@ Laws:
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +44,14 @@ class Received:
     payload: bytes
 
 
-Event = Connected | Disconnected | Received
+@dataclass(frozen=True)
+class Flooding:
+    """A client sends far more than its share: thousands of its messages were dropped."""
+
+    sender: str
+
+
+Event = Connected | Disconnected | Received | Flooding
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,18 @@ class Transport(Protocol):
         Raises ConfigError if the packet is larger than the broker's known limit.
         """
 
+    def publish_parts(self, topic: str, name: str, parts: Iterator[bytes], part_bytes: int) -> None:
+        """Send a large payload as messages, each made from `parts` when its turn comes.
+
+        `name` names the payload, and `part_bytes` is the size of its largest part. While a payload
+        of the same name waits on the topic this adds nothing; one of another name is replaced.
+        Never blocks. Parts are lost if the link is down or breaks first. `parts` may be used on
+        another thread. Raises ConfigError as `publish` does.
+        """
+
+    def is_sending(self, topic: str, name: str) -> bool:
+        """True while parts of the payload of this name wait on the topic."""
+
     def packet_bytes(self) -> int | None:
         """The largest packet in bytes that the broker accepts, or None if no limit is known.
 
@@ -87,6 +108,12 @@ class Transport(Protocol):
 
     def resubscribe(self) -> None:
         """Ask the broker for the messages retained on this client's topics. Never blocks."""
+
+    def set_topics(self, topics: Iterable[str]) -> None:
+        """Replace the subscriptions; those that are in both stay. Never blocks.
+
+        New ones are made first, so a message on a topic of both may arrive twice.
+        """
 
     def expect(self, devices: int) -> None:
         """Set the number of devices that would reconnect at once after the broker has failed."""

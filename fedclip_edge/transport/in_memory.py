@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fedclip_edge.protocol.topics import matches
@@ -93,12 +93,13 @@ class InMemoryBroker:
     def _connect(self, client: InMemoryTransport) -> None:
         self._clients[client.client_id] = client
         client.inbox.append(Connected())
-        self.repeat(client)
+        self.repeat(client, client.topics)
 
-    def repeat(self, client: InMemoryTransport) -> None:
-        """Hand the messages retained on this client's topics to it alone."""
+    def repeat(self, client: InMemoryTransport, patterns: Iterable[str]) -> None:
+        """Hand the messages retained on these topics to this client alone."""
+        filters = tuple(patterns)
         for topic, payload in list(self._retained.items()):
-            if client.subscribes(topic):
+            if any(matches(pattern, topic) for pattern in filters):
                 self.hand(client, Received(topic, payload))
 
 
@@ -119,9 +120,16 @@ class InMemoryTransport:
         return any(matches(pattern, topic) for pattern in self.topics)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self.broker.limits.check("this process", topic, payload)
+        self.broker.limits.check("this process", topic, len(payload))
         if self.broker.is_here(self):
             self.broker.accept(self, topic, payload, retain=retain)
+
+    def publish_parts(self, topic: str, name: str, parts: Iterator[bytes], part_bytes: int) -> None:
+        for part in parts:
+            self.publish(topic, part)
+
+    def is_sending(self, topic: str, name: str) -> bool:
+        return False
 
     def packet_bytes(self) -> int | None:
         return self.broker.limits.packet_bytes
@@ -134,10 +142,15 @@ class InMemoryTransport:
 
     def resubscribe(self) -> None:
         if self.broker.is_here(self):
-            self.broker.repeat(self)
+            self.broker.repeat(self, self.topics)
 
     def expect(self, devices: int) -> None:
         """Do nothing: only `come_back` restores a link here."""
+
+    def set_topics(self, topics: Iterable[str]) -> None:
+        before, self.topics = self.topics, tuple(topics)
+        if self.broker.is_here(self):
+            self.broker.repeat(self, [topic for topic in self.topics if topic not in before])
 
     def traffic(self) -> Traffic | None:
         return None

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -46,6 +46,7 @@ from fedclip_edge.transport.outbox import Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
+_TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 # Largest packet that this client accepts: every message of the protocol is smaller. A broker with
 # MQTT 5 delivers nothing larger.
@@ -66,22 +67,32 @@ class _Client(mqtt.Client):
 class PahoTransport:
     """A Transport over MQTT and TCP, with TLS if the address has a `ca`.
 
-    The constructor raises ConfigError if the address names certificates that cannot be used.
+    A client that speaks with many others names them with `party_of`, which gives the other client
+    by the topic of a message. Then they take turns, and none can crowd out the others (inbox.py,
+    outbox.py). The constructor raises ConfigError if the address names certificates that cannot be
+    used.
     """
 
     def __init__(
-        self, address: BrokerAddress, client_id: str, topics: Iterable[str], will: Will | None
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        topics: Iterable[str],
+        will: Will | None,
+        party_of: Callable[[str], str] | None = None,
     ) -> None:
         self._address = address
         self._where = f"{address.host}:{address.port}"
         self._client_id = client_id
-        self._topics = [(topic, 1) for topic in topics]
+        self._topics = tuple(topics)
+        self._asked: dict[int, tuple[str, ...]] = {}  # subscriptions without an answer yet
+        self._asking = threading.Lock()
         self._dialect = Dialect((address.host, address.port))
         self._answered = False  # the broker answered on the current connection
         self._unsupported = False  # the broker does not support the version used
         self._limits = Limits(address.max_packet_bytes)
-        self._inbox = Inbox(self._limits)
-        self._outbox = Outbox(self._hand_over)
+        self._inbox = Inbox(self._limits, party_of)
+        self._outbox = Outbox(self._hand_over, party_of)
         self._meter = Meter()
         self._failures = 0  # failed attempts since the link was last up
         self._devices = 1
@@ -147,8 +158,15 @@ class PahoTransport:
             raise LinkError(self._inbox.complaint or silent)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self._inbox.limits.check(self._where, topic, payload)
+        self._inbox.limits.check(self._where, topic, len(payload))
         self._outbox.put(topic, payload, retain=retain)
+
+    def publish_parts(self, topic: str, name: str, parts: Iterator[bytes], part_bytes: int) -> None:
+        self._inbox.limits.check(self._where, topic, part_bytes)
+        self._outbox.put_parts(topic, name, parts)
+
+    def is_sending(self, topic: str, name: str) -> bool:
+        return self._outbox.holds(topic, name)
 
     def packet_bytes(self) -> int | None:
         return self._inbox.limits.packet_bytes
@@ -160,8 +178,24 @@ class PahoTransport:
         return self._inbox.next_event(timeout_s)
 
     def resubscribe(self) -> None:
-        if self._outbox.is_up and self._topics:  # otherwise the next connection subscribes
-            self._client.subscribe(self._topics)
+        if self._outbox.is_up:  # otherwise the next connection subscribes
+            self._subscribe(self._topics)
+
+    def set_topics(self, topics: Iterable[str]) -> None:
+        before, self._topics = self._topics, tuple(topics)
+        if self._outbox.is_up:
+            self._subscribe([topic for topic in self._topics if topic not in set(before)])
+            gone = [topic for topic in before if topic not in set(self._topics)]
+            for batch in _batches(gone):
+                self._client.unsubscribe(list(batch))
+
+    def _subscribe(self, topics: Sequence[str]) -> None:
+        for batch in _batches(topics):
+            # The answer may come before `subscribe` returns; it waits for this lock.
+            with self._asking:
+                _, number = self._client.subscribe([(topic, 1) for topic in batch])
+                if number is not None:
+                    self._asked[number] = batch
 
     def expect(self, devices: int) -> None:
         self._devices = devices
@@ -203,18 +237,21 @@ class PahoTransport:
         # again at once, regardless of the window. They are dropped here, as the broker drops the
         # state of a clean session.
         client.drop_out_messages()
+        self._asked.clear()
         if self._topics:
-            client.subscribe(self._topics)
+            self._subscribe(self._topics)
         else:
             self._begin()
 
     def _on_subscribe(
-        self, client: mqtt.Client, _data: Any, _mid: int, answers: list[ReasonCode], _said: Any
+        self, client: mqtt.Client, _data: Any, number: int, answers: list[ReasonCode], _said: Any
     ) -> None:
-        answered = zip(self._topics, answers, strict=False)
-        denied = {topic: str(answer) for (topic, _), answer in answered if answer.is_failure}
+        with self._asking:
+            answered = zip(self._asked.pop(number, ()), answers, strict=False)
+            is_last = not self._asked
+        denied = {topic: str(answer) for topic, answer in answered if answer.is_failure}
         if not denied:
-            if not self._outbox.is_up:  # otherwise this is the answer to resubscribe()
+            if is_last and not self._outbox.is_up:  # otherwise this is the answer to a later one
                 self._begin()
             return
         topic, reason = next(iter(denied.items()))
@@ -239,7 +276,7 @@ class PahoTransport:
     ) -> None:
         was_up = self._outbox.link_down()
         if was_up:
-            self._inbox.put(Disconnected(reason_codes.advised(str(reason))))
+            self._inbox.link_down(Disconnected(reason_codes.advised(str(reason))))
         at_once = False
         if self._unsupported:
             at_once = self._dialect.unsupported()
@@ -301,6 +338,11 @@ class PahoTransport:
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
         self._meter.closing()
+
+
+def _batches(topics: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for begin in range(0, len(topics), _TOPICS_AT_ONCE):
+        yield tuple(topics[begin : begin + _TOPICS_AT_ONCE])
 
 
 def _end(link: Any) -> None:

@@ -3,20 +3,34 @@
 After a reconnect, paho sends all its messages at once, regardless of its own limit. So it gets at
 most WINDOW messages of one link at a time. A thread of this module passes them to paho: a callback
 cannot do so, because paho calls `on_publish` under the lock that its `publish` takes.
+
+Laws:
+- What waits is bounded, in messages and in bytes. Receivers take turns, and what exceeds one
+  receiver's share drops the oldest of its messages (fair_queue.py).
+- The parts of a large payload are made one at a time, when they are sent. Until then only the
+  iterator that makes them is held, and at most one for each topic.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.transport.fair_queue import FairQueue, Room
 
 WINDOW = 8
+# All messages that wait, and those to one receiver of many.
+TOTAL = Room(16_384, 32 * 2**20)
+SHARE = Room(512, 4 * 2**20)
+# For a client that sends to one receiver. One receiver can hold at most half of a queue.
+ALONE = Room(8_192, 64 * 2**20)
+_TWICE_ALONE = Room(2 * ALONE.items, 2 * ALONE.size_bytes)
+# An estimate for an iterator of parts, with the ranges that it was asked for.
+_PARTS_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -31,16 +45,17 @@ class Limits:
         known = [n for n in (self.packet_bytes, packet_bytes) if n is not None]
         return replace(self, packet_bytes=min(known, default=None))
 
-    def fit(self, topic: str, payload: bytes) -> bool:
-        """True if a QoS 1 message certainly fits into a packet that the broker accepts."""
-        return self.packet_bytes is None or packet_size_bytes(topic, payload) <= self.packet_bytes
+    def fit(self, topic: str, size_bytes: int) -> bool:
+        """True if a QoS 1 message of this payload size certainly fits into the broker's packets."""
+        packet = packet_size_bytes(topic, size_bytes)
+        return self.packet_bytes is None or packet <= self.packet_bytes
 
-    def check(self, where: str, topic: str, payload: bytes) -> None:
+    def check(self, where: str, topic: str, size_bytes: int) -> None:
         """Raise ConfigError unless the message fits; `where` names the broker in the error."""
-        if not self.fit(topic, payload):
+        if not self.fit(topic, size_bytes):
             raise ConfigError(
                 f"the broker at {where} takes packets of at most {self.packet_bytes} bytes, but a "
-                f"message on {topic} has {packet_size_bytes(topic, payload)}; raise the broker's "
+                f"message on {topic} has {packet_size_bytes(topic, size_bytes)}; raise the broker's "
                 "limit (mosquitto: max_packet_size), or max_packet_bytes under [broker] if that is "
                 "lower"
             )
@@ -54,25 +69,44 @@ class _Link:
         self.size = min(WINDOW, limits.receive_maximum)
         self.window = threading.Semaphore(self.size)
         self.on_way: deque[str] = deque()  # topics; the broker acknowledges in this order
-        self.published = 0  # written by the publishing thread only
-        self.acknowledged = 0  # written by paho's thread only
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Outgoing:
+    """One message, or a payload in parts."""
+
     topic: str
-    payload: bytes
+    content: bytes | Iterator[bytes]
     retain: bool
     link: _Link
+    name: str = ""  # of a payload in parts
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else _PARTS_BYTES
 
 
 class Outbox:
-    """One client's outgoing messages. `hand_over` gets a topic, a payload and the retain flag."""
+    """One client's outgoing messages. `hand_over` gets a topic, a payload and the retain flag.
 
-    def __init__(self, hand_over: Callable[[str, bytes, bool], object]) -> None:
+    `receiver_of` gives the receiver of a message by its topic. Without it, all messages count as
+    those to one receiver.
+    """
+
+    def __init__(
+        self,
+        hand_over: Callable[[str, bytes, bool], object],
+        receiver_of: Callable[[str], str] | None = None,
+    ) -> None:
         self._hand_over = hand_over
-        self._queue: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
+        self._receiver_of = receiver_of or _nobody
+        rooms = (_TWICE_ALONE, ALONE) if receiver_of is None else (TOTAL, SHARE)
+        self._waiting = FairQueue[_Outgoing](*rooms)
+        self._in_parts: dict[str, _Outgoing] = {}  # by topic; also while a part is being sent
+        self._unsettled = 0  # messages of this link that were queued and not acknowledged
+        self._changed = threading.Condition()  # guards the four above
         self._link: _Link | None = None
+        self._closing = False
         self._sender = threading.Thread(target=self._send, name="mqtt-sender", daemon=True)
 
     def start(self) -> None:
@@ -90,7 +124,11 @@ class Outbox:
 
     def link_down(self) -> bool:
         """Record that the connection broke and drop what is queued; False if there was none."""
-        link, self._link = self._link, None
+        with self._changed:
+            link, self._link = self._link, None
+            self._waiting.clear()
+            self._in_parts.clear()
+            self._unsettled = 0
         if link is None:
             return False
         link.window.release(link.size + 1)  # frees `drain`, and the sender if it waits
@@ -98,24 +136,47 @@ class Outbox:
 
     def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Queue a message; drop it if it is too large, or if the link is down or breaks first."""
-        link = self._link
-        if link is not None and link.limits.fit(topic, payload):
-            link.published += 1
-            self._queue.put(_Outgoing(topic, payload, retain, link))
+        with self._changed:
+            link = self._link
+            if link is not None and link.limits.fit(topic, len(payload)):
+                self._unsettled += 1
+                self._queue(_Outgoing(topic, payload, retain, link))
+
+    def put_parts(self, topic: str, name: str, parts: Iterator[bytes]) -> None:
+        """Queue a payload in parts, each no larger than the broker's packets.
+
+        While a payload of the same name waits on the topic, this adds nothing. One of another name
+        is replaced. If the link is down or breaks first, the parts are dropped.
+        """
+        with self._changed:
+            link = self._link
+            if link is not None and not self.holds(topic, name):
+                self._in_parts[topic] = made = _Outgoing(topic, parts, False, link, name)
+                self._unsettled += 1
+                self._queue(made)
+
+    def holds(self, topic: str, name: str) -> bool:
+        """True while parts of the payload of this name wait on the topic."""
+        waits = self._in_parts.get(topic)
+        return waits is not None and waits.name == name
 
     def acknowledged(self) -> str:
         """Record an acknowledgement by the broker; returns the message's topic, or ""."""
-        link = self._link
-        if link is None or not link.on_way:
-            return ""
-        link.acknowledged += 1
+        with self._changed:
+            link = self._link
+            if link is None or not link.on_way:
+                return ""
+            self._unsettled -= 1
+            topic = link.on_way.popleft()
         link.window.release()
-        return link.on_way.popleft()
+        return topic
 
     def backlog(self) -> int:
-        """The number of messages of this link that the broker has not acknowledged yet."""
-        link = self._link
-        return 0 if link is None else link.published - link.acknowledged
+        """The number of messages of this link that the broker has not acknowledged yet.
+
+        The parts of a payload that have not been made yet count as one.
+        """
+        return self._unsettled
 
     def drain(self, timeout_s: float) -> None:
         """Hand over what is queued, end the thread, and wait for the acknowledgements.
@@ -123,24 +184,74 @@ class Outbox:
         Gives up after `timeout_s` seconds.
         """
         link, deadline = self._link, time.monotonic() + timeout_s
-        self._queue.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         if self._sender.is_alive():
             self._sender.join(timeout_s)
         if link is not None:
             for _ in range(link.size):
                 link.window.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
+    def _queue(self, message: _Outgoing) -> None:
+        if message.link is not self._link:
+            return
+        receiver = self._receiver_of(message.topic)
+        for dropped in self._waiting.put(receiver, message, message.size_bytes):
+            self._forget(dropped)
+        self._changed.notify()
+
+    def _forget(self, message: _Outgoing) -> None:
+        self._unsettled -= 1
+        if self._in_parts.get(message.topic) is message:
+            del self._in_parts[message.topic]
+
     def _send(self) -> None:
-        while (message := self._queue.get()) is not None:
+        while (message := self._take()) is not None:
+            content = message.content
+            if isinstance(content, bytes):
+                self._send_one(message, content)
+            elif (part := self._next_part(message, content)) is not None:
+                self._send_one(message, part)
+                with self._changed:
+                    self._queue(message)
+
+    def _next_part(self, message: _Outgoing, parts: Iterator[bytes]) -> bytes | None:
+        """The next part, or None if there is none, or the payload was replaced."""
+        part = next(parts, None) if self._is_wanted(message) else None
+        with self._changed:
             if message.link is not self._link:
-                continue
-            message.link.window.acquire()
-            if message.link is self._link:
-                message.link.on_way.append(message.topic)
-                self._hand_over(message.topic, message.payload, message.retain)
+                return None
+            if part is None:
+                self._forget(message)
+            else:
+                self._unsettled += 1  # this part; the rest is counted already
+        return part
+
+    def _is_wanted(self, message: _Outgoing) -> bool:
+        return message.link is self._link and self._in_parts.get(message.topic) is message
+
+    def _take(self) -> _Outgoing | None:
+        """The next message; waits for one. None once the queue is empty and the end is wanted."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) or self._closing)
+            taken = self._waiting.take()
+            return None if taken is None else taken[1]
+
+    def _send_one(self, message: _Outgoing, payload: bytes) -> None:
+        message.link.window.acquire()
+        with self._changed:
+            if message.link is not self._link:
+                return
+            message.link.on_way.append(message.topic)
+        self._hand_over(message.topic, payload, message.retain)
 
 
-def packet_size_bytes(topic: str, payload: bytes) -> int:
+def packet_size_bytes(topic: str, size_bytes: int) -> int:
     """The largest possible size in bytes of a QoS 1 PUBLISH packet with this topic and payload."""
     # Type and flags, length (up to 4 bytes), the topic's length, packet identifier, no properties.
-    return 1 + 4 + 2 + 2 + 1 + len(topic.encode()) + len(payload)
+    return 1 + 4 + 2 + 2 + 1 + len(topic.encode()) + size_bytes
+
+
+def _nobody(_topic: str) -> str:
+    return ""

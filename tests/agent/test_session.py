@@ -804,6 +804,20 @@ def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
     assert (said.epoch, said.run, said.closed) == (5, "run-1", 1)
 
 
+def test_refused_messages_are_told_once_and_then_counted_each_minute(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.join()
+    for _ in range(20):
+        scene.session.handle_event(Received(TOPICS.round, b"garbage"), scene.now)
+    scene.session.act(scene.now + 59)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "message_refused" in line]
+    assert len(lines) == 1
+    scene.session.act(scene.now + 61)
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "message_refused" in x)
+    assert line.endswith("count=19")
+
+
 def test_an_open_round_that_is_heard_after_the_end_is_dropped(scene: Scene) -> None:
     """A message that was delayed or replayed would start the run again, with no coordinator."""
     scene.join()

@@ -59,7 +59,7 @@ from fedclip_edge.protocol.messages import (
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Role, Update
-from fedclip_edge.transport.base import Received, Will
+from fedclip_edge.transport.base import Connected, Flooding, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
@@ -460,7 +460,7 @@ class NarrowBroker(InMemoryBroker):
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
     ) -> None:
-        size = packet_size_bytes(topic, payload)
+        size = packet_size_bytes(topic, len(payload))
         assert size <= (self.limits.packet_bytes or 0)
         self.passed.append((size, chunks.is_chunk(payload)))
         super().accept(client, topic, payload, retain=retain)
@@ -861,6 +861,78 @@ def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> No
     assert "cam-1" in state(fleet).trainers
     fleet.run()
     assert final(fleet) == undisturbed(3)
+
+
+def test_refused_messages_are_told_once_and_then_counted_each_minute(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mallory = Mallory(fleet)
+    for _ in range(30):
+        mallory.link.publish(TOPICS.up("cam-1"), b"garbage")
+        mallory.say(hello(encoder_id="f" * 64), TOPICS.up("mallory"))
+    capsys.readouterr()
+    fleet.step()
+
+    def told(event: str) -> list[str]:
+        lines = capsys.readouterr().out.splitlines()
+        return [line.partition(event)[2] for line in lines if event in line]
+
+    first = capsys.readouterr().out.splitlines()
+    assert sum("message_refused device=cam-1" in line for line in first) == 1
+    assert sum("device_refused device=mallory" in line for line in first) == 1
+    assert not any("count=" in line for line in first)
+    fleet.coordinator.tick(fleet.now + 59)
+    assert told("refused") == []
+    fleet.coordinator.tick(fleet.now + 61)
+    assert [line.rpartition(" ")[2] for line in told("refused")] == ["count=29", "count=29"]
+
+
+def test_a_device_that_floods_is_not_heard_for_a_minute(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    mallory.joins()
+    until(fleet, lambda: "mallory" in state(fleet).evaluators)
+    link = fleet.coordinator.publisher.transport
+    assert isinstance(link, InMemoryTransport)
+    before = link.topics
+    handled = fleet.coordinator.refused_messages["mallory"]
+    fleet.coordinator.handle_event(Flooding("mallory"), fleet.now)
+    fleet.coordinator.handle_event(Flooding("mallory"), fleet.now)
+    assert not link.subscribes(TOPICS.up("mallory"))
+    for name in fleet.sessions:
+        assert link.subscribes(TOPICS.up(name))
+        assert link.subscribes(TOPICS.state(name))
+    assert link.subscribes(TOPICS.coordinator_state)
+    assert not fleet.coordinator.devices.is_online("mallory")
+    # A message that was on its way already.
+    fleet.coordinator.handle_event(Received(TOPICS.up("mallory"), b"late"), fleet.now)
+    assert fleet.coordinator.refused_messages["mallory"] == handled
+    fleet.run()
+    assert final(fleet) == undisturbed(3)
+    fleet.coordinator.tick(fleet.now + 61)
+    assert link.topics == before
+
+
+def test_a_want_adds_nothing_while_the_model_is_sent_to_all(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = fleet.coordinator.publisher
+    asked = []
+
+    def is_sending(link: InMemoryTransport, topic: str, name: str) -> bool:
+        asked.append((topic, name))
+        return True
+
+    heard = listen(fleet, TOPICS.down("cam-1"))
+    monkeypatch.setattr(InMemoryTransport, "is_sending", is_sending)
+    publisher.send_model("cam-1", ((0, 9),))
+    assert heard.next_event(0) in (None, Connected())
+    assert heard.next_event(0) is None
+    assert asked == [(TOPICS.model, fleet.coordinator.run_state.version)]
+    monkeypatch.undo()
+    publisher.send_model("cam-1", ((0, 9),))
+    event = heard.next_event(0)
+    assert isinstance(event, Received)
+    assert chunks.is_chunk(event.payload)
 
 
 def test_a_message_replayed_on_another_topic_is_dropped(fleet: Fleet) -> None:

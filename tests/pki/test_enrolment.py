@@ -76,13 +76,30 @@ def test_an_init_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_brokers_files_are_where_its_settings_say(site: Folder, tmp_path: Path) -> None:
     written = (site.broker / "mosquitto.conf").read_text()
-    assert written == mosquitto.settings(site.broker)
+    assert written == mosquitto.settings("lab", site.broker)
     for line in written.splitlines():
         if (path := Path(line.rpartition(" ")[2])).is_absolute():
             assert path.is_file(), path
-    assert (site.broker / "fleet.acl").read_text() == access_list()
+    assert (site.broker / "fleet.acl").read_text() == access_list("lab")
     away = enrolment.create_site(tmp_path / "away", ["h"], fleet="lab", broker_home=mosquitto.HOME)
-    assert (away.broker / "mosquitto.conf").read_text() == mosquitto.settings()
+    assert (away.broker / "mosquitto.conf").read_text() == mosquitto.settings("lab")
+
+
+def test_the_brokers_limits_grow_with_the_fleet(tmp_path: Path) -> None:
+    limits = []
+    for devices in (1, 100, 2000):
+        site = enrolment.create_site(tmp_path / str(devices), ["h"], fleet="lab", devices=devices)
+        text = (site.broker / "mosquitto.conf").read_text()
+        assert f"for a fleet of {devices} devices" in text
+        words = [line.split() for line in text.splitlines()]
+        values = {entry[0]: int(entry[1]) for entry in words if entry and entry[-1].isdigit()}
+        names = ("max_queued_messages", "max_connections", "memory_limit")
+        limits.append([values[name] for name in names])
+        assert values["max_connections"] >= 2 * devices + 1
+        assert values["memory_limit"] > values["max_queued_bytes"]
+    for column in zip(*limits, strict=True):
+        assert len(set(column)) == 3
+        assert list(column) == sorted(column)
 
 
 def test_an_archive_is_all_that_a_device_needs(site: Folder) -> None:
@@ -176,7 +193,7 @@ def test_a_revocation_is_of_every_certificate_of_the_device_and_of_no_other(site
     enrolled = registry.read(site.registry)
     assert enrolled.revoked == ("cam-01",)
     assert revoked_serials(site) == set(enrolled.devices["cam-01"].serials)
-    assert (site.broker / "fleet.acl").read_text() == access_list(["cam-01"])
+    assert (site.broker / "fleet.acl").read_text() == access_list("lab", ["cam-01"])
     enrolment.revoke(site, "cam-02")
     assert len(revoked_serials(site)) == 3
     with pytest.raises(ConfigError, match="cam-01 was revoked"):

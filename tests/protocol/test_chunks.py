@@ -252,12 +252,12 @@ def test_silence_is_counted_from_the_last_progress() -> None:
 def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, size: int) -> None:
     data = bytes(size)
     blob = fit_to_packets(blob_of(data), packet_bytes)
-    sizes = [packet_size_bytes("t" * 256, chunk) for chunk in split(data, blob)]
+    sizes = [packet_size_bytes("t" * 256, len(chunk)) for chunk in split(data, blob)]
     assert max(sizes) <= packet_bytes
     # no smaller than necessary
     assert (
         blob.chunk_bytes == CHUNK_BYTES
-        or packet_size_bytes("t" * 256, bytes(24 + blob.chunk_bytes)) > packet_bytes - 8
+        or packet_size_bytes("t" * 256, 24 + blob.chunk_bytes) > packet_bytes - 8
     )
 
 

@@ -92,7 +92,7 @@ def test_a_pattern_gets_what_paho_says_it_gets(pattern: str, topic: str) -> None
 def allowed(user: str, access: str, topic: str) -> bool:
     """Decide as mosquitto does with the access list (mosquitto.conf(5), acl_file)."""
     section = ""
-    for line in access_list().splitlines():
+    for line in access_list("lab").splitlines():
         words = line.split()
         if not words or line.startswith("#"):
             continue
@@ -130,6 +130,19 @@ def test_the_coordinator_reads_what_it_subscribes_to_and_writes_what_it_says() -
     assert writes == said
 
 
+def test_the_coordinator_may_listen_to_single_devices() -> None:
+    some = LAB.for_coordinator(["cam-01"])
+    assert some == (LAB.coordinator_state, LAB.state("cam-01"), LAB.up("cam-01"))
+
+
+def test_a_topic_names_its_device() -> None:
+    for name in NAMES:
+        assert [LAB.owner(make(name)) for make in (LAB.state, LAB.up, LAB.down)] == [name] * 3
+    others = (LAB.round, LAB.model, LAB.coordinator_state, Topics("other").up("cam-01"))
+    wrong = ("", LAB.up("No Id"), LAB.up(""), LAB.up("cam-01") + "/x", LAB.up("a" * 65))
+    assert {LAB.owner(topic) for topic in (*others, *wrong)} == {""}
+
+
 def test_a_stranger_may_do_nothing_to_others() -> None:
     for topic in every_topic():
         assert not allowed("mallory", "write", topic)
@@ -137,8 +150,17 @@ def test_a_stranger_may_do_nothing_to_others() -> None:
             assert not allowed("mallory", "read", topic)
 
 
+def test_nobody_may_use_a_topic_of_another_fleet() -> None:
+    other = Topics("other")
+    own = [other.coordinator_state, other.round, other.model]
+    own += [make("cam-01") for make in (other.state, other.up, other.down)]
+    for user in ("cam-01", "coordinator"):
+        for access in ("read", "write"):
+            assert not [topic for topic in own if allowed(user, access, topic)]
+
+
 def test_who_was_revoked_is_denied_everything_and_nobody_else_is() -> None:
-    assert access_list(["cam-01", "cam-02"]) == access_list() + (
+    assert access_list("lab", ["cam-01", "cam-02"]) == access_list("lab") + (
         "\nuser cam-01\ntopic deny #\n\nuser cam-02\ntopic deny #\n"
     )
 

@@ -125,7 +125,9 @@ class Cluster:
 
     def admit(self, *ids: str) -> None:
         """Create users for these ids with an operator's commands."""
-        users = subprocess.run([PLACE / "users.sh", *ids], capture_output=True, check=True).stdout
+        users = subprocess.run(
+            [PLACE / "users.sh", "lab", *ids], capture_output=True, check=True
+        ).stdout
         said = self.ctl("import_definitions", stdin=users.decode())
         assert said.returncode == 0, said.stdout + said.stderr
 

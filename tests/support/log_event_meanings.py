@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedclip_edge.cli.progress import EVERY_S
+from fedclip_edge.coordinator.coordinator import MUTED_S
 from fedclip_edge.coordinator.uploads import LEASE_S
 from fedclip_edge.pki.expiry import WARN_DAYS
 
@@ -97,7 +98,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "message_refused": Event(
             "A message broke the protocol, or was not signed by the key that this device trusts. "
-            "It was dropped.",
+            "It was dropped. Written in full for the first one of each kind, and then once a minute "
+            "with the `count` of further ones.",
             "If this happens again, read the reason: a new coordinator with another key cannot continue a "
             "run.",
         ),
@@ -113,7 +115,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "serving": Event("The coordinator is online and waits for devices."),
         "joined": Event("A device said hello and was admitted."),
         "device_refused": Event(
-            "A device was not admitted, or lost its admission. Its agent ends with exit code 14.",
+            "A device was not admitted, or lost its admission. Its agent ends with exit code 14. "
+            "If it says hello again, that is written once a minute, with the `count`.",
             "The reason names the remedy, such as copying the bundle or enrolling the device.",
         ),
         "left": Event(
@@ -156,8 +159,16 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "round_closed": Event("A round is closed, and the next model is made."),
         "report": Event("A device measured a model. The fields are those of the agent's event."),
         "message_refused": Event(
-            "A message broke the protocol or has a wrong signature. It was dropped.",
+            "A message broke the protocol or has a wrong signature. It was dropped. Written in full "
+            "for the first one of each device and kind, and then once a minute with the `count` of "
+            "further ones.",
             "If this happens again for one device, check the version and the key of that device.",
+        ),
+        "device_muted": Event(
+            f"A device floods the coordinator. For {MUTED_S:g} seconds the coordinator does not listen "
+            "to it and counts it as offline. A device that joins the fleet for the first time in this "
+            "time may have to wait as long.",
+            "Check the device, or revoke it.",
         ),
         "registry_not_read": Event(
             "The registry has changed and cannot be read. The previous version stays in force.",
@@ -185,6 +196,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "message_not_taken": Event(
             "The broker refused a message.",
             "Check the broker's access list, and that the user name is the device's id.",
+        ),
+        "messages_dropped": Event(
+            "Messages came faster than they could be handled. Those above the sender's share were "
+            "dropped. Written at once and then once a minute.",
+            "Check the named device, or revoke it. What was lost is sent again.",
         ),
         "certificate_ends": Event(
             f"The certificate of this process expires in less than {WARN_DAYS} days. Written at the "
@@ -252,6 +268,12 @@ FIELDS: Mapping[str, str] = {
     "refused; `message_refused` says why.",
     "missing": "The devices that are waited for, and when each last sent a message. In phase "
     "`gathering`, enrolled devices that have never joined this run are included.",
+    "device_refused.count": "Number of hellos of this kind since the last such line.",
+    "message_refused.count": "Number of messages of this kind since the last such line. `topic` and "
+    "`reason` are those of the last one.",
+    "messages_dropped.count": "Number of messages dropped since the last such line.",
+    "messages_dropped.device": "Id of the sender. Missing for messages of the coordinator, and for "
+    "more senders than are counted one by one.",
     "model": "The model that is used instead.",
     "model_bytes": "Size of the next model as it is sent.",
     "more": "Number of further devices; ten are named.",

@@ -348,7 +348,7 @@ def classes_digest() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "topics": topic_table,
     "subscriptions": subscriptions,
-    "access-list": lambda: fenced(access_list()),
+    "access-list": lambda: fenced(access_list("FLEET")),
     "limits": limit_table,
     "constants": constant_table,
     "rules": rule_table,

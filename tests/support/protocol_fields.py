@@ -42,7 +42,7 @@ from fedclip_edge.protocol.messages import (
 )
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
-from fedclip_edge.transport import base, outbox
+from fedclip_edge.transport import base, inbox, outbox
 
 _COUNT = messages._MAX_COUNT
 _SHA = "a" * 64
@@ -312,6 +312,8 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         devices.MODEL_REPEAT_S,
         "shortest time between two answers to a device's `want` for one model",
     ),
+    "FLOOD": (inbox.FLOOD, "dropped messages of a device before the coordinator stops listening"),
+    "MUTED_S": (coordinator.MUTED_S, "for which the coordinator does not listen to such a device"),
     "UPLOAD_REPAIR_S": (
         uploads.REPAIR_S,
         "without a new chunk, before the coordinator asks for the missing ones",

@@ -180,6 +180,43 @@ def test_what_is_retained_is_said_again_to_who_asks(anywhere: Place) -> None:
     assert messages(listener, "ready") == [], "the link must be the same"
 
 
+def test_the_subscriptions_can_be_replaced(anywhere: Place) -> None:
+    speaker = anywhere.client("b")
+    next_of(speaker, Connected)
+    listener = anywhere.client("a", ["ready", "x/+"])
+    subscribed(listener)
+    speaker.publish("y/1", b"retained", retain=True)
+    speaker.publish("x/1", b"heard")
+    speaker.publish("ready", b"")
+    assert messages(listener, "ready") == [("x/1", b"heard")]
+    many = [f"y/{number}" for number in range(250)]
+    listener.set_topics(["ready", *many])
+    event = next_of(listener, Received)
+    assert (event.topic, event.payload) == ("y/1", b"retained")
+    # The answer to this comes after those to the changes.
+    listener.resubscribe()
+    next_of(listener, Received, lambda event: event.topic == "y/1")
+    for topic in ("x/1", "y/0", "y/249"):
+        speaker.publish(topic, b"later")
+    speaker.publish("ready", b"")
+    assert [topic for topic, _ in messages(listener, "ready") if topic != "y/1"] == [
+        "y/0",
+        "y/249",
+    ]
+
+
+def test_replaced_subscriptions_hold_on_the_next_link(place: MosquittoPlace) -> None:
+    listener = place.client("a", ["ready", "x"])
+    subscribed(listener)
+    listener.set_topics(["ready", "y"])
+    place.proxies["a"].cut()
+    next_of(listener, Disconnected)
+    subscribed(listener)
+    for topic in ("x", "y", "ready"):
+        listener.publish(topic, b"later")
+    assert messages(listener, "ready") == [("y", b"later")]
+
+
 def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
     listener = anywhere.client("a", ["ready", "state/b"])
     subscribed(listener)
@@ -388,6 +425,20 @@ def test_a_real_broker_keeps_everybody_to_the_access_list(guarded: BrokerAddress
     finally:
         for client in (one, two, coordinator):
             client.close()
+
+
+def test_a_real_broker_retains_nothing_for_a_made_up_fleet(guarded: BrokerAddress) -> None:
+    device = connected(login(guarded, "cam-01", "cam-01"), "cam-01")
+    next_of(device, Connected)
+    for number in range(20):
+        device.publish(Topics(f"made-up-{number}").state("cam-01"), b"garbage", retain=True)
+    device.publish(Topics("lab").state("cam-01"), b"its own", retain=True)
+    device.close()
+    auditor = connected(login(guarded, "auditor", "auditor"), "auditor", ["#"])
+    next_of(auditor, Connected)
+    auditor.publish("end", b"end")
+    assert until_end(auditor, "end") == {(Topics("lab").state("cam-01"), b"its own")}
+    auditor.close()
 
 
 def test_traffic_is_what_went_over_the_wire(place: MosquittoPlace) -> None:

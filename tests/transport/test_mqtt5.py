@@ -153,7 +153,7 @@ def test_what_is_as_large_as_announced_passes_and_what_is_larger_is_told(
     try:
         subscribed(link)
         assert link.packet_bytes() == announced
-        most = bytes(announced - packet_size_bytes("bulk", b""))
+        most = bytes(announced - packet_size_bytes("bulk", 0))
         for _ in range(20):
             link.publish("bulk", most)
         for _ in range(20):
