@@ -6,8 +6,8 @@ Laws:
 - A message that breaks the protocol is dropped and counted against its peer. It has no other
   effect.
 - A device that is not admitted is refused. A device that loses its admission is refused at once.
-- A device that floods the coordinator is not heard for MUTED_S: its topics are unsubscribed, and it
-  counts as offline.
+- For MUTED_S, the coordinator does not listen to a device that floods it: the topics of the device
+  are unsubscribed, and it counts as offline.
 - After a kill at any moment the journal is enough to continue: `resume_coordinator` starts from it.
 """
 
@@ -64,10 +64,9 @@ class Coordinator:
     # Number of refused messages by the device in the topic; "" counts all others (_PEERS_COUNTED).
     refused_messages: Counter[str] = field(default_factory=Counter)
     _muted: dict[str, float] = field(default_factory=dict)  # device -> time at which it ends
-    _messages: Refusals = field(default_factory=Refusals)  # for the log: messages
-    _hellos: Refusals = field(
-        default_factory=Refusals
-    )  # for the log: devices that are not admitted
+    # What the log says of refused messages, and of devices that are not admitted.
+    _messages: Refusals = field(default_factory=Refusals)
+    _hellos: Refusals = field(default_factory=Refusals)
 
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
