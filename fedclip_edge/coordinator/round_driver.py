@@ -115,7 +115,7 @@ class RoundDriver:
     def _waiting(self, action: round_events.Waiting, now: float) -> None:
         names = set(action.missing)
         if self.state.phase == "gathering" and self.admission.enrolled is not None:
-            # Nobody knows yet which of these devices train.
+            # It is not known yet which of these devices train.
             names |= self.admission.enrolled - self.devices.keys.keys()
         missing = [self._last_seen(device, now) for device in sorted(names)]
         log.event(

@@ -189,7 +189,7 @@ def _close_if_complete(state: RoundState, now: float) -> Step:
         awaited = waiting  # the round could not open again without them
     if awaited and not is_late:
         return state, ()
-    silent = waiting - state.offered - state.heard if is_late else waiting - waiting
+    silent = waiting - state.offered - state.heard if is_late else frozenset[str]()
     missing = state.cohort - state.kept.keys()
     reasons = {device: _reason(state, device, silent) for device in missing}
     state = replace(

@@ -223,10 +223,10 @@ def test_a_device_reads_and_writes_only_what_is_its_own(
     coordinator = fleet.link("coordinator", address, topics.for_coordinator())
     for topic in (topics.state("north"), topics.up("north")):
         device.publish(topic, b"mine")
-        assert received(coordinator, b"mine")[-1] == b"mine", topic  # the agents' come as well
+        received(coordinator, b"mine")  # it fails if the message does not come
     for topic in (topics.coordinator_state, topics.round, topics.model, topics.down("north")):
         coordinator.publish(topic, b"for you")
-        assert received(device, b"for you")[-1] == b"for you", topic
+        received(device, b"for you")
     for topic in (topics.up("south"), topics.round):
         device.publish(topic, b"not mine")
         wait_for(device, Disconnected)

@@ -149,7 +149,13 @@ def unit() -> configparser.SectionProxy:
 
 def _unit_text() -> str:
     service = unit()
-    names = ("Restart", "RestartForceExitStatus", "RestartPreventExitStatus", "RestartSec")
+    names = (
+        "Restart",
+        "RestartForceExitStatus",
+        "RestartPreventExitStatus",
+        "RestartSec",
+        "SuccessExitStatus",
+    )
     settings = "\n".join(f"{name}={service[name]}" for name in names)
     hopeless = {int(code) for code in service["RestartPreventExitStatus"].split()}
     *first, last = (str(cls.exit_code) for cls in classes() if cls.exit_code in hopeless)
@@ -157,5 +163,6 @@ def _unit_text() -> str:
         f"`device/{UNIT.name}` runs the agent with these settings:\n\n"
         + md.fenced(settings, "ini")
         + f"\n\nAfter {', '.join(first)} or {last} the agent is not started again: a person must act "
-        f"first. After any other code except 0, systemd starts it again after {service['RestartSec']} seconds."
+        f"first. After 0 and {service['SuccessExitStatus']} it has ended as wanted. After any "
+        f"other code, systemd starts it again after {service['RestartSec']} seconds."
     )
