@@ -96,7 +96,7 @@ def federate(
             made, _ = method.fit(
                 model, data[name].train, data[name].validation, classes, plan, {}, seed
             )
-            sent = Contribution("r", 1, name, "b", "e", "c", made)
+            sent = Contribution("r", 1, name, "b", made)
             body, residuals[name] = upload.encode(sent, plan, residuals[name])
             up.append(len(body))
             total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import light
 from brokers import MOSQUITTO, free_port, wait_until_served
+from capable import CAPABLE
 from federation import Federation
 from footprint import memory_mb
 from mqtt_client import connected, next_of
@@ -112,7 +113,7 @@ class Flooder:
     def knows(self, encoder_id: str, classes_digest: str) -> None:
         """Use this bundle in hellos, so that the device is admitted."""
         key = self.identity.key
-        self._hello = Hello("boot", key, ("evaluate",), "", encoder_id, classes_digest)
+        self._hello = Hello("boot", key, ("evaluate",), "", encoder_id, classes_digest, CAPABLE)
 
     def _publish(self, message: Hello | Want) -> bytes:
         topic = _TOPICS.up(self.name)
@@ -262,7 +263,7 @@ def hello(fleet: Federation, flooder: Flooder, seconds: float) -> dict[str, floa
 def want(
     fleet: Federation, flooder: Flooder, broker: int, port: int, seconds: float
 ) -> dict[str, float]:
-    listener = connected(BrokerAddress(port=port), "listener", [_TOPICS.round])
+    listener = connected(BrokerAddress(port=port), "listener", [_TOPICS.manifest])
     retained = next_of(listener, Received)
     listener.close()
     manifest = wire.unpack_control(retained.topic, retained.payload).message

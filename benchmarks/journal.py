@@ -94,9 +94,7 @@ def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
                 run=run.id,
                 round=number + 1,
                 device=device,
-                base=state.version,
-                encoder_id=ENCODER,
-                classes_digest=classes.digest,
+                exchange=state.exchange.sha256,
                 update=Update("sum", 1, updates[(number + at) % _DRAWN]),
             )
             payload = wire.pack_contribution(made, plan.codec_up)

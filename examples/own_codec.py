@@ -63,7 +63,7 @@ def compare(rounds: int = 20) -> None:
             stored, lost = codec.with_feedback(name, {"weight": update}, residual)
             residual = dict(lost)
             made = Contribution(
-                "run-1", number + 1, "cam-01", "0" * 64, "0" * 64, "0" * 64,
+                "run-1", number + 1, "cam-01", "0" * 64,
                 Update("sum", 1, {"weight": update}),
             )  # fmt: skip
             payload = wire.pack_contribution(made, name, stored)

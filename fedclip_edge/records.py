@@ -33,6 +33,7 @@ Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 COUNT_MAX = 2**63 - 1  # the largest integer in SQLite
+MAX_NORM = 1e9  # above the bound on any update's norm
 
 
 def check_id(value: str, what: str) -> str:
@@ -181,8 +182,10 @@ class Plan:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-        if not 0 < self.max_norm < 1e9:
-            raise ValueError(f"max_norm: expected above 0 and below 1e9, got {self.max_norm}")
+        if not 0 < self.max_norm < MAX_NORM:
+            raise ValueError(
+                f"max_norm: expected above 0 and below {MAX_NORM:g}, got {self.max_norm}"
+            )
         for name in ("codec_up", "codec_down"):
             if getattr(self, name) not in get_args(Codec):
                 raise ValueError(
@@ -249,17 +252,15 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """An update with its run, round, device, base model, encoder and classes.
+    """An update with its run, round, device and exchange.
 
-    The coordinator checks every field against the round.
+    The coordinator checks every field against the open exchange.
     """
 
     run: str
     round: int
     device: str
-    base: str  # SHA-256 of the model it was trained from
-    encoder_id: str
-    classes_digest: str
+    exchange: str  # hash of all that the update depends on (`protocol.messages.Exchange`)
     update: Update
 
 

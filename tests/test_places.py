@@ -137,7 +137,7 @@ def test_rabbitmqs_users_may_do_what_the_access_list_says() -> None:
     own, other = Topics("lab"), Topics("another-fleet")
     plain = [f"{word}/more" for word in ("fedclip/v1/lab/model", own.up("cam-01"))]
     for topics in (own, other):
-        plain += [topics.coordinator_state, topics.round, topics.model]
+        plain += [topics.coordinator_state, topics.manifest, topics.model]
         plain += [at(name) for name in ids for at in (topics.state, topics.up, topics.down)]
     seen = set()
     for entry in definitions["topic_permissions"]:

@@ -52,7 +52,7 @@ class EvaluationQueue:
 
     def go_back(self, manifest: Manifest) -> None:
         """Drop the models of rounds that are not closed any more, according to `manifest`."""
-        closed = manifest.model_round
+        closed = manifest.closed
         self._waiting = [held for held in self._waiting if held.model.round <= closed]
 
     def is_over(self, manifest: Manifest) -> bool:

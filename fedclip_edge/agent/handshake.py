@@ -6,6 +6,7 @@ Laws:
 - A hello is repeated until it is answered; without a coordinator, at growing intervals.
 - A device whose hello was answered says hello again if it then gets no manifest for too long: the
   newest manifest may be lost.
+- A device that is refused in a run says hello again after _ALONE_S, or to the next coordinator.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Handshake:
     trust: Trust
     is_answered: bool = False  # by the current coordinator, on this link
     since: float | None = None  # time of the first link
+    is_refused: bool = False  # in this run
     _unanswered: int = 0  # hellos in a row
     _said_at: float | None = None  # time of the last hello; None while disconnected
     _heard_at: float = 0.0  # time of the last manifest
@@ -52,7 +54,11 @@ class Handshake:
 
     def reset(self) -> None:
         """Forget the answer to an earlier hello, so that the device waits for the next answer."""
-        self.is_answered, self._unanswered = False, 0
+        self.is_answered, self.is_refused, self._unanswered = False, False, 0
+
+    def refuse(self) -> None:
+        """Record that the coordinator refuses this device in its run."""
+        self.is_answered, self.is_refused, self._unanswered = False, True, 0
 
     def note_hello(self, now: float) -> None:
         """Record that a hello was sent."""
@@ -71,7 +77,7 @@ class Handshake:
         self._heard_at = now
         is_answer = direct and not self.is_answered
         if direct:
-            self.is_answered, self._unanswered = True, 0
+            self.is_answered, self.is_refused, self._unanswered = True, False, 0
         return is_answer
 
     def poll(self, now: float) -> bool:
@@ -79,7 +85,7 @@ class Handshake:
         said_at = math.inf if self._said_at is None else self._said_at
         if not self.is_answered:
             is_due = now - said_at >= self._repeat_s
-            if is_due and not self._unanswered:
+            if is_due and not self._unanswered and not self.is_refused:
                 log.event("no_answer", fleet=self.fleet, hint=_NO_ANSWER)
         else:
             is_due = now - self._heard_at >= self._patience_s
@@ -97,6 +103,8 @@ class Handshake:
     @property
     def _repeat_s(self) -> float:
         """Seconds to wait for an answer to the last hello."""
+        if self.is_refused:
+            return _ALONE_S
         if self.is_alone or self.trust.coordinator is None:
             return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
         return REPEAT_S

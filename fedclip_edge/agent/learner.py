@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fedclip_edge.protocol.messages import Capabilities
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
@@ -40,6 +41,10 @@ class Learner(Protocol):
 
         `version` is the SHA-256 of the published model; `wait_s` is the idle time in seconds.
         """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this device supports and allows, and its pictures at this moment."""
 
     @property
     def busy_s(self) -> float:

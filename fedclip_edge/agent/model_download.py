@@ -108,7 +108,7 @@ class ModelDownload:
         return self.held is not None and self.held.version == manifest.model.sha256
 
     def check_size(self, manifest: Manifest) -> None:
-        """Raise PeerError if the announced model is larger than any model of its plan can be.
+        """Raise PeerError if the blob is no model, or larger than any model of the plan can be.
 
         Does nothing for a plan that the learner does not support; `complete` raises ConfigError.
         """
@@ -116,6 +116,8 @@ class ModelDownload:
             shapes = self._shapes_of(manifest.plan)
         except ConfigError:
             return  # `complete` raises this error
+        if manifest.model.kind != "model":
+            raise PeerError(f"the manifest's blob is of kind {manifest.model.kind!r}")
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
         size_bytes = manifest.model.size_bytes
         if size_bytes > limit:

@@ -21,7 +21,7 @@ from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.protocol.topics import Topics
@@ -120,6 +120,9 @@ def _make_state_dir(folder: Path) -> None:
 def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
+    Without `once`, a device that the coordinator refuses in its run waits for another run. With
+    `once` that raises RefusedError.
+
     Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
     before each piece of work, so that an endless stream of messages cannot block the work.
     """
@@ -131,6 +134,10 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
             session.handle_event(event, time.monotonic())
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
+        if once and session.left_out_because:
+            raise RefusedError(
+                f"the coordinator refused {session.config.id}: {session.left_out_because}"
+            )
         worked = session.act(time.monotonic())
         if expiry is not None:
             expiry.look(time.monotonic())

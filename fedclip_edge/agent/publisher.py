@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedclip_edge.agent.state_db import RunPosition
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import DeviceState, Hello, Message
+from fedclip_edge.protocol.messages import Capabilities, DeviceState, Hello, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Transport, Will
@@ -44,8 +44,8 @@ class Publisher:
         topic = self.topics.state(self.config.id)
         self._publish(topic, DeviceState(self.incarnation, online), retain=True)
 
-    def send_hello(self, position: RunPosition) -> None:
-        """Send a hello with this device's key, roles and last known position in a run."""
+    def send_hello(self, position: RunPosition, capabilities: Capabilities) -> None:
+        """Send a hello with this device's capabilities and last known position in a run."""
         self.send(
             Hello(
                 boot=self.incarnation,
@@ -54,6 +54,7 @@ class Publisher:
                 domain=self.config.domain,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,
+                capabilities=capabilities,
                 epoch=position.epoch,
                 run=position.run,
                 closed=position.closed,

@@ -28,7 +28,7 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import PeerError, RefusedError
-from fedclip_edge.protocol import chunks, wire
+from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
 from fedclip_edge.protocol.refusals import Line, Refusals
@@ -56,7 +56,9 @@ class Session:
     upload: Upload
     evaluation_queue: EvaluationQueue
     finished: bool = False
+    left_out_because: str = ""  # the reason, while the coordinator refuses this device in its run
     refused_messages: int = 0
+    _blob: str = ""  # hash of the blob whose topic is subscribed; empty for none
     _refusals: Refusals = field(default_factory=Refusals)  # for the log
 
     @property
@@ -104,7 +106,7 @@ class Session:
             return False
         if self.handshake.poll(now):
             self._repeat_hello(now)
-        if manifest is None or not self.handshake.is_answered:
+        if manifest is None or not self.handshake.is_answered or not self._fits(manifest):
             return False
         if self._repeat_offer(now):
             return True
@@ -125,6 +127,9 @@ class Session:
         self._send_hello(now)
 
     def _handle_message(self, topic: str, payload: bytes, now: float) -> None:
+        if topic == self.topics.earlier.coordinator_state:
+            version1.check_coordinator(payload)
+            return
         if chunks.is_chunk(payload):
             self.topics.check_kind(topic, CHUNK)
             self.download.receive_chunk(payload, now)
@@ -145,12 +150,20 @@ class Session:
         elif isinstance(message, Kept):
             self.upload.resolve(message)
         elif isinstance(message, Refused):
-            if message.final and message.key != self.publisher.identity.key:
-                return  # meant for another device that uses this id
-            if message.final:
-                raise RefusedError(f"the coordinator refused {self.config.id}: {message.reason}")
-            log.event("contribution_refused", reason=message.reason)
-            self.upload.resolve(message)
+            self._handle_refused(message)
+
+    def _handle_refused(self, refused: Refused) -> None:
+        if refused.scope == "contribution":
+            log.event("contribution_refused", reason=refused.reason)
+            self.upload.resolve(refused)
+        elif refused.key != self.publisher.identity.key:
+            pass  # meant for another device that uses this id
+        elif refused.scope == "device":
+            raise RefusedError(f"the coordinator refused {self.config.id}: {refused.reason}")
+        else:
+            log.event("not_in_run", reason=refused.reason)
+            self.left_out_because = refused.reason
+            self.handshake.refuse()
 
     def _handle_coordinator_state(
         self, state: CoordinatorState, now: float, *, direct: bool
@@ -164,7 +177,8 @@ class Session:
 
     def _handle_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         known = self.trust.manifest
-        self.download.check_size(manifest)
+        if self._fits(manifest):
+            self.download.check_size(manifest)
         self.trust.accept_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:
             self.evaluation_queue.start_run()
@@ -172,27 +186,42 @@ class Session:
         self.upload.go_back(manifest)
         if known is not None and known.run == manifest.run:
             self.upload.follow(known, manifest)
-            if self.handshake.is_answered:
+            if self.handshake.is_answered and self._fits(known):
                 self._hold_model(known)
         self.evaluation_queue.go_back(manifest)
         if manifest.phase == "done":
             self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
+        if direct:
+            self.left_out_because = ""
         is_answer = self.handshake.note_manifest(now, direct=direct)
-        # A device whose hello has just been answered may have missed the broadcast of the model and
-        # any chunks sent to it earlier. So it requests all missing chunks immediately.
-        self.download.expect(manifest, now, missed=is_answer)
+        if self._fits(manifest):
+            # A device whose hello has just been answered may have missed the broadcast of the model
+            # and any chunks sent to it earlier. So it requests all missing chunks immediately.
+            self.download.expect(manifest, now, missed=is_answer)
         if manifest.phase == "done" and (
             "evaluate" not in self.config.roles or self.evaluation_queue.is_over(manifest)
         ):
             self._finish()
 
+    def _fits(self, manifest: Manifest) -> bool:
+        """True if the run is for this device's bundle. Otherwise the coordinator refuses it."""
+        ours = self.publisher.encoder_id, self.publisher.classes_digest
+        return (manifest.encoder_id, manifest.classes_digest) == ours
+
     def _fetch_model(self, manifest: Manifest, now: float) -> bool:
         self._hold_model(manifest)
         want = self.download.poll_want(manifest, now)
         if want is not None:
+            self._listen_for(want.sha256)
             self.publisher.send(want)
         return self.download.has(manifest)
+
+    def _listen_for(self, blob: str) -> None:
+        """Subscribe to the topic of the blob with this hash, or of no blob if it is empty."""
+        if blob != self._blob:
+            self._blob = blob
+            self.transport.set_topics(self.topics.for_device(self.config.id, blob))
 
     def _hold_model(self, manifest: Manifest) -> None:
         """Hold the manifest's model once all of it has arrived, and queue it for evaluation."""
@@ -202,7 +231,10 @@ class Session:
             self.refused_messages += 1
             log.event("model_refused", reason=str(error))
             return
-        if came is not None and "evaluate" in self.config.roles:
+        if came is None:
+            return
+        self._listen_for("")
+        if "evaluate" in self.config.roles:
             self.evaluation_queue.add(came)
 
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
@@ -210,7 +242,7 @@ class Session:
             manifest.phase != "open"
             or "train" not in self.config.roles
             or not self._takes_part(manifest)
-            or not self.upload.owes(manifest.round)
+            or not self.upload.owes(manifest.exchange.number)
         ):
             return False
         base = self.download.held
@@ -219,22 +251,20 @@ class Session:
         update, state = self.learner.fit(base.model, plan, before.state)
         contribution = Contribution(
             run=manifest.run,
-            round=manifest.round,
+            round=manifest.exchange.number,
             device=self.config.id,
-            base=base.version,
-            encoder_id=self.publisher.encoder_id,
-            classes_digest=self.publisher.classes_digest,
+            exchange=manifest.exchange.sha256,
             update=update,
         )
         offer = self.upload.make_offer(contribution, plan, before, state, now)
         self.publisher.send(offer)
-        log.event("trained", round=manifest.round, update_bytes=offer.parcel.size_bytes)
+        log.event("trained", round=contribution.round, update_bytes=offer.blob.size_bytes)
         return True
 
     def _takes_part(self, manifest: Manifest) -> bool:
         if manifest.takes_part is not None:
             return manifest.takes_part
-        drawn = cohort_hash(manifest.run, manifest.round, self.config.id)
+        drawn = cohort_hash(manifest.run, manifest.exchange.number, self.config.id)
         return drawn <= manifest.cohort
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
@@ -268,7 +298,7 @@ class Session:
 
     def _send_hello(self, now: float) -> None:
         self.handshake.note_hello(now)
-        self.publisher.send_hello(self.state_db.position)
+        self.publisher.send_hello(self.state_db.position, self.learner.capabilities)
         if self.evaluation_queue.report is not None:  # it may have been lost
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()

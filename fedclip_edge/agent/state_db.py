@@ -40,7 +40,7 @@ from fedclip_edge.storage.sqlite import (
 
 RUNS = 4  # the open run, and earlier ones that may resume; each takes up to two models' bytes
 _SCHEMA = Schema(
-    version=2,
+    version=3,
     table="parked",
     script="""
 CREATE TABLE floor (
@@ -54,7 +54,7 @@ CREATE TABLE run (
 );
 CREATE TABLE parked (
     run TEXT PRIMARY KEY REFERENCES run (id) ON DELETE CASCADE,
-    round INTEGER NOT NULL, base TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL
+    round INTEGER NOT NULL, exchange TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE carried (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
@@ -94,7 +94,7 @@ class PendingUpdate:
 
     run: str
     round: int
-    base: str  # version of the model that it was made from
+    exchange: str  # hash of the exchange that it answers
     sha256: str  # of `payload`
     payload: bytes  # the contribution, in the plan's codec_up
 
@@ -153,7 +153,7 @@ class StateDb:
             self._clear(update.run)
             self._database.execute(
                 "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
-                (update.run, update.round, update.base, update.sha256, update.payload),
+                (update.run, update.round, update.exchange, update.sha256, update.payload),
             )
             # The coordinator may have kept the same bytes before, if its journal was restored from
             # an old copy. The carry-over stored at that time is not replaced.
@@ -165,7 +165,9 @@ class StateDb:
 
     def pending_update(self, run: str) -> PendingUpdate | None:
         """The run's unresolved update, or None."""
-        rows = self._rows("SELECT run, round, base, sha256, body FROM parked WHERE run = ?", run)
+        rows = self._rows(
+            "SELECT run, round, exchange, sha256, body FROM parked WHERE run = ?", run
+        )
         return PendingUpdate(*rows[0]) if rows else None
 
     def kept_round(self, run: str) -> int:

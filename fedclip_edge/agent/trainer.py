@@ -20,6 +20,8 @@ from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
+from fedclip_edge.protocol.codec import CODECS
+from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import F32, Arrays, ClassTexts, Measured, Model, Plan, Shapes, Update
 from fedclip_edge.storage import atomic
@@ -45,6 +47,12 @@ class LocalTrainer:
 
     def shapes(self, plan: Plan) -> Shapes:
         return methods.shapes(plan, self.classes, self.dim)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        data = self.data
+        pictures = Pictures(len(data.train), len(data.validation), len(data.test))
+        return Capabilities(methods.names(), tuple(CODECS), 1, pictures)
 
     def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         began = time.monotonic()

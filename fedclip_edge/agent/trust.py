@@ -75,7 +75,7 @@ class Trust:
             )
         known = self.state_db.position
         is_done = manifest.phase == "done"
-        here = RunPosition(manifest.epoch, manifest.run, manifest.model_round, over=is_done)
+        here = RunPosition(manifest.epoch, manifest.run, manifest.closed, over=is_done)
         if known.is_newer_than(here):
             raise PeerError(f"manifest at {_described(here)}, older than {_described(known)}")
         self.is_mine = not is_done or (known.run == manifest.run and not known.over)

@@ -80,11 +80,11 @@ class Upload:
 
         A run loses contributions if its coordinator is restored from an old copy of its journal.
         """
-        mine, closed = self._pending, manifest.model_round
-        # The update's base is the model of the round before its own. If that round was lost, the
+        mine, closed = self._pending, manifest.closed
+        # The update depends on the model of the round before its own. If that round was lost, the
         # run closes it again, perhaps with another model.
         behind = 0 if mine is None else mine.update.round - closed
-        is_other = mine is not None and manifest.model.sha256 != mine.update.base
+        is_other = mine is not None and manifest.exchange.sha256 != mine.update.exchange
         if mine is not None and (behind > 1 or (behind == 1 and is_other)):
             log.event("update_of_a_lost_round", run=manifest.run, round=mine.update.round)
             self.state_db.resolve(manifest.run, mine.update.sha256, kept=False)
@@ -116,7 +116,8 @@ class Upload:
         """
         mine = self._pending
         if mine is not None and (
-            manifest.round != known.round or (manifest.attempt != known.attempt and mine.unwanted)
+            manifest.exchange.number != known.exchange.number
+            or (manifest.attempt != known.attempt and mine.unwanted)
         ):
             mine.unwanted = False
             self.hurry()
@@ -141,7 +142,7 @@ class Upload:
         payload, residual = encode(contribution, plan, before.residual)
         blob = self._blob_of(payload)
         update = PendingUpdate(
-            contribution.run, contribution.round, contribution.base, blob.sha256, payload
+            contribution.run, contribution.round, contribution.exchange, blob.sha256, payload
         )
         self.state_db.keep_update(update, CarryOver(residual, state))
         self._pending = _Pending(update, blob, now)
@@ -188,4 +189,4 @@ class Upload:
 
     def _blob_of(self, payload: bytes) -> Blob:
         """The blob of the payload, in chunks that fit this link's packets."""
-        return chunks.fit_to_packets(chunks.blob_of(payload), self._packet_bytes)
+        return chunks.fit_to_packets(chunks.blob_of(payload, "update"), self._packet_bytes)

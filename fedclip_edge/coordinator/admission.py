@@ -14,7 +14,7 @@ from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.protocol.messages import Hello
+from fedclip_edge.protocol.messages import Hello, Refused
 
 
 @dataclass(eq=False)
@@ -44,20 +44,17 @@ class Admission:
         """The devices that joined this run before and are still admitted."""
         return tuple(device for device in self.devices.keys if self.refusal(device) is None)
 
-    def admit(self, device: str, hello: Hello) -> str | None:
-        """Admit a device and pin its key; returns None, or the reason for a refusal.
+    def admit(self, device: str, hello: Hello) -> Refused | None:
+        """Admit a device and pin its key; returns None, or the refusal to send.
 
-        The reason also says what to do. Raises JournalError if the key cannot be written, RunError
-        if another coordinator took over the journal.
+        The refusal's reason also says what to do. Raises JournalError if the key cannot be written,
+        RunError if another coordinator took over the journal.
         """
         reason = self._check_key(device, hello.key)
         if reason is not None:
-            return reason
-        if hello.encoder_id != self.run.encoder_id:
-            return "its bundle has another encoder; copy the coordinator's bundle to the device"
-        if hello.classes_digest != self.run.classes_digest:
-            return "its bundle has other classes; copy the coordinator's bundle to the device"
-        return None
+            return Refused(reason, "device", key=hello.key)
+        reason = self._unfit(hello)
+        return None if reason is None else Refused(reason, "run", key=hello.key)
 
     def refusal(self, device: str) -> str | None:
         """The reason why an admitted device is no longer admitted; None if it still is.
@@ -67,6 +64,24 @@ class Admission:
         if self.registry is None:
             return None
         return self.registry.refusal(device, self.devices.keys[device])
+
+    def _unfit(self, hello: Hello) -> str | None:
+        """The reason why a device cannot take part in this run; None if it can."""
+        run, plan, able = self.run, self.run.plan, hello.capabilities
+        if hello.encoder_id != run.encoder_id:
+            return "its bundle has another encoder; copy the coordinator's bundle to the device"
+        if hello.classes_digest != run.classes_digest:
+            return "its bundle has other classes; copy the coordinator's bundle to the device"
+        if plan.method not in able.methods:
+            listed = ", ".join(able.methods) or "none"
+            return (
+                f"the run's method is {plan.method!r}, and the device allows only: {listed}; "
+                "change 'methods' in its agent.toml, or 'method' in fleet.toml"
+            )
+        for codec in (plan.codec_up, plan.codec_down):
+            if codec not in able.codecs:
+                return f"the device has no codec {codec!r}; update fedclip-edge on it"
+        return None
 
     def _check_key(self, device: str, key: str) -> str | None:
         keys = self.devices.keys

@@ -28,7 +28,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import PeerError, RunError
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.protocol import chunks, wire
+from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.messages import (
     CoordinatorState,
     DeviceState,
@@ -118,7 +118,7 @@ class Coordinator:
                 continue
             incarnation = self.devices.set_offline(device)
             if incarnation is not None:
-                self._refuse(device, reason, key, incarnation, now)
+                self._refuse(device, Refused(reason, "device", key=key), incarnation, now)
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
@@ -201,6 +201,9 @@ class Coordinator:
         try:
             if event.topic == self.topics.coordinator_state:
                 self._handle_coordinator_state(event)
+            elif event.topic.startswith(self.topics.earlier.prefix):
+                device = self.topics.earlier.device_of(event.topic)
+                self._refuse_earlier(device, event.payload)
             else:
                 device = self.topics.device_of(event.topic)
                 self._handle_message(device, event, now)
@@ -209,6 +212,15 @@ class Coordinator:
             full = device not in counted and len(counted) >= _PEERS_COUNTED
             counted["" if full else device] += 1
             _log_message_refused(self._messages.add(device, event.topic, str(error), now))
+
+    def _refuse_earlier(self, device: str, payload: bytes) -> None:
+        """Refuse a device that speaks the earlier protocol, if this is its hello."""
+        ours, topic = self.publisher, self.topics.earlier.down(device)
+        answers = version1.refuse_device(self.config.fleet, device, payload, ours.identity)
+        for answer in answers:
+            ours.transport.publish(topic, answer)
+        if answers:
+            raise PeerError(version1.OLD_DEVICE)
 
     def _handle_coordinator_state(self, event: Received) -> None:
         signed = wire.unpack_control(event.topic, event.payload)
@@ -266,9 +278,9 @@ class Coordinator:
             self._handle_report(device, message, now)
 
     def _handle_hello(self, device: str, hello: Hello, now: float) -> None:
-        reason = self.admission.admit(device, hello)
-        if reason is not None:
-            self._refuse(device, reason, hello.key, hello.boot, now)
+        refused = self.admission.admit(device, hello)
+        if refused is not None:
+            self._refuse(device, refused, hello.boot, now)
             return
         # One epoch belongs to one process, and a process has one run. So another run with the same
         # epoch comes from another journal.
@@ -284,11 +296,11 @@ class Coordinator:
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
 
-    def _refuse(self, device: str, reason: str, key: str, incarnation: str, now: float) -> None:
-        _log_device_refused(self._hellos.add(device, "", reason, now))
+    def _refuse(self, device: str, refused: Refused, incarnation: str, now: float) -> None:
+        _log_device_refused(self._hellos.add(device, "", refused.reason, now))
         # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
-        self.publisher.send(device, Refused(reason, final=True, key=key))
+        self.publisher.send(device, refused)
 
     def _raise_epoch(self, device: str, epoch: int) -> None:
         """Raise the epoch above one that the fleet knows: this journal is new, or an old copy."""
@@ -319,7 +331,7 @@ class Coordinator:
         # A want for another model is ignored: the manifest that replaces that model is on its way.
         version = self.run_state.version
         if want.sha256 == version and self.devices.grant_model(device, version, now):
-            self.publisher.send_model(device, want.missing)
+            self.publisher.send_wanted(want.missing)
 
     def _handle_report(self, device: str, report: Report, now: float) -> None:
         run_state = self.run_state

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator.distribution import WantedChunks
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol import chunks, wire
@@ -37,6 +39,7 @@ class Publisher:
     incarnation: str
     epoch: int  # raised if a device knows a higher one
     _broadcast: str = ""  # version of the model last sent to all devices
+    _wanted: WantedChunks | None = None  # of the model, on its own topic
 
     @property
     def topics(self) -> Topics:
@@ -52,7 +55,7 @@ class Publisher:
 
     def publish_manifest(self, state: RoundState, devices: int) -> None:
         """Publish the manifest to all devices, retained; `devices` is the size of the fleet."""
-        self._publish(self.topics.round, self.manifest(state, devices), retain=True)
+        self._publish(self.topics.manifest, self.manifest(state, devices), retain=True)
 
     def answer_hello(self, device: str, incarnation: str, state: RoundState, devices: int) -> None:
         """Send the manifest to one device, with its part in the cohort and its kept contribution.
@@ -71,16 +74,23 @@ class Publisher:
         """Send the model to all devices, once per version; a device that misses it asks for it."""
         if self._broadcast != self.run_state.version:
             self._broadcast = self.run_state.version
-            self._send_chunks(self.topics.model, None)
+            blob = self._blob
+            parts = chunks.split(self.run_state.stored.payload, blob)
+            self._publish_parts(self.topics.model, blob, parts)
 
-    def send_model(self, device: str, missing: chunks.Ranges) -> None:
-        """Send the chunks that one device asked for.
+    def send_wanted(self, missing: chunks.Ranges) -> None:
+        """Send these chunks of the model to the devices that subscribe to its topic.
 
-        Nothing is sent while the model, or the answer to this device's last want, is still being
-        sent: the device asks again for what it then misses.
+        Nothing is sent while the model is still being sent to all: a device asks again for what it
+        then misses.
         """
-        if not self.transport.is_sending(self.topics.model, self.run_state.version):
-            self._send_chunks(self.topics.down(device), missing)
+        blob = self._blob
+        if self.transport.is_sending(self.topics.model, blob.sha256):
+            return
+        if self._wanted is None or self._wanted.blob != blob:
+            self._wanted = WantedChunks(self.run_state.stored.payload, blob)
+        self._wanted.add(missing)
+        self._publish_parts(self.topics.blob(blob.sha256), blob, self._wanted)
 
     def send(self, device: str, message: Message) -> None:
         """Send a message to one device."""
@@ -94,10 +104,10 @@ class Publisher:
             epoch=self.epoch,
             key=self.identity.key,
             phase=state.phase,
-            round=state.round,
+            exchange=self.run_state.exchange,
             attempt=state.attempt,
+            closed=self.run_state.model.round,
             model=self._blob,
-            model_round=self.run_state.model.round,
             plan=run.plan,
             encoder_id=run.encoder_id,
             classes_digest=run.classes_digest,
@@ -111,9 +121,7 @@ class Publisher:
         """The blob of the model, in chunks that fit this link's packets."""
         return chunks.fit_to_packets(self.run_state.blob, self.transport.packet_bytes())
 
-    def _send_chunks(self, topic: str, wanted: chunks.Ranges | None) -> None:
-        blob = self._blob
-        parts = chunks.split(self.run_state.stored.payload, blob, wanted)
+    def _publish_parts(self, topic: str, blob: Blob, parts: Iterator[bytes]) -> None:
         largest = chunks.HEADER_BYTES + min(blob.chunk_bytes, blob.size_bytes)
         self.transport.publish_parts(topic, blob.sha256, parts, largest)
 

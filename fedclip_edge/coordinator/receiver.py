@@ -45,26 +45,28 @@ class Receiver:
     def receive_offer(self, device: str, offer: Offer) -> Offered | None:
         """Handle an offer; returns the event for the round machine, or None if already answered.
 
-        Raises PeerError if the offer is larger than any payload of the run can be.
+        Raises PeerError if the blob is not an update, or is larger than any of the run can be.
         """
-        run_state, sha256 = self.run_state, offer.parcel.sha256
+        run_state, sha256 = self.run_state, offer.blob.sha256
         if offer.run != run_state.run.id:
             refused = Refused(
-                f"not for the open run {run_state.run.id}", final=False, sha256=sha256
+                f"not for the open run {run_state.run.id}", "contribution", sha256=sha256
             )
             self.publisher.send(device, refused)
             return None
+        if offer.blob.kind != "update":
+            raise PeerError(f"an offer of a blob of kind {offer.blob.kind!r}, expected 'update'")
         layout = run_state.layout
         limit = wire.payload_limit_bytes(layout.delta, run_state.run.plan.codec_up, layout.sums)
-        if offer.parcel.size_bytes > limit:
-            raise PeerError(f"an offer of {offer.parcel.size_bytes} bytes, limit {limit}")
-        is_closed = offer.round <= run_state.model.round
-        if is_closed and run_state.has_kept(device, offer.round, sha256):
+        if offer.blob.size_bytes > limit:
+            raise PeerError(f"an offer of {offer.blob.size_bytes} bytes, limit {limit}")
+        is_closed = offer.number <= run_state.model.round
+        if is_closed and run_state.has_kept(device, offer.number, sha256):
             # The first answer was lost. The device needs it: its next update depends on it.
-            self.publisher.send(device, Kept(run_state.run.id, offer.round, sha256))
+            self.publisher.send(device, Kept(run_state.run.id, offer.number, sha256))
             return None
         self.uploads.remember(device, offer)
-        return Offered(device, offer.round, sha256)
+        return Offered(device, offer.number, sha256)
 
     def receive_chunk(self, device: str, chunk: bytes, now: float) -> Arrival | None:
         """Add a chunk; returns the contribution that it completes, or None.
@@ -82,24 +84,24 @@ class Receiver:
             contribution = wire.unpack_contribution(
                 payload, plan.codec_up, layout.delta, layout.sums
             )
-            self.run_state.check(device, offer.round, contribution)
+            self.run_state.check(device, offer.number, contribution)
         except PeerError as error:
-            refused = Refused(str(error), final=False, sha256=offer.parcel.sha256)
+            refused = Refused(str(error), "contribution", sha256=offer.blob.sha256)
             self.publisher.send(device, refused)
-            raise UnfitError(offer.round, str(error)) from error
-        event = Arrived(device, offer.round, offer.parcel.sha256)
+            raise UnfitError(offer.number, str(error)) from error
+        event = Arrived(device, offer.number, offer.blob.sha256)
         return Arrival(event, contribution, payload)
 
     def acknowledge(self, device: str) -> None:
         """Tell the device that the contribution it offered last is on disk."""
         offer = self.uploads.offer_of(device)
-        kept = Kept(self.run_state.run.id, offer.round, offer.parcel.sha256)
+        kept = Kept(self.run_state.run.id, offer.number, offer.blob.sha256)
         self.publisher.send(device, kept)
 
     def refuse(self, device: str, reason: str) -> None:
         """Tell the device that the contribution it offered last is refused."""
-        sha256, closed = self.uploads.offer_of(device).parcel.sha256, self.run_state.model.round
-        self.publisher.send(device, Refused(reason, final=False, sha256=sha256, closed=closed))
+        sha256, closed = self.uploads.offer_of(device).blob.sha256, self.run_state.model.round
+        self.publisher.send(device, Refused(reason, "contribution", sha256=sha256, closed=closed))
 
     def request_missing(self, now: float) -> None:
         """Ask the devices that have a slot for their missing chunks, if that is due."""

@@ -28,7 +28,8 @@ from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.strategy import Total
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import Blob
+from fedclip_edge.protocol.exchange import open_round
+from fedclip_edge.protocol.messages import Blob, Exchange
 from fedclip_edge.records import (
     Arrays,
     ClassTexts,
@@ -84,6 +85,7 @@ class RunState:
     model: Model  # the master, float32
     stored: StoredModel  # the same model, as published
     total: Total  # of the open round's updates
+    exchange: Exchange  # that is open, or opens next; the last one if every round is closed
 
     @property
     def version(self) -> str:
@@ -93,7 +95,7 @@ class RunState:
     @property
     def blob(self) -> Blob:
         """The blob of the published model, in chunks of the full size (CHUNK_BYTES)."""
-        return Blob(self.stored.sha256, len(self.stored.payload))
+        return Blob(self.stored.sha256, len(self.stored.payload), "model")
 
     def kept(self) -> dict[str, str]:
         """The SHA-256 of each contribution on disk for the open round, by device."""
@@ -106,16 +108,14 @@ class RunState:
     def check(self, device: str, round: int, contribution: Contribution) -> None:
         """Raise PeerError unless `device` may add this contribution to `round`.
 
-        Its run, round, device, base model, encoder and classes must match, and its update must be
-        within the bounds of the plan (`Total.check`).
+        Its run, round, device and exchange must match, and its update must be within the bounds of
+        the exchange and of the plan (`Total.check`).
         """
         expected = {
             "run": self.run.id,
             "round": round,
             "device": device,
-            "base": self.version,
-            "encoder_id": self.run.encoder_id,
-            "classes_digest": self.run.classes_digest,
+            "exchange": self.exchange.sha256,
         }
         for name, value in expected.items():
             got = getattr(contribution, name)
@@ -139,6 +139,7 @@ class RunState:
         stored = stored_model(model, state, plan)
         self.journal.close_round(self.run.id, stored)
         self.model, self.stored, self.total = model, stored, strategies.total(plan)
+        self.exchange = _next_round(self.run, stored)
 
     def finish(self) -> Path:
         """Write the run's model file, mark the run as finished, and return the file's path.
@@ -169,7 +170,9 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     plan, stored = run.plan, journal.newest_model(run.id)
     try:
         model = master_model(stored, layout.parameters)
-        state = RunState(run, journal, layout, model, stored, strategies.total(plan))
+        state = RunState(
+            run, journal, layout, model, stored, strategies.total(plan), _next_round(run, stored)
+        )
         for device, payload in journal.contributions(run.id, model.round + 1):
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)
@@ -177,6 +180,18 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     except PeerError as error:
         raise journal.damaged(str(error), run.id, stored.round + 1) from error
     return state
+
+
+def _next_round(run: Run, stored: StoredModel) -> Exchange:
+    return open_round(
+        run=run.id,
+        number=min(stored.round + 1, run.plan.rounds),
+        model=stored.sha256,
+        plan=run.plan,
+        encoder_id=run.encoder_id,
+        classes_digest=run.classes_digest,
+        max_norm=run.plan.max_norm,
+    )
 
 
 def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:

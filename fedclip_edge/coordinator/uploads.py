@@ -112,7 +112,7 @@ class Uploads:
         return lost
 
     def _incoming_of(self, device: str) -> Incoming:
-        blob = self._offers[device].parcel
+        blob = self._offers[device].blob
         upload = self._incoming.get(device)
         if upload is None or upload.blob != blob:
             upload = self._incoming[device] = Incoming(blob)

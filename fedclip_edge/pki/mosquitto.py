@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedclip_edge.errors import BrokerError
+from fedclip_edge.protocol import version1
 from fedclip_edge.protocol.topics import Topics
 
 PORT = 8883  # assigned by IANA to MQTT over TLS
@@ -133,17 +134,23 @@ def access_list(fleet: str, revoked: Iterable[str] = ()) -> str:
     of a device whose certificate was revoked. On SIGHUP it does read the access list again, where
     "deny" overrides every other line.
     """
-    ours = Topics(fleet)
+    ours, old = Topics(fleet), version1.topics(fleet)
     lines = [
         f"# The topics of the fleet {fleet} that each user may read and write.",
         "# Printed by fedclip_edge.pki.mosquitto.access_list().",
-        *(f"pattern read {topic}" for topic in ours.for_device("%u")),
+        *(f"pattern read {topic}" for topic in ours.for_device("%u", "+")),
         *(f"pattern write {topic}" for topic in (ours.state("%u"), ours.up("%u"))),
         "",
         "user coordinator",
         *(f"topic read {topic}" for topic in (ours.state("+"), ours.up("+"))),
-        *(f"topic readwrite {topic}" for topic in (ours.coordinator_state, ours.round, ours.model)),
-        f"topic write {ours.down('+')}",
+        *(f"topic readwrite {topic}" for topic in (ours.coordinator_state, ours.manifest)),
+        *(f"topic write {topic}" for topic in (ours.model, ours.blob("+"), ours.down("+"))),
+        "",
+        "# Devices and coordinators of the earlier protocol, so that they are refused in words.",
+        f"topic read {old.up('+')}",
+        f"topic write {old.down('+')}",
+        *(f"pattern read {topic}" for topic in version1.for_device(fleet, "%u")),
+        *(f"pattern write {topic}" for topic in (old.state("%u"), old.up("%u"))),
         *(line for device in revoked for line in ("", f"user {device}", "topic deny #")),
     ]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 A chunk is a 24-byte header, little-endian, followed by its part of the payload:
 
     0   2  0xFC 0x1E
-    2   1  version, 1
+    2   1  version, 2
     3   1  zero
     4   8  first 8 bytes of the payload's SHA-256
     12  4  index, from 0
@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob
+from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob, BlobKind
 
 _HEADER = struct.Struct("<2sBB8sIII")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"\xfc\x1e"
-_VERSION = 1
+_VERSION = 2
 # Upper bound on the bytes of a packet other than the chunk's part: the longest topic that every
 # broker accepts (256 bytes), MQTT's own fields, and the chunk's header.
 _OVERHEAD_BYTES = 256 + 16 + _HEADER.size
@@ -47,13 +47,13 @@ def is_chunk(payload: bytes) -> bool:
     return payload.startswith(_MAGIC)
 
 
-def blob_of(data: bytes, chunk_bytes: int = CHUNK_BYTES) -> Blob:
+def blob_of(data: bytes, kind: BlobKind, chunk_bytes: int = CHUNK_BYTES) -> Blob:
     """The blob that announces `data` before it is sent.
 
     Raises ValueError for empty data, data above 4 GiB, more than MAX_CHUNKS chunks, or a
     `chunk_bytes` outside 1 to CHUNK_BYTES.
     """
-    return Blob(hashlib.sha256(data).hexdigest(), len(data), chunk_bytes)
+    return Blob(hashlib.sha256(data).hexdigest(), len(data), kind, chunk_bytes)
 
 
 def fit_to_packets(blob: Blob, packet_bytes: int | None) -> Blob:

@@ -1,10 +1,17 @@
 """The control messages, as frozen records; comments at the fields explain them.
 
+Three concepts serve everything that is exchanged. A hello tells the coordinator what the device
+can do and allows (its capabilities). A blob is anything large: it is announced by its hash, sent in
+chunks, and verified before use. An exchange is a named step of a run, in which each device gives
+one answer.
+
 Laws:
 - Any message may be lost, repeated or late. The party that still needs its effect sends it again;
   no party blocks on an answer.
 - `Want` is the only repair mechanism: "send me these chunks". A device sends it for a model, the
   coordinator for an update; in answer to an offer it is also the permission to upload.
+- Everything that an answer depends on is in the hash of its exchange. So an answer to another
+  exchange of the same number is recognised, also after a restart of either side.
 - A constructor raises ValueError for a field outside its range.
 """
 
@@ -16,36 +23,40 @@ from itertools import pairwise
 from typing import Literal
 
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Plan, Role, check_domain, check_id, check_sha256
+from fedclip_edge.records import MAX_NORM, Plan, Role, check_domain, check_id, check_sha256
 
 # AWS IoT takes at most 128 KB a message; the chunk's header and the topic need part of it.
 CHUNK_BYTES = 120 * 1024
 # 4 GiB, a billion float32 parameters: far more than any adapter has.
-_MAX_PARCEL_BYTES = 2**32
+_MAX_BLOB_BYTES = 2**32
 MAX_CHUNKS = 2**16
 _MAX_COUNT = 2**53  # exact in every JSON reader
 MAX_DEVICES = 1_000_000  # this many reconnect within hours; far more could overflow a timer
 MAX_GAPS = 1024  # so that a Want stays below a control message's 64 KiB
 _MAX_TEXT = 128
 MAX_REASON = 1000
+_MAX_NAMES = 64
 
 Phase = Literal["gathering", "open", "final", "done"]
+BlobKind = Literal["model", "update"]
+ExchangeKind = Literal["round"]
+# What a refusal refuses: one contribution; the device, in this run; the device, for ever.
+Scope = Literal["contribution", "run", "device"]
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A payload as announced: its hash, its size and the size of its chunks."""
+    """A payload as announced: its hash, its size, its kind and the size of its chunks."""
 
     sha256: str
     size_bytes: int
+    kind: BlobKind
     chunk_bytes: int = CHUNK_BYTES
 
     def __post_init__(self) -> None:
-        check_sha256(self.sha256, "parcel sha256")
-        if not 0 < self.size_bytes <= _MAX_PARCEL_BYTES:
-            raise ValueError(
-                f"size_bytes: expected 1 to {_MAX_PARCEL_BYTES}, got {self.size_bytes}"
-            )
+        check_sha256(self.sha256, "blob sha256")
+        if not 0 < self.size_bytes <= _MAX_BLOB_BYTES:
+            raise ValueError(f"size_bytes: expected 1 to {_MAX_BLOB_BYTES}, got {self.size_bytes}")
         if not 1 <= self.chunk_bytes <= CHUNK_BYTES:
             raise ValueError(f"chunk_bytes: expected 1 to {CHUNK_BYTES}, got {self.chunk_bytes}")
         if self.chunks > MAX_CHUNKS:
@@ -54,6 +65,42 @@ class Blob:
     @property
     def chunks(self) -> int:
         return -(-self.size_bytes // self.chunk_bytes)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The number of pictures with features on a device, by the side that they are used for.
+
+    Pictures that are withheld for privacy are on no side.
+    """
+
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+    withheld: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test", "withheld"):
+            _check_count(getattr(self, name), name)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a device supports, what its owner allows, and the pictures that it has."""
+
+    methods: tuple[str, ...]
+    codecs: tuple[str, ...]
+    min_per_class: int  # pictures of classes with fewer than this are withheld, for privacy
+    pictures: Pictures
+
+    def __post_init__(self) -> None:
+        _check_count(self.min_per_class, "min_per_class")
+        for name in ("methods", "codecs"):
+            names = getattr(self, name)
+            if len(names) > _MAX_NAMES or len(set(names)) != len(names):
+                raise ValueError(f"{name}: expected at most {_MAX_NAMES} different names")
+            for one in names:
+                _check_text(one, name)
 
 
 @dataclass(frozen=True)
@@ -89,7 +136,10 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class Hello:
-    """A device's introduction on each link, to each new coordinator; repeated until answered."""
+    """A device's introduction on each link, to each new coordinator; repeated until answered.
+
+    The coordinator refuses a device that cannot, or may not, take part in its run.
+    """
 
     boot: str
     key: str
@@ -97,6 +147,7 @@ class Hello:
     domain: str
     encoder_id: str
     classes_digest: str
+    capabilities: Capabilities
     # The highest epoch that the device has seen. A coordinator that lost its journal claims a
     # higher one.
     epoch: int = 0
@@ -119,6 +170,30 @@ class Hello:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """A named step of a run, to which each device of the cohort gives one answer.
+
+    A round is an exchange whose answer is a contribution, and which closes with a new model.
+    """
+
+    kind: ExchangeKind
+    number: int  # its place among the exchanges of its run, from 1
+    # Hash of everything that an answer depends on: run, kind, number, model, plan, encoder, classes
+    # and bounds. Only the coordinator computes it; a device repeats it in its answer.
+    sha256: str
+    max_norm: float  # updates whose change of the model has a larger L2 norm are refused
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256, "exchange sha256")
+        if not 1 <= self.number <= _MAX_COUNT:
+            raise ValueError(f"number: expected 1 to {_MAX_COUNT}, got {self.number}")
+        if not 0 < self.max_norm < MAX_NORM:
+            raise ValueError(
+                f"max_norm: expected above 0 and below {MAX_NORM:g}, got {self.max_norm}"
+            )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The state of a run: everything that a device needs to take part."""
 
@@ -126,10 +201,10 @@ class Manifest:
     epoch: int
     key: str
     phase: Phase
-    round: int  # the round that is open, or opens next; from 1
-    attempt: int  # grows when a round is repeated because it had no quorum
-    model: Blob
-    model_round: int  # rounds closed when that model was made
+    exchange: Exchange  # the one that is open, or opens next; the last one if none is left
+    attempt: int  # grows when the exchange is repeated because it had no quorum
+    closed: int  # exchanges of the run that are closed
+    model: Blob  # the newest one
     plan: Plan
     encoder_id: str
     classes_digest: str
@@ -145,7 +220,7 @@ class Manifest:
         check_id(self.run, "run")
         check_sha256(self.key, "key")
         check_sha256(self.cohort, "cohort")
-        for name in ("epoch", "round", "attempt", "model_round"):
+        for name in ("epoch", "attempt", "closed"):
             _check_count(getattr(self, name), name)
         for name in ("encoder_id", "classes_digest", "answers"):
             _check_text(getattr(self, name), name)
@@ -161,15 +236,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Offer:
-    """A device's announcement of a contribution; later messages name it by the blob's hash."""
+    """A device's announcement of its answer; later messages name it by the blob's hash."""
 
     run: str
-    round: int
-    parcel: Blob
+    number: int  # of the exchange
+    blob: Blob
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")
-        _check_count(self.round, "round")
+        _check_count(self.number, "number")
 
 
 @dataclass(frozen=True)
@@ -192,15 +267,15 @@ class Want:
 
 @dataclass(frozen=True)
 class Kept:
-    """Confirmation that a contribution is on the coordinator's disk; the device may delete it."""
+    """Confirmation that an answer is on the coordinator's disk; the device may delete it."""
 
     run: str
-    round: int
+    number: int  # of the exchange
     sha256: str
 
     def __post_init__(self) -> None:
         check_id(self.run, "run")
-        _check_count(self.round, "round")
+        _check_count(self.number, "number")
         check_sha256(self.sha256, "sha256")
 
 
@@ -208,16 +283,17 @@ class Kept:
 class Refused:
     """The coordinator's refusal of a contribution, or of a device.
 
-    With `final` the coordinator accepts nothing more from this device in this run.
+    A device that is refused in a run, such as one with another bundle, waits and says hello again
+    later: the next run may be another one. A device that is refused for ever stops.
     """
 
     reason: str
-    final: bool
+    scope: Scope
     sha256: str = ""  # of the contribution refused, or empty
-    key: str = ""  # of a device that is refused permanently; another device may use the same id
-    # Rounds closed when the refusal was sent. Contributions to these are refused permanently. A
-    # contribution to the open round may still be accepted: the refusal may be late, so a device
-    # does not rely on it.
+    key: str = ""  # of the device that is refused; another device may use the same id
+    # Exchanges closed when the refusal was sent. Answers to these are refused permanently. An
+    # answer to the open one may still be accepted: the refusal may be late, so a device does not
+    # rely on it.
     closed: int = 0
 
     def __post_init__(self) -> None:

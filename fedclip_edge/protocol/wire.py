@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 MAX_CONTROL_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
-_SCHEMA = 1
+_SCHEMA = 2
 _ITEM_BYTES = {
     "I64": codecs.INTEGER_BYTES,
     "F32": 4,
@@ -78,8 +78,15 @@ class Signed:
 
 def pack_control(message: Message, sender: str, topic: str, identity: Identity) -> bytes:
     """The bytes of `message` for `topic`, signed by `identity`."""
+    return sign_line(_KIND_OF[type(message)], message, sender, topic, identity)
+
+
+def sign_line(
+    kind: str, body: Message | Mapping[str, Any], sender: str, topic: str, identity: Identity
+) -> bytes:
+    """The bytes of a control message with this kind and body, signed by `identity`."""
     line = json.dumps(
-        {"kind": _KIND_OF[type(message)], "from": sender, "body": message},
+        {"kind": kind, "from": sender, "body": body},
         default=vars,  # for nested records; asdict would copy every value first
         separators=(",", ":"),
         allow_nan=False,

@@ -23,6 +23,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.strategy import Total
 from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.exchange import open_round
 from fedclip_edge.records import (
     F32,
     I64,
@@ -155,13 +156,20 @@ class Host:
         update, state = local.fit(
             plan, model, self._sides(device), self._classes, before.state, device.name
         )
+        exchange = open_round(
+            run=task.run,
+            number=model.round + 1,
+            model=announced.version,
+            plan=plan,
+            encoder_id=task.encoder_id,
+            classes_digest=self._digest,
+            max_norm=plan.max_norm,
+        )
         contribution = Contribution(
             run=task.run,
             round=model.round + 1,
             device=device.name,
-            base=announced.version,
-            encoder_id=task.encoder_id,
-            classes_digest=self._digest,
+            exchange=exchange.sha256,
             update=noise(update, plan, device.name) if device.sends_noise else update,
         )
         payload, residual = upload.encode(contribution, plan, before.residual)

@@ -20,7 +20,7 @@ from fedclip_edge.records import Model
 
 def held(closed: int) -> Held:
     made = model(closed, closed)
-    return Held(blob_of(wire.pack_model(made, "fp32")).sha256, made)
+    return Held(blob_of(wire.pack_model(made, "fp32"), "model").sha256, made)
 
 
 def told(newest: Held, phase: str = "open") -> Manifest:

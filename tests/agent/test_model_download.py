@@ -31,7 +31,7 @@ def model(closed: int = 0) -> bytes:
 
 
 def blob(body: bytes) -> Blob:
-    return chunks.blob_of(body, CHUNK)
+    return chunks.blob_of(body, "model", CHUNK)
 
 
 def everything(announced: Blob) -> Want:
@@ -75,15 +75,15 @@ def test_a_model_is_as_large_as_its_plans_can_be_and_no_larger(
 ) -> None:
     plan = replace(PLAN, codec_down=codec)
     limit = wire.payload_limit_bytes(methods.shapes(plan, CLASSES, D), codec)
-    fetching.check_size(manifest(model=Blob("a" * 64, limit), plan=plan))
+    fetching.check_size(manifest(model=Blob("a" * 64, limit, "model"), plan=plan))
     with pytest.raises(PeerError, match=f"a model of {limit + 1} bytes, limit {limit}"):
-        fetching.check_size(manifest(model=Blob("a" * 64, limit + 1), plan=plan))
+        fetching.check_size(manifest(model=Blob("a" * 64, limit + 1, "model"), plan=plan))
 
 
 def test_a_device_asks_for_no_chunk_of_a_larger_one(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.flow()
-    scene.say(manifest(model=Blob("a" * 64, 2**20)))
+    scene.say(manifest(model=Blob("a" * 64, 2**20, "model")))
     for _ in range(3):
         scene.work(REPAIR_S)
     assert scene.session.refused_messages == 1
@@ -157,7 +157,7 @@ def test_what_is_no_such_model_is_fetched_anew_and_the_one_before_stays(
 def test_a_plan_that_the_learner_does_not_know_is_said_where_its_model_is_due(
     fetching: ModelDownload,
 ) -> None:
-    told = manifest(model=Blob("a" * 64, 2**30), plan=replace(PLAN, method="fedklip"))
+    told = manifest(model=Blob("a" * 64, 2**30, "model"), plan=replace(PLAN, method="fedklip"))
     fetching.check_size(told)
     with pytest.raises(ConfigError, match="unknown method 'fedklip'; did you mean 'fedclip'"):
         fetching.complete(told)

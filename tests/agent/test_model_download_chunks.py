@@ -14,7 +14,7 @@ from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.protocol.messages import Want
 
 BODY = bytes(range(256)) * 4
-BLOB = blob_of(BODY, 64)
+BLOB = blob_of(BODY, "model", 64)
 SENT = list(split(BODY, BLOB))
 
 
@@ -47,7 +47,7 @@ def test_who_missed_the_broadcast_asks_at_once_and_for_all() -> None:
 
 def test_chunks_of_another_model_do_not_count() -> None:
     download = expecting()
-    other = blob_of(BODY[::-1], 64)
+    other = blob_of(BODY[::-1], "model", 64)
     download.expect(other, since=1.0)
     download.receive_chunk(SENT[0], 1.0)
     assert download.poll_want(1.0 + REPAIR_S) == Want(other.sha256, ((0, len(SENT) - 1),))
@@ -60,14 +60,14 @@ def test_any_order_any_number_of_times(order: random.Random) -> None:
     order.shuffle(some)
     for chunk in some:
         download.receive_chunk(chunk, 0.0)
-    assert download.has(blob_of(BODY, 64))
-    assert not download.has(blob_of(BODY[:-1] + b"!", 64))
+    assert download.has(blob_of(BODY, "model", 64))
+    assert not download.has(blob_of(BODY[:-1] + b"!", "model", 64))
     assert download.assemble() == BODY
-    assert not download.has(blob_of(BODY, 64))
+    assert not download.has(blob_of(BODY, "model", 64))
 
 
 def test_a_wrong_hash_is_told_and_all_of_it_fetched_anew() -> None:
-    lie = blob_of(BODY[:-1] + b"!", 64)
+    lie = blob_of(BODY[:-1] + b"!", "model", 64)
     download = Download()
     download.expect(lie, since=0.0)
     head = SENT[0][:4] + bytes.fromhex(lie.sha256)[:8]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from capable import CAPABLE
 
 from fedclip_edge.agent.publisher import Publisher, will
 from fedclip_edge.agent.state_db import RunPosition
@@ -70,7 +71,7 @@ def test_of_a_device_that_vanished_the_broker_says_so_in_its_name(broker: InMemo
 
 def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: InMemoryBroker) -> None:
     listener = listen(broker)
-    speak(broker).send_hello(RunPosition(epoch=4, run="run-1", closed=2))
+    speak(broker).send_hello(RunPosition(epoch=4, run="run-1", closed=2), CAPABLE)
     (said,) = heard(listener)
     assert said.topic == UP
     assert believed(said) == Hello(
@@ -80,6 +81,7 @@ def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: InMemoryBroker)
         domain="roof",
         encoder_id="e" * 64,
         classes_digest="c" * 64,
+        capabilities=CAPABLE,
         epoch=4,
         run="run-1",
         closed=2,
@@ -97,7 +99,7 @@ def test_what_it_says_is_signed_for_its_own_topic_alone(broker: InMemoryBroker) 
 
 def test_what_it_says_upwards_is_over_once_it_is_said(broker: InMemoryBroker) -> None:
     speaker = speak(broker)
-    speaker.send_hello(RunPosition())
+    speaker.send_hello(RunPosition(), CAPABLE)
     speaker.send(WANT)
     speaker.send_chunk(b"\xfc\x1e of a blob")
     assert heard(listen(broker)) == []

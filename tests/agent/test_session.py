@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capable import CAPABLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from session_scene import (
@@ -49,7 +50,9 @@ def test_on_connecting_it_says_that_it_is_there_and_who_it_is(scene: Scene) -> N
     scene.flow()
     assert scene.heard(DeviceState) == [DeviceState("b1", online=True)]
     roles: tuple[Role, ...] = ("train", "evaluate")
-    assert scene.heard(Hello) == [Hello("b1", DEVICE_KEY.key, roles, "photo", "e" * 64, "c" * 64)]
+    assert scene.heard(Hello) == [
+        Hello("b1", DEVICE_KEY.key, roles, "photo", "e" * 64, "c" * 64, CAPABLE)
+    ]
 
 
 def test_unanswered_it_says_hello_again(scene: Scene) -> None:
@@ -117,7 +120,7 @@ def test_a_coordinator_that_enrolment_did_not_pin_is_not_believed(scene: Scene) 
 def test_a_broadcast_is_no_answer(scene: Scene) -> None:
     """Only the direct answer tells a device that joins late whether it is in the cohort."""
     scene.flow()
-    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.say(manifest(takes_part=None), topic=TOPICS.manifest)
     scene.flow()
     scene.say_model(model(0))
     scene.work()
@@ -204,7 +207,7 @@ def test_asked_who_it_is_it_says_hello_and_waits_for_the_answer(scene: Scene) ->
     scene.say(state())
     scene.work()
     assert len(scene.heard(Hello)) == 1
-    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.say(manifest(takes_part=None), topic=TOPICS.manifest)
     scene.work()
     assert scene.learner.fitted == []
     scene.say(manifest())
@@ -238,10 +241,10 @@ def refused_once(scene: Scene) -> None:
 def test_a_forged_manifest_is_dropped_and_counted(scene: Scene) -> None:
     scene.join(phase="gathering")
     for forged in (manifest(), manifest(key=FORGER.key), manifest(epoch=99, key=FORGER.key)):
-        scene.say(forged, topic=TOPICS.round, key=FORGER)
+        scene.say(forged, topic=TOPICS.manifest, key=FORGER)
         refused_once(scene)
     assert scene.learner.fitted == []
-    scene.say(manifest(takes_part=None), topic=TOPICS.round)
+    scene.say(manifest(takes_part=None), topic=TOPICS.manifest)
     scene.work()
     assert scene.learner.fitted == [0.0]
 
@@ -249,17 +252,17 @@ def test_a_forged_manifest_is_dropped_and_counted(scene: Scene) -> None:
 def test_a_manifest_replayed_on_another_topic_is_dropped(scene: Scene) -> None:
     scene.join(phase="gathering")
     payload = scene.say(manifest(), topic=TOPICS.down("cam-02"))
-    for topic in (TOPICS.down("cam-01"), TOPICS.round):
+    for topic in (TOPICS.down("cam-01"), TOPICS.manifest):
         scene.script.publish(topic, payload)
         refused_once(scene)
     assert scene.learner.fitted == []
 
 
 def test_a_replayed_manifest_of_an_older_round_or_epoch_is_dropped(scene: Scene) -> None:
-    scene.join(round=2, model_round=1, phase="gathering")
+    scene.join(round=2, closed=1, phase="gathering")
     for older in (
         manifest(),
-        manifest(round=2, model_round=1, epoch=4),
+        manifest(round=2, closed=1, epoch=4),
         manifest(round=9, epoch=4),
     ):
         scene.say(older)
@@ -287,7 +290,7 @@ def test_nobody_but_the_coordinator_may_speak(scene: Scene, sender: str) -> None
 
 
 @pytest.mark.parametrize(
-    "message", [Kept("run-1", 1, "a" * 64), Refused("no", final=True), Want("a" * 64, ((0, 1),))]
+    "message", [Kept("run-1", 1, "a" * 64), Refused("no", "device"), Want("a" * 64, ((0, 1),))]
 )
 def test_before_anything_is_known_of_the_run_nothing_else_is_believed(
     scene: Scene, message: Message
@@ -299,12 +302,12 @@ def test_before_anything_is_known_of_the_run_nothing_else_is_believed(
 
 def test_a_forged_refusal_does_not_end_it(scene: Scene) -> None:
     scene.join()
-    scene.say(Refused("go away", final=True), key=FORGER)
+    scene.say(Refused("go away", "device"), key=FORGER)
     refused_once(scene)
 
 
 @pytest.mark.parametrize(
-    "message", [DeviceState("b", online=True), Offer("run-1", 1, chunks.blob_of(b"x"))]
+    "message", [DeviceState("b", online=True), Offer("run-1", 1, chunks.blob_of(b"x", "model"))]
 )
 def test_what_a_coordinator_does_not_say_is_dropped(scene: Scene, message: Message) -> None:
     scene.join()
@@ -335,7 +338,7 @@ def test_who_is_greeted_asks_for_the_model_at_once(scene: Scene) -> None:
 def test_who_hears_the_broadcast_waits_for_the_chunks_that_follow(scene: Scene) -> None:
     scene.join(phase="gathering")
     scene.heard(Want)
-    scene.say(manifest(model(1, 1), round=2), topic=TOPICS.round)
+    scene.say(manifest(model(1, 1), round=2), topic=TOPICS.manifest)
     scene.work(REPAIR_S - 0.1)
     assert scene.heard(Want) == []
     scene.say_model(model(1, 1))
@@ -378,11 +381,11 @@ def test_while_chunks_are_on_their_way_it_sends_none_again(
 ) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
-    want = Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),))
+    want = Want(offer.blob.sha256, ((0, offer.blob.chunks - 1),))
     monkeypatch.setattr(InMemoryTransport, "backlog", lambda link: 1)
     scene.say(want)
     scene.work()
-    assert len(scene.heard(bytes)) == offer.parcel.chunks, (
+    assert len(scene.heard(bytes)) == offer.blob.chunks, (
         "the first request is answered even if other messages are queued"
     )
     scene.say(want)
@@ -392,7 +395,7 @@ def test_while_chunks_are_on_their_way_it_sends_none_again(
     monkeypatch.setattr(InMemoryTransport, "backlog", lambda link: 0)
     scene.say(want)
     scene.work()
-    assert len(scene.heard(bytes)) == offer.parcel.chunks
+    assert len(scene.heard(bytes)) == offer.blob.chunks
 
 
 def test_a_model_with_another_hash_is_fetched_again(scene: Scene) -> None:
@@ -453,18 +456,18 @@ def test_training_and_evaluation_never_happen_while_a_message_is_taken_in(scene:
 def test_it_contributes_once_a_round(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
-    assert (offer.run, offer.round) == ("run-1", 1)
+    assert (offer.run, offer.number) == ("run-1", 1)
     scene.say(manifest(attempt=1))
     scene.work()
     assert scene.learner.fitted == [0.0]
-    scene.say(Kept("run-1", 1, offer.parcel.sha256))
-    scene.say(manifest(model(1, 1), round=2, takes_part=None), topic=TOPICS.round)
+    scene.say(Kept("run-1", 1, offer.blob.sha256))
+    scene.say(manifest(model(1, 1), round=2, takes_part=None), topic=TOPICS.manifest)
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
     assert scene.learner.fitted == [0.0, 1.0]
     assert scene.learner.states == [0, 1]
-    assert [offer.round for offer in scene.heard(Offer)] == [2]
+    assert [offer.number for offer in scene.heard(Offer)] == [2]
 
 
 @pytest.mark.parametrize("phase", ["gathering", "final", "done"])
@@ -481,7 +484,7 @@ def test_it_works_out_for_itself_whether_it_is_drawn(
     drawn = cohort_hash("run-1", 1, "cam-01")
     below = f"{int(drawn, 16) - 1:064x}"
     cohort = drawn if above else below
-    scene.say(manifest(takes_part=None, cohort=cohort), topic=TOPICS.round)
+    scene.say(manifest(takes_part=None, cohort=cohort), topic=TOPICS.manifest)
     scene.work()
     assert bool(scene.learner.fitted) == trains
 
@@ -490,15 +493,14 @@ def test_what_was_offered_is_sent_chunk_by_chunk_as_asked(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
     assert scene.heard(bytes) == []
-    scene.say(Want(offer.parcel.sha256, ((0, 10**6),)))
+    scene.say(Want(offer.blob.sha256, ((0, 10**6),)))
     scene.work()
-    incoming = chunks.Incoming(offer.parcel)
+    incoming = chunks.Incoming(offer.blob)
     for chunk in scene.heard(bytes):
         incoming.add_chunk(chunk)
     found = wire.unpack_contribution(incoming.assemble(), "fp32", {"gate": (40, 10)})
     assert (found.run, found.round, found.device) == ("run-1", 1, "cam-01")
-    assert found.base == manifest().model.sha256
-    assert (found.encoder_id, found.classes_digest) == ("e" * 64, "c" * 64)
+    assert found.exchange == manifest().exchange.sha256
     assert found.update.delta["gate"][0, 0] == 0.5
     scene.say(Want("a" * 64, ((0, 1),)))  # a blob that was not offered
     scene.work()
@@ -517,11 +519,11 @@ def test_it_offers_again_until_it_is_kept(scene: Scene) -> None:
     scene.work(REPEAT_S)
     assert scene.heard(Offer) == [offer]
     for _ in range(2):
-        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+        scene.say(Kept("run-1", 1, offer.blob.sha256))
         scene.work()
     scene.work(10 * REPEAT_S)
     assert scene.heard(Offer) == []
-    scene.say(Want(offer.parcel.sha256, ((0, 9),)))
+    scene.say(Want(offer.blob.sha256, ((0, 9),)))
     scene.work()
     assert scene.heard(bytes) == []  # the contribution is gone
 
@@ -530,7 +532,7 @@ def test_while_it_uploads_it_does_not_offer(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
     for _ in range(5):
-        scene.say(Want(offer.parcel.sha256, ((0, 0),)))
+        scene.say(Want(offer.blob.sha256, ((0, 0),)))
         scene.work(REPEAT_S - 0.1)
     assert scene.heard(Offer) == []
 
@@ -550,7 +552,7 @@ def test_after_a_new_coordinator_it_offers_at_once(scene: Scene) -> None:
 def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
-    scene.say(Refused("too large", final=False, sha256=offer.parcel.sha256))
+    scene.say(Refused("too large", "contribution", sha256=offer.blob.sha256))
     scene.work(10 * REPEAT_S)
     assert scene.heard(Offer) == []
     assert scene.learner.fitted == [0.0]
@@ -558,9 +560,9 @@ def test_what_is_refused_is_not_offered_again(scene: Scene) -> None:
 
 def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
     scene.join()
-    scene.say(Refused("joined under another key", final=True, key=FORGER.key))
+    scene.say(Refused("joined under another key", "device", key=FORGER.key))
     scene.work()  # sent to another device with the same id
-    scene.say(Refused("its bundle has another encoder", final=True, key=DEVICE_KEY.key))
+    scene.say(Refused("not enrolled", "device", key=DEVICE_KEY.key))
     with pytest.raises(RefusedError, match="refused cam-01: its bundle has another encoder"):
         scene.work()
 
@@ -586,19 +588,19 @@ def test_each_model_is_evaluated_once_and_the_last_one_as_the_last(scene: Scene)
     assert scene.learner.evaluated == []  # waiting must not load torch
     scene.join(takes_part=False)
     scene.work(1.0)
-    last = manifest(model(1, 1), phase="final", takes_part=None)
+    last = manifest(model(1, 1), round=2, phase="final", takes_part=None)
     scene.say(manifest(model(1, 1), round=2, takes_part=False))
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
     assert scene.learner.evaluated == [(0.0, False), (1.0, False)]
-    scene.say(replace(last, round=2), topic=TOPICS.round)
+    scene.say(last, topic=TOPICS.manifest)
     scene.work()
     scene.work(1.0)
     assert scene.learner.evaluated == [(0.0, False), (1.0, False), (1.0, True)]
     assert [report.round for report in scene.heard(Report)] == [0, 1, 1]
     assert not scene.session.finished
-    scene.say(replace(last, round=2, phase="done"), topic=TOPICS.round)
+    scene.say(replace(last, phase="done"), topic=TOPICS.manifest)
     scene.work()
     assert scene.session.finished
 
@@ -617,7 +619,8 @@ def test_rounds_that_went_by_while_it_was_busy_are_evaluated_all_the_same(tmp_pa
     for closed in (1, 2, 3):  # all these messages are still in the inbox
         published = model(closed, closed)
         scene.say(
-            manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
+            manifest(published, round=closed + 1, takes_part=None, answers=""),
+            topic=TOPICS.manifest,
         )
         scene.say_model(published)
     scene.work()
@@ -629,7 +632,7 @@ def test_what_waits_is_evaluated_when_somebody_is_there_to_hear_of_it(tmp_path: 
     scene = Scene(tmp_path, ("evaluate",))
     scene.join()
     published = model(1, 1)
-    scene.say(manifest(published, round=2, takes_part=None, answers=""), topic=TOPICS.round)
+    scene.say(manifest(published, round=2, takes_part=None, answers=""), topic=TOPICS.manifest)
     scene.say_model(published)
     scene.say(state(online=False))
     scene.work()
@@ -647,7 +650,8 @@ def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene:
     for closed in (1, 2):
         published = model(closed, closed)
         scene.say(
-            manifest(published, round=closed + 1, takes_part=None, answers=""), topic=TOPICS.round
+            manifest(published, round=closed + 1, takes_part=None, answers=""),
+            topic=TOPICS.manifest,
         )
         scene.say_model(published)
     scene.flow()
@@ -660,7 +664,7 @@ def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene:
 def test_it_evaluates_the_last_model_even_when_the_run_is_done(scene: Scene) -> None:
     scene.join()
     done = manifest(model(1, 1), phase="done", takes_part=None)
-    scene.say(done, topic=TOPICS.round)
+    scene.say(done, topic=TOPICS.manifest)
     scene.flow()
     assert not scene.session.finished
     scene.say_model(model(1, 1))
@@ -712,9 +716,9 @@ def test_a_manifest_that_was_lost_is_asked_for(scene: Scene) -> None:
 def test_what_one_attempt_refused_the_next_may_want(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
-    scene.say(Refused("not in the cohort", final=False, sha256=offer.parcel.sha256))
+    scene.say(Refused("not in the cohort", "contribution", sha256=offer.blob.sha256))
     scene.work()
-    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
+    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.manifest)
     scene.work()
     assert scene.heard(Offer) == [offer], "training again from the same seed gives the same bytes"
 
@@ -722,9 +726,9 @@ def test_what_one_attempt_refused_the_next_may_want(scene: Scene) -> None:
 def test_what_is_kept_is_not_trained_again_in_another_attempt(scene: Scene) -> None:
     scene.join()
     (offer,) = scene.heard(Offer)
-    scene.say(Kept("run-1", 1, offer.parcel.sha256))
+    scene.say(Kept("run-1", 1, offer.blob.sha256))
     scene.work()
-    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.round)
+    scene.say(manifest(attempt=1, takes_part=None), topic=TOPICS.manifest)
     scene.work()
     assert scene.heard(Offer) == []
 
@@ -740,7 +744,7 @@ def test_a_run_that_ended_while_it_was_away_ends_for_it_too(scene: Scene) -> Non
         scene.session.handle_event(Received(topic, payload), scene.now)
         scene.session.act(scene.now)
 
-    comes(manifest(model(1), phase="done", takes_part=None), TOPICS.round)
+    comes(manifest(model(1), phase="done", takes_part=None), TOPICS.manifest)
     assert not scene.session.finished, "the coordinator may still send the last model"
     comes(state(online=False), TOPICS.coordinator_state)
     assert scene.session.finished
@@ -750,7 +754,7 @@ def end_of_run(scene: Scene, *, gone: bool = True) -> None:
     """Publish the messages that the broker retains at the end of a run."""
     done = manifest(model(1, 1), phase="done", takes_part=None, answers="")
     for topic, message in (
-        (TOPICS.round, done),
+        (TOPICS.manifest, done),
         (TOPICS.coordinator_state, state(online=not gone)),
     ):
         payload = wire.pack_control(message, "coordinator", topic, ME)
@@ -798,7 +802,7 @@ def test_where_the_good_bye_was_lost_a_few_hellos_tell(scene: Scene) -> None:
 
 
 def test_its_hello_says_up_to_where_it_has_heard(scene: Scene) -> None:
-    scene.join(round=2, model_round=1)
+    scene.join(round=2, closed=1)
     scene.session.handle_event(Connected(), scene.now)
     said = scene.heard(Hello)[-1]
     assert (said.epoch, said.run, said.closed) == (5, "run-1", 1)
@@ -809,7 +813,7 @@ def test_refused_messages_are_told_once_and_then_counted_each_minute(
 ) -> None:
     scene.join()
     for _ in range(20):
-        scene.session.handle_event(Received(TOPICS.round, b"garbage"), scene.now)
+        scene.session.handle_event(Received(TOPICS.manifest, b"garbage"), scene.now)
     scene.session.act(scene.now + 59)
     lines = [line for line in capsys.readouterr().out.splitlines() if "message_refused" in line]
     assert len(lines) == 1
@@ -859,7 +863,7 @@ def test_an_update_of_a_round_that_was_lost_makes_way(
     scene.say_model(model(value, closed))
     scene.work()
     assert scene.learner.fitted == [0.0, value]
-    assert [offer.round for offer in scene.heard(Offer)] == [closed + 1]
+    assert [offer.number for offer in scene.heard(Offer)] == [closed + 1]
 
 
 # State that survives a kill.
@@ -874,9 +878,9 @@ def restart(scene: Scene) -> None:
 
 
 def uploaded(scene: Scene, offer: Offer) -> bytes:
-    scene.say(Want(offer.parcel.sha256, ((0, offer.parcel.chunks - 1),)))
+    scene.say(Want(offer.blob.sha256, ((0, offer.blob.chunks - 1),)))
     scene.work()
-    incoming = chunks.Incoming(offer.parcel)
+    incoming = chunks.Incoming(offer.blob)
     for chunk in scene.heard(bytes):
         incoming.add_chunk(chunk)
     return incoming.assemble()
@@ -936,13 +940,13 @@ def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
     scene.work(REPEAT_S)
     assert scene.heard(Offer) == [offer], "offered again until it is answered"
     if answer == "kept":
-        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+        scene.say(Kept("run-1", 1, offer.blob.sha256))
     else:
-        scene.say(Refused("not open", final=False, sha256=offer.parcel.sha256, closed=1))
+        scene.say(Refused("not open", "contribution", sha256=offer.blob.sha256, closed=1))
     scene.work()
     assert scene.learner.fitted[-1] == 1.0
     assert scene.learner.states[-1] == (answer == "kept")
-    assert [offer.round for offer in scene.heard(Offer)] == [2]
+    assert [offer.number for offer in scene.heard(Offer)] == [2]
 
 
 @pytest.mark.parametrize("answer", ["kept", "refused"])
@@ -950,7 +954,7 @@ def test_a_refusal_is_believed_once_its_round_is_closed(scene: Scene, answer: st
     """An earlier refusal may be late: the same contribution may have been kept since."""
     scene.join()
     (offer,) = scene.heard(Offer)
-    early = Refused("not in the cohort", final=False, sha256=offer.parcel.sha256, closed=0)
+    early = Refused("not in the cohort", "contribution", sha256=offer.blob.sha256, closed=0)
     scene.say(early)
     scene.work(10 * REPEAT_S)
     assert scene.heard(Offer) == []
@@ -963,7 +967,7 @@ def test_a_refusal_is_believed_once_its_round_is_closed(scene: Scene, answer: st
     scene.work()
     assert 1.0 not in scene.learner.fitted
     if answer == "kept":
-        scene.say(Kept("run-1", 1, offer.parcel.sha256))
+        scene.say(Kept("run-1", 1, offer.blob.sha256))
     else:
         scene.say(replace(early, closed=1))
     scene.work()
@@ -1002,15 +1006,15 @@ def test_when_a_run_is_done_nothing_of_it_stays(scene: Scene) -> None:
 
 
 def test_after_a_kill_it_refuses_an_older_epoch_and_an_older_round(scene: Scene) -> None:
-    scene.join(round=3, model_round=2, epoch=5, phase="gathering")
+    scene.join(round=3, closed=2, epoch=5, phase="gathering")
     restart(scene)
     (hello,) = [*scene.heard(Hello)]
     assert hello.epoch == 5, (
         "the coordinator needs it to choose a higher epoch if its journal is lost"
     )
     for older in (
-        manifest(round=2, model_round=1, epoch=5),
-        manifest(round=9, model_round=8, epoch=4),
+        manifest(round=2, closed=1, epoch=5),
+        manifest(round=9, closed=8, epoch=4),
         manifest(run="run-2", epoch=4),
     ):
         scene.say(older)
@@ -1061,7 +1065,7 @@ def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None
         (offer,) = scene.heard(Offer)
         found = wire.unpack_contribution(uploaded(scene, offer), "int8", {"gate": (40, 10)})
         if number % 7 == 3:  # refused: the previous residual stays
-            scene.say(Refused("no", final=False, sha256=offer.parcel.sha256, closed=number))
+            scene.say(Refused("no", "contribution", sha256=offer.blob.sha256, closed=number))
             scene.work()
             rounds -= 1
         else:

@@ -26,8 +26,8 @@ def state_db(tmp_path: Path) -> Iterator[StateDb]:
 
 
 def signed(message: Message, by: signing.Identity = ME, name: str = "coordinator") -> wire.Signed:
-    payload = wire.pack_control(message, name, TOPICS.round, by)
-    return wire.unpack_control(TOPICS.round, payload)
+    payload = wire.pack_control(message, name, TOPICS.manifest, by)
+    return wire.unpack_control(TOPICS.manifest, payload)
 
 
 def test_the_first_key_of_a_run_is_its_key(state_db: StateDb) -> None:
@@ -55,12 +55,12 @@ def test_an_answer_before_any_manifest_is_not_believed(state_db: StateDb) -> Non
 
 
 def test_an_older_round_or_epoch_is_refused_also_after_a_restart(state_db: StateDb) -> None:
-    newest = replace(manifest(), epoch=3, round=2, model_round=1)
+    newest = manifest(round=2, epoch=3, closed=1)
     Trust("b1", "", state_db).accept_manifest(newest, direct=False)
     after = Trust("b2", "", state_db)
     for older in (
-        replace(newest, round=1, model_round=0),
-        replace(newest, epoch=2, round=9, model_round=8),
+        manifest(epoch=3),
+        manifest(round=9, epoch=2, closed=8),
     ):
         with pytest.raises(PeerError, match="older than 1 closed rounds of"):
             after.accept_manifest(older, direct=False)

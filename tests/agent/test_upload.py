@@ -27,15 +27,13 @@ def state_db(tmp_path: Path) -> Iterator[StateDb]:
 
 def make(mine: Upload, round: int = 1, seed: int = 0) -> Offer:
     term = np.random.default_rng(seed).normal(size=(30, 40)).astype(np.float32)
-    made = Contribution(
-        "run-1", round, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
-    )
+    made = Contribution("run-1", round, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
     return mine.make_offer(made, PLAN, mine.carry_over("run-1"), {}, now=0.0)
 
 
 def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
-    incoming = chunks.Incoming(offer.parcel)
-    wanted = Want(offer.parcel.sha256, incoming.missing)
+    incoming = chunks.Incoming(offer.blob)
+    wanted = Want(offer.blob.sha256, incoming.missing)
     for chunk in mine.chunks_for(wanted, now, sending=sending):
         incoming.add_chunk(chunk)
     return incoming.assemble() if incoming.complete else b""
@@ -46,7 +44,7 @@ def test_it_is_on_disk_before_it_is_offered(state_db: StateDb) -> None:
     offer = make(mine)
     found = state_db.pending_update("run-1")
     assert found is not None
-    assert found.sha256 == offer.parcel.sha256
+    assert found.sha256 == offer.blob.sha256
     assert sent(mine, offer) == found.payload
 
 
@@ -58,7 +56,7 @@ def test_no_other_is_made_before_it_is_settled(state_db: StateDb) -> None:
     assert not mine.owes(2)
     mine.resolve(Kept("run-1", 1, "0" * 64))
     assert not mine.owes(2), "this answers another contribution"
-    mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
+    mine.resolve(Kept("run-1", 1, offer.blob.sha256))
     assert not mine.owes(1)
     assert mine.owes(2)
 
@@ -68,7 +66,7 @@ def test_after_a_kill_the_very_same_one_is_offered(state_db: StateDb) -> None:
     again = Upload(state_db)
     again.resume_run("run-1")
     assert again.poll_offer(0.0, sending=False) == offer
-    again.resolve(Kept("run-1", 1, offer.parcel.sha256))
+    again.resolve(Kept("run-1", 1, offer.blob.sha256))
     after = Upload(state_db)
     after.resume_run("run-1")
     assert after.pending is None
@@ -78,10 +76,10 @@ def test_after_a_kill_the_very_same_one_is_offered(state_db: StateDb) -> None:
 def test_what_is_left_behind_counts_once_it_is_kept(state_db: StateDb) -> None:
     mine = Upload(state_db)
     refused = make(mine)
-    mine.resolve(Refused("late", final=False, sha256=refused.parcel.sha256, closed=1))
+    mine.resolve(Refused("late", "contribution", sha256=refused.blob.sha256, closed=1))
     assert mine.carry_over("run-1").residual == {}
     kept = make(mine, round=2, seed=1)
-    mine.resolve(Kept("run-1", 2, kept.parcel.sha256))
+    mine.resolve(Kept("run-1", 2, kept.blob.sha256))
     assert mine.carry_over("run-1").residual["gate"].any()
 
 
@@ -104,8 +102,8 @@ def test_it_is_offered_again_in_chunks_that_the_next_link_takes(state_db: StateD
     mine.start_link(1_500)
     after = mine.poll_offer(REPEAT_S, sending=False)
     assert after is not None
-    assert after.parcel.sha256 == before.parcel.sha256
-    assert 24 + after.parcel.chunk_bytes < 1_500 < before.parcel.chunk_bytes
+    assert after.blob.sha256 == before.blob.sha256
+    assert 24 + after.blob.chunk_bytes < 1_500 < before.blob.chunk_bytes
     assert sent(mine, after) == body != b""
     again = Upload(state_db)
     again.start_link(1_500)
@@ -116,7 +114,7 @@ def test_it_is_offered_again_in_chunks_that_the_next_link_takes(state_db: StateD
 def test_a_refusal_in_an_open_round_settles_nothing(state_db: StateDb) -> None:
     mine = Upload(state_db)
     offer = make(mine)
-    mine.resolve(Refused("no", final=False, sha256=offer.parcel.sha256))
+    mine.resolve(Refused("no", "contribution", sha256=offer.blob.sha256))
     assert mine.pending is not None
     assert mine.poll_offer(100.0, sending=False) is None
     assert sent(mine, offer) == b""
@@ -133,11 +131,9 @@ def test_the_end_of_a_run_forgets_it(state_db: StateDb) -> None:
 def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
     mine = Upload(state_db)
     term = np.full((2, 2), 0.3, np.float32)
-    made = Contribution(
-        "run-1", 1, "cam-0", "b" * 64, "e" * 64, "c" * 64, Update("sum", 1, {"gate": term})
-    )
+    made = Contribution("run-1", 1, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
     carried = CarryOver({"gate": np.full((2, 2), 0.2, np.float32)})
     lossless = replace(PLAN, codec_up="fp32")
     offer = mine.make_offer(made, lossless, carried, {}, now=0.0)
-    mine.resolve(Kept("run-1", 1, offer.parcel.sha256))
+    mine.resolve(Kept("run-1", 1, offer.blob.sha256))
     assert mine.carry_over("run-1").residual == {}, "a lossless update sends the whole residual"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import zstandard
+from capable import CAPABLE
 
 from fedclip_edge.protocol import chunks, codec, wire
 from fedclip_edge.protocol.messages import (
@@ -26,6 +27,7 @@ from fedclip_edge.protocol.messages import (
     Blob,
     CoordinatorState,
     DeviceState,
+    Exchange,
     Hello,
     Kept,
     Manifest,
@@ -62,24 +64,30 @@ class Aim:
 
     def messages(self) -> Mapping[str, Message]:
         """A valid message of each kind, none of which ends a device."""
-        gone = Blob("9" * 64, 1000)
+        gone = Blob("9" * 64, 1000, "update")
         return {
             "coordinator": CoordinatorState(
                 "another", self.epoch, self.run, online=True, key=self.identity.key
             ),
             "device": DeviceState("another", online=True),
             "hello": Hello(
-                "b", self.identity.key, ("train",), "x", self.encoder_id, self.classes_digest
+                "b",
+                self.identity.key,
+                ("train",),
+                "x",
+                self.encoder_id,
+                self.classes_digest,
+                CAPABLE,
             ),
             "manifest": Manifest(
                 run=self.run,
                 epoch=self.epoch,
                 key=self.identity.key,
                 phase="open",
-                round=self.round,
+                exchange=Exchange("round", self.round, "8" * 64, 1000.0),
                 attempt=0,
+                closed=self.round - 1,
                 model=self.model,
-                model_round=self.round - 1,
                 plan=self.plan,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,
@@ -91,7 +99,7 @@ class Aim:
             "offer": Offer(self.run, self.round, gone),
             "want": Want(gone.sha256, ((0, 1),)),
             "kept": Kept(self.run, self.round, gone.sha256),
-            "refused": Refused("no", final=False, sha256=gone.sha256),
+            "refused": Refused("no", "contribution", sha256=gone.sha256),
             "report": Report(
                 run=self.run,
                 round=0,
@@ -524,8 +532,8 @@ def wrong_models(aim: Aim, data: bytes) -> Said:
 
 def offered(aim: Aim, body: bytes, topic: str) -> tuple[bytes, Iterator[bytes]]:
     """The attacker's signed offer of a body, and the chunks of the body."""
-    blob = chunks.blob_of(body)
-    line = aim.line("offer", parcel=vars(blob))
+    blob = chunks.blob_of(body, "update")
+    line = aim.line("offer", blob=vars(blob))
     return aim.sign(line, topic), chunks.split(body, blob)
 
 

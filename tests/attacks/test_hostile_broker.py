@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capable import CAPABLE
 from coordinated_fleet import PLAN, RULES, device, final, restart, steps, undisturbed
 from in_memory import ENCODER, Fleet, class_texts
 from opened import opened
@@ -32,7 +33,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
 )
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Contribution, Update
+from fedclip_edge.records import Contribution, Role, Update
 from fedclip_edge.transport.in_memory import InMemoryBroker
 
 TOPICS = Topics("lab")
@@ -86,7 +87,7 @@ def evil_model(fleet: Fleet) -> tuple[bytes, Blob]:
     model = fleet.coordinator.run_state.model
     terms = {name: np.full_like(values, 0.25) for name, values in model.parameters.items()}
     data = wire.pack_model(replace(model, parameters=terms), PLAN.codec_down)
-    return data, chunks.blob_of(data)
+    return data, chunks.blob_of(data, "update")
 
 
 def versions(fleet: Fleet) -> set[str]:
@@ -171,18 +172,18 @@ def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
             run=run.id,
             round=run_state.model.round + 1,
             device=name,
-            base=run_state.version,
-            encoder_id=ENCODER,
-            classes_digest=class_texts().digest,
+            exchange=run_state.exchange.sha256,
             update=Update("sum", 1, terms),
         ),
         PLAN.codec_up,
     )
-    return data, Offer(run.id, run_state.model.round + 1, chunks.blob_of(data))
+    return data, Offer(run.id, run_state.model.round + 1, chunks.blob_of(data, "update"))
 
 
 def hello(incarnation: str = "evil") -> Hello:
-    return Hello(incarnation, EVIL.key, ("train", "evaluate"), "x", ENCODER, class_texts().digest)
+    roles: tuple[Role, ...] = ("train", "evaluate")
+    digest = class_texts().digest
+    return Hello(incarnation, EVIL.key, roles, "x", ENCODER, digest, CAPABLE)
 
 
 def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
@@ -192,7 +193,7 @@ def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
     for _ in range(3):
         broker.forge(offer, TOPICS.up(name), name)
         steps(fleet, 1)
-        for chunk in chunks.split(data, offer.parcel):
+        for chunk in chunks.split(data, offer.blob):
             broker.inject(TOPICS.up(name), chunk)
         steps(fleet, 1)
 
@@ -218,8 +219,8 @@ def test_it_cannot_forge_one_over_the_chunks_of_a_true_offer(
         if message(said) is None and topic == TOPICS.up("cam-0"):
             offer = fleet.coordinator.receiver.uploads.offer_of("cam-0")
             data, _ = evil_contribution(fleet, "cam-0")
-            padded = (data + bytes(offer.parcel.size_bytes))[: offer.parcel.size_bytes]
-            for chunk in chunks.split(padded, offer.parcel):
+            padded = (data + bytes(offer.blob.size_bytes))[: offer.blob.size_bytes]
+            for chunk in chunks.split(padded, offer.blob):
                 yield topic, chunk, retained
         else:
             yield said
@@ -304,7 +305,7 @@ def test_it_cannot_end_a_run_or_a_device_by_a_word_of_its_own(
     broker.forge(takes_over, TOPICS.coordinator_state, "coordinator")
     for name, session in fleet.sessions.items():
         for word in (
-            Refused("go", final=True, key=session.publisher.identity.key),
+            Refused("go", "device", key=session.publisher.identity.key),
             Kept(run, 1, "a" * 64),
         ):
             broker.forge(word, TOPICS.down(name), "coordinator")

@@ -48,7 +48,7 @@ ME = "cam-9"  # an enrolled device that is hostile
 UP, STATE = TOPICS.up(ME), TOPICS.state(ME)
 FROM_DEVICE = {"device": STATE, "hello": UP, "offer": UP, "want": UP, "report": UP}
 ALL_TOPICS = (
-    TOPICS.coordinator_state, TOPICS.round, TOPICS.model, STATE, UP, TOPICS.down("cam-0"),
+    TOPICS.coordinator_state, TOPICS.manifest, TOPICS.model, STATE, UP, TOPICS.down("cam-0"),
 )  # fmt: skip
 # Parsed objects may be this many times larger than their text.
 TIMES, PLUS_BYTES = 40, 256 * 1024
@@ -111,9 +111,9 @@ class Target:
     def publish(self, body: bytes) -> int:
         """The number of refusals when the coordinator itself announces and sends a model."""
         aim = self.as_coordinator()
-        blob = chunks.blob_of(body)
+        blob = chunks.blob_of(body, "update")
         line = aim.line("manifest", model=vars(blob), takes_part=None, answers="")
-        refused = self.to_device(TOPICS.round, aim.sign(line, TOPICS.round))
+        refused = self.to_device(TOPICS.manifest, aim.sign(line, TOPICS.manifest))
         for chunk in chunks.split(body, blob):
             refused += self.to_device(TOPICS.model, chunk)
         return refused
@@ -212,7 +212,7 @@ def for_coordinator(target: Target) -> Corpus:
 def for_device(target: Target) -> Corpus:
     aim, down = target.as_coordinator(), TOPICS.down("cam-0")
     topics = {
-        "coordinator": TOPICS.coordinator_state, "manifest": TOPICS.round, "want": down,
+        "coordinator": TOPICS.coordinator_state, "manifest": TOPICS.manifest, "want": down,
         "kept": down, "refused": down,
     }  # fmt: skip
     said = everywhere(aim, (*topics.values(), TOPICS.model))
@@ -306,16 +306,16 @@ def test_each_chunk_is_refused(target: Target) -> None:
     body = hostile.contribution(aim)
     offer, _ = hostile.offered(aim, body, UP)
     assert target.to_coordinator(UP, offer) == 0
-    for name, chunk in hostile.wrong_chunks(chunks.blob_of(body), body).items():
+    for name, chunk in hostile.wrong_chunks(chunks.blob_of(body, "update"), body).items():
         assert target.to_coordinator(UP, chunk) == 1, name
         assert target.to_coordinator(STATE, chunk) == 1, name
     blob = replace(aim.model, sha256="5" * 64, size_bytes=len(body))
     lead = target.as_coordinator()
     line = lead.line("manifest", model=vars(blob), takes_part=None, answers="")
-    assert target.to_device(TOPICS.round, lead.sign(line, TOPICS.round)) == 0
+    assert target.to_device(TOPICS.manifest, lead.sign(line, TOPICS.manifest)) == 0
     for name, chunk in hostile.wrong_chunks(blob, body).items():
         assert target.to_device(TOPICS.model, chunk) == 1, name
-        assert target.to_device(TOPICS.round, chunk) == 1, name
+        assert target.to_device(TOPICS.manifest, chunk) == 1, name
 
 
 def test_the_right_ones_are_taken(target: Target) -> None:
@@ -323,7 +323,7 @@ def test_the_right_ones_are_taken(target: Target) -> None:
     aim, lead = target.aim(), target.as_coordinator()
     for kind, topic in FROM_DEVICE.items():
         assert target.to_coordinator(topic, aim.sign(aim.line(kind), topic)) == 0, kind
-    for kind, topic in (("manifest", TOPICS.round), ("want", TOPICS.down("cam-0"))):
+    for kind, topic in (("manifest", TOPICS.manifest), ("want", TOPICS.down("cam-0"))):
         assert target.to_device(topic, lead.sign(lead.line(kind), topic)) == 0, kind
 
 
@@ -518,13 +518,13 @@ def test_a_run_under_fire_ends_with_the_same_model(tmp_path: Path) -> None:
     to_coordinator = list(for_coordinator(target).values())
     to_device = [
         (topic, payload)
-        for topic in (TOPICS.coordinator_state, TOPICS.round, TOPICS.model, TOPICS.down("cam-0"))
+        for topic in (TOPICS.coordinator_state, TOPICS.manifest, TOPICS.model, TOPICS.down("cam-0"))
         for payload in hostile.not_messages().values()
     ]
     fire = [
         *to_coordinator,
         *to_device,
-        *signed(forged(target.aim()), hostile.wrong_plans(target.aim()), TOPICS.round).values(),
+        *signed(forged(target.aim()), hostile.wrong_plans(target.aim()), TOPICS.manifest).values(),
     ]
     bodies = [*hostile.wrong_contributions(target.aim())]
     step = 0

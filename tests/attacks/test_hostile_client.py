@@ -59,7 +59,7 @@ def fire(site: Site) -> list[tuple[str, bytes]]:
     topics, bundle = Topics(site.fleet), site.bundle
     plan = Plan(rounds=ROUNDS)
     shapes = methods.shapes(plan, bundle.classes, 16)
-    body = chunks.blob_of(b"x" * 1000)
+    body = chunks.blob_of(b"x" * 1000, "model")
     aim = Aim(
         "judge", "judge", MALLORY, "run-0", 1, body, plan, shapes,
         bundle.manifest.encoder_id, bundle.classes.digest,
@@ -78,9 +78,9 @@ def fire(site: Site) -> list[tuple[str, bytes]]:
         said += [(topic, p) for topic in (up, down, state) for p in hostile.not_messages().values()]
         wrong = hostile.wrong_chunks(body, b"x" * 1000).values()
         said += [(topic, chunk) for topic in (up, topics.model) for chunk in wrong]
-    final = lead.line("refused", final=True, key=MALLORY.key)
+    final = lead.line("refused", scope="device", key=MALLORY.key)
     said += [(topics.down("judge"), lead.sign(final, topics.down("judge")))]
-    for topic, kind in ((topics.round, "manifest"), (topics.coordinator_state, "coordinator")):
+    for topic, kind in ((topics.manifest, "manifest"), (topics.coordinator_state, "coordinator")):
         lines = {**hostile.wrong_lines(lead, kind), **hostile.wrong_plans(lead)}
         lines["right"] = lead.line(kind, epoch=2**50)
         said += [(topic, lead.sign(line, topic)) for line in lines.values()]

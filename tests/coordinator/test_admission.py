@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from capable import CAPABLE
 from in_memory import ENCODER
 
 from fedclip_edge.coordinator.admission import Admission
@@ -19,7 +20,7 @@ from fedclip_edge.records import Plan
 
 RUN = Run("run-1", Plan(), ENCODER, "c" * 64)
 KEY, OTHER = "1" * 64, "2" * 64
-HELLO = Hello("b1", KEY, ("train",), "photo", ENCODER, "c" * 64)
+HELLO = Hello("b1", KEY, ("train",), "photo", ENCODER, "c" * 64, CAPABLE)
 REGISTRY = Registry(
     "lab", "localhost", 1883, "3" * 64, devices={"cam-0": Device(KEY, (), "2099-01-01")}
 )
@@ -44,7 +45,10 @@ def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(journal: Jour
     assert admission.admit("cam-0", replace(HELLO, key=OTHER)) is not None
     again = admission_to(journal, None)
     assert again.devices.keys == {"cam-0": KEY}
-    assert "another id" in (again.admit("cam-0", replace(HELLO, key=OTHER)) or "")
+    refused = again.admit("cam-0", replace(HELLO, key=OTHER))
+    assert refused is not None
+    assert "another id" in refused.reason
+    assert (refused.scope, refused.key) == ("device", OTHER)
 
 
 def test_a_registry_decides_whatever_was_shown_first(journal: Journal) -> None:
@@ -52,15 +56,37 @@ def test_a_registry_decides_whatever_was_shown_first(journal: Journal) -> None:
     admission = admission_to(journal, REGISTRY)
     assert admission.admit("cam-0", HELLO) is None
     assert admission.devices.keys["cam-0"] == KEY
-    assert "not enrolled" in (admission.admit("cam-1", HELLO) or "")
+    refused = admission.admit("cam-1", HELLO)
+    assert refused is not None
+    assert "not enrolled" in refused.reason
+    assert refused.scope == "device"
 
 
 @pytest.mark.parametrize("name", ["encoder_id", "classes_digest"])
 def test_what_cannot_be_averaged_stays_out(journal: Journal, name: str) -> None:
     hello = replace(HELLO, **{name: "f" * 64})  # type: ignore[arg-type]
-    assert "copy the coordinator's bundle" in (
-        admission_to(journal, None).admit("cam-0", hello) or ""
-    )
+    refused = admission_to(journal, None).admit("cam-0", hello)
+    assert refused is not None
+    assert "copy the coordinator's bundle" in refused.reason
+    assert refused.scope == "run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"methods": ("ridge", "linear")}, "'fedclip', and the device allows only: ridge, linear"),
+        ({"methods": ()}, "the device allows only: none"),
+        ({"codecs": ("fp32",)}, "the device has no codec 'int8'"),
+    ],
+)
+def test_a_device_that_cannot_or_may_not_take_part_is_refused_in_this_run(
+    journal: Journal, changes: dict[str, tuple[str, ...]], reason: str
+) -> None:
+    hello = replace(HELLO, capabilities=replace(CAPABLE, **changes))  # type: ignore[arg-type]
+    refused = admission_to(journal, None).admit("cam-0", hello)
+    assert refused is not None
+    assert reason in refused.reason
+    assert (refused.scope, refused.key) == ("run", KEY)
 
 
 def test_who_is_revoked_is_admitted_no_longer(journal: Journal) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from capable import CAPABLE
 from coordinated_fleet import (
     BOTH,
     PLAN,
@@ -446,7 +447,7 @@ def test_messages_lost_repeated_and_reordered_change_nothing(
 
 
 def test_the_chunks_of_that_test_are_not_the_default() -> None:
-    assert Blob("a" * 64, 1).chunk_bytes == CHUNK_BYTES
+    assert Blob("a" * 64, 1, "model").chunk_bytes == CHUNK_BYTES
 
 
 class NarrowBroker(InMemoryBroker):
@@ -643,7 +644,7 @@ class Deaf(InMemoryBroker):
     def hand(self, client: InMemoryTransport, message: Received) -> None:
         if (
             client.client_id != "cam-0"
-            or message.topic != TOPICS.round
+            or message.topic != TOPICS.manifest
             or self.said not in message.payload
         ):
             super().hand(client, message)
@@ -760,7 +761,7 @@ def said(listener: InMemoryTransport) -> list[Message]:
 
 def hello(key: signing.Identity = STRANGER, **changes: Any) -> Hello:
     digest = class_texts().digest
-    return replace(Hello("boot", key.key, BOTH, "photo", ENCODER, digest), **changes)
+    return replace(Hello("boot", key.key, BOTH, "photo", ENCODER, digest, CAPABLE), **changes)
 
 
 class Mallory:
@@ -841,7 +842,7 @@ def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Flee
 
 
 def forged_offer(fleet: Fleet) -> Offer:
-    return Offer(fleet.coordinator.run_state.run.id, 1, chunks.blob_of(b"forged"))
+    return Offer(fleet.coordinator.run_state.run.id, 1, chunks.blob_of(b"forged", "model"))
 
 
 def test_who_speaks_on_anothers_topic_is_dropped_and_counted(fleet: Fleet) -> None:
@@ -922,14 +923,14 @@ def test_a_want_adds_nothing_while_the_model_is_sent_to_all(
         asked.append((topic, name))
         return True
 
-    heard = listen(fleet, TOPICS.down("cam-1"))
+    heard = listen(fleet, TOPICS.blob(fleet.coordinator.run_state.version))
     monkeypatch.setattr(InMemoryTransport, "is_sending", is_sending)
-    publisher.send_model("cam-1", ((0, 9),))
+    publisher.send_wanted(((0, 9),))
     assert heard.next_event(0) in (None, Connected())
     assert heard.next_event(0) is None
     assert asked == [(TOPICS.model, fleet.coordinator.run_state.version)]
     monkeypatch.undo()
-    publisher.send_model("cam-1", ((0, 9),))
+    publisher.send_wanted(((0, 9),))
     event = heard.next_event(0)
     assert isinstance(event, Received)
     assert chunks.is_chunk(event.payload)
@@ -949,8 +950,9 @@ def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     right = fleet.coordinator.publisher.manifest(state(fleet), 3)
     # With the attacker's key in the manifest, or with the true key and a wrong signature.
-    for forged in (replace(right, round=99, key=STRANGER.key), replace(right, round=99)):
-        mallory.say(forged, TOPICS.round, "coordinator")
+    later = replace(right, exchange=replace(right.exchange, number=99))
+    for forged in (replace(later, key=STRANGER.key), later):
+        mallory.say(forged, TOPICS.manifest, "coordinator")
     fleet.step()
     assert [session.refused_messages for session in fleet.sessions.values()] == [2, 2, 2]
     fleet.run()
@@ -958,10 +960,10 @@ def test_forged_manifests_are_dropped_by_every_device(fleet: Fleet) -> None:
 
 
 def test_a_replayed_manifest_of_an_older_round_is_refused(fleet: Fleet) -> None:
-    old = fleet.broker.retained(TOPICS.round)
+    old = fleet.broker.retained(TOPICS.manifest)
     until(fleet, lambda: state(fleet).round == 2)
     before = [session.refused_messages for session in fleet.sessions.values()]
-    Mallory(fleet).link.publish(TOPICS.round, old)
+    Mallory(fleet).link.publish(TOPICS.manifest, old)
     fleet.step()
     assert [s.refused_messages for s in fleet.sessions.values()] == [n + 1 for n in before]
     fleet.run()
@@ -974,7 +976,7 @@ def test_an_offer_larger_than_the_model_can_be_is_refused(fleet: Fleet) -> None:
     limit = wire.payload_limit_bytes(fleet.coordinator.run_state.layout.delta, PLAN.codec_up)
     run = fleet.coordinator.run_state.run.id
     heard = listen(fleet, TOPICS.down("mallory"))
-    mallory.say(Offer(run, 1, Blob("a" * 64, limit + 1)), TOPICS.up("mallory"))
+    mallory.say(Offer(run, 1, Blob("a" * 64, limit + 1, "model")), TOPICS.up("mallory"))
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
     assert not [message for message in said(heard) if isinstance(message, Want)]
@@ -990,7 +992,7 @@ def test_an_offer_before_a_hello_is_refused(fleet: Fleet) -> None:
 def test_an_offer_to_a_round_that_cannot_be_is_refused(fleet: Fleet, round: int) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
-    offer = Offer(fleet.coordinator.run_state.run.id, 1, Blob("a" * 64, 10))
+    offer = Offer(fleet.coordinator.run_state.run.id, 1, Blob("a" * 64, 10, "model"))
     object.__setattr__(offer, "round", round)
     mallory.say(offer, TOPICS.up("mallory"))
     fleet.step()
@@ -1001,10 +1003,12 @@ def test_an_offer_to_another_run_is_answered(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
     heard = listen(fleet, TOPICS.down("mallory"))
-    mallory.say(Offer("run-0", 1, Blob("a" * 64, 10)), TOPICS.up("mallory"))
+    mallory.say(Offer("run-0", 1, Blob("a" * 64, 10, "model")), TOPICS.up("mallory"))
     fleet.step()
     refusal = Refused(
-        f"not for the open run {fleet.coordinator.run_state.run.id}", final=False, sha256="a" * 64
+        f"not for the open run {fleet.coordinator.run_state.run.id}",
+        "contribution",
+        sha256="a" * 64,
     )
     assert refusal in said(heard)
 
@@ -1034,9 +1038,7 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
     "run": (lambda fleet: wrong(fleet, run="run-0"), "run is 'run-0'"),
     "round": (lambda fleet: wrong(fleet, round=2), "round is '2', expected 1"),
     "device": (lambda fleet: wrong(fleet, device="cam-1"), "device is 'cam-1'"),
-    "base": (lambda fleet: wrong(fleet, base="a" * 64), "base is 'aaa"),
-    "encoder": (lambda fleet: wrong(fleet, encoder_id="x"), "encoder_id is 'x'"),
-    "classes": (lambda fleet: wrong(fleet, classes_digest="x"), "classes_digest is 'x'"),
+    "exchange": (lambda fleet: wrong(fleet, exchange="a" * 64), "exchange is 'aaa"),
     "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above the plan's max_norm 1000"),
     "weight": (
         lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),
@@ -1063,7 +1065,7 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     assert "mallory" in state(fleet).cohort
     heard = listen(fleet, TOPICS.down("mallory"))
     data = wire.pack_contribution(build(fleet), PLAN.codec_up)
-    blob = chunks.blob_of(data)
+    blob = chunks.blob_of(data, "update")
     mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, blob), TOPICS.up("mallory"))
     fleet.step()
     for chunk in chunks.split(data, blob):
@@ -1072,7 +1074,7 @@ def test_a_contribution_that_does_not_fit_the_round_is_refused_and_never_counted
     refusals = [message for message in said(heard) if isinstance(message, Refused)]
     assert len(refusals) == 1
     assert said_so in refusals[0].reason
-    assert (refusals[0].final, refusals[0].sha256) == (False, blob.sha256)
+    assert (refusals[0].scope, refusals[0].sha256) == ("contribution", blob.sha256)
     assert fleet.coordinator.refused_messages["mallory"] == 1
     fleet.run()
     assert set().union(*contributors(fleet)) == {"cam-0", "cam-1"}
@@ -1083,7 +1085,7 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
     key = fleet.sessions["cam-1"].publisher.identity
     fleet.sessions.pop("cam-1")
     topic = TOPICS.up("cam-1")
-    blob = chunks.blob_of(b"no contribution")
+    blob = chunks.blob_of(b"no contribution", "model")
     mallory = Mallory(fleet)
     mallory.say(Offer(fleet.coordinator.run_state.run.id, 1, blob), topic, "cam-1", key)
     fleet.step()
@@ -1128,7 +1130,7 @@ def test_no_name_of_an_accuracy_stops_the_coordinator(fleet: Fleet, name: str) -
     assert final(fleet) == undisturbed(3)
 
 
-@pytest.mark.parametrize("message", [Kept("run-1", 1, "a" * 64), Refused("no", final=True)])
+@pytest.mark.parametrize("message", [Kept("run-1", 1, "a" * 64), Refused("no", "device")])
 def test_what_a_device_does_not_say_is_refused(fleet: Fleet, message: Message) -> None:
     mallory = Mallory(fleet)
     mallory.joins()
@@ -1236,9 +1238,9 @@ def test_the_payloads_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:
-    manifest = wire.unpack_control(TOPICS.round, fleet.broker.retained(TOPICS.round)).message
+    manifest = wire.unpack_control(TOPICS.manifest, fleet.broker.retained(TOPICS.manifest)).message
     assert isinstance(manifest, Manifest)
-    assert (manifest.run, manifest.phase, manifest.round) == (
+    assert (manifest.run, manifest.phase, manifest.exchange.number) == (
         fleet.coordinator.run_state.run.id,
         "open",
         1,

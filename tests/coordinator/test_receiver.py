@@ -30,7 +30,7 @@ def desk(tmp_path: Path, plan: Plan) -> Iterator[Desk]:
 def test_an_offer_that_fits_is_left_to_the_round(desk: Desk) -> None:
     offer = desk.offer(desk.body())
     decided = desk.receiver.receive_offer("cam-0", offer)
-    assert decided == Offered("cam-0", 1, offer.parcel.sha256)
+    assert decided == Offered("cam-0", 1, offer.blob.sha256)
     assert desk.heard() == []
 
 
@@ -38,7 +38,7 @@ def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> 
     offer = replace(desk.offer(desk.body()), run="run-0")
     assert desk.receiver.receive_offer("cam-0", offer) is None
     refused = Refused(
-        f"not for the open run {desk.run.id}", final=False, sha256=offer.parcel.sha256
+        f"not for the open run {desk.run.id}", "contribution", sha256=offer.blob.sha256
     )
     assert desk.heard() == [(DOWN, refused)]
 
@@ -48,9 +48,9 @@ def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
     desk: Desk, plan: Plan
 ) -> None:
     limit = wire.payload_limit_bytes(desk.layout.delta, plan.codec_up, desk.layout.sums)
-    largest = Offer(desk.run.id, 1, Blob("a" * 64, limit))
+    largest = Offer(desk.run.id, 1, Blob("a" * 64, limit, "update"))
     assert desk.receiver.receive_offer("cam-0", largest) is not None
-    larger = replace(largest, parcel=Blob("a" * 64, limit + 1))
+    larger = replace(largest, blob=Blob("a" * 64, limit + 1, "update"))
     with pytest.raises(PeerError, match=f"an offer of {limit + 1} bytes, limit {limit}"):
         desk.receiver.receive_offer("cam-0", larger)
 
@@ -58,7 +58,7 @@ def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
 def test_only_what_a_closed_round_has_is_acknowledged_again(desk: Desk) -> None:
     offer = desk.close_round_with(desk.body())
     assert desk.receiver.receive_offer("cam-0", offer) is None
-    assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, offer.parcel.sha256))]
+    assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, offer.blob.sha256))]
     assert desk.receiver.receive_offer("cam-1", offer) is not None, (
         "this contribution belongs to another device"
     )
@@ -71,7 +71,7 @@ def test_a_contribution_arrives_with_its_last_chunk_as_it_was_sent(desk: Desk, p
     before, arrived = desk.upload(body)
     assert before is None
     assert arrived is not None
-    assert arrived.event == Arrived("cam-0", 1, chunks.blob_of(body).sha256)
+    assert arrived.event == Arrived("cam-0", 1, chunks.blob_of(body, "update").sha256)
     assert arrived.payload == body
     assert wire.pack_contribution(arrived.contribution, plan.codec_up) == body
     assert not desk.receiver.uploads.slots.holds("cam-0"), "the slot is free for the next device"
@@ -98,7 +98,9 @@ def test_what_does_not_fit_is_refused_whatever_is_wrong_with_it(
     with pytest.raises(UnfitError, match=reason) as refused:
         desk.upload(body)
     assert refused.value.round == 1
-    answer = Refused(str(refused.value), final=False, sha256=chunks.blob_of(body).sha256)
+    answer = Refused(
+        str(refused.value), "contribution", sha256=chunks.blob_of(body, "update").sha256
+    )
     assert desk.heard() == [(DOWN, answer)]
     assert not desk.receiver.uploads.slots.holds("cam-0")
 
@@ -107,12 +109,12 @@ def test_kept_is_said_of_what_was_offered_last(desk: Desk) -> None:
     for body in (b"an earlier one", desk.body()):
         desk.receiver.receive_offer("cam-0", desk.offer(body))
     desk.receiver.acknowledge("cam-0")
-    sha256 = chunks.blob_of(desk.body()).sha256
+    sha256 = chunks.blob_of(desk.body(), "update").sha256
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, sha256))]
 
 
 def test_a_refusal_says_how_many_rounds_are_closed(desk: Desk) -> None:
     offer = desk.close_round_with(desk.body())
     desk.receiver.refuse("cam-0", "it came late")
-    refused = Refused("it came late", final=False, sha256=offer.parcel.sha256, closed=1)
+    refused = Refused("it came late", "contribution", sha256=offer.blob.sha256, closed=1)
     assert desk.heard() == [(DOWN, refused)]

@@ -45,11 +45,11 @@ class Stage:
     def upload(self, body: bytes) -> None:
         """Upload `body` as cam-0: offer, request, chunks."""
         offer = self.desk.offer(body)
-        offer = Offer(offer.run, self.rounds.state.round, offer.parcel)
+        offer = Offer(offer.run, self.rounds.state.round, offer.blob)
         decided = self.desk.receiver.receive_offer("cam-0", offer)
         assert isinstance(decided, Offered)
         self.rounds.handle(decided, 1.0)
-        for chunk in chunks.split(body, offer.parcel):
+        for chunk in chunks.split(body, offer.blob):
             arrival = self.desk.receiver.receive_chunk("cam-0", chunk, 1.0)
             if arrival is not None:
                 self.rounds.handle(arrival.event, 1.0, arrival)

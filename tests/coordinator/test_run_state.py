@@ -55,14 +55,12 @@ def contribution(
         run=state.run.id,
         round=state.model.round + 1,
         device=device,
-        base=state.version,
-        encoder_id=ENCODER,
-        classes_digest=CLASSES.digest,
+        exchange=state.exchange.sha256,
         update=Update("sum", 1, terms),
     )
     body = wire.pack_contribution(made, PLAN.codec_up)
     made = wire.unpack_contribution(body, PLAN.codec_up, state.layout.parameters)
-    return made, chunks.blob_of(body).sha256, body
+    return made, chunks.blob_of(body, "update").sha256, body
 
 
 def test_a_process_that_starts_again_comes_to_the_same_bytes(tmp_path: Path) -> None:
@@ -98,12 +96,12 @@ def test_the_model_is_kept_in_float32_whatever_it_is_published_in(tmp_path: Path
     }
     before = state.model
     for _ in range(PLAN.rounds):
-        base, number = state.version, state.model.round + 1
+        exchange, number = state.exchange.sha256, state.model.round + 1
         update = Update("sum", 1, tiny)
-        made = Contribution(state.run.id, number, "cam-0", base, ENCODER, CLASSES.digest, update)
+        made = Contribution(state.run.id, number, "cam-0", exchange, update)
         body = wire.pack_contribution(made, PLAN.codec_up)
         made = wire.unpack_contribution(body, PLAN.codec_up, state.layout.parameters)
-        state.keep(made, chunks.blob_of(body).sha256, body)
+        state.keep(made, chunks.blob_of(body, "update").sha256, body)
         state.close_round()
         state = open_books(tmp_path)
     for name, term in before.parameters.items():

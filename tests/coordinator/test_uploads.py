@@ -20,7 +20,7 @@ def body(device: str) -> bytes:
 
 
 def blob(device: str) -> Blob:
-    return blob_of(body(device), 16)
+    return blob_of(body(device), "update", 16)
 
 
 def sent(device: str) -> list[bytes]:
@@ -117,7 +117,7 @@ def test_a_chunk_that_comes_twice_is_no_progress() -> None:
 
 def test_a_wrong_hash_fetches_everything_again_at_once() -> None:
     uploads = make()
-    forged = Blob(blob("a").sha256[:16] + "0" * 48, len(body("a")), 16)
+    forged = Blob(blob("a").sha256[:16] + "0" * 48, len(body("a")), "update", 16)
     uploads.remember("a", Offer("run-1", 1, forged))
     uploads.request("a")
     uploads.poll_wants(0.0)
@@ -160,7 +160,7 @@ def test_another_offer_replaces_what_has_come_so_far() -> None:
     uploads.receive_chunk("a", sent("a")[0], 0.1)
     uploads.remember("a", Offer("run-1", 1, blob("b")))
     uploads.request("a")
-    assert uploads.offer_of("a").parcel == blob("b")
+    assert uploads.offer_of("a").blob == blob("b")
     assert uploads.poll_wants(0.2) == [("a", everything("b"))]
     assert uploads.receive_chunk("a", sent("a")[1], 0.3) is None
     for chunk in sent("b")[:-1]:

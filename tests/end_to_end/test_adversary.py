@@ -161,7 +161,7 @@ def parks_with_the_next(self: StateDb, update: PendingUpdate, left: CarryOver) -
     database = self._database
     database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
     self._clear(update.run)
-    values = update.run, update.round, update.base, update.sha256, update.payload
+    values = update.run, update.round, update.exchange, update.sha256, update.payload
     database.execute("INSERT INTO parked VALUES (?, ?, ?, ?, ?)", values)
     terms = {"residual/" + name: term for name, term in left.residual.items()}
     terms |= {"state/" + name: term for name, term in left.state.items()}
@@ -189,7 +189,7 @@ def gives_up_waiting_for_the_answer(
     self: Upload, manifest: Manifest, go_back: Any = Upload.go_back
 ) -> None:
     go_back(self, manifest)
-    if self._pending is not None and self._pending.update.round < manifest.round:
+    if self._pending is not None and self._pending.update.round < manifest.exchange.number:
         self._pending = None
 
 

@@ -224,10 +224,10 @@ def test_a_device_reads_and_writes_only_what_is_its_own(
     for topic in (topics.state("north"), topics.up("north")):
         device.publish(topic, b"mine")
         received(coordinator, b"mine")  # it fails if the message does not come
-    for topic in (topics.coordinator_state, topics.round, topics.model, topics.down("north")):
+    for topic in (topics.coordinator_state, topics.manifest, topics.model, topics.down("north")):
         coordinator.publish(topic, b"for you")
         received(device, b"for you")
-    for topic in (topics.up("south"), topics.round):
+    for topic in (topics.up("south"), topics.manifest):
         device.publish(topic, b"not mine")
         wait_for(device, Disconnected)
         wait_for(device, Connected)
@@ -235,7 +235,7 @@ def test_a_device_reads_and_writes_only_what_is_its_own(
         assert b"not mine" not in received(coordinator, b"mine"), topic
     coordinator.close()
     device.close()
-    for topic in (topics.down("south"), Topics("elsewhere").round, "#"):
+    for topic in (topics.down("south"), Topics("elsewhere").manifest, "#"):
         with pytest.raises(LinkError):
             fleet.link("north", address, (topic,))
 

@@ -156,7 +156,7 @@ def test_a_length_of_five_bytes_is_no_mqtt() -> None:
 
 
 DATA = bytes(range(251)) * 40
-BLOB = blob_of(DATA, 500)  # 21 chunks
+BLOB = blob_of(DATA, "model", 500)  # 21 chunks
 
 
 def test_chunks_are_repeated_and_nothing_else(mosquitto: BrokerAddress) -> None:

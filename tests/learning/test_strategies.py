@@ -291,7 +291,7 @@ def test_scaffold_takes_no_count_that_a_device_makes_up(
     its = new_run_state(tmp_path, methods.with_defaults(plan_of("scaffold")))
     terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.delta.items()}
     update = Update("sum", weight, terms, {"new": np.array(new)})
-    made = Contribution(its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, update)
+    made = Contribution(its.run.id, 1, "cam-0", its.exchange.sha256, update)
     with pytest.raises(PeerError, match=message):
         its.check("cam-0", 1, made)
     with pytest.raises(PeerError, match=message):
@@ -463,13 +463,11 @@ def keep(its: run_state.RunState, device: int) -> None:
     update, _ = methods.fit(
         its.model, shifted(40, device), nothing(D), CLASSES, plan, {}, 10 * number + device
     )
-    made = Contribution(
-        its.run.id, number + 1, f"cam-{device}", its.version, ENCODER, CLASSES.digest, update
-    )
+    made = Contribution(its.run.id, number + 1, f"cam-{device}", its.exchange.sha256, update)
     body = wire.pack_contribution(made, plan.codec_up)
     made = wire.unpack_contribution(body, plan.codec_up, its.layout.delta, its.layout.sums)
     its.check(made.device, number + 1, made)
-    its.keep(made, chunks.blob_of(body).sha256, body)
+    its.keep(made, chunks.blob_of(body, "update").sha256, body)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -496,8 +494,6 @@ def test_a_coordinator_killed_after_every_contribution_comes_to_the_same_bytes(
 def test_a_device_that_sends_a_sum_where_each_is_seen_is_refused(tmp_path: Path) -> None:
     its = new_run_state(tmp_path, methods.with_defaults(plan_of("median")))
     terms = {"weight": np.ones_like(CLASSES.vectors)}
-    made = Contribution(
-        its.run.id, 1, "cam-0", its.version, ENCODER, CLASSES.digest, Update("sum", 1, terms)
-    )
+    made = Contribution(its.run.id, 1, "cam-0", its.exchange.sha256, Update("sum", 1, terms))
     with pytest.raises(PeerError, match="kind 'sum'; the strategy"):
         its.check("cam-0", 1, made)

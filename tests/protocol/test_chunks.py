@@ -22,7 +22,7 @@ from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Bl
 from fedclip_edge.transport.outbox import packet_size_bytes
 
 DATA = bytes(range(100))
-BLOB = blob_of(DATA, 16)
+BLOB = blob_of(DATA, "model", 16)
 ALL = list(split(DATA, BLOB))
 
 
@@ -31,7 +31,7 @@ ALL = list(split(DATA, BLOB))
 def test_any_order_and_any_repetition_gives_the_same_bytes(
     sent: bytes, chunk_bytes: int, data: st.DataObject
 ) -> None:
-    blob = blob_of(sent, chunk_bytes)
+    blob = blob_of(sent, "model", chunk_bytes)
     made = list(split(sent, blob))
     assert len(made) == blob.chunks
     repeated = data.draw(st.lists(st.sampled_from(made), max_size=10))
@@ -48,7 +48,7 @@ def test_any_order_and_any_repetition_gives_the_same_bytes(
 @given(st.sets(st.integers(0, 19)), st.integers(0, 39))
 def test_what_is_missing_is_exactly_what_completes_it(lost: set[int], tail: int) -> None:
     sent = bytes(40 * 19 + tail + 1)
-    blob = blob_of(sent, 40)
+    blob = blob_of(sent, "model", 40)
     assert blob.chunks == 20
     incoming = Incoming(blob)
     for index, chunk in enumerate(split(sent, blob)):
@@ -87,8 +87,8 @@ def test_a_chunk_is_never_a_control_message() -> None:
 
 
 def test_a_parcel_is_announced_with_its_hash_and_size() -> None:
-    assert Blob(hashlib.sha256(DATA).hexdigest(), 100, 16) == BLOB
-    assert blob_of(DATA).chunk_bytes == CHUNK_BYTES
+    assert Blob(hashlib.sha256(DATA).hexdigest(), 100, "model", 16) == BLOB
+    assert blob_of(DATA, "model").chunk_bytes == CHUNK_BYTES
 
 
 def header(
@@ -148,7 +148,7 @@ def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
 def test_a_chunk_of_another_parcel_is_not_ours() -> None:
     other = bytes(100)
     incoming = Incoming(BLOB)
-    assert not incoming.add_chunk(next(split(other, blob_of(other, 16))))
+    assert not incoming.add_chunk(next(split(other, blob_of(other, "model", 16))))
     assert incoming.missing == ((0, 6),)
 
 
@@ -251,7 +251,7 @@ def test_silence_is_counted_from_the_last_progress() -> None:
 @given(st.integers(1_400, 200_000), st.integers(1, 400_000))
 def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, size: int) -> None:
     data = bytes(size)
-    blob = fit_to_packets(blob_of(data), packet_bytes)
+    blob = fit_to_packets(blob_of(data, "model"), packet_bytes)
     sizes = [packet_size_bytes("t" * 256, len(chunk)) for chunk in split(data, blob)]
     assert max(sizes) <= packet_bytes
     # no smaller than necessary
@@ -262,21 +262,21 @@ def test_a_chunk_fits_into_a_packet_with_the_longest_topic(packet_bytes: int, si
 
 
 def test_nothing_known_of_a_limit_changes_nothing() -> None:
-    assert fit_to_packets(blob_of(DATA), None) == blob_of(DATA)
-    assert fit_to_packets(blob_of(DATA), 2**28) == blob_of(DATA)
-    assert fit_to_packets(Blob("a" * 64, 10, 5), 100_000).chunk_bytes == 5
+    assert fit_to_packets(blob_of(DATA, "model"), None) == blob_of(DATA, "model")
+    assert fit_to_packets(blob_of(DATA, "model"), 2**28) == blob_of(DATA, "model")
+    assert fit_to_packets(Blob("a" * 64, 10, "model", 5), 100_000).chunk_bytes == 5
 
 
 def test_a_limit_too_small_for_any_manifest_makes_no_parcel_of_too_many_chunks() -> None:
     for size in (1, 2**20, 2**32):
-        blob = fit_to_packets(Blob("a" * 64, size), 20)
+        blob = fit_to_packets(Blob("a" * 64, size, "model"), 20)
         assert blob.chunks <= MAX_CHUNKS
         assert blob.chunk_bytes >= 1024
 
 
 def test_no_more_gaps_are_told_than_a_message_holds() -> None:
     data = bytes(4 * MAX_GAPS)
-    blob = blob_of(data, 1)
+    blob = blob_of(data, "model", 1)
     incoming = Incoming(blob)
     for chunk in itertools.islice(split(data, blob), 1, None, 2):
         incoming.add_chunk(chunk)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, get_args
 
 import pytest
+from capable import CAPABLE
 from example_manifest import BLOB, KEY, SHA, manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from fedclip_edge.protocol.messages import (
 @given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
 def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
     try:
-        blob = Blob(SHA, size_bytes, chunk_bytes)
+        blob = Blob(SHA, size_bytes, "model", chunk_bytes)
     except ValueError:
         assert size_bytes / chunk_bytes > 2**16
         return
@@ -87,20 +88,20 @@ def test_keys_are_64_hex_digits(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         CoordinatorState("boot", 1, "run-1", online=True, key=key)
     with pytest.raises(ValueError, match="key"):
-        Hello("boot", key, ("train",), "photo", SHA, SHA)
+        Hello("boot", key, ("train",), "photo", SHA, SHA, CAPABLE)
     with pytest.raises(ValueError, match="key"):
         manifest(key=key)
 
 
 def test_a_hello_names_a_domain_that_can_be_shown() -> None:
-    assert Hello("boot", KEY, ("train",), "Küche 2", SHA, SHA).domain == "Küche 2"
+    assert Hello("boot", KEY, ("train",), "Küche 2", SHA, SHA, CAPABLE).domain == "Küche 2"
     with pytest.raises(ValueError, match="domain"):
-        Hello("boot", KEY, ("train",), "a\nb", SHA, SHA)
+        Hello("boot", KEY, ("train",), "a\nb", SHA, SHA, CAPABLE)
 
 
 def test_a_hello_names_what_the_device_is_willing_to_do() -> None:
     with pytest.raises(ValueError, match="roles"):
-        Hello("boot", KEY, (), "photo", SHA, SHA)
+        Hello("boot", KEY, (), "photo", SHA, SHA, CAPABLE)
 
 
 @pytest.mark.parametrize("changes", [{"run": "Run 1"}, {"run": ""}, {"cohort": "f"}])
@@ -126,7 +127,7 @@ def test_every_message_has_one_kind_and_is_frozen() -> None:
         assert vars(message)["__dataclass_params__"].frozen
 
 
-HELLO = Hello("b", KEY, ("train",), "photo", "e", "c")
+HELLO = Hello("b", KEY, ("train",), "photo", "e", "c", CAPABLE)
 LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
     (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "run", "Run 1"),
     (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "boot", "b" * 129),
@@ -137,18 +138,18 @@ LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
     (HELLO, "classes_digest", "\x1b[2J"),
     (HELLO, "roles", ("train", "train")),
     (manifest(), "attempt", -1),
-    (manifest(), "model_round", 2**53 + 1),
+    (manifest(), "closed", 2**53 + 1),
     (manifest(), "deadline_s", 0.0),
     (manifest(), "devices", 0),
     (manifest(), "devices", messages.MAX_DEVICES + 1),
     (manifest(), "answers", "b" * 129),
     (Offer("run-1", 1, BLOB), "run", ""),
     (Kept("run-1", 1, SHA), "run", "a/b"),
-    (Kept("run-1", 1, SHA), "round", -1),
+    (Kept("run-1", 1, SHA), "number", -1),
     (Kept("run-1", 1, SHA), "sha256", ""),
-    (Refused("no", final=False), "reason", "x" * (messages.MAX_REASON + 1)),
-    (Refused("no", final=False), "sha256", "x"),
-    (Refused("no", final=False), "key", "x"),
+    (Refused("no", "contribution"), "reason", "x" * (messages.MAX_REASON + 1)),
+    (Refused("no", "contribution"), "sha256", "x"),
+    (Refused("no", "contribution"), "key", "x"),
     (Want(SHA, ((0, 1),)), "missing", tuple((2 * n, 2 * n) for n in range(messages.MAX_GAPS + 1))),
 )
 

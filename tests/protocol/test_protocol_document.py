@@ -14,7 +14,7 @@ from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 
 from fedclip_edge.config import RunRules, read_table
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.protocol import chunks, messages, wire
+from fedclip_edge.protocol import messages, wire
 from fedclip_edge.records import Plan
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -92,7 +92,7 @@ def test_the_example_bodies_are_taken() -> None:
     model = wire.unpack_model(examples.MODEL, "fp16", examples.SHAPES)
     assert model.parameters["gate"].tolist() == examples.TERM.tolist()
     found = wire.unpack_contribution(examples.UPDATE, "int8", examples.SHAPES)
-    assert found.base == chunks.blob_of(examples.MODEL).sha256
+    assert found.exchange == examples.EXCHANGE.sha256
 
 
 def test_every_constant_in_the_text_is_in_the_table_and_used() -> None:

@@ -9,6 +9,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.protocol import version1
 from fedclip_edge.protocol.messages import KINDS
 from fedclip_edge.protocol.topics import CHUNK, Topics, matches
 
@@ -31,7 +32,7 @@ def test_every_topic_differs_and_every_broker_can_carry_it(
     fleet: str, device: str, other: str
 ) -> None:
     topics = Topics(fleet)
-    of = [topics.coordinator_state, topics.round, topics.model]
+    of = [topics.coordinator_state, topics.manifest, topics.model]
     for name in {device, other}:
         of += [topics.state(name), topics.up(name), topics.down(name)]
     assert len(set(of)) == len(of)
@@ -46,7 +47,7 @@ def test_every_topic_differs_and_every_broker_can_carry_it(
     "topic",
     [
         LAB.coordinator_state,
-        LAB.round,
+        LAB.manifest,
         LAB.model,
         LAB.down("cam-01"),
         Topics("other").up("cam-01"),
@@ -108,37 +109,46 @@ def allowed(user: str, access: str, topic: str) -> bool:
 
 
 def every_topic() -> list[str]:
-    topics = [LAB.coordinator_state, LAB.round, LAB.model]
-    return topics + [make(name) for name in NAMES for make in (LAB.state, LAB.up, LAB.down)]
+    topics = [LAB.coordinator_state, LAB.manifest, LAB.model, LAB.blob("a" * 64)]
+    old = LAB.earlier
+    topics += [old.coordinator_state, f"{old.prefix}/round", old.model]
+    makers = (LAB.state, LAB.up, LAB.down, old.state, old.up, old.down)
+    return topics + [make(name) for name in NAMES for make in makers]
 
 
 @pytest.mark.parametrize("device", NAMES)
 def test_a_device_reads_what_it_subscribes_to_and_writes_its_own(device: str) -> None:
     reads = {topic for topic in every_topic() if allowed(device, "read", topic)}
-    assert reads == set(LAB.for_device(device))
+    assert reads == {*LAB.for_device(device, "a" * 64), *version1.for_device("lab", device)}
     writes = {topic for topic in every_topic() if allowed(device, "write", topic)}
-    assert writes == {LAB.state(device), LAB.up(device)}
+    old = LAB.earlier
+    assert writes == {make(device) for make in (LAB.state, LAB.up, old.state, old.up)}
 
 
 def test_the_coordinator_reads_what_it_subscribes_to_and_writes_what_it_says() -> None:
     subscribed = LAB.for_coordinator()
     heard = {t for t in every_topic() if any(topic_matches_sub(s, t) for s in subscribed)}
     reads = {topic for topic in every_topic() if allowed("coordinator", "read", topic)}
-    assert reads == heard | {LAB.round, LAB.model}  # all clients may read broadcasts
+    # All clients may read broadcasts.
+    shared = {LAB.model, LAB.blob("a" * 64), LAB.manifest, LAB.earlier.coordinator_state}
+    assert reads == heard | shared | {f"{LAB.earlier.prefix}/round", LAB.earlier.model}
     writes = {topic for topic in every_topic() if allowed("coordinator", "write", topic)}
-    said = {LAB.coordinator_state, LAB.round, LAB.model, *(LAB.down(name) for name in NAMES)}
+    said = {LAB.coordinator_state, LAB.manifest, LAB.model, LAB.blob("a" * 64)}
+    said |= {make(name) for name in NAMES for make in (LAB.down, LAB.earlier.down)}
     assert writes == said
 
 
 def test_the_coordinator_may_listen_to_single_devices() -> None:
     some = LAB.for_coordinator(["cam-01"])
-    assert some == (LAB.coordinator_state, LAB.state("cam-01"), LAB.up("cam-01"))
+    own = (make("cam-01") for make in (LAB.state, LAB.up, LAB.earlier.up))
+    assert some == (LAB.coordinator_state, *own)
 
 
 def test_a_topic_names_its_device() -> None:
     for name in NAMES:
-        assert [LAB.owner(make(name)) for make in (LAB.state, LAB.up, LAB.down)] == [name] * 3
-    others = (LAB.round, LAB.model, LAB.coordinator_state, Topics("other").up("cam-01"))
+        makers = (LAB.state, LAB.up, LAB.down, LAB.earlier.up)
+        assert [LAB.owner(make(name)) for make in makers] == [name] * 4
+    others = (LAB.manifest, LAB.model, LAB.coordinator_state, Topics("other").up("cam-01"))
     wrong = ("", LAB.up("No Id"), LAB.up(""), LAB.up("cam-01") + "/x", LAB.up("a" * 65))
     assert {LAB.owner(topic) for topic in (*others, *wrong)} == {""}
 
@@ -152,7 +162,7 @@ def test_a_stranger_may_do_nothing_to_others() -> None:
 
 def test_nobody_may_use_a_topic_of_another_fleet() -> None:
     other = Topics("other")
-    own = [other.coordinator_state, other.round, other.model]
+    own = [other.coordinator_state, other.manifest, other.model]
     own += [make("cam-01") for make in (other.state, other.up, other.down)]
     for user in ("cam-01", "coordinator"):
         for access in ("read", "write"):
@@ -169,12 +179,13 @@ def test_who_was_revoked_is_denied_everything_and_nobody_else_is() -> None:
     ("topic", "kinds"),
     [
         (LAB.coordinator_state, {"coordinator"}),
-        (LAB.round, {"manifest"}),
+        (LAB.manifest, {"manifest"}),
         (LAB.model, {CHUNK}),
+        (LAB.blob("a" * 64), {CHUNK}),
         (LAB.state("cam-01"), {"device"}),
         (LAB.up("cam-01"), {"hello", "offer", "want", "report", CHUNK}),
-        (LAB.down("cam-01"), {"coordinator", "manifest", "want", "kept", "refused", CHUNK}),
-        (Topics("other").round, set()),
+        (LAB.down("cam-01"), {"coordinator", "manifest", "want", "kept", "refused"}),
+        (Topics("other").manifest, set()),
         ("up", set()),
     ],
 )

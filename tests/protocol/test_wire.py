@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zstandard
+from capable import CAPABLE
 from drawn_records import IDS, PLANS, REPORTS, report
 from example_manifest import manifest
 from hypothesis import given, settings
@@ -286,8 +287,8 @@ JSON = st.recursive(
 EXAMPLES = [
     manifest(),
     Want(SHA, ((0, 1), (3, 9))),
-    Offer("run-1", 1, Blob(SHA, 9)),
-    Hello("b", ME.key, ("train",), "photo", "e", "c"),
+    Offer("run-1", 1, Blob(SHA, 9, "model")),
+    Hello("b", ME.key, ("train",), "photo", "e", "c", CAPABLE),
     CoordinatorState("b", 1, "run-1", online=True, key=ME.key),
     report(),
 ]

@@ -158,12 +158,13 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
                 f"{memory.device} makes an update for round {pending.round} and does not know that "
                 f"its update for round {one.round} was kept",
             )
-    base = wire.unpack_contribution(pending.payload, laws.run.plan.codec_up, laws.shapes).base
+    sent = wire.unpack_contribution(pending.payload, laws.run.plan.codec_up, laws.shapes)
+    base = laws.exchanges.get(sent.exchange, "")
     if laws.known.get(base) != pending.round - 1:
         raise BrokenLawError("equal", f"{memory.device} makes an update from an unknown model")
     before = next((one for one in reversed(made) if one.kept), None)
     for variant in memory.tried.get((run, pending.round - 1), ()):
-        one = _make(laws, memory.device, base, variant, before)
+        one = _make(laws, memory.device, sent.exchange, variant, before)
         if one.sha256 == pending.sha256:
             made.append(one)
             laws.made[memory.device, one.sha256] = one
@@ -175,8 +176,9 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
     )
 
 
-def _make(laws: Laws, device: str, base: str, variant: str, before: Made | None) -> Made:
+def _make(laws: Laws, device: str, exchange: str, variant: str, before: Made | None) -> Made:
     run, residual = laws.run, {} if before is None else before.left
+    base = laws.exchanges[exchange]
     update = update_of(laws.received(base), device, variant)
     number = laws.known[base] + 1
     meant = {name: term + residual.get(name, 0) for name, term in update.delta.items()}
@@ -184,9 +186,7 @@ def _make(laws: Laws, device: str, base: str, variant: str, before: Made | None)
         run=run.id,
         round=number,
         device=device,
-        base=base,
-        encoder_id=run.encoder_id,
-        classes_digest=run.classes_digest,
+        exchange=exchange,
         update=Update("sum", update.weight, meant),
     )
     body = wire.pack_contribution(contribution, run.plan.codec_up)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedclip_edge.protocol.messages import (
     Blob,
+    Exchange,
     Manifest,
 )
 from fedclip_edge.records import Plan
@@ -13,7 +14,7 @@ from fedclip_edge.records import Plan
 SHA, KEY = "a" * 64, "b" * 64
 
 
-BLOB = Blob(SHA, 1000)
+BLOB = Blob(SHA, 1000, "model")
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -22,10 +23,10 @@ def manifest(**changes: Any) -> Manifest:
         "epoch": 1,
         "key": KEY,
         "phase": "open",
-        "round": 1,
+        "exchange": Exchange("round", 1, SHA, 1000.0),
         "attempt": 0,
+        "closed": 0,
         "model": BLOB,
-        "model_round": 0,
         "plan": Plan(rounds=30),
         "encoder_id": SHA,
         "classes_digest": SHA,

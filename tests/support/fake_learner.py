@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from capable import CAPABLE
 
+from fedclip_edge.protocol.messages import Capabilities
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 
@@ -35,6 +37,10 @@ class FakeLearner:
     states: list[int] = field(default_factory=list)  # number of kept updates before each `fit`
     # Model and whether it is the final one.
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABLE
 
     def shapes(self, plan: Plan) -> Shapes:
         return self.model_shapes

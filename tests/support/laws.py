@@ -54,6 +54,7 @@ class Laws:
     acknowledged: dict[tuple[int, str], str] = field(default_factory=dict)
     made: dict[tuple[str, str], Made] = field(default_factory=dict)  # by device and hash
     known: dict[str, int] = field(default_factory=dict)  # by version: number of closed rounds
+    exchanges: dict[str, str] = field(default_factory=dict)  # hash -> version of the model
     announced: int = 0  # closed rounds in the newest manifest that was sent
     epoch: int = 0  # of that manifest
     _kept: dict[str, str] = field(default_factory=dict)  # of the open round
@@ -82,11 +83,11 @@ class Laws:
         if payload.startswith(b'{"kind":"kept"'):
             body = json.loads(payload.partition(b"\n")[0])["body"]
             device = topic.split("/")[-2]
-            known = self.acknowledged.setdefault((body["round"], device), body["sha256"])
+            known = self.acknowledged.setdefault((body["number"], device), body["sha256"])
             self._ever.add((device, body["sha256"]))
             if known != body["sha256"]:
                 raise BrokenLawError(
-                    "twice", f"two acknowledged contributions of {device} to round {body['round']}"
+                    "twice", f"two acknowledged contributions of {device} to round {body['number']}"
                 )
         elif payload.startswith(b'{"kind":"manifest"'):
             self._said_manifest(json.loads(payload.partition(b"\n")[0])["body"], journal)
@@ -95,7 +96,9 @@ class Laws:
         if manifest["run"] != self.run.id or manifest["epoch"] < self.epoch:
             return  # from a coordinator that was taken over: no device believes it
         self.epoch = manifest["epoch"]
-        closed, number, phase = manifest["model_round"], manifest["round"], manifest["phase"]
+        exchange, closed, phase = manifest["exchange"], manifest["closed"], manifest["phase"]
+        number = exchange["number"]
+        self.exchanges[exchange["sha256"]] = manifest["model"]["sha256"]
         if closed < self.announced or number < min(closed + 1, self.run.plan.rounds):
             raise BrokenLawError(
                 "reopened", f"round {number} is announced after {self.announced} were closed"

@@ -391,7 +391,7 @@ class World:
             self.finished = True
 
     def _retains_the_end(self, run: str) -> bool:
-        topic = Topics(FLEET).round
+        topic = Topics(FLEET).manifest
         try:
             signed = wire.unpack_control(topic, self.network.retained(topic))
             signed.check(identity_of(publisher.NAME).key)

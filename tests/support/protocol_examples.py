@@ -32,6 +32,7 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.cohort import EVERYBODY, cohort_hash
+from fedclip_edge.protocol.exchange import open_round
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
@@ -59,13 +60,20 @@ def stored(body: bytes, name: str) -> bytes:
 
 
 MODEL = stored(wire.pack_model(Model("fedclip", 0, {"gate": TERM}), "fp16"), "fp16")
-VERSION = chunks.blob_of(MODEL)
-CONTRIBUTION = Contribution(
-    RUN, 1, "cam-01", VERSION.sha256, ENCODER, CLASSES, Update("sum", 1, {"gate": TERM})
-)
-UPDATE = stored(wire.pack_contribution(CONTRIBUTION, "int8"), "int8")
-OFFERED = chunks.blob_of(UPDATE)
+VERSION = chunks.blob_of(MODEL, "model")
 PLAN = Plan(rounds=3, options={"lr": 0.001})
+EXCHANGE = open_round(
+    run=RUN,
+    number=1,
+    model=VERSION.sha256,
+    plan=PLAN,
+    encoder_id=ENCODER,
+    classes_digest=CLASSES,
+    max_norm=PLAN.max_norm,
+)
+CONTRIBUTION = Contribution(RUN, 1, "cam-01", EXCHANGE.sha256, Update("sum", 1, {"gate": TERM}))
+UPDATE = stored(wire.pack_contribution(CONTRIBUTION, "int8"), "int8")
+OFFERED = chunks.blob_of(UPDATE, "update")
 
 EXAMPLES: Mapping[str, messages.Message] = {
     "coordinator": messages.CoordinatorState("9f0e", 7, RUN, online=True, key=COORDINATOR.key),
@@ -77,6 +85,12 @@ EXAMPLES: Mapping[str, messages.Message] = {
         "roof",
         ENCODER,
         CLASSES,
+        messages.Capabilities(
+            ("fedclip", "ridge"),
+            ("fp32", "fp16", "int8"),
+            5,
+            messages.Pictures(train=60, validation=20, test=20, withheld=3),
+        ),
         epoch=6,
         run=RUN,
         closed=1,
@@ -86,10 +100,10 @@ EXAMPLES: Mapping[str, messages.Message] = {
         epoch=7,
         key=COORDINATOR.key,
         phase="open",
-        round=1,
+        exchange=EXCHANGE,
         attempt=0,
+        closed=0,
         model=VERSION,
-        model_round=0,
         plan=PLAN,
         encoder_id=ENCODER,
         classes_digest=CLASSES,
@@ -104,7 +118,10 @@ EXAMPLES: Mapping[str, messages.Message] = {
     "want": messages.Want(OFFERED.sha256, ((0, 1), (3, 3))),
     "kept": messages.Kept(RUN, 1, OFFERED.sha256),
     "refused": messages.Refused(
-        "round 1 is not open; the current round is 2", final=False, sha256=OFFERED.sha256, closed=1
+        "round 1 is not open; the current round is 2",
+        "contribution",
+        sha256=OFFERED.sha256,
+        closed=1,
     ),
     "report": Report(
         run=RUN,
@@ -172,8 +189,9 @@ def topic_table() -> str:
     device = "DEVICE"
     places = [
         (any_fleet.coordinator_state, "coordinator", "all", "yes; also the will", "coord/state"),
-        (any_fleet.round, "coordinator", "all", "yes", "round"),
+        (any_fleet.manifest, "coordinator", "all", "yes", "manifest"),
         (any_fleet.model, "coordinator", "all", "no", "model"),
+        (any_fleet.blob("HASH"), "coordinator", "devices that need the blob", "no", "blob"),
         (any_fleet.state(device), "the device", "coordinator", "yes; also the will", "state"),
         (any_fleet.up(device), "the device", "coordinator", "no", "up"),
         (any_fleet.down(device), "coordinator", "the device", "no", "down"),
@@ -277,7 +295,7 @@ def signed() -> str:
 
 def chunk() -> str:
     data = bytes(range(40))
-    blob = chunks.blob_of(data, 16)
+    blob = chunks.blob_of(data, "model", 16)
     each = list(chunks.split(data, blob))
     return "The blob:\n\n" + pretty(vars(blob)) + "\n\nIts last chunk:\n\n" + fenced(dump(each[-1]))
 
@@ -288,7 +306,7 @@ def body(data: bytes, name: str) -> str:
         f"Before shuffling, {len(plain)} bytes:\n\n"
         + fenced(dump(plain))
         + f"\n\nAs sent, in a zstd frame with one stored block, {len(data)} bytes, SHA-256\n"
-        f"`{chunks.blob_of(data).sha256}`:\n\n" + fenced(dump(data))
+        f"`{chunks.blob_of(data, 'model').sha256}`:\n\n" + fenced(dump(data))
     )
 
 

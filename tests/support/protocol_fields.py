@@ -31,12 +31,15 @@ from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     Blob,
+    Capabilities,
     CoordinatorState,
     DeviceState,
+    Exchange,
     Hello,
     Kept,
     Manifest,
     Offer,
+    Pictures,
     Refused,
     Want,
 )
@@ -115,6 +118,12 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [["train"], ["evaluate", "train"]],
         [[], ["train", "train"], ["serve"], "train"],
     ),
+    "names": (
+        "0 to 64 texts, all different",
+        [[], ["a"], [f"m{n}" for n in range(64)]],
+        [["a", "a"], [f"m{n}" for n in range(65)], ["x" * 129], [1], "a", None],
+    ),
+    "number": ("integer, 1 to 2^53", [1, _COUNT], [0, -1, _COUNT + 1, 1.0, True]),
     "one of these": ("one of the values in the type column", [], ["", "TRAIN", 0, None]),
     "record": (
         "an object with the fields of the record in the type column",
@@ -146,13 +155,14 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
 _BOOT = ("text", "the sender's incarnation: a random name of its process")
 _EPOCH = ("count", "number of the coordinator's start; each start has a larger one than the last")
 _RUN = ("id", "the run of the contribution")
-_ROUND = ("count", "the round of the contribution, from 1")
+_NUMBER = ("count", "number of the exchange that it answers")
 _ONLINE = ("truth", "false in the will, and when the sender leaves on purpose")
 
 FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
     Blob: {
         "sha256": ("hash", "SHA-256 of all bytes; later messages name the blob by it"),
         "size_bytes": ("size", "number of bytes"),
+        "kind": ("one of these", "use of the bytes"),
         "chunk_bytes": ("chunk size", "bytes in each chunk except the last"),
     },
     CoordinatorState: {
@@ -175,17 +185,42 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "classes_digest": ("text", "classes digest of the device's bundle (see below)"),
         "epoch": ("count", "`epoch` of the last manifest that it accepted; 0 if none"),
         "run": ("id or empty", "`run` of that manifest; empty if none"),
-        "closed": ("count", "`model_round` of that manifest; 0 if none"),
+        "closed": ("count", "`closed` of that manifest; 0 if none"),
+        "capabilities": ("record", "the work that the device can and may do"),
+    },
+    Capabilities: {
+        "methods": ("names", "methods that the device supports and its owner allows"),
+        "codecs": ("names", "codecs that the device supports"),
+        "min_per_class": (
+            "count",
+            "pictures of a class with fewer than this on a side are withheld",
+        ),
+        "pictures": ("record", "pictures with features, by their use"),
+    },
+    Pictures: {
+        "train": ("count", "pictures that it trains on"),
+        "validation": ("count", "pictures that it chooses settings by"),
+        "test": ("count", "pictures that it evaluates on"),
+        "withheld": ("count", "pictures that it uses for nothing, because of `min_per_class`"),
+    },
+    Exchange: {
+        "kind": ("one of these", "what the devices do in it"),
+        "number": ("number", "place among the exchanges of the run, from 1"),
+        "sha256": (
+            "hash",
+            "hash of everything that an answer depends on; opaque to devices, which repeat it",
+        ),
+        "max_norm": ("norm", "largest accepted L2 norm over all terms, divided by the weight"),
     },
     Manifest: {
         "run": ("id", "random name of the run; every run has a different one"),
         "epoch": _EPOCH,
         "key": ("hash", "the coordinator's public key"),
         "phase": ("one of these", "phase of the run (see below)"),
-        "round": ("count", "the open round, or the next one to open; from 1"),
-        "attempt": ("count", "attempt at this round, from 0; one more each time it had no quorum"),
+        "exchange": ("record", "the exchange that is open, or opens next; the last one at the end"),
+        "attempt": ("count", "attempt at it, from 0; one more each time it had no quorum"),
+        "closed": ("count", "number of closed exchanges"),
         "model": ("record", "the model to train from, or to evaluate"),
-        "model_round": ("count", "number of closed rounds in that model; 0 for the initial model"),
         "plan": ("record", "settings that all devices of the run share"),
         "encoder_id": ("text", "encoder id that every device must have"),
         "classes_digest": ("text", "classes digest that every device must have"),
@@ -200,15 +235,15 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "kept": (
             "hash, empty or null",
             (
-                "SHA-256 of the contribution from this device that is kept for `round`; empty if none; "
+                "SHA-256 of the answer of this device that is kept for `exchange`; empty if none; "
                 "null in a broadcast"
             ),
         ),
     },
     Offer: {
         "run": _RUN,
-        "round": _ROUND,
-        "parcel": ("record", "the blob of the contribution"),
+        "number": _NUMBER,
+        "blob": ("record", "the blob of the contribution"),
     },
     Want: {
         "sha256": ("hash", "SHA-256 of the blob: a model or a contribution"),
@@ -216,15 +251,18 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
     },
     Kept: {
         "run": _RUN,
-        "round": _ROUND,
+        "number": _NUMBER,
         "sha256": ("hash", "SHA-256 of the contribution"),
     },
     Refused: {
         "reason": ("reason", "explanation for people; do not parse it"),
-        "final": ("truth", "true if the run accepts nothing from this device"),
+        "scope": ("one of these", "what is refused: one contribution, or the device"),
         "sha256": ("hash or empty", "SHA-256 of the refused contribution; empty if there is none"),
-        "key": ("hash or empty", "with `final`: public key of the device that is refused"),
-        "closed": ("count", "number of closed rounds when this was sent, or 0 (see D18)"),
+        "key": (
+            "hash or empty",
+            "public key of the device that is refused; empty for a contribution",
+        ),
+        "closed": ("count", "number of closed exchanges when this was sent, or 0 (see D18)"),
     },
     Report: {
         "run": ("id", "the run of the evaluated model"),
@@ -355,7 +393,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         base._RECONNECTS_PER_S,
         "reconnects in one second that the random wait aims at",
     ),
-    "PREFIX": (topics._PREFIX, "prefix of every topic"),
+    "PREFIX": (f"fedclip/v{topics.VERSION}", "prefix of every topic"),
 }
 
 # Settings of the coordinator under [rules] in fleet.toml -> text.

@@ -60,19 +60,17 @@ class Desk:
             run=self.run.id,
             round=self.run_state.model.round + 1,
             device="cam-0",
-            base=self.run_state.version,
-            encoder_id=ENCODER,
-            classes_digest=CLASSES.digest,
+            exchange=self.run_state.exchange.sha256,
             update=Update(kind, 1, ones, sums),
         )
         return wire.pack_contribution(replace(right, **changes), self.run.plan.codec_up)
 
     def offer(self, body: bytes) -> Offer:
-        return Offer(self.run.id, 1, chunks.blob_of(body))
+        return Offer(self.run.id, 1, chunks.blob_of(body, "update"))
 
     def upload(self, body: bytes) -> list[Arrival | None]:
         """Offer, request and send the body in two chunks; return the result of each chunk."""
-        blob = chunks.blob_of(body, -(-len(body) // 2))
+        blob = chunks.blob_of(body, "update", -(-len(body) // 2))
         self.receiver.receive_offer("cam-0", Offer(self.run.id, 1, blob))
         self.receiver.uploads.request("cam-0")
         self.receiver.request_missing(0.0)
@@ -85,7 +83,7 @@ class Desk:
         """Close the round with this contribution only; return its offer."""
         arrived, offer = self.upload(body)[-1], self.offer(body)
         assert arrived is not None
-        self.run_state.keep(arrived.contribution, offer.parcel.sha256, arrived.payload)
+        self.run_state.keep(arrived.contribution, offer.blob.sha256, arrived.payload)
         self.run_state.close_round()
         return offer
 

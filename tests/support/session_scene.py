@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
     Blob,
     CoordinatorState,
+    Exchange,
     Kept,
     Manifest,
     Message,
@@ -140,20 +142,20 @@ class Scene:
 
 
 def small(data: bytes) -> Blob:
-    return chunks.blob_of(data, 16)
+    return chunks.blob_of(data, "model", 16)
 
 
-def manifest(made: Model | None = None, **changes: Any) -> Manifest:
+def manifest(made: Model | None = None, round: int = 1, **changes: Any) -> Manifest:
+    """A manifest of round `round`, with the model `made`."""
     made = made or model(0)
     fields: dict[str, Any] = {
         "run": "run-1",
         "epoch": 5,
         "key": ME.key,
         "phase": "open",
-        "round": 1,
         "attempt": 0,
+        "closed": made.round,
         "model": small(wire.pack_model(made, PLAN.codec_down)),
-        "model_round": made.round,
         "plan": PLAN,
         "encoder_id": "e" * 64,
         "classes_digest": "c" * 64,
@@ -162,7 +164,14 @@ def manifest(made: Model | None = None, **changes: Any) -> Manifest:
         "takes_part": True,
         "answers": "b1",
     }
-    return Manifest(**{**fields, **changes})
+    fields |= changes
+    return Manifest(**{"exchange": exchange(round, fields["model"].sha256), **fields})
+
+
+def exchange(number: int, version: str) -> Exchange:
+    """The exchange for a round that starts from the model with hash `version`."""
+    sha256 = hashlib.sha256(f"{number}/{version}".encode()).hexdigest()
+    return Exchange("round", number, sha256, 1000.0)
 
 
 def state(incarnation: str = "k1", epoch: int = 5, **changes: Any) -> CoordinatorState:
@@ -172,5 +181,5 @@ def state(incarnation: str = "k1", epoch: int = 5, **changes: Any) -> Coordinato
 
 
 def kept(scene: Scene, offer: Offer) -> None:
-    scene.say(Kept("run-1", offer.round, offer.parcel.sha256))
+    scene.say(Kept("run-1", offer.number, offer.blob.sha256))
     scene.work()

@@ -399,7 +399,7 @@ def test_a_real_broker_keeps_everybody_to_the_access_list(guarded: BrokerAddress
     coordinator = member("coordinator", ["fedclip/#"])
     one, two = (member(name, ["fedclip/#"]) for name in ("cam-01", "cam-02"))
     try:
-        everything = [lab.coordinator_state, lab.round, lab.model]
+        everything = [lab.coordinator_state, lab.manifest, lab.model]
         for name in ("cam-01", "cam-02"):
             everything += [lab.state(name), lab.up(name), lab.down(name)]
         for client, name in ((one, "cam-01"), (two, "cam-02"), (coordinator, "coordinator")):
@@ -413,7 +413,8 @@ def test_a_real_broker_keeps_everybody_to_the_access_list(guarded: BrokerAddress
             (lab.up("cam-02"), b"cam-02 says"),
         }
         broadcast = {
-            (topic, b"coordinator says") for topic in (lab.coordinator_state, lab.round, lab.model)
+            (topic, b"coordinator says")
+            for topic in (lab.coordinator_state, lab.manifest, lab.model)
         }
         for client, allowed in (
             (one, broadcast | {(lab.down("cam-01"), b"coordinator says")}),

@@ -292,8 +292,8 @@ def deaf(start_mosquitto: StartMosquitto, tmp_path: Path) -> BrokerAddress:
 
 
 def test_a_subscription_that_is_refused_for_good_is_told(deaf: BrokerAddress) -> None:
-    link = PahoTransport(deaf, "cam-01", [LAB.round, LAB.model], Will("w", b""))
-    told = rf"refused the subscription of 'cam-01' to {LAB.round}: Not authorized: .*access list"
+    link = PahoTransport(deaf, "cam-01", [LAB.manifest, LAB.model], Will("w", b""))
+    told = rf"refused the subscription of 'cam-01' to {LAB.manifest}: Not authorized: .*access list"
     with pytest.raises(RefusedError, match=told):
         link.connect(DEADLINE_S)
 
@@ -301,9 +301,9 @@ def test_a_subscription_that_is_refused_for_good_is_told(deaf: BrokerAddress) ->
 def test_a_subscription_that_3_1_1_refuses_is_told_and_asked_for_again(deaf: BrokerAddress) -> None:
     """In MQTT 3.1.1 the one failure code may also mean that a node has just failed."""
     gate = Gate(deaf)
-    link = PahoTransport(gate.address, "cam-01", [LAB.round], Will("w", b""))
+    link = PahoTransport(gate.address, "cam-01", [LAB.manifest], Will("w", b""))
     with pytest.raises(
-        LinkError, match=rf"the subscription of .* to {LAB.round}: Unspecified error"
+        LinkError, match=rf"the subscription of .* to {LAB.manifest}: Unspecified error"
     ):
         link.connect(3.0)
     assert gate.knocks[:2] == [5, 4]

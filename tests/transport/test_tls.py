@@ -77,7 +77,7 @@ def test_a_device_reads_and_writes_only_what_is_its_own(secured: Secured) -> Non
     }
     everybody = {"coordinator": coordinator, **links}
     try:
-        everything = [LAB.coordinator_state, LAB.round, LAB.model]
+        everything = [LAB.coordinator_state, LAB.manifest, LAB.model]
         for name in boxes:
             everything += [LAB.state(name), LAB.up(name), LAB.down(name)]
         for name, link in everybody.items():
@@ -97,7 +97,9 @@ def test_a_device_reads_and_writes_only_what_is_its_own(secured: Secured) -> Non
             event = next_of(coordinator, Received)
             heard.add((event.topic, event.payload))
         coordinator.publish(LAB.model, b"end")
-        to_all = {(t, b"coordinator says") for t in (LAB.coordinator_state, LAB.round, LAB.model)}
+        to_all = {
+            (t, b"coordinator says") for t in (LAB.coordinator_state, LAB.manifest, LAB.model)
+        }
         assert heard - to_all == said | ends
         for name, link in links.items():
             own = {(LAB.down(name), b"coordinator says")}
@@ -108,7 +110,7 @@ def test_a_device_reads_and_writes_only_what_is_its_own(secured: Secured) -> Non
     log = secured.log()
     for name in boxes:
         other = "cam-02" if name == "cam-01" else "cam-01"
-        for topic in (LAB.up(other), LAB.state(other), LAB.down(other), LAB.round, LAB.model):
+        for topic in (LAB.up(other), LAB.state(other), LAB.down(other), LAB.manifest, LAB.model):
             assert f"Denied PUBLISH from x-{name} (d0, q1, r0, m" in log
             assert f"'{topic}'" in log
 
