@@ -1,4 +1,4 @@
-"""A device of protocol v1 in one file: an example for implementations in other languages.
+"""A device of protocol v2 in one file: an example for implementations in other languages.
 
 It was written from docs/reference/protocol.md alone and imports nothing from fedclip_edge. It takes
 part in one run and exits when the run is done. It has no pictures: in place of training, it
@@ -48,6 +48,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 REPEAT_S, REPAIR_S, MAX_GAPS = 5.0, 1.0, 1024
 REFUSED = (ValueError, TypeError, LookupError, RecursionError, struct.error)
 NOTHING: Json = {"epoch": 0, "run": "", "closed": 0, "parked": None, "settled": [], "residual": {}}
+CODECS = ["fp32", "fp16", "int8"]
 
 
 class Agent:
@@ -59,7 +60,7 @@ class Agent:
         self.key = self._own_key()
         d = config["dim"]
         self.shapes = {"0.weight": [d, d], "0.bias": [d], "2.weight": [d, d], "2.bias": [d]}
-        self.top, self.boot = f"fedclip/v1/{config['fleet']}", secrets.token_hex(8)
+        self.top, self.boot = f"fedclip/v2/{config['fleet']}", secrets.token_hex(8)
         self.mine = f"{self.top}/dev/{config['id']}"
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.pins: dict[str, str] = {}
@@ -115,10 +116,13 @@ class Agent:
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.load_cert_chain(config["certificate"], config["key"])
             self.link.tls_set_context(context)
-        here = (f"{self.top}/coord/state", f"{self.top}/round", f"{self.top}/model")
+        here = (f"{self.top}/coord/state", f"{self.top}/manifest", f"{self.top}/model")
         topics = [(topic, 1) for topic in (*here, f"{self.mine}/down")]
-        self.link.on_connect = lambda client, *_: client.subscribe(topics)
-        self.link.on_subscribe = lambda *_: self.events.put("connected")
+        first = []  # packet ids: the link is up when the broker has answered this subscription
+        self.link.on_connect = lambda client, *_: first.append(client.subscribe(topics)[1])
+        self.link.on_subscribe = lambda _client, _data, packet, *_: (
+            self.events.put("connected") if packet in first else None
+        )
         self.link.on_disconnect = lambda *_: self.events.put("disconnected")
         self.link.on_message = lambda _client, _data, message: self.events.put(message)
         self.link.connect(config["host"], config["port"], keepalive=30)
@@ -196,7 +200,7 @@ class Agent:
     def take_manifest(self, manifest: Json, *, direct: bool) -> None:
         if direct and manifest["answers"] != self.boot:
             raise ValueError("an answer to an earlier process")
-        epoch, run, closed = manifest["epoch"], manifest["run"], manifest["model_round"]
+        epoch, run, closed = manifest["epoch"], manifest["run"], manifest["closed"]
         known = self.state
         is_later = epoch > known["epoch"] or not known["run"]
         is_same = (epoch, run) == (known["epoch"], known["run"]) and closed >= known["closed"]
@@ -208,8 +212,8 @@ class Agent:
             known.update(epoch=epoch, run=run, closed=closed)
             self.save()
         before, self.manifest = self.manifest, manifest
-        now = (manifest["round"], manifest["attempt"])
-        if (before.get("round"), before.get("attempt")) != now:
+        now = (manifest["exchange"], manifest["attempt"])
+        if (before.get("exchange"), before.get("attempt")) != now:
             self.unwanted, self.said_at = False, -math.inf
         self.heard_at = time.monotonic()
         if direct and not self.greeted:
@@ -221,9 +225,9 @@ class Agent:
 
     def settle(self, kind: str, answer: Json) -> None:
         parked = self.state["parked"]
-        if kind == "refused" and answer["final"]:
+        if kind == "refused" and answer["scope"] != "contribution":
             if answer["key"] == self.key.public_key().public_bytes_raw().hex():
-                sys.exit(f"refused for good: {answer['reason']}")
+                sys.exit(f"refused: {answer['reason']}")
             return
         if parked is None or parked["sha256"] != answer["sha256"]:
             return
@@ -242,7 +246,12 @@ class Agent:
         self.say("hello", {
             "boot": self.boot, "key": self.key.public_key().public_bytes_raw().hex(),
             "roles": ["train"], "domain": "", "encoder_id": config["encoder_id"],
-            "classes_digest": config["classes_digest"], "epoch": self.state["epoch"],
+            "classes_digest": config["classes_digest"],
+            "capabilities": {
+                "methods": ["fedclip"], "codecs": CODECS, "min_per_class": 1,
+                "pictures": {"train": 1, "validation": 0, "test": 0, "withheld": 0},
+            },
+            "epoch": self.state["epoch"],
             "run": self.state["run"], "closed": self.state["closed"],
         })  # fmt: skip
         self.said_at = -math.inf
@@ -264,20 +273,22 @@ class Agent:
         elif self.is_drawn(manifest) and parked is None:
             self.contribute(manifest)
 
-    def fetch(self, parcel: Json, now: float) -> None:
-        count = count_of(parcel)
+    def fetch(self, blob: Json, now: float) -> None:
+        count, topic = count_of(blob), f"{self.top}/blob/{blob['sha256']}"
         missing = [[i, i] for i in range(count) if i not in self.parts]
         if missing and now - self.chunk_at >= REPAIR_S:
             self.chunk_at = now
-            self.say("want", {"sha256": parcel["sha256"], "missing": missing[:MAX_GAPS]})
+            self.link.subscribe(topic, 1)
+            self.say("want", {"sha256": blob["sha256"], "missing": missing[:MAX_GAPS]})
         elif not missing:
+            self.link.unsubscribe(topic)
             data, self.parts = b"".join(self.parts[i] for i in range(count)), {}
-            if hashlib.sha256(data).hexdigest() == parcel["sha256"]:
+            if hashlib.sha256(data).hexdigest() == blob["sha256"]:
                 self.terms = unpack(data, self.shapes, self.manifest["plan"]["codec_down"])
-                self.version = parcel["sha256"]
+                self.version = blob["sha256"]
 
     def is_drawn(self, manifest: Json) -> bool:
-        run, number = manifest["run"], manifest["round"]
+        run, number = manifest["run"], manifest["exchange"]["number"]
         if manifest["phase"] != "open" or self.state["settled"] == [run, number]:
             return False
         if manifest["takes_part"] is not None:
@@ -293,16 +304,15 @@ class Agent:
             lost = residual.get(name) or [0.0] * len(values)
             meant[name] = f32([0.01 * v + left for v, left in zip(values, lost, strict=True)])
         head = {
-            "schema": 1, "kind": "contribution", "run": manifest["run"],
-            "round": manifest["round"], "device": self.config["id"], "base": self.version,
-            "encoder_id": self.config["encoder_id"],
-            "classes_digest": self.config["classes_digest"], "update": "sum", "weight": 1,
+            "schema": 2, "kind": "contribution", "run": manifest["run"],
+            "round": manifest["exchange"]["number"], "device": self.config["id"],
+            "exchange": manifest["exchange"]["sha256"], "update": "sum", "weight": 1,
         }  # fmt: skip
         body = pack(head, self.shapes, meant, codec)
         received = unpack(body, self.shapes, codec)
         left = {n: [m - r for m, r in zip(meant[n], received[n], strict=True)] for n in meant}
         self.state["parked"] = {
-            "run": manifest["run"], "round": manifest["round"], "residual": left,
+            "run": manifest["run"], "round": head["round"], "residual": left,
             "sha256": hashlib.sha256(body).hexdigest(), "body": base64.b64encode(body).decode(),
         }  # fmt: skip
         self.save()
@@ -310,8 +320,8 @@ class Agent:
 
     def offer(self) -> None:
         parked, self.said_at = self.state["parked"], time.monotonic()
-        parcel = blob_of(base64.b64decode(parked["body"]))
-        self.say("offer", {"run": parked["run"], "round": parked["round"], "parcel": parcel})
+        blob = blob_of(base64.b64decode(parked["body"]))
+        self.say("offer", {"run": parked["run"], "number": parked["round"], "blob": blob})
 
     def send(self, want: Json) -> None:
         parked = self.state["parked"]

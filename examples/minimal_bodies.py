@@ -1,4 +1,4 @@
-"""Payloads and chunks of protocol v1, for minimal_agent.py.
+"""Payloads and chunks of protocol v2, for minimal_agent.py.
 
 They were written from docs/reference/protocol.md alone. A payload is a safetensors file with the
 codec's tensors for each term; its bytes are shuffled and then compressed.
@@ -109,11 +109,12 @@ def read_json(text: bytes) -> Json:
 
 def blob_of(data: bytes) -> Json:
     digest = hashlib.sha256(data).hexdigest()
-    return {"sha256": digest, "size_bytes": len(data), "chunk_bytes": CHUNK_BYTES}
+    size = {"size_bytes": len(data), "chunk_bytes": CHUNK_BYTES}
+    return {"sha256": digest, "kind": "update", **size}
 
 
-def count_of(parcel: Json) -> int:
-    return -(-int(parcel["size_bytes"]) // int(parcel["chunk_bytes"]))
+def count_of(blob: Json) -> int:
+    return -(-int(blob["size_bytes"]) // int(blob["chunk_bytes"]))
 
 
 def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
@@ -122,17 +123,17 @@ def chunks(data: bytes, missing: list[list[int]]) -> Iterator[bytes]:
     for first, last in missing:
         for i in range(first, min(last, count - 1) + 1):
             part = data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]
-            yield CHUNK.pack(b"\xfc\x1e", 1, 0, digest, i, count, zlib.crc32(part)) + part
+            yield CHUNK.pack(b"\xfc\x1e", 2, 0, digest, i, count, zlib.crc32(part)) + part
 
 
-def read_chunk(payload: bytes, parcel: Json) -> tuple[int, bytes] | None:
+def read_chunk(payload: bytes, blob: Json) -> tuple[int, bytes] | None:
     """The index and the part of a chunk; None if it belongs to another blob."""
     _, version, zero, digest, index, count, crc = CHUNK.unpack_from(payload)
-    part, size, each = payload[CHUNK.size :], parcel["size_bytes"], parcel["chunk_bytes"]
-    if digest != bytes.fromhex(parcel["sha256"])[:8]:
+    part, size, each = payload[CHUNK.size :], blob["size_bytes"], blob["chunk_bytes"]
+    if digest != bytes.fromhex(blob["sha256"])[:8]:
         return None
-    if (version, zero, count) != (1, 0, count_of(parcel)) or index >= count:
-        raise ValueError("a chunk that contradicts its parcel")
+    if (version, zero, count) != (2, 0, count_of(blob)) or index >= count:
+        raise ValueError("a chunk that contradicts its blob")
     if len(part) != min(each, size - index * each) or zlib.crc32(part) != crc:
         raise ValueError("a damaged chunk")
     return index, part

@@ -135,10 +135,12 @@ def test_rabbitmqs_users_may_do_what_the_access_list_says() -> None:
     ]
     assert [entry["user"] for entry in definitions["permissions"]] == list(ids)
     own, other = Topics("lab"), Topics("another-fleet")
-    plain = [f"{word}/more" for word in ("fedclip/v1/lab/model", own.up("cam-01"))]
+    plain = [f"{word}/more" for word in ("fedclip/v2/lab/model", own.up("cam-01"))]
     for topics in (own, other):
-        plain += [topics.coordinator_state, topics.manifest, topics.model]
-        plain += [at(name) for name in ids for at in (topics.state, topics.up, topics.down)]
+        for each in (topics, topics.earlier):
+            plain += [each.coordinator_state, each.manifest, each.model, each.blob("a" * 64)]
+            plain += [f"{each.prefix}/round"]
+            plain += [at(name) for name in ids for at in (each.state, each.up, each.down)]
     seen = set()
     for entry in definitions["topic_permissions"]:
         assert entry["exchange"] == "amq.topic"
@@ -161,12 +163,12 @@ def test_rabbitmqs_users_may_subscribe_to_what_they_need_and_to_no_more() -> Non
         "topic_permissions"
     ]:
         topics, user = Topics("lab"), entry["user"]
-        needed = topics.for_device(user)
+        needed = topics.for_device(user, "a" * 64)
         if user == "coordinator":
             needed = topics.for_coordinator()
         for topic in needed:  # in RabbitMQ's form of a subscription
             assert re.search(entry["read"], topic.replace("/", ".").replace("+", "*")), topic
-        for pattern in ("#", "fedclip.v1.#", "fedclip.v1.lab.dev.*.down", "fedclip.v1.lab.dev.#"):
+        for pattern in ("#", "fedclip.v2.#", "fedclip.v2.lab.dev.*.down", "fedclip.v2.lab.dev.#"):
             assert not re.search(entry["read"], pattern), pattern
 
 

@@ -20,7 +20,7 @@ for id in "$@"; do
         ;;
     esac
 done
-fleet="^fedclip[.]v1[.]$1[.]"
+fleet=$1
 shift
 
 # each FORMAT ID...: prints the format for every id, separated by commas.
@@ -46,14 +46,21 @@ between=
 for id in "$@"; do
     if [ "$id" = coordinator ]; then
         # "*" is the wildcard of its own subscriptions.
-        write="(coord[.]state|round|model|dev[.][a-z0-9-]+[.]down)"
-        read="(coord[.]state|round|model|dev[.]([a-z0-9-]+|[*])[.](state|up))"
+        write="coord[.]state|manifest|model|blob[.][0-9a-f]+|dev[.][a-z0-9-]+[.]down"
+        read="coord[.]state|manifest|model|blob[.][0-9a-f]+|dev[.]([a-z0-9-]+|[*])[.](state|up)"
+        # Parties of the earlier protocol, so that they are refused in words.
+        old_write="dev[.][a-z0-9-]+[.]down"
+        old_read="coord[.]state|round|model|dev[.]([a-z0-9-]+|[*])[.]up"
     else
         write="dev[.]$id[.](state|up)"
-        read="(coord[.]state|round|model|dev[.]$id[.]down)"
+        read="coord[.]state|manifest|model|blob[.][0-9a-f]+|dev[.]$id[.]down"
+        old_write="dev[.]$id[.](state|up)"
+        old_read="coord[.]state|round|model|dev[.]$id[.]down"
     fi
     printf '%s{"user":"%s","vhost":"/","exchange":"amq.topic","write":"%s","read":"%s"}' \
-        "$between" "$id" "$fleet$write\$" "$fleet$read\$"
+        "$between" "$id" \
+        "^fedclip[.](v2[.]$fleet[.]($write)|v1[.]$fleet[.]($old_write))\$" \
+        "^fedclip[.](v2[.]$fleet[.]($read)|v1[.]$fleet[.]($old_read))\$"
     between=,
 done
 # The queue of a subscription is on one node. If that node is killed, the client cannot subscribe at

@@ -149,7 +149,7 @@ def access_list(fleet: str, revoked: Iterable[str] = ()) -> str:
         "# Devices and coordinators of the earlier protocol, so that they are refused in words.",
         f"topic read {old.up('+')}",
         f"topic write {old.down('+')}",
-        *(f"pattern read {topic}" for topic in version1.for_device(fleet, "%u")),
+        *(f"pattern read {topic}" for topic in version1.for_device(fleet, "%u")[1:]),
         *(f"pattern write {topic}" for topic in (old.state("%u"), old.up("%u"))),
         *(line for device in revoked for line in ("", f"user {device}", "topic deny #")),
     ]

@@ -25,6 +25,7 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
         transport = Endless()
         finished = False
         refused_messages = taken = 0
+        left_out_because = ""
 
         def handle_event(self, event: Received, now: float) -> None:
             self.taken += 1

@@ -14,6 +14,7 @@ from session_scene import (
     DEVICE_KEY,
     FORGER,
     ME,
+    PLAN,
     TOPICS,
     Scene,
     kept,
@@ -30,6 +31,7 @@ from fedclip_edge.errors import DiskError, RefusedError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.messages import (
+    Blob,
     DeviceState,
     Hello,
     Kept,
@@ -563,8 +565,72 @@ def test_a_refusal_for_good_ends_it(scene: Scene) -> None:
     scene.say(Refused("joined under another key", "device", key=FORGER.key))
     scene.work()  # sent to another device with the same id
     scene.say(Refused("not enrolled", "device", key=DEVICE_KEY.key))
-    with pytest.raises(RefusedError, match="refused cam-01: its bundle has another encoder"):
+    with pytest.raises(RefusedError, match="refused cam-01: not enrolled"):
         scene.work()
+
+
+def test_a_device_that_is_refused_in_a_run_says_hello_again_later(scene: Scene) -> None:
+    refused = Refused("its bundle has other classes", "run", key=DEVICE_KEY.key)
+    scene.flow()
+    scene.say(manifest(classes_digest="d" * 64, model=Blob("a" * 64, 2**31, "model")))
+    scene.say(refused)
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    assert scene.session.left_out_because == "its bundle has other classes"
+    assert not scene.session.handshake.is_answered
+    scene.say(replace(refused, key=FORGER.key, reason="meant for another device"))
+    scene.work(299.0)
+    assert scene.session.left_out_because == "its bundle has other classes"
+    assert (scene.heard(Hello), scene.heard(Want)) == ([], [])
+    scene.work(1.0)
+    assert len(scene.heard(Hello)) == 1
+    scene.say(state("k2", epoch=6))  # the next coordinator may have another run
+    scene.work()
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(epoch=6, run="run-2"))
+    scene.say_model(model(0))
+    scene.work()
+    assert scene.session.left_out_because == ""
+    assert len(scene.heard(Offer)) == 1
+
+
+def test_a_device_of_another_bundle_asks_for_no_model(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest(encoder_id="d" * 64))
+    scene.work(REPEAT_S)
+    assert scene.heard(Want) == []
+    assert scene.learner.fitted == []
+
+
+def test_a_coordinator_of_the_earlier_protocol_is_refused_in_words(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = TOPICS.earlier.coordinator_state
+    line = b'{"kind":"coordinator","from":"coordinator","body":{"online":true}}\n'
+    scene.script.publish(old, line.replace(b"true", b"false"))
+    scene.script.publish(old, b"\xff")
+    scene.work()
+    assert scene.session.refused_messages == 0
+    scene.script.publish(old, line)
+    scene.work()
+    assert scene.session.refused_messages == 1
+    assert "a coordinator of this fleet speaks protocol v1" in capsys.readouterr().out
+
+
+def test_it_listens_to_a_blob_only_while_it_needs_it(scene: Scene) -> None:
+    fixed = TOPICS.for_device("cam-01")
+    scene.flow()
+    assert scene.link.topics == fixed
+    scene.say(manifest())
+    scene.work()
+    (want,) = scene.heard(Want)
+    assert scene.link.topics == (*fixed, TOPICS.blob(want.sha256))
+    payload = wire.pack_model(model(0), PLAN.codec_down)
+    for chunk in chunks.split(payload, small(payload), want.missing):
+        scene.script.publish(TOPICS.blob(want.sha256), chunk)
+    scene.work()
+    assert scene.link.topics == fixed
+    assert len(scene.heard(Offer)) == 1
 
 
 def test_who_only_evaluates_never_trains(tmp_path: Path) -> None:

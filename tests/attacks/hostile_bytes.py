@@ -245,15 +245,15 @@ def wrong_fields(aim: Aim) -> Said:
     holes = [[2 * n, 2 * n] for n in range(1025)]
     blob = vars(aim.model)
     changes: dict[str, tuple[str, dict[str, Any]]] = {
-        "an offer of 4 GiB": ("offer", {"parcel": {**blob, "size_bytes": 2**32}}),
-        "an offer of nothing": ("offer", {"parcel": {**blob, "size_bytes": 0}}),
-        "an offer in chunks of nothing": ("offer", {"parcel": {**blob, "chunk_bytes": 0}}),
+        "an offer of 4 GiB": ("offer", {"blob": {**blob, "size_bytes": 2**32}}),
+        "an offer of nothing": ("offer", {"blob": {**blob, "size_bytes": 0}}),
+        "an offer in chunks of nothing": ("offer", {"blob": {**blob, "chunk_bytes": 0}}),
         "an offer in a million chunks": (
             "offer",
-            {"parcel": {**blob, "size_bytes": 2**20, "chunk_bytes": 1}},
+            {"blob": {**blob, "size_bytes": 2**20, "chunk_bytes": 1}},
         ),
-        "an offer of chunks of 1 GiB": ("offer", {"parcel": {**blob, "chunk_bytes": 2**30}}),
-        "an offer by no hash": ("offer", {"parcel": {**blob, "sha256": "z" * 64}}),
+        "an offer of chunks of 1 GiB": ("offer", {"blob": {**blob, "chunk_bytes": 2**30}}),
+        "an offer by no hash": ("offer", {"blob": {**blob, "sha256": "z" * 64}}),
         "an offer to no run": ("offer", {"run": "../../etc"}),
         "a want of nothing": ("want", {"missing": []}),
         "a want of all twice": ("want", {"missing": [[0, 9], [0, 9]]}),

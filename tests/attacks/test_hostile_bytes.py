@@ -266,7 +266,7 @@ def test_each_message_to_the_coordinator_is_refused(target: Target) -> None:
     check_each(corpus, target.to_coordinator)
     grown = target.fleet.coordinator.refused_messages - before
     by_topic = Counter(
-        topic.removeprefix("fedclip/v1/lab/").split("/")[1] for topic, _ in corpus.values()
+        topic.removeprefix("fedclip/v2/lab/").split("/")[1] for topic, _ in corpus.values()
     )
     by_topic[""] = by_topic.pop("state")  # the coordinator's own topic belongs to no device
     assert grown == by_topic, "each refusal is counted for the sender"

@@ -169,7 +169,12 @@ def test_an_update_out_of_bounds_is_refused_before_it_is_kept(tmp_path: Path) ->
 def test_what_is_not_for_this_device_round_and_model_is_refused(tmp_path: Path) -> None:
     state = open_books(tmp_path)
     made, _, _ = contribution(state, "cam-0", 0)
-    for name, other in (("device", "cam-1"), ("round", 2), ("base", "0" * 64), ("run", "run-0")):
+    for name, other in (
+        ("device", "cam-1"),
+        ("round", 2),
+        ("exchange", "0" * 64),
+        ("run", "run-0"),
+    ):
         with pytest.raises(PeerError, match=f"contribution: {name} is"):
             state.check("cam-0", 1, dataclasses.replace(made, **{name: other}))  # type: ignore[arg-type]
 

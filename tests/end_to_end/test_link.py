@@ -229,7 +229,7 @@ def test_it_looks_into_tls_with_the_keys_of_both_ends(tmp_path: Path) -> None:
     secured = Secured(tmp_path)
     secured.start()
     seen: queue.SimpleQueue[Seen] = queue.SimpleQueue()
-    topic = "fedclip/v1/lab/dev/cam-01/up"
+    topic = "fedclip/v2/lab/dev/cam-01/up"
     with Link(secured.port, looks=True, watch=seen.put) as made:
         cam = secured.box("cam-01")
         door = made.door("cam-01", secured.both_ends(cam))

@@ -71,7 +71,7 @@ def test_only_what_is_wanted_is_sent_and_nothing_beyond_the_end() -> None:
 
 def test_the_header_is_as_documented() -> None:
     assert ALL[6] == (
-        b"\xfc\x1e\x01\x00"
+        b"\xfc\x1e\x02\x00"
         + hashlib.sha256(DATA).digest()[:8]
         + struct.pack("<III", 6, 7, zlib.crc32(DATA[96:]))
         + DATA[96:]
@@ -86,7 +86,7 @@ def test_a_chunk_is_never_a_control_message() -> None:
         ALL[0][:2].decode()
 
 
-def test_a_parcel_is_announced_with_its_hash_and_size() -> None:
+def test_a_blob_is_announced_with_its_hash_and_size() -> None:
     assert Blob(hashlib.sha256(DATA).hexdigest(), 100, "model", 16) == BLOB
     assert blob_of(DATA, "model").chunk_bytes == CHUNK_BYTES
 
@@ -96,7 +96,7 @@ def header(
 ) -> bytes:
     digest = bytes.fromhex(BLOB.sha256)[:8]
     check = zlib.crc32(part) if crc is None else crc
-    return b"\xfc\x1e\x01\x00" + digest + struct.pack("<III", index, count, check) + part
+    return b"\xfc\x1e\x02\x00" + digest + struct.pack("<III", index, count, check) + part
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def header(
     [
         (ALL[0][:23], "shorter than its header"),
         (b"\xfc\x1e", "shorter than its header"),
-        (ALL[0].replace(b"\xfc\x1e\x01", b"\xfc\x1e\x02"), "chunk of version 2"),
-        (ALL[0].replace(b"\xfc\x1e\x01\x00", b"\xfc\x1e\x01\x01"), "chunk of version 1"),
+        (ALL[0].replace(b"\xfc\x1e\x02", b"\xfc\x1e\x01"), "chunk of version 1"),
+        (ALL[0].replace(b"\xfc\x1e\x02\x00", b"\xfc\x1e\x02\x01"), "chunk of version 2"),
         (header(count=8), "chunk 0 of 8, but the payload has 7"),
         (header(index=7), "chunk 7 of 7, but the payload has 7"),
         (header(index=2**32 - 1), "chunk 4294967295 of 7"),
@@ -116,7 +116,7 @@ def header(
         (header(crc=1), "chunk 0 has a wrong CRC-32"),
     ],
 )
-def test_a_chunk_that_contradicts_the_parcel_is_refused_and_not_stored(
+def test_a_chunk_that_contradicts_the_blob_is_refused_and_not_stored(
     chunk: bytes, said: str
 ) -> None:
     assert header() == ALL[0]
@@ -145,7 +145,7 @@ def test_one_bit_changed_on_the_way_is_never_stored(bit: int) -> None:
             incoming.assemble()
 
 
-def test_a_chunk_of_another_parcel_is_not_ours() -> None:
+def test_a_chunk_of_another_blob_is_not_ours() -> None:
     other = bytes(100)
     incoming = Incoming(BLOB)
     assert not incoming.add_chunk(next(split(other, blob_of(other, "model", 16))))
@@ -170,7 +170,7 @@ def test_a_wrong_hash_fetches_everything_again() -> None:
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_chunk_or_refused(payload: bytes) -> None:
     incoming = Incoming(BLOB)
-    for candidate in (payload, b"\xfc\x1e\x01\x00" + payload, ALL[0][:12] + payload):
+    for candidate in (payload, b"\xfc\x1e\x02\x00" + payload, ALL[0][:12] + payload):
         with contextlib.suppress(PeerError):
             incoming.add_chunk(candidate)
     held = sum(map(len, incoming._parts.values()))
@@ -267,7 +267,7 @@ def test_nothing_known_of_a_limit_changes_nothing() -> None:
     assert fit_to_packets(Blob("a" * 64, 10, "model", 5), 100_000).chunk_bytes == 5
 
 
-def test_a_limit_too_small_for_any_manifest_makes_no_parcel_of_too_many_chunks() -> None:
+def test_a_limit_too_small_for_any_manifest_makes_no_blob_of_too_many_chunks() -> None:
     for size in (1, 2**20, 2**32):
         blob = fit_to_packets(Blob("a" * 64, size, "model"), 20)
         assert blob.chunks <= MAX_CHUNKS

@@ -27,7 +27,7 @@ from fedclip_edge.protocol.messages import (
 
 @settings(max_examples=100)
 @given(st.integers(1, 2**32), st.integers(1, CHUNK_BYTES))
-def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
+def test_a_blob_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: int) -> None:
     try:
         blob = Blob(SHA, size_bytes, "model", chunk_bytes)
     except ValueError:
@@ -40,16 +40,16 @@ def test_a_parcel_is_as_many_chunks_as_cover_it(size_bytes: int, chunk_bytes: in
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (("a" * 63, 10), "parcel sha256"),
-        ((SHA, 0), "size_bytes"),
-        ((SHA, -1), "size_bytes"),
-        ((SHA, 2**32 + 1), "size_bytes"),
-        ((SHA, 10, 0), "chunk_bytes"),
-        ((SHA, 10, CHUNK_BYTES + 1), "chunk_bytes"),
-        ((SHA, 2**16 + 1, 1), "65537 chunks, limit 65536"),
+        (("a" * 63, 10, "model"), "blob sha256"),
+        ((SHA, 0, "model"), "size_bytes"),
+        ((SHA, -1, "model"), "size_bytes"),
+        ((SHA, 2**32 + 1, "model"), "size_bytes"),
+        ((SHA, 10, "model", 0), "chunk_bytes"),
+        ((SHA, 10, "model", CHUNK_BYTES + 1), "chunk_bytes"),
+        ((SHA, 2**16 + 1, "model", 1), "65537 chunks, limit 65536"),
     ],
 )
-def test_a_parcel_is_checked_at_the_door(values: tuple[Any, ...], said: str) -> None:
+def test_a_blob_is_checked_at_the_door(values: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Blob(*values)
 
@@ -78,7 +78,7 @@ def test_a_want_names_gaps_in_order_and_apart(missing: Any) -> None:
         Want(SHA, missing)
 
 
-def test_a_want_names_a_parcel() -> None:
+def test_a_want_names_a_blob() -> None:
     with pytest.raises(ValueError, match="sha256"):
         Want("", ((0, 0),))
 

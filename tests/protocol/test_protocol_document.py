@@ -22,8 +22,11 @@ RECORDS: dict[type[Any], dict[str, Any]] = {
     type(message): json.loads(json.dumps(message, default=vars))
     for message in examples.EXAMPLES.values()
 }
-RECORDS[messages.Blob] = RECORDS[messages.Offer]["parcel"]
+RECORDS[messages.Blob] = RECORDS[messages.Offer]["blob"]
 RECORDS[Plan] = RECORDS[messages.Manifest]["plan"]
+RECORDS[messages.Exchange] = RECORDS[messages.Manifest]["exchange"]
+RECORDS[messages.Capabilities] = RECORDS[messages.Hello]["capabilities"]
+RECORDS[messages.Pictures] = RECORDS[messages.Capabilities]["pictures"]
 EVERY_FIELD = [(cls, name) for cls, names in FIELDS.items() for name in names]
 
 
@@ -48,7 +51,7 @@ def test_a_page_with_an_unknown_part_is_refused() -> None:
 
 
 def test_every_field_of_every_message_is_described() -> None:
-    assert set(FIELDS) == {*messages.KINDS.values(), messages.Blob, Plan}
+    assert set(FIELDS) == {*messages.KINDS.values(), *examples.NESTED}
     for cls, described in FIELDS.items():
         assert list(described) == [field.name for field in dataclasses.fields(cls)]
         assert {limit for limit, _ in described.values()} <= set(MEANINGS)
@@ -70,11 +73,11 @@ def test_each_limit_is_the_one_that_holds(cls: type[Any], name: str) -> None:
 
 def test_values_named_in_a_table_are_all_there_are() -> None:
     chosen = [(cls, name) for cls, name in EVERY_FIELD if FIELDS[cls][name][0] == "one of these"]
-    assert {name for _, name in chosen} == {"phase", "codec_up", "codec_down"}
+    assert {name for _, name in chosen} == {"phase", "codec_up", "codec_down", "kind", "scope"}
     for cls, name in chosen:
         row = next(line for line in examples.field_table(cls).splitlines() if f"`{name}`" in line)
         values = re.findall(r'`"(\w+)"`', row.split("|")[2])
-        assert len(values) > 1
+        assert values
         for value in values:
             read_table(cls, {**RECORDS[cls], name: value}, "x")
 

@@ -29,20 +29,23 @@ from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     KINDS,
     Blob,
+    Capabilities,
     CoordinatorState,
     DeviceState,
+    Exchange,
     Hello,
     Kept,
     Manifest,
     Message,
     Offer,
+    Pictures,
     Refused,
     Want,
 )
 from fedclip_edge.records import F32, I64, Arrays, Contribution, Model, Shapes, Update
 
 ME, OTHER = signing.create_identity(), signing.create_identity()
-TOPIC = "fedclip/v1/lab/dev/cam-01/up"
+TOPIC = "fedclip/v2/lab/dev/cam-01/up"
 SHAPES = {"gate": (2, 3), "bias": (3,)}
 SHA = "a" * 64
 
@@ -50,27 +53,50 @@ SHAS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 TEXT = st.text("abc \u00e9-.", max_size=8)
 REASONS = st.text(max_size=8)
 COUNTS = st.integers(0, 2**53)
-BLOBS = st.builds(Blob, SHAS, st.integers(1, 2**20), st.integers(2**10, CHUNK_BYTES))
+BLOBS = st.builds(
+    Blob,
+    SHAS,
+    st.integers(1, 2**20),
+    st.sampled_from(["model", "update"]),
+    st.integers(2**10, CHUNK_BYTES),
+)
 GAPS = st.lists(st.integers(0, 2**16), max_size=12, unique=True).map(
     lambda ends: tuple(zip(sorted(ends)[::2], sorted(ends)[1::2], strict=False))
 )
 ROLES = st.lists(st.sampled_from(["train", "evaluate"]), min_size=1, max_size=2, unique=True).map(
     tuple
 )
+NAMES = st.lists(TEXT, max_size=3, unique=True).map(tuple)
+ABLE = st.builds(
+    Capabilities,
+    NAMES,
+    NAMES,
+    COUNTS,
+    st.builds(Pictures, COUNTS, COUNTS, COUNTS, COUNTS),
+)
+SCOPES = st.sampled_from(["contribution", "run", "device"])
 MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
     CoordinatorState: st.builds(CoordinatorState, TEXT, COUNTS, IDS, st.booleans(), SHAS),
     DeviceState: st.builds(DeviceState, TEXT, st.booleans()),
-    Hello: st.builds(Hello, TEXT, SHAS, ROLES, st.text("abc é", max_size=9), TEXT, TEXT, COUNTS),
+    Hello: st.builds(
+        Hello, TEXT, SHAS, ROLES, st.text("abc é", max_size=9), TEXT, TEXT, ABLE, COUNTS
+    ),
     Manifest: st.builds(
         Manifest,
         run=IDS,
         epoch=COUNTS,
         key=SHAS,
         phase=st.sampled_from(["gathering", "open", "final", "done"]),
-        round=COUNTS,
+        exchange=st.builds(
+            Exchange,
+            st.just("round"),
+            st.integers(1, 2**53),
+            SHAS,
+            st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+        ),
         attempt=COUNTS,
+        closed=COUNTS,
         model=BLOBS,
-        model_round=COUNTS,
         plan=PLANS.filter(lambda plan: plan.rounds > 0),
         encoder_id=TEXT,
         classes_digest=TEXT,
@@ -81,9 +107,7 @@ MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
     Offer: st.builds(Offer, IDS, COUNTS, BLOBS),
     Want: st.builds(Want, SHAS, GAPS.filter(len)),
     Kept: st.builds(Kept, IDS, COUNTS, SHAS),
-    Refused: st.builds(
-        Refused, REASONS, st.booleans(), st.just("") | SHAS, st.just("") | SHAS, COUNTS
-    ),
+    Refused: st.builds(Refused, REASONS, SCOPES, st.just("") | SHAS, st.just("") | SHAS, COUNTS),
     KINDS["report"]: REPORTS,
 }
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -111,9 +135,7 @@ def contribution(terms: Arrays | None = None, **changes: Any) -> Contribution:
         "run": "run-1",
         "round": 2,
         "device": "cam-01",
-        "base": SHA,
-        "encoder_id": "e",
-        "classes_digest": "c",
+        "exchange": SHA,
         "update": Update("sum", 7, zeros() if terms is None else terms),
     }
     return Contribution(**{**fields, **changes})
@@ -138,6 +160,12 @@ def hello(**changes: Any) -> dict[str, Any]:
         "domain": "photo",
         "encoder_id": "e",
         "classes_digest": "c",
+        "capabilities": {
+            "methods": ["fedclip"],
+            "codecs": ["int8"],
+            "min_per_class": 5,
+            "pictures": {"train": 1},
+        },
     }
     return {"kind": "hello", "from": "cam-01", "body": {**body, **changes}}
 
@@ -172,7 +200,7 @@ def test_a_person_can_read_it() -> None:
     assert json.loads(first) == {
         "kind": "kept",
         "from": "coordinator",
-        "body": {"run": "run-1", "round": 3, "sha256": SHA},
+        "body": {"run": "run-1", "number": 3, "sha256": SHA},
     }
     assert len(base64.b64decode(second)) == 64
 
@@ -192,7 +220,7 @@ def test_a_message_for_another_topic_is_not_believed() -> None:
 def test_a_message_that_was_altered_is_not_believed() -> None:
     payload = wire.pack_control(Kept("run-1", 3, SHA), "coordinator", TOPIC, ME)
     with pytest.raises(PeerError, match="wrong signature"):
-        wire.unpack_control(TOPIC, payload.replace(b'"round":3', b'"round":4')).check(ME.key)
+        wire.unpack_control(TOPIC, payload.replace(b'"number":3', b'"number":4')).check(ME.key)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 44, 86])
@@ -213,7 +241,7 @@ def test_more_than_64_kib_is_refused() -> None:
         wire.unpack_control(TOPIC, signed(line(hello()).ljust(64 * 1024)))
 
 
-KEPT = b'{"kind":"kept","from":"c","body":{"run":"r","round":1,"sha256":"' + SHA.encode() + b'"}}'
+KEPT = b'{"kind":"kept","from":"c","body":{"run":"r","number":1,"sha256":"' + SHA.encode() + b'"}}'
 REFUSED_LINES = {
     "empty": (b"", "not JSON"),
     "not JSON": (KEPT[:-1], "not JSON"),
@@ -241,8 +269,8 @@ REFUSED_LINES = {
     "an unknown field": (line(hello(domian="x")), "unknown key 'domian'; did you mean 'domain'"),
     "a missing field": (line({**hello(), "body": {}}), "the key 'boot' is missing"),
     "a mistyped field": (line(hello(boot=7)), "boot: expected str, got int 7"),
-    "true for a number": (KEPT.replace(b"1,", b"true,"), "round: expected int, got bool"),
-    "1.0 for a number": (KEPT.replace(b"1,", b"1.0,"), "round: expected int, got float"),
+    "true for a number": (KEPT.replace(b"1,", b"true,"), "number: expected int, got bool"),
+    "1.0 for a number": (KEPT.replace(b"1,", b"1.0,"), "number: expected int, got float"),
     "null": (line(hello(boot=None)), "boot: expected str, got NoneType"),
     "a list of other things": (line(hello(roles=["train", 1])), "roles: expected 'train' or"),
     "a value that its record refuses": (line(hello(key="k")), "is not 64 lower-case hex"),
@@ -341,7 +369,7 @@ def other_tensors(name: str, **changes: Any) -> bytes:
     """A body with the codec's tensors and these changes; None leaves a tensor out."""
     tensors = {**codec.store(name, zeros()), **changes}
     tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
-    head = json.dumps({"schema": 1, "kind": "model", "method": "fedclip", "round": 1})
+    head = json.dumps({"schema": 2, "kind": "model", "method": "fedclip", "round": 1})
     return codec.encode(name, safetensors.numpy.save(tensors, {"fedclip": head}))
 
 
@@ -414,7 +442,7 @@ def test_a_contribution_comes_back_exactly(
     assert wire.pack_contribution(sent, "fp32") == packed
     assert len(packed) <= wire.payload_limit_bytes(SHAPES, "fp32")
     found = wire.unpack_contribution(packed, "fp32", SHAPES)
-    for name in ("run", "round", "device", "base", "encoder_id", "classes_digest"):
+    for name in ("run", "round", "device", "exchange"):
         assert getattr(found, name) == getattr(sent, name)
     assert (found.update.kind, found.update.weight) == (kind, weight)
     assert_same(found.update.delta, terms)
@@ -460,7 +488,7 @@ from fedclip_edge.protocol import wire
 from fedclip_edge.records import Contribution, Model, Update
 terms = {f"t{i}": np.full((3, i + 1), i, np.float32) for i in range(20)}
 model = wire.pack_model(Model("m", 1, terms), "fp32")
-made = Contribution("run-1", 1, "cam-01", "b", "e", "c", Update("sum", 1, terms))
+made = Contribution("run-1", 1, "cam-01", "b", Update("sum", 1, terms))
 print(hashlib.sha256(model + wire.pack_contribution(made, "fp32")).hexdigest())
 """
 
@@ -552,9 +580,9 @@ REFUSED_MODELS: Mapping[str, tuple[bytes, str]] = {
     ),
     "metadata that is not JSON": (raw(metadata({"fedclip": "{"})), "model metadata: not JSON"),
     "metadata that is no text": (raw(metadata({"fedclip": "\ud800"})), "model metadata: not JSON"),
-    "another schema": (raw(with_head("model", schema=2)), "not a model of schema 1"),
-    "no schema": (raw(with_head("model", schema=None)), "not a model of schema 1"),
-    "another kind": (raw(true_header("contribution")), "not a model of schema 1"),
+    "another schema": (raw(with_head("model", schema=1)), "not a model of schema 2"),
+    "no schema": (raw(with_head("model", schema=None)), "not a model of schema 2"),
+    "another kind": (raw(true_header("contribution")), "not a model of schema 2"),
     "a field more": (raw(with_head("model", more=1)), r"expected the fields \['method', 'round'\]"),
     "a field less": (raw(with_head("model", round=None)), "expected the fields"),
     "a mistyped field": (raw(with_head("model", round="1")), "Model: round is not of type int"),
@@ -620,7 +648,7 @@ REFUSED_HEADS: Mapping[str, tuple[dict[str, Any], str]] = {
     "an unknown kind of update": ({"update": "mean"}, "expected sum or single, got 'mean'"),
     "a kind that is an object": ({"update": {}}, "expected sum or single"),
     "no weight": ({"weight": None}, "expected the fields"),
-    "a model": ({"kind": "model"}, "not a contribution of schema 1"),
+    "a model": ({"kind": "model"}, "not a contribution of schema 2"),
 }
 
 

@@ -93,7 +93,7 @@ def offers(memory: Memory, payload: bytes, disk: StateDb, *, writing: bool) -> N
     """Check an offer: the update must be on the disk, and no write may be open."""
     offer = json.loads(payload.partition(b"\n")[0])["body"]
     pending = disk.pending_update(offer["run"])
-    if writing or pending is None or pending.sha256 != offer["parcel"]["sha256"]:
+    if writing or pending is None or pending.sha256 != offer["blob"]["sha256"]:
         raise BrokenLawError(
             "parked", f"{memory.device} offers for round {offer['round']} what is not on its disk"
         )

@@ -70,6 +70,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "No coordinator has answered this device's hello. The device keeps asking.",
             "Start `fedclip-edge serve`. If it runs, compare `fleet` and `[broker]` in both files.",
         ),
+        "not_in_run": Event(
+            "The coordinator does not admit this device to its run. The device waits for another "
+            "run: it says hello again every five minutes, and to each new coordinator.",
+            "The reason names the remedy, such as copying the bundle.",
+        ),
         "torch_loaded": Event("PyTorch is loaded, before the first training or evaluation."),
         "trained": Event(
             "An update for the open round is computed and offered to the coordinator."
@@ -115,8 +120,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "serving": Event("The coordinator is online and waits for devices."),
         "joined": Event("A device said hello and was admitted."),
         "device_refused": Event(
-            "A device was not admitted, or lost its admission. Its agent ends with exit code 14. "
-            "If it says hello again, that is written once a minute, with the `count`.",
+            "A device was not admitted, or lost its admission. Its agent waits for another run "
+            "(`not_in_run`) or, if it is not enrolled or revoked, ends with exit code 14. If it says hello again, that is written once a minute, with the `count`.",
             "The reason names the remedy, such as copying the bundle or enrolling the device.",
         ),
         "left": Event(

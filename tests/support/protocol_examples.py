@@ -363,6 +363,8 @@ def classes_digest() -> str:
     return fenced(f"{dump(hashed)}\n\nSHA-256  {classes.digest}")
 
 
+# The records that are fields of messages.
+NESTED = (messages.Blob, messages.Capabilities, messages.Pictures, messages.Exchange, Plan)
 PARTS: dict[str, Callable[[], str]] = {
     "topics": topic_table,
     "subscriptions": subscriptions,
@@ -379,11 +381,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "grid": grid,
     "cohort": cohort,
     "classes-digest": classes_digest,
-    "fields-Blob": lambda: field_table(messages.Blob),
-    "fields-Plan": lambda: field_table(Plan),
     **{
         f"fields-{cls.__name__}": (lambda cls=cls: field_table(cls))  # type: ignore[misc]
-        for cls in messages.KINDS.values()
+        for cls in (*messages.KINDS.values(), *NESTED)
     },
     **{f"example-{kind}": (lambda kind=kind: example(kind)) for kind in messages.KINDS},  # type: ignore[misc]
 }

@@ -183,10 +183,10 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "domain": ("short text", "label for the source of its pictures; only shown to people"),
         "encoder_id": ("text", "encoder id of the device's bundle"),
         "classes_digest": ("text", "classes digest of the device's bundle (see below)"),
+        "capabilities": ("record", "the work that the device can and may do"),
         "epoch": ("count", "`epoch` of the last manifest that it accepted; 0 if none"),
         "run": ("id or empty", "`run` of that manifest; empty if none"),
         "closed": ("count", "`closed` of that manifest; 0 if none"),
-        "capabilities": ("record", "the work that the device can and may do"),
     },
     Capabilities: {
         "methods": ("names", "methods that the device supports and its owner allows"),
