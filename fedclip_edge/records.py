@@ -82,6 +82,11 @@ def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int)
         raise ValueError(f"{what}: contains NaN or infinity")
 
 
+def _check_count(value: int, what: str) -> None:
+    if not 0 <= value <= COUNT_MAX:
+        raise ValueError(f"{what}: expected 0 to {COUNT_MAX}, got {value}")
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """Raw image features of labelled pictures, which a device trains on.
@@ -204,8 +209,7 @@ class Model:
     parameters: Arrays
 
     def __post_init__(self) -> None:
-        if not 0 <= self.round <= COUNT_MAX:
-            raise ValueError(f"model round: expected 0 to {COUNT_MAX}, got {self.round}")
+        _check_count(self.round, "model round")
         for name, term in self.parameters.items():
             _check_array(term, f"model term {name}", np.float32, term.ndim)
 
@@ -261,6 +265,43 @@ class Contribution:
     encoder_id: str
     classes_digest: str
     update: Update
+
+
+@dataclass(frozen=True)
+class PictureCounts:
+    """Numbers of a device's pictures by side."""
+
+    train: int
+    validation: int
+    test: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _check_count(value, f"{name} pictures")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Capabilities of a device in a fleet, within the limits that its owner has set.
+
+    Raises ValueError for a name that is listed twice, no method, and a number out of range.
+    """
+
+    roles: tuple[Role, ...]  # empty for a device that only receives models
+    methods: tuple[str, ...]  # names of the methods that a plan may use
+    min_per_class: int  # nothing is sent of a class with fewer pictures
+    pictures: PictureCounts  # without the withheld ones
+    withheld: int  # pictures for training and validation that no method sees
+
+    def __post_init__(self) -> None:
+        for what, names in (("roles", self.roles), ("methods", self.methods)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what}: expected different names, got {', '.join(names)}")
+        if not self.methods:
+            raise ValueError("methods: expected at least one name")
+        if not 1 <= self.min_per_class <= COUNT_MAX:
+            raise ValueError(f"min_per_class: expected 1 to {COUNT_MAX}, got {self.min_per_class}")
+        _check_count(self.withheld, "withheld pictures")
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
+from fedclip_edge.records import Arrays, Capabilities, Measured, Model, Plan, Shapes, Update
 
 
 class Learner(Protocol):
     """Training, evaluation and reports over the features of one device."""
+
+    def capabilities(self) -> Capabilities:
+        """Capabilities of the device, which do not change while its process runs.
+
+        Raises ConfigError if agent.toml allows a method that does not exist.
+        """
 
     def shapes(self, plan: Plan) -> Shapes:
         """The shapes that a model's float32 parameters must have under this plan, by name.

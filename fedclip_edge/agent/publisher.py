@@ -10,6 +10,7 @@ from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import DeviceState, Hello, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Capabilities
 from fedclip_edge.transport.base import Transport, Will
 
 
@@ -34,6 +35,7 @@ class Publisher:
     classes_digest: str
     identity: Identity
     transport: Transport
+    capabilities: Capabilities
 
     @property
     def topics(self) -> Topics:
@@ -50,7 +52,7 @@ class Publisher:
             Hello(
                 boot=self.incarnation,
                 key=self.identity.key,
-                roles=self.config.roles,
+                roles=self.capabilities.roles,
                 domain=self.config.domain,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,

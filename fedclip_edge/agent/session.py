@@ -164,6 +164,7 @@ class Session:
 
     def _handle_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         known = self.trust.manifest
+        self._check_method(manifest)
         self.download.check_size(manifest)
         self.trust.accept_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:
@@ -187,6 +188,16 @@ class Session:
         ):
             self._finish()
 
+    def _check_method(self, manifest: Manifest) -> None:
+        """Raise PeerError if the owner of the device does not allow the method of the plan."""
+        allowed = self.publisher.capabilities.methods
+        if manifest.plan.method not in allowed:
+            raise PeerError(
+                f"this device takes no part in the run {manifest.run}: its plan has the method "
+                f"{manifest.plan.method!r}, and `methods` in agent.toml allows only: "
+                f"{', '.join(allowed)}"
+            )
+
     def _fetch_model(self, manifest: Manifest, now: float) -> bool:
         self._hold_model(manifest)
         want = self.download.poll_want(manifest, now)
@@ -208,7 +219,7 @@ class Session:
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         if (
             manifest.phase != "open"
-            or "train" not in self.config.roles
+            or "train" not in self.publisher.capabilities.roles
             or not self._takes_part(manifest)
             or not self.upload.owes(manifest.round)
         ):
@@ -248,7 +259,8 @@ class Session:
         assert self.handshake.since is not None
         waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
         report = self.evaluation_queue.evaluate(due, manifest, waited_s)
-        self.publisher.send(report)
+        if self.config.reports:
+            self.publisher.send(report)
         log.event("evaluated", round=report.round, **report.accuracy)
         if manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
             self._finish()
@@ -267,9 +279,11 @@ class Session:
         return offer is not None
 
     def _send_hello(self, now: float) -> None:
+        if not self.publisher.capabilities.roles:
+            return  # the protocol has no hello of a device that neither trains nor reports
         self.handshake.note_hello(now)
         self.publisher.send_hello(self.state_db.position)
-        if self.evaluation_queue.report is not None:  # it may have been lost
+        if self.config.reports and self.evaluation_queue.report is not None:  # maybe it was lost
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()
 
@@ -287,7 +301,8 @@ def start_session(
 ) -> Session:
     """Make the session of one process; `incarnation` is the random name of the process.
 
-    The name distinguishes its messages from those of an earlier process of this device.
+    The name distinguishes its messages from those of an earlier process of this device. Raises the
+    errors of `learner.capabilities`.
     """
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(
@@ -295,7 +310,15 @@ def start_session(
         learner=learner,
         transport=transport,
         state_db=state_db,
-        publisher=Publisher(config, incarnation, encoder_id, classes_digest, identity, transport),
+        publisher=Publisher(
+            config,
+            incarnation,
+            encoder_id,
+            classes_digest,
+            identity,
+            transport,
+            learner.capabilities(),
+        ),
         trust=trust,
         handshake=Handshake(config.fleet, trust),
         download=ModelDownload(learner),

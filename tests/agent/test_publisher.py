@@ -13,6 +13,7 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import DeviceState, Hello, Want
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import Capabilities, PictureCounts
 from fedclip_edge.transport.base import Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
@@ -21,6 +22,7 @@ STATE, UP = TOPICS.state("cam-0"), TOPICS.up("cam-0")
 CONFIG = AgentConfig(
     "cam-0", "lab", Path(), DataConfig(Path()), Path(), domain="roof", roles=("evaluate",)
 )
+OFFERS = Capabilities(CONFIG.roles, ("fedclip",), 5, PictureCounts(0, 0, 9), withheld=0)
 WANT = Want("a" * 64, ((0, 3),))
 
 
@@ -31,7 +33,7 @@ def broker() -> InMemoryBroker:
 
 def speak(broker: InMemoryBroker) -> Publisher:
     link = broker.client("cam-0", (), will(CONFIG, ME, "boot-1"))
-    return Publisher(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link)
+    return Publisher(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link, OFFERS)
 
 
 def listen(broker: InMemoryBroker) -> InMemoryTransport:

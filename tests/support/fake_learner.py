@@ -8,8 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from fedclip_edge.learning import methods
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
+from fedclip_edge.records import (
+    Arrays,
+    Capabilities,
+    Measured,
+    Model,
+    PictureCounts,
+    Plan,
+    Role,
+    Shapes,
+    Update,
+)
 
 
 def plus_half(model: Model) -> Update:
@@ -30,11 +41,16 @@ class FakeLearner:
     make_update: Callable[[Model], Update] = plus_half
     accuracy: Mapping[str, float] = field(default_factory=lambda: {"federated": 0.5})
     report_fields: Mapping[str, Any] = field(default_factory=dict)  # replaces the defaults below
+    roles: tuple[Role, ...] = ("train", "evaluate")
+    methods: tuple[str, ...] = methods.names()
     busy_s: float = 0.0
     fitted: list[float] = field(default_factory=list)
     states: list[int] = field(default_factory=list)  # number of kept updates before each `fit`
     # Model and whether it is the final one.
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(self.roles, self.methods, 1, PictureCounts(1, 0, 1), withheld=0)
 
     def shapes(self, plan: Plan) -> Shapes:
         return self.model_shapes

@@ -66,7 +66,7 @@ class Scene:
 
     def start(self) -> None:
         """Start the device's process, also after a kill."""
-        self.learner = FakeLearner(SHAPES)
+        self.learner = FakeLearner(SHAPES, roles=self.config.roles)
         self.link = self.broker.client(
             "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
         )
