@@ -18,9 +18,11 @@ from fedclip_edge.protocol import codec
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     F32,
+    Capabilities,
     ClassTexts,
     Features,
     Model,
+    PictureCounts,
     Plan,
     Update,
     check_domain,
@@ -246,3 +248,38 @@ def test_a_report_is_checked_at_the_door(changes: dict[str, Any]) -> None:
 def test_a_model_of_no_round_that_can_be_is_refused(round: int) -> None:
     with pytest.raises(ValueError, match="model round"):
         Model("fedclip", round, {})
+
+
+def capabilities(**changes: Any) -> Capabilities:
+    fields: dict[str, Any] = {
+        "roles": ("train",),
+        "methods": ("ridge",),
+        "min_per_class": 5,
+        "pictures": PictureCounts(1, 2, 3),
+        "withheld": 4,
+    }
+    return Capabilities(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"roles": ("train", "train")},
+        {"methods": ()},
+        {"methods": ("ridge", "ridge")},
+        {"min_per_class": 0},
+        {"min_per_class": 2**63},
+        {"withheld": -1},
+        {"withheld": 2**63},
+    ],
+)
+def test_capabilities_are_checked_at_the_door(changes: dict[str, Any]) -> None:
+    assert capabilities(roles=()).withheld == 4
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        capabilities(**changes)
+
+
+@pytest.mark.parametrize("counts", [(-1, 0, 0), (0, 2**63, 0), (0, 0, -1)])
+def test_counts_of_pictures_are_checked_at_the_door(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="pictures: expected 0 to"):
+        PictureCounts(*counts)
