@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
 from opened import opened
@@ -385,6 +385,7 @@ LABELS = st.lists(st.integers(0, len(CLASSES.names) - 1), max_size=30)
 
 
 @pytest.mark.parametrize("method", methods.names())
+@settings(max_examples=40)
 @given(train=LABELS, validation=LABELS, device=st.integers(1, 8), plan=st.integers(1, 8))
 def test_no_picture_of_a_class_below_the_floor_reaches_a_method(
     tmp_path_factory: pytest.TempPathFactory,
