@@ -77,11 +77,12 @@ class LocalTrainer:
 
         Raises ConfigError if `methods` in agent.toml has an unknown name.
         """
-        shared = self._share(self.config.min_per_class)
+        trains = "train" in self.config.roles
+        shared = self._share(self.config.min_per_class if trains else 1)  # else it sends no update
         roles: list[Role] = []
-        if "train" in self.config.roles and len(shared.train):
+        if trains and len(shared.train):
             roles.append("train")
-        elif "train" in self.config.roles:
+        elif trains:
             log.event(
                 "not_training",
                 reason=f"no class has {self.config.min_per_class} pictures to train on",

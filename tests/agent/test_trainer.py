@@ -485,6 +485,15 @@ def test_a_device_without_enough_pictures_says_so_and_does_not_train(
     assert len(rows(tmp_path)) == 30
 
 
+def test_a_device_that_only_evaluates_withholds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = limited(tmp_path, [], [0, 1], roles=("evaluate",))
+    assert made.capabilities().roles == ("evaluate",)
+    assert (made.capabilities().withheld, made.capabilities().pictures.validation) == (0, 2)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_device_that_sends_no_reports_has_not_the_role_of_an_evaluator(tmp_path: Path) -> None:
     made, _ = limited(tmp_path, [0] * 9, [], reports=False)
     assert made.capabilities().roles == ("train",)
