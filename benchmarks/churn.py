@@ -112,7 +112,7 @@ def update_of(value: float, model: Model) -> Update:
 def learner(config: AgentConfig, classes: ClassTexts, dim: int, *_rest: object) -> FakeLearner:
     shapes = methods.shapes(methods.with_defaults(_PLAN), classes, dim)
     value = 1e6 if config.id.startswith("bad") else 0.001  # 1e6 is above the plan's `max_norm`
-    return FakeLearner(shapes, config.id, partial(update_of, value))
+    return FakeLearner(shapes, config.id, partial(update_of, value), roles=config.roles)
 
 
 Act = Callable[[Fleet, float], None]  # called before each step with the seconds since the start

@@ -53,6 +53,7 @@ LIMITS = {
     "want_broker_mb": 40.0,
 }
 _TOPICS = Topics(light.FLEET)
+_EVALUATES = replace(CAPABLE, roles=("evaluate",))
 _DEVICES = 4
 _WARM_ROUNDS = 20
 _WAIT_S = 60.0
@@ -113,7 +114,7 @@ class Flooder:
     def knows(self, encoder_id: str, classes_digest: str) -> None:
         """Use this bundle in hellos, so that the device is admitted."""
         key = self.identity.key
-        self._hello = Hello("boot", key, ("evaluate",), "", encoder_id, classes_digest, CAPABLE)
+        self._hello = Hello("boot", key, "", encoder_id, classes_digest, _EVALUATES)
 
     def _publish(self, message: Hello | Want) -> bytes:
         topic = _TOPICS.up(self.name)

@@ -139,6 +139,7 @@ def connect(
         name,
         ReadyUpdates(seed, permits, ready).next,
         accuracy={"zero_shot": 0.5, "federated": 0.5},
+        roles=roles,
     )
     link = mqtt.PahoTransport(
         broker,

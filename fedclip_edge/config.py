@@ -168,6 +168,10 @@ class AgentConfig:
     roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
     # public key of the only coordinator to accept; empty: the key first seen in each run
     coordinator_key: str = ""
+    # Three limits on what is sent; no plan of a coordinator lowers them.
+    min_per_class: int = 5  # nothing is sent of a class with fewer pictures
+    methods: tuple[str, ...] | None = None  # names of the methods that a plan may use; None: all
+    reports: bool = True  # false: the device evaluates for itself and sends no accuracy
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
 
@@ -184,6 +188,23 @@ class AgentConfig:
         _require(
             "train" not in self.roles or self.data.train > 0,
             "roles: 'train' needs a share `train` above 0 in [data]",
+        )
+        _require(
+            self.min_per_class >= 1, f"min_per_class: expected 1 or more, got {self.min_per_class}"
+        )
+        _require(
+            self.methods is None or len(self.methods) > 0,
+            "methods: expected at least one name, got an empty list; for a device that sends no "
+            "updates, write roles = ['evaluate'] and leave out methods",
+        )
+        _require(
+            self.methods is None or len(set(self.methods)) == len(self.methods),
+            f"methods: expected different names, got {self.methods}",
+        )
+        _require(
+            self.reports or "train" in self.roles,
+            "reports: false leaves a device without the role 'train' nothing to send; write "
+            "reports = true, or add 'train' to roles",
         )
 
 

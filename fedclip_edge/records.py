@@ -83,6 +83,11 @@ def _check_array(array: np.ndarray[Any, Any], what: str, dtype: type, ndim: int)
         raise ValueError(f"{what}: contains NaN or infinity")
 
 
+def _check_count(value: int, what: str) -> None:
+    if not 0 <= value <= COUNT_MAX:
+        raise ValueError(f"{what}: expected 0 to {COUNT_MAX}, got {value}")
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """Raw image features of labelled pictures, which a device trains on.
@@ -207,8 +212,7 @@ class Model:
     parameters: Arrays
 
     def __post_init__(self) -> None:
-        if not 0 <= self.round <= COUNT_MAX:
-            raise ValueError(f"model round: expected 0 to {COUNT_MAX}, got {self.round}")
+        _check_count(self.round, "model round")
         for name, term in self.parameters.items():
             _check_array(term, f"model term {name}", np.float32, term.ndim)
 

@@ -12,6 +12,12 @@ from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
 class Learner(Protocol):
     """Training, evaluation and reports over the features of one device."""
 
+    def capabilities(self) -> Capabilities:
+        """Capabilities of the device, which do not change while its process runs.
+
+        Raises ConfigError if agent.toml allows a method that does not exist.
+        """
+
     def shapes(self, plan: Plan) -> Shapes:
         """The shapes that a model's float32 parameters must have under this plan, by name.
 
@@ -41,10 +47,6 @@ class Learner(Protocol):
 
         `version` is the SHA-256 of the published model; `wait_s` is the idle time in seconds.
         """
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this device supports and allows, and its pictures at this moment."""
 
     @property
     def busy_s(self) -> float:

@@ -19,7 +19,7 @@ from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
-from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.pki.expiry import Expiry
@@ -50,6 +50,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     is not installed.
     """
     _check_torch()
+    allowed_methods(config)  # before the pictures are encoded, which may take hours
     bundle = read_bundle(config.bundle)
     for warning in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=warning)

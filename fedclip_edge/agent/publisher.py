@@ -34,6 +34,7 @@ class Publisher:
     classes_digest: str
     identity: Identity
     transport: Transport
+    capabilities: Capabilities
 
     @property
     def topics(self) -> Topics:
@@ -44,17 +45,16 @@ class Publisher:
         topic = self.topics.state(self.config.id)
         self._publish(topic, DeviceState(self.incarnation, online), retain=True)
 
-    def send_hello(self, position: RunPosition, capabilities: Capabilities) -> None:
+    def send_hello(self, position: RunPosition) -> None:
         """Send a hello with this device's capabilities and last known position in a run."""
         self.send(
             Hello(
                 boot=self.incarnation,
                 key=self.identity.key,
-                roles=self.config.roles,
                 domain=self.config.domain,
                 encoder_id=self.encoder_id,
                 classes_digest=self.classes_digest,
-                capabilities=capabilities,
+                capabilities=self.capabilities,
                 epoch=position.epoch,
                 run=position.run,
                 closed=position.closed,

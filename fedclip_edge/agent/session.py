@@ -205,9 +205,13 @@ class Session:
             self._finish()
 
     def _fits(self, manifest: Manifest) -> bool:
-        """True if the run is for this device's bundle. Otherwise the coordinator refuses it."""
+        """True if the run is one for this device: its bundle, and a method that its owner allows.
+
+        The coordinator refuses this device in all other runs.
+        """
         ours = self.publisher.encoder_id, self.publisher.classes_digest
-        return (manifest.encoder_id, manifest.classes_digest) == ours
+        is_ours = (manifest.encoder_id, manifest.classes_digest) == ours
+        return is_ours and manifest.plan.method in self.publisher.capabilities.methods
 
     def _fetch_model(self, manifest: Manifest, now: float) -> bool:
         self._hold_model(manifest)
@@ -240,7 +244,7 @@ class Session:
     def _train_if_due(self, manifest: Manifest, now: float) -> bool:
         if (
             manifest.phase != "open"
-            or "train" not in self.config.roles
+            or "train" not in self.publisher.capabilities.roles
             or not self._takes_part(manifest)
             or not self.upload.owes(manifest.exchange.number)
         ):
@@ -278,7 +282,8 @@ class Session:
         assert self.handshake.since is not None
         waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
         report = self.evaluation_queue.evaluate(due, manifest, waited_s)
-        self.publisher.send(report)
+        if self.config.reports:
+            self.publisher.send(report)
         log.event("evaluated", round=report.round, **report.accuracy)
         if manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
             self._finish()
@@ -298,8 +303,8 @@ class Session:
 
     def _send_hello(self, now: float) -> None:
         self.handshake.note_hello(now)
-        self.publisher.send_hello(self.state_db.position, self.learner.capabilities)
-        if self.evaluation_queue.report is not None:  # it may have been lost
+        self.publisher.send_hello(self.state_db.position)
+        if self.config.reports and self.evaluation_queue.report is not None:  # maybe it was lost
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()
 
@@ -317,7 +322,8 @@ def start_session(
 ) -> Session:
     """Make the session of one process; `incarnation` is the random name of the process.
 
-    The name distinguishes its messages from those of an earlier process of this device.
+    The name distinguishes its messages from those of an earlier process of this device. Raises the
+    errors of `learner.capabilities`.
     """
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(
@@ -325,7 +331,15 @@ def start_session(
         learner=learner,
         transport=transport,
         state_db=state_db,
-        publisher=Publisher(config, incarnation, encoder_id, classes_digest, identity, transport),
+        publisher=Publisher(
+            config,
+            incarnation,
+            encoder_id,
+            classes_digest,
+            identity,
+            transport,
+            learner.capabilities(),
+        ),
         trust=trust,
         handshake=Handshake(config.fleet, trust),
         download=ModelDownload(learner),

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedclip_edge import model_file
+from fedclip_edge import log, model_file
 from fedclip_edge.agent.features import DeviceFeatures
+from fedclip_edge.agent.withholding import Shared, log_withheld, share
 from fedclip_edge.config import AgentConfig
+from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
@@ -23,9 +25,33 @@ from fedclip_edge.learning.personal import personal
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import F32, Arrays, ClassTexts, Measured, Model, Plan, Shapes, Update
+from fedclip_edge.records import (
+    F32,
+    Arrays,
+    ClassTexts,
+    Measured,
+    Model,
+    Plan,
+    Role,
+    Shapes,
+    Update,
+)
 from fedclip_edge.storage import atomic
 from fedclip_edge.transport.base import Traffic
+
+
+def allowed_methods(config: AgentConfig) -> tuple[str, ...]:
+    """Names of the methods that the device's owner allows.
+
+    Raises ConfigError for a name in agent.toml that is no method; it suggests the nearest one.
+    """
+    names = methods.names() if config.methods is None else config.methods
+    for name in names:
+        try:
+            methods.get(name)
+        except ConfigError as error:
+            raise ConfigError(f"methods: {error}") from None
+    return names
 
 
 def _nothing() -> None:
@@ -44,15 +70,41 @@ class LocalTrainer:
     load: Callable[[], None] = _nothing  # called before any work that needs torch
     train_s: float = 0.0  # seconds in `fit` so far, without loading torch
     busy_s: float = 0.0  # seconds in `fit` and `evaluate` so far
+    _shared: Shared | None = None  # for the floor of the last plan
+
+    def capabilities(self) -> Capabilities:
+        """Find the device's capabilities, and log pictures that are withheld from all plans.
+
+        Raises ConfigError if `methods` in agent.toml has an unknown name.
+        """
+        trains = "train" in self.config.roles
+        shared = self._share(self.config.min_per_class if trains else 1)  # else it sends no update
+        roles: list[Role] = []
+        if trains and len(shared.train):
+            roles.append("train")
+        elif trains:
+            log.event(
+                "not_training",
+                reason=f"no class has {self.config.min_per_class} pictures to train on",
+                hint="add pictures, or lower min_per_class in agent.toml",
+            )
+        if "evaluate" in self.config.roles and self.config.reports:
+            roles.append("evaluate")
+        return Capabilities(
+            roles=tuple(roles),
+            methods=allowed_methods(self.config),
+            codecs=tuple(CODECS),
+            min_per_class=self.config.min_per_class,
+            pictures=Pictures(
+                train=len(shared.train),
+                validation=len(shared.validation),
+                test=len(self.data.test),
+                withheld=int(shared.withheld.sum()),
+            ),
+        )
 
     def shapes(self, plan: Plan) -> Shapes:
         return methods.shapes(plan, self.classes, self.dim)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        data = self.data
-        pictures = Pictures(len(data.train), len(data.validation), len(data.test))
-        return Capabilities(methods.names(), tuple(CODECS), 1, pictures)
 
     def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         began = time.monotonic()
@@ -123,7 +175,21 @@ class LocalTrainer:
         )
 
     def _fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
-        return local.fit(plan, model, self.data, self.classes, state, self.config.id)
+        floor = max(self.config.min_per_class, methods.min_per_class(plan))
+        return local.fit(plan, model, self._share(floor), self.classes, state, self.config.id)
+
+    def _share(self, min_per_class: int) -> Shared:
+        """Withhold classes with fewer pictures, and log it when the withheld pictures change."""
+        before = self._shared
+        if before is not None and before.min_per_class == min_per_class:
+            return before
+        count = len(self.classes.names)
+        shared = share(self.data.train, self.data.validation, count, min_per_class)
+        already = np.zeros_like(shared.withheld) if before is None else before.withheld  # (C,)
+        if not np.array_equal(shared.withheld, already):
+            log_withheld(shared, self.classes.names)
+        self._shared = shared
+        return shared
 
     def _personal(self, model: Model, plan: Plan) -> Model | None:
         """The device's personal model; None if the plan asks for none or pictures are missing."""

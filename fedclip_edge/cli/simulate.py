@@ -118,6 +118,12 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "robust a strategy is.",
 )
 @click.option(
+    "--min-per-class",
+    type=click.IntRange(1),
+    help="Withhold the classes of which a device has fewer pictures, as agents do: their default is "
+    "5. [default: none is withheld]",
+)
+@click.option(
     "--validation",
     default=0.2,
     show_default=True,
@@ -161,6 +167,7 @@ def simulate(
     base_to_new: bool,
     least: int,
     noisy: float,
+    min_per_class: int | None,
     validation: float,
     workers: int,
     out: Path,
@@ -216,6 +223,7 @@ def simulate(
         base_to_new=base_to_new,
         least=least,
         noisy=noisy,
+        min_per_class=min_per_class,
     )
     encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
     pool = _pool(data, bundle, features, out, encoder, validation)
@@ -284,6 +292,7 @@ def _finish(
     whole = {
         "split": str(choices.split),
         "noisy": choices.noisy,
+        "min_per_class": choices.min_per_class,
         "pictures": len(pool.labels),
         "classes": list(pool.classes.names),
         "encoder_id": pool.encoder_id,

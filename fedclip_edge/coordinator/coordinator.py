@@ -288,11 +288,12 @@ class Coordinator:
         knows_later = is_other or hello.closed > self.run_state.model.round
         if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
             self._raise_epoch(device, hello.epoch)
+        roles = hello.capabilities.roles
         if not self.devices.is_online(device):
-            log.event("joined", device=device, domain=hello.domain, roles="+".join(hello.roles))
+            log.event("joined", device=device, domain=hello.domain, roles="+".join(roles) or None)
         self.devices.set_online(device, hello.boot)
         self.devices.saw(device, now)
-        joined = round_events.Joined(device, "train" in hello.roles, "evaluate" in hello.roles)
+        joined = round_events.Joined(device, "train" in roles, "evaluate" in roles)
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
 

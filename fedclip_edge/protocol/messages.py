@@ -88,6 +88,7 @@ class Pictures:
 class Capabilities:
     """What a device supports, what its owner allows, and the pictures that it has."""
 
+    roles: tuple[Role, ...]  # empty for a device that only receives models
     methods: tuple[str, ...]
     codecs: tuple[str, ...]
     min_per_class: int  # pictures of classes with fewer than this are withheld, for privacy
@@ -95,6 +96,8 @@ class Capabilities:
 
     def __post_init__(self) -> None:
         _check_count(self.min_per_class, "min_per_class")
+        if len(set(self.roles)) != len(self.roles):
+            raise ValueError("roles: expected each at most once")
         for name in ("methods", "codecs"):
             names = getattr(self, name)
             if len(names) > _MAX_NAMES or len(set(names)) != len(names):
@@ -143,7 +146,6 @@ class Hello:
 
     boot: str
     key: str
-    roles: tuple[Role, ...]
     domain: str
     encoder_id: str
     classes_digest: str
@@ -165,8 +167,6 @@ class Hello:
         _check_count(self.closed, "closed")
         if self.run:
             check_id(self.run, "run")
-        if not self.roles or len(set(self.roles)) != len(self.roles):
-            raise ValueError("roles: expected train, evaluate or both")
 
 
 @dataclass(frozen=True)

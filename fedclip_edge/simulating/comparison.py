@@ -34,6 +34,7 @@ class Choices:
     base_to_new: bool = False
     least: int = 5  # training pictures that a device needs; domain splits ignore it
     noisy: float = 0.0  # share of the devices that send noise
+    min_per_class: int | None = None  # of every device, as in agent.toml; None withholds nothing
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def compare(
                     setting, seed, str(choices.split), domain, tuple(view.name for view in shown)
                 )
                 following = results.Following(run, fleet)
-                task = _task(run, pool, shown)
+                task = _task(run, pool, shown, choices.min_per_class)
                 for found in federate(task, fleet, hosts):
                     following.add(found)
                     is_last = found.round == task.plan.rounds
@@ -162,12 +163,20 @@ def compare(
                     )
 
 
-def _task(run: results.Run, pool: Pool, shown: tuple[View, ...]) -> Task:
+def _task(run: results.Run, pool: Pool, shown: tuple[View, ...], min_per_class: int | None) -> Task:
     plan: Plan = replace(run.setting.plan, seed=run.seed)
     if run.setting.line == "pooled":  # nothing is sent, so no codec loses precision
         plan = replace(plan, codec_up="fp32", codec_down="fp32")
     digest = hashlib.sha256(f"{run.setting.label}/{run.seed}/{run.held_out}".encode()).hexdigest()
-    return Task(f"run-{digest[:8]}", plan, run.setting.line, shown, pool.encoder_id, pool.dim)
+    return Task(
+        f"run-{digest[:8]}",
+        plan,
+        run.setting.line,
+        shown,
+        pool.encoder_id,
+        pool.dim,
+        min_per_class,
+    )
 
 
 def _view(name: str, classes: ClassTexts, first: int, end: int) -> View:

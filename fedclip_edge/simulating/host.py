@@ -16,9 +16,11 @@ import numpy as np
 
 from fedclip_edge.agent import upload
 from fedclip_edge.agent.state_db import CarryOver
+from fedclip_edge.agent.withholding import share
 from fedclip_edge.learning import local, methods, strategies
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
+from fedclip_edge.learning.local import Sides
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.strategy import Total
@@ -60,6 +62,7 @@ class Task:
     views: tuple[View, ...]
     encoder_id: str
     dim: int  # D
+    min_per_class: int | None = None  # of every device, as in agent.toml; None withholds nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +113,7 @@ class Host:
         bounds, DataError if the features do not fit the classes, and ConfigError if training
         diverges.
         """
-        plan = self.task.plan
+        task, plan = self.task, self.task.plan
         total, up_bytes = strategies.total(plan), {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
@@ -120,7 +123,7 @@ class Host:
             if plan.personal_epochs or methods.get(plan.method).TRAITS.is_personal:
                 sides = self._sides(device)
                 shown = personal(plan, shown, sides, self._classes, device.name) or shown
-            for view in self.task.views:
+            for view in task.views:
                 test = self._features(device.test, view)
                 if not len(test):
                     continue
@@ -132,7 +135,7 @@ class Host:
                 continue
             if model is None:
                 self._of(device).train(self._sides(device), self._classes, device.name)
-            else:
+            elif self._trains(device):
                 up_bytes[device.name] = self._contribute(device, model, announced, total)
         self._measured_zero_shot = True
         return Answer(total, up_bytes, figures, zero_shot)
@@ -153,9 +156,11 @@ class Host:
         """Add the device's contribution to `total`; return the size of its payload in bytes."""
         task, plan = self.task, self.task.plan
         before = self._carried.get(device.name, CarryOver())
-        update, state = local.fit(
-            plan, model, self._sides(device), self._classes, before.state, device.name
-        )
+        sides: Sides = self._sides(device)
+        if task.min_per_class is not None:  # as the agent's trainer does
+            floor = max(task.min_per_class, methods.min_per_class(plan))
+            sides = self._shared(device, floor)
+        update, state = local.fit(plan, model, sides, self._classes, before.state, device.name)
         exchange = open_round(
             run=task.run,
             number=model.round + 1,
@@ -190,6 +195,15 @@ class Host:
     def _sides(self, device: Device) -> _Sides:
         view = self.task.views[0]
         return _Sides(self._features(device.train, view), self._features(device.validation, view))
+
+    def _trains(self, device: Device) -> bool:
+        """True if the device has training pictures that it does not withhold."""
+        floor = self.task.min_per_class
+        return floor is None or len(self._shared(device, floor).train) > 0
+
+    def _shared(self, device: Device, min_per_class: int) -> Sides:
+        sides = self._sides(device)
+        return share(sides.train, sides.validation, len(self._classes.names), min_per_class)
 
     def _features(self, rows: I64, view: View) -> Features:
         places = view.place[self.labels[rows]]

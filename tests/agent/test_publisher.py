@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ STATE, UP = TOPICS.state("cam-0"), TOPICS.up("cam-0")
 CONFIG = AgentConfig(
     "cam-0", "lab", Path(), DataConfig(Path()), Path(), domain="roof", roles=("evaluate",)
 )
+OFFERS = replace(CAPABLE, roles=CONFIG.roles)
 WANT = Want("a" * 64, ((0, 3),))
 
 
@@ -32,7 +34,7 @@ def broker() -> InMemoryBroker:
 
 def speak(broker: InMemoryBroker) -> Publisher:
     link = broker.client("cam-0", (), will(CONFIG, ME, "boot-1"))
-    return Publisher(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link)
+    return Publisher(CONFIG, "boot-1", "e" * 64, "c" * 64, ME, link, OFFERS)
 
 
 def listen(broker: InMemoryBroker) -> InMemoryTransport:
@@ -71,17 +73,16 @@ def test_of_a_device_that_vanished_the_broker_says_so_in_its_name(broker: InMemo
 
 def test_a_hello_says_who_it_is_and_up_to_where_it_knows(broker: InMemoryBroker) -> None:
     listener = listen(broker)
-    speak(broker).send_hello(RunPosition(epoch=4, run="run-1", closed=2), CAPABLE)
+    speak(broker).send_hello(RunPosition(epoch=4, run="run-1", closed=2))
     (said,) = heard(listener)
     assert said.topic == UP
     assert believed(said) == Hello(
         boot="boot-1",
         key=ME.key,
-        roles=("evaluate",),
         domain="roof",
         encoder_id="e" * 64,
         classes_digest="c" * 64,
-        capabilities=CAPABLE,
+        capabilities=OFFERS,
         epoch=4,
         run="run-1",
         closed=2,
@@ -99,7 +100,7 @@ def test_what_it_says_is_signed_for_its_own_topic_alone(broker: InMemoryBroker) 
 
 def test_what_it_says_upwards_is_over_once_it_is_said(broker: InMemoryBroker) -> None:
     speaker = speak(broker)
-    speaker.send_hello(RunPosition(), CAPABLE)
+    speaker.send_hello(RunPosition())
     speaker.send(WANT)
     speaker.send_chunk(b"\xfc\x1e of a blob")
     assert heard(listen(broker)) == []

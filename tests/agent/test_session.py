@@ -51,10 +51,7 @@ from fedclip_edge.transport.in_memory import InMemoryTransport
 def test_on_connecting_it_says_that_it_is_there_and_who_it_is(scene: Scene) -> None:
     scene.flow()
     assert scene.heard(DeviceState) == [DeviceState("b1", online=True)]
-    roles: tuple[Role, ...] = ("train", "evaluate")
-    assert scene.heard(Hello) == [
-        Hello("b1", DEVICE_KEY.key, roles, "photo", "e" * 64, "c" * 64, CAPABLE)
-    ]
+    assert scene.heard(Hello) == [Hello("b1", DEVICE_KEY.key, "photo", "e" * 64, "c" * 64, CAPABLE)]
 
 
 def test_unanswered_it_says_hello_again(scene: Scene) -> None:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
 from opened import opened
@@ -20,12 +22,23 @@ from opened import opened
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig, RunRules
-from fedclip_edge.learning import methods
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.evaluation import evaluate
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.protocol.codec import CODECS
+from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Features, Measured, Model, Plan, Role
+from fedclip_edge.records import (
+    Features,
+    Measured,
+    Model,
+    Plan,
+    Role,
+    Scalar,
+    Update,
+)
 from fedclip_edge.transport.base import Traffic
 from fedclip_edge.vision.datasets import Picture
 
@@ -343,3 +356,165 @@ def test_without_test_pictures_there_is_nothing_to_say(tmp_path: Path) -> None:
     data = DeviceFeatures(prepared().train, empty, empty, (), 0, 0, 0.0)
     with pytest.raises(ValueError, match="no test pictures"):
         learner(tmp_path, data).evaluate(initial(), PLAN, final=False)
+
+
+# --- the privacy floors of the device ------------------------------------------------------------
+
+
+def of_classes(labels: list[int], seed: int = 3) -> Features:
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(len(labels), D)).astype(np.float32)
+    return Features(vectors, np.array(labels, np.int64), ENCODER)
+
+
+def limited(
+    folder: Path, train: list[int], validation: list[int], **limits: Any
+) -> tuple[LocalTrainer, DeviceFeatures]:
+    """A trainer with pictures of these classes, and limits from agent.toml."""
+    data = replace(prepared(), train=of_classes(train), validation=of_classes(validation, 4))
+    made = learner(folder, data)
+    made.config = replace(made.config, **limits)
+    return made, data
+
+
+def ridge_plan(**options: Scalar) -> Plan:
+    return Plan("ridge", options, rounds=1)
+
+
+LABELS = st.lists(st.integers(0, len(CLASSES.names) - 1), max_size=30)
+
+
+@pytest.mark.parametrize("method", methods.names())
+@settings(max_examples=40)
+@given(train=LABELS, validation=LABELS, device=st.integers(1, 8), plan=st.integers(1, 8))
+def test_no_picture_of_a_class_below_the_floor_reaches_a_method(
+    tmp_path_factory: pytest.TempPathFactory,
+    method: str,
+    train: list[int],
+    validation: list[int],
+    device: int,
+    plan: int,
+) -> None:
+    own = method in ("ridge", "prototypes")
+    asked_for: dict[str, Scalar] = {"min_per_class": plan} if own else {}
+    floor = max(device, plan) if own else device
+    folder = tmp_path_factory.getbasetemp()
+    made, _ = limited(folder, train, validation, min_per_class=device)
+    with mock.patch.object(methods, "fit", return_value=(Update("sum", 1, {}), {})) as fit:
+        made.fit(initial(Plan(method)), Plan(method, asked_for), {})
+    sides = fit.call_args.args[1:3]
+    for side in sides:
+        counts = np.bincount(side.labels, minlength=len(CLASSES.names))
+        assert ((counts == 0) | (counts >= floor)).all()
+    for label in range(len(CLASSES.names)):
+        enough = train.count(label) + validation.count(label) >= floor
+        assert enough == any((side.labels == label).any() for side in sides)
+
+
+def test_a_plan_cannot_ask_for_the_only_picture_of_a_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan's `min_per_class = 1` once made a device send this picture's feature."""
+    made, _ = limited(tmp_path, [0] * 8 + [1], [0] * 6)
+    plan = ridge_plan(min_per_class=1)
+    update, _ = made.fit(initial(plan), plan, {})
+    assert update.sums["train.counts"].tolist() == [8, 0, 0]
+    only_ants = moments.send("train", of_classes([0] * 8), len(CLASSES.names), 1)
+    assert {name: update.sums[name].tolist() for name in only_ants} == {
+        name: sums.tolist() for name, sums in only_ants.items()
+    }
+    said = capsys.readouterr().out
+    assert 'pictures_withheld pictures=1 min_per_class=5 classes="bee 1"' in said
+
+
+def test_a_class_that_reaches_the_floor_on_both_sides_together_is_trained_on(
+    tmp_path: Path,
+) -> None:
+    made, _ = limited(tmp_path, [0] * 3 + [1] * 5, [0] * 2 + [1] * 4)
+    plan = ridge_plan()
+    update, _ = made.fit(initial(plan), plan, {})
+    assert update.sums["train.counts"].tolist() == [5, 5, 0]
+    assert update.sums["validation.counts"].tolist() == [0, 0, 0]
+
+
+def test_the_higher_floor_of_device_and_plan_holds_and_a_change_is_logged_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = limited(tmp_path, [0] * 4 + [1] * 9, [], min_per_class=2)
+    assert made.capabilities().pictures.train == 13
+    assert "pictures_withheld" not in capsys.readouterr().out
+    for plan, counts, lines in (
+        (ridge_plan(min_per_class=1), [4, 9, 0], 0),
+        (ridge_plan(min_per_class=6), [0, 9, 0], 1),
+        (ridge_plan(min_per_class=7), [0, 9, 0], 0),
+        (ridge_plan(min_per_class=10), [0, 0, 0], 1),
+    ):
+        update, _ = made.fit(initial(plan), plan, {})
+        made.fit(initial(plan), plan, {})
+        assert update.sums["train.counts"].tolist() == counts
+        assert capsys.readouterr().out.count("pictures_withheld") == lines
+
+
+def test_its_capabilities_are_counted_after_withholding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = limited(tmp_path, [0] * 7 + [1] * 3 + [2] * 2, [0] + [1] * 2 + [2] * 2)
+    expected = Capabilities(
+        roles=("train", "evaluate"),
+        methods=methods.names(),
+        min_per_class=5,
+        codecs=tuple(CODECS),
+        pictures=Pictures(train=12, validation=0, test=30, withheld=5),
+    )
+    assert made.capabilities() == expected
+    assert 'classes="ant 1, cat 4"' in capsys.readouterr().out
+    assert made.capabilities() == expected
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_without_enough_pictures_says_so_and_does_not_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = limited(tmp_path, [0, 0, 1, 2], [0, 1])
+    assert made.capabilities().roles == ("evaluate",)
+    assert made.capabilities().pictures.withheld == 6
+    said = capsys.readouterr().out
+    assert 'not_training reason="no class has 5 pictures to train on"' in said
+    measured = made.evaluate(initial(), PLAN, final=True)
+    assert "local" in measured.accuracy, "its own model may use all its pictures"
+    assert len(rows(tmp_path)) == 30
+
+
+def test_a_device_that_only_evaluates_withholds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = limited(tmp_path, [], [0, 1], roles=("evaluate",))
+    assert made.capabilities().roles == ("evaluate",)
+    assert (made.capabilities().pictures.withheld, made.capabilities().pictures.validation) == (
+        0,
+        2,
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_that_sends_no_reports_has_not_the_role_of_an_evaluator(tmp_path: Path) -> None:
+    made, _ = limited(tmp_path, [0] * 9, [], reports=False)
+    assert made.capabilities().roles == ("train",)
+    made, _ = limited(tmp_path, [0], [], reports=False)
+    assert made.capabilities().roles == ()
+
+
+def test_a_personal_model_stays_on_the_device_and_may_use_every_picture(tmp_path: Path) -> None:
+    made, data = limited(tmp_path, [0, 1, 2], [])
+    plan = Plan("tip-adapter", rounds=1)
+    own = made._personal(initial(plan), plan)
+    assert own is not None
+    assert len(own.parameters["keys"]) == len(data.train)
+
+
+def test_the_methods_of_the_owner_are_named_or_refused(tmp_path: Path) -> None:
+    made, _ = limited(tmp_path, [0] * 9, [], methods=("ridge", "fedclip"))
+    assert made.capabilities().methods == ("ridge", "fedclip")
+    made.config = replace(made.config, methods=("rigde",))
+    with pytest.raises(ConfigError, match="methods: unknown method 'rigde'; did you mean 'ridge'"):
+        made.capabilities()

@@ -59,6 +59,7 @@ class Aim:
     shapes: Shapes
     encoder_id: str
     classes_digest: str
+    exchange: str = "8" * 64  # hash of the open exchange
     incarnation: str = "boot"  # of the device under attack
     epoch: int = 1
 
@@ -73,7 +74,6 @@ class Aim:
             "hello": Hello(
                 "b",
                 self.identity.key,
-                ("train",),
                 "x",
                 self.encoder_id,
                 self.classes_digest,
@@ -84,7 +84,7 @@ class Aim:
                 epoch=self.epoch,
                 key=self.identity.key,
                 phase="open",
-                exchange=Exchange("round", self.round, "8" * 64, 1000.0),
+                exchange=Exchange("round", self.round, self.exchange, 1000.0),
                 attempt=0,
                 closed=self.round - 1,
                 model=self.model,
@@ -243,7 +243,7 @@ def wrong_signatures(aim: Aim, kind: str, topic: str, other_topic: str, forger: 
 def wrong_fields(aim: Aim) -> Said:
     """Messages whose fields have the right type and a value that must be refused."""
     holes = [[2 * n, 2 * n] for n in range(1025)]
-    blob = vars(aim.model)
+    blob, able = vars(aim.model), vars(CAPABLE)
     changes: dict[str, tuple[str, dict[str, Any]]] = {
         "an offer of 4 GiB": ("offer", {"blob": {**blob, "size_bytes": 2**32}}),
         "an offer of nothing": ("offer", {"blob": {**blob, "size_bytes": 0}}),
@@ -263,8 +263,15 @@ def wrong_fields(aim: Aim) -> Said:
         "a want of numbers": ("want", {"missing": [0, 1]}),
         "a want with too many holes": ("want", {"missing": holes}),
         "a want that overlaps at 10**4000": ("want", {"missing": [[0, 10**4000], [5, 10**4000]]}),
-        "a hello without roles": ("hello", {"roles": []}),
-        "a hello of 9,000 roles": ("hello", {"roles": ["train"] * 5000}),
+        "a hello of 5,000 roles": ("hello", {"capabilities": {**able, "roles": ["train"] * 5000}}),
+        "a hello of a million methods": (
+            "hello",
+            {"capabilities": {**able, "methods": [str(n) for n in range(5000)]}},
+        ),
+        "a hello of fewer than no pictures": (
+            "hello",
+            {"capabilities": {**able, "pictures": {"train": -1}}},
+        ),
         "a hello from another key": ("hello", {"key": "0" * 64}),
         "a hello with a key that is none": ("hello", {"key": "ff" * 32}),
         "a hello with a boot that a terminal obeys": ("hello", {"boot": "\x1b[2J"}),
@@ -495,9 +502,7 @@ def contribution(aim: Aim, **changes: Any) -> bytes:
         "run": aim.run,
         "round": aim.round,
         "device": aim.device,
-        "base": aim.model.sha256,
-        "encoder_id": aim.encoder_id,
-        "classes_digest": aim.classes_digest,
+        "exchange": aim.exchange,
         "update": Update("sum", 1, terms),
     }
     return wire.pack_contribution(Contribution(**{**fields, **changes}), aim.plan.codec_up)

@@ -33,7 +33,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
 )
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Contribution, Role, Update
+from fedclip_edge.records import Contribution, Update
 from fedclip_edge.transport.in_memory import InMemoryBroker
 
 TOPICS = Topics("lab")
@@ -144,7 +144,7 @@ def test_it_cannot_swap_a_model_by_other_chunks(fleet: Fleet, broker: HostileBro
 
     def swap(said: Said) -> Iterator[Said]:
         topic, _, retained = said
-        if message(said) is None and topic.endswith(("model", "down")):
+        if message(said) is None and topic.startswith((TOPICS.model, TOPICS.blob(""))):
             true = fleet.coordinator.run_state.blob
             padded = (data + bytes(true.size_bytes))[: true.size_bytes]
             for chunk in chunks.split(padded, true):
@@ -181,9 +181,8 @@ def evil_contribution(fleet: Fleet, name: str) -> tuple[bytes, Offer]:
 
 
 def hello(incarnation: str = "evil") -> Hello:
-    roles: tuple[Role, ...] = ("train", "evaluate")
     digest = class_texts().digest
-    return Hello(incarnation, EVIL.key, roles, "x", ENCODER, digest, CAPABLE)
+    return Hello(incarnation, EVIL.key, "x", ENCODER, digest, CAPABLE)
 
 
 def contribute(fleet: Fleet, broker: HostileBroker, name: str) -> None:
@@ -274,7 +273,7 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
         fleet.step()
 
     def only_the_past(said: Said) -> Iterator[Said]:
-        if not said[0].endswith(("down", "model", "round", "coord/state")):
+        if not said[0].endswith(("down", "model", "manifest", "coord/state")):
             yield said
 
     broker.attack = only_the_past
@@ -286,7 +285,7 @@ def test_a_device_that_starts_anew_does_not_take_an_old_round_for_the_open_one(
     for _ in range(8):
         fleet.step()
         for said in old:
-            if said[0].endswith(("down", "model", "round", "coord/state")):
+            if said[0].endswith(("down", "model", "manifest", "coord/state")):
                 broker.inject(*said[:2])
     assert anew.upload.pending is None  # it must not train
     assert anew.evaluation_queue.report is None  # it must not evaluate

@@ -80,6 +80,7 @@ class Target:
             shapes=coordinator.run_state.layout.delta,
             encoder_id=ENCODER,
             classes_digest=self.fleet.classes.digest,
+            exchange=coordinator.run_state.exchange.sha256,
             epoch=coordinator.epoch,
         )
 
@@ -345,10 +346,10 @@ def test_a_flood_of_wants_does_not_fill_the_outbox(tmp_path: Path) -> None:
     line = aim.line("want", sha256=aim.model.sha256, missing=[[0, 2**40]])
     for _ in range(200):
         target.to_coordinator(UP, aim.sign(line, UP))
-    assert sent.count(TOPICS.down(ME)) == aim.model.chunks
+    assert sent.count(TOPICS.blob(aim.model.sha256)) == aim.model.chunks
     target.fleet.now += 1.0
     target.to_coordinator(UP, aim.sign(line, UP))
-    assert sent.count(TOPICS.down(ME)) == 2 * aim.model.chunks
+    assert sent.count(TOPICS.blob(aim.model.sha256)) == 2 * aim.model.chunks
 
 
 def test_names_without_end_are_counted_together(

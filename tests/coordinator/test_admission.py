@@ -20,7 +20,7 @@ from fedclip_edge.records import Plan
 
 RUN = Run("run-1", Plan(), ENCODER, "c" * 64)
 KEY, OTHER = "1" * 64, "2" * 64
-HELLO = Hello("b1", KEY, ("train",), "photo", ENCODER, "c" * 64, CAPABLE)
+HELLO = Hello("b1", KEY, "photo", ENCODER, "c" * 64, CAPABLE)
 REGISTRY = Registry(
     "lab", "localhost", 1883, "3" * 64, devices={"cam-0": Device(KEY, (), "2099-01-01")}
 )

@@ -759,9 +759,11 @@ def said(listener: InMemoryTransport) -> list[Message]:
     return found
 
 
-def hello(key: signing.Identity = STRANGER, **changes: Any) -> Hello:
-    digest = class_texts().digest
-    return replace(Hello("boot", key.key, BOTH, "photo", ENCODER, digest, CAPABLE), **changes)
+def hello(
+    key: signing.Identity = STRANGER, roles: tuple[Role, ...] = BOTH, **changes: Any
+) -> Hello:
+    digest, able = class_texts().digest, replace(CAPABLE, roles=roles)
+    return replace(Hello("boot", key.key, "photo", ENCODER, digest, able), **changes)
 
 
 class Mallory:

@@ -268,7 +268,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         "ends", replaced((Coordinator, "_raise_epoch", stays_below)), 200
     ),
     "gives no chunk of a model again": (
-        "ends", replaced((Publisher, "send_model", gives_no_chunk_again)), 200
+        "ends", replaced((Publisher, "send_wanted", gives_no_chunk_again)), 200
     ),
     "waits for ever for the end": (
         "ends", replaced((Session, "_is_left_alone", is_never_left_alone)), 200

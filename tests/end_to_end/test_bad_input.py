@@ -255,3 +255,10 @@ def test_a_demo_with_an_option_that_is_none() -> None:
     done = system.run("demo", "--option", "lr")
     assert done.returncode == 2
     assert "NAME=VALUE" in done.stderr
+
+
+def test_a_misspelt_method_in_a_devices_list_names_the_nearest(site: Site) -> None:
+    agent = site.write_agent("north", extra='methods = ["ridge", "fedclop"]')
+    words = ("methods", "unknown method 'fedclop'", "did you mean 'fedclip'?")
+    refused(ConfigError, "agent", agent, words=words)
+    assert not (agent.parent / "state").exists(), "it ends before it encodes a picture"

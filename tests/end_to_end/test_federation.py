@@ -35,8 +35,10 @@ def model_bytes(model: Model | None) -> bytes:
     return wire.pack_model(model, "fp32")
 
 
-def run(plan: Plan, fleet: Fleet = FLEET, its: Pool = POOL) -> list[Round]:
-    return list(federate(task(plan), fleet, Here(its)))
+def run(
+    plan: Plan, fleet: Fleet = FLEET, its: Pool = POOL, min_per_class: int | None = None
+) -> list[Round]:
+    return list(federate(task(plan, min_per_class=min_per_class), fleet, Here(its)))
 
 
 @pytest.mark.parametrize(
@@ -47,25 +49,29 @@ def run(plan: Plan, fleet: Fleet = FLEET, its: Pool = POOL) -> list[Round]:
         replace(PLAN, strategy="fedyogi"),
         replace(PLAN, strategy="multi-krum"),
         Plan("linear", {"optimizer": "sgd", "lr": 0.05}, rounds=3, strategy="scaffold"),
+        Plan("ridge", rounds=1),
     ],
-    ids=["lossy", "lossless", "fedyogi", "multi-krum", "scaffold"],
+    ids=["lossy", "lossless", "fedyogi", "multi-krum", "scaffold", "ridge"],
 )
+@pytest.mark.parametrize("floor", [1, 11])
 def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
-    tmp_path: Path, plan: Plan
+    tmp_path: Path, plan: Plan, floor: int
 ) -> None:
     """Compares with the federation of tests/support/in_memory.py on the same features."""
-    plan = replace(plan, personal_epochs=2)
+    plan = replace(plan, personal_epochs=min(2, plan.rounds))
     real = opened(RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     for device in FLEET.devices:
-        session = real.start_device(
-            device.name, of(POOL, device, "train"), of(POOL, device, "test")
+        real.start_device(
+            device.name,
+            of(POOL, device, "train"),
+            of(POOL, device, "test"),
+            validation=of(POOL, device, "validation"),
+            min_per_class=floor,
         )
-        validation = of(POOL, device, "validation")
-        session.learner.data = replace(session.learner.data, validation=validation)  # type: ignore[attr-defined]
     real.run()
     reports = real.journal.reports(real.coordinator.run_state.run.id)
     kept = real.journal.newest_model(real.coordinator.run_state.run.id)
-    simulated = run(plan)
+    simulated = run(plan, min_per_class=floor)
     assert model_bytes(simulated[-1].model) == model_bytes(real.coordinator.run_state.model)
     assert wire.pack_model(simulated[-1].model, plan.codec_down) == kept.payload  # type: ignore[arg-type]
     for report in reports:
@@ -76,6 +82,13 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
         assert report.accuracy[name] == found.figures[key].top1
         assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
         assert report.accuracy["zero_shot"] == found.zero_shot[key].top1
+
+
+def test_with_a_floor_a_device_that_has_too_few_pictures_only_evaluates() -> None:
+    found, without = run(PLAN, min_per_class=16)[-1], run(PLAN)[-1]
+    assert {name for name, size in found.up_bytes.items() if size} == {"barn", "roof"}
+    assert {name for name, _ in found.figures} == {"barn", "roof", "yard"}
+    assert model_bytes(found.model) != model_bytes(without.model)
 
 
 def test_bytes_are_those_of_the_bodies_so_far() -> None:

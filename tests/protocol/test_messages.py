@@ -15,6 +15,7 @@ from fedclip_edge.protocol import messages
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     Blob,
+    Capabilities,
     CoordinatorState,
     DeviceState,
     Hello,
@@ -88,20 +89,15 @@ def test_keys_are_64_hex_digits(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         CoordinatorState("boot", 1, "run-1", online=True, key=key)
     with pytest.raises(ValueError, match="key"):
-        Hello("boot", key, ("train",), "photo", SHA, SHA, CAPABLE)
+        Hello("boot", key, "photo", SHA, SHA, CAPABLE)
     with pytest.raises(ValueError, match="key"):
         manifest(key=key)
 
 
 def test_a_hello_names_a_domain_that_can_be_shown() -> None:
-    assert Hello("boot", KEY, ("train",), "Küche 2", SHA, SHA, CAPABLE).domain == "Küche 2"
+    assert Hello("boot", KEY, "Küche 2", SHA, SHA, CAPABLE).domain == "Küche 2"
     with pytest.raises(ValueError, match="domain"):
-        Hello("boot", KEY, ("train",), "a\nb", SHA, SHA, CAPABLE)
-
-
-def test_a_hello_names_what_the_device_is_willing_to_do() -> None:
-    with pytest.raises(ValueError, match="roles"):
-        Hello("boot", KEY, (), "photo", SHA, SHA, CAPABLE)
+        Hello("boot", KEY, "a\nb", SHA, SHA, CAPABLE)
 
 
 @pytest.mark.parametrize("changes", [{"run": "Run 1"}, {"run": ""}, {"cohort": "f"}])
@@ -127,8 +123,8 @@ def test_every_message_has_one_kind_and_is_frozen() -> None:
         assert vars(message)["__dataclass_params__"].frozen
 
 
-HELLO = Hello("b", KEY, ("train",), "photo", "e", "c", CAPABLE)
-LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
+HELLO = Hello("b", KEY, "photo", "e", "c", CAPABLE)
+LOOSE: tuple[tuple[messages.Message | Capabilities, str, object], ...] = (
     (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "run", "Run 1"),
     (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "boot", "b" * 129),
     (DeviceState("b", online=True), "boot", "\n"),
@@ -136,7 +132,10 @@ LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
     (HELLO, "boot", "\ud800"),
     (HELLO, "encoder_id", "e" * 129),
     (HELLO, "classes_digest", "\x1b[2J"),
-    (HELLO, "roles", ("train", "train")),
+    (CAPABLE, "roles", ("train", "train")),
+    (CAPABLE, "methods", ("ridge", "ridge")),
+    (CAPABLE, "codecs", tuple(f"c{n}" for n in range(65))),
+    (CAPABLE, "min_per_class", -1),
     (manifest(), "attempt", -1),
     (manifest(), "closed", 2**53 + 1),
     (manifest(), "deadline_s", 0.0),
@@ -156,7 +155,7 @@ LOOSE: tuple[tuple[messages.Message, str, object], ...] = (
 
 @pytest.mark.parametrize(("message", "name", "value"), LOOSE)
 def test_no_field_takes_what_nobody_would_say(
-    message: messages.Message, name: str, value: object
+    message: messages.Message | Capabilities, name: str, value: object
 ) -> None:
     with pytest.raises(ValueError, match=name):
         type(message)(**{**vars(message), name: value})

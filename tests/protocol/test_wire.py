@@ -69,6 +69,7 @@ ROLES = st.lists(st.sampled_from(["train", "evaluate"]), min_size=1, max_size=2,
 NAMES = st.lists(TEXT, max_size=3, unique=True).map(tuple)
 ABLE = st.builds(
     Capabilities,
+    ROLES,
     NAMES,
     NAMES,
     COUNTS,
@@ -78,9 +79,7 @@ SCOPES = st.sampled_from(["contribution", "run", "device"])
 MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
     CoordinatorState: st.builds(CoordinatorState, TEXT, COUNTS, IDS, st.booleans(), SHAS),
     DeviceState: st.builds(DeviceState, TEXT, st.booleans()),
-    Hello: st.builds(
-        Hello, TEXT, SHAS, ROLES, st.text("abc é", max_size=9), TEXT, TEXT, ABLE, COUNTS
-    ),
+    Hello: st.builds(Hello, TEXT, SHAS, st.text("abc é", max_size=9), TEXT, TEXT, ABLE, COUNTS),
     Manifest: st.builds(
         Manifest,
         run=IDS,
@@ -151,21 +150,24 @@ def signed(line: bytes, topic: str = TOPIC) -> bytes:
     return line + b"\n" + base64.b64encode(signature)
 
 
+ABILITIES = {
+    "roles": ["train"],
+    "methods": ["fedclip"],
+    "codecs": ["int8"],
+    "min_per_class": 5,
+    "pictures": {"train": 1},
+}
+
+
 def hello(**changes: Any) -> dict[str, Any]:
     """The body of a hello as JSON."""
     body = {
         "boot": "b",
         "key": ME.key,
-        "roles": ["train"],
         "domain": "photo",
         "encoder_id": "e",
         "classes_digest": "c",
-        "capabilities": {
-            "methods": ["fedclip"],
-            "codecs": ["int8"],
-            "min_per_class": 5,
-            "pictures": {"train": 1},
-        },
+        "capabilities": ABILITIES,
     }
     return {"kind": "hello", "from": "cam-01", "body": {**body, **changes}}
 
@@ -272,7 +274,10 @@ REFUSED_LINES = {
     "true for a number": (KEPT.replace(b"1,", b"true,"), "number: expected int, got bool"),
     "1.0 for a number": (KEPT.replace(b"1,", b"1.0,"), "number: expected int, got float"),
     "null": (line(hello(boot=None)), "boot: expected str, got NoneType"),
-    "a list of other things": (line(hello(roles=["train", 1])), "roles: expected 'train' or"),
+    "a list of other things": (
+        line(hello(capabilities={**ABILITIES, "roles": ["train", 1]})),
+        "roles: expected 'train' or",
+    ),
     "a value that its record refuses": (line(hello(key="k")), "is not 64 lower-case hex"),
 }
 
@@ -316,7 +321,7 @@ EXAMPLES = [
     manifest(),
     Want(SHA, ((0, 1), (3, 9))),
     Offer("run-1", 1, Blob(SHA, 9, "model")),
-    Hello("b", ME.key, ("train",), "photo", "e", "c", CAPABLE),
+    Hello("b", ME.key, "photo", "e", "c", CAPABLE),
     CoordinatorState("b", 1, "run-1", online=True, key=ME.key),
     report(),
 ]

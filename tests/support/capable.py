@@ -6,4 +6,6 @@ from fedclip_edge.learning import methods
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures
 
-CAPABLE = Capabilities(methods.names(), tuple(CODECS), 5, Pictures(train=1, test=1))
+CAPABLE = Capabilities(
+    ("train", "evaluate"), methods.names(), tuple(CODECS), 5, Pictures(train=1, test=1)
+)

@@ -14,6 +14,7 @@ from configuration_meanings import MEANINGS
 from configuration_ranges import RANGES, Range
 from reference_markdown import any_of, prose
 
+from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config import AgentConfig, FleetConfig, read_table
 from fedclip_edge.learning import methods, strategies
 
@@ -132,4 +133,6 @@ def load(file: str, table: Mapping[str, Any]) -> Any:
     config = read_table(FILES[file], table, file, Path("/etc/fedclip-edge"))
     if isinstance(config, FleetConfig):
         return dataclasses.replace(config, plan=methods.with_defaults(config.plan))
+    if isinstance(config, AgentConfig):
+        allowed_methods(config)
     return config

@@ -59,6 +59,12 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "roles": "`train` sends updates; `evaluate` measures each model on the test pictures.",
         "coordinator_key": "Public key of the only coordinator to accept; `fedclip-edge enroll` "
         "writes it. Empty: the device accepts the first key that it sees in a run.",
+        "min_per_class": "Smallest number of pictures of a class that an update may depend on; no "
+        "plan lowers it. A side of the split with fewer pictures of a class is withheld. If training "
+        "and validation reach the number only together, all these pictures are for training.",
+        "methods": "Methods that this device takes part in; it refuses a plan with another one. "
+        "Without this key, all methods.",
+        "reports": "`false` keeps the measured accuracies on the device, and no round waits for them.",
     },
     BrokerAddress: {
         "host": "Name or address of the broker. With TLS, the broker's certificate must contain it.",

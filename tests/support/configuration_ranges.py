@@ -114,6 +114,13 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "coordinator_key": Range(
             "64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a")
         ),
+        "min_per_class": integers(1),
+        "methods": Range(
+            "different names of methods, at least one",
+            (["ridge"], [*methods.names()]),
+            ([], ["ridge", "ridge"], ["nothing"], "ridge"),
+        ),
+        "reports": TRUTH,
     },
     BrokerAddress: {
         "host": Range("not empty", ("127.0.0.1", "edge.example"), ("", " ")),

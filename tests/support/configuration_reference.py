@@ -92,6 +92,12 @@ AGENT_RULES = (
         agent(data={"folder": "p", "train": 0.0, "test": 0.8}),
         agent(data={"folder": "p", "train": 0.0, "test": 0.8}, roles=["evaluate"]),
     ),
+    Rule(
+        "`reports = false` needs the role `train`; otherwise the device has nothing to send.",
+        "agent.toml",
+        agent(roles=["evaluate"], reports=False),
+        agent(roles=["train", "evaluate"], reports=False),
+    ),
 )
 PLAN_RULES = (
     Rule(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from capable import CAPABLE
 
 from fedclip_edge.protocol.messages import Capabilities
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
+from fedclip_edge.records import Arrays, Measured, Model, Plan, Role, Shapes, Update
 
 
 def plus_half(model: Model) -> Update:
@@ -32,15 +32,16 @@ class FakeLearner:
     make_update: Callable[[Model], Update] = plus_half
     accuracy: Mapping[str, float] = field(default_factory=lambda: {"federated": 0.5})
     report_fields: Mapping[str, Any] = field(default_factory=dict)  # replaces the defaults below
+    roles: tuple[Role, ...] = ("train", "evaluate")
+    methods: tuple[str, ...] = CAPABLE.methods
     busy_s: float = 0.0
     fitted: list[float] = field(default_factory=list)
     states: list[int] = field(default_factory=list)  # number of kept updates before each `fit`
     # Model and whether it is the final one.
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
 
-    @property
     def capabilities(self) -> Capabilities:
-        return CAPABLE
+        return replace(CAPABLE, roles=self.roles, methods=self.methods)
 
     def shapes(self, plan: Plan) -> Shapes:
         return self.model_shapes

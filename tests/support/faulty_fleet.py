@@ -144,13 +144,13 @@ class Fleet:
 
     def manifests(self) -> list[Said]:
         """The manifests that were broadcast so far."""
-        return [s for s in self.said if s.kind == "manifest" and s.topic.endswith("/round")]
+        return [s for s in self.said if s.kind == "manifest" and s.topic.endswith("/manifest")]
 
     @property
     def round(self) -> int:
         """The round that is open or next to open, according to the last broadcast."""
         manifests = self.manifests()
-        return manifests[-1].body["round"] if manifests else 0
+        return manifests[-1].body["exchange"]["number"] if manifests else 0
 
     @property
     def is_open(self) -> bool:
@@ -160,7 +160,7 @@ class Fleet:
 
     def closed_at(self, round: int) -> float | None:
         """The time at which the model that closes `round` was announced."""
-        return next((s.at for s in self.manifests() if s.body["model_round"] >= round), None)
+        return next((s.at for s in self.manifests() if s.body["closed"] >= round), None)
 
     def done_at(self) -> float | None:
         return next((s.at for s in self.manifests() if s.body["phase"] == "done"), None)
@@ -170,7 +170,7 @@ class Fleet:
         return {
             s.topic.split("/")[-2]
             for s in self.said
-            if s.kind == "kept" and s.body["round"] == round
+            if s.kind == "kept" and s.body["number"] == round
         }
 
     def answered_at(self, device: str, since: float) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -115,8 +116,10 @@ class Fleet:
         train: Features,
         test: Features | None = None,
         roles: tuple[Role, ...] = ("train", "evaluate"),
+        validation: Features | None = None,
+        **limits: Any,
     ) -> Session:
-        """Start a device with these features, or restart it."""
+        """Start a device with these features, or restart it; `limits` are keys of agent.toml."""
         pinned = "" if self.registry is None else self.registry.coordinator
         config = AgentConfig(
             name,
@@ -127,11 +130,12 @@ class Fleet:
             name,
             roles,
             pinned,
+            **limits,
         )
         config.state_dir.mkdir(exist_ok=True)
         data = DeviceFeatures(
             train=train,
-            validation=nothing(self.classes.vectors.shape[1]),
+            validation=nothing(self.classes.vectors.shape[1]) if validation is None else validation,
             test=test if test is not None else train,
             test_pictures=(),
             encoded=len(train),

@@ -49,8 +49,8 @@ class LightTrainer(LocalTrainer):
 
 
 def ready(config: AgentConfig, bundle: Bundle, progress: object) -> DeviceFeatures:
-    vectors = np.ones((1, bundle.manifest.dim), np.float32)
-    some = Features(vectors, np.zeros(1, np.int64), bundle.manifest.encoder_id)
+    vectors = np.ones((config.min_per_class, bundle.manifest.dim), np.float32)
+    some = Features(vectors, np.zeros(len(vectors), np.int64), bundle.manifest.encoder_id)
     return DeviceFeatures(some, some, some, (), encoded=0, skipped=0, encode_s=0.0)
 
 

@@ -65,6 +65,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Add pictures of the class.",
         ),
         "features_ready": Event("The features of all pictures are ready, new or from the cache."),
+        "pictures_withheld": Event(
+            "No update depends on these pictures, because a class or one side of it has fewer than "
+            "`min_per_class`. Written at the start, and when a plan with a higher number changes it.",
+            "Add pictures of these classes, or lower `min_per_class` in `agent.toml`.",
+        ),
+        "not_training": Event(
+            "This device sends no updates, because no class has enough pictures.",
+            "Follow `hint`.",
+        ),
         "connected": Event("The first connection to the broker is made."),
         "no_answer": Event(
             "No coordinator has answered this device's hello. The device keeps asking.",
@@ -242,6 +251,7 @@ FIELDS: Mapping[str, str] = {
     "caution": "The warning, in words.",
     "certificate": "File of the certificate.",
     "class_name": "Name of the class.",
+    "classes": "Names of the classes, each with the number of its withheld pictures.",
     "client": "MQTT client id of the device.",
     "code": "Exit code of the process.",
     "cohort": "Number of devices that were asked to contribute.",
@@ -271,6 +281,7 @@ FIELDS: Mapping[str, str] = {
     "missed.reason": "`silent`: it sent nothing in this attempt. `late`: it is online, but its "
     "contribution did not come in time. `offline`: it went away. `refused`: its contribution was "
     "refused; `message_refused` says why.",
+    "min_per_class": "The number in `agent.toml`, or a higher one of the plan.",
     "missing": "The devices that are waited for, and when each last sent a message. In phase "
     "`gathering`, enrolled devices that have never joined this run are included.",
     "device_refused.count": "Number of hellos of this kind since the last such line.",
@@ -286,6 +297,7 @@ FIELDS: Mapping[str, str] = {
     "path": "File of the model.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
+    "pictures": "Number of withheld pictures.",
     "picture": "File of the picture.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Execution provider of the encoder.",

@@ -81,11 +81,11 @@ EXAMPLES: Mapping[str, messages.Message] = {
     "hello": messages.Hello(
         "5b2d",
         DEVICE.key,
-        ("train", "evaluate"),
         "roof",
         ENCODER,
         CLASSES,
         messages.Capabilities(
+            ("train", "evaluate"),
             ("fedclip", "ridge"),
             ("fp32", "fp16", "int8"),
             5,

@@ -114,9 +114,9 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [{"nobody": [0.5]}, {"federated": [1.5]}, {"federated": 0.5}, [0.5]],
     ),
     "roles": (
-        "one or both of them, each at most once",
-        [["train"], ["evaluate", "train"]],
-        [[], ["train", "train"], ["serve"], "train"],
+        "none, one or both of them, each at most once",
+        [[], ["train"], ["evaluate", "train"]],
+        [["train", "train"], ["serve"], "train"],
     ),
     "names": (
         "0 to 64 texts, all different",
@@ -179,7 +179,6 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
     Hello: {
         "boot": _BOOT,
         "key": ("hash", "the device's public key, which verifies this message"),
-        "roles": ("roles", "the work that the device accepts"),
         "domain": ("short text", "label for the source of its pictures; only shown to people"),
         "encoder_id": ("text", "encoder id of the device's bundle"),
         "classes_digest": ("text", "classes digest of the device's bundle (see below)"),
@@ -189,6 +188,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "closed": ("count", "`closed` of that manifest; 0 if none"),
     },
     Capabilities: {
+        "roles": ("roles", "the work that the device accepts; empty if it only receives models"),
         "methods": ("names", "methods that the device supports and its owner allows"),
         "codecs": ("names", "codecs that the device supports"),
         "min_per_class": (

@@ -15,6 +15,7 @@ from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (
     Blob,
@@ -55,20 +56,30 @@ def model(value: float, closed: int = 0) -> Model:
 class Scene:
     """A session, a script in place of the coordinator, and a clock."""
 
-    def __init__(self, folder: Path, roles: tuple[Role, ...] = ("train", "evaluate")) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        roles: tuple[Role, ...] = ("train", "evaluate"),
+        *,
+        declared: tuple[Role, ...] | None = None,
+        allowed: tuple[str, ...] = methods.names(),
+        reports: bool = True,
+    ) -> None:
         self.now = 100.0
         self.broker = InMemoryBroker()
         self.script = self.broker.client(
             "script", (TOPICS.state("+"), TOPICS.up("+")), Will("gone", b"")
         )
         self.config = AgentConfig(
-            "cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles
+            "cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles, reports=reports
         )
+        self.declared = roles if declared is None else declared
+        self.allowed = allowed
         self.start()
 
     def start(self) -> None:
         """Start the device's process, also after a kill."""
-        self.learner = FakeLearner(SHAPES)
+        self.learner = FakeLearner(SHAPES, roles=self.declared, methods=self.allowed)
         self.link = self.broker.client(
             "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
         )

@@ -36,9 +36,14 @@ def pool(per_domain: int = 60, classes: ClassTexts = CLASSES, *, domains: bool =
     )
 
 
-def task(plan: Plan, line: Line = "federated", classes: ClassTexts = CLASSES) -> Task:
+def task(
+    plan: Plan,
+    line: Line = "federated",
+    classes: ClassTexts = CLASSES,
+    min_per_class: int | None = None,
+) -> Task:
     whole = View("", classes, np.arange(len(classes.names)))
-    return Task("run-0", plan, line, (whole,), ENCODER, classes.vectors.shape[1])
+    return Task("run-0", plan, line, (whole,), ENCODER, classes.vectors.shape[1], min_per_class)
 
 
 def of(its: Pool, device: Device, side: str) -> Features:

@@ -185,6 +185,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
             functools.partial(_train, world, simulated, variant),
             # Without times in the report, its bytes are the same in every trace.
             report_fields={"wait_s": 0.0},
+            roles=roles,
         ),
         identity=me,
         transport=simulated.link,

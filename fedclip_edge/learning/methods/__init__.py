@@ -90,6 +90,15 @@ def with_defaults(plan: Plan) -> Plan:
     return plan if plan.rounds else replace(plan, rounds=traits.rounds)
 
 
+def min_per_class(plan: Plan) -> int:
+    """The plan's own floor on the pictures of a class; 1 for a method without such an option.
+
+    Raises ConfigError for an unknown method or option, or a value out of range.
+    """
+    options = get(plan.method).check_options(plan.options)
+    return int(getattr(options, "min_per_class", 1))
+
+
 def _check_strategy(plan: Plan, options: object) -> None:
     if not get(plan.method).TRAITS.is_averaged:
         raise ConfigError(

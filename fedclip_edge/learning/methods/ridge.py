@@ -24,8 +24,9 @@ zero-shot CLIP. Without any validation picture lambda is the mean eigenvalue, ta
 is the error on the training sums.
 
 Options: `l2` (lambda) and `prior` (tau), which are chosen as above if not given, and
-`min_per_class`. If a device has fewer than `min_per_class` pictures of a class, it leaves the class
-out of its sums, because X^T Y of a single picture is the feature of that picture.
+`min_per_class`. A side with fewer than `min_per_class` pictures of a class is left out of the sums,
+because X^T Y of a single picture is the feature of that picture. An agent applies the higher of
+this and its own floor before it calls `fit` (agent/withholding.py).
 """
 
 from __future__ import annotations

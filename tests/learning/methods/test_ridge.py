@@ -276,7 +276,7 @@ def test_a_fleet_comes_to_the_head_of_all_its_pictures_in_one_round(
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     sides = [features(20 + i, i, CLASSES) for i in range(3)]
     for i, train in enumerate(sides):
-        fleet.start_device(f"cam-{i}", train)
+        fleet.start_device(f"cam-{i}", train, min_per_class=1)
     fleet.run()
     run = fleet.coordinator.run_state.run
     assert run.plan.rounds == 1
