@@ -245,9 +245,10 @@ class Agent:
         self.hello_at, config = time.monotonic(), self.config
         self.say("hello", {
             "boot": self.boot, "key": self.key.public_key().public_bytes_raw().hex(),
-            "roles": ["train"], "domain": "", "encoder_id": config["encoder_id"],
+            "domain": "", "encoder_id": config["encoder_id"],
             "classes_digest": config["classes_digest"],
             "capabilities": {
+                "roles": ["train"],
                 "methods": ["fedclip"], "codecs": CODECS, "min_per_class": 1,
                 "pictures": {"train": 1, "validation": 0, "test": 0, "withheld": 0},
             },

@@ -86,7 +86,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a device supports, what its owner allows, and the pictures that it has."""
+    """Capabilities of a device: what it supports, what its owner allows, and its pictures."""
 
     roles: tuple[Role, ...]  # empty for a device that only receives models
     methods: tuple[str, ...]

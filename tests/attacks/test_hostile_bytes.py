@@ -112,7 +112,7 @@ class Target:
     def publish(self, body: bytes) -> int:
         """The number of refusals when the coordinator itself announces and sends a model."""
         aim = self.as_coordinator()
-        blob = chunks.blob_of(body, "update")
+        blob = chunks.blob_of(body, "model")
         line = aim.line("manifest", model=vars(blob), takes_part=None, answers="")
         refused = self.to_device(TOPICS.manifest, aim.sign(line, TOPICS.manifest))
         for chunk in chunks.split(body, blob):
