@@ -225,6 +225,16 @@ def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_p
     assert "those of the personal model that each device keeps for itself" in page
 
 
+def test_a_floor_of_the_devices_is_named_in_the_results(tmp_path: Path) -> None:
+    arguments = ("--features", write_npz(tmp_path / "f.npz"), "--workers", "1")
+    floor = ("--min-per-class", "7", "--methods", "zeroshot", "--json")
+    ended = simulate(tmp_path, *arguments, *floor)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["min_per_class"] == 7
+    page = (tmp_path / "report.html").read_text()
+    assert "classes with fewer than 7 pictures on a device are withheld" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

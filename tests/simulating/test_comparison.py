@@ -63,6 +63,11 @@ def test_new_classes_are_neither_trained_on_nor_mixed_with_the_old() -> None:
     assert one[1].fleet != two[1].fleet
 
 
+def test_the_floor_of_the_devices_holds_in_every_run() -> None:
+    steps = list(compare(replace(CHOICES, min_per_class=1000), POOL, Here(POOL), print))
+    assert [one.outcomes[0].up_bytes for one in steps if one.outcomes] == [0, 0]
+
+
 def test_devices_that_were_topped_up_are_said_to_be() -> None:
     said: list[str] = []
     skewed = replace(CHOICES, split=parse_split("dirichlet:0.01"), devices=15)
