@@ -1037,10 +1037,14 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
     "base": (lambda fleet: wrong(fleet, base="a" * 64), "base is 'aaa"),
     "encoder": (lambda fleet: wrong(fleet, encoder_id="x"), "encoder_id is 'x'"),
     "classes": (lambda fleet: wrong(fleet, classes_digest="x"), "classes_digest is 'x'"),
-    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above the plan's max_norm 1000"),
+    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above the round's max_norm 1000"),
     "weight": (
         lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),
         "above the plan's max_weight",
+    ),
+    "weight of two": (
+        lambda fleet: wrong(fleet, update=ones(fleet, weight=2)),
+        "weight is 2; the plan gives every device the weight 1",
     ),
     "kind": (
         lambda fleet: wrong(fleet, update=ones(fleet, kind="single")),
@@ -1097,7 +1101,12 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"run": "run-0"}, {"device": "cam-1"}, {"round": 3}],
+    [
+        {"run": "run-0"},
+        {"device": "cam-1"},
+        {"round": 3},
+        {"accuracy": {"federated": 0.3}, "test_pictures": 7},
+    ],
 )
 def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any]) -> None:
     mallory = Mallory(fleet)
