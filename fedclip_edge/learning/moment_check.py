@@ -7,7 +7,8 @@ plus at most half a step in each of its D coordinates:
     weight   n of both sides, at least 1
     gram     the trace is sum |x|^2, and |x| is within sqrt(D) / 2 of 2**15
     sums     |s_c| <= n_c (2**15 + sqrt(D) / 2) for the sum s_c of class c
-    both     X^T X - sum_c s_c s_c^T / n_c, the scatter within the classes, has no negative eigenvalue
+    both     X^T X - sum_c s_c s_c^T / n_c, the scatter within the classes, has no eigenvalue
+             below 0
 
 The last line bounds every entry of X^T X, and ties it to the sums. It is checked by one Cholesky
 factorisation for each side. A small multiple of the identity is added before, for the rounding of

@@ -1037,7 +1037,10 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
     "base": (lambda fleet: wrong(fleet, base="a" * 64), "base is 'aaa"),
     "encoder": (lambda fleet: wrong(fleet, encoder_id="x"), "encoder_id is 'x'"),
     "classes": (lambda fleet: wrong(fleet, classes_digest="x"), "classes_digest is 'x'"),
-    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above the round's max_norm 1000"),
+    "norm": (
+        lambda fleet: wrong(fleet, update=ones(fleet, 1e6)),
+        "above the round's max_norm 1000",
+    ),
     "weight": (
         lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),
         "above the plan's max_weight",

@@ -44,9 +44,11 @@ def test_the_order_of_the_norms_does_not_matter(norms: list[float], random: Rand
     assert WIDE.after(shuffled) == WIDE.after(norms)
 
 
-@given(NORMS, st.lists(st.one_of(st.just(0.0), NORMS), max_size=7))
-def test_a_bound_grows_slowly_and_keeps_its_limits(value: float, norms: list[float]) -> None:
-    bound = NormBound(value, value / 10, value * 1.2)
+@given(NORMS, st.floats(1.1, 10), st.lists(st.one_of(st.just(0.0), NORMS), max_size=7))
+def test_a_bound_grows_slowly_and_keeps_its_limits(
+    value: float, room: float, norms: list[float]
+) -> None:
+    bound = NormBound(value, value / 10, value * room)
     following = bound.after(norms)
     assert bound.least <= following.value <= min(bound.most, FACTOR * value)
     assert (following.least, following.most) == (bound.least, bound.most)

@@ -180,7 +180,7 @@ def fit(
 
 
 def _capped(update: Update, most: int) -> Update:
-    """Lower the weight of a delta to `most`; sums over pictures keep theirs, which is their count."""
+    """Lower the weight of a delta to `most`; that of sums over pictures is their count."""
     if update.weight <= most or update.sums:
         return update
     part = np.float32(most / update.weight)
