@@ -133,6 +133,13 @@ def test_the_direction_is_kept_and_the_bound_is_used(codec_name: Codec) -> None:
     assert product / (norm_of(sent) * norm_of(delta)) > 0.999
 
 
+def test_an_update_at_the_bound_is_left_room_for_another_processor() -> None:
+    """Another order of the squares can give a norm that is larger in the last digits."""
+    delta = {"a": np.array([3, 4], np.float32)}
+    tensors, _ = store_within("fp32", Update("sum", 1, delta), {}, 5.0)
+    assert 4.99 < norm_of(codec.restore("fp32", tensors, {"a": (2,)})) < 5.0 * (1 - 1e-10)
+
+
 def test_an_update_of_zeros_or_without_a_delta() -> None:
     assert store_within("int8", Update("sum", 1, {}), {}, 0.1) == ({}, {})
     zeros = {"a": np.zeros(SHAPES["a"], np.float32)}
