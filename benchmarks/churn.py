@@ -103,16 +103,16 @@ class Fleet(in_memory.Fleet):
         return link
 
 
-def update_of(value: float, model: Model) -> Update:
-    """An update in which every number is `value`."""
-    terms = {name: np.full_like(term, value) for name, term in model.parameters.items()}
-    return Update("sum", 1, terms)
+def update_of(weight: int, model: Model) -> Update:
+    """A small update of this weight; the plan allows only 1."""
+    terms = {name: np.full_like(term, 0.001) for name, term in model.parameters.items()}
+    return Update("sum", weight, terms)
 
 
 def learner(config: AgentConfig, classes: ClassTexts, dim: int, *_rest: object) -> FakeLearner:
     shapes = methods.shapes(methods.with_defaults(_PLAN), classes, dim)
-    value = 1e6 if config.id.startswith("bad") else 0.001  # 1e6 is above the plan's `max_norm`
-    return FakeLearner(shapes, config.id, partial(update_of, value), roles=config.roles)
+    weight = 2 if config.id.startswith("bad") else 1
+    return FakeLearner(shapes, config.id, partial(update_of, weight), roles=config.roles)
 
 
 Act = Callable[[Fleet, float], None]  # called before each step with the seconds since the start

@@ -274,3 +274,4 @@ class Measured:
 
     accuracy: Mapping[str, float]
     per_class: Mapping[str, PerClass] = field(default_factory=dict)
+    test_pictures: int = 0  # that they were measured on

@@ -149,7 +149,8 @@ class LocalTrainer:
             if own is not None:
                 self._write_personal(own, plan)
         self.busy_s += time.monotonic() - began
-        return Measured(accuracy, {name: one.said for name, one in found.items()} if final else {})
+        per_class = {name: one.said for name, one in found.items()} if final else {}
+        return Measured(accuracy, per_class, len(test))
 
     def report(
         self, run: str, model: Model, version: str, measured: Measured, wait_s: float
@@ -163,7 +164,7 @@ class LocalTrainer:
             model=version,
             accuracy=measured.accuracy,
             train_pictures=len(self.data.train),
-            test_pictures=len(self.data.test),
+            test_pictures=measured.test_pictures,
             encoded=self.data.encoded,
             skipped=self.data.skipped,
             bytes_up=None if traffic is None else traffic.up_bytes,

@@ -17,22 +17,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedclip_edge import log
+from fedclip_edge.agent.clipping import store_within
 from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, StateDb
-from fedclip_edge.protocol import chunks, codec, wire
+from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.messages import Blob, Kept, Manifest, Offer, Refused, Want
 from fedclip_edge.records import Arrays, Contribution, Plan
 
 REPEAT_S = 5.0  # without an answer for this long, the offer is repeated
 
 
-def encode(contribution: Contribution, plan: Plan, residual: Arrays) -> tuple[bytes, Arrays]:
+def encode(
+    contribution: Contribution, plan: Plan, residual: Arrays, max_norm: float | None = None
+) -> tuple[bytes, Arrays]:
     """Encode a contribution in the plan's codec_up; returns its payload and the new residual.
 
     `residual` is the part of the last kept update that the codec lost. It is added to the delta
     before encoding. Both residuals are float32 arrays with the shapes of the delta, by name, or
-    empty.
+    empty. The delta is scaled down to the round's `max_norm`; None stands for the plan's.
     """
-    stored, left = codec.with_feedback(plan.codec_up, contribution.update.delta, residual)
+    bound = plan.max_norm if max_norm is None else max_norm
+    stored, left = store_within(plan.codec_up, contribution.update, residual, bound)
     return wire.pack_contribution(contribution, plan.codec_up, stored), left
 
 

@@ -38,7 +38,7 @@ from fedclip_edge.protocol.messages import (
     Want,
 )
 from fedclip_edge.protocol.refusals import Line, Refusals
-from fedclip_edge.protocol.report import Report
+from fedclip_edge.protocol.report import Report, check_possible
 from fedclip_edge.protocol.topics import CHUNK, Topics
 from fedclip_edge.transport.base import Connected, Event, Flooding, Received
 
@@ -342,6 +342,7 @@ class Coordinator:
             raise PeerError(f"a report on round {report.round}, which is not closed yet")
         if report.round == run_state.model.round and report.model != run_state.version:
             raise PeerError(f"a report on another model than that of round {report.round}")
+        check_possible(report)
         run_state.journal.add_report(report)
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)

@@ -27,6 +27,7 @@ from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.strategy import Total
+from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.exchange import open_round
 from fedclip_edge.protocol.messages import Blob, Exchange
@@ -121,6 +122,7 @@ class RunState:
             got = getattr(contribution, name)
             if got != value:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
+        check_update(self.run.plan, contribution.update)
         self.total.check(contribution.update)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:

@@ -8,7 +8,8 @@ Laws:
 - A total does not depend on the order in which contributions arrive.
 - An update that could overflow a sum, or that exceeds a bound, is refused before anything is added.
 
-The bounds are the plan's `max_weight` and, for deltas, its `max_norm`. Integer sums grow with the
+The bounds are the plan's `max_weight` and, for deltas, its `max_norm`, which `strategies.total`
+replaces by the round's. Integer sums grow with the
 number of pictures, so no fixed norm can bound them. Instead each entry may be at most PER_PICTURE
 times the weight, which for sums over pictures is the number of pictures.
 """
@@ -117,7 +118,7 @@ class ExactSum:
         norm = norm_of(update.delta) / update.weight
         if norm > plan.max_norm:
             raise PeerError(
-                f"the update's norm {norm:.4g} is above the plan's max_norm {plan.max_norm:g}"
+                f"the update's norm {norm:.4g} is above the round's max_norm {plan.max_norm:g}"
             )
         shapes = _shapes({**update.delta, **update.sums})
         expected = _shapes({**self.terms, **self.sums})

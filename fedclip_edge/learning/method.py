@@ -63,6 +63,7 @@ class Traits:
     one_round: bool = False  # refuses a second round, which would add the same pictures again
     # The run's model is zero-shot CLIP. Each device keeps its own model and never sends it.
     is_personal: bool = False
+    sends_moments: bool = False  # updates are the integer sums of moments.py, and nothing else
 
 
 class Method(Protocol):

@@ -14,6 +14,8 @@ Laws:
 - The moments of any partition of the same pictures add up to the same integers as the moments of
   all pictures together.
 - The moments leave out the classes with fewer than `min_per_class` pictures.
+- They leave out features of zeros, which have no direction. So every picture adds 1 to the trace of
+  X^T X, and `moment_check` can compare the trace with the counts.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from fedclip_edge.records import F32, I64, Features, Shapes, Sums, Update
 F64 = NDArray[np.float64]
 
 GRID_BITS = 15
-_MOST = 2 ** (53 - 2 * GRID_BITS)
-_SIDES = ("train", "validation")
+MOST = 2 ** (53 - 2 * GRID_BITS)  # pictures of one side
+SIDES = ("train", "validation")
 _ROWS = 4096  # rows in a block: this limits the memory of the float64 copy
 
 
@@ -50,7 +52,7 @@ class Moments:
 def sum_shapes(classes: int, dim: int) -> Shapes:
     """Names and shapes of the integer sums that `update` makes; `dim` is D."""
     kinds = {"gram": (dim * (dim + 1) // 2,), "sums": (classes, dim), "counts": (classes,)}
-    return {f"{side}.{kind}": shape for side in _SIDES for kind, shape in kinds.items()}
+    return {f"{side}.{kind}": shape for side in SIDES for kind, shape in kinds.items()}
 
 
 def update(train: Features, validation: Features, classes: int, min_per_class: int) -> Update:
@@ -60,9 +62,9 @@ def update(train: Features, validation: Features, classes: int, min_per_class: i
     DataError if either set has more than 2**23 pictures, the most that can be summed exactly.
     """
     sums: dict[str, I64] = {}
-    for side, features in zip(_SIDES, (train, validation), strict=True):
+    for side, features in zip(SIDES, (train, validation), strict=True):
         sums |= send(side, features, classes, min_per_class)
-    pictures = sum(int(sums[f"{side}.counts"].sum()) for side in _SIDES)
+    pictures = sum(int(sums[f"{side}.counts"].sum()) for side in SIDES)
     return Update("sum", max(1, pictures), {}, sums)
 
 
@@ -76,12 +78,13 @@ def send(prefix: str, features: Features, classes: int, min_per_class: int) -> d
 
     Raises DataError for more than 2**23 pictures.
     """
-    counts = np.bincount(features.labels, minlength=classes)  # (C,)
+    has_direction = features.vectors.any(axis=1)  # (N,)
+    counts = np.bincount(features.labels[has_direction], minlength=classes)  # (C,)
     counts[counts < min_per_class] = 0
-    kept = np.flatnonzero(counts[features.labels] > 0)
-    if len(kept) > _MOST:
+    kept = np.flatnonzero(has_direction & (counts[features.labels] > 0))
+    if len(kept) > MOST:
         raise DataError(
-            f"the device has {len(kept)} {prefix} pictures, but at most {_MOST} can be summed "
+            f"the device has {len(kept)} {prefix} pictures, but at most {MOST} can be summed "
             "exactly; divide them between several devices"
         )
     dim = features.vectors.shape[1]
@@ -110,7 +113,7 @@ def from_sums(prefix: str, sums: Sums) -> Moments:
 
 
 def _on_grid(vectors: F32) -> F64:
-    """Normalise rows and round them to steps of 2**-15; a row of zeros stays zero."""
+    """Normalise rows, none of them all zeros, and round them to steps of 2**-15."""
     rows = vectors.astype(np.float64)
     norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
-    return np.asarray(np.rint(rows / np.where(norms > 0, norms, 1) * 2.0**GRID_BITS))
+    return np.asarray(np.rint(rows / norms * 2.0**GRID_BITS))

@@ -37,7 +37,7 @@ class Singles:
         """Check an update without keeping it; raises PeerError if `add` would refuse it.
 
         It refuses an update whose kind is not "single", whose weight is not 1, that has integer
-        sums, whose norm is above the plan's `max_norm`, or whose names or shapes differ from those
+        sums, whose norm is above the round's `max_norm`, or whose names or shapes differ from those
         of the first update.
         """
         if update.kind != "single":
@@ -53,7 +53,7 @@ class Singles:
         norm = norm_of(update.delta)
         if norm > self.plan.max_norm:
             raise PeerError(
-                f"the update's norm {norm:.4g} is above the plan's max_norm {self.plan.max_norm:g}"
+                f"the update's norm {norm:.4g} is above the round's max_norm {self.plan.max_norm:g}"
             )
         shapes = {name: term.shape for name, term in update.delta.items()}
         if self._by_hash and shapes != self.shapes:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from fedclip_edge.errors import PeerError
 from fedclip_edge.records import COUNT_MAX, PerClass, check_domain, check_id, check_sha256
 
+PICTURES_MAX = 10**9  # on one device; encoding so many would take years
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_TOP1 = ("zero_shot", "federated", "personal", "local")  # measured on the test pictures
+_ROUNDED = 1e-4  # `per_class` has four digits
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,44 @@ class Report:
         """The report as a JSON object; `Report(**report.to_json()) == report`."""
         plain = {"accuracy": dict(self.accuracy), "per_class": dict(self.per_class)}
         return {**asdict(self), **plain}
+
+
+def check_possible(report: Report) -> None:
+    """Raise PeerError, with the reason, if no device can measure what the report says.
+
+    Each check holds for every device: its accuracies are fractions of its test pictures, and its
+    accuracy lies between those of its best and its worst class. A false accuracy that is such a
+    fraction cannot be told from a true one.
+    """
+    for name in ("train_pictures", "test_pictures"):
+        if getattr(report, name) > PICTURES_MAX:
+            raise PeerError(f"report: {name} is {getattr(report, name)}, limit {PICTURES_MAX}")
+    for name in _TOP1:
+        if name in report.accuracy:
+            _check_fraction(name, report.accuracy[name], report.test_pictures)
+    tested = {tuple(share is None for share in of) for of in report.per_class.values() if of}
+    if len(tested) > 1:
+        raise PeerError("report: per_class has other classes with test pictures for each model")
+    for name, by_class in report.per_class.items():
+        shares = [share for share in by_class if share is not None]
+        if len(shares) > report.test_pictures:
+            raise PeerError(
+                f"report: per_class has {len(shares)} classes with test pictures, but there are "
+                f"{report.test_pictures} test pictures"
+            )
+        if shares and not min(shares) - _ROUNDED <= report.accuracy[name] <= max(shares) + _ROUNDED:
+            raise PeerError(
+                f"report: the accuracy {name} is {report.accuracy[name]:.6g}, but its classes have "
+                f"accuracies from {min(shares):g} to {max(shares):g}"
+            )
+
+
+def _check_fraction(name: str, share: float, pictures: int) -> None:
+    """Check that `share` is a number of right answers divided by `pictures`."""
+    right = share * pictures
+    # For PICTURES_MAX the product is off by 1e-7 at most.
+    if not pictures or abs(right - round(right)) > 1e-6:
+        raise PeerError(
+            f"report: the accuracy {name} is {share:.6g}, which is no fraction of "
+            f"{pictures} test pictures"
+        )

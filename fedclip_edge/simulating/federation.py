@@ -3,6 +3,7 @@
 Laws:
 - with the same devices, a run gives the same model, byte for byte, as a real coordinator and real
   agents;
+- the norm of an update is bounded as a real coordinator bounds it (learning/norm_bound.py);
 - memory does not grow with the number of rounds;
 - the figures depend on the plan, the devices and the features only.
 """
@@ -17,8 +18,9 @@ import numpy as np
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation
+from fedclip_edge.learning.norm_bound import NormBound, first_bound
 from fedclip_edge.protocol import wire
-from fedclip_edge.records import Arrays, Model, Plan
+from fedclip_edge.records import Arrays, Model
 from fedclip_edge.simulating.host import Announcement, Task
 from fedclip_edge.simulating.splits import Device, Fleet
 from fedclip_edge.simulating.workers import Hosts
@@ -54,12 +56,13 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     method = methods.get(plan.method)
     model = methods.initial(plan, task.views[0].classes, task.dim)
     server: Arrays = {}
+    bound = _bound(task)
     zero_shot: Mapping[tuple[str, str], Evaluation] = {}
     up = dict.fromkeys((device.name for device in devices), 0)
     down = dict(up)
     for closed in range(plan.rounds + 1):
         is_last = closed == plan.rounds
-        announced = _announce(task, model, plan, is_last=is_last)
+        announced = _announce(task, model, bound.value, is_last=is_last)
         answers = hosts.run_round(announced)
         if task.line == "federated":
             for name in down:
@@ -70,21 +73,30 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         yield Round(closed, shown, figures, zero_shot, dict(up), dict(down))
         if is_last:
             return
-        total = strategies.total(plan)
+        total = strategies.total(plan, bound.value)
         for answer in answers:
             total.merge(answer.total)
             if task.line == "federated":
                 for name, size in answer.up_bytes.items():
                     up[name] += size
         if task.line != "local":
+            bound = bound.after([norm for answer in answers for norm in answer.norms.values()])
             model, server = method.combine(model, total, server)
 
 
-def _announce(task: Task, model: Model, plan: Plan, *, is_last: bool) -> Announcement:
+def _bound(task: Task) -> NormBound:
+    """Return the first round's bound; only a fleet that shares a model needs a narrow one."""
+    plan = task.plan
+    if task.line != "federated":
+        return NormBound(plan.max_norm, plan.max_norm, plan.max_norm)
+    return first_bound(plan, methods.plan_layout(plan, task.views[0].classes, task.dim))
+
+
+def _announce(task: Task, model: Model, max_norm: float, *, is_last: bool) -> Announcement:
     if task.line == "local":
-        return Announcement(b"", "", is_last)
-    payload = wire.pack_model(model, plan.codec_down)
-    return Announcement(payload, hashlib.sha256(payload).hexdigest(), is_last)
+        return Announcement(b"", "", is_last, max_norm)
+    payload = wire.pack_model(model, task.plan.codec_down)
+    return Announcement(payload, hashlib.sha256(payload).hexdigest(), is_last, max_norm)
 
 
 def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:

@@ -72,6 +72,7 @@ class Announcement:
     payload: bytes
     version: str  # SHA-256 of the payload in hex
     is_last: bool  # no device trains on it
+    max_norm: float  # of an update in the next round
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ class Answer:
 
     total: Total
     up_bytes: Mapping[str, int]  # payload size of each device that trained
+    norms: Mapping[str, float]  # of the decoded delta of each, divided by its weight
     # By (device, view), for the devices with test pictures of the view.
     figures: Mapping[tuple[str, str], Evaluation]
     zero_shot: Mapping[tuple[str, str], Evaluation]  # only in the first answer: it never changes
@@ -114,7 +116,9 @@ class Host:
         diverges.
         """
         task, plan = self.task, self.task.plan
-        total, up_bytes = strategies.total(plan), {}
+        total = strategies.total(plan, announced.max_norm)
+        up_bytes: dict[str, int] = {}
+        norms: dict[str, float] = {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
         model = None if self.task.line == "local" else self._unpack(announced.payload)
@@ -136,9 +140,10 @@ class Host:
             if model is None:
                 self._of(device).train(self._sides(device), self._classes, device.name)
             elif self._trains(device):
-                up_bytes[device.name] = self._contribute(device, model, announced, total)
+                made = self._contribute(device, model, announced, total)
+                up_bytes[device.name], norms[device.name] = made
         self._measured_zero_shot = True
-        return Answer(total, up_bytes, figures, zero_shot)
+        return Answer(total, up_bytes, norms, figures, zero_shot)
 
     @property
     def _classes(self) -> ClassTexts:
@@ -152,9 +157,9 @@ class Host:
 
     def _contribute(
         self, device: Device, model: Model, announced: Announcement, total: Total
-    ) -> int:
-        """Add the device's contribution to `total`; return the size of its payload in bytes."""
-        task, plan = self.task, self.task.plan
+    ) -> tuple[int, float]:
+        """Add the device's contribution to `total`; return its payload's bytes and its norm."""
+        task, plan, max_norm = self.task, self.task.plan, announced.max_norm
         before = self._carried.get(device.name, CarryOver())
         sides: Sides = self._sides(device)
         if task.min_per_class is not None:  # as the agent's trainer does
@@ -168,23 +173,23 @@ class Host:
             plan=plan,
             encoder_id=task.encoder_id,
             classes_digest=self._digest,
-            max_norm=plan.max_norm,
+            max_norm=max_norm,
         )
         contribution = Contribution(
             run=task.run,
             round=model.round + 1,
             device=device.name,
             exchange=exchange.sha256,
-            update=noise(update, plan, device.name) if device.sends_noise else update,
+            update=noise(update, max_norm, device.name) if device.sends_noise else update,
         )
-        payload, residual = upload.encode(contribution, plan, before.residual)
+        payload, residual = upload.encode(contribution, plan, before.residual, max_norm)
         layout = self._layout
         assert layout is not None
         received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         total.add(received.update)
         if model.round + 1 < plan.rounds:
             self._carried[device.name] = CarryOver(residual, state)
-        return len(payload)
+        return len(payload), norm_of(received.update.delta) / received.update.weight
 
     def _of(self, device: Device) -> local.Alone:
         if device.name not in self._alone:
@@ -212,18 +217,18 @@ class Host:
         return Features(np.array(self.vectors[rows]), places, self.task.encoder_id)
 
 
-def noise(update: Update, plan: Plan, seed: str) -> Update:
+def noise(update: Update, max_norm: float, seed: str) -> Update:
     """Make a random update like `update`, as a broken or hostile device might send it.
 
     The delta is drawn from a normal distribution and scaled to NOISE times the norm of the update's
-    delta, but at most to 0.9 times the largest norm that the plan allows. Each array of sums is
-    drawn uniformly from 0 to its largest number. Equal arguments give equal noise.
+    delta, but at most to 0.9 times `max_norm`, the largest that the round allows. Each array of sums
+    is drawn uniformly from 0 to its largest number. Equal arguments give equal noise.
     """
     digest = hashlib.sha256(seed.encode())
     for term in update.delta.values():
         digest.update(np.ascontiguousarray(term).tobytes())
     random = np.random.default_rng(int.from_bytes(digest.digest()[:8], "big"))
-    norm = min(NOISE * norm_of(update.delta), 0.9 * plan.max_norm * update.weight)
+    norm = min(NOISE * norm_of(update.delta), 0.9 * max_norm * update.weight)
     drawn = {name: random.standard_normal(term.shape) for name, term in update.delta.items()}
     length = float(np.sqrt(sum(float(np.square(its).sum()) for its in drawn.values())))
     terms = {

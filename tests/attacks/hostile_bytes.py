@@ -108,7 +108,7 @@ class Aim:
                 model=self.model.sha256,
                 accuracy={"federated": 0.5},
                 train_pictures=1,
-                test_pictures=1,
+                test_pictures=2,
                 encoded=1,
                 skipped=0,
                 bytes_up=None,

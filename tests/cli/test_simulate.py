@@ -291,10 +291,10 @@ def test_what_goes_wrong_in_a_worker_is_said_once(tmp_path: Path) -> None:
         tmp_path / "f.npz", class_texts=class_texts(dim=8, names=tuple("abcd")).vectors
     )
     ended = simulate(
-        tmp_path / "out", "--features", path, "--methods", "zeroshot,fedclip@max_norm=1e-9"
+        tmp_path / "out", "--features", path, "--methods", "zeroshot,ridge@max_weight=3"
     )
     assert ended.returncode == 21, ended.stderr
-    assert "is above the plan's max_norm" in ended.stderr.splitlines()[-1]
+    assert "is above the plan's max_weight 3" in ended.stderr.splitlines()[-1]
     assert "\nzeroshot" in ended.stdout  # the results until then
 
 

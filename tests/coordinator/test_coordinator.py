@@ -142,11 +142,11 @@ def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
 
 def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
     """The same seed gives the same bytes, so repeating the round would not help."""
-    plan = Plan(rounds=2, max_norm=1e-9)
+    plan = Plan("ridge", rounds=1, max_weight=8)
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6)))
     for number in range(2):
         fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))
-    with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above the plan's max_norm"):
+    with pytest.raises(RunError, match=r"no quorum in 5 attempts.*above the plan's max_weight 8"):
         fleet.run()
 
 
@@ -245,12 +245,12 @@ def test_without_the_one_that_vanished_a_quorum_goes_on(tmp_path: Path) -> None:
 
 
 def with_a_bad_one(folder: Path) -> Fleet:
-    """A federation of three; the updates of cam-2 are above the plan's `max_norm`."""
+    """A federation of three; the updates of cam-2 have a weight that the plan does not allow."""
     fleet = joined(folder, 3, quorum=0.75)
     shapes = methods.shapes(PLAN, fleet.classes, fleet.classes.vectors.shape[1])
-    huge = {name: np.full(shape, 1e6, np.float32) for name, shape in shapes.items()}
+    ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     fleet.sessions["cam-2"].learner = FakeLearner(
-        shapes, "cam-2", make_update=lambda _model: Update("sum", 1, huge)
+        shapes, "cam-2", make_update=lambda _model: Update("sum", 2, ones)
     )
     return fleet
 
@@ -1038,10 +1038,17 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
     "round": (lambda fleet: wrong(fleet, round=2), "round is '2', expected 1"),
     "device": (lambda fleet: wrong(fleet, device="cam-1"), "device is 'cam-1'"),
     "exchange": (lambda fleet: wrong(fleet, exchange="a" * 64), "exchange is 'aaa"),
-    "norm": (lambda fleet: wrong(fleet, update=ones(fleet, 1e6)), "above the plan's max_norm 1000"),
+    "norm": (
+        lambda fleet: wrong(fleet, update=ones(fleet, 1e6)),
+        "above the round's max_norm 1000",
+    ),
     "weight": (
         lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),
         "above the plan's max_weight",
+    ),
+    "weight of two": (
+        lambda fleet: wrong(fleet, update=ones(fleet, weight=2)),
+        "weight is 2; the plan gives every device the weight 1",
     ),
     "kind": (
         lambda fleet: wrong(fleet, update=ones(fleet, kind="single")),
@@ -1098,7 +1105,12 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"run": "run-0"}, {"device": "cam-1"}, {"round": 3}],
+    [
+        {"run": "run-0"},
+        {"device": "cam-1"},
+        {"round": 3},
+        {"accuracy": {"federated": 0.3}, "test_pictures": 7},
+    ],
 )
 def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any]) -> None:
     mallory = Mallory(fleet)

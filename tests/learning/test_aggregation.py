@@ -144,7 +144,7 @@ OUT_OF_BOUNDS: dict[str, tuple[Callable[[], Update], str]] = {
     "norm": (lambda: Update("sum", 1, {"a": array(0, 1901), "b": array(0)}), "max_norm"),
     "norm over all terms": (
         lambda: Update("sum", 1, {"a": array(1400, 0), "b": array(1400)}),
-        "norm 1980 is above the plan's max_norm 1900",
+        "norm 1980 is above the round's max_norm 1900",
     ),
     "weight": (lambda: Update("sum", 11, KEPT), "weight 11 is above the plan's max_weight 10"),
     "kind": (
@@ -210,7 +210,7 @@ def test_a_bound_itself_is_within() -> None:
     assert total.weight == 10
     total = ExactSum(Plan(max_norm=5.0))
     total.add(Update("sum", 2, {"a": array(6, 8)}))  # its norm divided by its weight is 5
-    with pytest.raises(PeerError, match=r"norm 5\.5 is above the plan's max_norm 5"):
+    with pytest.raises(PeerError, match=r"norm 5\.5 is above the round's max_norm 5"):
         total.add(Update("sum", 2, {"a": array(0, 11)}))
 
 

@@ -402,7 +402,7 @@ def test_the_order_of_arrival_changes_no_byte(order: list[int], name: str, cut: 
         (Update("single", 1, {}, {"w": np.ones(3, np.int64)}), "weight 1 and no sums"),
         (
             Update("single", 1, {"w": np.full(3, 1e4, np.float32)}),
-            "is above the plan's max_norm 1000",
+            "is above the round's max_norm 1000",
         ),
         (Update("single", 1, {"w": np.ones(4, np.float32)}), r"\(4,\).* do not match .*\(3,\)"),
     ],

@@ -123,8 +123,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "grid_bits": "Updates are rounded to multiples of 2 to the power of minus this number "
         "before they are added. So the order of the devices does not change the sum.",
         "max_weight": "Largest weight of an update; the coordinator refuses a larger one.",
-        "max_norm": "Largest L2 norm of an update divided by its weight; the coordinator refuses a "
-        "larger one.",
+        "max_norm": "Upper limit of every round's largest norm: the L2 norm of an update divided by "
+        "its weight. A device scales a longer update down.",
         "strategy": "The [strategy](../explanation/methods.md) that makes the next model from the "
         "updates.",
         "personal_epochs": "Number of epochs for which each device continues to train alone after the "

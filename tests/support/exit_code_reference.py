@@ -74,7 +74,7 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
             "A message broke the protocol, or an update exceeds a limit of the plan. Agent and "
             "coordinator drop such a message and continue; of the commands, only `simulate` ends with it."
         ),
-        "Lower the learning rate, or raise `max_norm` in the setting.",
+        "Raise `max_weight` in the setting: a device has more pictures.",
     ),
 }
 

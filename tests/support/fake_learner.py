@@ -66,7 +66,7 @@ class FakeLearner:
             "model": version,
             "accuracy": measured.accuracy,
             "train_pictures": 1,
-            "test_pictures": 1,
+            "test_pictures": 2,
             "encoded": 0,
             "skipped": 0,
             "bytes_up": None,

@@ -303,7 +303,10 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "codec_down": ("one of these", "codec of models"),
         "grid_bits": ("bits", "values are added in steps of 2^-grid_bits"),
         "max_weight": ("weight", "largest accepted weight of a contribution"),
-        "max_norm": ("norm", "largest accepted L2 norm over all terms, divided by the weight"),
+        "max_norm": (
+            "norm",
+            "upper limit of every round's largest L2 norm over all terms, divided by the weight",
+        ),
         "strategy": (
             "name",
             "rule that makes the next model from the updates, from docs/explanation/methods.md",

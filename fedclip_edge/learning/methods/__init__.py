@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from fedclip_edge.config import unknown
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import mixture, strategies
@@ -175,7 +177,7 @@ def fit(
     part = strategy.on_devices
     if part is None:
         update, state = method.fit(model, features, validation, classes, plan, state, seed)
-        return replace(update, kind=strategy.kind), state
+        return replace(_capped(update, plan.max_weight), kind=strategy.kind), state
     from fedclip_edge.learning.training import steps
 
     options = method.check_options(plan.options)
@@ -184,6 +186,14 @@ def fit(
     drift = part.drift(control, state)
     update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
     return part.extended(update, drift, state, options.lr, steps(len(features), options))
+
+
+def _capped(update: Update, most: int) -> Update:
+    """Lower the weight of a delta to `most`; that of sums over pictures is their count."""
+    if update.weight <= most or update.sums:
+        return update
+    part = np.float32(most / update.weight)
+    return replace(update, weight=most, delta={n: part * term for n, term in update.delta.items()})
 
 
 def check_features(features: Features, classes: ClassTexts, what: str) -> None:

@@ -47,7 +47,7 @@ from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Pl
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAITS = Traits(rounds=1, one_round=True)
+TRAITS = Traits(rounds=1, one_round=True, sends_moments=True)
 _VARIANCE_MIN = 1e-4  # lower limit: with almost no error, s would be huge
 
 

@@ -58,7 +58,7 @@ from fedclip_edge.records import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAITS = Traits(rounds=1, one_round=True)
+TRAITS = Traits(rounds=1, one_round=True, sends_moments=True)
 _LAMBDAS = np.logspace(-3, 3, 37)  # times the mean eigenvalue of X^T X
 _PRIOR_MAX = 100.0
 _VARIANCE_MIN = 1e-4  # lower limit: with almost no error, the scale would be huge

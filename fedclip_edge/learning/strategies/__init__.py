@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fedclip_edge.config import read_table, unknown
@@ -69,9 +70,13 @@ def options(plan: Plan) -> Any:
     return read_table(own, plan.strategy_options, f"{plan.strategy} options")
 
 
-def total(plan: Plan) -> Total:
-    """Make an empty total for one round; raises ConfigError for an unknown strategy."""
-    return get(plan.strategy).total(plan)
+def total(plan: Plan, max_norm: float | None = None) -> Total:
+    """Make an empty total for one round; raises ConfigError for an unknown strategy.
+
+    `max_norm` is the round's bound (norm_bound.py); None stands for the plan's.
+    """
+    its = plan if max_norm is None else replace(plan, max_norm=max_norm)
+    return get(plan.strategy).total(its)
 
 
 def step(model: Model, total: Total, state: State) -> tuple[Model, State]:

@@ -1,0 +1,49 @@
+"""An update in the plan's codec, scaled down until its decoded norm is within the round's bound.
+
+Laws:
+
+- The coordinator decodes an update whose norm, divided by its weight, is at most the bound.
+- An update within the bound is encoded as it is.
+- The residual holds only the codec's loss. What was scaled away is not sent later: otherwise it
+  would grow from round to round.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedclip_edge.learning.aggregation import norm_of
+from fedclip_edge.protocol import codec
+from fedclip_edge.records import Arrays, Update
+
+# Processors add the squares of a norm in different orders. The sums differ by less than this part.
+_MARGIN = 2.0**-30
+
+
+def store_within(
+    codec_name: str, update: Update, residual: Arrays, max_norm: float
+) -> tuple[codec.Tensors, Arrays]:
+    """Return the tensors to send for the update's delta plus `residual`, and the new residual.
+
+    `max_norm` is above 0 and bounds the norm divided by the update's weight. Both residuals are
+    float32 arrays with the shapes of the delta, by name, or empty. Raises PeerError for an unknown
+    codec.
+    """
+    shapes = {name: term.shape for name, term in update.delta.items()}
+    limit = max_norm * (1 - _MARGIN)
+    scale, shrink = 1.0, _MARGIN
+    while True:
+        tensors, left = codec.with_feedback(
+            codec_name, _scaled(update.delta, scale), _scaled(residual, scale)
+        )
+        norm = norm_of(codec.restore(codec_name, tensors, shapes)) / update.weight
+        if norm <= limit:
+            return tensors, left
+        # Rounding in the codec can leave the norm above the limit. The scale falls faster with each
+        # turn, and a delta of zeros is within every limit, so the loop ends.
+        scale *= limit / norm * (1 - shrink)
+        shrink = min(4 * shrink, 0.5)
+
+
+def _scaled(terms: Arrays, scale: float) -> Arrays:
+    return terms if scale == 1 else {name: term * np.float32(scale) for name, term in terms.items()}
