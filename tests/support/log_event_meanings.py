@@ -166,8 +166,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "device_muted": Event(
             f"A device floods the coordinator. For {MUTED_S:g} seconds the coordinator does not listen "
-            "to it and counts it as offline. A device that joins the fleet for the first time in this "
-            "time may have to wait as long.",
+            "to it and counts it as offline. The coordinator makes a new link, so `link_lost`, `left` "
+            "and `joined` follow for the other devices. A device that joins the fleet for the first "
+            "time in this time may have to wait as long.",
             "Check the device, or revoke it.",
         ),
         "registry_not_read": Event(
