@@ -28,8 +28,6 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fedclip_edge.config import BrokerAddress
@@ -52,8 +50,8 @@ _EXAMINE_S = 3.0
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
-# Largest packet that this client accepts: every message of the protocol is smaller. A broker with
-# MQTT 5 delivers nothing larger.
+# Every message of the protocol is smaller; larger ones are dropped. The broker is not told: after 20
+# messages that are too large for a client, mosquitto 2.0.11 sends it no message of QoS 1 any more.
 _TAKES_BYTES = 200_000
 
 
@@ -66,9 +64,6 @@ class _Client(mqtt.Client):
         self._is_ended = False
         self._protocol = MQTTProtocolVersion(version)
         self._clean_start = True  # like a clean session of 3.1.1: the session ends with the link
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = _TAKES_BYTES
-        self._connect_properties = properties
 
     def end_link(self) -> None:
         """End the connection without a DISCONNECT; paho then treats it as lost.
@@ -343,7 +338,8 @@ class PahoTransport:
             self._examining.release()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._inbox.put(Received(message.topic, bytes(message.payload)))
+        if len(message.payload) <= _TAKES_BYTES:
+            self._inbox.put(Received(message.topic, bytes(message.payload)))
 
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _said: Any
