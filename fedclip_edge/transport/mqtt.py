@@ -50,8 +50,8 @@ _EXAMINE_S = 3.0
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
-# Every message of the protocol is smaller; larger ones are dropped. The broker is not told: after 20
-# messages that are too large for a client, mosquitto 2.0.11 sends it no message of QoS 1 any more.
+# Every message of the protocol is smaller; larger ones are dropped. The broker is not told the
+# limit: mosquitto 2.0.11 sends no more messages of QoS 1 to a client after 20 that exceed it.
 _TAKES_BYTES = 200_000
 
 
