@@ -10,7 +10,8 @@ Laws, in addition to those of base.py:
   refusal. This module also works without it.
 - A client that reads more slowly than messages of QoS 0 arrive loses more than these messages:
   mosquitto also drops acknowledgements and messages of QoS 1 to it, for good (mosquitto issue
-  3542). Only a new link mends that, so `set_topics` can make one.
+  3542). Only a new link mends that. `set_topics` can make one, and a link that is stuck (outbox.py)
+  is replaced.
 - The link is restored after a random wait, so that a fleet does not reconnect all at once. Only
   `connect`, the first connection, gives up after a timeout.
 """
@@ -43,13 +44,14 @@ from fedclip_edge.transport.base import (
 )
 from fedclip_edge.transport.inbox import Inbox
 from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect, Version
-from fedclip_edge.transport.outbox import Limits, Outbox
+from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
+_STUCK = f"the broker acknowledged nothing for {STUCK_S:g} s; this client makes a new link"
 # Every message of the protocol is smaller; larger ones are dropped. The broker is not told the
 # limit: mosquitto 2.0.11 sends no more messages of QoS 1 to a client after 20 that exceed it.
 _TAKES_BYTES = 200_000
@@ -112,7 +114,7 @@ class PahoTransport:
         self._inbox = Inbox(self._limits, party_of)
         self._outbox = Outbox(self._hand_over, party_of)
         self._meter = Meter()
-        self._renewing = False  # this client ended the link to make a new one
+        self._renewing = ""  # the reason why this client ended the link to make a new one
         self._failures = 0  # failed attempts since the link was last up
         self._devices = 1
         self._examining = threading.Lock()
@@ -194,6 +196,8 @@ class PahoTransport:
         return self._outbox.backlog()
 
     def next_event(self, timeout_s: float) -> Event | None:
+        if self._outbox.is_stuck():
+            self._renew(_STUCK)
         return self._inbox.next_event(timeout_s)
 
     def resubscribe(self) -> None:
@@ -203,14 +207,17 @@ class PahoTransport:
     def set_topics(self, topics: Iterable[str], *, anew: bool = False) -> None:
         before, self._topics = self._topics, tuple(topics)
         if anew:
-            if self._outbox.is_up:
-                self._renewing = True
-                self._client.end_link()
+            self._renew(_RENEWED)
         elif self._outbox.is_up:
             self._subscribe([topic for topic in self._topics if topic not in set(before)])
             gone = [topic for topic in before if topic not in set(self._topics)]
             for batch in _batches(gone):
                 self._client.unsubscribe(list(batch))
+
+    def _renew(self, why: str) -> None:
+        if self._outbox.is_up and not self._renewing:
+            self._renewing = why
+            self._client.end_link()
 
     def _subscribe(self, topics: Sequence[str]) -> None:
         for batch in _batches(topics):
@@ -299,15 +306,16 @@ class PahoTransport:
     ) -> None:
         was_up = self._outbox.link_down()
         if was_up:
-            why = _RENEWED if self._renewing else reason_codes.advised(str(reason))
+            why = self._renewing or reason_codes.advised(str(reason))
             self._inbox.link_down(Disconnected(why))
         at_once = False
         if self._unsupported:
             at_once = self._dialect.unsupported()
         elif not self._answered:
             at_once = self._dialect.closed()
-        at_once |= self._renewing
-        self._answered = self._unsupported = self._renewing = False
+        at_once |= self._renewing != ""
+        self._answered = self._unsupported = False
+        self._renewing = ""
         self._client.speak(self._dialect.version)
         if at_once:
             self._client.reconnect_delay_set(0, 0)

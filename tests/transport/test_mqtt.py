@@ -28,6 +28,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import LinkError, RefusedError
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport import outbox
 from fedclip_edge.transport.base import (
     Connected,
     Disconnected,
@@ -355,6 +356,21 @@ def test_at_most_a_window_is_on_the_way(place: MosquittoPlace) -> None:
     place.proxies["b"].flow()
     for number in range(WINDOW, 50):
         assert next_of(listener, Received, on_bulk).payload == bytes([number])
+
+
+def test_a_link_without_acknowledgements_is_replaced(
+    place: MosquittoPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "STUCK_S", 1.0)
+    speaker = place.client("a", ["ready"])
+    subscribed(speaker)
+    assert speaker.next_event(1.2) is None  # nothing is on its way
+    place.proxies["a"].stall()
+    speaker.publish("elsewhere", b"")
+    event = next_of(speaker, Disconnected)
+    assert "acknowledged nothing" in event.reason
+    place.proxies["a"].flow()
+    subscribed(speaker)
 
 
 def test_what_was_not_delivered_when_the_link_went_away_is_forgotten(place: MosquittoPlace) -> None:
