@@ -40,7 +40,8 @@ _CAUTION = Event(
     "Export the bundle again if it is for real use.",
 )
 _LINK_LOST = Event(
-    "The connection to the broker was lost. The program connects again without a restart.",
+    "The connection to the broker was lost, or the program ended it to make a new one (`reason`). "
+    "The program connects again without a restart.",
 )
 _ACCURACIES = "**report.accuracy"
 
