@@ -70,13 +70,14 @@ class _Client(mqtt.Client):
     def end_link(self) -> None:
         """End the connection without a DISCONNECT; paho then treats it as lost.
 
-        What waits in the socket is not read: that may be megabytes, and with TLS it could not be
-        decrypted any more.
+        What waits in the socket is not read: that may be megabytes.
         """
         self._is_ended = True
         link = self.socket()
-        with contextlib.suppress(OSError, AttributeError):  # already closed, or None
-            link.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        if isinstance(link, socket.socket):
+            with contextlib.suppress(OSError):  # already closed
+                # Not link.shutdown: that of TLS makes another thread send without TLS from then on.
+                socket.socket.shutdown(link, socket.SHUT_RDWR)
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._is_ended:
