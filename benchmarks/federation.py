@@ -27,8 +27,8 @@ _WAIT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Closed:
-    """A closed round and the time of its log line."""
+class Logged:
+    """A line of the coordinator's log, and its time; often that a round is closed."""
 
     at_s: float
     fields: Mapping[str, Any]
@@ -64,7 +64,8 @@ class Federation:
         self.serve = children.start(
             own_command("serve", str(fleet), "--json"), folder / "serve.log", pipe=True
         )
-        self.closed: queue.SimpleQueue[Closed] = queue.SimpleQueue()
+        self.closed: queue.SimpleQueue[Logged] = queue.SimpleQueue()
+        self.links: list[Logged] = []  # which devices joined or are muted
         threading.Thread(target=self._read, daemon=True).start()
         self.devices = {
             name: _start(children, folder, self.bundle, name, n, port_of(name) if port_of else port)
@@ -78,7 +79,7 @@ class Federation:
             device.stdin.write(f"{rounds}\n".encode())
             device.stdin.flush()
 
-    def next_closed(self) -> Closed:
+    def next_closed(self) -> Logged:
         return self.closed.get(timeout=_WAIT_S)
 
     def end(self) -> None:
@@ -92,7 +93,9 @@ class Federation:
         for line in self.serve.stdout:
             now, fields = time.perf_counter(), json.loads(line)
             if fields["event"] == "round_closed":
-                self.closed.put(Closed(now, fields))
+                self.closed.put(Logged(now, fields))
+            elif fields["event"] in ("joined", "device_muted"):
+                self.links.append(Logged(now, fields))
 
 
 def _start(

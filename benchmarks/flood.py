@@ -1,17 +1,25 @@
 """One enrolled device floods the coordinator; what the others notice, and the memory it costs.
 
 The coordinator is `fedclip-edge serve`, the broker is mosquitto with the limits that `broker init`
-writes, without TLS. Four light devices train without pause. The flooder repeats one signed message
-with QoS 0, as fast as the broker takes it, and never reads.
+writes, without TLS. Four light devices train without pause. The flooder repeats one signed message,
+by default with QoS 0 and as fast as the broker takes it, and never reads.
 
-- hello: rounds before, during and after a flood of hellos; the growth of the coordinator's memory.
+- hello: rounds before, during and after a flood of hellos; the growth of the coordinator's memory;
+  the time from the flood's start until the flooder is muted and all others have joined again.
 - want: requests for the model with 1,024 gaps, while the round waits; the growth of the memory of
   coordinator and broker.
+- retained: large retained messages on topics of made-up fleets and of other devices, with the
+  access list of `broker init`; the memory of the broker, and the longest time that a message of
+  the coordinator takes to a device.
+
+Flooder, broker, coordinator and devices share this machine's processors, so rounds get longer even
+if nobody listens to the flooder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -23,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -42,23 +50,29 @@ from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import MAX_GAPS, Hello, Manifest, Want
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Plan
-from fedclip_edge.transport.base import Received
+from fedclip_edge.transport.base import Connected, Received
 
 LIMITS = {
     "hello_slower, during": 2.0,
     "hello_slower, from 2 s after": 1.5,
     "hello_first_round_after_s": 2.0,
     "hello_coordinator_mb": 20.0,
+    "hello_heard_again_s": 2.0,
     "want_coordinator_mb": 40.0,
     "want_broker_mb": 40.0,
+    "retained_broker_mb": 100.0,
+    "retained_longest_s": 2.0,
 }
 _TOPICS = Topics(light.FLEET)
 _EVALUATES = replace(CAPABLE, roles=("evaluate",))
+_PARTS = ["want", "hello", "retained"]
 _DEVICES = 4
 _WARM_ROUNDS = 20
 _WAIT_S = 60.0
 _SETTLES_S = 2.0
 _AFTER_S = 6.0
+_MADE_UP = 10_000  # fleets that do not exist
+_RETAINED_BYTES = 190_000
 # The settings of the real broker that are not about TLS and accounts.
 _LIMITS_OF_THE_BROKER = ("max_", "memory_limit", "persistence", "set_tcp_nodelay")
 
@@ -81,31 +95,49 @@ def _packet(kind: int, body: bytes) -> bytes:
     return bytes([kind]) + _length(len(body)) + body
 
 
+def _connect(port: int, name: str, user: str = "") -> socket.socket:
+    """Connect to the broker without MQTT's library, which would be slower."""
+    link = socket.create_connection(("127.0.0.1", port), timeout=_WAIT_S)
+    flags = bytes([4, 0x82 if user else 2])
+    said = _text("MQTT") + flags + (600).to_bytes(2, "big") + _text(name)
+    link.sendall(_packet(0x10, said + (_text(user) if user else b"")))
+    link.recv(4)
+    return link
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The QoS of a flood, and its messages in a second; 0: as many as the broker takes."""
+
+    qos: int = 0
+    rate: float = 0.0
+
+
 class Flooder:
     """A device with its own connection, and its own key in the registry."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, pace: Pace) -> None:
         self.name = name
         self.identity = signing.create_identity()
         self._port = port
+        self._pace = pace
 
     def flood(self, message: Hello | Want, seconds: float, *, listens: bool) -> int:
         """Send a message until the time is over, after a hello; returns how often it was sent."""
-        with socket.create_connection(("127.0.0.1", self._port), timeout=_WAIT_S) as link:
-            connect = _text("MQTT") + bytes([4, 2]) + (600).to_bytes(2, "big") + _text(self.name)
-            link.sendall(_packet(0x10, connect))
-            link.recv(4)
+        with _connect(self._port, self.name) as link:
             if listens:
                 topic = _text(_TOPICS.down(self.name)) + b"\1"
                 link.sendall(_packet(0x82, b"\0\1" + topic))
             link.sendall(self._publish(self.hello()))
             time.sleep(0.5)
-            packet, sent = self._publish(message), 0
-            many = packet * max(1, 65_536 // len(packet))
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                link.sendall(many)
-                sent += len(many) // len(packet)
+            packet, sent, rate = self._publish(message), 0, self._pace.rate
+            count = max(1, int(rate / 100) if rate else 65_536 // len(packet))
+            begin = time.monotonic()
+            while (now := time.monotonic()) < begin + seconds:
+                link.sendall(packet * count)
+                sent += count
+                if rate:
+                    time.sleep(max(0.0, begin + sent / rate - now))
             return sent
 
     def hello(self) -> Hello:
@@ -119,7 +151,9 @@ class Flooder:
     def _publish(self, message: Hello | Want) -> bytes:
         topic = _TOPICS.up(self.name)
         signed = wire.pack_control(message, self.name, topic, self.identity)
-        return _packet(0x30, _text(topic) + signed)
+        # mosquitto accepts a packet identifier again before its acknowledgement was read.
+        number = b"\0\1" if self._pace.qos else b""
+        return _packet(0x30 | self._pace.qos << 1, _text(topic) + number + signed)
 
 
 class Memory:
@@ -145,8 +179,8 @@ class Memory:
         return self.grown_mb
 
 
-def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    lines = [f"listener {port} 127.0.0.1", "allow_anonymous true"]
+def start_broker(folder: Path, port: int, *more: str) -> subprocess.Popen[bytes]:
+    lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", *more]
     lines += [
         line
         for line in mosquitto.settings(light.FLEET).splitlines()
@@ -198,12 +232,12 @@ def seconds_a_round(closed: list[float], begin_s: float, end_s: float) -> float:
     return (end_s - begin_s) / max(1, len(inside))
 
 
-def measure(folder: Path, seconds: float, what: list[str]) -> dict[str, float]:
+def measure(folder: Path, seconds: float, what: list[str], pace: Pace) -> dict[str, float]:
     figures: dict[str, float] = {}
     port = free_port()
     broker = start_broker(folder, port)
     # One for each flood: after the first, the coordinator does not listen to that device.
-    flooders = {name: Flooder(f"mallory-{name}", port) for name in ("want", "hello")}
+    flooders = {name: Flooder(f"mallory-{name}", port, pace) for name in ("want", "hello")}
     try:
         with Children() as children:
             enrolled = enrol(folder / "fleet", flooders.values(), port)
@@ -240,6 +274,7 @@ def hello(fleet: Federation, flooder: Flooder, seconds: float) -> dict[str, floa
         target=lambda: sent.append(flooder.flood(flooder.hello(), seconds, listens=False))
     )
     start = time.perf_counter() + 0.5  # the flooder says hello first
+    joined = len(fleet.links)
     thread.start()
     closed = rounds(fleet, start + seconds)
     thread.join()
@@ -247,10 +282,13 @@ def hello(fleet: Federation, flooder: Flooder, seconds: float) -> dict[str, floa
     closed += rounds(fleet, end + _AFTER_S)
     grown = memory.end()["coordinator"]
     after = [at for at in closed if at > end]
+    links = [line for line in fleet.links[joined:] if line.at_s >= start]
     during_s = seconds_a_round(closed, start, end)
     after_s = seconds_a_round(closed, end + _SETTLES_S, end + _AFTER_S)
     return {
         "hello_sent_a_second": sent[0] / seconds,
+        "hello_muted_after_s": links[0].at_s - start if links else seconds,
+        "hello_heard_again_s": links[_DEVICES].at_s - start if len(links) > _DEVICES else seconds,
         "hello_round_s, before": before_s,
         "hello_round_s, during": during_s,
         "hello_round_s, from 2 s after": after_s,
@@ -282,10 +320,65 @@ def want(
     }
 
 
+def retained(folder: Path, seconds: float) -> dict[str, float]:
+    """Retain large messages wherever a device could; needs no coordinator."""
+    folder.mkdir()
+    (folder / "acl").write_text(mosquitto.access_list(light.FLEET))
+    (folder / "acl").chmod(0o600)
+    port, longest_s = free_port(), 0.0
+    broker = start_broker(folder, port, f"acl_file {folder}/acl")
+    sent: list[int] = []
+    flood = threading.Thread(target=lambda: sent.append(_retain(port, seconds)))
+    try:
+        device = connected(_login(port, "dev-0"), "dev-0", [_TOPICS.round])
+        coordinator = connected(_login(port, "coordinator"), "coordinator")
+        for client in (device, coordinator):
+            next_of(client, Connected)
+        flood.start()
+        while flood.is_alive():
+            begin = time.perf_counter()
+            coordinator.publish(_TOPICS.round, b"manifest", retain=True)
+            next_of(device, Received)
+            longest_s = max(longest_s, time.perf_counter() - begin)
+            time.sleep(0.05)
+        for client in (device, coordinator):
+            client.close()
+        return {
+            "retained_sent_a_second": sum(sent) / seconds,
+            "retained_longest_s": longest_s,
+            "retained_broker_mb": memory_mb(broker.pid),
+        }
+    finally:
+        flood.join()
+        broker.terminate()
+        broker.wait(10)
+
+
+def _login(port: int, user: str) -> BrokerAddress:
+    return BrokerAddress(port=port, username=user)
+
+
+def _retain(port: int, seconds: float) -> int:
+    made_up = (Topics(f"fleet-{n}") for n in range(_MADE_UP))
+    topics = [make("mallory") for fleet in made_up for make in (fleet.state, fleet.up)]
+    topics += [f"{_TOPICS.up('mallory')}/{n}" for n in range(_MADE_UP)]
+    topics += [_TOPICS.up("mallory"), _TOPICS.state("mallory"), _TOPICS.up("dev-0"), _TOPICS.round]
+    sent, end = 0, time.monotonic() + seconds
+    with _connect(port, "mallory", "mallory") as link, contextlib.suppress(ConnectionError):
+        # Above its memory limit, the broker ends the connection.
+        while time.monotonic() < end:
+            topic = _text(topics[sent % len(topics)])
+            link.sendall(_packet(0x31, topic + bytes(_RETAINED_BYTES)))
+            sent += 1
+    return sent
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["hello", "want", []], default=[])
+    parser.add_argument("what", nargs="*", choices=[*_PARTS, []], default=[])
     parser.add_argument("--seconds", type=float, default=7.0)
+    parser.add_argument("--qos", type=int, choices=[0, 1], default=0)
+    parser.add_argument("--rate", type=float, default=0.0, help="messages a second; 0: no limit")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     print(
@@ -293,7 +386,11 @@ def main() -> int:
         f"load {os.getloadavg()[0]:.1f}"
     )
     with tempfile.TemporaryDirectory() as made:
-        figures = measure(Path(made), options.seconds, options.what or ["want", "hello"])
+        what = options.what or _PARTS
+        figures = retained(Path(made) / "acl", options.seconds) if "retained" in what else {}
+        if set(what) - {"retained"}:
+            pace = Pace(options.qos, options.rate)
+            figures |= measure(Path(made), options.seconds, what, pace)
     missed = [name for name, limit in LIMITS.items() if figures.get(name, 0.0) > limit]
     for name, value in figures.items():
         limit = f"  at most {LIMITS[name]:g}" if name in LIMITS else ""

@@ -6,8 +6,8 @@ Laws:
 - A message that breaks the protocol is dropped and counted against its peer. It has no other
   effect.
 - A device that is not admitted is refused. A device that loses its admission is refused at once.
-- For MUTED_S, the coordinator does not listen to a device that floods it: the topics of the device
-  are unsubscribed, and it counts as offline.
+- For MUTED_S, the coordinator does not listen to a device that floods it: it makes a new link
+  without the topics of the device, which counts as offline.
 - After a kill at any moment the journal is enough to continue: `resume_coordinator` starts from it.
 """
 
@@ -178,13 +178,15 @@ class Coordinator:
             return
         log.event("device_muted", device=device, seconds=MUTED_S)
         self._muted[device] = now + MUTED_S
-        self._subscribe()
+        # On the old link, thousands of its messages come before all others, and the broker may have
+        # dropped acknowledgements for them (mqtt.py).
+        self._subscribe(anew=True)
         # A round does not wait for it, as it would for a device whose link broke.
         self.devices.set_offline(device)
         self.receiver.uploads.release(device)
         self.driver.handle(round_events.Left(device, for_good=True), now)
 
-    def _subscribe(self) -> None:
+    def _subscribe(self, *, anew: bool = False) -> None:
         """Listen to all devices or, while one is muted, to each known one that is not."""
         if not self._muted:
             names = {"+"}
@@ -192,7 +194,7 @@ class Coordinator:
             names = self.devices.keys.keys() - self._muted
         else:
             names = self.admission.registry.devices.keys() - self._muted
-        self.publisher.transport.set_topics(self.topics.for_coordinator(sorted(names)))
+        self.publisher.transport.set_topics(self.topics.for_coordinator(sorted(names)), anew=anew)
 
     def _handle_received(self, event: Received, now: float) -> None:
         if self._muted and self.topics.owner(event.topic) in self._muted:

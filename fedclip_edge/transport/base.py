@@ -109,10 +109,12 @@ class Transport(Protocol):
     def resubscribe(self) -> None:
         """Ask the broker for the messages retained on this client's topics. Never blocks."""
 
-    def set_topics(self, topics: Iterable[str]) -> None:
+    def set_topics(self, topics: Iterable[str], *, anew: bool = False) -> None:
         """Replace the subscriptions; those that are in both stay. Never blocks.
 
-        New ones are made first, so a message on a topic of both may arrive twice.
+        New ones are made first, so a message on a topic of both may arrive twice. With `anew` the
+        link is ended and made again at once, as if it had broken. So everything that waits on the
+        way, in both directions, is dropped.
         """
 
     def expect(self, devices: int) -> None:

@@ -147,9 +147,12 @@ class InMemoryTransport:
     def expect(self, devices: int) -> None:
         """Do nothing: only `come_back` restores a link here."""
 
-    def set_topics(self, topics: Iterable[str]) -> None:
+    def set_topics(self, topics: Iterable[str], *, anew: bool = False) -> None:
         before, self.topics = self.topics, tuple(topics)
-        if self.broker.is_here(self):
+        if self.broker.is_here(self) and anew:
+            self.inbox.clear()
+            self.broker.come_back(self)
+        elif self.broker.is_here(self):
             self.broker.repeat(self, [topic for topic in self.topics if topic not in before])
 
     def traffic(self) -> Traffic | None:

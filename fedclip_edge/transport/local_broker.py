@@ -31,6 +31,7 @@ allow_anonymous true
 persistence false
 # The default of 1000 drops messages behind a PUBACK that promised them.
 max_queued_messages 0
+max_packet_size 200000
 set_tcp_nodelay true
 {as_root}
 """

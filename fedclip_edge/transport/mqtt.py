@@ -8,6 +8,10 @@ Laws, in addition to those of base.py:
 - The link uses MQTT 5 if the broker supports it (mqtt_version.py), only for the information that it
   adds: the largest packet, the largest number of unacknowledged messages, and the reason for a
   refusal. This module also works without it.
+- A client that reads more slowly than messages of QoS 0 arrive loses more than these messages:
+  mosquitto also drops acknowledgements and messages of QoS 1 to it, for good (mosquitto issue
+  3542). Only a new link mends that. `set_topics` can make one, and a link that is stuck (outbox.py)
+  is replaced.
 - The link is restored after a random wait, so that a fleet does not reconnect all at once. Only
   `connect`, the first connection, gives up after a timeout.
 """
@@ -25,8 +29,6 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fedclip_edge.config import BrokerAddress
@@ -42,26 +44,45 @@ from fedclip_edge.transport.base import (
 )
 from fedclip_edge.transport.inbox import Inbox
 from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect, Version
-from fedclip_edge.transport.outbox import Limits, Outbox
+from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
-# Largest packet that this client accepts: every message of the protocol is smaller. A broker with
-# MQTT 5 delivers nothing larger.
+_RENEWED = "this client ended it, to make a new one without the messages that waited"
+_STUCK = f"the broker acknowledged nothing for {STUCK_S:g} s; this client makes a new link"
+# Every message of the protocol is smaller; larger ones are dropped. The broker is not told the
+# limit: mosquitto 2.0.11 sends no more messages of QoS 1 to a client after 20 that exceed it.
 _TAKES_BYTES = 200_000
 
 
 class _Client(mqtt.Client):
-    """paho's client, with a protocol version that can change between connections."""
+    """paho's client, which can change its protocol version and end a connection at once."""
+
+    _is_ended = False  # this client ended the current connection
 
     def speak(self, version: Version) -> None:
+        self._is_ended = False
         self._protocol = MQTTProtocolVersion(version)
         self._clean_start = True  # like a clean session of 3.1.1: the session ends with the link
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = _TAKES_BYTES
-        self._connect_properties = properties
+
+    def end_link(self) -> None:
+        """End the connection without a DISCONNECT; paho then treats it as lost.
+
+        What waits in the socket is not read: that may be megabytes.
+        """
+        self._is_ended = True
+        link = self.socket()
+        if isinstance(link, socket.socket):
+            with contextlib.suppress(OSError):  # already closed
+                # Not link.shutdown: that of TLS makes another thread send without TLS from then on.
+                socket.socket.shutdown(link, socket.SHUT_RDWR)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if self._is_ended:
+            raise ConnectionError("ended by this client")
+        return super()._sock_recv(bufsize)
 
 
 class PahoTransport:
@@ -94,6 +115,7 @@ class PahoTransport:
         self._inbox = Inbox(self._limits, party_of)
         self._outbox = Outbox(self._hand_over, party_of)
         self._meter = Meter()
+        self._renewing = ""  # the reason why this client ended the link to make a new one
         self._failures = 0  # failed attempts since the link was last up
         self._devices = 1
         self._examining = threading.Lock()
@@ -175,19 +197,28 @@ class PahoTransport:
         return self._outbox.backlog()
 
     def next_event(self, timeout_s: float) -> Event | None:
+        if self._outbox.is_stuck():
+            self._renew(_STUCK)
         return self._inbox.next_event(timeout_s)
 
     def resubscribe(self) -> None:
         if self._outbox.is_up:  # otherwise the next connection subscribes
             self._subscribe(self._topics)
 
-    def set_topics(self, topics: Iterable[str]) -> None:
+    def set_topics(self, topics: Iterable[str], *, anew: bool = False) -> None:
         before, self._topics = self._topics, tuple(topics)
-        if self._outbox.is_up:
+        if anew:
+            self._renew(_RENEWED)
+        elif self._outbox.is_up:
             self._subscribe([topic for topic in self._topics if topic not in set(before)])
             gone = [topic for topic in before if topic not in set(self._topics)]
             for batch in _batches(gone):
                 self._client.unsubscribe(list(batch))
+
+    def _renew(self, why: str) -> None:
+        if self._outbox.is_up and not self._renewing:
+            self._renewing = why
+            self._client.end_link()
 
     def _subscribe(self, topics: Sequence[str]) -> None:
         for batch in _batches(topics):
@@ -244,7 +275,7 @@ class PahoTransport:
             self._begin()
 
     def _on_subscribe(
-        self, client: mqtt.Client, _data: Any, number: int, answers: list[ReasonCode], _said: Any
+        self, _client: mqtt.Client, _data: Any, number: int, answers: list[ReasonCode], _said: Any
     ) -> None:
         with self._asking:
             answered = zip(self._asked.pop(number, ()), answers, strict=False)
@@ -263,7 +294,7 @@ class PahoTransport:
             self._inbox.refuse(complaint)
             return
         self._inbox.complain(complaint)
-        _end(client.socket())  # useless without subscriptions: reconnect later and try again
+        self._client.end_link()  # useless without subscriptions: reconnect later and try again
 
     def _begin(self) -> None:
         """Open the link for use. The subscriptions are made, so retained messages will arrive."""
@@ -276,13 +307,16 @@ class PahoTransport:
     ) -> None:
         was_up = self._outbox.link_down()
         if was_up:
-            self._inbox.link_down(Disconnected(reason_codes.advised(str(reason))))
+            why = self._renewing or reason_codes.advised(str(reason))
+            self._inbox.link_down(Disconnected(why))
         at_once = False
         if self._unsupported:
             at_once = self._dialect.unsupported()
         elif not self._answered:
             at_once = self._dialect.closed()
+        at_once |= self._renewing != ""
         self._answered = self._unsupported = False
+        self._renewing = ""
         self._client.speak(self._dialect.version)
         if at_once:
             self._client.reconnect_delay_set(0, 0)
@@ -313,7 +347,8 @@ class PahoTransport:
             self._examining.release()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._inbox.put(Received(message.topic, bytes(message.payload)))
+        if len(message.payload) <= _TAKES_BYTES:
+            self._inbox.put(Received(message.topic, bytes(message.payload)))
 
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _said: Any
@@ -334,7 +369,7 @@ class PahoTransport:
     def _give_up(self, opened: Any) -> None:
         """End a connection that the broker has not answered yet."""
         if self._client.socket() is opened and not self._answered and not self._unsupported:
-            _end(opened)
+            self._client.end_link()
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
         self._meter.closing()
@@ -343,9 +378,3 @@ class PahoTransport:
 def _batches(topics: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for begin in range(0, len(topics), _TOPICS_AT_ONCE):
         yield tuple(topics[begin : begin + _TOPICS_AT_ONCE])
-
-
-def _end(link: Any) -> None:
-    """Shut down paho's socket; paho then treats the connection as lost."""
-    with contextlib.suppress(OSError, AttributeError):  # already closed, or None
-        link.shutdown(socket.SHUT_RDWR)

@@ -23,6 +23,9 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.transport.fair_queue import FairQueue, Room
 
 WINDOW = 8
+# A link on which the broker acknowledges nothing for so long is useless: it lost acknowledgements.
+# On the slowest link that is useful, a large message takes a minute.
+STUCK_S = 120.0
 # All messages that wait, and those to one receiver of many.
 TOTAL = Room(16_384, 32 * 2**20)
 SHARE = Room(512, 4 * 2**20)
@@ -69,6 +72,7 @@ class _Link:
         self.size = min(WINDOW, limits.receive_maximum)
         self.window = threading.Semaphore(self.size)
         self.on_way: deque[str] = deque()  # topics; the broker acknowledges in this order
+        self.moved_at = 0.0  # time of the last acknowledgement, or of the first message after it
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +101,10 @@ class Outbox:
         self,
         hand_over: Callable[[str, bytes, bool], object],
         receiver_of: Callable[[str], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hand_over = hand_over
+        self._clock = clock
         self._receiver_of = receiver_of or _nobody
         rooms = (_TWICE_ALONE, ALONE) if receiver_of is None else (TOTAL, SHARE)
         self._waiting = FairQueue[_Outgoing](*rooms)
@@ -168,6 +174,7 @@ class Outbox:
                 return ""
             self._unsettled -= 1
             topic = link.on_way.popleft()
+            link.moved_at = self._clock()
         link.window.release()
         return topic
 
@@ -177,6 +184,14 @@ class Outbox:
         The parts of a payload that have not been made yet count as one.
         """
         return self._unsettled
+
+    def is_stuck(self) -> bool:
+        """True if messages are on their way, but none was acknowledged for STUCK_S seconds."""
+        with self._changed:
+            link = self._link
+            if link is None or not link.on_way:
+                return False
+            return self._clock() - link.moved_at >= STUCK_S
 
     def drain(self, timeout_s: float) -> None:
         """Hand over what is queued, end the thread, and wait for the acknowledgements.
@@ -243,6 +258,8 @@ class Outbox:
         with self._changed:
             if message.link is not self._link:
                 return
+            if not message.link.on_way:
+                message.link.moved_at = self._clock()
             message.link.on_way.append(message.topic)
         self._hand_over(message.topic, payload, message.retain)
 

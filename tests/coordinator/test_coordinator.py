@@ -60,7 +60,7 @@ from fedclip_edge.protocol.messages import (
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Contribution, Plan, Role, Update
-from fedclip_edge.transport.base import Connected, Flooding, Received, Will
+from fedclip_edge.transport.base import Connected, Disconnected, Flooding, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 from fedclip_edge.transport.outbox import Limits, packet_size_bytes
 
@@ -900,6 +900,7 @@ def test_a_device_that_floods_is_not_heard_for_a_minute(fleet: Fleet) -> None:
     handled = fleet.coordinator.refused_messages["mallory"]
     fleet.coordinator.handle_event(Flooding("mallory"), fleet.now)
     fleet.coordinator.handle_event(Flooding("mallory"), fleet.now)
+    assert [type(event) for event in list(link.inbox)[:2]] == [Disconnected, Connected]
     assert not link.subscribes(TOPICS.up("mallory"))
     for name in fleet.sessions:
         assert link.subscribes(TOPICS.up(name))

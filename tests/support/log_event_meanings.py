@@ -40,7 +40,8 @@ _CAUTION = Event(
     "Export the bundle again if it is for real use.",
 )
 _LINK_LOST = Event(
-    "The connection to the broker was lost. The program connects again without a restart.",
+    "The connection to the broker was lost, or the program ended it to make a new one (`reason`). "
+    "The program connects again without a restart.",
 )
 _ACCURACIES = "**report.accuracy"
 
@@ -180,8 +181,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "device_muted": Event(
             f"A device floods the coordinator. For {MUTED_S:g} seconds the coordinator does not listen "
-            "to it and counts it as offline. A device that joins the fleet for the first time in this "
-            "time may have to wait as long.",
+            "to it and counts it as offline. The coordinator makes a new link, so `link_lost`, `left` "
+            "and `joined` follow for the other devices. A device that joins the fleet for the first "
+            "time in this time may have to wait as long.",
             "Check the device, or revoke it.",
         ),
         "registry_not_read": Event(

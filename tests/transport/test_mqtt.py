@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import paho.mqtt.client as mqtt
 import pytest
 from brokers import StartMosquitto
 from hypothesis import given
@@ -22,10 +23,12 @@ from mqtt_client import (
     subscribed,
     until_end,
 )
+from paho.mqtt.enums import CallbackAPIVersion
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import LinkError, RefusedError
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport import outbox
 from fedclip_edge.transport.base import (
     Connected,
     Disconnected,
@@ -107,6 +110,18 @@ def anywhere(request: pytest.FixtureRequest) -> Place:
 
 def on_bulk(event: Received) -> bool:
     return event.topic == "bulk"
+
+
+def publish_at_qos_0(broker: BrokerAddress, topic: str, payload: bytes, count: int) -> None:
+    """Publish a message many times, and return once the broker has read all of them."""
+    speaker = mqtt.Client(CallbackAPIVersion.VERSION2)
+    speaker.connect(broker.host, broker.port)
+    speaker.loop_start()
+    for _ in range(count):
+        speaker.publish(topic, payload, 0)
+    speaker.publish("read", b"", 1).wait_for_publish(DEADLINE_S)
+    speaker.disconnect()
+    speaker.loop_stop()
 
 
 def messages(transport: Transport, until: str) -> list[tuple[str, bytes]]:
@@ -217,6 +232,50 @@ def test_replaced_subscriptions_hold_on_the_next_link(place: MosquittoPlace) -> 
     assert messages(listener, "ready") == [("y", b"later")]
 
 
+def test_with_new_subscriptions_the_link_can_be_made_anew(anywhere: Place) -> None:
+    observer = anywhere.client("b", ["ready", "state/a"])
+    subscribed(observer)
+    listener = anywhere.client("a", ["ready", "x"], Will("state/a", b"gone"))
+    subscribed(listener)
+    listener.set_topics(["ready", "y"], anew=True)
+    assert isinstance(listener.next_event(DEADLINE_S), Disconnected)
+    assert next_of(observer, Received, lambda e: e.topic == "state/a").payload == b"gone"
+    subscribed(listener)
+    for topic in ("x", "y", "ready"):
+        observer.publish(topic, b"later")
+    assert messages(listener, "ready") == [("y", b"later")]
+
+
+def test_a_link_that_is_made_anew_has_lost_no_acknowledgement(
+    start_mosquitto: StartMosquitto,
+) -> None:
+    # While a client does not read, mosquitto drops every packet to it above the limit.
+    broker = start_mosquitto(settings="allow_anonymous true\nmax_queued_messages 8")
+    place = MosquittoPlace(broker.address)
+    try:
+        listener = place.client("a", ["ready", "x"])
+        subscribed(listener)
+        place.proxies["a"].stall()
+        publish_at_qos_0(broker.address, "x", bytes(150_000), count=500)
+        for _ in range(2 * WINDOW):
+            listener.publish("elsewhere", b"")
+        time.sleep(1.0)  # the broker gets the first WINDOW of them, and acknowledges none
+        place.proxies["a"].flow()
+        listener.set_topics(["ready", "y"], anew=True)
+        next_of(listener, Disconnected)
+        subscribed(listener)
+        listener.publish("y", b"new")
+        listener.publish("ready", b"")
+        assert messages(listener, "ready") == [("y", b"new")]
+        deadline = time.monotonic() + DEADLINE_S
+        while listener.backlog():  # on the old link, some messages would never be acknowledged
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        place.close()
+        broker.stop()
+
+
 def test_a_client_that_vanishes_leaves_its_will(anywhere: Place) -> None:
     listener = anywhere.client("a", ["ready", "state/b"])
     subscribed(listener)
@@ -297,6 +356,21 @@ def test_at_most_a_window_is_on_the_way(place: MosquittoPlace) -> None:
     place.proxies["b"].flow()
     for number in range(WINDOW, 50):
         assert next_of(listener, Received, on_bulk).payload == bytes([number])
+
+
+def test_a_link_without_acknowledgements_is_replaced(
+    place: MosquittoPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "STUCK_S", 1.0)
+    speaker = place.client("a", ["ready"])
+    subscribed(speaker)
+    assert speaker.next_event(1.2) is None  # nothing is on its way
+    place.proxies["a"].stall()
+    speaker.publish("elsewhere", b"")
+    event = next_of(speaker, Disconnected)
+    assert "acknowledged nothing" in event.reason
+    place.proxies["a"].flow()
+    subscribed(speaker)
 
 
 def test_what_was_not_delivered_when_the_link_went_away_is_forgotten(place: MosquittoPlace) -> None:

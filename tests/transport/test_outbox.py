@@ -164,6 +164,30 @@ def test_a_broken_link_drops_parts_and_the_next_one_begins_afresh(broker: Broker
     assert len(broker.sent) == before + 5
 
 
+def test_a_link_is_stuck_if_nothing_is_acknowledged_for_long() -> None:
+    now, sent = 0.0, list[str]()
+    box = Outbox(lambda topic, *_: sent.append(topic), clock=lambda: now)
+    assert not box.is_stuck()
+    box.link_up(Limits())
+    now = 1000.0
+    assert not box.is_stuck(), "nothing is on its way"
+    for number in range(2):
+        box.put(LAB.round, bytes([number]), retain=False)
+    box.start()
+    wait_until(lambda: len(sent) == 2, "the messages to be handed over")
+    now += outbox.STUCK_S / 2
+    assert box.acknowledged() == LAB.round
+    now += outbox.STUCK_S - 1
+    assert not box.is_stuck()
+    now += 1
+    assert box.is_stuck()
+    box.link_down()
+    box.link_up(Limits())
+    assert not box.is_stuck()
+    box.link_down()
+    box.drain(5)
+
+
 def test_the_end_waits_for_parts() -> None:
     broker = Broker()
     broker.box.put_parts(LAB.down("cam-01"), "model", parts(30))

@@ -341,3 +341,24 @@ def test_a_broker_over_tls_that_goes_comes_back(secured: Secured) -> None:
     finally:
         link.close()
         ours.close()
+
+
+def test_over_tls_too_a_link_is_made_anew_while_messages_arrive(secured: Secured) -> None:
+    box = secured.box("cam-01")
+    secured.start()
+    ours = come(secured.coordinator, "c", [LAB.up("+")])
+    its = come(box, base.device_client("lab", "cam-01", "b1"))
+    try:
+        for link in (ours, its):
+            next_of(link, Connected)
+        for _ in range(200):
+            its.publish(LAB.up("cam-01"), bytes(50_000))
+        next_of(ours, Received)
+        ours.set_topics([LAB.state("+")], anew=True)
+        next_of(ours, Disconnected)
+        assert ours.next_event(DEADLINE_S) == Connected()
+        its.publish(LAB.state("cam-01"), b"heard")
+        assert next_of(ours, Received) == Received(LAB.state("cam-01"), b"heard")
+    finally:
+        for link in (ours, its):
+            link.close()
