@@ -7,7 +7,8 @@ Laws:
 - A device whose hello was answered says hello again if it then gets no manifest for too long: the
   newest manifest may be lost.
 - A device that hears a coordinator behind it says hello at once, but REPEAT_S after its last hello
-  at the earliest. The hello names the device's epoch, and the coordinator claims a later one.
+  at the earliest. The hello names the device's epoch, and the coordinator claims a later one. The
+  device goes on with its work: the message may be a late one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Handshake:
     _unanswered: int = 0  # hellos in a row
     _said_at: float | None = None  # time of the last hello; None while disconnected
     _heard_at: float = 0.0  # time of the last manifest
-    _is_behind: bool = False  # the coordinator that is online is behind this device
+    _is_behind: bool = False  # a coordinator is online that is behind this device
 
     def start_link(self, now: float) -> None:
         self.since = now if self.since is None else self.since
@@ -81,9 +82,9 @@ class Handshake:
         """True if the hello is due again; it then counts as unanswered until an answer arrives."""
         said_at = math.inf if self._said_at is None else self._said_at
         if self.trust.take_doubt():
-            self.reset()
-            self._is_behind = True
-        if not self.is_answered:
+            # -1: the hello that is due now is the first one that this coordinator can answer.
+            self._is_behind, self._unanswered = True, -1
+        if not self.is_answered or self._is_behind:
             is_due = now - said_at >= self._repeat_s
             if is_due and not self._unanswered:
                 log.event("no_answer", fleet=self.fleet, hint=_NO_ANSWER)
