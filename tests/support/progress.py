@@ -15,9 +15,9 @@ The bound follows from the rules of round_machine.py and attendance.py:
   contribution of it is kept; then this round lacks nothing from it.
 - So with `bad` training devices that may be missing, at most LEFT_OUT_AFTER * bad attempts or
   deadlines of `gathering` pass without a quorum. One more attempt closes the round.
-- A bad device that has an upload slot may hold it for LEASE_S without progress. Slots are given
-  first come, first served, so a good device waits for each bad one once at most. It may then be
-  too late for the attempt that is open.
+- A bad device that has an upload slot may hold it for LEASE_S without progress. If there are no
+  more slots than bad devices, a good one may have to wait for it. Slots are given first come, first
+  served, so it waits for each bad one once at most. It may then be too late for the open attempt.
 
 Before the first round that is closed after the last fault, two more things can take time:
 
@@ -67,8 +67,10 @@ class Progress:
     @property
     def round_s(self) -> float:
         """The longest time from one closed round to the next."""
-        late = self.bad * (LEASE_S + self.attempt_s)
-        return (LEFT_OUT_AFTER * self.bad + 1) * self.attempt_s + late
+        attempts, blocked_s = LEFT_OUT_AFTER * self.bad + 1, 0.0
+        if self.bad >= self.rules.upload_slots:
+            attempts, blocked_s = attempts + 1, self.bad * LEASE_S
+        return attempts * self.attempt_s + blocked_s
 
     @property
     def first_s(self) -> float:
