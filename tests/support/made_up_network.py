@@ -252,19 +252,24 @@ class World:
             simulated.fuse.left = 0
             simulated.muted_until = simulated.deaf_until = 0.0
             simulated.dies_young = simulated.dies_of_answers = False
-        if self.laws is not None and len(self.laws.models) > 1:
-            # Before, the run may have to wait for `devices` of them, for its first round.
-            self._leavers = habits.leavers(self, [a for a in self.agents if self._is_good(a)])
-            self.progress.bad += len(self._leavers)
-        for agent in (*self._spares, *self._leavers):
-            agent.gone_for_good = True
-            self.kill(agent, back_in_s=None)
+        self._lose_for_good(self._spares)
         for simulated in (self.serve, self.rival, *self.agents):
             if simulated.process is None:
                 if simulated is not self.rival:
                     self.start(simulated)
             elif simulated.link is not None and not self.network.is_here(simulated.link):
                 self.reconnect(simulated)
+        if self.laws is not None and len(self.laws.models) > 1:
+            # Before its first round is closed, the run may wait for `devices` of them. Its journal
+            # may be new: only the coordinator that has just started knows.
+            self._leavers = habits.leavers(self, [a for a in self.agents if self._is_good(a)])
+            self.progress.bad += len(self._leavers)
+            self._lose_for_good(self._leavers)
+
+    def _lose_for_good(self, agents: list[SimulatedProcess]) -> None:
+        for agent in agents:
+            agent.gone_for_good = True
+            self.kill(agent, back_in_s=None)
 
     # ---- processes
 
