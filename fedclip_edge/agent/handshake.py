@@ -7,6 +7,9 @@ Laws:
 - A device whose hello was answered says hello again if it then gets no manifest for too long: the
   newest manifest may be lost.
 - A device that is refused in a run says hello again after _ALONE_S, or to the next coordinator.
+- A device that hears a coordinator behind it says hello at once, but REPEAT_S after its last hello
+  at the earliest. The hello names the device's epoch, and the coordinator claims a later one. The
+  device goes on with its work: the message may be a late one.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class Handshake:
     _unanswered: int = 0  # hellos in a row
     _said_at: float | None = None  # time of the last hello; None while disconnected
     _heard_at: float = 0.0  # time of the last manifest
+    _is_behind: bool = False  # a coordinator is online that is behind this device
 
     def start_link(self, now: float) -> None:
         self.since = now if self.since is None else self.since
@@ -58,7 +62,8 @@ class Handshake:
 
     def refuse(self) -> None:
         """Record that the coordinator refuses this device in its run."""
-        self.is_answered, self.is_refused, self._unanswered = False, True, 0
+        self.is_answered, self.is_refused = False, True
+        self._unanswered, self._is_behind = 0, False
 
     def note_hello(self, now: float) -> None:
         """Record that a hello was sent."""
@@ -77,13 +82,17 @@ class Handshake:
         self._heard_at = now
         is_answer = direct and not self.is_answered
         if direct:
-            self.is_answered, self.is_refused, self._unanswered = True, False, 0
+            self.is_answered, self.is_refused = True, False
+            self._unanswered, self._is_behind = 0, False
         return is_answer
 
     def poll(self, now: float) -> bool:
         """True if the hello is due again; it then counts as unanswered until an answer arrives."""
         said_at = math.inf if self._said_at is None else self._said_at
-        if not self.is_answered:
+        if self.trust.take_doubt():
+            # -1: the hello that is due now is the first one that this coordinator can answer.
+            self._is_behind, self._unanswered = True, -1
+        if not self.is_answered or self._is_behind:
             is_due = now - said_at >= self._repeat_s
             if is_due and not self._unanswered and not self.is_refused:
                 log.event("no_answer", fleet=self.fleet, hint=_NO_ANSWER)
@@ -98,14 +107,19 @@ class Handshake:
         """True if the coordinator's state is offline, or if it does not answer hellos."""
         coordinator = self.trust.coordinator
         gone = coordinator is not None and not coordinator.online
-        return gone or self._unanswered >= _ALONE_HELLOS
+        return (gone and not self._is_behind) or self.gets_no_answer
+
+    @property
+    def gets_no_answer(self) -> bool:
+        """True if so many hellos in a row were not answered that no coordinator can be online."""
+        return self._unanswered >= _ALONE_HELLOS
 
     @property
     def _repeat_s(self) -> float:
         """Seconds to wait for an answer to the last hello."""
-        if self.is_refused:
+        if self.is_refused and not self._is_behind:
             return _ALONE_S
-        if self.is_alone or self.trust.coordinator is None:
+        if self.is_alone or (self.trust.coordinator is None and not self._is_behind):
             return min(REPEAT_S * (1 << min(self._unanswered, 10)), _ALONE_S)
         return REPEAT_S
 

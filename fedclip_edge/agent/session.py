@@ -104,6 +104,10 @@ class Session:
             log.event("run_ended_without_this_device", run=manifest.run)
             self._finish()
             return False
+        if self.trust.older_end is not None and self.handshake.gets_no_answer:
+            log.event("run_ended_without_this_device", run=self.trust.miss_end())
+            self.finished = True
+            return False
         if self.handshake.poll(now):
             self._repeat_hello(now)
         if manifest is None or not self.handshake.is_answered or not self._fits(manifest):

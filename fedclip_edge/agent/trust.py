@@ -7,6 +7,10 @@ Laws:
 - A direct answer names this process, so that an old answer cannot be replayed to it.
 - A device that took part in a run ends it exactly once, even if it was killed before it received
   the message that the run is done.
+- A message of a coordinator with an older epoch, or with another journal, raises one doubt. The
+  device then says hello (`handshake.py`), and that coordinator claims a later epoch.
+- Such a coordinator may end the run and go before it hears the hello. Its end of the run is then
+  noted, but not accepted: `miss_end` ends the run and keeps the epoch.
 """
 
 from __future__ import annotations
@@ -31,6 +35,10 @@ class Trust:
     coordinator: CoordinatorState | None = None
     manifest: Manifest | None = None
     is_mine: bool = False  # this device is in the manifest's run, and is not done with it
+    # The end of this device's run, as a coordinator with an older epoch announced it.
+    older_end: Manifest | None = None
+    _doubted: dict[type, CoordinatorState | Manifest] = field(default_factory=dict)
+    _doubts: bool = False
     _pins: dict[str, str] = field(default_factory=dict)  # run -> the coordinator's key
 
     def check(self, signed: wire.Signed) -> None:
@@ -57,6 +65,8 @@ class Trust:
         # A lower epoch of the same process is accepted: a coordinator that raises its epoch cannot
         # change the will that it left with the broker, which still has the old epoch.
         if state.epoch < epoch and (known is None or state.boot != known.boot):
+            if state.online:
+                self._doubt(state)
             raise PeerError(
                 f"coordinator of epoch {state.epoch}, older than the known epoch {epoch}"
             )
@@ -77,15 +87,42 @@ class Trust:
         is_done = manifest.phase == "done"
         here = RunPosition(manifest.epoch, manifest.run, manifest.closed, over=is_done)
         if known.is_newer_than(here):
+            if here.epoch < known.epoch or here.run != known.run:
+                self._doubt(manifest)
+            if is_done and here.run == known.run and not known.over:
+                self.older_end = manifest
             raise PeerError(f"manifest at {_described(here)}, older than {_described(known)}")
         self.is_mine = not is_done or (known.run == manifest.run and not known.over)
         self.state_db.move_position(replace(here, over=not self.is_mine))
-        self.manifest = manifest
+        self.manifest, self.older_end = manifest, None
+
+    def take_doubt(self) -> bool:
+        """True once after each new message of a coordinator that is behind this device."""
+        doubts, self._doubts = self._doubts, False
+        return doubts
 
     def end_run(self) -> None:
         """Record that the device is done with the manifest's run; DiskError on a disk error."""
         self.is_mine = False
         self.state_db.move_position(replace(self.state_db.position, over=True))
+
+    def miss_end(self) -> str:
+        """Record that the run of `older_end` is over, in the epoch that is known; returns the run.
+
+        If a coordinator of that epoch is back later, with fewer closed rounds, it learns the stored
+        number from this device's hello and claims a later epoch. Raises DiskError on a disk error.
+        """
+        assert self.older_end is not None
+        closed, self.older_end, self.is_mine = self.older_end.closed, None, False
+        known = self.state_db.position
+        self.state_db.move_position(replace(known, closed=max(known.closed, closed), over=True))
+        return known.run
+
+    def _doubt(self, message: CoordinatorState | Manifest) -> None:
+        # A retained message comes again with every hello.
+        if self._doubted.get(type(message)) != message:
+            self._doubted[type(message)] = message
+            self._doubts = True
 
 
 def _described(position: RunPosition) -> str:

@@ -13,6 +13,7 @@ from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import REPEAT_S
+from fedclip_edge.errors import PeerError
 
 
 @pytest.fixture
@@ -90,6 +91,24 @@ def test_after_too_long_without_a_manifest_it_asks(
     assert handshake.poll(10.0 + patience_s)
     assert not handshake.poll(10.0 + patience_s + 0.5)  # the interval stays the same
     assert handshake.poll(10.0 + 2 * patience_s)
+
+
+def test_a_coordinator_that_is_behind_hears_hellos_steadily_until_it_answers(
+    handshake: Handshake, trust: Trust
+) -> None:
+    trust.coordinator = replace(state(), online=False)
+    trust.accept_manifest(manifest(deadline_s=600.0, answers="b1"), direct=True)
+    handshake.note_manifest(1.0, direct=True)
+    with pytest.raises(PeerError):
+        trust.accept_coordinator(state("k2", epoch=4))
+    said, alone = hellos(handshake, 4.5), [handshake.is_alone]
+    said += hellos(handshake, 104.5)
+    alone += [handshake.is_alone, handshake.gets_no_answer]
+    assert said == [5.0, 10.0, 15.0, 20.0, 25.0]
+    assert handshake.is_answered, "a late message must not stop the work"
+    assert alone == [False, True, True]
+    handshake.note_manifest(100.0, direct=True)
+    assert [handshake.gets_no_answer, handshake.poll(200.0)] == [False, False]
 
 
 def test_without_a_link_nothing_is_due(handshake: Handshake) -> None:

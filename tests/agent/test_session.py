@@ -25,7 +25,7 @@ from session_scene import (
 )
 
 from fedclip_edge.agent.model_download import REPAIR_S
-from fedclip_edge.agent.state_db import StateDb
+from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.errors import DiskError, RefusedError
 from fedclip_edge.protocol import chunks, signing, wire
@@ -1151,3 +1151,35 @@ def test_a_full_disk_ends_it_before_anything_is_offered(
     with pytest.raises(DiskError):
         scene.join()
     assert scene.heard(Offer) == []
+
+
+def test_a_coordinator_behind_the_device_hears_a_hello_at_once(scene: Scene) -> None:
+    scene.join()
+    scene.heard(Hello)
+    scene.say(state("k2", epoch=4), TOPICS.coordinator_state)
+    scene.work(by_s=10)
+    assert [hello.epoch for hello in scene.heard(Hello)] == [5]
+    scene.say(manifest(epoch=6, answers="b1"))
+    scene.work(by_s=60)
+    assert not scene.heard(Hello)
+
+
+def test_a_run_that_ended_behind_the_device_is_over_once_nobody_answers(scene: Scene) -> None:
+    scene.join()
+    offer = scene.heard(Offer)[0]
+    end = manifest(epoch=4, phase="done", model_round=30)
+    scene.broker.deliver(
+        TOPICS.round, wire.pack_control(end, "coordinator", TOPICS.round, ME), retain=True
+    )
+    over = []
+    for _ in range(6):
+        scene.work(by_s=5)
+        over.append(scene.session.finished)
+    assert over == [False, False, False, False, True, True]
+    assert scene.session.state_db.position == RunPosition(5, "run-1", 30, over=True)
+    pending = scene.session.state_db.pending_update("run-1")
+    assert pending is not None
+    assert pending.sha256 == offer.parcel.sha256, "the run may go on with another journal"
+    scene.session.finished = False
+    scene.work(by_s=600)
+    assert not scene.session.finished

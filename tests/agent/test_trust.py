@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from session_scene import ME, TOPICS, manifest, state
 
-from fedclip_edge.agent.state_db import StateDb, open_state_db
+from fedclip_edge.agent.state_db import RunPosition, StateDb, open_state_db
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
@@ -75,3 +76,53 @@ def test_an_answer_to_another_process_is_refused(state_db: StateDb) -> None:
     with pytest.raises(PeerError, match="answers the process 'b1'"):
         believing.accept_manifest(manifest(answers="b1"), direct=True)
     believing.accept_manifest(manifest(answers="b2"), direct=True)
+
+
+def test_each_message_of_a_coordinator_that_is_behind_raises_one_doubt(state_db: StateDb) -> None:
+    newest = replace(manifest(), epoch=3, round=2, model_round=1)
+    trust = Trust("b1", "", state_db)
+    trust.accept_manifest(newest, direct=False)
+    for late in (replace(newest, round=1, model_round=0), newest):  # its own coordinator's
+        with contextlib.suppress(PeerError):
+            trust.accept_manifest(late, direct=False)
+        assert not trust.take_doubt()
+    for behind in (replace(newest, epoch=2), replace(newest, run="run-2")):
+        for expected in (True, False):  # a retained message comes again
+            with pytest.raises(PeerError):
+                trust.accept_manifest(behind, direct=False)
+            assert [trust.take_doubt(), trust.take_doubt()] == [expected, False]
+    for said, expected in (
+        (state("k2", epoch=2), True),
+        (state("k2", epoch=2), False),
+        (state("k3", epoch=2), True),
+        (state("k3", epoch=2, online=False), False),
+    ):
+        with pytest.raises(PeerError):
+            trust.accept_coordinator(said)
+        assert trust.take_doubt() == expected
+
+
+def test_the_end_in_an_older_epoch_is_noted_and_ends_the_run_once(state_db: StateDb) -> None:
+    trust = Trust("b1", "", state_db)
+    trust.accept_manifest(replace(manifest(), epoch=3, model_round=1), direct=False)
+    ended = replace(manifest(), epoch=2, phase="done", model_round=30)
+    for other in (replace(ended, run="run-2"), replace(ended, phase="open"), ended):
+        assert trust.older_end is None
+        with pytest.raises(PeerError):
+            trust.accept_manifest(other, direct=False)
+    assert trust.older_end == ended
+    assert trust.miss_end() == "run-1"
+    assert state_db.position == RunPosition(3, "run-1", 30, over=True)
+    assert not trust.is_mine
+    with pytest.raises(PeerError):
+        trust.accept_manifest(ended, direct=False)
+    assert trust.older_end is None, "it ends a second time"
+
+
+def test_a_manifest_that_is_accepted_makes_an_older_end_void(state_db: StateDb) -> None:
+    trust = Trust("b1", "", state_db)
+    trust.accept_manifest(replace(manifest(), epoch=3), direct=False)
+    with pytest.raises(PeerError):
+        trust.accept_manifest(replace(manifest(), epoch=2, phase="done"), direct=False)
+    trust.accept_manifest(replace(manifest(), epoch=4), direct=False)
+    assert trust.older_end is None

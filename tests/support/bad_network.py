@@ -1,5 +1,7 @@
 """An in-memory broker on a network that loses, repeats, reorders, delays and alters messages.
 
+What arrives at a process waits in the real transport's inbox (inbox.py), with its limits.
+
 A message takes two hops, each with its own fate. If the connection ends while a message is on its
 way, the message is lost, unless it is a late one: paho may deliver on a new connection what was
 meant for the old one.
@@ -10,15 +12,21 @@ from __future__ import annotations
 import functools
 import random
 import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import device_laws
+from broken_law import BrokenLawError
 from crashing import Killed
 
+from fedclip_edge.coordinator.coordinator import MUTED_S
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.transport.base import Received
+from fedclip_edge.transport import inbox
+from fedclip_edge.transport.base import Connected, Disconnected, Event, Flooding, Received, Will
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
+from fedclip_edge.transport.outbox import Limits
 
 if TYPE_CHECKING:
     from made_up_network import World
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 
 FLEET = "lab"
 _KEPT, _OFFER, _CHUNK = b'{"kind":"kept"', b'{"kind":"offer"', b"\xfc\x1e"
+_HELLO, _WANT = b'{"kind":"hello"', b'{"kind":"want"'
 _COORDINATOR_STATE = Topics(FLEET).coordinator_state
 _HEAD_BYTES = 24  # see chunks.py; the last four bytes are the checksum
 
@@ -79,6 +88,42 @@ def bad_downloads(calm: Weather, luck: random.Random) -> Weather:
     )
 
 
+@dataclass(eq=False)
+class BoundedLink(InMemoryTransport):
+    """A link whose messages wait in a bounded inbox; `clock` gives the simulated time."""
+
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._is_empty = True
+        self.handled: Counter[str] = Counter()  # messages that were taken out, by topic
+        self.ignores: dict[str, float] = {}  # device that floods -> time until it is ignored
+        is_coordinator = self.will.topic == _COORDINATOR_STATE
+        self._bounded = inbox.Inbox(
+            Limits(), Topics(FLEET).owner if is_coordinator else None, self.clock
+        )
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        if self._is_empty and not self.inbox:
+            return None  # the usual case, without the inbox's lock
+        while self.inbox:
+            event = self.inbox.popleft()
+            if isinstance(event, Received):
+                self._bounded.put(event)
+            elif isinstance(event, Disconnected):
+                self._bounded.link_down(event)
+            elif isinstance(event, Connected):
+                self._bounded.link_up(Limits())
+        taken = self._bounded.next_event(timeout_s)
+        self._is_empty = taken is None
+        if isinstance(taken, Received):
+            self.handled[taken.topic] += 1
+        elif isinstance(taken, Flooding):
+            self.ignores.setdefault(taken.sender, self.clock() + MUTED_S)
+        return taken
+
+
 class Network(InMemoryBroker):
     """A broker whose connections are controlled by the world."""
 
@@ -88,12 +133,39 @@ class Network(InMemoryBroker):
         self._links: dict[InMemoryTransport, int] = {}  # number of connections so far
         self._clear_at: dict[tuple[InMemoryTransport, str], float] = {}
 
+    def client(self, client_id: str, topics: Iterable[str], will: Will) -> InMemoryTransport:
+        if client_id in self._clients:
+            self.cut(client_id)
+        client = BoundedLink(self, client_id, tuple(topics), will, lambda: self._world.now)
+        self._connect(client)
+        return client
+
+    def flood(self, client: InMemoryTransport, topic: str, payload: bytes, count: int) -> None:
+        """Deliver a message of a client `count` times at once, to each reader."""
+        self._world.note(f"{client.client_id} > {topic} {count} x {_kind(payload)}")
+        for other in list(self._clients.values()):
+            simulated = self._world.owner(other)
+            if simulated is None or not other.subscribes(topic):
+                continue
+            assert isinstance(other, BoundedLink)
+            until = other.ignores.get(Topics(FLEET).owner(topic), 0.0)
+            if self._world.now < until:
+                raise BrokenLawError("flood", f"{simulated.label} listens to a device that floods")
+            other.ignores.pop(Topics(FLEET).owner(topic), None)
+            before = other.handled[topic]
+            other.inbox.extend([Received(topic, payload)] * count)
+            self._world.poke(simulated)
+            if other.handled[topic] - before > inbox.SHARE.items:
+                raise BrokenLawError("flood", f"{simulated.label} handles a whole flood")
+
     def accept(
         self, client: InMemoryTransport, topic: str, payload: bytes, *, retain: bool
     ) -> None:
         world, simulated = self._world, self._world.owner(client)
         assert simulated is not None
         simulated.fuse.point()
+        if payload.startswith((_HELLO, _WANT)):
+            simulated.last_said[_kind(payload)] = topic, payload
         self._hear(simulated, topic, payload)
         send = functools.partial(self._send, client, topic, payload, retain)
         # Sent when the work is done, if the process is still alive.

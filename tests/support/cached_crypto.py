@@ -21,6 +21,8 @@ from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import Layout, Plan
+from fedclip_edge.transport import inbox
+from fedclip_edge.transport.fair_queue import Room
 
 CLASSES = class_texts(("ant", "bee"), dim=4)
 DIM = 4
@@ -49,7 +51,7 @@ def _silent(name: str, /, **fields: object) -> None:
 
 @contextmanager
 def quickly(*, logs: bool) -> Iterator[None]:
-    """Use small chunks, no log lines, and caches for signing, verifying and parsing."""
+    """Use small chunks and queues, no log lines, and caches for signing, verifying and parsing."""
     with ExitStack() as patches:
         for target, name, value in (
             (Identity, "sign", lambda me, message: _sign(me, message)),  # noqa: PLW0108  # a method
@@ -58,6 +60,9 @@ def quickly(*, logs: bool) -> Iterator[None]:
             # The default of 120 KiB is written in two places.
             (Blob.__init__, "__defaults__", (CHUNK_BYTES,)),
             (chunks.blob_of, "__defaults__", (CHUNK_BYTES,)),
+            # A flood of a few hundred messages is enough.
+            (inbox, "SHARE", Room(64, 2**20)),
+            (inbox, "FLOOD", 64),
         ):
             patches.enter_context(mock.patch.object(target, name, value))
         if not logs:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from laws import Laws
 
 
+HUGE = "-huge"  # the end of a variant whose updates are above every bound of the plan
+
+
 def update_of(model: Model, device: str, variant: str) -> Update:
     """The update of a device from a model: cheap, different per device, and deterministic."""
     content = b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
@@ -35,10 +38,14 @@ def update_of(model: Model, device: str, variant: str) -> Update:
 def _update(content: bytes, names: tuple[str, ...], device: str, variant: str) -> Update:
     digest = hashlib.sha256(content + f"{device}/{variant}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    scale = 1e6 if variant.endswith(HUGE) else 1.0
     weight = 1 + digest[8] % 3
     dim = int(np.sqrt(len(content) / 8 + 0.25))  # two square layers, each with a bias
     shapes = {name: (dim, dim) if name.endswith("weight") else (dim,) for name in names}
-    terms = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    terms = {
+        name: (scale * random.normal(size=shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
     return Update("sum", weight, terms)
 
 

@@ -11,7 +11,12 @@ The laws, by the name in `BrokenLawError.law`:
 - lost: an acknowledged contribution is in the journal, and so in the model of its round.
 - reopened: a closed round stays closed, with the same model and the same contributions.
 - ends: a run with enough live devices ends within a bound after the last fault, also for every
-  device that took part.
+  device that took part, as long as the broker still has the manifest that says so. A device that
+  knows a later epoch than every coordinator that is left is no exception.
+- progress: with enough live devices, each round closes within a bound after the one before,
+  whatever the other members of the fleet do (progress.py).
+- flood: of a flood, a process handles no more than one sender's share of its queue, and a
+  coordinator does not listen to its sender for MUTED_S (bad_network.py).
 - equal: every model, and the file of the last one, equals that of the faultless run byte for byte.
 - residual: a device's next update has the residual of its last kept one, once (device_laws.py).
 - parked: a device offers only what is on its disk.

@@ -6,7 +6,8 @@ their hash. The adversary's faults are in fault_schedule.py and bad_network.py. 
 reorders, delays and alters messages; cuts links; kills the broker; empties disks and restores old
 ones; starts a second agent or coordinator with the same id; and kills any process before a message
 or a statement, or within a commit (crashing.py). Then the faults stop, all processes come back that
-may, and the run has to end. The laws that must hold are in laws.py.
+may, and the run has to end, although some members of the fleet may never behave (habits.py). The
+laws that must hold are in laws.py.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import device_laws
+import habits
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
 from cached_crypto import identity_of, layout, quickly
 from crashing import Disk, Killed
 from fault_schedule import FAULTS
 from laws import Laws
+from progress import Progress
 from simulated_processes import SimulatedProcess, start_agent, start_coordinator
 
 from fedclip_edge.agent import session
@@ -60,6 +63,8 @@ class Outcome:
     settled_s: float = 0.0  # virtual time from the last fault to the end of the run
     kills: int = 0
     rounds: int = 0
+    bad: int = 0  # members with a bad habit
+    slowest: float = 0.0  # the largest share of a bound of progress.py that a round needed
 
 
 def simulate(seed: int, show: Callable[[str], None] | None = None) -> Outcome:
@@ -82,6 +87,8 @@ def simulate(seed: int, show: Callable[[str], None] | None = None) -> Outcome:
             settled_s=world.ended_at - world.quiet_at if world.ended_at else 0.0,
             kills=world.kills,
             rounds=world.plan.rounds,
+            bad=len(world.bad),
+            slowest=world.progress.slowest,
         )
 
 
@@ -95,17 +102,22 @@ class World:
 
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
         self.luck: random.Random = random.Random(seed)
+        self.habit_luck: random.Random = random.Random(f"habits of {seed}")
         self.now = 1000.0
         self.trace = hashlib.sha256()
         self.events = self.kills = self.runs = self.starts = 0
         self.quiet_at = self.now + self.luck.uniform(5, 60)
         self.ended_at = 0.0  # time at which the coordinator ended
+        self._look_at = 0.0  # time of the next check of the bounds
         self.finished = False
         self._show = show
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         devices, spare = self.luck.choice((1, 1, 2, 2, 3)), self.luck.choice((0, 0, 1))
         rounds = self.luck.choice((1, 2, 2, 3))
+        self.habits: dict[str, str] = habits.choose(self)
+        if self.habits:
+            rounds += self.habit_luck.choice((0, 2, 4))  # most of them after the last fault
         lossless: tuple[Codec, Codec] = ("fp32", "fp32")
         up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
         self.plan = Plan(rounds=rounds, codec_up=up, codec_down=down)
@@ -130,6 +142,9 @@ class World:
             for number, name in enumerate(names)
         }
         self.training_s = {name: self.luck.uniform(0, 6) for name in names}
+        self._add_bad_members(folder)
+        # The coordinator's pause for a flood goes by the registry of enrolled devices.
+        self.is_enrolled = "floods" in self.habits.values() or self.habit_luck.random() < 0.2
         for simulated in (self.serve, *self.agents):
             simulated.dies_young = self.luck.random() < 0.1
         self.checkpoint_pages = self.luck.choice((0, 0, 4, 12))
@@ -137,7 +152,27 @@ class World:
         self.laws: Laws | None = None
         self.weather: Weather = worse(self.luck)
         self.network = Network(self)
-        self._spare = spare
+        self._leavers: list[SimulatedProcess] = []
+        self._spares = [self.agents[len(names) - 1]] if spare else []
+        # A spare goes away for good; it may be a training device that a round waits for.
+        missing = [box for box in (*self._spares, *self.bad) if "train" in self.roles[box.name]]
+        self.progress = Progress(self.rules, rounds, len(missing), self.quiet_at)
+
+    def _add_bad_members(self, folder: Path) -> None:
+        self.bad = [self._box(folder, name) for name in self.habits]
+        self.agents += self.bad
+        luck = self.habit_luck
+        both: tuple[Role, ...] = ("train", "evaluate")
+        for name, habit in self.habits.items():
+            roles: tuple[tuple[Role, ...], ...] = (both, ("train",), ("evaluate",))
+            self.roles[name] = both if habit == "is refused" else luck.choice(roles)
+            late_s = luck.uniform(1.05, 2) * self.rules.deadline_s
+            self.training_s[name] = late_s if habit == "is slow" else luck.uniform(0, 6)
+
+    def _is_good(self, agent: SimulatedProcess) -> bool:
+        """True if a round may need the device: it trains and has no bad habit."""
+        is_bad = agent in self.bad or agent in self._spares
+        return "train" in self.roles[agent.name] and not is_bad
 
     def _box(self, folder: Path, name: str, *, copy: bool = False) -> SimulatedProcess:
         disk = Disk(folder / f"{name}{'-copy' if copy else ''}", self.luck, "parked.sqlite")
@@ -151,6 +186,8 @@ class World:
     def bound_s(self) -> float:
         """The virtual time within which a run must end after the last fault."""
         rules = self.rules
+        if self.bad or self._leavers:
+            return self.progress.run_s
         return (self.plan.rounds + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
 
     # ---- time
@@ -175,14 +212,22 @@ class World:
         self.start(self.serve)
         for agent in self.agents:
             self.at(self.luck.uniform(0, 5), functools.partial(self.start, agent))
+        habits.begin(self)
         self.at(self.quiet_at - self.now, self.fall_quiet)
         while not self.finished:
             self.now, _, act = heapq.heappop(self._queue)
-            if not self.ended_at and self.now > self.quiet_at + self.bound_s:
-                raise BrokenLawError("ends", f"not ended {self.bound_s:.0f} s after the last fault")
+            if self.now >= self._look_at and not self.ended_at:
+                self._look_at = self.now + TICK_S
+                self._check_progress()
             act()
             if self.ended_at:
                 self._check_told()
+
+    def _check_progress(self) -> None:
+        if self.now > self.quiet_at + self.bound_s:
+            raise BrokenLawError("ends", f"not ended {self.bound_s:.0f} s after the last fault")
+        if self.laws is not None:
+            self.progress.check(self.laws.run.id, len(self.laws.models) - 1, self.now)
 
     def close(self) -> None:
         for simulated in self.processes:
@@ -207,15 +252,24 @@ class World:
             simulated.fuse.left = 0
             simulated.muted_until = simulated.deaf_until = 0.0
             simulated.dies_young = simulated.dies_of_answers = False
-        for agent in self.agents[len(self.agents) - self._spare :]:
-            agent.gone_for_good = True
-            self.kill(agent, back_in_s=None)
+        self._lose_for_good(self._spares)
         for simulated in (self.serve, self.rival, *self.agents):
             if simulated.process is None:
                 if simulated is not self.rival:
                     self.start(simulated)
             elif simulated.link is not None and not self.network.is_here(simulated.link):
                 self.reconnect(simulated)
+        if self.laws is not None and len(self.laws.models) > 1:
+            # Before its first round is closed, the run may wait for `devices` of them. Its journal
+            # may be new: only the coordinator that has just started knows.
+            self._leavers = habits.leavers(self, [a for a in self.agents if self._is_good(a)])
+            self.progress.bad += len(self._leavers)
+            self._lose_for_good(self._leavers)
+
+    def _lose_for_good(self, agents: list[SimulatedProcess]) -> None:
+        for agent in agents:
+            agent.gone_for_good = True
+            self.kill(agent, back_in_s=None)
 
     # ---- processes
 
@@ -356,6 +410,7 @@ class World:
             )
         self.laws.check_file(state)
         self.ended_at = self.now
+        habits.end(self)
         self.kill(self._other(simulated), back_in_s=None)
         for agent in self.agents:  # some devices are away at that moment
             if self.luck.random() < 0.2:

@@ -12,7 +12,7 @@ import device_laws
 from bad_network import FLEET
 from cached_crypto import CLASSES, DIM, identity_of, layout
 from crashing import CrashingConnection, Disk, Fuse
-from device_laws import Memory, update_of
+from device_laws import HUGE, Memory, update_of
 from fake_learner import FakeLearner
 from in_memory import ENCODER
 from laws import Laws
@@ -27,6 +27,7 @@ from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
+from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.protocol.topics import Topics
@@ -60,6 +61,8 @@ class SimulatedProcess:
     memory: Memory = field(init=False)
     view: Any = None  # its file without a fuse: Journal or StateDb
     believed: Manifest | None = None
+    # The topic and content of its last message of some kinds, for repetition.
+    last_said: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.name)
@@ -85,6 +88,11 @@ class SimulatedProcess:
             database, functools.partial(self.disk.torn, database), self.fuse
         )
         return self.connection
+
+    def sleep(self, world: World, for_s: float) -> None:
+        """Handle nothing for this long, like a stopped process; 0 wakes it."""
+        self.busy_until = world.now + for_s
+        world.at(for_s, functools.partial(world.poke, self))
 
     def check(self, laws: Laws | None) -> None:
         """Check the current contents of a device's disk."""
@@ -125,8 +133,17 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
     )
     config = _fleet_config(world, path)
     said = publisher.Publisher(config, state, me, simulated.link, incarnation, epoch)
-    simulated.process = resume_coordinator(config, state, said, world.now)
+    simulated.process = resume_coordinator(
+        config, state, said, world.now, registry=_registry(world) if world.is_enrolled else None
+    )
     return True
+
+
+def _registry(world: World) -> Registry:
+    devices = {
+        agent.name: Device(identity_of(agent.name).key, (), "2099-01-01") for agent in world.agents
+    }
+    return Registry(FLEET, "localhost", 0, identity_of(publisher.NAME).key, devices=devices)
 
 
 def _heard(world: World) -> int:
@@ -165,8 +182,11 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
     simulated.check(world.laws)
     name, me = simulated.name, identity_of(simulated.name)
     roles = world.roles[name]
-    config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles)
+    pinned = identity_of(publisher.NAME).key if world.is_enrolled else ""
+    config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles, pinned)
     variant = f"{simulated.lives}-{int(simulated.copy)}"
+    if world.habits.get(name) == "is refused":
+        variant += HUGE
     incarnation = f"{name}-{variant}"
     simulated.link = world.network.client(
         f"{FLEET}.{name}",
