@@ -97,7 +97,7 @@ def federate(
                 model, data[name].train, data[name].validation, classes, plan, {}, seed
             )
             sent = Contribution("r", 1, name, "b", made)
-            body, residuals[name] = upload.encode(sent, plan, residuals[name])
+            body, residuals[name] = upload.encode(sent, plan, residuals[name], plan.max_norm)
             up.append(len(body))
             total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)
         master, _ = method.combine(master, total, {})

@@ -330,14 +330,14 @@ def retained(folder: Path, seconds: float) -> dict[str, float]:
     sent: list[int] = []
     flood = threading.Thread(target=lambda: sent.append(_retain(port, seconds)))
     try:
-        device = connected(_login(port, "dev-0"), "dev-0", [_TOPICS.round])
+        device = connected(_login(port, "dev-0"), "dev-0", [_TOPICS.manifest])
         coordinator = connected(_login(port, "coordinator"), "coordinator")
         for client in (device, coordinator):
             next_of(client, Connected)
         flood.start()
         while flood.is_alive():
             begin = time.perf_counter()
-            coordinator.publish(_TOPICS.round, b"manifest", retain=True)
+            coordinator.publish(_TOPICS.manifest, b"manifest", retain=True)
             next_of(device, Received)
             longest_s = max(longest_s, time.perf_counter() - begin)
             time.sleep(0.05)
@@ -362,7 +362,12 @@ def _retain(port: int, seconds: float) -> int:
     made_up = (Topics(f"fleet-{n}") for n in range(_MADE_UP))
     topics = [make("mallory") for fleet in made_up for make in (fleet.state, fleet.up)]
     topics += [f"{_TOPICS.up('mallory')}/{n}" for n in range(_MADE_UP)]
-    topics += [_TOPICS.up("mallory"), _TOPICS.state("mallory"), _TOPICS.up("dev-0"), _TOPICS.round]
+    topics += [
+        _TOPICS.up("mallory"),
+        _TOPICS.state("mallory"),
+        _TOPICS.up("dev-0"),
+        _TOPICS.manifest,
+    ]
     sent, end = 0, time.monotonic() + seconds
     with _connect(port, "mallory", "mallory") as link, contextlib.suppress(ConnectionError):
         # Above its memory limit, the broker ends the connection.

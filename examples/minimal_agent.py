@@ -304,6 +304,10 @@ class Agent:
         for name, values in self.terms.items():
             lost = residual.get(name) or [0.0] * len(values)
             meant[name] = f32([0.01 * v + left for v, left in zip(values, lost, strict=True)])
+        # The decoded norm must be within the bound: nine tenths leave room for the codec.
+        norm = math.sqrt(sum(v * v for values in meant.values() for v in values))
+        scale = min(1.0, 0.9 * manifest["exchange"]["max_norm"] / (norm or 1.0))
+        meant = {name: f32([scale * v for v in values]) for name, values in meant.items()}
         head = {
             "schema": 2, "kind": "contribution", "run": manifest["run"],
             "round": manifest["exchange"]["number"], "device": self.config["id"],

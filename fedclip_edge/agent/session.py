@@ -264,7 +264,7 @@ class Session:
             exchange=manifest.exchange.sha256,
             update=update,
         )
-        offer = self.upload.make_offer(contribution, plan, before, state, now)
+        offer = self.upload.make_offer(contribution, manifest, before, state, now)
         self.publisher.send(offer)
         log.event("trained", round=contribution.round, update_bytes=offer.blob.size_bytes)
         return True

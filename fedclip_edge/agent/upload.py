@@ -27,16 +27,15 @@ REPEAT_S = 5.0  # without an answer for this long, the offer is repeated
 
 
 def encode(
-    contribution: Contribution, plan: Plan, residual: Arrays, max_norm: float | None = None
+    contribution: Contribution, plan: Plan, residual: Arrays, max_norm: float
 ) -> tuple[bytes, Arrays]:
     """Encode a contribution in the plan's codec_up; returns its payload and the new residual.
 
     `residual` is the part of the last kept update that the codec lost. It is added to the delta
     before encoding. Both residuals are float32 arrays with the shapes of the delta, by name, or
-    empty. The delta is scaled down to the round's `max_norm`; None stands for the plan's.
+    empty. The delta is scaled down to the round's `max_norm`.
     """
-    bound = plan.max_norm if max_norm is None else max_norm
-    stored, left = store_within(plan.codec_up, contribution.update, residual, bound)
+    stored, left = store_within(plan.codec_up, contribution.update, residual, max_norm)
     return wire.pack_contribution(contribution, plan.codec_up, stored), left
 
 
@@ -136,14 +135,20 @@ class Upload:
         return self.state_db.carry_over(run)
 
     def make_offer(
-        self, contribution: Contribution, plan: Plan, before: CarryOver, state: Arrays, now: float
+        self,
+        contribution: Contribution,
+        manifest: Manifest,
+        before: CarryOver,
+        state: Arrays,
+        now: float,
     ) -> Offer:
         """Encode a new contribution, put it on disk, and return its offer.
 
         `before` is the carry-over of the last kept contribution. `state` is the method's state for
         the next one, float32 arrays by name. Raises DiskError if the file cannot be written.
         """
-        payload, residual = encode(contribution, plan, before.residual)
+        max_norm = manifest.exchange.max_norm
+        payload, residual = encode(contribution, manifest.plan, before.residual, max_norm)
         blob = self._blob_of(payload)
         update = PendingUpdate(
             contribution.run, contribution.round, contribution.exchange, blob.sha256, payload

@@ -293,7 +293,7 @@ class Coordinator:
         roles = hello.capabilities.roles
         if not self.devices.is_online(device):
             log.event("joined", device=device, domain=hello.domain, roles="+".join(roles) or None)
-        self.devices.set_online(device, hello.boot)
+        self.devices.set_online(device, hello.boot, hello.capabilities.pictures)
         self.devices.saw(device, now)
         joined = round_events.Joined(device, "train" in roles, "evaluate" in roles)
         self.driver.handle(joined, now)

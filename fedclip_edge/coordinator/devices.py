@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedclip_edge.protocol.messages import Pictures
+
 MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
 
 
@@ -14,6 +16,9 @@ class Devices:
     """All devices that have joined the run."""
 
     keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
+    # The most pictures, other than those for tests, that each one declared since this process started: a contribution may be
+    # older than the last hello, and made from pictures that are deleted since.
+    declared: dict[str, int] = field(default_factory=dict)
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
     _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time
     _seen_at: dict[str, float] = field(default_factory=dict)  # time of each one's last message
@@ -26,9 +31,11 @@ class Devices:
     def is_online(self, device: str) -> bool:
         return device in self._incarnations
 
-    def set_online(self, device: str, incarnation: str) -> None:
-        """Mark the device as online, under the incarnation of its last hello."""
+    def set_online(self, device: str, incarnation: str, pictures: Pictures) -> None:
+        """Mark the device as online, with the incarnation and the pictures of its last hello."""
         self._incarnations[device] = incarnation
+        declared = pictures.train + pictures.validation + pictures.withheld
+        self.declared[device] = max(declared, self.declared.get(device, 0))
 
     def set_offline(self, device: str) -> str | None:
         """Mark the device as offline; returns its incarnation, or None if it was offline."""

@@ -164,15 +164,24 @@ class Journal:
             )
         return model
 
-    def keep(self, run: str, round: int, device: str, sha256: str, payload: bytes) -> None:
-        """Put a contribution on disk.
+    def keep(
+        self,
+        run: str,
+        round: int,
+        device: str,
+        sha256: str,
+        payload: bytes,
+        norm: float,
+        weight: int,
+    ) -> None:
+        """Put a contribution on disk; `norm` is that of its update, divided by its weight.
 
         Raises sqlite3.IntegrityError if the device already has one in this round.
         """
         with self._writing():
             added = self._database.execute(
-                "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?)",
-                (run, round, device, sha256, len(payload)),
+                "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+                (run, round, device, sha256, len(payload), norm, weight),
             )
             self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, payload))
 
@@ -191,6 +200,11 @@ class Journal:
         """True if the contribution with this hash was kept; its round may be open or closed."""
         query = "SELECT sha256 FROM contribution WHERE run = ? AND round = ? AND device = ?"
         return self._rows(query, run, round, device) == [(sha256,)]
+
+    def norms(self, run: str, round: int) -> list[float]:
+        """The norms of the contributions to a round, open or closed, in the order of devices."""
+        query = "SELECT norm FROM contribution WHERE run = ? AND round = ? ORDER BY device"
+        return [norm for (norm,) in self._rows(query, run, round)]
 
     def kept_bytes(self, run: str, round: int) -> int:
         """Total payload bytes of the contributions to a round, open or closed, as received."""

@@ -8,7 +8,7 @@ from fedclip_edge.records import Plan
 from fedclip_edge.storage.sqlite import Schema
 
 SCHEMA = Schema(
-    version=3,
+    version=4,
     table="contribution",
     script="""
 CREATE TABLE run (
@@ -24,7 +24,9 @@ CREATE TABLE model (
 CREATE TABLE contribution (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL, device TEXT NOT NULL,
-    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, UNIQUE (run, round, device)
+    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    norm REAL NOT NULL, weight INTEGER NOT NULL, -- norm of the update, divided by its weight
+    UNIQUE (run, round, device)
 );
 -- A table of its own: deleting a whole row gives its pages back. In a row that stays, a payload of
 -- 25 kB would leave a page of 32 kB that holds nothing but the rest of the row.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.round_events import Arrived, Offered
 from fedclip_edge.coordinator.run_state import RunState
@@ -41,6 +42,7 @@ class Receiver:
     run_state: RunState
     publisher: Publisher
     uploads: Uploads
+    devices: Devices
 
     def receive_offer(self, device: str, offer: Offer) -> Offered | None:
         """Handle an offer; returns the event for the round machine, or None if already answered.
@@ -84,7 +86,8 @@ class Receiver:
             contribution = wire.unpack_contribution(
                 payload, plan.codec_up, layout.delta, layout.sums
             )
-            self.run_state.check(device, offer.number, contribution)
+            declared = self.devices.declared.get(device)
+            self.run_state.check(device, offer.number, contribution, declared)
         except PeerError as error:
             refused = Refused(str(error), "contribution", sha256=offer.blob.sha256)
             self.publisher.send(device, refused)

@@ -33,7 +33,9 @@ def resume_coordinator(
     run, closed = run_state.run, run_state.model.round
     devices = Devices(run_state.journal.keys(run.id))
     admission = Admission(run, run_state.journal, devices, registry)
-    receiver = Receiver(run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)))
+    receiver = Receiver(
+        run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
+    )
     state = RoundState(
         run=run.id,
         rules=config.rules,

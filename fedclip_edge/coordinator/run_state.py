@@ -20,12 +20,14 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from fedclip_edge import model_file
+from fedclip_edge import log, model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
+from fedclip_edge.learning.aggregation import norm_of
+from fedclip_edge.learning.norm_bound import NormBound, bound_after
 from fedclip_edge.learning.strategy import Total
 from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.protocol import wire
@@ -86,6 +88,7 @@ class RunState:
     model: Model  # the master, float32
     stored: StoredModel  # the same model, as published
     total: Total  # of the open round's updates
+    bound: NormBound  # of the norm of an update in this exchange
     exchange: Exchange  # that is open, or opens next; the last one if every round is closed
 
     @property
@@ -106,11 +109,14 @@ class RunState:
         """True if the contribution with this hash was kept; its round may be open or closed."""
         return self.journal.has_kept(self.run.id, round, device, sha256)
 
-    def check(self, device: str, round: int, contribution: Contribution) -> None:
+    def check(
+        self, device: str, round: int, contribution: Contribution, declared: int | None = None
+    ) -> None:
         """Raise PeerError unless `device` may add this contribution to `round`.
 
         Its run, round, device and exchange must match, and its update must be within the bounds of
-        the exchange and of the plan (`Total.check`).
+        the exchange and of the plan (`Total.check`), and one that the device can have made from
+        the pictures that it declared (`check_update`).
         """
         expected = {
             "run": self.run.id,
@@ -122,7 +128,7 @@ class RunState:
             got = getattr(contribution, name)
             if got != value:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
-        check_update(self.run.plan, contribution.update)
+        check_update(self.run.plan, contribution.update, declared)
         self.total.check(contribution.update)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
@@ -130,8 +136,13 @@ class RunState:
 
         `sha256` is the hash of `payload`, the contribution as it was uploaded.
         """
-        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, payload)
-        self.total.add(contribution.update)
+        update, device = contribution.update, contribution.device
+        norm = norm_of(update.delta) / update.weight
+        self.journal.keep(
+            self.run.id, contribution.round, device, sha256, payload, norm, update.weight
+        )
+        self.total.add(update)
+        log.event("kept", device=device, round=contribution.round, norm=norm, weight=update.weight)
 
     def close_round(self) -> None:
         """Combine the sum into the next model, commit it, and start the next round's sum."""
@@ -140,8 +151,10 @@ class RunState:
         model, state = methods.get(plan.method).combine(self.model, self.total, state)
         stored = stored_model(model, state, plan)
         self.journal.close_round(self.run.id, stored)
-        self.model, self.stored, self.total = model, stored, strategies.total(plan)
-        self.exchange = _next_round(self.run, stored)
+        self.bound = self.bound.after(self.journal.norms(self.run.id, model.round))
+        self.model, self.stored = model, stored
+        self.total = strategies.total(plan, self.bound.value)
+        self.exchange = _next_round(self.run, stored, self.bound)
 
     def finish(self) -> Path:
         """Write the run's model file, mark the run as finished, and return the file's path.
@@ -172,9 +185,12 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     plan, stored = run.plan, journal.newest_model(run.id)
     try:
         model = master_model(stored, layout.parameters)
-        state = RunState(
-            run, journal, layout, model, stored, strategies.total(plan), _next_round(run, stored)
+        bound = bound_after(
+            plan, layout, (journal.norms(run.id, n + 1) for n in range(model.round))
         )
+        total = strategies.total(plan, bound.value)
+        exchange = _next_round(run, stored, bound)
+        state = RunState(run, journal, layout, model, stored, total, bound, exchange)
         for device, payload in journal.contributions(run.id, model.round + 1):
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)
@@ -184,7 +200,7 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     return state
 
 
-def _next_round(run: Run, stored: StoredModel) -> Exchange:
+def _next_round(run: Run, stored: StoredModel, bound: NormBound) -> Exchange:
     return open_round(
         run=run.id,
         number=min(stored.round + 1, run.plan.rounds),
@@ -192,7 +208,7 @@ def _next_round(run: Run, stored: StoredModel) -> Exchange:
         plan=run.plan,
         encoder_id=run.encoder_id,
         classes_digest=run.classes_digest,
-        max_norm=run.plan.max_norm,
+        max_norm=bound.value,
     )
 
 

@@ -12,8 +12,6 @@ Law: an update that `methods.fit` makes from the declared pictures passes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.moment_check import check_moments, counts_of
@@ -21,16 +19,11 @@ from fedclip_edge.learning.options import Training
 from fedclip_edge.records import Plan, Update
 
 
-@dataclass(frozen=True)
-class Declared:
-    """The numbers of pictures that a device declared for a run."""
+def check_update(plan: Plan, update: Update, declared: int | None = None) -> None:
+    """Raise PeerError, with the reason, if no device with so many declared pictures sends this.
 
-    train: int
-    validation: int
-
-
-def check_update(plan: Plan, update: Update, declared: Declared | None = None) -> None:
-    """Raise PeerError, with the reason, if no device with the declared pictures sends the update.
+    `declared` counts the pictures of the training and the validation side, and those that the
+    device withholds: which of them it sends, and on which side, also depends on the plan.
 
     The update must have the names and shapes of the plan's layout. Without `declared` its counts
     are not compared. Of a method of your own (`methods.register`), only the weight is checked.
@@ -47,10 +40,10 @@ def check_update(plan: Plan, update: Update, declared: Declared | None = None) -
         if declared is not None:
             _check_declared(update, declared)
     elif isinstance(options, Training) and options.weighting == "pictures":
-        if declared is not None and update.weight > max(1, declared.train):
+        if declared is not None and update.weight > max(1, declared):
             raise PeerError(
-                f"the update's weight is {update.weight}, but the device declared "
-                f"{declared.train} training pictures"
+                f"the update's weight is {update.weight}, but the device declared {declared} "
+                "pictures"
             )
     elif update.weight != 1 and (
         isinstance(options, Training) or not (update.delta or update.sums)
@@ -60,10 +53,10 @@ def check_update(plan: Plan, update: Update, declared: Declared | None = None) -
         )
 
 
-def _check_declared(update: Update, declared: Declared) -> None:
+def _check_declared(update: Update, declared: int) -> None:
     train, validation = counts_of(update.sums)
-    if train > declared.train or validation > declared.validation:
+    if train + validation > declared:
         raise PeerError(
             f"the sums are of {train} training and {validation} validation pictures, but the "
-            f"device declared {declared.train} and {declared.validation}"
+            f"device declared {declared} pictures"
         )

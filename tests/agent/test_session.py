@@ -1167,9 +1167,9 @@ def test_a_coordinator_behind_the_device_hears_a_hello_at_once(scene: Scene) -> 
 def test_a_run_that_ended_behind_the_device_is_over_once_nobody_answers(scene: Scene) -> None:
     scene.join()
     offer = scene.heard(Offer)[0]
-    end = manifest(epoch=4, phase="done", model_round=30)
+    end = manifest(epoch=4, phase="done", closed=30)
     scene.broker.deliver(
-        TOPICS.round, wire.pack_control(end, "coordinator", TOPICS.round, ME), retain=True
+        TOPICS.manifest, wire.pack_control(end, "coordinator", TOPICS.manifest, ME), retain=True
     )
     over = []
     for _ in range(6):
@@ -1179,7 +1179,7 @@ def test_a_run_that_ended_behind_the_device_is_over_once_nobody_answers(scene: S
     assert scene.session.state_db.position == RunPosition(5, "run-1", 30, over=True)
     pending = scene.session.state_db.pending_update("run-1")
     assert pending is not None
-    assert pending.sha256 == offer.parcel.sha256, "the run may go on with another journal"
+    assert pending.sha256 == offer.blob.sha256, "the run may go on with another journal"
     scene.session.finished = False
     scene.work(by_s=600)
     assert not scene.session.finished

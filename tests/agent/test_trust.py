@@ -79,10 +79,10 @@ def test_an_answer_to_another_process_is_refused(state_db: StateDb) -> None:
 
 
 def test_each_message_of_a_coordinator_that_is_behind_raises_one_doubt(state_db: StateDb) -> None:
-    newest = replace(manifest(), epoch=3, round=2, model_round=1)
+    newest = manifest(round=2, epoch=3, closed=1)
     trust = Trust("b1", "", state_db)
     trust.accept_manifest(newest, direct=False)
-    for late in (replace(newest, round=1, model_round=0), newest):  # its own coordinator's
+    for late in (manifest(epoch=3), newest):  # its own coordinator's
         with contextlib.suppress(PeerError):
             trust.accept_manifest(late, direct=False)
         assert not trust.take_doubt()
@@ -104,8 +104,8 @@ def test_each_message_of_a_coordinator_that_is_behind_raises_one_doubt(state_db:
 
 def test_the_end_in_an_older_epoch_is_noted_and_ends_the_run_once(state_db: StateDb) -> None:
     trust = Trust("b1", "", state_db)
-    trust.accept_manifest(replace(manifest(), epoch=3, model_round=1), direct=False)
-    ended = replace(manifest(), epoch=2, phase="done", model_round=30)
+    trust.accept_manifest(manifest(epoch=3, closed=1), direct=False)
+    ended = manifest(epoch=2, phase="done", closed=30)
     for other in (replace(ended, run="run-2"), replace(ended, phase="open"), ended):
         assert trust.older_end is None
         with pytest.raises(PeerError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import example_manifest
 import numpy as np
 import pytest
 
@@ -14,8 +14,6 @@ from fedclip_edge.agent.upload import REPEAT_S, Upload
 from fedclip_edge.protocol import chunks
 from fedclip_edge.protocol.messages import Kept, Offer, Refused, Want
 from fedclip_edge.records import Contribution, Plan, Update
-
-PLAN = Plan()
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def state_db(tmp_path: Path) -> Iterator[StateDb]:
 def make(mine: Upload, round: int = 1, seed: int = 0) -> Offer:
     term = np.random.default_rng(seed).normal(size=(30, 40)).astype(np.float32)
     made = Contribution("run-1", round, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
-    return mine.make_offer(made, PLAN, mine.carry_over("run-1"), {}, now=0.0)
+    return mine.make_offer(made, example_manifest.manifest(), mine.carry_over("run-1"), {}, now=0.0)
 
 
 def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
@@ -133,7 +131,7 @@ def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
     term = np.full((2, 2), 0.3, np.float32)
     made = Contribution("run-1", 1, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
     carried = CarryOver({"gate": np.full((2, 2), 0.2, np.float32)})
-    lossless = replace(PLAN, codec_up="fp32")
-    offer = mine.make_offer(made, lossless, carried, {}, now=0.0)
+    lossless = Plan(rounds=1, codec_up="fp32")
+    offer = mine.make_offer(made, example_manifest.manifest(plan=lossless), carried, {}, now=0.0)
     mine.resolve(Kept("run-1", 1, offer.blob.sha256))
     assert mine.carry_over("run-1").residual == {}, "a lossless update sends the whole residual"

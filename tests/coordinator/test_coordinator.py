@@ -1246,7 +1246,7 @@ def test_the_payloads_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
         assert len(fleet.journal.kept(run, number)) == 2
     assert fleet.journal._rows("SELECT * FROM payload") == []
     with pytest.raises(sqlite3.IntegrityError):
-        fleet.journal.keep(run, 1, "cam-0", "a" * 64, b"x")
+        fleet.journal.keep(run, 1, "cam-0", "a" * 64, b"x", 0.5, 1)
 
 
 def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:

@@ -79,9 +79,9 @@ def break_with(journal: Journal, statement: str, error: Exception) -> None:
 
 
 def test_what_is_kept_survives_reopening(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one\0"), b"one\0")
-    journal.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two")
-    journal.keep("run-1", 2, "cam-01", "c" * 64, b"later")
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one\0"), b"one\0", 0.5, 1)
+    journal.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two", 0.5, 1)
+    journal.keep("run-1", 2, "cam-01", "c" * 64, b"later", 0.5, 1)
     journal.add_report(report(run="run-1"))
     journal.pin_key("run-1", "cam-01", "d" * 64)
     # Not closed, as after a kill.
@@ -102,7 +102,7 @@ from pathlib import Path
 from fedclip_edge.coordinator.journal import open_journal
 journal = open_journal(Path(sys.argv[1]))
 body = bytes(1 << 20)
-journal.keep("run-1", 1, "cam-01", hashlib.sha256(body).hexdigest(), body)
+journal.keep("run-1", 1, "cam-01", hashlib.sha256(body).hexdigest(), body, 0.5, 1)
 os.kill(os.getpid(), 9)
 """
 
@@ -140,9 +140,9 @@ def test_the_first_contribution_per_run_round_and_device_stays(
         sha256 = hashlib.sha256(body).hexdigest()
         if (run, number, device) in first:
             with pytest.raises(sqlite3.IntegrityError):
-                journal.keep(run, number, device, sha256, body)
+                journal.keep(run, number, device, sha256, body, 0.5, 1)
         else:
-            journal.keep(run, number, device, sha256, body)
+            journal.keep(run, number, device, sha256, body, 0.5, 1)
             first[run, number, device] = body
     for run in ("run-1", "run-2"):
         for number in (1, 2):
@@ -153,8 +153,8 @@ def test_the_first_contribution_per_run_round_and_device_stays(
 
 
 def test_closing_a_round_adds_the_model_and_deletes_what_made_it(journal: Journal) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
-    journal.keep("run-1", 2, "cam-01", sha256_of(b"two"), b"two")
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.keep("run-1", 2, "cam-01", sha256_of(b"two"), b"two", 0.5, 1)
     assert journal.rounds_closed("run-1") == 0
     closed = model(1, b"next\0", b"moments")
     journal.close_round("run-1", closed)
@@ -166,7 +166,7 @@ def test_closing_a_round_adds_the_model_and_deletes_what_made_it(journal: Journa
     assert list(journal.contributions("run-1", 2)) == [("cam-01", b"two")]
     # A counted contribution stays known after its payload is deleted.
     with pytest.raises(sqlite3.IntegrityError):
-        journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+        journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
 
 
 def test_a_round_cannot_close_twice(journal: Journal) -> None:
@@ -180,7 +180,7 @@ def test_a_round_cannot_close_twice(journal: Journal) -> None:
 def test_closing_a_round_happens_whole_or_not_at_all(
     journal: Journal, path: Path, statement: str
 ) -> None:
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one")
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
     break_with(journal, statement, sqlite3.OperationalError("database or disk is full"))
     with pytest.raises(JournalError, match=r"journal\.sqlite cannot be written \(database or disk"):
         journal.close_round("run-1", model(1))
@@ -191,7 +191,7 @@ def test_closing_a_round_happens_whole_or_not_at_all(
 
 
 def test_a_bug_in_the_middle_changes_nothing_either(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
     break_with(journal, "DELETE FROM payload", KeyError("no such thing"))
     with pytest.raises(KeyError):
         journal.close_round("run-1", model(1))
@@ -201,11 +201,11 @@ def test_a_bug_in_the_middle_changes_nothing_either(journal: Journal, path: Path
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_there(journal: Journal) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
     (pages,) = database(journal).execute("PRAGMA page_count").fetchone()
     database(journal).execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalError, match="free or repair the disk and start again"):
-        journal.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20))
+        journal.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20), 0.5, 1)
     assert list(journal.kept("run-1", 1)) == ["cam-01"]
 
 
@@ -213,7 +213,7 @@ WRITES: list[Any] = [
     lambda journal: journal.next_epoch(),
     lambda journal: journal.add_run(replace(RUN, id="run-2"), model(0)),
     lambda journal: journal.finish("run-1"),
-    lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one"),
+    lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1),
     lambda journal: journal.close_round("run-1", model(1)),
     lambda journal: journal.add_report(report(run="run-1")),
     lambda journal: journal.pin_key("run-1", "cam-01", "d" * 64),
@@ -230,7 +230,7 @@ def test_a_write_that_the_database_refuses_is_a_store_error(journal: Journal, wr
 
 
 def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000))
+    journal.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000), 0.5, 1)
     (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
     journal.close()
     raw = bytearray(path.read_bytes())
@@ -239,7 +239,7 @@ def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
     path.write_bytes(raw)
     damaged = open_journal(path)
     with pytest.raises(JournalError, match="malformed"):
-        damaged.keep("run-1", 1, "cam-02", "b" * 64, b"two")
+        damaged.keep("run-1", 1, "cam-02", "b" * 64, b"two", 0.5, 1)
     damaged.close()
 
 
@@ -262,8 +262,8 @@ def test_who_was_taken_over_from_writes_nothing_more(
     other = open_journal(path)
     assert other.epoch == 1
     # Reading and writing do not claim the journal.
-    other.keep("run-1", 2, "cam-02", "b" * 64, b"two")
-    journal.keep("run-1", 2, "cam-03", "c" * 64, b"three")
+    other.keep("run-1", 2, "cam-02", "b" * 64, b"two", 0.5, 1)
+    journal.keep("run-1", 2, "cam-03", "c" * 64, b"three", 0.5, 1)
     assert other.next_epoch() == 2
     content = list(database(other).iterdump())
     with pytest.raises(RunError, match=r"took over the journal .* \(epoch 2\)"):
@@ -377,7 +377,7 @@ def test_a_report_alone_is_not_waited_for(journal: Journal) -> None:
     assert any("synchronous = NORMAL" in statement for statement in said)
     assert database(journal).execute("PRAGMA synchronous").fetchone() == (2,)
     said.clear()
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"body")
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"body", 0.5, 1)
     assert not any("synchronous" in statement for statement in said)
 
 
@@ -432,7 +432,7 @@ def test_a_row_that_differs_from_its_index_or_its_values_is_found(
     journal: Journal, path: Path, text: bytes, flipped: bytes, copies: int
 ) -> None:
     journal.check()
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one")
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
     journal.pin_key("run-1", "cam-02", "d" * 64)
     journal.close()
     raw = path.read_bytes()
@@ -458,7 +458,7 @@ def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> N
 
 
 def test_a_contribution_that_differs_from_its_hash_is_not_read(journal: Journal) -> None:
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one")
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
     database(journal).execute("UPDATE payload SET body = CAST('onf' AS BLOB)")
     with pytest.raises(
         JournalError, match=r"the contribution of cam-01 to round 1 .*: add --from-round 0"
@@ -488,7 +488,7 @@ def test_the_pages_of_closed_rounds_are_used_again(journal: Journal) -> None:
     pages = []
     for number in range(1, 31):
         for device in range(4):
-            journal.keep("run-1", number, f"cam-{device}", "a" * 64, bytes(25_000))
+            journal.keep("run-1", number, f"cam-{device}", "a" * 64, bytes(25_000), 0.5, 1)
         journal.close_round("run-1", model(number, bytes(122_000)))
         pages.append(database(journal).execute("PRAGMA page_count").fetchone()[0])
     assert pages[-1] == pages[5]

@@ -30,7 +30,7 @@ from fedclip_edge.coordinator.round_machine import ATTEMPTS
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.protocol import chunks
-from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Refused, Want
+from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Pictures, Refused, Want
 
 RULES = RunRules(devices=1, quorum=1.0, grace_s=5.0, deadline_s=60.0)
 
@@ -64,7 +64,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     desk = Desk(tmp_path, PLAN)
     state = RoundState(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
     devices = Devices({})
-    devices.set_online("cam-0", "b1")
+    devices.set_online("cam-0", "b1", Pictures(train=9))
     admission = Admission(desk.run, desk.run_state.journal, devices, None)
     driver = RoundDriver(
         state, desk.run_state, desk.receiver.publisher, desk.receiver, admission, devices

@@ -139,11 +139,18 @@ def says_kept_before_it_is(
 
 
 def commits_with_the_next(
-    self: Journal, run: str, round: int, device: str, sha256: str, body: bytes
+    self: Journal,
+    run: str,
+    round: int,
+    device: str,
+    sha256: str,
+    body: bytes,
+    norm: float,
+    weight: int,
 ) -> None:
     added = self._database.execute(
-        "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?)",
-        (run, round, device, sha256, len(body)),
+        "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+        (run, round, device, sha256, len(body), norm, weight),
     )
     self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, body))
 
@@ -152,7 +159,9 @@ def adds_what_it_keeps_already(
     self: RunState, contribution: Contribution, sha256: str, body: bytes
 ) -> None:
     if contribution.device not in self.journal.kept(self.run.id, contribution.round):
-        self.journal.keep(self.run.id, contribution.round, contribution.device, sha256, body)
+        self.journal.keep(
+            self.run.id, contribution.round, contribution.device, sha256, body, 0.5, 1
+        )
     self.total.add(contribution.update)
 
 

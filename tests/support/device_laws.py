@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from laws import Laws
 
 
-HUGE = "-huge"  # the end of a variant whose updates are above every bound of the plan
+HEAVY = "-heavy"  # the end of a variant whose updates have a weight that the plan forbids
+_NORM = 0.012  # of each update; with equal norms, no update is above the bound of its round
 
 
 def update_of(model: Model, device: str, variant: str) -> Update:
@@ -38,13 +39,13 @@ def update_of(model: Model, device: str, variant: str) -> Update:
 def _update(content: bytes, names: tuple[str, ...], device: str, variant: str) -> Update:
     digest = hashlib.sha256(content + f"{device}/{variant}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    scale = 1e6 if variant.endswith(HUGE) else 1.0
-    weight = 1 + digest[8] % 3
+    weight = 2 if variant.endswith(HEAVY) else 1
     dim = int(np.sqrt(len(content) / 8 + 0.25))  # two square layers, each with a bias
     shapes = {name: (dim, dim) if name.endswith("weight") else (dim,) for name in names}
+    drawn = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    norm = np.sqrt(sum(np.square(values).sum() for values in drawn.values()))
     terms = {
-        name: (scale * random.normal(size=shape)).astype(np.float32)
-        for name, shape in shapes.items()
+        name: (_NORM * weight / norm * values).astype(np.float32) for name, values in drawn.items()
     }
     return Update("sum", weight, terms)
 
@@ -102,7 +103,7 @@ def offers(memory: Memory, payload: bytes, disk: StateDb, *, writing: bool) -> N
     pending = disk.pending_update(offer["run"])
     if writing or pending is None or pending.sha256 != offer["blob"]["sha256"]:
         raise BrokenLawError(
-            "parked", f"{memory.device} offers for round {offer['round']} what is not on its disk"
+            "parked", f"{memory.device} offers for round {offer['number']} what is not on its disk"
         )
 
 
@@ -166,7 +167,7 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
                 f"its update for round {one.round} was kept",
             )
     sent = wire.unpack_contribution(pending.payload, laws.run.plan.codec_up, laws.shapes)
-    base = laws.exchanges.get(sent.exchange, "")
+    base, _ = laws.exchanges.get(sent.exchange, ("", 0.0))
     if laws.known.get(base) != pending.round - 1:
         raise BrokenLawError("equal", f"{memory.device} makes an update from an unknown model")
     before = next((one for one in reversed(made) if one.kept), None)
@@ -185,7 +186,7 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
 
 def _make(laws: Laws, device: str, exchange: str, variant: str, before: Made | None) -> Made:
     run, residual = laws.run, {} if before is None else before.left
-    base = laws.exchanges[exchange]
+    base, _ = laws.exchanges[exchange]
     update = update_of(laws.received(base), device, variant)
     number = laws.known[base] + 1
     meant = {name: term + residual.get(name, 0) for name, term in update.delta.items()}

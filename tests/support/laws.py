@@ -59,7 +59,8 @@ class Laws:
     acknowledged: dict[tuple[int, str], str] = field(default_factory=dict)
     made: dict[tuple[str, str], Made] = field(default_factory=dict)  # by device and hash
     known: dict[str, int] = field(default_factory=dict)  # by version: number of closed rounds
-    exchanges: dict[str, str] = field(default_factory=dict)  # hash -> version of the model
+    # By hash of an exchange: version of its model, and its bound.
+    exchanges: dict[str, tuple[str, float]] = field(default_factory=dict)
     announced: int = 0  # closed rounds in the newest manifest that was sent
     epoch: int = 0  # of that manifest
     _kept: dict[str, str] = field(default_factory=dict)  # of the open round
@@ -103,7 +104,7 @@ class Laws:
         self.epoch = manifest["epoch"]
         exchange, closed, phase = manifest["exchange"], manifest["closed"], manifest["phase"]
         number = exchange["number"]
-        self.exchanges[exchange["sha256"]] = manifest["model"]["sha256"]
+        self.exchanges[exchange["sha256"]] = manifest["model"]["sha256"], exchange["max_norm"]
         if closed < self.announced or number < min(closed + 1, self.run.plan.rounds):
             raise BrokenLawError(
                 "reopened", f"round {number} is announced after {self.announced} were closed"

@@ -134,6 +134,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "(`not_in_run`) or, if it is not enrolled or revoked, ends with exit code 14. If it says hello again, that is written once a minute, with the `count`.",
             "The reason names the remedy, such as copying the bundle or enrolling the device.",
         ),
+        "kept": Event(
+            "A contribution is in the journal. A `norm` far above those of the other devices, or a "
+            "large `weight`, shows a device that learns from other pictures, or a hostile one.",
+        ),
         "left": Event(
             "A device went offline. After the coordinator's own connection was lost, this is "
             "written for every device; each one then says hello again.",

@@ -11,6 +11,7 @@ from in_memory import ENCODER, class_texts
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
+from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival, Receiver
@@ -50,7 +51,7 @@ class Desk:
         link = broker.client("coordinator", (), gone)
         publisher = Publisher(config, self.run_state, ME, link, "boot-1", 1)
         slots = Slots(2, LEASE_S)
-        self.receiver = Receiver(self.run_state, publisher, Uploads(slots))
+        self.receiver = Receiver(self.run_state, publisher, Uploads(slots), Devices({}))
 
     def body(self, kind: Literal["sum", "single"] = "sum", **changes: Any) -> bytes:
         """A contribution of cam-0 to the open round that is valid except for these changes."""

@@ -12,7 +12,7 @@ import device_laws
 from bad_network import FLEET
 from cached_crypto import CLASSES, DIM, identity_of, layout
 from crashing import CrashingConnection, Disk, Fuse
-from device_laws import HUGE, Memory, update_of
+from device_laws import HEAVY, Memory, update_of
 from fake_learner import FakeLearner
 from in_memory import ENCODER
 from laws import Laws
@@ -186,7 +186,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
     config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles, pinned)
     variant = f"{simulated.lives}-{int(simulated.copy)}"
     if world.habits.get(name) == "is refused":
-        variant += HUGE
+        variant += HEAVY
     incarnation = f"{name}-{variant}"
     simulated.link = world.network.client(
         f"{FLEET}.{name}",

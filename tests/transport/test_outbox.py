@@ -172,11 +172,11 @@ def test_a_link_is_stuck_if_nothing_is_acknowledged_for_long() -> None:
     now = 1000.0
     assert not box.is_stuck(), "nothing is on its way"
     for number in range(2):
-        box.put(LAB.round, bytes([number]), retain=False)
+        box.put(LAB.manifest, bytes([number]), retain=False)
     box.start()
     wait_until(lambda: len(sent) == 2, "the messages to be handed over")
     now += outbox.STUCK_S / 2
-    assert box.acknowledged() == LAB.round
+    assert box.acknowledged() == LAB.manifest
     now += outbox.STUCK_S - 1
     assert not box.is_stuck()
     now += 1
