@@ -122,8 +122,8 @@ class RunState:
             got = getattr(contribution, name)
             if got != value:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
-        check_update(self.run.plan, contribution.update)
         self.total.check(contribution.update)
+        check_update(self.run.plan, contribution.update)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
         """Put a checked contribution on disk, then into the sum.
