@@ -128,8 +128,8 @@ class RunState:
             got = getattr(contribution, name)
             if got != value:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
-        check_update(self.run.plan, contribution.update, declared)
         self.total.check(contribution.update)
+        check_update(self.run.plan, contribution.update, declared)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
         """Put a checked contribution on disk, then into the sum.

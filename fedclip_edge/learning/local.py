@@ -65,9 +65,10 @@ class Alone:
         Raises the errors of `methods.fit`, and PeerError if the update exceeds the bounds that are
         used here, which are far wider than a plan's.
         """
-        update, self._state = fit(self.plan, self.model, sides, classes, self._state, device)
         # The plan's bounds protect a fleet against false updates; they are not needed here.
-        total = strategies.total(replace(self.plan, max_norm=_UNBOUNDED, max_weight=_ANY_WEIGHT))
+        plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=_ANY_WEIGHT)
+        update, self._state = fit(plan, self.model, sides, classes, self._state, device)
+        total = strategies.total(plan)
         total.add(update)
         combine = methods.get(self.plan.method).combine
         self.model, self._server = combine(self.model, total, self._server)

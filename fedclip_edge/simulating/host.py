@@ -221,8 +221,8 @@ def noise(update: Update, max_norm: float, seed: str) -> Update:
     """Make a random update like `update`, as a broken or hostile device might send it.
 
     The delta is drawn from a normal distribution and scaled to NOISE times the norm of the update's
-    delta, but at most to 0.9 times `max_norm`, the largest that the round allows. Each array of sums
-    is drawn uniformly from 0 to its largest number. Equal arguments give equal noise.
+    delta, but at most to 0.9 times `max_norm`, the largest that the round allows. Each array of
+    sums is drawn uniformly from 0 to its largest number. Equal arguments give equal noise.
     """
     digest = hashlib.sha256(seed.encode())
     for term in update.delta.values():

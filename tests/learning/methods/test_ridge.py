@@ -106,11 +106,11 @@ def test_a_total_of_as_many_pictures_as_a_plan_admits_is_within_bounds() -> None
     ExactSum(PLAN).check(update)
 
 
-def test_a_feature_of_zeros_adds_nothing_but_itself() -> None:
+def test_a_feature_of_zeros_is_left_out() -> None:
     blank = Features(np.zeros((6, D), np.float32), np.zeros(6, np.int64), ENCODER)
     sums = update_of(blank).sums
     assert not sums["train.gram"].any()
-    assert sums["train.counts"].tolist() == [6, 0, 0, 0]
+    assert sums["train.counts"].tolist() == [0, 0, 0, 0]
 
 
 # --- the closed form -----------------------------------------------------------------------------
