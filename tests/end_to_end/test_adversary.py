@@ -312,7 +312,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         100,
     ),
     "never repeats an offer": (
-        "ends", replaced((Session, "_repeat_offer", never_repeats_an_offer)), 100
+        "ends progress", replaced((Session, "_repeat_offer", never_repeats_an_offer)), 100
     ),
     "believes every chunk": (
         "equal residual",
@@ -328,10 +328,10 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         100,
     ),
     "stays below the epoch that its devices have heard of": (
-        "ends", replaced((Coordinator, "_raise_epoch", stays_below)), 200
+        "ends progress", replaced((Coordinator, "_raise_epoch", stays_below)), 200
     ),
     "gives no chunk of a model again": (
-        "ends", replaced((Publisher, "send_wanted", gives_no_chunk_again)), 200
+        "ends progress", replaced((Publisher, "send_wanted", gives_no_chunk_again)), 200
     ),
     "waits for ever for the end": (
         "ends", replaced((Session, "_is_left_alone", is_never_left_alone)), 200
