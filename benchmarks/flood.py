@@ -283,12 +283,15 @@ def hello(fleet: Federation, flooder: Flooder, seconds: float) -> dict[str, floa
     grown = memory.end()["coordinator"]
     after = [at for at in closed if at > end]
     links = [line for line in fleet.links[joined:] if line.at_s >= start]
+    heard_again_s = seconds if links else 0.0  # without a pause they are always heard
+    if len(links) > _DEVICES:
+        heard_again_s = links[_DEVICES].at_s - start
     during_s = seconds_a_round(closed, start, end)
     after_s = seconds_a_round(closed, end + _SETTLES_S, end + _AFTER_S)
     return {
         "hello_sent_a_second": sent[0] / seconds,
         "hello_muted_after_s": links[0].at_s - start if links else seconds,
-        "hello_heard_again_s": links[_DEVICES].at_s - start if len(links) > _DEVICES else seconds,
+        "hello_heard_again_s": heard_again_s,
         "hello_round_s, before": before_s,
         "hello_round_s, during": during_s,
         "hello_round_s, from 2 s after": after_s,
