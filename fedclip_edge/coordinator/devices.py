@@ -16,8 +16,8 @@ class Devices:
     """All devices that have joined the run."""
 
     keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
-    # The most pictures, other than those for tests, that each one declared since this process started: a contribution may be
-    # older than the last hello, and made from pictures that are deleted since.
+    # The most pictures, without those for tests, that each one declared since this process started:
+    # a contribution may be older than the last hello, and made from pictures that are deleted now.
     declared: dict[str, int] = field(default_factory=dict)
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
     _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time

@@ -1041,7 +1041,7 @@ WRONG: dict[str, tuple[Callable[[Fleet], Contribution], str]] = {
     "exchange": (lambda fleet: wrong(fleet, exchange="a" * 64), "exchange is 'aaa"),
     "norm": (
         lambda fleet: wrong(fleet, update=ones(fleet, 1e6)),
-        "above the round's max_norm 1000",
+        "above the round's max_norm",
     ),
     "weight": (
         lambda fleet: wrong(fleet, update=ones(fleet, weight=2**30)),

@@ -334,7 +334,7 @@ def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path
     database(journal).execute("PRAGMA user_version = 1")
     journal.close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="format version 1, this program uses 3"):
+    with pytest.raises(ConfigError, match="format version 1, this program uses 4"):
         open_journal(path)
     assert path.read_bytes() == before
 
@@ -387,7 +387,7 @@ def test_a_file_that_lost_its_content_is_no_new_journal(journal: Journal, path: 
     with pytest.raises(JournalError, match=r"it is empty \(0 bytes\); its runs are lost unless"):
         open_journal(path)
     assert path.read_bytes() == b""
-    sqlite3.connect(path).execute("PRAGMA user_version = 3").connection.close()
+    sqlite3.connect(path).execute("PRAGMA user_version = 4").connection.close()
     with pytest.raises(JournalError, match="it has no tables"):
         open_journal(path)
 

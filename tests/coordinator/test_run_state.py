@@ -48,7 +48,7 @@ def contribution(
 ) -> tuple[Contribution, str, bytes]:
     random = np.random.default_rng(seed)
     terms = {
-        name: random.normal(size=shape).astype(np.float32)
+        name: (0.001 * random.normal(size=shape)).astype(np.float32)
         for name, shape in state.layout.parameters.items()
     }
     made = Contribution(

@@ -283,6 +283,8 @@ FIELDS: Mapping[str, str] = {
     "kept": "Number of updates that were used.",
     "kinds": "File name extensions, sorted.",
     "l2": "Strength of the shrinkage (lambda).",
+    "norm": "L2 norm of the update, divided by its weight.",
+    "weight": "Weight of the update in the mean.",
     "left_out": "True if the device no longer counts.",
     "missed.reason": "`silent`: it sent nothing in this attempt. `late`: it is online, but its "
     "contribution did not come in time. `offline`: it went away. `refused`: its contribution was "
