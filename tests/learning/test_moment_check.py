@@ -177,6 +177,19 @@ def test_a_lie_is_refused_in_words(lie: str) -> None:
         check_moments(make(), 1)
 
 
+def test_an_eigenvalue_just_below_zero_is_refused() -> None:
+    """A ten-thousandth of the trace goes from the smallest eigenvalue to the largest one."""
+    update = honest()
+    read = moments.from_sums("train", update.sums)
+    scatter = read.gram - (read.sums.T / read.counts) @ read.sums
+    values, vectors = np.linalg.eigh(scatter)
+    low, high = vectors[:, 0], vectors[:, -1]
+    moved = (values[0] + 1e-4 * read.pictures) * (np.outer(high, high) - np.outer(low, low))
+    lie = np.rint((read.gram + moved) * UNIT**2)[np.triu_indices(DIM)].astype(np.int64)
+    with pytest.raises(PeerError, match="no train features have"):
+        check_moments(replace(update, sums={**update.sums, "train.gram": lie}), 1)
+
+
 def test_sums_without_pictures_are_zeros() -> None:
     nothing = features(np.zeros((0, DIM), np.float32))
     update = moments.update(nothing, nothing, CLASSES, 1)

@@ -105,3 +105,9 @@ def test_a_lie_is_refused_in_words(lie: str) -> None:
     changes, message = LIES[lie]
     with pytest.raises(PeerError, match=message):
         check_possible(report(**changes))
+
+
+def test_the_four_digits_of_a_class_may_be_below_the_accuracy() -> None:
+    """All three test pictures are of one class; its accuracy is rounded, and the whole is not."""
+    accuracy, per_class = {"federated": 1 / 3}, {"federated": (0.3333, None)}
+    check_possible(report(accuracy=accuracy, per_class=per_class, test_pictures=3))
