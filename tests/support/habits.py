@@ -80,7 +80,7 @@ HABITS: dict[str, Habit] = {
 def choose(world: World) -> dict[str, str]:
     """The habits of a world's bad members, by name; most worlds have none."""
     luck = world.habit_luck
-    if luck.random() < 0.85:
+    if luck.random() < 0.9:
         return {}
     return {f"bad-{i}": luck.choice(tuple(HABITS)) for i in range(luck.choice((1, 1, 2)))}
 

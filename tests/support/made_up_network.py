@@ -117,7 +117,7 @@ class World:
         rounds = self.luck.choice((1, 2, 2, 3))
         self.habits: dict[str, str] = habits.choose(self)
         if self.habits:
-            rounds += self.habit_luck.choice((0, 2, 4))  # most of them after the last fault
+            rounds += self.habit_luck.choice((0, 2))  # most of them after the last fault
         lossless: tuple[Codec, Codec] = ("fp32", "fp32")
         up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
         self.plan = Plan(rounds=rounds, codec_up=up, codec_down=down)
@@ -153,6 +153,7 @@ class World:
         self.weather: Weather = worse(self.luck)
         self.network = Network(self)
         self._leavers: list[SimulatedProcess] = []
+        self._owners: dict[InMemoryTransport, SimulatedProcess] = {}  # also of links that are gone
         self._spares = [self.agents[len(names) - 1]] if spare else []
         # A spare goes away for good; it may be a training device that a round waits for.
         missing = [box for box in (*self._spares, *self.bad) if "train" in self.roles[box.name]]
@@ -519,7 +520,11 @@ class World:
 
     def owner(self, link: InMemoryTransport) -> SimulatedProcess | None:
         """The living process at the end of this link."""
+        known = self._owners.get(link)  # this is asked four times for each message
+        if known is not None:
+            return known if known.link is link else None
         for simulated in self.processes:
             if simulated.link is link:
+                self._owners[link] = simulated
                 return simulated
         return None
