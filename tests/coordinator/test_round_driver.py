@@ -190,5 +190,6 @@ def test_it_names_who_misses_a_deadline_and_who_counts_again(
     assert [line.partition(" ")[2] for line in shown if "cam-0" in line] == [
         "missed device=cam-0 round=1 reason=late left_out=False",
         "missed device=cam-0 round=1 reason=late left_out=True",
+        "kept device=cam-0 round=1 norm=0.012 weight=1",
         "counts_again device=cam-0 round=1",
     ]

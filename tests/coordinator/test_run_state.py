@@ -119,8 +119,8 @@ def test_only_a_lossy_codec_costs_a_second_copy(
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     state = run_state.open_run_state(run, journal, Layout(shapes, shapes))
     assert (state.stored.master is not None) == stored_twice
-    ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    state.total.add(Update("sum", 1, ones))
+    small = {name: np.full(shape, 0.001, np.float32) for name, shape in shapes.items()}
+    state.total.add(Update("sum", 1, small))
     state.close_round()
     sizes = journal._rows("SELECT LENGTH(body), master IS NOT NULL FROM model ORDER BY round")
     assert [bool(master) for _, master in sizes] == [stored_twice] * 2
