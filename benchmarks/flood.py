@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import light
 from brokers import MOSQUITTO, free_port, wait_until_served
 from federation import Federation
-from footprint import memory_mb
 from mqtt_client import connected, next_of
+from processes import memory_mb
 
 from fedclip_edge.config import BrokerAddress, RunRules
 from fedclip_edge.pki import mosquitto, registry
