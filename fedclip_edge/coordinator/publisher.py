@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.round_state import RoundState
@@ -38,7 +39,7 @@ class Publisher:
     epoch: int  # raised if a device knows a higher one
     _broadcast: str = ""  # version of the model last sent to all devices
 
-    @property
+    @cached_property  # used several times for each message
     def topics(self) -> Topics:
         return Topics(self.config.fleet)
 

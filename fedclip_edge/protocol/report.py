@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fedclip_edge.records import COUNT_MAX, PerClass, check_domain, check_id, check_sha256
@@ -72,4 +72,4 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object; `Report(**report.to_json()) == report`."""
         plain = {"accuracy": dict(self.accuracy), "per_class": dict(self.per_class)}
-        return {**asdict(self), **plain}
+        return {**vars(self), **plain}  # asdict would copy every value first

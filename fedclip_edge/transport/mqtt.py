@@ -1,4 +1,4 @@
-"""The transport over an MQTT broker; the only module that uses paho.
+"""The transport over an MQTT broker, with paho.
 
 in_memory.py is its in-memory counterpart.
 
@@ -24,9 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fedclip_edge.config import BrokerAddress
@@ -41,27 +39,14 @@ from fedclip_edge.transport.base import (
     reconnect_wait_s,
 )
 from fedclip_edge.transport.inbox import Inbox
-from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect, Version
+from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect
 from fedclip_edge.transport.outbox import Limits, Outbox
+from fedclip_edge.transport.paho_client import PahoClient
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
-# Largest packet that this client accepts: every message of the protocol is smaller. A broker with
-# MQTT 5 delivers nothing larger.
-_TAKES_BYTES = 200_000
-
-
-class _Client(mqtt.Client):
-    """paho's client, with a protocol version that can change between connections."""
-
-    def speak(self, version: Version) -> None:
-        self._protocol = MQTTProtocolVersion(version)
-        self._clean_start = True  # like a clean session of 3.1.1: the session ends with the link
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = _TAKES_BYTES
-        self._connect_properties = properties
 
 
 class PahoTransport:
@@ -97,7 +82,9 @@ class PahoTransport:
         self._failures = 0  # failed attempts since the link was last up
         self._devices = 1
         self._examining = threading.Lock()
-        self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        self._client = PahoClient(
+            CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True
+        )
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         if address.username:
@@ -312,8 +299,8 @@ class PahoTransport:
         finally:
             self._examining.release()
 
-    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._inbox.put(Received(message.topic, bytes(message.payload)))
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: Any) -> None:
+        self._inbox.put(Received(message.topic, message.payload))
 
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _said: Any

@@ -24,7 +24,7 @@ from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.transport import local_broker, mqtt, mqtt_version
+from fedclip_edge.transport import local_broker, mqtt, mqtt_version, paho_client
 from fedclip_edge.transport.base import Connected, Disconnected, Received, Will
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.transport.outbox import WINDOW, packet_size_bytes
@@ -246,7 +246,7 @@ def test_what_is_larger_than_anything_of_ours_is_not_handed_over(mosquitto: Brok
     stranger = paho.Client(CallbackAPIVersion.VERSION2, client_id="stranger")
     stranger.connect(mosquitto.host, mosquitto.port)
     stranger.loop_start()
-    for payload in (bytes(mqtt._TAKES_BYTES), b"small"):
+    for payload in (bytes(paho_client._TAKES_BYTES), b"small"):
         stranger.publish("bulk", payload, 1).wait_for_publish(DEADLINE_S)
     assert next_of(link, Received).payload == b"small"
     stranger.disconnect()
