@@ -286,9 +286,12 @@ class World:
     ) -> None:
         assert simulated.connection is not None
         before = simulated.connection.commits
-        while not process.finished and (event := link.next_event(0)) is not None:
-            process.handle_event(event, self.now)
+        event = link.next_event(0)
+        while not process.finished and event is not None:
+            following = link.next_event(0)
+            process.handle_event(event, self.now, more=following is not None)
             before = self._check(simulated, process, before)
+            event = following
         if ticks and not process.finished:
             process.tick(self.now)
             self._check(simulated, process, before)
@@ -320,7 +323,7 @@ class World:
         finally:
             # Also for a process that is killed, unless the kill was within a commit.
             wrote = simulated.connection.commits != before
-            if wrote and not simulated.connection.writing and simulated.disk.image is None:
+            if wrote and not simulated.connection.in_transaction and simulated.disk.image is None:
                 simulated.check(self.laws)
         if process.finished:  # as in the loop of agent.py
             process.finished = False
