@@ -95,6 +95,8 @@ class World:
 
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
         self.luck: random.Random = random.Random(seed)
+        # For one choice alone, so that it changes no other one.
+        self.more_waits: random.Random = random.Random(f"more {seed}")
         self.now = 1000.0
         self.trace = hashlib.sha256()
         self.events = self.kills = self.runs = self.starts = 0
@@ -286,12 +288,10 @@ class World:
     ) -> None:
         assert simulated.connection is not None
         before = simulated.connection.commits
-        event = link.next_event(0)
-        while not process.finished and event is not None:
-            following = link.next_event(0)
-            process.handle_event(event, self.now, more=following is not None)
+        while not process.finished and (event := link.next_event(0)) is not None:
+            # As if another event waited: then contributions are on disk after a tick at the latest.
+            process.handle_event(event, self.now, more=self.more_waits.random() < 0.5)
             before = self._check(simulated, process, before)
-            event = following
         if ticks and not process.finished:
             process.tick(self.now)
             self._check(simulated, process, before)
