@@ -40,8 +40,8 @@ import light
 from brokers import MOSQUITTO, free_port, wait_until_served
 from capable import CAPABLE
 from federation import Federation
-from footprint import memory_mb
 from mqtt_client import connected, next_of
+from processes import memory_mb
 
 from fedclip_edge.config import BrokerAddress, RunRules
 from fedclip_edge.pki import mosquitto, registry

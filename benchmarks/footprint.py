@@ -1,7 +1,7 @@
 """Memory and traffic of a fleet that waits.
 
-- crowd: many light devices in one process, and one of their rounds; the peak memory of coordinator
-  and broker.
+- crowd: a thousand light devices (crowd.py); the time of one of their rounds, the CPU time of the
+  coordinator for each contribution, and the peak memory of coordinator and broker.
 - slope: many rounds of four devices; the growth of the resident memory of the coordinator and of
   each device per round, by least squares without the first fifth.
 - idle: a real agent with cached features, with a coordinator that waits for more devices, and
@@ -16,14 +16,12 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import light
 import system
+from crowd import crowd
 from federation import Federation
 from link import Link
+from processes import memory_mb
 
-from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
@@ -47,113 +45,20 @@ from fedclip_edge.transport import local_broker
 from fedclip_edge.vision.bundle import read_bundle
 
 LIMITS = {
-    "crowd_round_s": 6.0,
-    "crowd_coordinator_mb": 200.0,
-    "crowd_broker_mb": 60.0,
+    "crowd_round_s": 35.0,
+    "crowd_coordinator_ms": 5.0,
+    "crowd_coordinator_mb": 300.0,
     "slope_coordinator_mb": 0.1,
     "slope_device_mb": 0.1,
     "idle_mb": 120.0,
     "idle_kb_an_hour": 20.0,
 }
-_CROWD_ROUNDS = 3
-_DRIVERS = 4  # threads: while one waits for a sync to disk, another works
 _KEEPALIVE_S = 60
 _READY_S = 120.0
 _SETTLES_S = 10.0
 _ASKS_S = 610.0  # a waiting device asks once per deadline_s, by default 600
 _RAMP_S = 240.0  # hellos after 10, 20, 40 ... s; the next interval is the full one
 _RARE_S = 300.0  # the longest interval between hellos
-
-
-def memory_mb(process: int, field: str = "VmRSS") -> float:
-    """Resident memory according to the kernel; `VmHWM` is its peak."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError(field)
-
-
-def processor_s(process: int) -> float:
-    """CPU seconds that a process has used."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def crowd(folder: Path, devices: int) -> dict[str, float]:
-    folder.mkdir()
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    rules = RunRules(devices=devices, quorum=1.0)
-    plan = replace(Plan(), rounds=_CROWD_ROUNDS)
-    with Children() as children:
-        broker = local_broker.start(children, folder / "broker")
-        bundle = light.make_bundle(folder / "bundle")
-        fleet = light.write_fleet(
-            folder, bundle, broker.address.port, rules, plan, journal=folder / "journal.sqlite"
-        )
-        said = folder / "serve.log"  # a file, since a pipe that is not read would block it
-        serve = children.start(own_command("serve", str(fleet), "--json"), said)
-        address = replace(broker.address, keepalive_s=_KEEPALIVE_S)
-        names = [f"dev-{n}" for n in range(devices)]
-        # Open all sockets before the first file: paho's select() cannot use descriptors above 1023.
-        connected = {
-            name: light.connect(folder, bundle, address, name, seed=n, ready=2)
-            for n, name in enumerate(names)
-        }
-        coordinator_mb = coordinator_s = 0.0
-        began_s = sum(os.times()[:2])
-        with (folder / "devices.log").open("w") as log, contextlib.redirect_stdout(log):
-            drivers = [
-                threading.Thread(
-                    target=_drive, args=(folder, names[n::_DRIVERS], connected), daemon=True
-                )
-                for n in range(_DRIVERS)
-            ]
-            for driver in drivers:
-                driver.start()
-            while any(driver.is_alive() for driver in drivers):
-                time.sleep(0.1)
-                with contextlib.suppress(ValueError, OSError):  # the process has just ended
-                    coordinator_mb = max(coordinator_mb, memory_mb(serve.pid, "VmHWM"))
-                    coordinator_s = processor_s(serve.pid)
-        broker_mb = memory_mb(broker.process.pid, "VmHWM")
-        crowd_s = sum(os.times()[:2]) - began_s
-        broker_s = processor_s(broker.process.pid)
-        serve.wait(_READY_S)
-        events = [json.loads(line) for line in said.read_text().splitlines()]
-    closed = [event["seconds"] for event in events if event["event"] == "round_closed"]
-    return {
-        "crowd_devices": devices,
-        "crowd_first_round_s": closed[0],
-        "crowd_round_s": max(closed[1:]),
-        # CPU times, which other programs do not disturb; a round takes at least half of their sum.
-        "crowd_cpu_s_a_round, devices": crowd_s / _CROWD_ROUNDS,
-        "crowd_cpu_s_a_round, coordinator": coordinator_s / _CROWD_ROUNDS,
-        "crowd_cpu_s_a_round, broker": broker_s / _CROWD_ROUNDS,
-        "crowd_coordinator_mb": coordinator_mb,
-        "crowd_broker_mb": broker_mb,
-    }
-
-
-def _drive(
-    folder: Path, names: list[str], connected: Mapping[str, Callable[[StateDb], Session]]
-) -> None:
-    """Run a part of the crowd to the end; SQLite needs the thread that opened a file."""
-    sessions = [
-        connected[name](open_state_db(light.state_of(folder, name) / "parked.sqlite"))
-        for name in names
-    ]
-    while not all(session.finished for session in sessions):
-        worked = False
-        for session in sessions:
-            while (event := session.transport.next_event(0)) is not None:
-                session.handle_event(event, time.monotonic())
-                worked = True
-            worked |= session.act(time.monotonic())
-        if not worked:
-            time.sleep(0.002)
-    for session in sessions:
-        session.state_db.close()
 
 
 def slope(folder: Path, rounds: int) -> dict[str, float]:
@@ -260,15 +165,12 @@ def _agent(folder: Path, bundle: Path, port: int, fleet: str, state: str) -> Ite
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", choices=["crowd", "slope", "idle", []], default=[])
-    parser.add_argument("--devices", type=int, default=200)
+    parser.add_argument("--devices", type=int, default=1000, help="size of the crowd")
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument(
         "--folder",
         type=Path,
         help="a folder on the disk to measure; default: the system's temporary folder",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="exit with code 1 if a figure exceeds its limit"
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -291,7 +193,7 @@ def main() -> int:
         print(f"{name:36} {value:10.3f}{limit}{'  MISSED' if name in missed else ''}")
     if options.json:
         print(json.dumps(figures | {"missed": missed}))
-    return 1 if missed and options.check else 0
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -123,10 +123,8 @@ def connect(
     bundle: Bundle,
     broker: BrokerAddress,
     name: str,
+    updates: ReadyUpdates,
     *,
-    seed: int,
-    permits: int | None = None,
-    ready: int = 4,
     roles: tuple[Role, ...] = ("train", "evaluate"),
 ) -> Callable[[StateDb], Session]:
     """Connect a device; its session begins once it gets its state file."""
@@ -137,7 +135,7 @@ def connect(
     learner = FakeLearner(
         _SHAPES,
         name,
-        ReadyUpdates(seed, permits, ready).next,
+        updates.next,
         accuracy={"zero_shot": 0.5, "federated": 0.5},
         roles=roles,
     )
@@ -177,8 +175,7 @@ def main() -> None:
         read_bundle(options.bundle),
         BrokerAddress(port=options.port, keepalive_s=60),
         options.name,
-        seed=options.seed,
-        permits=0 if options.gated else None,
+        ReadyUpdates(options.seed, permits=0 if options.gated else None),
     )
     session = begin(open_state_db(state_of(options.folder, options.name) / "parked.sqlite"))
     try:

@@ -37,8 +37,8 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
     Raises DecodeError for an unknown key (the message names the nearest known one), a missing key,
     a value of the wrong type, and a value for which the dataclass raises ValueError.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+    known = _fields(cls)  # type: ignore[arg-type]  # a class is hashable
+    hints = _hints(cls)  # type: ignore[arg-type]
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -60,13 +60,25 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
 
 
 @functools.cache  # called for every message of every device
+def _fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+@functools.cache
 def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+@functools.cache  # called for every value of every message
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
 def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
     """Convert `value`, as TOML or JSON gives it, to the type `hint`."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    if type(value) is hint:  # not isinstance, because True is also an int
+        return value
+    origin, arguments = _parts(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -96,8 +108,6 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
     elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
         return float(value)
-    elif type(value) is hint:  # not isinstance, because True is also an int
-        return value
     expected = getattr(hint, "__name__", str(hint))
     # Not repr: a deeply nested value would exceed its recursion limit.
     got = f"{type(value).__name__} {reprlib.repr(value)}"

@@ -68,12 +68,17 @@ class Coordinator:
     _messages: Refusals = field(default_factory=Refusals)
     _hellos: Refusals = field(default_factory=Refusals)
 
-    def handle_event(self, event: Event, now: float) -> None:
+    def handle_event(self, event: Event, now: float, *, more: bool = False) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
+
+        With `more`, another event is waiting. Contributions and reports may then be put on disk
+        together with those that follow. Without it, and in `tick`, they are put there at once.
 
         Raises RunError if another coordinator took over the fleet or the journal, or if the
         contributions of all devices are refused (round_driver.py); JournalError on a disk error.
         """
+        if more:
+            self.driver.hold(now)
         if isinstance(event, Connected):
             self._handle_connected(now)
         elif isinstance(event, Received):
@@ -82,6 +87,8 @@ class Coordinator:
             self._mute(event.sender, now)
         else:
             log.event("link_lost", reason=event.reason)
+        if not more:
+            self.driver.sync()
 
     def tick(self, now: float) -> None:
         """Handle due deadlines, leases and repeated requests; `now` is monotonic, in seconds.
@@ -90,6 +97,7 @@ class Coordinator:
         coordinator has claimed the journal, because that coordinator's state message may be lost.
         Otherwise a coordinator that has nothing to write would never notice.
         """
+        self.driver.sync()
         self.run_state.journal.check_claim()
         for device in self.receiver.uploads.expire(now):
             log.event("upload_abandoned", device=device)

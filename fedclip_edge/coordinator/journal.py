@@ -5,6 +5,8 @@ SQLite keeps a write-ahead log and syncs at every commit.
 
 Laws:
 - Nothing is acknowledged before it is in the journal.
+- One sync may cover several contributions and reports: those added between `hold` and `sync`. They
+  are on disk once `sync` returns, and so are those that were added before any other write.
 - The first contribution per (run, round, device) is never replaced.
 - Closing a round commits the model and deletes its contribution payloads in one transaction. The
   rows without their payloads stay, so a lost answer can be repeated.
@@ -27,7 +29,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +62,8 @@ _MODEL = (
 class Journal:
     """An open journal. Every method that writes, except `add_report`, syncs before it returns.
 
+    After `hold`, `keep` does not sync either, until `sync`.
+
     Methods raise JournalError on a disk error or if the file is damaged. Those that write raise
     RunError, and write nothing, if another process claimed a later epoch.
     """
@@ -71,6 +75,7 @@ class Journal:
         self.keep_models = keep_models
         self._database = database
         self._claimed: int | None = None  # the epoch under which this process writes
+        self.is_holding = False
 
     @property
     def epoch(self) -> int:
@@ -90,6 +95,22 @@ class Journal:
         found = self._rows("PRAGMA integrity_check(1)")
         if found != [("ok",)]:
             raise self.damaged(str(found[0][0]).splitlines()[-1])  # the first may be a heading
+
+    def hold(self) -> None:
+        """Let `keep` and `add_report` add to one transaction from now on, until `sync`.
+
+        Other processes cannot write while it is open, so it should be short.
+        """
+        self.is_holding = True
+
+    def sync(self) -> None:
+        """Put everything that was added since `hold` on disk."""
+        if not self.is_holding:
+            return
+        self.is_holding = False
+        if self._database.in_transaction:
+            with errors_as(self._unusable("written"), self._malformed), self._database:
+                pass  # leaving commits
 
     def next_epoch(self, above: int = 0) -> int:
         """Claim an epoch above every earlier one of this journal, and above `above`.
@@ -174,11 +195,13 @@ class Journal:
         norm: float,
         weight: int,
     ) -> None:
-        """Put a contribution on disk; `norm` is that of its update, divided by its weight.
+        """Put a contribution on disk, or add it to those that `sync` puts there.
+
+        `norm` is that of its update, divided by its weight.
 
         Raises sqlite3.IntegrityError if the device already has one in this round.
         """
-        with self._writing():
+        with self._adding():
             added = self._database.execute(
                 "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
                 (run, round, device, sha256, len(payload), norm, weight),
@@ -289,7 +312,8 @@ class Journal:
         coordinator.
         """
         text = json.dumps(report.to_json())
-        with unsynced(self._database), self._writing():
+        sync = nullcontext() if self.is_holding else unsynced(self._database)
+        with sync, self._adding():
             self._database.execute(
                 "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
                 (report.run, report.round, report.device, zlib.compress(text.encode())),
@@ -327,14 +351,35 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Open a transaction; if it raises, nothing is changed.
+        """Open a transaction of its own; if it raises, nothing is changed.
 
         Raises JournalError on a disk error, RunError if another process claimed a later epoch.
         """
+        self.sync()
         with errors_as(self._unusable("written"), self._malformed), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check
             self.check_claim()
             yield
+
+    @contextmanager
+    def _adding(self) -> Iterator[None]:
+        """Add to the transaction that `sync` ends; without `hold`, open one and end it.
+
+        If it raises, nothing that was added since `hold` is on disk. Raises as `_writing` does.
+        """
+        if not self.is_holding:
+            with self._writing():
+                yield
+            return
+        with errors_as(self._unusable("written"), self._malformed):
+            try:
+                if not self._database.in_transaction:
+                    self._database.execute("BEGIN IMMEDIATE")
+                    self.check_claim()
+                yield
+            except BaseException:
+                self._database.rollback()
+                raise
 
     def _unusable(self, what: str) -> Callable[[Exception], JournalError]:
         return lambda error: JournalError(

@@ -8,6 +8,7 @@ asks for it (`take_over`), and always with a higher epoch.
 from __future__ import annotations
 
 import contextlib
+import gc
 import secrets
 import subprocess
 import threading
@@ -122,6 +123,8 @@ def serve(
                 waiting_for=config.rules.devices,
             )
             serving.report_unreachable()
+            # What exists now stays until the end, so the garbage collector need not look at it.
+            gc.freeze()
             trainer = None
             if config.trainer is not None:
                 flags = ["--json"] if as_json else []
@@ -162,11 +165,15 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
     ticked_at = time.monotonic()
     expiry = Expiry(serving.config.broker.certificate, _ENDS_WITH_AUTHORITY)
     changed_at = _changed_at(serving.config)
+    transport = serving.publisher.transport
+    event = None
     while not serving.finished:
-        event = serving.publisher.transport.next_event(_TICK_S)
+        event = transport.next_event(_TICK_S) if event is None else event
         now = time.monotonic()
         if event is not None:
-            serving.handle_event(event, now)
+            following = transport.next_event(0)
+            serving.handle_event(event, now, more=following is not None)
+            event = following
         if now - ticked_at >= _TICK_S:
             ticked_at = now
             expiry.look(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.distribution import WantedChunks
@@ -41,7 +42,7 @@ class Publisher:
     _broadcast: str = ""  # version of the model last sent to all devices
     _wanted: WantedChunks | None = None  # of the model, on its own topic
 
-    @property
+    @cached_property  # used several times for each message
     def topics(self) -> Topics:
         return Topics(self.config.fleet)
 

@@ -6,6 +6,7 @@ Law: a contribution is checked completely here, before the round machine gets it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
@@ -58,10 +59,8 @@ class Receiver:
             return None
         if offer.blob.kind != "update":
             raise PeerError(f"an offer of a blob of kind {offer.blob.kind!r}, expected 'update'")
-        layout = run_state.layout
-        limit = wire.payload_limit_bytes(layout.delta, run_state.run.plan.codec_up, layout.sums)
-        if offer.blob.size_bytes > limit:
-            raise PeerError(f"an offer of {offer.blob.size_bytes} bytes, limit {limit}")
+        if offer.blob.size_bytes > self._limit_bytes:
+            raise PeerError(f"an offer of {offer.blob.size_bytes} bytes, limit {self._limit_bytes}")
         is_closed = offer.number <= run_state.model.round
         if is_closed and run_state.has_kept(device, offer.number, sha256):
             # The first answer was lost. The device needs it: its next update depends on it.
@@ -69,6 +68,12 @@ class Receiver:
             return None
         self.uploads.remember(device, offer)
         return Offered(device, offer.number, sha256)
+
+    @cached_property
+    def _limit_bytes(self) -> int:
+        """An upper bound on the payload of a contribution to this run."""
+        layout, plan = self.run_state.layout, self.run_state.run.plan
+        return wire.payload_limit_bytes(layout.delta, plan.codec_up, layout.sums)
 
     def receive_chunk(self, device: str, chunk: bytes, now: float) -> Arrival | None:
         """Add a chunk; returns the contribution that it completes, or None.
@@ -95,11 +100,10 @@ class Receiver:
         event = Arrived(device, offer.number, offer.blob.sha256)
         return Arrival(event, contribution, payload)
 
-    def acknowledge(self, device: str) -> None:
-        """Tell the device that the contribution it offered last is on disk."""
+    def kept(self, device: str) -> Kept:
+        """The answer that the contribution which the device offered last is on disk."""
         offer = self.uploads.offer_of(device)
-        kept = Kept(self.run_state.run.id, offer.number, offer.blob.sha256)
-        self.publisher.send(device, kept)
+        return Kept(self.run_state.run.id, offer.number, offer.blob.sha256)
 
     def refuse(self, device: str, reason: str) -> None:
         """Tell the device that the contribution it offered last is refused."""

@@ -1,8 +1,8 @@
 """Execution of the round machine's actions: keep contributions, close rounds, announce them.
 
 Laws:
-- A contribution that the receiver checked is on disk before it is added to the sum, and added
-  before it is acknowledged.
+- A contribution that the receiver checked is added to the sum and on disk before it is
+  acknowledged, and before its round is closed.
 - If the contributions of every device are refused again and again, the run ends with an error
   instead of trying forever.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedclip_edge import log
@@ -23,7 +23,11 @@ from fedclip_edge.coordinator.receiver import Arrival, Receiver, UnfitError
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import RunError
+from fedclip_edge.protocol.messages import Kept
 
+# The most contributions that are put on disk together, and the longest time that one waits for it.
+_HELD = 32
+_HELD_S = 0.1
 _NAMES = 10  # a `waiting` event names so many devices at most
 
 _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
@@ -46,6 +50,9 @@ class RoundDriver:
     finished: bool = False
     _opened_at: float = 0.0
     _last_refusal: str = ""  # of a contribution to the open round
+    # Contributions in the sum that are acknowledged once they are on disk, by device.
+    _held: dict[str, Kept] = field(default_factory=dict)
+    _held_at: float = 0.0  # when the first of them came
 
     def handle(self, event: round_events.Event, now: float, arrival: Arrival | None = None) -> None:
         """Handle an event and everything that follows from it; `now` is monotonic, in seconds.
@@ -68,6 +75,22 @@ class RoundDriver:
                 if following is not None:
                     events.append(following)
 
+    def hold(self, now: float) -> None:
+        """Let contributions wait for `sync` from now on; one that has waited for long is synced."""
+        if self._held and (len(self._held) >= _HELD or now - self._held_at >= _HELD_S):
+            self.sync()
+        self.run_state.journal.hold()
+
+    def sync(self) -> None:
+        """Put the contributions that wait on disk, then acknowledge them.
+
+        Raises RunError and JournalError as `handle` does.
+        """
+        self.run_state.journal.sync()
+        held, self._held = self._held, {}
+        for device, kept in held.items():
+            self.publisher.send(device, kept)
+
     def perform(self, action: round_events.Action, now: float) -> round_events.Event | None:
         """Carry out one action of the round machine; returns the event that follows, if any."""
         return self._HANDLERS[type(action)](self, action, now)
@@ -83,6 +106,7 @@ class RoundDriver:
 
     def answer_hello(self, device: str, incarnation: str) -> None:
         """Send the manifest to one device, as the answer to the hello of this incarnation."""
+        self.sync()  # the answer names the contribution that is kept
         size = self.admission.fleet_size
         self.publisher.answer_hello(device, incarnation, self.state, size)
 
@@ -144,10 +168,17 @@ class RoundDriver:
         self.receiver.uploads.request(action.device)
         self.receiver.request_missing(now)
 
-    def _acknowledge(
-        self, action: round_events.Keep | round_events.Acknowledge, now: float
-    ) -> None:
-        self.receiver.acknowledge(action.device)
+    def _keep(self, action: round_events.Keep, now: float) -> None:
+        if self.run_state.journal.is_holding:
+            self._held_at = self._held_at if self._held else now
+            self._held[action.device] = self.receiver.kept(action.device)
+        else:
+            self.publisher.send(action.device, self.receiver.kept(action.device))
+        self.receiver.request_missing(now)
+
+    def _acknowledge(self, action: round_events.Acknowledge, now: float) -> None:
+        if action.device not in self._held:
+            self.publisher.send(action.device, self.receiver.kept(action.device))
         self.receiver.request_missing(now)
 
     def _drop(self, action: round_events.Drop, now: float) -> None:
@@ -155,6 +186,7 @@ class RoundDriver:
         self.receiver.refuse(action.device, action.reason)
 
     def _close_round(self, action: round_events.CloseRound, now: float) -> round_events.Closed:
+        self.sync()
         self.run_state.close_round()
         self._last_refusal = ""
         run, closed = self.run_state.run, self.run_state.model.round
@@ -186,7 +218,7 @@ class RoundDriver:
         round_events.Waiting: _waiting,
         round_events.Abandon: _abandon,
         round_events.Upload: _request_upload,
-        round_events.Keep: _acknowledge,
+        round_events.Keep: _keep,
         round_events.Acknowledge: _acknowledge,
         round_events.Drop: _drop,
         round_events.CloseRound: _close_round,

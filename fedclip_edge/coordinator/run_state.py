@@ -4,7 +4,8 @@ A round's sum is added to the float32 master model. Devices get the model throug
 `codec_down`, and their updates are relative to what they got.
 
 Laws:
-- A contribution is on disk before it is in the sum.
+- A contribution is written to the journal before it is in the sum. It is on disk before it is
+  acknowledged (journal.py).
 - A closed round's model is on disk before it is announced.
 - A run is finished only once its model file is written.
 - After a kill at any moment, `open_run_state` restores the same model, byte for byte, and a sum of
@@ -132,7 +133,7 @@ class RunState:
         check_update(self.run.plan, contribution.update, declared)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
-        """Put a checked contribution on disk, then into the sum.
+        """Put a checked contribution into the journal, then into the sum.
 
         `sha256` is the hash of `payload`, the contribution as it was uploaded.
         """

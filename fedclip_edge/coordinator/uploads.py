@@ -53,11 +53,11 @@ class Uploads:
             self.release(next(iter(self._away)))
             self.slots.grant(now)
         self.slots.grant(now)
-        asks = []
+        asks, idle = [], frozenset(self.slots.idle(now, REPAIR_S))
         for device in self.slots.holders:
             if device in self._away:
                 continue
-            silent = device in self.slots.idle(now, REPAIR_S)
+            silent = device in idle
             asked_at = self._asked_at.get(device)
             if asked_at is None or (silent and now - asked_at >= REPAIR_S):
                 self._asked_at[device] = now

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +30,21 @@ from fedclip_edge.records import F32, I64, Arrays, Plan, Update
 PER_PICTURE = 2**30
 _INT64_MAX = 2**63 - 1
 _BLOCK = 1 << 14  # values: their float32, float64 and int64 copies fit into the cache
+# In float64, adding 1.5 * 2**52 to a value below 2**51 rounds it to an integer, half to even as
+# rint does. The integer is then the difference between the bit patterns of sum and constant.
+_ROUNDER = 1.5 * 2.0**52
+_ROUNDER_BITS = int(np.float64(_ROUNDER).view(np.int64))
+_MOST_STEPS = 2**51
 _OVERFLOW = "the sum of the updates would overflow int64; choose a smaller grid_bits in [plan]"
+
+
+@dataclass(frozen=True, eq=False)
+class _Checked:
+    """An update that is within the plan's bounds, with its largest absolute entries."""
+
+    update: Update
+    steps: int  # of its delta, in grid steps
+    largest_sum: int  # of its integer sums
 
 
 class ExactSum:
@@ -42,11 +57,15 @@ class ExactSum:
         self.terms: dict[str, I64] = {}  # the added deltas, in grid steps
         self.sums: dict[str, I64] = {}
         self.weight = 0
+        self._last: _Checked | None = None  # checked, and not added yet
 
     def check(self, update: Update) -> None:
-        """Check an update without adding it; raises PeerError if `add` would refuse it."""
-        self._check_terms(update)
-        self._largest_of(update)
+        """Check an update without adding it; raises PeerError if `add` would refuse it.
+
+        `add` reads the values of the update that was checked last only once more, to add them.
+        """
+        self._last = self._check(update)
+        self._check_room(self._last)
 
     def add(self, update: Update) -> None:
         """Add one device's update; raises PeerError and adds nothing if it is out of bounds.
@@ -55,31 +74,18 @@ class ExactSum:
         the first update, or whose values exceed a bound or could overflow a sum. `max_norm` bounds
         the L2 norm of the whole delta divided by the weight.
         """
-        largest, largest_sum = self._check_terms(update), self._largest_of(update)
-        self._largest += largest
-        self._largest_sum += largest_sum
+        checked, self._last = self._last, None
+        if checked is None or checked.update is not update:
+            checked = self._check(update)
+        self._check_room(checked)
+        self._largest += checked.steps
+        self._largest_sum += checked.largest_sum
         self.weight += update.weight
         for name, term in update.delta.items():
             if name not in self.terms:
                 self.terms[name] = np.zeros(term.shape, np.int64)
-            self._add_on_grid(self.terms[name], term)
+            self._add_on_grid(self.terms[name], term, checked.steps)
         _add_in(self.sums, update.sums)
-
-    def _largest_of(self, update: Update) -> int:
-        """Check the update's integer sums and return their largest absolute entry."""
-        # Not np.abs: the absolute value of the smallest int64 overflows to a negative number.
-        ends = [(int(s.min()), int(s.max())) for s in update.sums.values() if s.size]
-        largest = max((max(-low, high) for low, high in ends), default=0)
-        if largest > PER_PICTURE * update.weight:
-            raise PeerError(
-                f"an integer sum of the update holds {largest}, which is above {PER_PICTURE} times "
-                f"the update's weight {update.weight}"
-            )
-        if self._largest_sum + largest > _INT64_MAX:
-            raise PeerError(
-                "the integer sums would overflow int64; choose a smaller max_weight in [plan]"
-            )
-        return largest
 
     def merge(self, other: ExactSum) -> None:
         """Add the totals of another sum of the same plan.
@@ -103,8 +109,8 @@ class ExactSum:
         _add_in(self.terms, other.terms)
         _add_in(self.sums, other.sums)
 
-    def _check_terms(self, update: Update) -> int:
-        """Check the update's delta and return its largest absolute entry, in grid steps."""
+    def _check(self, update: Update) -> _Checked:
+        """Check an update against the bounds of the plan; raises PeerError."""
         plan = self.plan
         if update.kind != "sum":
             raise PeerError(
@@ -115,35 +121,53 @@ class ExactSum:
                 f"the update's weight {update.weight} is above the plan's max_weight "
                 f"{plan.max_weight}"
             )
-        norm = norm_of(update.delta) / update.weight
-        if norm > plan.max_norm:
+        ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.delta.values()]
+        largest = max((max(-low, high) for low, high in ends), default=0.0)
+        _check_norm(update, largest, plan.max_norm)
+        # Not np.abs: the absolute value of the smallest int64 overflows to a negative number.
+        whole = [(int(s.min()), int(s.max())) for s in update.sums.values() if s.size]
+        largest_sum = max((max(-low, high) for low, high in whole), default=0)
+        if largest_sum > PER_PICTURE * update.weight:
             raise PeerError(
-                f"the update's norm {norm:.4g} is above the round's max_norm {plan.max_norm:g}"
+                f"an integer sum of the update holds {largest_sum}, which is above {PER_PICTURE} "
+                f"times the update's weight {update.weight}"
             )
-        shapes = _shapes({**update.delta, **update.sums})
+        return _Checked(update, round(math.ldexp(largest, plan.grid_bits)), largest_sum)
+
+    def _check_room(self, checked: _Checked) -> None:
+        """Check that the sums can take an update; raises PeerError."""
+        shapes = _shapes({**checked.update.delta, **checked.update.sums})
         expected = _shapes({**self.terms, **self.sums})
         if self.weight and shapes != expected:
             raise PeerError(
                 f"the update's arrays {shapes} do not match those of the first update {expected}"
             )
-        ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.delta.values()]
-        largest = max((max(-low, high) for low, high in ends), default=0.0)
-        steps = round(math.ldexp(largest, plan.grid_bits))
-        if self._largest + steps > _INT64_MAX:
+        if self._largest + checked.steps > _INT64_MAX:
             raise PeerError(_OVERFLOW)
-        return steps
+        if self._largest_sum + checked.largest_sum > _INT64_MAX:
+            raise PeerError(
+                "the integer sums would overflow int64; choose a smaller max_weight in [plan]"
+            )
 
-    def _add_on_grid(self, total: I64, term: F32) -> None:
-        """Add a delta block by block.
+    def _add_on_grid(self, total: I64, term: F32, largest: int) -> None:
+        """Add a delta block by block; no entry of it is above `largest` grid steps.
 
         A block stays in the processor's cache. This halves the time and needs little memory.
         """
         step, totals, values = 2.0**self.plan.grid_bits, total.reshape(-1), term.reshape(-1)
+        rows = np.empty(min(_BLOCK, values.size), np.float64)
         for first in range(0, values.size, _BLOCK):
-            # The product is exact in float64 (float32 times a power of two); only rint rounds.
-            block = values[first : first + _BLOCK].astype(np.float64)
-            np.rint(np.multiply(block, step, out=block), out=block)
-            totals[first : first + _BLOCK] += block.astype(np.int64)
+            some = values[first : first + _BLOCK]
+            block = rows[: some.size]
+            block[:] = some
+            block *= step  # exact: float32 times a power of two; only the next step rounds
+            if largest < _MOST_STEPS:
+                block += _ROUNDER
+                whole = block.view(np.int64)
+                whole -= _ROUNDER_BITS
+            else:
+                whole = np.rint(block, out=block).astype(np.int64)
+            totals[first : first + _BLOCK] += whole
 
     def mean(self) -> Mapping[str, F32]:
         """Weighted mean of the added deltas, float32 by name; empty if nothing was added."""
@@ -165,6 +189,18 @@ def _add_in(total: dict[str, I64], numbers: Mapping[str, I64]) -> None:
 
 def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
     return {name: term.shape for name, term in sorted(terms.items())}
+
+
+def _check_norm(update: Update, largest: float, max_norm: float) -> None:
+    """Raise PeerError if the norm is above the bound; no entry of the delta is above `largest`."""
+    count = sum(term.size for term in update.delta.values())
+    # This many entries of that size would have this norm. The margin is far above what the
+    # additions of `norm_of` round off.
+    if math.sqrt(count) * largest * 1.001 <= max_norm * update.weight:
+        return
+    norm = norm_of(update.delta) / update.weight
+    if norm > max_norm:
+        raise PeerError(f"the update's norm {norm:.4g} is above the round's max_norm {max_norm:g}")
 
 
 def norm_of(terms: Arrays) -> float:

@@ -159,12 +159,16 @@ def _get(codec: str) -> Codec:
 
 
 def _shuffle(payload: bytes, item_bytes: int) -> bytes:
+    if item_bytes == 1:
+        return payload
     whole = len(payload) - len(payload) % item_bytes
     planes = np.frombuffer(payload[:whole], np.uint8).reshape(-1, item_bytes).T
     return planes.tobytes() + payload[whole:]
 
 
 def _unshuffle(payload: bytes, item_bytes: int) -> bytes:
+    if item_bytes == 1:
+        return payload
     whole = len(payload) - len(payload) % item_bytes
     planes = np.frombuffer(payload[:whole], np.uint8).reshape(item_bytes, -1)
     # Shifting whole planes into integers takes a tenth of the time of transposing single bytes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fedclip_edge.errors import PeerError
@@ -76,7 +76,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object; `Report(**report.to_json()) == report`."""
         plain = {"accuracy": dict(self.accuracy), "per_class": dict(self.per_class)}
-        return {**asdict(self), **plain}
+        return {**vars(self), **plain}  # asdict would copy every value first
 
 
 def check_possible(report: Report) -> None:

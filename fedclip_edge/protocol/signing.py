@@ -11,6 +11,7 @@ key is seen first, so it is meant for a loopback broker only.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,12 @@ def verifies(key: str, message: bytes, signature: bytes) -> bool:
     `key` is 64 hex digits. A malformed key or signature gives False.
     """
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, message)
+        _public(key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _public(key: str) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))

@@ -24,6 +24,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import functools
 import json
 import math
 import reprlib
@@ -85,12 +86,7 @@ def sign_line(
     kind: str, body: Message | Mapping[str, Any], sender: str, topic: str, identity: Identity
 ) -> bytes:
     """The bytes of a control message with this kind and body, signed by `identity`."""
-    line = json.dumps(
-        {"kind": kind, "from": sender, "body": body},
-        default=vars,  # for nested records; asdict would copy every value first
-        separators=(",", ":"),
-        allow_nan=False,
-    ).encode()
+    line = _ENCODER.encode({"kind": kind, "from": sender, "body": body}).encode()
     signature = identity.sign(topic.encode() + b"\0" + line)
     return line + b"\n" + base64.b64encode(signature)
 
@@ -240,25 +236,26 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Raises PeerError if a str or int field has a value of another type, or if `cls` rejects a value.
     """
-    declared = {"str": str, "int": int}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        expected = declared.get(str(field.type))
-        if expected is not None and type(values[field.name]) is not expected:
-            raise PeerError(f"{cls.__name__}: {field.name} is not of type {field.type}")
+    for name, expected in _checked_fields(cls):  # type: ignore[arg-type]  # a class is hashable
+        if type(values[name]) is not expected:
+            raise PeerError(f"{cls.__name__}: {name} is not of type {expected.__name__}")
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
         raise PeerError(f"{cls.__name__}: {error}") from None
 
 
+@functools.cache  # called for every payload
+def _checked_fields(cls: type[Any]) -> tuple[tuple[str, type], ...]:
+    declared: dict[str, type] = {"str": str, "int": int}
+    fields = ((field.name, declared.get(str(field.type))) for field in dataclasses.fields(cls))
+    return tuple((name, expected) for name, expected in fields if expected is not None)
+
+
 def _read_json(text: bytes | str, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(
-            text if isinstance(text, str) else text.decode(),  # json.loads accepts UTF-16 too
-            object_pairs_hook=_no_repeats,
-            parse_constant=_no_constants,
-            parse_float=_finite,
-        )
+        # json.loads accepts UTF-16 too.
+        value = _DECODER.decode(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise PeerError(f"{what}: not JSON: {str(error)[:120]}") from None
     if not isinstance(value, dict):
@@ -282,3 +279,14 @@ def _finite(text: str) -> float:
 
 def _no_constants(name: str) -> NoReturn:
     raise ValueError(f"{name[:40]} is not a finite number")
+
+
+# json.dumps and json.loads would make these again for each message.
+_ENCODER = json.JSONEncoder(
+    default=vars,  # for nested records; asdict would copy every value first
+    separators=(",", ":"),
+    allow_nan=False,
+)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_repeats, parse_constant=_no_constants, parse_float=_finite
+)

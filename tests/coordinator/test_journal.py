@@ -243,6 +243,77 @@ def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
     damaged.close()
 
 
+def test_what_is_added_while_the_journal_holds_is_on_disk_after_a_sync(
+    journal: Journal, path: Path
+) -> None:
+    other = open_journal(path)
+    journal.hold()
+    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
+    journal.add_report(report(run="run-1"))
+    journal.keep("run-1", 1, "cam-02", sha256_of(b"two", 0.5, 1), b"two")
+    assert list(journal.kept("run-1", 1)) == ["cam-01", "cam-02"]
+    assert (other.kept("run-1", 1), other.reports("run-1")) == ({}, ())
+    journal.sync()
+    assert list(other.kept("run-1", 1)) == ["cam-01", "cam-02"]
+    assert other.reports("run-1") == (report(run="run-1"),)
+    journal.keep("run-1", 1, "cam-03", "c" * 64, b"three", 0.5, 1)  # does not wait any more
+    assert list(other.kept("run-1", 1)) == ["cam-01", "cam-02", "cam-03"]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda journal: journal.close_round("run-1", model(1)),
+        lambda journal: journal.pin_key("run-1", "cam-01", "d" * 64),
+        lambda journal: journal.next_epoch(),
+    ],
+)
+def test_any_other_write_puts_what_was_held_on_disk_first(
+    journal: Journal, path: Path, write: Any
+) -> None:
+    journal.hold()
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    write(journal)
+    journal.close()
+    again = open_journal(path)
+    assert list(again.kept("run-1", 1)) == ["cam-01"]
+    again.close()
+
+
+def test_an_addition_that_fails_takes_all_that_was_held_with_it(
+    journal: Journal, path: Path
+) -> None:
+    """The process ends then, and nothing of it was acknowledged."""
+    journal.hold()
+    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    with pytest.raises(sqlite3.IntegrityError):
+        journal.keep("run-1", 1, "cam-01", "b" * 64, b"two", 0.5, 1)
+    journal.sync()
+    again = open_journal(path)
+    assert again.kept("run-1", 1) == {}
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one"),
+        lambda journal: journal.add_report(report(run="run-1")),
+    ],
+)
+def test_who_was_taken_over_from_holds_nothing(journal: Journal, path: Path, write: Any) -> None:
+    journal.next_epoch()
+    other = open_journal(path)
+    other.next_epoch()
+    journal.hold()
+    with pytest.raises(RunError, match="took over"):
+        write(journal)
+    journal.sync()
+    assert (other.kept("run-1", 1), other.reports("run-1")) == ({}, ())
+    other.close()
+
+
 def test_epochs_grow_across_processes_and_above_any_that_was_seen(
     journal: Journal, path: Path
 ) -> None:

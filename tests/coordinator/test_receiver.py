@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused_whatever_is_wrong_with_it(
 def test_kept_is_said_of_what_was_offered_last(desk: Desk) -> None:
     for body in (b"an earlier one", desk.body()):
         desk.receiver.receive_offer("cam-0", desk.offer(body))
-    desk.receiver.acknowledge("cam-0")
+    desk.receiver.publisher.send("cam-0", desk.receiver.kept("cam-0"))
     sha256 = chunks.blob_of(desk.body(), "update").sha256
     assert desk.heard() == [(DOWN, Kept(desk.run.id, 1, sha256))]
 

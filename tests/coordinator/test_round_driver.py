@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,10 @@ from receiver_desk import PLAN, Desk
 
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
-from fedclip_edge.coordinator import round_machine
+from fedclip_edge.coordinator import round_driver, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
-from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.receiver import UnfitError
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_events import (
@@ -28,6 +28,7 @@ from fedclip_edge.coordinator.round_events import (
 )
 from fedclip_edge.coordinator.round_machine import ATTEMPTS
 from fedclip_edge.coordinator.round_state import RoundState
+from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.protocol import chunks
 from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Pictures, Refused, Want
@@ -59,17 +60,19 @@ class Stage:
         return [type(message) for _, message in self.desk.heard()]
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+@pytest.fixture(params=[1])
+def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
     desk = Desk(tmp_path, PLAN)
-    state = RoundState(run=desk.run.id, rules=RULES, rounds=PLAN.rounds)
+    rules = replace(RULES, devices=request.param)
+    state = RoundState(run=desk.run.id, rules=rules, rounds=PLAN.rounds)
     devices = Devices({})
     devices.set_online("cam-0", "b1", Pictures(train=9))
     admission = Admission(desk.run, desk.run_state.journal, devices, None)
     driver = RoundDriver(
         state, desk.run_state, desk.receiver.publisher, desk.receiver, admission, devices
     )
-    driver.handle(Joined("cam-0", trains=True, evaluates=True), 0.0)
+    for number in range(request.param):
+        driver.handle(Joined(f"cam-{number}", trains=True, evaluates=True), 0.0)
     assert driver.state.phase == "open"
     yield Stage(desk, driver)
     desk.run_state.journal.close()
@@ -97,6 +100,84 @@ def test_it_is_on_disk_before_it_is_acknowledged(
     assert stage.heard() == [Want]
     assert stage.rounds.state.kept == {}
     assert stage.desk.run_state.model.round == 0
+
+
+def on_disk(stage: Stage) -> list[str]:
+    """The devices whose contribution another process would find after a kill now."""
+    state = stage.desk.run_state
+    other = open_journal(state.journal.path)
+    kept = list(other.kept(state.run.id, 1))
+    other.close()
+    return kept
+
+
+two = pytest.mark.parametrize("stage", [2], indirect=True)  # the round stays open after cam-0's
+
+
+@two
+def test_one_that_waits_for_the_others_is_acknowledged_once_it_is_on_disk(stage: Stage) -> None:
+    stage.rounds.hold(1.0)
+    body = stage.desk.body()
+    stage.upload(body)
+    assert (on_disk(stage), stage.heard()) == ([], [Want])
+    stage.upload(body)  # offered again: still not on disk
+    assert (on_disk(stage), stage.heard()) == ([], [])
+    stage.rounds.sync()
+    assert (on_disk(stage), stage.heard()) == (["cam-0"], [Kept])
+    stage.rounds.sync()
+    assert stage.heard() == []
+
+
+@two
+def test_one_waits_for_the_others_only_for_a_moment(stage: Stage) -> None:
+    stage.rounds.hold(1.0)
+    stage.upload(stage.desk.body())
+    stage.rounds.hold(1.0)
+    assert (on_disk(stage), stage.heard()) == ([], [Want])
+    stage.rounds.hold(1.0 + round_driver._HELD_S)
+    assert (on_disk(stage), stage.heard()) == (["cam-0"], [Kept])
+
+
+@two
+def test_an_answer_to_a_hello_names_only_what_is_on_disk(stage: Stage) -> None:
+    stage.rounds.hold(1.0)
+    body = stage.desk.body()
+    stage.upload(body)
+    stage.rounds.answer_hello("cam-0", "b1")
+    assert on_disk(stage) == ["cam-0"]
+    *_, (_, said) = stage.desk.heard()
+    assert isinstance(said, Manifest)
+    assert said.kept == chunks.blob_of(body, "update").sha256
+
+
+def test_a_round_closes_with_what_is_on_disk(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[str]] = []
+    close_round = RunState.close_round
+
+    def look(state: RunState) -> None:
+        found.append(on_disk(stage))
+        close_round(state)
+
+    monkeypatch.setattr(RunState, "close_round", look)
+    stage.rounds.hold(1.0)
+    stage.upload(stage.desk.body())
+    assert found == [["cam-0"]]
+    assert stage.heard() == [Want, Kept]
+
+
+@two
+def test_on_a_disk_that_fails_at_the_sync_nothing_is_acknowledged(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise DiskError("no space left")
+
+    stage.rounds.hold(1.0)
+    stage.upload(stage.desk.body())
+    monkeypatch.setattr(Journal, "sync", full)
+    with pytest.raises(DiskError):
+        stage.rounds.sync()
+    assert stage.heard() == [Want]
 
 
 def test_after_the_last_round_and_its_report_the_model_is_written(stage: Stage) -> None:

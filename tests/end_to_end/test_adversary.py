@@ -155,6 +155,11 @@ def commits_with_the_next(
     self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, body))
 
 
+def acknowledges_before_the_sync(self: RoundDriver, action: round_events.Keep, now: float) -> None:
+    self.publisher.send(action.device, self.receiver.kept(action.device))
+    self.receiver.request_missing(now)
+
+
 def adds_what_it_keeps_already(
     self: RunState, contribution: Contribution, sha256: str, body: bytes
 ) -> None:
@@ -296,6 +301,17 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
         "lost", replaced((RoundDriver, "handle", says_kept_before_it_is)), 100
+    ),
+    "acknowledges before the sync": (
+        "lost",
+        replaced(
+            (
+                RoundDriver,
+                "_HANDLERS",
+                {**RoundDriver._HANDLERS, round_events.Keep: acknowledges_before_the_sync},
+            )
+        ),
+        100,
     ),
     "commits with the next": ("lost", replaced((Journal, "keep", commits_with_the_next)), 100),
     "adds a duplicate": (

@@ -252,6 +252,71 @@ def test_the_norm_of_large_values_does_not_overflow() -> None:
     assert norm_of({}) == 0
 
 
+@given(
+    hnp.arrays(np.float32, 8, elements=st.floats(-1024, 1024, width=32)),
+    st.integers(1, 52),
+    st.integers(-60, 0),
+)
+def test_every_value_is_rounded_half_to_even_whatever_its_size(
+    values: F32, bits: int, exponent: int
+) -> None:
+    values = np.ldexp(values, exponent).astype(np.float32)
+    plan = Plan(grid_bits=bits, max_norm=1e8)
+    total = total_of(plan, [Update("sum", 1, {"a": values})])
+    assert total.terms["a"].tolist() == [on_grid(value, bits) for value in values]
+
+
+@pytest.mark.parametrize("exponent", [50, 51, 52])  # around the size where another way begins
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_is_exact_around_the_largest_values_of_the_fast_way(
+    exponent: int, sign: int
+) -> None:
+    values = array(*(sign * (2.0**exponent + 2.0 ** (exponent - 23) * n) for n in range(-3, 4)))
+    halves = np.ldexp(values, -(exponent - 22)).astype(np.float32)  # with halves of a step
+    for some in (np.ldexp(values, -40), halves):
+        total = total_of(Plan(grid_bits=40, max_norm=1e8), [Update("sum", 1, {"a": some})])
+        assert total.terms["a"].tolist() == [on_grid(value, 40) for value in some]
+
+
+@given(st.lists(updates(), min_size=1, max_size=4))
+def test_a_check_before_an_addition_changes_nothing(contributions: list[Update]) -> None:
+    checked = ExactSum(Plan())
+    for update in contributions:
+        checked.check(update)
+        checked.check(contributions[0])  # another one was checked last
+        checked.check(update)
+        checked.add(update)
+        with pytest.raises(PeerError, match="do not match"):
+            checked.check(Update("sum", 1, {"c": array(1)}))
+    assert bytes_of(checked) == bytes_of(total_of(Plan(), contributions))
+
+
+def test_an_update_checked_before_another_was_added_is_checked_against_the_new_sum() -> None:
+    total = ExactSum(Plan(grid_bits=52, max_norm=1e8))
+    half = Update(
+        "sum", 1, {"a": array(1000)}
+    )  # 2**52 times 1000: two fit into int64, three do not
+    total.add(half)
+    third = Update("sum", 1, {"a": array(1000)})
+    total.check(third)
+    total.merge(total_of(total.plan, [half]))
+    with pytest.raises(PeerError, match="overflow"):
+        total.add(third)
+    assert total.weight == 2
+
+
+@given(updates(1.0), st.floats(0.01, 10))
+def test_the_bound_on_the_norm_is_exact(update: Update, share: float) -> None:
+    norm = norm_of(update.delta) / update.weight
+    bound = min(max(norm * share, 1e-6), 1e8)
+    total = ExactSum(Plan(max_norm=bound))
+    if norm > bound:
+        with pytest.raises(PeerError, match="norm"):
+            total.check(update)
+    else:
+        total.check(update)
+
+
 # --- integer sums --------------------------------------------------------------------------------
 
 

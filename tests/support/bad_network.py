@@ -193,7 +193,10 @@ class Network(InMemoryBroker):
         elif payload.startswith(_OFFER):
             assert simulated.connection is not None
             device_laws.offers(
-                simulated.memory, payload, simulated.view, writing=simulated.connection.writing
+                simulated.memory,
+                payload,
+                simulated.view,
+                writing=simulated.connection.in_transaction,
             )
 
     def hand(self, client: InMemoryTransport, message: Received) -> None:

@@ -174,8 +174,14 @@ class Fleet:
     def step(self) -> None:
         """Deliver all messages, let each session do one piece of work, and move the clock."""
         for somebody, link in self.everybody():
-            while (event := link.next_event(0)) is not None:
-                somebody.handle_event(event, self.now)
+            event = link.next_event(0)
+            while event is not None:
+                following = link.next_event(0)
+                if isinstance(somebody, Session):
+                    somebody.handle_event(event, self.now)
+                else:
+                    somebody.handle_event(event, self.now, more=following is not None)
+                event = following
         for session in self.sessions.values():
             session.act(self.now)
         self.coordinator.tick(self.now)

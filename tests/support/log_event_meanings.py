@@ -135,7 +135,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The reason names the remedy, such as copying the bundle or enrolling the device.",
         ),
         "kept": Event(
-            "A contribution is in the journal. A `norm` far above those of the other devices, or a "
+            "A contribution is added to its round, and written to the journal. A `norm` far above those of the other devices, or a "
             "large `weight`, shows a device that learns from other pictures, or a hostile one.",
         ),
         "left": Event(

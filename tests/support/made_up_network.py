@@ -103,6 +103,8 @@ class World:
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
         self.luck: random.Random = random.Random(seed)
         self.habit_luck: random.Random = random.Random(f"habits of {seed}")
+        # For one choice alone, so that it changes no other one.
+        self.more_waits: random.Random = random.Random(f"more {seed}")
         self.now = 1000.0
         self.trace = hashlib.sha256()
         self.events = self.kills = self.runs = self.starts = 0
@@ -342,7 +344,8 @@ class World:
         assert simulated.connection is not None
         before = simulated.connection.commits
         while not process.finished and (event := link.next_event(0)) is not None:
-            process.handle_event(event, self.now)
+            # As if another event waited: then contributions are on disk after a tick at the latest.
+            process.handle_event(event, self.now, more=self.more_waits.random() < 0.5)
             before = self._check(simulated, process, before)
         if ticks and not process.finished:
             process.tick(self.now)
@@ -375,7 +378,7 @@ class World:
         finally:
             # Also for a process that is killed, unless the kill was within a commit.
             wrote = simulated.connection.commits != before
-            if wrote and not simulated.connection.writing and simulated.disk.image is None:
+            if wrote and not simulated.connection.in_transaction and simulated.disk.image is None:
                 simulated.check(self.laws)
         if process.finished:  # as in the loop of agent.py
             process.finished = False
