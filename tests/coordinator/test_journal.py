@@ -250,7 +250,7 @@ def test_what_is_added_while_the_journal_holds_is_on_disk_after_a_sync(
     journal.hold()
     journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
     journal.add_report(report(run="run-1"))
-    journal.keep("run-1", 1, "cam-02", sha256_of(b"two", 0.5, 1), b"two")
+    journal.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two", 0.5, 1)
     assert list(journal.kept("run-1", 1)) == ["cam-01", "cam-02"]
     assert (other.kept("run-1", 1), other.reports("run-1")) == ({}, ())
     journal.sync()
