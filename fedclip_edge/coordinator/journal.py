@@ -29,7 +29,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +76,7 @@ class Journal:
         self._database = database
         self._claimed: int | None = None  # the epoch under which this process writes
         self.is_holding = False
+        self._held: list[Callable[[], object]] = []  # what `sync` adds, in order
 
     @property
     def epoch(self) -> int:
@@ -97,20 +98,21 @@ class Journal:
             raise self.damaged(str(found[0][0]).splitlines()[-1])  # the first may be a heading
 
     def hold(self) -> None:
-        """Let `keep` and `add_report` add to one transaction from now on, until `sync`.
+        """Let `keep` and `add_report` wait in memory from now on, until `sync`.
 
-        Other processes cannot write while it is open, so it should be short.
+        Nothing of it is in the file before: an open transaction would lock out another coordinator
+        that takes over from a process that hangs.
         """
         self.is_holding = True
 
     def sync(self) -> None:
-        """Put everything that was added since `hold` on disk."""
-        if not self.is_holding:
-            return
+        """Put everything that was added since `hold` on disk, in one transaction."""
         self.is_holding = False
-        if self._database.in_transaction:
-            with errors_as(self._unusable("written"), self._malformed), self._database:
-                pass  # leaving commits
+        held, self._held = self._held, []
+        if held:
+            with self._writing():
+                for add in held:
+                    add()
 
     def next_epoch(self, above: int = 0) -> int:
         """Claim an epoch above every earlier one of this journal, and above `above`.
@@ -195,18 +197,26 @@ class Journal:
         norm: float,
         weight: int,
     ) -> None:
-        """Put a contribution on disk, or add it to those that `sync` puts there.
+        """Put a contribution on disk; after `hold`, only `sync` puts it there.
 
         `norm` is that of its update, divided by its weight.
 
-        Raises sqlite3.IntegrityError if the device already has one in this round.
+        Raises sqlite3.IntegrityError if the device already has one in this round; after `hold`,
+        `sync` raises it.
         """
-        with self._adding():
+
+        def add() -> None:
             added = self._database.execute(
                 "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
                 (run, round, device, sha256, len(payload), norm, weight),
             )
             self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, payload))
+
+        if self.is_holding:
+            self._held.append(add)
+            return
+        with self._writing():
+            add()
 
     def kept(self, run: str, round: int) -> dict[str, str]:
         """The SHA-256 of each contribution to a round, open or closed, by device, sorted."""
@@ -312,12 +322,16 @@ class Journal:
         coordinator.
         """
         text = json.dumps(report.to_json())
-        sync = nullcontext() if self.is_holding else unsynced(self._database)
-        with sync, self._adding():
-            self._database.execute(
-                "INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)",
-                (report.run, report.round, report.device, zlib.compress(text.encode())),
-            )
+        row = (report.run, report.round, report.device, zlib.compress(text.encode()))
+
+        def add() -> None:
+            self._database.execute("INSERT OR REPLACE INTO report VALUES (?, ?, ?, ?)", row)
+
+        if self.is_holding:
+            self._held.append(add)
+            return
+        with unsynced(self._database), self._writing():
+            add()
 
     def reports(self, run: str) -> tuple[Report, ...]:
         """Every report of the run, in the order of round and device.
@@ -360,26 +374,6 @@ class Journal:
             self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check
             self.check_claim()
             yield
-
-    @contextmanager
-    def _adding(self) -> Iterator[None]:
-        """Add to the transaction that `sync` ends; without `hold`, open one and end it.
-
-        If it raises, nothing that was added since `hold` is on disk. Raises as `_writing` does.
-        """
-        if not self.is_holding:
-            with self._writing():
-                yield
-            return
-        with errors_as(self._unusable("written"), self._malformed):
-            try:
-                if not self._database.in_transaction:
-                    self._database.execute("BEGIN IMMEDIATE")
-                    self.check_claim()
-                yield
-            except BaseException:
-                self._database.rollback()
-                raise
 
     def _unusable(self, what: str) -> Callable[[Exception], JournalError]:
         return lambda error: JournalError(

@@ -4,8 +4,8 @@ A round's sum is added to the float32 master model. Devices get the model throug
 `codec_down`, and their updates are relative to what they got.
 
 Laws:
-- A contribution is written to the journal before it is in the sum. It is on disk before it is
-  acknowledged (journal.py).
+- A contribution is on disk before its round is closed. Those that the journal holds (`hold`) are in
+  the sum before; if they never reach the disk, this process has ended with its sum.
 - A closed round's model is on disk before it is announced.
 - A run is finished only once its model file is written.
 - After a kill at any moment, `open_run_state` restores the same model, byte for byte, and a sum of
@@ -133,7 +133,7 @@ class RunState:
         check_update(self.run.plan, contribution.update, declared)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
-        """Put a checked contribution into the journal, then into the sum.
+        """Give a checked contribution to the journal, then add it to the sum.
 
         `sha256` is the hash of `payload`, the contribution as it was uploaded.
         """

@@ -67,10 +67,6 @@ class CrashingConnection:
             raise Killed
         return self._database.execute(*arguments)
 
-    def rollback(self) -> None:
-        if not self._killed:  # a killed process does not roll back
-            self._database.rollback()
-
     @property
     def in_transaction(self) -> bool:
         """True if there are uncommitted writes."""
