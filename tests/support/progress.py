@@ -15,6 +15,8 @@ The bound follows from the rules of round_machine.py and attendance.py:
   contribution of it is kept; then this round lacks nothing from it.
 - So with `bad` training devices that may be missing, at most LEFT_OUT_AFTER * bad attempts or
   deadlines of `gathering` pass without a quorum. One more attempt closes the round.
+- A good device may be late for one attempt: before it trains, its contribution to an earlier round
+  has to be refused. It offers that one every REPEAT_S, and then trains for up to 6 s.
 - A bad device that has an upload slot may hold it for LEASE_S without progress. If there are no
   more slots than bad devices, a good one may have to wait for it. Slots are given first come, first
   served, so it waits for each bad one once at most. It may then be too late for the open attempt.
@@ -67,7 +69,7 @@ class Progress:
     @property
     def round_s(self) -> float:
         """The longest time from one closed round to the next."""
-        attempts, blocked_s = LEFT_OUT_AFTER * self.bad + 1, 0.0
+        attempts, blocked_s = LEFT_OUT_AFTER * self.bad + 2, 0.0
         if self.bad >= self.rules.upload_slots:
             attempts, blocked_s = attempts + 1, self.bad * LEASE_S
         return attempts * self.attempt_s + blocked_s
