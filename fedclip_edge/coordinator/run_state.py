@@ -27,7 +27,6 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
-from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.norm_bound import NormBound, bound_after
 from fedclip_edge.learning.strategy import Total
 from fedclip_edge.learning.update_check import check_update
@@ -138,7 +137,7 @@ class RunState:
         `sha256` is the hash of `payload`, the contribution as it was uploaded.
         """
         update, device = contribution.update, contribution.device
-        norm = norm_of(update.delta) / update.weight
+        norm = self.total.check(update)
         self.journal.keep(
             self.run.id, contribution.round, device, sha256, payload, norm, update.weight
         )

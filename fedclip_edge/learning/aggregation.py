@@ -43,6 +43,7 @@ class _Checked:
     """An update that is within the plan's bounds, with its largest absolute entries."""
 
     update: Update
+    norm: float  # of its delta, divided by its weight
     steps: int  # of its delta, in grid steps
     largest_sum: int  # of its integer sums
 
@@ -59,13 +60,16 @@ class ExactSum:
         self.weight = 0
         self._last: _Checked | None = None  # checked, and not added yet
 
-    def check(self, update: Update) -> None:
-        """Check an update without adding it; raises PeerError if `add` would refuse it.
+    def check(self, update: Update) -> float:
+        """Check an update without adding it; returns the norm of its delta, divided by its weight.
 
-        `add` reads the values of the update that was checked last only once more, to add them.
+        The values of the update that was checked last are not checked again. Raises PeerError if
+        `add` would refuse the update.
         """
-        self._last = self._check(update)
+        if self._last is None or self._last.update is not update:
+            self._last = self._check(update)
         self._check_room(self._last)
+        return self._last.norm
 
     def add(self, update: Update) -> None:
         """Add one device's update; raises PeerError and adds nothing if it is out of bounds.
@@ -121,9 +125,13 @@ class ExactSum:
                 f"the update's weight {update.weight} is above the plan's max_weight "
                 f"{plan.max_weight}"
             )
+        norm = norm_of(update.delta) / update.weight
+        if norm > plan.max_norm:
+            raise PeerError(
+                f"the update's norm {norm:.4g} is above the round's max_norm {plan.max_norm:g}"
+            )
         ends = [(float(t.min(initial=0)), float(t.max(initial=0))) for t in update.delta.values()]
         largest = max((max(-low, high) for low, high in ends), default=0.0)
-        _check_norm(update, largest, plan.max_norm)
         # Not np.abs: the absolute value of the smallest int64 overflows to a negative number.
         whole = [(int(s.min()), int(s.max())) for s in update.sums.values() if s.size]
         largest_sum = max((max(-low, high) for low, high in whole), default=0)
@@ -132,7 +140,7 @@ class ExactSum:
                 f"an integer sum of the update holds {largest_sum}, which is above {PER_PICTURE} "
                 f"times the update's weight {update.weight}"
             )
-        return _Checked(update, round(math.ldexp(largest, plan.grid_bits)), largest_sum)
+        return _Checked(update, norm, round(math.ldexp(largest, plan.grid_bits)), largest_sum)
 
     def _check_room(self, checked: _Checked) -> None:
         """Check that the sums can take an update; raises PeerError."""
@@ -189,18 +197,6 @@ def _add_in(total: dict[str, I64], numbers: Mapping[str, I64]) -> None:
 
 def _shapes(terms: Mapping[str, F32 | I64]) -> dict[str, tuple[int, ...]]:
     return {name: term.shape for name, term in sorted(terms.items())}
-
-
-def _check_norm(update: Update, largest: float, max_norm: float) -> None:
-    """Raise PeerError if the norm is above the bound; no entry of the delta is above `largest`."""
-    count = sum(term.size for term in update.delta.values())
-    # This many entries of that size would have this norm. The margin is far above what the
-    # additions of `norm_of` round off.
-    if math.sqrt(count) * largest * 1.001 <= max_norm * update.weight:
-        return
-    norm = norm_of(update.delta) / update.weight
-    if norm > max_norm:
-        raise PeerError(f"the update's norm {norm:.4g} is above the round's max_norm {max_norm:g}")
 
 
 def norm_of(terms: Arrays) -> float:

@@ -33,10 +33,10 @@ class Singles:
         """An empty mapping, because single updates have no integer sums."""
         return {}
 
-    def check(self, update: Update) -> None:
-        """Check an update without keeping it; raises PeerError if `add` would refuse it.
+    def check(self, update: Update) -> float:
+        """Check an update without keeping it; returns the norm of its delta.
 
-        It refuses an update whose kind is not "single", whose weight is not 1, that has integer
+        Raises PeerError if `add` would refuse it. It refuses an update whose kind is not "single", whose weight is not 1, that has integer
         sums, whose norm is above the round's `max_norm`, or whose names or shapes differ from those
         of the first update.
         """
@@ -60,6 +60,7 @@ class Singles:
             raise PeerError(
                 f"the update's arrays {shapes} do not match those of the first update {self.shapes}"
             )
+        return norm
 
     def add(self, update: Update) -> None:
         """Keep one device's update; raises PeerError and keeps nothing if `check` refuses it."""

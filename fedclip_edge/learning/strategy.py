@@ -32,8 +32,11 @@ class Total(Protocol):
     def sums(self) -> Sums:
         """The added integer sums, int64 by name."""
 
-    def check(self, update: Update) -> None:
-        """Check an update without adding it; raises PeerError if `add` would refuse it."""
+    def check(self, update: Update) -> float:
+        """Check an update without adding it; returns the norm of its delta, divided by its weight.
+
+        Raises PeerError if `add` would refuse the update.
+        """
 
     def add(self, update: Update) -> None:
         """Add one device's update; raises PeerError and adds nothing if it is out of bounds."""

@@ -298,7 +298,7 @@ def test_an_addition_that_fails_takes_all_that_was_held_with_it(
 @pytest.mark.parametrize(
     "write",
     [
-        lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one"),
+        lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1),
         lambda journal: journal.add_report(report(run="run-1")),
     ],
 )

@@ -40,10 +40,10 @@ _DEVICES = "devices"  # in the coordinator's state: the number that have taken p
 class CountedSum(ExactSum):
     """An exact sum of updates that have weight 1 and mark a device's first update."""
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Update) -> float:
         """Check an update as ExactSum does; its weight must be 1 and `new` must be [0] or [1]."""
         _check_count(update)
-        super().check(update)
+        return super().check(update)
 
     def add(self, update: Update) -> None:
         """Add an update; raises PeerError and adds nothing if `check` refuses it."""
