@@ -245,6 +245,10 @@ def believes_any_epoch(self: RunPosition, other: RunPosition) -> bool:
     return False
 
 
+def listens_on(self: Coordinator, *, anew: bool = False) -> None:
+    pass
+
+
 def stays_below(self: Coordinator, *_: object) -> None:
     pass
 
@@ -368,7 +372,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     ),
     "listens to a flood": (
         "flood",
-        replaced((Coordinator, "_subscribe", stays_below), (habits, "choose", one_that("floods"))),
+        replaced((Coordinator, "_subscribe", listens_on), (habits, "choose", one_that("floods"))),
         100,
     ),
     "reads a whole flood": (
