@@ -347,7 +347,7 @@ def start_session(
         trust=trust,
         handshake=Handshake(config.fleet, trust),
         download=ModelDownload(learner),
-        upload=Upload(state_db),
+        upload=Upload(state_db, config.min_per_class),
         evaluation_queue=EvaluationQueue(learner),
     )
 

@@ -54,7 +54,8 @@ CREATE TABLE run (
 );
 CREATE TABLE parked (
     run TEXT PRIMARY KEY REFERENCES run (id) ON DELETE CASCADE,
-    round INTEGER NOT NULL, exchange TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL
+    round INTEGER NOT NULL, exchange TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL,
+    min_per_class INTEGER NOT NULL
 );
 CREATE TABLE carried (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
@@ -97,6 +98,7 @@ class PendingUpdate:
     exchange: str  # hash of the exchange that it answers
     sha256: str  # of `payload`
     payload: bytes  # the contribution, in the plan's codec_up
+    min_per_class: int  # the privacy floor of the device when it was made
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +154,15 @@ class StateDb:
             )
             self._clear(update.run)
             self._database.execute(
-                "INSERT INTO parked VALUES (?, ?, ?, ?, ?)",
-                (update.run, update.round, update.exchange, update.sha256, update.payload),
+                "INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    update.run,
+                    update.round,
+                    update.exchange,
+                    update.sha256,
+                    update.payload,
+                    update.min_per_class,
+                ),
             )
             # The coordinator may have kept the same bytes before, if its journal was restored from
             # an old copy. The carry-over stored at that time is not replaced.
@@ -166,7 +175,8 @@ class StateDb:
     def pending_update(self, run: str) -> PendingUpdate | None:
         """The run's unresolved update, or None."""
         rows = self._rows(
-            "SELECT run, round, exchange, sha256, body FROM parked WHERE run = ?", run
+            "SELECT run, round, exchange, sha256, body, min_per_class FROM parked WHERE run = ?",
+            run,
         )
         return PendingUpdate(*rows[0]) if rows else None
 

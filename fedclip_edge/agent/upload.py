@@ -8,6 +8,7 @@ Laws:
   disk or refuses it permanently.
 - Until then, no other contribution to the run is made: the carry-over of a kept contribution (the
   codec's residual, the method's state) goes into the next one, exactly once.
+- A contribution that was made under a lower `min_per_class` than now is not offered again.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Upload:
     """
 
     state_db: StateDb
+    min_per_class: int  # the privacy floor that the device's owner set
     _pending: _Pending | None = None
     _resolved_round: int = 0  # the last round of this run with a final answer
     _packet_bytes: int | None = None  # the largest packet that the broker takes
@@ -75,7 +77,10 @@ class Upload:
         """Continue with the update to `run` that was pending before a restart or another run."""
         update = self.state_db.pending_update(run)
         self._pending, self._resolved_round = None, self.state_db.kept_round(run)
-        if update is not None:
+        if update is not None and update.min_per_class < self.min_per_class:
+            log.event("update_withdrawn", run=run, round=update.round)
+            self.state_db.resolve(run, update.sha256, kept=False)
+        elif update is not None:
             self._pending = _Pending(update, self._blob_of(update.payload), -math.inf)
 
     def go_back(self, manifest: Manifest) -> None:
@@ -151,7 +156,12 @@ class Upload:
         payload, residual = encode(contribution, manifest.plan, before.residual, max_norm)
         blob = self._blob_of(payload)
         update = PendingUpdate(
-            contribution.run, contribution.round, contribution.exchange, blob.sha256, payload
+            contribution.run,
+            contribution.round,
+            contribution.exchange,
+            blob.sha256,
+            payload,
+            self.min_per_class,
         )
         self.state_db.keep_update(update, CarryOver(residual, state))
         self._pending = _Pending(update, blob, now)

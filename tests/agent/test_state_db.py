@@ -41,7 +41,7 @@ def state_db(path: Path) -> Iterator[StateDb]:
 
 def update(round: int, run: str = "run-1", body: bytes | None = None) -> PendingUpdate:
     body = body or f"{run}/{round}".encode()
-    return PendingUpdate(run, round, "b" * 64, hashlib.sha256(body).hexdigest(), body)
+    return PendingUpdate(run, round, "b" * 64, hashlib.sha256(body).hexdigest(), body, 5)
 
 
 def left(value: float) -> CarryOver:
@@ -76,7 +76,7 @@ import os, sys
 from pathlib import Path
 from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, open_state_db
 state_db = open_state_db(Path(sys.argv[1]))
-state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19)), CarryOver())
+state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19), 5), CarryOver())
 os.kill(os.getpid(), 9)
 """
 

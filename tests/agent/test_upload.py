@@ -38,7 +38,7 @@ def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False)
 
 
 def test_it_is_on_disk_before_it_is_offered(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     offer = make(mine)
     found = state_db.pending_update("run-1")
     assert found is not None
@@ -47,7 +47,7 @@ def test_it_is_on_disk_before_it_is_offered(state_db: StateDb) -> None:
 
 
 def test_no_other_is_made_before_it_is_settled(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     offer = make(mine)
     assert mine.pending is not None
     assert not mine.owes(1)
@@ -60,19 +60,19 @@ def test_no_other_is_made_before_it_is_settled(state_db: StateDb) -> None:
 
 
 def test_after_a_kill_the_very_same_one_is_offered(state_db: StateDb) -> None:
-    offer = make(Upload(state_db))
-    again = Upload(state_db)
+    offer = make(Upload(state_db, 5))
+    again = Upload(state_db, 5)
     again.resume_run("run-1")
     assert again.poll_offer(0.0, sending=False) == offer
     again.resolve(Kept("run-1", 1, offer.blob.sha256))
-    after = Upload(state_db)
+    after = Upload(state_db, 5)
     after.resume_run("run-1")
     assert after.pending is None
     assert not after.owes(1)
 
 
 def test_what_is_left_behind_counts_once_it_is_kept(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     refused = make(mine)
     mine.resolve(Refused("late", "contribution", sha256=refused.blob.sha256, closed=1))
     assert mine.carry_over("run-1").residual == {}
@@ -82,7 +82,7 @@ def test_what_is_left_behind_counts_once_it_is_kept(state_db: StateDb) -> None:
 
 
 def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     offer = make(mine)
     assert mine.poll_offer(REPEAT_S - 0.1, sending=False) is None
     assert mine.poll_offer(REPEAT_S, sending=True) == offer
@@ -94,7 +94,7 @@ def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(state_db: State
 
 
 def test_it_is_offered_again_in_chunks_that_the_next_link_takes(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     before = make(mine)
     body = sent(mine, before)
     mine.start_link(1_500)
@@ -103,14 +103,14 @@ def test_it_is_offered_again_in_chunks_that_the_next_link_takes(state_db: StateD
     assert after.blob.sha256 == before.blob.sha256
     assert 24 + after.blob.chunk_bytes < 1_500 < before.blob.chunk_bytes
     assert sent(mine, after) == body != b""
-    again = Upload(state_db)
+    again = Upload(state_db, 5)
     again.start_link(1_500)
     again.resume_run("run-1")
     assert again.poll_offer(0.0, sending=False) == after
 
 
 def test_a_refusal_in_an_open_round_settles_nothing(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     offer = make(mine)
     mine.resolve(Refused("no", "contribution", sha256=offer.blob.sha256))
     assert mine.pending is not None
@@ -119,7 +119,7 @@ def test_a_refusal_in_an_open_round_settles_nothing(state_db: StateDb) -> None:
 
 
 def test_the_end_of_a_run_forgets_it(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     make(mine)
     mine.end_run("run-1")
     assert mine.pending is None
@@ -127,7 +127,7 @@ def test_the_end_of_a_run_forgets_it(state_db: StateDb) -> None:
 
 
 def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
-    mine = Upload(state_db)
+    mine = Upload(state_db, 5)
     term = np.full((2, 2), 0.3, np.float32)
     made = Contribution("run-1", 1, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
     carried = CarryOver({"gate": np.full((2, 2), 0.2, np.float32)})
@@ -135,3 +135,18 @@ def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
     offer = mine.make_offer(made, example_manifest.manifest(plan=lossless), carried, {}, now=0.0)
     mine.resolve(Kept("run-1", 1, offer.blob.sha256))
     assert mine.carry_over("run-1").residual == {}, "a lossless update sends the whole residual"
+
+
+def test_an_update_from_below_a_raised_floor_is_not_offered_again(
+    state_db: StateDb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(Upload(state_db, 5))
+    same = Upload(state_db, 5)
+    same.resume_run("run-1")
+    assert same.poll_offer(0.0, sending=False) is not None
+    raised = Upload(state_db, 6)
+    raised.resume_run("run-1")
+    assert raised.poll_offer(0.0, sending=False) is None
+    assert state_db.pending_update("run-1") is None
+    assert raised.owes(1)
+    assert "update_withdrawn run=run-1 round=1" in capsys.readouterr().out

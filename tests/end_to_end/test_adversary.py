@@ -209,8 +209,8 @@ def parks_with_the_next(self: StateDb, update: PendingUpdate, left: CarryOver) -
     database = self._database
     database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
     self._clear(update.run)
-    values = update.run, update.round, update.exchange, update.sha256, update.payload
-    database.execute("INSERT INTO parked VALUES (?, ?, ?, ?, ?)", values)
+    values = update.run, update.round, update.exchange, update.sha256, update.payload, 5
+    database.execute("INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?)", values)
     terms = {"residual/" + name: term for name, term in left.residual.items()}
     terms |= {"state/" + name: term for name, term in left.state.items()}
     left_here = update.run, update.sha256, safetensors.numpy.save(terms)

@@ -107,6 +107,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The coordinator continues from an older copy of its journal. The update belongs to a "
             "round that the coordinator no longer knows; the device discards it and trains again.",
         ),
+        "update_withdrawn": Event(
+            "`min_per_class` in `agent.toml` is higher than when this update was made. The device "
+            "does not offer it again; it trains the round anew if the round is still open.",
+        ),
         "personal_model_stopped": Event(
             "Training of the personal model diverged in this epoch. The epochs before it still count.",
             "Lower `lr` under `[plan.options]`.",
