@@ -17,6 +17,7 @@ import numpy as np
 from fedclip_edge.agent import upload
 from fedclip_edge.agent.state_db import CarryOver
 from fedclip_edge.agent.withholding import share
+from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import local, methods, strategies
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
@@ -24,6 +25,7 @@ from fedclip_edge.learning.local import Sides
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.strategy import Total
+from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.exchange import open_round
 from fedclip_edge.records import (
@@ -186,10 +188,17 @@ class Host:
         layout = self._layout
         assert layout is not None
         received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
-        total.add(received.update)
         if model.round + 1 < plan.rounds:
             self._carried[device.name] = CarryOver(residual, state)
-        return len(payload), norm_of(received.update.delta) / received.update.weight
+        try:
+            check_update(plan, received.update)
+        except PeerError:
+            if not device.sends_noise:
+                raise
+            return len(payload), 0.0  # a real coordinator refuses this noise as well
+        norm = total.check(received.update)
+        total.add(received.update)
+        return len(payload), norm
 
     def _of(self, device: Device) -> local.Alone:
         if device.name not in self._alone:

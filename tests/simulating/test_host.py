@@ -81,3 +81,19 @@ def test_the_rounds_bound_costs_honest_devices_nothing(honest: float) -> None:
 def test_a_robust_strategy_holds_without_the_bound(strategy: str, honest: float) -> None:
     """With the same devices and the same noise."""
     assert unbounded(replace(LINEAR, strategy=strategy), 0.2) > honest - 0.05
+
+
+def test_sums_of_noise_are_refused_as_a_coordinator_refuses_them() -> None:
+    plan = Plan("ridge", rounds=1)
+    honest = deal(POOL, parse_split("iid"), devices=10, seed=0)
+    noisy = deal(POOL, parse_split("iid"), devices=10, seed=0, noisy=0.2)
+    quiet = {device.name for device in noisy.devices if not device.sends_noise}
+    assert len(quiet) == 8
+    only = replace(honest, devices=tuple(d for d in honest.devices if d.name in quiet))
+    expected = list(federate(task(plan), only, Here(POOL)))[-1].model
+    found = last(plan, 0.2).model
+    assert found is not None
+    assert expected is not None
+    assert {n: t.tobytes() for n, t in found.parameters.items()} == {
+        n: t.tobytes() for n, t in expected.parameters.items()
+    }
