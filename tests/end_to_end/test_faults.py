@@ -19,8 +19,9 @@ import pytest
 from brokers import MOSQUITTO
 from checkout import ROOT
 from device_laws import update_of
+from fault_table import FAULTS
 from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
-from fleet_faults import FAULTS, PHASES, Fault, Phase
+from fleet_faults import PHASES, Fault, Phase
 from matrix import Outcome, Undisturbed, Verdict, judge, run_with_fault
 
 from fedclip_edge import model_file
@@ -98,7 +99,7 @@ def test_a_run_with_fault_after_fault_loses_nothing(
 
 
 def test_every_fault_is_named_once_and_says_where_it_makes_no_sense() -> None:
-    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 11
+    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 16
     for fault in FAULTS.values():
         assert set(fault.nonsense) < set(PHASES)
         assert all(fault.nonsense.values())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fault_table import FAULTS
 from faulty_fleet import AGENTS
-from fleet_faults import DISK_MB, FAULTS, PHASES, SEES_FULL_DISK_S, Phase
+from fleet_faults import DISK_MB, PHASES, SEES_FULL_DISK_S, Phase
 from matrix import FAULT_ROUND, TRAIN_S, Outcome
 
 # Limits: the extra seconds of a round, and the seconds from the restart until the coordinator has
@@ -51,7 +52,8 @@ class Figures:
     """The figures of all cells, and the circumstances in which they were measured."""
 
     cells: Sequence[Cell]
-    run_s: Mapping[Phase, float]  # without a fault, from each phase to the end of the run
+    # Without a fault, from each phase to the end of the run; by the number of rounds.
+    run_s: Mapping[int, Mapping[Phase, float]]
     machine: str
     seconds: float
     jobs: int
@@ -89,7 +91,7 @@ def row(cell: Cell) -> tuple[str, ...]:
         recovered,
         str(len(verdict.lost)),
         str(len(verdict.twice)),
-        f"{verdict.contributions}",
+        f"{verdict.contributions} of {len(AGENTS) * FAULTS[cell.fault].rounds}",
         "yes" if verdict.equal else "NO",
         note,
     )
@@ -123,7 +125,10 @@ def page(figures: Figures) -> str:
     again = (
         f"python benchmarks/faults.py --jobs {figures.jobs} --markdown docs/explanation/faults.md"
     )
-    usual = ", ".join(f"{phase} {figures.run_s[phase]:.1f}" for phase in PHASES)
+    usual = "; ".join(
+        f"with {rounds} rounds: " + ", ".join(f"{phase} {run_s[phase]:.1f}" for phase in PHASES)
+        for rounds, run_s in figures.run_s.items()
+    )
     return f"""# Faults
 
 This page shows what a fault costs a run, for each kind of fault and each phase of a round. It is
