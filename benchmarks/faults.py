@@ -123,12 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Processes and not threads: a fork would copy the locks that other threads hold.
             workers = ProcessPoolExecutor(options.jobs, mp_context=get_context("forkserver"))
             each = ends.enter_context(workers).map
-        which = list(chosen(options))
+        picked = list(chosen(options))
         usual = {
             rounds: median(list(each(rest, [rounds] * options.repeat)))
-            for rounds in sorted({FAULTS[name].rounds for name, _ in which})
+            for rounds in sorted({FAULTS[name].rounds for name, _ in picked})
         }
-        for cell in each(functools.partial(play, usual), *zip(*which, strict=True)):
+        for cell in each(functools.partial(play, usual), *zip(*picked, strict=True)):
             cells.append(cell)
             print(" | ".join(fault_page.row(cell)), flush=True)
     seconds = time.monotonic() - began
