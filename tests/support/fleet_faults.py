@@ -103,7 +103,7 @@ class Fault:
         """Prepare the fault before any process starts."""
 
     def begin(self, fleet: Fleet) -> None:
-        """Start what the fault needs besides the agents, when all of them but the last are there."""
+        """Start what the fault needs, when all agents but the last one are there."""
 
     def inject(self, fleet: Fleet) -> None:
         """Inject the fault without waiting; this may be called in the thread of the link."""
