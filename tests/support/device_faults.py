@@ -15,6 +15,7 @@ from fleet_faults import Aftermath, Fault, Injection, recovery_s
 
 FLOODER, VISITOR = "flooder", "visitor"
 AWAY_S = 1.0
+VISITOR_AWAY_S = 5.0
 HERE_S = 1.0  # after the answer to the hello
 FLOOD_S = 6.0
 
@@ -44,7 +45,7 @@ class Flap(Fault):
 
 @dataclass(frozen=True)
 class Visitor(Fault):
-    """Kill a device that only evaluates, and start it AWAY_S later, until the run ends."""
+    """Kill a device that only evaluates, and start it VISITOR_AWAY_S later, until the run ends."""
 
     def begin(self, fleet: Fleet) -> None:
         fleet.start(VISITOR)
@@ -57,7 +58,7 @@ class Visitor(Fault):
         times, longest_s = 1, None
         while True:
             fleet.processes[VISITOR].wait()
-            time.sleep(AWAY_S)
+            time.sleep(VISITOR_AWAY_S)
             started_at = time.monotonic()
             fleet.start(VISITOR)
             recovered_s = recovery_s(fleet, started_at, VISITOR)

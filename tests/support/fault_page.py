@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from device_faults import AWAY_S, FLOOD_S, HERE_S
+from device_faults import AWAY_S, FLOOD_S, HERE_S, VISITOR_AWAY_S
 from fault_table import FAULTS
 from faulty_fleet import AGENTS
 from fleet_faults import DISK_MB, MANY_ROUNDS, PHASES, ROUNDS, SEES_FULL_DISK_S, Phase
@@ -230,7 +230,9 @@ A figure can be below zero: the durations of two runs differ by chance.
 - **Updates refused**: every update of one agent has a weight above `max_weight`. Here
   `quorum = {FAULTS["refused"].rules.quorum:g}`, so that a round needs all {len(AGENTS)} agents until the coordinator leaves that one out.
 - **Evaluator killed again and again**: a fourth device that only evaluates, in a run of {MANY_ROUNDS}
-  rounds. It is started {AWAY_S:g} s after it was killed, and killed {HERE_S:g} s after the coordinator has answered.
+  rounds. It is started {VISITOR_AWAY_S:g} s after it was killed, and killed {HERE_S:g} s after the coordinator has answered.
+  No round waits for it. The end of the run waits for its report on the last model, at most for
+  `grace_s`.
 
 Machine: {figures.machine};
 {figures.jobs} runs at a time, {figures.seconds / 60:.0f} minutes in all.
