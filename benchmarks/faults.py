@@ -13,13 +13,14 @@ import argparse
 import contextlib
 import functools
 import json
+import logging
 import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -31,12 +32,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import fault_page
 import matrix
 from fault_page import Cell, Figures
+from fault_table import FAULTS
 from faulty_fleet import make_bundle
-from fleet_faults import FAULTS, PHASES, Phase
+from fleet_faults import PHASES, Phase
 from matrix import Undisturbed
 
 # The faults that end within a few seconds. --quick runs only these.
 QUICK = ("kill-agent", "kill-coordinator", "kill-broker", "duplicated", "corrupted")
+
+# A link writes to connections that have just been lost, and asyncio warns each time.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+Usual = Mapping[int, Undisturbed]  # without a fault, by the number of rounds
 
 
 def median(runs: Sequence[Undisturbed]) -> Undisturbed:
@@ -45,15 +52,16 @@ def median(runs: Sequence[Undisturbed]) -> Undisturbed:
     return Undisturbed(run_s, round_s, runs[0].verdict)
 
 
-def rest(_number: int) -> Undisturbed:
+def rest(rounds: int) -> Undisturbed:
     """A run without a fault."""
     with tempfile.TemporaryDirectory() as folder:
-        return matrix.undisturbed(Path(folder), make_bundle(Path(folder) / "bundle"))
+        return matrix.undisturbed(Path(folder), make_bundle(Path(folder) / "bundle"), rounds)
 
 
-def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
+def play(usual: Usual, name: str, phase: Phase) -> Cell:
     """Run one cell."""
     fault = FAULTS[name]
+    run_s, round_s = usual[fault.rounds].run_s[phase], usual[fault.rounds].round_s[phase]
     why = fault.nonsense.get(phase, "") or fault.impossible()
     if why:
         return Cell(name, phase, skipped=why)
@@ -66,8 +74,8 @@ def play(usual: Undisturbed, name: str, phase: Phase) -> Cell:
     return Cell(
         name,
         phase,
-        extra_s=outcome.run_s - usual.run_s[phase],
-        round_extra_s=outcome.round_s - usual.round_s[phase],
+        extra_s=outcome.run_s - run_s,
+        round_extra_s=outcome.round_s - round_s,
         outcome=outcome,
     )
 
@@ -115,14 +123,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Processes and not threads: a fork would copy the locks that other threads hold.
             workers = ProcessPoolExecutor(options.jobs, mp_context=get_context("forkserver"))
             each = ends.enter_context(workers).map
-        usual = median(list(each(rest, range(options.repeat))))
-        for cell in each(functools.partial(play, usual), *zip(*chosen(options), strict=True)):
+        picked = list(chosen(options))
+        usual = {
+            rounds: median(list(each(rest, [rounds] * options.repeat)))
+            for rounds in sorted({FAULTS[name].rounds for name, _ in picked})
+        }
+        for cell in each(functools.partial(play, usual), *zip(*picked, strict=True)):
             cells.append(cell)
             print(" | ".join(fault_page.row(cell)), flush=True)
     seconds = time.monotonic() - began
+    run_s = {rounds: runs.run_s for rounds, runs in usual.items()}
     print("\n" + fault_page.table(cells))
     if options.markdown is not None:
-        figures = Figures(cells, usual.run_s, where, seconds, options.jobs)
+        figures = Figures(cells, run_s, where, seconds, options.jobs)
         options.markdown.write_text(fault_page.page(figures))
     broken = [f"{cell.fault}:{cell.phase}" for cell in cells if not cell.holds]
     slow = [f"{cell.fault}:{cell.phase}" for cell in cells if not cell.in_time]
@@ -135,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole = {
             "machine": where,
             "seconds": round(seconds, 1),
-            "undisturbed_s": usual.run_s,
+            "undisturbed_s": run_s,
             "broken": broken,
             "over_limit": slow,
             "cells": [asdict(cell) for cell in cells],

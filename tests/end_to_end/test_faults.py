@@ -19,8 +19,9 @@ import pytest
 from brokers import MOSQUITTO
 from checkout import ROOT
 from device_laws import update_of
+from fault_table import FAULTS
 from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
-from fleet_faults import FAULTS, PHASES, Fault, Phase
+from fleet_faults import PHASES, Fault, Phase
 from matrix import Outcome, Undisturbed, Verdict, judge, run_with_fault
 
 from fedclip_edge import model_file
@@ -88,6 +89,10 @@ def test_a_run_with_a_fault_loses_nothing(
         ("full-coordinator", PHASES),
         ("full-agent", PHASES),
         ("clock", ("training",)),
+        ("flap", ("upload",)),
+        ("stop-agent", ("download",)),
+        ("flood", ("training",)),
+        ("evaluator", ("aggregation",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -97,8 +102,17 @@ def test_a_run_with_fault_after_fault_loses_nothing(
     play(fault, phases, tmp_path, bundle)
 
 
+@pytest.mark.one_python
+@needs_mosquitto
+def test_a_run_goes_on_without_a_device_whose_updates_are_refused(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    # The quorum is three of three until the device is left out.
+    assert play("refused", ("download",), tmp_path, bundle).contributions == 3 + 2 + 2
+
+
 def test_every_fault_is_named_once_and_says_where_it_makes_no_sense() -> None:
-    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 11
+    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 16
     for fault in FAULTS.values():
         assert set(fault.nonsense) < set(PHASES)
         assert all(fault.nonsense.values())
@@ -183,7 +197,11 @@ USUAL = Undisturbed(dict.fromkeys(PHASES, 2.0), dict.fromkeys(PHASES, 1.0), FINE
 
 
 def benchmark(
-    monkeypatch: pytest.MonkeyPatch, verdict: Verdict | Exception, *options: str, back_s: float = 1
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: Verdict | Exception,
+    *options: str,
+    run_s: float = 4.5,
+    back_s: float = 1,
 ) -> int:
     """The exit code of the program if every run ends with `verdict`."""
 
@@ -192,9 +210,9 @@ def benchmark(
     ) -> list[Outcome]:
         if isinstance(verdict, Exception):
             raise verdict
-        return [Outcome(fault.name, phases[0], 4.5, 1.5, back_s, "a note", verdict)]
+        return [Outcome(fault.name, phases[0], run_s, 1.5, back_s, "a note", verdict)]
 
-    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle: USUAL)
+    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle, rounds: USUAL)
     monkeypatch.setattr(matrix, "run_with_fault", run_with_fault)
     monkeypatch.setattr(sys, "argv", ["faults.py", *options])
     with pytest.raises(SystemExit) as ended:
@@ -216,7 +234,7 @@ def test_the_benchmark_prints_its_figures_and_writes_the_page(
     assert "no chunk is sent" in cells["corrupted", "idle"]["skipped"]
     assert cells["kill-broker", "upload"]["extra_s"] == 2.5
     assert cells["kill-broker", "upload"]["round_extra_s"] == 0.5
-    row = "| broker killed | upload | 2.5 | 0.5 | 1.0 | 0 | 0 | 9 | yes | a note |"
+    row = "| broker killed | upload | 2.5 | 0.5 | 1.0 | 0 | 0 | 9 of 9 | yes | a note |"
     assert row in page.read_text()
 
 
@@ -233,6 +251,14 @@ def test_the_benchmark_says_what_took_too_long(
     cells = ("--cell", "kill-coordinator:upload", "--cell", "kill-broker:upload")
     assert benchmark(monkeypatch, FINE, *cells, back_s=6) == 0
     assert capsys.readouterr().err == "kill-coordinator:upload is over its limit\n"
+
+
+@pytest.mark.parametrize(("run_s", "over"), [(11.9, False), (12.1, True)])
+def test_a_device_that_comes_and_goes_may_cost_the_run_ten_seconds(
+    run_s: float, over: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark(monkeypatch, FINE, "--cell", "flap:upload", run_s=run_s) == 0
+    assert ("flap:upload is over its limit" in capsys.readouterr().err) is over
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from link import Link, Seen
 from secured import Secured
 from system import wait_until
 
+from fedclip_edge.config import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.protocol.chunks import is_chunk
 from fedclip_edge.records import ClassTexts
@@ -31,8 +32,10 @@ from fedclip_edge.vision.pictures import Preprocessing
 COORDINATOR = "coordinator"
 VICTIM, *OTHERS = AGENTS = ("cam-1", "cam-2", "cam-3")
 VARIANT = "light"  # the variant of the updates in device_laws.py
+HEAVY_FILE = "heavy"  # in the state folder of an agent that sends updates of a forbidden weight
+RULES = RunRules(devices=len(AGENTS), quorum=0.6, deadline_s=300.0, grace_s=20.0)
 DIM = 512  # width of ViT-B-32: 525,312 parameters in 15 chunks
-_PLACES = Path(__file__).parent
+PLACES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class Fleet:
     folder: Path
     bundle: Bundle
     rounds: int
-    grace_s: float
+    rules: RunRules
     train_s: float
+    guests: tuple[str, ...] = ()  # further enrolled devices, which only evaluate
     said: list[Said] = field(default_factory=list)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     # Words before the command of a process.
@@ -92,7 +96,7 @@ class Fleet:
             self.children = ends.enter_context(Children())
             keys = self.secured.coordinator
             self._write_fleet(self.link.door(COORDINATOR, self.secured.both_ends(keys)))
-            for name in AGENTS:
+            for name in (*AGENTS, *self.guests):
                 self._write_agent(name)
             self.ends = ends.pop_all()
         return self
@@ -102,7 +106,7 @@ class Fleet:
 
     def make_homes(self) -> None:
         """Create the folders, so that a disk can be mounted there."""
-        for name in (COORDINATOR, *AGENTS):
+        for name in (COORDINATOR, *AGENTS, *self.guests):
             self.home(name).mkdir(parents=True)
 
     @property
@@ -118,7 +122,7 @@ class Fleet:
         if name == COORDINATOR:
             command = own_command("serve", str(self.folder / "fleet.toml"), "--json")
         else:
-            script = str(_PLACES / "light_agent.py")
+            script = str(PLACES / "light_agent.py")
             config = str(self.folder / name / "agent.toml")
             command = [sys.executable, script, str(self.train_s), config]
         log = self.folder / f"{name}.log"
@@ -208,28 +212,30 @@ class Fleet:
             raise
 
     def _write_fleet(self, port: int) -> None:
-        here = self.secured.site.coordinator
+        here, rules = self.secured.site.coordinator, self.rules
         (self.folder / "fleet.toml").write_text(
             f'fleet = "lab"\nbundle = "{self.bundle.folder}"\njournal = "{self.journal}"\n'
             f'registry = "{self.secured.site.registry}"\n'
             f"keep_models = {self.rounds + 1}\n"  # matrix.py compares all of them
             f'[broker]\nport = {port}\nca = "{here}/ca.crt"\n'
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
-            f"[rules]\ndevices = {len(AGENTS)}\nquorum = 0.6\ndeadline_s = 300\n"
-            f"grace_s = {self.grace_s}\n"
-            f'[plan]\nrounds = {self.rounds}\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
+            f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
+            f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"
+            f"[plan]\nrounds = {self.rounds}\nmax_weight = 1\n"
+            f'codec_up = "fp32"\ncodec_down = "fp32"\n'
         )
 
     def _write_agent(self, name: str) -> None:
         """Write the agent.toml of the archive with the paths and the port of the link."""
         keys = self.secured.box(name)
         home = self.home(name)
+        roles = '\nroles = ["evaluate"]' if name in self.guests else ""
         port = self.link.door(name, self.secured.both_ends(keys))
         path = self.folder / name / "agent.toml"
         text = path.read_text()
         for old, new in (
             ('bundle = "bundle"', f'bundle = "{self.bundle.folder}"'),
-            ('"/var/lib/fedclip-edge"', f'"{home}"'),
+            ('"/var/lib/fedclip-edge"', f'"{home}"{roles}'),
             (f"port = {self.secured.port}", f"port = {port}"),
         ):
             assert old in text

@@ -18,15 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from faulty_fleet import AGENTS, COORDINATOR, VICTIM, Fleet
+from faulty_fleet import AGENTS, COORDINATOR, RULES, VICTIM, Fleet
 from link import Seen, Slow
 from noise import Noise
 
+from fedclip_edge.config import RunRules
 from fedclip_edge.protocol.chunks import is_chunk
 
 Phase = Literal["idle", "download", "training", "upload", "aggregation"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 BROKER = "broker"
+ROUNDS, MANY_ROUNDS = 3, 12
 _FIFTH = 5  # of about 15 chunks, so that some have arrived and others have not
 DISK_MB = 64
 SEES_FULL_DISK_S = 30.0
@@ -86,7 +88,9 @@ class Fault:
 
     name: str
     title: str
-    grace_s: float = 20.0
+    rules: RunRules = RULES
+    rounds: int = ROUNDS  # of a run with the fault in one phase
+    guests: tuple[str, ...] = ()  # further devices, which only evaluate
     # Until the end of the run; otherwise the fault ends before an idle fleet continues.
     lasts: bool = False
     nonsense: Mapping[Phase, str] = field(default_factory=dict)
@@ -97,6 +101,9 @@ class Fault:
 
     def prepare(self, fleet: Fleet) -> None:
         """Prepare the fault before any process starts."""
+
+    def begin(self, fleet: Fleet) -> None:
+        """Start what the fault needs, when all agents but the last one are there."""
 
     def inject(self, fleet: Fleet) -> None:
         """Inject the fault without waiting; this may be called in the thread of the link."""
@@ -278,23 +285,3 @@ def recovery_s(fleet: Fleet, since: float, *names: str) -> float | None:
 
     fleet.wait(settled, f"{', '.join(waits_for)} to be answered")
     return max(answers()) - since if len(answers()) == len(waits_for) else None
-
-
-_NO_CHUNK = "not run: no chunk is sent in this phase"
-_QUIET: Mapping[Phase, str] = dict.fromkeys(("idle", "training", "aggregation"), _NO_CHUNK)
-FAULTS = {
-    fault.name: fault
-    for fault in (
-        Kill("kill-agent", "agent killed", grace_s=1.0, whom=VICTIM),
-        Kill("kill-coordinator", "coordinator killed", whom=COORDINATOR),
-        Kill("kill-broker", "broker killed", whom=BROKER),
-        Cut("cut-5", "connections cut for 5 s", for_s=5.0),
-        Cut("cut-60", "connections cut for 60 s", for_s=60.0),
-        SlowLink("slow", "80 kB/s, reset every 6 s", lasts=True),
-        Noisy("duplicated", "duplicated chunks", nonsense=_QUIET, how="duplicate", lasts=True),
-        Noisy("corrupted", "corrupted chunks", nonsense=_QUIET, how="corrupt", lasts=True),
-        FullDisk("full-coordinator", "full disk at the coordinator", whose=COORDINATOR, lasts=True),
-        FullDisk("full-agent", "full disk at an agent", whose=VICTIM, lasts=True),
-        Clock("clock", "clocks one hour wrong", lasts=True),
-    )
-}

@@ -4,6 +4,7 @@ python light_agent.py TRAIN_S CONFIG
 
 Process, configuration, locks, files, link and protocol are the real ones. Its features are given,
 and after TRAIN_S seconds of "training" its update is device_laws.py's function of model and device.
+If HEAVY_FILE is in its state folder, the update has a weight that the plan of the fleet forbids.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import types
 from unittest import mock
 
 import numpy as np
-from device_laws import update_of
-from faulty_fleet import VARIANT
+from device_laws import HEAVY, update_of
+from faulty_fleet import HEAVY_FILE, VARIANT
 
 from fedclip_edge import log
 from fedclip_edge.agent import process
@@ -40,7 +41,8 @@ class LightTrainer(LocalTrainer):
         log.event("training", round=model.round + 1)
         began = time.monotonic()
         time.sleep(self.train_for_s)
-        update = update_of(model, self.config.id, VARIANT)
+        heavy = HEAVY if (self.config.state_dir / HEAVY_FILE).exists() else ""
+        update = update_of(model, self.config.id, VARIANT + heavy)
         self.busy_s += time.monotonic() - began
         return update, state
 

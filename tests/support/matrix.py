@@ -17,7 +17,7 @@ from pathlib import Path
 
 from device_laws import update_of
 from faulty_fleet import AGENTS, COORDINATOR, DIM, OTHERS, VARIANT, VICTIM, Fleet
-from fleet_faults import PHASES, Aftermath, Fault, Injection, Phase, Trigger
+from fleet_faults import PHASES, ROUNDS, Aftermath, Fault, Injection, Phase, Trigger
 from link import Seen
 
 from fedclip_edge import model_file
@@ -27,7 +27,6 @@ from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
-ROUNDS = 3
 TRAIN_S = 0.5
 FAULT_ROUND = 2  # the first round waits for all agents; an idle fleet has its fault before it
 _AT_MOST = 2  # largest count per device in the search for the content of a model
@@ -73,7 +72,7 @@ def run_with_fault(
     fault: Fault, phases: Sequence[Phase], folder: Path, bundle: Bundle
 ) -> list[Outcome]:
     """Run with the fault injected in each of these phases in turn; a cell has one phase."""
-    rounds = ROUNDS if len(phases) == 1 else 3 * len(phases)
+    rounds = fault.rounds if len(phases) == 1 else ROUNDS * len(phases)
     with _fleet(fault, folder, bundle, rounds) as fleet:
         moments: list[tuple[Phase, Injection, Aftermath]] = []
         for phase in phases:
@@ -107,10 +106,10 @@ def run_with_fault(
         ]
 
 
-def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
+def undisturbed(folder: Path, bundle: Bundle, rounds: int) -> Undisturbed:
     """Run without a fault, and note the moments at which one could be injected."""
     began: dict[Phase, float] = {}
-    with _fleet(Fault("none", "nothing"), folder, bundle, ROUNDS) as fleet:
+    with _fleet(Fault("none", "nothing"), folder, bundle, rounds) as fleet:
         fleet.start(OTHERS[-1])
         began["idle"] = time.monotonic()
         triggers = {p: Trigger(fleet, p, FAULT_ROUND) for p in PHASES if p != "idle"}
@@ -138,7 +137,7 @@ def undisturbed(folder: Path, bundle: Bundle) -> Undisturbed:
 def _fleet(fault: Fault, folder: Path, bundle: Bundle, rounds: int) -> Iterator[Fleet]:
     """A fleet before its first round: all agents except the last one are connected."""
     with contextlib.ExitStack() as ends:
-        made = Fleet(folder, bundle, rounds, fault.grace_s, TRAIN_S)
+        made = Fleet(folder, bundle, rounds, fault.rules, TRAIN_S, fault.guests)
         made.make_homes()
         fault.prepare(made)
         ends.callback(fault.clear, made)
@@ -148,6 +147,7 @@ def _fleet(fault: Fault, folder: Path, bundle: Bundle, rounds: int) -> Iterator[
         for name in here:
             fleet.start(name)
         fleet.wait(lambda: all(fleet.answered_at(name, 0.0) for name in here), "all to be there")
+        fault.begin(fleet)
         yield fleet
 
 
@@ -186,7 +186,7 @@ def _done(fleet: Fleet) -> float:
 
 def _acknowledged(fleet: Fleet) -> set[tuple[str, int]]:
     kept = [said for said in fleet.said if said.kind == "kept"]
-    return {(said.topic.split("/")[-2], said.body["round"]) for said in kept}
+    return {(said.topic.split("/")[-2], said.body["number"]) for said in kept}
 
 
 def judge(journal: Path, bundle: Bundle, acknowledged: set[tuple[str, int]]) -> Verdict:
