@@ -75,7 +75,9 @@ def measure(folder: Path, up: str, down: str, rounds: int) -> Times:
     rounds_s, bare_s = [], []
     blocks = -(-rounds // _BLOCK)
     with Children() as children:
-        port = local_broker.start(children, folder / "broker").address.port
+        # The bare exchange sends the whole adapter in one message.
+        broker = local_broker.start(children, folder / "broker", max_packet_bytes=2 * ADAPTER_BYTES)
+        port = broker.address.port
         fleet = Federation(
             children, folder / "fleet", port, RULES, plan(up, down, (blocks + 1) * (_BLOCK + 1) + 1)
         )

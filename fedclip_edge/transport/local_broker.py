@@ -31,7 +31,7 @@ allow_anonymous true
 persistence false
 # The default of 1000 drops messages behind a PUBACK that promised them.
 max_queued_messages 0
-max_packet_size 200000
+max_packet_size {max_packet_bytes}
 set_tcp_nodelay true
 {as_root}
 """
@@ -53,10 +53,12 @@ class Broker:
     process: subprocess.Popen[str]
 
 
-def start(children: Children, folder: Path, port: int = 0) -> Broker:
+def start(
+    children: Children, folder: Path, port: int = 0, *, max_packet_bytes: int = 200_000
+) -> Broker:
     """Start a broker, with its configuration and log in `folder`; port 0 means a free port.
 
-    Returns once it accepts connections. Raises BrokerError if no broker is installed, the port is
+    Every message of the protocol is smaller than the default of `max_packet_bytes`. Returns once it accepts connections. Raises BrokerError if no broker is installed, the port is
     taken, or the broker ends or does not accept connections within 15 s.
     """
     port = _claim_port(port)
@@ -77,7 +79,9 @@ def start(children: Children, folder: Path, port: int = 0) -> Broker:
     # If a child changes its user, the kernel no longer ends it when its parent dies (prctl(2)). So
     # if this process runs as root, as in a container, the broker keeps running as root.
     as_root = "user root" if os.geteuid() == 0 else ""
-    settings = text.format(host=_HOST, port=port, as_root=as_root)
+    settings = text.format(
+        host=_HOST, port=port, as_root=as_root, max_packet_bytes=max_packet_bytes
+    )
     (folder / "broker.conf").write_text(settings, encoding="utf-8")
     log = folder / "broker.log"
     process = children.start(command, log)
