@@ -58,8 +58,9 @@ def start(
 ) -> Broker:
     """Start a broker, with its configuration and log in `folder`; port 0 means a free port.
 
-    Every message of the protocol is smaller than the default of `max_packet_bytes`. Returns once it accepts connections. Raises BrokerError if no broker is installed, the port is
-    taken, or the broker ends or does not accept connections within 15 s.
+    Every message of the protocol is smaller than the default of `max_packet_bytes`. Returns once it
+    accepts connections. Raises BrokerError if no broker is installed, the port is taken, or the
+    broker ends or does not accept connections within 15 s.
     """
     port = _claim_port(port)
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path=_DAEMON_PATH)
