@@ -68,7 +68,14 @@ class RoundDriver:
                 if isinstance(action, round_events.Keep):
                     assert arrival is not None
                     sha256 = state.kept[action.device]
-                    self.run_state.keep(arrival.contribution, sha256, arrival.payload)
+                    norm = self.run_state.keep(arrival.contribution, sha256, arrival.payload)
+                    log.event(
+                        "kept",
+                        device=action.device,
+                        round=arrival.contribution.round,
+                        norm=norm,
+                        weight=arrival.contribution.update.weight,
+                    )
             self.state = state
             for action in actions:
                 following = self.perform(action, now)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from fedclip_edge import log, model_file
+from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
@@ -131,8 +131,8 @@ class RunState:
         self.total.check(contribution.update)
         check_update(self.run.plan, contribution.update, declared)
 
-    def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> None:
-        """Give a checked contribution to the journal, then add it to the sum.
+    def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> float:
+        """Give a checked contribution to the journal, then add it to the sum; returns its norm.
 
         `sha256` is the hash of `payload`, the contribution as it was uploaded.
         """
@@ -142,7 +142,7 @@ class RunState:
             self.run.id, contribution.round, device, sha256, payload, norm, update.weight
         )
         self.total.add(update)
-        log.event("kept", device=device, round=contribution.round, norm=norm, weight=update.weight)
+        return norm
 
     def close_round(self) -> None:
         """Combine the sum into the next model, commit it, and start the next round's sum."""

@@ -162,12 +162,13 @@ def acknowledges_before_the_sync(self: RoundDriver, action: round_events.Keep, n
 
 def adds_what_it_keeps_already(
     self: RunState, contribution: Contribution, sha256: str, body: bytes
-) -> None:
+) -> float:
     if contribution.device not in self.journal.kept(self.run.id, contribution.round):
         self.journal.keep(
             self.run.id, contribution.round, contribution.device, sha256, body, 0.5, 1
         )
     self.total.add(contribution.update)
+    return 0.5
 
 
 def resumes_without_what_is_kept(self: RunState) -> dict[str, str]:
