@@ -120,6 +120,9 @@ def check(laws: Laws, memory: Memory, disk: StateDb) -> None:
         "SELECT kept, (SELECT sha256 FROM parked WHERE run = id) FROM run WHERE id = ?", run
     )
     if not rows:
+        # The run is over, and what was stored of it is forgotten. An old copy of the journal can
+        # bring the same run back: the device then begins without a residual.
+        memory.made.pop(run, None)
         return
     kept, pending = rows[0]
     made = memory.made.setdefault(run, [])
