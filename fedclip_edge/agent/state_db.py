@@ -43,11 +43,11 @@ _SCHEMA = Schema(
     version=3,
     table="parked",
     script="""
-CREATE TABLE floor (
+CREATE TABLE position (
     only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, run TEXT NOT NULL,
     closed INTEGER NOT NULL, over INTEGER NOT NULL
 );
-INSERT INTO floor VALUES (1, 0, '', 0, 0);
+INSERT INTO position VALUES (1, 0, '', 0, 0);
 CREATE TABLE run (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
     kept_round INTEGER NOT NULL DEFAULT 0, kept TEXT NOT NULL DEFAULT ''
@@ -124,7 +124,7 @@ class StateDb:
     @property
     def position(self) -> RunPosition:
         """The position of the last accepted manifest."""
-        epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM floor")[0]
+        epoch, run, closed, over = self._rows("SELECT epoch, run, closed, over FROM position")[0]
         return RunPosition(epoch, run, closed, bool(over))
 
     def move_position(self, position: RunPosition) -> None:
@@ -134,7 +134,7 @@ class StateDb:
             is_next_round = (position.epoch, position.run) == (known.epoch, known.run)
             with self._writing(synced=not is_next_round):
                 self._database.execute(
-                    "UPDATE floor SET epoch = ?, run = ?, closed = ?, over = ?",
+                    "UPDATE position SET epoch = ?, run = ?, closed = ?, over = ?",
                     (position.epoch, position.run, position.closed, position.over),
                 )
 

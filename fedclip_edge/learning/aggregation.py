@@ -9,9 +9,9 @@ Laws:
 - An update that could overflow a sum, or that exceeds a bound, is refused before anything is added.
 
 The bounds are the plan's `max_weight` and, for deltas, its `max_norm`, which `strategies.total`
-replaces by the round's. Integer sums grow with the
-number of pictures, so no fixed norm can bound them. Instead each entry may be at most PER_PICTURE
-times the weight, which for sums over pictures is the number of pictures.
+replaces by the round's. Integer sums grow with the number of pictures, so no fixed norm can bound
+them. Instead each entry may be at most PER_PICTURE times the weight, which for sums over pictures
+is the number of pictures.
 """
 
 from __future__ import annotations

@@ -164,8 +164,7 @@ class Inbox:
         self, timeout_s: float
     ) -> Received | Flooding | Disconnected | _Up | _Note | _RefusedForGood | None:
         with self._filled:
-            if not self._of_the_link and not len(self._messages):
-                self._filled.wait_for(lambda: self._of_the_link or len(self._messages), timeout_s)
+            self._filled.wait_for(lambda: self._of_the_link or len(self._messages), timeout_s)
             if self._of_the_link:
                 return self._of_the_link.popleft()
             if self._floods:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,11 +47,12 @@ def test_a_want_that_comes_while_another_thread_sends_is_served() -> None:
         while not over.is_set() or len(sent) < 100 * BLOB.chunks:
             sent.extend(wanted)
 
-    sender = threading.Thread(target=send)
+    sender = threading.Thread(target=send, daemon=True)
     sender.start()
+    deadline = time.monotonic() + 30
     for turn in range(100):
         while len(sent) < turn * BLOB.chunks:
-            pass
+            assert time.monotonic() < deadline
         wanted.add(((0, BLOB.chunks - 1),))
     over.set()
     sender.join(30)
