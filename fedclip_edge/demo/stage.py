@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedclip_edge.config import BrokerAddress
 from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods
+from fedclip_edge.processes.children import Children
 from fedclip_edge.records import Scalar, slug
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.datasets import read_folder
@@ -202,15 +202,16 @@ def _draw(settings: Settings, say: Callable[[str], None]) -> Path:
     missing = [one for one in drawn if not one[0].is_dir()]
     if missing:
         say(f"drawing {settings.per_class} pictures of each class in {len(missing)} styles")
-        # Ctrl-C sends SIGINT to the whole process group. The workers ignore it; the parent ends
-        # them with SIGTERM. They inherit the parent's SIGTERM handler through fork, so they clean
-        # up. Forking is safe: no other thread runs here yet.
-        ignore = (signal.SIGINT, signal.SIG_IGN)
-        fork = multiprocessing.get_context("fork")
-        with fork.Pool(2, initializer=signal.signal, initargs=ignore) as pool:
-            pool.starmap(world.write_pictures, missing, chunksize=1)
+        log = settings.out / "drawing.log"
+        with Children() as children:
+            module = [sys.executable, "-m", world.__name__]
+            drawing = [children.start([*module, *map(str, one)], log) for one in missing]
+            for process in drawing:
+                process.wait()
     for one in drawn:
-        world.write_pictures(*one)  # raises if other pictures are there
+        # Draws what a process could not draw, and raises the reason. Also raises if the folder
+        # holds other pictures.
+        world.write_pictures(*one)
     return folder
 
 

@@ -317,3 +317,12 @@ def test_real_pictures_agree_with_the_reference(hold_out: str, stand_in: tuple[P
 def test_the_held_out_domain_can_be_any_drawn_one() -> None:
     for domain in stage.DRAWN_DOMAINS:
         stage.check(stage.Settings(out=Path("does-not-exist"), hold_out=domain))
+
+
+def test_a_killed_demo_leaves_no_process_that_draws(tmp_path: Path) -> None:
+    out = tmp_path / "demo-run"
+    pictures = out / "pictures" / "5000-of-seed-0"
+    with system.started("demo", "--out", out, "--per-class", "5000") as running:
+        wait_until(lambda: any(pictures.glob(".*/*/*.png")), "the first drawn picture")
+        running.kill()
+        wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=10)
