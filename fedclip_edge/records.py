@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -34,6 +35,15 @@ _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 COUNT_MAX = 2**63 - 1  # the largest integer in SQLite
 MAX_NORM = 1e9  # above the bound on any update's norm
+
+
+def normalized_name(name: str) -> str:
+    """Return a class name in Unicode form NFC, in which names are compared.
+
+    A letter with an accent has two spellings in Unicode that look the same. File systems and
+    editors differ in the one that they use.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def check_id(value: str, what: str) -> str:
