@@ -101,9 +101,9 @@ def init(
     """
     import socket
 
-    from fedclip_edge.pki import enrolment
+    from fedclip_edge.pki import site
 
-    made = enrolment.create_site(
+    made = site.create_site(
         folder,
         hosts or (socket.gethostname().lower(),),
         fleet=fleet,
@@ -112,12 +112,12 @@ def init(
         broker_home=home,
         reload=reload,
     )
-    site = "" if folder == Path("site") else f" --site {folder}"
+    option = "" if folder == Path("site") else f" --site {folder}"
     click.echo(
         f"""created {made.path}; keep ca.key in it secret: with it, anyone can enroll devices
 
-run the broker  mosquitto -c {made.broker}/mosquitto.conf
-add a device    fedclip-edge enroll cam-01{site}
+{_how_to_run(made.broker, home)}
+add a device    fedclip-edge enroll cam-01{option}
 for fleet.toml  fleet = "{fleet}"
                 registry = "{made.registry}"
                 [broker]
@@ -126,4 +126,38 @@ for fleet.toml  fleet = "{fleet}"
                 ca = "{made.coordinator}/ca.crt"
                 certificate = "{made.coordinator}/coordinator.crt"
                 key = "{made.coordinator}/coordinator.key\""""
+    )
+
+
+def _how_to_run(files: Path, home: Path | None) -> str:
+    """The command for the broker, and those that let the user `mosquitto` read its files."""
+    import os
+
+    from fedclip_edge.pki import mosquitto
+
+    place = files if home is None else home
+    read = (
+        f"chgrp -R mosquitto {place}",
+        f"chmod -R g+rX {place}",
+    )
+    run = f"run the broker  mosquitto -c {place}/mosquitto.conf"
+    if home is not None:
+        steps = (f"cp -r broker {place}", *read)
+        return "\n".join(
+            (
+                f"on its host     copy {files} there, then run as root:",
+                *(f"                {step}" for step in steps),
+                run,
+            )
+        )
+    if os.geteuid() != 0:
+        return f"{run}\nas root, first  {' && '.join(read)}"
+    closed = mosquitto.closed_to_daemon(files)
+    if closed is None:
+        return run
+    return (
+        f"{run}\n"
+        f"                as root this fails: mosquitto changes to the user mosquitto, which has no "
+        f"access to\n                {closed}. Start it as another user, or create the fleet in "
+        "another folder."
     )

@@ -17,8 +17,8 @@ from signing_request import request
 from fedclip_edge.config import load_agent
 from fedclip_edge.errors import BrokerError, ConfigError
 from fedclip_edge.pki import authority, enrolment, mosquitto, registry
-from fedclip_edge.pki.enrolment import Folder
 from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.pki.site import Folder, create_site
 from fedclip_edge.protocol import signing
 
 
@@ -26,7 +26,7 @@ from fedclip_edge.protocol import signing
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A new operator's folder; archives go next to it, and `true` replaces the broker's reload."""
     monkeypatch.chdir(tmp_path)
-    return enrolment.create_site(tmp_path / "site", ["edge.example"], fleet="lab", reload="true")
+    return create_site(tmp_path / "site", ["edge.example"], fleet="lab", reload="true")
 
 
 def unpacked(archive: Path) -> Path:
@@ -44,7 +44,7 @@ def revoked_serials(site: Folder) -> set[str]:
 def test_private_keys_are_their_owners_alone_and_the_rest_can_be_read(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        site = enrolment.create_site(tmp_path / "site", ["h"], fleet="lab")
+        site = create_site(tmp_path / "site", ["h"], fleet="lab")
         archive = enrolment.enroll(site, "cam-01", out=tmp_path / "cam-01.tar")
     finally:
         os.umask(before)
@@ -60,7 +60,7 @@ def test_private_keys_are_their_owners_alone_and_the_rest_can_be_read(tmp_path: 
 def test_a_folder_that_is_there_stays_as_it_is(site: Folder) -> None:
     before = {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()}
     with pytest.raises(ConfigError, match="already exists and was not changed"):
-        enrolment.create_site(site.path, ["edge.example"], fleet="lab")
+        create_site(site.path, ["edge.example"], fleet="lab")
     assert {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()} == before
     assert [p.name for p in site.path.parent.iterdir()] == [
         "site"
@@ -70,7 +70,7 @@ def test_a_folder_that_is_there_stays_as_it_is(site: Folder) -> None:
 def test_an_init_that_cannot_be_leaves_nothing(tmp_path: Path) -> None:
     for hosts, fleet in ((["a b"], "lab"), (["edge"], "LAB")):
         with pytest.raises(ConfigError):
-            enrolment.create_site(tmp_path / "site", hosts, fleet=fleet)
+            create_site(tmp_path / "site", hosts, fleet=fleet)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,14 +81,14 @@ def test_the_brokers_files_are_where_its_settings_say(site: Folder, tmp_path: Pa
         if (path := Path(line.rpartition(" ")[2])).is_absolute():
             assert path.is_file(), path
     assert (site.broker / "fleet.acl").read_text() == access_list("lab")
-    away = enrolment.create_site(tmp_path / "away", ["h"], fleet="lab", broker_home=mosquitto.HOME)
+    away = create_site(tmp_path / "away", ["h"], fleet="lab", broker_home=mosquitto.HOME)
     assert (away.broker / "mosquitto.conf").read_text() == mosquitto.settings("lab")
 
 
 def test_the_brokers_limits_grow_with_the_fleet(tmp_path: Path) -> None:
     limits = []
     for devices in (1, 100, 2000):
-        site = enrolment.create_site(tmp_path / str(devices), ["h"], fleet="lab", devices=devices)
+        site = create_site(tmp_path / str(devices), ["h"], fleet="lab", devices=devices)
         text = (site.broker / "mosquitto.conf").read_text()
         assert f"for a fleet of {devices} devices" in text
         words = [line.split() for line in text.splitlines()]
@@ -214,7 +214,7 @@ def test_a_revocation_is_of_every_certificate_of_the_device_and_of_no_other(site
 def test_a_broker_that_was_not_reached_is_told_and_done_again(
     tmp_path: Path, command: str, said: str
 ) -> None:
-    site = enrolment.create_site(tmp_path / "site", ["h"], fleet="lab", reload=command)
+    site = create_site(tmp_path / "site", ["h"], fleet="lab", reload=command)
     enrolment.enroll(site, "cam-01", out=tmp_path / "a.tar")
     for _ in range(2):
         with pytest.raises(
