@@ -122,7 +122,7 @@ def enroll(
     made = enrolment.enroll_again(
         folder, id, request=request, out=out, days=days, domain=domain, pictures=pictures
     )
-    said = revocation_check.report(folder, made.probe, "its earlier certificates", made.done)
+    said = revocation_check.report(folder, made.probe, made.done, key_replaced=True)
     click.echo(_unpack(made.archive, csr))
     click.echo(f"{made.id} has a new key; its earlier certificates are revoked\n{said}")
 
@@ -204,5 +204,5 @@ def revoke(id: str, site: Path) -> None:
     folder = Folder(site.absolute())
     probe = enrolment.revoke(folder, id)
     done = f"{id} is revoked at the coordinator"
-    said = revocation_check.report(folder, probe, "its certificates", done)
+    said = revocation_check.report(folder, probe, done)
     click.echo(f"{id} is revoked\n{said}")

@@ -18,12 +18,23 @@ _READS_S = 3.0
 _ANSWERS_S = 0.7  # time after which a broker that sends no alert has accepted a certificate
 
 
-def report(folder: Folder, probe: Probe, what: str, done: str) -> str:
-    """The lines about the broker and the coordinator after a revocation.
+_REVOKED = (
+    "mosquitto ends none; an open one can neither send nor receive after mosquitto has read\n"
+    "             fleet.acl, and a running `serve` ends it"
+)
+_KEY_REPLACED = (
+    "mosquitto ends none; a running `serve` ends one of the earlier key, and refuses its messages"
+)
 
-    `what` names the revoked certificates, and `done` is what is done already, for the
-    error. Raises BrokerError if the broker still accepts revoked certificates.
+
+def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = False) -> str:
+    """The lines about broker and coordinator after a revocation.
+
+    Either a device was revoked or, with `key_replaced`, only its earlier key. `done` is what is
+    done already, for the error. Raises BrokerError if the broker still accepts revoked
+    certificates.
     """
+    what = "the earlier certificates" if key_replaced else "its certificates"
     known = registry.read(folder.registry)
     where = f"{known.host}:{known.port}"
     accepts, why = _ask(folder, known.host, known.port, probe)
@@ -44,13 +55,13 @@ def report(folder: Folder, probe: Probe, what: str, done: str) -> str:
         )
     else:
         broker = f"{where} refuses {what} from now on (checked)"
+    connections = _KEY_REPLACED if key_replaced else _REVOKED
     return (
         f"broker       {broker}\n"
-        "connections  one that is open now is not ended by mosquitto, but can neither send nor "
-        "receive\n"
-        "             after mosquitto has read fleet.acl; `serve` ends it\n"
-        f"coordinator  `serve` reads {folder.registry} within a second\n"
-        "             and logs device_refused; if it runs elsewhere, copy the file to it"
+        f"connections  {connections}\n"
+        f"coordinator  a running `serve` that uses {folder.registry}\n"
+        "             refuses it within a second and logs device_refused; if `serve` uses a copy of "
+        "the\n             file, replace the copy"
     )
 
 

@@ -155,7 +155,10 @@ def reload(command: str, settings_file: Path) -> None:
                 f"SIGHUP could not be sent to mosquitto ({error.strerror}): sudo kill -HUP {process}"
             ) from error
     if not found:
-        raise BrokerError(f"no mosquitto on this machine was started with {settings_file}")
+        raise BrokerError(
+            f"no mosquitto on this machine was started with {settings_file} (one that starts later "
+            "reads the new lists)"
+        )
 
 
 def _running_with(settings_file: Path) -> list[int]:

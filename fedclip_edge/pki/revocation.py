@@ -63,5 +63,5 @@ def not_yet(done: str, why: str, broker: Path) -> str:
     """The message that the broker does not use its new lists, with what to do on its host."""
     return (
         f"{done}, but not yet at the broker: {why}; copy crl.pem and fleet.acl from {broker} to "
-        "the broker's host and run there: sudo systemctl reload mosquitto"
+        "the broker's host and run there: sudo systemctl reload mosquitto (or send it SIGHUP)"
     )
