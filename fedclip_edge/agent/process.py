@@ -23,6 +23,7 @@ from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.pki.expiry import Expiry
+from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
@@ -50,6 +51,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     is not installed.
     """
     _check_torch()
+    check_own_certificate(config.broker.certificate, config.id, config.fleet)
     allowed_methods(config)  # before the pictures are encoded, which may take hours
     bundle = read_bundle(config.bundle)
     for warning in bundle_warnings(bundle.manifest):

@@ -70,15 +70,15 @@ def create_site(
     nor an IP address, or `fleet` is not a valid id.
     """
     made = Folder(folder.absolute())
-    ca = authority.create_authority()
+    try:
+        ca = authority.create_authority(check_id(fleet, "fleet"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     broker_key, coordinator_key = authority.new_key(), authority.new_key()
     names = tuple(dict.fromkeys([*hosts, *_LOCAL]))
     broker = authority.certify_broker(ca, broker_key.public_key(), names)
     client = authority.certify_coordinator(ca, coordinator_key.public_key(), COORDINATOR)
-    try:
-        registry_ = Registry(check_id(fleet, "fleet"), names[0], port, client.key, reload)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    registry_ = Registry(fleet, names[0], port, client.key, reload)
     contents = {
         "ca.crt": ca.pem,
         "ca.key": ca.key_pem,

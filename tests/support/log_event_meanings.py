@@ -227,8 +227,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Check the named device, or revoke it. What was lost is sent again.",
         ),
         "certificate_ends": Event(
-            f"The certificate of this process expires in less than {WARN_DAYS} days. Written at the "
-            "start and then daily.",
+            f"A certificate expires in less than {WARN_DAYS} days: that of this process or, at the "
+            "coordinator, that of the authority. At the coordinator, one more line names the "
+            "registry's devices whose certificates expire soon or have expired, without the revoked "
+            "ones. Written at the start and then daily.",
             "Follow `hint`.",
         ),
         "ridge_chosen": Event("The method `ridge` solved for its head with these settings."),
@@ -276,7 +278,7 @@ FIELDS: Mapping[str, str] = {
     "done": "Pictures encoded so far.",
     "enrolled": "Number of devices that are enrolled and not revoked.",
     "encoded": "Pictures that went through the encoder now.",
-    "ends": "Date of expiry.",
+    "ends": "Date of expiry; of several certificates, the first date.",
     "epoch": "Number that grows with each start of the coordinator; the higher one wins.",
     "error": "Mean squared error on the validation pictures; without any, on the training pictures.",
     "fleet": "Name of the fleet.",
@@ -326,6 +328,7 @@ FIELDS: Mapping[str, str] = {
     "skipped": "Pictures that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",
+    "certificate_ends.devices": "Devices whose certificates expire first, each with the date.",
     "too_few_enrolled.devices": "The setting `devices` under `[rules]`.",
     "topic": "MQTT topic of the message.",
     "total": "Pictures to encode.",
