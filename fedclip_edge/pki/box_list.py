@@ -7,6 +7,7 @@ tabs separate the cells. Empty rows are left out.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not empty, each with the number of the line on which it ends."""
     heading = text.lstrip("\r\n").partition("\n")[0]
     separator = max(_SEPARATORS, key=heading.count) if text else ","
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]

@@ -130,3 +130,20 @@ def test_a_box_whose_archive_is_lost_comes_back_under_its_id_with_a_new_key(
     refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
     assert {e["reason"] for e in refused} == {"its key is not the one that it was enrolled with"}
     assert {e["device"] for e in refused} == {"cam-02"}
+
+
+def test_serve_names_the_devices_whose_certificates_end_soon(
+    secured: Secured, site: Site, random_bundle: Bundle
+) -> None:
+    for name, days in (("cam-01", 700), ("cam-02", 9), ("cam-03", 3)):
+        secured.box(name, days=days)
+    site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    ends = "certificate_ends"
+    wait_until(lambda: any(e["event"] == ends for e in site.events("serve")), ends)
+    said = [event for event in site.events("serve") if event["event"] == ends]
+    assert len(said) == 1  # the authority and the coordinator's certificate are valid for long
+    assert [word.partition(" ")[0] for word in said[0]["devices"].split(", ")] == [
+        "cam-03",
+        "cam-02",
+    ]
+    assert said[0]["days_left"] in (2, 3)
