@@ -10,8 +10,7 @@ import ssl
 
 from fedclip_edge.config import BrokerAddress
 
-# CONNECT of MQTT 3.1.1 with an empty client id and a clean session; every broker answers it, if only
-# with a refusal.
+# CONNECT of MQTT 3.1.1 with an empty client id and a clean session; a broker accepts or refuses it.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x05\x00\x00"
 _CONNACK = b"\x20"
 
