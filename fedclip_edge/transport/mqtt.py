@@ -48,6 +48,9 @@ from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
+# Without TLS the only cause to look for is a port that speaks TLS. A broker that was away is not
+# asked for it.
+_PLAIN_FAILURES = 2
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
@@ -338,25 +341,30 @@ class PahoTransport:
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats work
         if failed:
             self._failures += 1
-            if self._examining.acquire(blocking=False):
+            is_due = self._address.ca is not None or self._failures > _PLAIN_FAILURES
+            if is_due and self._examining.acquire(blocking=False):
                 threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
 
     def _examine(self) -> None:
-        """Find the cause in an own thread: a handshake takes longer than a callback may."""
+        """Find the cause in its own thread: a handshake takes longer than a callback may."""
         try:
-            tls.examine(self._address, _EXAMINE_S)
-            cause = ""
+            cause = self._cause()
+            if cause:
+                self._inbox.complain(cause)
         except RefusedError as error:
             self._inbox.refuse(str(error))
-            return
-        except FedclipError as error:
-            cause = str(error)
         finally:
             self._examining.release()
-        if cause or self._address.ca is None:
-            cause = port_probe.mismatch(self._address, _EXAMINE_S) or cause
-        if cause:
-            self._inbox.complain(cause)
+
+    def _cause(self) -> str:
+        """The reason why there is no link, if one can be seen; raises RefusedError if it is final."""
+        try:
+            tls.examine(self._address, _EXAMINE_S)
+        except RefusedError:
+            raise
+        except FedclipError as error:
+            return port_probe.mismatch(self._address, _EXAMINE_S) or str(error)
+        return port_probe.mismatch(self._address, _EXAMINE_S) if self._address.ca is None else ""
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         if len(message.payload) <= _TAKES_BYTES:
