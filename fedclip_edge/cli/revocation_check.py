@@ -60,8 +60,8 @@ def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = Fals
         f"broker       {broker}\n"
         f"connections  {connections}\n"
         f"coordinator  a running `serve` that uses {folder.registry}\n"
-        "             refuses it within a second and logs device_refused; if `serve` uses a copy of "
-        "the\n             file, replace the copy"
+        "             refuses it within a second, and logs device_refused if it is online; if "
+        "`serve`\n             uses a copy of the file, replace the copy"
     )
 
 

@@ -91,7 +91,12 @@ def enroll_again(
     """
     name, key, public = _key_of(id, request)
     with open_registry(folder) as registry_:
-        old = _device(registry_, name)
+        if name not in registry_.devices:
+            raise ConfigError(
+                f"{name!r} is not enrolled in the fleet {registry_.fleet!r}; correct the id, or "
+                "leave out --again to enroll a new device"
+            )
+        old = registry_.devices[name]
         if old.revoked:
             raise ConfigError(
                 f"{name} was revoked, which is permanent also with --again; enroll the box under "
@@ -144,10 +149,12 @@ def enroll_all(
     `boxes` have different ids. `out` is the current folder by default, and is created if it does
     not exist. Either all archives are written, or none.
 
-    Raises ConfigError, without a change, if an archive exists; and if the folder cannot be read or
+    Raises ConfigError, without a change, if an archive exists, or `out` is not a folder; and if the folder cannot be read or
     another command uses it.
     """
     place = out or Path()
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"{place} is not a folder; name the folder of the archives with --out")
     with open_registry(folder) as registry_:
         known = [box for box in boxes if box.id in registry_.devices]
         gone = set(registry_.revoked)

@@ -290,7 +290,7 @@ def test_again_is_only_for_a_device_that_is_enrolled_and_for_a_new_key(site: Fol
     before = {p: p.read_bytes() for p in site.path.rglob("*") if p.is_file()}
     for name, csr, said in (
         ("gone", None, "gone was revoked, which is permanent also with --again"),
-        ("new", None, "'new' is not enrolled in the fleet"),
+        ("new", None, "'new' is not enrolled in the fleet 'lab'; .* leave out --again"),
         ("cam-01", request("cam-01", key), "renew its certificate"),
         ("gone", request("cam-01"), "is for 'cam-01', not for 'gone'"),
         ("cam-01", None, "cam-01.tar already exists"),
@@ -324,6 +324,8 @@ def test_of_a_list_all_boxes_are_enrolled_or_none(
 ) -> None:
     Path("cam-02.tar").write_text("mine")
     boxes = [Box(f"cam-{n:02}") for n in range(4)]
+    with pytest.raises(ConfigError, match=r"cam-02\.tar is not a folder; .* with --out"):
+        enrolment.enroll_all(site, boxes, out=Path("cam-02.tar"))
     with pytest.raises(ConfigError, match=r"cam-02\.tar already exists"):
         enrolment.enroll_all(site, boxes)
     real, renamed = Path.rename, list[Path]()
