@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from brokers import MOSQUITTO, StartMosquitto
-from mqtt_client import DEADLINE_S, connected, next_of
+from mqtt_client import connected, next_of
 from secured import Secured
 from system import wait_until
 
 from fedclip_edge.config import BrokerAddress
-from fedclip_edge.errors import LinkError, RefusedError
+from fedclip_edge.errors import LinkError
 from fedclip_edge.transport.base import Connected, Disconnected
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.transport.port_probe import mismatch
@@ -106,30 +106,3 @@ def test_where_nothing_listens_there_is_no_mismatch(secured: Secured) -> None:
     assert mismatch(secured.coordinator, LOOKS_S) == ""
     assert mismatch(BrokerAddress(port=secured.port), LOOKS_S) == ""
     assert mismatch(BrokerAddress("no such host."), LOOKS_S) == ""
-
-
-@pytest.mark.parametrize(
-    ("code", "remedy", "wrong"),
-    [
-        (0x85, "must accept client ids with '.'", "password"),
-        (0x86, "correct username and password", "client ids"),
-        (0x87, "the user name is the name in the certificate", "client ids"),
-    ],
-)
-def test_a_refusal_comes_with_the_remedy_for_its_reason(code: int, remedy: str, wrong: str) -> None:
-    """Reason codes of MQTT 5: client identifier not valid, bad login, not authorized."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            client, _ = server.accept()
-            with client:
-                client.recv(65536)
-                client.sendall(bytes((0x20, 3, 0, code, 0)))
-                client.recv(65536)
-
-        threading.Thread(target=serve, daemon=True).start()
-        link = PahoTransport(BrokerAddress(port=server.getsockname()[1]), "lab.x.1", ["a"], None)
-        with pytest.raises(RefusedError, match=r"refused 'lab\.x\.1'") as caught:
-            link.connect(DEADLINE_S)
-    assert remedy in str(caught.value)
-    assert wrong not in str(caught.value)
