@@ -99,6 +99,7 @@ def init(
     FOLDER is `site` by default and must not exist yet. `enroll`, `renew` and `revoke` work on it.
     Keep FOLDER/ca.key secret: with it, anyone can issue certificates for devices.
     """
+    import shlex
     import socket
 
     from fedclip_edge.pki import site
@@ -112,7 +113,7 @@ def init(
         broker_home=home,
         reload=reload,
     )
-    option = "" if folder == Path("site") else f" --site {folder}"
+    option = "" if folder == Path("site") else f" --site {shlex.quote(str(folder))}"
     click.echo(
         f"""created {made.path}; keep ca.key in it secret: with it, anyone can enroll devices
 
@@ -132,15 +133,14 @@ for fleet.toml  fleet = "{fleet}"
 def _how_to_run(files: Path, home: Path | None) -> str:
     """The command for the broker, and those that let the user `mosquitto` read its files."""
     import os
+    import shlex
 
     from fedclip_edge.pki import mosquitto
 
-    place = files if home is None else home
-    read = (
-        f"chgrp -R mosquitto {place}",
-        f"chmod -R g+rX {place}",
-    )
-    run = f"run the broker  mosquitto -c {place}/mosquitto.conf"
+    place = shlex.quote(str(files if home is None else home))
+    settings = shlex.quote(f"{files if home is None else home}/mosquitto.conf")
+    read = (f"chgrp -R mosquitto {place}", f"chmod -R g+rX {place}")
+    run = f"run the broker  mosquitto -c {settings}"
     if home is not None:
         steps = (f"cp -r broker {place}", *read)
         return "\n".join(

@@ -17,7 +17,6 @@ from fedclip_edge.transport import tls
 _READS_S = 3.0
 _ANSWERS_S = 0.7  # time after which a broker that sends no alert has accepted a certificate
 
-
 _REVOKED = (
     "mosquitto ends none; an open one can neither send nor receive after mosquitto has read\n"
     "             fleet.acl, and a running `serve` ends it"
@@ -42,7 +41,8 @@ def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = Fals
         raise BrokerError(
             not_yet(
                 done,
-                f"{where} still accepts certificates of the new revocation list",
+                f"{where} still accepts certificates of the new revocation list (its log says if "
+                "it could not read the list)",
                 folder.broker,
             )
             + ". A broker that does not read these lists, such as RabbitMQ, needs the device's user "

@@ -119,7 +119,7 @@ def closed_to_daemon(folder: Path) -> Path | None:
             done = subprocess.run(
                 ["test", test, str(path)], user=_USER, group=_USER, extra_groups=(), check=False
             )
-        except (OSError, ValueError, KeyError, LookupError):
+        except (OSError, LookupError):  # LookupError: no such user
             return None
         if done.returncode:
             return path
