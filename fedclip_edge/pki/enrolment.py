@@ -149,8 +149,8 @@ def enroll_all(
     `boxes` have different ids. `out` is the current folder by default, and is created if it does
     not exist. Either all archives are written, or none.
 
-    Raises ConfigError, without a change, if an archive exists, or `out` is not a folder; and if the folder cannot be read or
-    another command uses it.
+    Raises ConfigError, without a change, if an archive exists, if `out` is not a folder, or if the
+    folder of the fleet cannot be read or another command uses it.
     """
     place = out or Path()
     if place.exists() and not place.is_dir():

@@ -357,7 +357,7 @@ class PahoTransport:
             self._examining.release()
 
     def _cause(self) -> str:
-        """The reason why there is no link, if one can be seen; raises RefusedError if it is final."""
+        """The reason why there is no link, or empty; raises RefusedError if it is permanent."""
         try:
             tls.examine(self._address, _EXAMINE_S)
         except RefusedError:
