@@ -285,7 +285,7 @@ def _finish(
     import json
 
     from fedclip_edge.reporting.table import width_of
-    from fedclip_edge.simulating import report, summary
+    from fedclip_edge.simulating import report, summary, tables
     from fedclip_edge.storage import atomic
 
     rows = summary.summarise(done)
@@ -304,7 +304,7 @@ def _finish(
         click.echo(json.dumps(whole))
         return
     width = width_of(sys.stdout)
-    click.echo(f"\n{summary.table(rows, width)}\n\n{summary.notes(rows, width)}\n")
+    click.echo(f"\n{tables.tables(rows, width)}\n\n{tables.notes(rows, width)}\n")
     click.echo(
         f"report: {out / 'report.html'}   every round: {out / 'results.csv'}   "
         f"all figures: {out / 'summary.json'}"

@@ -42,8 +42,8 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
         "remarks": remarks(summary),
         "means": {kind: _column_mean(summary, kind) for kind in _MEANS},
         "charts": [
-            ("wide", chart_layout(lines, *WIDE_PX, name_columns=18, figures=True)),
-            ("narrow", chart_layout(lines, *NARROW_PX, name_columns=11, figures=False)),
+            ("wide", chart_layout(lines, *WIDE_PX, name_columns=18)),
+            ("narrow", chart_layout(lines, *NARROW_PX, name_columns=0)),
         ],
         "cards": cards,
         "kinds": KINDS,
@@ -153,10 +153,11 @@ def _column_mean(summary: Mapping[str, Any], kind: str) -> float | None:
 
 def _lines(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[Line]:
     lines = [
-        Line(names[device], entry["accuracy_by_round"], entry["accuracy"].get("zero_shot"))
-        for device, entry in summary["devices"].items()
+        Line(names[device], entry["accuracy_by_round"], entry["accuracy"].get("zero_shot"), style)
+        for style, (device, entry) in enumerate(summary["devices"].items())
     ]
     if held_out := summary.get("held_out"):
         zero_shot = held_out["accuracy"].get("zero_shot")
-        lines.append(Line(held_out["domain"], held_out["accuracy_by_round"], zero_shot, True))
+        by_round = held_out["accuracy_by_round"]
+        lines.append(Line(held_out["domain"], by_round, zero_shot, "held-out"))
     return lines

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+from browser import CHROMIUM, measured
 from PIL import Image
 
 from fedclip_edge.demo.examples import Example
@@ -105,6 +107,30 @@ def picture(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
 
 
 # The page.
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; it measures the page")
+@pytest.mark.parametrize("width_px", [1200, 800, 390])
+def test_the_page_does_not_scroll_sideways(width_px: int, tmp_path: Path) -> None:
+    names = ("photo", "warehouse_camera_north_entrance", "x" * 60, "cartoon drawings of 2019")
+    more = {"federated_f1": 0.123, "zero_shot_ece": 0.234, "federated_ece": 0.345}
+    devices = {f"cam-{n}": device(name, 0.5, 0.6 + n / 10) for n, name in enumerate(names)}
+    for entry in devices.values():
+        entry["accuracy"] |= more
+    path = tmp_path / "report.html"
+    write_report(path, run_summary(devices=devices), [])
+    found = measured(path, width_px)
+    assert found["width"] == width_px
+    assert found["wide"] == []
+    assert found["cut"] == []
+
+
+def test_a_device_has_one_colour_and_zero_shot_is_grey(tmp_path: Path) -> None:
+    html, _ = written(tmp_path, run_summary())
+    tables, charts = html[html.index("<table") :], html[: html.index("<table")]
+    swatches = ["s0", "s1", "s-held-out"]
+    assert re.findall(r'class="(s\d|s-\S+)"', tables) == 2 * swatches
+    assert set(re.findall(r'class="zero (\S+)"', charts)) == {"s-zero-shot"}
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
