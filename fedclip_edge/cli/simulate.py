@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedclip_edge.cli.encoder_options import encoder_options
+from fedclip_edge.cli.encoder_options import cache_option, encoder_options
 from fedclip_edge.cli.progress import Bar, Pace, progress_bar
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     default="simulation",
     show_default=True,
     type=_FOLDER,
-    help="Folder for results.csv, summary.json, report.html and the feature cache.",
+    help="Folder for results.csv, summary.json and report.html.",
 )
 @click.option(
     "--json",
@@ -151,6 +151,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     is_flag=True,
     help="Print the content of summary.json instead of a table, for programs.",
 )
+@cache_option
 @encoder_options
 def simulate(
     data: Path | None,
@@ -172,6 +173,7 @@ def simulate(
     workers: int,
     out: Path,
     as_json: bool,
+    cache: Path | None,
     provider: Any,
     threads: int,
     engine_dir: Path | None,
@@ -226,7 +228,7 @@ def simulate(
         min_per_class=min_per_class,
     )
     encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
-    pool = _pool(data, bundle, features, out, encoder, validation)
+    pool = _pool(data, bundle, features, cache, encoder, validation)
     comparison.check(choices, pool)
     out.mkdir(parents=True, exist_ok=True)
     show = _Show(comparison.count_rounds(choices, pool))
@@ -252,7 +254,7 @@ def _pool(
     data: Path | None,
     bundle: Path | None,
     features: Path | None,
-    out: Path,
+    cache: Path | None,
     encoder: Any,
     validation: float,
 ) -> Pool:
@@ -261,6 +263,7 @@ def _pool(
     from fedclip_edge.simulating.pool import read_features
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
+    from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
     if (data is None) == (features is None):
         raise ConfigError("give either --data FOLDER with --bundle FOLDER, or --features FILE.npz")
@@ -271,12 +274,21 @@ def _pool(
     if opened is None:
         raise ConfigError("--data needs --bundle FOLDER; make a bundle with `fedclip-edge export`")
     for caution in bundle_warnings(opened.manifest):
-        click.echo(f"Note: {caution}.", err=True)
-    with progress_bar("encoding") as bar:
-        pool, skipped = pictures.read_pictures(data, opened, encoder, out / "features.sqlite", bar)
+        _note(caution)
+    with (
+        SharedCache(cache or default_path(), _note) as known,
+        progress_bar("encoding") as bar,
+    ):
+        pool, skipped = pictures.read_pictures(data, opened, encoder, known, bar)
+    if known.found:
+        click.echo(f"{known.found} pictures are not encoded again: {known.path}", err=True)
     for picture in skipped:
         click.echo(f"skipped {picture.path}: {picture.reason}", err=True)
     return pool
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"Note: {sentence}.", err=True)
 
 
 def _finish(

@@ -305,7 +305,13 @@ def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -
     first = simulate(tmp_path / "out", *arguments)
     assert first.returncode == 0, first.stderr
     assert {row["device"] for row in rows_of(tmp_path / "out")} == {"day", "night", "all"}
-    assert (tmp_path / "out" / "features.sqlite").exists()
+    assert "not encoded again" not in first.stderr
+    again = simulate(tmp_path / "again", *arguments)
+    assert "24 pictures" not in first.stderr
+    assert "pictures are not encoded again: " in again.stderr
+    assert (tmp_path / "again" / "results.csv").read_bytes() == (
+        tmp_path / "out" / "results.csv"
+    ).read_bytes()
 
 
 @pytest.mark.slow
