@@ -90,16 +90,8 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     ]
     if worse:
         said.append(f"Training made the accuracy worse on {', '.join(worse)}.")
-    pairs = _pairs(summary, "local", "federated")
-    means = {"local": _mean([a for a, _ in pairs]), "federated": _mean([b for _, b in pairs])}
-    if (gain := difference(means, "federated", "local")) is not None:
-        apart = points(gain).lstrip("+\N{MINUS SIGN}")
-        compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
-        said.append(
-            "If each device trains alone, without the others, their mean accuracy is "
-            f"{percent(means['local'])}: "
-            f"{'the same as' if apart == '0.0' else compared} with the federated model."
-        )
+    if compared := compared_with_local(summary):
+        said.append(compared)
     tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
     if tests:
         count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
@@ -109,6 +101,33 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
             f"{step} points, so small differences may be chance."
         )
     return said
+
+
+def compared_with_local(summary: Mapping[str, Any]) -> str:
+    """Compare the fleet's model with those of devices that train alone; empty without them.
+
+    If the devices alone are not worse, the text says what their figures leave out, and what to try.
+    """
+    pairs = _pairs(summary, "local", "federated")
+    means = {"local": _mean([a for a, _ in pairs]), "federated": _mean([b for _, b in pairs])}
+    if (gain := difference(means, "federated", "local")) is None:
+        return ""
+    apart = points(gain).lstrip("+\N{MINUS SIGN}")
+    compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
+    text = (
+        "If each device trains alone, without the others, their mean accuracy is "
+        f"{percent(means['local'])}: "
+        f"{'the same as' if apart == '0.0' else compared} with the federated model."
+    )
+    if gain > 0:
+        return text
+    text += (
+        " A model trained alone is tested on its own device's pictures only; it has learned nothing "
+        "from the other devices."
+    )
+    if summary["method"] == "fedclip":
+        text += " The method FedCLIP changes CLIP little; --method ridge often gains more."
+    return text
 
 
 def _change(before: object, after: object) -> tuple[str, str]:
