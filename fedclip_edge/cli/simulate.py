@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
-from fedclip_edge.cli.progress import Bar, Pace, progress_bar
+from fedclip_edge.cli.progress import progress_bar
+from fedclip_edge.cli.simulate_progress import Show
 
 if TYPE_CHECKING:
-    from fedclip_edge.simulating.comparison import Choices, Step
+    from fedclip_edge.simulating.comparison import Choices
     from fedclip_edge.simulating.pool import Pool
     from fedclip_edge.simulating.results import Outcome
 
@@ -231,7 +232,7 @@ def simulate(
     pool = _pool(data, bundle, features, cache, encoder, validation)
     comparison.check(choices, pool)
     out.mkdir(parents=True, exist_ok=True)
-    show = _Show(comparison.count_rounds(choices, pool))
+    show = Show(comparison.count_rounds(choices, pool))
     done: list[Outcome] = []
     try:
         with (out / "results.csv").open("w", encoding="utf-8", newline="") as file:
@@ -321,41 +322,3 @@ def _finish(
         f"report: {out / 'report.html'}   every round: {out / 'results.csv'}   "
         f"all figures: {out / 'summary.json'}"
     )
-
-
-class _Show:
-    """Progress on standard error: a bar on a terminal, a line for each finished run elsewhere."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
-        self._done = 0
-        self._bar = Bar(sys.stderr)
-        self._pace = Pace()
-
-    def note(self, text: str) -> None:
-        self._bar.say(f"Note: {text}.")
-
-    def step(self, step: Step) -> None:
-        self._done += 1
-        run = step.run
-        apart = f", {run.held_out} held out" if run.held_out else ""
-        what = f"{run.setting.label}, seed {run.seed}{apart}"
-        if self._bar.is_drawn:
-            self._bar.show(self._done, self._rounds, f"{what}, round {step.round}")
-        elif not step.outcomes:
-            if self._pace.is_due():
-                of_all = f"{self._done} of {self._rounds} in all runs"
-                click.echo(f"{what}: round {step.round} ({of_all})", err=True)
-        else:
-            for one in step.outcomes:
-                if one.fleet and one.zero_shot:
-                    shares = (
-                        f"accuracy {100 * one.fleet.mean:.1f} %, "
-                        f"zero-shot {100 * one.zero_shot.mean:.1f} %"
-                    )
-                    view = f" ({one.view} classes)" if one.view else ""
-                    rounds = f"{step.round} round{'s' * (step.round != 1)}"
-                    click.echo(f"{what}: {rounds}, {shares}{view}", err=True)
-
-    def end(self) -> None:
-        self._bar.end()

@@ -24,7 +24,8 @@ const outside = [...document.body.querySelectorAll("*")].filter(element => {
   return box.width && (!scrolls(element) || scrolls(element) === element)
     && (box.right > wide + 1 || box.left < -1);
 });
-const hidden = [...document.querySelectorAll(".scroll")].map(box => box.scrollWidth - box.clientWidth);
+const boxes = [...document.querySelectorAll(".scroll")];
+const hidden = boxes.map(box => box.scrollWidth - box.clientWidth);
 const cut = [...document.querySelectorAll("figure > svg text")].filter(text => {
   const box = text.getBoundingClientRect(), all = text.closest("svg").getBoundingClientRect();
   return box.width && (box.right > all.right + 1 || box.left < all.left - 1
