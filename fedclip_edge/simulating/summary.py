@@ -70,7 +70,7 @@ def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
 
 def means(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that summarise the comparison: one for each view and setting."""
-    return [row for row in rows if row.held_out == rows[0].held_out]
+    return list(rows[: len({(row.view, row.method) for row in rows})])
 
 
 def by_domain(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -14,5 +14,6 @@ def cache_folder() -> Path:
     """
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not configured.is_absolute():
-        configured = Path(os.path.expanduser("~")) / ".cache"  # noqa: PTH111 - never raises
+        home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises without a home
+        configured = (home if home.is_absolute() else Path(os.devnull)) / ".cache"
     return configured / "fedclip-edge"

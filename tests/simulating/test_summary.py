@@ -39,6 +39,9 @@ def test_the_mean_over_held_out_domains_comes_first_and_spreads_over_seeds_alone
     assert [row.held_out for row in rows] == ["mean", "roof", "yard"]
     assert means(rows) == [mean]
     assert by_domain(rows) == {"roof": [roof], "yard": [yard]}
+    its += [outcome(0.9, 0, "mean")]  # a domain of this name
+    assert list(by_domain(summarise(its))) == ["roof", "yard", "mean"]
+    assert by_domain(summarise([outcome(0.5, 0, "roof")])) == {}
     assert mean.mean is not None
     assert mean.mean.mean == pytest.approx(0.7)
     assert mean.mean.spread == pytest.approx(0)

@@ -45,6 +45,18 @@ def test_its_place_is_the_users_cache_folder(
     assert default_path() == Path("/x/fedclip-edge/features.sqlite")
 
 
+def test_without_a_home_folder_nothing_is_written_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "relative")
+    said: list[str] = []
+    SharedCache(default_path(), said.append).close()
+    assert len(said) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_its_folder_is_for_the_user_alone(tmp_path: Path) -> None:
     SharedCache(tmp_path / "deep" / "er" / "f.sqlite", quiet).close()
     assert (tmp_path / "deep" / "er").stat().st_mode & 0o777 == 0o700
