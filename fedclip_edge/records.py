@@ -35,6 +35,7 @@ _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 COUNT_MAX = 2**63 - 1  # the largest integer in SQLite
 MAX_NORM = 1e9  # above the bound on any update's norm
+MAX_WEIGHT = 2**40  # the largest `max_weight` of a plan
 
 
 def normalized_name(name: str) -> str:
@@ -191,7 +192,7 @@ class Plan:
             ("rounds", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
             ("grid_bits", 1, 52),
-            ("max_weight", 1, 2**40),
+            ("max_weight", 1, MAX_WEIGHT),
             ("personal_epochs", 0, 1000),
         ):
             value = getattr(self, name)

@@ -143,6 +143,8 @@ def demo(
     summary.write(out / "summary.json", figures)
     width = width_of(sys.stdout)
     click.echo(f"\n{summary.table(figures, width)}\n\n{summary.notes(figures, width)}\n")
+    if compared := report.compared_with_local(figures):
+        click.echo(f"{summary.filled(compared, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).TRAITS.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())

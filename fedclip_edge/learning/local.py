@@ -11,9 +11,9 @@ from typing import Protocol
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
-from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan, Update
+from fedclip_edge.records import MAX_WEIGHT, Arrays, ClassTexts, Features, Model, Plan, Update
 
-_UNBOUNDED, _ANY_WEIGHT = 1e8, 2**40  # far above any real update
+_UNBOUNDED = 1e8  # far above any real update
 
 
 class Sides(Protocol):
@@ -66,7 +66,7 @@ class Alone:
         used here, which are far wider than a plan's.
         """
         # The plan's bounds protect a fleet against false updates; they are not needed here.
-        plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=_ANY_WEIGHT)
+        plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
         update, self._state = fit(plan, self.model, sides, classes, self._state, device)
         total = strategies.total(plan)
         total.add(update)

@@ -17,7 +17,7 @@ import numpy as np
 from fedclip_edge.agent import upload
 from fedclip_edge.agent.state_db import CarryOver
 from fedclip_edge.agent.withholding import share
-from fedclip_edge.errors import PeerError
+from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods, strategies
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
@@ -113,9 +113,9 @@ class Host:
         """Evaluate the announced model on every device, and train on it unless it is the last.
 
         If devices train alone (`line` is "local"), every device evaluates and trains its own model.
-        Raises PeerError if the payload is not a model of the plan or an update exceeds the plan's
-        bounds, DataError if the features do not fit the classes, and ConfigError if training
-        diverges.
+        Raises ConfigError if a device has more pictures than the plan's `max_weight` or training
+        diverges, PeerError if the payload is not a model of the plan, and DataError if the features
+        do not fit the classes.
         """
         task, plan = self.task, self.task.plan
         total = strategies.total(plan, announced.max_norm)
@@ -168,6 +168,13 @@ class Host:
             floor = max(task.min_per_class, methods.min_per_class(plan))
             sides = self._shared(device, floor)
         update, state = local.fit(plan, model, sides, self._classes, before.state, device.name)
+        if update.weight > plan.max_weight:  # a real coordinator refuses it in every round
+            raise ConfigError(
+                f"{plan.method}: the device {device.name} has {update.weight} training pictures, "
+                f"but the plan accepts an update of at most {plan.max_weight} (max_weight); write "
+                f"--methods {plan.method}@max_weight={update.weight} or more, and the same under "
+                "[plan] for a fleet"
+            )
         exchange = open_round(
             run=task.run,
             number=model.round + 1,

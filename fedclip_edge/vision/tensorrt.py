@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.storage.atomic import beside
+from fedclip_edge.storage.user_cache import cache_folder
 
 # Batch sizes that an engine is built for: one picture, the agent's default, and a largest one that
 # limits memory.
@@ -57,8 +57,7 @@ def engines_folder(configured: Path | None) -> Path:
     """Return `configured`, or by default fedclip-edge/engines in the user's cache folder."""
     if configured is not None:
         return configured
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "fedclip-edge" / "engines"
+    return cache_folder() / "engines"
 
 
 def engine_folder(engines: Path, builder: Builder, onnx_sha256: str) -> Path:

@@ -72,9 +72,10 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
     errors.PeerError: (
         (
             "A message broke the protocol, or an update exceeds a limit of the plan. Agent and "
-            "coordinator drop such a message and continue; of the commands, only `simulate` ends with it."
+            "coordinator drop such a message and continue; of the commands, only `simulate` ends with "
+            "it, if a method of your own makes such an update."
         ),
-        "Raise `max_weight` in the setting: a device has more pictures.",
+        "Correct the method.",
     ),
 }
 
