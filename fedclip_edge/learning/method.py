@@ -95,13 +95,11 @@ class Method(Protocol):
         plan: Plan,
         state: State,
         seed: int,
-        drift: Arrays = NO_TERMS,
     ) -> tuple[Update, State]:
         """Compute the device's update and its next state from raw features float32 (N, D).
 
         The same seed gives the same bytes. `validation` is used only to choose settings. Both sets
-        may be empty: a device without pictures changes nothing. `drift` maps a parameter name to a
-        float32 array of the parameter's shape, which is added to every gradient.
+        may be empty: a device without pictures changes nothing.
 
         Raises ConfigError for an unknown option, for a value out of range, and if training
         diverges. Raises DataError if a device has more pictures than can be summed exactly.

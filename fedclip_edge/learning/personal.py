@@ -66,18 +66,11 @@ def _trained_on(
     if methods.get(plan.method).TRAITS.is_averaged:
         options["epochs"] = 1
     its_plan = replace(plan, options=options, strategy=strategies.DEFAULT, strategy_options={})
-    part = strategies.get(plan.strategy).on_devices
-    own = model if part is None else part.apart(model)[0]
-    alone = local.Alone(its_plan, own)
+    alone = local.Alone(its_plan, model)
     for epoch in range(plan.personal_epochs):
         try:
             alone.train(sides, classes, device)
         except (ConfigError, PeerError) as error:  # diverged: earlier models stay candidates
             log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
             return
-        # A strategy's control parameters are not trained here; keep those of the shared model.
-        yield replace(
-            alone.model,
-            round=model.round,
-            parameters={**model.parameters, **alone.model.parameters},
-        )
+        yield replace(alone.model, round=model.round)

@@ -43,16 +43,15 @@ def change(
     options: Training,
     seed: int,
     round: int,
-    drift: Arrays = NO_TERMS,
 ) -> Update:
     """Train for one round and make the update `weight * (trained - received)`.
 
     `terms` are the trained parameters as received, float32; the delta has the same names and
-    shapes. `round` is the round of the received model. `drift` is added to every gradient of the
-    parameters that it names. The weight is 1, or the number of pictures (at least 1) if
-    `options.weighting` is "pictures". Raises ConfigError if a trained parameter is not finite.
+    shapes. `round` is the round of the received model. The weight is 1, or the number of pictures
+    (at least 1) if `options.weighting` is "pictures". Raises ConfigError if a trained parameter is
+    not finite.
     """
-    trained = train(terms, features, loss, options, seed, drift)
+    trained = train(terms, features, loss, options, seed)
     if not all(np.isfinite(term).all() for term in trained.values()):
         raise ConfigError(
             f"training diverged in round {round + 1} (a parameter is NaN or infinite); lower lr or "
@@ -85,19 +84,17 @@ def train(
     loss: Loss,
     options: Training,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> dict[str, F32]:
     """Train parameters for `options.epochs` epochs and return them as float32 arrays.
 
-    The result has the names and shapes of `terms`, which are not changed. `drift` is added to
-    every gradient of the parameters that it names.
+    The result has the names and shapes of `terms`, which are not changed.
     """
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
     parameters = list(trained.values())
     vectors = torch.from_numpy(features.vectors)  # (N, D)
     labels = torch.from_numpy(features.labels)  # (N,)
     optimizer = _optimizer(parameters, options)
-    pulled = _pulled(terms, drift, parameters, options.proximal_mu)
+    pulled = _pulled(terms, parameters, options.proximal_mu)
     for batch in batches(len(features), options.batch_size, options.epochs, seed):
         value = loss(trained, vectors[batch], labels[batch])
         gradients = torch.autograd.grad(value, parameters)
@@ -106,19 +103,18 @@ def train(
 
 
 def _pulled(
-    terms: Arrays, drift: Arrays, parameters: Sequence[Tensor], proximal_mu: float
+    terms: Arrays, parameters: Sequence[Tensor], proximal_mu: float
 ) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
-    """Make the function that adds the drift and the proximal term to the gradients."""
-    if not drift and not proximal_mu:
+    """Make the function that adds the proximal term to the gradients."""
+    if not proximal_mu:
         return lambda gradients: gradients
     starts = [torch.tensor(term) for term in terms.values()]
-    drifts = [torch.tensor(drift.get(name, np.float32(0))) for name in terms]
 
     @torch.no_grad()
     def pull(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         return [
-            gradient + proximal_mu * (own - start) + by
-            for gradient, own, start, by in zip(gradients, parameters, starts, drifts, strict=True)
+            gradient + proximal_mu * (own - start)
+            for gradient, own, start in zip(gradients, parameters, starts, strict=True)
         ]
 
     return pull
@@ -135,11 +131,6 @@ def _optimizer(parameters: Sequence[Tensor], options: Training) -> Optimizer:
         weight_decay=options.weight_decay,
         decoupled=options.optimizer == "adamw",
     )
-
-
-def steps(count: int, options: Training) -> int:
-    """Count the optimizer steps of `train` on `count` pictures."""
-    return options.epochs * len(range(0, count - 1, options.batch_size))
 
 
 def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:

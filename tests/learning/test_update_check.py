@@ -29,7 +29,6 @@ PLANS = {
     "by pictures": Plan("linear", {"weighting": "pictures"}),
     "by pictures, capped": Plan("linear", {"weighting": "pictures"}, max_weight=7),
     "median": Plan("linear", strategy="median"),
-    "scaffold": Plan("linear", {"optimizer": "sgd", "lr": 0.001}, strategy="scaffold"),
 }
 
 

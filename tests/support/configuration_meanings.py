@@ -27,7 +27,7 @@ from fedclip_edge.learning.methods import (
     tip_adapter,
 )
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategies import adaptive, fedavgm, robust, scaffold
+from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
 from fedclip_edge.records import Plan
 
 _BETA1 = "Decay rate of the mean of the gradients."
@@ -182,7 +182,6 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "beta2": "Decay rate of the mean of the squared changes.",
         "tau": "Added to the denominator of a step.",
     },
-    scaffold.Options: {"lr": _SERVER_LR},
     robust.Options: {
         "byzantine": "Largest share of the devices that may send arbitrary updates.",
     },

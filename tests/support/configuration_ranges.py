@@ -31,7 +31,7 @@ from fedclip_edge.learning.methods import (
     tip_adapter,
 )
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategies import adaptive, fedavgm, robust, scaffold
+from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
 from fedclip_edge.records import Plan
 
 
@@ -192,6 +192,5 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "beta2": numbers(0, 1, below=True),
         "tau": numbers(1e-12, 10),
     },
-    scaffold.Options: {"lr": numbers(0, 10, above=True)},
     robust.Options: {"byzantine": numbers(0, 0.5, below=True)},
 }

@@ -63,7 +63,6 @@ def _having(trait: str) -> str:
 
 
 _ROBUST = _named(n for n in strategies.names() if strategies.get(n).is_uniform)
-_SGD = {"optimizer": "sgd"}
 
 BROKER_RULES = (
     Rule(
@@ -118,12 +117,6 @@ PLAN_RULES = (
         "fleet.toml",
         _fleet({"strategy": "median", "options": {"weighting": "pictures"}}),
         _fleet({"strategy": "median"}),
-    ),
-    Rule(
-        '`scaffold` needs `optimizer = "sgd"` under `[plan.options]`, and a learning rate for it.',
-        "fleet.toml",
-        _fleet({"strategy": "scaffold"}),
-        _fleet({"strategy": "scaffold", "options": _SGD}),
     ),
     Rule(
         f"`personal_epochs` is refused with `zeroshot`, which trains nothing, and with "

@@ -114,24 +114,15 @@ def _check_strategy(plan: Plan, options: object) -> None:
             f"the strategy {plan.strategy} gives every device the same weight; leave out "
             f"weighting = {options.weighting!r}"
         )
-    part = strategy.on_devices
-    if part is not None and options.optimizer != part.OPTIMIZER:
-        raise ConfigError(
-            f"the strategy {plan.strategy} works only with the optimizer {part.OPTIMIZER}; write "
-            f"optimizer = {part.OPTIMIZER!r} and a suitable lr under [plan.options]"
-        )
 
 
 def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     """Make the model of round 0 for features of width `dim`.
 
-    Raises ConfigError for an unknown method or strategy, and for a bad option if the initial model
-    depends on the options. `with_defaults` checks the options of every method.
+    Raises ConfigError for an unknown method, and for a bad option if the initial model depends on
+    the options. `with_defaults` checks the options of every method.
     """
-    method = get(plan.method)
-    model = method.initial(classes, dim, plan.seed, plan.options)
-    part = strategies.get(plan.strategy).on_devices
-    return model if part is None else part.with_control(model, method.layout(model).delta)
+    return get(plan.method).initial(classes, dim, plan.seed, plan.options)
 
 
 def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
@@ -139,10 +130,7 @@ def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
 
     Raises the errors of `initial`.
     """
-    method = get(plan.method)
-    own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
-    part = strategies.get(plan.strategy).on_devices
-    return own if part is None else part.extended_layout(own)
+    return get(plan.method).layout(initial(plan, classes, dim))
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
@@ -159,7 +147,7 @@ def fit(
     state: State,
     seed: int,
 ) -> tuple[Update, State]:
-    """Check the features, then run the method's `fit` and the strategy's part on the device.
+    """Check the features, then run the method's `fit`.
 
     Features are raw, float32 (N, D). Returns the update and the device's next state. Raises
     DataError if the features do not fit the classes, if training and validation features are from
@@ -173,19 +161,9 @@ def fit(
             f"the training features are from the encoder {features.encoder_id[:12]}, but the "
             f"validation features from {validation.encoder_id[:12]}; encode both with one bundle"
         )
-    method, strategy = get(plan.method), strategies.get(plan.strategy)
-    part = strategy.on_devices
-    if part is None:
-        update, state = method.fit(model, features, validation, classes, plan, state, seed)
-        return replace(_capped(update, plan.max_weight), kind=strategy.kind), state
-    from fedclip_edge.learning.training import steps
-
-    options = method.check_options(plan.options)
-    assert isinstance(options, Training)  # `with_defaults` has checked this
-    own, control = part.apart(model)
-    drift = part.drift(control, state)
-    update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
-    return part.extended(update, drift, state, options.lr, steps(len(features), options))
+    method, kind = get(plan.method), strategies.get(plan.strategy).kind
+    update, state = method.fit(model, features, validation, classes, plan, state, seed)
+    return replace(_capped(update, plan.max_weight), kind=kind), state
 
 
 def _capped(update: Update, most: int) -> Update:

@@ -23,12 +23,11 @@ import numpy as np
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, Traits
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
-    Arrays,
     ClassTexts,
     Features,
     Layout,
@@ -102,7 +101,6 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Train the adapter on the device's raw features with a fresh optimizer."""
     from fedclip_edge.learning.training import change, classification
@@ -110,7 +108,7 @@ def fit(
     layers = {name: term for name, term in model.parameters.items() if name != RATIO}
     loss = classification(logits, classes, {RATIO: model.parameters[RATIO]})
     options = check_options(plan.options)
-    return change(layers, features, loss, options, seed, model.round, drift), state
+    return change(layers, features, loss, options, seed, model.round), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:

@@ -24,12 +24,11 @@ import numpy as np
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, Traits
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
-    Arrays,
     ClassTexts,
     Features,
     Layout,
@@ -95,14 +94,13 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Train the gate on the device's raw features with a fresh optimizer."""
     from fedclip_edge.learning.training import change
 
     options = check_options(plan.options)
     loss = objective(classes, options)
-    return change(model.parameters, features, loss, options, seed, model.round, drift), state
+    return change(model.parameters, features, loss, options, seed, model.round), state
 
 
 def objective(classes: ClassTexts, options: Options) -> Loss:

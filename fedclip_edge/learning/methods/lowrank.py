@@ -22,10 +22,10 @@ import numpy as np
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, Traits
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,14 +81,13 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Train the map on the device's raw features with a fresh optimizer."""
     from fedclip_edge.learning.training import change, classification
 
     loss = classification(logits, classes)
     options = check_options(plan.options)
-    return change(model.parameters, features, loss, options, seed, model.round, drift), state
+    return change(model.parameters, features, loss, options, seed, model.round), state
 
 
 def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:

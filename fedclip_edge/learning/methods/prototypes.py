@@ -39,10 +39,10 @@ import numpy as np
 from fedclip_edge import log
 from fedclip_edge.config import read_table
 from fedclip_edge.learning import moments
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, Traits
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+from fedclip_edge.records import ClassTexts, Features, Layout, Model, Plan, Scalar, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,6 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Make the update from the moments of both feature sets.
 

@@ -40,12 +40,11 @@ import numpy as np
 from fedclip_edge import log
 from fedclip_edge.config import read_table
 from fedclip_edge.learning import moments
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.method import NO_OPTIONS, Traits
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
-    Arrays,
     ClassTexts,
     Features,
     Layout,
@@ -121,7 +120,6 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Make the update from the moments of both feature sets.
 

@@ -28,10 +28,9 @@ import numpy as np
 
 from fedclip_edge.config import read_table
 from fedclip_edge.learning.evaluation import goodness
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits, scores
+from fedclip_edge.learning.method import NO_OPTIONS, Traits, scores
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
-    Arrays,
     ClassTexts,
     Features,
     Layout,
@@ -90,7 +89,6 @@ def fit(
     plan: Plan,
     state: State,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> tuple[Update, State]:
     """Check the options and return an empty update of weight 1."""
     check_options(plan.options)
