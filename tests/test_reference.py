@@ -157,7 +157,7 @@ def test_each_rule_for_several_keys_holds(rule: Rule) -> None:
 
 def test_the_rules_name_the_methods_and_strategies_that_they_hold_for() -> None:
     for name in methods.names():
-        traits = methods.get(name).TRAITS
+        traits = methods.get(name).traits
         tried: dict[str, dict[str, Any]] = {
             "rounds": {"rounds": 2},
             "strategy": {"strategy": "fedadam"},

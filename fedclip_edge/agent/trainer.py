@@ -177,7 +177,8 @@ class LocalTrainer:
 
     def _fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         floor = max(self.config.min_per_class, methods.min_per_class(plan))
-        return local.fit(plan, model, self._share(floor), self.classes, state, self.config.id)
+        update = local.fit(plan, model, self._share(floor), self.classes, self.config.id)
+        return update, {}
 
     def _share(self, min_per_class: int) -> Shared:
         """Withhold classes with fewer pictures, and log it when the withheld pictures change."""

@@ -144,7 +144,7 @@ def demo(
     width = width_of(sys.stdout)
     click.echo(f"\n{summary.table(figures, width)}\n\n{summary.notes(figures, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
-    model = personal if methods.get(method).TRAITS.is_personal else staged.journal
+    model = personal if methods.get(method).traits.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
         f"{figures['world']}; method {method} with {chosen or 'the reference settings'}; "

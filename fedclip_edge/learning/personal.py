@@ -40,7 +40,7 @@ def personal(
     if not len(sides.train):
         return None
     if not plan.personal_epochs:
-        return methods.personal(model, sides.train, sides.validation, classes, plan)
+        return methods.personal(local.task_of(plan, model, sides, classes, device))
     if model.round < plan.rounds or not len(sides.validation):
         return None
     vectors, labels = sides.validation.vectors, sides.validation.labels
@@ -63,7 +63,7 @@ def _trained_on(
     It ends early if training diverges.
     """
     options = dict(plan.options)
-    if methods.get(plan.method).TRAITS.is_averaged:
+    if methods.get(plan.method).traits.is_averaged:
         options["epochs"] = 1
     its_plan = replace(plan, options=options, strategy=strategies.DEFAULT, strategy_options={})
     alone = local.Alone(its_plan, model)

@@ -26,7 +26,8 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.evaluation import evaluate
 from fedclip_edge.learning.local import training_seed
-from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
@@ -141,7 +142,7 @@ def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Pa
     data = prepared()
     update, _ = learner(tmp_path, data).fit(initial(), PLAN, {})
     seed = training_seed(PLAN.seed, 0, "cam-a")
-    expected, _ = fedclip.fit(initial(), data.train, data.validation, CLASSES, PLAN, {}, seed)
+    expected = methods.fit(LocalTask(PLAN, initial(), data.train, data.validation, CLASSES, seed))
     assert update.weight == expected.weight
     assert {n: t.tobytes() for n, t in update.delta.items()} == {
         n: t.tobytes() for n, t in expected.delta.items()

@@ -37,7 +37,7 @@ SIDES = Sides(shifted(60, 1), shifted(40, 2))
 
 def plan_of(method: str, epochs: int = 3, **changes: object) -> Plan:
     its = methods.with_defaults(Plan(method, rounds=1, personal_epochs=1, **changes))  # type: ignore[arg-type]
-    return replace(its, personal_epochs=1 if methods.get(method).TRAITS.one_round else epochs)
+    return replace(its, personal_epochs=1 if methods.get(method).traits.one_round else epochs)
 
 
 def last(plan: Plan) -> Model:

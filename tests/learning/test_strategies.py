@@ -21,6 +21,7 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import goodness
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
 from fedclip_edge.learning.strategy import Total
@@ -186,7 +187,7 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
     free_options: dict[str, Scalar] = {"optimizer": "sgd", "lr": lr, "epochs": 2}
     plan = Plan("linear", {**free_options, "proximal_mu": mu}, rounds=1)
     model = methods.initial(plan, CLASSES, D)
-    update, _ = methods.fit(model, data, nothing(D), CLASSES, plan, {}, 7)
+    update = methods.fit(LocalTask(plan, model, data, nothing(D), CLASSES, 7))
     w = torch.tensor(model.parameters["weight"], requires_grad=True)
     start = w.detach().clone()
     random = np.random.default_rng(7)
@@ -203,8 +204,8 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
                 w -= lr * gradient
     moved = w.detach().numpy() - model.parameters["weight"]
     np.testing.assert_allclose(update.delta["weight"], moved, atol=1e-5)
-    free, _ = methods.fit(
-        model, data, nothing(D), CLASSES, replace(plan, options=free_options), {}, 7
+    free = methods.fit(
+        LocalTask(replace(plan, options=free_options), model, data, nothing(D), CLASSES, 7)
     )
     assert np.linalg.norm(moved) < 0.9 * np.linalg.norm(free.delta["weight"])
 
@@ -339,16 +340,15 @@ def test_a_fleet_learns_under_it(name: str) -> None:
     plan = plan_of(name)
     model = methods.initial(plan, CLASSES, D)
     start = surprise(model)
-    states: list[Arrays] = [{} for _ in SIZES]
     server: Arrays = {}
     for number in range(10):
         total = strategies.total(plan)
         for i, size in enumerate(SIZES):
-            update, states[i] = methods.fit(
-                model, shifted(size, i), nothing(D), CLASSES, plan, states[i], 10 * number + i
+            update = methods.fit(
+                LocalTask(plan, model, shifted(size, i), nothing(D), CLASSES, 10 * number + i)
             )
             total.add(update)
-        model, server = methods.get("linear").combine(model, total, server)
+        model, server = methods.combine(model, total, server)
     assert surprise(model) < 0.9 * start
 
 
@@ -362,8 +362,8 @@ def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
 
 def keep(its: run_state.RunState, device: int) -> None:
     plan, number = its.run.plan, its.model.round
-    update, _ = methods.fit(
-        its.model, shifted(40, device), nothing(D), CLASSES, plan, {}, 10 * number + device
+    update = methods.fit(
+        LocalTask(plan, its.model, shifted(40, device), nothing(D), CLASSES, 10 * number + device)
     )
     made = Contribution(its.run.id, number + 1, f"cam-{device}", its.exchange.sha256, update)
     body = wire.pack_contribution(made, plan.codec_up)

@@ -59,7 +59,7 @@ def _named(chosen: Iterable[str]) -> str:
 
 
 def _having(trait: str) -> str:
-    return _named(n for n in methods.names() if getattr(methods.get(n).TRAITS, trait))
+    return _named(n for n in methods.names() if getattr(methods.get(n).traits, trait))
 
 
 _ROBUST = _named(n for n in strategies.names() if strategies.get(n).is_uniform)

@@ -20,6 +20,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/personal.py": AGENT,
     "coordinator/": COORDINATOR,
     "learning/methods/": BOTH,
+    "learning/kinds.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "transport/": BOTH,
@@ -232,12 +233,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "ridge_chosen": Event("The method `ridge` solved for its head with these settings."),
-        "ridge_without_pictures": Event(
-            "No device sent sums over training pictures; the model is zero-shot CLIP.",
-            "Compare the number of pictures with `min_per_class`.",
-        ),
         "prototypes_chosen": Event("The method `prototypes` made its head with these settings."),
-        "prototypes_without_pictures": Event(
+        "solved_without_pictures": Event(
             "No device sent sums over training pictures; the model is zero-shot CLIP.",
             "Compare the number of pictures with `min_per_class`.",
         ),
@@ -293,6 +290,7 @@ FIELDS: Mapping[str, str] = {
     "missed.reason": "`silent`: it sent nothing in this attempt. `late`: it is online, but its "
     "contribution did not come in time. `offline`: it went away. `refused`: its contribution was "
     "refused; `message_refused` says why.",
+    "method": "Name of the method.",
     "min_per_class": "The number in `agent.toml`, or a higher one of the plan.",
     "missing": "The devices that are waited for, and when each last sent a message. In phase "
     "`gathering`, enrolled devices that have never joined this run are included.",
