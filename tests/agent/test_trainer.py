@@ -308,7 +308,36 @@ def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
     assert loaded == [0.0]
     assert asked.busy_s - asked.train_s >= 0.05
     asked.evaluate(initial(), PLAN, final=False)
-    assert len(loaded) == 2
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("plan", "roles", "final", "expected"),
+    [
+        (PLAN, ("evaluate",), True, False),
+        (replace(PLAN, local_baseline=False), ("train", "evaluate"), True, False),
+        (PLAN, ("train", "evaluate"), True, True),
+        (PLAN, ("train", "evaluate"), False, False),
+        (replace(PLAN, local_baseline=False, personal_epochs=1), ("train", "evaluate"), True, True),
+        (Plan("ridge", rounds=1, local_baseline=True), ("train", "evaluate"), True, False),
+        (Plan("tip-adapter", rounds=1), ("train", "evaluate"), True, False),
+    ],
+)
+def test_evaluating_loads_torch_only_to_train_by_gradients(
+    tmp_path: Path, plan: Plan, roles: tuple[Role, ...], final: bool, expected: bool
+) -> None:
+    asked, loaded = learner(tmp_path, roles=roles), list[bool]()
+    asked.load = lambda: loaded.append(True)
+    asked.evaluate(replace(initial(plan), round=plan.rounds), plan, final=final)
+    assert bool(loaded) == expected
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_only_training_by_gradients_loads_torch(tmp_path: Path, name: str) -> None:
+    asked, loaded, plan = learner(tmp_path), list[bool](), Plan(name)
+    asked.load = lambda: loaded.append(True)
+    asked.fit(initial(plan), plan, {})
+    assert bool(loaded) == methods.get(name).traits.is_averaged
 
 
 def test_bytes_that_nobody_counted_are_unknown_not_zero(tmp_path: Path) -> None:
@@ -401,9 +430,10 @@ def test_no_picture_of_a_class_below_the_floor_reaches_a_method(
     floor = max(device, plan) if own else device
     folder = tmp_path_factory.getbasetemp()
     made, _ = limited(folder, train, validation, min_per_class=device)
-    with mock.patch.object(methods, "fit", return_value=(Update("sum", 1, {}), {})) as fit:
+    with mock.patch.object(methods, "fit", return_value=Update("sum", 1, {})) as fit:
         made.fit(initial(Plan(method)), Plan(method, asked_for), {})
-    sides = fit.call_args.args[1:3]
+    (task,) = fit.call_args.args
+    sides = (task.train, task.validation)
     for side in sides:
         counts = np.bincount(side.labels, minlength=len(CLASSES.names))
         assert ((counts == 0) | (counts >= floor)).all()

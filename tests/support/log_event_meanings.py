@@ -86,7 +86,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "run: it says hello again every five minutes, and to each new coordinator.",
             "The reason names the remedy, such as copying the bundle.",
         ),
-        "torch_loaded": Event("PyTorch is loaded, before the first training or evaluation."),
+        "torch_loaded": Event("PyTorch is loaded, before the device first trains by gradients."),
         "trained": Event(
             "An update for the open round is computed and offered to the coordinator."
         ),
