@@ -167,7 +167,9 @@ def test_the_rules_name_the_methods_and_strategies_that_they_hold_for() -> None:
         expected = {
             "rounds": traits.one_round,
             "strategy": not traits.is_averaged,
-            "personal_epochs": name == "zeroshot" or traits.is_personal,
+            "personal_epochs": name == "zeroshot"
+            or traits.is_personal
+            or traits.learns_from_validation,
         }
         assert refused == {what for what, is_so in expected.items() if is_so}, name
     for name in strategies.names():

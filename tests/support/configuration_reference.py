@@ -120,7 +120,8 @@ PLAN_RULES = (
     ),
     Rule(
         f"`personal_epochs` is refused with `zeroshot`, which trains nothing, and with "
-        f"{_having('is_personal')}, which makes a personal model anyway.",
+        f"{_having('is_personal')}, which makes a personal model anyway, and with "
+        f"{_having('learns_from_validation')}, which leaves no picture to choose with.",
         "fleet.toml",
         _fleet({"method": "tip-adapter", "personal_epochs": 1}),
         _fleet({"method": "tip-adapter"}),
