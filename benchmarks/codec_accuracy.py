@@ -19,10 +19,9 @@ import numpy as np
 
 from fedclip_edge.agent import upload
 from fedclip_edge.config import DataConfig, EncoderConfig, parse_value
-from fedclip_edge.learning import methods, training
+from fedclip_edge.learning import local, methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
-from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Arrays, ClassTexts, Codec, Contribution, Features, Model, Plan
@@ -83,8 +82,8 @@ def share(model: Model, features: Features, classes: ClassTexts) -> float:
 def federate(
     data: Mapping[str, Domain], held_out: str, classes: ClassTexts, dim: int, plan: Plan
 ) -> Outcome:
-    method, shapes = methods.get(plan.method), methods.shapes(plan, classes, dim)
-    master = method.initial(classes, dim, plan.seed)
+    shapes = methods.shapes(plan, classes, dim)
+    master = methods.initial(plan, classes, dim)
     trainers = [name for name in data if name != held_out]
     residuals: dict[str, Arrays] = {name: {} for name in trainers}
     up, down = [], []
@@ -92,15 +91,12 @@ def federate(
     for _ in range(plan.rounds):
         model, total = wire.unpack_model(published, plan.codec_down, shapes), ExactSum(plan)
         for name in trainers:
-            seed = training_seed(plan.seed, model.round, name)
-            made, _ = method.fit(
-                model, data[name].train, data[name].validation, classes, plan, {}, seed
-            )
+            made = local.fit(plan, model, data[name], classes, name)
             sent = Contribution("r", 1, name, "b", made)
             body, residuals[name] = upload.encode(sent, plan, residuals[name], plan.max_norm)
             up.append(len(body))
             total.add(wire.unpack_contribution(body, plan.codec_up, shapes).update)
-        master, _ = method.combine(master, total, {})
+        master, _ = methods.combine(master, total, {})
         published = wire.pack_model(master, plan.codec_down)
         down.append(len(published))
     last = wire.unpack_model(published, plan.codec_down, shapes)

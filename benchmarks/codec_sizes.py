@@ -22,6 +22,7 @@ import zstandard
 
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.protocol import codec, wire
 from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan
 
@@ -51,15 +52,14 @@ def updates(rounds: int) -> dict[str, Arrays]:
     features = Features(vectors.astype(np.float32), labels, "e" * 64)
     empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     plan = Plan()
-    method = methods.get(plan.method)
-    model, found = method.initial(classes, DIM, plan.seed), {}
+    model, found = methods.initial(plan, classes, DIM), {}
     for number in range(rounds):
-        update, _ = method.fit(model, features, empty, classes, plan, {}, number)
+        update = methods.fit(LocalTask(plan, model, features, empty, classes, number))
         if number in (0, rounds - 1):
             found[f"update of round {number + 1}"] = update.delta
         total = ExactSum(plan)
         total.add(update)
-        model, _ = method.combine(model, total, {})
+        model, _ = methods.combine(model, total, {})
     drawn = {
         name: random.normal(size=term.shape).astype(np.float32)
         for name, term in model.parameters.items()

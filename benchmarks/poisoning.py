@@ -46,7 +46,6 @@ from fedclip_edge.demo import stage
 from fedclip_edge.learning import local, methods, norm_bound, strategies, training
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import top1
-from fedclip_edge.learning.method import NO_TERMS
 from fedclip_edge.protocol import codec, wire
 from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan, Update
 from fedclip_edge.vision.bundle import read_bundle
@@ -89,7 +88,7 @@ class Knowledge:
             name: torch.tensor(term + change.get(name, np.float32(0)), requires_grad=True)
             for name, term in self.model.parameters.items()
         }
-        loss = training.classification(methods.get(self.model.method).logits, self.classes)
+        loss = training.objective(methods.get(self.model.method).logits, self.classes)
         value = loss(
             terms, torch.from_numpy(self.features.vectors), torch.from_numpy(self.features.labels)
         )
@@ -149,7 +148,8 @@ def federate(
     """Accuracies of the devices, in percent, after the last round."""
     plan, dim, classes = world.plan, world.dim, world.classes
     layout = methods.plan_layout(plan, classes, dim)
-    model, server = methods.initial(plan, classes, dim), NO_TERMS
+    model = methods.initial(plan, classes, dim)
+    server: Arrays = {}
     residuals: dict[str, Arrays] = {device.name: {} for device in devices}
     bound = norm_bound.first_bound(plan, layout)
     pictures = together([device.train for device in devices])
@@ -158,7 +158,7 @@ def federate(
         most = bound.value if is_bounded else plan.max_norm
         total, deltas = strategies.total(plan, most), list[Arrays]()
         for device in devices:
-            update, _ = local.fit(plan, published, device, classes, {}, device.name)
+            update = local.fit(plan, published, device, classes, device.name)
             stored, residuals[device.name] = store_within(
                 plan.codec_up, update, residuals[device.name], most
             )
@@ -171,7 +171,7 @@ def federate(
         for delta in deltas:
             total.add(Update("sum", 1, delta))
         bound = bound.after([norm_of(delta) for delta in deltas])
-        model, server = methods.get(plan.method).combine(model, total, server)
+        model, server = methods.combine(model, total, server)
     last = as_published(model, plan, world)
     return [
         100 * top1(methods.predict(last, one.test.vectors, classes), one.test.labels)

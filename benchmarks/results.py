@@ -102,7 +102,6 @@ STRATEGIES = (
     "linear@strategy=fedadam,strategy.lr=0.1",
     "linear@strategy=fedyogi,strategy.lr=0.1",
     "linear@optimizer=sgd,lr=0.003",
-    "linear@optimizer=sgd,lr=0.001,strategy=scaffold",
     "ridge",
 )
 ROBUST = (

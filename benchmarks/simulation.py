@@ -116,6 +116,7 @@ closed = []
 def train(message, context):
     import torch
     from fedclip_edge.learning import methods, training
+    from fedclip_edge.learning.method import LocalTask
     from fedclip_edge.records import ClassTexts, Features, Model, Plan
 
     training.use_one_thread()
@@ -129,7 +130,7 @@ def train(message, context):
     terms = dict(zip(NAMES, message.content["arrays"].to_numpy_ndarrays()))
     none = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     model, plan = Model("fedclip", 0, terms), Plan(rounds=1)
-    change = methods.fit(model, features, none, classes, plan, {}, number)[0].delta
+    change = methods.fit(LocalTask(plan, model, features, none, classes, number)).delta
     content = RecordDict({
         "arrays": ArrayRecord([terms[name] + change[name] for name in NAMES]),
         "metrics": MetricRecord({"num-examples": 100}),
@@ -282,7 +283,7 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
         adam.step()
 
     def ours() -> None:
-        local.fit(plan, model, _Sides(features), classes, {}, "device")
+        local.fit(plan, model, _Sides(features), classes, "device")
 
     cores = len(os.sched_getaffinity(0))
     found: dict[str, list[float]] = {"ours": [], "one": [], "all": []}

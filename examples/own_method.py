@@ -15,22 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import averaged
+from fedclip_edge.learning.operations import Array, Operations, cosine_logits
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-NAME = "class-bias"
-TRAITS = Traits(is_averaged=True)
+from fedclip_edge.records import Arrays, ClassTexts
 
 
 @dataclass(frozen=True)
@@ -42,61 +33,27 @@ class Options(Training):
     weight_decay: float = 0.0
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, f"{NAME} options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Make the parameters, float32 zeros: `bias` (C,) and `log_scale` (1,)."""
     bias = np.zeros(len(classes.names), np.float32)
-    return Model(NAME, 0, {"bias": bias, "log_scale": np.zeros(1, np.float32)})
+    return {"bias": bias, "log_scale": np.zeros(1, np.float32)}
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: every parameter is trained and in the update."""
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, shapes)
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Train the parameters on the device's raw features with a fresh optimizer."""
-    from fedclip_edge.learning.training import change, classification
-
-    loss = classification(logits, classes)
-    options = check_options(plan.options)
-    return change(model.parameters, features, loss, options, seed, model.round, drift), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Apply the plan's strategy to the deltas."""
-    return strategies.step(model, total, state)
-
-
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scaled and moved cosines (N, C) of raw features (N, D) and unit texts (C, D)."""
-    from fedclip_edge.learning import adapter
+    cosines = cosine_logits(ops, features, texts, 1.0)  # (N, C)
+    return scale * ops.exp(terms["log_scale"]) * (cosines + terms["bias"])
 
-    cosines = adapter.logits(features, texts, 1.0)  # (N, C)
-    return scale * terms["log_scale"].exp() * (cosines + terms["bias"])
+
+METHOD = averaged("class-bias", Options, initial_parameters, logits)
 
 
 if __name__ == "__main__":
-    import own_method  # this file: a method is a module
     from drawn_fleet import compare
 
     from fedclip_edge.learning import methods
 
-    methods.register(NAME, own_method)
+    methods.register(METHOD)
     compare("zeroshot,class-bias,class-bias:local,linear", rounds=10)

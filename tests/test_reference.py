@@ -157,7 +157,7 @@ def test_each_rule_for_several_keys_holds(rule: Rule) -> None:
 
 def test_the_rules_name_the_methods_and_strategies_that_they_hold_for() -> None:
     for name in methods.names():
-        traits = methods.get(name).TRAITS
+        traits = methods.get(name).traits
         tried: dict[str, dict[str, Any]] = {
             "rounds": {"rounds": 2},
             "strategy": {"strategy": "fedadam"},
@@ -167,13 +167,15 @@ def test_the_rules_name_the_methods_and_strategies_that_they_hold_for() -> None:
         expected = {
             "rounds": traits.one_round,
             "strategy": not traits.is_averaged,
-            "personal_epochs": name == "zeroshot" or traits.is_personal,
+            "personal_epochs": name == "zeroshot"
+            or traits.is_personal
+            or traits.learns_from_validation,
         }
         assert refused == {what for what, is_so in expected.items() if is_so}, name
     for name in strategies.names():
-        weighted = {**strategy(name), "options": {"optimizer": "sgd", "weighting": "pictures"}}
+        weighted = {"strategy": name, "options": {"weighting": "pictures"}}
         assert loads(weighted) != strategies.get(name).is_uniform
-        assert loads({"strategy": name}) == (name != "scaffold")
+        assert loads({"strategy": name})
 
 
 def loads(plan: dict[str, Any]) -> bool:

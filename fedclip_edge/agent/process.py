@@ -22,6 +22,7 @@ from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, RefusedError
+from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.protocol.signing import load_identity
@@ -41,18 +42,18 @@ _EVENTS_AT_ONCE = 256
 def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
     """Run the device until it is stopped, or with `once` until one run is over.
 
-    Torch is loaded when the first round needs it; until then the process uses a third of the
-    memory.
+    Torch is loaded when the device first trains by gradients; until then the process uses a third
+    of the memory. A device that only evaluates, or that allows only methods in closed form, never
+    needs it.
 
     Raises ConfigError if a file or a setting is wrong; BundleError if the bundle cannot be used;
     DataError if a role has no pictures; LinkError if no broker answers the first connection, but
     not if the link breaks later; RefusedError if the broker or the coordinator refuses this device
     permanently; DiskError if the state file cannot be read or written; ModuleNotFoundError if torch
-    is not installed.
+    is needed and not installed.
     """
-    _check_torch()
+    _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
-    allowed_methods(config)  # before the pictures are encoded, which may take hours
     bundle = read_bundle(config.bundle)
     for warning in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=warning)
@@ -95,9 +96,13 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             link.close()
 
 
-def _check_torch() -> None:
-    """Raise ModuleNotFoundError if torch is not installed: at start, before the first round."""
-    if importlib.util.find_spec("torch") is None:
+def _check_torch(config: AgentConfig) -> None:
+    """Raise ModuleNotFoundError if a run may ask this device for torch and it is not installed.
+
+    Raises ConfigError for a name in agent.toml that is no method.
+    """
+    is_needed = any(methods.get(name).traits.is_averaged for name in allowed_methods(config))
+    if is_needed and "train" in config.roles and importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 

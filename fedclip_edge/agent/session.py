@@ -277,7 +277,7 @@ class Session:
 
     def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
         if "evaluate" not in self.config.roles or manifest.phase == "gathering":
-            return False  # do not load torch while waiting for other devices, which may take days
+            return False  # the work begins with the first round
         if self.handshake.is_alone and manifest.phase != "done":
             return False  # the report would be lost: only the last one is sent again
         due = self.evaluation_queue.next_model(manifest, self.download.held)

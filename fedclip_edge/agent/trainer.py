@@ -67,7 +67,7 @@ class LocalTrainer:
     dim: int  # feature width D
     data: DeviceFeatures
     traffic: Callable[[], Traffic | None]
-    load: Callable[[], None] = _nothing  # called before any work that needs torch
+    load: Callable[[], None] = _nothing  # called before training by gradients, which needs torch
     train_s: float = 0.0  # seconds in `fit` so far, without loading torch
     busy_s: float = 0.0  # seconds in `fit` and `evaluate` so far
     _shared: Shared | None = None  # for the floor of the last plan
@@ -108,7 +108,7 @@ class LocalTrainer:
 
     def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         began = time.monotonic()
-        self.load()
+        self._load_for(plan)
         loaded = time.monotonic()
         made = self._fit(model, plan, state)
         ended = time.monotonic()
@@ -127,13 +127,15 @@ class LocalTrainer:
         Raises ConfigError for an unknown method or option, OSError if a file cannot be written.
         """
         began = time.monotonic()
-        self.load()
+        compares = final and plan.local_baseline
+        if "train" in self.config.roles and (compares or plan.personal_epochs):
+            self._load_for(plan)
         test = self.data.test
         logits = {  # float32 (N, C) each
             "zero_shot": methods.predict(zeroshot.MODEL, test.vectors, self.classes),
             "federated": methods.predict(model, test.vectors, self.classes),
         }
-        if final and plan.local_baseline and "train" in self.config.roles:
+        if compares and "train" in self.config.roles:
             alone = self._train_alone(plan)
             logits["local"] = methods.predict(alone, test.vectors, self.classes)
         own = self._personal(model, plan)
@@ -175,9 +177,14 @@ class LocalTrainer:
             per_class=measured.per_class,
         )
 
+    def _load_for(self, plan: Plan) -> None:
+        if methods.get(plan.method).traits.is_averaged:
+            self.load()
+
     def _fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
         floor = max(self.config.min_per_class, methods.min_per_class(plan))
-        return local.fit(plan, model, self._share(floor), self.classes, state, self.config.id)
+        update = local.fit(plan, model, self._share(floor), self.classes, self.config.id)
+        return update, {}
 
     def _share(self, min_per_class: int) -> Shared:
         """Withhold classes with fewer pictures, and log it when the withheld pictures change."""

@@ -146,7 +146,7 @@ def demo(
     if compared := report.compared_with_local(figures):
         click.echo(f"{summary.filled(compared, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
-    model = personal if methods.get(method).TRAITS.is_personal else staged.journal
+    model = personal if methods.get(method).traits.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
         f"{figures['world']}; method {method} with {chosen or 'the reference settings'}; "

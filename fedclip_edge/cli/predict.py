@@ -98,9 +98,6 @@ def predict(
     for caution in bundle_warnings(opened.manifest):
         _note(caution)
 
-    from fedclip_edge.learning.training import use_one_thread
-
-    use_one_thread()  # the same numbers on any number of cores
     tally = _Tally()
     rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
     table = None if out is not None or as_json else _Table(asked, rows)

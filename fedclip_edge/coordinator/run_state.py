@@ -148,7 +148,7 @@ class RunState:
         """Combine the sum into the next model, commit it, and start the next round's sum."""
         plan = self.run.plan
         state: Arrays = safetensors.numpy.load(self.stored.server_state)
-        model, state = methods.get(plan.method).combine(self.model, self.total, state)
+        model, state = methods.combine(self.model, self.total, state)
         stored = stored_model(model, state, plan)
         self.journal.close_round(self.run.id, stored)
         self.bound = self.bound.after(self.journal.norms(self.run.id, model.round))

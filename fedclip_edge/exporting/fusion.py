@@ -18,6 +18,7 @@ from fedclip_edge.errors import ExportError, first_line
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, strip
 from fedclip_edge.exporting.torch_export import export_module
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.torch_operations import TORCH
 from fedclip_edge.records import ClassTexts, Model
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.pictures import Preprocessing
@@ -111,7 +112,9 @@ class _Head(torch.nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         terms = {name: cast("Tensor", getattr(self, own)) for own, name in self._names.items()}
         texts = cast("Tensor", self.texts)
-        return torch.softmax(self._logits(terms, features, texts, self._scale), dim=1)  # (N, C)
+        return torch.softmax(
+            self._logits(TORCH, terms, features, texts, self._scale), dim=1
+        )  # (N, C)
 
 
 def _head(model: Model, classes: ClassTexts) -> onnx.ModelProto:

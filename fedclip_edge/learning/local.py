@@ -11,6 +11,7 @@ from typing import Protocol
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.records import MAX_WEIGHT, Arrays, ClassTexts, Features, Model, Plan, Update
 
 _UNBOUNDED = 1e8  # far above any real update
@@ -31,15 +32,18 @@ def training_seed(seed: int, round: int, device: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{round}/{device}".encode()).digest()[:8], "big")
 
 
-def fit(
-    plan: Plan, model: Model, sides: Sides, classes: ClassTexts, state: Arrays, device: str
-) -> tuple[Update, Arrays]:
-    """Compute the device's update for the round after `model`, and its state for the next round.
+def task_of(plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device: str) -> LocalTask:
+    """Make the task of a device for the round after `model`."""
+    seed = training_seed(plan.seed, model.round, device)
+    return LocalTask(plan, model, sides.train, sides.validation, classes, seed)
+
+
+def fit(plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device: str) -> Update:
+    """Compute the device's update for the round after `model`.
 
     Raises the errors of `methods.fit`.
     """
-    seed = training_seed(plan.seed, model.round, device)
-    return methods.fit(model, sides.train, sides.validation, classes, plan, state, seed)
+    return methods.fit(task_of(plan, model, sides, classes, device))
 
 
 def measure(model: Model, test: Features, classes: ClassTexts) -> Evaluation:
@@ -56,7 +60,6 @@ class Alone:
 
     plan: Plan
     model: Model
-    _state: Arrays = field(default_factory=dict)
     _server: Arrays = field(default_factory=dict)
 
     def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
@@ -67,11 +70,9 @@ class Alone:
         """
         # The plan's bounds protect a fleet against false updates; they are not needed here.
         plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
-        update, self._state = fit(plan, self.model, sides, classes, self._state, device)
         total = strategies.total(plan)
-        total.add(update)
-        combine = methods.get(self.plan.method).combine
-        self.model, self._server = combine(self.model, total, self._server)
+        total.add(fit(plan, self.model, sides, classes, device))
+        self.model, self._server = methods.combine(self.model, total, self._server)
 
 
 def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:

@@ -1,12 +1,13 @@
-"""The interface of a method: a module with a few functions and its traits.
+"""A method: what a device trains and sends, and how logits follow from the model.
 
-`initial` and `combine` run on the coordinator and use numpy only. `fit` runs on a device. `logits`
-is used for evaluation, for prediction and in the exported classifier. `fit` and `logits` import
-torch inside the function. `State` is what the device or the coordinator keeps between rounds; most
-methods keep nothing. For an averaged method, the strategy of the plan decides how the deltas change
-the model (strategy.py).
+A method is a value, an instance of `Method`. kinds.py makes one of each usual kind from a few
+functions; the files in `methods/` have one for each paper. `initial_parameters` and `combine` run
+on the coordinator, `fit` on a device. `logits` is used for training, evaluation, prediction and in
+the exported classifier. Only training loads torch, inside `fit`.
 
-The terms of a model are its parameters: named float32 arrays.
+The parameters of a model are named float32 arrays. `State` is what the coordinator keeps between
+rounds; most methods keep nothing. For an averaged method, the strategy of the plan decides how the
+deltas change the model (strategy.py).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
 import numpy as np
 
+from fedclip_edge.config import read_table
+from fedclip_edge.learning.operations import NUMPY, Array, Operations
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (
     F32,
@@ -32,26 +35,24 @@ from fedclip_edge.records import (
     Update,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Options = Mapping[str, Scalar]
-# A method's `logits`: takes a model's parameters, raw features (N, D), unit texts (C, D) and the
-# logit scale; returns logits (N, C).
-Logits = Callable[[Mapping[str, "Tensor"], "Tensor", "Tensor", float], "Tensor"]
+# A method's `logits`: takes the operations of a library, a model's parameters, raw features (N, D),
+# unit texts (C, D) and the logit scale; returns logits (N, C). It may use only these operations and
+# those that arrays of both libraries have, and no picture may affect another one.
+Logits = Callable[[Operations, Mapping[str, Array], Array, Array, float], Array]
 NO_OPTIONS: Options = MappingProxyType({})
-NO_TERMS: Arrays = MappingProxyType({})
+_ROWS = 1024  # rows in a block: this limits the memory of intermediate arrays
 
 
 def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F32:
     """Compute the logits float32 (N, C) of raw features float32 (N, D) under a model."""
-    import torch
-
-    with torch.inference_mode():
-        terms = {name: torch.from_numpy(term) for name, term in model.parameters.items()}
-        texts = torch.from_numpy(classes.vectors)  # (C, D)
-        found = logits(terms, torch.from_numpy(vectors), texts, classes.logit_scale)  # (N, C)
-    return np.asarray(found.numpy(), np.float32)
+    found = np.empty((len(vectors), len(classes.names)), np.float32)
+    for first in range(0, len(vectors), _ROWS):
+        rows = slice(first, first + _ROWS)
+        found[rows] = logits(
+            NUMPY, model.parameters, vectors[rows], classes.vectors, classes.logit_scale
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,80 +65,66 @@ class Traits:
     # The run's model is zero-shot CLIP. Each device keeps its own model and never sends it.
     is_personal: bool = False
     sends_moments: bool = False  # updates are the integer sums of moments.py, and nothing else
+    # The model learns from validation pictures too, so they cannot choose a personal model.
+    learns_from_validation: bool = False
 
 
-class Method(Protocol):
-    """The functions of a module in `methods/`."""
+@dataclass(frozen=True, eq=False)
+class LocalTask:
+    """The work of one device in one round.
 
-    TRAITS: Traits
+    Features are raw, float32 (N, D). Both sets may be empty. Validation pictures are used only to
+    choose settings.
+    """
 
-    def check_options(self, options: Options) -> object:
+    plan: Plan
+    model: Model  # the shared model, as received
+    train: Features
+    validation: Features
+    classes: ClassTexts
+    seed: int  # the same seed gives the same bytes
+
+
+@dataclass(frozen=True)
+class Personal:
+    """The additional functions of a method that keeps a separate model on each device."""
+
+    # make(task, options) returns the device's own model; `logits` accepts its parameters.
+    make: Callable[[LocalTask, Any], Model]
+    # shapes(model, classes, dim) returns the shapes of the parameters of such a model, for the
+    # number of pictures it holds.
+    shapes: Callable[[Model, ClassTexts, int], Shapes]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry of methods. `options` below are the parsed options of the plan."""
+
+    name: str
+    options: type[Any]  # a frozen dataclass of scalars; its constructor checks them
+    # initial_parameters(classes, dim, seed, options) returns the parameters of round 0, the same on
+    # every machine, for features of width `dim`.
+    initial_parameters: Callable[[ClassTexts, int, int, Any], Arrays]
+    # layout(model) returns the names and shapes in every model and update of a run that starts
+    # from this model.
+    layout: Callable[[Model], Layout]
+    # fit(task, options) returns the device's update. It raises ConfigError if training diverges,
+    # and DataError if a device has more pictures than can be summed exactly.
+    fit: Callable[[LocalTask, Any], Update]
+    # combine(model, total, state, options) returns the model of the next round and the
+    # coordinator's state. `state` is float32 arrays by name, and empty before the first round.
+    combine: Callable[[Model, Total, State, Any], tuple[Model, State]]
+    logits: Logits
+    traits: Traits = Traits()
+    personal: Personal | None = None
+
+    def check_options(self, options: Options) -> Any:
         """Parse the options; raises ConfigError for an unknown name or a value out of range."""
+        return read_table(self.options, options, f"{self.name} options")
 
     def initial(
         self, classes: ClassTexts, dim: int, seed: int, options: Options = NO_OPTIONS
     ) -> Model:
-        """Make the model of round 0 for features of width `dim`.
-
-        The same arguments give the same model on every machine. A method whose initial model
-        depends on its options raises the errors of `check_options`; other methods ignore them.
-        """
-
-    def layout(self, model: Model) -> Layout:
-        """Names and shapes in every model and update of a run that starts from this model."""
-
-    def fit(
-        self,
-        model: Model,
-        features: Features,
-        validation: Features,
-        classes: ClassTexts,
-        plan: Plan,
-        state: State,
-        seed: int,
-        drift: Arrays = NO_TERMS,
-    ) -> tuple[Update, State]:
-        """Compute the device's update and its next state from raw features float32 (N, D).
-
-        The same seed gives the same bytes. `validation` is used only to choose settings. Both sets
-        may be empty: a device without pictures changes nothing. `drift` maps a parameter name to a
-        float32 array of the parameter's shape, which is added to every gradient.
-
-        Raises ConfigError for an unknown option, for a value out of range, and if training
-        diverges. Raises DataError if a device has more pictures than can be summed exactly.
-        """
-
-    def combine(self, model: Model, total: Total, state: State) -> tuple[Model, State]:
-        """Make the model of the next round, and the coordinator's state, from all updates.
-
-        `state` holds float32 arrays by name, and is empty before the first round.
-        """
-
-    def logits(
-        self, terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
-    ) -> Tensor:
-        """Compute logits float32 (N, C) of raw features (N, D) and unit texts (C, D).
-
-        `terms` are the model's parameters. Only torch operations on these tensors are allowed, and
-        no picture may affect another one: exporting/classifier.py turns the function into a graph.
-        """
-
-
-class Personal(Protocol):
-    """Additional functions of a method that keeps a separate model on each device."""
-
-    def personal(
-        self,
-        model: Model,
-        features: Features,
-        validation: Features,
-        classes: ClassTexts,
-        plan: Plan,
-    ) -> Model:
-        """Make the device's own model; the method's `logits` accepts its parameters.
-
-        The features are raw, float32 (N, D). Raises ConfigError for a bad option.
-        """
-
-    def personal_shapes(self, model: Model, classes: ClassTexts, dim: int) -> Shapes:
-        """Shapes of the parameters of such a model, for the number of pictures it holds."""
+        """Make the model of round 0; raises the errors of `check_options`."""
+        parsed = self.check_options(options)
+        return Model(self.name, 0, self.initial_parameters(classes, dim, seed, parsed))

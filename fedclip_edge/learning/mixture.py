@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedclip_edge.learning.method import Logits
+from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import Arrays, Model, Shapes
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _SHARE, _OWN = "mix", "own/"  # name of the share; prefix of the names of the device's parameters
 
@@ -47,10 +44,10 @@ def logits(own: Logits) -> Logits:
     """Make the `logits` function of a mix from `own`, the `logits` function of the method."""
 
     def of_both(
-        terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float
-    ) -> Tensor:
+        ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+    ) -> Array:
         theirs = {name.removeprefix(_OWN): t for name, t in terms.items() if name.startswith(_OWN)}
-        shared = own(terms, features, texts, scale)  # (N, C)
-        return shared + terms[_SHARE] * (own(theirs, features, texts, scale) - shared)
+        shared = own(ops, terms, features, texts, scale)  # (N, C)
+        return shared + terms[_SHARE] * (own(ops, theirs, features, texts, scale) - shared)
 
     return of_both

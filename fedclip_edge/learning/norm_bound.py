@@ -31,7 +31,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fedclip_edge.learning import methods, strategies
+from fedclip_edge.learning import methods
 from fedclip_edge.learning.options import Training
 from fedclip_edge.records import Layout, Plan
 
@@ -83,14 +83,12 @@ def first_bound(plan: Plan, layout: Layout) -> NormBound:
         lr * steps * sqrt(size)
 
     The same number is a first guess for SGD, whose gradients have no limit. The bound is always the
-    plan's `max_norm` for methods without a delta, and for strategies whose devices send control
-    variates: such a device keeps the sum of what it sent, so nothing may be scaled down.
+    plan's `max_norm` for methods without a delta.
 
-    Raises ConfigError for an unknown method or strategy, or a bad option.
+    Raises ConfigError for an unknown method or a bad option.
     """
     options = methods.get(plan.method).check_options(plan.options)
-    has_controls = strategies.get(plan.strategy).on_devices is not None
-    if has_controls or not layout.delta or not isinstance(options, Training):
+    if not layout.delta or not isinstance(options, Training):
         return NormBound(plan.max_norm, plan.max_norm, plan.max_norm)
     steps = options.epochs * math.ceil(PICTURES / options.batch_size)
     size = sum(math.prod(shape) for shape in layout.delta.values())

@@ -25,6 +25,11 @@ class Training:
     weighting: Literal["uniform", "pictures"] = "uniform"  # weight 1, or the number of pictures
     proximal_mu: float = 0.0  # FedProx: mu / 2 |w - received|^2 is added to the loss
 
+    @property
+    def loss(self) -> str:
+        """The name of the loss (losses.py); a method may have it as an option."""
+        return "cross-entropy"
+
     def __post_init__(self) -> None:
         for name in ("lr", "eps"):
             if not 0 < getattr(self, name) <= 1:

@@ -40,7 +40,7 @@ def personal(
     if not len(sides.train):
         return None
     if not plan.personal_epochs:
-        return methods.personal(model, sides.train, sides.validation, classes, plan)
+        return methods.personal(local.task_of(plan, model, sides, classes, device))
     if model.round < plan.rounds or not len(sides.validation):
         return None
     vectors, labels = sides.validation.vectors, sides.validation.labels
@@ -63,21 +63,14 @@ def _trained_on(
     It ends early if training diverges.
     """
     options = dict(plan.options)
-    if methods.get(plan.method).TRAITS.is_averaged:
+    if methods.get(plan.method).traits.is_averaged:
         options["epochs"] = 1
     its_plan = replace(plan, options=options, strategy=strategies.DEFAULT, strategy_options={})
-    part = strategies.get(plan.strategy).on_devices
-    own = model if part is None else part.apart(model)[0]
-    alone = local.Alone(its_plan, own)
+    alone = local.Alone(its_plan, model)
     for epoch in range(plan.personal_epochs):
         try:
             alone.train(sides, classes, device)
         except (ConfigError, PeerError) as error:  # diverged: earlier models stay candidates
             log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
             return
-        # A strategy's control parameters are not trained here; keep those of the shared model.
-        yield replace(
-            alone.model,
-            round=model.round,
-            parameters={**model.parameters, **alone.model.parameters},
-        )
+        yield replace(alone.model, round=model.round)

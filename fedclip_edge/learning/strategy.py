@@ -1,7 +1,7 @@
 """The interface of a strategy: the coordinator's rule to combine the updates of a round.
 
 A method defines what is trained. A strategy defines how the devices' deltas change the shared
-model. Its `State` between rounds (moments, control variates) is in the journal with the model.
+model. Its `State` between rounds (the moments of an optimizer) is in the journal with the model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.records import Arrays, Layout, Model, Plan, Shapes, Sums, Update
+from fedclip_edge.records import Arrays, Model, Plan, Sums, Update
 
 State = Arrays
 
@@ -48,35 +48,6 @@ class Total(Protocol):
         """
 
 
-class OnDevices(Protocol):
-    """Additional functions of a strategy that also runs on the devices.
-
-    Such a strategy adds control parameters to the model and to the updates of the method.
-    """
-
-    OPTIMIZER: str  # the optimizer that the devices must use
-
-    def with_control(self, model: Model, trained: Shapes) -> Model:
-        """Add control parameters to the initial model; `trained` are the shapes of its delta."""
-
-    def extended_layout(self, own: Layout) -> Layout:
-        """The layout of models and updates with control parameters, from the method's layout."""
-
-    def apart(self, model: Model) -> tuple[Model, Arrays]:
-        """Split a model into the method's own model and the control parameters."""
-
-    def drift(self, control: Arrays, state: State) -> Arrays:
-        """The arrays that are added to every gradient, by parameter name."""
-
-    def extended(
-        self, update: Update, drift: Arrays, state: State, lr: float, steps: int
-    ) -> tuple[Update, State]:
-        """Add the control parameters to an update made by `steps` steps at learning rate `lr`.
-
-        Returns the update to send and the state that the device keeps.
-        """
-
-
 @dataclass(frozen=True)
 class Strategy:
     """An entry of the registry of strategies."""
@@ -87,7 +58,6 @@ class Strategy:
     total: Callable[[Plan], Total] = ExactSum  # collects the updates of a round
     kind: Literal["sum", "single"] = "sum"  # kind of the updates that it accepts
     is_uniform: bool = False  # every device has the same weight
-    on_devices: OnDevices | None = None
 
 
 @dataclass(frozen=True)

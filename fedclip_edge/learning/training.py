@@ -11,21 +11,24 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning.method import NO_TERMS, Logits
+from fedclip_edge.learning import losses
+from fedclip_edge.learning.method import LocalTask, Logits
 from fedclip_edge.learning.optimizers import Adam, Optimizer, Sgd
 from fedclip_edge.learning.options import Training
+from fedclip_edge.learning.torch_operations import TORCH
 from fedclip_edge.records import F32, Arrays, ClassTexts, Features, Update
 
 # Takes the trained parameters, raw features (B, D) and labels (B,) of a batch; returns a scalar.
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+NO_TERMS: Arrays = MappingProxyType({})
 
 
 def use_one_thread() -> None:
@@ -37,46 +40,47 @@ def use_one_thread() -> None:
 
 
 def change(
-    terms: Arrays,
-    features: Features,
-    loss: Loss,
-    options: Training,
-    seed: int,
-    round: int,
-    drift: Arrays = NO_TERMS,
+    task: LocalTask, logits: Logits, options: Training, fixed: Collection[str] = ()
 ) -> Update:
     """Train for one round and make the update `weight * (trained - received)`.
 
-    `terms` are the trained parameters as received, float32; the delta has the same names and
-    shapes. `round` is the round of the received model. `drift` is added to every gradient of the
-    parameters that it names. The weight is 1, or the number of pictures (at least 1) if
-    `options.weighting` is "pictures". Raises ConfigError if a trained parameter is not finite.
+    The delta has the names and shapes of the model's parameters, without those that `fixed` names.
+    The weight is 1, or the number of pictures (at least 1) if `options.weighting` is "pictures".
+    Raises ConfigError if a trained parameter is not finite.
     """
-    trained = train(terms, features, loss, options, seed, drift)
+    received = {n: term for n, term in task.model.parameters.items() if n not in fixed}
+    constant = {n: term for n, term in task.model.parameters.items() if n in fixed}
+    loss = objective(logits, task.classes, options.loss, constant)
+    trained = train(received, task.train, loss, options, task.seed)
     if not all(np.isfinite(term).all() for term in trained.values()):
         raise ConfigError(
-            f"training diverged in round {round + 1} (a parameter is NaN or infinite); lower lr or "
-            "weight_decay under [plan.options]"
+            f"training diverged in round {task.model.round + 1} (a parameter is NaN or infinite); "
+            "lower lr or weight_decay under [plan.options]"
         )
-    weight = max(1, len(features)) if options.weighting == "pictures" else 1
+    weight = max(1, len(task.train)) if options.weighting == "pictures" else 1
     for name, term in trained.items():  # in place: a copy would be as large as the model
-        np.subtract(term, terms[name], out=term)
+        np.subtract(term, received[name], out=term)
         np.multiply(term, weight, out=term)
     return Update("sum", weight, trained)
 
 
-def classification(logits: Logits, classes: ClassTexts, fixed: Arrays = NO_TERMS) -> Loss:
-    """Make a loss function: the mean cross-entropy of a method's logits.
+def objective(
+    logits: Logits, classes: ClassTexts, loss: str = "cross-entropy", fixed: Arrays = NO_TERMS
+) -> Loss:
+    """Make the function that training minimises: the loss named `loss` of a method's logits.
 
-    `fixed` are the parameters of the model that are not trained.
+    `fixed` are the parameters of the model that are not trained. Raises KeyError, when called, for
+    an unknown loss.
     """
     texts, scale = torch.from_numpy(classes.vectors), classes.logit_scale  # (C, D)
     constant = {name: torch.tensor(term) for name, term in fixed.items()}
 
-    def loss(terms: Mapping[str, Tensor], vectors: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits({**constant, **terms}, vectors, texts, scale), labels)
+    def value(terms: Mapping[str, Tensor], vectors: Tensor, labels: Tensor) -> Tensor:
+        shown = losses.facing(loss, texts, labels)
+        found = logits(TORCH, {**constant, **terms}, vectors, shown, scale)
+        return losses.on_texts(loss, found, labels)
 
-    return loss
+    return value
 
 
 def train(
@@ -85,19 +89,17 @@ def train(
     loss: Loss,
     options: Training,
     seed: int,
-    drift: Arrays = NO_TERMS,
 ) -> dict[str, F32]:
     """Train parameters for `options.epochs` epochs and return them as float32 arrays.
 
-    The result has the names and shapes of `terms`, which are not changed. `drift` is added to
-    every gradient of the parameters that it names.
+    The result has the names and shapes of `terms`, which are not changed.
     """
     trained = {name: torch.tensor(term, requires_grad=True) for name, term in terms.items()}
     parameters = list(trained.values())
     vectors = torch.from_numpy(features.vectors)  # (N, D)
     labels = torch.from_numpy(features.labels)  # (N,)
     optimizer = _optimizer(parameters, options)
-    pulled = _pulled(terms, drift, parameters, options.proximal_mu)
+    pulled = _pulled(terms, parameters, options.proximal_mu)
     for batch in batches(len(features), options.batch_size, options.epochs, seed):
         value = loss(trained, vectors[batch], labels[batch])
         gradients = torch.autograd.grad(value, parameters)
@@ -106,19 +108,18 @@ def train(
 
 
 def _pulled(
-    terms: Arrays, drift: Arrays, parameters: Sequence[Tensor], proximal_mu: float
+    terms: Arrays, parameters: Sequence[Tensor], proximal_mu: float
 ) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
-    """Make the function that adds the drift and the proximal term to the gradients."""
-    if not drift and not proximal_mu:
+    """Make the function that adds the proximal term to the gradients."""
+    if not proximal_mu:
         return lambda gradients: gradients
     starts = [torch.tensor(term) for term in terms.values()]
-    drifts = [torch.tensor(drift.get(name, np.float32(0))) for name in terms]
 
     @torch.no_grad()
     def pull(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         return [
-            gradient + proximal_mu * (own - start) + by
-            for gradient, own, start, by in zip(gradients, parameters, starts, drifts, strict=True)
+            gradient + proximal_mu * (own - start)
+            for gradient, own, start in zip(gradients, parameters, starts, strict=True)
         ]
 
     return pull
@@ -135,11 +136,6 @@ def _optimizer(parameters: Sequence[Tensor], options: Training) -> Optimizer:
         weight_decay=options.weight_decay,
         decoupled=options.optimizer == "adamw",
     )
-
-
-def steps(count: int, options: Training) -> int:
-    """Count the optimizer steps of `train` on `count` pictures."""
-    return options.epochs * len(range(0, count - 1, options.batch_size))
 
 
 def batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ def check_update(plan: Plan, update: Update, declared: int | None = None) -> Non
         )
     method = methods.get(plan.method)
     options = method.check_options(plan.options)
-    if method.TRAITS.sends_moments:
+    if method.traits.sends_moments:
         check_moments(update, getattr(options, "min_per_class", 1))
         if declared is not None:
             _check_declared(update, declared)

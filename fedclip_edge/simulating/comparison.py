@@ -62,7 +62,7 @@ def check(choices: Choices, pool: Pool) -> None:
             few, all_ = (
                 methods.shapes(setting.plan, classes, pool.dim) for classes in (base, pool.classes)
             )
-            if few != all_ or methods.get(setting.plan.method).TRAITS.is_personal:
+            if few != all_ or methods.get(setting.plan.method).traits.is_personal:
                 raise ConfigError(
                     f"{setting.label} learns something for each class, so it cannot recognise the "
                     f"new classes of --base-to-new ({new.names[0]}, ...); remove it from --methods"

@@ -53,7 +53,6 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     """
     plan, devices = task.plan, _participants(task, fleet)
     hosts.start_run(task, devices)
-    method = methods.get(plan.method)
     model = methods.initial(plan, task.views[0].classes, task.dim)
     server: Arrays = {}
     bound = _bound(task)
@@ -81,7 +80,7 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
                     up[name] += size
         if task.line != "local":
             bound = bound.after([norm for answer in answers for norm in answer.norms.values()])
-            model, server = method.combine(model, total, server)
+            model, server = methods.combine(model, total, server)
 
 
 def _bound(task: Task) -> NormBound:

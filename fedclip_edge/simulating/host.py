@@ -126,7 +126,7 @@ class Host:
         model = None if self.task.line == "local" else self._unpack(announced.payload)
         for device in self.devices:
             shown = self._of(device).model if model is None else model
-            if plan.personal_epochs or methods.get(plan.method).TRAITS.is_personal:
+            if plan.personal_epochs or methods.get(plan.method).traits.is_personal:
                 sides = self._sides(device)
                 shown = personal(plan, shown, sides, self._classes, device.name) or shown
             for view in task.views:
@@ -167,7 +167,7 @@ class Host:
         if task.min_per_class is not None:  # as the agent's trainer does
             floor = max(task.min_per_class, methods.min_per_class(plan))
             sides = self._shared(device, floor)
-        update, state = local.fit(plan, model, sides, self._classes, before.state, device.name)
+        update = local.fit(plan, model, sides, self._classes, device.name)
         if update.weight > plan.max_weight:  # a real coordinator refuses it in every round
             raise ConfigError(
                 f"{plan.method}: the device {device.name} has {update.weight} training pictures, "
@@ -196,7 +196,7 @@ class Host:
         assert layout is not None
         received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         if model.round + 1 < plan.rounds:
-            self._carried[device.name] = CarryOver(residual, state)
+            self._carried[device.name] = CarryOver(residual)
         try:
             check_update(plan, received.update)
         except PeerError:

@@ -76,7 +76,7 @@ def _setting(pieces: list[str], rounds: int | None) -> Setting:
         raise ConfigError(
             f"--methods: {label!r} has no method name; write for example zeroshot,fedclip"
         )
-    traits = methods.get(name).TRAITS
+    traits = methods.get(name).traits
     if line not in _LINES:
         near = difflib.get_close_matches(line, ["local", "pooled"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "write :local, :pooled or neither"

@@ -26,7 +26,8 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.evaluation import evaluate
 from fedclip_edge.learning.local import training_seed
-from fedclip_edge.learning.methods import fedclip, zeroshot
+from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
@@ -141,7 +142,7 @@ def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Pa
     data = prepared()
     update, _ = learner(tmp_path, data).fit(initial(), PLAN, {})
     seed = training_seed(PLAN.seed, 0, "cam-a")
-    expected, _ = fedclip.fit(initial(), data.train, data.validation, CLASSES, PLAN, {}, seed)
+    expected = methods.fit(LocalTask(PLAN, initial(), data.train, data.validation, CLASSES, seed))
     assert update.weight == expected.weight
     assert {n: t.tobytes() for n, t in update.delta.items()} == {
         n: t.tobytes() for n, t in expected.delta.items()
@@ -307,7 +308,36 @@ def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
     assert loaded == [0.0]
     assert asked.busy_s - asked.train_s >= 0.05
     asked.evaluate(initial(), PLAN, final=False)
-    assert len(loaded) == 2
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("plan", "roles", "final", "expected"),
+    [
+        (PLAN, ("evaluate",), True, False),
+        (replace(PLAN, local_baseline=False), ("train", "evaluate"), True, False),
+        (PLAN, ("train", "evaluate"), True, True),
+        (PLAN, ("train", "evaluate"), False, False),
+        (replace(PLAN, local_baseline=False, personal_epochs=1), ("train", "evaluate"), True, True),
+        (Plan("ridge", rounds=1, local_baseline=True), ("train", "evaluate"), True, False),
+        (Plan("tip-adapter", rounds=1), ("train", "evaluate"), True, False),
+    ],
+)
+def test_evaluating_loads_torch_only_to_train_by_gradients(
+    tmp_path: Path, plan: Plan, roles: tuple[Role, ...], final: bool, expected: bool
+) -> None:
+    asked, loaded = learner(tmp_path, roles=roles), list[bool]()
+    asked.load = lambda: loaded.append(True)
+    asked.evaluate(replace(initial(plan), round=plan.rounds), plan, final=final)
+    assert bool(loaded) == expected
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_only_training_by_gradients_loads_torch(tmp_path: Path, name: str) -> None:
+    asked, loaded, plan = learner(tmp_path), list[bool](), Plan(name)
+    asked.load = lambda: loaded.append(True)
+    asked.fit(initial(plan), plan, {})
+    assert bool(loaded) == methods.get(name).traits.is_averaged
 
 
 def test_bytes_that_nobody_counted_are_unknown_not_zero(tmp_path: Path) -> None:
@@ -400,9 +430,10 @@ def test_no_picture_of_a_class_below_the_floor_reaches_a_method(
     floor = max(device, plan) if own else device
     folder = tmp_path_factory.getbasetemp()
     made, _ = limited(folder, train, validation, min_per_class=device)
-    with mock.patch.object(methods, "fit", return_value=(Update("sum", 1, {}), {})) as fit:
+    with mock.patch.object(methods, "fit", return_value=Update("sum", 1, {})) as fit:
         made.fit(initial(Plan(method)), Plan(method, asked_for), {})
-    sides = fit.call_args.args[1:3]
+    (task,) = fit.call_args.args
+    sides = (task.train, task.validation)
     for side in sides:
         counts = np.bincount(side.labels, minlength=len(CLASSES.names))
         assert ((counts == 0) | (counts >= floor)).all()

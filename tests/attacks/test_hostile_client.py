@@ -132,7 +132,7 @@ def expected(bundle: Bundle, plan: Plan) -> Model:
                 for n, t in model.parameters.items()
             }
             total.add(Update("sum", 1, grown))
-        model, _ = methods.get(plan.method).combine(model, total, {})
+        model, _ = methods.combine(model, total, {})
     return model
 
 

@@ -138,7 +138,7 @@ def finished_journal(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -
             for device, times in counts.items():
                 for _ in range(times):
                     total.add(update_of(model, device, VARIANT))
-            model, _ = method.combine(model, total, {})
+            model, _ = methods.combine(model, total, {})
             journal.close_round(run.id, run_state.stored_model(model, {}, plan))
         trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
         file = model_file.path_of(path, run.id)

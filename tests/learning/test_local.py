@@ -10,6 +10,7 @@ from in_memory import class_texts, features
 
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.records import Features, Model, Plan
 
 CLASSES = class_texts()
@@ -34,9 +35,9 @@ def test_a_fit_is_the_methods_own_with_a_seed_of_plan_round_and_device() -> None
     model = methods.initial(PLAN, CLASSES, DIM)
     for device, closed in (("a", 0), ("a", 1), ("b", 1)):
         there = replace(model, round=closed)
-        update, _ = local.fit(PLAN, there, SIDES, CLASSES, {}, device)
+        update = local.fit(PLAN, there, SIDES, CLASSES, device)
         seed = local.training_seed(PLAN.seed, closed, device)
-        expected, _ = methods.fit(there, SIDES.train, SIDES.validation, CLASSES, PLAN, {}, seed)
+        expected = methods.fit(LocalTask(PLAN, there, SIDES.train, SIDES.validation, CLASSES, seed))
         for name, term in expected.delta.items():
             np.testing.assert_array_equal(update.delta[name], term)
 
@@ -46,10 +47,10 @@ def test_alone_is_a_federation_of_one() -> None:
     model = methods.initial(PLAN, CLASSES, DIM)
     assert terms(alone.model) == terms(model)
     for _ in range(PLAN.rounds):
-        update, _ = local.fit(PLAN, model, SIDES, CLASSES, {}, "cam")
+        update = local.fit(PLAN, model, SIDES, CLASSES, "cam")
         total = ExactSum(PLAN)
         total.add(update)
-        model, _ = methods.get(PLAN.method).combine(model, total, {})
+        model, _ = methods.combine(model, total, {})
         alone.train(SIDES, CLASSES, "cam")
         assert terms(alone.model) == terms(model)
     assert alone.model.round == PLAN.rounds

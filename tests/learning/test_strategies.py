@@ -21,6 +21,7 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import goodness
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
 from fedclip_edge.learning.strategy import Total
@@ -29,12 +30,10 @@ from fedclip_edge.records import F32, Arrays, Contribution, Model, Plan, Scalar,
 
 NAMES = strategies.names()
 SINGLE = [name for name in NAMES if strategies.get(name).kind == "single"]
-SGD: dict[str, Scalar] = {"optimizer": "sgd", "lr": 0.05}
 
 
 def plan_of(name: str, **changes: object) -> Plan:
-    options: dict[str, Scalar] = SGD if name == "scaffold" else {"lr": 0.02}
-    return Plan("linear", options, rounds=3, strategy=name, **changes)  # type: ignore[arg-type]
+    return Plan("linear", {"lr": 0.02}, rounds=3, strategy=name, **changes)  # type: ignore[arg-type]
 
 
 def added(plan: Plan, changes: list[F32]) -> Total:
@@ -115,7 +114,7 @@ def test_an_option_that_it_does_not_have_is_refused(name: str) -> None:
         ("fedadam", {"lr": -1.0}, "lr: expected above 0"),
         ("fedyogi", {"tau": 0.0}, "tau: expected 1e-12 to 10"),
         ("fedyogi", {"beta2": 1.0}, "beta1, beta2: expected"),
-        ("scaffold", {"lr": 11.0}, "lr: expected above 0 and at most 10"),
+        ("fedadam", {"lr": 11.0}, "lr: expected above 0 and at most 10"),
         ("krum", {"byzantine": 0.5}, "byzantine: expected at least 0 and below 0.5"),
         ("trimmed-mean", {"byzantine": -0.1}, "byzantine: expected at least 0"),
     ],
@@ -135,18 +134,11 @@ def test_what_is_not_averaged_takes_no_strategy(method: str) -> None:
         methods.with_defaults(Plan(method, strategy="median"))
 
 
-@pytest.mark.parametrize("name", [*SINGLE, "scaffold"])
+@pytest.mark.parametrize("name", SINGLE)
 def test_who_counts_every_device_the_same_takes_no_weights(name: str) -> None:
     plan = plan_of(name)
     with pytest.raises(ConfigError, match=f"{name} gives every device the same weight; leave out"):
         methods.with_defaults(replace(plan, options={**plan.options, "weighting": "pictures"}))
-
-
-def test_scaffold_wants_plain_sgd() -> None:
-    with pytest.raises(
-        ConfigError, match="scaffold works only with the optimizer sgd; write optimizer = 'sgd'"
-    ):
-        methods.with_defaults(Plan("linear", strategy="scaffold"))
 
 
 # --- averages and optimisers ---------------------------------------------------------------------
@@ -195,7 +187,7 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
     free_options: dict[str, Scalar] = {"optimizer": "sgd", "lr": lr, "epochs": 2}
     plan = Plan("linear", {**free_options, "proximal_mu": mu}, rounds=1)
     model = methods.initial(plan, CLASSES, D)
-    update, _ = methods.fit(model, data, nothing(D), CLASSES, plan, {}, 7)
+    update = methods.fit(LocalTask(plan, model, data, nothing(D), CLASSES, 7))
     w = torch.tensor(model.parameters["weight"], requires_grad=True)
     start = w.detach().clone()
     random = np.random.default_rng(7)
@@ -212,99 +204,10 @@ def test_fedprox_is_the_loss_with_a_spring() -> None:
                 w -= lr * gradient
     moved = w.detach().numpy() - model.parameters["weight"]
     np.testing.assert_allclose(update.delta["weight"], moved, atol=1e-5)
-    free, _ = methods.fit(
-        model, data, nothing(D), CLASSES, replace(plan, options=free_options), {}, 7
+    free = methods.fit(
+        LocalTask(replace(plan, options=free_options), model, data, nothing(D), CLASSES, 7)
     )
     assert np.linalg.norm(moved) < 0.9 * np.linalg.norm(free.delta["weight"])
-
-
-# --- scaffold ------------------------------------------------------------------------------------
-
-
-def rendered(rounds: list[list[int]], lr: float) -> F32:
-    """Option II of Algorithm 1 in the paper, for the given devices in each round."""
-    w = torch.tensor(CLASSES.vectors)
-    c, own = torch.zeros_like(w), {i: torch.zeros_like(w) for i in range(len(SIZES))}
-    seen: set[int] = set()
-    for number, present in enumerate(rounds):
-        changes, controls = [], []
-        for i in present:
-            data = shifted(SIZES[i], i)
-            y, steps = w.clone().requires_grad_(), 0
-            order = np.random.default_rng(100 * number + i).permutation(SIZES[i])
-            for first in range(0, SIZES[i] - 1, 32):
-                batch = order[first : first + 32]
-                x = torch.nn.functional.normalize(torch.tensor(data.vectors[batch]), dim=1)
-                logits = CLASSES.logit_scale * x @ y.T
-                loss = torch.nn.functional.cross_entropy(logits, torch.tensor(data.labels[batch]))
-                (gradient,) = torch.autograd.grad(loss, y)
-                with torch.no_grad():
-                    y -= lr * (gradient - own[i] + c)
-                steps += 1
-            following = own[i] - c + (w - y.detach()) / (steps * lr)
-            changes.append(y.detach() - w)
-            controls.append(following - own[i])
-            own[i] = following
-        before = len(seen)
-        seen |= set(present)
-        w = w + torch.stack(changes).mean(dim=0)
-        # The mean over the devices seen so far. If all have been seen, it equals the paper's c +
-        # sum / N.
-        c = (before * c + torch.stack(controls).sum(dim=0)) / len(seen)
-    return np.asarray(w.numpy())
-
-
-@pytest.mark.parametrize("rounds", [[[0, 1, 2]] * 4, [[0, 1], [1, 2], [0, 2], [0, 1, 2], [1]]])
-def test_scaffold_is_algorithm_1_of_the_paper(rounds: list[list[int]]) -> None:
-    plan = plan_of("scaffold", codec_up="fp32")
-    model = methods.initial(plan, CLASSES, D)
-    states: dict[int, Arrays] = {i: {} for i in range(len(SIZES))}
-    server: Arrays = {}
-    own = methods.get("linear")
-    for number, present in enumerate(rounds):
-        total = strategies.total(plan)
-        for i in present:
-            update, states[i] = methods.fit(
-                model, shifted(SIZES[i], i), nothing(D), CLASSES, plan, states[i], 100 * number + i
-            )
-            total.add(update)
-        model, server = own.combine(model, total, server)
-    np.testing.assert_allclose(model.parameters["weight"], rendered(rounds, 0.05), atol=2e-4)
-    assert np.abs(model.parameters["control/weight"]).max() > 1e-3
-    assert float(server["devices"][0]) == len(SIZES)
-    layout = methods.plan_layout(plan, CLASSES, D)
-    assert {n: t.shape for n, t in model.parameters.items()} == layout.parameters
-
-
-@pytest.mark.parametrize(
-    ("weight", "new", "message"),
-    [
-        (2**20, [1], "has weight 1048576; the strategy scaffold accepts only weight 1"),
-        (1, [-(2**30)], r"'new' of an update is \[-1073741824\]"),
-        (1, [2], r"'new' of an update is \[2\]"),
-    ],
-)
-def test_scaffold_takes_no_count_that_a_device_makes_up(
-    tmp_path: Path, weight: int, new: list[int], message: str
-) -> None:
-    """Otherwise one device could multiply the correction of all devices and end every later run."""
-    its = new_run_state(tmp_path, methods.with_defaults(plan_of("scaffold")))
-    terms = {name: np.zeros(shape, np.float32) for name, shape in its.layout.delta.items()}
-    update = Update("sum", weight, terms, {"new": np.array(new)})
-    made = Contribution(its.run.id, 1, "cam-0", its.exchange.sha256, update)
-    with pytest.raises(PeerError, match=message):
-        its.check("cam-0", 1, made)
-    with pytest.raises(PeerError, match=message):
-        its.total.add(update)
-
-
-def test_scaffold_learns_nothing_of_a_device_without_pictures() -> None:
-    plan = plan_of("scaffold")
-    model = methods.initial(plan, CLASSES, D)
-    update, state = methods.fit(model, nothing(D), nothing(D), CLASSES, plan, {}, 0)
-    assert not any(term.any() for term in update.delta.values())
-    assert not any(term.any() for term in state.values())
-    assert update.sums["new"].tolist() == [1]
 
 
 # --- robust --------------------------------------------------------------------------------------
@@ -437,16 +340,15 @@ def test_a_fleet_learns_under_it(name: str) -> None:
     plan = plan_of(name)
     model = methods.initial(plan, CLASSES, D)
     start = surprise(model)
-    states: list[Arrays] = [{} for _ in SIZES]
     server: Arrays = {}
     for number in range(10):
         total = strategies.total(plan)
         for i, size in enumerate(SIZES):
-            update, states[i] = methods.fit(
-                model, shifted(size, i), nothing(D), CLASSES, plan, states[i], 10 * number + i
+            update = methods.fit(
+                LocalTask(plan, model, shifted(size, i), nothing(D), CLASSES, 10 * number + i)
             )
             total.add(update)
-        model, server = methods.get("linear").combine(model, total, server)
+        model, server = methods.combine(model, total, server)
     assert surprise(model) < 0.9 * start
 
 
@@ -460,8 +362,8 @@ def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
 
 def keep(its: run_state.RunState, device: int) -> None:
     plan, number = its.run.plan, its.model.round
-    update, _ = methods.fit(
-        its.model, shifted(40, device), nothing(D), CLASSES, plan, {}, 10 * number + device
+    update = methods.fit(
+        LocalTask(plan, its.model, shifted(40, device), nothing(D), CLASSES, 10 * number + device)
     )
     made = Contribution(its.run.id, number + 1, f"cam-{device}", its.exchange.sha256, update)
     body = wire.pack_contribution(made, plan.codec_up)

@@ -20,10 +20,10 @@ from in_memory import class_texts, features
 from torch import nn
 
 from fedclip_edge.learning import methods, training
-from fedclip_edge.learning.adapter import adapted_logits
 from fedclip_edge.learning.methods import fedclip
 from fedclip_edge.learning.methods.fedclip import Options
 from fedclip_edge.learning.optimizers import Adam
+from fedclip_edge.learning.torch_operations import TORCH
 from fedclip_edge.learning.training import batches
 from fedclip_edge.records import F32, Arrays, ClassTexts, Features
 
@@ -38,16 +38,17 @@ import hashlib, json, sys
 import numpy as np, torch
 from fedclip_edge.learning.methods import fedclip
 from fedclip_edge.learning.methods.fedclip import Options
-from fedclip_edge.learning.training import train
+from fedclip_edge.learning.training import objective, train
 from fedclip_edge.records import ClassTexts, Features
 
 torch.set_num_threads(1)
 vectors, labels, texts = json.load(sys.stdin)
 classes = ClassTexts(("ant", "bee", "cat"), np.array(texts, np.float32), 100.0, "")
 pictures = Features(np.array(vectors, np.float32), np.array(labels), "e" * 64)
-start = fedclip.initial(classes, pictures.vectors.shape[1], 0)
+start = fedclip.METHOD.initial(classes, pictures.vectors.shape[1], 0)
 options = Options(lr=1e-3)
-terms = train(start.parameters, pictures, fedclip.objective(classes, options), options, 1)
+loss = objective(fedclip.logits, classes, options.loss)
+terms = train(start.parameters, pictures, loss, options, 1)
 print(hashlib.sha256(b"".join(terms[name].tobytes() for name in sorted(terms))).hexdigest())
 """
 
@@ -64,11 +65,12 @@ def train(
     terms: Arrays, features: Features, classes: ClassTexts, options: Options, seed: int
 ) -> dict[str, F32]:
     """The training of FedCLIP, which supports every loss."""
-    return training.train(terms, features, fedclip.objective(classes, options), options, seed)
+    loss = training.objective(fedclip.logits, classes, options.loss)
+    return training.train(terms, features, loss, options, seed)
 
 
 def start() -> Arrays:
-    return fedclip.initial(CLASSES, D, 0).parameters
+    return fedclip.METHOD.initial(CLASSES, D, 0).parameters
 
 
 def pictures(count: int) -> Features:
@@ -125,7 +127,7 @@ def test_each_epoch_has_another_order_and_the_seed_decides_it() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_seed_gives_the_same_bytes(loss: str) -> None:
-    options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, epochs=2)
+    options = replace(fedclip.METHOD.check_options({"loss": loss}), lr=1e-3, epochs=2)
     torch.manual_seed(1)
     first = trained(options=options)
     torch.manual_seed(2)  # the global generator must not matter
@@ -180,7 +182,7 @@ def before(
     for batch in batches(len(features), options.batch_size, options.epochs, seed):
         own = labels[batch]
         facing = texts if options.loss == "cross-entropy" else texts[own]
-        scores = adapted_logits(trained, vectors[batch], facing, classes.logit_scale)
+        scores = fedclip.logits(TORCH, trained, vectors[batch], facing, classes.logit_scale)
         loss = _loss_before(scores, own, options.loss)
         optimizer.step(torch.autograd.grad(loss, parameters))
     return {name: term.detach().numpy() for name, term in trained.items()}
@@ -202,7 +204,7 @@ def _loss_before(scores: torch.Tensor, labels: torch.Tensor, loss: str) -> torch
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_fedclip_trains_to_the_same_bytes_as_before_others_shared_its_loop(loss: str) -> None:
-    options = replace(fedclip.check_options({"loss": loss}), epochs=3)
+    options = replace(fedclip.METHOD.check_options({"loss": loss}), epochs=3)
     asked = (start(), pictures(70), CLASSES, options, 4)
     assert digest(train(*asked)) == digest(before(*asked)) != digest(start())
 
@@ -213,7 +215,7 @@ def test_fedclip_trains_to_the_same_bytes_as_before_others_shared_its_loop(loss:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_two_pictures_the_terms_stay(count: int, loss: str) -> None:
-    options = replace(fedclip.check_options({"loss": loss}), lr=1e-3)
+    options = replace(fedclip.METHOD.check_options({"loss": loss}), lr=1e-3)
     assert digest(trained(count, options)) == digest(start())
     assert digest(trained(2, options)) != digest(start())
 
@@ -247,7 +249,8 @@ def test_without_duplicates_multi_positive_is_contrastive() -> None:
 
 def test_with_duplicates_the_three_losses_differ() -> None:
     results = [
-        trained(options=replace(fedclip.check_options({"loss": loss}), lr=1e-3)) for loss in LOSSES
+        trained(options=replace(fedclip.METHOD.check_options({"loss": loss}), lr=1e-3))
+        for loss in LOSSES
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert largest(results[i], results[j]) > 1e-4
@@ -267,8 +270,8 @@ def at_its_texts(per_class: int) -> tuple[Features, ClassTexts]:
 def test_one_classs_pictures_are_no_negatives_of_each_other(loss: str) -> None:
     """At the optimum these losses have no gradient; a change in one norm must not matter."""
     data, texts = at_its_texts(4)
-    options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
-    terms = fedclip.initial(texts, 4, 0).parameters
+    options = replace(fedclip.METHOD.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
+    terms = fedclip.METHOD.initial(texts, 4, 0).parameters
     assert largest(train(terms, data, texts, options, 1), terms) < 1e-6
 
 
@@ -278,10 +281,10 @@ def test_the_contrastive_loss_evens_out_one_classs_pictures() -> None:
     spread = data.vectors.copy()
     spread[:, 2] = np.linspace(0, 3, len(spread))  # still classified with a wide margin
     uneven = Features(spread, data.labels, data.encoder_id)
-    terms = fedclip.initial(texts, 4, 0).parameters
+    terms = fedclip.METHOD.initial(texts, 4, 0).parameters
     moved = {}
     for loss in LOSSES:
-        options = replace(fedclip.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
+        options = replace(fedclip.METHOD.check_options({"loss": loss}), lr=1e-3, weight_decay=0.0)
         moved[loss] = largest(train(terms, uneven, texts, options, 1), terms)
     assert moved["contrastive"] > 5e-4
     assert moved["multi-positive"] < 1e-5
@@ -291,10 +294,14 @@ def test_the_contrastive_loss_evens_out_one_classs_pictures() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training_classifies_better_than_it_began(loss: str) -> None:
     data = pictures(200)
-    options = replace(fedclip.check_options({"loss": loss}), lr=1e-2, weight_decay=0.0, epochs=10)
+    options = replace(
+        fedclip.METHOD.check_options({"loss": loss}), lr=1e-2, weight_decay=0.0, epochs=10
+    )
 
     def mean_loss(terms: Arrays) -> float:
-        scores = methods.predict(replace(fedclip.initial(CLASSES, D, 0), parameters=terms), *asked)
+        scores = methods.predict(
+            replace(fedclip.METHOD.initial(CLASSES, D, 0), parameters=terms), *asked
+        )
         return float(nn.CrossEntropyLoss()(torch.tensor(scores), torch.tensor(data.labels)))
 
     asked = (data.vectors, CLASSES)
@@ -316,5 +323,5 @@ def test_training_classifies_better_than_it_began(loss: str) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_every_option_changes_what_is_trained(change: dict[str, float | str]) -> None:
-    options = fedclip.check_options({"lr": 1e-3, **change})
+    options = fedclip.METHOD.check_options({"lr": 1e-3, **change})
     assert largest(trained(options=options), trained()) > 1e-6

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ from in_memory import class_texts, features
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.method import Method, Traits
+from fedclip_edge.learning.method import LocalTask, Traits
+from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.records import Features, Plan, Update
 
@@ -29,14 +28,12 @@ PLANS = {
     "by pictures": Plan("linear", {"weighting": "pictures"}),
     "by pictures, capped": Plan("linear", {"weighting": "pictures"}, max_weight=7),
     "median": Plan("linear", strategy="median"),
-    "scaffold": Plan("linear", {"optimizer": "sgd", "lr": 0.001}, strategy="scaffold"),
 }
 
 
 def made(plan: Plan, train: Features = TRAIN, validation: Features = VALIDATION) -> Update:
     model = methods.initial(plan, CLASSES, DIM)
-    update, _ = methods.fit(model, train, validation, CLASSES, plan, {}, 1)
-    return update
+    return methods.fit(LocalTask(plan, model, train, validation, CLASSES, 1))
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -117,8 +114,8 @@ def test_a_device_lowers_its_weight_to_the_plans(most: int) -> None:
 
 def test_a_method_of_your_own_has_any_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """`methods.register` adds one; nothing is known about its options or its sums."""
-    own = SimpleNamespace(TRAITS=Traits(is_averaged=True), check_options=dict)
-    monkeypatch.setitem(methods._METHODS, "heavy", cast("Method", own))
+    own = replace(zeroshot.METHOD, name="heavy", traits=Traits(is_averaged=True))
+    monkeypatch.setitem(methods._METHODS, "heavy", own)
     check_update(Plan("heavy"), Update("sum", 9, {"a": np.ones(1, np.float32)}), DECLARED)
     with pytest.raises(PeerError, match="max_weight"):
         check_update(Plan("heavy", max_weight=8), Update("sum", 9, {}), DECLARED)

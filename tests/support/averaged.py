@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.records import ClassTexts, Features, Model, Plan, Scalar
 
 D = 16
@@ -59,14 +60,13 @@ def rendered(start: Model, trained: list[str], forward: Forward, lr: float, roun
 def federated(method: str, options: Mapping[str, Scalar], rounds: int) -> tuple[Model, Model]:
     """The first and the last model of the package's own method."""
     plan = Plan(method, options, rounds=rounds, seed=3)
-    own = methods.get(method)
     first = model = methods.initial(plan, CLASSES, D)
     for number in range(rounds):
         total = ExactSum(plan)
         for device, size in enumerate(SIZES):
             data, seed = shifted(size, device), 100 * number + device
-            total.add(methods.fit(model, data, nothing(D), CLASSES, plan, {}, seed)[0])
-        model, _ = own.combine(model, total, {})
+            total.add(methods.fit(LocalTask(plan, model, data, nothing(D), CLASSES, seed)))
+        model, _ = methods.combine(model, total, {})
     return first, model
 
 

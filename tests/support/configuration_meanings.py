@@ -21,13 +21,14 @@ from fedclip_edge.config import (
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
+    gda,
     lowrank,
     prototypes,
     ridge,
     tip_adapter,
 )
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategies import adaptive, fedavgm, robust, scaffold
+from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
 from fedclip_edge.records import Plan
 
 _BETA1 = "Decay rate of the mean of the gradients."
@@ -163,6 +164,11 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "smallest error on the validation pictures is used.",
         "min_per_class": _MIN_PER_CLASS,
     },
+    gda.Options: {
+        "share": "Weight of the Gaussian head relative to the class texts. Without it, it grows with "
+        "the number of pictures.",
+        "min_per_class": _MIN_PER_CLASS,
+    },
     prototypes.Options: {
         "alpha": "Weight of the image prototypes relative to the class texts. Without it, it is "
         "fitted to the validation pictures.",
@@ -182,7 +188,6 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "beta2": "Decay rate of the mean of the squared changes.",
         "tau": "Added to the denominator of a step.",
     },
-    scaffold.Options: {"lr": _SERVER_LR},
     robust.Options: {
         "byzantine": "Largest share of the devices that may send arbitrary updates.",
     },

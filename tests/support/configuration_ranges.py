@@ -25,13 +25,14 @@ from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
+    gda,
     lowrank,
     prototypes,
     ridge,
     tip_adapter,
 )
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategies import adaptive, fedavgm, robust, scaffold
+from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
 from fedclip_edge.records import Plan
 
 
@@ -179,6 +180,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "prior": numbers(0, 100),
         "min_per_class": integers(1),
     },
+    gda.Options: {"share": numbers(0, 100), "min_per_class": integers(1)},
     prototypes.Options: {
         "alpha": numbers(0, 1e6),
         "shrinkage": numbers(0, 1e6, above=True),
@@ -192,6 +194,5 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "beta2": numbers(0, 1, below=True),
         "tau": numbers(1e-12, 10),
     },
-    scaffold.Options: {"lr": numbers(0, 10, above=True)},
     robust.Options: {"byzantine": numbers(0, 0.5, below=True)},
 }

@@ -59,11 +59,10 @@ def _named(chosen: Iterable[str]) -> str:
 
 
 def _having(trait: str) -> str:
-    return _named(n for n in methods.names() if getattr(methods.get(n).TRAITS, trait))
+    return _named(n for n in methods.names() if getattr(methods.get(n).traits, trait))
 
 
 _ROBUST = _named(n for n in strategies.names() if strategies.get(n).is_uniform)
-_SGD = {"optimizer": "sgd"}
 
 BROKER_RULES = (
     Rule(
@@ -120,14 +119,9 @@ PLAN_RULES = (
         _fleet({"strategy": "median"}),
     ),
     Rule(
-        '`scaffold` needs `optimizer = "sgd"` under `[plan.options]`, and a learning rate for it.',
-        "fleet.toml",
-        _fleet({"strategy": "scaffold"}),
-        _fleet({"strategy": "scaffold", "options": _SGD}),
-    ),
-    Rule(
         f"`personal_epochs` is refused with `zeroshot`, which trains nothing, and with "
-        f"{_having('is_personal')}, which makes a personal model anyway.",
+        f"{_having('is_personal')}, which makes a personal model anyway, and with "
+        f"{_having('learns_from_validation')}, which leaves no picture to choose with.",
         "fleet.toml",
         _fleet({"method": "tip-adapter", "personal_epochs": 1}),
         _fleet({"method": "tip-adapter"}),

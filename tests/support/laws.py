@@ -175,8 +175,7 @@ class Laws:
 
     def _close(self, number: int, kept: dict[str, str]) -> None:
         total = self._sum(number, kept)
-        method = methods.get(self.run.plan.method)
-        model, _ = method.combine(self.masters[-1], total, {})
+        model, _ = methods.combine(self.masters[-1], total, {})
         self._add(model)
         self.closed_with.append(kept)
         self._open = None

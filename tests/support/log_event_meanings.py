@@ -20,6 +20,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/personal.py": AGENT,
     "coordinator/": COORDINATOR,
     "learning/methods/": BOTH,
+    "learning/kinds.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "transport/": BOTH,
@@ -85,7 +86,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "run: it says hello again every five minutes, and to each new coordinator.",
             "The reason names the remedy, such as copying the bundle.",
         ),
-        "torch_loaded": Event("PyTorch is loaded, before the first training or evaluation."),
+        "torch_loaded": Event("PyTorch is loaded, before the device first trains by gradients."),
         "trained": Event(
             "An update for the open round is computed and offered to the coordinator."
         ),
@@ -234,12 +235,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "ridge_chosen": Event("The method `ridge` solved for its head with these settings."),
-        "ridge_without_pictures": Event(
-            "No device sent sums over training pictures; the model is zero-shot CLIP.",
-            "Compare the number of pictures with `min_per_class`.",
-        ),
+        "gda_solved": Event("The method `gda` solved for its head from the sums of all devices."),
         "prototypes_chosen": Event("The method `prototypes` made its head with these settings."),
-        "prototypes_without_pictures": Event(
+        "solved_without_pictures": Event(
             "No device sent sums over training pictures; the model is zero-shot CLIP.",
             "Compare the number of pictures with `min_per_class`.",
         ),
@@ -295,6 +293,7 @@ FIELDS: Mapping[str, str] = {
     "missed.reason": "`silent`: it sent nothing in this attempt. `late`: it is online, but its "
     "contribution did not come in time. `offline`: it went away. `refused`: its contribution was "
     "refused; `message_refused` says why.",
+    "method": "Name of the method.",
     "min_per_class": "The number in `agent.toml`, or a higher one of the plan.",
     "missing": "The devices that are waited for, and when each last sent a message. In phase "
     "`gathering`, enrolled devices that have never joined this run are included.",
@@ -309,12 +308,15 @@ FIELDS: Mapping[str, str] = {
     "more": "Number of further devices; ten are named.",
     "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
+    "gda_solved.classes": "Number of classes with pictures.",
+    "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
     "pictures": "Number of withheld pictures.",
     "picture": "File of the picture.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Execution provider of the encoder.",
+    "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",
@@ -324,6 +326,7 @@ FIELDS: Mapping[str, str] = {
     "run": "Id of the run.",
     "run_done.rounds": "Number of rounds closed.",
     "scale": "Factor on the logits of the class texts.",
+    "share": "Weight of the Gaussian head relative to the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
     "skipped": "Pictures that cannot be read.",
     "takes": "How long it takes, in words.",

@@ -231,7 +231,7 @@ def counted(before: Model, after: Model, known: set[str], plan: Plan) -> Counts 
                 total.add(updates[device])
         if not any(times):
             continue
-        model, _ = methods.get(plan.method).combine(before, total, {})
+        model, _ = methods.combine(before, total, {})
         if _digest(model) == _digest(after):
             return dict(zip(AGENTS, times, strict=True))
     return None

@@ -18,6 +18,7 @@ from fedclip_edge.coordinator.receiver import Arrival, Receiver
 from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Message, Offer, Want
 from fedclip_edge.protocol.topics import Topics
@@ -63,7 +64,7 @@ class Desk:
         update = Update(kind, 1, small(self.layout.delta))
         if self.layout.sums:
             data, plan, model = features(40, 0, CLASSES), self.run.plan, self.run_state.model
-            update, _ = methods.fit(model, data, data, CLASSES, plan, {}, 0)
+            update = methods.fit(LocalTask(plan, model, data, data, CLASSES, 0))
         right = Contribution(
             run=self.run.id,
             round=self.run_state.model.round + 1,

@@ -11,6 +11,7 @@ from PIL import Image
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import find_pictures
 from fedclip_edge.records import Features, Plan, Scalar
@@ -25,6 +26,7 @@ OPTIONS_OF: dict[str, dict[str, Scalar]] = {
     "linear": {"epochs": 40},
     "clip-adapter": {"epochs": 40},
     "lowrank": {"epochs": 40},
+    "gda": {},
     "prototypes": {"alpha": 50.0},
     "ridge": {},
     "tip-adapter": {"alpha": 200.0},
@@ -61,14 +63,13 @@ def train(
     )
     options = OPTIONS_OF[method]
     plan = Plan(method, {**options, "lr": lr} if "epochs" in options else options, rounds=1, seed=3)
-    own = methods.get(plan.method)
     model = methods.initial(plan, bundle.classes, bundle.manifest.dim)
     empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
-    update, _ = own.fit(model, features, empty, bundle.classes, plan, {}, 1)
+    update = methods.fit(LocalTask(plan, model, features, empty, bundle.classes, 1))
     total = ExactSum(replace(plan, max_norm=1e6))
     total.add(update)
-    model, _ = own.combine(model, total, {})
-    model = methods.personal(model, features, empty, bundle.classes, plan) or model
+    model, _ = methods.combine(model, total, {})
+    model = methods.personal(LocalTask(plan, model, features, empty, bundle.classes, 0)) or model
     return TrainedModel(
         model, "run-1234abcd", plan, bundle.manifest.encoder_id, bundle.classes.digest
     )

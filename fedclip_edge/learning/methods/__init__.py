@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +9,11 @@ import numpy as np
 from fedclip_edge.config import unknown
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import mixture, strategies
-from fedclip_edge.learning.method import Logits, Method, Personal, scores
+from fedclip_edge.learning.method import LocalTask, Logits, Method, scores
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
+    gda,
     linear,
     lowrank,
     prototypes,
@@ -22,20 +22,23 @@ from fedclip_edge.learning.methods import (
     zeroshot,
 )
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategy import State
+from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: dict[str, Method] = {
-    "clip-adapter": clip_adapter,
-    "fedclip": fedclip,
-    "linear": linear,
-    "lowrank": lowrank,
-    "prototypes": prototypes,
-    "ridge": ridge,
-    "tip-adapter": tip_adapter,
-    "zeroshot": zeroshot,
+    its.METHOD.name: its.METHOD
+    for its in (
+        clip_adapter,
+        fedclip,
+        gda,
+        linear,
+        lowrank,
+        prototypes,
+        ridge,
+        tip_adapter,
+        zeroshot,
+    )
 }
-_PERSONAL: Mapping[str, Personal] = {"tip-adapter": tip_adapter}
 
 
 def get(name: str) -> Method:
@@ -50,15 +53,15 @@ def names() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def register(name: str, method: Method) -> None:
-    """Add a method to the table of this process; raises ValueError if the name is taken.
+def register(method: Method) -> None:
+    """Add a method to the table of this process; raises ValueError if its name is taken.
 
     It is for experiments in one process. A method for a fleet has a file in this package and an
     entry in the table, because the coordinator, the devices and worker processes all need it.
     """
-    if name in _METHODS:
-        raise ValueError(f"there is a method {name!r} already; choose another name")
-    _METHODS[name] = method
+    if method.name in _METHODS:
+        raise ValueError(f"there is a method {method.name!r} already; choose another name")
+    _METHODS[method.name] = method
 
 
 def with_defaults(plan: Plan) -> Plan:
@@ -69,7 +72,7 @@ def with_defaults(plan: Plan) -> Plan:
     """
     method = get(plan.method)
     options = method.check_options(plan.options)
-    traits = method.TRAITS
+    traits = method.traits
     if traits.one_round and plan.rounds > 1:
         raise ConfigError(
             f"{plan.method} trains in a single round, but the plan has {plan.rounds} rounds; "
@@ -83,6 +86,11 @@ def with_defaults(plan: Plan) -> Plan:
     if plan.personal_epochs and traits.is_personal:
         raise ConfigError(
             f"{plan.method} already makes a personal model on each device; leave out personal_epochs"
+        )
+    if plan.personal_epochs and traits.learns_from_validation:
+        raise ConfigError(
+            f"{plan.method} learns from validation pictures too, so no picture is left that could "
+            "choose a personal model; leave out personal_epochs"
         )
     if plan.personal_epochs > 1 and traits.one_round:
         raise ConfigError(
@@ -102,7 +110,7 @@ def min_per_class(plan: Plan) -> int:
 
 
 def _check_strategy(plan: Plan, options: object) -> None:
-    if not get(plan.method).TRAITS.is_averaged:
+    if not get(plan.method).traits.is_averaged:
         raise ConfigError(
             f"the strategy {plan.strategy} combines changes of a model, but {plan.method} sends "
             "none; leave out strategy"
@@ -114,24 +122,14 @@ def _check_strategy(plan: Plan, options: object) -> None:
             f"the strategy {plan.strategy} gives every device the same weight; leave out "
             f"weighting = {options.weighting!r}"
         )
-    part = strategy.on_devices
-    if part is not None and options.optimizer != part.OPTIMIZER:
-        raise ConfigError(
-            f"the strategy {plan.strategy} works only with the optimizer {part.OPTIMIZER}; write "
-            f"optimizer = {part.OPTIMIZER!r} and a suitable lr under [plan.options]"
-        )
 
 
 def initial(plan: Plan, classes: ClassTexts, dim: int) -> Model:
     """Make the model of round 0 for features of width `dim`.
 
-    Raises ConfigError for an unknown method or strategy, and for a bad option if the initial model
-    depends on the options. `with_defaults` checks the options of every method.
+    Raises ConfigError for an unknown method or a bad option.
     """
-    method = get(plan.method)
-    model = method.initial(classes, dim, plan.seed, plan.options)
-    part = strategies.get(plan.strategy).on_devices
-    return model if part is None else part.with_control(model, method.layout(model).delta)
+    return get(plan.method).initial(classes, dim, plan.seed, plan.options)
 
 
 def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
@@ -139,10 +137,7 @@ def plan_layout(plan: Plan, classes: ClassTexts, dim: int) -> Layout:
 
     Raises the errors of `initial`.
     """
-    method = get(plan.method)
-    own = method.layout(method.initial(classes, dim, plan.seed, plan.options))
-    part = strategies.get(plan.strategy).on_devices
-    return own if part is None else part.extended_layout(own)
+    return get(plan.method).layout(initial(plan, classes, dim))
 
 
 def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
@@ -150,42 +145,27 @@ def shapes(plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
     return plan_layout(plan, classes, dim).parameters
 
 
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-) -> tuple[Update, State]:
-    """Check the features, then run the method's `fit` and the strategy's part on the device.
+def fit(task: LocalTask) -> Update:
+    """Check the features of a device, then make its update with the method of the plan.
 
-    Features are raw, float32 (N, D). Returns the update and the device's next state. Raises
-    DataError if the features do not fit the classes, if training and validation features are from
-    different encoders, or if there are too many pictures for exact sums. Raises ConfigError for a
-    bad option and if training diverges.
+    Raises DataError if the features do not fit the classes, if training and validation features are
+    from different encoders, or if there are too many pictures for exact sums. Raises ConfigError
+    for a bad option and if training diverges.
     """
-    check_features(features, classes, "training features")
-    check_features(validation, classes, "validation features")
-    if validation.encoder_id != features.encoder_id:
-        raise DataError(
-            f"the training features are from the encoder {features.encoder_id[:12]}, but the "
-            f"validation features from {validation.encoder_id[:12]}; encode both with one bundle"
-        )
-    method, strategy = get(plan.method), strategies.get(plan.strategy)
-    part = strategy.on_devices
-    if part is None:
-        update, state = method.fit(model, features, validation, classes, plan, state, seed)
-        return replace(_capped(update, plan.max_weight), kind=strategy.kind), state
-    from fedclip_edge.learning.training import steps
+    _check_task(task)
+    plan, method = task.plan, get(task.plan.method)
+    update = method.fit(task, method.check_options(plan.options))
+    kind = strategies.get(plan.strategy).kind
+    return replace(_capped(update, plan.max_weight), kind=kind)
 
-    options = method.check_options(plan.options)
-    assert isinstance(options, Training)  # `with_defaults` has checked this
-    own, control = part.apart(model)
-    drift = part.drift(control, state)
-    update, _ = method.fit(own, features, validation, classes, plan, {}, seed, drift)
-    return part.extended(update, drift, state, options.lr, steps(len(features), options))
+
+def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
+    """Make the model of the next round, and the coordinator's state, from all updates of a round.
+
+    `state` holds float32 arrays by name, and is empty before the first round.
+    """
+    method = get(model.method)
+    return method.combine(model, total, state, method.check_options(total.plan.options))
 
 
 def _capped(update: Update, most: int) -> Update:
@@ -194,6 +174,17 @@ def _capped(update: Update, most: int) -> Update:
         return update
     part = np.float32(most / update.weight)
     return replace(update, weight=most, delta={n: part * term for n, term in update.delta.items()})
+
+
+def _check_task(task: LocalTask) -> None:
+    check_features(task.train, task.classes, "training features")
+    check_features(task.validation, task.classes, "validation features")
+    if task.validation.encoder_id != task.train.encoder_id:
+        raise DataError(
+            f"the training features are from the encoder {task.train.encoder_id[:12]}, but the "
+            f"validation features from {task.validation.encoder_id[:12]}; encode both with one "
+            "bundle"
+        )
 
 
 def check_features(features: Features, classes: ClassTexts, what: str) -> None:
@@ -215,19 +206,17 @@ def check_features(features: Features, classes: ClassTexts, what: str) -> None:
         )
 
 
-def personal(
-    model: Model, features: Features, validation: Features, classes: ClassTexts, plan: Plan
-) -> Model | None:
+def personal(task: LocalTask) -> Model | None:
     """Make the device's own model if the method is personal, otherwise return None.
 
-    Features are raw, float32 (N, D). The model is never sent. Raises DataError if the features do
-    not fit the classes, and ConfigError for a bad option.
+    The model is never sent. Raises DataError if the features do not fit the classes, and
+    ConfigError for a bad option.
     """
-    if plan.method not in _PERSONAL:
+    method = get(task.plan.method)
+    if method.personal is None:
         return None
-    check_features(features, classes, "training features")
-    check_features(validation, classes, "validation features")
-    return _PERSONAL[plan.method].personal(model, features, validation, classes, plan)
+    _check_task(task)
+    return method.personal.make(task, method.check_options(task.plan.options))
 
 
 def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
@@ -238,7 +227,8 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     for the shared model of a personal method: it is zero-shot CLIP, so the user probably meant the
     file of a device.
     """
-    if plan.method not in _PERSONAL:
+    personal = get(plan.method).personal
+    if personal is None:
         its = shapes(plan, classes, dim)
         return mixture.shapes(its) if mixture.is_one(model) else its
     if not model.parameters:
@@ -246,7 +236,7 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
             f"{plan.method} keeps a separate model on each device, and the model of the run is "
             "zero-shot CLIP; give the personal.safetensors in a device's state_dir instead"
         )
-    return _PERSONAL[plan.method].personal_shapes(model, classes, dim)
+    return personal.shapes(model, classes, dim)
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:

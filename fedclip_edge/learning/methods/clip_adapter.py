@@ -17,31 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import averaged
+from fedclip_edge.learning.operations import Array, Operations, cosine_logits
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import (
-    F32,
-    Arrays,
-    ClassTexts,
-    Features,
-    Layout,
-    Model,
-    Plan,
-    Scalar,
-    Update,
-)
+from fedclip_edge.records import F32, Arrays, ClassTexts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAITS = Traits(is_averaged=True)
 RATIO = "ratio"  # a parameter, so that `logits` gets it; it is not trained and not sent
 
 
@@ -67,64 +50,27 @@ class Options(Training):
             raise ValueError(f"ratio: expected between 0 and 1, got {self.ratio}")
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "clip-adapter options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Draw both layers as torch.nn.Linear does: uniform within 1/sqrt(inputs), in float32."""
-    chosen = check_options(options)
     random = np.random.default_rng([seed, dim])
-    width = max(1, dim // chosen.reduction)  # H
+    width = max(1, dim // options.reduction)  # H
 
     def draw(outputs: int, inputs: int) -> F32:
         bound = 1 / np.sqrt(inputs)
         return random.uniform(-bound, bound, (outputs, inputs)).astype(np.float32)
 
-    terms = {"down.weight": draw(width, dim), "up.weight": draw(dim, width)}
-    return Model("clip-adapter", 0, {**terms, RATIO: np.array(chosen.ratio, np.float32)})
+    layers = {"down.weight": draw(width, dim), "up.weight": draw(dim, width)}
+    return {**layers, RATIO: np.array(options.ratio, np.float32)}
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: a model has both layers and the ratio, an update both layers."""
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, {name: shape for name, shape in shapes.items() if name != RATIO})
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Train the adapter on the device's raw features with a fresh optimizer."""
-    from fedclip_edge.learning.training import change, classification
-
-    layers = {name: term for name, term in model.parameters.items() if name != RATIO}
-    loss = classification(logits, classes, {RATIO: model.parameters[RATIO]})
-    options = check_options(plan.options)
-    return change(layers, features, loss, options, seed, model.round, drift), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Apply the plan's strategy to the deltas."""
-    return strategies.step(model, total, state)
-
-
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scaled cosines (N, C) of blended features; raw features (N, D), texts (C, D)."""
-    from torch.nn.functional import linear, relu
-
-    from fedclip_edge.learning import adapter
-
-    hidden = relu(linear(features, terms["down.weight"]))  # (N, H)
-    adapted = relu(linear(hidden, terms["up.weight"]))  # (N, D)
+    hidden = ops.relu(ops.linear(features, terms["down.weight"]))  # (N, H)
+    adapted = ops.relu(ops.linear(hidden, terms["up.weight"]))  # (N, D)
     blended = terms[RATIO] * adapted + (1 - terms[RATIO]) * features
-    return adapter.logits(blended, texts, scale)
+    return cosine_logits(ops, blended, texts, scale)
+
+
+METHOD = averaged("clip-adapter", Options, initial_parameters, logits, fixed=(RATIO,))

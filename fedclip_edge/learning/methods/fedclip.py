@@ -18,33 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import averaged
+from fedclip_edge.learning.operations import Array, Operations, cosine_logits
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import (
-    F32,
-    Arrays,
-    ClassTexts,
-    Features,
-    Layout,
-    Model,
-    Plan,
-    Scalar,
-    Update,
-)
+from fedclip_edge.records import F32, Arrays, ClassTexts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedclip_edge.learning.training import Loss
-
-TRAITS = Traits(is_averaged=True)
+# Names in the reference's state_dict: an nn.Sequential of Linear, Tanh, Linear, Softmax.
+W1, B1, W2, B2 = "0.weight", "0.bias", "2.weight", "2.bias"
 
 
 @dataclass(frozen=True)
@@ -57,14 +41,7 @@ class Options(Training):
     loss: Literal["contrastive", "multi-positive", "cross-entropy"] = "contrastive"
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "fedclip options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Draw the gate as torch.nn.Linear does: uniform within 1/sqrt(D), in float32."""
     random = np.random.default_rng([seed, dim])
     bound = 1 / np.sqrt(dim)
@@ -72,64 +49,25 @@ def initial(
     def draw(*shape: int) -> F32:
         return random.uniform(-bound, bound, shape).astype(np.float32)
 
-    terms = {
-        "0.weight": draw(dim, dim),
-        "0.bias": draw(dim),
-        "2.weight": draw(dim, dim),
-        "2.bias": draw(dim),
-    }
-    return Model("fedclip", 0, terms)
+    return {W1: draw(dim, dim), B1: draw(dim), W2: draw(dim, dim), B2: draw(dim)}
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: every parameter is trained and in the update."""
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, shapes)
+def attend(ops: Operations, terms: Mapping[str, Array], features: Array) -> Array:
+    """Gate raw features float32 (N, D); returns float32 (N, D), not normalised.
 
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Train the gate on the device's raw features with a fresh optimizer."""
-    from fedclip_edge.learning.training import change
-
-    options = check_options(plan.options)
-    loss = objective(classes, options)
-    return change(model.parameters, features, loss, options, seed, model.round, drift), state
-
-
-def objective(classes: ClassTexts, options: Options) -> Loss:
-    """Make the loss that `fit` minimises: parameters, raw features (B, D), labels (B,) -> scalar.
-
-    The parameters and features are float32, the labels int64.
+    The gate is computed from the raw feature and applied before normalisation. Its gradients scale
+    with the norm of the feature, so unit features would make them too small.
     """
-    import torch
-
-    from fedclip_edge.learning import losses
-
-    texts, scale = torch.from_numpy(classes.vectors), classes.logit_scale  # (C, D)
-
-    def loss(terms: Mapping[str, Tensor], vectors: Tensor, labels: Tensor) -> Tensor:
-        scores = logits(terms, vectors, losses.facing(options.loss, texts, labels), scale)
-        return losses.on_texts(options.loss, scores, labels)
-
-    return loss
+    hidden = ops.tanh(ops.linear(features, terms[W1], terms[B1]))  # (N, D)
+    gate = ops.softmax(ops.linear(hidden, terms[W2], terms[B2]))  # (N, D), rows sum to 1
+    return gate * features
 
 
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Apply the plan's strategy to the deltas."""
-    return strategies.step(model, total, state)
-
-
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scaled cosines (N, C) of gated features; raw features (N, D), texts (C, D)."""
-    from fedclip_edge.learning.adapter import adapted_logits
+    return cosine_logits(ops, attend(ops, terms, features), texts, scale)
 
-    return adapted_logits(terms, features, texts, scale)
+
+METHOD = averaged("fedclip", Options, initial_parameters, logits)

@@ -18,19 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import averaged
+from fedclip_edge.learning.operations import Array, Operations, cosine_logits
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAITS = Traits(is_averaged=True)
+from fedclip_edge.records import Arrays, ClassTexts
 
 
 @dataclass(frozen=True)
@@ -45,49 +37,16 @@ class Options(Training):
     weight_decay: float = 0.0
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "linear options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Make the head from the class texts: `weight` float32 (C, D)."""
-    return Model("linear", 0, {"weight": classes.vectors.copy()})
+    return {"weight": classes.vectors.copy()}
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: the head is trained and in the update."""
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, shapes)
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Train the head on the device's features with a fresh optimizer."""
-    from fedclip_edge.learning.training import change, classification
-
-    loss = classification(logits, classes)
-    options = check_options(plan.options)
-    return change(model.parameters, features, loss, options, seed, model.round, drift), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Apply the plan's strategy to the deltas."""
-    return strategies.step(model, total, state)
-
-
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scaled products (N, C) of normalised features with the head; texts are unused."""
-    from fedclip_edge.learning import adapter
+    return cosine_logits(ops, features, terms["weight"], scale)
 
-    return adapter.logits(features, terms["weight"], scale)
+
+METHOD = averaged("linear", Options, initial_parameters, logits)

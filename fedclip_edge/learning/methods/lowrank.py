@@ -16,21 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import strategies
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import averaged
+from fedclip_edge.learning.operations import Array, Operations, cosine_logits
 from fedclip_edge.learning.options import Training
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAITS = Traits(is_averaged=True)
+from fedclip_edge.records import Arrays, ClassTexts
 
 
 @dataclass(frozen=True)
@@ -51,56 +43,20 @@ class Options(Training):
             raise ValueError(f"rank: expected 1 or more, got {self.rank}")
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "lowrank options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Draw A (r, D) as torch.nn.Linear does, and set B (D, r) to zero, both as in LoRA."""
-    rank = min(check_options(options).rank, dim)
+    rank = min(options.rank, dim)
     bound = 1 / np.sqrt(dim)
     down = np.random.default_rng([seed, dim]).uniform(-bound, bound, (rank, dim))
-    terms = {"a": down.astype(np.float32), "b": np.zeros((dim, rank), np.float32)}
-    return Model("lowrank", 0, terms)
+    return {"a": down.astype(np.float32), "b": np.zeros((dim, rank), np.float32)}
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: both factors are trained and in the update."""
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, shapes)
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Train the map on the device's raw features with a fresh optimizer."""
-    from fedclip_edge.learning.training import change, classification
-
-    loss = classification(logits, classes)
-    options = check_options(plan.options)
-    return change(model.parameters, features, loss, options, seed, model.round, drift), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Apply the plan's strategy to the deltas."""
-    return strategies.step(model, total, state)
-
-
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scaled cosines (N, C) of mapped features; raw features (N, D), texts (C, D)."""
-    from torch.nn.functional import linear
+    mapped = features + ops.linear(ops.linear(features, terms["a"]), terms["b"])  # (N, D)
+    return cosine_logits(ops, mapped, texts, scale)
 
-    from fedclip_edge.learning import adapter
 
-    mapped = features + linear(linear(features, terms["a"]), terms["b"])  # (N, D)
-    return adapter.logits(mapped, texts, scale)
+METHOD = averaged("lowrank", Options, initial_parameters, logits)

@@ -32,22 +32,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import moments
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import closed_form
 from fedclip_edge.learning.moments import F64, Moments
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Plan, Scalar, Update
+from fedclip_edge.learning.operations import Array, Operations
+from fedclip_edge.records import Arrays, ClassTexts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAITS = Traits(rounds=1, one_round=True, sends_moments=True)
 _VARIANCE_MIN = 1e-4  # lower limit: with almost no error, s would be huge
 
 
@@ -68,54 +61,18 @@ class Options:
             raise ValueError(f"min_per_class: expected 1 or more, got {self.min_per_class}")
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "prototypes options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Make the zero-shot head, with the scaled class texts as `weight`; it ignores the options.
 
     The parameters are float32: `weight` (C, D), `bias` (C,) and the scalar `alpha`.
     """
     weight = classes.vectors.astype(np.float64) * classes.logit_scale
-    return _model(0, weight, np.zeros(len(weight)), 0.0)
+    return _parameters(weight, np.zeros(len(weight)), 0.0)
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: a model is a head, an update has integer sums only."""
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, {}, moments.sum_shapes(*model.parameters["weight"].shape))
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Make the update from the moments of both feature sets.
-
-    Raises the errors of `moments.update`.
-    """
-    least = check_options(plan.options).min_per_class
-    return moments.update(features, validation, len(classes.names), least), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Compute the head from the added sums and the scaled texts in `model`."""
-    options = check_options(total.plan.options)
-    if not total.sums or not total.sums["train.counts"].any():
-        log.event("prototypes_without_pictures", model="zero-shot")
-        return Model(model.method, model.round + 1, model.parameters), state
-    train, validation = moments.received(total.sums)
-    texts = _affine(model.parameters["weight"].astype(np.float64), np.zeros(len(train.counts)))
+def solve(initial: Arrays, train: Moments, validation: Moments, options: Options) -> Arrays:
+    """Compute the head from the moments and the scaled texts in `initial`."""
+    texts = _affine(initial["weight"].astype(np.float64), np.zeros(len(train.counts)))
     images = discriminant(train, texts[:, :-1], options.shrinkage)
     shares = _shares(texts, images, validation, options.alpha)
     alpha = float(shares[1] / shares[0]) if shares[0] > 0 else np.inf
@@ -128,7 +85,7 @@ def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
     )
     head = shares[0] * texts + shares[1] * images  # (C, D + 1)
     finite = min(alpha, float(np.finfo(np.float16).max))
-    return _model(model.round + 1, head[:, :-1], head[:, -1], finite), state
+    return _parameters(head[:, :-1], head[:, -1], finite)
 
 
 def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
@@ -148,11 +105,11 @@ def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
     return _affine(weight, -np.sum(weight * means, axis=1) / 2)
 
 
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scores (N, C) of features (N, D); `texts` and `scale` are unused."""
-    from torch.nn.functional import linear, normalize
-
-    return linear(normalize(features, dim=1), terms["weight"], terms["bias"])
+    return ops.linear(ops.normalize(features), terms["weight"], terms["bias"])
 
 
 def _means(train: Moments, texts: F64) -> F64:
@@ -206,7 +163,9 @@ def _affine(weight: F64, bias: F64) -> F64:
     return np.asarray(joined - joined.mean(axis=0))
 
 
-def _model(round: int, weight: F64, bias: F64, alpha: float) -> Model:
+def _parameters(weight: F64, bias: F64, alpha: float) -> Arrays:
     values = {"weight": weight, "bias": bias, "alpha": np.array(alpha)}
-    terms = {name: np.array(value, np.float32, order="C") for name, value in values.items()}
-    return Model("prototypes", round, terms)
+    return {name: np.array(value, np.float32, order="C") for name, value in values.items()}
+
+
+METHOD = closed_form("prototypes", Options, initial_parameters, logits, solve)

@@ -33,32 +33,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.config import read_table
-from fedclip_edge.learning import moments
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits
+from fedclip_edge.learning.kinds import closed_form
 from fedclip_edge.learning.moments import F64, Moments
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import (
-    F32,
-    Arrays,
-    ClassTexts,
-    Features,
-    Layout,
-    Model,
-    Plan,
-    Scalar,
-    Update,
-)
+from fedclip_edge.learning.operations import Array, Operations
+from fedclip_edge.records import F32, Arrays, ClassTexts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAITS = Traits(rounds=1, one_round=True, sends_moments=True)
 _LAMBDAS = np.logspace(-3, 3, 37)  # times the mean eigenvalue of X^T X
 _PRIOR_MAX = 100.0
 _VARIANCE_MIN = 1e-4  # lower limit: with almost no error, the scale would be huge
@@ -91,55 +74,17 @@ class Head:
     error: float  # mean squared error of one coordinate of the one-hot target
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "ridge options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
     """Make the zero-shot head, with the class texts as `weight`; it ignores the options.
 
     The parameters are float32: `weight` (C, D) and the scalars `scale`, `l2` and `prior`.
     """
-    return _model(0, classes.vectors, classes.logit_scale, 0.0, 1.0)
+    return _parameters(classes.vectors, classes.logit_scale, 0.0, 1.0)
 
 
-def layout(model: Model) -> Layout:
-    """Return the shapes: a model is a head, an update has integer sums only."""
-    classes, dim = model.parameters["weight"].shape
-    shapes = {name: term.shape for name, term in model.parameters.items()}
-    return Layout(shapes, {}, moments.sum_shapes(classes, dim))
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Make the update from the moments of both feature sets.
-
-    Raises the errors of `moments.update`.
-    """
-    least = check_options(plan.options).min_per_class
-    return moments.update(features, validation, len(classes.names), least), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Solve for the head from the added sums; `model` gives the texts to shrink towards."""
-    options = check_options(total.plan.options)
-    if not total.sums or not total.sums["train.counts"].any():
-        log.event("ridge_without_pictures", model="zero-shot")
-        zero_shot = model.parameters
-        return Model(model.method, model.round + 1, zero_shot), state
-    train, validation = moments.received(total.sums)
-    head = solve(train, validation, model.parameters["weight"].astype(np.float64), options)
+def solve(initial: Arrays, train: Moments, validation: Moments, options: Options) -> Arrays:
+    """Solve for the head; `initial` gives the texts to shrink towards."""
+    head = solve_head(train, validation, initial["weight"].astype(np.float64), options)
     variance = max(head.error, _VARIANCE_MIN)
     log.event(
         "ridge_chosen",
@@ -149,10 +94,10 @@ def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
         train_pictures=train.pictures,
         validation_pictures=validation.pictures,
     )
-    return _model(model.round + 1, head.weight, 1 / variance, head.l2, head.prior), state
+    return _parameters(head.weight, 1 / variance, head.l2, head.prior)
 
 
-def solve(train: Moments, validation: Moments, texts: F64, options: Options) -> Head:
+def solve_head(train: Moments, validation: Moments, texts: F64, options: Options) -> Head:
     """Solve for the head with the smallest squared error on the validation sums.
 
     `texts` are float64 (C, D). Values of lambda and tau that the options give are kept. Without
@@ -188,11 +133,11 @@ def solve(train: Moments, validation: Moments, texts: F64, options: Options) -> 
     return best
 
 
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute scaled scores (N, C) of features (N, D); `texts` and `scale` are unused."""
-    from torch.nn.functional import normalize
-
-    return terms["scale"] * normalize(features, dim=1) @ terms["weight"].T
+    return terms["scale"] * ops.normalize(features) @ terms["weight"].T
 
 
 def _best_step(start: F64, direction: F64, gram: F64, sums: F64) -> float:
@@ -206,7 +151,9 @@ def _best_step(start: F64, direction: F64, gram: F64, sums: F64) -> float:
     return min(max(slope / curvature, 0.0), _PRIOR_MAX) if curvature > 0 else 1.0
 
 
-def _model(round: int, weight: F64 | F32, scale: float, l2: float, prior: float) -> Model:
+def _parameters(weight: F64 | F32, scale: float, l2: float, prior: float) -> Arrays:
     values = {"weight": weight, "scale": scale, "l2": l2, "prior": prior}
-    terms = {name: np.array(value, np.float32) for name, value in values.items()}
-    return Model("ridge", round, terms)
+    return {name: np.array(value, np.float32) for name, value in values.items()}
+
+
+METHOD = closed_form("ridge", Options, initial_parameters, logits, solve)

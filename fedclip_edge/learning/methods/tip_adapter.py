@@ -22,30 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedclip_edge.config import read_table
 from fedclip_edge.learning.evaluation import goodness
-from fedclip_edge.learning.method import NO_OPTIONS, NO_TERMS, Traits, scores
-from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import (
-    Arrays,
-    ClassTexts,
-    Features,
-    Layout,
-    Model,
-    Plan,
-    Scalar,
-    Shapes,
-    Update,
-)
+from fedclip_edge.learning.kinds import untrained
+from fedclip_edge.learning.method import LocalTask, Personal, scores
+from fedclip_edge.learning.operations import Array, Operations, cosine_logits
+from fedclip_edge.records import ClassTexts, Model, Shapes
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-TRAITS = Traits(rounds=1, one_round=True, is_personal=True)
 _ALPHAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _BETAS = (1.0, 2.0, 5.5, 10.0, 20.0, 50.0)
 _ALPHA, _BETA = 1.0, 5.5  # from the paper
@@ -65,55 +50,16 @@ class Options:
                 raise ValueError(f"{name}: expected 0 to 1e4, got {value}")
 
 
-def check_options(options: Mapping[str, Scalar]) -> Options:
-    """Parse the options; raises ConfigError for an unknown option or a value out of range."""
-    return read_table(Options, options, "tip-adapter options")
-
-
-def initial(
-    classes: ClassTexts, dim: int, seed: int, options: Mapping[str, Scalar] = NO_OPTIONS
-) -> Model:
-    """Return a model without parameters: zero-shot CLIP. It ignores the options."""
-    return Model("tip-adapter", 0, {})
-
-
-def layout(model: Model) -> Layout:
-    """Return empty shapes, because nothing is shared."""
-    return Layout({}, {})
-
-
-def fit(
-    model: Model,
-    features: Features,
-    validation: Features,
-    classes: ClassTexts,
-    plan: Plan,
-    state: State,
-    seed: int,
-    drift: Arrays = NO_TERMS,
-) -> tuple[Update, State]:
-    """Check the options and return an empty update of weight 1."""
-    check_options(plan.options)
-    return Update("sum", 1, {}), state
-
-
-def combine(model: Model, total: Total, state: State) -> tuple[Model, State]:
-    """Return the same model with the next round number."""
-    return replace(model, round=model.round + 1), state
-
-
-def personal(
-    model: Model, features: Features, validation: Features, classes: ClassTexts, plan: Plan
-) -> Model:
+def own_model(task: LocalTask, options: Options) -> Model:
     """Make the device's cache of n training pictures, with alpha and beta as described above.
 
     Its parameters are float32: `keys` (n, D) unit rows, `values` (n, C) one-hot labels, and the
-    scalars `alpha` and `beta`. Raises ConfigError for a bad option.
+    scalars `alpha` and `beta`.
     """
-    options = check_options(plan.options)
-    norms = np.linalg.norm(features.vectors, axis=1, keepdims=True)
-    keys = (features.vectors / np.where(norms > 0, norms, 1)).astype(np.float32)  # (N, D)
-    values = np.eye(len(classes.names), dtype=np.float32)[features.labels]  # (N, C)
+    model, train, validation, classes = task.model, task.train, task.validation, task.classes
+    norms = np.linalg.norm(train.vectors, axis=1, keepdims=True)
+    keys = (train.vectors / np.where(norms > 0, norms, 1)).astype(np.float32)  # (N, D)
+    values = np.eye(len(classes.names), dtype=np.float32)[train.labels]  # (N, C)
 
     def cached(alpha: float, beta: float) -> Model:
         chosen = {"alpha": np.array(alpha, np.float32), "beta": np.array(beta, np.float32)}
@@ -134,22 +80,22 @@ def personal(
     return max(every, key=on_validation)
 
 
-def personal_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
+def own_shapes(model: Model, classes: ClassTexts, dim: int) -> Shapes:
     """Shapes of a device's own model, for its number of keys and the width `dim`."""
     count = len(model.parameters["keys"]) if model.parameters.get("keys", np.zeros(())).ndim else 0
     return {"keys": (count, dim), "values": (count, len(classes.names)), "alpha": (), "beta": ()}
 
 
-def logits(terms: Mapping[str, Tensor], features: Tensor, texts: Tensor, scale: float) -> Tensor:
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
     """Compute logits (N, C) of raw features (N, D); without a cache they are zero-shot CLIP's."""
-    import torch
-    from torch.nn.functional import normalize
-
-    from fedclip_edge.learning import adapter
-
-    zero_shot = adapter.logits(features, texts, scale)  # (N, C)
+    zero_shot = cosine_logits(ops, features, texts, scale)  # (N, C)
     if "keys" not in terms:
         return zero_shot
-    near = normalize(features, dim=1) @ terms["keys"].T  # (N, n), n cached pictures
-    votes = torch.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
+    near = ops.normalize(features) @ terms["keys"].T  # (N, n), n cached pictures
+    votes = ops.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
     return zero_shot + terms["alpha"] * votes
+
+
+METHOD = untrained("tip-adapter", Options, logits, Personal(own_model, own_shapes))

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedclip_edge.config import read_table, unknown
 from fedclip_edge.learning.singles import Singles
-from fedclip_edge.learning.strategies import adaptive, fedavg, fedavgm, robust, scaffold
+from fedclip_edge.learning.strategies import adaptive, fedavg, fedavgm, robust
 from fedclip_edge.learning.strategy import NoOptions, State, Strategy, Total
 from fedclip_edge.records import Model, Plan
 
@@ -24,13 +24,6 @@ _STRATEGIES: dict[str, Strategy] = {
     "fedavgm": Strategy(fedavgm.step, fedavgm.Options),
     "fedadam": Strategy(adaptive.fedadam, adaptive.Options),
     "fedyogi": Strategy(adaptive.fedyogi, adaptive.Options),
-    "scaffold": Strategy(
-        scaffold.step,
-        scaffold.Options,
-        total=scaffold.CountedSum,
-        is_uniform=True,
-        on_devices=scaffold,
-    ),
     "median": _robust(robust.median, NoOptions),
     "trimmed-mean": _robust(robust.trimmed_mean, robust.Options),
     "krum": _robust(robust.krum, robust.Options),

@@ -41,7 +41,7 @@ def test_reduction_and_ratio_are_the_options() -> None:
     }
     sent = methods.plan_layout(plan, CLASSES, D).delta
     assert set(sent) == {"down.weight", "up.weight"}  # all devices know the ratio from the plan
-    wide = clip_adapter.initial(CLASSES, 3, 0, {"reduction": 100})
+    wide = clip_adapter.METHOD.initial(CLASSES, 3, 0, {"reduction": 100})
     assert wide.parameters["down.weight"].shape == (1, 3)
 
 
@@ -50,7 +50,7 @@ def test_a_larger_ratio_moves_a_prediction_further() -> None:
     zero_shot = methods.predict(zeroshot.MODEL, data.vectors, CLASSES)
     moved = []
     for ratio in (0.05, 0.2, 0.8):
-        model = clip_adapter.initial(CLASSES, D, 0, {"ratio": ratio})
+        model = clip_adapter.METHOD.initial(CLASSES, D, 0, {"ratio": ratio})
         logits = methods.predict(model, data.vectors, CLASSES)
         moved.append(float(np.abs(logits - zero_shot).mean()))
     assert moved == sorted(moved)
@@ -58,7 +58,7 @@ def test_a_larger_ratio_moves_a_prediction_further() -> None:
 
 
 def test_the_blend_is_of_the_raw_feature() -> None:
-    model = clip_adapter.initial(CLASSES, D, 0)
+    model = clip_adapter.METHOD.initial(CLASSES, D, 0)
     terms = {name: torch.tensor(term) for name, term in model.parameters.items()}
     f = torch.tensor(features(5, 1, CLASSES).vectors)
     expected = forward(terms, f, torch.tensor(CLASSES.vectors))
@@ -80,4 +80,4 @@ def test_it_learns() -> None:
 )
 def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
     with pytest.raises(ConfigError, match=f"clip-adapter options: {message}"):
-        clip_adapter.check_options(options)
+        clip_adapter.METHOD.check_options(options)

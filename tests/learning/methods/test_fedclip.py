@@ -22,7 +22,9 @@ from opened import opened
 from torch import Tensor, nn
 
 from fedclip_edge.config import RunRules
+from fedclip_edge.learning import methods
 from fedclip_edge.learning.local import training_seed
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import fedclip
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Features, Model, Plan, Scalar
@@ -109,7 +111,7 @@ def plan_of(how: Reference) -> Plan:
 @cache
 def initial() -> Mapping[str, Tensor]:
     """The initial parameters of both sides."""
-    model = fedclip.initial(CLASSES, D, SEED)
+    model = fedclip.METHOD.initial(CLASSES, D, SEED)
     return {name: torch.tensor(term) for name, term in model.parameters.items()}
 
 
@@ -255,11 +257,11 @@ def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> 
     """Devices send changes; adding their mean equals averaging the trained adapters."""
     plan = Plan(options={"lr": 1e-4}, rounds=1, seed=SEED, codec_up="fp32", codec_down="fp32")
     _, last = federated(tmp_path, plan)
-    start = fedclip.initial(CLASSES, D, SEED)
+    start = fedclip.METHOD.initial(CLASSES, D, SEED)
     changes = [
-        fedclip.fit(start, features(n), NOTHING, CLASSES, plan, {}, training_seed(SEED, 0, n))[
-            0
-        ].delta
+        methods.fit(
+            LocalTask(plan, start, features(n), NOTHING, CLASSES, training_seed(SEED, 0, n))
+        ).delta
         for n in SIZES
     ]
     for name, term in start.parameters.items():

@@ -20,6 +20,7 @@ from fedclip_edge.config import EncoderConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.local import training_seed
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.records import ClassTexts, Features, Plan
 from fedclip_edge.vision.encoder import open_onnx
 from fedclip_edge.vision.pictures import Preprocessing, load
@@ -97,14 +98,14 @@ def test_ten_rounds_are_plain_pytorchs(
     data = {name: its for name, its in everywhere.items() if name != held_out}
     dim = classes.vectors.shape[1]
     plan = Plan(rounds=ROUNDS, seed=SEED)
-    own, model = methods.get("fedclip"), methods.initial(plan, classes, dim)
+    model = methods.initial(plan, classes, dim)
     start = {name: torch.tensor(term) for name, term in model.parameters.items()}
     for closed in range(ROUNDS):
         total = ExactSum(plan)
         for name, its in data.items():
             seed = training_seed(SEED, closed, name)
-            total.add(methods.fit(model, its, nothing(dim), classes, plan, {}, seed)[0])
-        model, _ = own.combine(model, total, {})
+            total.add(methods.fit(LocalTask(plan, model, its, nothing(dim), classes, seed)))
+        model, _ = methods.combine(model, total, {})
     expected = rendered(start, data, classes)
     apart = max(float(np.abs(model.parameters[n] - t.numpy()).max()) for n, t in expected.items())
     moved = max(float((start[n] - t).abs().max()) for n, t in expected.items())

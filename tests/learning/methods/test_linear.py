@@ -26,7 +26,7 @@ def test_it_is_plain_pytorch() -> None:
 
 
 def test_it_begins_as_zero_shot() -> None:
-    data, model = features(20, 1, CLASSES), linear.initial(CLASSES, D, 0)
+    data, model = features(20, 1, CLASSES), linear.METHOD.initial(CLASSES, D, 0)
     np.testing.assert_array_equal(
         methods.predict(model, data.vectors, CLASSES),
         methods.predict(zeroshot.MODEL, data.vectors, CLASSES),
@@ -44,4 +44,4 @@ def test_it_learns() -> None:
 )
 def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
     with pytest.raises(ConfigError, match=f"linear options: {message}"):
-        linear.check_options(options)
+        linear.METHOD.check_options(options)

@@ -29,14 +29,14 @@ def test_it_is_plain_pytorch() -> None:
 def test_it_begins_as_zero_shot() -> None:
     data = features(20, 1, CLASSES)
     np.testing.assert_array_equal(
-        methods.predict(lowrank.initial(CLASSES, D, 0), data.vectors, CLASSES),
+        methods.predict(lowrank.METHOD.initial(CLASSES, D, 0), data.vectors, CLASSES),
         methods.predict(zeroshot.MODEL, data.vectors, CLASSES),
     )
 
 
 @pytest.mark.parametrize(("rank", "kept"), [(1, 1), (5, 5), (999, D)])
 def test_the_rank_is_an_option_and_never_above_the_width(rank: int, kept: int) -> None:
-    model = lowrank.initial(CLASSES, D, 0, {"rank": rank})
+    model = lowrank.METHOD.initial(CLASSES, D, 0, {"rank": rank})
     assert (model.parameters["a"].shape, model.parameters["b"].shape) == ((kept, D), (D, kept))
 
 
@@ -50,4 +50,4 @@ def test_it_learns() -> None:
 )
 def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
     with pytest.raises(ConfigError, match=f"lowrank options: {message}"):
-        lowrank.check_options(options)
+        lowrank.METHOD.check_options(options)

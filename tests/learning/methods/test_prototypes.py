@@ -17,6 +17,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import probabilities, top1
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import prototypes, zeroshot
 from fedclip_edge.records import F32, Features, Model, Plan, Scalar, Update
 
@@ -35,8 +36,8 @@ def solved(sides: Sequence[Sides], options: dict[str, Scalar] | None = None) -> 
     plan = Plan("prototypes", {**EVERY, **(options or {})})
     start, total = methods.initial(plan, CLASSES, D), ExactSum(plan)
     for train, validation in sides:
-        total.add(methods.fit(start, train, validation, CLASSES, plan, {}, 0)[0])
-    return prototypes.combine(start, total, {})[0]
+        total.add(methods.fit(LocalTask(plan, start, train, validation, CLASSES, 0)))
+    return methods.combine(start, total, {})[0]
 
 
 def bytes_of(model: Model) -> dict[str, bytes]:
@@ -137,13 +138,13 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
     plan = Plan("prototypes", EVERY)
     start, total = methods.initial(plan, CLASSES, D), ExactSum(plan)
     train, held = features(40, 1, CLASSES), features(20, 2, CLASSES)
-    honest = methods.fit(start, train, held, CLASSES, plan, {}, 0)[0]
+    honest = methods.fit(LocalTask(plan, start, train, held, CLASSES, 0))
     total.add(honest)
     hostile = {name: np.zeros_like(numbers) for name, numbers in honest.sums.items()}
     hostile["train.gram"] = hostile["train.gram"] - 2**30 * 50
     hostile["validation.gram"] = hostile["validation.gram"] - 2**30 * 50
     total.add(Update("sum", 50, {}, hostile))
-    model, _ = prototypes.combine(start, total, {})
+    model, _ = methods.combine(start, total, {})
     assert all(np.isfinite(term).all() for term in model.parameters.values())
 
 
@@ -174,4 +175,4 @@ def test_it_is_as_sure_as_it_is_right() -> None:
 )
 def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
     with pytest.raises(ConfigError, match=f"prototypes options: {message}"):
-        prototypes.check_options(options)
+        prototypes.METHOD.check_options(options)

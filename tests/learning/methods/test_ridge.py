@@ -20,6 +20,7 @@ from fedclip_edge.config import RunRules
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import ridge, zeroshot
 from fedclip_edge.learning.moments import F64
 from fedclip_edge.records import F32, ClassTexts, Features, Model, Plan, Scalar, Update
@@ -45,11 +46,11 @@ def contributed(sides: Sequence[Sides], plan: Plan = PLAN) -> ExactSum:
 
 def update_of(train: Features, validation: Features = NOTHING, plan: Plan = PLAN) -> Update:
     start = methods.initial(plan, CLASSES, D)
-    return methods.fit(start, train, validation, CLASSES, plan, {}, 0)[0]
+    return methods.fit(LocalTask(plan, start, train, validation, CLASSES, 0))
 
 
 def solved(sides: Sequence[Sides], plan: Plan = PLAN) -> Model:
-    return ridge.combine(methods.initial(plan, CLASSES, D), contributed(sides, plan), {})[0]
+    return methods.combine(methods.initial(plan, CLASSES, D), contributed(sides, plan), {})[0]
 
 
 def digest(model: Model) -> str:
@@ -206,7 +207,7 @@ def test_a_class_of_too_few_pictures_is_left_out_of_what_is_sent() -> None:
     assert sent.weight == len(without)
     enough = update_of(some(data, [*np.flatnonzero(data.labels == 0)[:5]]), plan=plan)
     assert enough.sums["train.counts"].tolist() == [5, 0, 0, 0]
-    assert ridge.check_options({}).min_per_class == 5
+    assert ridge.METHOD.check_options({}).min_per_class == 5
 
 
 @pytest.mark.parametrize("sides", [[], [(NOTHING, NOTHING)], [(NOTHING, features(9, 1, CLASSES))]])
@@ -247,7 +248,7 @@ def test_sums_that_no_pictures_give_make_a_finite_model() -> None:
     hostile["train.gram"] = hostile["train.gram"] - 2**30 * 50
     hostile["validation.gram"] = hostile["validation.gram"] - 2**30 * 50
     total.add(Update("sum", 50, {}, hostile))
-    model, _ = ridge.combine(methods.initial(PLAN, CLASSES, D), total, {})
+    model, _ = methods.combine(methods.initial(PLAN, CLASSES, D), total, {})
     assert all(np.isfinite(term).all() for term in model.parameters.values())
 
 
@@ -261,7 +262,7 @@ def test_a_negative_gram_is_taken_for_none() -> None:
     numbers["train.gram"] = upper[np.triu_indices(D)]
     numbers["train.counts"] = np.full(4, 2)
     total.add(Update("sum", 8, {}, numbers))
-    model, _ = ridge.combine(methods.initial(plan, CLASSES, D), total, {})
+    model, _ = methods.combine(methods.initial(plan, CLASSES, D), total, {})
     np.testing.assert_allclose(model.parameters["weight"], CLASSES.vectors, atol=1e-5)
 
 
@@ -301,4 +302,4 @@ def test_a_fleet_comes_to_the_head_of_all_its_pictures_in_one_round(
 )
 def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
     with pytest.raises(ConfigError, match=f"ridge options: {message}"):
-        ridge.check_options(options)
+        ridge.METHOD.check_options(options)

@@ -17,6 +17,7 @@ from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import top1
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import tip_adapter, zeroshot
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import Features, Model, Plan, Scalar
@@ -25,14 +26,14 @@ from fedclip_edge.vision.bundle import Bundle
 D = 16
 CLASSES = class_texts(("ant", "bee", "cat", "dog"), D)
 NOTHING = nothing(D)
-SHARED = tip_adapter.initial(CLASSES, D, 0)
+SHARED = tip_adapter.METHOD.initial(CLASSES, D, 0)
 
 
 def own(
     train: Features, validation: Features = NOTHING, options: dict[str, Scalar] | None = None
 ) -> Model:
     plan = Plan("tip-adapter", options or {})
-    made = methods.personal(SHARED, train, validation, CLASSES, plan)
+    made = methods.personal(LocalTask(plan, SHARED, train, validation, CLASSES, 0))
     assert made is not None
     return made
 
@@ -53,8 +54,8 @@ def test_the_logits_are_the_papers() -> None:
 
 def test_an_empty_update_is_all_that_leaves_the_device() -> None:
     plan, data = Plan("tip-adapter"), features(30, 1, CLASSES)
-    update, state = methods.fit(SHARED, data, NOTHING, CLASSES, plan, {}, 0)
-    assert (dict(update.delta), dict(update.sums), update.weight, dict(state)) == ({}, {}, 1, {})
+    update = methods.fit(LocalTask(plan, SHARED, data, NOTHING, CLASSES, 0))
+    assert (dict(update.delta), dict(update.sums), update.weight) == ({}, {}, 1)
     assert methods.plan_layout(plan, CLASSES, D).parameters == {}
 
 
@@ -120,7 +121,7 @@ def test_a_label_outside_the_class_list_is_refused() -> None:
 
 def test_other_methods_have_no_model_of_the_devices_own() -> None:
     data = features(5, 1, CLASSES)
-    assert methods.personal(SHARED, data, data, CLASSES, Plan("fedclip")) is None
+    assert methods.personal(LocalTask(Plan("fedclip"), SHARED, data, data, CLASSES, 0)) is None
 
 
 def test_in_a_run_each_device_keeps_its_own_model(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_devices_own_model_can(random_bundle: Bundle, tmp_path: Path) -> None:
     classes, dim = random_bundle.classes, random_bundle.manifest.dim
     data = features(7, 1, classes)
     plan = Plan("tip-adapter")
-    model = methods.personal(SHARED, data, features(0, 1, classes), classes, plan)
+    model = methods.personal(LocalTask(plan, SHARED, data, features(0, 1, classes), classes, 0))
     assert model is not None
     path = written(random_bundle, tmp_path / "a.safetensors", model)
     found = find_model(path, tmp_path / "journal.sqlite", random_bundle)
@@ -183,4 +184,4 @@ def test_a_devices_own_model_can(random_bundle: Bundle, tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_an_option(options: dict[str, Scalar], message: str) -> None:
     with pytest.raises(ConfigError, match=f"tip-adapter options: {message}"):
-        tip_adapter.check_options(options)
+        tip_adapter.METHOD.check_options(options)

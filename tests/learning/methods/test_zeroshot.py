@@ -9,6 +9,7 @@ from in_memory import class_texts, features, nothing
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.records import ClassTexts, Plan
 
@@ -18,7 +19,7 @@ CLASSES = class_texts(dim=D)
 
 def test_logits_are_scaled_cosines() -> None:
     data = features(30, 1, CLASSES)
-    model = zeroshot.initial(CLASSES, D, 0)
+    model = zeroshot.METHOD.initial(CLASSES, D, 0)
     norms = np.linalg.norm(data.vectors.astype(np.float64), axis=1, keepdims=True)
     expected = 100 * (data.vectors / norms) @ CLASSES.vectors.astype(np.float64).T
     np.testing.assert_allclose(
@@ -30,19 +31,19 @@ def test_a_text_is_its_own_class() -> None:
     """Computed by hand: three texts on the axes and two features between them."""
     classes = ClassTexts(("x", "y", "z"), np.eye(3, dtype=np.float32), 10.0, "{}")
     vectors = np.array([[3, 4, 0], [0, 0, 7]], np.float32)
-    logits = methods.predict(zeroshot.initial(classes, 3, 0), vectors, classes)
+    logits = methods.predict(zeroshot.METHOD.initial(classes, 3, 0), vectors, classes)
     np.testing.assert_allclose(logits, [[6, 8, 0], [0, 0, 10]], atol=1e-5)
 
 
 def test_nothing_is_trained_and_nothing_travels() -> None:
-    plan, model = Plan("zeroshot"), zeroshot.initial(CLASSES, D, 0)
+    plan, model = Plan("zeroshot"), zeroshot.METHOD.initial(CLASSES, D, 0)
     data = features(30, 1, CLASSES)
     total = ExactSum(plan)
     for seed in (1, 2):
-        update, state = zeroshot.fit(model, data, nothing(D), CLASSES, plan, {}, seed)
-        assert (update.kind, update.weight, dict(update.delta), dict(state)) == ("sum", 1, {}, {})
+        update = methods.fit(LocalTask(plan, model, data, nothing(D), CLASSES, seed))
+        assert (update.kind, update.weight, dict(update.delta)) == ("sum", 1, {})
         total.add(update)
-    following, state = zeroshot.combine(model, total, {})
+    following, state = methods.combine(model, total, {})
     assert (following.method, following.round, dict(following.parameters)) == ("zeroshot", 1, {})
     assert dict(state) == {}
     np.testing.assert_array_equal(
@@ -53,4 +54,4 @@ def test_nothing_is_trained_and_nothing_travels() -> None:
 
 def test_it_has_no_options() -> None:
     with pytest.raises(ConfigError, match="zeroshot options: unknown key 'lr'"):
-        zeroshot.check_options({"lr": 1e-3})
+        zeroshot.METHOD.check_options({"lr": 1e-3})
