@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import reprlib
 import types
 import typing
@@ -91,6 +92,12 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         table, _, key = where.rpartition(": ")
         return decode_table(typing.cast("type[Any]", hint), value, f"{table} [{key}]", base)
     elif hint is Path and isinstance(value, str) and value:
+        if not value.isprintable() and (control := re.search(r"[\0-\x1f]", value)):
+            raise DecodeError(
+                f"{where}: the path {value!r} contains the control character {control[0]!r}; in "
+                "double quotes, TOML reads \\t, \\n and others as such characters, so write a path "
+                "with /, or in '...'"
+            )
         try:
             return (base or Path()) / Path(value).expanduser()
         except RuntimeError as error:  # "~user" of a user that does not exist on this machine

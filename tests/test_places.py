@@ -24,7 +24,6 @@ from fedclip_edge.config import (
     FleetConfig,
     RunRules,
     load_agent,
-    read_toml,
 )
 from fedclip_edge.coordinator import process
 from fedclip_edge.errors import BundleError, ConfigError, DataError, LinkError, RefusedError
@@ -33,6 +32,7 @@ from fedclip_edge.pki import mosquitto
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol.topics import Topics, matches
 from fedclip_edge.records import Plan
+from fedclip_edge.storage.toml_file import read_toml
 from fedclip_edge.vision.bundle import Bundle
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -53,6 +54,7 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
     """  # noqa: D301 - click's mark for lines that are not wrapped
     from fedclip_edge.errors import ConfigError
     from fedclip_edge.pki import enrolment
+    from fedclip_edge.storage.text_file import decode
 
     if not id and csr is None:
         raise click.UsageError("Missing argument 'ID'. Only with --csr can it be left out.")
@@ -64,6 +66,8 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
             raise ConfigError(
                 f"{csr} cannot be read: {error.strerror}; name the file of the signing request"
             ) from None
+        with suppress(ConfigError):  # `enroll` refuses other bytes
+            request = decode(request, str(csr)).encode()  # PowerShell writes UTF-16
     path = enrolment.enroll(
         enrolment.Folder(site.absolute()), id, request=request, out=out, days=days
     )

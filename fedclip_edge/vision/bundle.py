@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, ExportError
-from fedclip_edge.records import F32, ClassTexts
+from fedclip_edge.records import F32, ClassTexts, normalized_name
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.manifest import (
     AGAIN,
@@ -238,7 +238,8 @@ def _read_classes(path: Path) -> ClassTexts:
         with safe_open(path, framework="np") as file:
             head = json.loads((file.metadata() or {})["classes"])
             return ClassTexts(
-                names=tuple(str(name) for name in head["names"]),
+                # Earlier versions of `export` kept the Unicode form of the file of class names.
+                names=tuple(normalized_name(str(name)) for name in head["names"]),
                 vectors=file.get_tensor("vectors"),
                 logit_scale=float(head["logit_scale"]),
                 prompt=str(head["prompt"]),
