@@ -53,6 +53,18 @@ def test_what_is_written_is_read(
         ("c.txt", "cat\n", r"c\.txt has 1 class name; write two or more"),
         ("c.txt", "", r"c\.txt has no class name"),
         ("c.txt", " \n\n", r"c\.txt has no class name"),
+        (
+            "c.txt",
+            "Café\nCafe\u0301",
+            r"c\.txt: .* in line 1 .* in line 2 look .*U\+00E9 and U\+0065",
+        ),
+        (
+            "c.txt",
+            "a\n\u200bb",
+            r"c\.txt: line 2: the class name '\\u200bb' contains the invisible",
+        ),
+        ("c.json", '["\u200ba", "b"]', r"c\.json: entry 1: .*U\+200B ZERO WIDTH SPACE; delete it"),
+        ("c.json", '["Cat", "cat"]', r"'Cat' in entry 1 and 'cat' in entry 2 differ only in upper"),
         ("c.json", "[]", r"c\.json has no class name"),
         ("c.json", "", r"c\.json, line 1 \(empty\) is not valid JSON: .*; the file is empty"),
         ("c.json", '{"a": 1}', r"c\.json is not a list of class names"),
@@ -113,3 +125,8 @@ def test_unusable_prompts_are_refused(tmp_path: Path, text: str, message: str) -
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_prompts(tmp_path / "p.txt")
+
+
+def test_names_are_read_in_one_unicode_form(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("Cafe\u0301\ntea", encoding="utf-8")
+    assert read_class_names(tmp_path / "c.txt") == ("Caf\u00e9", "tea")

@@ -315,3 +315,21 @@ def test_reading_needs_neither_onnxruntime_nor_pillow(random_bundle: Bundle) -> 
     )
     command = [sys.executable, "-c", code, str(random_bundle.folder)]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_names_are_read_in_one_unicode_form(random_bundle: Bundle, copied: Path) -> None:
+    head = {"names": ["cafe\u0301", "b", "c"], "prompt": "a {}", "logit_scale": 100.0}
+    vectors = {"vectors": random_bundle.classes.vectors}
+    put(copied, "classes.safetensors", vectors, {"classes": json.dumps(head)})
+    classes = read_bundle(copied).classes
+    assert classes.names == ("caf\u00e9", "b", "c")
+    composed = ClassTexts(("caf\u00e9", "b", "c"), vectors["vectors"], 100.0, "a {}")
+    assert classes.digest == composed.digest
+
+
+def test_two_spellings_of_one_name_are_refused(random_bundle: Bundle, copied: Path) -> None:
+    head = {"names": ["cafe\u0301", "caf\u00e9", "c"], "prompt": "a {}", "logit_scale": 100.0}
+    vectors = {"vectors": random_bundle.classes.vectors}
+    put(copied, "classes.safetensors", vectors, {"classes": json.dumps(head)})
+    with pytest.raises(BundleError, match=r"has no valid class texts .*expected different names"):
+        read_bundle(copied)
