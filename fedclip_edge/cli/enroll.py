@@ -46,11 +46,13 @@ def enroll(id: str, csr: Path | None, out: Path | None, days: int, site: Path) -
     ID is 1 to 64 characters of a-z, 0-9 and '-', without '-' at either end. With --csr it may be
     left out: the request names the device.
 
+    To keep the private key on the box, create it there together with a request, and copy only the
+    request to this machine:
+
     \b
-    To keep the private key on the box, create it there together with a request,
-    and copy only the request to this machine:
       openssl genpkey -algorithm ed25519 -out device.key
-      openssl req -new -key device.key -subj /CN=cam-01 -out cam-01.csr
+      openssl req -new -key device.key -subj /CN=cam-01 \\
+        -out cam-01.csr
     """  # noqa: D301 - click's mark for lines that are not wrapped
     from fedclip_edge.errors import ConfigError
     from fedclip_edge.pki import enrolment

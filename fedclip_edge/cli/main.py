@@ -20,13 +20,14 @@ from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
+from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.serve import serve
 from fedclip_edge.cli.simulate import simulate
 from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="fedclip-edge")
 def cli() -> None:
     """Adapt CLIP to a fleet's own pictures without moving a picture."""

@@ -1,1 +1,1 @@
-"""Atomic files and folders, locks, SQLite databases with the same settings, text that people write."""
+"""Atomic files and folders, locks, SQLite databases with the same settings, and text files."""

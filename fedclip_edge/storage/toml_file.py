@@ -86,7 +86,7 @@ def _explain(lines: Sequence[str], said: str, where: str) -> str:
 
 
 def _hint(lines: Sequence[str], number: int, column: int, problem: str) -> str:
-    """What is usual in the place of the mistake that the parser calls `problem`."""
+    """The usual text in the place of the mistake that the parser calls `problem`."""
     line = lines[number - 1]
     key, _, value = line.partition("=")
     key, value = key.strip(), value.strip()
