@@ -26,7 +26,14 @@ from fedclip_edge.config import (
     load_agent,
 )
 from fedclip_edge.coordinator import process
-from fedclip_edge.errors import BundleError, ConfigError, DataError, LinkError, RefusedError
+from fedclip_edge.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    DiskError,
+    LinkError,
+    RefusedError,
+)
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.pki import mosquitto
 from fedclip_edge.pki.mosquitto import access_list
@@ -84,7 +91,9 @@ def test_the_unit_starts_a_real_command() -> None:
 def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None:
     service = unit()["Service"]
     assert service["RestartForceExitStatus"] == str(LinkError.exit_code)
-    hopeless = {e.exit_code for e in (ConfigError, DataError, BundleError, RefusedError)}
+    usage = click.UsageError.exit_code
+    hopeless = {e.exit_code for e in (ConfigError, DataError, BundleError, RefusedError)} | {usage}
+    assert DiskError.exit_code not in hopeless  # the agent goes on when the disk is free
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
     assert service["SuccessExitStatus"] == str(128 + signal.SIGTERM)  # `systemctl stop`
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.pictures import picture_hash
@@ -160,9 +160,9 @@ def test_a_file_of_another_version(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="of the feature cache cannot be created"):
+    with pytest.raises(DiskError, match="of the feature cache cannot be created"):
         FeatureCache(tmp_path / "file" / "f.sqlite")
-    with pytest.raises(DataError, match="cannot be used: unable to open database file"):
+    with pytest.raises(DiskError, match="cannot be used: unable to open database file"):
         FeatureCache(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_a_cache_that_stays_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with FeatureCache(path) as cache:
         other = connect(path)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DataError, match="cannot be used: database is locked"):
+        with pytest.raises(DiskError, match="cannot be used: database is locked"):
             cache.put({"p": vector(1)}, KEY)
         other.rollback()
         other.close()
