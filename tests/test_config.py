@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pytest
 from hypothesis import given, settings
@@ -262,6 +263,17 @@ def test_a_device_that_trains_needs_pictures_to_train_on(tmp_path: Path) -> None
     assert load_agent(written(tmp_path, alone, "agent.toml")).data.test == 1.0
     both = alone.replace('["evaluate"]', '["train", "evaluate"]')
     assert "share `train` above 0" in refusal(tmp_path / "agent.toml", both)
+
+
+@dataclass(frozen=True)
+class Either:
+    value: Union[int, str, None]  # noqa: UP007 - named "Union", as all unions of Python 3.14
+
+
+def test_a_union_is_named_by_its_types() -> None:
+    said = r"f: value: expected int or str or nothing, got float 0\.5"
+    with pytest.raises(ConfigError, match=said):
+        read_table(Either, {"value": 0.5}, "f")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

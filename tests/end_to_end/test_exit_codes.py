@@ -51,7 +51,7 @@ def code_of(*arguments: str | Path, limit_kb: int | None = None) -> tuple[int, s
 def full_disk(folder: Path) -> Iterator[Path]:
     """A small file system that is full; skips the test where none can be mounted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("needs root to mount a small disk")
     try:
@@ -97,9 +97,14 @@ def test_10_is_a_limit_that_a_setting_of_simulate_exceeds(tmp_path: Path) -> Non
     import numpy as np
 
     vectors, labels = np.eye(40, 8, dtype=np.float32) + 0.1, np.arange(40) % 4
-    texts = {"class_texts": np.eye(4, 8, dtype=np.float32), "classes": np.array([*"abcd"])}
     np.savez(
-        tmp_path / "f.npz", train_x=vectors, train_y=labels, test_x=vectors, test_y=labels, **texts
+        tmp_path / "f.npz",
+        train_x=vectors,
+        train_y=labels,
+        test_x=vectors,
+        test_y=labels,
+        class_texts=np.eye(4, 8, dtype=np.float32),
+        classes=np.array([*"abcd"]),
     )
     words = ("--features", tmp_path / "f.npz", "--split", "iid", "--devices", "2")
     code, said = code_of(
