@@ -462,6 +462,11 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
             if path.stat().st_size == 0:
                 raise _damaged(path, "it is empty (0 bytes)")
             return Journal(path, open_database(path, SCHEMA, create=False), keep_models)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            f"the journal {path} cannot be opened: {path.parent} is not a folder; set 'journal' to a "
+            "file in a folder"
+        ) from None
     except OSError as error:
         raise refused(error) from error
     except EmptyDatabaseError:

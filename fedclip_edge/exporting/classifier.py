@@ -67,8 +67,8 @@ def export_classifier(
     Without a model (`trained` is None), the classifier is the zero-shot one. Raises ConfigError if
     `out` is a folder, or exists and `replace_existing` is not set; BundleError if the bundle's
     encoder cannot be loaded or run; ExportError if encoder and head cannot be joined, or if the
-    file's probabilities differ from those of `predict` by more than TOLERANCE; DiskError if the file
-    cannot be written. Nothing is written in any of these cases.
+    file's probabilities differ from those of `predict` by more than TOLERANCE; DiskError if the
+    file cannot be written. Nothing is written in any of these cases.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file")

@@ -139,7 +139,7 @@ def test_a_flipped_byte_never_changes_a_feature(
     at = data.draw(st.integers(0, len(content) - 1))
     path = tmp_path_factory.mktemp("damaged") / "f.sqlite"
     path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
-    with contextlib.suppress(DataError), FeatureCache(path) as cache:
+    with contextlib.suppress(DataError, DiskError), FeatureCache(path) as cache:
         found = cache.get(list(features), KEY)
         missing = {name: feature for name, feature in features.items() if name not in found}
         cache.put(missing, KEY)
