@@ -79,12 +79,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:  # not turned into a FedclipError elsewhere
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(
-            f"fedclip-edge: {where}{error.strerror or error}; free disk space, repair the disk or "
-            "choose another folder, then start again",
-            err=True,
-        )
-        sys.exit(DiskError.exit_code)
+        kind, remedy = _of_system(error)
+        click.echo(f"fedclip-edge: {where}{error.strerror or error}; {remedy}", err=True)
+        sys.exit(kind.exit_code)
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
         if library not in _LIBRARIES:
@@ -93,6 +90,13 @@ def main() -> None:
         extra = f"pip install 'fedclip-edge[{_EXTRAS.get(asked, 'all')}]'"
         click.echo(f"fedclip-edge: {library} is not installed; install it with {extra}", err=True)
         sys.exit(ConfigError.exit_code)
+
+
+def _of_system(error: OSError) -> tuple[type[FedclipError], str]:
+    """The class of an error of the operating system, and what to do."""
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return ConfigError, "name another file or folder"
+    return DiskError, "free disk space, repair the disk or choose another folder, then start again"
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -10,10 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from fedclip_edge.records import normalized_name
-from fedclip_edge.storage.text_file import code_point
+from fedclip_edge.storage.text_file import INVISIBLE, code_point
 
-_JOINERS = "\u200c\u200d"  # part of the spelling of Persian and Indian words, and of emoji
-_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp", "Cs", "Co", "Cn")  # categories of Unicode
+_JOINERS = "\u200c\u200d"  # part of the spelling of words in Persian and Hindi, and of emoji
 
 
 def checked_names(entries: Sequence[str], unit: str = "entry") -> tuple[str, ...]:
@@ -46,7 +45,7 @@ def _hidden(name: str) -> str | None:
     for i, c in enumerate(name):
         if c in _JOINERS and not name[i - 1 : i].isascii() and not name[i + 1 : i + 2].isascii():
             continue
-        if c != " " and unicodedata.category(c) in _INVISIBLE:
+        if c != " " and unicodedata.category(c) in INVISIBLE:
             return code_point(c)
     return None
 

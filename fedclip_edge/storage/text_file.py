@@ -30,7 +30,8 @@ _MARKS = (
 _SHOWN = 80  # characters of a line that a message quotes
 SECRET = re.compile(r"((?:pass|pwd|secret|token)\w*\W*).+", re.IGNORECASE)
 _CURLY = "“”„‟«»‘’‚‛"
-_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode; ' ' and tab are in them too
+# Categories of Unicode: controls, formats, half pairs and blanks (' ' and tab are among them).
+INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
 
 
 def read_text(path: Path) -> str:
@@ -113,7 +114,7 @@ def strange_character(text: str) -> str | None:
     for column, c in enumerate(text, 1):
         if c in _CURLY:
             return f"write straight quotes, \" or ', instead of {c}"
-        if c not in " \t\n" and unicodedata.category(c) in _INVISIBLE:
+        if c not in " \t\n" and unicodedata.category(c) in INVISIBLE:
             return f"delete the invisible character {code_point(c)} at column {column}"
     return None
 

@@ -93,6 +93,15 @@ def test_10_is_a_wrong_configuration(site: Site) -> None:
     assert "state_dir" in said
 
 
+def test_10_is_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, said = code_of("demo", "--out", tmp_path / "file" / "demo")
+    assert (code, said) == (
+        10,
+        f"fedclip-edge: {tmp_path}/file/demo: Not a directory; name another file or folder",
+    )
+
+
 def test_10_is_a_limit_that_a_setting_of_simulate_exceeds(tmp_path: Path) -> None:
     import numpy as np
 
