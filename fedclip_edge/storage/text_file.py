@@ -29,7 +29,9 @@ _MARKS = (
 )
 _SHOWN = 80  # characters of a line that a message quotes
 SECRET = re.compile(r"((?:pass|pwd|secret|token)\w*\W*).+", re.IGNORECASE)
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _CURLY = "“”„‟«»‘’‚‛"
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
 # Categories of Unicode: controls, formats, half pairs and blanks (' ' and tab are among them).
 INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
 
@@ -84,9 +86,10 @@ def parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         lines = text.split("\n")
         line = lines[error.lineno - 1] if error.lineno <= len(lines) else ""
+        problem = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise ConfigError(
-            f"{at_line(where, error.lineno, line)} is not valid JSON: {error.msg.removesuffix(' at')} at column "
-            f"{error.colno}; {_json_hint(text, line, error)}"
+            f"{at_line(where, error.lineno, line)} is not valid JSON: {problem}; "
+            f"{_json_hint(text, line, error)}"
         ) from None
     except UnicodeEncodeError:
         raise ConfigError(
@@ -109,13 +112,19 @@ def at_line(where: str, number: int, line: str) -> str:
     return f"{where}, line {number} ({_quoted(line) or 'empty'})"
 
 
-def strange_character(text: str) -> str | None:
-    """A hint about the first curly quote or invisible character in a line; None without one."""
-    for column, c in enumerate(text, 1):
+def strange_character(line: str, column: int) -> str | None:
+    """A hint about a curly quote or an invisible character in `column` or outside quotes, or None.
+
+    The first column is 1. Inside quotes such a character is usually meant, as in "it’s".
+    """
+    shown = list(_QUOTED.sub(lambda found: "x" * len(found[0]), line))
+    if 0 < column <= len(line):
+        shown[column - 1] = line[column - 1]
+    for place, c in enumerate(shown, 1):
         if c in _CURLY:
             return f"write straight quotes, \" or ', instead of {c}"
         if c not in " \t\n" and unicodedata.category(c) in INVISIBLE:
-            return f"delete the invisible character {code_point(c)} at column {column}"
+            return f"delete the invisible character {code_point(c)} at column {place}"
     return None
 
 
@@ -152,7 +161,7 @@ def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 def _json_hint(text: str, line: str, error: json.JSONDecodeError) -> str:
     before, rest = text[: error.pos].rstrip(), text[error.pos :].lstrip()
-    if hint := strange_character(line):
+    if hint := strange_character(line, error.colno):
         return hint
     if not text.strip():
         return "the file is empty"
@@ -162,8 +171,9 @@ def _json_hint(text: str, line: str, error: json.JSONDecodeError) -> str:
         return "write \" instead of '"
     if rest.startswith(("#", "//", "/*")):
         return "remove the comment: JSON has none"
-    if word := re.match(r"True|False|None", rest):
-        return f"write { ({'None': 'null'}.get(word[0]) or word[0].lower()) } instead of {word[0]}"
+    for word, meant in _PYTHON.items():
+        if rest.startswith(word):
+            return f"write {meant} instead of {word}"
     if "trailing comma" in error.msg or (before.endswith(",") and rest[:1] in ("]", "}", "")):
         return "remove the comma after the last entry"
     if not rest:

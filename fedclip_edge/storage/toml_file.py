@@ -28,7 +28,6 @@ _LIST = "a list needs commas between its entries, and a ] at its end"
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _KEY = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*[\w-]+)*)\s*=")
 _LONG = re.compile(r"\"\"\"|'''")  # begins or ends a string of several lines
-_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _BACKSLASH = re.compile(r"=.*\"[^\"]*\\")  # a backslash inside double quotes
 
 
@@ -91,11 +90,10 @@ def _hint(lines: Sequence[str], number: int, column: int, problem: str) -> str:
     key, _, value = line.partition("=")
     key, value = key.strip(), value.strip()
     rest = line[column - 1 :].strip() if column else ""
-    # Inside quotes, only the place itself is looked at: 'it’s' is a good text.
-    outside = _QUOTED.sub(lambda found: "x" * len(found[0]), line)
-    at = line[column - 1] if 0 < column <= len(line) else "x"
-    if hint := strange_character(outside[: column - 1] + at + outside[column:]):
+    if hint := strange_character(line, column):
         return hint
+    if SECRET.search(f"{key} = x") and value[:1] not in ("", '"', "'") and "{" not in line:
+        return f'text needs quotes: {key} = "..."'
     if problem.startswith(("Cannot declare", "Cannot overwrite", "Cannot mutate")):
         return _twice(lines, number)
     if problem.startswith(("Unescaped", "Invalid hex", "Escaped character")) or (

@@ -116,6 +116,7 @@ def test_other_bytes_are_named_with_their_line(data: bytes, said: str) -> None:
         ('["a",\n"b"\n"c"]', "f, line 3 (\"c\"]) is not valid JSON: Expecting ',' delimiter"),
         ('["a"', "the file ends too early; is a bracket or a quote missing?"),
         ("['a']", "write \" instead of '"),
+        ('["it’s" "b"]', "is a comma missing before it, or a quote?"),
         ("[“a”]", "write straight quotes, \" or ', instead of “"),
         (r'["C:\pics"]', r"write \\ for a backslash, or / in a path"),
         ('{"a": True}', "write true instead of True"),

@@ -98,10 +98,12 @@ def test_a_password_is_not_shown(tmp_path: Path) -> None:
         '[broker]\npassword = "hunter2',
         "x = {password = hunter2}",
         "passwd = hunter2",
+        "pwd = 01hunter2",
     ):
         message = refusal(tmp_path, text)
         assert "hunter2" not in message
         assert "..." in message
+    assert refusal(tmp_path, "password = 12,34").endswith('text needs quotes: password = "..."')
 
 
 @pytest.mark.parametrize(("written", "read"), [("temp", r"\t"), ("new", r"\n"), ("u0000", r"\x00")])
