@@ -20,7 +20,7 @@ from fedclip_edge.errors import DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.records import F32, ClassTexts, Model
+from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
@@ -63,7 +63,7 @@ def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked,
         else:
             raise DataError(f"{path} does not exist; name pictures, or folders of pictures")
         for file in files:
-            folders = reversed(file.parts[max(0, top) : -1])
+            folders = map(normalized_name, reversed(file.parts[max(0, top) : -1]))
             truth = next((labels[name] for name in folders if name in labels), None)
             found.setdefault(file, Asked(file, truth))
     if not found:

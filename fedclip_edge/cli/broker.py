@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from fedclip_edge.cli.group import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def broker() -> None:
     """Start a test broker, or create a fleet broker's files."""
 

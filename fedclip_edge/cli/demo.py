@@ -165,7 +165,7 @@ def demo(
 
 def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
     """Parse NAME=VALUE options; a value that is not a TOML scalar is kept as text."""
-    from fedclip_edge.config import parse_value
+    from fedclip_edge.storage.toml_file import parse_value
 
     parsed = {}
     for option in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +84,13 @@ def enroll(
     ID is 1 to 64 characters of a-z, 0-9 and '-', without '-' at either end. With --csr it may be
     left out: the request names the device. With --from it is left out.
 
+    To keep the private key on the box, create it there together with a request, and copy only the
+    request to this machine:
+
     \b
-    To keep the private key on the box, create it there together with a request,
-    and copy only the request to this machine:
       openssl genpkey -algorithm ed25519 -out device.key
-      openssl req -new -key device.key -subj /CN=cam-01 -out cam-01.csr
+      openssl req -new -key device.key -subj /CN=cam-01 \\
+        -out cam-01.csr
     """  # noqa: D301 - click's mark for lines that are not wrapped
     from fedclip_edge.pki import enrolment
     from fedclip_edge.pki.site import Folder
@@ -129,13 +132,17 @@ def enroll(
 
 def _read_request(csr: Path) -> bytes:
     from fedclip_edge.errors import ConfigError
+    from fedclip_edge.storage.text_file import decode
 
     try:
-        return csr.read_bytes()
+        request = csr.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{csr} cannot be read: {error.strerror}; name the file of the signing request"
         ) from None
+    with suppress(ConfigError):  # `enroll` refuses other bytes
+        request = decode(request, str(csr)).encode()  # PowerShell writes UTF-16
+    return request
 
 
 def _unpack(path: Path, csr: Path | None) -> str:

@@ -110,16 +110,20 @@ def export(**given: Any) -> None:
     by more than the limits, no bundle is written.
 
     \b
-    fedclip-edge export export/vit-b-32.toml --classes classes.txt --out bundle
-    fedclip-edge export ViT-B-16 --pretrained laion2b_s34b_b88k \\
-        --classes classes.txt --precision fp16 --out bundle
+    fedclip-edge export export/vit-b-32.toml \\
+        --classes classes.txt --out bundle
+    fedclip-edge export ViT-B-16 \\
+        --pretrained laion2b_s34b_b88k --precision fp16 \\
+        --classes classes.txt --out bundle
     fedclip-edge export tiny --out bundle
 
     For an encoder that is already an ONNX file, leave out SOURCE:
 
     \b
-    fedclip-edge export --onnx encoder.onnx --preprocess preprocess.toml \\
-        --class-texts class_texts.npy --classes classes.json --out bundle
+    fedclip-edge export --onnx encoder.onnx \\
+        --preprocess preprocess.toml \\
+        --class-texts class_texts.npy \\
+        --classes classes.json --out bundle
 
     To give an existing bundle other classes, without encoding any picture again:
 

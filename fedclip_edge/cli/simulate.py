@@ -193,16 +193,20 @@ def simulate(
       zeroshot,fedclip
           two methods
       fedclip,fedclip@lr=1e-3,loss=cross-entropy
-          the same method with other options (after the @: options of the
-          method, or of the plan, such as rounds or codec_up)
+          the same method with other options (after the @:
+          options of the method, or of the plan, such as
+          rounds or codec_up)
       linear,linear@strategy=fedadam,strategy.lr=0.01
-          another strategy to combine updates, with an option of the strategy
+          another strategy to combine updates, with an
+          option of the strategy
       fedclip,fedclip@personal_epochs=5
-          at the end, each device trains a model of its own for 5 epochs
+          at the end, each device trains a model of its own
+          for 5 epochs
       fedclip,fedclip:local
           each device trains alone: the lower reference
       fedclip,fedclip:pooled
-          one model on the pictures of all devices: the upper reference
+          one model on the pictures of all devices:
+          the upper reference
     """  # noqa: D301 - click reads the backslash
     from fedclip_edge import log
     from fedclip_edge.config import EncoderConfig

@@ -446,16 +446,19 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
     """Open the journal; create it if it is missing.
 
     Each round that it closes leaves the newest `keep_models` models of its run in the file.
-    Raises ConfigError, and changes nothing, if the file is a database of another program or a
-    journal of another version, or cannot be written; JournalError if it is empty or damaged.
+    Raises ConfigError, and changes nothing, if `path` is a folder, a database of another program or
+    a journal of another version; JournalError if the file cannot be read or written, is empty or
+    damaged.
     """
 
-    def refused(error: Exception) -> ConfigError:
-        return ConfigError(
-            f"the journal {path} cannot be opened ({error}); check its permissions, or set "
-            "'journal' to another file"
+    def refused(error: Exception) -> JournalError:
+        return JournalError(
+            f"the journal {path} cannot be opened ({error}); free or repair the disk, let this user "
+            "write there, or set 'journal' to another file; the file is unchanged"
         )
 
+    if path.is_dir():
+        raise ConfigError(f"the journal {path} is a folder; set 'journal' to a file")
     try:
         with errors_as(refused, lambda error: _damaged(path, str(error))):
             if not path.exists():
@@ -463,6 +466,11 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
             if path.stat().st_size == 0:
                 raise _damaged(path, "it is empty (0 bytes)")
             return Journal(path, open_database(path, SCHEMA, create=False), keep_models)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            f"the journal {path} cannot be opened: {path.parent} is not a folder; set 'journal' to a "
+            "file in a folder"
+        ) from None
     except OSError as error:
         raise refused(error) from error
     except EmptyDatabaseError:

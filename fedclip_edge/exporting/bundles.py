@@ -45,8 +45,8 @@ def export_open_clip(
 
     Raises ConfigError for a wrong argument. Raises ExportError if the model cannot be loaded or
     exported, if it gives NaN or infinity, if its features differ by more than the precision allows
-    and `accept_parity` is not set, or if the folder cannot be written. No file is left behind after
-    an error.
+    and `accept_parity` is not set. Raises DiskError if the folder cannot be written. No file is
+    left behind after an error.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(recipe.precision, calibration)

@@ -68,8 +68,8 @@ def export_onnx(
     during the comparison, and `report` once with the gate's result, passed or not.
 
     Raises ConfigError, naming the file, if a file is missing or wrong; ExportError if the encoder
-    does not fit the other files, cannot be converted, or fails the gate without `accept_parity`,
-    or if the folder cannot be written. No file is left behind after an error.
+    does not fit the other files, cannot be converted, or fails the gate without `accept_parity`;
+    DiskError if the folder cannot be written. No file is left behind after an error.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(precision, calibration)

@@ -25,6 +25,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.hub import download, repository_of
 from fedclip_edge.exporting.recipe import PREFIX, Source, in_folder
 from fedclip_edge.exporting.torchvision_ops import declare_missing
+from fedclip_edge.storage.text_file import read_json
 from fedclip_edge.vision.manifest import RANDOM
 
 CONFIG = "open_clip_config.json"
@@ -101,11 +102,11 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} has no {CONFIG}; name a folder that has one") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     config = table.get("model_cfg") if isinstance(table, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("text_cfg"), dict):
         raise ConfigError(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.box import Box
+from fedclip_edge.storage.text_file import read_text
 
 _COLUMNS = ("id", "domain", "pictures")
 _SEPARATORS = ";,\t"
@@ -62,13 +63,11 @@ def read_boxes(path: Path) -> tuple[Box, ...]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; name the CSV file of the boxes"
         ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text in UTF-8; save it as CSV in UTF-8") from None
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

@@ -19,6 +19,7 @@ from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import check_id, check_sha256
 from fedclip_edge.storage import atomic
+from fedclip_edge.storage.text_file import read_json
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,13 @@ def read(path: Path) -> Registry:
     Raises ConfigError if the file cannot be read or is not a valid registry.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; `fedclip-edge broker init` creates it"
         ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is not a registry of devices: {error}; restore it from a backup"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or restore the registry of devices from a backup") from None
     if not isinstance(table, dict):
         raise ConfigError(f"{path} is not a registry of devices; restore it from a backup")
     return read_table(Registry, table, str(path))

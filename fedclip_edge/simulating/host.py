@@ -113,9 +113,9 @@ class Host:
         """Evaluate the announced model on every device, and train on it unless it is the last.
 
         If devices train alone (`line` is "local"), every device evaluates and trains its own model.
-        Raises ConfigError if a device has more pictures than the plan's `max_weight` or training
-        diverges, PeerError if the payload is not a model of the plan, and DataError if the features
-        do not fit the classes.
+        Raises PeerError if the payload is not a model of the plan, DataError if the features do not
+        fit the classes, and ConfigError if training diverges or an update exceeds the plan's
+        bounds.
         """
         task, plan = self.task, self.task.plan
         total = strategies.total(plan, announced.max_norm)
@@ -168,13 +168,6 @@ class Host:
             floor = max(task.min_per_class, methods.min_per_class(plan))
             sides = self._shared(device, floor)
         update = local.fit(plan, model, sides, self._classes, device.name)
-        if update.weight > plan.max_weight:  # a real coordinator refuses it in every round
-            raise ConfigError(
-                f"{plan.method}: the device {device.name} has {update.weight} training pictures, "
-                f"but the plan accepts an update of at most {plan.max_weight} (max_weight); write "
-                f"--methods {plan.method}@max_weight={update.weight} or more, and the same under "
-                "[plan] for a fleet"
-            )
         exchange = open_round(
             run=task.run,
             number=model.round + 1,
@@ -199,11 +192,16 @@ class Host:
             self._carried[device.name] = CarryOver(residual)
         try:
             check_update(plan, received.update)
-        except PeerError:
-            if not device.sends_noise:
-                raise
-            return len(payload), 0.0  # a real coordinator refuses this noise as well
-        norm = total.check(received.update)
+            norm = total.check(received.update)
+        except PeerError as error:
+            if device.sends_noise:
+                return len(payload), 0.0  # a real coordinator refuses this noise as well
+            weight = received.update.weight
+            example = f" to {weight}: {plan.method}@max_weight={weight}"
+            raise ConfigError(
+                f"a coordinator would refuse the update of device {device.name}: {error}; raise "
+                f"this limit in --methods{example if weight > plan.max_weight else ''}"
+            ) from error
         total.add(received.update)
         return len(payload), norm
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedclip_edge.config import DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
+from fedclip_edge.records import normalized_name
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import Dataset, Picture, Skipped, read_folder, split
@@ -66,7 +67,11 @@ def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
         for entry in (folder.iterdir() if folder.is_dir() else ())
         if entry.is_dir() and not entry.name.startswith(".")
     )
-    nested = [e for e in inside if any(s.is_dir() and s.name in classes for s in e.iterdir())]
-    if not nested or any(entry.name in classes for entry in inside):
+
+    def is_class(path: Path) -> bool:
+        return normalized_name(path.name) in classes
+
+    nested = [e for e in inside if any(s.is_dir() and is_class(s) for s in e.iterdir())]
+    if not nested or any(map(is_class, inside)):
         return {"": read_folder(folder, classes)}
     return {entry.name: read_folder(entry, classes) for entry in inside}

@@ -18,7 +18,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.records import F32
 from fedclip_edge.storage.sqlite import (
     Connection,
@@ -178,9 +178,9 @@ def _open(path: Path) -> Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"the folder {path.parent} of the feature cache cannot be created: "
-            f"{error.strerror or error}"
+            f"{error.strerror or error}; free or repair the disk, or name another folder"
         ) from error
     try:
         with _errors_of(path):
@@ -200,10 +200,10 @@ def _open(path: Path) -> Connection:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a DataError that says what to do."""
+    """Turn SQLite's errors into a DiskError, or a DataError for a damaged file."""
 
-    def refused(error: Exception) -> DataError:  # locked, read-only, disk full
-        return DataError(
+    def refused(error: Exception) -> DiskError:  # locked, read-only, disk full
+        return DiskError(
             f"the feature cache {path} cannot be used: {error}; "
             "check the free disk space, the permissions and other programs that use the file, then "
             "start again"

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.storage.atomic import beside
 from fedclip_edge.storage.user_cache import cache_folder
 
@@ -105,9 +105,9 @@ def check_precision(precision: str, name: str) -> None:
 def new_engine(folder: Path) -> Iterator[Path]:
     """Yield a folder to build an engine in, and rename it to `folder` at the end.
 
-    If another process has made `folder` meanwhile, that one is kept. Raises ConfigError if the
-    folder cannot be written, or if no engine is in it at the end; ONNX Runtime would then run the
-    whole graph on other providers without an error.
+    If another process has made `folder` meanwhile, that one is kept. Raises DiskError if the folder
+    cannot be written, and ConfigError if no engine is in it at the end; ONNX Runtime would then run
+    the whole graph on other providers without an error.
     """
     try:
         with beside(folder) as new:
@@ -124,7 +124,7 @@ def new_engine(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # another process was first; both engines are valid
                 new.rename(folder)
     except OSError as error:
-        raise ConfigError(
+        raise DiskError(
             f"{folder} cannot be written: {error.strerror or error}; set [encoder] engine_dir to "
             "a folder that this user may write to"
         ) from error

@@ -296,10 +296,9 @@ def test_what_goes_wrong_in_a_worker_is_said_once(tmp_path: Path) -> None:
         tmp_path / "out", "--features", path, "--methods", "zeroshot,ridge@max_weight=3"
     )
     assert ended.returncode == 10, ended.stderr
-    assert (
-        "training pictures, but the plan accepts an update of at most 3 (max_weight)"
-        in (ended.stderr.splitlines()[-1])
-    )
+    said = ended.stderr.splitlines()[-1]
+    assert "is above the plan's max_weight 3; raise this limit in --methods to" in said
+    assert "ridge@max_weight=" in said
     assert "\nzeroshot" in ended.stdout  # the results until then
 
 

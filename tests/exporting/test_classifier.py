@@ -23,7 +23,7 @@ from trained_run import OPTIONS_OF, train
 
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.demo import tiny_clip, world
-from fedclip_edge.errors import ConfigError, ExportError
+from fedclip_edge.errors import ConfigError, DiskError, ExportError
 from fedclip_edge.exporting import fusion
 from fedclip_edge.exporting.classifier import Classifier, export_classifier, usage
 from fedclip_edge.exporting.precision import convert
@@ -436,6 +436,6 @@ def test_a_disk_that_refuses(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ExportError, match="cannot be written: No space left"):
+    with pytest.raises(DiskError, match="cannot be written: No space left"):
         export_classifier(random_bundle, None, tmp_path / "c.onnx")
     assert list(tmp_path.iterdir()) == []
