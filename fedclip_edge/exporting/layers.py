@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 # Must be the first to import onnxruntime: it turns onnxruntime's telemetry off.
 import fedclip_edge.vision.encoder  # noqa: F401
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.records import F32
 
 Array = NDArray[Any]
@@ -145,7 +145,7 @@ def observe(
                         sums[axis] = sums.get(axis, 0.0) + len(pixels) * _mean(array, axis)
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise ExportError(
-            f"running the encoder on the calibration pictures failed: {first_line(error)}"
+            f"running the encoder on the calibration pictures failed: {reason_of(error)}"
         ) from error
     return {
         name: Seen(low[name], high[name], {a: s / pictures for a, s in means[name].items()})

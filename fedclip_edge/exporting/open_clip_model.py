@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.hub import check_reach
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.sources import CONFIG, Found, find
@@ -153,7 +153,7 @@ def _built(found: Found) -> Any:
             )
     except Exception as error:  # from open_clip, torch or safetensors, for a bad folder
         hint = f"; the folder needs {CONFIG} and weights that fit it" if own else ""
-        raise ExportError(f"open_clip cannot load {found.name}: {first_line(error)}{hint}") from (
+        raise ExportError(f"open_clip cannot load {found.name}: {reason_of(error)}{hint}") from (
             error
         )
 

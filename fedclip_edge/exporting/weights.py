@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from fedclip_edge.errors import ConfigError, first_line
+from fedclip_edge.errors import ConfigError, reason_of
 from fedclip_edge.exporting.sources import has_quick_gelu, quick_twin
 
 # Entries of OpenAI's archives that are not tensors of the model; no other weights have them.
@@ -80,7 +80,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{path} cannot be read: {first_line(error)}; it is incomplete or not a "
+                f"{path} cannot be read: {reason_of(error)}; it is incomplete or not a "
                 "safetensors file"
             ) from error
     return {name: tuple(tensor.shape) for name, tensor in _state(path).items()}
@@ -102,8 +102,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
                 "model's state_dict(), preferably as .safetensors"
             ) from error
         raise ConfigError(
-            f"{path} cannot be read: it is incomplete or not a file of weights "
-            f"({first_line(error)})"
+            f"{path} cannot be read: it is incomplete or not a file of weights ({reason_of(error)})"
         ) from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]
@@ -200,7 +199,7 @@ def _misfit(error: BaseException, path: Path, model: str) -> str:
     found += shapes[:_FEW]
     if len(shapes) > _FEW:
         found.append(f"{len(shapes) - _FEW} more have another shape")
-    what = "; ".join(found) or first_line(error)
+    what = "; ".join(found) or reason_of(error)
     return (
         f"{path} has weights of another architecture than {model}: {what}; "
         "name the model they were trained as"
