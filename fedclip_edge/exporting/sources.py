@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.checkpoint import weights_file
 from fedclip_edge.exporting.hub import download, repository_of
 from fedclip_edge.exporting.recipe import PREFIX, Source, in_folder
 from fedclip_edge.exporting.torchvision_ops import declare_missing
@@ -42,6 +43,7 @@ class Found:
     label: str  # the manifest's `pretrained`
     preprocessing: Mapping[str, Any]  # overrides the configuration's; may be empty
     file: Path | None  # file of weights; None for the weights of a folder, or random ones
+    like: str = ""  # the tag that the user named as the origin of a file of weights
 
 
 def find(source: Source) -> Found:
@@ -130,8 +132,9 @@ def _check_name(model: str) -> None:
 
 def _file(source: Source, tags: Sequence[str]) -> Found:
     path = Path(source.pretrained).expanduser().absolute()
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(_no_such_weights(source, tags, path))
+    path = weights_file(path)
     like = source.like or _tag_in_path(source.model, path)
     if like:
         check_activation(source.model, like)
@@ -143,7 +146,16 @@ def _file(source: Source, tags: Sequence[str]) -> Found:
         )
     else:
         like = next(iter(_fitting(source.model, tags)), "")
-    return Found(source.model, source.model, "file", _preprocessing(source.model, like), path)
+    preprocessing = _preprocessing(source.model, like)
+    return Found(source.model, source.model, "file", preprocessing, path, source.like)
+
+
+def tag_file(model: str, tag: str) -> Path:
+    """The file of weights of a tag of `model` or its twin, downloaded if it is not cached.
+
+    Raises ConfigError if there is no such tag; ExportError if the download fails.
+    """
+    return download(model, tag, _tag_config(model, tag))
 
 
 def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
