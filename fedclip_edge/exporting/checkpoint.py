@@ -107,7 +107,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     others = ", ".join(repr(other) for other, _ in where if other != key)
     notes = []
     if others:
-        average = ", an average over the training" if _AVERAGE.search(key) else ""
+        average = ", an average over the training" if _is_average(key) else ""
         notes = [f"using the weights under {key!r} in {path.name}{average}; it also has {others}"]
     return Checkpoint(state, tuple(notes))
 
@@ -204,7 +204,7 @@ def _state_dicts(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[s
 
 
 def _chosen(path: Path, found: tuple[tuple[str, State], ...]) -> tuple[str, State]:
-    averages = [one for one in found if _AVERAGE.search(one[0].partition(".")[0])]
+    averages = [one for one in found if _is_average(one[0])]
     usual = sorted((one for one in found if one[0] in _USUAL), key=lambda one: _USUAL.index(one[0]))
     for some in (averages, found, usual[:1]):
         if len(some) == 1:
@@ -213,6 +213,10 @@ def _chosen(path: Path, found: tuple[tuple[str, State], ...]) -> tuple[str, Stat
     raise ConfigError(
         f"{path} has several state dicts ({keys}); save the one to export in a file of its own"
     )
+
+
+def _is_average(key: str) -> bool:
+    return any(_AVERAGE.search(part) for part in key.split("."))
 
 
 def _missing(loaded: Any) -> str:

@@ -166,8 +166,8 @@ def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
         tag = f" or a tag ({_some(tags)})" if tags else ""
         return f"{path} does not exist; give a file of weights{tag}"
     others = open_clip.list_pretrained_models_by_tag(named)
-    if _twin(source.model) in others:
-        return f"{named} is a tag of {_twin(source.model)}, not of {source.model}; name that model"
+    if other_activation(source.model) in others:
+        return f"{named} is a tag of {other_activation(source.model)}, not of {source.model}; name that model"
     known = f"its tags are {_some(tags)}" if tags else "open_clip has no weights for it"
     if near := nearest(named, tags):
         known = f"did you mean {_some(near)}? {known[0].upper()}{known[1:]}"
@@ -187,7 +187,7 @@ def check_activation(model: str, tag: str) -> None:
     does not mention it.
     """
     quick = _is_quick(model, tag)
-    if quick != has_quick_gelu(model) and (twin := _twin(model)):
+    if quick != has_quick_gelu(model) and (twin := other_activation(model)):
         trained, runs = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
         raise ConfigError(
             f"weights like {tag} were trained with {trained}, but {model} computes {runs}, which "
@@ -204,10 +204,10 @@ def has_quick_gelu(model: str) -> bool:
 
 def quick_twin(model: str) -> str:
     """Name of this architecture's configuration with QuickGELU; "" if there is none."""
-    return model if has_quick_gelu(model) else _twin(model)
+    return model if has_quick_gelu(model) else other_activation(model)
 
 
-def _twin(model: str) -> str:
+def other_activation(model: str) -> str:
     """Name of the configuration with the other activation; "" if there is none."""
     import open_clip
 
@@ -227,7 +227,7 @@ def _tag_config(model: str, tag: str) -> dict[str, Any]:
     """
     import open_clip
 
-    for name in (model, _twin(model)):
+    for name in (model, other_activation(model)):
         config: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
         if config:
             return config
@@ -259,7 +259,7 @@ def _tag_in_path(model: str, path: Path) -> str:
     """
     import open_clip
 
-    for name in filter(None, (model, _twin(model))):
+    for name in filter(None, (model, other_activation(model))):
         for tag in open_clip.list_pretrained_tags_by_model(name):
             repository = repository_of(open_clip.get_pretrained_cfg(name, tag))
             forms = {repository.rpartition("/")[2], "models--" + repository.replace("/", "--")}

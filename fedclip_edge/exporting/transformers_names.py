@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.checkpoint import State
 
 # Parts of the names outside the layers. The image tower of SigLIP is timm's in open_clip.
@@ -69,9 +70,9 @@ _PATCHES = "vision_model.embeddings.patch_embedding"
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings in transformers' config.json that the shapes of the tensors do not show."""
+    """Settings of transformers' model that the shapes of its tensors do not show."""
 
-    activations: frozenset[str]  # of both towers, such as "quick_gelu"
+    activations: frozenset[str]  # of both towers, such as "quick_gelu"; empty if it is not stated
     vision_heads: int | None  # None if it is not stated
 
 
@@ -80,20 +81,9 @@ def is_transformers(state: Mapping[str, torch.Tensor]) -> bool:
     return any(name.startswith(("vision_model.", "text_model.")) for name in state)
 
 
-def is_siglip(state: Mapping[str, torch.Tensor]) -> bool:
-    """True for the names of SigLIP; its patch embedding has a bias, and its text tower a head."""
-    return f"{_PATCHES}.bias" in state or "text_model.head.weight" in state
-
-
-def is_naflex(state: Mapping[str, torch.Tensor]) -> bool:
-    """True for SigLIP 2 NaFlex, which takes pictures of any shape as lists of patches."""
-    patches = state.get(f"{_PATCHES}.weight")
-    return patches is not None and patches.ndim == 2
-
-
 def to_open_clip(state: Mapping[str, torch.Tensor]) -> State:
     """Give the tensors open_clip's names and shapes; names that are not known stay as they are."""
-    siglip = is_siglip(state)
+    siglip = _is_siglip(state)
     top = {**(_SIGLIP_TOWER if siglip else _CLIP_TOWER), **_TEXT}
     made: State = {}
     for name, tensor in _joined(state).items():
@@ -136,17 +126,26 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
     return name
 
 
-def read_settings(path: Path, *, siglip: bool) -> Settings | None:
-    """Read config.json beside the file of weights `path`; None if there is none of transformers."""
+def read_settings(path: Path, state: Mapping[str, torch.Tensor]) -> Settings:
+    """Read config.json beside the file of weights `path`, whose tensors are `state`.
+
+    Without that file, every activation of SigLIP is known, but none of CLIP. Raises ConfigError for
+    SigLIP 2 NaFlex, which open_clip cannot compute.
+    """
+    patches = state.get(f"{_PATCHES}.weight")
+    if patches is not None and patches.ndim == 2:
+        raise ConfigError(
+            f"{path} has SigLIP 2 NaFlex, which takes pictures of any shape; bundles need a model "
+            "of one picture size, such as SigLIP 2 patch16-224"
+        )
+    usual = "gelu_pytorch_tanh" if _is_siglip(state) else "quick_gelu"  # transformers' defaults
     try:
         table: Any = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    if not isinstance(table, dict) or not str(table.get("model_type", "")).startswith(
-        ("clip", "siglip")
-    ):
-        return None
-    usual = "gelu_pytorch_tanh" if siglip else "quick_gelu"  # transformers' defaults
+        table = None
+    kind = str(table.get("model_type", "")) if isinstance(table, dict) else ""
+    if not kind.startswith(("clip", "siglip")):
+        return Settings(frozenset({usual} if _is_siglip(state) else ()), None)
     both = [table.get(f"{tower}_config", table) for tower in ("vision", "text")]
     towers = [one if isinstance(one, dict) else {} for one in both]
     heads = towers[0].get("num_attention_heads")
@@ -154,3 +153,8 @@ def read_settings(path: Path, *, siglip: bool) -> Settings | None:
         activations=frozenset(str(tower.get("hidden_act", usual)) for tower in towers),
         vision_heads=heads if isinstance(heads, int) else None,
     )
+
+
+def _is_siglip(state: Mapping[str, torch.Tensor]) -> bool:
+    """True for SigLIP, whose patch embedding has a bias and whose text tower has a head."""
+    return f"{_PATCHES}.bias" in state or "text_model.head.weight" in state

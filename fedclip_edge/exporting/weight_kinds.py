@@ -10,6 +10,10 @@ from fedclip_edge.exporting.checkpoint import State
 
 _KINDS: tuple[tuple[str, str], ...] = (
     (
+        r"^visual\.trunk\.attn_pool\.",
+        "a model with timm's image tower, such as SigLIP; name the model they were trained as",
+    ),
+    (
         r"\.lora_|lora_(A|B|up|down)\b",
         (
             "a LoRA adapter, which has only the changes to another model's weights; merge it into that "
@@ -38,12 +42,12 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ),
     (r"^(vit|encoder\.layer|embeddings\.patch_embeddings)\.", "a ViT of transformers, not a CLIP"),
 )
-_ALSO_IN_CLIP = 3  # the first of these kinds, which a CLIP's weights can be too
+_ALSO_IN_CLIP = 4  # the first of these kinds, which a CLIP's weights can be too
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 
 
 def kind_of(state: State) -> str:
-    """What the names of the tensors look like, with a next step; "" if they tell nothing."""
+    """Guess from the names of the tensors, with a next step; "" if they tell nothing."""
     kinds = _KINDS
     if any(re.match(r"(visual|vision_model)\.", name) for name in state):
         kinds = _KINDS[:_ALSO_IN_CLIP]
@@ -100,6 +104,7 @@ def _facts_of_weights(state: State) -> dict[str, Any]:
         fact("places", "visual.positional_embedding", lambda shape: shape[0] - 1)
         fact("features", "visual.proj", lambda shape: shape[1])
         facts["layers"] = _depth(plain, rf"visual\.{_BLOCK}")
+    facts["decoder"] = any(name.startswith("text_decoder.") for name in state)  # CoCa's
     fact("words", "token_embedding.weight", lambda shape: shape[0])
     fact("text width", "token_embedding.weight", lambda shape: shape[1])
     fact("context", "positional_embedding", lambda shape: shape[0])
@@ -128,6 +133,7 @@ def _facts_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "places": (size // patch) ** 2 if patch else 0,
         "features": config["embed_dim"],
         "layers": layers,
+        "decoder": "multimodal_cfg" in config,
         "words": text.get("vocab_size", 49408),
         "text width": text.get("width", 512),
         "context": text.get("context_length", 77) + bool(text.get("embed_cls")),

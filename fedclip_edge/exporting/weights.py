@@ -24,7 +24,7 @@ import torch
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting import transformers_names
 from fedclip_edge.exporting.checkpoint import State, read_checkpoint
-from fedclip_edge.exporting.sources import has_quick_gelu, quick_twin, tag_file
+from fedclip_edge.exporting.sources import has_quick_gelu, other_activation, quick_twin, tag_file
 from fedclip_edge.exporting.weight_kinds import architectures, kind_of
 from fedclip_edge.exporting.wrappers import without_wrappers
 
@@ -55,15 +55,21 @@ def load_weights(clip: torch.nn.Module, path: Path, model: str, like: str = "") 
         state, notes = found.state, found.notes
         if set(_OPENAI_SIZES) <= set(state):
             _check_openai(path, model)
-        if transformers_names.is_transformers(state):
-            _check_transformers(clip, state, path, model, like)
-            state = transformers_names.to_open_clip(state)
+    settings = None
+    if transformers_names.is_transformers(state):
+        settings = transformers_names.read_settings(path, state)
+        state = transformers_names.to_open_clip(state)
     state = _converted(clip, state, path, model)
-    if like and _is_image_tower(state, expected):
+    alone = bool(like) and _is_image_tower(state, expected)
+    if not alone:
+        _check_names(state, expected, path, model)
+    _check_values(state, expected, path)
+    if settings is not None:
+        _check_settings(clip, settings, path, model, like)
+    if alone:
         load_weights(clip, tag_file(model, like), model)
-        clip.load_state_dict(state, strict=False)
-        return (*notes, f"{path.name} has an image tower alone; the text tower is that of {like}")
-    clip.load_state_dict(_checked(state, expected, path, model))
+        notes = (*notes, f"{path.name} has an image tower alone; the text tower is that of {like}")
+    clip.load_state_dict(state, strict=not alone)
     return notes
 
 
@@ -100,8 +106,10 @@ def _is_image_tower(state: State, expected: Mapping[str, torch.Tensor]) -> bool:
     return rest == tower and all(state[name].shape == expected[name].shape for name in tower)
 
 
-def _checked(state: State, expected: Mapping[str, torch.Tensor], path: Path, model: str) -> State:
-    """Return `state` if it fits; raises ConfigError otherwise."""
+def _check_names(
+    state: State, expected: Mapping[str, torch.Tensor], path: Path, model: str
+) -> None:
+    """Raise ConfigError if names or shapes are not those of the model."""
     if _is_image_tower(state, expected):
         missing = [name for name in expected if name not in state]
         raise ConfigError(
@@ -114,6 +122,10 @@ def _checked(state: State, expected: Mapping[str, torch.Tensor], path: Path, mod
             f"{path} has weights of another architecture than {model}: {misfit}; "
             f"{_next_step(state, model)}"
         )
+
+
+def _check_values(state: State, expected: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise ConfigError for integers in place of weights, and for NaN and infinity."""
     integers = [
         n for n, t in state.items() if expected[n].is_floating_point() and not t.is_floating_point()
     ]
@@ -130,7 +142,6 @@ def _checked(state: State, expected: Mapping[str, torch.Tensor], path: Path, mod
             f"{path} has NaN or infinity in {_count(broken)}; the training diverged, so use the "
             "weights of an earlier step"
         )
-    return state
 
 
 def _misfit(state: State, expected: Mapping[str, torch.Tensor]) -> str:
@@ -138,15 +149,15 @@ def _misfit(state: State, expected: Mapping[str, torch.Tensor]) -> str:
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     shapes = [
-        f"{name} is {list(tensor.shape)}, expected {list(expected[name].shape)}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name].shape
+        f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
     ]
     found = [f"missing: {_count(missing)}"] if missing else []
     found += [f"unexpected: {_count(unexpected)}"] if unexpected else []
-    found += shapes[:_FEW]
-    if len(shapes) > _FEW:
-        found.append(f"{len(shapes) - _FEW} more have another shape")
+    if shapes:
+        many = f"{len(shapes)} tensors have" if len(shapes) > 1 else "1 tensor has"
+        found.append(f"{many} another shape ({_some('; ', shapes)})")
     return "; ".join(found)
 
 
@@ -163,29 +174,24 @@ def _next_step(state: State, model: str) -> str:
     return "name the model they were trained as"
 
 
-def _check_transformers(
-    clip: torch.nn.Module, state: State, path: Path, model: str, like: str
+def _check_settings(
+    clip: torch.nn.Module,
+    settings: transformers_names.Settings,
+    path: Path,
+    model: str,
+    like: str,
 ) -> None:
-    """Raise ConfigError for names of transformers that cannot become `model`'s."""
-    if transformers_names.is_naflex(state):
-        raise ConfigError(
-            f"{path} has SigLIP 2 NaFlex, which takes pictures of any shape; bundles need a model "
-            "of one picture size, such as SigLIP 2 patch16-224"
-        )
-    siglip = transformers_names.is_siglip(state)
-    settings = transformers_names.read_settings(path, siglip=siglip)
-    quick = has_quick_gelu(model)
-    if settings is None:
-        if not siglip and not like and not quick and (twin := quick_twin(model)):
+    """Raise ConfigError if `model` computes something else than transformers' model did."""
+    quick, twin = has_quick_gelu(model), other_activation(model)
+    if not settings.activations:
+        if not like and not quick and twin:
             raise ConfigError(
                 f"{path} has the names of transformers' CLIP, and its config.json is not beside "
                 f"it: most of these models compute QuickGELU, but {model} computes GELU, which "
                 f"gives plausible but wrong features; export {twin} instead, or copy config.json "
                 "there, or give --like TAG, the tag that these weights were fine-tuned from"
             )
-        return
-    if (settings.activations == {"quick_gelu"}) != quick:
-        twin = quick_twin(model) if not quick else model.removesuffix("-quickgelu")
+    elif (settings.activations == {"quick_gelu"}) != quick:
         raise ConfigError(
             f"{path} was trained with {' and '.join(sorted(settings.activations))}, as the "
             f"config.json beside it says, but {model} computes {'QuickGELU' if quick else 'GELU'}, "
@@ -265,8 +271,11 @@ def _check_openai(path: Path, model: str) -> None:
 
 def _count(names: Sequence[str]) -> str:
     plural = "s" if len(names) != 1 else ""
-    more = ", ..." if len(names) > _FEW else ""
-    return f"{len(names)} tensor{plural} ({', '.join(names[:_FEW])}{more})"
+    return f"{len(names)} tensor{plural} ({_some(', ', names)})"
+
+
+def _some(separator: str, words: Sequence[str]) -> str:
+    return separator.join(words[:_FEW]) + (", ..." if len(words) > _FEW else "")
 
 
 def _sha256(path: Path) -> str:

@@ -37,22 +37,30 @@ def without_wrappers(checkpoint: Checkpoint, expected: Collection[str], path: Pa
         if bare in expected or not _BUFFER.search(bare):
             state[bare] = tensor
     tower = {name[len(_TOWER) :] for name in expected if name.startswith(_TOWER)}
-    prefix = _prefix(state, {*expected, *tower}, path)
-    used = {name for name in state if name.startswith(prefix)}
-    if all(f"{prefix}{name}" in used for name in tower):  # the state dict of the image tower alone
-        used = {f"{prefix}{name}" for name in tower}
-        renamed = {name: f"{_TOWER}{name[len(prefix) :]}" for name in used}
+    prefix = _tower_prefix(state, tower)
+    if prefix is not None:
+        renamed = {f"{prefix}{name}": f"{_TOWER}{name}" for name in tower}
     else:
-        renamed = {name: name[len(prefix) :] for name in used}
+        prefix = _prefix(state, expected, path)
+        renamed = {name: name[len(prefix) :] for name in state if name.startswith(prefix)}
     chosen = {new: state[name] for name, new in renamed.items()}
     notes = checkpoint.notes
-    if left := sorted(set(state) - used):
+    if left := sorted(set(state) - set(renamed)):
+        tensors = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
         named = ", ".join(left[:_FEW]) + (", ..." if len(left) > _FEW else "")
-        notes = (
-            *notes,
-            f"leaving out {len(left)} tensors of {path.name} that are not CLIP's ({named})",
-        )
+        notes = (*notes, f"leaving out {tensors} of {path.name} that are not CLIP's ({named})")
     return Checkpoint(chosen, notes)
+
+
+def _tower_prefix(state: State, tower: Collection[str]) -> str | None:
+    """The prefix of the image tower's own state dict, saved without the rest; None if there is none."""
+    last = min(tower)
+    for name in state:
+        prefix = name.removesuffix(last)
+        starts = prefix == "" or (prefix.endswith(".") and not prefix.endswith(_TOWER))
+        if prefix != name and starts and all(f"{prefix}{one}" in state for one in tower):
+            return prefix
+    return None
 
 
 def _prefix(state: State, expected: Collection[str], path: Path) -> str:

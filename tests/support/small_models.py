@@ -74,10 +74,10 @@ def _register_tower() -> None:
     """Register `vit_small_siglip_32` in timm: SigLIP's image tower, with two layers."""
     from timm.models import _registry, vision_transformer
 
-    def vit_small_siglip_32(pretrained: bool = False, **given: Any) -> Any:
-        sizes = {"img_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    def vit_small_siglip_32(**given: Any) -> Any:
+        sizes = {"img_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 2, "class_token": False}
         return vision_transformer._create_vision_transformer(
-            "vit_base_patch16_siglip_224", pretrained=False, class_token=False, **sizes, **given
+            "vit_base_patch16_siglip_224", **{**given, **sizes}
         )
 
     _registry._model_entrypoints["vit_small_siglip_32"] = vit_small_siglip_32
