@@ -107,7 +107,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     others = ", ".join(repr(other) for other, _ in where if other != key)
     notes = []
     if others:
-        average = ", an average over the training" if _is_average(key) else ""
+        average = ", an average over the training" if is_average(key) else ""
         notes = [f"using the weights under {key!r} in {path.name}{average}; it also has {others}"]
     return Checkpoint(state, tuple(notes))
 
@@ -134,17 +134,27 @@ def _parts(index: Path) -> State:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """True if the name or the content is that of a .safetensors."""
-    with path.open("rb") as file:
-        begins = file.read(9)
-    return path.suffix == ".safetensors" or begins[8:] == b"{"
+    """True if the name or the content is that of a .safetensors.
+
+    Raises ConfigError if the file cannot be opened, or stands for one that was not downloaded.
+    """
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_LFS))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    if begins == _LFS:
+        raise ConfigError(
+            f"{path} cannot be read: it is a pointer of Git LFS, which stands for the weights; "
+            "run git lfs pull in its folder, or download the file itself"
+        )
+    return path.suffix == ".safetensors" or begins[8:9] == b"{"
 
 
 def _safetensors(path: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    _check_downloaded(path)
     try:
         state: State = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -157,7 +167,6 @@ def _safetensors(path: Path) -> State:
 
 
 def _unpickled(path: Path) -> Any:
-    _check_downloaded(path)
     try:
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -174,15 +183,6 @@ def _unpickled(path: Path) -> Any:
             f"{path} cannot be read: it is incomplete or not a file of weights "
             f"({' '.join(said.split()) or type(error).__name__})"
         ) from error
-
-
-def _check_downloaded(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise ConfigError(
-                f"{path} cannot be read: it is a pointer of Git LFS, which stands for the weights; "
-                "run git lfs pull in its folder, or download the file itself"
-            )
 
 
 def _state_dicts(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
@@ -204,7 +204,7 @@ def _state_dicts(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[s
 
 
 def _chosen(path: Path, found: tuple[tuple[str, State], ...]) -> tuple[str, State]:
-    averages = [one for one in found if _is_average(one[0])]
+    averages = [one for one in found if is_average(one[0])]
     usual = sorted((one for one in found if one[0] in _USUAL), key=lambda one: _USUAL.index(one[0]))
     for some in (averages, found, usual[:1]):
         if len(some) == 1:
@@ -215,7 +215,8 @@ def _chosen(path: Path, found: tuple[tuple[str, State], ...]) -> tuple[str, Stat
     )
 
 
-def _is_average(key: str) -> bool:
+def is_average(key: str) -> bool:
+    """True if a part of the dotted name `key` says that it is an average over the training."""
     return any(_AVERAGE.search(part) for part in key.split("."))
 
 

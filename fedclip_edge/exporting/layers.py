@@ -64,8 +64,8 @@ class Layer:
 class Seen:
     """Statistics of one tensor over the calibration pictures."""
 
-    low: float  # smallest value, or 0 if all are larger
-    high: float  # largest value, or 0 if all are smaller
+    low: float  # smallest value, or 0 if all are larger; NaN if any value is
+    high: float  # largest value, or 0 if all are smaller; NaN if any value is
     means: dict[int, Array]  # axis of the channels -> float64 mean of each channel
 
 
@@ -138,8 +138,9 @@ def observe(
                 pictures += len(pixels)
                 arrays = dict(zip(asked, session.run(asked, {pixels_name: pixels}), strict=True))
                 for name, array in {pixels_name: pixels, **arrays}.items():
-                    low[name] = min(low.get(name, 0.0), float(array.min()))
-                    high[name] = max(high.get(name, 0.0), float(array.max()))
+                    # Unlike min() and max(), these keep a NaN, which must not be overlooked.
+                    low[name] = float(np.minimum(low.get(name, 0.0), array.min()))
+                    high[name] = float(np.maximum(high.get(name, 0.0), array.max()))
                     sums = means.setdefault(name, {})
                     for axis in axes.get(name, ()):
                         sums[axis] = sums.get(axis, 0.0) + len(pixels) * _mean(array, axis)

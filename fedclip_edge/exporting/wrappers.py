@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.exporting.checkpoint import Checkpoint, State
+from fedclip_edge.exporting.checkpoint import Checkpoint, State, is_average
 
 # Modules that wrap another one: DataParallel and DDP, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -77,7 +77,7 @@ def _prefix(state: State, expected: Collection[str], path: Path) -> str:
         return ""
     most = max(count.values())
     rivals = [prefix for prefix, number in count.items() if number >= _ENOUGH * most]
-    averages = [prefix for prefix in rivals if re.search(r"(^|[._])ema[._]", prefix)]
+    averages = [prefix for prefix in rivals if is_average(prefix)]
     for some in (rivals, averages):
         if len(some) == 1:
             return some[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -391,6 +392,15 @@ def test_the_weights_in_a_folder_are_found(trained: State, tmp_path: Path) -> No
 def test_the_name_of_the_file_does_not_matter(trained: State, tmp_path: Path) -> None:
     save_file(trained, tmp_path / "pytorch_model.bin")
     assert weights_digest(load(tmp_path / "pytorch_model.bin")) == weights_digest(trained)
+
+
+def test_a_file_that_may_not_be_read_is_told(trained: State, tmp_path: Path) -> None:
+    save_file(trained, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").chmod(0)
+    if os.access(tmp_path / "w.safetensors", os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(ConfigError, match=r"w\.safetensors cannot be read: Permission denied"):
+        load(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])

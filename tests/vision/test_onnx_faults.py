@@ -146,6 +146,7 @@ def test_a_wrong_model_is_told_with_its_cause(name: str, tmp_path: Path) -> None
         b"version https://git-lfs.github.com/spec/v1\n",
         bytes(1000),
     ],
+    ids=["without its end", "its beginning", "empty", "a web page", "Git LFS", "zeros"],
 )
 def test_a_file_that_is_cut_off_or_something_else(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_bytes(content)
