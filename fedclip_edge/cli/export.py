@@ -42,8 +42,8 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
     "--like",
     metavar="TAG",
     help="With --pretrained FILE: the open_clip tag of the weights that this file was fine-tuned "
-    "from. Preprocessing and activation function are taken from it, and the text tower, if the file "
-    "has only an image tower.",
+    "from. Preprocessing and activation function are taken from it, and also the text tower if the "
+    "file has an image tower alone.",
 )
 @click.option(
     "--random-weights",

@@ -166,8 +166,9 @@ def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
         tag = f" or a tag ({_some(tags)})" if tags else ""
         return f"{path} does not exist; give a file of weights{tag}"
     others = open_clip.list_pretrained_models_by_tag(named)
-    if other_activation(source.model) in others:
-        return f"{named} is a tag of {other_activation(source.model)}, not of {source.model}; name that model"
+    twin = other_activation(source.model)
+    if twin in others:
+        return f"{named} is a tag of {twin}, not of {source.model}; name that model"
     known = f"its tags are {_some(tags)}" if tags else "open_clip has no weights for it"
     if near := nearest(named, tags):
         known = f"did you mean {_some(near)}? {known[0].upper()}{known[1:]}"

@@ -16,8 +16,8 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (
         r"\.lora_|lora_(A|B|up|down)\b",
         (
-            "a LoRA adapter, which has only the changes to another model's weights; merge it into that "
-            "model (peft's merge_and_unload()) and save the merged model's state_dict()"
+            "a LoRA adapter, which has only the changes to another model's weights; merge it into "
+            "that model (peft's merge_and_unload()) and save the merged model's state_dict()"
         ),
     ),
     (

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.checkpoint import Checkpoint, State, is_average
 
-# Modules that wrap another one: DataParallel and DDP, torch.compile, FSDP, activation checkpointing.
+# Modules that wrap another one: those of DDP, torch.compile, FSDP and activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Tensors that are not weights: torch.optim.swa_utils.AveragedModel counts its steps, and older
 # releases of transformers save the numbers 0, 1, 2, ...
@@ -53,7 +53,7 @@ def without_wrappers(checkpoint: Checkpoint, expected: Collection[str], path: Pa
 
 
 def _tower_prefix(state: State, tower: Collection[str]) -> str | None:
-    """The prefix of the image tower's own state dict, saved without the rest; None if there is none."""
+    """Prefix of an image tower that was saved without the rest; None if there is no such tower."""
     last = min(tower)
     for name in state:
         prefix = name.removesuffix(last)

@@ -43,8 +43,8 @@ def _ir_version(found: re.Match[str], here: str) -> str:
     its, highest = int(found[1]), int(found[2])
     return (
         f"its IR version is {its}, and {here} reads IR versions up to {highest}; "
-        f"install {_release(0, its)} on this box, or set model.ir_version to {highest} or lower "
-        "before onnx.save() writes the file"
+        f"install {_release(0, its)} on this box, or save the model again with an older version "
+        f"(model.ir_version = {highest}; onnx.save(model, PATH))"
     )
 
 

@@ -130,8 +130,8 @@ AVERAGED: dict[str, tuple[Callable[[State], Any], str]] = {
     "timm": (
         lambda state: {"state_dict": other(state), "state_dict_ema": state},
         (
-            "using the weights under 'state_dict_ema' in w.pt, an average over the training; it also "
-            "has 'state_dict'"
+            "using the weights under 'state_dict_ema' in w.pt, an average over the training; it "
+            "also has 'state_dict'"
         ),
     ),
     "model_ema": (
@@ -299,7 +299,7 @@ def lora(state: State) -> State:
         ),
         (
             lambda state: {n: t for n, t in state.items() if not n.startswith("visual.")},
-            r"missing: 32 tensors .*it looks like a text tower alone; name a file that has the image",
+            r"missing: 32 tensors .*it looks like a text tower alone; name a file that has",
         ),
         (
             lambda state: {**state, "visual.proj": torch.zeros(64, 32, dtype=torch.int8)},
@@ -324,7 +324,8 @@ def test_the_architecture_of_the_weights_is_found(trained: State, tmp_path: Path
     with pytest.raises(
         ConfigError,
         match=r"another architecture than small-wider-images: 33 tensors have another shape "
-        r"\(text_projection is \[64, 32\], expected \[64, 48\]; visual\.class_embedding is .*, \.\.\.\); it looks like small or "
+        r"\(text_projection is \[64, 32\], expected \[64, 48\]; visual\.class_embedding is .*, "
+        r"\.\.\.\); it looks like small or "
         r"small-.*; export that model instead",
     ):
         load(tmp_path / "w.pt", "small-wider-images")
@@ -363,8 +364,8 @@ def test_an_image_tower_alone_takes_the_text_tower_of_like(
     torch.save(towers(trained)[form], tmp_path / "w.pt")
     with pytest.raises(
         ConfigError,
-        match=r"w\.pt has an image tower alone, and the class texts need small's text tower: missing: "
-        r"\d+ tensors \(positional_embedding, .*; if the text tower was not trained, give --like TAG",
+        match=r"w\.pt has an image tower alone, and the class texts need small's text tower: "
+        r"missing: \d+ tensors \(positional_embedding, .*; if the text tower was not trained, give --like TAG",
     ):
         load(tmp_path / "w.pt")
     base = {name: tensor - 1 for name, tensor in trained.items()}
@@ -414,8 +415,8 @@ def test_what_a_pickle_has_beside_the_weights_is_named(trained: State, tmp_path:
     torch.save({"model": trained, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
     with pytest.raises(
         ConfigError,
-        match=r"contains more than weights, .* \(argparse\.Namespace\); where it was made, save only "
-        r"the weights: safetensors\.torch\.save_file\(model\.state_dict\(\), ",
+        match=r"contains more than weights, .* \(argparse\.Namespace\); where it was made, save "
+        r"only the weights: safetensors\.torch\.save_file\(model\.state_dict\(\), ",
     ):
         load(tmp_path / "w.pt")
 
