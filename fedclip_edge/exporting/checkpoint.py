@@ -70,7 +70,14 @@ def weights_file(path: Path) -> Path:
     """
     if path.is_dir():
         found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
-        found = found or sorted(path.glob("*.safetensors"))
+        others = list(path.glob("*.safetensors"))
+        if not found and len(others) == 1:
+            found = others
+        if not found and others:
+            raise ConfigError(
+                f"{path} has {len(others)} .safetensors and none of the usual names "
+                f"({', '.join(_IN_FOLDER[:2])}, ...); name the file of weights"
+            )
         if not found:
             raise ConfigError(
                 f"{path} has no file of weights ({', '.join(_IN_FOLDER[:2])}, ...); name the file. "

@@ -168,7 +168,13 @@ def _next_step(state: State, model: str) -> str:
         name.removeprefix("text.") for name in state
     }:
         return "it looks like a text tower alone; name a file that has the image tower too"
-    if names := architectures(state):
+    names = architectures(state)
+    if model in names:
+        return (
+            f"the sizes are those of {model}, so the model was changed or the file is incomplete; "
+            f"save the state_dict() of an unchanged {model}"
+        )
+    if names:
         some = " or ".join(names[:_FEW])
         return f"it looks like {some}; export that model instead of {model}"
     return "name the model they were trained as"

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting import sources, weights
+from fedclip_edge.exporting.checkpoint import weights_file
 from fedclip_edge.exporting.open_clip_model import load_open_clip
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.weight_kinds import architectures
@@ -286,6 +287,13 @@ def lora(state: State) -> State:
             r"it looks like a LoRA adapter, .*merge it into that model \(peft's merge_and_unload",
         ),
         (
+            lambda state: {**state, "visual.proj.more": torch.ones(3)},
+            (
+                r"unexpected: 1 tensor \(visual\.proj\.more\); the sizes are those of small, so the model "
+                r"was changed or the file is incomplete; save the state_dict\(\) of an unchanged small"
+            ),
+        ),
+        (
             lambda state: {**state, "visual.proj.absmax": torch.ones(3)},
             "unexpected: 1 tensor .* it looks like quantised weights; save the model in fp32",
         ),
@@ -385,6 +393,10 @@ def test_the_weights_in_a_folder_are_found(trained: State, tmp_path: Path) -> No
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match=r"model has no file of weights \(model\.safetensors, "):
         load_open_clip(Source("small", str(tmp_path / "model"), like="plain_e1"))
+    for name in ("first", "second"):
+        save_file(trained, tmp_path / "model" / f"{name}.safetensors")
+    with pytest.raises(ConfigError, match=r"model has 2 \.safetensors and none of the usual names"):
+        weights_file(tmp_path / "model")
     save_file(trained, tmp_path / "model" / "model.safetensors")
     found = load_open_clip(Source("small", str(tmp_path / "model"), like="plain_e1"))
     assert weights_digest(found.clip.state_dict()) == weights_digest(trained)
