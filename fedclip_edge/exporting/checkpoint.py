@@ -121,22 +121,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _parts(index: Path) -> State:
     try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in table.values()})  # all are beside the list
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{index} is not a list of a model's parts ({reason_of(error)}); copy it again"
         ) from error
-    missing = sorted(
-        str(name) for name in files if not (index.parent / Path(str(name)).name).is_file()
-    )
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ConfigError(
-            f"{index.parent} lacks {len(missing)} of the {len(files)} files that {index.name} "
+            f"{index.parent} lacks {len(missing)} of the {len(names)} files that {index.name} "
             f"lists: {', '.join(missing[:3])}; copy them there"
         )
     state: State = {}
-    for name in sorted(files):
-        state.update(read_checkpoint(index.parent / Path(str(name)).name).state)
+    for name in names:
+        if name.endswith(INDEX):
+            raise ConfigError(f"{index} lists {name}, which has no weights; copy it again")
+        state.update(read_checkpoint(index.parent / name).state)
     return state
 
 

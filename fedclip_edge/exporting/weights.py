@@ -61,7 +61,9 @@ def load_weights(clip: torch.nn.Module, path: Path, model: str, like: str = "") 
         state = transformers_names.to_open_clip(state)
     state = _converted(clip, state, path, model)
     alone = bool(like) and _is_image_tower(state, expected)
-    if not alone:
+    if alone:
+        state = {name: tensor for name, tensor in state.items() if name in expected}
+    else:
         _check_names(state, expected, path, model)
     _check_values(state, expected, path)
     if settings is not None:

@@ -359,7 +359,7 @@ def towers(state: State) -> dict[str, State]:
         "with its prefix": visual,
         "its own state dict": own,
         "in a program's module": {f"backbone.{name}": t for name, t in own.items()},
-        "with a scale": {**visual, "logit_scale": torch.tensor(1.5)},
+        "with a scale": {**visual, "logit_scale": torch.tensor(1.5), "logit_bias": torch.ones(1)},
     }
 
 
@@ -400,6 +400,28 @@ def test_the_weights_in_a_folder_are_found(trained: State, tmp_path: Path) -> No
     save_file(trained, tmp_path / "model" / "model.safetensors")
     found = load_open_clip(Source("small", str(tmp_path / "model"), like="plain_e1"))
     assert weights_digest(found.clip.state_dict()) == weights_digest(trained)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("[]", "is not a list of a model's parts"),
+        ("{", "is not a list of a model's parts"),
+        ('{"weight_map": {"a": 3}}', "is not a list of a model's parts"),
+        (
+            '{"weight_map": {"a": "../gone.bin"}}',
+            r"lacks 1 of the 1 files .* lists: gone\.bin; copy",
+        ),
+        (
+            '{"weight_map": {"a": "w.index.json"}}',
+            r"lists w\.index\.json, which has no weights; copy",
+        ),
+    ],
+)
+def test_a_wrong_list_of_parts_is_refused(listed: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "w.index.json").write_text(listed)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / "w.index.json")
 
 
 def test_the_name_of_the_file_does_not_matter(trained: State, tmp_path: Path) -> None:
