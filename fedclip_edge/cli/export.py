@@ -35,13 +35,15 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
 @click.option(
     "--pretrained",
     metavar="TAG|FILE",
-    help="Weights of the model: a tag of open_clip, such as laion2b_s34b_b88k, or a file.",
+    help="Weights of the model: a tag of open_clip, such as laion2b_s34b_b88k, or a file or folder "
+    "that a training program saved.",
 )
 @click.option(
     "--like",
     metavar="TAG",
     help="With --pretrained FILE: the open_clip tag of the weights that this file was fine-tuned "
-    "from. Preprocessing and activation function are taken from it.",
+    "from. Preprocessing and activation function are taken from it, and also the text tower if the "
+    "file has an image tower alone.",
 )
 @click.option(
     "--random-weights",

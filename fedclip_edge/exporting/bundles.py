@@ -53,6 +53,8 @@ def export_open_clip(
     say(f"loading {Path(recipe.model).name}")  # of a path, only the last part
     with _collector_paused():
         model = load_open_clip(recipe)
+    for note in model.notes:
+        say(note)
     pictures = gather(calibration, draw, model.preprocessing, classes)
     say(f"encoding the texts of {len(classes)} classes")
     texts = class_texts(model, classes, recipe.prompts, progress)

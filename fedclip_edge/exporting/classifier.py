@@ -27,7 +27,7 @@ from onnx import helper
 
 from fedclip_edge import __version__
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import ConfigError, DiskError, ExportError, first_line
+from fedclip_edge.errors import ConfigError, DiskError, ExportError, reason_of
 from fedclip_edge.exporting.fusion import INPUT, OUTPUT, fuse
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, serialise
@@ -186,7 +186,7 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
             worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise ExportError(
-            f"ONNX Runtime cannot run the classifier ({first_line(error)}); nothing was written. "
+            f"ONNX Runtime cannot run the classifier ({reason_of(error)}); nothing was written. "
             f"Export the encoder again with opset {OPSET}"
         ) from error
     return worst

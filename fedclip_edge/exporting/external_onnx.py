@@ -161,15 +161,19 @@ def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(onnx_file)
     except Exception as error:  # protobuf's errors share no base but Exception
-        raise ConfigError(f"{path} is not an ONNX file; name the encoder's .onnx file") from error
+        raise ConfigError(_not_onnx(path)) from error
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise ConfigError(
             f"{path} keeps its weights in another file; save it as one file: "
             "onnx.save(onnx.load(PATH), NEW_PATH)"
         )
     if not opset_of(model):  # protobuf accepts almost any bytes
-        raise ConfigError(f"{path} is not an ONNX file; name the encoder's .onnx file")
+        raise ConfigError(_not_onnx(path))
     return model
+
+
+def _not_onnx(path: Path) -> str:
+    return f"{path} is not a complete ONNX file; name the encoder's .onnx file, or copy it again"
 
 
 def _precision(model: onnx.ModelProto) -> str:

@@ -143,8 +143,11 @@ def reload(command: str, settings_file: Path) -> None:
                 f"the command {command!r} did not reload the broker: {error}"
             ) from error
         if done.returncode:
-            said = (done.stderr or done.stdout).strip()
-            raise BrokerError(f"the command {command!r} did not reload the broker: {said[:200]}")
+            said = " ".join((done.stderr or done.stdout).split())
+            raise BrokerError(
+                f"the command {command!r} did not reload the broker: "
+                f"{said or f'it ended with code {done.returncode}'}"
+            )
         return
     found = _running_with(settings_file)
     for process in found:

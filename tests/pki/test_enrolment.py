@@ -215,7 +215,11 @@ def test_a_revocation_is_of_every_certificate_of_the_device_and_of_no_other(site
     ("command", "said"),
     [
         ("", "no mosquitto on this machine was started with"),
-        ("false", "'false' did not reload the broker"),
+        ("false", "'false' did not reload the broker: it ended with code 1; copy"),
+        (
+            "cat missing/" + 9 * "broker/" + " zzz" * 99,
+            "broker/broker/: .*zzz: No such file .*; copy",
+        ),
         ("no-such-program", "'no-such-program' did not reload the broker"),
     ],
 )
