@@ -19,9 +19,10 @@ from fedclip_edge.errors import DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.records import F32, ClassTexts, Model
-from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
+from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
+from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.encoder import Encoder
+from fedclip_edge.vision.picture_files import EXTENSIONS, LeftOut, Skipped, labels_of, unreadable
 from fedclip_edge.vision.pictures import Preprocessing, decode
 from fedclip_edge.vision.prefetch import prefetch
 
@@ -43,34 +44,39 @@ class Prediction:
     adapted: F32 | None  # (C,) probabilities
 
 
-def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked, ...]:
+def find_pictures(
+    paths: Sequence[Path], classes: Sequence[str]
+) -> tuple[tuple[Asked, ...], LeftOut]:
     """List the pictures in `paths`: files as they are, folders with all pictures below them.
 
     A file that occurs twice is listed once. The truth is the class of the nearest folder with a
-    class's name, from the picture up to the folder in `paths`. Raises DataError if a path does not
-    exist or no picture is found.
+    class's name, from the picture up to the folder in `paths`; names are compared in Unicode form
+    NFC. Also returns what was found and is not a picture, or cannot be read. Raises DataError if a
+    path does not exist or no picture is found.
     """
-    labels = {name: label for label, name in enumerate(classes)}
+    labels = labels_of(classes)
     found: dict[Path, Asked] = {}
+    left_out = LeftOut()
     for path in paths:
         if path.is_dir():
-            files = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS]
-            top = len(path.parts) - 1
+            below = picture_files.find_pictures(
+                path, labels, labels.get(normalized_name(path.name))
+            )
+            left_out += below.left_out
+            for file, truth in below.pictures:
+                found.setdefault(file, Asked(file, truth))
         elif path.exists():
-            files = [path]
-            top = len(path.parts) - 2
+            truth = labels.get(normalized_name(path.parent.name))
+            found.setdefault(path, Asked(path, truth))
         else:
             raise DataError(f"{path} does not exist; name pictures, or folders of pictures")
-        for file in files:
-            folders = reversed(file.parts[max(0, top) : -1])
-            truth = next((labels[name] for name in folders if name in labels), None)
-            found.setdefault(file, Asked(file, truth))
     if not found:
         raise DataError(
             f"no picture ({', '.join(sorted(EXTENSIONS))}) was found in "
-            f"{', '.join(map(str, paths))}; name pictures, or folders of pictures"
+            f"{', '.join(map(str, paths))}{left_out.reasons()}; name pictures, or folders of "
+            "pictures"
         )
-    return tuple(found.values())
+    return tuple(found.values()), left_out
 
 
 def predict_pictures(
@@ -121,7 +127,7 @@ def _decode(
         except DataError as error:
             skipped.append(Skipped(one.path, str(error)))
         except OSError as error:
-            skipped.append(Skipped(one.path, f"cannot be read: {error.strerror or error}"))
+            skipped.append(Skipped(one.path, unreadable(error)))
     side = preprocessing.image_size
     stacked = np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.float32)
     return readable, stacked, skipped

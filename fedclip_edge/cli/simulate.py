@@ -273,9 +273,9 @@ def _pool(
     for caution in bundle_warnings(opened.manifest):
         click.echo(f"Note: {caution}.", err=True)
     with progress_bar("encoding") as bar:
-        pool, skipped = pictures.read_pictures(data, opened, encoder, out / "features.sqlite", bar)
-    for picture in skipped:
-        click.echo(f"skipped {picture.path}: {picture.reason}", err=True)
+        pool, left_out = pictures.read_pictures(data, opened, encoder, out / "features.sqlite", bar)
+    for line in left_out.lines():
+        click.echo(line, err=True)
     return pool
 
 

@@ -41,7 +41,7 @@ def typed(bundle: Bundle, *words: str | int | Path) -> Result:
 
 
 def expected(bundle: Bundle, pictures: Path, trained: TrainedModel) -> list[Prediction]:
-    asked = find_pictures([pictures], NAMES)
+    asked, _ = find_pictures([pictures], NAMES)
     encoder, preprocessing = open_encoder(bundle, EncoderConfig()), bundle.manifest.preprocessing
     found = predict_pictures(asked, encoder, preprocessing, bundle.classes, trained.model)
     return [result for result in found if isinstance(result, Prediction)]

@@ -14,6 +14,7 @@ from PIL import Image
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting import calibration
 from fedclip_edge.exporting.calibration import from_bytes, read_pictures
+from fedclip_edge.vision.picture_files import LeftOut
 from fedclip_edge.vision.pictures import Preprocessing, load
 
 PLAIN = Preprocessing(8, "squash", 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -52,7 +53,7 @@ def test_gate_and_calibration_share_no_picture_where_there_are_enough(
     assert len(shared) == (0 if count >= 96 else count)
     assert found.labels is not None
     assert len(found.labels) == gate
-    assert (found.skipped, found.source) == (0, "folder")
+    assert (found.left_out, found.source) == (LeftOut(), "folder")
 
 
 def test_without_labels_fewer_do(tmp_path: Path) -> None:
@@ -93,11 +94,15 @@ def test_broken_pictures_and_copies(tmp_path: Path) -> None:
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "copy.png")
     found = read_pictures(tmp_path, PLAIN, CLASSES)
-    assert found.skipped == 1
+    (cut,) = found.left_out.skipped
+    assert cut.path == tmp_path / "cat" / "cut.png"
+    assert found.left_out.others == (tmp_path / "cat" / "notes.txt",)
     assert len(rows(found.pixels)) == len(found.pixels) == 64
     (tmp_path / "cat" / "0.png").unlink()
     (tmp_path / "cat" / "copy.png").unlink()
-    with pytest.raises(ConfigError, match=r"has 63 different readable pictures, .* needs 64"):
+    with pytest.raises(
+        ConfigError, match=r"has 63 different readable pictures .*cut.png.*, but .* needs 64"
+    ):
         read_pictures(tmp_path, PLAIN, CLASSES)
 
 
