@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,32 @@ def test_a_folder_named_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert find_pictures([Path()], NAMES)[0] == (Asked(Path("square/a.png"), 1),)
     assert find_pictures([Path("square/a.png")], NAMES)[0][0].truth == 1
+
+
+def test_a_folder_in_the_other_unicode_form_is_of_the_class(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café"))
+    made(tmp_path, f"{apart}/a.png")
+    paths = ([tmp_path], [tmp_path / apart], [tmp_path / apart / "a.png"])
+    for names in ((composed, "tea"), (apart, "tea")):
+        truths = [find_pictures(given, names)[0][0].truth for given in paths]
+        assert truths == [0, 0, 0]
+
+
+def test_links_and_system_folders_are_as_on_an_agent(tmp_path: Path) -> None:
+    made(tmp_path, "disk/a.png", "site/circle/@eaDir/thumb.jpg", "site/circle/b.png", "site/n.txt")
+    site = tmp_path / "site"
+    (site / "square").symlink_to(tmp_path / "disk")
+    (site / "circle" / "loop").symlink_to(site)
+    (site / "gone").symlink_to(tmp_path / "unplugged")
+    found, left_out = find_pictures([site], NAMES)
+    assert found == (Asked(site / "circle" / "b.png", 0), Asked(site / "square" / "a.png", 1))
+    assert left_out.others == (site / "n.txt",)
+    assert [path for path, _ in left_out.skipped] == [site / "gone"]
+    assert [path for path, _ in left_out.unused] == [site / "circle" / "loop"]
+    shutil.rmtree(site / "circle")
+    (site / "square").unlink()
+    with pytest.raises(DataError, match=r"no picture .* was found in .*gone: it is a link to"):
+        find_pictures([site], NAMES)
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:

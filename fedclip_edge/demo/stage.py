@@ -192,7 +192,8 @@ def _domains(settings: Settings) -> tuple[tuple[str, ...], LeftOut]:
     found = find_domains(data, read_bundle(bundle).classes.names)
     expected = f"a folder for each domain, with a folder for each class in it ({data}/DOMAIN/CLASS)"
     if found.class_folders:
-        names = ", ".join(folder.name for folder in found.class_folders)
+        names = ", ".join(folder.name for folder in found.class_folders[:3])
+        names += ", ..." * (len(found.class_folders) > 3)
         raise DataError(
             f"--data {data} holds class folders ({names}), but the demo expects {expected}; move "
             "the class folders into a folder for each domain, or give --data to `fedclip-edge "

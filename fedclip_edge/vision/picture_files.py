@@ -23,6 +23,7 @@ from typing import NamedTuple
 from fedclip_edge.records import normalized_name
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+_ENDINGS = tuple(EXTENSIONS)
 NAMED = 10  # entries named one by one in a log or on a screen; the others are only counted
 
 # Files and folders that systems make for themselves, in lower case. Names that a person could give
@@ -201,7 +202,7 @@ def list_folder(folder: Path, classes: Mapping[str, int]) -> Listing:
             elif is_ignored(entry.name):
                 continue
             elif entry.is_file():
-                is_picture = path.suffix.lower() in EXTENSIONS
+                is_picture = entry.name.lower().endswith(_ENDINGS)
                 (pictures if is_picture else others).append(path)
             else:
                 entry.stat()  # raises the reason if it is a broken link
