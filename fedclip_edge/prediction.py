@@ -9,6 +9,7 @@ Laws:
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,24 +53,31 @@ def find_pictures(
     A file that occurs twice is listed once. The truth is the class of the nearest folder with a
     class's name, from the picture up to the folder in `paths`; names are compared in Unicode form
     NFC. Also returns what was found and is not a picture, or cannot be read. Raises DataError if a
-    path does not exist or no picture is found.
+    path does not exist or cannot be read, or if no picture is found.
     """
     labels = labels_of(classes)
     found: dict[Path, Asked] = {}
     left_out = LeftOut()
     for path in paths:
-        if path.is_dir():
-            below = picture_files.find_pictures(
-                path, labels, labels.get(normalized_name(path.name))
-            )
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} does not exist; name pictures, or folders of pictures"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"{path} {unreadable(error)}; name other pictures, or folders of pictures"
+            ) from error
+        if is_folder:
+            label = labels.get(normalized_name(path.name))
+            below = picture_files.find_pictures(path, labels, label)
             left_out += below.left_out
             for file, truth in below.pictures:
                 found.setdefault(file, Asked(file, truth))
-        elif path.exists():
+        else:
             truth = labels.get(normalized_name(path.parent.name))
             found.setdefault(path, Asked(path, truth))
-        else:
-            raise DataError(f"{path} does not exist; name pictures, or folders of pictures")
     if not found:
         raise DataError(
             f"no picture ({', '.join(sorted(EXTENSIONS))}) was found in "

@@ -89,13 +89,13 @@ def check(settings: Settings) -> LeftOut:
     domains, left_out = _domains(settings)
     if len(domains) < 2:
         raise DataError(
-            f"{settings.data} has only one domain, {domains[0]}, and the demo holds one out; add a "
-            "folder with a domain to train on"
+            f"{settings.data} has only one domain, {domains[0]}{left_out.reasons()}, and the demo "
+            "holds one out; add a folder with a domain to train on"
         )
     if normalized_name(settings.hold_out) not in map(normalized_name, domains):
         raise ConfigError(
             f"there is no domain {settings.hold_out!r} to hold out; name one of these with "
-            f"--hold-out: {', '.join(domains)}"
+            f"--hold-out: {', '.join(domains)}{left_out.reasons()}"
         )
     if settings.data is not None and settings.bundle is not None:
         classes = read_bundle(settings.bundle).classes.names
@@ -185,10 +185,6 @@ def _domains(settings: Settings) -> tuple[tuple[str, ...], LeftOut]:
     data, bundle = settings.data, settings.bundle
     if data is None or bundle is None:
         return DRAWN_DOMAINS, LeftOut()
-    if not data.is_dir():
-        raise DataError(
-            f"--data {data} is not a folder; give a folder that holds a folder per domain"
-        )
     found = find_domains(data, read_bundle(bundle).classes.names)
     expected = f"a folder for each domain, with a folder for each class in it ({data}/DOMAIN/CLASS)"
     if found.class_folders:

@@ -47,12 +47,10 @@ def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
     empty, or has no class folder; the message names the nearest class.
     """
     labels = labels_of(classes)
-    listing = _list(folder, classes, labels)
+    expected = f"one folder for each class: {', '.join(classes)}"
+    listing = _list(folder, labels, expected)
     if listing == Listing():
-        raise DataError(
-            f"{folder} is empty; put the pictures into one folder for each class: "
-            f"{', '.join(classes)}"
-        )
+        raise DataError(f"{folder} is empty; put the pictures into {expected}")
     named = [(labels.get(normalized_name(entry.name)), entry) for entry in listing.all_folders()]
     unknown = [entry for label, entry in named if label is None]
     found = sorted((label, entry) for label, entry in named if label is not None)
@@ -70,7 +68,8 @@ def find_domains(folder: Path, classes: Sequence[str]) -> DomainFolders:
     Raises DataError if `folder` is missing or unreadable.
     """
     labels = labels_of(classes)
-    listing = _list(folder, classes, labels)
+    expected = f"a folder for each domain, and in it one for each class: {', '.join(classes)}"
+    listing = _list(folder, labels, expected)
     domains: list[Path] = []
     class_folders: list[Path] = []
     left_out = _beside(listing, "it is not in a class folder of a domain")
@@ -90,18 +89,13 @@ def find_domains(folder: Path, classes: Sequence[str]) -> DomainFolders:
     return DomainFolders(tuple(domains), tuple(class_folders), left_out)
 
 
-def _list(folder: Path, classes: Sequence[str], labels: Mapping[str, int]) -> Listing:
+def _list(folder: Path, labels: Mapping[str, int], expected: str) -> Listing:
     try:
         return list_folder(folder, labels)
     except FileNotFoundError:
-        raise DataError(
-            f"{folder} does not exist; create it, with one folder for each class: "
-            f"{', '.join(classes)}"
-        ) from None
+        raise DataError(f"{folder} does not exist; create it, with {expected}") from None
     except NotADirectoryError:
-        raise DataError(
-            f"{folder} is a file; name the folder that has one folder for each class"
-        ) from None
+        raise DataError(f"{folder} is a file; name the folder that has {expected}") from None
     except OSError as error:
         raise DataError(f"{folder} {unreadable(error)}") from error
 

@@ -5,7 +5,8 @@ Laws:
 - Every entry below the folder is used, or left out and listed with its reason, or of an ignored
   kind (`is_ignored`). What lies in a folder that is listed or ignored is covered by that folder.
 - Links to files and folders are followed. A folder is searched at most once for each class, and
-  never below itself. So loops of links end, and count no picture twice.
+  never below itself. So loops of links end, and no picture counts twice, but a folder that several
+  classes link to counts in each of them.
 - The result depends only on the names and links in the folder, so it has the same order on every
   machine.
 """
@@ -92,12 +93,13 @@ class LeftOut:
         kinds = sorted({path.suffix.lower() for path in self.others} - {""})
         return " ".join([*kinds[:NAMED], *(["..."] if len(kinds) > NAMED else [])])
 
-    def lines(self) -> list[str]:
+    def lines(self, named: int = NAMED) -> list[str]:
         """Describe everything in a few lines for a screen; no line if nothing is left out."""
         listed = (*self.unused, *self.skipped)
-        lines = [f"skipped {printable(path)}: {reason}" for path, reason in examples(listed)]
-        if len(listed) > NAMED:
-            lines.append(f"skipped {len(listed) - NAMED} more, {len(listed)} in all")
+        some = examples(listed, named)
+        lines = [f"skipped {printable(path)}: {reason}" for path, reason in some]
+        if len(listed) > len(some):
+            lines.append(f"skipped {len(listed) - len(some)} more, {len(listed)} in all")
         if count := len(self.others):
             files = "file that is not a picture" if count == 1 else "files that are not pictures"
             kinds = f" ({self.kinds()})" if self.kinds() else ""
@@ -106,7 +108,8 @@ class LeftOut:
 
     def reasons(self) -> str:
         """Describe everything in brackets, for an error; empty if nothing is left out."""
-        return f" ({'; '.join(self.lines())})" if self.lines() else ""
+        lines = self.lines(named=3)
+        return f" ({'; '.join(lines)})" if lines else ""
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,14 @@ def list_folder(folder: Path, classes: Mapping[str, int]) -> Listing:
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if is_ignored(entry.name) and normalized_name(entry.name) not in classes:
+        ignored = is_ignored(entry.name)
+        if ignored and normalized_name(entry.name) not in classes:
             continue
         path = folder / entry.name
         try:
             if entry.is_dir():  # the type comes with the name; only links cost another call
                 (links if entry.is_symlink() else folders).append(path)
-            elif is_ignored(entry.name):
+            elif ignored:
                 continue
             elif entry.is_file():
                 is_picture = entry.name.lower().endswith(_ENDINGS)
@@ -231,15 +235,15 @@ def is_ignored(name: str) -> bool:
     return lower in _SYSTEM_NAMES or _FOUND.fullmatch(lower) is not None
 
 
-def examples(entries: Sequence[Skipped]) -> list[Skipped]:
-    """Return at most NAMED entries: one for each reason before a second one for any reason."""
+def examples(entries: Sequence[Skipped], most: int = NAMED) -> list[Skipped]:
+    """Return at most `most` entries: one for each reason before a second one for any reason."""
     seen: Counter[str] = Counter()
     ranks = []
     for entry in entries:
         ranks.append(seen[entry.reason])
         seen[entry.reason] += 1
     places = sorted(range(len(entries)), key=lambda place: (ranks[place], place))
-    return [entries[place] for place in sorted(places[:NAMED])]
+    return [entries[place] for place in sorted(places[:most])]
 
 
 def unreadable(error: OSError) -> str:
@@ -253,12 +257,13 @@ def printable(path: Path | str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-_Identity = tuple[int, int]  # device and inode, equal for all names of one folder
+_Identity = tuple[int, int | str]  # equal for all names of one folder
 
 
 def _identity(folder: Path) -> _Identity:
+    """Return device and inode; the real path for file systems that have no inodes."""
     found = folder.stat()
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino or os.path.realpath(folder)
 
 
 def _above(folder: Path) -> frozenset[_Identity]:

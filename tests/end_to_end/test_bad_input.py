@@ -200,7 +200,7 @@ def test_a_port_in_use() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "word"),
-    [("missing", "is not a folder"), ("empty", "no domain"), ("one-domain", "only one domain")],
+    [("missing", "does not exist"), ("empty", "no domain"), ("one-domain", "only one domain")],
 )
 def test_a_demo_on_no_data(site: Site, shape: str, word: str) -> None:
     data = site.folder / "data"

@@ -108,6 +108,21 @@ def test_a_folder_counts_under_its_own_name_and_not_again_by_a_link(tmp_path: Pa
     }
 
 
+def test_a_file_system_without_inodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.stat
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        mode, _, *others = real(path, follow_symlinks=follow_symlinks)
+        return os.stat_result((mode, 0, *others))
+
+    paths = made(tmp_path, "a.png", "b/c.png", "b/d/e.png")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    monkeypatch.setattr(Path, "stat", stat)
+    found = find_pictures(tmp_path)
+    assert paths_of(found) == paths
+    assert set(unused(found)) == {tmp_path / "b" / "loop"}
+
+
 def test_one_folder_counts_in_each_class_that_links_to_it(tmp_path: Path) -> None:
     made(tmp_path / "disk", "a.png")
     for name in ("cat", "dog"):
@@ -276,6 +291,11 @@ def test_a_few_names_and_the_count() -> None:
         "ignored 4 files that are not pictures (.heic .txt), such as a.HEIC",
     ]
     assert LeftOut().lines() == []
+    assert LeftOut(others, (*files, locked)).reasons() == (
+        " (skipped 000.png: the file is empty; skipped 001.png: the file is empty; skipped year: "
+        "cannot be read: Permission denied; skipped 498 more, 501 in all; ignored 4 files that are "
+        "not pictures (.heic .txt), such as a.HEIC)"
+    )
 
 
 def test_every_reason_is_named_before_one_is_named_twice() -> None:
