@@ -52,8 +52,8 @@ def find_pictures(
 
     A file that occurs twice is listed once. The truth is the class of the nearest folder with a
     class's name, from the picture up to the folder in `paths`; names are compared in Unicode form
-    NFC. Also returns what was found and is not a picture, or cannot be read. Raises DataError if a
-    path does not exist or cannot be read, or if no picture is found.
+    NFC. Also returns what is left out, each once. Raises DataError if a path does not exist or
+    cannot be read, or if no picture is found.
     """
     labels = labels_of(classes)
     found: dict[Path, Asked] = {}
@@ -84,7 +84,7 @@ def find_pictures(
             f"{', '.join(map(str, paths))}{left_out.reasons()}; name pictures, or folders of "
             "pictures"
         )
-    return tuple(found.values()), left_out
+    return tuple(found.values()), left_out.distinct()
 
 
 def predict_pictures(

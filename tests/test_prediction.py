@@ -178,6 +178,7 @@ def test_links_and_system_folders_are_as_on_an_agent(tmp_path: Path) -> None:
     assert left_out.others == (site / "n.txt",)
     assert [path for path, _ in left_out.skipped] == [site / "gone"]
     assert [path for path, _ in left_out.unused] == [site / "circle" / "loop"]
+    assert find_pictures([site, site / "circle", site], NAMES) == (found, left_out)
     shutil.rmtree(site / "circle")
     (site / "square").unlink()
     with pytest.raises(DataError, match=r"no picture .* was found in .*gone: it is a link to"):

@@ -97,7 +97,9 @@ def _list(folder: Path, labels: Mapping[str, int], expected: str) -> Listing:
     except NotADirectoryError:
         raise DataError(f"{folder} is a file; name the folder that has {expected}") from None
     except OSError as error:
-        raise DataError(f"{folder} {unreadable(error)}") from error
+        raise DataError(
+            f"{folder} {unreadable(error)}; correct its permissions, or name another folder"
+        ) from error
 
 
 def _beside(listing: Listing, reason: str) -> LeftOut:
@@ -134,17 +136,16 @@ def _no_class_folder(
             continue
         if inside:
             return (
-                f"{folder} has no class folder, but its folder {entry.name} has ({inside[0].name}); "
-                f"if each folder in it is a domain, name the folder of one, such as {entry}"
+                f"{folder} has no class folder, but its folder {entry.name} has one "
+                f"({inside[0].name}); if each folder in it is a domain, name the folder of one, such "
+                f"as {entry}"
             )
     if unknown:
         # The one that most probably is a mistake in spelling.
         entry = next((one for one in unknown if _nearest(one, classes)), unknown[0])
         near = _nearest(entry, classes)
         hint = f"did you mean {near!r}? Rename" if near else "rename"
-        others = len(unknown) - 1
-        more = f", nor is any of the {others} others in {folder}" if others > 1 else ""
-        more = f", nor is the other one in {folder}" if others == 1 else more
+        more = f", nor is any other folder in {folder}" if len(unknown) > 1 else ""
         return (
             f"{entry} is not named after a class of the bundle{more}; {hint} the folder, or move "
             f"it away (classes: {', '.join(classes)})"

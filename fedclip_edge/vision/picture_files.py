@@ -88,6 +88,11 @@ class LeftOut:
             self.others + more.others, self.skipped + more.skipped, self.unused + more.unused
         )
 
+    def distinct(self) -> LeftOut:
+        """Return the same with each entry once, for searches of the same folder."""
+        listed = (tuple(dict.fromkeys(entries)) for entries in (self.skipped, self.unused))
+        return LeftOut(tuple(dict.fromkeys(self.others)), *listed)
+
     def kinds(self) -> str:
         """The extensions of `others`, in lower case: all of them, or the first NAMED."""
         kinds = sorted({path.suffix.lower() for path in self.others} - {""})
@@ -152,6 +157,9 @@ def find_pictures(
     others: list[Path] = []
     skipped: list[Skipped] = []
     unused: list[Skipped] = []
+    # The folders above would be enough to end loops, but not soon: thirty folders with links to
+    # each other have more paths than anyone can follow. The label is in the key because a folder
+    # counts in every class that has a link to it.
     searched: dict[tuple[_Identity, int | None], Path] = {}
     # Real folders first: then a link to a folder that is also there by itself is the one left out.
     stack = [(folder, label, _above(folder))]

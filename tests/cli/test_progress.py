@@ -178,6 +178,19 @@ def test_a_demo_reads_on_in_a_devices_log(tmp_path: Path) -> None:
     assert list(_device_events(watched, read)) == []
 
 
+def test_a_demo_says_what_its_devices_leave_out(capsys: pytest.CaptureFixture[str]) -> None:
+    live = _Live("cartoon", 30)
+    live.happened({"event": "files_ignored", "count": 3, "kinds": ".heic .txt", "device": "photo"})
+    live.happened({"event": "not_used", "path": "p/cra", "reason": "no class", "device": "photo"})
+    broken = {"picture": "p/\x1b.png", "reason": "the file is empty", "more": 7}
+    live.happened({"event": "picture_skipped", **broken})
+    assert capsys.readouterr().out.splitlines() == [
+        "photo ignores files that are not pictures: 3 (.heic .txt)",
+        "photo skips p/cra: no class",
+        r"cartoon skips p/\x1b.png: the file is empty (and skips 7 more)",
+    ]
+
+
 CLOSED = {"event": "round_closed", "round": 1, "contributions": 4, "cohort": 4, "seconds": 0.5}
 
 

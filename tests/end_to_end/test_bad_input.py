@@ -121,7 +121,9 @@ def test_a_folder_of_domains(site: Site) -> None:
     pictures.rename(agent.parent / "photo")
     pictures.mkdir()
     (agent.parent / "photo").rename(pictures / "photo")
-    refused(DataError, "agent", agent, words=("its folder photo has (circle)", "name the folder"))
+    refused(
+        DataError, "agent", agent, words=("its folder photo has one (circle)", "name the folder")
+    )
 
 
 def test_no_picture_that_can_be_read(site: Site) -> None:
