@@ -137,8 +137,8 @@ def _no_class_folder(
         if inside:
             return (
                 f"{folder} has no class folder, but its folder {entry.name} has one "
-                f"({inside[0].name}); if each folder in it is a domain, name the folder of one, such "
-                f"as {entry}"
+                f"({inside[0].name}); "
+                f"if each folder in it is a domain, name the folder of one, such as {entry}"
             )
     if unknown:
         # The one that most probably is a mistake in spelling.
