@@ -130,6 +130,7 @@ def _watch(
 def _pass_on(
     watched: list[_Watched], read: dict[str, int], happened: Callable[[Event], None]
 ) -> None:
+    """Call `happened` with the new events in all devices' logs."""
     for one in watched[2:]:  # skip the coordinator and the broker
         for event in _device_events(one, read):
             happened(event)
