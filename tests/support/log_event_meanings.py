@@ -59,8 +59,14 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"Progress of encoding, every {EVERY_S:g} seconds if standard error is not a terminal.",
         ),
         "files_ignored": Event("The picture folder has files that are not pictures."),
+        "not_used": Event(
+            "A file or folder can be read, but its pictures do not count: for example a folder that is "
+            "not named after a class, or a class folder without a picture.",
+            "Rename the folder if the reason names a class, or move it away.",
+        ),
         "picture_skipped": Event(
-            "A picture cannot be read; it is left out.", "Repair or remove the file."
+            "A picture, or a folder of pictures, cannot be read; it is left out.",
+            "Repair or remove the file, or correct the permissions.",
         ),
         "class_without_test_pictures": Event(
             "No picture of this class is on the test side, so its accuracy is unknown.",
@@ -306,6 +312,9 @@ FIELDS: Mapping[str, str] = {
     "model": "The model that is used instead.",
     "model_bytes": "Size of the next model as it is sent.",
     "more": "Number of further devices; ten are named.",
+    "not_used.more": "Number of further files and folders; ten are named.",
+    "not_used.path": "The file or folder.",
+    "picture_skipped.more": "Number of further files and folders; ten are named.",
     "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
     "gda_solved.classes": "Number of classes with pictures.",
@@ -313,7 +322,7 @@ FIELDS: Mapping[str, str] = {
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
     "pictures": "Number of withheld pictures.",
-    "picture": "File of the picture.",
+    "picture": "File of the picture, or its folder.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Execution provider of the encoder.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
@@ -328,7 +337,7 @@ FIELDS: Mapping[str, str] = {
     "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
-    "skipped": "Pictures that cannot be read.",
+    "skipped": "Pictures, and folders of pictures, that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",
     "certificate_ends.devices": "Devices whose certificates expire first, each with the date.",

@@ -274,7 +274,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "train_pictures": ("large count", "training pictures with features"),
         "test_pictures": ("large count", "test pictures with features"),
         "encoded": ("large count", "pictures encoded since the agent started"),
-        "skipped": ("large count", "files that could not be read as pictures"),
+        "skipped": ("large count", "files and folders that could not be read"),
         "bytes_up": (
             "large count or null",
             "bytes sent on its sockets since the agent started; null if unknown",
