@@ -130,6 +130,7 @@ class Coordinator:
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
+        self.driver.handle(round_events.Enrolled(self.admission.enrolled or frozenset()), now)
         self.report_unreachable()
         return refused
 
