@@ -202,10 +202,10 @@ def refuse_often(stage: Stage, unfit: UnfitError, now: float) -> None:
     """Refuse cam-0's contribution in each attempt but the last; all attempts are open in turn."""
     for _ in range(ATTEMPTS - 1):
         stage.rounds.reject("cam-0", unfit, now)
-        assert stage.rounds.state.phase == "gathering"
+        waits: str = stage.rounds.state.phase
         now += stage.rounds.state.rules.deadline_s
         stage.rounds.handle(Tick(), now)
-        assert stage.rounds.state.phase == "open"
+        assert (waits, stage.rounds.state.phase) == ("gathering", "open")
 
 
 def test_a_round_that_closes_forgets_the_refusals_before_it(stage: Stage) -> None:

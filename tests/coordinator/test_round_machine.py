@@ -63,8 +63,17 @@ THREE = replace(  # three of four have contributed
     OPEN, trainers=frozenset("abcd"), cohort=frozenset("abcd"), kept={A: X, B: X, C: X}
 )
 REFUSED = replace(  # all contributions were refused again and again
-    GATHERING, attempt=4, trainers=BOTH, evaluators=BOTH, deadline=105.0, gathering_since=5,
-    missed={A: 2, B: 2}, refused=BOTH, rejected=BOTH, cohort=BOTH, again_at=16.0,
+    GATHERING,
+    attempt=4,
+    trainers=BOTH,
+    evaluators=BOTH,
+    deadline=105.0,
+    gathering_since=5,
+    missed={A: 2, B: 2},
+    refused=BOTH,
+    rejected=BOTH,
+    cohort=BOTH,
+    again_at=16.0,
 )
 FINAL = replace(GATHERING, phase="final", round=2, evaluators=BOTH, deadline=100.0)
 DONE = replace(FINAL, phase="done")

@@ -22,6 +22,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/methods/": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
+    "processes/": BOTH,
     "transport/": BOTH,
 }
 
@@ -212,6 +213,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over, and `serve` ends."),
     },
     BOTH: {
+        "stopped": Event(
+            "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
+            "peers is over.",
+        ),
         "broker_not_reached": Event(
             "An attempt to connect failed. The program tries again; each reason is written once "
             "until the connection is back.",
@@ -323,6 +328,7 @@ FIELDS: Mapping[str, str] = {
     "run_done.rounds": "Number of rounds closed.",
     "scale": "Factor on the logits of the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
+    "signal": "Name of the signal.",
     "skipped": "Pictures that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",

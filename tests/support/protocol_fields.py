@@ -370,8 +370,10 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     ),
     "PAUSE_S": (
         attendance.PAUSE_S,
-        "between two attempts at a round, if all devices that train in the second one were "
-        "refused; then 2, 4, 8, ... times that, `deadline_s` at most",
+        (
+            "from one attempt at a round to the next, if every device that trains in the next one "
+            "was refused; then 2, 4, 8, ... times that, `deadline_s` at most"
+        ),
     ),
     "LEFT_OUT_AFTER": (
         round_state.LEFT_OUT_AFTER,
