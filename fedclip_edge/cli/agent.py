@@ -18,8 +18,8 @@ import click
 def agent(config: Path, once: bool, as_json: bool) -> None:
     """Run a device's agent, which trains on its pictures.
 
-    It also evaluates each model on the device's test pictures. No picture leaves the device. SIGTERM
-    and Ctrl-C stop it with exit code 0, or with --once, 143 and 130.
+    It also evaluates each model on the device's test pictures. No picture leaves the device.
+    SIGTERM and Ctrl-C stop the agent with exit code 0, or with --once, 143 and 130.
 
     CONFIG is the device's configuration file, by default agent.toml. It names the fleet, the
     broker, the bundle and the folder of pictures.
