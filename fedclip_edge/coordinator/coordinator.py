@@ -85,7 +85,7 @@ class Coordinator:
             self._handle_received(event, now)
         elif isinstance(event, Flooding):
             self._mute(event.sender, now)
-        else:
+        elif event.reason:
             log.event("link_lost", reason=event.reason)
         if not more:
             self.driver.sync()
