@@ -49,7 +49,11 @@ class Proxy:
             if not self.accepting:
                 client.close()
                 continue
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:  # the broker is down
+                client.close()
+                continue
             self._pairs.append((client, server))
             threading.Thread(target=self._up, args=(client, server), daemon=True).start()
             threading.Thread(target=self._down, args=(client, server), daemon=True).start()
@@ -88,6 +92,30 @@ class Proxy:
     def close(self) -> None:
         self._server.close()
         self.cut()
+
+
+class Gate(Proxy):
+    """A relay that closes connections whose CONNECT says MQTT 5, as RabbitMQ 3.10 does.
+
+    It passes them on if `knows_5` is set. It closes any connection while `deaths` is above zero.
+    """
+
+    def __init__(self, target: BrokerAddress) -> None:
+        self.knows_5 = False
+        self.deaths = 0
+        self.knocks: list[int] = []  # the MQTT version of each attempt
+        super().__init__(target)
+
+    def _up(self, client: socket.socket, server: socket.socket) -> None:
+        begin = client.recv(256, socket.MSG_PEEK)
+        version = begin[begin.find(b"\0\x04MQTT") + 6]
+        self.knocks.append(version)
+        if self.deaths or (version == 5 and not self.knows_5):
+            self.deaths = max(0, self.deaths - 1)
+            client.shutdown(socket.SHUT_RDWR)
+            server.close()
+            return
+        super()._up(client, server)
 
 
 def _shut(*sockets: socket.socket) -> None:
