@@ -1,4 +1,4 @@
-"""The transport over an MQTT broker; the only module that uses paho.
+"""The transport over an MQTT broker, with paho.
 
 in_memory.py is its in-memory counterpart.
 
@@ -18,7 +18,6 @@ Laws, in addition to those of base.py:
 
 from __future__ import annotations
 
-import contextlib
 import random
 import socket
 import ssl
@@ -28,8 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fedclip_edge.config import BrokerAddress
@@ -45,8 +43,9 @@ from fedclip_edge.transport.base import (
 )
 from fedclip_edge.transport.broker_limits import LimitWatch
 from fedclip_edge.transport.inbox import Inbox
-from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect, Version
+from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect
 from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
+from fedclip_edge.transport.paho_client import Client
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
@@ -57,52 +56,6 @@ _STUCK = f"the broker acknowledged nothing for {STUCK_S:g} s; this client makes 
 # Larger messages are dropped. The broker is not told the limit: mosquitto 2.0.11 sends no more
 # messages of QoS 1 to a client after 20 that exceed it.
 _TAKES_BYTES = broker_limits.NEEDED_BYTES
-
-
-def _allow_too_large_in_puback() -> None:
-    """Let paho accept the code with which mosquitto refuses a message above message_size_limit.
-
-    MQTT 5 does not define it for PUBACK, and paho would end the link.
-    """
-    ((code, name),) = (
-        (code, name)
-        for code, names in ReasonCode.names.items()
-        for name in names
-        if name == broker_limits.TOO_LARGE
-    )
-    packets = {name: [*ReasonCode.names[code][name], PacketTypes.PUBACK]}
-    ReasonCode.names = {**ReasonCode.names, code: packets}
-
-
-_allow_too_large_in_puback()
-
-
-class _Client(mqtt.Client):
-    """paho's client, which can change its protocol version and end a connection at once."""
-
-    is_ended = False  # this client ended the current connection
-
-    def speak(self, version: Version) -> None:
-        self.is_ended = False
-        self._protocol = MQTTProtocolVersion(version)
-        self._clean_start = True  # like a clean session of 3.1.1: the session ends with the link
-
-    def end_link(self) -> None:
-        """End the connection without a DISCONNECT; paho then treats it as lost.
-
-        What waits in the socket is not read: that may be megabytes.
-        """
-        self.is_ended = True
-        link = self.socket()
-        if isinstance(link, socket.socket):
-            with contextlib.suppress(OSError):  # already closed
-                # Not link.shutdown: that of TLS makes another thread send without TLS from then on.
-                socket.socket.shutdown(link, socket.SHUT_RDWR)
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if self.is_ended:
-            raise ConnectionError("ended by this client")
-        return super()._sock_recv(bufsize)
 
 
 class PahoTransport:
@@ -142,7 +95,7 @@ class PahoTransport:
         self._is_back = False  # the link was lost, and its return is to be reported
         self._devices = 1
         self._examining = threading.Lock()
-        self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         if address.username:

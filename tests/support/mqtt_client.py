@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import LinkError
 from fedclip_edge.transport.base import (
     Connected,
     Received,
@@ -131,6 +132,19 @@ def connected(
     made = PahoTransport(address, name, topics, will or Will(f"gone/{name}", b"gone"))
     made.connect(DEADLINE_S)
     return made
+
+
+def fill(address: BrokerAddress) -> list[PahoTransport]:
+    """Clients that leave the broker no room for another one."""
+    made: list[PahoTransport] = []
+    while True:
+        link = PahoTransport(address, f"client-{time.monotonic_ns()}", [], None)
+        try:
+            link.connect(4.0)
+        except LinkError:
+            return made
+        made.append(link)
+        assert len(made) < 5  # mosquitto 2.0.11 lets one more in than it is told
 
 
 def next_of(transport: Transport, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> E:
