@@ -149,10 +149,10 @@ def coordinator_client() -> str:
 def reconnect_wait_s(failures: int, devices: int, draw: float, limits: int = 0) -> float:
     """Seconds to wait before the next connection, after `failures` failed attempts.
 
-    It is 2**failures - 1, at most 7, plus a random part. After `limits` links in a row that a limit
-    of the broker ended, it is at least 2**limits - 1, at most 63. `draw`, uniform in [0, 1), spreads that
+    It is 2**failures - 1, at most 7, plus a random part. `draw`, uniform in [0, 1), spreads that
     part over one second, or over the time that the broker needs to accept all `devices` if that is
-    longer.
+    longer. After `limits` links in a row that a limit of the broker ended, the first part is
+    2**limits - 1 if that is more, at most 63.
     """
     grows = max(min(2.0**failures, _RECONNECT_MAX_S), min(2.0**limits, _LIMITED_MAX_S)) - 1
     return grows + draw * max(1.0, devices / _RECONNECTS_PER_S)

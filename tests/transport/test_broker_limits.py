@@ -107,7 +107,7 @@ def test_a_broker_that_ends_the_link_at_each_large_message_is_reported_once(
     log, number = Log(link, capsys), 0
 
     def send() -> None:
-        """What a fleet does: small messages, then many large ones that the broker has to keep."""
+        """Send a small message, then large ones that the broker has to keep, as a fleet does."""
         nonlocal number
         if link.backlog():
             return
