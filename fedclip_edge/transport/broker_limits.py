@@ -5,7 +5,8 @@ Brokers announce the largest packet in MQTT 5, and no other limit. What a client
 | limit | MQTT 5 | MQTT 3.1.1 |
 |---|---|---|
 | mosquitto `message_size_limit` | PUBACK "Packet too large" | an ordinary PUBACK; see upload.py |
-| mosquitto `max_packet_size`, RabbitMQ's message sizes | announced | the link ends |
+| mosquitto `max_packet_size` | announced | the link ends |
+| RabbitMQ `max_message_size` (3.10) | - | the link gets stuck |
 | mosquitto `memory_limit` | the link ends | the link ends |
 | mosquitto `max_connections` | a connection is closed without an answer | the same |
 
@@ -14,13 +15,14 @@ Laws:
   again.
 - A limit on messages is reported once while it lasts, and once when a message of that size has been
   taken.
-- A link that ends is the broker's answer to a message if that happens ENDS times in a row: smaller
-  messages of the link were taken, this one was on its way, and none of its size was taken.
+- A link that ends, or gets stuck, is the broker's answer to a message if that happens ENDS times in
+  a row: the message was on its way, has more than SMALL_BYTES, and none of its size was taken.
 """
 
 from __future__ import annotations
 
 ENDS = 3
+SMALL_BYTES = 4096  # a broker with a lower limit cannot be used
 CLOSED = 2  # connections in a row that are closed without an answer, before the cause is reported
 # Every message of the protocol is smaller than this many bytes.
 NEEDED_BYTES = 200_000
@@ -62,7 +64,7 @@ class LimitWatch:
         """
         largest, taken = max(on_way_bytes, default=0), self._taken_bytes
         self._taken_bytes = 0
-        if reason in _OTHER_REASONS or not 0 < taken < largest:
+        if reason in _OTHER_REASONS or largest <= max(taken, SMALL_BYTES):
             self.ends = 0
             return ""
         self.ends += 1
@@ -71,8 +73,8 @@ class LimitWatch:
             return ""
         return self._report(
             largest,
-            f"the broker at {self._where} took smaller messages, and {self.ends} times in a row "
-            "ended the connection during one of",
+            f"the connection to the broker at {self._where} ended, or got stuck, {self.ends} times "
+            "in a row at a message of",
         )
 
     def closed_without_answer(self) -> str:
@@ -83,8 +85,7 @@ class LimitWatch:
         return (
             f"{self._where} accepts connections but closes them without an answer; the broker's "
             "limit of connections may be reached: raise it (mosquitto: max_connections, "
-            "memory_limit; RabbitMQ: connection_max). If this is no MQTT broker, check host, port "
-            "and ca under [broker]"
+            "memory_limit). If this is no MQTT broker, check host, port and ca under [broker]"
         )
 
     def answered(self) -> None:

@@ -306,11 +306,11 @@ class PahoTransport:
 
     def _link_lost(self, reason: str, on_way_bytes: list[int]) -> None:
         why = self._renewing
-        if not why:
+        if why in ("", _STUCK):
             limit = self._watch.link_ended(reason, on_way_bytes)
             if limit:
                 self._inbox.note("broker_limit", limit)
-            why = "" if self._watch.is_reported else reason_codes.advised(reason)
+            why = "" if self._watch.is_reported else why or reason_codes.advised(reason)
         self._is_back = why != ""
         self._inbox.link_down(Disconnected(why))
 
