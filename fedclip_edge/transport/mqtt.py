@@ -226,6 +226,7 @@ class PahoTransport:
             return
         self._answered = True
         self._watch.answered()
+        self._closed_because = ""
         self._dialect.answered()
         if str(reason) in reason_codes.FOR_GOOD:
             self._inbox.refuse(
