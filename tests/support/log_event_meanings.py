@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/kinds.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
+    "processes/": BOTH,
     "transport/": BOTH,
 }
 
@@ -130,6 +131,13 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "run.",
         ),
         "link_lost": _LINK_LOST,
+        "parts_lost": Event(
+            "The chunks of a model or an update were asked for again and again, and none arrives, "
+            "although the connection is up. Brokers with MQTT 3.1.1 drop messages above a limit "
+            "without an error. Written once while it lasts.",
+            "Look for `broker_limit` in the log of the other side, then raise the broker's limits.",
+        ),
+        "parts_arrive": Event("Chunks arrive again, after `parts_lost`."),
         "run_ended_without_this_device": Event(
             "The run ended while this device was away, and no coordinator is online to send the "
             "last model.",
@@ -219,13 +227,27 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over, and `serve` ends."),
     },
     BOTH: {
+        "stopped": Event(
+            "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
+            "peers is over.",
+        ),
         "broker_not_reached": Event(
             "An attempt to connect failed. The program tries again; each reason is written once "
             "until the connection is back.",
             "Read the reason: the broker, the network or a certificate.",
         ),
+        "link_restored": Event("The connection to the broker is back, after `link_lost`."),
+        "broker_limit": Event(
+            "The broker does not take messages of a size that the fleet needs: it refuses them, or "
+            "ends the connection each time. Written once while it lasts. Refused messages are sent "
+            "again, at growing intervals if the connection ends; `link_lost` is not written.",
+            "Raise the settings that `reason` names in the broker, or lower `max_packet_bytes`. "
+            "Nothing has to be restarted but the broker.",
+        ),
+        "broker_limit_over": Event("The broker takes messages of that size again."),
         "message_not_taken": Event(
-            "The broker refused a message.",
+            "The broker refused a message, which is lost; the program sends it again if it is "
+            "still needed.",
             "Check the broker's access list, and that the user name is the device's id.",
         ),
         "messages_dropped": Event(
@@ -337,6 +359,9 @@ FIELDS: Mapping[str, str] = {
     "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
+    "signal": "Name of the signal.",
+    "of": "`model` or `update`.",
+    "parts_lost.count": "Number of missing chunks.",
     "skipped": "Pictures, and folders of pictures, that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",

@@ -368,6 +368,13 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         round_machine.ATTEMPTS,
         "attempts at a round before the coordinator stops, if every contribution is refused",
     ),
+    "PAUSE_S": (
+        attendance.PAUSE_S,
+        (
+            "from one attempt at a round to the next, if every device that trains in the next one "
+            "was refused; then 2, 4, 8, ... times that, `deadline_s` at most"
+        ),
+    ),
     "LEFT_OUT_AFTER": (
         round_state.LEFT_OUT_AFTER,
         "deadlines in a row that a device misses before it is left out",
