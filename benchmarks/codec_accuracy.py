@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from fedclip_edge.agent import upload
-from fedclip_edge.config import DataConfig, EncoderConfig, parse_value
+from fedclip_edge.config import DataConfig, EncoderConfig
 from fedclip_edge.learning import local, methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Arrays, ClassTexts, Codec, Contribution, Features, Model, Plan
+from fedclip_edge.storage.toml_file import parse_value
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, read_folder, split

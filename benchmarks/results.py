@@ -201,6 +201,7 @@ def simulate(arguments: str, data: Path, bundle: Path, folder: Path) -> list[Row
     """Run one command and return the rows of its summary."""
     program = Path(sys.executable).with_name("fedclip-edge")
     places = ["--data", str(data), "--bundle", str(bundle), "--out", str(folder)]
+    places += ["--cache", str(folder / "features.sqlite")]  # not the user's
     base = [str(program), "simulate", *places, *arguments.split()]
     done = subprocess.run(
         base, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False

@@ -338,4 +338,4 @@ class Agent:
 
 
 if __name__ == "__main__":
-    Agent(json.loads(Path(sys.argv[1]).read_text())).run()
+    Agent(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8-sig"))).run()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,8 @@ from typing import Any, Literal, TypeVar
 
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.records import Plan, Role, Scalar, check_domain, check_id, check_sha256
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from fedclip_edge.records import Plan, Role, check_domain, check_id, check_sha256
+from fedclip_edge.storage.toml_file import read_toml
 
 T = TypeVar("T")
 
@@ -216,27 +211,6 @@ def load_fleet(path: Path) -> FleetConfig:
 def load_agent(path: Path) -> AgentConfig:
     """Read agent.toml; raise ConfigError with the file, the key and what to write instead."""
     return _load(AgentConfig, path)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; raise ConfigError if it is missing, unreadable or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; create it or name another file") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-
-
-def parse_value(text: str) -> Scalar:
-    """Parse `text` as a TOML scalar (3, 0.5, true); return it unchanged if it is not one."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, str | int | float | bool) else text
 
 
 def read_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import reprlib
 import types
 import typing
@@ -74,6 +75,10 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return get_origin(hint), get_args(hint)
 
 
+def _name(hint: Any) -> str:
+    return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
 def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
     """Convert `value`, as TOML or JSON gives it, to the type `hint`."""
     if type(value) is hint:  # not isinstance, because True is also an int
@@ -91,6 +96,12 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         table, _, key = where.rpartition(": ")
         return decode_table(typing.cast("type[Any]", hint), value, f"{table} [{key}]", base)
     elif hint is Path and isinstance(value, str) and value:
+        if not value.isprintable() and (control := re.search(r"[\0-\x1f]", value)):
+            raise DecodeError(
+                f"{where}: the path {value!r} contains the control character {control[0]!r}; in "
+                "double quotes, TOML reads \\t, \\n and others as such characters, so write a path "
+                "with /, or in '...'"
+            )
         try:
             return (base or Path()) / Path(value).expanduser()
         except RuntimeError as error:  # "~user" of a user that does not exist on this machine
@@ -108,7 +119,9 @@ def _convert(value: Any, hint: Any, where: str, base: Path | None) -> Any:
         return {k: _convert(v, arguments[1], f"{where}.{k}", base) for k, v in value.items()}
     elif hint is float and type(value) is int and abs(value) < _EXACT_IN_FLOAT:
         return float(value)
-    expected = getattr(hint, "__name__", str(hint))
+    # From Python 3.14 on, every union has the name "Union".
+    is_union = origin in (typing.Union, types.UnionType)
+    expected = " or ".join(_name(c) for c in arguments) if is_union else _name(hint)
     # Not repr: a deeply nested value would exceed its recursion limit.
     got = f"{type(value).__name__} {reprlib.repr(value)}"
     raise DecodeError(f"{where}: expected {expected}, got {got}")

@@ -99,9 +99,10 @@ class PeerError(FedclipError):
         super().__init__(sentence if len(sentence) <= _SENTENCE else sentence[:_SENTENCE] + " ...")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error, cut to 300 characters, to quote in a message.
+def reason_of(error: BaseException) -> str:
+    """Return all words of a library's error on one line, to quote in a message.
 
-    For an error without text, it returns the name of its class.
+    Nothing is cut away, because many libraries name the cause last. For an error without text, it
+    returns the name of its class.
     """
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -5,12 +5,13 @@ Laws:
 - Logits are computed by the same functions as in training and evaluation (learning/methods).
 - At most two batches of pixels are held at a time, for any number of pictures.
 - A picture that cannot be decoded is skipped and named.
+- A picture whose feature is in the cache is neither decoded nor encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from fedclip_edge.errors import DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.records import F32, ClassTexts, Model
+from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
-from fedclip_edge.vision.encoder import Encoder
-from fedclip_edge.vision.pictures import Preprocessing, decode
+from fedclip_edge.vision.embedding import Cache, PictureEncoder
+from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 from fedclip_edge.vision.prefetch import prefetch
 
 
@@ -62,7 +63,7 @@ def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked,
         else:
             raise DataError(f"{path} does not exist; name pictures, or folders of pictures")
         for file in files:
-            folders = reversed(file.parts[max(0, top) : -1])
+            folders = map(normalized_name, reversed(file.parts[max(0, top) : -1]))
             truth = next((labels[name] for name in folders if name in labels), None)
             found.setdefault(file, Asked(file, truth))
     if not found:
@@ -75,26 +76,44 @@ def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked,
 
 def predict_pictures(
     asked: Sequence[Asked],
-    encoder: Encoder,
+    encoder: PictureEncoder,
     preprocessing: Preprocessing,
     classes: ClassTexts,
     model: Model | None,
     batch_size: int = 8,
+    *,
+    cache: Cache | None = None,
 ) -> Iterator[Prediction | Skipped]:
     """Yield one result per picture: probabilities float32 (C,), or `Skipped`.
 
     The pictures skipped in a batch come before its predictions. Raises BundleError like
-    `Encoder.embed`.
+    `Encoder.embed`, and DataError if `cache` cannot be used.
     """
+    key = encoder.feature_key
+
+    def looked_up(batch: Sequence[_Read]) -> tuple[Sequence[_Read], dict[str, F32]]:
+        hashes = [one.hash for one in batch if isinstance(one.data, bytes)]
+        return batch, {} if cache is None else cache.get(hashes, key)
+
     batches = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
-    for batch, pixels, skipped in prefetch(lambda some: _decode(some, preprocessing), batches):
-        yield from skipped
-        if not batch:
+    # Files are read and decoded in threads; the cache is used in this one.
+    known = map(looked_up, prefetch(_read, batches))
+    for batch, cached, pixels in prefetch(lambda some: _decode(some, preprocessing), known):
+        yield from (Skipped(one.asked.path, one.data) for one in batch if isinstance(one.data, str))
+        features = dict(cached)
+        if pixels:
+            encoded = encoder.embed(np.stack(list(pixels.values())))  # (B, D)
+            fresh = dict(zip(pixels, encoded, strict=True))
+            features |= fresh
+            if cache is not None:
+                cache.put(fresh, key)
+        usable = [one for one in batch if one.hash in features]
+        if not usable:
             continue
-        vectors = encoder.embed(pixels)  # (B, D)
+        vectors = np.stack([features[one.hash] for one in usable])  # (B, D)
         zero_shot, adapted = classify(vectors, classes, model)  # (B, C) each
-        for i, one in enumerate(batch):
-            yield Prediction(one, zero_shot[i], None if adapted is None else adapted[i])
+        for i, one in enumerate(usable):
+            yield Prediction(one.asked, zero_shot[i], None if adapted is None else adapted[i])
 
 
 def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F32, F32 | None]:
@@ -108,20 +127,38 @@ def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F3
     return zero_shot, probabilities(methods.predict(model, vectors, classes))
 
 
+@dataclass(frozen=True)
+class _Read:
+    asked: Asked
+    hash: str  # empty if the file could not be read
+    data: bytes | str  # the file's bytes, or why the picture is skipped
+
+
+def _read(batch: Sequence[Asked]) -> list[_Read]:
+    return [_read_file(one) for one in batch]
+
+
+def _read_file(asked: Asked) -> _Read:
+    try:
+        data = asked.path.read_bytes()
+    except OSError as error:
+        return _Read(asked, "", f"cannot be read: {error.strerror or error}")
+    return _Read(asked, picture_hash(data), data)
+
+
 def _decode(
-    batch: Sequence[Asked], preprocessing: Preprocessing
-) -> tuple[list[Asked], F32, list[Skipped]]:
-    readable: list[Asked] = []
-    pixels: list[F32] = []
-    skipped: list[Skipped] = []
+    known: tuple[Sequence[_Read], dict[str, F32]], preprocessing: Preprocessing
+) -> tuple[list[_Read], dict[str, F32], dict[str, F32]]:
+    """Decode the pictures whose feature is not known; return their pixels by hash as well."""
+    batch, features = known
+    pixels: dict[str, F32] = {}
+    done: list[_Read] = []
     for one in batch:
-        try:
-            pixels.append(decode(one.path.read_bytes(), preprocessing))
-            readable.append(one)
-        except DataError as error:
-            skipped.append(Skipped(one.path, str(error)))
-        except OSError as error:
-            skipped.append(Skipped(one.path, f"cannot be read: {error.strerror or error}"))
-    side = preprocessing.image_size
-    stacked = np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.float32)
-    return readable, stacked, skipped
+        if isinstance(one.data, bytes) and one.hash not in features and one.hash not in pixels:
+            try:
+                pixels[one.hash] = decode(one.data, preprocessing)
+            except DataError as error:
+                done.append(replace(one, data=str(error)))
+                continue
+        done.append(one)
+    return done, features, pixels

@@ -35,6 +35,7 @@ _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 COUNT_MAX = 2**63 - 1  # the largest integer in SQLite
 MAX_NORM = 1e9  # above the bound on any update's norm
+MAX_WEIGHT = 2**40  # the largest `max_weight` of a plan
 
 
 def normalized_name(name: str) -> str:
@@ -127,8 +128,9 @@ class Features:
 class ClassTexts:
     """Class names and their text vectors from the frozen text tower.
 
-    Raises ValueError for fewer than two classes, names that are empty or equal, vectors of a wrong
-    shape or dtype or with a norm more than 1e-3 from 1, and a logit scale out of range.
+    Raises ValueError for fewer than two classes, names that are empty, equal or not in Unicode form
+    NFC, vectors of a wrong shape or dtype or with a norm more than 1e-3 from 1, and a logit scale
+    out of range.
     """
 
     names: tuple[str, ...]  # C of them; the order is the label
@@ -144,6 +146,9 @@ class ClassTexts:
             raise ValueError(f"expected two classes or more, got {len(self.names)}")
         if len(set(self.names)) != len(self.names) or not all(n.strip() for n in self.names):
             raise ValueError("class names: expected different names, none of them empty")
+        for name in self.names:
+            if normalized_name(name) != name:  # the digest depends on the form
+                raise ValueError(f"class name {name!r}: expected Unicode form NFC, got {name!a}")
         norms = np.linalg.norm(self.vectors, axis=1)
         if np.abs(norms - 1).max() > 1e-3:
             raise ValueError(
@@ -191,7 +196,7 @@ class Plan:
             ("rounds", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
             ("grid_bits", 1, 52),
-            ("max_weight", 1, 2**40),
+            ("max_weight", 1, MAX_WEIGHT),
             ("personal_epochs", 0, 1000),
         ):
             value = getattr(self, name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,18 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fedclip-edge")
 
+# Nothing here, and no program that a test starts, reads or fills the user's own feature cache.
+_CACHES = tempfile.TemporaryDirectory(prefix="fedclip-edge-caches-")
+os.environ["XDG_CACHE_HOME"] = _CACHES.name
+_NUMBERS = itertools.count()
+
 MakeEncoder = Callable[..., bytes]
 MakeClip = Callable[[Path, Mapping[str, Any]], Path]
+
+
+@pytest.fixture(autouse=True)
+def _starts_without_cached_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{_CACHES.name}/{next(_NUMBERS)}")
 
 
 @pytest.fixture(autouse=True)

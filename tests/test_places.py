@@ -24,15 +24,22 @@ from fedclip_edge.config import (
     FleetConfig,
     RunRules,
     load_agent,
-    read_toml,
 )
 from fedclip_edge.coordinator import process
-from fedclip_edge.errors import BundleError, ConfigError, DataError, LinkError, RefusedError
+from fedclip_edge.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    DiskError,
+    LinkError,
+    RefusedError,
+)
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.pki import mosquitto
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol.topics import Topics, matches
 from fedclip_edge.records import Plan
+from fedclip_edge.storage.toml_file import read_toml
 from fedclip_edge.vision.bundle import Bundle
 
 
@@ -84,7 +91,9 @@ def test_the_unit_starts_a_real_command() -> None:
 def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None:
     service = unit()["Service"]
     assert service["RestartForceExitStatus"] == str(LinkError.exit_code)
-    hopeless = {e.exit_code for e in (ConfigError, DataError, BundleError, RefusedError)}
+    usage = click.UsageError.exit_code
+    hopeless = {e.exit_code for e in (ConfigError, DataError, BundleError, RefusedError)} | {usage}
+    assert DiskError.exit_code not in hopeless  # the agent goes on when the disk is free
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
     assert service["SuccessExitStatus"] == str(128 + signal.SIGTERM)  # `systemctl stop`
 
@@ -341,6 +350,46 @@ def test_the_jetson_notes_and_the_package_agree_on_versions() -> None:
     assert f"onnxruntime {oldest} or newer" in jetson()
     assert project["requires-python"] == ">=3.10"
     assert "Python 3.10" in jetson()
+
+
+def versions() -> list[str]:
+    """The supported versions of Python, the oldest first."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r"Programming Language :: Python :: (3\.\d+)", text)
+
+
+def test_the_documents_name_the_supported_versions_of_python() -> None:
+    span = f"{versions()[0]} to {versions()[-1]}"
+    assert f"Python {span} with `venv`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"({span})" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_ci_runs_the_newest_python_of_the_machine(tmp_path: Path) -> None:
+    if not (ROOT / ".ci" / "run").exists():
+        pytest.skip(".ci/run is only in the checkout")
+    newest, before = versions()[-1], versions()[-2]
+    for version in (newest, before):  # an interpreter that says that it is the wanted one
+        (tmp_path / f"python{version}").write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / f"python{version}").chmod(0o755)
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    begin, end = text.index("supported=$("), text.index("test_first_of $supported")
+    script = (
+        "step() { :; }; rm() { :; }; pyenv() { echo none; }; make() { echo make $*; }\n"
+        f"{text[begin:end]}\ndefault=none\n{text[end:].partition('step ')[0]}"
+    )
+    for found in (newest, before):
+        path = f"{tmp_path}:/usr/bin:/bin"
+        done = subprocess.run(
+            ["bash", "-euc", script],
+            cwd=ROOT,
+            env={"PATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"PYTHON={tmp_path}/python{found} VENV=.venv-{found}" in done.stdout
+        (tmp_path / f"python{found}").unlink()
+    assert f"no Python {newest} on this machine: not tested" in done.stdout
 
 
 def test_the_image_targets_copy_files_that_exist() -> None:

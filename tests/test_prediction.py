@@ -161,3 +161,9 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
     made(tmp_path, "notes.txt")
     with pytest.raises(DataError, match=r"no picture \(\.bmp, .*\.webp\) was found in"):
         find_pictures([tmp_path], NAMES)
+
+
+def test_the_unicode_form_of_a_folder_does_not_matter(tmp_path: Path) -> None:
+    made(tmp_path, "cafe\u0301/a.png", "caf\u00e9/b.png")
+    found = find_pictures([tmp_path], ("tea", "caf\u00e9"))
+    assert [asked.truth for asked in found] == [1, 1]

@@ -246,3 +246,10 @@ def test_a_report_is_checked_at_the_door(changes: dict[str, Any]) -> None:
 def test_a_model_of_no_round_that_can_be_is_refused(round: int) -> None:
     with pytest.raises(ValueError, match="model round"):
         Model("fedclip", round, {})
+
+
+def test_class_names_have_one_unicode_form() -> None:
+    vectors = np.eye(2, dtype=np.float32)
+    assert ClassTexts(("caf\u00e9", "b"), vectors, 100.0, "a {}").names[0] == "caf\u00e9"
+    with pytest.raises(ValueError, match=r"expected Unicode form NFC, got 'cafe\\u0301'"):
+        ClassTexts(("cafe\u0301", "b"), vectors, 100.0, "a {}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import command_reference
 import exit_code_reference
 import log_event_reference
@@ -167,7 +168,9 @@ def test_the_rules_name_the_methods_and_strategies_that_they_hold_for() -> None:
         expected = {
             "rounds": traits.one_round,
             "strategy": not traits.is_averaged,
-            "personal_epochs": name == "zeroshot" or traits.is_personal,
+            "personal_epochs": name == "zeroshot"
+            or traits.is_personal
+            or traits.learns_from_validation,
         }
         assert refused == {what for what, is_so in expected.items() if is_so}, name
     for name in strategies.names():
@@ -265,7 +268,8 @@ def test_every_error_class_is_on_the_page_with_a_code_of_its_own() -> None:
 
 def test_the_codes_that_the_unit_does_not_restart_on_are_those_of_classes() -> None:
     hopeless = exit_code_reference.unit()["RestartPreventExitStatus"].split()
-    assert {int(code) for code in hopeless} <= {c.exit_code for c in exit_code_reference.classes()}
+    known = {c.exit_code for c in exit_code_reference.classes()} | {click.UsageError.exit_code}
+    assert {int(code) for code in hopeless} <= known
 
 
 def texts_of_the_code() -> Iterator[str]:

@@ -19,8 +19,8 @@ PACKAGE = Path(fedclip_edge.__file__).parent  # of the checkout, or of an instal
 # ARCHITECTURE.md shows this list as its diagram and its reading order.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "log", "records"),
-    ("decoding",),
-    ("config", "storage", "processes"),
+    ("decoding", "storage"),
+    ("config", "processes"),
     ("vision", "learning", "protocol"),
     ("transport", "pki"),
     ("model_file", "prediction", "reporting"),

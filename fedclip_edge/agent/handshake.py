@@ -25,7 +25,10 @@ from fedclip_edge.protocol.messages import CoordinatorState
 # The longest interval between hellos while no coordinator is online; the hellos then take less than
 # 9 kB an hour. The interval may be long because a new coordinator announces itself.
 _ALONE_S = 300.0
-_NO_ANSWER = "check that `fedclip-edge serve` runs for this fleet, with the same broker"
+_NO_ANSWER = (
+    "check that `fedclip-edge serve` runs with the same broker, and compare 'fleet' here with "
+    "'fleet' in its fleet.toml"
+)
 # After this many unanswered hellos in a row the coordinator counts as offline: the message that
 # said so may have been lost.
 _ALONE_HELLOS = 4

@@ -21,9 +21,10 @@ from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import ConfigError, RefusedError
+from fedclip_edge.errors import ConfigError, DiskError, RefusedError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry
+from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
@@ -48,10 +49,11 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     Raises ConfigError if a file or a setting is wrong; BundleError if the bundle cannot be used;
     DataError if a role has no pictures; LinkError if no broker answers the first connection, but
     not if the link breaks later; RefusedError if the broker or the coordinator refuses this device
-    permanently; DiskError if the state file cannot be read or written; ModuleNotFoundError if torch
+    permanently; DiskError if a file in state_dir cannot be written; ModuleNotFoundError if torch
     is needed and not installed.
     """
     _check_torch(config)  # before the pictures are encoded, which may take hours
+    check_own_certificate(config.broker.certificate, config.id, config.fleet)
     bundle = read_bundle(config.bundle)
     for warning in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=warning)
@@ -116,10 +118,14 @@ def _load_torch() -> None:
 def _make_state_dir(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(
-            f"state_dir {folder} cannot be created: {error.strerror}; set 'state_dir' to a folder "
-            "that this user can write to"
+            f"state_dir {folder} cannot be created: {error.strerror}; set 'state_dir' to a folder"
+        ) from error
+    except OSError as error:
+        raise DiskError(
+            f"state_dir {folder} cannot be created: {error.strerror}; free or repair the disk, or "
+            "set 'state_dir' to a folder that this user can write to"
         ) from error
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from fedclip_edge.cli.group import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def broker() -> None:
     """Start a test broker, or create a fleet broker's files."""
 
@@ -99,11 +101,12 @@ def init(
     FOLDER is `site` by default and must not exist yet. `enroll`, `renew` and `revoke` work on it.
     Keep FOLDER/ca.key secret: with it, anyone can issue certificates for devices.
     """
+    import shlex
     import socket
 
-    from fedclip_edge.pki import enrolment
+    from fedclip_edge.pki import site
 
-    made = enrolment.create_site(
+    made = site.create_site(
         folder,
         hosts or (socket.gethostname().lower(),),
         fleet=fleet,
@@ -112,12 +115,12 @@ def init(
         broker_home=home,
         reload=reload,
     )
-    site = "" if folder == Path("site") else f" --site {folder}"
+    option = "" if folder == Path("site") else f" --site {shlex.quote(str(folder))}"
     click.echo(
         f"""created {made.path}; keep ca.key in it secret: with it, anyone can enroll devices
 
-run the broker  mosquitto -c {made.broker}/mosquitto.conf
-add a device    fedclip-edge enroll cam-01{site}
+{_how_to_run(made.broker, home)}
+add a device    fedclip-edge enroll cam-01{option}
 for fleet.toml  fleet = "{fleet}"
                 registry = "{made.registry}"
                 [broker]
@@ -126,4 +129,37 @@ for fleet.toml  fleet = "{fleet}"
                 ca = "{made.coordinator}/ca.crt"
                 certificate = "{made.coordinator}/coordinator.crt"
                 key = "{made.coordinator}/coordinator.key\""""
+    )
+
+
+def _how_to_run(files: Path, home: Path | None) -> str:
+    """The command for the broker, and those that let the user `mosquitto` read its files."""
+    import os
+    import shlex
+
+    from fedclip_edge.pki import mosquitto
+
+    place = shlex.quote(str(files if home is None else home))
+    settings = shlex.quote(f"{files if home is None else home}/mosquitto.conf")
+    read = (f"chgrp -R mosquitto {place}", f"chmod -R g+rX {place}")
+    run = f"run the broker  mosquitto -c {settings}"
+    if home is not None:
+        steps = (f"cp -r broker {place}", *read)
+        return "\n".join(
+            (
+                f"on its host     copy {files} there, then run as root:",
+                *(f"                {step}" for step in steps),
+                run,
+            )
+        )
+    if os.geteuid() != 0:
+        return f"{run}\nas root, first  {' && '.join(read)}"
+    closed = mosquitto.closed_to_daemon(files)
+    if closed is None:
+        return run
+    return (
+        f"{run}\n"
+        f"                as root this fails: mosquitto changes to the user mosquitto, which has no "
+        f"access to\n                {closed}. Start it as another user, or create the fleet in "
+        "another folder."
     )

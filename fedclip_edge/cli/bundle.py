@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedclip_edge.cli.encoder_options import encoder_options
+from fedclip_edge.cli.group import Group
 from fedclip_edge.reporting.table import aligned, width_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from fedclip_edge.vision.verification import Verification
 
 
-@click.group()
+@click.group(cls=Group)
 def bundle() -> None:
     """Check a bundle, the folder that `export` writes."""
 

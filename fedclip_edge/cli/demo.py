@@ -143,6 +143,8 @@ def demo(
     summary.write(out / "summary.json", figures)
     width = width_of(sys.stdout)
     click.echo(f"\n{summary.table(figures, width)}\n\n{summary.notes(figures, width)}\n")
+    if compared := report.compared_with_local(figures):
+        click.echo(f"{summary.filled(compared, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).traits.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
@@ -163,7 +165,7 @@ def demo(
 
 def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
     """Parse NAME=VALUE options; a value that is not a TOML scalar is kept as text."""
-    from fedclip_edge.config import parse_value
+    from fedclip_edge.storage.toml_file import parse_value
 
     parsed = {}
     for option in options:

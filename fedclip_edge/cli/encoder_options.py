@@ -12,6 +12,17 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def cache_option(command: F) -> F:
+    """Add --cache to a command; it gets the argument `cache`, the file or None."""
+    return click.option(
+        "--cache",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="File that keeps the features of encoded pictures, so that neither this command nor "
+        "another one encodes a picture again with the same encoder. [default: "
+        "fedclip-edge/features.sqlite in the user's cache folder]",
+    )(command)
+
+
 def encoder_options(command: F) -> F:
     """Add --provider, --threads and --engine-dir to a command; it gets arguments of these names."""
     provider = click.option(

@@ -35,13 +35,15 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
 @click.option(
     "--pretrained",
     metavar="TAG|FILE",
-    help="Weights of the model: a tag of open_clip, such as laion2b_s34b_b88k, or a file.",
+    help="Weights of the model: a tag of open_clip, such as laion2b_s34b_b88k, or a file or folder "
+    "that a training program saved.",
 )
 @click.option(
     "--like",
     metavar="TAG",
     help="With --pretrained FILE: the open_clip tag of the weights that this file was fine-tuned "
-    "from. Preprocessing and activation function are taken from it.",
+    "from. Preprocessing and activation function are taken from it, and also the text tower if the "
+    "file has an image tower alone.",
 )
 @click.option(
     "--random-weights",
@@ -110,16 +112,20 @@ def export(**given: Any) -> None:
     by more than the limits, no bundle is written.
 
     \b
-    fedclip-edge export export/vit-b-32.toml --classes classes.txt --out bundle
-    fedclip-edge export ViT-B-16 --pretrained laion2b_s34b_b88k \\
-        --classes classes.txt --precision fp16 --out bundle
+    fedclip-edge export export/vit-b-32.toml \\
+        --classes classes.txt --out bundle
+    fedclip-edge export ViT-B-16 \\
+        --pretrained laion2b_s34b_b88k --precision fp16 \\
+        --classes classes.txt --out bundle
     fedclip-edge export tiny --out bundle
 
     For an encoder that is already an ONNX file, leave out SOURCE:
 
     \b
-    fedclip-edge export --onnx encoder.onnx --preprocess preprocess.toml \\
-        --class-texts class_texts.npy --classes classes.json --out bundle
+    fedclip-edge export --onnx encoder.onnx \\
+        --preprocess preprocess.toml \\
+        --class-texts class_texts.npy \\
+        --classes classes.json --out bundle
 
     To give an existing bundle other classes, without encoding any picture again:
 

@@ -20,13 +20,14 @@ from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
+from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.serve import serve
 from fedclip_edge.cli.simulate import simulate
 from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="fedclip-edge")
 def cli() -> None:
     """Adapt CLIP to a fleet's own pictures without moving a picture."""
@@ -78,12 +79,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:  # not turned into a FedclipError elsewhere
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(
-            f"fedclip-edge: {where}{error.strerror or error}; free disk space, repair the disk or "
-            "choose another folder, then start again",
-            err=True,
-        )
-        sys.exit(DiskError.exit_code)
+        kind, remedy = _of_system(error)
+        click.echo(f"fedclip-edge: {where}{error.strerror or error}; {remedy}", err=True)
+        sys.exit(kind.exit_code)
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
         if library not in _LIBRARIES:
@@ -92,6 +90,13 @@ def main() -> None:
         extra = f"pip install 'fedclip-edge[{_EXTRAS.get(asked, 'all')}]'"
         click.echo(f"fedclip-edge: {library} is not installed; install it with {extra}", err=True)
         sys.exit(ConfigError.exit_code)
+
+
+def _of_system(error: OSError) -> tuple[type[FedclipError], str]:
+    """The class of an error of the operating system, and what to do."""
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return ConfigError, "name another file or folder"
+    return DiskError, "free disk space, repair the disk or choose another folder, then start again"
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

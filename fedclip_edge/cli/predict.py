@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedclip_edge.cli.encoder_options import encoder_options
+from fedclip_edge.cli.encoder_options import cache_option, encoder_options
 
 if TYPE_CHECKING:
     from fedclip_edge.prediction import Asked, Prediction
@@ -57,6 +57,7 @@ _SHARE_WIDTH = 7  # "100.0 %"
     metavar="K",
     help="Number of labels to show per picture, most likely first; at most the number of classes.",
 )
+@cache_option
 @encoder_options
 def predict(
     pictures: tuple[Path, ...],
@@ -66,6 +67,7 @@ def predict(
     out: Path | None,
     as_json: bool,
     top: int,
+    cache: Path | None,
     provider: Any,
     threads: int,
     engine_dir: Path | None,
@@ -89,27 +91,32 @@ def predict(
     from fedclip_edge.storage import atomic
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
-    from fedclip_edge.vision.encoder import open_encoder
+    from fedclip_edge.vision.lazy_encoder import LazyEncoder
+    from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
     opened = read_bundle(bundle)
     trained = None if model is None else find_model(model, journal, opened)
     asked = find_pictures(pictures, opened.classes.names)
-    encoder = open_encoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
+    encoder = LazyEncoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
     for caution in bundle_warnings(opened.manifest):
-        click.echo(f"Note: {caution}.", err=True)
+        _note(caution)
 
     tally = _Tally()
     rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
     table = None if out is not None or as_json else _Table(asked, rows)
     written: list[list[str]] = []
-    results = predict_pictures(
-        asked,
-        encoder,
-        opened.manifest.preprocessing,
-        opened.classes,
-        None if trained is None else trained.model,
-    )
-    with progress_bar("predicting") as bar:
+    with (
+        SharedCache(cache or default_path(), _note) as known,
+        progress_bar("predicting") as bar,
+    ):
+        results = predict_pictures(
+            asked,
+            encoder,
+            opened.manifest.preprocessing,
+            opened.classes,
+            None if trained is None else trained.model,
+            cache=known,
+        )
         for done, result in enumerate(results, start=1):
             tally.add(result)
             if isinstance(result, Prediction):
@@ -133,12 +140,17 @@ def predict(
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
         by += f" ({trained.model.method})"
-    lines = [f"{tally.summary()}; {by}", *tally.accuracy(adapted=trained is not None)]
+    again = f", {known.found} of them not encoded again" if known.found else ""
+    lines = [f"{tally.summary()}{again}; {by}", *tally.accuracy(adapted=trained is not None)]
     if out is not None:
         lines.insert(0, f"Wrote {out}")
     if table is not None:
         lines.insert(0, "")
     click.echo("\n".join(lines), err=as_json)
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"Note: {sentence}.", err=True)
 
 
 class _Tally:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedclip_edge.cli.encoder_options import encoder_options
-from fedclip_edge.cli.progress import Bar, Pace, progress_bar
+from fedclip_edge.cli.encoder_options import cache_option, encoder_options
+from fedclip_edge.cli.progress import progress_bar
+from fedclip_edge.cli.simulate_progress import Show
 
 if TYPE_CHECKING:
-    from fedclip_edge.simulating.comparison import Choices, Step
+    from fedclip_edge.simulating.comparison import Choices
     from fedclip_edge.simulating.pool import Pool
     from fedclip_edge.simulating.results import Outcome
 
@@ -143,7 +144,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     default="simulation",
     show_default=True,
     type=_FOLDER,
-    help="Folder for results.csv, summary.json, report.html and the feature cache.",
+    help="Folder for results.csv, summary.json and report.html.",
 )
 @click.option(
     "--json",
@@ -151,6 +152,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     is_flag=True,
     help="Print the content of summary.json instead of a table, for programs.",
 )
+@cache_option
 @encoder_options
 def simulate(
     data: Path | None,
@@ -172,6 +174,7 @@ def simulate(
     workers: int,
     out: Path,
     as_json: bool,
+    cache: Path | None,
     provider: Any,
     threads: int,
     engine_dir: Path | None,
@@ -190,16 +193,20 @@ def simulate(
       zeroshot,fedclip
           two methods
       fedclip,fedclip@lr=1e-3,loss=cross-entropy
-          the same method with other options (after the @: options of the
-          method, or of the plan, such as rounds or codec_up)
+          the same method with other options (after the @:
+          options of the method, or of the plan, such as
+          rounds or codec_up)
       linear,linear@strategy=fedadam,strategy.lr=0.01
-          another strategy to combine updates, with an option of the strategy
+          another strategy to combine updates, with an
+          option of the strategy
       fedclip,fedclip@personal_epochs=5
-          at the end, each device trains a model of its own for 5 epochs
+          at the end, each device trains a model of its own
+          for 5 epochs
       fedclip,fedclip:local
           each device trains alone: the lower reference
       fedclip,fedclip:pooled
-          one model on the pictures of all devices: the upper reference
+          one model on the pictures of all devices:
+          the upper reference
     """  # noqa: D301 - click reads the backslash
     from fedclip_edge import log
     from fedclip_edge.config import EncoderConfig
@@ -226,10 +233,10 @@ def simulate(
         min_per_class=min_per_class,
     )
     encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
-    pool = _pool(data, bundle, features, out, encoder, validation)
+    pool = _pool(data, bundle, features, cache, encoder, validation)
     comparison.check(choices, pool)
     out.mkdir(parents=True, exist_ok=True)
-    show = _Show(comparison.count_rounds(choices, pool))
+    show = Show(comparison.count_rounds(choices, pool))
     done: list[Outcome] = []
     try:
         with (out / "results.csv").open("w", encoding="utf-8", newline="") as file:
@@ -252,7 +259,7 @@ def _pool(
     data: Path | None,
     bundle: Path | None,
     features: Path | None,
-    out: Path,
+    cache: Path | None,
     encoder: Any,
     validation: float,
 ) -> Pool:
@@ -261,6 +268,7 @@ def _pool(
     from fedclip_edge.simulating.pool import read_features
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
+    from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
     if (data is None) == (features is None):
         raise ConfigError("give either --data FOLDER with --bundle FOLDER, or --features FILE.npz")
@@ -271,12 +279,21 @@ def _pool(
     if opened is None:
         raise ConfigError("--data needs --bundle FOLDER; make a bundle with `fedclip-edge export`")
     for caution in bundle_warnings(opened.manifest):
-        click.echo(f"Note: {caution}.", err=True)
-    with progress_bar("encoding") as bar:
-        pool, skipped = pictures.read_pictures(data, opened, encoder, out / "features.sqlite", bar)
+        _note(caution)
+    with (
+        SharedCache(cache or default_path(), _note) as known,
+        progress_bar("encoding") as bar,
+    ):
+        pool, skipped = pictures.read_pictures(data, opened, encoder, known, bar)
+    if known.found:
+        click.echo(f"{known.found} pictures are not encoded again: {known.path}", err=True)
     for picture in skipped:
         click.echo(f"skipped {picture.path}: {picture.reason}", err=True)
     return pool
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"Note: {sentence}.", err=True)
 
 
 def _finish(
@@ -285,7 +302,7 @@ def _finish(
     import json
 
     from fedclip_edge.reporting.table import width_of
-    from fedclip_edge.simulating import report, summary
+    from fedclip_edge.simulating import report, summary, tables
     from fedclip_edge.storage import atomic
 
     rows = summary.summarise(done)
@@ -304,46 +321,8 @@ def _finish(
         click.echo(json.dumps(whole))
         return
     width = width_of(sys.stdout)
-    click.echo(f"\n{summary.table(rows, width)}\n\n{summary.notes(rows, width)}\n")
+    click.echo(f"\n{tables.tables(rows, width)}\n\n{tables.notes(rows, width)}\n")
     click.echo(
         f"report: {out / 'report.html'}   every round: {out / 'results.csv'}   "
         f"all figures: {out / 'summary.json'}"
     )
-
-
-class _Show:
-    """Progress on standard error: a bar on a terminal, a line for each finished run elsewhere."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
-        self._done = 0
-        self._bar = Bar(sys.stderr)
-        self._pace = Pace()
-
-    def note(self, text: str) -> None:
-        self._bar.say(f"Note: {text}.")
-
-    def step(self, step: Step) -> None:
-        self._done += 1
-        run = step.run
-        apart = f", {run.held_out} held out" if run.held_out else ""
-        what = f"{run.setting.label}, seed {run.seed}{apart}"
-        if self._bar.is_drawn:
-            self._bar.show(self._done, self._rounds, f"{what}, round {step.round}")
-        elif not step.outcomes:
-            if self._pace.is_due():
-                of_all = f"{self._done} of {self._rounds} in all runs"
-                click.echo(f"{what}: round {step.round} ({of_all})", err=True)
-        else:
-            for one in step.outcomes:
-                if one.fleet and one.zero_shot:
-                    shares = (
-                        f"accuracy {100 * one.fleet.mean:.1f} %, "
-                        f"zero-shot {100 * one.zero_shot.mean:.1f} %"
-                    )
-                    view = f" ({one.view} classes)" if one.view else ""
-                    rounds = f"{step.round} round{'s' * (step.round != 1)}"
-                    click.echo(f"{what}: {rounds}, {shares}{view}", err=True)
-
-    def end(self) -> None:
-        self._bar.end()

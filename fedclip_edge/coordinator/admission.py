@@ -1,7 +1,7 @@
 """Admission of devices to a run, by the registry's keys or by the first key that each id uses.
 
 Laws:
-- With a registry, only the keys in it are accepted.
+- With a registry, only the keys in it are accepted, whatever key was pinned before.
 - Without a registry, the first key that an id uses in a run is pinned until the run ends. The pin
   is on disk before it takes effect.
 """
@@ -87,10 +87,9 @@ class Admission:
         keys = self.devices.keys
         if self.registry is not None:
             reason = self.registry.refusal(device, key)
-            if reason is None:
+            if reason is None and keys.get(device) != key:
                 # After a restart, the coordinator waits for the devices that have a pinned key.
-                self.journal.pin_key(self.run.id, device, key)
-                keys[device] = key
+                keys[device] = self.journal.pin_key(self.run.id, device, key, replace=True)
             return reason
         keys[device] = keys.get(device) or self.journal.pin_key(self.run.id, device, key)
         if keys[device] == key:

@@ -57,6 +57,8 @@ _MODEL = (
     "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
     "rest_sha256 FROM model"
 )
+_PIN_KEY = "INSERT OR IGNORE INTO pinned_key VALUES (?, ?, ?)"
+_REPLACE_KEY = "INSERT OR REPLACE INTO pinned_key VALUES (?, ?, ?)"
 
 
 class Journal:
@@ -346,12 +348,14 @@ class Journal:
             raise self.damaged(f"a report of {run} cannot be read ({error})") from error
         return tuple(self._decode(Report, text) for text in texts)
 
-    def pin_key(self, run: str, device: str, key: str) -> str:
-        """Pin a device's key in this run unless one is pinned; returns the pinned key."""
+    def pin_key(self, run: str, device: str, key: str, *, replace: bool = False) -> str:
+        """Pin a device's key in this run unless one is pinned; returns the pinned key.
+
+        With `replace`, the new key takes the place of a pinned one.
+        """
+        insert = _REPLACE_KEY if replace else _PIN_KEY
         with self._writing():
-            self._database.execute(
-                "INSERT OR IGNORE INTO pinned_key VALUES (?, ?, ?)", (run, device, key)
-            )
+            self._database.execute(insert, (run, device, key))
         return str(
             self._one("SELECT key FROM pinned_key WHERE run = ? AND device = ?", run, device)[0]
         )
@@ -442,16 +446,19 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
     """Open the journal; create it if it is missing.
 
     Each round that it closes leaves the newest `keep_models` models of its run in the file.
-    Raises ConfigError, and changes nothing, if the file is a database of another program or a
-    journal of another version, or cannot be written; JournalError if it is empty or damaged.
+    Raises ConfigError, and changes nothing, if `path` is a folder, a database of another program or
+    a journal of another version; JournalError if the file cannot be read or written, is empty or
+    damaged.
     """
 
-    def refused(error: Exception) -> ConfigError:
-        return ConfigError(
-            f"the journal {path} cannot be opened ({error}); check its permissions, or set "
-            "'journal' to another file"
+    def refused(error: Exception) -> JournalError:
+        return JournalError(
+            f"the journal {path} cannot be opened ({error}); free or repair the disk, let this user "
+            "write there, or set 'journal' to another file; the file is unchanged"
         )
 
+    if path.is_dir():
+        raise ConfigError(f"the journal {path} is a folder; set 'journal' to a file")
     try:
         with errors_as(refused, lambda error: _damaged(path, str(error))):
             if not path.exists():
@@ -459,6 +466,11 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
             if path.stat().st_size == 0:
                 raise _damaged(path, "it is empty (0 bytes)")
             return Journal(path, open_database(path, SCHEMA, create=False), keep_models)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            f"the journal {path} cannot be opened: {path.parent} is not a folder; set 'journal' to a "
+            "file in a folder"
+        ) from None
     except OSError as error:
         raise refused(error) from error
     except EmptyDatabaseError:

@@ -25,7 +25,9 @@ from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki import registry
-from fedclip_edge.pki.expiry import Expiry
+from fedclip_edge.pki.box import COORDINATOR
+from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
+from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
@@ -41,9 +43,8 @@ _FIRST_CONNECTION_S = 10.0
 _TICK_S = 0.2
 _TRAINER_ENDS_S = 10.0
 # The coordinator's certificate expires together with the authority that signed it (authority.py).
-_ENDS_WITH_AUTHORITY = (
-    "the fleet's authority expires with it: create a new one with `fedclip-edge broker init` and "
-    "enrol every device again"
+_NEW_AUTHORITY = (
+    "create a new authority with `fedclip-edge broker init` and enroll every device again"
 )
 
 
@@ -87,6 +88,8 @@ def serve(
     over, if the contributions of all devices are refused, or if the trainer ends before the first
     round.
     """
+    check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
+    enrolled = _read_registry(config)
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
@@ -98,7 +101,6 @@ def serve(
         run = run_state.open_run(config, bundle.classes, dim, encoder_id, journal)
         layout = methods.plan_layout(run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
-        enrolled = None if config.registry is None else registry.read(config.registry)
         claim = _claim(config, run, journal, me, take_over=take_over)
         if from_round is not None:
             journal.rewind(run.id, from_round)
@@ -163,7 +165,9 @@ def _trainer_id(config: FleetConfig) -> str | None:
 
 def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
     ticked_at = time.monotonic()
-    expiry = Expiry(serving.config.broker.certificate, _ENDS_WITH_AUTHORITY)
+    broker = serving.config.broker
+    expiries = [Expiry(path, _NEW_AUTHORITY) for path in (broker.certificate, broker.ca)]
+    device_expiry = DeviceExpiry()
     changed_at = _changed_at(serving.config)
     transport = serving.publisher.transport
     event = None
@@ -176,7 +180,9 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             event = following
         if now - ticked_at >= _TICK_S:
             ticked_at = now
-            expiry.look(now)
+            for expiry in expiries:
+                expiry.look(now)
+            device_expiry.look(now, serving.admission.registry)
             if changed_at != (changed_at := _changed_at(serving.config)):
                 _admit(serving, now)
             serving.tick(now)
@@ -188,6 +194,22 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
                 )
             log.event("trainer_ended", code=trainer.returncode)
             trainer = None
+
+
+def _read_registry(config: FleetConfig) -> registry.Registry | None:
+    """The registry that the configuration names, if any.
+
+    Raises ConfigError if it cannot be read, or belongs to another fleet.
+    """
+    if config.registry is None:
+        return None
+    enrolled = registry.read(config.registry)
+    if enrolled.fleet != config.fleet:
+        raise ConfigError(
+            f"{config.registry} is the registry of the fleet {enrolled.fleet!r}, not of "
+            f"{config.fleet!r}; correct 'fleet' or 'registry' in fleet.toml"
+        )
+    return enrolled
 
 
 def _changed_at(config: FleetConfig) -> int:
@@ -202,8 +224,9 @@ def _admit(serving: coordinator.Coordinator, now: float) -> None:
     """Read the registry again, and disconnect the devices that it no longer admits."""
     config = serving.config
     try:
-        assert config.registry is not None
-        out = serving.apply_registry(registry.read(config.registry), now)
+        enrolled = _read_registry(config)
+        assert enrolled is not None
+        out = serving.apply_registry(enrolled, now)
     except ConfigError as error:
         log.event("registry_not_read", reason=str(error))  # the registry read before is still used
         return

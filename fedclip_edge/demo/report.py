@@ -42,8 +42,8 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
         "remarks": remarks(summary),
         "means": {kind: _column_mean(summary, kind) for kind in _MEANS},
         "charts": [
-            ("wide", chart_layout(lines, *WIDE_PX, name_columns=18, figures=True)),
-            ("narrow", chart_layout(lines, *NARROW_PX, name_columns=11, figures=False)),
+            ("wide", chart_layout(lines, *WIDE_PX, name_columns=18)),
+            ("narrow", chart_layout(lines, *NARROW_PX, name_columns=0)),
         ],
         "cards": cards,
         "kinds": KINDS,
@@ -90,16 +90,8 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     ]
     if worse:
         said.append(f"Training made the accuracy worse on {', '.join(worse)}.")
-    pairs = _pairs(summary, "local", "federated")
-    means = {"local": _mean([a for a, _ in pairs]), "federated": _mean([b for _, b in pairs])}
-    if (gain := difference(means, "federated", "local")) is not None:
-        apart = points(gain).lstrip("+\N{MINUS SIGN}")
-        compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
-        said.append(
-            "If each device trains alone, without the others, their mean accuracy is "
-            f"{percent(means['local'])}: "
-            f"{'the same as' if apart == '0.0' else compared} with the federated model."
-        )
+    if compared := compared_with_local(summary):
+        said.append(compared)
     tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
     if tests:
         count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
@@ -109,6 +101,33 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
             f"{step} points, so small differences may be chance."
         )
     return said
+
+
+def compared_with_local(summary: Mapping[str, Any]) -> str:
+    """Compare the fleet's model with those of devices that train alone; empty without them.
+
+    If the devices alone are not worse, the text says what their figures leave out, and what to try.
+    """
+    pairs = _pairs(summary, "local", "federated")
+    means = {"local": _mean([a for a, _ in pairs]), "federated": _mean([b for _, b in pairs])}
+    if (gain := difference(means, "federated", "local")) is None:
+        return ""
+    apart = points(gain).lstrip("+\N{MINUS SIGN}")
+    compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
+    text = (
+        "If each device trains alone, without the others, their mean accuracy is "
+        f"{percent(means['local'])}: "
+        f"{'the same as' if apart == '0.0' else compared} with the federated model."
+    )
+    if gain > 0:
+        return text
+    text += (
+        " A model trained alone is tested on its own device's pictures only; it has learned nothing "
+        "from the other devices."
+    )
+    if summary["method"] == "fedclip":
+        text += " The method FedCLIP changes CLIP little; --method ridge often gains more."
+    return text
 
 
 def _change(before: object, after: object) -> tuple[str, str]:
@@ -153,10 +172,11 @@ def _column_mean(summary: Mapping[str, Any], kind: str) -> float | None:
 
 def _lines(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[Line]:
     lines = [
-        Line(names[device], entry["accuracy_by_round"], entry["accuracy"].get("zero_shot"))
-        for device, entry in summary["devices"].items()
+        Line(names[device], entry["accuracy_by_round"], entry["accuracy"].get("zero_shot"), style)
+        for style, (device, entry) in enumerate(summary["devices"].items())
     ]
     if held_out := summary.get("held_out"):
         zero_shot = held_out["accuracy"].get("zero_shot")
-        lines.append(Line(held_out["domain"], held_out["accuracy_by_round"], zero_shot, True))
+        by_round = held_out["accuracy_by_round"]
+        lines.append(Line(held_out["domain"], by_round, zero_shot, "held-out"))
     return lines

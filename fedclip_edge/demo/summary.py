@@ -93,6 +93,11 @@ def notes(summary: Summary, columns: int | None = None) -> str:
         "encoder in this run; the features of the others were in the cache. up, down: bytes sent "
         "and received. encode, train, wait: seconds in the whole run."
     )
+    return filled(text, columns)
+
+
+def filled(text: str, columns: int | None = None) -> str:
+    """Wrap a text into lines of at most `columns`, or 100."""
     return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
 
 

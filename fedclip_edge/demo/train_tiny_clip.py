@@ -18,6 +18,7 @@ import concurrent.futures
 import json
 import logging
 import math
+import multiprocessing
 import random
 import shutil
 import tempfile
@@ -138,7 +139,9 @@ def pictures(
     groups = [(style, class_name) for style in styles for class_name in CLASSES]
     tasks = [(*group, seed, per_class) for group in groups]
     if workers > 1:
-        with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+        # The default of Python 3.14; a process that has loaded torch should not be forked.
+        context = multiprocessing.get_context("forkserver")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             drawn = list(pool.map(picture_bytes, *zip(*tasks, strict=True)))
     else:
         drawn = [picture_bytes(*task) for task in tasks]

@@ -45,14 +45,16 @@ def export_open_clip(
 
     Raises ConfigError for a wrong argument. Raises ExportError if the model cannot be loaded or
     exported, if it gives NaN or infinity, if its features differ by more than the precision allows
-    and `accept_parity` is not set, or if the folder cannot be written. No file is left behind after
-    an error.
+    and `accept_parity` is not set. Raises DiskError if the folder cannot be written. No file is
+    left behind after an error.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(recipe.precision, calibration)
     say(f"loading {Path(recipe.model).name}")  # of a path, only the last part
     with _collector_paused():
         model = load_open_clip(recipe)
+    for note in model.notes:
+        say(note)
     pictures = gather(calibration, draw, model.preprocessing, classes)
     say(f"encoding the texts of {len(classes)} classes")
     texts = class_texts(model, classes, recipe.prompts, progress)

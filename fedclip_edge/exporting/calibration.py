@@ -17,7 +17,7 @@ import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.exporting.recipe import Precision
-from fedclip_edge.records import F32, I64
+from fedclip_edge.records import F32, I64, normalized_name
 from fedclip_edge.vision.datasets import EXTENSIONS, files_below
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 
@@ -93,7 +93,7 @@ def read_pictures(
     found: dict[str, tuple[Path, int | None]] = {}
     skipped = 0
     for path in _files(folder):
-        above = path.relative_to(folder).parts[:-1]
+        above = tuple(map(normalized_name, path.relative_to(folder).parts[:-1]))
         label = next((known[part] for part in reversed(above) if part in known), None)
         try:
             found.setdefault(picture_hash(path.read_bytes()), (path, label))

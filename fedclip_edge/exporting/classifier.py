@@ -27,7 +27,7 @@ from onnx import helper
 
 from fedclip_edge import __version__
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import ConfigError, ExportError, first_line
+from fedclip_edge.errors import ConfigError, DiskError, ExportError, reason_of
 from fedclip_edge.exporting.fusion import INPUT, OUTPUT, fuse
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, serialise
@@ -66,9 +66,9 @@ def export_classifier(
 
     Without a model (`trained` is None), the classifier is the zero-shot one. Raises ConfigError if
     `out` is a folder, or exists and `replace_existing` is not set; BundleError if the bundle's
-    encoder cannot be loaded or run; ExportError if encoder and head cannot be joined, if the file's
-    probabilities differ from those of `predict` by more than TOLERANCE, or if the file cannot be
-    written. Nothing is written in any of these cases.
+    encoder cannot be loaded or run; ExportError if encoder and head cannot be joined, or if the
+    file's probabilities differ from those of `predict` by more than TOLERANCE; DiskError if the
+    file cannot be written. Nothing is written in any of these cases.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file")
@@ -94,7 +94,7 @@ def export_classifier(
     try:
         atomic.write_file(out, data)
     except OSError as error:
-        raise ExportError(
+        raise DiskError(
             f"{out} cannot be written: {error.strerror or error}; no file was left behind. Free "
             "disk space, or name another file"
         ) from error
@@ -186,7 +186,7 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
             worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise ExportError(
-            f"ONNX Runtime cannot run the classifier ({first_line(error)}); nothing was written. "
+            f"ONNX Runtime cannot run the classifier ({reason_of(error)}); nothing was written. "
             f"Export the encoder again with opset {OPSET}"
         ) from error
     return worst

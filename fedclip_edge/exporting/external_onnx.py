@@ -68,8 +68,8 @@ def export_onnx(
     during the comparison, and `report` once with the gate's result, passed or not.
 
     Raises ConfigError, naming the file, if a file is missing or wrong; ExportError if the encoder
-    does not fit the other files, cannot be converted, or fails the gate without `accept_parity`,
-    or if the folder cannot be written. No file is left behind after an error.
+    does not fit the other files, cannot be converted, or fails the gate without `accept_parity`;
+    DiskError if the folder cannot be written. No file is left behind after an error.
     """
     check_free(out, replace_existing=replace_existing)
     check_calibration(precision, calibration)
@@ -161,15 +161,19 @@ def _parse(onnx_file: bytes, path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(onnx_file)
     except Exception as error:  # protobuf's errors share no base but Exception
-        raise ConfigError(f"{path} is not an ONNX file; name the encoder's .onnx file") from error
+        raise ConfigError(_not_onnx(path)) from error
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise ConfigError(
             f"{path} keeps its weights in another file; save it as one file: "
             "onnx.save(onnx.load(PATH), NEW_PATH)"
         )
     if not opset_of(model):  # protobuf accepts almost any bytes
-        raise ConfigError(f"{path} is not an ONNX file; name the encoder's .onnx file")
+        raise ConfigError(_not_onnx(path))
     return model
+
+
+def _not_onnx(path: Path) -> str:
+    return f"{path} is not a complete ONNX file; name the encoder's .onnx file, or copy it again"
 
 
 def _precision(model: onnx.ModelProto) -> str:

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from torch import Tensor
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, strip
 from fedclip_edge.exporting.torch_export import export_module
 from fedclip_edge.learning import methods
@@ -67,7 +67,7 @@ def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto
 
 def _cannot_join(bundle: Bundle, error: Exception) -> ExportError:
     return ExportError(
-        f"{bundle.encoder_path} cannot be joined with the classifier's head ({first_line(error)}); "
+        f"{bundle.encoder_path} cannot be joined with the classifier's head ({reason_of(error)}); "
         f"nothing was written. Export the encoder again with opset {OPSET}"
     )
 

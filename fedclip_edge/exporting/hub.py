@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 
 _ANSWERS_S = 5.0
 _ANY = "config.json"  # any file name gets an answer
@@ -42,7 +42,7 @@ def download(model: str, tag: str, config: Mapping[str, Any]) -> Path:
         return Path(open_clip.download_pretrained(dict(config)))
     except Exception as error:  # from urllib, httpx or the hub's client
         raise ExportError(
-            f"the weights {tag} of {model} cannot be downloaded: {first_line(error)}; try again, "
+            f"the weights {tag} of {model} cannot be downloaded: {reason_of(error)}; try again, "
             f"or download them from {repository} yourself and give --pretrained FILE"
         ) from error
 

@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnx import helper
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.onnx_file import OPSET, check
 from fedclip_edge.exporting.torch_export import export_module
 from fedclip_edge.exporting.vit_graph import write_vit_graph
@@ -40,7 +40,7 @@ def export_image_tower(tower: torch.nn.Module, image_size: int) -> onnx.ModelPro
             model = export_by_pytorch(_reparameterised(tower), image_size)
         check(model)
     except Exception as error:  # the exporter can raise any exception
-        raise ExportError(f"the image tower cannot be exported: {first_line(error)}") from error
+        raise ExportError(f"the image tower cannot be exported: {reason_of(error)}") from error
     return model
 
 

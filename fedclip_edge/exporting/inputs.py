@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedclip_edge.config import read_table, read_toml
+from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.class_names import checked_names
 from fedclip_edge.exporting.recipe import check_prompt
 from fedclip_edge.records import ClassTexts
+from fedclip_edge.storage.text_file import parse_json, read_text
+from fedclip_edge.storage.toml_file import read_toml
 from fedclip_edge.vision.pictures import Preprocessing
 
 
@@ -38,13 +40,17 @@ def read_encoder_file(path: Path) -> EncoderFile:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Class names from a `.json` list or from a `.txt` with one name per line.
+    """Class names from a `.json` list or from a `.txt` with one name per line, in Unicode form NFC.
 
     A class's label is its index in the list. Raises ConfigError if the file cannot be read, is not
-    such a list or has fewer than two names, or if a name is empty or occurs twice, because leaving
-    it out would shift the labels of all later names.
+    such a list or has fewer than two names, and for a name that `checked_names` refuses, because
+    leaving it out would shift the labels of all later names.
     """
-    names = _read_list(path, "class name")
+    entries, unit = _read_list(path, "class name")
+    try:
+        names = checked_names(entries, unit)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if len(names) < 2:
         raise ConfigError(f"{path} has {len(names) or 'no'} class name; write two or more")
     return names
@@ -56,45 +62,41 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     Raises ConfigError if the file cannot be read, is not such a list or an empty one, or if a
     prompt is empty, occurs twice, or is refused by `check_prompt`.
     """
-    prompts = _read_list(path, "prompt")
-    if not prompts:
+    entries, unit = _read_list(path, "prompt")
+    if not entries:
         raise ConfigError(f"{path} has no prompt; write one, with {{}} for the class name")
-    try:
-        for prompt in prompts:
+    seen: dict[str, int] = {}
+    for number, prompt in enumerate(map(str.strip, entries), 1):
+        if not prompt:
+            raise ConfigError(f"{path}: {unit} {number} is empty; remove it")
+        if prompt in seen:
+            raise ConfigError(
+                f"{path}: the prompt {prompt!r} is in {unit} {seen[prompt]} and in {unit} {number}; "
+                "keep one"
+            )
+        try:
             check_prompt(prompt)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return prompts
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        seen[prompt] = number
+    return tuple(seen)
 
 
-def _read_list(path: Path, what: str) -> tuple[str, ...]:
-    listed = path.suffix.lower() == ".json"
+def _read_list(path: Path, what: str) -> tuple[list[str], str]:
+    """The entries of the file, and the word for the place of one: "line" or "entry"."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        # Not splitlines(), which would also split a line at a page break.
-        lines = json.loads(text) if listed else text.rstrip().split("\n")
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; create it, with one {what} per line") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a list of {what}s: {error}") from error
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+    if path.suffix.lower() != ".json":
+        # Not splitlines(), which would also split a line at a page break.
+        return (text.rstrip().split("\n") if text.strip() else []), "line"
+    entries = parse_json(text, str(path))
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise ConfigError(f'{path} is not a list of {what}s; write ["one", "another"]')
-    if not text.strip():
-        return ()
-    unit = "entry" if listed else "line"
-    seen: dict[str, int] = {}
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if not line:
-            raise ConfigError(f"{path}: {unit} {number} is empty; remove it")
-        if line in seen:
-            raise ConfigError(
-                f"{path}: the {what} {line!r} is in {unit} {seen[line]} and in {unit} {number}; "
-                "keep one"
-            )
-        seen[line] = number
-    return tuple(seen)
+    return entries, "entry"
 
 
 def read_class_texts(vectors: Path, classes: Path, logit_scale: float, prompt: str) -> ClassTexts:

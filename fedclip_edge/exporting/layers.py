@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 # Must be the first to import onnxruntime: it turns onnxruntime's telemetry off.
 import fedclip_edge.vision.encoder  # noqa: F401
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.records import F32
 
 Array = NDArray[Any]
@@ -64,8 +64,8 @@ class Layer:
 class Seen:
     """Statistics of one tensor over the calibration pictures."""
 
-    low: float  # smallest value, or 0 if all are larger
-    high: float  # largest value, or 0 if all are smaller
+    low: float  # smallest value, or 0 if all are larger; NaN if any value is
+    high: float  # largest value, or 0 if all are smaller; NaN if any value is
     means: dict[int, Array]  # axis of the channels -> float64 mean of each channel
 
 
@@ -138,14 +138,15 @@ def observe(
                 pictures += len(pixels)
                 arrays = dict(zip(asked, session.run(asked, {pixels_name: pixels}), strict=True))
                 for name, array in {pixels_name: pixels, **arrays}.items():
-                    low[name] = min(low.get(name, 0.0), float(array.min()))
-                    high[name] = max(high.get(name, 0.0), float(array.max()))
+                    # Unlike min() and max(), these keep a NaN, which must not be overlooked.
+                    low[name] = float(np.minimum(low.get(name, 0.0), array.min()))
+                    high[name] = float(np.maximum(high.get(name, 0.0), array.max()))
                     sums = means.setdefault(name, {})
                     for axis in axes.get(name, ()):
                         sums[axis] = sums.get(axis, 0.0) + len(pixels) * _mean(array, axis)
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise ExportError(
-            f"running the encoder on the calibration pictures failed: {first_line(error)}"
+            f"running the encoder on the calibration pictures failed: {reason_of(error)}"
         ) from error
     return {
         name: Seen(low[name], high[name], {a: s / pictures for a, s in means[name].items()})

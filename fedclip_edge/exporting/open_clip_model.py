@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.hub import check_reach
 from fedclip_edge.exporting.recipe import Source
 from fedclip_edge.exporting.sources import CONFIG, Found, find
@@ -56,6 +56,7 @@ class ClipModel:
     preprocessing: Preprocessing
     activation: str  # of the image tower
     weights_sha256: str  # of the image tower
+    notes: tuple[str, ...] = ()  # sentences for the user about which weights were loaded
 
     @property
     def image_tower(self) -> torch.nn.Module:
@@ -89,12 +90,13 @@ def load_open_clip(source: Source) -> ClipModel:
     not support the preprocessing.
     """
     declare_missing()
+    notes: tuple[str, ...] = ()
     with _quiet():
         found = find(source)
         tokenizer = _tokenizer(found)
         clip = _built(found)
         if found.file is not None:
-            load_weights(clip, found.file, found.name)
+            notes = load_weights(clip, found.file, found.name, found.like)
     clip.eval().requires_grad_(requires_grad=False)
     text = getattr(clip, "text", clip)  # CLIP is its own text tower
     vocabulary = int(text.vocab_size)
@@ -114,6 +116,7 @@ def load_open_clip(source: Source) -> ClipModel:
         preprocessing=_preprocessing(clip.visual.preprocess_cfg, found.title),
         activation=_activation(clip.visual),
         weights_sha256=weights_digest(clip.visual.state_dict()),
+        notes=notes,
     )
 
 
@@ -153,7 +156,7 @@ def _built(found: Found) -> Any:
             )
     except Exception as error:  # from open_clip, torch or safetensors, for a bad folder
         hint = f"; the folder needs {CONFIG} and weights that fit it" if own else ""
-        raise ExportError(f"open_clip cannot load {found.name}: {first_line(error)}{hint}") from (
+        raise ExportError(f"open_clip cannot load {found.name}: {reason_of(error)}{hint}") from (
             error
         )
 

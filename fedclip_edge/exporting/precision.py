@@ -26,7 +26,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting import static_int8
 from fedclip_edge.exporting.layers import Array, correct_biases
 from fedclip_edge.exporting.recipe import Precision
@@ -78,7 +78,7 @@ def convert(
         onnx.checker.check_model(changed)
     except Exception as error:  # the checker's errors and protobuf's share no base but Exception
         raise ExportError(
-            f"the graph cannot be converted to {precision}: {first_line(error)}; export it in fp32"
+            f"the graph cannot be converted to {precision}: {reason_of(error)}; export it in fp32"
         ) from error
     return changed
 

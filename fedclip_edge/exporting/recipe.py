@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedclip_edge.config import read_table, read_toml
+from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.storage.toml_file import read_toml
 
 # fp32: weights and arithmetic in float32.
 # fp16: weights stored in float16; a CPU computes in float32, TensorRT in float16.

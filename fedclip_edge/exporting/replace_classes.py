@@ -27,8 +27,8 @@ def from_model(
 
     Raises BundleError if the bundle is missing or damaged; ConfigError if the bundle names no model
     or no prompt, if the model has other weights than the bundle's, or if a class or a prompt is
-    wrong; ExportError if the model cannot be loaded or the bundle cannot be written. The bundle is
-    unchanged after an error.
+    wrong; ExportError if the model cannot be loaded; DiskError if the bundle cannot be written. The
+    bundle is unchanged after an error.
     """
     bundle = read_bundle(folder)
     source = source or _source(bundle)
@@ -54,7 +54,7 @@ def from_vectors(folder: Path, class_texts: Path, classes: Path) -> Bundle:
 
     `class_texts` is a `.npy` of unit vectors (C, D), in the order of the C names in `classes`.
     Raises BundleError if the bundle is missing or damaged; ConfigError, naming the file, if a file
-    is missing or wrong or does not fit the bundle; ExportError if the bundle cannot be written. The
+    is missing or wrong or does not fit the bundle; DiskError if the bundle cannot be written. The
     bundle is unchanged after an error.
     """
     bundle = read_bundle(folder)

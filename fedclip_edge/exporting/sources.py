@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.checkpoint import weights_file
 from fedclip_edge.exporting.hub import download, repository_of
 from fedclip_edge.exporting.recipe import PREFIX, Source, in_folder
 from fedclip_edge.exporting.torchvision_ops import declare_missing
+from fedclip_edge.storage.text_file import read_json
 from fedclip_edge.vision.manifest import RANDOM
 
 CONFIG = "open_clip_config.json"
@@ -42,6 +44,7 @@ class Found:
     label: str  # the manifest's `pretrained`
     preprocessing: Mapping[str, Any]  # overrides the configuration's; may be empty
     file: Path | None  # file of weights; None for the weights of a folder, or random ones
+    like: str = ""  # the tag that the user named as the origin of a file of weights
 
 
 def find(source: Source) -> Found:
@@ -101,11 +104,11 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} has no {CONFIG}; name a folder that has one") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     config = table.get("model_cfg") if isinstance(table, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("text_cfg"), dict):
         raise ConfigError(
@@ -130,8 +133,9 @@ def _check_name(model: str) -> None:
 
 def _file(source: Source, tags: Sequence[str]) -> Found:
     path = Path(source.pretrained).expanduser().absolute()
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(_no_such_weights(source, tags, path))
+    path = weights_file(path)
     like = source.like or _tag_in_path(source.model, path)
     if like:
         check_activation(source.model, like)
@@ -143,7 +147,16 @@ def _file(source: Source, tags: Sequence[str]) -> Found:
         )
     else:
         like = next(iter(_fitting(source.model, tags)), "")
-    return Found(source.model, source.model, "file", _preprocessing(source.model, like), path)
+    preprocessing = _preprocessing(source.model, like)
+    return Found(source.model, source.model, "file", preprocessing, path, source.like)
+
+
+def tag_file(model: str, tag: str) -> Path:
+    """The file of weights of a tag of `model` or its twin, downloaded if it is not cached.
+
+    Raises ConfigError if there is no such tag; ExportError if the download fails.
+    """
+    return download(model, tag, _tag_config(model, tag))
 
 
 def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
@@ -154,8 +167,9 @@ def _no_such_weights(source: Source, tags: Sequence[str], path: Path) -> str:
         tag = f" or a tag ({_some(tags)})" if tags else ""
         return f"{path} does not exist; give a file of weights{tag}"
     others = open_clip.list_pretrained_models_by_tag(named)
-    if _twin(source.model) in others:
-        return f"{named} is a tag of {_twin(source.model)}, not of {source.model}; name that model"
+    twin = other_activation(source.model)
+    if twin in others:
+        return f"{named} is a tag of {twin}, not of {source.model}; name that model"
     known = f"its tags are {_some(tags)}" if tags else "open_clip has no weights for it"
     if near := nearest(named, tags):
         known = f"did you mean {_some(near)}? {known[0].upper()}{known[1:]}"
@@ -175,7 +189,7 @@ def check_activation(model: str, tag: str) -> None:
     does not mention it.
     """
     quick = _is_quick(model, tag)
-    if quick != has_quick_gelu(model) and (twin := _twin(model)):
+    if quick != has_quick_gelu(model) and (twin := other_activation(model)):
         trained, runs = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
         raise ConfigError(
             f"weights like {tag} were trained with {trained}, but {model} computes {runs}, which "
@@ -192,10 +206,10 @@ def has_quick_gelu(model: str) -> bool:
 
 def quick_twin(model: str) -> str:
     """Name of this architecture's configuration with QuickGELU; "" if there is none."""
-    return model if has_quick_gelu(model) else _twin(model)
+    return model if has_quick_gelu(model) else other_activation(model)
 
 
-def _twin(model: str) -> str:
+def other_activation(model: str) -> str:
     """Name of the configuration with the other activation; "" if there is none."""
     import open_clip
 
@@ -215,7 +229,7 @@ def _tag_config(model: str, tag: str) -> dict[str, Any]:
     """
     import open_clip
 
-    for name in (model, _twin(model)):
+    for name in (model, other_activation(model)):
         config: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
         if config:
             return config
@@ -247,7 +261,7 @@ def _tag_in_path(model: str, path: Path) -> str:
     """
     import open_clip
 
-    for name in filter(None, (model, _twin(model))):
+    for name in filter(None, (model, other_activation(model))):
         for tag in open_clip.list_pretrained_tags_by_model(name):
             repository = repository_of(open_clip.get_pretrained_cfg(name, tag))
             forms = {repository.rpartition("/")[2], "models--" + repository.replace("/", "--")}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedclip_edge.errors import ExportError, first_line
+from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.hub import hub_answers
 from fedclip_edge.exporting.recipe import PREFIX
 from fedclip_edge.exporting.sources import CONFIG, folder_config
@@ -51,7 +51,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         ) from error
     except Exception as error:  # from transformers or the hub's client
         if not remote:
-            raise ExportError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from (
+            raise ExportError(f"the tokenizer of {name} cannot be read: {reason_of(error)}") from (
                 error
             )
         raise ExportError(

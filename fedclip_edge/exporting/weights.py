@@ -2,18 +2,18 @@
 
 Laws:
 
-- A pickle is read with `weights_only`.
 - A TorchScript archive is opened only if its SHA-256 is one that open_clip publishes for OpenAI's
   files.
 - Position embeddings are not interpolated to another picture size, which open_clip would do
   silently.
+- The activation is the model's own. Names of transformers with an activation that is not known are
+  refused if the model may have another one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -21,43 +21,206 @@ from pathlib import Path
 
 import torch
 
-from fedclip_edge.errors import ConfigError, first_line
-from fedclip_edge.exporting.sources import has_quick_gelu, quick_twin
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting import transformers_names
+from fedclip_edge.exporting.checkpoint import State, read_checkpoint
+from fedclip_edge.exporting.sources import has_quick_gelu, other_activation, quick_twin, tag_file
+from fedclip_edge.exporting.weight_kinds import architectures, kind_of
+from fedclip_edge.exporting.wrappers import without_wrappers
 
 # Entries of OpenAI's archives that are not tensors of the model; no other weights have them.
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-_POSITIONS = "positional_embedding"
-_FEW = 3  # tensors named in one message
-_MISMATCH = re.compile(
-    r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)"
-)
+_FEW = 3  # tensors or models named in one message
 
 
-def load_weights(clip: torch.nn.Module, path: Path, model: str) -> None:
-    """Load the weights in the file `path` into `clip`, in place.
+def load_weights(clip: torch.nn.Module, path: Path, model: str, like: str = "") -> tuple[str, ...]:
+    """Load the weights in the file `path` into `clip`, in place; returns notes for the user.
 
     `clip` is a model that open_clip built from its configuration `model`; weights of any precision
-    are converted to the model's. The file is a .safetensors, a state dict saved by `torch.save`
-    (directly or under the key "state_dict"), or one of OpenAI's own archives. Raises ConfigError,
-    naming the file, if it cannot be read safely or has weights of another architecture or
-    activation.
+    are converted to the model's. The file is a .safetensors, a list of its parts, a file of
+    `torch.save`, or one of OpenAI's own archives. The names are open_clip's or those of
+    transformers' CLIP or SigLIP, with any prefixes of training programs. `like` is the tag that the
+    user named as the origin of the weights. If the file has an image tower alone, the text tower is
+    that of `like`, which is downloaded.
+
+    Raises ConfigError, naming the file, if it cannot be read safely or has weights of another
+    architecture or activation; ExportError if the text tower cannot be downloaded.
     """
+    expected = clip.state_dict()
+    notes: tuple[str, ...] = ()
     if _is_torchscript(path):
         state = _openai_state(path, model)
-        _fill(clip, path, model, state)
-        return
-    shapes = _shapes(path)
-    if set(_OPENAI_SIZES) <= set(shapes):
-        _check_openai(path, model)
-        _fill(clip, path, model, _state(path))
-        return
-    _check_positions(clip, shapes, path, model)
-    import open_clip
+    else:
+        found = without_wrappers(read_checkpoint(path), expected, path)
+        state, notes = found.state, found.notes
+        if set(_OPENAI_SIZES) <= set(state):
+            _check_openai(path, model)
+    settings = None
+    if transformers_names.is_transformers(state):
+        settings = transformers_names.read_settings(path, state)
+        state = transformers_names.to_open_clip(state)
+    state = _converted(clip, state, path, model)
+    alone = bool(like) and _is_image_tower(state, expected)
+    if alone:
+        state = {name: tensor for name, tensor in state.items() if name in expected}
+    else:
+        _check_names(state, expected, path, model)
+    _check_values(state, expected, path)
+    if settings is not None:
+        _check_settings(clip, settings, path, model, like)
+    if alone:
+        load_weights(clip, tag_file(model, like), model)
+        notes = (*notes, f"{path.name} has an image tower alone; the text tower is that of {like}")
+    clip.load_state_dict(state, strict=not alone)
+    return notes
+
+
+def _converted(clip: torch.nn.Module, state: State, path: Path, model: str) -> State:
+    """Convert the forms that open_clip reads too: MobileCLIP's names, and older ones of its own."""
+    from open_clip.convert import convert_state_dict
 
     try:
-        open_clip.load_checkpoint(clip, str(path), strict=True, weights_only=True)
-    except Exception as error:  # from open_clip's conversions, for a wrong file
-        raise ConfigError(_misfit(error, path, model)) from error
+        state = convert_state_dict(clip, state)
+    except Exception as error:  # from open_clip's and timm's conversion, for a wrong model
+        raise ConfigError(
+            f"{path} has MobileCLIP's weights, which do not fit {model}; name the model they were "
+            "trained as"
+        ) from error
+    expected = clip.state_dict()
+    made: State = {}
+    for name, tensor in state.items():
+        if name in _OPENAI_SIZES:
+            continue
+        single = name in ("logit_scale", "logit_bias") and name in expected and tensor.numel() == 1
+        in_text = name not in expected and f"text.{name}" in expected
+        made[f"text.{name}" if in_text else name] = (
+            tensor.reshape(expected[name].shape) if single else tensor
+        )
+    if "logit_bias" in expected and "logit_scale" in made:
+        made.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))  # not exported
+    return made
+
+
+def _is_image_tower(state: State, expected: Mapping[str, torch.Tensor]) -> bool:
+    """True if `state` has the whole image tower of a model and nothing of its text tower."""
+    tower = {name for name in expected if name.startswith("visual.")}
+    rest = {name for name in state if not name.startswith("logit_")}
+    return rest == tower and all(state[name].shape == expected[name].shape for name in tower)
+
+
+def _check_names(
+    state: State, expected: Mapping[str, torch.Tensor], path: Path, model: str
+) -> None:
+    """Raise ConfigError if names or shapes are not those of the model."""
+    if _is_image_tower(state, expected):
+        missing = [name for name in expected if name not in state]
+        raise ConfigError(
+            f"{path} has an image tower alone, and the class texts need {model}'s text tower: "
+            f"missing: {_count(missing)}; if the text tower was not trained, give --like TAG, the "
+            "tag of open_clip that these weights were fine-tuned from, and its text tower is used"
+        )
+    if misfit := _misfit(state, expected):
+        raise ConfigError(
+            f"{path} has weights of another architecture than {model}: {misfit}; "
+            f"{_next_step(state, model)}"
+        )
+
+
+def _check_values(state: State, expected: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise ConfigError for integers in place of weights, and for NaN and infinity."""
+    integers = [
+        n for n, t in state.items() if expected[n].is_floating_point() and not t.is_floating_point()
+    ]
+    if integers:
+        raise ConfigError(
+            f"{path} has integers in place of weights: {_count(integers)}; it looks quantised, so "
+            "save the model in fp32, fp16 or bf16"
+        )
+    broken = [
+        n for n, t in state.items() if t.is_floating_point() and not t.float().isfinite().all()
+    ]
+    if broken:
+        raise ConfigError(
+            f"{path} has NaN or infinity in {_count(broken)}; the training diverged, so use the "
+            "weights of an earlier step"
+        )
+
+
+def _misfit(state: State, expected: Mapping[str, torch.Tensor]) -> str:
+    """Summary of the differences in names and shapes; "" if there is none."""
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    found = [f"missing: {_count(missing)}"] if missing else []
+    found += [f"unexpected: {_count(unexpected)}"] if unexpected else []
+    if shapes:
+        many = f"{len(shapes)} tensors have" if len(shapes) > 1 else "1 tensor has"
+        found.append(f"{many} another shape ({_some('; ', shapes)})")
+    return "; ".join(found)
+
+
+def _next_step(state: State, model: str) -> str:
+    if kind := kind_of(state):
+        return f"it looks like {kind}"
+    if not any(name.startswith("visual.") for name in state) and "token_embedding.weight" in {
+        name.removeprefix("text.") for name in state
+    }:
+        return "it looks like a text tower alone; name a file that has the image tower too"
+    names = architectures(state)
+    if model in names:
+        return (
+            f"the sizes are those of {model}, so the model was changed or the file is incomplete; "
+            f"save the state_dict() of an unchanged {model}"
+        )
+    if names:
+        some = " or ".join(names[:_FEW])
+        return f"it looks like {some}; export that model instead of {model}"
+    return "name the model they were trained as"
+
+
+def _check_settings(
+    clip: torch.nn.Module,
+    settings: transformers_names.Settings,
+    path: Path,
+    model: str,
+    like: str,
+) -> None:
+    """Raise ConfigError if `model` computes something else than transformers' model did."""
+    quick, twin = has_quick_gelu(model), other_activation(model)
+    if not settings.activations:
+        if not like and not quick and twin:
+            raise ConfigError(
+                f"{path} has the names of transformers' CLIP, and its config.json is not beside "
+                f"it: most of these models compute QuickGELU, but {model} computes GELU, which "
+                f"gives plausible but wrong features; export {twin} instead, or copy config.json "
+                "there, or give --like TAG, the tag that these weights were fine-tuned from"
+            )
+    elif (settings.activations == {"quick_gelu"}) != quick:
+        raise ConfigError(
+            f"{path} was trained with {' and '.join(sorted(settings.activations))}, as the "
+            f"config.json beside it says, but {model} computes {'QuickGELU' if quick else 'GELU'}, "
+            "which gives plausible but wrong features; "
+            + (f"export {twin} instead" if twin else "name the model that they belong to")
+        )
+    heads = _heads(clip)
+    if heads and settings.vision_heads and settings.vision_heads != heads:
+        raise ConfigError(
+            f"{path} has {settings.vision_heads} attention heads in its image tower, as the "
+            f"config.json beside it says, but {model} has {heads}; name the model they were "
+            "trained as"
+        )
+
+
+def _heads(clip: torch.nn.Module) -> int:
+    """Attention heads in each layer of the image tower; 0 if it is not a transformer."""
+    for module in clip.get_submodule("visual").modules():
+        if isinstance(heads := getattr(module, "num_heads", None), int):
+            return heads
+    return 0
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -68,50 +231,6 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor by name; the tensors of a .safetensors are not read."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"{path} cannot be read: {first_line(error)}; it is incomplete or not a "
-                "safetensors file"
-            ) from error
-    return {name: tuple(tensor.shape) for name, tensor in _state(path).items()}
-
-
-def _state(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file that `torch.save` wrote, without the prefix `module.` of names.
-
-    Raises ConfigError if the file cannot be read safely or has no state dict.
-    """
-    try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...
-        if re.search("Unsupported (global|class)", str(error)):
-            raise ConfigError(
-                f"{path} contains more than weights, and loading it could run code; save only the "
-                "model's state_dict(), preferably as .safetensors"
-            ) from error
-        raise ConfigError(
-            f"{path} cannot be read: it is incomplete or not a file of weights "
-            f"({first_line(error)})"
-        ) from error
-    if isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
-        raise ConfigError(f"{path} has no state dict; save the model's state_dict()")
-    if not state:
-        raise ConfigError(f"{path} has no weights; save the model's state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -158,59 +277,13 @@ def _check_openai(path: Path, model: str) -> None:
         )
 
 
-def _fill(clip: torch.nn.Module, path: Path, model: str, state: Mapping[str, torch.Tensor]) -> None:
-    tensors = {name: tensor for name, tensor in state.items() if name not in _OPENAI_SIZES}
-    try:
-        clip.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ConfigError(_misfit(error, path, model)) from error
-
-
-def _check_positions(
-    clip: torch.nn.Module, shapes: Mapping[str, Sequence[int]], path: Path, model: str
-) -> None:
-    """Raise ConfigError for position embeddings of another shape than the model's."""
-    ours = {
-        name.removeprefix("text."): list(tensor.shape)
-        for name, tensor in clip.state_dict().items()
-        if name.endswith(_POSITIONS)
-    }
-    for name, shape in shapes.items():
-        wanted = ours.get(name.removeprefix("text."))
-        if wanted is not None and list(shape) != wanted:
-            raise ConfigError(
-                f"{path} has weights of another architecture than {model}: {name} is "
-                f"{list(shape)}, expected {wanted}; name the model they were trained as"
-            )
-
-
-def _misfit(error: BaseException, path: Path, model: str) -> str:
-    """Summary, in one sentence, of torch's error message, which can have hundreds of lines."""
-    found: list[str] = []
-    for line in str(error).splitlines():
-        names = re.findall(r'"([^"]+)"', line)
-        if "Missing key" in line:
-            found.append(f"missing: {_count(names)}")
-        elif "Unexpected key" in line:
-            found.append(f"unexpected: {_count(names)}")
-    shapes = [
-        f"{name} is [{theirs}], expected [{ours}]"
-        for name, theirs, ours in _MISMATCH.findall(str(error))
-    ]
-    found += shapes[:_FEW]
-    if len(shapes) > _FEW:
-        found.append(f"{len(shapes) - _FEW} more have another shape")
-    what = "; ".join(found) or first_line(error)
-    return (
-        f"{path} has weights of another architecture than {model}: {what}; "
-        "name the model they were trained as"
-    )
-
-
 def _count(names: Sequence[str]) -> str:
     plural = "s" if len(names) != 1 else ""
-    more = ", ..." if len(names) > _FEW else ""
-    return f"{len(names)} tensor{plural} ({', '.join(names[:_FEW])}{more})"
+    return f"{len(names)} tensor{plural} ({_some(', ', names)})"
+
+
+def _some(separator: str, words: Sequence[str]) -> str:
+    return separator.join(words[:_FEW]) + (", ..." if len(words) > _FEW else "")
 
 
 def _sha256(path: Path) -> str:

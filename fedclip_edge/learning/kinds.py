@@ -59,6 +59,8 @@ def closed_form(
     initial_parameters: InitialParameters,
     logits: Logits,
     solve: Callable[[Arrays, Moments, Moments, Any], Arrays],
+    *,
+    learns_from_validation: bool = False,
 ) -> Method:
     """Make a method of one round that is solved from the sums of all devices.
 
@@ -85,7 +87,12 @@ def closed_form(
         found = solve(model.parameters, train, validation, options)
         return replace(following, parameters=found), state
 
-    traits = Traits(rounds=1, one_round=True, sends_moments=True)
+    traits = Traits(
+        rounds=1,
+        one_round=True,
+        sends_moments=True,
+        learns_from_validation=learns_from_validation,
+    )
     return Method(name, options, initial_parameters, layout, fit, combine, logits, traits)
 
 

@@ -12,9 +12,9 @@ from typing import Protocol
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.learning.method import LocalTask
-from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan, Update
+from fedclip_edge.records import MAX_WEIGHT, Arrays, ClassTexts, Features, Model, Plan, Update
 
-_UNBOUNDED, _ANY_WEIGHT = 1e8, 2**40  # far above any real update
+_UNBOUNDED = 1e8  # far above any real update
 
 
 class Sides(Protocol):
@@ -69,7 +69,7 @@ class Alone:
         used here, which are far wider than a plan's.
         """
         # The plan's bounds protect a fleet against false updates; they are not needed here.
-        plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=_ANY_WEIGHT)
+        plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
         total = strategies.total(plan)
         total.add(fit(plan, self.model, sides, classes, device))
         self.model, self._server = methods.combine(self.model, total, self._server)

@@ -68,6 +68,8 @@ class Traits:
     # The run's model is zero-shot CLIP. Each device keeps its own model and never sends it.
     is_personal: bool = False
     sends_moments: bool = False  # updates are the integer sums of moments.py, and nothing else
+    # The model learns from validation pictures too, so they cannot choose a personal model.
+    learns_from_validation: bool = False
 
 
 @dataclass(frozen=True, eq=False)

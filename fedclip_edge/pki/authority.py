@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import check_id
 
+AUTHORITY_NAME = "fedclip-edge authority"  # common name
 # Longer than any fleet will run, because no certificate is valid after the authority expires.
 AUTHORITY_DAYS = 20 * 365
 DEVICE_DAYS = 2 * 365
@@ -79,10 +80,10 @@ def private_pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def create_authority() -> Authority:
-    """A new authority, valid for AUTHORITY_DAYS."""
+def create_authority(fleet: str) -> Authority:
+    """A new authority of a fleet, valid for AUTHORITY_DAYS; its name contains that of the fleet."""
     key, now = new_key(), _now()
-    name = _name("fedclip-edge authority")
+    name = _name(AUTHORITY_NAME, fleet)
     usage = _usage(key_cert_sign=True, crl_sign=True)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -246,8 +247,11 @@ def _host(host: str) -> x509.GeneralName:
         raise ConfigError(f"host {host!r} is neither a host name nor an IP address") from None
 
 
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+def _name(common: str, organization: str = "") -> x509.Name:
+    last = [x509.NameAttribute(NameOID.COMMON_NAME, common)]
+    if not organization:
+        return x509.Name(last)
+    return x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization), *last])
 
 
 def _usage(

@@ -1,133 +1,30 @@
-"""The operator's folder for one fleet, and the enrolment, renewal and revocation of its devices.
-
-    FOLDER/ca.crt, ca.key           the authority; its key stays here
-    FOLDER/broker/                  mosquitto.conf and its files; copied to the broker's host
-    FOLDER/coordinator/             certificate, key, devices.json; copied to the coordinator's host
+"""Enrolment of devices, new keys and certificates for them, and their revocation.
 
 Laws:
-- Private keys are readable only by their owner. A device's key is kept only in its archive; with a
-  signing request it never leaves the box.
-- Every file is written whole or not at all, and an existing authority is never overwritten.
+- A device's private key is kept only in its archive, which only its owner can read. With a signing
+  request it never leaves the box.
+- An archive is written before its device is in the registry. A device whose archive could not be
+  written is not enrolled.
 - A revocation is written to the registry first, so that the coordinator refuses the device even if
   a later step fails. A repeated `revoke` does every step again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedclip_edge.errors import BrokerError, ConfigError
-from fedclip_edge.pki import authority, mosquitto, registry
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.pki import authority, registry
 from fedclip_edge.pki.authority import Authority
-from fedclip_edge.pki.mosquitto import access_list
+from fedclip_edge.pki.box import COORDINATOR, Box, agent_toml, archive
 from fedclip_edge.pki.registry import Device, Registry
-from fedclip_edge.records import check_id
+from fedclip_edge.pki.revocation import Probe, reload_broker, write_lists
+from fedclip_edge.pki.site import Folder, open_registry, read_authority
 from fedclip_edge.storage import atomic
-from fedclip_edge.storage.lock import lock_file
-
-COORDINATOR = "coordinator"  # the user name in the access list
-# Names of a broker on the same machine; the broker's certificate always includes them.
-_LOCAL = ("localhost", "127.0.0.1")
-
-_AGENT = """\
-# One device. Relative paths are relative to this file.
-
-id = {id}
-fleet = {fleet}
-bundle = "bundle"                  # a copy of the coordinator's bundle
-state_dir = "/var/lib/fedclip-edge"
-# The public key of the only coordinator that this device accepts.
-coordinator_key = {coordinator}
-
-[data]
-folder = "/srv/pictures"           # one folder per class, named as in the bundle
-
-[broker]
-host = {host}
-port = {port}
-ca = "ca.crt"
-certificate = "device.crt"
-key = "device.key"
-"""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The paths in an operator's folder."""
-
-    path: Path
-
-    @property
-    def broker(self) -> Path:
-        return self.path / "broker"
-
-    @property
-    def coordinator(self) -> Path:
-        return self.path / "coordinator"
-
-    @property
-    def registry(self) -> Path:
-        return self.coordinator / "devices.json"
-
-
-def create_site(
-    folder: Path,
-    hosts: Sequence[str],
-    *,
-    fleet: str,
-    port: int = mosquitto.PORT,
-    devices: int = mosquitto.DEVICES,
-    broker_home: Path | None = None,
-    reload: str = "",
-) -> Folder:
-    """Create the operator's folder, with an authority and the broker's and coordinator's files.
-
-    `hosts` are the broker's names and addresses; devices connect to the first. The broker's limits
-    are made for a fleet of `devices` devices. `broker_home` is the
-    folder of the broker's files on its host; None means the folder where they are created. `reload`
-    is the command that makes the broker read its files again; if it is empty, SIGHUP is sent to a
-    mosquitto on this machine. Raises ConfigError if `folder` exists, a host is neither a host name
-    nor an IP address, or `fleet` is not a valid id.
-    """
-    made = Folder(folder.absolute())
-    ca = authority.create_authority()
-    broker_key, coordinator_key = authority.new_key(), authority.new_key()
-    names = tuple(dict.fromkeys([*hosts, *_LOCAL]))
-    broker = authority.certify_broker(ca, broker_key.public_key(), names)
-    client = authority.certify_coordinator(ca, coordinator_key.public_key(), COORDINATOR)
-    try:
-        registry_ = Registry(check_id(fleet, "fleet"), names[0], port, client.key, reload)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    contents = {
-        "ca.crt": ca.pem,
-        "ca.key": ca.key_pem,
-        "broker/ca.crt": ca.pem,
-        "broker/broker.crt": broker.pem,
-        "broker/broker.key": authority.private_pem(broker_key),
-        "broker/crl.pem": authority.revocation_list(ca, ()),
-        "broker/fleet.acl": access_list(fleet).encode(),
-        "broker/mosquitto.conf": mosquitto.settings(
-            fleet, broker_home or made.broker, port, devices
-        ).encode(),
-        "coordinator/ca.crt": ca.pem,
-        "coordinator/coordinator.crt": client.pem,
-        "coordinator/coordinator.key": authority.private_pem(coordinator_key),
-        "coordinator/devices.json": registry.pack(registry_),
-    }
-    try:
-        atomic.make_folder(made.path, contents, [name for name in contents if ".key" in name])
-    except FileExistsError:
-        raise ConfigError(
-            f"{made.path} already exists and was not changed; name another folder"
-        ) from None
-    return made
 
 
 def enroll(
@@ -137,46 +34,150 @@ def enroll(
     request: bytes | None = None,
     out: Path | None = None,
     days: int = authority.DEVICE_DAYS,
+    domain: str = "",
+    pictures: str = "",
 ) -> Path:
     """Enroll a device and return the path of its archive (tar), by default ID.tar.
 
     The archive holds agent.toml, the device's certificate and key, and the authority's certificate.
     With a signing `request` (PEM) the id is the name in it, and the key stays where it was made and
-    is not in the archive. The certificate is valid for `days`.
+    is not in the archive. The certificate is valid for `days`. `domain` and `pictures` (a folder on
+    the box) are written into agent.toml.
 
-    Raises ConfigError if the id is malformed, reserved, enrolled or revoked; if the request is
-    malformed or names another id; if its key belongs to another device or the coordinator; if the
-    archive exists; or if the folder cannot be read or another command uses it.
+    Raises ConfigError if the id is malformed, reserved, enrolled or revoked; if the domain or the
+    folder is malformed; if the request is malformed or names another id; if its key belongs to
+    another device or the coordinator; if the archive exists; or if the folder cannot be read or
+    another command uses it.
     """
-    key = None
-    if request is None:
-        key = authority.new_key()
-        name, public = id, key.public_key()
-    else:
-        name, public = authority.read_request(request)
-        if id not in ("", name):
-            raise ConfigError(
-                f"the signing request is for {name!r}, not for {id!r}; correct the id or the "
-                "request"
-            )
-    with _books(folder) as registry_:
-        _check_new(registry_, name, authority.public_hex(public))
-        target = out or Path(f"{name}.tar")
-        if target.exists():
-            raise ConfigError(f"{target} already exists; name another file with --out")
-        ca = _authority(folder)
-        issued = authority.certify_device(ca, public, name, days)
-        files = {
-            "agent.toml": _agent_toml(registry_, name).encode(),
-            "ca.crt": ca.pem,
-            "device.crt": issued.pem,
-        }
-        if key is not None:
-            files["device.key"] = authority.private_pem(key)
-        atomic.write_file(target, _archive(files), private=True)
-        device = Device(issued.key, (issued.serial,), issued.expires)
-        registry.write(folder.registry, registry_.with_device(name, device))
+    name, key, public = _key_of(id, request)
+    with open_registry(folder) as registry_:
+        box = _box(name, domain, pictures)
+        _check_new(registry_, name)
+        _check_key(registry_, authority.public_hex(public))
+        target = _new_file(out or Path(f"{name}.tar"))
+        made = _enrol(read_authority(folder), registry_, box, public, key, days)
+        atomic.write_file(target, made.archive, private=True)
+        registry.write(folder.registry, registry_.with_device(name, made.device))
     return target
+
+
+@dataclass(frozen=True)
+class Reissued:
+    """A new key for an enrolled device."""
+
+    id: str
+    archive: Path
+    probe: Probe  # of the new revocation list
+    done: str  # what is done, for a message that the broker does not know of it
+
+
+def enroll_again(
+    folder: Folder,
+    id: str = "",
+    *,
+    request: bytes | None = None,
+    out: Path | None = None,
+    days: int = authority.DEVICE_DAYS,
+    domain: str | None = None,
+    pictures: str | None = None,
+) -> Reissued:
+    """Give an enrolled device a new key, and revoke all certificates of its earlier key.
+
+    For a device whose archive is lost. Its id stays the same, and its domain and folder of pictures
+    too unless `domain` or `pictures` is given.
+
+    Raises ConfigError as `enroll` does, and if the device is not enrolled or was revoked;
+    BrokerError if the broker cannot be made to read its files again.
+    """
+    name, key, public = _key_of(id, request)
+    with open_registry(folder) as registry_:
+        if name not in registry_.devices:
+            raise ConfigError(
+                f"{name!r} is not enrolled in the fleet {registry_.fleet!r}; correct the id, or "
+                "leave out --again to enroll a new device"
+            )
+        old = registry_.devices[name]
+        if old.revoked:
+            raise ConfigError(
+                f"{name} was revoked, which is permanent also with --again; enroll the box under "
+                "another id"
+            )
+        hex_key = authority.public_hex(public)
+        if hex_key == old.key:
+            raise ConfigError(
+                f"the signing request has the key that {name} was enrolled with; renew its "
+                "certificate with `fedclip-edge renew`, or create a new key"
+            )
+        _check_key(registry_, hex_key)
+        box = _box(
+            name,
+            old.domain if domain is None else domain,
+            old.pictures if pictures is None else pictures,
+        )
+        target = _new_file(out or Path(f"{name}.tar"))
+        ca = read_authority(folder)
+        made = _enrol(ca, registry_, box, public, key, days)
+        atomic.write_file(target, made.archive, private=True)
+        device = replace(made.device, replaced=(*old.replaced, *old.serials))
+        changed = registry_.with_device(name, device)
+        registry.write(folder.registry, changed)
+        probe = write_lists(ca, changed, folder.broker)
+        done = f"{target} is written, and the earlier key of {name} is revoked at the coordinator"
+        reload_broker(changed, folder.broker, done)
+    return Reissued(name, target, probe, done)
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """The result of `enroll_all`, by the ids in the list, in its order."""
+
+    archives: tuple[Path, ...]  # of the devices that are new
+    known: tuple[str, ...]  # enrolled before, not changed
+    differing: tuple[str, ...]  # those of `known` with another domain or folder in the list
+    revoked: tuple[str, ...]  # not enrolled, because they were revoked
+
+
+def enroll_all(
+    folder: Folder,
+    boxes: Sequence[Box],
+    *,
+    out: Path | None = None,
+    days: int = authority.DEVICE_DAYS,
+) -> Enrolled:
+    """Enroll all boxes that are not enrolled yet; their archives go into the folder `out`.
+
+    `boxes` have different ids. `out` is the current folder by default, and is created if it does
+    not exist. Either all archives are written, or none.
+
+    Raises ConfigError, without a change, if an archive exists, if `out` is not a folder, or if the
+    folder of the fleet cannot be read or another command uses it.
+    """
+    place = out or Path()
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"{place} is not a folder; name the folder of the archives with --out")
+    with open_registry(folder) as registry_:
+        known = [box for box in boxes if box.id in registry_.devices]
+        gone = set(registry_.revoked)
+        new = [box for box in boxes if box.id not in registry_.devices]
+        ca, archives = read_authority(folder), {}
+        with_new = registry_
+        for box in new:
+            _new_file(place / f"{box.id}.tar")
+            key = authority.new_key()
+            made = _enrol(ca, registry_, box, key.public_key(), key, days)
+            archives[f"{box.id}.tar"] = made.archive
+            with_new = with_new.with_device(box.id, made.device)
+        if archives:
+            place.mkdir(parents=True, exist_ok=True)
+            atomic.write_new_files(place, archives)
+            registry.write(folder.registry, with_new)
+    kept = [box for box in known if box.id not in gone]
+    return Enrolled(
+        archives=tuple(place / name for name in archives),
+        known=tuple(box.id for box in kept),
+        differing=tuple(box.id for box in kept if _differs(box, registry_.devices[box.id])),
+        revoked=tuple(box.id for box in known if box.id in gone),
+    )
 
 
 def renew(
@@ -188,12 +189,12 @@ def renew(
     device is not enrolled or was revoked, and if the folder cannot be read or another command uses
     it.
     """
-    with _books(folder) as registry_:
+    with open_registry(folder) as registry_:
         device = _device(registry_, id)
         if device.revoked:
             raise ConfigError(f"{id} was revoked; enroll the device under another id")
         key = authority.public_key(device.key)
-        issued = authority.certify_device(_authority(folder), key, id, days)
+        issued = authority.certify_device(read_authority(folder), key, id, days)
         # Record the serial first, so that a later revocation covers this certificate in any case.
         renewed = replace(device, serials=(*device.serials, issued.serial), expires=issued.expires)
         registry.write(folder.registry, registry_.with_device(id, renewed))
@@ -202,48 +203,86 @@ def renew(
     return target
 
 
-def revoke(folder: Folder, id: str) -> None:
+def revoke(folder: Folder, id: str) -> Probe:
     """Revoke a device: at the coordinator, then at the broker.
 
-    Raises ConfigError if the device is not enrolled, or if the folder cannot be read or another
-    command uses it; BrokerError if the broker cannot be made to read its files again.
+    Returns the probe of the new revocation list (revocation.py). Raises ConfigError if the device
+    is not enrolled, or if the folder cannot be read or another command uses it; BrokerError if the
+    broker cannot be made to read its files again.
     """
-    with _books(folder) as registry_:
+    with open_registry(folder) as registry_:
         without = registry_.with_device(id, replace(_device(registry_, id), revoked=True))
         registry.write(folder.registry, without)
-        path = folder.broker / "crl.pem"
-        serials = [serial for name in without.revoked for serial in without.devices[name].serials]
-        newer = authority.revocation_list(_authority(folder), serials, path.read_bytes())
-        atomic.write_file(path, newer)
-        atomic.write_file(
-            folder.broker / "fleet.acl", access_list(without.fleet, without.revoked).encode()
+        probe = write_lists(read_authority(folder), without, folder.broker)
+        reload_broker(without, folder.broker, f"{id} is revoked at the coordinator")
+    return probe
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The archive of a device and its entry in the registry."""
+
+    archive: bytes
+    device: Device
+
+
+def _enrol(
+    ca: Authority,
+    registry_: Registry,
+    box: Box,
+    public: Ed25519PublicKey,
+    key: Ed25519PrivateKey | None,
+    days: int,
+) -> _Made:
+    """Certify a box's key. Without a private `key`, the archive contains none."""
+    issued = authority.certify_device(ca, public, box.id, days)
+    files = {
+        "agent.toml": agent_toml(registry_, box).encode(),
+        "ca.crt": ca.pem,
+        "device.crt": issued.pem,
+    }
+    if key is not None:
+        files["device.key"] = authority.private_pem(key)
+    device = Device(
+        issued.key, (issued.serial,), issued.expires, domain=box.domain, pictures=box.pictures
+    )
+    return _Made(archive(files), device)
+
+
+def _key_of(
+    id: str, request: bytes | None
+) -> tuple[str, Ed25519PrivateKey | None, Ed25519PublicKey]:
+    """The device's id and key: a new key, or the public one in the signing request."""
+    if request is None:
+        key = authority.new_key()
+        return id, key, key.public_key()
+    name, public = authority.read_request(request)
+    if id not in ("", name):
+        raise ConfigError(
+            f"the signing request is for {name!r}, not for {id!r}; correct the id or the request"
         )
-        try:
-            mosquitto.reload(registry_.reload, folder.broker / "mosquitto.conf")
-        except BrokerError as error:
-            raise BrokerError(
-                f"{id} is revoked at the coordinator, but not yet at the broker: {error}; copy "
-                f"crl.pem and fleet.acl from {folder.broker} to the broker's host and send the "
-                "broker SIGHUP"
-            ) from error
+    return name, None, public
 
 
-@contextlib.contextmanager
-def _books(folder: Folder) -> Iterator[Registry]:
-    """Yield the registry, locked against other commands until the `with` block ends."""
-    # Read before locking, so that a wrong folder gives an error and no lock file is left in it.
-    registry.read(folder.registry)
-    with contextlib.closing(lock_file(folder.path / ".lock", str(folder.path))):
-        yield registry.read(folder.registry)
-
-
-def _check_new(registry_: Registry, id: str, key: str) -> None:
+def _box(id: str, domain: str, pictures: str) -> Box:
     try:
-        check_id(id, "id")
+        return Box(id, domain, pictures)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if id == COORDINATOR:
-        raise ConfigError(f"the id {COORDINATOR!r} is reserved; choose another id")
+
+
+def _differs(box: Box, known: Device) -> bool:
+    """True if the list gives a box another domain or folder than the box was enrolled with."""
+    return (box.domain, box.pictures) != (known.domain, known.pictures)
+
+
+def _new_file(path: Path) -> Path:
+    if path.exists():
+        raise ConfigError(f"{path} already exists; move it away, or name another place with --out")
+    return path
+
+
+def _check_new(registry_: Registry, id: str) -> None:
     known = registry_.devices.get(id)
     if known is not None and known.revoked:
         raise ConfigError(
@@ -251,9 +290,12 @@ def _check_new(registry_: Registry, id: str, key: str) -> None:
         )
     if known is not None:
         raise ConfigError(
-            f"{id} is already enrolled; renew its certificate with `fedclip-edge renew`, or revoke "
-            "it and choose another id"
+            f"{id} is already enrolled; renew its certificate with `fedclip-edge renew {id}`, or, "
+            f"if its key is lost, give it a new one with `fedclip-edge enroll --again {id}`"
         )
+
+
+def _check_key(registry_: Registry, key: str) -> None:
     holders = {device.key: name for name, device in registry_.devices.items()}
     holder = COORDINATOR if key == registry_.coordinator else holders.get(key)
     if holder is not None:
@@ -269,38 +311,3 @@ def _device(registry_: Registry, id: str) -> Device:
             f"{id!r} is not enrolled in the fleet {registry_.fleet!r}; check the id in devices.json"
         )
     return registry_.devices[id]
-
-
-def _authority(folder: Folder) -> Authority:
-    try:
-        certificate = (folder.path / "ca.crt").read_bytes()
-        key = (folder.path / "ca.key").read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename} cannot be read: {error.strerror}; this command needs the "
-            "authority's files ca.crt and ca.key"
-        ) from error
-    return authority.load(certificate, key)
-
-
-def _agent_toml(registry_: Registry, id: str) -> str:
-    words = {
-        "id": id,
-        "fleet": registry_.fleet,
-        "coordinator": registry_.coordinator,
-        "host": registry_.host,
-    }
-    # A JSON string is also a TOML string.
-    quoted = {name: json.dumps(word) for name, word in words.items()}
-    return _AGENT.format(port=registry_.port, **quoted)
-
-
-def _archive(files: Mapping[str, bytes]) -> bytes:
-    """A tar file in which private keys are readable only by their owner."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), 0o600 if name.endswith(".key") else 0o644
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
 import shlex
 import signal
+import stat
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +23,7 @@ PORT = 8883  # assigned by IANA to MQTT over TLS
 # The folder on a broker's host that broker/README.md names.
 HOME = Path("/etc/mosquitto/fedclip-edge")
 DEVICES = 100
+_USER = "mosquitto"  # mosquitto changes to this user, and to its group, if root starts it
 _RELOAD_S = 30.0
 # For one client: the chunks of several large updates. What is lost of a larger model is sent again.
 _QUEUED_BYTES = 64 * 2**20
@@ -80,6 +84,48 @@ def settings(fleet: str, folder: Path = HOME, port: int = PORT, devices: int = D
     )
 
 
+def let_daemon_read(folder: Path) -> None:
+    """Let the group `mosquitto` read the broker's files in `folder`.
+
+    A mosquitto that root has started reads them as the user `mosquitto`, at its start and at each
+    SIGHUP. Without effect if this process is not root, if the machine has no such group, or where
+    the file system has no groups.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        group = grp.getgrnam(_USER).gr_gid
+    except KeyError:
+        return
+    enter = [(folder.parent, 0o010), (folder, 0o050)]
+    for path, mode in enter + [(file, 0o040) for file in folder.iterdir()]:
+        with contextlib.suppress(OSError):
+            os.chown(path, -1, group)
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
+
+
+def closed_to_daemon(folder: Path) -> Path | None:
+    """The outermost folder or file that the user `mosquitto` cannot enter or read, or None.
+
+    `folder` is that of the broker's files. None also if this process is not root and cannot tell,
+    or if the machine has no such user.
+    """
+    if os.geteuid() != 0:
+        return None
+    ways = [*reversed(folder.parents), folder]
+    tests = [("-x", way) for way in ways] + [("-r", file) for file in sorted(folder.iterdir())]
+    for test, path in tests:
+        try:
+            done = subprocess.run(
+                ["test", test, str(path)], user=_USER, group=_USER, extra_groups=(), check=False
+            )
+        except (OSError, LookupError):  # LookupError: no such user
+            return None
+        if done.returncode:
+            return path
+    return None
+
+
 def reload(command: str, settings_file: Path) -> None:
     """Make the broker read its access list and its revocation list again.
 
@@ -97,17 +143,25 @@ def reload(command: str, settings_file: Path) -> None:
                 f"the command {command!r} did not reload the broker: {error}"
             ) from error
         if done.returncode:
-            said = (done.stderr or done.stdout).strip()
-            raise BrokerError(f"the command {command!r} did not reload the broker: {said[:200]}")
+            said = " ".join((done.stderr or done.stdout).split())
+            raise BrokerError(
+                f"the command {command!r} did not reload the broker: "
+                f"{said or f'it ended with code {done.returncode}'}"
+            )
         return
     found = _running_with(settings_file)
-    try:
-        for process in found:
+    for process in found:
+        try:
             os.kill(process, signal.SIGHUP)
-    except OSError as error:
-        raise BrokerError(f"SIGHUP could not be sent to mosquitto: {error.strerror}") from error
+        except OSError as error:
+            raise BrokerError(
+                f"SIGHUP could not be sent to mosquitto ({error.strerror}): sudo kill -HUP {process}"
+            ) from error
     if not found:
-        raise BrokerError(f"no mosquitto on this machine was started with {settings_file}")
+        raise BrokerError(
+            f"no mosquitto on this machine was started with {settings_file} (one that starts later "
+            "reads the new lists)"
+        )
 
 
 def _running_with(settings_file: Path) -> list[int]:
@@ -116,9 +170,11 @@ def _running_with(settings_file: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            where = (entry / "cwd").readlink()
-        except OSError:  # the process ended, or belongs to another user
+        except OSError:  # the process ended
             continue
+        where = Path("/")
+        with contextlib.suppress(OSError):  # of another user: only an absolute path is recognized
+            where = (entry / "cwd").readlink()
         if Path(words[0]).name == "mosquitto" and any(
             where / word == settings_file for word in words[1:]
         ):

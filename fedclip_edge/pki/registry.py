@@ -1,7 +1,7 @@
 """The registry, devices.json: the enrolled devices of a fleet, their keys, and the revoked ids.
 
 It contains no secret. A coordinator that has a registry accepts only the keys in it. It reads the
-file again when it changes, so that a revocation takes effect at once.
+file again when it changes, so that a revocation or a new key takes effect at once.
 
 Law: a revoked id is never enrolled again, because the revoked device may still be connected.
 """
@@ -9,6 +9,7 @@ Law: a revoked id is never enrolled again, because the revoked device may still 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import check_id, check_sha256
 from fedclip_edge.storage import atomic
+from fedclip_edge.storage.text_file import read_json
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,21 @@ class Device:
     """One enrolled device."""
 
     key: str  # public key (Ed25519) of its signatures, 64 hex digits
-    serials: tuple[str, ...]  # serial numbers of all its certificates, hex
+    serials: tuple[str, ...]  # serial numbers of all certificates of this key, hex
     expires: str  # last day of the newest certificate, ISO date
     revoked: bool = False
+    replaced: tuple[str, ...] = ()  # serial numbers of the certificates of earlier keys, hex
+    domain: str = ""  # as in its agent.toml
+    pictures: str = ""  # folder of its pictures, as in its agent.toml; empty: the default
 
     def __post_init__(self) -> None:
         check_sha256(self.key, "key")
+        dt.date.fromisoformat(self.expires)
+
+    @property
+    def dead_serials(self) -> tuple[str, ...]:
+        """Serial numbers of all certificates that no broker may accept, hex."""
+        return (*self.replaced, *(self.serials if self.revoked else ()))
 
 
 @dataclass(frozen=True)
@@ -75,15 +86,13 @@ def read(path: Path) -> Registry:
     Raises ConfigError if the file cannot be read or is not a valid registry.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; `fedclip-edge broker init` creates it"
         ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{path} is not a registry of devices: {error}; restore it from a backup"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or restore the registry of devices from a backup") from None
     if not isinstance(table, dict):
         raise ConfigError(f"{path} is not a registry of devices; restore it from a backup")
     return read_table(Registry, table, str(path))

@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.storage import atomic
 
 _KEY_BYTES = 32  # Ed25519, RFC 8032
@@ -83,16 +83,23 @@ def load(path: Path) -> Identity:
 def load_or_create(path: Path) -> Identity:
     """The identity kept in `path` (32 raw bytes, readable only by its owner), created if missing.
 
-    Raises ConfigError if the file cannot be read or written, or does not have 32 bytes.
+    Raises DiskError if the file cannot be written; ConfigError if it cannot be read, or does not
+    have 32 bytes.
     """
     try:
         if not path.exists():
             raw = Ed25519PrivateKey.generate().private_bytes_raw()
             atomic.write_file(path, raw, private=True)
+    except OSError as error:
+        raise DiskError(
+            f"the key file {path} cannot be written: {error.strerror}; free or repair the disk, or "
+            "let this user write to its folder"
+        ) from error
+    try:
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"the key file {path} cannot be used: {error.strerror}; check its folder's permissions"
+            f"the key file {path} cannot be read: {error.strerror}; let this user read it"
         ) from error
     if len(raw) != _KEY_BYTES:
         raise ConfigError(

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fedclip_edge.reporting.figures import number, percent
+from fedclip_edge.reporting.names import columns_of, wrapped
 
-LABEL_GAP_PX = 17.0  # between the middles of two labels with 13 px text
+LABEL_GAP_PX = 17.0  # between the middles of two labels of one line with 13 px text
+LINE_PX = 15.0  # between two lines of a label
 _LABEL_OFFSET_PX = 24.0  # from the end of the axis to a label, with the leader line between them
-_CHARACTER_PX = 7.2  # upper estimate for 13 px text in the system fonts
+_CHARACTER_PX = 7.7  # upper estimate for 13 px figures in the system fonts, the widest DejaVu Sans
 WIDE_PX, NARROW_PX = (880, 400), (360, 330)  # (width, height) on a screen or paper, on a phone
+
+# The number of a colour and mark, which the page also uses in its tables; or one of two styles
+# that look the same in every chart.
+Style = int | Literal["held-out", "zero-shot"]
 
 
 @dataclass(frozen=True)
 class Line:
     """Accuracy of one device or method, as fractions.
 
-    `by_round` is the accuracy after round 0, 1, ...; `zero_shot` is the accuracy before adapting.
+    `by_round` is the accuracy after round 0, 1, ...; `zero_shot` is the accuracy before adapting,
+    if it is to be shown with this line. A line of the style "zero-shot" is level, from one end of
+    the axis to the other.
     """
 
     name: str
     by_round: Sequence[float | None]
     zero_shot: float | None
-    held_out: bool = False
+    style: Style
     at: Sequence[float] | None = None  # x by round, in units of the axis; default: the round
 
 
@@ -51,14 +59,14 @@ class Tick:
 class Curve:
     """A line of the chart; positions are in pixels of the chart."""
 
+    name: str
     title: str
-    label: str
-    label_y_px: float
+    label: tuple[tuple[str, float], ...]  # its lines of text, each with the middle of its height
+    label_y_px: float  # the middle of the label
     path: str  # the attribute d of an SVG path
     end_px: tuple[float, float]
     zero_shot_y_px: float | None
-    colour: int  # index of the line's colour, from 0; -1 for a held-out line
-    held_out: bool
+    style: Style
 
 
 @dataclass(frozen=True)
@@ -88,34 +96,33 @@ def chart_layout(
     height_px: float,
     *,
     name_columns: int,
-    figures: bool,
     axis: Axis | None = None,
 ) -> Chart:
     """Place lines, ticks and labels; a pure function.
 
-    Without `axis`, the axis counts rounds. Names are cut to `name_columns` columns, each as wide as
-    a Latin letter; `figures` puts the last accuracy after each name. The chart is higher than
-    `height_px` if its labels would not fit otherwise. A line without a finite accuracy is left out.
+    Without `axis`, the axis counts rounds. A label is the line's name and its last accuracy. A name
+    of more than `name_columns` columns, each as wide as a Latin letter, is wrapped; with 0, labels
+    have no names. The chart is higher than `height_px` if its labels would not fit otherwise. A
+    line without a finite accuracy is left out.
     """
     known = [
         [(x, v) for x, value in enumerate(line.by_round) if (v := number(value)) is not None]
         for line in lines
     ]
     shown = [i for i, at in enumerate(known) if at]
-    labels = [
-        _cut(line.name, name_columns) + (f" {percent(at[-1][1])}" if figures and at else "")
-        for line, at in zip(lines, known, strict=True)
-    ]
+    labels = {i: _label(lines[i].name, percent(known[i][-1][1]), name_columns) for i in shown}
+    label_heights = [LABEL_GAP_PX + LINE_PX * (len(labels[i]) - 1) for i in shown]
     left, top = 46.0, 30.0
-    label_x = width_px - max((_CHARACTER_PX * _columns(labels[i]) for i in shown), default=0.0)
+    widest = max((columns_of(text) for label in labels.values() for text in label), default=0)
+    label_x = width_px - _CHARACTER_PX * widest
     right = label_x - _LABEL_OFFSET_PX
-    height = max(height_px, top + LABEL_GAP_PX * len(shown) + 46.0)
+    height = max(height_px, top + sum(label_heights) + 46.0)
     bottom = height - 46.0
 
+    most = int((right - left) // 50)
     if axis is None:
-        axis = round_axis(
-            max([0, *(len(line.by_round) - 1 for line in lines)]), int((right - left) // 50)
-        )
+        axis = round_axis(max([0, *(len(line.by_round) - 1 for line in lines)]), most)
+    marks = axis.marks[:: math.ceil(len(axis.marks) / max(most, 1)) or 1]
     from_x, wide = axis.first, axis.last - axis.first
     values = [100 * value for at in known for _, value in at]
     values += [100 * v for i in shown if (v := number(lines[i].zero_shot)) is not None]
@@ -129,23 +136,30 @@ def chart_layout(
     def at(line: Line, round: int) -> float:
         return round if line.at is None else line.at[round]
 
-    ends = [place(at(lines[i], known[i][-1][0]), known[i][-1][1]) for i in shown]
-    heights = spread([y for _, y in ends], LABEL_GAP_PX, top, bottom)
-    colours = iter(range(len(lines)))
+    paths = {i: [(x, *place(at(lines[i], x), value)) for x, value in known[i]] for i in shown}
+    for i in shown:
+        if lines[i].style == "zero-shot":
+            (*_, (_, _, y)) = paths[i]
+            paths[i] = [(0, left, y), (1, round(right, 1), y)]
+    ends = [paths[i][-1][1:] for i in shown]
+    half = LABEL_GAP_PX / 2
+    heights = spread([y for _, y in ends], label_heights, top - half, bottom + half)
     curves = []
     for i, end, label_y in zip(shown, ends, heights, strict=True):
         line, zero_shot = lines[i], number(lines[i].zero_shot)
+        first_y = label_y - LINE_PX * (len(labels[i]) - 1) / 2
         curves.append(
             Curve(
-                title=f"{line.name}: zero-shot {percent(zero_shot)}, "
-                f"{percent(known[i][-1][1])} after round {known[i][-1][0]}",
-                label=labels[i],
+                name=line.name,
+                title=_title(line, known[i][-1]),
+                label=tuple(
+                    (text, round(first_y + LINE_PX * n, 1)) for n, text in enumerate(labels[i])
+                ),
                 label_y_px=round(label_y, 1),
-                path=_path([(x, *place(at(line, x), value)) for x, value in known[i]]),
+                path=_path(paths[i]),
                 end_px=end,
                 zero_shot_y_px=None if zero_shot is None else place(from_x, zero_shot)[1],
-                colour=-1 if line.held_out else next(colours),
-                held_out=line.held_out,
+                style=line.style,
             )
         )
     return Chart(
@@ -157,7 +171,7 @@ def chart_layout(
         bottom_px=bottom,
         label_x_px=round(label_x, 1),
         x_title=axis.title,
-        x_ticks=tuple(Tick(place(x, 0)[0], text) for x, text in axis.marks),
+        x_ticks=tuple(Tick(place(x, 0)[0], text) for x, text in marks),
         y_ticks=tuple(Tick(place(from_x, y / 100)[1], f"{y} %") for y in y_ticks),
         curves=tuple(curves),
     )
@@ -206,26 +220,33 @@ def round_ticks(rounds: int, most: int) -> list[int]:
     return ticks
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return the places nearest to `wanted` (least squares), at least `gap` apart, in low..high.
+def spread(
+    wanted: Sequence[float], heights: Sequence[float], low: float, high: float
+) -> list[float]:
+    """Return the middles of labels, nearest to `wanted` (least squares), that do not overlap.
 
-    The result is in the order of `wanted`. The gaps must fit between `low` and `high`. The method
-    is isotonic regression: `k * gap` is subtracted from the k-th place in sorted order, neighbours
-    in the wrong order are pooled and get their mean, and `k * gap` is added again.
+    The labels have these heights, stay between `low` and `high` and keep the order of `wanted`.
+    Together they must not be higher than `high - low`. The method is isotonic regression: the
+    heights of the labels above are subtracted from each place, neighbours in the wrong order are
+    pooled and get their mean, and the heights are added again.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     pools: list[tuple[float, int]] = []  # sum and number of the pooled places
-    for rank, i in enumerate(order):
-        pool = (wanted[i] - rank * gap, 1)
+    above = 0.0
+    for i in order:
+        pool = (wanted[i] - heights[i] / 2 - above, 1)
         while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
             before = pools.pop()
             pool = (before[0] + pool[0], before[1] + pool[1])
         pools.append(pool)
-    last = high - gap * (len(wanted) - 1)
-    places = [min(max(total / n, low), last) for total, n in pools for _ in range(n)]
+        above += heights[i]
+    last = high - above
+    tops = [min(max(total / n, low), last) for total, n in pools for _ in range(n)]
     result = [0.0] * len(wanted)
-    for rank, i in enumerate(order):
-        result[i] = places[rank] + rank * gap
+    above = 0.0
+    for top, i in zip(tops, order, strict=True):
+        result[i] = top + above + heights[i] / 2
+        above += heights[i]
     return result
 
 
@@ -239,14 +260,19 @@ def _path(at: Sequence[tuple[int, float, float]]) -> str:
     return "".join(steps)
 
 
-def _columns(text: str) -> int:
-    """Return the width of the text in Latin letters; wide East Asian characters count twice."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+def _label(name: str, figure: str, columns: int) -> list[str]:
+    """Return the lines of a label: the name, wrapped if it is long, and the figure."""
+    if not columns:
+        return [figure]
+    lines = wrapped(name, columns)
+    return [*lines[:-1], f"{lines[-1]} {figure}"]
 
 
-def _cut(text: str, columns: int) -> str:
-    if _columns(text) <= columns:
-        return text
-    while _columns(text) > columns - 1:
-        text = text[:-1]
-    return f"{text}\N{HORIZONTAL ELLIPSIS}"
+def _title(line: Line, last: tuple[int, float]) -> str:
+    """Return the text that a browser shows for a line under the pointer."""
+    closed, accuracy = last
+    if line.style == "zero-shot":
+        return f"{line.name}: {percent(accuracy)}"
+    before = number(line.zero_shot)
+    start = "" if before is None else f"zero-shot {percent(before)}, "
+    return f"{line.name}: {start}{percent(accuracy)} after round {closed}"

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedclip_edge.reporting.figures import decimal, difference, kilobytes, percent, points, whole
+from fedclip_edge.reporting.names import pieces
 from fedclip_edge.storage import atomic
 
 
@@ -35,5 +36,6 @@ def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
     environment.filters.update(
         percent=percent, points=points, kilobytes=kilobytes, decimal=decimal, whole=whole
     )
+    environment.filters["pieces"] = pieces
     page = environment.get_template(template.name).render(**values)
     atomic.write_file(path, page.encode(errors="replace"))  # a file name can hold any bytes

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
-from fedclip_edge.records import ClassTexts, Plan
+from fedclip_edge.records import MAX_WEIGHT, ClassTexts, Plan
 from fedclip_edge.simulating import results
 from fedclip_edge.simulating.federation import federate
 from fedclip_edge.simulating.host import Task, View
@@ -165,8 +165,8 @@ def compare(
 
 def _task(run: results.Run, pool: Pool, shown: tuple[View, ...], min_per_class: int | None) -> Task:
     plan: Plan = replace(run.setting.plan, seed=run.seed)
-    if run.setting.line == "pooled":  # nothing is sent, so no codec loses precision
-        plan = replace(plan, codec_up="fp32", codec_down="fp32")
+    if run.setting.line == "pooled":  # nothing is sent: no codec loses precision, and no bound
+        plan = replace(plan, codec_up="fp32", codec_down="fp32", max_weight=MAX_WEIGHT)
     digest = hashlib.sha256(f"{run.setting.label}/{run.seed}/{run.held_out}".encode()).hexdigest()
     return Task(
         f"run-{digest[:8]}",

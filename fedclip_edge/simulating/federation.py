@@ -47,9 +47,8 @@ class Round:
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     """Run all rounds and yield their results, from round 0 (the initial model) to the last.
 
-    Raises ConfigError if training diverges, PeerError for an update that exceeds the plan's
-    bounds, DataError for features that do not fit the classes, and RunError if a worker process
-    ended.
+    Raises ConfigError if training diverges or an update exceeds the plan's bounds, DataError for
+    features that do not fit the classes, and RunError if a worker process ended.
     """
     plan, devices = task.plan, _participants(task, fleet)
     hosts.start_run(task, devices)

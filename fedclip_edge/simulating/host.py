@@ -16,7 +16,7 @@ import numpy as np
 
 from fedclip_edge.agent import upload
 from fedclip_edge.agent.withholding import share
-from fedclip_edge.errors import PeerError
+from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods, strategies
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
@@ -113,9 +113,9 @@ class Host:
         """Evaluate the announced model on every device, and train on it unless it is the last.
 
         If devices train alone (`line` is "local"), every device evaluates and trains its own model.
-        Raises PeerError if the payload is not a model of the plan or an update exceeds the plan's
-        bounds, DataError if the features do not fit the classes, and ConfigError if training
-        diverges.
+        Raises PeerError if the payload is not a model of the plan, DataError if the features do not
+        fit the classes, and ConfigError if training diverges or an update exceeds the plan's
+        bounds.
         """
         task, plan = self.task, self.task.plan
         total = strategies.total(plan, announced.max_norm)
@@ -192,11 +192,16 @@ class Host:
             self._residuals[device.name] = residual
         try:
             check_update(plan, received.update)
-        except PeerError:
-            if not device.sends_noise:
-                raise
-            return len(payload), 0.0  # a real coordinator refuses this noise as well
-        norm = total.check(received.update)
+            norm = total.check(received.update)
+        except PeerError as error:
+            if device.sends_noise:
+                return len(payload), 0.0  # a real coordinator refuses this noise as well
+            weight = received.update.weight
+            example = f" to {weight}: {plan.method}@max_weight={weight}"
+            raise ConfigError(
+                f"a coordinator would refuse the update of device {device.name}: {error}; raise "
+                f"this limit in --methods{example if weight > plan.max_weight else ''}"
+            ) from error
         total.add(received.update)
         return len(payload), norm
 

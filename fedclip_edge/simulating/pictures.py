@@ -9,20 +9,20 @@ import numpy as np
 
 from fedclip_edge.config import DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
+from fedclip_edge.records import normalized_name
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Dataset, Picture, Skipped, read_folder, split
-from fedclip_edge.vision.embedding import Progress, embed_pictures
-from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.embedding import Cache, Progress, embed_pictures
+from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 
 def read_pictures(
-    folder: Path, bundle: Bundle, config: EncoderConfig, cache: Path, progress: Progress | None
+    folder: Path, bundle: Bundle, config: EncoderConfig, cache: Cache, progress: Progress | None
 ) -> tuple[Pool, tuple[Skipped, ...]]:
     """Read `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*; return the pool and the skipped files.
 
-    `cache` is the path of a feature cache. Raises the errors of `read_folder`, DataError if no
+    Raises the errors of `read_folder`, DataError if no
     picture can be read, and BundleError if the encoder fails.
     """
     datasets = _datasets(folder, bundle.classes.names)
@@ -37,15 +37,14 @@ def read_pictures(
         ):
             sides += [(picture, side, place) for picture in pictures]
         skipped += dataset.skipped
-    with FeatureCache(cache) as features:
-        embedded = embed_pictures(
-            [picture for picture, _, _ in sides],
-            open_encoder(bundle, config),
-            features,
-            bundle.manifest.preprocessing,
-            batch_size=config.batch_size,
-            progress=progress,
-        )
+    embedded = embed_pictures(
+        [picture for picture, _, _ in sides],
+        LazyEncoder(bundle, config),
+        cache,
+        bundle.manifest.preprocessing,
+        batch_size=config.batch_size,
+        progress=progress,
+    )
     broken = {entry.path for entry in embedded.skipped}
     kept = [entry for entry in sides if entry[0].path not in broken]
     if not kept:
@@ -68,7 +67,11 @@ def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
         for entry in (folder.iterdir() if folder.is_dir() else ())
         if entry.is_dir() and not entry.name.startswith(".")
     )
-    nested = [e for e in inside if any(s.is_dir() and s.name in classes for s in e.iterdir())]
-    if not nested or any(entry.name in classes for entry in inside):
+
+    def is_class(path: Path) -> bool:
+        return normalized_name(path.name) in classes
+
+    nested = [e for e in inside if any(s.is_dir() and is_class(s) for s in e.iterdir())]
+    if not nested or any(map(is_class, inside)):
         return {"": read_folder(folder, classes)}
     return {entry.name: read_folder(entry, classes) for entry in inside}

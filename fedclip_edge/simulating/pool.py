@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedclip_edge.config import DataConfig
 from fedclip_edge.errors import BundleError, DataError
+from fedclip_edge.exporting.class_names import checked_names
 from fedclip_edge.records import F32, I64, U8, ClassTexts
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import side_of
@@ -195,6 +196,10 @@ def _class_texts(
             f"{path}: classes is {names.dtype} with shape {list(names.shape)}; it must hold the "
             "class names as strings, in shape [classes]"
         )
+    try:
+        checked = checked_names([str(name) for name in names])
+    except ValueError as error:
+        raise DataError(f"{path}: classes: {error}") from None
     vectors = _matrix(path, "class_texts", arrays)
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     scale = arrays.get("logit_scale", np.array(LOGIT_SCALE))
@@ -202,7 +207,7 @@ def _class_texts(
         raise DataError(f"{path}: logit_scale must be one number, such as 100")
     try:
         texts = ClassTexts(
-            tuple(str(name) for name in names),
+            checked,
             (vectors / norms).astype(np.float32),
             float(scale.ravel()[0]),
             "unknown",

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from fedclip_edge.config import parse_value, read_table
+from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.records import Plan, Scalar
+from fedclip_edge.storage.toml_file import parse_value
 
 Line = Literal["federated", "local", "pooled"]
 _LINES: Mapping[str, Line] = {"": "federated", "local": "local", "pooled": "pooled"}

@@ -1,4 +1,4 @@
-"""Figures of a simulation over its seeds, for summary.json and the table on the terminal.
+"""Figures of a simulation over its seeds, for summary.json, the report and the terminal.
 
 A spread is the sample standard deviation over the seeds; with one seed there is none.
 """
@@ -6,17 +6,15 @@ A spread is the sample standard deviation over the seeds; with one seed there is
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
-from fedclip_edge.reporting.table import aligned
 from fedclip_edge.simulating.results import Outcome
+from fedclip_edge.simulating.settings import Line
 
 MEAN = "mean"  # over the held-out domains
-_NOTE_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class Row:
     """The figures of one setting in one view, over the seeds; accuracies are fractions."""
 
     method: str
+    line: Line  # "federated", "local" or "pooled"
     view: str
     held_out: str  # empty if none; MEAN for the mean over all of them
     seeds: int
@@ -53,7 +52,7 @@ class Row:
 def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
     """Make one row for each held-out domain, view and setting, in order of first occurrence.
 
-    With several held-out domains, rows with the means over the domains follow.
+    With several held-out domains, rows with the means over the domains come first.
     """
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for one in outcomes:
@@ -65,8 +64,21 @@ def summarise(outcomes: Sequence[Outcome]) -> tuple[Row, ...]:
         over: dict[tuple[str, str], list[Outcome]] = {}
         for (_, view, label), its in groups.items():
             over.setdefault((view, label), []).extend(its)
-        rows += [_row(MEAN, its, groups) for its in over.values()]
+        rows = [_row(MEAN, its, groups) for its in over.values()] + rows
     return tuple(rows)
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that summarise the comparison: one for each view and setting."""
+    return list(rows[: len({(row.view, row.method) for row in rows})])
+
+
+def by_domain(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows behind the means by held-out domain; empty if there are no such means."""
+    found: dict[str, list[Row]] = {}
+    for row in rows[len(means(rows)) :]:
+        found.setdefault(row.held_out, []).append(row)
+    return found
 
 
 def _row(
@@ -99,6 +111,7 @@ def _row(
         )
     return Row(
         method=first.run.setting.label,
+        line=first.run.setting.line,
         view=first.view,
         held_out=held_out,
         seeds=len({one.run.seed for one in its}),
@@ -144,75 +157,6 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-
-
-_Column = tuple[str, str, Callable[[Row], str]]  # heading, unit, and formatter of a cell
-
-
-def table(rows: Sequence[Row], width: int | None = None) -> str:
-    """Format the final table: accuracies in percent, and kB per device over all rounds.
-
-    If it needs more than `width` columns, it is split into several tables.
-    """
-    names: list[_Column] = [("method", "", lambda r: r.method)]
-    if any(row.held_out for row in rows):
-        names.append(("held out", "", lambda r: r.held_out))
-    has_views = any(row.view for row in rows)
-    if has_views:
-        names.append(("classes", "", lambda r: r.view))
-    own: list[_Column] = [
-        ("rounds", "", lambda r: str(r.rounds)),
-        ("zero-shot", "%", lambda r: percent(r.zero_shot)),
-        ("top-1", "mean, %", lambda r: percent(r.mean)),
-        ("all pictures", "%", lambda r: percent(r.weighted)),
-        ("worst", "%", lambda r: percent(r.worst)),
-        ("macro F1", "%", lambda r: percent(r.macro_f1)),
-        ("ECE", "%", lambda r: percent(r.ece)),
-    ]
-    held_out: list[_Column] = [
-        ("held-out", "zero-shot, %", lambda r: percent(r.held_out_zero_shot)),
-        ("held-out", "top-1, %", lambda r: percent(r.held_out_top1)),
-    ]
-    harmonic: list[_Column] = [("harmonic", "mean, %", lambda r: percent(r.harmonic))]
-    cost: list[_Column] = [
-        ("up", "kB", lambda r: f"{r.up_bytes / 1000:.1f}"),
-        ("down", "kB", lambda r: f"{r.down_bytes / 1000:.1f}"),
-    ]
-    has_held_out = any(row.held_out_top1 for row in rows)
-    groups = [own, *([held_out] * has_held_out), *([harmonic] * has_views), cost]
-    columns, parts = list(names), []
-    for group in groups:
-        parts.append(range(len(columns), len(columns) + len(group)))
-        columns += group
-    cells = [[head for head, _, _ in columns], [unit for _, unit, _ in columns]]
-    cells += [[show(row) for _, _, show in columns] for row in rows]
-    return aligned(cells, left=len(names), gap="  ", width=width, parts=parts)
-
-
-def notes(rows: Sequence[Row], width: int | None = None) -> str:
-    """Explain the headings of the table, in lines of at most `width` columns, or 100."""
-    sentences = [
-        "Accuracy is on test pictures.",
-        "zero-shot: CLIP without training.",
-        "top-1: mean accuracy of the devices; worst: the lowest of them.",
-        "all pictures: accuracy over the test pictures of all devices together.",
-        "macro F1: mean F1 score over the classes.",
-        "ECE: expected calibration error, the mean gap of confidence to accuracy; lower is better.",
-    ]
-    if any(row.held_out for row in rows):
-        sentences.append(
-            "held out: the domain that no device trains on; held-out zero-shot and top-1: "
-            "accuracies on its pictures."
-        )
-    if any(row.view for row in rows):
-        sentences.append(
-            "classes: base classes are trained, new ones are not; harmonic mean: of the accuracies "
-            "on both."
-        )
-    if any(row.seeds > 1 for row in rows):
-        sentences.append("±: standard deviation over the seeds.")
-    sentences.append("up, down: bytes sent and received by a device in all rounds.")
-    return textwrap.fill(" ".join(sentences), min(width or _NOTE_COLUMNS, _NOTE_COLUMNS))
 
 
 def percent(figure: Figure | None) -> str:

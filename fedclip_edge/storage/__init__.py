@@ -1,1 +1,1 @@
-"""Atomic files and folders, file locks, and SQLite databases opened with the same settings."""
+"""Atomic files and folders, locks, SQLite databases with the same settings, and text files."""

@@ -6,6 +6,8 @@ Laws:
   folder next to it and then renamed.
 - An error or an interrupt leaves no temporary folder. After a kill, the next write of the same name
   removes the temporary folder.
+- A replaced file keeps its mode, and its owner and group if this process may set them. So a daemon
+  that could read the old file can read the new one.
 - Replacing a folder takes two renames. If the process is killed between them, the old folder is
   left inside a hidden folder next to it.
 """
@@ -18,6 +20,7 @@ import fcntl
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -68,8 +71,34 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """
     with beside(path) as new:
         _write(new / path.name, data, private=private)
+        if not private:
+            _keep_access(path, new / path.name)
         (new / path.name).replace(path)
     _sync(path.parent)
+
+
+def write_new_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write all of the private files `contents` into `folder`, or none of them.
+
+    Raises FileExistsError, without a change, if one of them exists; OSError if they cannot be
+    written. A kill between two renames leaves the files that have their names already.
+    """
+    written: list[Path] = []
+    with beside(folder / "files") as new:
+        for name, data in contents.items():
+            _write(new / name, data, private=True)
+        for name in contents:
+            if (folder / name).exists():
+                raise FileExistsError(errno.EEXIST, "already exists", str(folder / name))
+        try:
+            for name in contents:
+                (new / name).rename(folder / name)
+                written.append(folder / name)
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+    _sync(folder)
 
 
 @contextmanager
@@ -120,6 +149,17 @@ def _write(path: Path, data: bytes, *, private: bool = False) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _keep_access(old: Path, new: Path) -> None:
+    """Give the file `new` the mode, owner and group of `old`, if `old` exists."""
+    try:
+        known = old.stat()
+    except OSError:
+        return
+    with contextlib.suppress(OSError):  # only root may set any owner; others keep the mode
+        os.chown(new, known.st_uid, known.st_gid)
+    new.chmod(stat.S_IMODE(known.st_mode))
 
 
 def _move(source: Path, target: Path) -> None:

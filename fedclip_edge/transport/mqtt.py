@@ -33,7 +33,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
-from fedclip_edge.transport import reason_codes, tls
+from fedclip_edge.transport import port_probe, reason_codes, tls
 from fedclip_edge.transport.base import (
     Disconnected,
     Event,
@@ -48,6 +48,9 @@ from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
+# Without TLS the only cause to look for is a port that speaks TLS. A broker that was away is not
+# asked for it.
+_PLAIN_FAILURES = 2
 _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
@@ -156,12 +159,16 @@ class PahoTransport:
                 ) from None
             except ssl.SSLError as error:
                 why = tls.explain(here, error)
-                if isinstance(why, ConfigError) or time.monotonic() >= deadline:
+                if isinstance(why, ConfigError):
                     raise why from None
+                if time.monotonic() >= deadline:
+                    cause = port_probe.mismatch(here, _EXAMINE_S)
+                    raise (LinkError(cause) if cause else why) from None
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise LinkError(
-                        f"no MQTT broker answers at {self._where} ({error.strerror or error}); "
+                        port_probe.mismatch(here, _EXAMINE_S)
+                        or f"no MQTT broker answers at {self._where} ({error.strerror or error}); "
                         "start one, or correct host and port under [broker]"
                     ) from None
             time.sleep(min(0.2, timeout_s))
@@ -174,10 +181,12 @@ class PahoTransport:
         if not answered:
             self.close()
             silent = (
-                f"{self._where} accepts connections but does not answer MQTT; check host, port and "
-                "ca under [broker]"
+                f"{self._where} accepts connections but does not answer MQTT; correct host and "
+                "port under [broker]"
             )
-            raise LinkError(self._inbox.complaint or silent)
+            raise LinkError(
+                self._inbox.complaint or port_probe.mismatch(here, _EXAMINE_S) or silent
+            )
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self._inbox.limits.check(self._where, topic, len(payload))
@@ -253,7 +262,7 @@ class PahoTransport:
         if str(reason) in reason_codes.FOR_GOOD:
             self._inbox.refuse(
                 f"the broker at {self._where} refused {self._client_id!r}: {reason}; "
-                "correct username and password under [broker]"
+                f"{reason_codes.FOR_GOOD[str(reason)]}"
             )
             return
         if reason.is_failure:
@@ -332,19 +341,30 @@ class PahoTransport:
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats work
         if failed:
             self._failures += 1
-            if self._address.ca is not None and self._examining.acquire(blocking=False):
+            is_due = self._address.ca is not None or self._failures > _PLAIN_FAILURES
+            if is_due and self._examining.acquire(blocking=False):
                 threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
 
     def _examine(self) -> None:
-        """Run `tls.examine` in its own thread: a handshake takes longer than a callback may."""
+        """Find the cause in its own thread: a handshake takes longer than a callback may."""
         try:
-            tls.examine(self._address, _EXAMINE_S)
+            cause = self._cause()
+            if cause:
+                self._inbox.complain(cause)
         except RefusedError as error:
             self._inbox.refuse(str(error))
-        except FedclipError as error:
-            self._inbox.complain(str(error))
         finally:
             self._examining.release()
+
+    def _cause(self) -> str:
+        """The reason why there is no link, or empty; raises RefusedError if it is permanent."""
+        try:
+            tls.examine(self._address, _EXAMINE_S)
+        except RefusedError:
+            raise
+        except FedclipError as error:
+            return port_probe.mismatch(self._address, _EXAMINE_S) or str(error)
+        return port_probe.mismatch(self._address, _EXAMINE_S) if self._address.ca is None else ""
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         if len(message.payload) <= _TAKES_BYTES:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-# Permanent reasons in an answer to CONNECT: waiting does not help.
-FOR_GOOD = frozenset(("Bad user name or password", "Not authorized", "Client identifier not valid"))
+_LOGIN = (
+    "correct username and password under [broker], or let this user in at the broker; with "
+    "certificates, the user name is the name in the certificate"
+)
+# Permanent reasons in an answer to CONNECT, and what to do: waiting does not help.
+FOR_GOOD = {
+    "Bad user name or password": "correct username and password under [broker]",
+    "Not authorized": _LOGIN,
+    "Client identifier not valid": (
+        "the broker must accept client ids with '.' and '-', of up to 200 characters; change its "
+        "limits on client ids, or use a shorter id and fleet name"
+    ),
+}
 # Reasons in an answer to SUBSCRIBE that only the broker's operator can change.
 NEVER_SUBSCRIBED = frozenset(("Not authorized", "Topic filter invalid"))
 
@@ -14,8 +25,8 @@ _ADVICE = {
         "[broker] to it"
     ),
     "Not authorized": (
-        "the broker's access list denies it; use the access list of broker/, with a device's id "
-        "as its user name"
+        "the broker's access list denies it; compare 'fleet' with the fleet in the access list, "
+        "and the user name with the device's id"
     ),
     "Retain not supported": "turn on retained messages in the broker (mosquitto: retain_available)",
     "QoS not supported": "allow QoS 1 in the broker (mosquitto: max_qos)",

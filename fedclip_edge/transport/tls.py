@@ -25,10 +25,11 @@ from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of openssl/x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
+REVOKED = "this device's certificate was revoked"
 # Permanent refusals: alerts of RFC 8446, section 6.2, by OpenSSL's names.
 _FOR_GOOD = {
     "SSLV3_ALERT_CERTIFICATE_REVOKED": (
-        "this device's certificate was revoked; enrol the device again, with another id"
+        f"{REVOKED}; use the files of its last enrolment, or enroll the device under another id"
     ),
     "TLSV1_ALERT_UNKNOWN_CA": "this device's certificate was issued by another authority",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "this device's certificate is not accepted",

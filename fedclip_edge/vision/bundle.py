@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import BundleError, ConfigError, ExportError
-from fedclip_edge.records import F32, ClassTexts
+from fedclip_edge.errors import BundleError, ConfigError, DiskError
+from fedclip_edge.records import F32, ClassTexts, normalized_name
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.manifest import (
     AGAIN,
@@ -110,7 +110,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def check_free(folder: Path, *, replace_existing: bool = False) -> None:
-    """Raise ConfigError unless a bundle may be written as `folder`.
+    """Raise ConfigError unless a bundle may be written as `folder`, DiskError without permission.
 
     With `replace_existing`, an existing bundle may be replaced; any other file or folder may not.
     """
@@ -124,8 +124,10 @@ def check_free(folder: Path, *, replace_existing: bool = False) -> None:
     above = folder.absolute().parent
     while not above.exists():
         above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(
+    if not above.is_dir():
+        raise ConfigError(f"{folder} cannot be written: {above} is a file; name another folder")
+    if not os.access(above, os.W_OK):
+        raise DiskError(
             f"{folder} cannot be written: no permission in {above}; name another folder"
         )
 
@@ -144,8 +146,8 @@ def write_bundle(
     `encoder` is the content of the ONNX file. The checksums in `manifest.files` are computed here.
     After a failure or an interrupt, no file is left behind.
 
-    Raises ConfigError if `folder` exists and may not be replaced, or if its parent is not writable;
-    ExportError if the files cannot be written; BundleError if they do not fit together.
+    Raises ConfigError if `folder` exists and may not be replaced; DiskError if the files cannot be
+    written; BundleError if they do not fit together.
     """
     check_free(folder, replace_existing=replace_existing)
     contents = {
@@ -159,7 +161,7 @@ def write_bundle(
     try:
         atomic.write_folder(folder, contents, check=read_bundle)
     except OSError as error:
-        raise ExportError(
+        raise DiskError(
             f"{folder} cannot be written: {error.strerror or error}; no file was left behind. Free "
             "disk space, or name another folder"
         ) from error
@@ -238,7 +240,8 @@ def _read_classes(path: Path) -> ClassTexts:
         with safe_open(path, framework="np") as file:
             head = json.loads((file.metadata() or {})["classes"])
             return ClassTexts(
-                names=tuple(str(name) for name in head["names"]),
+                # Earlier versions of `export` kept the Unicode form of the file of class names.
+                names=tuple(normalized_name(str(name)) for name in head["names"]),
                 vectors=file.get_tensor("vectors"),
                 logit_scale=float(head["logit_scale"]),
                 prompt=str(head["prompt"]),

@@ -9,15 +9,16 @@ Laws:
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.records import F32
 from fedclip_edge.storage.sqlite import (
     Connection,
@@ -34,6 +35,11 @@ _SCHEMA = Schema(
     # IF NOT EXISTS: several processes may create the same file at once.
     script="CREATE TABLE IF NOT EXISTS feature (key TEXT NOT NULL, picture TEXT NOT NULL, "
     "vector BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID;",
+)
+# Not in the schema: only a cache that several commands share is trimmed, an agent's is not.
+_USED = (
+    "CREATE TABLE IF NOT EXISTS used (key TEXT NOT NULL, picture TEXT NOT NULL, "
+    "day INTEGER NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID"
 )
 _ASKED = 500  # old versions of SQLite allow 999 variables in one statement
 
@@ -98,6 +104,50 @@ class FeatureCache:
         with _errors_of(self.path), self._db:
             self._db.executemany("INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)", rows)
 
+    def note_use(self, hashes: Iterable[str], feature_key: str, day: int) -> None:
+        """Remember the day on which these features were used last, for `trim`.
+
+        Only a cache that is trimmed needs this. Raises DataError like `put`.
+        """
+        rows = [(feature_key, picture, day) for picture in hashes]
+        with _errors_of(self.path), self._db:
+            self._db.execute(_USED)
+            self._db.executemany(
+                "INSERT INTO used VALUES (?, ?, ?) ON CONFLICT (key, picture) DO UPDATE "
+                "SET day = excluded.day WHERE used.day < excluded.day",
+                rows,
+            )
+
+    def trim(self, most_bytes: int) -> int:
+        """Delete the features whose last use is longest ago if the file holds over `most_bytes`.
+
+        Afterwards it holds at most four fifths of that; the file does not shrink, but what is free
+        in it is used again. Returns the number of deleted features. Raises DataError like `put`.
+        """
+        with _errors_of(self.path), self._db:
+            size, pages, free = (
+                self._db.execute(f"PRAGMA {what}").fetchone()[0]
+                for what in ("page_size", "page_count", "freelist_count")
+            )
+            held = size * (pages - free)
+            if held <= most_bytes:
+                return 0
+            self._db.execute(_USED)
+            (count,) = self._db.execute("SELECT count(*) FROM feature").fetchone()
+            surplus = math.ceil(count * (1 - 0.8 * most_bytes / held))
+            oldest = (
+                "SELECT key, picture FROM feature LEFT JOIN used USING (key, picture) "
+                "ORDER BY coalesce(day, 0) LIMIT ?"
+            )
+            self._db.execute(
+                f"DELETE FROM feature WHERE (key, picture) IN ({oldest})",  # noqa: S608 - constant
+                (surplus,),
+            )
+            self._db.execute(
+                "DELETE FROM used WHERE (key, picture) NOT IN (SELECT key, picture FROM feature)"
+            )
+            return int(surplus)
+
     def __len__(self) -> int:
         with _errors_of(self.path):
             (count,) = self._db.execute("SELECT count(*) FROM feature").fetchone()
@@ -128,9 +178,9 @@ def _open(path: Path) -> Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
+        raise DiskError(
             f"the folder {path.parent} of the feature cache cannot be created: "
-            f"{error.strerror or error}"
+            f"{error.strerror or error}; free or repair the disk, or name another folder"
         ) from error
     try:
         with _errors_of(path):
@@ -150,10 +200,10 @@ def _open(path: Path) -> Connection:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a DataError that says what to do."""
+    """Turn SQLite's errors into a DiskError, or a DataError for a damaged file."""
 
-    def refused(error: Exception) -> DataError:  # locked, read-only, disk full
-        return DataError(
+    def refused(error: Exception) -> DiskError:  # locked, read-only, disk full
+        return DiskError(
             f"the feature cache {path} cannot be used: {error}; "
             "check the free disk space, the permissions and other programs that use the file, then "
             "start again"

@@ -9,15 +9,15 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import F32, I64
-from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, Skipped
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 from fedclip_edge.vision.prefetch import prefetch
@@ -38,6 +38,20 @@ class PictureEncoder(Protocol):
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S)."""
 
 
+class Cache(Protocol):
+    """The part of a feature cache that this module uses; see cache.py and shared_cache.py."""
+
+    @property
+    def path(self) -> Path:
+        """The file, for error messages."""
+
+    def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
+        """Return the cached raw features, float32 (D,) each, by picture hash."""
+
+    def put(self, features: Mapping[str, F32], feature_key: str) -> None:
+        """Store raw features, float32 (D,) each, by picture hash."""
+
+
 Progress = Callable[[int, int], None]  # distinct pictures done, distinct pictures to encode
 
 
@@ -56,7 +70,7 @@ class Embedded:
 def embed_pictures(
     pictures: Sequence[Picture],
     encoder: PictureEncoder,
-    cache: FeatureCache,
+    cache: Cache,
     preprocessing: Preprocessing,
     batch_size: int = 8,
     *,
@@ -133,7 +147,7 @@ def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
     return readable, stacked, reasons
 
 
-def _stack(vectors: list[F32], encoder: PictureEncoder, cache: FeatureCache) -> F32:
+def _stack(vectors: list[F32], encoder: PictureEncoder, cache: Cache) -> F32:
     widths = {len(vector) for vector in vectors}
     if len(widths) > 1 or (encoder.dim is not None and widths - {encoder.dim}):
         raise DataError(

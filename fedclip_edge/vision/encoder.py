@@ -28,11 +28,12 @@ import onnxruntime
 
 from fedclip_edge import log
 from fedclip_edge.config import EncoderConfig
-from fedclip_edge.errors import BundleError, ConfigError, first_line
+from fedclip_edge.errors import BundleError, ConfigError, reason_of
 from fedclip_edge.records import F32
 from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.manifest import ENCODER
+from fedclip_edge.vision.onnx_faults import cause, explain
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,8 @@ class Encoder:
         try:
             (features,) = self.session.run([self.output_name], {self.input_name: pixels})
         except Exception as error:  # onnxruntime's errors share no base but Exception
-            raise BundleError(
-                f"{self.name} failed on {len(pixels)} pictures: {first_line(error)}; "
-                "export it again with a dynamic batch size"
-            ) from error
+            why = explain(error, onnxruntime.__version__, "export the encoder again")
+            raise BundleError(f"{self.name} failed on {len(pixels)} pictures: {why}") from error
         expected = (len(pixels), self.dim or features.shape[-1])
         if features.dtype != np.float32 or features.shape != expected:
             raise BundleError(
@@ -181,10 +180,8 @@ def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
     try:
         return _session(model, config, [_PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        raise BundleError(
-            f"{name} cannot be loaded as an ONNX model: {first_line(error)}; "
-            "copy it again, or export it again"
-        ) from error
+        why = explain(error, onnxruntime.__version__, "copy it again, or export it again")
+        raise BundleError(f"{name} cannot be loaded as an ONNX model: {why}") from error
 
 
 def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
@@ -192,8 +189,7 @@ def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Sequence[
     try:
         session = _session(model, config, [*providers, _PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        why = f"did not start on this box ({first_line(error)})"
-        raise ConfigError(_no_provider(config.provider, why)) from error
+        raise _failed(config.provider, "did not start on this box", error) from error
     if session.get_providers()[0] != _PROVIDERS[config.provider].name:
         raise ConfigError(_no_provider(config.provider, "did not start on this box"))
     return session
@@ -249,8 +245,7 @@ def _try(session: Any, input_name: str, side: int) -> None:
         for batch in (tensorrt.MIN_BATCH, tensorrt.MAX_BATCH):
             session.run(None, {input_name: np.zeros((batch, 3, side, side), np.float32)})
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        why = f"failed on its first pictures ({first_line(error)})"
-        raise ConfigError(_no_provider("tensorrt", why)) from error
+        raise _failed("tensorrt", "failed on its first pictures", error) from error
 
 
 def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
@@ -315,6 +310,15 @@ def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | 
             f"expected float32 [batch, {dim or 'D'}]"
         )
     return str(node.name), width if isinstance(width, int) else dim
+
+
+def _failed(provider: str, what: str, error: Exception) -> ConfigError:
+    if why := cause(error, onnxruntime.__version__):
+        said = reason_of(error)
+        return ConfigError(
+            f"[encoder] provider {provider!r} {what}: {why}. ONNX Runtime said: {said}"
+        )
+    return ConfigError(_no_provider(provider, f"{what} ({reason_of(error)})"))
 
 
 def _no_provider(provider: str, why: str) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -27,8 +26,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.storage.atomic import beside
+from fedclip_edge.storage.user_cache import cache_folder
 
 # Batch sizes that an engine is built for: one picture, the agent's default, and a largest one that
 # limits memory.
@@ -57,8 +57,7 @@ def engines_folder(configured: Path | None) -> Path:
     """Return `configured`, or by default fedclip-edge/engines in the user's cache folder."""
     if configured is not None:
         return configured
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "fedclip-edge" / "engines"
+    return cache_folder() / "engines"
 
 
 def engine_folder(engines: Path, builder: Builder, onnx_sha256: str) -> Path:
@@ -106,9 +105,9 @@ def check_precision(precision: str, name: str) -> None:
 def new_engine(folder: Path) -> Iterator[Path]:
     """Yield a folder to build an engine in, and rename it to `folder` at the end.
 
-    If another process has made `folder` meanwhile, that one is kept. Raises ConfigError if the
-    folder cannot be written, or if no engine is in it at the end; ONNX Runtime would then run the
-    whole graph on other providers without an error.
+    If another process has made `folder` meanwhile, that one is kept. Raises DiskError if the folder
+    cannot be written, and ConfigError if no engine is in it at the end; ONNX Runtime would then run
+    the whole graph on other providers without an error.
     """
     try:
         with beside(folder) as new:
@@ -125,7 +124,7 @@ def new_engine(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # another process was first; both engines are valid
                 new.rename(folder)
     except OSError as error:
-        raise ConfigError(
+        raise DiskError(
             f"{folder} cannot be written: {error.strerror or error}; set [encoder] engine_dir to "
             "a folder that this user may write to"
         ) from error

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from session_scene import manifest, state
 
+from fedclip_edge import log
 from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trust import Trust
@@ -91,6 +93,16 @@ def test_after_too_long_without_a_manifest_it_asks(
     assert handshake.poll(10.0 + patience_s)
     assert not handshake.poll(10.0 + patience_s + 0.5)  # the interval stays the same
     assert handshake.poll(10.0 + 2 * patience_s)
+
+
+def test_the_line_about_a_missing_answer_says_which_fleet_to_compare(
+    handshake: Handshake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(log, "event", lambda name, **fields: said.append({"event": name, **fields}))
+    hellos(handshake, 3600)
+    assert [(event["event"], event["fleet"]) for event in said] == [("no_answer", "lab")]
+    assert "compare 'fleet' here with 'fleet' in its fleet.toml" in said[0]["hint"]
 
 
 def test_a_coordinator_that_is_behind_hears_hellos_steadily_until_it_answers(

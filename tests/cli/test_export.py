@@ -300,3 +300,20 @@ def test_asking_for_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_class_names_that_look_the_same_are_shown_by_their_numbers(
+    own: list[str | Path], tmp_path: Path
+) -> None:
+    (tmp_path / "c.txt").write_text("Caf\u00e9\nCafe\u0301\n", encoding="utf-8")
+    done = process(*own, "--out", tmp_path / "bundle", cwd=tmp_path)
+    assert done.returncode == 10
+    assert "look the same, but are spelled differently in Unicode" in done.stderr
+    assert "(U+00E9 and U+0065 U+0301); keep one" in done.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_class_names_are_written_in_one_unicode_form(own: list[str | Path], tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes("Cafe\u0301\r\ntea\r\n".encode("utf-16"))
+    assert typed(*own, "--out", tmp_path / "bundle").exit_code == 0
+    assert read_bundle(tmp_path / "bundle").classes.names == ("Caf\u00e9", "tea")

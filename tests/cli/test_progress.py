@@ -22,7 +22,7 @@ from fedclip_edge.cli import progress
 from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.demo import _Live
 from fedclip_edge.cli.progress import Bar, progress_bar
-from fedclip_edge.cli.simulate import _Show
+from fedclip_edge.cli.simulate_progress import Show
 from fedclip_edge.demo.federation import _encoding, _Watched
 from fedclip_edge.learning.evaluation import FleetEvaluation
 from fedclip_edge.processes import threads
@@ -147,7 +147,7 @@ def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
     run = Run(Setting("fedclip", Plan(rounds=50)), 0, "domain", "roof", ("",))
     shares = FleetEvaluation(10, 0.5, 0.5, 0.5, 0.5, 0.1)
     outcome = Outcome(run, "", (), shares, shares, None, None, 2, 1, 1)
-    show = _Show(rounds=100)
+    show = Show(rounds=100)
     for number in range(1, 51):
         clock.now += 1
         show.step(Step(run, number, "", (outcome,) if number == 50 else ()))

@@ -56,10 +56,24 @@ def test_a_registry_decides_whatever_was_shown_first(journal: Journal) -> None:
     admission = admission_to(journal, REGISTRY)
     assert admission.admit("cam-0", HELLO) is None
     assert admission.devices.keys["cam-0"] == KEY
+    assert journal.keys(RUN.id) == {"cam-0": KEY}
     refused = admission.admit("cam-1", HELLO)
     assert refused is not None
     assert "not enrolled" in refused.reason
     assert refused.scope == "device"
+
+
+def test_a_new_key_in_the_registry_replaces_the_old_one_also_after_a_restart(
+    journal: Journal,
+) -> None:
+    admission = admission_to(journal, REGISTRY)
+    assert admission.admit("cam-0", HELLO) is None
+    device = REGISTRY.devices["cam-0"]
+    admission.registry = REGISTRY.with_device("cam-0", replace(device, key=OTHER))
+    assert admission.refusal("cam-0") == "its key is not the one that it was enrolled with"
+    assert admission.admit("cam-0", HELLO) is not None
+    assert admission.admit("cam-0", replace(HELLO, key=OTHER)) is None
+    assert admission_to(journal, admission.registry).admitted == ("cam-0",)
 
 
 @pytest.mark.parametrize("name", ["encoder_id", "classes_digest"])

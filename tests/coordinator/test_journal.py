@@ -435,9 +435,11 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="set 'journal' to another file"):
+    with pytest.raises(
+        ConfigError, match="file is not a folder; set 'journal' to a file in a folder"
+    ):
         open_journal(tmp_path / "file" / "journal.sqlite")
-    with pytest.raises(ConfigError, match="unable to open database file"):
+    with pytest.raises(ConfigError, match="is a folder; set 'journal' to a file"):
         open_journal(tmp_path)
 
 

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+from browser import CHROMIUM, measured
 from PIL import Image
 
 from fedclip_edge.demo.examples import Example
@@ -105,6 +107,30 @@ def picture(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
 
 
 # The page.
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; it measures the page")
+@pytest.mark.parametrize("width_px", [1200, 800, 390])
+def test_the_page_does_not_scroll_sideways(width_px: int, tmp_path: Path) -> None:
+    names = ("photo", "warehouse_camera_north_entrance", "x" * 60, "cartoon drawings of 2019")
+    more = {"federated_f1": 0.123, "zero_shot_ece": 0.234, "federated_ece": 0.345}
+    devices = {f"cam-{n}": device(name, 0.5, 0.6 + n / 10) for n, name in enumerate(names)}
+    for entry in devices.values():
+        entry["accuracy"] |= more
+    path = tmp_path / "report.html"
+    write_report(path, run_summary(devices=devices), [])
+    found = measured(path, width_px)
+    assert found["width"] == width_px
+    assert found["wide"] == []
+    assert found["cut"] == []
+
+
+def test_a_device_has_one_colour_and_zero_shot_is_grey(tmp_path: Path) -> None:
+    html, _ = written(tmp_path, run_summary())
+    tables, charts = html[html.index("<table") :], html[: html.index("<table")]
+    swatches = ["s0", "s1", "s-held-out"]
+    assert re.findall(r'class="(s\d|s-\S+)"', tables) == 2 * swatches
+    assert set(re.findall(r'class="zero (\S+)"', charts)) == {"s-zero-shot"}
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
@@ -285,9 +311,17 @@ def test_remarks_compare_with_training_alone() -> None:
     summary = run_summary()
     for entry in summary["devices"].values():
         entry["accuracy"]["local"] = entry["accuracy"]["federated"]
-    assert remarks(summary)[0] == first + "81.5 %: the same as with the federated model."
+    assert remarks(summary)[0].startswith(
+        first + "81.5 %: the same as with the federated model. A model trained alone is tested on"
+    )
     summary["devices"]["cam-01"]["accuracy"]["local"] += 0.04
-    assert remarks(summary)[0] == first + "83.5 %: 2.0 points more than with the federated model."
+    assert remarks(summary)[0] == first + (
+        "83.5 %: 2.0 points more than with the federated model. A model trained alone is tested on "
+        "its own device's pictures only; it has learned nothing from the other devices. The method "
+        "FedCLIP changes CLIP little; --method ridge often gains more."
+    )
+    summary["method"] = "linear"
+    assert remarks(summary)[0].endswith("it has learned nothing from the other devices.")
     for entry in summary["devices"].values():
         del entry["accuracy"]["local"]
     assert len(remarks(summary)) == 1

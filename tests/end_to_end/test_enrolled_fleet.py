@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
 def write_agent(secured: Secured, bundle: Bundle, name: str) -> Path:
     """The agent.toml of the archive with the entries that a user adds: pictures and paths."""
     secured.box(name)
-    folder = secured.folder / name
+    return complete(secured.folder / name, bundle, name)
+
+
+def complete(folder: Path, bundle: Bundle, name: str) -> Path:
     system.write_pictures(folder / "pictures", bundle.classes.names, 12, len(name))
     path = folder / "agent.toml"
     text = path.read_text()
@@ -77,7 +81,8 @@ def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(
     wait_until(lambda: closed() > 0, "the first round to close")
     folder = secured.site.path
     said = system.run("revoke", "cam-02", "--site", folder)
-    assert (said.returncode, said.stdout) == (0, "cam-02 is revoked\n"), said.stderr
+    assert said.returncode == 0, said.stderr
+    assert f"127.0.0.1:{secured.port} refuses its certificates from now on (checked)" in said.stdout
     assert gone.wait(system.DEADLINE_S) == RefusedError.exit_code
     assert "revoked" in site.text("cam-02").splitlines()[-1]
     refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
@@ -88,3 +93,57 @@ def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(
     assert again.returncode == RefusedError.exit_code
     assert "this device's certificate was revoked" in again.stderr
     assert (secured.folder / "cam-01" / "state" / "device.key").exists() is False
+
+
+def test_a_box_whose_archive_is_lost_comes_back_under_its_id_with_a_new_key(
+    secured: Secured, site: Site, random_bundle: Bundle
+) -> None:
+    agents = {name: write_agent(secured, random_bundle, name) for name in ("cam-01", "cam-02")}
+    serve = site.start("serve", write_fleet(secured, random_bundle, 200), "--json", log="serve")
+    other = site.start("agent", agents["cam-01"], "--once", "--json", log="cam-01")
+    old = site.start("agent", agents["cam-02"], "--json", log="old")
+
+    def closed() -> int:
+        return sum(event["event"] == "round_closed" for event in site.events("serve"))
+
+    wait_until(lambda: closed() > 0, "the first round to close")
+    other.terminate()  # so the run cannot end before the box is back
+    other.wait(system.DEADLINE_S)
+    archive = secured.folder / "again.tar"
+    folder = secured.site.path
+    said = system.run("enroll", "--again", "cam-02", "--out", archive, "--site", folder)
+    assert said.returncode == 0, said.stderr
+    assert "cam-02 has a new key; its earlier certificates are revoked" in said.stdout
+    assert "refuses the earlier certificates from now on (checked)" in said.stdout
+    assert old.wait(system.DEADLINE_S) == RefusedError.exit_code
+    again = system.run("agent", agents["cam-02"], "--once")
+    assert again.returncode == RefusedError.exit_code
+    assert "this device's certificate was revoked" in again.stderr
+    with tarfile.open(archive) as tar:
+        tar.extractall(secured.folder / "again", filter="data")
+    new = site.start(
+        "agent", complete(secured.folder / "again", random_bundle, "new"), "--once", log="new"
+    )
+    assert serve.wait(system.DEADLINE_S) == 0, site.text("serve")
+    assert new.wait(system.DEADLINE_S) == 0, site.text("new")
+    assert "trained" in site.text("new")
+    refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
+    assert {e["reason"] for e in refused} == {"its key is not the one that it was enrolled with"}
+    assert {e["device"] for e in refused} == {"cam-02"}
+
+
+def test_serve_names_the_devices_whose_certificates_end_soon(
+    secured: Secured, site: Site, random_bundle: Bundle
+) -> None:
+    for name, days in (("cam-01", 700), ("cam-02", 9), ("cam-03", 3)):
+        secured.box(name, days=days)
+    site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    ends = "certificate_ends"
+    wait_until(lambda: any(e["event"] == ends for e in site.events("serve")), ends)
+    said = [event for event in site.events("serve") if event["event"] == ends]
+    assert len(said) == 1  # the authority and the coordinator's certificate are valid for long
+    assert [word.partition(" ")[0] for word in said[0]["devices"].split(", ")] == [
+        "cam-03",
+        "cam-02",
+    ]
+    assert said[0]["days_left"] in (2, 3)

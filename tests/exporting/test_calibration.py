@@ -117,3 +117,10 @@ def test_drawn_pictures_are_for_the_gate_alone() -> None:
     with pytest.raises(ConfigError, match="only 63 drawn pictures"):
         from_bytes(images[:63], PLAIN)
     assert calibration.LEAST == 64
+
+
+def test_the_unicode_form_of_a_folder_does_not_matter(tmp_path: Path) -> None:
+    folder = fill(tmp_path, 64, ("cafe\u0301", "dog"))
+    labels = read_pictures(folder, PLAIN, ("caf\u00e9", "dog")).labels
+    assert labels is not None
+    assert sorted(set(labels.tolist())) == [0, 1]

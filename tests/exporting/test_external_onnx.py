@@ -120,7 +120,7 @@ def test_an_encoder_that_does_not_fit(
 @pytest.mark.parametrize("data", [b"", b"no onnx", b"\x08\x07"])
 def test_a_file_that_is_no_onnx(own: dict[str, Any], data: bytes) -> None:
     own["encoder"].write_bytes(data)
-    with pytest.raises(ConfigError, match=r"encoder\.onnx is not an ONNX file"):
+    with pytest.raises(ConfigError, match=r"encoder\.onnx is not a complete ONNX file"):
         export_onnx(**own)
 
 

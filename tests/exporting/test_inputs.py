@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.inputs import read_class_names, read_prompts
+from fedclip_edge.records import normalized_name
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n", "\n \n\t\n"])
@@ -23,7 +24,9 @@ def test_both_kinds_of_file_give_the_same_names(tmp_path: Path, end: str) -> Non
 
 
 _names = st.lists(
-    st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=2, unique=True
+    st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1).map(normalized_name),
+    min_size=2,
+    unique_by=lambda name: normalized_name(name.casefold()),
 )
 
 
@@ -50,11 +53,23 @@ def test_what_is_written_is_read(
         ("c.txt", "cat\n", r"c\.txt has 1 class name; write two or more"),
         ("c.txt", "", r"c\.txt has no class name"),
         ("c.txt", " \n\n", r"c\.txt has no class name"),
+        (
+            "c.txt",
+            "Café\nCafe\u0301",
+            r"c\.txt: .* in line 1 .* in line 2 look .*U\+00E9 and U\+0065",
+        ),
+        (
+            "c.txt",
+            "a\n\u200bb",
+            r"c\.txt: line 2: the class name '\\u200bb' contains the invisible",
+        ),
+        ("c.json", '["\u200ba", "b"]', r"c\.json: entry 1: .*U\+200B ZERO WIDTH SPACE; delete it"),
+        ("c.json", '["Cat", "cat"]', r"'Cat' in entry 1 and 'cat' in entry 2 differ only in upper"),
         ("c.json", "[]", r"c\.json has no class name"),
-        ("c.json", "", r"c\.json is not a list of class names"),
+        ("c.json", "", r"c\.json, line 1 \(empty\) is not valid JSON: .*; the file is empty"),
         ("c.json", '{"a": 1}', r"c\.json is not a list of class names"),
         ("c.json", "[1, 2]", r"c\.json is not a list of class names"),
-        ("c.json", "cat", r"c\.json is not a list of class names"),
+        ("c.json", "cat", r"c\.json, line 1 \(cat\) is not valid JSON: .* text needs quotes"),
     ],
 )
 def test_files_that_would_shift_a_label_are_refused(
@@ -73,13 +88,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_class_names(tmp_path)
     (tmp_path / "latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.txt is not a list of class names"):
+    with pytest.raises(ConfigError, match=r"latin\.txt, line 1: .* 0xdf .* the line is: Straße"):
         read_class_names(tmp_path / "latin.txt")
 
 
 def test_only_the_end_of_a_line_ends_a_name(tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text("tea\u2028cup\ncoffee\x0ccup", encoding="utf-8")
-    assert read_class_names(tmp_path / "c.txt") == ("tea\u2028cup", "coffee\x0ccup")
+    (tmp_path / "p.txt").write_text("a\u2028{}\nthe\x0c{}", encoding="utf-8")
+    assert read_prompts(tmp_path / "p.txt") == ("a\u2028{}", "the\x0c{}")
 
 
 def test_ten_thousand_names_are_read_at_once(tmp_path: Path) -> None:
@@ -110,3 +125,8 @@ def test_unusable_prompts_are_refused(tmp_path: Path, text: str, message: str) -
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_prompts(tmp_path / "p.txt")
+
+
+def test_names_are_read_in_one_unicode_form(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("Cafe\u0301\ntea", encoding="utf-8")
+    assert read_class_names(tmp_path / "c.txt") == ("Caf\u00e9", "tea")

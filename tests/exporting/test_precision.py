@@ -267,9 +267,21 @@ def failing(model: onnx.ModelProto) -> None:
     model.graph.node[-1].op_type = "Gemmm"
 
 
+def not_a_number(model: onnx.ModelProto) -> None:
+    """Make one channel NaN before the layer "mix" reads it."""
+    mix = next(node for node in model.graph.node if "mix" in node.input)
+    factors = np.ones(32, np.float32)
+    factors[3] = np.nan
+    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    times = helper.make_node("Mul", [mix.input[0], "factors"], ["times"])
+    model.graph.node.insert(list(model.graph.node).index(mix), times)
+    next(node for node in model.graph.node if "mix" in node.input).input[0] = "times"
+
+
 @pytest.mark.parametrize(
     ("damage", "precision", "message"),
     [
+        (not_a_number, "int8", "computes NaN or infinity from the calibration pictures; export it"),
         (broken_opset, "int8", "int8 needs opset 13 or newer, but the graph has opset 12"),
         (no_weights, "int8", "no convolution or matrix product with constant weights"),
         (no_weights, "fp16", "no large float32 weights to store in fp16"),

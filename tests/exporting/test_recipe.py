@@ -87,7 +87,11 @@ def test_other_paths_stay_as_they_are(tmp_path: Path, path: str) -> None:
         ),
         ('"a drawing of a {}."', '"{} or {}"', ": the prompt '{} or {}' needs exactly one {} for"),
         ('"a drawing of a {}."', "1", ": prompts: expected str, got int 1"),
-        ('"openai"', "openai", " is not valid TOML"),
+        (
+            '"openai"',
+            "openai",
+            ", line 3 (pretrained = openai) is not valid TOML: text needs quotes",
+        ),
     ],
 )
 def test_names_what_is_wrong(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -19,7 +19,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki import authority
 from fedclip_edge.pki.authority import Issued
 
-CA = authority.create_authority()
+CA = authority.create_authority("lab")
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", fullmatch=True)
 
 
@@ -133,7 +133,7 @@ def test_requests_that_are_none_are_refused() -> None:
 
 def test_an_authority_is_its_two_files_and_no_others() -> None:
     assert authority.load(CA.pem, CA.key_pem).key_pem == CA.key_pem
-    other = authority.create_authority()
+    other = authority.create_authority("lab")
     with pytest.raises(ConfigError, match="does not belong to its certificate"):
         authority.load(CA.pem, other.key_pem)
     with pytest.raises(ConfigError, match="damaged"):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.pki import authority
 from fedclip_edge.protocol import signing
 
@@ -79,9 +79,9 @@ def test_a_file_that_is_no_key_is_not_overwritten(tmp_path: Path, content: bytes
 
 def test_a_place_that_holds_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"key file .*device\.key cannot be used: File exists"):
+    with pytest.raises(DiskError, match=r"key file .*device\.key cannot be written: File exists"):
         signing.load_or_create(tmp_path / "file" / "device.key")
-    with pytest.raises(ConfigError, match="cannot be used: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         signing.load_or_create(tmp_path)
 
 

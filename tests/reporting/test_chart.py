@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip_edge.reporting.chart import (
-    LABEL_GAP_PX,
+    LINE_PX,
     NARROW_PX,
     WIDE_PX,
     Line,
+    Style,
+    bytes_axis,
     chart_layout,
     percent_ticks,
     round_ticks,
@@ -21,15 +23,14 @@ from fedclip_edge.reporting.chart import (
 )
 
 _fractions = st.lists(st.none() | st.floats(0, 1), max_size=40)
-_lines = st.builds(
-    Line, st.text(max_size=40), _fractions, st.none() | st.floats(0, 1), held_out=st.booleans()
-)
+_styles: st.SearchStrategy[Style] = st.sampled_from([0, 1, 30, "held-out", "zero-shot"])
+_lines = st.builds(Line, st.text(max_size=40), _fractions, st.none() | st.floats(0, 1), _styles)
 
 
 @given(st.lists(_lines, max_size=12), st.booleans())
 def test_everything_stands_inside_the_view_box(lines: list[Line], wide: bool) -> None:
-    size, columns = (WIDE_PX, 18) if wide else (NARROW_PX, 11)
-    chart = chart_layout(lines, *size, name_columns=columns, figures=wide)
+    size, columns = (WIDE_PX, 26) if wide else (NARROW_PX, 0)
+    chart = chart_layout(lines, *size, name_columns=columns)
     assert chart.width_px == size[0]
     assert chart.height_px >= size[1]
     assert chart.right_px - chart.left_px > size[0] / 2
@@ -45,24 +46,30 @@ def test_everything_stands_inside_the_view_box(lines: list[Line], wide: bool) ->
         assert all(left <= float(x) <= right and top <= float(y) <= bottom for x, y in points)
         assert curve.zero_shot_y_px is None or top <= curve.zero_shot_y_px <= bottom
         assert top <= curve.label_y_px <= bottom
-        assert len(curve.label) <= columns + len(" 100.0 %") * wide
-    labels = sorted(curve.label_y_px for curve in chart.curves)
-    assert all(b - a >= LABEL_GAP_PX - 0.2 for a, b in pairwise(labels))
+        assert max(len(text) for text, _ in curve.label) <= columns + len(" 100.0 %")
+        assert "".join(text for text, _ in curve.label).startswith(curve.name * wide)
+        assert all(top - 0.1 <= y_px <= bottom + 0.1 for _, y_px in curve.label)
+    labels = sorted(y_px for curve in chart.curves for _, y_px in curve.label)
+    assert all(b - a >= LINE_PX - 0.2 for a, b in pairwise(labels))
 
 
 def test_a_line_is_drawn_where_its_figures_are() -> None:
     lines = [
-        Line("a", [0.2, None, 0.4, 0.6], 0.3),
-        Line("nobody", [None], 0.9),
-        Line("b", [0.6], 0.6, held_out=True),
-        Line("c", [0.5], None),
+        Line("a", [0.2, None, 0.4, 0.6], 0.3, 0),
+        Line("nobody", [None], 0.9, 1),
+        Line("b", [0.6], 0.6, "held-out"),
+        Line("c", [0.5], None, 2),
     ]
-    chart = chart_layout(lines, 500, 300, name_columns=10, figures=True)
+    chart = chart_layout(lines, 500, 300, name_columns=10)
     a, b, c = chart.curves
     assert [tick.text for tick in chart.y_ticks] == ["20 %", "30 %", "40 %", "50 %", "60 %"]
     assert [tick.text for tick in chart.x_ticks] == ["0", "1", "2", "3"]
-    assert (a.label, b.label, c.label) == ("a 60.0 %", "b 60.0 %", "c 50.0 %")
-    assert (a.colour, b.held_out, c.colour, c.zero_shot_y_px) == (0, True, 1, None)
+    assert [[text for text, _ in curve.label] for curve in (a, b, c)] == [
+        ["a 60.0 %"],
+        ["b 60.0 %"],
+        ["c 50.0 %"],
+    ]
+    assert (a.style, b.style, c.style, c.zero_shot_y_px) == (0, "held-out", 2, None)
     assert a.title == "a: zero-shot 30.0 %, 60.0 % after round 3"
     left, right, top, bottom = chart.left_px, chart.right_px, chart.top_px, chart.bottom_px
     assert a.end_px == (right, top)
@@ -73,10 +80,31 @@ def test_a_line_is_drawn_where_its_figures_are() -> None:
     assert a.path.count("L") == 1
 
 
-def test_long_and_wide_names_are_cut() -> None:
-    lines = [Line("x" * 50, [0.5], 0.5), Line("画" * 50, [0.5], 0.5)]
-    chart = chart_layout(lines, *NARROW_PX, name_columns=11, figures=False)
-    assert [curve.label for curve in chart.curves] == ["x" * 10 + "…", "画" * 5 + "…"]
+def test_zero_shot_is_level_across_the_plot_in_its_own_style() -> None:
+    lines = [Line("a", [0.2, 0.4, 0.6], None, 0), Line("zero-shot", [0.4], None, "zero-shot")]
+    chart = chart_layout(lines, 500, 300, name_columns=20)
+    (curve,) = (curve for curve in chart.curves if curve.style == "zero-shot")
+    middle = (chart.top_px + chart.bottom_px) / 2
+    assert curve.path == f"M{chart.left_px:g} {middle:g}h0L{chart.right_px:g} {middle:g}"
+    assert curve.title == "zero-shot: 40.0 %"
+
+
+def test_long_and_wide_names_are_wrapped_and_whole() -> None:
+    name = "linear@strategy=fedadam,strategy.lr=0.01,lr=1e-3"
+    lines = [Line(name, [0.5], None, 0), Line("画" * 20, [0.5], None, 1)]
+    chart = chart_layout(lines, *WIDE_PX, name_columns=26)
+    assert [[text for text, _ in curve.label] for curve in chart.curves] == [
+        ["linear@strategy=fedadam,", "strategy.lr=0.01,lr=1e-3 50.0 %"],
+        ["画" * 13, "画" * 7 + " 50.0 %"],
+    ]
+
+
+def test_a_narrow_chart_has_figures_and_few_enough_marks() -> None:
+    lines = [Line("x" * 50, [0.5], None, 0, at=[3.0])]
+    axis = bytes_axis([100, 10**9], "bytes")
+    chart = chart_layout(lines, *NARROW_PX, name_columns=0, axis=axis)
+    assert [text for text, _ in chart.curves[0].label] == ["50.0 %"]
+    assert all(b.at_px - a.at_px >= 50 for a, b in pairwise(chart.x_ticks))
 
 
 @pytest.mark.parametrize(
@@ -113,16 +141,18 @@ def test_round_ticks(rounds: int, most: int, ticks: list[int]) -> None:
 
 @given(st.lists(st.floats(0, 300), max_size=15))
 def test_spread_keeps_apart_and_in_order(wanted: list[float]) -> None:
-    places = spread(wanted, 17, 0, 300)
-    assert all(-1e-6 <= place <= 300 + 1e-6 for place in places)
-    ordered = sorted(places)
-    assert all(b - a >= 17 - 1e-6 for a, b in pairwise(ordered))
+    heights = [17 + 3 * (n % 3) for n in range(len(wanted))]
+    places = spread(wanted, heights, 0, 300)
+    spans = sorted((y - h / 2, y + h / 2) for y, h in zip(places, heights, strict=True))
+    edges = [0.0, *(edge for span in spans for edge in span), 300.0]
+    assert all(b - a >= -1e-6 for a, b in pairwise(edges))
     for i, a in enumerate(wanted):
         for j, b in enumerate(wanted):
             assert a >= b or places[i] < places[j]
 
 
 def test_spread_moves_no_more_than_it_must() -> None:
-    assert spread([10, 50, 90], 17, 0, 100) == [10, 50, 90]
-    assert spread([50, 50], 10, 0, 100) == [45, 55]
-    assert spread([99, 100], 10, 0, 100) == [90, 100]
+    assert spread([10, 50, 90], [17] * 3, 0, 100) == [10, 50, 90]
+    assert spread([50, 50], [10, 10], 0, 100) == [45, 55]
+    assert spread([99, 100], [10, 10], 0, 100) == [85, 95]
+    assert spread([50, 50], [30, 10], 0, 100) == [40, 60]

@@ -89,7 +89,10 @@ def test_any_norm_and_any_kind_of_number_will_do(tmp_path: Path) -> None:
         ({"test_y": np.full(36, 2**63, np.uint64)}, "test_y holds labels from"),
         ({"class_texts": CLASSES.vectors[:3]}, "class_texts and classes do not fit each other"),
         ({"class_texts": np.zeros((4, 8))}, "class_texts holds a row of zeros"),
-        ({"classes": np.array(["ant", "ant", "cat", "dog"])}, "expected different names"),
+        (
+            {"classes": np.array(["ant", "ant", "cat", "dog"])},
+            "classes: the class name 'ant' is in entry 1",
+        ),
         ({"classes": np.arange(4)}, "classes is int64"),
         ({"test_group": None}, "train_group needs its counterpart"),
         ({"train_group": np.array(["barn"])}, "train_group is <U4 with shape"),

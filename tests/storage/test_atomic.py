@@ -197,3 +197,33 @@ def test_a_new_folder_is_whole_private_where_asked_and_never_in_the_way(tmp_path
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_replaced_file_keeps_its_mode_and_its_group(tmp_path: Path) -> None:
+    path = tmp_path / "crl.pem"
+    atomic.write_file(path, b"old")
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 4711, 4712)
+    before = path.stat()
+    mask = os.umask(0o077)
+    try:
+        atomic.write_file(path, b"new")
+    finally:
+        os.umask(mask)
+    after = path.stat()
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(after.st_mode) == 0o640
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    path.chmod(0o644)
+    atomic.write_file(path, b"secret", private=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_new_files_are_all_written_and_private_or_none_is(tmp_path: Path) -> None:
+    atomic.write_new_files(tmp_path, {"a": b"1", "b": b"2"})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"1", "b": b"2"}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o600}
+    with pytest.raises(FileExistsError, match="b"):
+        atomic.write_new_files(tmp_path, {"c": b"3", "b": b"4"})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"1", "b": b"2"}

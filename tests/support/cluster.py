@@ -19,7 +19,7 @@ from brokers import free_port
 from checkout import ROOT
 from system import wait_until
 
-from fedclip_edge.pki import enrolment
+from fedclip_edge.pki import site
 from fedclip_edge.processes.children import Children
 
 PLACE = ROOT / "broker" / "rabbitmq"
@@ -82,9 +82,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.site = enrolment.create_site(
-            folder / "site", ["127.0.0.1"], fleet="lab", reload="true"
-        )
+        self.site = site.create_site(folder / "site", ["127.0.0.1"], fleet="lab", reload="true")
         cookie = folder / ".erlang.cookie"
         cookie.write_text("of-this-test-alone")
         cookie.chmod(0o400)

@@ -21,6 +21,7 @@ from fedclip_edge.config import (
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
+    gda,
     lowrank,
     prototypes,
     ridge,
@@ -161,6 +162,11 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "on the validation pictures is used.",
         "prior": "Scale of the class texts to shrink towards (tau). Without it, the value with the "
         "smallest error on the validation pictures is used.",
+        "min_per_class": _MIN_PER_CLASS,
+    },
+    gda.Options: {
+        "share": "Weight of the Gaussian head relative to the class texts. Without it, it grows with "
+        "the number of pictures.",
         "min_per_class": _MIN_PER_CLASS,
     },
     prototypes.Options: {

@@ -25,6 +25,7 @@ from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
+    gda,
     lowrank,
     prototypes,
     ridge,
@@ -179,6 +180,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "prior": numbers(0, 100),
         "min_per_class": integers(1),
     },
+    gda.Options: {"share": numbers(0, 100), "min_per_class": integers(1)},
     prototypes.Options: {
         "alpha": numbers(0, 1e6),
         "shrinkage": numbers(0, 1e6, above=True),

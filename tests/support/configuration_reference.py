@@ -27,7 +27,9 @@ configures one device (`fedclip-edge agent agent.toml`). Both are [TOML](https:/
 
 - A relative path is relative to the folder of the file. `~` is the home folder.
 - An unknown key, a missing key, a wrong type or a value out of range stops the command with
-  [exit code](exit-codes.md) 10. The message names the file, the table and the key.
+  [exit code](exit-codes.md) 10. The message names the file, the table and the key; for a mistake in
+  the TOML itself, it quotes the line and says what is usual there.
+- The file may be UTF-8, or UTF-16 with a mark (BOM), with any line ends.
 - An integer is accepted where a number is expected.
 - An id is 1 to 64 characters of `a-z`, `0-9` and `-`, and does not start or end with `-`.
 - A default of "none" means that the key has no value unless the file gives one."""
@@ -120,7 +122,8 @@ PLAN_RULES = (
     ),
     Rule(
         f"`personal_epochs` is refused with `zeroshot`, which trains nothing, and with "
-        f"{_having('is_personal')}, which makes a personal model anyway.",
+        f"{_having('is_personal')}, which makes a personal model anyway, and with "
+        f"{_having('learns_from_validation')}, which leaves no picture to choose with.",
         "fleet.toml",
         _fleet({"method": "tip-adapter", "personal_epochs": 1}),
         _fleet({"method": "tip-adapter"}),

@@ -72,9 +72,9 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
     errors.PeerError: (
         (
             "A message broke the protocol, or an update exceeds a limit of the plan. Agent and "
-            "coordinator drop such a message and continue; of the commands, only `simulate` ends with it."
+            "coordinator drop such a message and continue; no command ends with it."
         ),
-        "Raise `max_weight` in the setting: a device has more pictures.",
+        "Report it: this is a bug.",
     ),
 }
 
@@ -83,8 +83,7 @@ The ranges are for programs that start fedclip-edge:
 
 - **10 to 19: a person must look at it first.** Most often, starting the command again gives the
   same error.
-- **20 to 29: try again later.** The same command can succeed. The exception is 21 from `simulate`:
-  it runs no network, so the same settings fail again."""
+- **20 to 29: try again later.** The same command can succeed."""
 
 
 def classes() -> list[type[FedclipError]]:
@@ -157,12 +156,12 @@ def _unit_text() -> str:
         "SuccessExitStatus",
     )
     settings = "\n".join(f"{name}={service[name]}" for name in names)
-    hopeless = {int(code) for code in service["RestartPreventExitStatus"].split()}
-    *first, last = (str(cls.exit_code) for cls in classes() if cls.exit_code in hopeless)
+    *first, last = service["RestartPreventExitStatus"].split()
     return (
         f"`device/{UNIT.name}` runs the agent with these settings:\n\n"
         + md.fenced(settings, "ini")
         + f"\n\nAfter {', '.join(first)} or {last} the agent is not started again: a person must act "
-        f"first. After 0 and {service['SuccessExitStatus']} it has ended as wanted. After any "
+        f"first. After 18, a full disk, it is started again, and continues as soon as there is space. "
+        f"After 0 and {service['SuccessExitStatus']} it has ended as wanted. After any "
         f"other code, systemd starts it again after {service['RestartSec']} seconds."
     )

@@ -13,8 +13,8 @@ from brokers import MOSQUITTO, free_port, wait_until_served
 from socket_faults import Encryption
 
 from fedclip_edge.config import BrokerAddress, load_agent
-from fedclip_edge.pki import enrolment
-from fedclip_edge.pki.enrolment import Folder
+from fedclip_edge.pki import enrolment, site
+from fedclip_edge.pki.site import Folder
 from fedclip_edge.transport import tls
 
 
@@ -26,7 +26,7 @@ class Secured:
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        self.site: Folder = enrolment.create_site(
+        self.site: Folder = site.create_site(
             self.folder / "site", ["127.0.0.1"], fleet="lab", port=self.port
         )
         self.process: subprocess.Popen[bytes] | None = None

@@ -17,6 +17,26 @@ BASE: dict[str, Any] = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
 CONFIGS: dict[str, dict[str, Any]] = {
     "small": BASE,
     "small-quickgelu": {**BASE, "quick_gelu": True},
+    "small-wider-images": {**BASE, "embed_dim": 48, "vision_cfg": {**VISION, "width": 128}},
+    "small-siglip": {
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 32,
+            "timm_model_name": "vit_small_siglip_32",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {
+            **TEXT,
+            "context_length": 64,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    },
     "small-larger-pictures": {**BASE, "vision_cfg": {**VISION, "image_size": 64}},
     "small-eos": {
         **BASE,
@@ -50,6 +70,19 @@ TAGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def _register_tower() -> None:
+    """Register `vit_small_siglip_32` in timm: SigLIP's image tower, with two layers."""
+    from timm.models import _registry, vision_transformer
+
+    def vit_small_siglip_32(**given: Any) -> Any:
+        sizes = {"img_size": 32, "embed_dim": 64, "depth": 2, "num_heads": 2, "class_token": False}
+        return vision_transformer._create_vision_transformer(
+            "vit_base_patch16_siglip_224", **{**given, **sizes}
+        )
+
+    _registry._model_entrypoints["vit_small_siglip_32"] = vit_small_siglip_32
+
+
 @contextmanager
 def registered(folder: Path) -> Iterator[None]:
     """Register CONFIGS and TAGS in open_clip inside the `with` block."""
@@ -63,6 +96,7 @@ def registered(folder: Path) -> Iterator[None]:
     for name, config in CONFIGS.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
+    _register_tower()
     _PRETRAINED.update(TAGS)
     try:
         yield

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fedclip_edge.errors import BundleError, ConfigError, ExportError
+from fedclip_edge.errors import BundleError, ConfigError, DiskError
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import (
@@ -251,7 +251,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic, step, fail)
-    with pytest.raises(ExportError, match="b cannot be written: No space left on device; no file"):
+    with pytest.raises(DiskError, match="b cannot be written: No space left on device; no file"):
         again(random_bundle, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
@@ -279,7 +279,7 @@ def test_classes_of_another_width_change_nothing(random_bundle: Bundle, copied: 
 
 def test_a_place_that_cannot_be_written(random_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"b cannot be written: no permission in .*file; name"):
+    with pytest.raises(ConfigError, match=r"b cannot be written: .*file is a file; name"):
         again(random_bundle, tmp_path / "file" / "b")
 
 
@@ -315,3 +315,21 @@ def test_reading_needs_neither_onnxruntime_nor_pillow(random_bundle: Bundle) -> 
     )
     command = [sys.executable, "-c", code, str(random_bundle.folder)]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_names_are_read_in_one_unicode_form(random_bundle: Bundle, copied: Path) -> None:
+    head = {"names": ["cafe\u0301", "b", "c"], "prompt": "a {}", "logit_scale": 100.0}
+    vectors = {"vectors": random_bundle.classes.vectors}
+    put(copied, "classes.safetensors", vectors, {"classes": json.dumps(head)})
+    classes = read_bundle(copied).classes
+    assert classes.names == ("caf\u00e9", "b", "c")
+    composed = ClassTexts(("caf\u00e9", "b", "c"), vectors["vectors"], 100.0, "a {}")
+    assert classes.digest == composed.digest
+
+
+def test_two_spellings_of_one_name_are_refused(random_bundle: Bundle, copied: Path) -> None:
+    head = {"names": ["cafe\u0301", "caf\u00e9", "c"], "prompt": "a {}", "logit_scale": 100.0}
+    vectors = {"vectors": random_bundle.classes.vectors}
+    put(copied, "classes.safetensors", vectors, {"classes": json.dumps(head)})
+    with pytest.raises(BundleError, match=r"has no valid class texts .*expected different names"):
+        read_bundle(copied)

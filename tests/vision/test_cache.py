@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.pictures import picture_hash
@@ -139,7 +139,7 @@ def test_a_flipped_byte_never_changes_a_feature(
     at = data.draw(st.integers(0, len(content) - 1))
     path = tmp_path_factory.mktemp("damaged") / "f.sqlite"
     path.write_bytes(content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
-    with contextlib.suppress(DataError), FeatureCache(path) as cache:
+    with contextlib.suppress(DataError, DiskError), FeatureCache(path) as cache:
         found = cache.get(list(features), KEY)
         missing = {name: feature for name, feature in features.items() if name not in found}
         cache.put(missing, KEY)
@@ -160,9 +160,9 @@ def test_a_file_of_another_version(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="of the feature cache cannot be created"):
+    with pytest.raises(DiskError, match="of the feature cache cannot be created"):
         FeatureCache(tmp_path / "file" / "f.sqlite")
-    with pytest.raises(DataError, match="cannot be used: unable to open database file"):
+    with pytest.raises(DiskError, match="cannot be used: unable to open database file"):
         FeatureCache(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_a_cache_that_stays_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with FeatureCache(path) as cache:
         other = connect(path)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DataError, match="cannot be used: database is locked"):
+        with pytest.raises(DiskError, match="cannot be used: database is locked"):
             cache.put({"p": vector(1)}, KEY)
         other.rollback()
         other.close()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.tensorrt import (
     MAX_BATCH,
@@ -169,7 +169,7 @@ def test_of_two_builds_at_once_one_is_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ConfigError, match=r"file/sha cannot be written: .*set \[encoder\] engine_d"),
+        pytest.raises(DiskError, match=r"file/sha cannot be written: .*set \[encoder\] engine_d"),
         new_engine(tmp_path / "file" / "sha"),
     ):
         pass

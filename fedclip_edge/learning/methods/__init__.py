@@ -13,6 +13,7 @@ from fedclip_edge.learning.method import LocalTask, Logits, Method, scores
 from fedclip_edge.learning.methods import (
     clip_adapter,
     fedclip,
+    gda,
     linear,
     lowrank,
     prototypes,
@@ -26,7 +27,17 @@ from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan,
 
 _METHODS: dict[str, Method] = {
     its.METHOD.name: its.METHOD
-    for its in (clip_adapter, fedclip, linear, lowrank, prototypes, ridge, tip_adapter, zeroshot)
+    for its in (
+        clip_adapter,
+        fedclip,
+        gda,
+        linear,
+        lowrank,
+        prototypes,
+        ridge,
+        tip_adapter,
+        zeroshot,
+    )
 }
 
 
@@ -75,6 +86,11 @@ def with_defaults(plan: Plan) -> Plan:
     if plan.personal_epochs and traits.is_personal:
         raise ConfigError(
             f"{plan.method} already makes a personal model on each device; leave out personal_epochs"
+        )
+    if plan.personal_epochs and traits.learns_from_validation:
+        raise ConfigError(
+            f"{plan.method} learns from validation pictures too, so no picture is left that could "
+            "choose a personal model; leave out personal_epochs"
         )
     if plan.personal_epochs > 1 and traits.one_round:
         raise ConfigError(

@@ -1,0 +1,187 @@
+"""A Gaussian head beside corrected text logits: closed form, one round.
+
+Wang, Liang, Sheng, He, Wang, Tan 2024, "A Hard-to-Beat Baseline for Training-Free CLIP-Based
+Adaptation" (ICLR), arXiv 2402.04087, adds the logits of a linear discriminant to CLIP's own. Here
+the class means are shrunk towards the texts, and the text logits are corrected, so that few
+pictures do no harm.
+
+    logits = scale (t_c - t) . x - h_c + a (w_c . x + b_c)          x unit features, t mean of t_c
+
+Means: over the classes with pictures, the class means mu_c are regressed on the texts, which gives
+r_c = m + s (t_c - t). The mean of class c is (sum of its pictures + k r_c) / (n_c + k). The method
+of moments gives k, in pictures, from two spreads: of the pictures in a class, and of mu_c around
+r_c. A class without pictures has the mean r_c.
+
+Discriminant: w_c = P m_c and b_c = -m_c . w_c / 2 for the shrunk means m_c. P is the inverse of the
+covariance within the classes with the paper's shrinkage: tr(S) / (N - 1) is added to the diagonal,
+and P is scaled by N - 1 + D. The share is a = n / (2 n + 64) for n pictures per class.
+
+Correction: some texts are close to every picture. Let e_c be the mean logit of text c on pictures
+of other classes, and a_c on its own. The best threshold between two normal distributions of equal
+variance is h_c = (e_c + a_c) / 2. Because a_c rests on few pictures, it is replaced by its
+regression on e_c, with a slope from 0 to 1. The deviations of e_c from their mean are reduced by
+the part of their variance that follows from the choice of classes: pictures of two classes say
+nothing about the other texts.
+
+Devices send the same exact sums as for ridge.py, one set for the training and one for the
+validation pictures; both are used. The result is the same for any partition of the pictures.
+Without any picture the model is zero-shot CLIP.
+
+Options: `share`, which is a if given; `min_per_class` as in ridge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedclip_edge import log
+from fedclip_edge.learning.kinds import closed_form
+from fedclip_edge.learning.moments import F64, Moments
+from fedclip_edge.learning.operations import Array, Operations
+from fedclip_edge.records import I64, Arrays, ClassTexts
+
+# Chosen on seed 0 of the true CLIP features (docs/explanation/methods.md).
+_HALF_SHARE_AT = 64.0
+_PSEUDO_PICTURES = (0.05, 50.0)
+_TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options; the constructor raises ValueError with the option's name and range."""
+
+    share: float | None = None
+    min_per_class: int = 5
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 <= self.share <= 100:
+            raise ValueError(f"share: expected 0 to 100, got {self.share}")
+        if self.min_per_class < 1:
+            raise ValueError(f"min_per_class: expected 1 or more, got {self.min_per_class}")
+
+
+@dataclass(frozen=True, eq=False)
+class Discriminant:
+    """The linear discriminant of shrunk class means, centred over the classes."""
+
+    weight: F64  # (C, D)
+    bias: F64  # (C,)
+    pseudo_pictures: float  # k
+
+
+def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Options) -> Arrays:
+    """Make the zero-shot head, with the scaled class texts as `weight`; it ignores the options.
+
+    The parameters are float32: `weight` (C, D) and `bias` (C,).
+    """
+    weight = classes.vectors.astype(np.float64) * classes.logit_scale
+    return _parameters(weight, np.zeros(len(weight)))
+
+
+def solve(initial: Arrays, train: Moments, validation: Moments, options: Options) -> Arrays:
+    """Solve for the head from all moments and from the head in `initial`, which has the texts."""
+    seen = Moments(
+        train.gram + validation.gram,
+        train.sums + validation.sums,
+        train.counts + validation.counts,
+    )
+    texts = initial["weight"].astype(np.float64)  # (C, D)
+    bias = initial["bias"].astype(np.float64)  # (C,)
+    share = options.share
+    if share is None:
+        per_class = seen.pictures / len(texts)
+        share = per_class / (2 * per_class + _HALF_SHARE_AT)
+    head = discriminant(seen, texts / np.linalg.norm(texts, axis=1).mean())
+    log.event(
+        "gda_solved",
+        pictures=seen.pictures,
+        classes=int((seen.counts > 0).sum()),
+        share=share,
+        pseudo_pictures=head.pseudo_pictures,
+    )
+    bias = bias - thresholds(seen, texts, bias) + share * head.bias
+    return _parameters(texts - texts.mean(axis=0) + share * head.weight, bias)
+
+
+def thresholds(seen: Moments, texts: F64, bias: F64) -> F64:
+    """Compute h_c (C,) for the logits of scaled texts (C, D) and a bias (C,).
+
+    It is zero with pictures of fewer than four classes.
+    """
+    here = _here(seen)
+    if len(here) < 4:
+        return np.zeros(len(texts))
+    means = seen.sums[here] / seen.counts[here, None]  # (P, D)
+    scores = (texts - texts[here].mean(axis=0)) @ means.T + bias[:, None]  # (C, P)
+    own = np.zeros(scores.shape, bool)
+    own[here, np.arange(len(here))] = True
+    others = np.ma.masked_array(scores, own)
+    mean = others.mean(axis=1).data  # e_c (C,)
+    by_choice = float((others.var(axis=1, ddof=1) / others.count(axis=1)).mean())
+    # With few classes the ratio of the two variances is uncertain. The mean of an F distribution
+    # with K - 1 degrees of freedom is (K - 1) / (K - 3).
+    caution = (len(here) - 1) / (len(here) - 3)
+    kept = max(0.0, 1 - caution * by_choice / max(float(mean.var()), _TINY))
+    mean = mean.mean() + kept * (mean - mean.mean())
+    x, y = mean[here] - mean[here].mean(), scores[own] - scores[own].mean()
+    slope = min(max(float(x @ y) / max(float(x @ x), _TINY), 0.0), 1.0)
+    own_mean = scores[own].mean() + slope * (mean - mean[here].mean())  # a_c (C,)
+    return np.asarray((mean + own_mean) / 2)
+
+
+def discriminant(seen: Moments, texts: F64) -> Discriminant:
+    """Compute the discriminant from at least one picture; `texts` are unit, float64 (C, D)."""
+    here = _here(seen)
+    counts, pictures, dim = seen.counts[:, None], float(seen.pictures), texts.shape[1]
+    means = seen.sums[here] / counts[here]  # mu_c (P, D)
+    offsets = texts - texts[here].mean(axis=0)  # (C, D)
+    length = max(float(np.sum(offsets[here] ** 2)), _TINY)
+    slope = max(0.0, float(np.sum((means - means.mean(axis=0)) * offsets[here])) / length)
+    expected = means.mean(axis=0) + slope * offsets  # r_c (C, D)
+    pseudo = _pseudo_pictures(seen, means, expected[here], here)
+    shrunk = (seen.sums + pseudo * expected) / (counts + pseudo)  # m_c (C, D)
+    mixed = shrunk.T @ seen.sums
+    scatter = seen.gram - mixed - mixed.T + (shrunk * counts).T @ shrunk  # (D, D)
+    # The shrunk means use up one degree of freedom for each class, less their share of r_c.
+    scatter *= pictures / max(pictures - len(here) / (1 + pseudo), 1.0)
+    values, basis = np.linalg.eigh(scatter)
+    values = np.maximum(values, 0)  # negative if a device sends false sums
+    ridge = max(float(values.sum()) / max(pictures - 1, 1.0), _TINY)
+    weight = (shrunk @ basis * ((pictures - 1 + dim) / (values + ridge))) @ basis.T
+    bias = -np.sum(shrunk * weight, axis=1) / 2
+    return Discriminant(weight - weight.mean(axis=0), bias - bias.mean(), pseudo)
+
+
+def logits(
+    ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+) -> Array:
+    """Compute scores (N, C) of features (N, D); `texts` and `scale` are unused."""
+    return ops.linear(ops.normalize(features), terms["weight"], terms["bias"])
+
+
+def _pseudo_pictures(seen: Moments, means: F64, expected: F64, here: I64) -> float:
+    """Compute k; `means` and `expected` are (P, D). It is 1 if no class has two pictures."""
+    counts, free = seen.counts[here], seen.pictures - len(here)
+    if not free:
+        return 1.0
+    within = (float(np.trace(seen.gram)) - counts @ np.sum(means**2, axis=1)) / free
+    around = np.sum((means - expected) ** 2, axis=1).mean() - within * np.mean(1 / counts)
+    return float(np.clip(within / max(around, _TINY), *_PSEUDO_PICTURES))
+
+
+def _here(seen: Moments) -> I64:
+    """Return the labels of the classes with pictures, int64 (P,)."""
+    return np.flatnonzero(seen.counts)
+
+
+def _parameters(weight: F64, bias: F64) -> Arrays:
+    return {
+        "weight": np.array(weight, np.float32, order="C"),
+        "bias": np.array(bias, np.float32),
+    }
+
+
+METHOD = closed_form("gda", Options, initial_parameters, logits, solve, learns_from_validation=True)

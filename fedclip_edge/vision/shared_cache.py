@@ -1,0 +1,105 @@
+"""The feature cache that one user's commands share.
+
+Laws:
+
+- A cache that cannot be used costs time, never the command: it is named once, and every picture is
+  encoded.
+- The file does not grow without end: features that were not used for longest are deleted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from fedclip_edge.errors import DataError
+from fedclip_edge.records import F32
+from fedclip_edge.storage.user_cache import cache_folder
+from fedclip_edge.vision.cache import FeatureCache
+
+MOST_BYTES = 2 * 10**9  # some 400,000 pictures with features of width 512
+_DAY_S = 24 * 60 * 60
+
+
+def default_path() -> Path:
+    """Return the path of the file in the user's cache folder."""
+    return cache_folder() / "features.sqlite"
+
+
+class SharedCache:
+    """Features in one file; several processes may use it at once, in each only one thread."""
+
+    def __init__(
+        self, path: Path, warn: Callable[[str], None], most_bytes: int = MOST_BYTES
+    ) -> None:
+        """Open the file, or create it; `warn` is called with a sentence if that is not possible."""
+        self.path = path
+        self.found = 0  # features that `get` returned
+        self._warn = warn
+        self._most_bytes = most_bytes
+        self._file: FeatureCache | None = None
+        try:
+            # Features tell something about the pictures, so the folder is the user's alone.
+            path.parent.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        except OSError:
+            pass  # the next line says what is wrong
+        try:
+            self._file = FeatureCache(path)
+        except DataError as error:
+            self._give_up(error)
+
+    def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
+        """Return the cached raw features, float32 (D,) each, by picture hash."""
+        if self._file is None:
+            return {}
+        try:
+            found = self._file.get(hashes, feature_key)
+            if found:
+                self._file.note_use(found, feature_key, int(time.time() // _DAY_S))
+        except DataError as error:
+            self._give_up(error)
+            return {}
+        self.found += len(found)
+        return found
+
+    def put(self, features: Mapping[str, F32], feature_key: str) -> None:
+        """Store raw features, float32 (D,) each, by picture hash."""
+        if self._file is None:
+            return
+        try:
+            self._file.put(features, feature_key)
+            self._file.note_use(features, feature_key, int(time.time() // _DAY_S))
+        except DataError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Delete what is too much and close the file."""
+        if self._file is None:
+            return
+        try:
+            self._file.trim(self._most_bytes)
+        except DataError as error:
+            self._give_up(error)
+        else:
+            self._file.close()
+            self._file = None
+
+    def _give_up(self, error: DataError) -> None:
+        self._warn(f"goes on without the feature cache, which only costs time: {error}")
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> SharedCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

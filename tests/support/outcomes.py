@@ -1,0 +1,34 @@
+"""Results of made-up runs of a simulation."""
+
+from __future__ import annotations
+
+from fedclip_edge.learning.evaluation import Evaluation, FleetEvaluation
+from fedclip_edge.records import Plan
+from fedclip_edge.simulating.results import Outcome, Point, Run
+from fedclip_edge.simulating.settings import Setting
+
+FEDCLIP = Setting("fedclip", Plan(rounds=2))
+
+
+def outcome(
+    mean: float,
+    seed: int = 0,
+    held_out: str = "",
+    view: str = "",
+    setting: Setting = FEDCLIP,
+    up: int = 4000,
+) -> Outcome:
+    fleet = FleetEvaluation(10, mean + 0.01, mean, mean - 0.1, mean - 0.05, 0.02)
+    apart = Evaluation(5, mean / 2, 0.1, 0.1, ()) if held_out else None
+    return Outcome(
+        run=Run(setting, seed, "domain", held_out, (view,)),
+        view=view,
+        points=(Point(0, 0.3, 0.1, 100), Point(1, mean, 0.2, 200), Point(2, mean, 0.3, 9000)),
+        fleet=fleet,
+        zero_shot=FleetEvaluation(10, 0.3, 0.3, 0.2, 0.25, 0.2),
+        held_out=apart,
+        held_out_zero_shot=apart,
+        devices=2,
+        up_bytes=up,
+        down_bytes=8000,
+    )
