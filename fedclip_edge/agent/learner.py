@@ -6,7 +6,7 @@ from typing import Protocol
 
 from fedclip_edge.protocol.messages import Capabilities
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Shapes, Update
+from fedclip_edge.records import Measured, Model, Plan, Shapes, Update
 
 
 class Learner(Protocol):
@@ -24,13 +24,12 @@ class Learner(Protocol):
         Raises ConfigError if the method, the strategy or an option is unknown.
         """
 
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
-        """Train one round from `model`; returns the client update and the method's new state.
+    def fit(self, model: Model, plan: Plan) -> Update:
+        """Train one round from `model`; returns the client update.
 
-        `state` and the new state are float32 arrays by name; `state` is empty in a run's first
-        round. The update's delta is float32, already multiplied by the update's weight; its sums
-        are int64. Both have the shapes of the plan's layout. Raises DataError if the features do
-        not fit the classes, ConfigError if an option is invalid or training diverges.
+        Its delta is float32, already multiplied by its weight; its sums are int64. Both have the
+        shapes of the plan's layout. Raises DataError if the features do not fit the classes,
+        ConfigError if an option is invalid or training diverges.
         """
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:

@@ -256,16 +256,14 @@ class Session:
             return False
         base = self.download.held
         assert base is not None
-        plan, before = manifest.plan, self.upload.carry_over(manifest.run)
-        update, state = self.learner.fit(base.model, plan, before.state)
         contribution = Contribution(
             run=manifest.run,
             round=manifest.exchange.number,
             device=self.config.id,
             exchange=manifest.exchange.sha256,
-            update=update,
+            update=self.learner.fit(base.model, manifest.plan),
         )
-        offer = self.upload.make_offer(contribution, manifest, before, state, now)
+        offer = self.upload.make_offer(contribution, manifest, now)
         self.publisher.send(offer)
         log.event("trained", round=contribution.round, update_bytes=offer.blob.size_bytes)
         return True

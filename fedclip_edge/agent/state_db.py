@@ -3,8 +3,8 @@
 Laws:
 - An update is in the file before it is offered. It stays until the coordinator has it on disk or
   refuses it permanently, so an offer is always repeated with the same bytes.
-- The carry-over of an update is used only after the coordinator has sent `kept` with that update's
-  hash. Until then, the carry-over of the last kept update is used.
+- The residual of an update is used only after the coordinator has sent `kept` with that update's
+  hash. Until then, the residual of the last kept update is used.
 - Runs are stored separately: a pending update stays until its own run continues. The file holds
   only the newest RUNS runs.
 - The epoch, run and round of the last manifest are stored, so that a replayed older manifest is
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from fedclip_edge.storage.sqlite import (
 
 RUNS = 4  # the open run, and earlier ones that may resume; each takes up to two models' bytes
 _SCHEMA = Schema(
-    version=3,
+    version=4,
     table="parked",
     script="""
 CREATE TABLE position (
@@ -57,13 +57,12 @@ CREATE TABLE parked (
     round INTEGER NOT NULL, exchange TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL,
     min_per_class INTEGER NOT NULL
 );
-CREATE TABLE carried (
+CREATE TABLE residual (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
     terms BLOB NOT NULL, PRIMARY KEY (run, sha256)
 );
 """,
 )
-_RESIDUAL, _STATE = "residual/", "state/"
 _DELETE = "delete the file; the device then trains its pending update again"
 _REPAIR = f"repair the disk, or {_DELETE}"
 
@@ -101,14 +100,6 @@ class PendingUpdate:
     min_per_class: int  # the privacy floor of the device when it was made
 
 
-@dataclass(frozen=True, eq=False)
-class CarryOver:
-    """The parts of an update that go into the next update of its run."""
-
-    residual: Arrays = field(default_factory=dict)  # float32, lost by the codec (protocol/codec.py)
-    state: Arrays = field(default_factory=dict)  # float32, the method's own
-
-
 class StateDb:
     """The open state file.
 
@@ -119,7 +110,7 @@ class StateDb:
     def __init__(self, path: Path, database: Connection) -> None:
         self.path = path
         self._database = database
-        self._last: tuple[str, str, CarryOver] | None = None  # run, update's hash, its carry-over
+        self._last: tuple[str, str, Arrays] | None = None  # run, update's hash, its residual
 
     @property
     def position(self) -> RunPosition:
@@ -138,13 +129,11 @@ class StateDb:
                     (position.epoch, position.run, position.closed, position.over),
                 )
 
-    def keep_update(self, update: PendingUpdate, carry_over: CarryOver) -> None:
-        """Store an update until it is resolved, with its carry-over.
+    def keep_update(self, update: PendingUpdate, residual: Arrays) -> None:
+        """Store an update until it is resolved, with its residual (protocol/codec.py), float32.
 
         It replaces the run's pending update. Runs beyond the newest RUNS are deleted.
         """
-        tensors = {_RESIDUAL + name: term for name, term in carry_over.residual.items()}
-        tensors |= {_STATE + name: term for name, term in carry_over.state.items()}
         with self._writing():
             self._database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
             self._database.execute(
@@ -165,12 +154,12 @@ class StateDb:
                 ),
             )
             # The coordinator may have kept the same bytes before, if its journal was restored from
-            # an old copy. The carry-over stored at that time is not replaced.
+            # an old copy. The residual stored at that time is not replaced.
             written = self._database.execute(
-                "INSERT OR IGNORE INTO carried VALUES (?, ?, ?)",
-                (update.run, update.sha256, safetensors.numpy.save(in_order(tensors))),
+                "INSERT OR IGNORE INTO residual VALUES (?, ?, ?)",
+                (update.run, update.sha256, safetensors.numpy.save(in_order(residual))),
             )
-        self._last = (update.run, update.sha256, carry_over) if written.rowcount else None
+        self._last = (update.run, update.sha256, residual) if written.rowcount else None
 
     def pending_update(self, run: str) -> PendingUpdate | None:
         """The run's unresolved update, or None."""
@@ -185,15 +174,16 @@ class StateDb:
         rows = self._rows("SELECT kept_round FROM run WHERE id = ?", run)
         return int(rows[0][0]) if rows else 0
 
-    def carry_over(self, run: str) -> CarryOver:
-        """The carry-over of the run's last kept update, float32; empty if none was kept."""
+    def residual(self, run: str) -> Arrays:
+        """The residual of the run's last kept update, float32 by name; empty if none was kept."""
         rows = self._rows("SELECT kept FROM run WHERE id = ?", run)
         if rows and self._last is not None and self._last[:2] == (run, rows[0][0]):
             return self._last[2]  # the usual case: the newest update was kept
-        query = "SELECT terms FROM carried JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
+        query = (
+            "SELECT terms FROM residual JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
+        )
         rows = self._rows(query, run)
-        tensors = safetensors.numpy.load(rows[0][0]) if rows else {}
-        return CarryOver(_named(tensors, _RESIDUAL), _named(tensors, _STATE))
+        return safetensors.numpy.load(rows[0][0]) if rows else {}
 
     def resolve(self, run: str, sha256: str, *, kept: bool) -> None:
         """Resolve the pending update with this hash, as kept or as permanently refused.
@@ -220,10 +210,10 @@ class StateDb:
         self._database.close()
 
     def _clear(self, run: str) -> None:
-        """Delete the pending update, and all carry-overs except the last kept update's."""
+        """Delete the pending update, and all residuals except the last kept update's."""
         self._database.execute("DELETE FROM parked WHERE run = ?", (run,))
         self._database.execute(
-            "DELETE FROM carried WHERE run = ? AND sha256 <> (SELECT kept FROM run WHERE id = ?)",
+            "DELETE FROM residual WHERE run = ? AND sha256 <> (SELECT kept FROM run WHERE id = ?)",
             (run, run),
         )
 
@@ -267,7 +257,3 @@ def open_state_db(path: Path) -> StateDb:
 
 def _refused(path: Path, what: str, remedy: str) -> Callable[[Exception], DiskError]:
     return lambda error: DiskError(f"{path} cannot be {what} ({error}); {remedy}")
-
-
-def _named(tensors: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -27,7 +27,6 @@ from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     F32,
-    Arrays,
     ClassTexts,
     Measured,
     Model,
@@ -106,11 +105,11 @@ class LocalTrainer:
     def shapes(self, plan: Plan) -> Shapes:
         return methods.shapes(plan, self.classes, self.dim)
 
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
+    def fit(self, model: Model, plan: Plan) -> Update:
         began = time.monotonic()
         self._load_for(plan)
         loaded = time.monotonic()
-        made = self._fit(model, plan, state)
+        made = self._fit(model, plan)
         ended = time.monotonic()
         self.train_s += ended - loaded
         self.busy_s += ended - began
@@ -181,10 +180,9 @@ class LocalTrainer:
         if methods.get(plan.method).traits.is_averaged:
             self.load()
 
-    def _fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
+    def _fit(self, model: Model, plan: Plan) -> Update:
         floor = max(self.config.min_per_class, methods.min_per_class(plan))
-        update = local.fit(plan, model, self._share(floor), self.classes, self.config.id)
-        return update, {}
+        return local.fit(plan, model, self._share(floor), self.classes, self.config.id)
 
     def _share(self, min_per_class: int) -> Shared:
         """Withhold classes with fewer pictures, and log it when the withheld pictures change."""

@@ -6,8 +6,8 @@ and `sending` are passed in; `sending` is true while the broker has not acknowle
 Laws:
 - A contribution is on disk before it is offered. It stays until the coordinator has it on its own
   disk or refuses it permanently.
-- Until then, no other contribution to the run is made: the carry-over of a kept contribution (the
-  codec's residual, the method's state) goes into the next one, exactly once.
+- Until then, no other contribution to the run is made: the residual of a kept contribution, which
+  the codec has lost, goes into the next one, exactly once.
 - A contribution that was made under a lower `min_per_class` than now is not offered again.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from fedclip_edge import log
 from fedclip_edge.agent.clipping import store_within
 from fedclip_edge.agent.lost_parts import LostParts
-from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, StateDb
+from fedclip_edge.agent.state_db import PendingUpdate, StateDb
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.chunks import Ranges
 from fedclip_edge.protocol.messages import Blob, Kept, Manifest, Offer, Refused, Want
@@ -135,29 +135,18 @@ class Upload:
             self.hurry()
 
     def end_run(self, run: str) -> None:
-        """Forget the contributions and the carry-over of a run that is over."""
+        """Forget the contributions and the residual of a run that is over."""
         self._pending = None
         self.state_db.forget(run)
 
-    def carry_over(self, run: str) -> CarryOver:
-        """The carry-over of the run's last kept contribution, float32; empty if none was kept."""
-        return self.state_db.carry_over(run)
-
-    def make_offer(
-        self,
-        contribution: Contribution,
-        manifest: Manifest,
-        before: CarryOver,
-        state: Arrays,
-        now: float,
-    ) -> Offer:
+    def make_offer(self, contribution: Contribution, manifest: Manifest, now: float) -> Offer:
         """Encode a new contribution, put it on disk, and return its offer.
 
-        `before` is the carry-over of the last kept contribution. `state` is the method's state for
-        the next one, float32 arrays by name. Raises DiskError if the file cannot be written.
+        It includes the residual of the last kept one. Raises DiskError if the file cannot be read
+        or written.
         """
-        max_norm = manifest.exchange.max_norm
-        payload, residual = encode(contribution, manifest.plan, before.residual, max_norm)
+        before, max_norm = self.state_db.residual(contribution.run), manifest.exchange.max_norm
+        payload, residual = encode(contribution, manifest.plan, before, max_norm)
         blob = self._blob_of(payload)
         update = PendingUpdate(
             contribution.run,
@@ -167,7 +156,7 @@ class Upload:
             payload,
             self.min_per_class,
         )
-        self.state_db.keep_update(update, CarryOver(residual, state))
+        self.state_db.keep_update(update, residual)
         self._pending = _Pending(update, blob, now)
         return Offer(contribution.run, contribution.round, blob)
 

@@ -24,6 +24,9 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
     CONFIG is the device's configuration file, by default agent.toml. It names the fleet, the
     broker, the bundle and the folder of pictures.
     """
+    from fedclip_edge.processes.blas import limit_blas_threads
+
+    limit_blas_threads()  # before numpy is imported
     from fedclip_edge import log
     from fedclip_edge.processes.stopping import stopping_on_signals
     from fedclip_edge.processes.threads import exit_on_thread_failure

@@ -80,6 +80,9 @@ def predict(
     RUN_OR_FILE is a file models/RUN.safetensors that `serve` wrote, a device's
     personal.safetensors, a journal, or the id of a run.
     """
+    from fedclip_edge.processes.blas import limit_blas_threads
+
+    limit_blas_threads()  # before numpy is imported
     from fedclip_edge.cli.progress import progress_bar
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model

@@ -45,13 +45,16 @@ _ROWS = 1024  # rows in a block: this limits the memory of intermediate arrays
 
 
 def scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F32:
-    """Compute the logits float32 (N, C) of raw features float32 (N, D) under a model."""
+    """Compute the logits float32 (N, C) of raw features float32 (N, D) under a model.
+
+    A model of huge numbers gives logits that are infinite or NaN, without a warning.
+    """
     found = np.empty((len(vectors), len(classes.names)), np.float32)
-    for first in range(0, len(vectors), _ROWS):
-        rows = slice(first, first + _ROWS)
-        found[rows] = logits(
-            NUMPY, model.parameters, vectors[rows], classes.vectors, classes.logit_scale
-        )
+    terms, texts, scale = model.parameters, classes.vectors, classes.logit_scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first in range(0, len(vectors), _ROWS):
+            rows = slice(first, first + _ROWS)
+            found[rows] = logits(NUMPY, terms, vectors[rows], texts, scale)
     return found
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedclip_edge.agent import upload
-from fedclip_edge.agent.state_db import CarryOver
 from fedclip_edge.agent.withholding import share
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods, strategies
@@ -31,6 +30,7 @@ from fedclip_edge.protocol.exchange import open_round
 from fedclip_edge.records import (
     F32,
     I64,
+    Arrays,
     ClassTexts,
     Contribution,
     Features,
@@ -103,7 +103,7 @@ class Host:
     devices: Sequence[Device]
     vectors: F32  # (N, D) of the whole pool
     labels: I64  # (N,)
-    _carried: dict[str, CarryOver] = field(default_factory=dict)
+    _residuals: dict[str, Arrays] = field(default_factory=dict)
     _alone: dict[str, local.Alone] = field(default_factory=dict)
     _measured_zero_shot: bool = False
     _layout: Layout | None = None
@@ -162,7 +162,6 @@ class Host:
     ) -> tuple[int, float]:
         """Add the device's contribution to `total`; return its payload's bytes and its norm."""
         task, plan, max_norm = self.task, self.task.plan, announced.max_norm
-        before = self._carried.get(device.name, CarryOver())
         sides: Sides = self._sides(device)
         if task.min_per_class is not None:  # as the agent's trainer does
             floor = max(task.min_per_class, methods.min_per_class(plan))
@@ -184,12 +183,13 @@ class Host:
             exchange=exchange.sha256,
             update=noise(update, max_norm, device.name) if device.sends_noise else update,
         )
-        payload, residual = upload.encode(contribution, plan, before.residual, max_norm)
+        before = self._residuals.get(device.name, {})
+        payload, residual = upload.encode(contribution, plan, before, max_norm)
         layout = self._layout
         assert layout is not None
         received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
         if model.round + 1 < plan.rounds:
-            self._carried[device.name] = CarryOver(residual)
+            self._residuals[device.name] = residual
         try:
             check_update(plan, received.update)
             norm = total.check(received.update)

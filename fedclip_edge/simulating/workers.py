@@ -26,6 +26,7 @@ import numpy as np
 
 from fedclip_edge import log
 from fedclip_edge.errors import RunError
+from fedclip_edge.processes.blas import limit_blas_threads
 from fedclip_edge.records import F32, I64
 from fedclip_edge.simulating.host import Announcement, Answer, Host, Task
 from fedclip_edge.simulating.pool import Pool
@@ -177,6 +178,7 @@ class Workers:
 
 def _load_once() -> None:
     """Start the fork server, which loads the common modules; it does not receive Ctrl-C."""
+    limit_blas_threads()
     resource_tracker.ensure_running()  # otherwise the fork server starts it and unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
     try:

@@ -465,7 +465,7 @@ def test_it_contributes_once_a_round(scene: Scene) -> None:
     scene.say_model(model(1, 1))
     scene.work()
     assert scene.learner.fitted == [0.0, 1.0]
-    assert scene.learner.states == [0, 1]
+    assert scene.session.state_db.kept_round("run-1") == 1
     assert [offer.number for offer in scene.heard(Offer)] == [2]
 
 
@@ -979,9 +979,8 @@ def test_after_a_kill_it_does_not_train_again_what_is_kept(scene: Scene) -> None
     scene.flow()
     scene.say_model(model(1, 1))
     scene.work()
-    assert (scene.learner.fitted, scene.learner.states) == ([1.0], [1]), (
-        "the method's own state was restored"
-    )
+    assert scene.learner.fitted == [1.0]
+    assert scene.session.state_db.kept_round("run-1") == 1
 
 
 @pytest.mark.parametrize("answer", ["kept", "refused"])
@@ -1008,7 +1007,7 @@ def test_a_round_that_went_on_waits_for_the_answer_to_the_one_before(
         scene.say(Refused("not open", "contribution", sha256=offer.blob.sha256, closed=1))
     scene.work()
     assert scene.learner.fitted[-1] == 1.0
-    assert scene.learner.states[-1] == (answer == "kept")
+    assert scene.session.state_db.kept_round("run-1") == (answer == "kept")
     assert [offer.number for offer in scene.heard(Offer)] == [2]
 
 
@@ -1034,7 +1033,8 @@ def test_a_refusal_is_believed_once_its_round_is_closed(scene: Scene, answer: st
     else:
         scene.say(replace(early, closed=1))
     scene.work()
-    assert scene.learner.states == [0, int(answer == "kept")]
+    assert scene.learner.fitted[-1] == 1.0
+    assert scene.session.state_db.kept_round("run-1") == (answer == "kept")
 
 
 def test_in_an_unknown_run_it_parks_its_update_until_its_own_comes_back(scene: Scene) -> None:
@@ -1045,7 +1045,6 @@ def test_in_an_unknown_run_it_parks_its_update_until_its_own_comes_back(scene: S
     scene.say_model(model(5))
     scene.work()
     assert [offer.run for offer in scene.heard(Offer)] == ["run-2"]
-    assert scene.learner.states == [0, 0], "each run has its own state"
     for epoch in (7, 9):  # each epoch belongs to one run
         if epoch == 9:
             restart(scene)
@@ -1136,7 +1135,7 @@ def test_what_a_lossy_codec_lost_goes_into_the_next_update(scene: Scene) -> None
             kept(scene, offer)
         if number % 5 == 4:
             restart(scene)
-    residual = scene.session.state_db.carry_over("run-1").residual["gate"]
+    residual = scene.session.state_db.residual("run-1")["gate"]
     np.testing.assert_allclose(arrived + residual, rounds * true, rtol=0, atol=1e-4)
     assert (arrived[:, 1:] > 0).any()
 

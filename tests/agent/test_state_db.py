@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from fedclip_edge.agent.state_db import (
     RUNS,
-    CarryOver,
     PendingUpdate,
     RunPosition,
     StateDb,
@@ -44,19 +43,14 @@ def update(round: int, run: str = "run-1", body: bytes | None = None) -> Pending
     return PendingUpdate(run, round, "b" * 64, hashlib.sha256(body).hexdigest(), body, 5)
 
 
-def left(value: float) -> CarryOver:
-    state = {"moments": np.full((2, 2), -value, np.float32)}
-    return CarryOver({"gate": np.full(3, value, np.float32)}, state)
+def left(value: float) -> Arrays:
+    return {"gate": np.full(3, value, np.float32)}
 
 
-def value(carried: CarryOver) -> float:
-    """The value that `left` was made with; 0 if nothing is carried over."""
-    assert carried.residual.keys() == ({"gate"} if carried.residual else set())
-    if not carried.residual:
-        assert not carried.state
-        return 0.0
-    assert (carried.state["moments"] == -carried.residual["gate"][0]).all()
-    return float(carried.residual["gate"][0])
+def value(residual: Arrays) -> float:
+    """The value that `left` was made with; 0 if there is no residual."""
+    assert residual.keys() == ({"gate"} if residual else set())
+    return float(residual["gate"][0]) if residual else 0.0
 
 
 def test_the_very_same_bytes_are_there_after_a_restart(state_db: StateDb, path: Path) -> None:
@@ -67,16 +61,16 @@ def test_the_very_same_bytes_are_there_after_a_restart(state_db: StateDb, path: 
     assert found is not None
     assert vars(found) == vars(made)
     assert again.pending_update("run-2") is None
-    assert (again.kept_round("run-1"), value(again.carry_over("run-1"))) == (0, 0)
+    assert (again.kept_round("run-1"), value(again.residual("run-1"))) == (0, 0)
     again.close()
 
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, open_state_db
+from fedclip_edge.agent.state_db import PendingUpdate, open_state_db
 state_db = open_state_db(Path(sys.argv[1]))
-state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19), 5), CarryOver())
+state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19), 5), {})
 os.kill(os.getpid(), 9)
 """
 
@@ -97,28 +91,28 @@ def test_every_commit_is_synced(state_db: StateDb) -> None:
 
 def test_what_is_left_counts_from_kept_on(state_db: StateDb) -> None:
     state_db.keep_update(update(1), left(1))
-    assert value(state_db.carry_over("run-1")) == 0
+    assert value(state_db.residual("run-1")) == 0
     state_db.resolve("run-1", update(1).sha256, kept=True)
-    assert (value(state_db.carry_over("run-1")), state_db.kept_round("run-1")) == (1, 1)
+    assert (value(state_db.residual("run-1")), state_db.kept_round("run-1")) == (1, 1)
     assert state_db.pending_update("run-1") is None
 
 
 def test_what_is_left_is_kept_by_value_not_by_layout(state_db: StateDb) -> None:
     term = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
-    state_db.keep_update(update(1), CarryOver({"a": term}, {"b": term.T}))
+    state_db.keep_update(update(1), {"a": term, "b": term.T})
     state_db.resolve("run-1", update(1).sha256, kept=True)
-    carried = state_db.carry_over("run-1")
-    np.testing.assert_array_equal(carried.residual["a"], term)
-    np.testing.assert_array_equal(carried.state["b"], term.T)
+    residual = state_db.residual("run-1")
+    np.testing.assert_array_equal(residual["a"], term)
+    np.testing.assert_array_equal(residual["b"], term.T)
 
 
 def test_where_it_is_refused_what_was_left_before_stays(state_db: StateDb) -> None:
     state_db.keep_update(update(1), left(1))
     state_db.resolve("run-1", update(1).sha256, kept=True)
     state_db.keep_update(update(2), left(2))
-    assert value(state_db.carry_over("run-1")) == 1
+    assert value(state_db.residual("run-1")) == 1
     state_db.resolve("run-1", update(2).sha256, kept=False)
-    assert (value(state_db.carry_over("run-1")), state_db.kept_round("run-1")) == (1, 1)
+    assert (value(state_db.residual("run-1")), state_db.kept_round("run-1")) == (1, 1)
     assert state_db.pending_update("run-1") is None
 
 
@@ -128,7 +122,7 @@ def test_the_same_bytes_made_again_leave_what_they_left_the_first_time(state_db:
     state_db.resolve("run-1", update(1).sha256, kept=True)
     state_db.keep_update(update(1), left(2))
     state_db.resolve("run-1", update(1).sha256, kept=True)
-    assert value(state_db.carry_over("run-1")) == 1
+    assert value(state_db.residual("run-1")) == 1
 
 
 def test_an_answer_to_another_update_settles_nothing(state_db: StateDb) -> None:
@@ -137,9 +131,9 @@ def test_an_answer_to_another_update_settles_nothing(state_db: StateDb) -> None:
         state_db.resolve("run-1", update(1).sha256, kept=kept)
         state_db.resolve("run-2", update(2).sha256, kept=kept)
     assert state_db.pending_update("run-1") is not None
-    assert (value(state_db.carry_over("run-1")), state_db.kept_round("run-1")) == (0, 0)
+    assert (value(state_db.residual("run-1")), state_db.kept_round("run-1")) == (0, 0)
     state_db.resolve("run-1", update(2).sha256, kept=True)
-    assert value(state_db.carry_over("run-1")) == 2
+    assert value(state_db.residual("run-1")) == 2
 
 
 def test_runs_are_apart_and_an_update_waits_for_its_own(state_db: StateDb) -> None:
@@ -147,16 +141,16 @@ def test_runs_are_apart_and_an_update_waits_for_its_own(state_db: StateDb) -> No
     state_db.resolve("run-1", update(1).sha256, kept=True)
     state_db.keep_update(update(2), left(2))
     state_db.keep_update(update(1, "run-2"), left(9))
-    assert value(state_db.carry_over("run-2")) == 0
+    assert value(state_db.residual("run-2")) == 0
     state_db.resolve("run-2", update(1, "run-2").sha256, kept=True)
-    assert (value(state_db.carry_over("run-1")), value(state_db.carry_over("run-2"))) == (1, 9)
+    assert (value(state_db.residual("run-1")), value(state_db.residual("run-2"))) == (1, 9)
     waiting = state_db.pending_update("run-1")
     assert waiting is not None
     assert waiting.payload == update(2).payload
     state_db.forget("run-2")
-    assert value(state_db.carry_over("run-2")) == 0
+    assert value(state_db.residual("run-2")) == 0
     state_db.resolve("run-1", update(2).sha256, kept=True)
-    assert value(state_db.carry_over("run-1")) == 2
+    assert value(state_db.residual("run-1")) == 2
 
 
 def test_only_the_newest_few_runs_stay(state_db: StateDb) -> None:
@@ -164,7 +158,7 @@ def test_only_the_newest_few_runs_stay(state_db: StateDb) -> None:
     for name in names:
         state_db.keep_update(update(1, name), left(1))
     assert [name for name in names if state_db.pending_update(name)] == names[-RUNS:]
-    assert state_db._rows("SELECT COUNT(*) FROM carried") == [(RUNS,)]
+    assert state_db._rows("SELECT COUNT(*) FROM residual") == [(RUNS,)]
     state_db.keep_update(update(1, names[-RUNS]), left(1))  # the oldest run is used again
     assert [name for name in names if state_db.pending_update(name)] == names[-RUNS:]
 
@@ -243,7 +237,7 @@ def break_with(state_db: StateDb, statement: str) -> None:
     vars(state_db)["_database"] = Broken(state_db._database)
 
 
-@pytest.mark.parametrize("statement", ["INSERT", "DELETE", "INSERT OR IGNORE INTO carried"])
+@pytest.mark.parametrize("statement", ["INSERT", "DELETE", "INSERT OR IGNORE INTO residual"])
 def test_a_full_disk_is_said_and_changes_nothing(
     state_db: StateDb, path: Path, statement: str
 ) -> None:
@@ -254,13 +248,13 @@ def test_a_full_disk_is_said_and_changes_nothing(
         state_db.keep_update(update(2), left(2))
     again = open_state_db(path)
     assert again.pending_update("run-1") is None
-    assert (value(again.carry_over("run-1")), again.kept_round("run-1")) == (1, 1)
+    assert (value(again.residual("run-1")), again.kept_round("run-1")) == (1, 1)
     again.close()
 
 
 def test_an_answer_that_cannot_be_written_is_asked_for_again(state_db: StateDb, path: Path) -> None:
     state_db.keep_update(update(1), left(1))
-    break_with(state_db, "DELETE FROM carried")
+    break_with(state_db, "DELETE FROM residual")
     with pytest.raises(DiskError, match="cannot be written"):
         state_db.resolve("run-1", update(1).sha256, kept=True)
     again = open_state_db(path)
@@ -277,7 +271,7 @@ def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(ConfigError, match="format version 9, this program uses 3"):
+    with pytest.raises(ConfigError, match="format version 9, this program uses 4"):
         open_state_db(path)
 
 
@@ -312,9 +306,8 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
     database = open_state_db(Path(":memory:"))
     for number, (size, fate) in enumerate(fates, start=1):
         made = {"gate": (size * random.normal(size=40)).astype(np.float32)}
-        carried = database.carry_over("run-1")
-        sent, residual = codec.with_feedback(name, made, carried.residual)
-        database.keep_update(update(number), CarryOver(residual))
+        sent, residual = codec.with_feedback(name, made, database.residual("run-1"))
+        database.keep_update(update(number), residual)
         if fate.startswith("killed"):  # the memory is lost; the file says what to offer
             again = database.pending_update("run-1")
             assert again is not None
@@ -326,7 +319,7 @@ def test_no_residual_is_lost_or_doubled_whatever_becomes_of_the_answer(
             meant += made["gate"]
         database.resolve("run-1", update(number).sha256, kept=kept)
         database.resolve("run-1", update(number).sha256, kept=kept)  # the answer arrived twice
-    residual = database.carry_over("run-1").residual
+    residual = database.residual("run-1")
     held = residual["gate"] if residual else 0
     np.testing.assert_allclose(arrived + held, meant, rtol=0, atol=1e-4)
     database.close()
@@ -338,10 +331,10 @@ def test_what_is_remembered_in_memory_is_what_the_file_says(path: Path) -> None:
         state_db.keep_update(update(number), left(number))
         state_db.resolve("run-1", update(number).sha256, kept=kept)
         again = open_state_db(path)
-        assert value(state_db.carry_over("run-1")) == value(again.carry_over("run-1"))
+        assert value(state_db.residual("run-1")) == value(again.residual("run-1"))
         again.close()
     state_db.forget("run-1")
-    assert state_db.carry_over("run-1").residual == {}
+    assert state_db.residual("run-1") == {}
     state_db.close()
 
 

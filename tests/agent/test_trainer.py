@@ -130,9 +130,7 @@ def test_a_device_trains_with_its_own_seed(tmp_path: Path) -> None:
 
     def terms(name: str, round: int) -> bytes:
         model = Model("fedclip", round, initial().parameters)
-        return (
-            learner(tmp_path, data, name=name).fit(model, PLAN, {})[0].delta["0.weight"].tobytes()
-        )
+        return learner(tmp_path, data, name=name).fit(model, PLAN).delta["0.weight"].tobytes()
 
     assert terms("cam-a", 0) == terms("cam-a", 0)
     assert len({terms("cam-a", 0), terms("cam-b", 0), terms("cam-a", 1)}) == 3
@@ -140,7 +138,7 @@ def test_a_device_trains_with_its_own_seed(tmp_path: Path) -> None:
 
 def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Path) -> None:
     data = prepared()
-    update, _ = learner(tmp_path, data).fit(initial(), PLAN, {})
+    update = learner(tmp_path, data).fit(initial(), PLAN)
     seed = training_seed(PLAN.seed, 0, "cam-a")
     expected = methods.fit(LocalTask(PLAN, initial(), data.train, data.validation, CLASSES, seed))
     assert update.weight == expected.weight
@@ -250,7 +248,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
     one.evaluate(initial(), PLAN, final=True)
     assert one.train_s == 0
     assert one.busy_s > 0
-    (first, _), (second, _) = one.fit(initial(), PLAN, {}), other.fit(initial(), PLAN, {})
+    first, second = one.fit(initial(), PLAN), other.fit(initial(), PLAN)
     assert first.delta["2.weight"].tobytes() == second.delta["2.weight"].tobytes()
 
 
@@ -260,7 +258,7 @@ def test_measuring_alone_leaves_the_devices_own_training_as_it_was(tmp_path: Pat
 def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
     asked = learner(tmp_path, traffic=Traffic(up_bytes=11, down_bytes=22))
     model = Model("fedclip", 2, initial().parameters)
-    asked.fit(model, PLAN, {})
+    asked.fit(model, PLAN)
     measured = Measured({"federated": 0.25}, {"federated": (0.5, None)}, 28)
     report = asked.report("run-1", model, "a" * 64, measured, 3.5)
     assert report == Report(
@@ -286,9 +284,9 @@ def test_a_report_has_every_cost_in_its_own_field(tmp_path: Path) -> None:
 
 def test_seconds_add_up_over_rounds(tmp_path: Path) -> None:
     asked = learner(tmp_path)
-    asked.fit(initial(), PLAN, {})
+    asked.fit(initial(), PLAN)
     once = asked.train_s
-    asked.fit(initial(), PLAN, {})
+    asked.fit(initial(), PLAN)
     assert asked.train_s > once
     busy_s = asked.busy_s
     assert busy_s >= asked.train_s
@@ -304,7 +302,7 @@ def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
         time.sleep(0.05)
 
     asked.load = load
-    asked.fit(initial(), PLAN, {})
+    asked.fit(initial(), PLAN)
     assert loaded == [0.0]
     assert asked.busy_s - asked.train_s >= 0.05
     asked.evaluate(initial(), PLAN, final=False)
@@ -336,7 +334,7 @@ def test_evaluating_loads_torch_only_to_train_by_gradients(
 def test_only_training_by_gradients_loads_torch(tmp_path: Path, name: str) -> None:
     asked, loaded, plan = learner(tmp_path), list[bool](), Plan(name)
     asked.load = lambda: loaded.append(True)
-    asked.fit(initial(plan), plan, {})
+    asked.fit(initial(plan), plan)
     assert bool(loaded) == methods.get(name).traits.is_averaged
 
 
@@ -431,7 +429,7 @@ def test_no_picture_of_a_class_below_the_floor_reaches_a_method(
     folder = tmp_path_factory.getbasetemp()
     made, _ = limited(folder, train, validation, min_per_class=device)
     with mock.patch.object(methods, "fit", return_value=Update("sum", 1, {})) as fit:
-        made.fit(initial(Plan(method)), Plan(method, asked_for), {})
+        made.fit(initial(Plan(method)), Plan(method, asked_for))
     (task,) = fit.call_args.args
     sides = (task.train, task.validation)
     for side in sides:
@@ -448,7 +446,7 @@ def test_a_plan_cannot_ask_for_the_only_picture_of_a_class(
     """The plan's `min_per_class = 1` once made a device send this picture's feature."""
     made, _ = limited(tmp_path, [0] * 8 + [1], [0] * 6)
     plan = ridge_plan(min_per_class=1)
-    update, _ = made.fit(initial(plan), plan, {})
+    update = made.fit(initial(plan), plan)
     assert update.sums["train.counts"].tolist() == [8, 0, 0]
     only_ants = moments.send("train", of_classes([0] * 8), len(CLASSES.names), 1)
     assert {name: update.sums[name].tolist() for name in only_ants} == {
@@ -463,7 +461,7 @@ def test_a_class_that_reaches_the_floor_on_both_sides_together_is_trained_on(
 ) -> None:
     made, _ = limited(tmp_path, [0] * 3 + [1] * 5, [0] * 2 + [1] * 4)
     plan = ridge_plan()
-    update, _ = made.fit(initial(plan), plan, {})
+    update = made.fit(initial(plan), plan)
     assert update.sums["train.counts"].tolist() == [5, 5, 0]
     assert update.sums["validation.counts"].tolist() == [0, 0, 0]
 
@@ -480,8 +478,8 @@ def test_the_higher_floor_of_device_and_plan_holds_and_a_change_is_logged_once(
         (ridge_plan(min_per_class=7), [0, 9, 0], 0),
         (ridge_plan(min_per_class=10), [0, 0, 0], 1),
     ):
-        update, _ = made.fit(initial(plan), plan, {})
-        made.fit(initial(plan), plan, {})
+        update = made.fit(initial(plan), plan)
+        made.fit(initial(plan), plan)
         assert update.sums["train.counts"].tolist() == counts
         assert capsys.readouterr().out.count("pictures_withheld") == lines
 

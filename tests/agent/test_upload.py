@@ -9,9 +9,9 @@ import example_manifest
 import numpy as np
 import pytest
 
-from fedclip_edge.agent.state_db import CarryOver, StateDb, open_state_db
+from fedclip_edge.agent.state_db import PendingUpdate, StateDb, open_state_db
 from fedclip_edge.agent.upload import REPEAT_S, Upload
-from fedclip_edge.protocol import chunks
+from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.messages import Kept, Offer, Refused, Want
 from fedclip_edge.records import Contribution, Plan, Update
 
@@ -26,7 +26,7 @@ def state_db(tmp_path: Path) -> Iterator[StateDb]:
 def make(mine: Upload, round: int = 1, seed: int = 0) -> Offer:
     term = np.random.default_rng(seed).normal(size=(30, 40)).astype(np.float32)
     made = Contribution("run-1", round, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
-    return mine.make_offer(made, example_manifest.manifest(), mine.carry_over("run-1"), {}, now=0.0)
+    return mine.make_offer(made, example_manifest.manifest(), now=0.0)
 
 
 def sent(mine: Upload, offer: Offer, now: float = 0.0, *, sending: bool = False) -> bytes:
@@ -75,10 +75,10 @@ def test_what_is_left_behind_counts_once_it_is_kept(state_db: StateDb) -> None:
     mine = Upload(state_db, 5)
     refused = make(mine)
     mine.resolve(Refused("late", "contribution", sha256=refused.blob.sha256, closed=1))
-    assert mine.carry_over("run-1").residual == {}
+    assert state_db.residual("run-1") == {}
     kept = make(mine, round=2, seed=1)
     mine.resolve(Kept("run-1", 2, kept.blob.sha256))
-    assert mine.carry_over("run-1").residual["gate"].any()
+    assert state_db.residual("run-1")["gate"].any()
 
 
 def test_it_is_said_again_but_not_while_its_answer_is_on_its_way(state_db: StateDb) -> None:
@@ -126,15 +126,20 @@ def test_the_end_of_a_run_forgets_it(state_db: StateDb) -> None:
     assert state_db.pending_update("run-1") is None
 
 
-def test_a_term_out_of_the_codecs_range_is_carried(state_db: StateDb) -> None:
+def test_a_lossless_update_sends_the_whole_residual(state_db: StateDb) -> None:
+    residual = {"gate": np.full((2, 2), 0.2, np.float32)}
+    state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, b"", 5), residual)
+    state_db.resolve("run-1", "a" * 64, kept=True)
     mine = Upload(state_db, 5)
     term = np.full((2, 2), 0.3, np.float32)
-    made = Contribution("run-1", 1, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
-    carried = CarryOver({"gate": np.full((2, 2), 0.2, np.float32)})
-    lossless = Plan(rounds=1, codec_up="fp32")
-    offer = mine.make_offer(made, example_manifest.manifest(plan=lossless), carried, {}, now=0.0)
-    mine.resolve(Kept("run-1", 1, offer.blob.sha256))
-    assert mine.carry_over("run-1").residual == {}, "a lossless update sends the whole residual"
+    made = Contribution("run-1", 2, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
+    lossless = Plan(rounds=2, codec_up="fp32")
+    offer = mine.make_offer(made, example_manifest.manifest(plan=lossless), now=0.0)
+    body = sent(mine, offer)
+    found = wire.unpack_contribution(body, "fp32", {"gate": (2, 2)}).update
+    np.testing.assert_allclose(found.delta["gate"], 0.5, atol=1e-6)
+    mine.resolve(Kept("run-1", 2, offer.blob.sha256))
+    assert state_db.residual("run-1") == {}
 
 
 def test_an_update_from_below_a_raised_floor_is_not_offered_again(

@@ -20,9 +20,8 @@ from checkout import ROOT, SUPPORT
 from made_up_network import Outcome, World, simulate
 from simulated_processes import SimulatedProcess
 
-from fedclip_edge.agent import state_db
 from fedclip_edge.agent.session import Session
-from fedclip_edge.agent.state_db import CarryOver, PendingUpdate, RunPosition, StateDb
+from fedclip_edge.agent.state_db import PendingUpdate, RunPosition, StateDb
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.coordinator import round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
@@ -35,7 +34,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol.chunks import Incoming, Ranges
 from fedclip_edge.protocol.messages import Manifest
-from fedclip_edge.records import Contribution
+from fedclip_edge.records import Arrays, Contribution
 from fedclip_edge.storage.sqlite import errors_as
 from fedclip_edge.transport.fair_queue import FairQueue
 
@@ -207,16 +206,14 @@ def joins_what_came(self: Incoming) -> bytes:
     return data
 
 
-def parks_with_the_next(self: StateDb, update: PendingUpdate, left: CarryOver) -> None:
+def parks_with_the_next(self: StateDb, update: PendingUpdate, left: Arrays) -> None:
     database = self._database
     database.execute("INSERT OR IGNORE INTO run (id) VALUES (?)", (update.run,))
     self._clear(update.run)
     values = update.run, update.round, update.exchange, update.sha256, update.payload, 5
     database.execute("INSERT INTO parked VALUES (?, ?, ?, ?, ?, ?)", values)
-    terms = {"residual/" + name: term for name, term in left.residual.items()}
-    terms |= {"state/" + name: term for name, term in left.state.items()}
-    left_here = update.run, update.sha256, safetensors.numpy.save(terms)
-    database.execute("INSERT OR IGNORE INTO carried VALUES (?, ?, ?)", left_here)
+    left_here = update.run, update.sha256, safetensors.numpy.save(dict(left))
+    database.execute("INSERT OR IGNORE INTO residual VALUES (?, ?, ?)", left_here)
 
 
 def takes_any_answer_for_kept(
@@ -225,14 +222,13 @@ def takes_any_answer_for_kept(
     settle(self, run, sha256, kept=True)
 
 
-def forgets_what_was_left(self: StateDb, run: str, carried: Any = StateDb.carry_over) -> CarryOver:
-    return CarryOver({}, carried(self, run).state)
+def forgets_what_was_left(self: StateDb, run: str) -> Arrays:
+    return {}
 
 
-def leaves_what_nobody_kept(self: StateDb, run: str) -> CarryOver:
-    rows = self._rows("SELECT terms FROM carried WHERE run = ? ORDER BY rowid DESC LIMIT 1", run)
-    terms = safetensors.numpy.load(rows[0][0]) if rows else {}
-    return CarryOver(state_db._named(terms, "residual/"), state_db._named(terms, "state/"))
+def leaves_what_nobody_kept(self: StateDb, run: str) -> Arrays:
+    rows = self._rows("SELECT terms FROM residual WHERE run = ? ORDER BY rowid DESC LIMIT 1", run)
+    return safetensors.numpy.load(rows[0][0]) if rows else {}
 
 
 def gives_up_waiting_for_the_answer(
@@ -387,10 +383,10 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         "residual", replaced((StateDb, "resolve", takes_any_answer_for_kept)), 100
     ),
     "forgets what was left": (
-        "residual", replaced((StateDb, "carry_over", forgets_what_was_left)), 100
+        "residual", replaced((StateDb, "residual", forgets_what_was_left)), 100
     ),
     "leaves what nobody kept": (
-        "residual", replaced((StateDb, "carry_over", leaves_what_nobody_kept)), 200
+        "residual", replaced((StateDb, "residual", leaves_what_nobody_kept)), 200
     ),
     "gives up waiting for the answer": (
         "residual", replaced((Upload, "go_back", gives_up_waiting_for_the_answer)), 100

@@ -112,7 +112,7 @@ def test_it_does_not_matter_which_worker_has_which_device() -> None:
 
 
 def test_more_rounds_begin_like_fewer() -> None:
-    """The state that a device carries over does not depend on the number of rounds to come."""
+    """The residual that a device keeps does not depend on the number of rounds to come."""
     long, short = run(PLAN), run(replace(PLAN, rounds=2))
     for number, one in enumerate(short):
         assert model_bytes(one.model) == model_bytes(long[number].model)

@@ -59,7 +59,6 @@ class Made:
     sha256: str
     update: Update  # as the coordinator reads it
     left: Arrays  # the residual
-    count: int  # the method's own state: number of kept updates up to and including this one
     kept: bool = False  # according to the device
 
 
@@ -149,8 +148,7 @@ def _take_kept(laws: Laws, memory: Memory, disk: StateDb, sha256: str) -> None:
     one.kept = True
     memory.made[run].remove(one)
     memory.made[run].append(one)
-    carried = disk.carry_over(run)
-    if not _same(carried.residual, one.left) or int(carried.state["kept"]) != one.count:
+    if not _same(disk.residual(run), one.left):
         raise BrokenLawError(
             "residual",
             f"{memory.device} carries over a residual that is not what round {one.round} left",
@@ -209,7 +207,6 @@ def _make(laws: Laws, device: str, exchange: str, variant: str, before: Made | N
         sha256=hashlib.sha256(body).hexdigest(),
         update=received,
         left=left if any(term.any() for term in left.values()) else {},
-        count=1 if before is None else before.count + 1,
     )
 
 

@@ -11,7 +11,7 @@ from capable import CAPABLE
 
 from fedclip_edge.protocol.messages import Capabilities
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import Arrays, Measured, Model, Plan, Role, Shapes, Update
+from fedclip_edge.records import Measured, Model, Plan, Role, Shapes, Update
 
 
 def plus_half(model: Model) -> Update:
@@ -24,7 +24,7 @@ def plus_half(model: Model) -> Update:
 class FakeLearner:
     """An implementation of learner.Learner that records its calls.
 
-    Its own state counts the kept updates. Models are recorded by their first number.
+    Models are recorded by their first number.
     """
 
     model_shapes: Shapes
@@ -36,7 +36,6 @@ class FakeLearner:
     methods: tuple[str, ...] = CAPABLE.methods
     busy_s: float = 0.0
     fitted: list[float] = field(default_factory=list)
-    states: list[int] = field(default_factory=list)  # number of kept updates before each `fit`
     # Model and whether it is the final one.
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
 
@@ -46,10 +45,9 @@ class FakeLearner:
     def shapes(self, plan: Plan) -> Shapes:
         return self.model_shapes
 
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
+    def fit(self, model: Model, plan: Plan) -> Update:
         self.fitted.append(_first_number(model))
-        self.states.append(int(state["kept"]) if state else 0)
-        return self.make_update(model), {"kept": np.array(self.states[-1] + 1, np.float32)}
+        return self.make_update(model)
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         self.evaluated.append((_first_number(model), final))

@@ -24,7 +24,7 @@ from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.records import Arrays, Features, Measured, Model, Plan, Update
+from fedclip_edge.records import Features, Measured, Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 
 
@@ -37,14 +37,14 @@ class LightTrainer(LocalTrainer):
 
     train_for_s = 0.0
 
-    def fit(self, model: Model, plan: Plan, state: Arrays) -> tuple[Update, Arrays]:
+    def fit(self, model: Model, plan: Plan) -> Update:
         log.event("training", round=model.round + 1)
         began = time.monotonic()
         time.sleep(self.train_for_s)
         heavy = HEAVY if (self.config.state_dir / HEAVY_FILE).exists() else ""
         update = update_of(model, self.config.id, VARIANT + heavy)
         self.busy_s += time.monotonic() - began
-        return update, state
+        return update
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         return Measured({"federated": 0.5}, test_pictures=2)

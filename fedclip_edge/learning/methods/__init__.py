@@ -227,8 +227,8 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     for the shared model of a personal method: it is zero-shot CLIP, so the user probably meant the
     file of a device.
     """
-    personal = get(plan.method).personal
-    if personal is None:
+    own = get(plan.method).personal
+    if own is None:
         its = shapes(plan, classes, dim)
         return mixture.shapes(its) if mixture.is_one(model) else its
     if not model.parameters:
@@ -236,7 +236,7 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
             f"{plan.method} keeps a separate model on each device, and the model of the run is "
             "zero-shot CLIP; give the personal.safetensors in a device's state_dir instead"
         )
-    return personal.shapes(model, classes, dim)
+    return own.shapes(model, classes, dim)
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
