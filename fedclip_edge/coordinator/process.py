@@ -10,23 +10,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import secrets
-import subprocess
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig, load_agent, load_fleet
+from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
+from fedclip_edge.coordinator.run_choice import choose_run
+from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import Expiry
-from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.refusals import Refusals
@@ -39,7 +40,6 @@ from fedclip_edge.vision.bundle_warnings import bundle_warnings
 _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
 _TICK_S = 0.2
-_TRAINER_ENDS_S = 10.0
 # The coordinator's certificate expires together with the authority that signed it (authority.py).
 _ENDS_WITH_AUTHORITY = (
     "the fleet's authority expires with it: create a new one with `fedclip-edge broker init` and "
@@ -73,12 +73,12 @@ def serve(
     *,
     take_over: bool = False,
     from_round: int | None = None,
-    as_json: bool = False,
+    new_run: bool = False,
 ) -> None:
     """Run the coordinator until the run is done.
 
     `take_over` replaces a coordinator that is online. With `from_round`, the run first goes back to
-    the model of this closed round. `as_json` is passed on to the trainer's process.
+    the model of this closed round. With `new_run`, the journal's unfinished run is abandoned.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
@@ -90,16 +90,17 @@ def serve(
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
-    trainer_id = _trainer_id(config)
+    invited = trainer_id(config)
     journal = open_journal(config.journal, config.keep_models)
     with contextlib.closing(journal), Children() as children:
         journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        run = run_state.open_run(config, bundle.classes, dim, encoder_id, journal)
-        layout = methods.plan_layout(run.plan, bundle.classes, dim)
+        chosen = choose_run(config, bundle.classes, dim, encoder_id, journal, new_run=new_run)
+        layout = methods.plan_layout(chosen.run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         enrolled = None if config.registry is None else registry.read(config.registry)
-        claim = _claim(config, run, journal, me, take_over=take_over)
+        claim = _claim(config, chosen.run, journal, me, take_over=take_over)
+        run = chosen.begin()
         if from_round is not None:
             journal.rewind(run.id, from_round)
         state = run_state.open_run_state(run, journal, layout)
@@ -108,7 +109,7 @@ def serve(
             state,
             publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch),
             time.monotonic(),
-            invited=frozenset(() if trainer_id is None else (trainer_id,)),
+            invited=frozenset(() if invited is None else (invited,)),
             registry=enrolled,
         )
         try:
@@ -125,11 +126,7 @@ def serve(
             serving.report_unreachable()
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
-            trainer = None
-            if config.trainer is not None:
-                flags = ["--json"] if as_json else []
-                command = ["agent", str(config.trainer.config), "--once", *flags]
-                trainer = children.start(own_command(*command), log=None)
+            trainer = None if invited is None else start_trainer(config, invited, children)
             _loop(serving, trainer)
             log.event(
                 "run_done",
@@ -141,27 +138,10 @@ def serve(
             serving.say_goodbye()
             claim.link.close()
         if trainer is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                trainer.wait(_TRAINER_ENDS_S)
+            trainer.wait()
 
 
-def _trainer_id(config: FleetConfig) -> str | None:
-    """The trainer's device id; raises ConfigError if the trainer would join another fleet."""
-    if config.trainer is None:
-        return None
-    agent = load_agent(config.trainer.config)
-    theirs = (agent.fleet, agent.broker.host, agent.broker.port)
-    ours = (config.fleet, config.broker.host, config.broker.port)
-    if theirs != ours:
-        raise ConfigError(
-            f"{config.trainer.config}: the trainer belongs to fleet {theirs[0]!r} at "
-            f"{theirs[1]}:{theirs[2]}; change it to {ours[0]!r} at {ours[1]}:{ours[2]}, as in "
-            "fleet.toml"
-        )
-    return agent.id
-
-
-def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
+def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
     ticked_at = time.monotonic()
     expiry = Expiry(serving.config.broker.certificate, _ENDS_WITH_AUTHORITY)
     changed_at = _changed_at(serving.config)
@@ -180,13 +160,14 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             if changed_at != (changed_at := _changed_at(serving.config)):
                 _admit(serving, now)
             serving.tick(now)
-        if trainer is not None and trainer.poll() is not None and not serving.finished:
+        code = None if trainer is None or serving.finished else trainer.code()
+        if code is not None:
             if not serving.has_begun:
                 raise RunError(
-                    f"the trainer's process ended with code {trainer.returncode} before the first "
-                    "round; its messages are in the output above"
+                    f"the trainer's process ended with code {code} before the first round; its "
+                    "messages are in the output above"
                 )
-            log.event("trainer_ended", code=trainer.returncode)
+            log.event("trainer_ended", code=code)
             trainer = None
 
 

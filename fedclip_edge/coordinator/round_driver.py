@@ -167,8 +167,7 @@ class RoundDriver:
         raise RunError(
             f"round {self.state.round} reached no quorum in {round_machine.ATTEMPTS} attempts, and "
             "the contributions of all training devices are refused; the last one: "
-            f"{self._last_refusal}; change [plan], and start a new run by setting 'journal' to a "
-            "new file"
+            f"{self._last_refusal}; change [plan], and add --new-run to `serve`"
         )
 
     def _request_upload(self, action: round_events.Upload, now: float) -> None:

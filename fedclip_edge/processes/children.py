@@ -44,13 +44,14 @@ class Children:
         log: Path | None,
         *,
         pipe: bool = False,
+        errors_too: bool = False,
         ends_in_s: float = _ENDS_IN_S,
     ) -> subprocess.Popen[str]:
         """Start `command` as a child process.
 
         Its standard error is appended to `log`, or inherited if `log` is None. Its standard
-        output goes to the same place, or as text to the caller if `pipe` is true. Its standard
-        input is empty. When the context manager exits, the child gets SIGTERM, and SIGKILL if it
+        output goes to the same place, or as text to the caller if `pipe` is true. With
+        `errors_too`, its standard error follows its standard output. Its standard input is empty. When the context manager exits, the child gets SIGTERM, and SIGKILL if it
         still runs `ends_in_s` seconds later.
 
         If the command cannot be started, the child on Linux writes a message to standard error and
@@ -62,7 +63,7 @@ class Children:
                 [*_end_with(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe else errors,
-                stderr=errors,
+                stderr=subprocess.STDOUT if errors_too else errors,
                 text=True,
                 start_new_session=True,
             )

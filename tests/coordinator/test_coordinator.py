@@ -38,7 +38,6 @@ from opened import opened
 
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.journal import open_journal
-from fedclip_edge.coordinator.run_state import open_run
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Device, Registry
@@ -1206,24 +1205,6 @@ def test_nobody_can_use_the_epochs_up(fleet: Fleet) -> None:
     assert fleet.coordinator.refused_messages["mallory"] == 1
     fleet.run()
     assert final(fleet) == undisturbed(3)
-
-
-@pytest.mark.parametrize("changed", ["plan", "encoder", "classes"])
-def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
-    fleet: Fleet, changed: str
-) -> None:
-    config, classes, encoder = fleet.config, fleet.classes, ENCODER
-    assert open_run(config, classes, 8, encoder, fleet.journal) == fleet.coordinator.run_state.run
-    if changed == "plan":
-        config = replace(config, plan=replace(PLAN, seed=1))
-    elif changed == "encoder":
-        encoder = "f" * 64
-    else:
-        classes = class_texts(("ant", "bee", "dog"))
-    with pytest.raises(
-        ConfigError, match=r"the unfinished run-\w+ with another plan, encoder or classes"
-    ):
-        open_run(config, classes, 8, encoder, fleet.journal)
 
 
 def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:
