@@ -191,8 +191,9 @@ class _Live:
         if event["event"] == "joined":
             self._bar.say(f"{event['device']} joined ({event['roles']})")
         elif event["event"] == "encoding_pictures":
-            who = event.get("device", self._held_out)  # the trainer's event has no device
-            self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
+            self._bar.say(
+                f"{event['device']} encodes its pictures: {event['done']} of {event['total']}"
+            )
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % (round {event['round']})"
         elif event["event"] == "round_closed":

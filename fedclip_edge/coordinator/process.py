@@ -111,8 +111,10 @@ def serve(
             time.monotonic(),
             invited=frozenset(() if invited is None else (invited,)),
             registry=enrolled,
+            class_names=bundle.classes.names,
         )
         try:
+            serving.count_enrolled()
             serving.handle_event(base.Connected(), time.monotonic())
             log.event(
                 "serving",
@@ -121,9 +123,8 @@ def serve(
                 epoch=claim.epoch,
                 rounds_closed=journal.rounds_closed(run.id),
                 rounds=run.plan.rounds,
-                waiting_for=config.rules.devices,
+                waiting_for=serving.rounds.rules.devices,
             )
-            serving.report_unreachable()
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
             trainer = None if invited is None else start_trainer(config, invited, children)

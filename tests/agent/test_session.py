@@ -573,11 +573,11 @@ def test_a_device_that_is_refused_in_a_run_says_hello_again_later(scene: Scene) 
     scene.say(refused)
     scene.work()
     assert len(scene.heard(Hello)) == 1
-    assert scene.session.left_out_because == "its bundle has other classes"
+    assert scene.session.standby.reason == "its bundle has other classes"
     assert not scene.session.handshake.is_answered
     scene.say(replace(refused, key=FORGER.key, reason="meant for another device"))
     scene.work(299.0)
-    assert scene.session.left_out_because == "its bundle has other classes"
+    assert scene.session.standby.reason == "its bundle has other classes"
     assert (scene.heard(Hello), scene.heard(Want)) == ([], [])
     scene.work(1.0)
     assert len(scene.heard(Hello)) == 1
@@ -587,7 +587,7 @@ def test_a_device_that_is_refused_in_a_run_says_hello_again_later(scene: Scene) 
     scene.say(manifest(epoch=6, run="run-2"))
     scene.say_model(model(0))
     scene.work()
-    assert scene.session.left_out_because == ""
+    assert scene.session.standby.reason == ""
     assert len(scene.heard(Offer)) == 1
 
 

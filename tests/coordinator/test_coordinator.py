@@ -317,13 +317,33 @@ def test_more_devices_than_are_enrolled_are_reported(
     registry = Registry("lab", "edge", 8883, coordinator_key, devices=enrolled)
     rules = replace(RULES, devices=3)
     fleet = opened(Fleet(tmp_path, PLAN, rules, registry=registry))
-    fleet.coordinator.report_unreachable()
+    fleet.coordinator.count_enrolled()
     assert "too_few_enrolled" not in capsys.readouterr().out
     revoked = registry.with_device("cam-2", replace(enrolled["cam-2"], revoked=True))
     fleet.coordinator.apply_registry(revoked, fleet.now)
-    assert "too_few_enrolled devices=3 enrolled=2" in capsys.readouterr().out
+    said = "too_few_enrolled devices=3 enrolled=2 waiting_for=2 hint="
+    assert said in capsys.readouterr().out
     fleet.coordinator.tick(fleet.now)
-    assert 'needs=3 has=0 missing="cam-0 (not seen), cam-1 (not seen)"' in capsys.readouterr().out
+    assert 'needs=2 has=0 missing="cam-0 (not seen), cam-1 (not seen)"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "revoked", "needs"), [(3, 0, 3), (3, 1, 2), (5, 1, 3), (3, 3, 1), (2, 1, 3)]
+)
+def test_a_revoked_device_is_not_waited_for_and_one_to_be_enrolled_is(
+    tmp_path: Path, names: int, revoked: int, needs: int
+) -> None:
+    coordinator_key = signing.load_or_create(tmp_path / "coordinator.key").key
+    devices = {
+        f"cam-{n}": Device(str(n) * 64, (), "2030-01-01", revoked=n < revoked) for n in range(names)
+    }
+    registry = Registry("lab", "edge", 8883, coordinator_key, devices=devices)
+    fleet = opened(Fleet(tmp_path, PLAN, replace(RULES, devices=3), registry=registry))
+    fleet.coordinator.count_enrolled()
+    assert state(fleet).rules.devices == needs
+    enough = {f"dog-{n}": Device(str(n) * 64, (), "2030-01-01") for n in range(3)}
+    fleet.coordinator.apply_registry(replace(registry, devices={**devices, **enough}), fleet.now)
+    assert state(fleet).rules.devices == 3
 
 
 def test_who_is_enrolled_does_not_matter_once_a_round_was_opened(
@@ -801,7 +821,7 @@ def test_a_device_with_another_encoder_or_other_classes_is_refused_in_this_run(
     for name, value in changes.items():
         setattr(wrong.publisher, name, value)
     steps(fleet, 20)
-    assert reason in wrong.left_out_because
+    assert reason in wrong.standby.reason
     del fleet.sessions["cam-7"]
     fleet.run()
     assert final(fleet) == undisturbed()
@@ -832,7 +852,7 @@ def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
     stranger = device(fleet, 7)
     stranger.publisher = replace(stranger.publisher, encoder_id="f" * 64)
     steps(fleet, 60)
-    assert "another encoder" in stranger.left_out_because
+    assert "another encoder" in stranger.standby.reason
 
 
 def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Fleet) -> None:
@@ -1106,8 +1126,8 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"run": "run-0"},
         {"device": "cam-1"},
+        {"run": "run-0", "device": "cam-1"},
         {"round": 3},
         {"accuracy": {"federated": 0.3}, "test_pictures": 7},
     ],
@@ -1121,6 +1141,20 @@ def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
     assert "mallory" not in {found.device for found in fleet.journal.reports(run)}
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_report_of_an_earlier_run_is_late_and_not_refused(
+    fleet: Fleet, joins: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = Mallory(fleet)
+    if joins:
+        late.joins()
+    late.say(report(run="run-0", device="mallory", round=2), TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 0
+    assert "message_refused" not in capsys.readouterr().out
+    assert "mallory" not in {r.device for r in fleet.journal.reports("run-0")}
 
 
 @pytest.mark.parametrize("name", ["device", "round", "a=b\nc", "\ud800"])
