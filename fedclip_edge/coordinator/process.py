@@ -116,6 +116,7 @@ def serve(
         try:
             serving.count_enrolled()
             serving.handle_event(base.Connected(), time.monotonic())
+            claim.link.resubscribe()  # `_listen` has dropped the retained states of devices
             log.event(
                 "serving",
                 fleet=config.fleet,
