@@ -2,8 +2,8 @@
 
 Laws:
 - With a registry, only the keys in it are accepted.
-- Without a registry, the first key that an id uses in a run is pinned until the run ends. The pin
-  is on disk before it takes effect.
+- Without a registry, the first key that an admitted id uses in a run is pinned until the run ends.
+  The pin is on disk before it takes effect.
 """
 
 from __future__ import annotations
@@ -64,11 +64,14 @@ class Admission:
         if reason is not None:
             return Refused(reason, "device", key=hello.key)
         reason = self._unfit(hello)
-        if reason is None:
-            return None
-        has_others = hello.classes_digest != self.run.classes_digest
-        names = _sendable(self.class_names) if has_others else ()
-        return Refused(reason, "run", key=hello.key, classes=names)
+        if reason is not None:
+            has_others = hello.classes_digest != self.run.classes_digest
+            names = _sendable(self.class_names) if has_others else ()
+            return Refused(reason, "run", key=hello.key, classes=names)
+        # Only now: after a restart, the coordinator waits for the devices that have a pinned key.
+        self.journal.pin_key(self.run.id, device, hello.key)
+        self.devices.keys[device] = hello.key
+        return None
 
     def refusal(self, device: str) -> str | None:
         """The reason why an admitted device is no longer admitted; None if it still is.
@@ -85,7 +88,9 @@ class Admission:
         if hello.encoder_id != run.encoder_id:
             return _other_bundle("its bundle has another encoder", hello.encoder_id, run.encoder_id)
         if hello.classes_digest != run.classes_digest:
-            return _other_bundle("its bundle has other classes", hello.classes_digest, run.classes_digest)
+            return _other_bundle(
+                "its bundle has other classes", hello.classes_digest, run.classes_digest
+            )
         if plan.method not in able.methods:
             listed = ", ".join(able.methods) or "none"
             return (
@@ -98,16 +103,10 @@ class Admission:
         return None
 
     def _check_key(self, device: str, key: str) -> str | None:
-        keys = self.devices.keys
+        """The reason to refuse a device with this key; None to accept the key."""
         if self.registry is not None:
-            reason = self.registry.refusal(device, key)
-            if reason is None:
-                # After a restart, the coordinator waits for the devices that have a pinned key.
-                self.journal.pin_key(self.run.id, device, key)
-                keys[device] = key
-            return reason
-        keys[device] = keys.get(device) or self.journal.pin_key(self.run.id, device, key)
-        if keys[device] == key:
+            return self.registry.refusal(device, key)
+        if self.devices.keys.get(device, key) == key:
             return None
         return (
             "a device with this id joined this run under another key; restore the device's old "

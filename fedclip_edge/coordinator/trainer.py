@@ -81,7 +81,8 @@ def _copy(output: IO[str], device: str) -> None:
         if fields is None:
             log.event("trainer_output", device=device, line=line.rstrip("\n"))
         else:
-            rest = {key: value for key, value in fields.items() if key not in ("event", "time")}
+            ours = ("event", "time", "device")
+            rest = {key: value for key, value in fields.items() if key not in ours}
             log.event(str(fields["event"]), **{"device": device, **rest})
 
 

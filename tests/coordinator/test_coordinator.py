@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 from opened import opened
 
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.devices import ENCODING_S
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
 from fedclip_edge.learning import methods
@@ -48,6 +50,7 @@ from fedclip_edge.protocol.messages import (
     Blob,
     CoordinatorState,
     DeviceState,
+    Encoding,
     Hello,
     Kept,
     Manifest,
@@ -344,6 +347,63 @@ def test_a_revoked_device_is_not_waited_for_and_one_to_be_enrolled_is(
     enough = {f"dog-{n}": Device(str(n) * 64, (), "2030-01-01") for n in range(3)}
     fleet.coordinator.apply_registry(replace(registry, devices={**devices, **enough}), fleet.now)
     assert state(fleet).rules.devices == 3
+
+
+def encodes(done: int, boot: str = "b7") -> DeviceState:
+    return DeviceState(boot, online=True, encoding=Encoding(done, 400))
+
+
+def test_a_device_that_encodes_is_named_until_it_joins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = make(tmp_path)
+    link, key = Mallory(fleet), signing.create_identity()
+
+    def lines(message: Message, by_s: float = 0.0) -> list[str]:
+        topic = TOPICS.up("cam-7") if isinstance(message, Hello) else TOPICS.state("cam-7")
+        link.say(message, topic, "cam-7", key)
+        fleet.now += by_s
+        fleet.step()
+        return re.findall(r"(?:device_encodes|waiting|joined) .*", capsys.readouterr().out)
+
+    assert lines(encodes(40))[0] == "device_encodes device=cam-7 done=40 total=400"
+    assert lines(encodes(60), 30.0) == []  # not each time
+    (said,) = lines(encodes(80), 60.0)
+    assert said.endswith('missing="cam-7 (encoding: 80 of 400 pictures)"')
+    assert "device_encodes device=cam-7 done=320 total=400" in lines(encodes(320), ENCODING_S)
+    (said,) = lines(replace(encodes(0), online=False, encoding=None), 60.0)
+    assert "cam-7" not in said  # it was stopped
+    lines(encodes(330))
+    (joined,) = lines(hello(key))
+    assert joined.startswith("joined device=cam-7")
+    assert fleet.coordinator.devices.encoding == {}
+    assert fleet.coordinator.refused_messages["cam-7"] == 0
+
+
+@pytest.mark.parametrize("made_by", ["its key", "another key", "no device", "revoked"])
+def test_with_a_registry_only_an_enrolled_device_is_said_to_encode(
+    tmp_path: Path, made_by: str
+) -> None:
+    key, coordinator_key = signing.create_identity(), signing.load_or_create(tmp_path / "c.key")
+    cam = Device(key.key, (), "2030-01-01", revoked=made_by == "revoked")
+    registry = Registry("lab", "edge", 8883, coordinator_key.key, devices={"cam-7": cam})
+    fleet = opened(Fleet(tmp_path, PLAN, RULES, registry=registry))
+    name = "cam-8" if made_by == "no device" else "cam-7"
+    signs = STRANGER if made_by == "another key" else key
+    Mallory(fleet).say(encodes(40), TOPICS.state(name), name, signs)
+    fleet.step()
+    assert fleet.coordinator.devices.encoding.keys() == ({name} if made_by == "its key" else set())
+    assert fleet.coordinator.refused_messages[name] == (made_by == "another key")
+
+
+def test_made_up_names_that_encode_take_little_memory(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    for number in range(1100):
+        name = f"made-up-{number}"
+        mallory.say(encodes(40), TOPICS.state(name), name)
+    until(fleet, lambda: len(fleet.coordinator.devices.encoding) == 1000)
+    steps(fleet, 3)
+    assert len(fleet.coordinator.devices.encoding) == 1000
 
 
 def test_who_is_enrolled_does_not_matter_once_a_round_was_opened(
