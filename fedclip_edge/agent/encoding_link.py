@@ -3,7 +3,7 @@
 Through it, the device's retained state tells the coordinator how far the device is.
 
 Laws:
-- Encoding goes on without a broker. The first attempts to connect are short.
+- Encoding goes on without a broker; an attempt to connect in between is short.
 - Until all features are ready, the device subscribes to nothing and says no hello.
 """
 
@@ -64,7 +64,7 @@ class EncodingLink:
         return self._link
 
     def close(self) -> None:
-        """Tell the coordinator that the device goes offline, and close the link, if there is one."""
+        """Tell the coordinator that the device goes offline, and close the link if there is one."""
         if self._link is not None:
             self._publish(DeviceState(self.incarnation, online=False))
             self._link.close()

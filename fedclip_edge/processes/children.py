@@ -50,9 +50,10 @@ class Children:
         """Start `command` as a child process.
 
         Its standard error is appended to `log`, or inherited if `log` is None. Its standard
-        output goes to the same place, or as text to the caller if `pipe` is true. With
-        `errors_too`, its standard error follows its standard output. Its standard input is empty. When the context manager exits, the child gets SIGTERM, and SIGKILL if it
-        still runs `ends_in_s` seconds later.
+        output goes to the same place, or as text to the caller if `pipe` is true; with
+        `errors_too`, its standard error follows it. Its standard input is empty. When the context
+        manager exits, the child gets SIGTERM, and SIGKILL if it still runs `ends_in_s` seconds
+        later.
 
         If the command cannot be started, the child on Linux writes a message to standard error and
         ends with code 1; other systems raise OSError. Raises OSError if `log` cannot be opened.
