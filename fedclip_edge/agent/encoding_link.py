@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedclip_edge import log
@@ -31,10 +31,10 @@ _FIRST_CONNECTION_S = 10.0  # later connections are retried without limit
 class EncodingLink:
     """The link of one device process, made by `make_link` when it is first needed.
 
-    `pack` signs a state of the device, to be retained.
+    `make_link` gets the topics to subscribe to. `pack` signs a state of the device, to be retained.
     """
 
-    make_link: Callable[[], PahoTransport]
+    make_link: Callable[[Iterable[str]], PahoTransport]
     pack: Callable[[DeviceState], Will]
     incarnation: str
     _link: PahoTransport | None = None
@@ -49,7 +49,7 @@ class EncodingLink:
             return
         if self._link is None:
             with contextlib.suppress(LinkError):  # said when the features are ready
-                self._link = self._connected(_TRY_S)
+                self._link = self._connected((), _TRY_S)
         if self._link is None:
             log.event("encoding_offline", again_s=_TRY_AGAIN_S)
             self._next_at = time.monotonic() + _TRY_AGAIN_S
@@ -57,10 +57,13 @@ class EncodingLink:
         self._next_at = time.monotonic() + TELL_S
         self._publish(DeviceState(self.incarnation, online=True, encoding=Encoding(done, total)))
 
-    def connect(self) -> PahoTransport:
-        """The connected link; raises as `PahoTransport.connect` does."""
+    def connect(self, topics: Iterable[str]) -> PahoTransport:
+        """The connected link, with subscriptions to `topics`; raises as `PahoTransport.connect`."""
         if self._link is None:
-            self._link = self._connected(_FIRST_CONNECTION_S)
+            self._link = self._connected(topics, _FIRST_CONNECTION_S)
+        else:
+            # Not before: nobody would take the messages out while the device encodes.
+            self._link.set_topics(topics)
         return self._link
 
     def close(self) -> None:
@@ -69,8 +72,8 @@ class EncodingLink:
             self._publish(DeviceState(self.incarnation, online=False))
             self._link.close()
 
-    def _connected(self, timeout_s: float) -> PahoTransport:
-        link = self.make_link()
+    def _connected(self, topics: Iterable[str], timeout_s: float) -> PahoTransport:
+        link = self.make_link(topics)
         link.connect(timeout_s)
         return link
 

@@ -62,10 +62,10 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         incarnation = secrets.token_hex(8)
         early = EncodingLink(
-            lambda: PahoTransport(
+            lambda topics: PahoTransport(
                 config.broker,
                 device_client(config.fleet, config.id, incarnation),
-                (),
+                topics,
                 will(config, identity, incarnation),
             ),
             functools.partial(retained, config, identity),
@@ -73,9 +73,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         )
         try:
             data = prepare_features(config, bundle, _both(early.tell, progress))
-            link = early.connect()
-            # Not before: nobody would take the messages out while the device encodes.
-            link.set_topics(Topics(config.fleet).for_device(config.id))
+            link = early.connect(Topics(config.fleet).for_device(config.id))
             session = start_session(
                 config=config,
                 incarnation=incarnation,

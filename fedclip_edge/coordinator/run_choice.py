@@ -90,7 +90,7 @@ def choose_run(
                 f"changed: {changes}; put them back to go on with it, or add --new-run to `serve` "
                 "to abandon it and begin a new run (its models stay in the journal)"
             )
-        why = "--new-run" if new_run else f"settings have changed: {changes}"
+        why = "asked for with --new-run" if new_run else f"settings have changed: {changes}"
     initial = methods.initial(plan, classes, dim)
     return RunChoice(wanted, journal, initial, unfinished, why)
 

@@ -1,6 +1,7 @@
 """The trainer: an ordinary agent that `serve` starts beside itself, and its lines in serve's log.
 
-Law: each line of the trainer names its device, so that it is not taken for one of the coordinator.
+Law: each line of the trainer has the field `trainer` with its device id, and no other line has. So
+none is taken for one of the coordinator.
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ def _copy(output: IO[str], device: str) -> None:
     for line in _lines(output):
         fields = _decoded(line)
         if fields is None:
-            log.event("trainer_output", device=device, line=line.rstrip("\n"))
+            log.event("trainer_output", trainer=device, line=line.rstrip("\n"))
         else:
-            ours = ("event", "time", "device")
+            ours = ("event", "time", "trainer")
             rest = {key: value for key, value in fields.items() if key not in ours}
-            log.event(str(fields["event"]), **{"device": device, **rest})
+            log.event(str(fields["event"]), trainer=device, **rest)
 
 
 def _lines(output: IO[str]) -> Iterator[str]:

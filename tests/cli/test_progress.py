@@ -206,7 +206,7 @@ CLOSED = {"event": "round_closed", "round": 1, "contributions": 4, "cohort": 4, 
 
 def test_a_demo_in_a_pipe_says_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     live = _Live("cartoon", 3)
-    live.happened({"event": "encoding_pictures", "done": 8, "total": 100, "device": "cartoon"})
+    live.happened({"event": "encoding_pictures", "done": 8, "total": 100, "trainer": "cartoon"})
     live.happened({"event": "encoding_pictures", "done": 8, "total": 90, "device": "photo"})
     live.happened({"event": "joined", "device": "photo", "roles": "train"})
     live.happened(CLOSED)

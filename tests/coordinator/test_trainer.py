@@ -16,7 +16,7 @@ fedclip-edge: the picture folder is empty
 {"no": "event"}
 {"event": 7}
 [1]
-{"event": "trained", "round": 1, "device": "of its own"}
+{"event": "trained", "round": 1, "device": "cam-1", "trainer": "x"}
 the last line, without an end"""
 
 
@@ -30,17 +30,17 @@ def test_each_line_names_the_trainer(as_json: bool, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     if not as_json:
         assert [line.partition(" ")[2] for line in lines] == [
-            "features_ready device=judge train=12",
-            'trainer_output device=judge line="fedclip-edge: the picture folder is empty"',
-            'trainer_output device=judge line="{\\"no\\": \\"event\\"}"',
-            'trainer_output device=judge line="{\\"event\\": 7}"',
-            "trainer_output device=judge line=[1]",
-            "trained device=judge round=1",
-            'trainer_output device=judge line="the last line, without an end"',
+            "features_ready trainer=judge train=12",
+            'trainer_output trainer=judge line="fedclip-edge: the picture folder is empty"',
+            'trainer_output trainer=judge line="{\\"no\\": \\"event\\"}"',
+            'trainer_output trainer=judge line="{\\"event\\": 7}"',
+            "trainer_output trainer=judge line=[1]",
+            "trained trainer=judge round=1 device=cam-1",
+            'trainer_output trainer=judge line="the last line, without an end"',
         ]
         return
     first, second, *_ = map(json.loads, lines)
-    assert (first["event"], first["device"], first["train"]) == ("features_ready", "judge", 12)
+    assert (first["event"], first["trainer"], first["train"]) == ("features_ready", "judge", 12)
     assert first["time"] > "2026"
     assert first["time"] != "2030-01-01T00:00:00.000+00:00"
     assert second["line"] == "fedclip-edge: the picture folder is empty"

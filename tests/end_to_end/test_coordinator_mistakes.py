@@ -131,7 +131,7 @@ def test_a_changed_plan_is_named_and_a_new_run_leaves_the_old_model(site: Site) 
     again = site.start("serve", fleet, "--new-run", "--json", log="second")
     assert again.wait(system.DEADLINE_S) == 0, site.text("second")
     (said,) = events(site, "second", "run_abandoned")
-    assert (said["run"], said["reason"]) == (begun["run"], "--new-run")
+    assert (said["run"], said["reason"]) == (begun["run"], "asked for with --new-run")
     assert said["rounds_closed"] >= 3
     assert len(events(site, "second", "round_closed")) == 3
     wait_until(lambda: bool(events(site, "north", "run_done")), "the agent to end the new run")

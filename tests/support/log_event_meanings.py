@@ -224,7 +224,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "trainer_output": Event(
             "A line that the device of `[trainer]` wrote and that is no log event, such as an error "
-            "message. All events of that device appear in the log of `serve`, with `device`.",
+            "message. All events of that device appear in the log of `serve`, with the field `trainer`.",
         ),
         "trainer_ended": Event(
             "The device of `[trainer]` ended before the run. The run continues without it.",
@@ -360,6 +360,7 @@ FIELDS: Mapping[str, str] = {
     "topic": "MQTT topic of the message.",
     "total": "All pictures of the device.",
     "train": "Number of training pictures.",
+    "trainer": "Id of the device of `[trainer]`. `serve` adds this field to all events of that device.",
     "train_pictures": "Training pictures of all devices together.",
     "update_bytes": "Size of the update as it is sent.",
     "updates_bytes": "Size of all kept updates together.",
