@@ -191,9 +191,8 @@ class _Live:
         if event["event"] == "joined":
             self._bar.say(f"{event['device']} joined ({event['roles']})")
         elif event["event"] == "encoding_pictures":
-            self._bar.say(
-                f"{event['device']} encodes its pictures: {event['done']} of {event['total']}"
-            )
+            who = event.get("trainer") or event["device"]
+            self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % (round {event['round']})"
         elif event["event"] == "round_closed":
