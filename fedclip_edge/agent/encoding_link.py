@@ -9,7 +9,6 @@ Laws:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -48,12 +47,12 @@ class EncodingLink:
         if time.monotonic() < self._next_at or done >= total:
             return
         if self._link is None:
-            with contextlib.suppress(LinkError):  # said when the features are ready
+            try:
                 self._link = self._connected((), _TRY_S)
-        if self._link is None:
-            log.event("encoding_offline", again_s=_TRY_AGAIN_S)
-            self._next_at = time.monotonic() + _TRY_AGAIN_S
-            return
+            except LinkError as error:
+                log.event("encoding_offline", reason=str(error), again_s=_TRY_AGAIN_S)
+                self._next_at = time.monotonic() + _TRY_AGAIN_S
+                return
         self._next_at = time.monotonic() + TELL_S
         self._publish(DeviceState(self.incarnation, online=True, encoding=Encoding(done, total)))
 

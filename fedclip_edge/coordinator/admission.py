@@ -69,8 +69,9 @@ class Admission:
             names = _sendable(self.class_names) if has_others else ()
             return Refused(reason, "run", key=hello.key, classes=names)
         # Only now: after a restart, the coordinator waits for the devices that have a pinned key.
-        self.journal.pin_key(self.run.id, device, hello.key)
-        self.devices.keys[device] = hello.key
+        if self.devices.keys.get(device) != hello.key:
+            self.journal.pin_key(self.run.id, device, hello.key)
+            self.devices.keys[device] = hello.key
         return None
 
     def refusal(self, device: str) -> str | None:

@@ -319,9 +319,9 @@ class Coordinator:
         enrolled, key = self.admission.enrolled, self.admission.key_of(device)
         if enrolled is not None and device not in enrolled:
             return
-        if key is not None:
-            signed.check(key)
         encoding = state.encoding if state.online else None
+        if encoding is not None and key is not None:
+            signed.check(key)
         if self.devices.note_encoding(device, encoding, now) and encoding is not None:
             log.event("device_encodes", device=device, done=encoding.done, total=encoding.total)
 

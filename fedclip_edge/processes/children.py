@@ -66,6 +66,7 @@ class Children:
                 stdout=subprocess.PIPE if pipe else errors,
                 stderr=subprocess.STDOUT if errors_too else errors,
                 text=True,
+                errors="backslashreplace",  # a child may quote the name of a file
                 start_new_session=True,
             )
         finally:

@@ -394,6 +394,11 @@ def test_with_a_registry_only_an_enrolled_device_is_said_to_encode(
     fleet.step()
     assert fleet.coordinator.devices.encoding.keys() == ({name} if made_by == "its key" else set())
     assert fleet.coordinator.refused_messages[name] == (made_by == "another key")
+    # A retained state may be older than the key.
+    Mallory(fleet).say(DeviceState("b6", online=False), TOPICS.state(name), name, signs)
+    fleet.step()
+    assert fleet.coordinator.devices.encoding == {}
+    assert fleet.coordinator.refused_messages[name] == (made_by == "another key")
 
 
 def test_made_up_names_that_encode_take_little_memory(fleet: Fleet) -> None:
