@@ -27,6 +27,7 @@ import numpy as np
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.report import Report
@@ -81,7 +82,7 @@ def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
     classes = class_texts()
     plan = methods.with_defaults(Plan(rounds=rounds))
     config = FleetConfig("lab", bundle=Path(), journal=journal.path, plan=plan)
-    run = run_state.open_run(config, classes, DIM, ENCODER, journal)
+    run = choose_run(config, classes, DIM, ENCODER, journal).begin()
     layout = methods.plan_layout(plan, classes, DIM)
     state = run_state.open_run_state(run, journal, layout)
     updates = drawn_updates(tuple(layout.delta.items()))

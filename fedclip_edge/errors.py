@@ -48,7 +48,7 @@ class ExportError(FedclipError):
 class RefusedError(FedclipError):
     """The coordinator or the broker refused, and trying again cannot help.
 
-    Examples: another encoder, a revoked certificate, a wrong password.
+    Examples: a revoked certificate, a wrong password; with `agent --once`, another encoder.
     """
 
     exit_code = 14

@@ -22,6 +22,7 @@ from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.model_file import TrainedModel
@@ -52,7 +53,7 @@ def begin_run(folder: Path, bundle: Bundle, name: str = "journal.sqlite") -> str
     config = FleetConfig("lab", bundle.folder, journal=folder / name, plan=PLAN)
     with contextlib.closing(open_journal(config.journal)) as journal:
         identifier = bundle.manifest.encoder_id
-        run = run_state.open_run(config, bundle.classes, bundle.manifest.dim, identifier, journal)
+        run = choose_run(config, bundle.classes, bundle.manifest.dim, identifier, journal).begin()
         layout = methods.plan_layout(PLAN, bundle.classes, bundle.manifest.dim)
         run_state.open_run_state(run, journal, layout).finish()
     return run.id

@@ -40,8 +40,8 @@ def prepare_features(
 ) -> DeviceFeatures:
     """Compute the device's features, or read them from its cache.
 
-    `progress` is called for each side with two counts of distinct pictures: encoded so far, and to
-    encode in total. Raises DataError if the picture folder or the cache cannot be used, or if a
+    `progress` is called after each batch with two counts of distinct pictures: those with features
+    so far, and all. Raises DataError if the picture folder or the cache cannot be used, or if a
     role of the device has no pictures; errors of the encoder are passed on.
     """
     dataset = read_folder(config.data.folder, bundle.classes.names)
@@ -89,20 +89,46 @@ def _embed_sides(
         "validation": sides.validation,
         "test": sides.test if "evaluate" in config.roles else (),
     }
+    counts = {side: len({picture.hash for picture in wanted[side]}) for side in wanted}
+    overall = _Overall(progress or _tell_nobody, sum(counts.values()))
+    embedded: dict[str, Embedded] = {}
     encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
     with FeatureCache(config.state_dir / "features.sqlite") as cache:
-        embedded = {
-            side: embed_pictures(
+        for side, pictures in wanted.items():
+            overall.reached += counts[side]
+            embedded[side] = embed_pictures(
                 pictures,
                 encoder,
                 cache,
                 bundle.manifest.preprocessing,
                 batch_size=config.encoder.batch_size,
-                progress=progress,
+                progress=overall.tell,
             )
-            for side, pictures in wanted.items()
-        }
+        overall.end()
         return embedded, cache.damaged
+
+
+@dataclass(eq=False)
+class _Overall:
+    """Turns counts of one side's missing pictures into counts of the pictures of all sides."""
+
+    progress: Progress
+    total: int
+    reached: int = 0  # pictures of the sides so far, with the one that is being encoded
+    _told: int | None = None
+
+    def tell(self, done: int, missing: int) -> None:
+        self._told = self.reached - missing + done
+        self.progress(self._told, self.total)
+
+    def end(self) -> None:
+        """Tell the end, if there was a beginning and the last sides were in the cache."""
+        if self._told not in (None, self.total):
+            self.progress(self.total, self.total)
+
+
+def _tell_nobody(_done: int, _total: int) -> None:
+    """Nobody asked for the progress."""
 
 
 def _log_left_out(config: AgentConfig, left_out: LeftOut, sides: Split) -> None:

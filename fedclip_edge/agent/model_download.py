@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.lost_parts import LostParts
-from fedclip_edge.errors import ConfigError, PeerError
+from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.chunks import Incoming, Ranges, count_chunks, first_chunks
 from fedclip_edge.protocol.messages import Blob, Manifest, Want
@@ -114,12 +114,9 @@ class ModelDownload:
     def check_size(self, manifest: Manifest) -> None:
         """Raise PeerError if the blob is no model, or larger than any model of the plan can be.
 
-        Does nothing for a plan that the learner does not support; `complete` raises ConfigError.
+        Raises ConfigError if the learner does not support the plan.
         """
-        try:
-            shapes = self._shapes_of(manifest.plan)
-        except ConfigError:
-            return  # `complete` raises this error
+        shapes = self._shapes_of(manifest.plan)
         if manifest.model.kind != "model":
             raise PeerError(f"the manifest's blob is of kind {manifest.model.kind!r}")
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)

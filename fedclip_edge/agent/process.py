@@ -1,8 +1,8 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-It computes the features first; then it trains and evaluates as the rounds require. Only the
-session's messages leave the device: control messages, contributions, accuracies. Pictures, features
-and predictions stay on the device.
+It computes the features first; then it trains and evaluates as the rounds require. Only messages of
+the link and the session leave the device: control messages, contributions, accuracies. Pictures,
+features and predictions stay on the device.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
-from fedclip_edge.agent.publisher import will
+from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
@@ -34,7 +35,6 @@ from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
-_FIRST_CONNECTION_S = 10.0  # later connections are retried without limit
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
 
@@ -62,29 +62,34 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
         contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
     ):
-        data = prepare_features(config, bundle, progress)
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         incarnation = secrets.token_hex(8)
-        link = PahoTransport(
-            config.broker,
-            device_client(config.fleet, config.id, incarnation),
-            Topics(config.fleet).for_device(config.id),
-            will(config, identity, incarnation),
-        )
-        session = start_session(
-            config=config,
-            incarnation=incarnation,
-            encoder_id=bundle.manifest.encoder_id,
-            classes_digest=bundle.classes.digest,
-            learner=LocalTrainer(
-                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+        early = EncodingLink(
+            lambda topics: PahoTransport(
+                config.broker,
+                device_client(config.fleet, config.id, incarnation),
+                topics,
+                will(config, identity, incarnation),
             ),
-            identity=identity,
-            transport=link,
-            state_db=state_db,
+            functools.partial(retained, config, identity),
+            incarnation,
         )
-        link.connect(_FIRST_CONNECTION_S)
         try:
+            data = prepare_features(config, bundle, _both(early.tell, progress))
+            link = early.connect(Topics(config.fleet).for_device(config.id))
+            session = start_session(
+                config=config,
+                incarnation=incarnation,
+                encoder_id=bundle.manifest.encoder_id,
+                classes_digest=bundle.classes.digest,
+                class_names=bundle.classes.names,
+                learner=LocalTrainer(
+                    config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+                ),
+                identity=identity,
+                transport=link,
+                state_db=state_db,
+            )
             broker = f"{config.broker.host}:{config.broker.port}"
             log.event("connected", broker=broker, id=config.id)
             renew = (
@@ -92,8 +97,16 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             )
             loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
         finally:
-            session.say_goodbye()
-            link.close()
+            early.close()
+
+
+def _both(one: Progress, other: Progress | None) -> Progress:
+    def tell(done: int, total: int) -> None:
+        one(done, total)
+        if other is not None:
+            other(done, total)
+
+    return tell
 
 
 def _check_torch(config: AgentConfig) -> None:
@@ -146,11 +159,11 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
             session.handle_event(event, time.monotonic())
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
-        if once and session.left_out_because:
-            raise RefusedError(
-                f"the coordinator refused {session.config.id}: {session.left_out_because}"
-            )
         worked = session.act(time.monotonic())
+        if once and session.standby.reason:
+            raise RefusedError(
+                f"{session.config.id} cannot take part in the run: {session.standby.reason}"
+            )
         if expiry is not None:
             expiry.look(time.monotonic())
         if session.finished:

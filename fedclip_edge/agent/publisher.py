@@ -15,9 +15,13 @@ from fedclip_edge.transport.base import Transport, Will
 
 def will(config: AgentConfig, identity: Identity, incarnation: str) -> Will:
     """The signed message that the broker publishes if the device's link breaks."""
+    return retained(config, identity, DeviceState(incarnation, online=False))
+
+
+def retained(config: AgentConfig, identity: Identity, state: DeviceState) -> Will:
+    """The device's state as a signed message, to be retained on its topic."""
     topic = Topics(config.fleet).state(config.id)
-    gone = wire.pack_control(DeviceState(incarnation, online=False), config.id, topic, identity)
-    return Will(topic, gone)
+    return Will(topic, wire.pack_control(state, config.id, topic, identity))
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
@@ -23,11 +24,12 @@ from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.publisher import Publisher
+from fedclip_edge.agent.standby import Standby
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import PeerError, RefusedError
+from fedclip_edge.errors import ConfigError, PeerError, RefusedError
 from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
@@ -55,11 +57,12 @@ class Session:
     download: ModelDownload
     upload: Upload
     evaluation_queue: EvaluationQueue
+    standby: Standby
     finished: bool = False
-    left_out_because: str = ""  # the reason, while the coordinator refuses this device in its run
     refused_messages: int = 0
     _blob: str = ""  # hash of the blob whose topic is subscribed; empty for none
     _refusals: Refusals = field(default_factory=Refusals)  # for the log
+    _unusable: Mapping[str, str] = field(default_factory=dict)  # why the plan of this run is
 
     @property
     def topics(self) -> Topics:
@@ -72,8 +75,8 @@ class Session:
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link, and send the answers that need no training or evaluation.
 
-        Raises RefusedError if the coordinator refuses this device permanently; ConfigError if the
-        learner does not support the run's plan; DiskError if the state file cannot be used.
+        Raises RefusedError if the coordinator refuses this device permanently; DiskError if the
+        state file cannot be used.
         """
         if isinstance(event, Connected):
             self.handshake.start_link(now)
@@ -155,9 +158,9 @@ class Session:
         elif isinstance(message, Kept):
             self.upload.resolve(message)
         elif isinstance(message, Refused):
-            self._handle_refused(message)
+            self._handle_refused(message, now)
 
-    def _handle_refused(self, refused: Refused) -> None:
+    def _handle_refused(self, refused: Refused, now: float) -> None:
         if refused.scope == "contribution":
             log.event("contribution_refused", reason=refused.reason)
             self.upload.resolve(refused)
@@ -166,8 +169,7 @@ class Session:
         elif refused.scope == "device":
             raise RefusedError(f"the coordinator refused {self.config.id}: {refused.reason}")
         else:
-            log.event("not_in_run", reason=refused.reason)
-            self.left_out_because = refused.reason
+            self.standby.refuse(refused, now)
             self.handshake.refuse()
 
     def _handle_coordinator_state(
@@ -182,8 +184,8 @@ class Session:
 
     def _handle_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
         known = self.trust.manifest
-        if self._fits(manifest):
-            self.download.check_size(manifest)
+        if self._is_ours(manifest):
+            self._check_plan(manifest)
         self.trust.accept_manifest(manifest, direct=direct)
         if known is None or known.run != manifest.run:
             self.evaluation_queue.start_run()
@@ -197,8 +199,13 @@ class Session:
         if manifest.phase == "done":
             self.upload.end_run(manifest.run)
         self.transport.expect(manifest.devices)
-        if direct:
-            self.left_out_because = ""
+        if direct and manifest.run in self._unusable:
+            self._stand_by(manifest, self._unusable[manifest.run], now)
+        elif direct:
+            self.standby.end()
+        elif self.handshake.is_refused and _is_later(manifest, known):
+            self.handshake.reset()
+            self._send_hello(now)
         is_answer = self.handshake.note_manifest(now, direct=direct)
         if self._fits(manifest):
             # A device whose hello has just been answered may have missed the broadcast of the model
@@ -209,8 +216,29 @@ class Session:
         ):
             self._finish()
 
+    def _check_plan(self, manifest: Manifest) -> None:
+        """Note if this device does not support the run's plan; a later run may have another one.
+
+        Raises PeerError if the run's model is larger than the plan allows.
+        """
+        if manifest.run not in self._unusable:
+            try:
+                self.download.check_size(manifest)
+            except ConfigError as error:
+                self._unusable = {manifest.run: str(error)}
+
+    def _stand_by(self, manifest: Manifest, reason: str, now: float) -> None:
+        """Take no part in a run whose plan does not work here, so that no round waits for it."""
+        self._unusable = {manifest.run: reason}
+        self.standby.fail(f"its plan does not work on this device: {reason}", now)
+        self.publisher.publish_state(online=False)
+
     def _fits(self, manifest: Manifest) -> bool:
-        """True if the run is one for this device: its bundle, and a method that its owner allows.
+        """True if this device can take part in the run."""
+        return self._is_ours(manifest) and manifest.run not in self._unusable
+
+    def _is_ours(self, manifest: Manifest) -> bool:
+        """True if the run has this device's bundle, and a method that its owner allows.
 
         The coordinator refuses this device in all other runs.
         """
@@ -256,12 +284,17 @@ class Session:
             return False
         base = self.download.held
         assert base is not None
+        try:
+            update = self.learner.fit(base.model, manifest.plan)
+        except ConfigError as error:
+            self._stand_by(manifest, str(error), now)
+            return False
         contribution = Contribution(
             run=manifest.run,
             round=manifest.exchange.number,
             device=self.config.id,
             exchange=manifest.exchange.sha256,
-            update=self.learner.fit(base.model, manifest.plan),
+            update=update,
         )
         offer = self.upload.make_offer(contribution, manifest, now)
         self.publisher.send(offer)
@@ -284,7 +317,11 @@ class Session:
             return False
         assert self.handshake.since is not None
         waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
-        report = self.evaluation_queue.evaluate(due, manifest, waited_s)
+        try:
+            report = self.evaluation_queue.evaluate(due, manifest, waited_s)
+        except ConfigError as error:
+            self._stand_by(manifest, str(error), now)
+            return False
         if self.config.reports:
             self.publisher.send(report)
         log.event("evaluated", round=report.round, **report.accuracy)
@@ -322,11 +359,12 @@ def start_session(
     identity: Identity,
     transport: Transport,
     state_db: StateDb,
+    class_names: tuple[str, ...] = (),
 ) -> Session:
     """Make the session of one process; `incarnation` is the random name of the process.
 
-    The name distinguishes its messages from those of an earlier process of this device. Raises the
-    errors of `learner.capabilities`.
+    The name distinguishes its messages from those of an earlier process of this device.
+    `class_names` are those of its bundle. Raises the errors of `learner.capabilities`.
     """
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(
@@ -348,7 +386,13 @@ def start_session(
         download=ModelDownload(learner),
         upload=Upload(state_db, config.min_per_class),
         evaluation_queue=EvaluationQueue(learner),
+        standby=Standby(class_names),
     )
+
+
+def _is_later(manifest: Manifest, known: Manifest | None) -> bool:
+    """True if the manifest is of another run, or of another start of its coordinator."""
+    return known is None or (manifest.run, manifest.epoch) != (known.run, known.epoch)
 
 
 def _log_message_refused(line: Line | None) -> None:

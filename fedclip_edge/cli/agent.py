@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fedclip_edge.cli.progress import Rate
 
 
 @click.command()
@@ -43,7 +47,8 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
             device.run(loaded, once=once, progress=progress)
 
 
-def _encoding(done: int, total: int) -> None:
+def _encoding(done: int, total: int, rate: Rate) -> None:
     from fedclip_edge import log
 
-    log.event("encoding_pictures", done=done, total=total)
+    per_s, left_s = round(rate.per_s, 1), round(rate.left_s)
+    log.event("encoding_pictures", done=done, total=total, per_s=per_s, left_s=left_s)

@@ -220,8 +220,8 @@ class _Live:
             click.echo(f"round {closed}/{self._rounds}: {text}")
 
     def _say(self, event: Mapping[str, Any], text: str) -> None:
-        """Print a line about a device; events of the held-out one do not name it."""
-        self._bar.say(f"{event.get('device', self._held_out)} {text}")
+        """Print a line about a device."""
+        self._bar.say(f"{event.get('trainer') or event['device']} {text}")
 
     def end(self) -> None:
         self._bar.end()

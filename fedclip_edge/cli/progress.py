@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -18,6 +20,17 @@ EVERY_S = 30.0  # the longest time without a sign of progress
 _REDRAW_S = 0.1
 
 Told = Callable[[int, int], None]  # called with (done, total)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Speed of long work since it began, and the time that it still takes at this speed."""
+
+    per_s: float
+    left_s: float
+
+
+Said = Callable[[int, int, Rate], None]  # called with (done, total, rate)
 
 
 class Bar:
@@ -97,8 +110,37 @@ class Pace:
         return True
 
 
+class Meter:
+    """Measures the rate of work, from the first count that it is given.
+
+    So what was done before, such as pictures in a cache, does not count.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None  # time and count
+
+    def measure(self, done: int, total: int) -> Rate | None:
+        """The rate; None if nothing was done since the first count."""
+        now = time.monotonic()
+        if self._first is None or done < self._first[1]:  # new work began
+            self._first = now, done
+        began, before = self._first
+        if done <= before or now <= began:
+            return None
+        per_s = (done - before) / (now - began)
+        return Rate(per_s, (total - done) / per_s)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, such as "12 min"."""
+    for unit, size_s in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 @contextmanager
-def progress_bar(label: str, elsewhere: Told | None = None) -> Iterator[Told]:
+def progress_bar(label: str, elsewhere: Said | None = None) -> Iterator[Told]:
     """Yield a callback (done, total) that draws a bar if standard error is a terminal.
 
     The bar ends when `done` reaches `total`; the next call starts another. Without a terminal, the
@@ -106,11 +148,25 @@ def progress_bar(label: str, elsewhere: Told | None = None) -> Iterator[Told]:
     """
     bar = Bar(sys.stderr)
     if not bar.is_drawn:
-        pace = Pace()
-        tell = elsewhere or (lambda done, total: click.echo(f"{label}: {done}/{total}", err=True))
-        yield lambda done, total: tell(done, total) if pace.is_due() else None
+        yield _elsewhere(elsewhere or partial(_print, label))
         return
     try:
         yield lambda done, total: bar.show(done, total, label)
     finally:
         bar.end()
+
+
+def _elsewhere(say: Said) -> Told:
+    pace, meter = Pace(), Meter()
+
+    def tell(done: int, total: int) -> None:
+        rate = meter.measure(done, total)
+        if rate is not None and pace.is_due():
+            say(done, total, rate)
+
+    return tell
+
+
+def _print(label: str, done: int, total: int, rate: Rate) -> None:
+    left = f", {duration(rate.left_s)} left" if done < total else ""
+    click.echo(f"{label}: {done}/{total}{left}", err=True)

@@ -23,9 +23,17 @@ import click
     "the round to go back to.",
 )
 @click.option(
+    "--new-run",
+    is_flag=True,
+    help="Abandon the unfinished run in the journal and begin a new one. Models of the abandoned run "
+    "stay in the journal. Do not write this into a service file: each restart would begin again.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Write each log line as a JSON object, for programs."
 )
-def serve(config: Path, take_over: bool, from_round: int | None, as_json: bool) -> None:
+def serve(
+    config: Path, take_over: bool, from_round: int | None, new_run: bool, as_json: bool
+) -> None:
     """Run the coordinator of a fleet.
 
     It resumes the unfinished run in the journal, or else starts a new one, and exits when the run
@@ -38,10 +46,12 @@ def serve(config: Path, take_over: bool, from_round: int | None, as_json: bool) 
     from fedclip_edge.processes.stopping import stopping_on_signals
     from fedclip_edge.processes.threads import exit_on_thread_failure
 
+    if new_run and from_round is not None:
+        raise click.UsageError("--new-run and --from-round exclude each other; choose one")
     log.use_json(as_json)
     exit_on_thread_failure()
     with stopping_on_signals(is_service=True):
         from fedclip_edge.coordinator import process
 
         loaded = process.load(config)
-        process.serve(loaded, take_over=take_over, from_round=from_round, as_json=as_json)
+        process.serve(loaded, take_over=take_over, from_round=from_round, new_run=new_run)

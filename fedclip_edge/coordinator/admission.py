@@ -2,19 +2,23 @@
 
 Laws:
 - With a registry, only the keys in it are accepted, whatever key was pinned before.
-- Without a registry, the first key that an id uses in a run is pinned until the run ends. The pin
-  is on disk before it takes effect.
+- Without a registry, the first key that an admitted id uses in a run is pinned until the run ends.
+  The pin is on disk before it takes effect.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.protocol.messages import Hello, Refused
+from fedclip_edge.protocol.messages import MAX_CLASSES, Hello, Refused
+
+# A refusal with the names of the classes stays about as small as a manifest.
+_NAMES_BYTES = 4096
 
 
 @dataclass(eq=False)
@@ -25,6 +29,7 @@ class Admission:
     journal: Journal
     devices: Devices
     registry: Registry | None
+    class_names: tuple[str, ...] = ()  # of the run's classes; empty if they are not known
 
     @property
     def fleet_size(self) -> int:
@@ -44,6 +49,11 @@ class Admission:
         """The devices that joined this run before and are still admitted."""
         return tuple(device for device in self.devices.keys if self.refusal(device) is None)
 
+    def key_of(self, device: str) -> str | None:
+        """The key that the device must have, if it is known: enrolled, or pinned in this run."""
+        enrolled = None if self.registry is None else self.registry.devices.get(device)
+        return self.devices.keys.get(device) if enrolled is None else enrolled.key
+
     def admit(self, device: str, hello: Hello) -> Refused | None:
         """Admit a device and pin its key; returns None, or the refusal to send.
 
@@ -54,7 +64,15 @@ class Admission:
         if reason is not None:
             return Refused(reason, "device", key=hello.key)
         reason = self._unfit(hello)
-        return None if reason is None else Refused(reason, "run", key=hello.key)
+        if reason is not None:
+            has_others = hello.classes_digest != self.run.classes_digest
+            names = _sendable(self.class_names) if has_others else ()
+            return Refused(reason, "run", key=hello.key, classes=names)
+        # Only now: after a restart, the coordinator waits for the devices that have a pinned key.
+        if self.devices.keys.get(device) != hello.key:
+            self.journal.pin_key(self.run.id, device, hello.key, replace=True)
+            self.devices.keys[device] = hello.key
+        return None
 
     def refusal(self, device: str) -> str | None:
         """The reason why an admitted device is no longer admitted; None if it still is.
@@ -69,9 +87,11 @@ class Admission:
         """The reason why a device cannot take part in this run; None if it can."""
         run, plan, able = self.run, self.run.plan, hello.capabilities
         if hello.encoder_id != run.encoder_id:
-            return "its bundle has another encoder; copy the coordinator's bundle to the device"
+            return _other_bundle("its bundle has another encoder", hello.encoder_id, run.encoder_id)
         if hello.classes_digest != run.classes_digest:
-            return "its bundle has other classes; copy the coordinator's bundle to the device"
+            return _other_bundle(
+                "its bundle has other classes", hello.classes_digest, run.classes_digest
+            )
         if plan.method not in able.methods:
             listed = ", ".join(able.methods) or "none"
             return (
@@ -84,17 +104,30 @@ class Admission:
         return None
 
     def _check_key(self, device: str, key: str) -> str | None:
-        keys = self.devices.keys
+        """The reason to refuse a device with this key; None to accept the key."""
         if self.registry is not None:
-            reason = self.registry.refusal(device, key)
-            if reason is None and keys.get(device) != key:
-                # After a restart, the coordinator waits for the devices that have a pinned key.
-                keys[device] = self.journal.pin_key(self.run.id, device, key, replace=True)
-            return reason
-        keys[device] = keys.get(device) or self.journal.pin_key(self.run.id, device, key)
-        if keys[device] == key:
+            return self.registry.refusal(device, key)
+        if self.devices.keys.get(device, key) == key:
             return None
         return (
             "a device with this id joined this run under another key; restore the device's old "
             "state_dir, or give it another id"
         )
+
+
+def _other_bundle(what: str, theirs: str, ours: str) -> str:
+    return (
+        f"{what} ({theirs[:12]}) than the run ({ours[:12]}); copy the coordinator's "
+        "bundle to the device and restart its agent; or, if the device's bundle is the right one, "
+        "correct 'bundle' in fleet.toml and restart `serve`"
+    )
+
+
+def _sendable(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names if a refusal can carry them all, else none."""
+    if len(names) > MAX_CLASSES or sum(len(json.dumps(name)) for name in names) > _NAMES_BYTES:
+        return ()
+    try:
+        return Refused("", "run", classes=names).classes
+    except ValueError:
+        return ()  # a name is long, or cannot be printed

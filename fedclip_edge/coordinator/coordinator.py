@@ -14,7 +14,7 @@ Laws:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
@@ -131,15 +131,32 @@ class Coordinator:
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
         self.driver.handle(round_events.Enrolled(self.admission.enrolled or frozenset()), now)
-        self.report_unreachable()
+        self.count_enrolled()
         return refused
 
-    def report_unreachable(self) -> None:
-        """Log if the first round waits for more devices than are enrolled and not revoked."""
-        enrolled, devices = self.admission.enrolled, self.config.rules.devices
+    def count_enrolled(self) -> None:
+        """Wait for no more training devices than are enrolled and not revoked.
+
+        If fewer ids than `devices` were ever enrolled, the run waits for all `devices`: the others
+        may be enrolled at any time.
+        """
+        registry, enrolled = self.admission.registry, self.admission.enrolled
+        if registry is None or enrolled is None:
+            return
+        configured = devices = self.config.rules.devices
+        if len(registry.devices) >= configured:
+            devices = max(1, min(configured, len(enrolled)))
+        rules = replace(self.rounds.rules, devices=devices)
+        self.driver.state = replace(self.rounds, rules=rules)
         is_first = self.rounds.phase == "gathering" and attendance.is_first_opening(self.rounds)
-        if is_first and enrolled is not None and len(enrolled) < devices:
-            log.event("too_few_enrolled", devices=devices, enrolled=len(enrolled))
+        if is_first and len(enrolled) < configured:
+            log.event(
+                "too_few_enrolled",
+                devices=configured,
+                enrolled=len(enrolled),
+                waiting_for=devices,
+                hint="enrol more devices, or set 'devices' under [rules] in fleet.toml",
+            )
 
     def say_goodbye(self) -> None:
         """Tell the devices that the coordinator is going offline."""
@@ -271,10 +288,14 @@ class Coordinator:
             return
         if device not in self.devices.keys or not self.devices.is_online(device):
             if isinstance(message, DeviceState):
-                return  # its hello follows, or this is a will from an earlier run
+                # Its hello follows, or it encodes, or this is a will from an earlier run.
+                self._handle_state(device, message, signed, now)
+                return
             # The device sends messages as if it was admitted, but this run does not know it, or its
             # hello was lost. A state that is sent to it alone asks it for a hello.
             self.publisher.send(device, self.publisher.state(online=True))
+            if isinstance(message, Report) and message.run != self.run_state.run.id:
+                return  # it is late
             raise PeerError("the device has not said hello; it is asked to")
         signed.check(self.devices.keys[device])
         self.devices.saw(device, now)
@@ -289,6 +310,23 @@ class Coordinator:
             self._handle_want(device, message, now)
         elif isinstance(message, Report):
             self._handle_report(device, message, now)
+
+    def _handle_state(
+        self, device: str, state: DeviceState, signed: wire.Signed, now: float
+    ) -> None:
+        """Note the progress of a device that has not said hello.
+
+        Without a registry, anybody may claim the name of a device that has not joined; only the log
+        shows it.
+        """
+        enrolled, key = self.admission.enrolled, self.admission.key_of(device)
+        if enrolled is not None and device not in enrolled:
+            return
+        encoding = state.encoding if state.online else None
+        if encoding is not None and key is not None:
+            signed.check(key)
+        if self.devices.note_encoding(device, encoding, now) and encoding is not None:
+            log.event("device_encodes", device=device, done=encoding.done, total=encoding.total)
 
     def _handle_hello(self, device: str, hello: Hello, now: float) -> None:
         refused = self.admission.admit(device, hello)
@@ -349,8 +387,10 @@ class Coordinator:
 
     def _handle_report(self, device: str, report: Report, now: float) -> None:
         run_state = self.run_state
-        if (report.run, report.device) != (run_state.run.id, device):
-            raise PeerError(f"a report of device {report.device!r} in run {report.run!r}")
+        if report.device != device:
+            raise PeerError(f"a report of device {report.device!r}")
+        if report.run != run_state.run.id:
+            return  # it is late: a device repeats its last report until another run begins
         if report.round > run_state.model.round:
             raise PeerError(f"a report on round {report.round}, which is not closed yet")
         if report.round == run_state.model.round and report.model != run_state.version:

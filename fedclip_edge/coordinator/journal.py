@@ -167,9 +167,10 @@ class Journal:
         rows = self._rows("SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid")
         return tuple(map(self._run, rows))
 
-    def has_begun(self, run: str) -> bool:
-        """True if a device has said hello in the run: its key is pinned."""
-        return bool(self.keys(run))
+    def has_results(self, run: str) -> bool:
+        """True if the run has a kept contribution or a closed round."""
+        kept = self._rows("SELECT 1 FROM contribution WHERE run = ? LIMIT 1", run)
+        return bool(kept) or self.rounds_closed(run) > 0
 
     def finish(self, run: str) -> None:
         """Mark the run as finished."""

@@ -10,25 +10,26 @@ from __future__ import annotations
 import contextlib
 import gc
 import secrets
-import subprocess
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig, load_agent, load_fleet
+from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
+from fedclip_edge.coordinator.run_choice import choose_run
+from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.box import COORDINATOR
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
-from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.refusals import Refusals
@@ -41,7 +42,6 @@ from fedclip_edge.vision.bundle_warnings import bundle_warnings
 _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
 _TICK_S = 0.2
-_TRAINER_ENDS_S = 10.0
 # The coordinator's certificate expires together with the authority that signed it (authority.py).
 _NEW_AUTHORITY = (
     "create a new authority with `fedclip-edge broker init` and enroll every device again"
@@ -74,12 +74,12 @@ def serve(
     *,
     take_over: bool = False,
     from_round: int | None = None,
-    as_json: bool = False,
+    new_run: bool = False,
 ) -> None:
     """Run the coordinator until the run is done.
 
     `take_over` replaces a coordinator that is online. With `from_round`, the run first goes back to
-    the model of this closed round. `as_json` is passed on to the trainer's process.
+    the model of this closed round. With `new_run`, the journal's unfinished run is abandoned.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
@@ -93,7 +93,7 @@ def serve(
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
-    trainer_id = _trainer_id(config)
+    invited = trainer_id(config)
     journal = open_journal(config.journal, config.keep_models)
     with (
         contextlib.closing(journal),
@@ -102,11 +102,12 @@ def serve(
     ):
         journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        run = run_state.open_run(config, bundle.classes, dim, encoder_id, journal)
-        layout = methods.plan_layout(run.plan, bundle.classes, dim)
+        chosen = choose_run(config, bundle.classes, dim, encoder_id, journal, new_run=new_run)
+        layout = methods.plan_layout(chosen.run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
-        claim = _claim(config, run, journal, me, take_over=take_over)
+        claim = _claim(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
+        run = chosen.begin()
         if from_round is not None:
             journal.rewind(run.id, from_round)
         state = run_state.open_run_state(run, journal, layout)
@@ -115,11 +116,14 @@ def serve(
             state,
             publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch),
             time.monotonic(),
-            invited=frozenset(() if trainer_id is None else (trainer_id,)),
+            invited=frozenset(() if invited is None else (invited,)),
             registry=enrolled,
+            class_names=bundle.classes.names,
         )
         try:
+            serving.count_enrolled()
             serving.handle_event(base.Connected(), time.monotonic())
+            claim.link.resubscribe()  # `_listen` has dropped the retained states of devices
             log.event(
                 "serving",
                 fleet=config.fleet,
@@ -127,16 +131,11 @@ def serve(
                 epoch=claim.epoch,
                 rounds_closed=journal.rounds_closed(run.id),
                 rounds=run.plan.rounds,
-                waiting_for=config.rules.devices,
+                waiting_for=serving.rounds.rules.devices,
             )
-            serving.report_unreachable()
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
-            trainer = None
-            if config.trainer is not None:
-                flags = ["--json"] if as_json else []
-                command = ["agent", str(config.trainer.config), "--once", *flags]
-                trainer = children.start(own_command(*command), log=None)
+            trainer = None if invited is None else start_trainer(config, invited, children)
             _loop(serving, trainer)
             log.event(
                 "run_done",
@@ -147,27 +146,10 @@ def serve(
         finally:
             serving.say_goodbye()
         if trainer is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                trainer.wait(_TRAINER_ENDS_S)
+            trainer.wait()
 
 
-def _trainer_id(config: FleetConfig) -> str | None:
-    """The trainer's device id; raises ConfigError if the trainer would join another fleet."""
-    if config.trainer is None:
-        return None
-    agent = load_agent(config.trainer.config)
-    theirs = (agent.fleet, agent.broker.host, agent.broker.port)
-    ours = (config.fleet, config.broker.host, config.broker.port)
-    if theirs != ours:
-        raise ConfigError(
-            f"{config.trainer.config}: the trainer belongs to fleet {theirs[0]!r} at "
-            f"{theirs[1]}:{theirs[2]}; change it to {ours[0]!r} at {ours[1]}:{ours[2]}, as in "
-            "fleet.toml"
-        )
-    return agent.id
-
-
-def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | None) -> None:
+def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
     ticked_at = time.monotonic()
     broker = serving.config.broker
     expiries = [Expiry(path, _NEW_AUTHORITY) for path in (broker.certificate, broker.ca)]
@@ -190,13 +172,14 @@ def _loop(serving: coordinator.Coordinator, trainer: subprocess.Popen[str] | Non
             if changed_at != (changed_at := _changed_at(serving.config)):
                 _admit(serving, now)
             serving.tick(now)
-        if trainer is not None and trainer.poll() is not None and not serving.finished:
+        code = None if trainer is None or serving.finished else trainer.code()
+        if code is not None:
             if not serving.has_begun:
                 raise RunError(
-                    f"the trainer's process ended with code {trainer.returncode} before the first "
-                    "round; its messages are in the output above"
+                    f"the trainer's process ended with code {code} before the first round; its "
+                    "messages are in the output above"
                 )
-            log.event("trainer_ended", code=trainer.returncode)
+            log.event("trainer_ended", code=code)
             trainer = None
 
 

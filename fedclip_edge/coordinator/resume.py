@@ -24,15 +24,17 @@ def resume_coordinator(
     *,
     invited: frozenset[str] = frozenset(),
     registry: Registry | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Coordinator:
     """Make the coordinator of a new or interrupted run; `now` is monotonic, in seconds.
 
     The first round waits for every device id in `invited`. Without a `registry` of enrolled devices
-    the first key that each id uses is pinned. Raises JournalError if the journal cannot be read.
+    the first key that each id uses is pinned. `class_names` are told to a device that has other
+    classes. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
     devices = Devices(run_state.journal.keys(run.id))
-    admission = Admission(run, run_state.journal, devices, registry)
+    admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
     )

@@ -145,9 +145,10 @@ class RoundDriver:
 
     def _waiting(self, action: round_events.Waiting, now: float) -> None:
         names = set(action.missing)
-        if self.state.phase == "gathering" and self.admission.enrolled is not None:
+        if self.state.phase == "gathering":
             # It is not known yet which of these devices train.
-            names |= self.admission.enrolled - self.devices.keys.keys()
+            names |= self.devices.encoding.keys()
+            names |= (self.admission.enrolled or frozenset()) - self.devices.keys.keys()
         missing = [self._last_seen(device, now) for device in sorted(names)]
         log.event(
             "waiting",
@@ -160,6 +161,9 @@ class RoundDriver:
         )
 
     def _last_seen(self, device: str, now: float) -> str:
+        encoding = self.devices.encoding.get(device)
+        if encoding is not None:
+            return f"{device} (encoding: {encoding.done} of {encoding.total} pictures)"
         seen_s = self.devices.seen_s(device, now)
         return f"{device} ({'not seen' if seen_s is None else f'last seen {seen_s:.0f} s ago'})"
 
@@ -167,8 +171,7 @@ class RoundDriver:
         raise RunError(
             f"round {self.state.round} reached no quorum in {round_machine.ATTEMPTS} attempts, and "
             "the contributions of all training devices are refused; the last one: "
-            f"{self._last_refusal}; change [plan], and start a new run by setting 'journal' to a "
-            "new file"
+            f"{self._last_refusal}; change [plan], and add --new-run to `serve`"
         )
 
     def _request_upload(self, action: round_events.Upload, now: float) -> None:

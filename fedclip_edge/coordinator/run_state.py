@@ -15,17 +15,15 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.numpy
 
 from fedclip_edge import model_file
-from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
-from fedclip_edge.errors import ConfigError, JournalError, PeerError
+from fedclip_edge.errors import JournalError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.norm_bound import NormBound, bound_after
 from fedclip_edge.learning.strategy import Total
@@ -35,7 +33,6 @@ from fedclip_edge.protocol.exchange import open_round
 from fedclip_edge.protocol.messages import Blob, Exchange
 from fedclip_edge.records import (
     Arrays,
-    ClassTexts,
     Codec,
     Contribution,
     Layout,
@@ -46,32 +43,6 @@ from fedclip_edge.records import (
 )
 
 MASTER_CODEC: Codec = "fp32"  # lossless
-
-
-def open_run(
-    config: FleetConfig, classes: ClassTexts, dim: int, encoder_id: str, journal: Journal
-) -> Run:
-    """Return the journal's unfinished run, or add a new run with its initial model.
-
-    `dim` is the feature width D. Raises ConfigError if the unfinished run has another plan, other
-    classes or another encoder, or if the plan is invalid; JournalError on a disk error.
-    """
-    plan = methods.with_defaults(config.plan)
-    run = journal.unfinished_run()
-    wanted = (plan, encoder_id, classes.digest)
-    if run is not None and (run.plan, run.encoder_id, run.classes_digest) != wanted:
-        if journal.has_begun(run.id):
-            raise ConfigError(
-                f"the journal {config.journal} contains the unfinished {run.id} with another plan, "
-                "encoder or classes; restore the old ones to finish it, or set 'journal' to "
-                "another file"
-            )
-        journal.finish(run.id)  # no device has said hello, so nothing is lost
-        run = None
-    if run is None:
-        run = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
-        journal.add_run(run, stored_model(methods.initial(plan, classes, dim), {}, plan))
-    return run
 
 
 @dataclass(eq=False)

@@ -44,14 +44,16 @@ class Children:
         log: Path | None,
         *,
         pipe: bool = False,
+        errors_too: bool = False,
         ends_in_s: float = _ENDS_IN_S,
     ) -> subprocess.Popen[str]:
         """Start `command` as a child process.
 
         Its standard error is appended to `log`, or inherited if `log` is None. Its standard
-        output goes to the same place, or as text to the caller if `pipe` is true. Its standard
-        input is empty. When the context manager exits, the child gets SIGTERM, and SIGKILL if it
-        still runs `ends_in_s` seconds later.
+        output goes to the same place, or as text to the caller if `pipe` is true; with
+        `errors_too`, its standard error follows it. Its standard input is empty. When the context
+        manager exits, the child gets SIGTERM, and SIGKILL if it still runs `ends_in_s` seconds
+        later.
 
         If the command cannot be started, the child on Linux writes a message to standard error and
         ends with code 1; other systems raise OSError. Raises OSError if `log` cannot be opened.
@@ -62,8 +64,9 @@ class Children:
                 [*_end_with(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe else errors,
-                stderr=errors,
+                stderr=subprocess.STDOUT if errors_too else errors,
                 text=True,
+                errors="backslashreplace",  # a child may quote the name of a file
                 start_new_session=True,
             )
         finally:

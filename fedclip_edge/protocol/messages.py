@@ -36,6 +36,7 @@ MAX_GAPS = 1024  # so that a Want stays below a control message's 64 KiB
 _MAX_TEXT = 128
 MAX_REASON = 1000
 _MAX_NAMES = 64
+MAX_CLASSES = 1000  # names of classes in one message
 
 Phase = Literal["gathering", "open", "final", "done"]
 BlobKind = Literal["model", "update"]
@@ -127,11 +128,24 @@ class CoordinatorState:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """The progress of a device that encodes its pictures."""
+
+    done: int  # pictures whose features are ready
+    total: int
+
+    def __post_init__(self) -> None:
+        _check_count(self.done, "done")
+        _check_count(self.total, "total")
+
+
+@dataclass(frozen=True)
 class DeviceState:
     """A device's retained state, online (its birth message) or offline (also its will)."""
 
     boot: str
     online: bool
+    encoding: Encoding | None = None  # while it encodes, before its first hello
 
     def __post_init__(self) -> None:
         _check_text(self.boot, "boot")
@@ -295,11 +309,17 @@ class Refused:
     # answer to the open one may still be accepted: the refusal may be late, so a device does not
     # rely on it.
     closed: int = 0
+    # Names of the run's classes, if the device is refused because it has others; or empty.
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_count(self.closed, "closed")
         if len(self.reason) > MAX_REASON:
             raise ValueError(f"reason: at most {MAX_REASON} characters, got {len(self.reason)}")
+        if len(self.classes) > MAX_CLASSES:
+            raise ValueError(f"classes: at most {MAX_CLASSES} names, got {len(self.classes)}")
+        for one in self.classes:
+            _check_text(one, "classes")
         for name in ("sha256", "key"):
             if getattr(self, name):
                 check_sha256(getattr(self, name), name)

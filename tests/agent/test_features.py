@@ -212,8 +212,38 @@ def test_a_role_without_a_picture_ends_with_what_to_change(
         prepare_features(config(site, (role,), shares), random_bundle, None)
 
 
-def test_progress_is_said_until_each_side_is_done(site: Path, random_bundle: Bundle) -> None:
+def test_progress_counts_the_pictures_of_all_sides(site: Path, random_bundle: Bundle) -> None:
     said: list[tuple[int, int]] = []
-    made = prepare_features(config(site), random_bundle, lambda done, of: said.append((done, of)))
-    ends = [done for done, of in said if done == of]
-    assert ends == list(map(len, all_of(made)))
+
+    def tell(done: int, total: int) -> None:
+        said.append((done, total))
+
+    train_only = config(site, ("train",), (0.6, 0.2, 0.2))
+    first = prepare_features(train_only, random_bundle, tell)
+    total = len(first.train) + len(first.validation)
+    assert {of for _, of in said} == {total}
+    assert said[-1] == (total, total)
+    assert said == sorted(set(said))
+    said.clear()
+    made = prepare_features(config(site), random_bundle, tell)
+    total = sum(map(len, all_of(made)))
+    assert {of for _, of in said} == {total}
+    # What is in the cache counts as done.
+    assert len(first.train) + len(first.validation) < said[0][0] <= said[-1][0] == total
+    said.clear()
+    prepare_features(config(site), random_bundle, tell)
+    assert said == []
+
+
+def test_progress_ends_also_if_the_last_side_is_in_the_cache(
+    site: Path, random_bundle: Bundle
+) -> None:
+    made = prepare_features(config(site), random_bundle, None)
+    (site / "state" / "features.sqlite").unlink()
+    evaluates = config(site, ("evaluate",))
+    prepare_features(evaluates, random_bundle, None)
+    said: list[tuple[int, int]] = []
+    prepare_features(config(site), random_bundle, lambda done, of: said.append((done, of)))
+    total = sum(map(len, all_of(made)))
+    assert said[-1] == (total, total)
+    assert said.count((total, total)) == 1

@@ -154,10 +154,11 @@ def test_what_is_no_such_model_is_fetched_anew_and_the_one_before_stays(
     assert fetching.poll_want(told, 1.0 + REPAIR_S) == everything(announced)
 
 
-def test_a_plan_that_the_learner_does_not_know_is_said_where_its_model_is_due(
+def test_a_plan_that_the_learner_does_not_know_is_refused_with_its_reason(
     fetching: ModelDownload,
 ) -> None:
     told = manifest(model=Blob("a" * 64, 2**30, "model"), plan=replace(PLAN, method="fedklip"))
-    fetching.check_size(told)
+    with pytest.raises(ConfigError, match="unknown method 'fedklip'; did you mean 'fedclip'"):
+        fetching.check_size(told)
     with pytest.raises(ConfigError, match="unknown method 'fedklip'; did you mean 'fedclip'"):
         fetching.complete(told)

@@ -9,6 +9,7 @@ import pytest
 
 from fedclip_edge.agent.process import loop, run
 from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.standby import Standby
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.storage.lock import lock_file
@@ -25,7 +26,7 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
         transport = Endless()
         finished = False
         refused_messages = taken = 0
-        left_out_because = ""
+        standby = Standby(())
 
         def handle_event(self, event: Received, now: float) -> None:
             self.taken += 1
@@ -47,4 +48,4 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
     assert refused.tb is not None, "the traceback must keep the frames alive, and so any open file"
     lock_file(state / "lock", "the state_dir").close()
     # SQLite deletes the write-ahead log when the last connection is closed.
-    assert {path.name for path in state.iterdir()} == {"lock", "parked.sqlite"}
+    assert {path.name for path in state.iterdir()} == {"lock", "parked.sqlite", "device.key"}

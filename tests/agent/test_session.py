@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from session_scene import (
 from fedclip_edge.agent.model_download import REPAIR_S
 from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.agent.upload import REPEAT_S
-from fedclip_edge.errors import DiskError, RefusedError
+from fedclip_edge.errors import ConfigError, DiskError, RefusedError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.messages import (
@@ -573,11 +574,11 @@ def test_a_device_that_is_refused_in_a_run_says_hello_again_later(scene: Scene) 
     scene.say(refused)
     scene.work()
     assert len(scene.heard(Hello)) == 1
-    assert scene.session.left_out_because == "its bundle has other classes"
+    assert scene.session.standby.reason == "its bundle has other classes"
     assert not scene.session.handshake.is_answered
     scene.say(replace(refused, key=FORGER.key, reason="meant for another device"))
     scene.work(299.0)
-    assert scene.session.left_out_because == "its bundle has other classes"
+    assert scene.session.standby.reason == "its bundle has other classes"
     assert (scene.heard(Hello), scene.heard(Want)) == ([], [])
     scene.work(1.0)
     assert len(scene.heard(Hello)) == 1
@@ -587,7 +588,55 @@ def test_a_device_that_is_refused_in_a_run_says_hello_again_later(scene: Scene) 
     scene.say(manifest(epoch=6, run="run-2"))
     scene.say_model(model(0))
     scene.work()
-    assert scene.session.left_out_because == ""
+    assert scene.session.standby.reason == ""
+    assert len(scene.heard(Offer)) == 1
+
+
+def test_a_refused_device_hears_of_another_run_and_says_hello_at_once(scene: Scene) -> None:
+    scene.flow()
+    scene.say(manifest(classes_digest="d" * 64))
+    scene.say(Refused("its bundle has other classes", "run", key=DEVICE_KEY.key))
+    scene.work()
+    scene.heard(Hello)
+    again = manifest(classes_digest="d" * 64, answers="", takes_part=None)
+    scene.say(again, TOPICS.manifest)  # of the same run and epoch
+    scene.work()
+    assert scene.heard(Hello) == []
+    # The state of the next coordinator was lost.
+    scene.say(manifest(run="run-2", epoch=6, answers="", takes_part=None), TOPICS.manifest)
+    scene.work(0.1)
+    assert len(scene.heard(Hello)) == 1
+    scene.join(run="run-2", epoch=6)
+    assert scene.session.standby.reason == ""
+    assert len(scene.heard(Offer)) == 1
+
+
+@pytest.mark.parametrize("broken", ["shapes", "fit", "evaluate"])
+def test_a_plan_that_does_not_work_here_ends_no_device(
+    scene: Scene, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> NoReturn:
+        raise ConfigError("unknown option 'lrr'; did you mean 'lr'?")
+
+    works = getattr(scene.learner, broken)
+    monkeypatch.setattr(scene.learner, broken, fails)
+    scene.join()
+    reason = "its plan does not work on this device: unknown option 'lrr'"
+    assert scene.session.standby.reason.startswith(reason)
+    assert scene.heard(DeviceState)[-1] == DeviceState("b1", online=False)
+    scene.heard(Offer)  # made before the evaluation
+    scene.say(manifest(model(1, 1), round=2))
+    scene.work(60.0)
+    scene.say(manifest(model(2, 2), round=3, answers="", takes_part=None), TOPICS.manifest)
+    scene.work(60.0)
+    assert scene.heard(Offer) == []
+    assert scene.heard(DeviceState) != []  # no round waits for it after its next hello either
+    monkeypatch.setattr(scene.learner, broken, works)
+    scene.say(state("k2", epoch=6))
+    scene.work()
+    assert len(scene.heard(Hello)) >= 1
+    scene.join(run="run-2", epoch=6)
+    assert scene.session.standby.reason == ""
     assert len(scene.heard(Offer)) == 1
 
 

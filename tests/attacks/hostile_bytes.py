@@ -279,7 +279,6 @@ def wrong_fields(aim: Aim) -> Said:
         "a hello from a later age": ("hello", {"epoch": FAR}),
         "a report of the future": ("report", {"round": 2**62}),
         "a report in another's name": ("report", {"device": "somebody"}),
-        "a report on another run": ("report", {"run": "run-0"}),
         "a report on another model": ("report", {"model": "8" * 64}),
         "a report of 2**63 pictures": ("report", {"encoded": 2**63}),
         "a report of more than all": ("report", {"accuracy": {"federated": 1.5}}),

@@ -111,7 +111,28 @@ def test_elsewhere_long_work_says_a_line_every_30_s(
         for done in range(100):
             told(done, 500)
             clock.now += 1
-    assert capsys.readouterr().err == "encoding: 30/500\nencoding: 60/500\nencoding: 90/500\n"
+    assert capsys.readouterr().err == (
+        "encoding: 30/500, 8 min left\nencoding: 60/500, 7 min left\nencoding: 90/500, 7 min left\n"
+    )
+
+
+def test_the_rate_leaves_out_what_was_done_before(clock: Clock) -> None:
+    meter = progress.Meter()
+    assert meter.measure(900, 1000) is None  # they were in a cache
+    assert meter.measure(900, 1000) is None
+    clock.now += 10
+    assert meter.measure(920, 1000) == progress.Rate(2.0, 40.0)
+    assert meter.measure(5, 100) is None  # other work, with the same bar
+    clock.now += 10
+    assert meter.measure(15, 100) == progress.Rate(1.0, 85.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (1e5, "28 h")],
+)
+def test_a_duration_in_words(seconds: float, words: str) -> None:
+    assert progress.duration(seconds) == words
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -135,9 +156,11 @@ def test_an_agent_that_encodes_says_so_every_30_s(
     first, last = done.stdout.splitlines()
     if as_json:
         fields = json.loads(first)
-        assert (fields["event"], fields["done"], fields["total"]) == ("encoding_pictures", 480, 640)
+        del fields["time"]
+        said = {"event": "encoding_pictures", "done": 480, "total": 640, "per_s": 16, "left_s": 10}
+        assert fields == said
     else:
-        assert first.endswith(" encoding_pictures done=480 total=640")
+        assert first.endswith(" encoding_pictures done=480 total=640 per_s=16 left_s=10")
     assert "features_ready" in last
 
 
@@ -196,7 +219,7 @@ CLOSED = {"event": "round_closed", "round": 1, "contributions": 4, "cohort": 4, 
 
 def test_a_demo_in_a_pipe_says_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     live = _Live("cartoon", 3)
-    live.happened({"event": "encoding_pictures", "done": 8, "total": 100})
+    live.happened({"event": "encoding_pictures", "done": 8, "total": 100, "trainer": "cartoon"})
     live.happened({"event": "encoding_pictures", "done": 8, "total": 90, "device": "photo"})
     live.happened({"event": "joined", "device": "photo", "roles": "train"})
     live.happened(CLOSED)

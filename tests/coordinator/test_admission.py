@@ -121,3 +121,51 @@ def test_how_many_the_fleet_has(journal: Journal) -> None:
         admission.admit(f"cam-{number}", HELLO)
     assert admission.fleet_size == 3
     assert admission_to(journal, REGISTRY).fleet_size == 3
+
+
+@pytest.mark.parametrize("registry", [None, REGISTRY])
+@pytest.mark.parametrize("changes", [{"encoder_id": "f" * 64}, {"classes_digest": "f" * 64}])
+def test_a_device_that_does_not_fit_is_not_waited_for_after_a_restart(
+    journal: Journal, registry: Registry | None, changes: dict[str, str]
+) -> None:
+    refused = admission_to(journal, registry).admit("cam-0", replace(HELLO, **changes))  # type: ignore[arg-type]
+    assert refused is not None
+    assert refused.scope == "run"
+    assert admission_to(journal, registry).admitted == ()
+    assert admission_to(journal, registry).admit("cam-0", HELLO) is None
+    assert admission_to(journal, registry).admitted == ("cam-0",)
+
+
+def test_a_refusal_says_what_differs_and_what_to_do(journal: Journal) -> None:
+    admission = admission_to(journal, None)
+    admission.class_names = ("ant", "b\u00e4r")
+    encoder = admission.admit("cam-0", replace(HELLO, encoder_id="f" * 64))
+    assert encoder is not None
+    assert f"another encoder (ffffffffffff) than the run ({ENCODER[:12]})" in encoder.reason
+    assert encoder.classes == ()
+    classes = admission.admit("cam-0", replace(HELLO, classes_digest="f" * 64))
+    assert classes is not None
+    assert "other classes (ffffffffffff) than the run (cccccccccccc)" in classes.reason
+    for words in ("copy the coordinator's bundle", "correct 'bundle' in fleet.toml and restart"):
+        assert words in classes.reason
+    assert classes.classes == ("ant", "b\u00e4r")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        tuple(map(str, range(1001))),
+        tuple(f"{'class':90}{n}" for n in range(100)),
+        ("a\nb", "c"),
+        ("x" * 129, "c"),
+        ("\ud800", "c"),
+    ],
+)
+def test_names_that_do_not_fit_into_a_refusal_are_left_out(
+    journal: Journal, names: tuple[str, ...]
+) -> None:
+    admission = admission_to(journal, None)
+    admission.class_names = names
+    refused = admission.admit("cam-0", replace(HELLO, classes_digest="f" * 64))
+    assert refused is not None
+    assert refused.classes == ()

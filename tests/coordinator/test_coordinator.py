@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,8 +38,8 @@ from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 from opened import opened
 
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.devices import ENCODING_S
 from fedclip_edge.coordinator.journal import open_journal
-from fedclip_edge.coordinator.run_state import open_run
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Device, Registry
@@ -49,6 +50,7 @@ from fedclip_edge.protocol.messages import (
     Blob,
     CoordinatorState,
     DeviceState,
+    Encoding,
     Hello,
     Kept,
     Manifest,
@@ -318,13 +320,95 @@ def test_more_devices_than_are_enrolled_are_reported(
     registry = Registry("lab", "edge", 8883, coordinator_key, devices=enrolled)
     rules = replace(RULES, devices=3)
     fleet = opened(Fleet(tmp_path, PLAN, rules, registry=registry))
-    fleet.coordinator.report_unreachable()
+    fleet.coordinator.count_enrolled()
     assert "too_few_enrolled" not in capsys.readouterr().out
     revoked = registry.with_device("cam-2", replace(enrolled["cam-2"], revoked=True))
     fleet.coordinator.apply_registry(revoked, fleet.now)
-    assert "too_few_enrolled devices=3 enrolled=2" in capsys.readouterr().out
+    said = "too_few_enrolled devices=3 enrolled=2 waiting_for=2 hint="
+    assert said in capsys.readouterr().out
     fleet.coordinator.tick(fleet.now)
-    assert 'needs=3 has=0 missing="cam-0 (not seen), cam-1 (not seen)"' in capsys.readouterr().out
+    assert 'needs=2 has=0 missing="cam-0 (not seen), cam-1 (not seen)"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "revoked", "needs"), [(3, 0, 3), (3, 1, 2), (5, 1, 3), (3, 3, 1), (2, 1, 3)]
+)
+def test_a_revoked_device_is_not_waited_for_and_one_to_be_enrolled_is(
+    tmp_path: Path, names: int, revoked: int, needs: int
+) -> None:
+    coordinator_key = signing.load_or_create(tmp_path / "coordinator.key").key
+    devices = {
+        f"cam-{n}": Device(str(n) * 64, (), "2030-01-01", revoked=n < revoked) for n in range(names)
+    }
+    registry = Registry("lab", "edge", 8883, coordinator_key, devices=devices)
+    fleet = opened(Fleet(tmp_path, PLAN, replace(RULES, devices=3), registry=registry))
+    fleet.coordinator.count_enrolled()
+    assert state(fleet).rules.devices == needs
+    enough = {f"dog-{n}": Device(str(n) * 64, (), "2030-01-01") for n in range(3)}
+    fleet.coordinator.apply_registry(replace(registry, devices={**devices, **enough}), fleet.now)
+    assert state(fleet).rules.devices == 3
+
+
+def encodes(done: int, boot: str = "b7") -> DeviceState:
+    return DeviceState(boot, online=True, encoding=Encoding(done, 400))
+
+
+def test_a_device_that_encodes_is_named_until_it_joins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = make(tmp_path)
+    link, key = Mallory(fleet), signing.create_identity()
+
+    def lines(message: Message, by_s: float = 0.0) -> list[str]:
+        topic = TOPICS.up("cam-7") if isinstance(message, Hello) else TOPICS.state("cam-7")
+        link.say(message, topic, "cam-7", key)
+        fleet.now += by_s
+        fleet.step()
+        return re.findall(r"(?:device_encodes|waiting|joined) .*", capsys.readouterr().out)
+
+    assert lines(encodes(40))[0] == "device_encodes device=cam-7 done=40 total=400"
+    assert lines(encodes(60), 30.0) == []  # not each time
+    (said,) = lines(encodes(80), 60.0)
+    assert said.endswith('missing="cam-7 (encoding: 80 of 400 pictures)"')
+    assert "device_encodes device=cam-7 done=320 total=400" in lines(encodes(320), ENCODING_S)
+    (said,) = lines(replace(encodes(0), online=False, encoding=None), 60.0)
+    assert "cam-7" not in said  # it was stopped
+    lines(encodes(330))
+    (joined,) = lines(hello(key))
+    assert joined.startswith("joined device=cam-7")
+    assert fleet.coordinator.devices.encoding == {}
+    assert fleet.coordinator.refused_messages["cam-7"] == 0
+
+
+@pytest.mark.parametrize("made_by", ["its key", "another key", "no device", "revoked"])
+def test_with_a_registry_only_an_enrolled_device_is_said_to_encode(
+    tmp_path: Path, made_by: str
+) -> None:
+    key, coordinator_key = signing.create_identity(), signing.load_or_create(tmp_path / "c.key")
+    cam = Device(key.key, (), "2030-01-01", revoked=made_by == "revoked")
+    registry = Registry("lab", "edge", 8883, coordinator_key.key, devices={"cam-7": cam})
+    fleet = opened(Fleet(tmp_path, PLAN, RULES, registry=registry))
+    name = "cam-8" if made_by == "no device" else "cam-7"
+    signs = STRANGER if made_by == "another key" else key
+    Mallory(fleet).say(encodes(40), TOPICS.state(name), name, signs)
+    fleet.step()
+    assert fleet.coordinator.devices.encoding.keys() == ({name} if made_by == "its key" else set())
+    assert fleet.coordinator.refused_messages[name] == (made_by == "another key")
+    # A retained state may be older than the key.
+    Mallory(fleet).say(DeviceState("b6", online=False), TOPICS.state(name), name, signs)
+    fleet.step()
+    assert fleet.coordinator.devices.encoding == {}
+    assert fleet.coordinator.refused_messages[name] == (made_by == "another key")
+
+
+def test_made_up_names_that_encode_take_little_memory(fleet: Fleet) -> None:
+    mallory = Mallory(fleet)
+    for number in range(1100):
+        name = f"made-up-{number}"
+        mallory.say(encodes(40), TOPICS.state(name), name)
+    until(fleet, lambda: len(fleet.coordinator.devices.encoding) == 1000)
+    steps(fleet, 3)
+    assert len(fleet.coordinator.devices.encoding) == 1000
 
 
 def test_who_is_enrolled_does_not_matter_once_a_round_was_opened(
@@ -802,7 +886,7 @@ def test_a_device_with_another_encoder_or_other_classes_is_refused_in_this_run(
     for name, value in changes.items():
         setattr(wrong.publisher, name, value)
     steps(fleet, 20)
-    assert reason in wrong.left_out_because
+    assert reason in wrong.standby.reason
     del fleet.sessions["cam-7"]
     fleet.run()
     assert final(fleet) == undisturbed()
@@ -833,7 +917,7 @@ def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
     stranger = device(fleet, 7)
     stranger.publisher = replace(stranger.publisher, encoder_id="f" * 64)
     steps(fleet, 60)
-    assert "another encoder" in stranger.left_out_because
+    assert "another encoder" in stranger.standby.reason
 
 
 def test_a_hello_under_anothers_name_does_not_end_the_one_who_has_it(fleet: Fleet) -> None:
@@ -1107,8 +1191,8 @@ def test_a_body_that_is_no_contribution_is_refused(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"run": "run-0"},
         {"device": "cam-1"},
+        {"run": "run-0", "device": "cam-1"},
         {"round": 3},
         {"accuracy": {"federated": 0.3}, "test_pictures": 7},
     ],
@@ -1122,6 +1206,20 @@ def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
     assert "mallory" not in {found.device for found in fleet.journal.reports(run)}
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_report_of_an_earlier_run_is_late_and_not_refused(
+    fleet: Fleet, joins: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = Mallory(fleet)
+    if joins:
+        late.joins()
+    late.say(report(run="run-0", device="mallory", round=2), TOPICS.up("mallory"))
+    fleet.step()
+    assert fleet.coordinator.refused_messages["mallory"] == 0
+    assert "message_refused" not in capsys.readouterr().out
+    assert "mallory" not in {r.device for r in fleet.journal.reports("run-0")}
 
 
 @pytest.mark.parametrize("name", ["device", "round", "a=b\nc", "\ud800"])
@@ -1214,24 +1312,6 @@ def test_nobody_can_use_the_epochs_up(fleet: Fleet) -> None:
     assert fleet.coordinator.refused_messages["mallory"] == 1
     fleet.run()
     assert final(fleet) == undisturbed(3)
-
-
-@pytest.mark.parametrize("changed", ["plan", "encoder", "classes"])
-def test_an_unfinished_run_is_not_gone_on_with_under_other_settings(
-    fleet: Fleet, changed: str
-) -> None:
-    config, classes, encoder = fleet.config, fleet.classes, ENCODER
-    assert open_run(config, classes, 8, encoder, fleet.journal) == fleet.coordinator.run_state.run
-    if changed == "plan":
-        config = replace(config, plan=replace(PLAN, seed=1))
-    elif changed == "encoder":
-        encoder = "f" * 64
-    else:
-        classes = class_texts(("ant", "bee", "dog"))
-    with pytest.raises(
-        ConfigError, match=r"the unfinished run-\w+ with another plan, encoder or classes"
-    ):
-        open_run(config, classes, 8, encoder, fleet.journal)
 
 
 def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:

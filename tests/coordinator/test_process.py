@@ -61,6 +61,10 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
         runs = [run.id for run in journal.runs()]
         final = {r.device: r for r in journal.reports(run.id) if r.round == 3}
     for attempt, identifier in zip(("first", "second"), runs, strict=True):
+        trainers = [e for e in site.events(f"serve-{attempt}") if "trainer" in e]
+        assert {e["trainer"] for e in trainers} == {"judge"}
+        assert {e["event"] for e in trainers} >= {"features_ready", "connected", "evaluated"}
+        assert {"joined", "kept", "serving"}.isdisjoint(e["event"] for e in trainers)
         written = [e for e in site.events(f"serve-{attempt}") if e["event"] == "model_written"]
         assert [Path(e["path"]).name for e in written] == [f"{identifier}.safetensors"]
         model = find_model(written[0]["path"], site.folder / "none", site.bundle)

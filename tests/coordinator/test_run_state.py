@@ -22,6 +22,7 @@ from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import Contribution, Layout, Plan, Update
@@ -38,7 +39,7 @@ def open_books(folder: Path) -> run_state.RunState:
     """The run state of a process that has just started."""
     settings = config(folder)
     journal = opened(open_journal(settings.journal))
-    run = run_state.open_run(settings, CLASSES, D, ENCODER, journal)
+    run = choose_run(settings, CLASSES, D, ENCODER, journal).begin()
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     return run_state.open_run_state(run, journal, Layout(shapes, shapes))
 
@@ -115,7 +116,7 @@ def test_only_a_lossy_codec_costs_a_second_copy(
 ) -> None:
     settings = config(tmp_path, dataclasses.replace(PLAN, codec_up="fp32", codec_down=name))
     journal = opened(open_journal(settings.journal))
-    run = run_state.open_run(settings, CLASSES, D, ENCODER, journal)
+    run = choose_run(settings, CLASSES, D, ENCODER, journal).begin()
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
     state = run_state.open_run_state(run, journal, Layout(shapes, shapes))
     assert (state.stored.master is not None) == stored_twice
@@ -177,30 +178,6 @@ def test_what_is_not_for_this_device_round_and_model_is_refused(tmp_path: Path) 
     ):
         with pytest.raises(PeerError, match=f"contribution: {name} is"):
             state.check("cam-0", 1, dataclasses.replace(made, **{name: other}))  # type: ignore[arg-type]
-
-
-def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
-    run = open_books(tmp_path).run
-    journal = opened(open_journal(tmp_path / "journal.sqlite"))
-    journal.pin_key(run.id, "cam-0", "a" * 64)
-    other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
-    with pytest.raises(ConfigError, match=run.id):
-        run_state.open_run(other, CLASSES, D, ENCODER, journal)
-    with pytest.raises(ConfigError, match="encoder"):
-        run_state.open_run(config(tmp_path), CLASSES, D, "f" * 64, journal)
-    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, journal) == run
-    journal.finish(run.id)
-    assert run_state.open_run(config(tmp_path), CLASSES, D, ENCODER, journal) != run
-
-
-def test_a_run_that_no_device_ever_joined_makes_way_for_other_settings(tmp_path: Path) -> None:
-    run = open_books(tmp_path).run
-    journal = opened(open_journal(tmp_path / "journal.sqlite"))
-    other = config(tmp_path, dataclasses.replace(PLAN, seed=1))
-    begun = run_state.open_run(other, CLASSES, D, ENCODER, journal)
-    assert begun.id != run.id
-    assert begun.plan.seed == 1
-    assert journal.unfinished_run() == begun
 
 
 def test_a_run_is_finished_with_its_model_in_a_file(tmp_path: Path) -> None:

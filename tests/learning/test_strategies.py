@@ -17,6 +17,7 @@ from opened import opened
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
@@ -356,7 +357,7 @@ def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
     """The run state of a process that has just started."""
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
     journal = opened(open_journal(config.journal))
-    run = run_state.open_run(config, CLASSES, D, ENCODER, journal)
+    run = choose_run(config, CLASSES, D, ENCODER, journal).begin()
     return run_state.open_run_state(run, journal, methods.plan_layout(run.plan, CLASSES, D))
 
 

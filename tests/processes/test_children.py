@@ -223,3 +223,11 @@ def test_freed_memory_is_there_for_the_next_step() -> None:
     )
     assert default > 10_000
     assert kept < default / 100
+
+
+def test_bytes_that_are_no_text_do_not_end_the_reading() -> None:
+    code = r"import sys; sys.stdout.buffer.write(b'caf\xe9\nend\n'); sys.exit('why')"
+    with Children() as children:
+        child = children.start([sys.executable, "-c", code], None, pipe=True, errors_too=True)
+        assert child.stdout is not None
+        assert child.stdout.read() == "caf\\xe9\nend\nwhy\n"

@@ -18,6 +18,7 @@ from fedclip_edge.protocol.messages import (
     Capabilities,
     CoordinatorState,
     DeviceState,
+    Encoding,
     Hello,
     Kept,
     Offer,
@@ -124,7 +125,7 @@ def test_every_message_has_one_kind_and_is_frozen() -> None:
 
 
 HELLO = Hello("b", KEY, "photo", "e", "c", CAPABLE)
-LOOSE: tuple[tuple[messages.Message | Capabilities, str, object], ...] = (
+LOOSE: tuple[tuple[messages.Message | Capabilities | Encoding, str, object], ...] = (
     (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "run", "Run 1"),
     (CoordinatorState("b", 1, "run-1", online=True, key=KEY), "boot", "b" * 129),
     (DeviceState("b", online=True), "boot", "\n"),
@@ -147,6 +148,11 @@ LOOSE: tuple[tuple[messages.Message | Capabilities, str, object], ...] = (
     (Kept("run-1", 1, SHA), "number", -1),
     (Kept("run-1", 1, SHA), "sha256", ""),
     (Refused("no", "contribution"), "reason", "x" * (messages.MAX_REASON + 1)),
+    (Refused("no", "run"), "classes", ("c",) * (messages.MAX_CLASSES + 1)),
+    (Refused("no", "run"), "classes", ("c" * 129,)),
+    (Refused("no", "run"), "classes", ("\x1b[2J",)),
+    (Encoding(0, 1), "done", -1),
+    (Encoding(0, 1), "total", 2**53 + 1),
     (Refused("no", "contribution"), "sha256", "x"),
     (Refused("no", "contribution"), "key", "x"),
     (Want(SHA, ((0, 1),)), "missing", tuple((2 * n, 2 * n) for n in range(messages.MAX_GAPS + 1))),
@@ -155,7 +161,7 @@ LOOSE: tuple[tuple[messages.Message | Capabilities, str, object], ...] = (
 
 @pytest.mark.parametrize(("message", "name", "value"), LOOSE)
 def test_no_field_takes_what_nobody_would_say(
-    message: messages.Message | Capabilities, name: str, value: object
+    message: messages.Message | Capabilities | Encoding, name: str, value: object
 ) -> None:
     with pytest.raises(ValueError, match=name):
         type(message)(**{**vars(message), name: value})

@@ -23,6 +23,7 @@ RECORDS: dict[type[Any], dict[str, Any]] = {
     for message in examples.EXAMPLES.values()
 }
 RECORDS[messages.Blob] = RECORDS[messages.Offer]["blob"]
+RECORDS[messages.Encoding] = RECORDS[messages.DeviceState]["encoding"]
 RECORDS[Plan] = RECORDS[messages.Manifest]["plan"]
 RECORDS[messages.Exchange] = RECORDS[messages.Manifest]["exchange"]
 RECORDS[messages.Capabilities] = RECORDS[messages.Hello]["capabilities"]

@@ -38,8 +38,9 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
     ),
     errors.RefusedError: (
         (
-            "The coordinator or the broker refused this client permanently: another bundle, an unknown, "
-            "expired or revoked certificate, a wrong password."
+            "The coordinator or the broker refused this client permanently: an unknown, expired or "
+            "revoked certificate, a wrong password. With `agent --once`, also a run with another "
+            "bundle or a method that the device does not allow."
         ),
         "Do what the message says; a restart does not help.",
     ),

@@ -21,6 +21,7 @@ from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.resume import resume_coordinator
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import signing
@@ -94,7 +95,7 @@ class Fleet:
     def start_coordinator(self) -> coordinator.Coordinator:
         """Start a coordinator in a new process with the same journal."""
         dim = self.classes.vectors.shape[1]
-        run = run_state.open_run(self.config, self.classes, dim, ENCODER, self.journal)
+        run = choose_run(self.config, self.classes, dim, ENCODER, self.journal).begin()
         me = signing.load_or_create(self.folder / "coordinator.key")
         epoch = self.journal.next_epoch()
         incarnation = f"boot-{epoch}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedclip_edge.agent.standby import REPEAT_S
 from fedclip_edge.cli.progress import EVERY_S
 from fedclip_edge.coordinator.coordinator import MUTED_S
+from fedclip_edge.coordinator.devices import ENCODING_S
 from fedclip_edge.coordinator.uploads import LEASE_S
 from fedclip_edge.pki.expiry import WARN_DAYS
 
@@ -59,6 +61,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "encoding_pictures": Event(
             f"Progress of encoding, every {EVERY_S:g} seconds if standard error is not a terminal.",
         ),
+        "encoding_offline": Event(
+            "The broker cannot be reached while the device encodes. Encoding goes on. The agent tries "
+            "again after `again_s` seconds, and at the end.",
+            "Check the broker and the network before the encoding ends.",
+        ),
         "files_ignored": Event("The picture folder has files that are not pictures."),
         "not_used": Event(
             "A file or folder can be read, but its pictures do not count: for example a folder that is "
@@ -89,8 +96,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Start `fedclip-edge serve`. If it runs, compare `fleet` and `[broker]` in both files.",
         ),
         "not_in_run": Event(
-            "The coordinator does not admit this device to its run. The device waits for another "
-            "run: it says hello again every five minutes, and to each new coordinator.",
+            "This device does not take part in the coordinator's run: the coordinator refuses it, or "
+            "the run's plan does not work here. It stays connected, says hello again every five "
+            "minutes and to each new coordinator, and takes part once a run fits it. Written at "
+            f"once, and every {REPEAT_S / 3600:g} h for the same reason.",
             "The reason names the remedy, such as copying the bundle.",
         ),
         "torch_loaded": Event("PyTorch is loaded, before the device first trains by gradients."),
@@ -146,6 +155,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
     },
     COORDINATOR: {
         "bundle_caution": _CAUTION,
+        "run_abandoned": Event(
+            "The unfinished run in the journal has made way for a new one: with `--new-run`, or "
+            "because its settings have changed before it had any result.",
+            "To use its newest model, follow `hint`.",
+        ),
         "serving": Event("The coordinator is online and waits for devices."),
         "joined": Event("A device said hello and was admitted."),
         "device_refused": Event(
@@ -190,9 +204,14 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "[Stuck between rounds](../how-to/troubleshooting.md#stuck-between-rounds).",
         ),
         "too_few_enrolled": Event(
-            "The first round waits for more devices than are enrolled and not revoked, so it cannot "
-            "open. Written at the start and when the registry changes.",
-            "Enrol more devices, or lower `devices` under `[rules]` and restart `serve`.",
+            "The first round needs more devices than are enrolled and not revoked. Devices that were "
+            "revoked are not waited for: `waiting_for` says how many are. Written at the start and "
+            "when the registry changes.",
+            "Enrol more devices, or lower `devices` under `[rules]`.",
+        ),
+        "device_encodes": Event(
+            "A device encodes its pictures; it joins when it is done. Written when the coordinator "
+            f"first learns of it, and then every {ENCODING_S / 60:g} minutes for each device.",
         ),
         "round_closed": Event("A round is closed, and the next model is made."),
         "report": Event("A device measured a model. The fields are those of the agent's event."),
@@ -217,6 +236,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The broker did not end the connection of a device that was refused. The coordinator "
             "ignores the device anyway.",
             "Restart the broker to end the connection.",
+        ),
+        "trainer_output": Event(
+            "A line that the device of `[trainer]` wrote and that is no log event, such as an error "
+            "message. All events of that device appear in the log of `serve`, with the field `trainer`.",
         ),
         "trainer_ended": Event(
             "The device of `[trainer]` ended before the run. The run continues without it.",
@@ -281,6 +304,7 @@ FIELDS: Mapping[str, str] = {
     "if there is one, `personal` are top-1 accuracies on the test pictures; the last evaluation may "
     "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
     "error. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
+    "again_s": "Seconds until the next attempt to connect.",
     "alpha": "Weight of the image prototypes relative to the class texts.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",
@@ -301,7 +325,7 @@ FIELDS: Mapping[str, str] = {
     "device": "Id of the device.",
     "devices": "Number of updates in the round.",
     "domain": "The `domain` of the device's configuration.",
-    "done": "Pictures encoded so far.",
+    "done": "Pictures whose features are ready, also from the cache.",
     "enrolled": "Number of devices that are enrolled and not revoked.",
     "encoded": "Pictures that went through the encoder now.",
     "ends": "Date of expiry; of several certificates, the first date.",
@@ -317,14 +341,17 @@ FIELDS: Mapping[str, str] = {
     "l2": "Strength of the shrinkage (lambda).",
     "norm": "L2 norm of the update, divided by its weight.",
     "weight": "Weight of the update in the mean.",
+    "left_s": "Seconds that it still takes at this rate.",
+    "line": "The line as it was written.",
     "left_out": "True if the device no longer counts.",
     "missed.reason": "`silent`: it sent nothing in this attempt. `late`: it is online, but its "
     "contribution did not come in time. `offline`: it went away. `refused`: its contribution was "
     "refused; `message_refused` says why.",
     "method": "Name of the method.",
     "min_per_class": "The number in `agent.toml`, or a higher one of the plan.",
-    "missing": "The devices that are waited for, and when each last sent a message. In phase "
-    "`gathering`, enrolled devices that have never joined this run are included.",
+    "missing": "The devices that are waited for, and when each last sent a message, or how far it is with "
+    "encoding its pictures. In phase `gathering`, enrolled devices that have never joined this run "
+    "are included.",
     "device_refused.count": "Number of hellos of this kind since the last such line.",
     "message_refused.count": "Number of messages of this kind since the last such line. `topic` and "
     "`reason` are those of the last one.",
@@ -339,6 +366,7 @@ FIELDS: Mapping[str, str] = {
     "picture_skipped.more": "Number of further files and folders; ten are named.",
     "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
+    "per_s": "Pictures encoded in a second.",
     "gda_solved.classes": "Number of classes with pictures.",
     "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
@@ -355,6 +383,8 @@ FIELDS: Mapping[str, str] = {
     "rounds": "Number of rounds of the run.",
     "rounds_closed": "Number of rounds already closed, after a restart.",
     "run": "Id of the run.",
+    "run_adds": "Classes of the run that this device's bundle lacks; ten are named.",
+    "run_lacks": "Classes of this device's bundle that the run lacks; ten are named.",
     "run_done.rounds": "Number of rounds closed.",
     "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",
@@ -368,8 +398,9 @@ FIELDS: Mapping[str, str] = {
     "certificate_ends.devices": "Devices whose certificates expire first, each with the date.",
     "too_few_enrolled.devices": "The setting `devices` under `[rules]`.",
     "topic": "MQTT topic of the message.",
-    "total": "Pictures to encode.",
+    "total": "All pictures of the device.",
     "train": "Number of training pictures.",
+    "trainer": "Id of the device of `[trainer]`. `serve` adds this field to all events of that device.",
     "train_pictures": "Training pictures of all devices together.",
     "update_bytes": "Size of the update as it is sent.",
     "updates_bytes": "Size of all kept updates together.",

@@ -77,7 +77,7 @@ OFFERED = chunks.blob_of(UPDATE, "update")
 
 EXAMPLES: Mapping[str, messages.Message] = {
     "coordinator": messages.CoordinatorState("9f0e", 7, RUN, online=True, key=COORDINATOR.key),
-    "device": messages.DeviceState("5b2d", online=True),
+    "device": messages.DeviceState("5b2d", online=True, encoding=messages.Encoding(1200, 30000)),
     "hello": messages.Hello(
         "5b2d",
         DEVICE.key,
@@ -364,7 +364,14 @@ def classes_digest() -> str:
 
 
 # The records that are fields of messages.
-NESTED = (messages.Blob, messages.Capabilities, messages.Pictures, messages.Exchange, Plan)
+NESTED = (
+    messages.Blob,
+    messages.Encoding,
+    messages.Capabilities,
+    messages.Pictures,
+    messages.Exchange,
+    Plan,
+)
 PARTS: dict[str, Callable[[], str]] = {
     "topics": topic_table,
     "subscriptions": subscriptions,

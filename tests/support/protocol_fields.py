@@ -34,6 +34,7 @@ from fedclip_edge.protocol.messages import (
     Capabilities,
     CoordinatorState,
     DeviceState,
+    Encoding,
     Exchange,
     Hello,
     Kept,
@@ -130,6 +131,16 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [],
         [[], "x", 0, None, {"nobody": 1}],
     ),
+    "record or null": (
+        "an object with the fields of the record in the type column, or null",
+        [None],
+        [[], "x", 0, {"nobody": 1}],
+    ),
+    "class names": (
+        "0 to 1,000 texts",
+        [[], ["ant", "b\u00e4r"], ["c"] * 1000],
+        [["c"] * 1001, ["x" * 129], ["\n"], [1], "a", None],
+    ),
     "epochs": ("integer, 0 to 1000", [0, 1000], [-1, 1001, 1.0, "1", True]),
     "rounds": (
         "integer, 0 to 1,000,000; in a manifest 1 or more",
@@ -141,7 +152,7 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
     "weight": ("integer, 1 to 2^40", [1, 2**40], [0, 2**40 + 1]),
     "norm": ("number above 0, below 10^9", [0.5, 999], [0, 1e9, -1]),
     "name": (
-        "any string; a device without a method or strategy of this name stops",
+        "any string; a device without a method or strategy of this name takes no part",
         ["fedclip", "other"],
         [1, None],
     ),
@@ -175,6 +186,14 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
     DeviceState: {
         "boot": _BOOT,
         "online": _ONLINE,
+        "encoding": (
+            "record or null",
+            "progress of a device that encodes its pictures and has not said hello yet",
+        ),
+    },
+    Encoding: {
+        "done": ("count", "pictures whose features are ready"),
+        "total": ("count", "all pictures of the device"),
     },
     Hello: {
         "boot": _BOOT,
@@ -263,6 +282,10 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "public key of the device that is refused; empty for a contribution",
         ),
         "closed": ("count", "number of closed exchanges when this was sent, or 0 (see D18)"),
+        "classes": (
+            "class names",
+            "names of the run's classes, for a device that has others; empty if they do not fit",
+        ),
     },
     Report: {
         "run": ("id", "the run of the evaluated model"),

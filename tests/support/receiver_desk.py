@@ -15,6 +15,7 @@ from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival, Receiver
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.learning import methods
@@ -49,7 +50,7 @@ class Desk:
     def __init__(self, folder: Path, plan: Plan) -> None:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
         journal = open_journal(config.journal)
-        self.run = run_state.open_run(config, CLASSES, D, ENCODER, journal)
+        self.run = choose_run(config, CLASSES, D, ENCODER, journal).begin()
         self.layout = methods.plan_layout(self.run.plan, CLASSES, D)
         self.run_state = run_state.open_run_state(self.run, journal, self.layout)
         broker, gone = InMemoryBroker(), Will("gone", b"")

@@ -25,6 +25,7 @@ from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
+from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Device, Registry
@@ -168,7 +169,7 @@ def _begin(world: World, journal: Journal) -> Run | None:
         journal.add_run(run, run_state.stored_model(initial, {}, world.plan))
     elif journal.unfinished_run() is None:
         return None
-    return run_state.open_run(_fleet_config(world, journal.path), CLASSES, DIM, ENCODER, journal)
+    return choose_run(_fleet_config(world, journal.path), CLASSES, DIM, ENCODER, journal).begin()
 
 
 def _fleet_config(world: World, journal: Path) -> FleetConfig:

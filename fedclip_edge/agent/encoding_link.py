@@ -1,0 +1,82 @@
+"""The link of a device that encodes its pictures, which may take hours.
+
+Through it, the device's retained state tells the coordinator how far the device is.
+
+Laws:
+- Encoding goes on without a broker; an attempt to connect in between is short.
+- Until all features are ready, the device subscribes to nothing and says no hello.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fedclip_edge import log
+from fedclip_edge.errors import LinkError
+from fedclip_edge.protocol.messages import DeviceState, Encoding
+from fedclip_edge.transport.base import Will
+from fedclip_edge.transport.mqtt import PahoTransport
+
+TELL_S = 30.0
+_TRY_S = 2.0  # the longest wait for a connection while there are pictures to encode
+_TRY_AGAIN_S = 300.0
+_FIRST_CONNECTION_S = 10.0  # later connections are retried without limit
+
+
+@dataclass(eq=False)
+class EncodingLink:
+    """The link of one device process, made by `make_link` when it is first needed.
+
+    `make_link` gets the topics to subscribe to. `pack` signs a state of the device, to be retained.
+    """
+
+    make_link: Callable[[Iterable[str]], PahoTransport]
+    pack: Callable[[DeviceState], Will]
+    incarnation: str
+    _link: PahoTransport | None = None
+    _next_at: float = -math.inf
+
+    def tell(self, done: int, total: int) -> None:
+        """Tell the coordinator, if that is due, that `done` of `total` pictures are encoded.
+
+        Raises RefusedError and ConfigError as `PahoTransport.connect` does.
+        """
+        if time.monotonic() < self._next_at or done >= total:
+            return
+        if self._link is None:
+            try:
+                self._link = self._connected((), _TRY_S)
+            except LinkError as error:
+                log.event("encoding_offline", reason=str(error), again_s=_TRY_AGAIN_S)
+                self._next_at = time.monotonic() + _TRY_AGAIN_S
+                return
+        self._next_at = time.monotonic() + TELL_S
+        self._publish(DeviceState(self.incarnation, online=True, encoding=Encoding(done, total)))
+
+    def connect(self, topics: Iterable[str]) -> PahoTransport:
+        """The connected link, with subscriptions to `topics`; raises as `PahoTransport.connect`."""
+        if self._link is None:
+            self._link = self._connected(topics, _FIRST_CONNECTION_S)
+        else:
+            # Not before: nobody would take the messages out while the device encodes.
+            self._link.set_topics(topics)
+        return self._link
+
+    def close(self) -> None:
+        """Tell the coordinator that the device goes offline, and close the link if there is one."""
+        if self._link is not None:
+            self._publish(DeviceState(self.incarnation, online=False))
+            self._link.close()
+
+    def _connected(self, topics: Iterable[str], timeout_s: float) -> PahoTransport:
+        link = self.make_link(topics)
+        link.connect(timeout_s)
+        return link
+
+    def _publish(self, state: DeviceState) -> None:
+        assert self._link is not None
+        message = self.pack(state)
+        self._link.publish(message.topic, message.payload, retain=True)
