@@ -10,6 +10,7 @@ Laws:
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
-from fedclip_edge.vision.datasets import EXTENSIONS, Skipped, files_below
+from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
+from fedclip_edge.vision.picture_files import EXTENSIONS, LeftOut, Skipped, labels_of, unreadable
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 from fedclip_edge.vision.prefetch import prefetch
 
@@ -44,34 +46,46 @@ class Prediction:
     adapted: F32 | None  # (C,) probabilities
 
 
-def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[Asked, ...]:
+def find_pictures(
+    paths: Sequence[Path], classes: Sequence[str]
+) -> tuple[tuple[Asked, ...], LeftOut]:
     """List the pictures in `paths`: files as they are, folders with all pictures below them.
 
     A file that occurs twice is listed once. The truth is the class of the nearest folder with a
-    class's name, from the picture up to the folder in `paths`. Raises DataError if a path does not
-    exist or no picture is found.
+    class's name, from the picture up to the folder in `paths`; names are compared in Unicode form
+    NFC. Also returns what is left out, each once. Raises DataError if a path does not exist or
+    cannot be read, or if no picture is found.
     """
-    labels = {name: label for label, name in enumerate(classes)}
+    labels = labels_of(classes)
     found: dict[Path, Asked] = {}
+    left_out = LeftOut()
     for path in paths:
-        if path.is_dir():
-            files = [file for file in files_below(path) if file.suffix.lower() in EXTENSIONS]
-            top = len(path.parts) - 1
-        elif path.exists():
-            files = [path]
-            top = len(path.parts) - 2
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} does not exist; name pictures, or folders of pictures"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"{path} {unreadable(error)}; name other pictures, or folders of pictures"
+            ) from error
+        if is_folder:
+            label = labels.get(normalized_name(path.name))
+            below = picture_files.find_pictures(path, labels, label)
+            left_out += below.left_out
+            for file, truth in below.pictures:
+                found.setdefault(file, Asked(file, truth))
         else:
-            raise DataError(f"{path} does not exist; name pictures, or folders of pictures")
-        for file in files:
-            folders = map(normalized_name, reversed(file.parts[max(0, top) : -1]))
-            truth = next((labels[name] for name in folders if name in labels), None)
-            found.setdefault(file, Asked(file, truth))
+            truth = labels.get(normalized_name(path.parent.name))
+            found.setdefault(path, Asked(path, truth))
     if not found:
         raise DataError(
             f"no picture ({', '.join(sorted(EXTENSIONS))}) was found in "
-            f"{', '.join(map(str, paths))}; name pictures, or folders of pictures"
+            f"{', '.join(map(str, paths))}{left_out.reasons()}; name pictures, or folders of "
+            "pictures"
         )
-    return tuple(found.values())
+    return tuple(found.values()), left_out.distinct()
 
 
 def predict_pictures(
@@ -142,7 +156,7 @@ def _read_file(asked: Asked) -> _Read:
     try:
         data = asked.path.read_bytes()
     except OSError as error:
-        return _Read(asked, "", f"cannot be read: {error.strerror or error}")
+        return _Read(asked, "", unreadable(error))
     return _Read(asked, picture_hash(data), data)
 
 

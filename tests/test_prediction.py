@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import Asked, Prediction, find_pictures, predict_pictures
 from fedclip_edge.records import F32, Model
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.datasets import Skipped
 from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.picture_files import Skipped
 from fedclip_edge.vision.pictures import load
 
 NAMES = ("circle", "square", "triangle")
@@ -26,7 +28,7 @@ NAMES = ("circle", "square", "triangle")
 def predicted(
     bundle: Bundle, paths: list[Path], model: Model | None, batch_size: int = 4
 ) -> list[Prediction | Skipped]:
-    asked = find_pictures(paths, bundle.classes.names)
+    asked, _ = find_pictures(paths, bundle.classes.names)
     encoder = open_encoder(bundle, EncoderConfig())
     preprocessing = bundle.manifest.preprocessing
     return list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model, batch_size))
@@ -109,29 +111,30 @@ def made(folder: Path, *names: str) -> list[Path]:
 def test_a_folder_means_every_picture_below_it(tmp_path: Path) -> None:
     paths = made(tmp_path, "b.JPG", "a/c/d.png", "e.webp")
     made(tmp_path, "notes.txt", ".hidden.png", "a/.cache/f.png")
-    assert {asked.path for asked in find_pictures([tmp_path], NAMES)} == set(paths)
+    assert {asked.path for asked in find_pictures([tmp_path], NAMES)[0]} == set(paths)
 
 
 def test_a_file_that_was_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     paths = made(tmp_path, "frame", "z.tiff", "a.png")
-    assert [asked.path for asked in find_pictures(paths, NAMES)] == paths
+    assert [asked.path for asked in find_pictures(paths, NAMES)[0]] == paths
 
 
 def test_a_file_that_is_meant_twice_is_there_once(tmp_path: Path) -> None:
     paths = made(tmp_path, "square/a.png", "b.png")
-    found = find_pictures([tmp_path, *paths, tmp_path / "square"], NAMES)
+    found = find_pictures([tmp_path, *paths, tmp_path / "square"], NAMES)[0]
     assert {asked.path: asked.truth for asked in found} == {paths[0]: 1, paths[1]: None}
     assert len(found) == 2
     made(tmp_path, "square/deep/c.png")
-    (first,) = find_pictures([tmp_path / "square" / "deep", tmp_path / "square" / "deep"], NAMES)
+    deep = tmp_path / "square" / "deep"
+    (first,), _ = find_pictures([deep, deep], NAMES)
     assert first.truth is None
-    twice = find_pictures([tmp_path / "square" / "deep", tmp_path / "square"], NAMES)
+    twice, _ = find_pictures([deep, tmp_path / "square"], NAMES)
     assert twice[0] == first
 
 
 def test_the_truth_is_the_nearest_folder_with_a_classs_name(tmp_path: Path) -> None:
     made(tmp_path, "square/a.png", "square/deep/b.png", "square/circle/c.png", "other/d.png")
-    found = {asked.path.name: asked.truth for asked in find_pictures([tmp_path], NAMES)}
+    found = {asked.path.name: asked.truth for asked in find_pictures([tmp_path], NAMES)[0]}
     assert found == {"a.png": 1, "b.png": 1, "c.png": 0, "d.png": None}
 
 
@@ -142,17 +145,44 @@ def test_the_truth_is_looked_for_no_higher_than_what_was_named(tmp_path: Path) -
         "class": [tmp_path / "square"],
         "file": [path],
     }
-    truths = {name: find_pictures(paths, NAMES)[0].truth for name, paths in by.items()}
+    truths = {name: find_pictures(paths, NAMES)[0][0].truth for name, paths in by.items()}
     assert truths == {"folder": None, "class": 1, "file": None}
     (inside,) = made(tmp_path, "square/b.png")
-    assert find_pictures([inside], NAMES) == (Asked(inside, 1),)
+    assert find_pictures([inside], NAMES)[0] == (Asked(inside, 1),)
 
 
 def test_a_folder_named_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "square/a.png")
     monkeypatch.chdir(tmp_path)
-    assert find_pictures([Path()], NAMES) == (Asked(Path("square/a.png"), 1),)
-    assert find_pictures([Path("square/a.png")], NAMES)[0].truth == 1
+    assert find_pictures([Path()], NAMES)[0] == (Asked(Path("square/a.png"), 1),)
+    assert find_pictures([Path("square/a.png")], NAMES)[0][0].truth == 1
+
+
+def test_a_folder_in_the_other_unicode_form_is_of_the_class(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café"))
+    made(tmp_path, f"{apart}/a.png")
+    paths = ([tmp_path], [tmp_path / apart], [tmp_path / apart / "a.png"])
+    for names in ((composed, "tea"), (apart, "tea")):
+        truths = [find_pictures(given, names)[0][0].truth for given in paths]
+        assert truths == [0, 0, 0]
+
+
+def test_links_and_system_folders_are_as_on_an_agent(tmp_path: Path) -> None:
+    made(tmp_path, "disk/a.png", "site/circle/@eaDir/thumb.jpg", "site/circle/b.png", "site/n.txt")
+    site = tmp_path / "site"
+    (site / "square").symlink_to(tmp_path / "disk")
+    (site / "circle" / "loop").symlink_to(site)
+    (site / "gone").symlink_to(tmp_path / "unplugged")
+    found, left_out = find_pictures([site], NAMES)
+    assert found == (Asked(site / "circle" / "b.png", 0), Asked(site / "square" / "a.png", 1))
+    assert left_out.others == (site / "n.txt",)
+    assert [path for path, _ in left_out.skipped] == [site / "gone"]
+    assert [path for path, _ in left_out.unused] == [site / "circle" / "loop"]
+    assert find_pictures([site, site / "circle", site], NAMES) == (found, left_out)
+    shutil.rmtree(site / "circle")
+    (site / "square").unlink()
+    with pytest.raises(DataError, match=r"no picture .* was found in .*gone: it is a link to"):
+        find_pictures([site], NAMES)
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
@@ -165,5 +195,5 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
 
 def test_the_unicode_form_of_a_folder_does_not_matter(tmp_path: Path) -> None:
     made(tmp_path, "cafe\u0301/a.png", "caf\u00e9/b.png")
-    found = find_pictures([tmp_path], ("tea", "caf\u00e9"))
+    found, _ = find_pictures([tmp_path], ("tea", "caf\u00e9"))
     assert [asked.truth for asked in found] == [1, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedclip_edge import log
@@ -12,9 +12,10 @@ from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
-from fedclip_edge.vision.datasets import Dataset, Picture, Skipped, Split, read_folder, split
+from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
+from fedclip_edge.vision.picture_files import LeftOut, Skipped, examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class DeviceFeatures:
     test: Features
     test_pictures: tuple[Picture, ...]  # N of them, in the order of `test`
     encoded: int  # distinct pictures that were encoded, not read from the cache
-    skipped: int  # files that could not be read as pictures
+    skipped: int  # pictures, and folders of pictures, that could not be read
     encode_s: float  # seconds for all sides, including reads from the cache
 
 
@@ -48,8 +49,10 @@ def prepare_features(
     began = time.monotonic()
     embedded, damaged = _embed_sides(config, bundle, sides, progress)
     encode_s = time.monotonic() - began
-    skipped = [*dataset.skipped, *(s for side in embedded.values() for s in side.skipped)]
-    _log_left_out(config, dataset, skipped, sides)
+    left_out = dataset.left_out
+    for side in embedded.values():
+        left_out += LeftOut(skipped=side.skipped)
+    _log_left_out(config, left_out, sides)
     _check_roles(config, embedded)
     encoded = sum(side.encoded for side in embedded.values())
     log.event(
@@ -59,7 +62,7 @@ def prepare_features(
         encoded=encoded,
         cached=sum(side.cached for side in embedded.values()),
         damaged=damaged or None,
-        skipped=len(skipped),
+        skipped=len(left_out.skipped),
         seconds=encode_s,
         provider=config.encoder.provider,
     )
@@ -69,7 +72,7 @@ def prepare_features(
         test=_features(embedded["test"], bundle),
         test_pictures=embedded["test"].pictures,
         encoded=encoded,
-        skipped=len(skipped),
+        skipped=len(left_out.skipped),
         encode_s=encode_s,
     )
 
@@ -102,18 +105,24 @@ def _embed_sides(
         return embedded, cache.damaged
 
 
-def _log_left_out(
-    config: AgentConfig, dataset: Dataset, skipped: Sequence[Skipped], sides: Split
-) -> None:
-    """Log files that are not pictures, unreadable pictures, and classes without test pictures."""
-    if dataset.ignored:
-        kinds = sorted({path.suffix.lower() for path in dataset.ignored})
-        log.event("files_ignored", count=len(dataset.ignored), kinds=" ".join(kinds))
-    for picture in skipped:
-        log.event("picture_skipped", picture=picture.path, reason=picture.reason)
+def _log_left_out(config: AgentConfig, left_out: LeftOut, sides: Split) -> None:
+    """Log what is left out, a few of each kind by name, and classes without test pictures."""
+    if left_out.others:
+        log.event("files_ignored", count=len(left_out.others), kinds=left_out.kinds())
+    for entry, more in _examples(left_out.unused):
+        log.event("not_used", path=entry.path, reason=entry.reason, more=more)
+    for entry, more in _examples(left_out.skipped):
+        log.event("picture_skipped", picture=entry.path, reason=entry.reason, more=more)
     if "evaluate" in config.roles:
         for name in sides.classes_without_test:
             log.event("class_without_test_pictures", class_name=name)
+
+
+def _examples(entries: Sequence[Skipped]) -> Iterator[tuple[Skipped, int | None]]:
+    """Yield a few entries, each with None; the last one with the number of further entries."""
+    some = examples(entries)
+    for place, entry in enumerate(some, start=1):
+        yield entry, (len(entries) - place or None) if place == len(some) else None
 
 
 def _check_roles(config: AgentConfig, embedded: Mapping[str, Embedded]) -> None:

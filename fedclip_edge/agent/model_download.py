@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedclip_edge.agent.learner import Learner
+from fedclip_edge.agent.lost_parts import LostParts
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.chunks import Incoming, Ranges, first_chunks
+from fedclip_edge.protocol.chunks import Incoming, Ranges, count_chunks, first_chunks
 from fedclip_edge.protocol.messages import Blob, Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
 
@@ -42,6 +43,7 @@ class Download:
     _chunk_at: float = 0.0
     _asked_for: str = ""  # hash of the model whose chunks were asked for last
     _repair_s: float = REPAIR_S  # doubles with each repeated want, and halves with each model
+    _lost: LostParts = field(default_factory=lambda: LostParts("model"))
 
     def expect(self, blob: Blob, since: float) -> None:
         """Expect the chunks of this blob and of no other, from the time `since` on, in seconds."""
@@ -57,6 +59,7 @@ class Download:
         """Add one chunk; raises PeerError for a wrong one."""
         if self._incoming is not None and self._incoming.add_chunk(chunk):
             self._chunk_at = now
+            self._lost.arrived()
 
     def has(self, blob: Blob) -> bool:
         """True if all chunks of the blob have arrived."""
@@ -68,6 +71,7 @@ class Download:
         if self._incoming is None or now - self._chunk_at < self._repair_s:
             return None
         self._chunk_at = now
+        self._lost.requested(count_chunks(self._incoming.missing))
         return Want(self._incoming.blob.sha256, self._missing(self._incoming))
 
     def assemble(self) -> bytes:

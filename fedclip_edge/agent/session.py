@@ -88,7 +88,8 @@ class Session:
                 _log_message_refused(self._refusals.add("", event.topic, str(error), now))
         elif isinstance(event, Disconnected):
             self.handshake.lose_link()
-            log.event("link_lost", reason=event.reason)
+            if event.reason:
+                log.event("link_lost", reason=event.reason)
 
     def act(self, now: float) -> bool:
         """Do at most one piece of work; False if there was none.

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedclip_edge import log
 from fedclip_edge.agent.clipping import store_within
+from fedclip_edge.agent.lost_parts import LostParts
 from fedclip_edge.agent.state_db import PendingUpdate, StateDb
 from fedclip_edge.protocol import chunks, wire
+from fedclip_edge.protocol.chunks import Ranges
 from fedclip_edge.protocol.messages import Blob, Kept, Manifest, Offer, Refused, Want
 from fedclip_edge.records import Arrays, Contribution, Plan
 
@@ -49,6 +51,7 @@ class _Pending:
     offered_at: float
     answered: bool = False  # chunks were sent on this link
     unwanted: bool = False  # refused in this attempt; the answer is final once the round is closed
+    wanted: Ranges = ()  # the chunks of the last answer
 
 
 @dataclass(eq=False)
@@ -63,6 +66,7 @@ class Upload:
     _pending: _Pending | None = None
     _resolved_round: int = 0  # the last round of this run with a final answer
     _packet_bytes: int | None = None  # the largest packet that the broker takes
+    _lost: LostParts = field(default_factory=lambda: LostParts("update"))
 
     @property
     def pending(self) -> Blob | None:
@@ -177,7 +181,11 @@ class Upload:
             return iter(())  # not the pending contribution, or refused in this attempt
         if mine.answered and sending:
             return iter(())  # the earlier chunks are still being sent: slow, but not lost
-        mine.offered_at, mine.answered = now, True
+        if want.missing != mine.wanted:
+            self._lost.arrived()
+        elif mine.answered:  # the broker has acknowledged them on this link
+            self._lost.requested(chunks.count_chunks(want.missing))
+        mine.offered_at, mine.answered, mine.wanted = now, True, want.missing
         return chunks.split(mine.update.payload, mine.blob, want.missing)
 
     def resolve(self, answer: Kept | Refused) -> None:
@@ -194,6 +202,7 @@ class Upload:
             return
         self.state_db.resolve(mine.update.run, answer.sha256, kept=isinstance(answer, Kept))
         self._resolved_round, self._pending = mine.update.round, None
+        self._lost.arrived()
 
     def _blob_of(self, payload: bytes) -> Blob:
         """The blob of the payload, in chunks that fit this link's packets."""

@@ -19,6 +19,7 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
     """Run a device's agent, which trains on its pictures.
 
     It also evaluates each model on the device's test pictures. No picture leaves the device.
+    SIGTERM and Ctrl-C stop the agent with exit code 0, or with --once, 143 and 130.
 
     CONFIG is the device's configuration file, by default agent.toml. It names the fleet, the
     broker, the bundle and the folder of pictures.
@@ -27,16 +28,19 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
 
     limit_blas_threads()  # before numpy is imported
     from fedclip_edge import log
-    from fedclip_edge.agent import process as device
-    from fedclip_edge.cli.progress import progress_bar
-    from fedclip_edge.config import load_agent
+    from fedclip_edge.processes.stopping import stopping_on_signals
     from fedclip_edge.processes.threads import exit_on_thread_failure
 
     log.use_json(as_json)
     exit_on_thread_failure()
-    loaded = load_agent(config)
-    with progress_bar("encoding pictures", _encoding) as progress:
-        device.run(loaded, once=once, progress=progress)
+    with stopping_on_signals(is_service=not once):
+        from fedclip_edge.agent import process as device
+        from fedclip_edge.cli.progress import progress_bar
+        from fedclip_edge.config import load_agent
+
+        loaded = load_agent(config)
+        with progress_bar("encoding pictures", _encoding) as progress:
+            device.run(loaded, once=once, progress=progress)
 
 
 def _encoding(done: int, total: int) -> None:

@@ -117,7 +117,8 @@ def demo(
         method=method,
         options=parsed,
     )
-    stage.check(settings)
+    for line in stage.check(settings).lines():
+        click.echo(line)
     out.mkdir(parents=True, exist_ok=True)
     lock = lock_file(out / stage.MARKER, f"--out {out}")
     staged = stage.prepare(settings, click.echo)
@@ -193,8 +194,16 @@ class _Live:
         if event["event"] == "joined":
             self._bar.say(f"{event['device']} joined ({event['roles']})")
         elif event["event"] == "encoding_pictures":
-            who = event.get("device", self._held_out)  # the trainer's event has no device
-            self._bar.say(f"{who} encodes its pictures: {event['done']} of {event['total']}")
+            self._say(event, f"encodes its pictures: {event['done']} of {event['total']}")
+        elif event["event"] in ("not_used", "picture_skipped"):
+            from fedclip_edge.vision.picture_files import printable
+
+            path = printable(event.get("path") or event["picture"])
+            more = f" (and skips {event['more']} more)" if "more" in event else ""
+            self._say(event, f"skips {path}: {event['reason']}{more}")
+        elif event["event"] == "files_ignored":
+            kinds = f" ({event['kinds']})" if event["kinds"] else ""
+            self._say(event, f"ignores files that are not pictures: {event['count']}{kinds}")
         elif event["event"] == "report" and event["device"] == self._held_out:
             self._accuracy = f"{100 * event['federated']:.1f} % (round {event['round']})"
         elif event["event"] == "round_closed":
@@ -209,6 +218,10 @@ class _Live:
             self._bar.show(closed, self._rounds, text)
         else:
             click.echo(f"round {closed}/{self._rounds}: {text}")
+
+    def _say(self, event: Mapping[str, Any], text: str) -> None:
+        """Print a line about a device; events of the held-out one do not name it."""
+        self._bar.say(f"{event.get('device', self._held_out)} {text}")
 
     def end(self) -> None:
         self._bar.end()

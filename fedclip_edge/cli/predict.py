@@ -14,7 +14,7 @@ from fedclip_edge.cli.encoder_options import cache_option, encoder_options
 if TYPE_CHECKING:
     from fedclip_edge.prediction import Asked, Prediction
     from fedclip_edge.records import F32
-    from fedclip_edge.vision.datasets import Skipped
+    from fedclip_edge.vision.picture_files import LeftOut, Skipped
 
 _PATH = click.Path(path_type=Path)
 _SHARE_WIDTH = 7  # "100.0 %"
@@ -92,11 +92,12 @@ def predict(
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
     from fedclip_edge.vision.lazy_encoder import LazyEncoder
+    from fedclip_edge.vision.picture_files import LeftOut
     from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
     opened = read_bundle(bundle)
     trained = None if model is None else find_model(model, journal, opened)
-    asked = find_pictures(pictures, opened.classes.names)
+    asked, left_out = find_pictures(pictures, opened.classes.names)
     encoder = LazyEncoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
     for caution in bundle_warnings(opened.manifest):
         _note(caution)
@@ -128,8 +129,9 @@ def predict(
                     table.show(result)
             if table is None and not as_json:  # otherwise the output shows progress
                 bar(done, len(asked))
-    for skipped in tally.skipped:
-        _print(f"skipped {_shown(skipped.path)}: {skipped.reason}", err=True)
+    left_out += LeftOut(skipped=tuple(tally.skipped))
+    for line in left_out.lines():
+        _print(line, err=True)
     if not tally.read:
         raise DataError(
             f"none of the {len(asked)} pictures could be read (the reasons are above); give others"
@@ -140,8 +142,11 @@ def predict(
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
         by += f" ({trained.model.method})"
-    again = f", {known.found} of them not encoded again" if known.found else ""
-    lines = [f"{tally.summary()}{again}; {by}", *tally.accuracy(adapted=trained is not None)]
+        again = f", {known.found} of them not encoded again" if known.found else ""
+        lines = [
+            f"{tally.summary(left_out)}{again}; {by}",
+            *tally.accuracy(adapted=trained is not None),
+        ]
     if out is not None:
         lines.insert(0, f"Wrote {out}")
     if table is not None:
@@ -163,7 +168,7 @@ class _Tally:
         self._right = {"adapted": 0, "zero-shot": 0}
 
     def add(self, result: Prediction | Skipped) -> None:
-        from fedclip_edge.vision.datasets import Skipped
+        from fedclip_edge.vision.picture_files import Skipped
 
         if isinstance(result, Skipped):
             self.skipped.append(result)
@@ -175,10 +180,11 @@ class _Tally:
             if result.adapted is not None:
                 self._right["adapted"] += int(result.adapted.argmax() == result.asked.truth)
 
-    def summary(self) -> str:
-        """Format the numbers of pictures read and skipped."""
+    def summary(self, left_out: LeftOut) -> str:
+        """Format the numbers of pictures read and of pictures and folders skipped."""
         text = f"{self.read} picture{'s' if self.read != 1 else ''}"
-        return text if not self.skipped else f"{text}, {len(self.skipped)} skipped"
+        skipped = len(left_out.skipped) + len(left_out.unused)
+        return text if not skipped else f"{text}, {skipped} skipped"
 
     def accuracy(self, *, adapted: bool) -> list[str]:
         """Format the accuracy as lines; returns no lines if no picture is in a class folder."""
@@ -252,11 +258,13 @@ class _Table:
     def __init__(self, asked: Sequence[Asked], rows: _Rows) -> None:
         import shutil
 
+        from fedclip_edge.vision.picture_files import printable
+
         self._rows = rows
         self._label_width = min(20, max(9, *(len(name) for name in rows.names)))
         columns = 2 if rows.has_model else 1
         taken = columns * (self._label_width + _SHARE_WIDTH + 3)
-        self._path_width = max(7, *(len(_shown(one.path)) for one in asked))
+        self._path_width = max(7, *(len(printable(one.path)) for one in asked))
         self._columns: int | None = None
         if sys.stdout.isatty():
             self._columns = shutil.get_terminal_size().columns
@@ -267,9 +275,11 @@ class _Table:
 
     def show(self, made: Prediction) -> None:
         """Print a picture's line, and one more line for each label after the first."""
+        from fedclip_edge.vision.picture_files import printable
+
         best, zero_shot = self._rows.answers(made)
         shown = [best[0], zero_shot] if self._rows.has_model else [best[0]]
-        path = _shown(made.asked.path)
+        path = printable(made.asked.path)
         if len(path) > self._path_width:
             path = "..." + path[3 - self._path_width :]
         _print(f"{path:<{self._path_width}}{''.join(map(self._cell, shown))}".rstrip())
@@ -290,11 +300,6 @@ def _csv(rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")  # keeps the bytes of file names
-
-
-def _shown(path: Path) -> str:
-    text = str(path)
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _print(text: str, *, err: bool = False) -> None:

@@ -29,15 +29,19 @@ def serve(config: Path, take_over: bool, from_round: int | None, as_json: bool) 
     """Run the coordinator of a fleet.
 
     It resumes the unfinished run in the journal, or else starts a new one, and exits when the run
-    is done.
+    is done. SIGTERM and Ctrl-C stop it with exit code 0; start it again to continue the run.
 
     CONFIG is the fleet's configuration file, by default fleet.toml. It names the broker, the
     bundle and the training plan.
     """
     from fedclip_edge import log
-    from fedclip_edge.coordinator import process
+    from fedclip_edge.processes.stopping import stopping_on_signals
     from fedclip_edge.processes.threads import exit_on_thread_failure
 
     log.use_json(as_json)
     exit_on_thread_failure()
-    process.serve(process.load(config), take_over=take_over, from_round=from_round, as_json=as_json)
+    with stopping_on_signals(is_service=True):
+        from fedclip_edge.coordinator import process
+
+        loaded = process.load(config)
+        process.serve(loaded, take_over=take_over, from_round=from_round, as_json=as_json)

@@ -284,11 +284,11 @@ def _pool(
         SharedCache(cache or default_path(), _note) as known,
         progress_bar("encoding") as bar,
     ):
-        pool, skipped = pictures.read_pictures(data, opened, encoder, known, bar)
+        pool, left_out = pictures.read_pictures(data, opened, encoder, known, bar)
     if known.found:
         click.echo(f"{known.found} pictures are not encoded again: {known.path}", err=True)
-    for picture in skipped:
-        click.echo(f"skipped {picture.path}: {picture.reason}", err=True)
+    for line in left_out.lines():
+        click.echo(line, err=True)
     return pool
 
 

@@ -10,6 +10,8 @@ Laws:
   unsteady while it is away.
 - Devices that are left out because their contributions are refused do not help to open a round,
   unless there is no other training device.
+- If all devices that would train in the next attempt were refused last, it opens PAUSE_S after the
+  last one opened, and this time doubles with each attempt, up to `deadline_s`.
 
 All functions are pure; `now` is monotonic, in seconds.
 """
@@ -25,6 +27,7 @@ from fedclip_edge.coordinator.round_state import LEFT_OUT_AFTER, RoundState
 
 # A device that goes away twice within this many `deadline_s` would hold up many rounds.
 STEADY_DEADLINES = 10
+PAUSE_S = 2.0
 
 
 def needed(state: RoundState) -> int:
@@ -55,6 +58,23 @@ def all_refused(state: RoundState) -> bool:
     """True if every training device is left out because its contributions are refused."""
     known = _known(state)
     return bool(known) and known <= _hopeless(state)
+
+
+def unseen(state: RoundState) -> frozenset[str]:
+    """The enrolled devices that have not said hello in this run: each may be a training device."""
+    seen = state.trainers | state.evaluators | state.absent | state.away_since.keys()
+    return state.enrolled - seen
+
+
+def is_pausing(state: RoundState, now: float) -> bool:
+    """True if the next attempt has to wait, because it would be refused as the last one was."""
+    retrying = counted_in(state) - state.kept.keys()
+    return bool(state.attempt and retrying <= state.refused and retrying and now < state.again_at)
+
+
+def pause_s(state: RoundState) -> float:
+    """Seconds from one attempt to the next, if nobody trains in it whose last one was accepted."""
+    return min(PAUSE_S * 2.0 ** min(state.attempt, 64), state.rules.deadline_s)
 
 
 def waiting(state: RoundState, now: float) -> frozenset[str]:

@@ -21,7 +21,7 @@ from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import attendance, round_events
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
-from fedclip_edge.coordinator.publisher import Publisher
+from fedclip_edge.coordinator.publisher import NAME, Publisher
 from fedclip_edge.coordinator.receiver import Receiver, UnfitError
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_state import RoundState
@@ -85,7 +85,7 @@ class Coordinator:
             self._handle_received(event, now)
         elif isinstance(event, Flooding):
             self._mute(event.sender, now)
-        else:
+        elif event.reason:
             log.event("link_lost", reason=event.reason)
         if not more:
             self.driver.sync()
@@ -130,6 +130,7 @@ class Coordinator:
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
+        self.driver.handle(round_events.Enrolled(self.admission.enrolled or frozenset()), now)
         self.report_unreachable()
         return refused
 
@@ -237,6 +238,8 @@ class Coordinator:
         state = signed.message
         self.topics.check_kind(event.topic, signed.kind)
         assert isinstance(state, CoordinatorState)
+        if signed.sender != NAME:
+            raise PeerError(f"a state of a coordinator from {signed.sender!r}")
         registry, ours = self.admission.registry, self.publisher
         signed.check(state.key if registry is None else ours.identity.key)
         if state.boot == ours.incarnation and state.online:

@@ -95,13 +95,18 @@ def serve(
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     trainer_id = _trainer_id(config)
     journal = open_journal(config.journal, config.keep_models)
-    with contextlib.closing(journal), Children() as children:
+    with (
+        contextlib.closing(journal),
+        Children() as children,
+        contextlib.ExitStack() as closing,
+    ):
         journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         run = run_state.open_run(config, bundle.classes, dim, encoder_id, journal)
         layout = methods.plan_layout(run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         claim = _claim(config, run, journal, me, take_over=take_over)
+        closing.callback(claim.link.close)
         if from_round is not None:
             journal.rewind(run.id, from_round)
         state = run_state.open_run_state(run, journal, layout)
@@ -141,7 +146,6 @@ def serve(
             )
         finally:
             serving.say_goodbye()
-            claim.link.close()
         if trainer is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 trainer.wait(_TRAINER_ENDS_S)
@@ -289,7 +293,7 @@ def _listen(
             continue
         try:
             signed = wire.unpack_control(event.topic, event.payload)
-            if isinstance(signed.message, CoordinatorState):
+            if isinstance(signed.message, CoordinatorState) and signed.sender == publisher.NAME:
                 signed.check(signed.message.key if config.registry is None else me.key)
                 newest = signed.message
         except PeerError as error:

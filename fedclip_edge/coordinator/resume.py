@@ -49,6 +49,7 @@ def resume_coordinator(
         absent=frozenset(admission.admitted),
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
+        enrolled=admission.enrolled or frozenset(),
         kept=run_state.kept(),
     )
     driver = RoundDriver(state, run_state, publisher, receiver, admission, devices)

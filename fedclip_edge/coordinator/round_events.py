@@ -24,6 +24,13 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Enrolled:
+    """The registry has changed; `devices` are enrolled and not revoked."""
+
+    devices: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Heard:
     """A device sent a message that only shows that it is online."""
 
@@ -162,7 +169,7 @@ class Finish:
     """Finish the run: the evaluation of the last model is over."""
 
 
-Event = Joined | Left | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick
+Event = Joined | Left | Enrolled | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick
 Action = (
     Announce
     | Remind

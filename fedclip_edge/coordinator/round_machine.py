@@ -25,8 +25,9 @@ Laws:
   began. It never waits for devices that only evaluate.
 - So if one training device stays online whose contributions are accepted, a later round opens
   after LEFT_OUT_AFTER deadlines of `gathering` at the latest, counted from its hello.
-- The run is abandoned only if ATTEMPTS attempts at a round got nothing, and the last contribution
-  of every training device was refused.
+- The run is abandoned only if ATTEMPTS attempts at a round got nothing, the last contribution of
+  every training device was refused, and every enrolled device has been seen: one that has not may
+  be a training device whose contributions are accepted.
 - The run says for what it waits: at once and every WAITING_S in `gathering`, and every WAITING_S
   in an open round, or at once when a device that it waits for is away.
 - A silent device gets the manifest again, at intervals that double. So a lost manifest at most
@@ -50,6 +51,7 @@ from fedclip_edge.coordinator.round_events import (
     Closed,
     CloseRound,
     Drop,
+    Enrolled,
     Event,
     Finish,
     Forget,
@@ -202,8 +204,12 @@ def _close_if_complete(state: RoundState, now: float) -> Step:
     before: tuple[Action, ...] = (*missed, *map(Forget, sorted(silent)))
     if len(state.kept) >= state.quorum:
         return state, (*before, CloseRound())
+    if state.rejected:
+        opened_at = state.deadline - state.rules.deadline_s
+        state = replace(state, again_at=opened_at + attendance.pause_s(state))
     state = replace(_gathering(state, now), attempt=state.attempt + 1)
-    if state.attempt >= ATTEMPTS and attendance.all_refused(state):
+    is_hopeless = attendance.all_refused(state) and not attendance.unseen(state)
+    if state.attempt >= ATTEMPTS and is_hopeless:
         return state, (*before, Abandon())
     state, actions = _open_if_enough(state, now)
     return state, (*before, *(actions or (Announce(),)))
@@ -240,6 +246,10 @@ def _hear(state: RoundState, event: Heard | Reported, now: float) -> Step:
     return replace(state, heard=state.heard | {event.device}), ()
 
 
+def _enrol(state: RoundState, event: Enrolled, now: float) -> Step:
+    return replace(state, enrolled=event.devices), ()
+
+
 def _tick_gathering(state: RoundState, event: Tick, now: float) -> Step:
     state, actions = _open_if_enough(state, now)
     if actions:
@@ -255,9 +265,12 @@ def _tick_gathering(state: RoundState, event: Tick, now: float) -> Step:
     absent = state.absent
     if attendance.is_first_opening(state):
         absent |= state.invited - state.trainers - state.evaluators
+    counted = attendance.counted_in(state)
+    if attendance.is_pausing(state, now):
+        counted -= state.refused
     said = Waiting(
         attendance.needed(state),
-        len(attendance.counted_in(state)),
+        len(counted),
         tuple(sorted(absent - state.left_out or absent)),
     )
     return replace(state, told_at=now), (*missed, said)
@@ -327,7 +340,7 @@ def _open_if_enough(state: RoundState, now: float) -> Step:
         and not state.invited <= state.trainers | state.evaluators
     ):
         return state, ()
-    if not attendance.is_enough(state):
+    if not attendance.is_enough(state) or attendance.is_pausing(state, now):
         return state, ()
     # A device that has just gone offline may be back in a moment.
     away = (state.away_since.keys() & state.absent) - state.kept.keys() - state.left_out
@@ -391,6 +404,7 @@ def _nothing(state: RoundState, event: Event, now: float) -> Step:
 _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Joined): _join,
     ("gathering", Left): _leave,
+    ("gathering", Enrolled): _enrol,
     ("gathering", Heard): _nothing,
     ("gathering", Offered): _early,
     ("gathering", Arrived): _early,
@@ -399,6 +413,7 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Tick): _tick_gathering,
     ("open", Joined): _join,
     ("open", Left): _leave,
+    ("open", Enrolled): _enrol,
     ("open", Heard): _hear,
     ("open", Offered): _offer,
     ("open", Arrived): _arrive,
@@ -408,6 +423,7 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("open", Tick): _tick_open,
     ("final", Joined): _join,
     ("final", Left): _leave,
+    ("final", Enrolled): _enrol,
     ("final", Heard): _nothing,
     ("final", Offered): _offer,
     ("final", Arrived): _arrive,
@@ -416,6 +432,7 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("final", Tick): _tick_final,
     ("done", Joined): _nothing,
     ("done", Left): _nothing,
+    ("done", Enrolled): _nothing,
     ("done", Heard): _nothing,
     ("done", Offered): _offer,
     ("done", Arrived): _arrive,

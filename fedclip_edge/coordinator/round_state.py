@@ -25,6 +25,7 @@ class RoundState:
     attempt: int = 0  # from 0 in each round
     deadline: float = math.inf  # of the phase; in `gathering` it is set again each time it passes
     gathering_since: float = 0.0
+    again_at: float = -math.inf  # devices that were refused open no other attempt before this time
     trainers: frozenset[str] = frozenset()  # online, with the role "train"
     evaluators: frozenset[str] = frozenset()  # online, with the role "evaluate"
     absent: frozenset[str] = frozenset()  # offline, with the role "train" as far as is known
@@ -39,6 +40,7 @@ class RoundState:
     cohort: frozenset[str] = frozenset()
     threshold: str = EVERYBODY  # largest cohort hash that takes part
     invited: frozenset[str] = frozenset()  # devices that the first round always waits for
+    enrolled: frozenset[str] = frozenset()  # and not revoked; empty without a registry
     kept: Mapping[str, str] = field(default_factory=dict)  # device -> SHA-256, this round
     rejected: frozenset[str] = frozenset()  # in this attempt
     offered: frozenset[str] = frozenset()  # have offered in this attempt, and may upload

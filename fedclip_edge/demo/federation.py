@@ -25,8 +25,9 @@ from fedclip_edge.errors import RunError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.transport import local_broker
 
-# One JSON line of the coordinator's or trainer's log, or an encoding event of a device's log.
+# One JSON line of the coordinator's or trainer's log, or of a device's log with an event of these.
 Event = Mapping[str, Any]
+_FROM_DEVICES = frozenset({"encoding_pictures", "files_ignored", "not_used", "picture_skipped"})
 _LOOK_S = 0.5  # between checks that every process is alive
 _AGENT_ENDS_S = 20.0
 _SERVE_ENDS_S = 20.0  # time for serve to disconnect and to end its trainer
@@ -98,9 +99,7 @@ def _watch(
             line = lines.get(timeout=_LOOK_S)
         except queue.Empty:
             _check_alive(watched)
-            for one in watched[2:]:  # skip the coordinator and the broker
-                for event in _encoding(one, read):
-                    happened(event)
+            _pass_on(watched, read, happened)
             if time.monotonic() - heard_at > silent_s:
                 raise RunError(
                     f"the run is stalled: no event for {silent_s:.0f} s after {last}; "
@@ -119,6 +118,7 @@ def _watch(
         if event["event"] == "round_closed":
             silent_s = _SILENT_S
         if event["event"] == "run_done" and "run" in event:
+            _pass_on(watched, read, happened)
             return
         if event["event"] == "trainer_ended" and event["code"] != 0:
             raise RunError(
@@ -127,16 +127,26 @@ def _watch(
             )
 
 
-def _encoding(one: _Watched, read: dict[str, int]) -> Iterator[Event]:
-    """Yield new encoding events in a device's log; `read` holds the byte offset for each device."""
+def _pass_on(
+    watched: list[_Watched], read: dict[str, int], happened: Callable[[Event], None]
+) -> None:
+    """Call `happened` with the new events in all devices' logs."""
+    for one in watched[2:]:  # skip the coordinator and the broker
+        for event in _device_events(one, read):
+            happened(event)
+
+
+def _device_events(one: _Watched, read: dict[str, int]) -> Iterator[Event]:
+    """Yield new events about a device's pictures; `read` holds the byte offset in each log."""
     with one.log.open("rb") as file:
         file.seek(read.get(one.name, 0))
         lines = [line for line in file if line.endswith(b"\n")]
     read[one.name] = read.get(one.name, 0) + sum(map(len, lines))
     for line in lines:
-        if b'"encoding_pictures"' in line:
-            with contextlib.suppress(ValueError):
-                yield {**json.loads(line), "device": one.name}
+        with contextlib.suppress(ValueError):  # not JSON: a warning from a library
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") in _FROM_DEVICES:
+                yield {**event, "device": one.name}
 
 
 def _check_alive(watched: list[_Watched]) -> None:

@@ -19,9 +19,11 @@ from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.processes.children import Children
-from fedclip_edge.records import Scalar, slug
+from fedclip_edge.records import Scalar, normalized_name, slug
 from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.class_folders import find_domains
 from fedclip_edge.vision.datasets import read_folder
+from fedclip_edge.vision.picture_files import LeftOut
 
 DRAWN_DOMAINS = ("photo", "painting", "poster", "sketch", "cartoon")
 MARKER = ".fedclip-edge-demo"
@@ -72,28 +74,28 @@ class Stage:
     held_out: Device
 
 
-def check(settings: Settings) -> None:
-    """Check the settings before any work is done.
+def check(settings: Settings) -> LeftOut:
+    """Check the settings before any work is done; return what in `settings.data` is in no domain.
 
     Raises ConfigError for options that are wrong or do not fit together, DataError for an unusable
     folder of pictures, and BundleError for an unusable bundle.
     """
     methods.get(settings.method).check_options(settings.options)
-    domains = _domains(settings)
-    if settings.hold_out not in domains:
-        raise ConfigError(
-            f"--hold-out: there is no domain {settings.hold_out!r}; "
-            f"choose one of: {', '.join(domains)}"
-        )
-    if len(domains) < 2:
-        raise DataError(
-            f"{settings.data} has only one domain, and it is held out; add a folder with a domain "
-            "to train on"
-        )
     if settings.data is not None and settings.bundle is None:
         raise ConfigError(
             "--data needs --bundle: the demo's tiny CLIP recognises only drawn pictures; make a "
             "bundle with `fedclip-edge export`"
+        )
+    domains, left_out = _domains(settings)
+    if len(domains) < 2:
+        raise DataError(
+            f"{settings.data} has only one domain, {domains[0]}{left_out.reasons()}, and the demo "
+            "holds one out; add a folder with a domain to train on"
+        )
+    if normalized_name(settings.hold_out) not in map(normalized_name, domains):
+        raise ConfigError(
+            f"there is no domain {settings.hold_out!r} to hold out; name one of these with "
+            f"--hold-out: {', '.join(domains)}{left_out.reasons()}"
         )
     if settings.data is not None and settings.bundle is not None:
         classes = read_bundle(settings.bundle).classes.names
@@ -111,6 +113,7 @@ def check(settings: Settings) -> None:
         raise ConfigError(
             f"{out} exists and was not made by the demo; give a new folder with --out"
         )
+    return left_out
 
 
 def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
@@ -123,10 +126,10 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
     pictures = settings.data or _draw(settings, say)
     bundle = settings.bundle or _export(settings.out / "bundle", say)
     devices = {}
-    for domain in _domains(settings):
+    for domain in _domains(settings)[0]:
         config = settings.out / "devices" / slug(domain) / "agent.toml"
-        devices[domain] = Device(slug(domain), domain, config, pictures / domain)
-    held_out = devices.pop(settings.hold_out)
+        devices[normalized_name(domain)] = Device(slug(domain), domain, config, pictures / domain)
+    held_out = devices.pop(normalized_name(settings.hold_out))
     return Stage(
         settings=settings,
         bundle=bundle,
@@ -177,23 +180,33 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
     stage.fleet.write_text(_toml(fleet), encoding="utf-8")
 
 
-def _domains(settings: Settings) -> tuple[str, ...]:
-    if settings.data is None:
-        return DRAWN_DOMAINS
-    if not settings.data.is_dir():
+def _domains(settings: Settings) -> tuple[tuple[str, ...], LeftOut]:
+    """Return the names of the domains' folders, one or more, and what is in none of them."""
+    data, bundle = settings.data, settings.bundle
+    if data is None or bundle is None:
+        return DRAWN_DOMAINS, LeftOut()
+    found = find_domains(data, read_bundle(bundle).classes.names)
+    expected = f"a folder for each domain, with a folder for each class in it ({data}/DOMAIN/CLASS)"
+    if found.class_folders:
+        names = ", ".join(folder.name for folder in found.class_folders[:3])
+        names += ", ..." * (len(found.class_folders) > 3)
         raise DataError(
-            f"--data {settings.data} is not a folder; give a folder that holds a folder per domain"
+            f"--data {data} holds class folders ({names}), but the demo expects {expected}; move "
+            "the class folders into a folder for each domain, or give --data to `fedclip-edge "
+            "simulate`, which can divide the pictures of one domain among devices (--split iid)"
         )
-    domains = sorted(p.name for p in settings.data.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not found.domains:
+        raise DataError(
+            f"--data {data} holds no domain{found.left_out.reasons()}; the demo expects {expected}"
+        )
+    domains = [folder.name for folder in found.domains]
     slugs = {slug(domain) for domain in domains}
     if len(slugs) < len(domains) or "" in slugs or "coordinator" in slugs:
         raise DataError(
-            f"the domain folders of {settings.data} do not give distinct device ids (only letters "
-            "and digits count, and `coordinator` is reserved); rename them"
+            f"the domain folders of {data} do not give distinct device ids (only letters and "
+            "digits count, and `coordinator` is reserved); rename them"
         )
-    if not domains:
-        raise DataError(f"--data {settings.data} has no folders; it needs a folder per domain")
-    return tuple(domains)
+    return tuple(domains), found.left_out
 
 
 def _draw(settings: Settings, say: Callable[[str], None]) -> Path:

@@ -40,8 +40,9 @@ def export_open_clip(
 
     The parity gate compares the encoder with PyTorch on the pictures in the folder `calibration`;
     if that is None, on the pictures that `draw` returns. `say` is called with a line of text
-    before each step, `progress` with (done, total) while texts are encoded and again during the
-    comparison, and `report` once with the gate's result, passed or not.
+    before each step and with lines about files that are not used, `progress` with (done, total)
+    while texts are encoded and again during the comparison, and `report` once with the gate's
+    result, passed or not.
 
     Raises ConfigError for a wrong argument. Raises ExportError if the model cannot be loaded or
     exported, if it gives NaN or infinity, if its features differ by more than the precision allows
@@ -55,7 +56,7 @@ def export_open_clip(
         model = load_open_clip(recipe)
     for note in model.notes:
         say(note)
-    pictures = gather(calibration, draw, model.preprocessing, classes)
+    pictures = gather(calibration, draw, model.preprocessing, classes, say)
     say(f"encoding the texts of {len(classes)} classes")
     texts = class_texts(model, classes, recipe.prompts, progress)
     tower, preprocessing = model.image_tower, model.preprocessing

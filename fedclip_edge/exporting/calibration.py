@@ -9,7 +9,7 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,15 @@ import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.exporting.recipe import Precision
-from fedclip_edge.records import F32, I64, normalized_name
-from fedclip_edge.vision.datasets import EXTENSIONS, files_below
+from fedclip_edge.records import F32, I64
+from fedclip_edge.vision.picture_files import (
+    Found,
+    LeftOut,
+    Skipped,
+    find_pictures,
+    labels_of,
+    unreadable,
+)
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 
 LEAST = 64  # fewest pictures that the gate accepts, because its thresholds were set with 64
@@ -35,7 +42,7 @@ class GatePictures:
     pixels: F32  # (N, 3, S, S), N >= 64: the pictures of the gate
     labels: I64 | None  # (N,); None unless every picture's class is known
     calibration: F32  # (M, 3, S, S); M = 0 if the pictures are for the gate only
-    skipped: int  # files that could not be decoded
+    left_out: LeftOut  # what was found in a folder and is not used
     source: str  # "folder" or "drawn", for the manifest
 
 
@@ -53,8 +60,8 @@ def check_calibration(precision: Precision, folder: Path | None) -> None:
                 "int8 needs pictures like the fleet's own for its calibration; give --calibration "
                 "FOLDER"
             )
-    elif len(files := _files(folder)) < LEAST:
-        raise ConfigError(_too_few(folder, len(files)))
+    elif len((found := _find(folder, ())).pictures) < LEAST:
+        raise ConfigError(_too_few(folder, len(found.pictures), found.left_out))
 
 
 def calibrated(pictures: GatePictures, precision: Precision) -> str:
@@ -64,15 +71,23 @@ def calibrated(pictures: GatePictures, precision: Precision) -> str:
 
 
 def gather(
-    folder: Path | None, draw: Draw, preprocessing: Preprocessing, classes: Sequence[str]
+    folder: Path | None,
+    draw: Draw,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    say: Callable[[str], None],
 ) -> GatePictures:
     """Read the pictures in `folder`, or draw pictures if `folder` is None.
 
-    Raises the ConfigError of `read_pictures` or of `draw`.
+    `say` is called with lines about what in `folder` is not used. Raises the ConfigError of
+    `read_pictures` or of `draw`.
     """
     if folder is None:
         return draw(preprocessing, classes)
-    return read_pictures(folder, preprocessing, classes)
+    pictures = read_pictures(folder, preprocessing, classes)
+    for line in pictures.left_out.lines():
+        say(line)
+    return pictures
 
 
 def read_pictures(
@@ -84,28 +99,27 @@ def read_pictures(
     256 at most, or 640 with labels. A third of them, 128 at most, become the calibration. With
     fewer than 96 pictures, all are used for both.
 
-    A picture's label is the index of the innermost folder above it whose name is in `classes`;
-    labels are used only if every picture has one. Files that cannot be read or decoded are
-    skipped and counted. Raises ConfigError if the folder cannot be read or has fewer than 64
-    different pictures.
+    A picture's label is the index of the innermost folder above it whose name is in `classes`,
+    compared in Unicode form NFC; labels are used only if every picture has one. Files that cannot
+    be read or decoded are left out. Raises ConfigError if the folder cannot be read or has fewer
+    than 64 different pictures.
     """
-    known = {name: label for label, name in enumerate(classes)}
+    files = _find(folder, classes)
     found: dict[str, tuple[Path, int | None]] = {}
-    skipped = 0
-    for path in _files(folder):
-        above = tuple(map(normalized_name, path.relative_to(folder).parts[:-1]))
-        label = next((known[part] for part in reversed(above) if part in known), None)
+    skipped: list[Skipped] = []
+    for path, label in files.pictures:
         try:
             found.setdefault(picture_hash(path.read_bytes()), (path, label))
-        except OSError:
-            skipped += 1
+        except OSError as error:
+            skipped.append(Skipped(path, unreadable(error)))
     chosen = [found[key] for key in sorted(found)]
-    images = (path.read_bytes() for path, _ in chosen)
     labels = [label for _, label in chosen if label is not None]
     known_all = labels if len(labels) == len(chosen) else None
-    pixels, taken, broken = _prepare(images, known_all, preprocessing)
+    pixels, taken, broken = _prepare([path for path, _ in chosen], known_all, preprocessing)
+    skipped += [Skipped(chosen[place][0], reason) for place, reason in broken.items()]
+    left_out = files.left_out + LeftOut(skipped=tuple(skipped))
     if len(pixels) < LEAST:
-        raise ConfigError(_too_few(folder, len(pixels)))
+        raise ConfigError(_too_few(folder, len(pixels), left_out))
     # Below 96 pictures, two thirds would be fewer than 64 for the gate, so all are used for both.
     apart = len(pixels) * 2 // 3 >= LEAST
     count = min(_CALIBRATION, len(pixels) // 3) if apart else 0
@@ -114,7 +128,7 @@ def read_pictures(
         pixels=pixels[:gate],
         labels=None if taken is None else taken[:gate],
         calibration=pixels[gate:] if apart else pixels,
-        skipped=skipped + broken,
+        left_out=left_out,
         source="folder",
     )
 
@@ -126,34 +140,37 @@ def from_bytes(
 
     They are not used to calibrate int8, because its ranges must come from pictures like the
     fleet's own. `labels` are class indices, one for each image. Images that cannot be decoded are
-    skipped and counted. Raises ConfigError if fewer than 64 can be decoded.
+    not used. Raises ConfigError if fewer than 64 can be decoded.
     """
-    pixels, taken, broken = _prepare(images, labels, preprocessing)
+    pixels, taken, _ = _prepare(images, labels, preprocessing)
     if len(pixels) < LEAST:
         raise ConfigError(
             f"only {len(pixels)} drawn pictures could be decoded; the parity gate needs {LEAST}"
         )
-    return GatePictures(pixels, taken, pixels[:0], broken, "drawn")
+    return GatePictures(pixels, taken, pixels[:0], LeftOut(), "drawn")
 
 
 def _prepare(
-    images: Iterable[bytes], labels: Sequence[int] | None, preprocessing: Preprocessing
-) -> tuple[F32, I64 | None, int]:
+    images: Sequence[Path | bytes], labels: Sequence[int] | None, preprocessing: Preprocessing
+) -> tuple[F32, I64 | None, dict[int, str]]:
     """Decode the first pictures, as many as gate and calibration need together.
 
-    Returns pixels float32 (N, 3, S, S), their labels int64 (N,) or None, and the number of images
-    that could not be decoded.
+    Returns pixels float32 (N, 3, S, S), their labels int64 (N,) or None, and the reasons for the
+    images that could not be decoded, by their index in `images`.
     """
     most = _CALIBRATION + (_GATE if labels is None else _GATE_LABELLED)
     pixels: list[F32] = []
     places: list[int] = []
-    broken = 0
-    for place, data in enumerate(images):
+    broken: dict[int, str] = {}
+    for place, image in enumerate(images):
         try:
+            data = image if isinstance(image, bytes) else image.read_bytes()
             pixels.append(decode(data, preprocessing))  # (3, S, S)
             places.append(place)
-        except DataError:
-            broken += 1
+        except DataError as error:
+            broken[place] = str(error)
+        except OSError as error:
+            broken[place] = unreadable(error)
         if len(pixels) == most:
             break
     side = preprocessing.image_size
@@ -162,19 +179,19 @@ def _prepare(
     return stacked, taken, broken
 
 
-def _too_few(folder: Path, count: int) -> str:
+def _too_few(folder: Path, count: int, left_out: LeftOut) -> str:
     return (
-        f"{folder} has {count} different readable pictures, but the parity gate of an export needs "
-        f"{LEAST}; name a folder with more"
+        f"{folder} has {count} different readable pictures{left_out.reasons()}, but the parity "
+        f"gate of an export needs {LEAST}; name a folder with more"
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def _find(folder: Path, classes: Sequence[str]) -> Found:
     try:
         if not folder.is_dir():
             raise ConfigError(
                 f"{folder} is not a folder; name a folder with {LEAST} pictures or more"
             )
-        return [path for path in files_below(folder) if path.suffix.lower() in EXTENSIONS]
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{folder} {unreadable(error)}") from error
+    return find_pictures(folder, labels_of(classes))

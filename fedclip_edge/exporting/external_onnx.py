@@ -64,7 +64,7 @@ def export_onnx(
     features of both precisions may be used together. With `accept_parity`, the bundle is written
     even if the gate fails.
 
-    `say` is called with a line of text before the conversion, `progress` with (done, total)
+    `say` is called with lines of text before the conversion, `progress` with (done, total)
     during the comparison, and `report` once with the gate's result, passed or not.
 
     Raises ConfigError, naming the file, if a file is missing or wrong; ExportError if the encoder
@@ -104,7 +104,7 @@ def export_onnx(
                 f"{encoder} is stored in {manifest.precision}, and only an fp32 file can be "
                 f"converted to {precision}; name the fp32 file, or leave out --precision"
             )
-        pictures = gather(calibration, draw, preprocessing, texts.names)
+        pictures = gather(calibration, draw, preprocessing, texts.names, say)
         made_how = f"{precision}{calibrated(pictures, precision)}"
         say(f"converting to {made_how} and comparing with {encoder}")
         made = make_candidate(

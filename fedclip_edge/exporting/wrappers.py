@@ -48,7 +48,7 @@ def without_wrappers(checkpoint: Checkpoint, expected: Collection[str], path: Pa
     if left := sorted(set(state) - set(renamed)):
         tensors = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
         named = ", ".join(left[:_FEW]) + (", ..." if len(left) > _FEW else "")
-        notes = (*notes, f"leaving out {tensors} of {path.name} that are not CLIP's ({named})")
+        notes = (*notes, f"leaving out {tensors} of {path.name}, not part of CLIP ({named})")
     return Checkpoint(chosen, notes)
 
 

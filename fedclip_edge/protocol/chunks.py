@@ -164,6 +164,11 @@ class Incoming:
         return min(self.blob.chunk_bytes, self.blob.size_bytes - index * self.blob.chunk_bytes)
 
 
+def count_chunks(ranges: Ranges) -> int:
+    """Number of chunks in the ranges."""
+    return sum(last - first + 1 for first, last in ranges)
+
+
 def first_chunks(ranges: Ranges, count: int) -> Ranges:
     """Ranges that hold only the first `count` chunks of `ranges`."""
     some = []

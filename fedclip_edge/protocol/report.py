@@ -37,7 +37,7 @@ class Report:
     train_pictures: int
     test_pictures: int
     encoded: int  # pictures that went through the encoder since the agent started
-    skipped: int  # files that could not be read as pictures
+    skipped: int  # files and folders that could not be read
     bytes_up: int | None  # on the socket since the agent started; None if unknown
     bytes_down: int | None
     encode_s: float

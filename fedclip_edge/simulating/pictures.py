@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fedclip_edge.config import DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
-from fedclip_edge.records import normalized_name
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.datasets import Dataset, Picture, Skipped, read_folder, split
+from fedclip_edge.vision.class_folders import find_domains
+from fedclip_edge.vision.datasets import Dataset, Picture, read_folder, split
 from fedclip_edge.vision.embedding import Cache, Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
+from fedclip_edge.vision.picture_files import LeftOut
 
 
 def read_pictures(
     folder: Path, bundle: Bundle, config: EncoderConfig, cache: Cache, progress: Progress | None
-) -> tuple[Pool, tuple[Skipped, ...]]:
-    """Read `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*; return the pool and the skipped files.
+) -> tuple[Pool, LeftOut]:
+    """Read `folder`/CLASS/* or `folder`/DOMAIN/CLASS/*; return the pool, and what is not in it.
 
     Raises the errors of `read_folder`, DataError if no
     picture can be read, and BundleError if the encoder fails.
     """
-    datasets = _datasets(folder, bundle.classes.names)
+    datasets, left_out = _datasets(folder, bundle.classes.names)
     sides: list[tuple[Picture, int, int]] = []  # picture, side, index of its domain
-    skipped: list[Skipped] = []
     for place, dataset in enumerate(datasets.values()):
         halves = split(dataset, DataConfig(folder))
         for side, pictures in (
@@ -36,7 +35,7 @@ def read_pictures(
             (TEST, halves.test),
         ):
             sides += [(picture, side, place) for picture in pictures]
-        skipped += dataset.skipped
+        left_out += dataset.left_out
     embedded = embed_pictures(
         [picture for picture, _, _ in sides],
         LazyEncoder(bundle, config),
@@ -45,10 +44,13 @@ def read_pictures(
         batch_size=config.batch_size,
         progress=progress,
     )
+    left_out += LeftOut(skipped=embedded.skipped)
     broken = {entry.path for entry in embedded.skipped}
     kept = [entry for entry in sides if entry[0].path not in broken]
     if not kept:
-        raise DataError(f"none of the pictures in {folder} can be read; give another folder")
+        raise DataError(
+            f"none of the pictures in {folder} can be read{left_out.reasons()}; give another folder"
+        )
     return Pool(
         classes=bundle.classes,
         encoder_id=bundle.manifest.encoder_id,
@@ -57,21 +59,15 @@ def read_pictures(
         sides=np.array([side for _, side, _ in kept], np.uint8),
         domains=tuple(name for name in datasets if name),
         domain_of=np.array([place for _, _, place in kept], np.int64),
-    ), (*skipped, *embedded.skipped)
+    ), left_out
 
 
-def _datasets(folder: Path, classes: tuple[str, ...]) -> Mapping[str, Dataset]:
-    """Read one dataset for each domain; the key is "" if the class folders are in `folder`."""
-    inside = sorted(
-        entry
-        for entry in (folder.iterdir() if folder.is_dir() else ())
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+def _datasets(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, Dataset], LeftOut]:
+    """Read one dataset for each domain; the key is "" if the class folders are in `folder`.
 
-    def is_class(path: Path) -> bool:
-        return normalized_name(path.name) in classes
-
-    nested = [e for e in inside if any(s.is_dir() and is_class(s) for s in e.iterdir())]
-    if not nested or any(map(is_class, inside)):
-        return {"": read_folder(folder, classes)}
-    return {entry.name: read_folder(entry, classes) for entry in inside}
+    Also returns what is in none of them.
+    """
+    found = find_domains(folder, classes)
+    if found.class_folders or not found.domains:
+        return {"": read_folder(folder, classes)}, LeftOut()
+    return {domain.name: read_folder(domain, classes) for domain in found.domains}, found.left_out

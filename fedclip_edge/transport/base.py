@@ -20,6 +20,8 @@ from typing import Protocol
 
 # Limit of the wait; with it a small fleet reconnects within ten seconds after the broker is back.
 _RECONNECT_MAX_S = 8.0
+# The same, while the broker ends every link: each attempt sends large messages again.
+_LIMITED_MAX_S = 64.0
 # TLS connections per second that a broker on two cores accepts without building up a queue.
 _RECONNECTS_PER_S = 50
 
@@ -31,7 +33,10 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The link broke; the transport restores it."""
+    """The link broke; the transport restores it.
+
+    `reason` is empty while a limit of the broker, which was reported, breaks every link.
+    """
 
     reason: str
 
@@ -141,12 +146,13 @@ def coordinator_client() -> str:
     return f"coordinator-{secrets.token_hex(8)}"
 
 
-def reconnect_wait_s(failures: int, devices: int, draw: float) -> float:
+def reconnect_wait_s(failures: int, devices: int, draw: float, limits: int = 0) -> float:
     """Seconds to wait before the next connection, after `failures` failed attempts.
 
     It is 2**failures - 1, at most 7, plus a random part. `draw`, uniform in [0, 1), spreads that
     part over one second, or over the time that the broker needs to accept all `devices` if that is
-    longer.
+    longer. After `limits` links in a row that a limit of the broker ended, the first part is
+    2**limits - 1 if that is more, at most 63.
     """
-    grows = min(2.0**failures, _RECONNECT_MAX_S) - 1
+    grows = max(min(2.0**failures, _RECONNECT_MAX_S), min(2.0**limits, _LIMITED_MAX_S)) - 1
     return grows + draw * max(1.0, devices / _RECONNECTS_PER_S)

@@ -1,4 +1,4 @@
-"""The transport over an MQTT broker; the only module that uses paho.
+"""The transport over an MQTT broker, with paho.
 
 in_memory.py is its in-memory counterpart.
 
@@ -18,7 +18,6 @@ Laws, in addition to those of base.py:
 
 from __future__ import annotations
 
-import contextlib
 import random
 import socket
 import ssl
@@ -28,12 +27,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
-from fedclip_edge.transport import port_probe, reason_codes, tls
+from fedclip_edge.transport import broker_limits, port_probe, reason_codes, tls
 from fedclip_edge.transport.base import (
     Disconnected,
     Event,
@@ -42,9 +41,11 @@ from fedclip_edge.transport.base import (
     Will,
     reconnect_wait_s,
 )
+from fedclip_edge.transport.broker_limits import LimitWatch
 from fedclip_edge.transport.inbox import Inbox
-from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect, Version
+from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect
 from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
+from fedclip_edge.transport.paho_client import Client
 from fedclip_edge.transport.traffic import Meter
 
 _EXAMINE_S = 3.0
@@ -55,37 +56,9 @@ _TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
 _STUCK = f"the broker acknowledged nothing for {STUCK_S:g} s; this client makes a new link"
-# Every message of the protocol is smaller; larger ones are dropped. The broker is not told the
-# limit: mosquitto 2.0.11 sends no more messages of QoS 1 to a client after 20 that exceed it.
-_TAKES_BYTES = 200_000
-
-
-class _Client(mqtt.Client):
-    """paho's client, which can change its protocol version and end a connection at once."""
-
-    _is_ended = False  # this client ended the current connection
-
-    def speak(self, version: Version) -> None:
-        self._is_ended = False
-        self._protocol = MQTTProtocolVersion(version)
-        self._clean_start = True  # like a clean session of 3.1.1: the session ends with the link
-
-    def end_link(self) -> None:
-        """End the connection without a DISCONNECT; paho then treats it as lost.
-
-        What waits in the socket is not read: that may be megabytes.
-        """
-        self._is_ended = True
-        link = self.socket()
-        if isinstance(link, socket.socket):
-            with contextlib.suppress(OSError):  # already closed
-                # Not link.shutdown: that of TLS makes another thread send without TLS from then on.
-                socket.socket.shutdown(link, socket.SHUT_RDWR)
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if self._is_ended:
-            raise ConnectionError("ended by this client")
-        return super()._sock_recv(bufsize)
+# Larger messages are dropped. The broker is not told the limit: mosquitto 2.0.11 sends no more
+# messages of QoS 1 to a client after 20 that exceed it.
+_TAKES_BYTES = broker_limits.NEEDED_BYTES
 
 
 class PahoTransport:
@@ -118,11 +91,14 @@ class PahoTransport:
         self._inbox = Inbox(self._limits, party_of)
         self._outbox = Outbox(self._hand_over, party_of)
         self._meter = Meter()
+        self._closed_because = ""  # a likely reason why connections are closed without an answer
         self._renewing = ""  # the reason why this client ended the link to make a new one
         self._failures = 0  # failed attempts since the link was last up
+        self._watch = LimitWatch(self._where)
+        self._is_back = False  # the link was lost, and its return is to be reported
         self._devices = 1
         self._examining = threading.Lock()
-        self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         if address.username:
@@ -258,6 +234,8 @@ class PahoTransport:
             self._unsupported = True
             return
         self._answered = True
+        self._watch.answered()
+        self._closed_because = ""
         self._dialect.answered()
         if str(reason) in reason_codes.FOR_GOOD:
             self._inbox.refuse(
@@ -309,20 +287,24 @@ class PahoTransport:
         """Open the link for use. The subscriptions are made, so retained messages will arrive."""
         self._outbox.link_up(self._limits)
         self._failures = 0
+        if self._is_back:
+            self._is_back = False
+            self._inbox.note("link_restored", f"connected to {self._where} again")
         self._inbox.link_up(self._limits)
 
     def _on_disconnect(
         self, _client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _said: Any
     ) -> None:
-        was_up = self._outbox.link_down()
-        if was_up:
-            why = self._renewing or reason_codes.advised(str(reason))
-            self._inbox.link_down(Disconnected(why))
+        on_way = self._outbox.link_down()
+        if on_way is not None:
+            self._link_lost(str(reason), [sent.packet_bytes for sent in on_way])
         at_once = False
         if self._unsupported:
             at_once = self._dialect.unsupported()
         elif not self._answered:
             at_once = self._dialect.closed()
+            if not self._client.is_ended:
+                self._closed_because = self._watch.closed_without_answer()
         at_once |= self._renewing != ""
         self._answered = self._unsupported = False
         self._renewing = ""
@@ -330,25 +312,38 @@ class PahoTransport:
         if at_once:
             self._client.reconnect_delay_set(0, 0)
         else:
-            self._come_back(failed=not was_up)
+            self._come_back(failed=on_way is None)
+
+    def _link_lost(self, reason: str, on_way_bytes: list[int]) -> None:
+        why = self._renewing
+        if why in ("", _STUCK):
+            limit = self._watch.link_ended(reason, on_way_bytes)
+            if limit:
+                self._inbox.note("broker_limit", limit)
+            why = "" if self._watch.is_reported else why or reason_codes.advised(reason)
+        self._is_back = why != ""
+        self._inbox.link_down(Disconnected(why))
 
     def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
         self._come_back(failed=True)
 
     def _come_back(self, *, failed: bool) -> None:
         """Tell paho how long to wait; after a failed attempt, examine the reason."""
-        wait_s = reconnect_wait_s(self._failures, self._devices, random.random())  # noqa: S311
+        draw = random.random()  # noqa: S311
+        wait_s = reconnect_wait_s(self._failures, self._devices, draw, self._watch.ends)
         self._client.reconnect_delay_set(wait_s, wait_s)  # type: ignore[arg-type]  # floats work
         if failed:
             self._failures += 1
-            is_due = self._address.ca is not None or self._failures > _PLAIN_FAILURES
-            if is_due and self._examining.acquire(blocking=False):
+            if self._address.ca is None and self._failures <= _PLAIN_FAILURES:
+                if self._closed_because:
+                    self._inbox.complain(self._closed_because)
+            elif self._examining.acquire(blocking=False):
                 threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
 
     def _examine(self) -> None:
         """Find the cause in its own thread: a handshake takes longer than a callback may."""
         try:
-            cause = self._cause()
+            cause = self._cause() or self._closed_because
             if cause:
                 self._inbox.complain(cause)
         except RefusedError as error:
@@ -373,9 +368,18 @@ class PahoTransport:
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, _mid: int, reason: ReasonCode, _said: Any
     ) -> None:
-        topic = self._outbox.acknowledged()
-        if reason.is_failure:
-            self._inbox.note("message_not_taken", reason_codes.advised(str(reason)), topic)
+        sent, why = self._outbox.acknowledged(), str(reason)
+        size_bytes = 0 if sent is None else sent.packet_bytes
+        if not reason.is_failure:
+            if self._watch.taken(size_bytes):
+                self._inbox.note("broker_limit_over", f"a message of {size_bytes} bytes was taken")
+        elif why == broker_limits.TOO_LARGE:
+            limit = self._watch.too_large(size_bytes)
+            if limit:
+                self._inbox.note("broker_limit", limit)
+        else:
+            topic = "" if sent is None else sent.topic
+            self._inbox.note("message_not_taken", reason_codes.advised(why), topic)
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
         # There are many small messages: with Nagle's algorithm each could wait up to 40 ms.

@@ -64,6 +64,14 @@ class Limits:
             )
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A message that was handed over; `packet_bytes` is the largest possible size of its packet."""
+
+    topic: str
+    packet_bytes: int
+
+
 class _Link:
     """One connection's window; messages queued for an older connection are dropped."""
 
@@ -71,7 +79,7 @@ class _Link:
         self.limits = limits
         self.size = min(WINDOW, limits.receive_maximum)
         self.window = threading.Semaphore(self.size)
-        self.on_way: deque[str] = deque()  # topics; the broker acknowledges in this order
+        self.on_way: deque[Sent] = deque()  # the broker acknowledges in this order
         self.moved_at = 0.0  # time of the last acknowledgement, or of the first message after it
 
 
@@ -128,17 +136,20 @@ class Outbox:
         """True while there is a connection."""
         return self._link is not None
 
-    def link_down(self) -> bool:
-        """Record that the connection broke and drop what is queued; False if there was none."""
+    def link_down(self) -> list[Sent] | None:
+        """Record that the connection broke, and drop what is queued.
+
+        Returns the messages on their way, or None if there was no connection.
+        """
         with self._changed:
             link, self._link = self._link, None
             self._waiting.clear()
             self._in_parts.clear()
             self._unsettled = 0
         if link is None:
-            return False
+            return None
         link.window.release(link.size + 1)  # frees `drain`, and the sender if it waits
-        return True
+        return list(link.on_way)
 
     def put(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Queue a message; drop it if it is too large, or if the link is down or breaks first."""
@@ -166,17 +177,17 @@ class Outbox:
         waits = self._in_parts.get(topic)
         return waits is not None and waits.name == name
 
-    def acknowledged(self) -> str:
-        """Record an acknowledgement by the broker; returns the message's topic, or ""."""
+    def acknowledged(self) -> Sent | None:
+        """Record an answer of the broker to a message; returns the message, if it is known."""
         with self._changed:
             link = self._link
             if link is None or not link.on_way:
-                return ""
+                return None
             self._unsettled -= 1
-            topic = link.on_way.popleft()
+            sent = link.on_way.popleft()
             link.moved_at = self._clock()
         link.window.release()
-        return topic
+        return sent
 
     def backlog(self) -> int:
         """The number of messages of this link that the broker has not acknowledged yet.
@@ -260,7 +271,8 @@ class Outbox:
                 return
             if not message.link.on_way:
                 message.link.moved_at = self._clock()
-            message.link.on_way.append(message.topic)
+            size_bytes = packet_size_bytes(message.topic, len(payload))
+            message.link.on_way.append(Sent(message.topic, size_bytes))
         self._hand_over(message.topic, payload, message.retain)
 
 

@@ -4,31 +4,28 @@ Laws:
 
 - The side of a picture (train, validation, test) depends only on its bytes and the shares. So it is
   the same across restarts, devices and file names, and exact copies are on the same side.
-- Every visible file that is not used is listed, as ignored or as skipped.
+- Everything that is not used is listed, by the rules of picture_files.py. It is an error only if
+  no class folder has a readable picture.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from fedclip_edge.config import DataConfig
 from fedclip_edge.errors import DataError
+from fedclip_edge.vision.class_folders import find_class_folders
+from fedclip_edge.vision.picture_files import (
+    EXTENSIONS,
+    LeftOut,
+    Skipped,
+    find_pictures,
+    unreadable,
+)
 from fedclip_edge.vision.pictures import picture_hash
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-
-
-class Skipped(NamedTuple):
-    """A file that could not be used, and the reason."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,7 @@ class Dataset:
     folder: Path
     classes: tuple[str, ...]  # C of them; the order is the label
     pictures: tuple[Picture, ...]
-    absent_classes: tuple[str, ...]  # classes without a folder: this device has no pictures of them
-    ignored: tuple[Path, ...]  # files whose extension is not one of EXTENSIONS
-    skipped: tuple[Skipped, ...]  # picture files that could not be opened
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
@@ -65,51 +60,36 @@ class Split:
 def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
     """List the pictures in `folder`/CLASS/, at any depth; each is read once, to hash it.
 
-    A label is the index of CLASS in `classes`. Hidden files and folders are left out. Other files
-    that are not pictures are listed in `ignored`, pictures that cannot be read in `skipped`, and
-    classes without a folder in `absent_classes`.
+    A label is the index of CLASS in `classes`; names are compared in Unicode form NFC. Everything
+    else is in `left_out`, also folders that are not named after a class, and class folders without
+    a picture.
 
-    Raises DataError if the folder is missing, unreadable or has no class folder, if a subfolder is
-    not named after a class (the message names the nearest class), or if a class folder has no
-    picture.
+    Raises DataError if the folder is missing or unreadable, or if no class folder has a readable
+    picture. If no folder is named after a class, the message names the nearest class.
     """
-    known = {name: label for label, name in enumerate(classes)}
-    entries = _entries(folder, classes)
-    found = [entry for entry in entries if entry.is_dir()]
-    for entry in found:
-        if entry.name not in known:
-            raise DataError(_no_class(entry, classes))
-    if not found:
-        raise DataError(
-            f"{folder} has no class folder; put the pictures into one folder for each class: "
-            f"{', '.join(classes)}"
-        )
+    class_folders = find_class_folders(folder, classes)
+    left_out = class_folders.left_out
     pictures: list[Picture] = []
-    ignored = [entry for entry in entries if not entry.is_dir()]
     skipped: list[Skipped] = []
-    for entry in sorted(found, key=lambda entry: known[entry.name]):
-        files = list(files_below(entry))
-        candidates = [path for path in files if path.suffix.lower() in EXTENSIONS]
-        ignored += [path for path in files if path.suffix.lower() not in EXTENSIONS]
-        if not candidates:
-            raise DataError(
-                f"{entry} has no picture ({', '.join(sorted(EXTENSIONS))}); add some, or remove "
-                "the folder if this device has no pictures of the class"
-            )
-        for path in candidates:
+    empty: list[Skipped] = []
+    for label, entry in class_folders.found:
+        inside = find_pictures(entry)
+        left_out += inside.left_out
+        # If something is skipped, nobody knows that there is no picture.
+        if not (inside.pictures or inside.left_out.skipped or inside.left_out.unused):
+            empty.append(Skipped(entry, f"it has no picture ({', '.join(sorted(EXTENSIONS))})"))
+        for path, _ in inside.pictures:
             try:
-                pictures.append(Picture(path, known[entry.name], picture_hash(path.read_bytes())))
+                pictures.append(Picture(path, label, picture_hash(path.read_bytes())))
             except OSError as error:
-                skipped.append(Skipped(path, f"cannot be read: {error.strerror or error}"))
-    present = {entry.name for entry in found}
-    return Dataset(
-        folder=folder,
-        classes=tuple(classes),
-        pictures=tuple(pictures),
-        absent_classes=tuple(name for name in classes if name not in present),
-        ignored=tuple(ignored),
-        skipped=tuple(skipped),
-    )
+                skipped.append(Skipped(path, unreadable(error)))
+    left_out += LeftOut(skipped=tuple(skipped), unused=tuple(empty))
+    if not pictures:
+        raise DataError(
+            f"no class folder in {folder} has a readable picture{left_out.reasons()}; add pictures "
+            "or repair what is skipped, then start again"
+        )
+    return Dataset(folder, tuple(classes), tuple(pictures), left_out)
 
 
 def split(dataset: Dataset, shares: DataConfig) -> Split:
@@ -148,47 +128,3 @@ def side_of(picture: str, shares: DataConfig) -> str:
         if u < bounds[name]:
             return name
     return wanted[-1]  # because of rounding, the shares may add up to slightly less than 1
-
-
-def _entries(folder: Path, classes: Sequence[str]) -> list[Path]:
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not _hidden(entry.name))
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} does not exist; create it, with one folder for each class: "
-            f"{', '.join(classes)}"
-        ) from None
-    except NotADirectoryError:
-        raise DataError(
-            f"{folder} is a file; name the folder that has one folder for each class"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror or error}") from error
-    if not entries:
-        raise DataError(
-            f"{folder} is empty; put the pictures into one folder for each class: "
-            f"{', '.join(classes)}"
-        )
-    return entries
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield every visible file below `folder`, in the same order on every machine."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        for name in sorted(names):
-            if not _hidden(name):
-                yield Path(root) / name
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
-def _no_class(entry: Path, classes: Sequence[str]) -> str:
-    near = difflib.get_close_matches(entry.name, classes, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? Rename" if near else "rename"
-    return (
-        f"{entry} is not named after a class of the bundle; {hint} the folder, or move it away "
-        f"(classes: {', '.join(classes)})"
-    )

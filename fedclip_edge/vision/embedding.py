@@ -18,7 +18,8 @@ import numpy as np
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import F32, I64
-from fedclip_edge.vision.datasets import Picture, Skipped
+from fedclip_edge.vision.datasets import Picture
+from fedclip_edge.vision.picture_files import Skipped, unreadable
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 from fedclip_edge.vision.prefetch import prefetch
 
@@ -142,7 +143,7 @@ def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
         except DataError as error:
             reasons[picture.hash] = str(error)
         except OSError as error:
-            reasons[picture.hash] = f"cannot be read: {error.strerror or error}"
+            reasons[picture.hash] = unreadable(error)
     stacked = np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.float32)
     return readable, stacked, reasons
 

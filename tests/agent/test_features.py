@@ -151,6 +151,48 @@ def test_what_will_not_count_is_said(
         assert is_said == (name in untested)
 
 
+def test_what_is_not_used_is_logged_and_the_agent_goes_on(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = site / "pictures"
+    for name in ("lost+found", "@eaDir", "Circle", "other"):
+        (pictures / name).mkdir()
+    for picture in (pictures / "square").iterdir():
+        picture.unlink()
+    (pictures / "circle" / "usb").symlink_to(site / "unplugged")
+    made = prepare_features(config(site), random_bundle, None)
+    assert (made.encoded, made.skipped) == (16, 1)
+    said = capsys.readouterr().out
+    no_class = "it is not named after a class of the bundle"
+    events = [
+        f"not_used path={pictures / 'Circle'} reason=\"{no_class}; did you mean 'circle'?\"",
+        f'not_used path={pictures / "other"} reason="{no_class}"',
+        f'not_used path={pictures / "square"} reason="it has no picture (',
+        f'picture_skipped picture={pictures / "circle" / "usb"} reason="it is a link to ',
+    ]
+    for event in events:
+        assert said.count(event) == 1
+    assert said.count(" not_used ") == 3
+    assert said.count(" picture_skipped ") == 1
+
+
+def test_a_folder_full_of_broken_pictures_does_not_flood_the_log(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(40):
+        (site / "pictures" / "circle" / f"x{number}.png").write_text(f"no picture {number}")
+        (site / "pictures" / f"unknown {number}").mkdir()
+    made = prepare_features(config(site), random_bundle, None)
+    assert made.skipped == 40
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("picture_skipped", "not_used"):
+        named = [line for line in lines if f" {name} " in line]
+        assert len(named) == 10
+        assert [line.rpartition(" more=")[2] for line in named if " more=" in line] == ["30"]
+        assert " more=" in named[-1]
+    assert "skipped=40" in lines[-1]
+
+
 def test_who_evaluates_nothing_misses_no_test_pictures(
     site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:

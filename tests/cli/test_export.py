@@ -218,6 +218,19 @@ def test_bad_input_is_said_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.txt", "few"]
 
 
+def test_calibration_pictures_that_are_not_used_are_named(tmp_path: Path) -> None:
+    for seed in range(65):
+        world.draw("boat", "photo", seed).save(tmp_path / f"{seed}.png")
+    (tmp_path / "letter.png").write_text("this is no picture")
+    (tmp_path / "usb").symlink_to(tmp_path / "unplugged")
+    done = typed("tiny", "--calibration", tmp_path, "--out", tmp_path / "bundle")
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    gone = f"it is a link to {tmp_path}/unplugged, which does not exist"
+    assert f"skipped {tmp_path}/usb: {gone}" in lines
+    assert f"skipped {tmp_path}/letter.png: it is not a picture in a known format" in lines
+
+
 def test_no_hub_is_said_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("cat\ndog\n")
     words = ("ViT-B-32-quickgelu", "--pretrained", "openai", "--classes", "c.txt", "--out", "b")

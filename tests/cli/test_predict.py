@@ -41,7 +41,7 @@ def typed(bundle: Bundle, *words: str | int | Path) -> Result:
 
 
 def expected(bundle: Bundle, pictures: Path, trained: TrainedModel) -> list[Prediction]:
-    asked = find_pictures([pictures], NAMES)
+    asked, _ = find_pictures([pictures], NAMES)
     encoder, preprocessing = open_encoder(bundle, EncoderConfig()), bundle.manifest.preprocessing
     found = predict_pictures(asked, encoder, preprocessing, bundle.classes, trained.model)
     return [result for result in found if isinstance(result, Prediction)]
@@ -153,6 +153,25 @@ def test_what_cannot_be_read_is_named_and_counted(random_bundle: Bundle, tmp_pat
     assert done.exit_code == 0
     assert f"skipped {tmp_path / 'a.png'}: it is not a picture" in done.stderr
     assert "1 picture, 1 skipped" in done.stdout
+
+
+def test_what_a_folder_has_beside_pictures_is_listed(random_bundle: Bundle, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
+    for number in range(30):
+        (tmp_path / f"x{number:02}.png").write_text("a letter")
+    (tmp_path / "usb").symlink_to(tmp_path / "unplugged")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "n.txt").write_text("bought in May")
+    done = typed(random_bundle, tmp_path, "--out", tmp_path / "p.csv")
+    assert done.exit_code == 0
+    lines = done.stderr.splitlines()
+    gone = f"it is a link to {tmp_path / 'unplugged'}, which does not exist"
+    assert f"skipped {tmp_path / 'usb'}: {gone}" in lines
+    assert f"skipped {tmp_path / 'loop'}: it leads back to a folder that it is in" in lines
+    assert sum(line.startswith("skipped ") for line in lines) == 11
+    assert "skipped 22 more, 32 in all" in lines
+    assert f"ignored 1 file that is not a picture (.txt), such as {tmp_path / 'n.txt'}" in lines
+    assert "1 picture, 32 skipped" in done.stdout
 
 
 def test_a_name_that_no_terminal_shows(random_bundle: Bundle, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.demo import _Live
 from fedclip_edge.cli.progress import Bar, progress_bar
 from fedclip_edge.cli.simulate_progress import Show
-from fedclip_edge.demo.federation import _encoding, _Watched
+from fedclip_edge.demo.federation import _device_events, _Watched
 from fedclip_edge.learning.evaluation import FleetEvaluation
 from fedclip_edge.processes import threads
 from fedclip_edge.records import Plan
@@ -169,13 +169,26 @@ def test_a_demo_reads_on_in_a_devices_log(tmp_path: Path) -> None:
     log_file.write_text(
         'a warning\n{"event": "encoding_pictures", "done": 8, "total": 9}\n{"event": "enco'
     )
-    assert list(_encoding(watched, read)) == [
+    assert list(_device_events(watched, read)) == [
         {"event": "encoding_pictures", "done": 8, "total": 9, "device": "photo"}
     ]
     with log_file.open("a") as file:
         file.write('ding_pictures", "done": 9, "total": 9}\n{"event": "connected"}\n')
-    assert [event["done"] for event in _encoding(watched, read)] == [9]
-    assert list(_encoding(watched, read)) == []
+    assert [event["done"] for event in _device_events(watched, read)] == [9]
+    assert list(_device_events(watched, read)) == []
+
+
+def test_a_demo_says_what_its_devices_leave_out(capsys: pytest.CaptureFixture[str]) -> None:
+    live = _Live("cartoon", 30)
+    live.happened({"event": "files_ignored", "count": 3, "kinds": ".heic .txt", "device": "photo"})
+    live.happened({"event": "not_used", "path": "p/cra", "reason": "no class", "device": "photo"})
+    broken = {"picture": "p/\x1b.png", "reason": "the file is empty", "more": 7}
+    live.happened({"event": "picture_skipped", **broken})
+    assert capsys.readouterr().out.splitlines() == [
+        "photo ignores files that are not pictures: 3 (.heic .txt)",
+        "photo skips p/cra: no class",
+        r"cartoon skips p/\x1b.png: the file is empty (and skips 7 more)",
+    ]
 
 
 CLOSED = {"event": "round_closed", "round": 1, "contributions": 4, "cohort": 4, "seconds": 0.5}

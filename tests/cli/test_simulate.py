@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -309,11 +310,29 @@ def test_devices_that_send_nothing_have_no_largest_weight(features: Path, tmp_pa
 
 
 def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -> None:
-    for number, domain in enumerate(("day", "night")):
-        system.write_pictures(tmp_path / "data" / domain, random_bundle.classes.names, 12, number)
-    arguments = ("--data", tmp_path / "data", "--bundle", random_bundle.folder, "--rounds", "1")
+    """One domain is a link; what is in no class folder is listed."""
+    data = tmp_path / "data"
+    for number, domain in enumerate((data / "day", tmp_path / "disk")):
+        system.write_pictures(domain, random_bundle.classes.names, 12, number)
+    (data / "night").symlink_to(tmp_path / "disk")
+    for name in ("misc", "lost+found", "day/circel", "day/circle/@eaDir"):
+        (data / name).mkdir()
+    shutil.copy(data / "day" / "circle" / "000.png", data / "day" / "circle" / "@eaDir")
+    for picture in (data / "day" / "square").iterdir():
+        picture.unlink()
+    (data / "day" / "circle" / "gone.png").symlink_to(tmp_path / "unplugged")
+    arguments = ("--data", data, "--bundle", random_bundle.folder, "--rounds", "1")
     first = simulate(tmp_path / "out", *arguments)
     assert first.returncode == 0, first.stderr
+    no_class = "it is not named after a class of the bundle; did you mean 'circle'?"
+    gone = f"it is a link to {tmp_path}/unplugged, which does not exist"
+    assert [line for line in first.stderr.splitlines() if line.startswith("skipped ")] == [
+        f"skipped {data}/misc: it has no folder that is named after a class",
+        f"skipped {data}/day/circel: {no_class}",
+        f"skipped {data}/day/square: it has no picture (.bmp, .jpeg, .jpg, .png, .webp)",
+        f"skipped {data}/day/circle/gone.png: {gone}",
+    ]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["pictures"] == 5 * 12
     assert {row["device"] for row in rows_of(tmp_path / "out")} == {"day", "night", "all"}
     assert "not encoded again" not in first.stderr
     again = simulate(tmp_path / "again", *arguments)

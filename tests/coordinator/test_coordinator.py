@@ -1183,6 +1183,14 @@ def test_a_coordinator_that_was_taken_over_stops(fleet: Fleet) -> None:
         fleet.step()
 
 
+def test_a_claim_under_another_name_is_dropped(fleet: Fleet) -> None:
+    """A device of a fleet without a registry could sign one with its own key."""
+    forged = claim(fleet.coordinator.epoch + 1, STRANGER)
+    Mallory(fleet).say(forged, TOPICS.coordinator_state, "cam-1")
+    fleet.step()
+    assert fleet.coordinator.refused_messages[""] == 1
+
+
 def test_a_claim_that_nobody_signed_is_dropped(fleet: Fleet) -> None:
     forged = claim(99, signing.create_identity())
     Mallory(fleet).say(forged, TOPICS.coordinator_state, "coordinator")

@@ -192,19 +192,26 @@ def test_after_the_last_round_and_its_report_the_model_is_written(stage: Stage) 
 
 def test_a_round_that_is_refused_again_and_again_ends_the_run_with_the_reason(stage: Stage) -> None:
     unfit = UnfitError(1, "norm 200 is above max_norm 100")
-    for _ in range(ATTEMPTS - 1):
-        stage.rounds.reject("cam-0", unfit, 1.0)
+    refuse_often(stage, unfit, 1.0)
     with pytest.raises(RunError, match=r"round 1 .* cam-0: norm 200 is above max_norm 100"):
         stage.rounds.reject("cam-0", unfit, 1.0)
     assert stage.rounds.state.attempt == ATTEMPTS
 
 
+def refuse_often(stage: Stage, unfit: UnfitError, now: float) -> None:
+    """Refuse cam-0's contribution in each attempt but the last; all attempts are open in turn."""
+    for _ in range(ATTEMPTS - 1):
+        stage.rounds.reject("cam-0", unfit, now)
+        waits: str = stage.rounds.state.phase
+        now += stage.rounds.state.rules.deadline_s
+        stage.rounds.handle(Tick(), now)
+        assert (waits, stage.rounds.state.phase) == ("gathering", "open")
+
+
 def test_a_round_that_closes_forgets_the_refusals_before_it(stage: Stage) -> None:
-    for _ in range(ATTEMPTS - 1):
-        stage.rounds.reject("cam-0", UnfitError(1, "it does not fit"), 1.0)
+    refuse_often(stage, UnfitError(1, "it does not fit"), 1.0)
     stage.upload(stage.desk.body())
-    for _ in range(ATTEMPTS - 1):
-        stage.rounds.reject("cam-0", UnfitError(2, "it does not fit"), 1.0)
+    refuse_often(stage, UnfitError(2, "it does not fit"), 1.0)
     assert (stage.rounds.state.round, stage.rounds.state.attempt) == (2, ATTEMPTS - 1)
 
 

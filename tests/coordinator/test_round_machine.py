@@ -23,6 +23,7 @@ from fedclip_edge.coordinator.round_events import (
     Closed,
     CloseRound,
     Drop,
+    Enrolled,
     Event,
     Finish,
     Forget,
@@ -60,6 +61,19 @@ SECOND = replace(  # the second round cannot open without B
 )
 THREE = replace(  # three of four have contributed
     OPEN, trainers=frozenset("abcd"), cohort=frozenset("abcd"), kept={A: X, B: X, C: X}
+)
+REFUSED = replace(  # all contributions were refused again and again
+    GATHERING,
+    attempt=4,
+    trainers=BOTH,
+    evaluators=BOTH,
+    deadline=105.0,
+    gathering_since=5,
+    missed={A: 2, B: 2},
+    refused=BOTH,
+    rejected=BOTH,
+    cohort=BOTH,
+    again_at=16.0,
 )
 FINAL = replace(GATHERING, phase="final", round=2, evaluators=BOTH, deadline=100.0)
 DONE = replace(FINAL, phase="done")
@@ -277,11 +291,46 @@ ROWS: dict[str, Row] = {
     ),
     "open: who is kept cannot be rejected": (HALF, Rejected(A, 1), 5, {}, ()),
     "open: one of another round is rejected": (OPEN, Rejected(A, 2), 5, {}, ()),
-    "open: the last one awaited is rejected, and the round repeated at once": (
+    "open: the last one awaited is rejected, and the round repeated after a pause": (
+        HALF, Rejected(B, 1), 1,
+        {"phase": "gathering", "attempt": 1, "deadline": 101.0, "gathering_since": 1,
+         "missed": {B: 1}, "refused": frozenset(B), "rejected": frozenset(B), "again_at": 2.0},
+        (Missed(B, "refused", False), Announce()),
+    ),
+    "open: it is rejected later than the pause lasts, and the round repeated at once": (
         HALF, Rejected(B, 1), 5,
         {"attempt": 1, "deadline": 105.0, "gathering_since": 5, "missed": {B: 1},
-         "refused": frozenset(B)},
+         "refused": frozenset(B), "again_at": 2.0},
         (Missed(B, "refused", False), Announce()),
+    ),
+    "open: a later pause is longer": (
+        replace(OPEN, attempt=3, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A)),
+        Rejected(B, 1), 5,
+        {"phase": "gathering", "attempt": 4, "rejected": BOTH, "deadline": 105.0,
+         "gathering_since": 5, "again_at": 16.0},
+        (Announce(),),
+    ),
+    "open: no pause is longer than a deadline": (
+        replace(OPEN, attempt=2000, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A),
+                enrolled=frozenset((A, B, C))),
+        Rejected(B, 1), 5,
+        {"phase": "gathering", "attempt": 2001, "rejected": BOTH, "deadline": 105.0,
+         "gathering_since": 5, "again_at": 100.0},
+        (Announce(),),
+    ),
+    "gathering: nobody is there but those that were refused, for now": (
+        REFUSED, Tick(), 15, {"told_at": 15}, (Waiting(1, 0, ()),),
+    ),
+    "gathering: nobody is there but those that were refused, after the pause": (
+        REFUSED, Tick(), 16,
+        {"phase": "open", "cohort": BOTH, "deadline": 116.0, "rejected": frozenset()},
+        (Announce(),),
+    ),
+    "gathering: one comes whose contributions may be accepted": (
+        REFUSED, Joined(C, True, False), 6,
+        {"phase": "open", "cohort": frozenset((A, B, C)), "trainers": frozenset((A, B, C)),
+         "deadline": 106.0, "rejected": frozenset()},
+        (Announce(),),
     ),
     "open: one is rejected twice, and left out": (
         replace(HALF, attempt=1, missed={B: 1}), Rejected(B, 1), 5,
@@ -322,15 +371,37 @@ ROWS: dict[str, Row] = {
         replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A)),
         Rejected(B, 1), 5,
         {"phase": "gathering", "attempt": 5, "rejected": BOTH, "deadline": 105.0,
-         "gathering_since": 5},
+         "gathering_since": 5, "again_at": 32.0},
         (Abandon(),),
     ),
+    "open: nobody's can, but one of the enrolled devices has not been seen": (
+        replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A),
+                enrolled=frozenset((A, B, C))),
+        Rejected(B, 1), 5,
+        {"phase": "gathering", "attempt": 5, "rejected": BOTH, "deadline": 105.0,
+         "gathering_since": 5, "again_at": 32.0},
+        (Announce(),),
+    ),
+    "open: nobody's can, and all enrolled devices have been seen": (
+        replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A),
+                enrolled=frozenset((A, B, C)), away_since={C: -math.inf}),
+        Rejected(B, 1), 5,
+        {"phase": "gathering", "attempt": 5, "rejected": BOTH, "deadline": 105.0,
+         "gathering_since": 5, "again_at": 32.0},
+        (Abandon(),),
+    ),
+    **{
+        f"{state.phase}: the registry changes": (
+            state, Enrolled(BOTH), 5, {"enrolled": BOTH} if state.phase != "done" else {}, ()
+        )
+        for state in (GATHERING, OPEN, FINAL, DONE)
+    },
     "open: nobody's can, but one is away": (
         replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A),
                 absent=frozenset(C)),
         Rejected(B, 1), 5,
         {"phase": "gathering", "attempt": 5, "rejected": BOTH, "deadline": 105.0,
-         "gathering_since": 5},
+         "gathering_since": 5, "again_at": 32.0},
         (Announce(),),
     ),
     "open: it says at once that one is away": (

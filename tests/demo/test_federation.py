@@ -177,21 +177,50 @@ def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> Non
 @pytest.mark.one_python
 def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]) -> None:
     out = first[0]
-    drawn = out / "pictures" / f"{PER_CLASS}-of-seed-0" / "poster"
-    moved = drawn / "car" / "0001.png"
-    (drawn / "cra").mkdir()
+    cache = out / "devices" / "poster" / "features.sqlite"
+    whole = cache.read_bytes()
+    cache.write_text("a letter, by mistake" * 100)
     try:
-        moved.rename(drawn / "cra" / "0001.png")
         done = demo(out)
     finally:
-        (drawn / "cra" / "0001.png").rename(moved)
-        (drawn / "cra").rmdir()
+        cache.write_bytes(whole)
     assert done.returncode == RunError.exit_code
     last = done.stderr.strip().splitlines()[-1]
     assert "poster" in last
-    assert "cra" in last
+    assert "features.sqlite" in last
     assert "Traceback" not in done.stderr
     assert processes_of(out) == []
+
+
+@pytest.mark.one_python
+def test_what_a_device_leaves_out_is_shown(first: tuple[Path, str]) -> None:
+    out = first[0]
+    drawn = out / "pictures" / f"{PER_CLASS}-of-seed-0"
+    added = [
+        drawn / "poster" / "cra",
+        drawn / "cartoon" / "cra",
+        drawn / "poster" / "car" / "@eaDir",
+    ]
+    broken = drawn / "photo" / "car" / "broken.png"
+    try:
+        for folder in added:
+            folder.mkdir()
+        (added[-1] / "thumb.png").write_text("never read")
+        broken.write_text("this is no picture")
+        done = demo(out)
+    finally:
+        broken.unlink()
+        (added[-1] / "thumb.png").unlink()
+        for folder in added:
+            folder.rmdir()
+    assert done.returncode == 0, done.stderr
+    unknown = "it is not named after a class of the bundle; did you mean 'car'?"
+    shown = {line for line in done.stdout.splitlines() if " skips " in line}
+    assert shown == {
+        f"poster skips {added[0].resolve()}: {unknown}",
+        f"cartoon skips {added[1].resolve()}: {unknown}",
+        f"photo skips {broken.resolve()}: it is not a picture in a known format",
+    }
 
 
 @pytest.mark.one_python

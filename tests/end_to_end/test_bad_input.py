@@ -32,8 +32,11 @@ def site(tmp_path: Path, random_bundle: Bundle) -> Site:
     return Site(tmp_path, Bundle(copy, random_bundle.manifest, random_bundle.classes), NOBODY, "f")
 
 
-def refused(kind: type[FedclipError], *arguments: str | Path, words: tuple[str, ...]) -> None:
-    """Check that the command exits with the code of `kind` and one line with all `words`."""
+def refused(kind: type[FedclipError], *arguments: str | Path, words: tuple[str, ...]) -> str:
+    """Check that the command exits with the code of `kind` and one line with all `words`.
+
+    Returns the line.
+    """
     done = system.run(*arguments)
     assert done.returncode == kind.exit_code, done.stderr
     assert "Traceback" not in done.stderr
@@ -41,6 +44,7 @@ def refused(kind: type[FedclipError], *arguments: str | Path, words: tuple[str, 
     assert last.startswith("fedclip-edge: ")
     for word in words:
         assert word in last
+    return last
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -97,19 +101,29 @@ def test_an_empty_folder_of_pictures(site: Site) -> None:
     refused(DataError, "agent", agent, words=(str(agent.parent / "pictures"),))
 
 
-def test_a_class_without_pictures(site: Site) -> None:
+def test_no_class_with_a_picture(site: Site) -> None:
     agent = site.write_agent("north")
-    empty = agent.parent / "pictures" / "circle"
-    shutil.rmtree(empty)
-    empty.mkdir()
-    refused(DataError, "agent", agent, words=("circle",))
+    for picture in (agent.parent / "pictures").rglob("*.png"):
+        picture.unlink()
+    refused(DataError, "agent", agent, words=("circle: it has no picture", "add pictures"))
 
 
-def test_a_folder_that_is_no_class(site: Site) -> None:
+def test_no_folder_that_is_a_class(site: Site) -> None:
+    agent = site.write_agent("north")
+    for folder in (agent.parent / "pictures").iterdir():
+        folder.rename(folder.with_name(folder.name.replace("e", "ee")))
+    refused(DataError, "agent", agent, words=("circlee", "did you mean 'circle'?"))
+
+
+def test_a_folder_of_domains(site: Site) -> None:
     agent = site.write_agent("north")
     pictures = agent.parent / "pictures"
-    (pictures / "circle").rename(pictures / "circel")
-    refused(DataError, "agent", agent, words=("circel", "circle"))
+    pictures.rename(agent.parent / "photo")
+    pictures.mkdir()
+    (agent.parent / "photo").rename(pictures / "photo")
+    refused(
+        DataError, "agent", agent, words=("its folder photo has one (circle)", "name the folder")
+    )
 
 
 def test_no_picture_that_can_be_read(site: Site) -> None:
@@ -186,17 +200,20 @@ def test_a_port_in_use() -> None:
         refused(BrokerError, "broker", "start", "--port", str(port), words=(str(port), "--port"))
 
 
-@pytest.mark.parametrize("shape", ["missing", "empty", "one-domain"])
-def test_a_demo_on_no_data(site: Site, shape: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "word"),
+    [("missing", "does not exist"), ("empty", "no domain"), ("one-domain", "only one domain")],
+)
+def test_a_demo_on_no_data(site: Site, shape: str, word: str) -> None:
     data = site.folder / "data"
     if shape != "missing":
         data.mkdir()
     if shape == "one-domain":
-        (data / "cartoon").mkdir()
+        system.write_pictures(data / "cartoon", site.bundle.classes.names, 1, 0)
     out = site.folder / "out"
     refused(
         DataError, "demo", "--data", data, "--bundle", site.bundle.folder, "--out", out,
-        words=("data",),
+        words=("data", word),
     )  # fmt: skip
     assert not out.exists()
 
@@ -237,17 +254,34 @@ def test_a_demo_with_a_damaged_bundle_leaves_nothing(site: Site) -> None:
     assert not out.exists()
 
 
-def test_a_demo_with_a_class_without_pictures(site: Site) -> None:
+def test_a_demo_with_a_domain_without_pictures(site: Site) -> None:
     data = site.folder / "data"
     for domain in ("a", "cartoon"):
         system.write_pictures(data / domain, site.bundle.classes.names, 3, 0)
-    for picture in (data / "a" / "square").iterdir():
+    for picture in (data / "a").rglob("*.png"):
         picture.unlink()
     out = site.folder / "out"
     refused(
         DataError, "demo", "--data", data, "--bundle", site.bundle.folder, "--out", out,
-        words=("square", str(data / "a")),
+        words=("square", str(data / "a"), "it has no picture"),
     )  # fmt: skip
+    assert not out.exists()
+
+
+def test_a_demo_with_the_pictures_of_one_device(site: Site) -> None:
+    """The message is about the folder, not about --hold-out, which nobody gave."""
+    data = site.folder / "data"
+    system.write_pictures(data, site.bundle.classes.names, 3, 0)
+    out = site.folder / "out"
+    said = refused(
+        DataError, "demo", "--data", data, "--bundle", site.bundle.folder, "--out", out,
+        words=(
+            "holds class folders (circle, square, triangle)",
+            "expects a folder for each domain, with a folder for each class in it",
+            "fedclip-edge simulate",
+        ),
+    )  # fmt: skip
+    assert "--hold-out" not in said
     assert not out.exists()
 
 

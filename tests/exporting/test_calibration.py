@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from PIL import Image
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting import calibration
-from fedclip_edge.exporting.calibration import from_bytes, read_pictures
+from fedclip_edge.exporting.calibration import (
+    GatePictures,
+    from_bytes,
+    gather,
+    read_pictures,
+)
+from fedclip_edge.vision.picture_files import LeftOut
 from fedclip_edge.vision.pictures import Preprocessing, load
 
 PLAIN = Preprocessing(8, "squash", 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -52,7 +59,7 @@ def test_gate_and_calibration_share_no_picture_where_there_are_enough(
     assert len(shared) == (0 if count >= 96 else count)
     assert found.labels is not None
     assert len(found.labels) == gate
-    assert (found.skipped, found.source) == (0, "folder")
+    assert (found.left_out, found.source) == (LeftOut(), "folder")
 
 
 def test_without_labels_fewer_do(tmp_path: Path) -> None:
@@ -93,12 +100,43 @@ def test_broken_pictures_and_copies(tmp_path: Path) -> None:
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "copy.png")
     found = read_pictures(tmp_path, PLAIN, CLASSES)
-    assert found.skipped == 1
+    (cut,) = found.left_out.skipped
+    assert cut.path == tmp_path / "cat" / "cut.png"
+    assert found.left_out.others == (tmp_path / "cat" / "notes.txt",)
     assert len(rows(found.pixels)) == len(found.pixels) == 64
     (tmp_path / "cat" / "0.png").unlink()
     (tmp_path / "cat" / "copy.png").unlink()
-    with pytest.raises(ConfigError, match=r"has 63 different readable pictures, .* needs 64"):
+    with pytest.raises(
+        ConfigError, match=r"has 63 different readable pictures .*cut.png.*, but .* needs 64"
+    ):
         read_pictures(tmp_path, PLAIN, CLASSES)
+
+
+def test_links_and_system_folders_are_as_on_an_agent(tmp_path: Path) -> None:
+    """Also a class folder in the other Unicode form has its label."""
+    composed, apart = (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café"))
+    fill(tmp_path / "disk", 70, (apart, "dog"))
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in (apart, "dog"):
+        (site / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "dog" / "loop").symlink_to(site)
+    (tmp_path / "disk" / "dog" / "@eaDir").mkdir()
+    (tmp_path / "disk" / "dog" / "@eaDir" / "thumb.png").write_bytes(image(1000))
+    (site / "gone").symlink_to(tmp_path / "unplugged")
+    said: list[str] = []
+
+    def draw(*_: object) -> GatePictures:
+        raise AssertionError("the pictures are in a folder")
+
+    found = gather(site, draw, PLAIN, (composed, "dog"), said.append)
+    assert len(found.pixels) == 70
+    assert found.labels is not None
+    assert sorted(found.labels) == [0] * 35 + [1] * 35
+    assert said == [
+        f"skipped {site / 'dog' / 'loop'}: it leads back to a folder that it is in",
+        f"skipped {site / 'gone'}: it is a link to {tmp_path / 'unplugged'}, which does not exist",
+    ]
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:

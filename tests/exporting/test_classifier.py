@@ -101,7 +101,7 @@ def same_as_predict(
 ) -> float:
     """Export, label all pictures both ways, and return the share of changed labels."""
     export_classifier(bundle, trained, out)
-    asked = find_pictures([pictures], bundle.classes.names)
+    asked, _ = find_pictures([pictures], bundle.classes.names)
     model = None if trained is None else trained.model
     encoder, preprocessing = open_encoder(bundle, EncoderConfig()), bundle.manifest.preprocessing
     expected = list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model))

@@ -18,6 +18,7 @@ from fedclip_edge.exporting.recipe import Precision
 from fedclip_edge.records import F32, ClassTexts
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.encoder import Encoder, open_encoder
+from fedclip_edge.vision.picture_files import LeftOut
 from fedclip_edge.vision.pictures import Preprocessing
 
 PLAIN = Preprocessing(32, "shortest", 32, "bicubic", (0.5,) * 3, (0.25,) * 3)
@@ -39,7 +40,7 @@ def pictures(encoder: Encoder, texts: ClassTexts) -> GatePictures:
     pixels = noise_pixels(70, PLAIN)
     labels = (encoder.embed(pixels) @ texts.vectors.T).argmax(axis=1)
     labels[:7] = (labels[:7] + 1) % 3
-    return GatePictures(pixels, labels, pixels[:0], 0, "drawn")
+    return GatePictures(pixels, labels, pixels[:0], LeftOut(), "drawn")
 
 
 class Changed:

@@ -156,7 +156,7 @@ AVERAGED: dict[str, tuple[Callable[[State], Any], str]] = {
             **prefixed("ema_model.")(state),
         },
         (
-            "leaving out 63 tensors of w.pt that are not CLIP's (online_model.ln_final.bias, "
+            "leaving out 63 tensors of w.pt, not part of CLIP (online_model.ln_final.bias, "
             "online_model.ln_final.weight, online_model.logit_scale, ...)"
         ),
     ),
@@ -166,7 +166,7 @@ AVERAGED: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "a head beside the model": (
         lambda state: {**prefixed("clip.")(state), "head.weight": torch.ones(2, 3)},
-        "leaving out 1 tensor of w.pt that are not CLIP's (head.weight)",
+        "leaving out 1 tensor of w.pt, not part of CLIP (head.weight)",
     ),
 }
 

@@ -61,7 +61,7 @@ def test_only_the_id_is_needed(tmp_path: Path) -> None:
         ("id,domain,pictures\na,,b\x07\n", "line 2: pictures: expected the path"),
         ('id,domain\na,"b\n', "not a row of CSV"),
         ('id,domain\na,"b"c\n', "line 2: not a row of CSV"),
-        (b"id\n\xff\xfe\n", "line 2: .*save"),
+        (b"id\n\xff\xfe\n", "line 2: .*Save the file as UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_line(tmp_path: Path, text: str | bytes, said: str) -> None:

@@ -101,9 +101,17 @@ def classes() -> list[type[FedclipError]]:
 
 def page() -> str:
     usage, interrupt = click.UsageError.exit_code, 128 + signal.SIGINT
-    terminate = 128 + signal.SIGTERM
+    terminate, again = 128 + signal.SIGTERM, "Start it again to continue."
     general = [
-        ("0", "", "The command did what it was asked to do.", ""),
+        (
+            "0",
+            "",
+            (
+                "The command did what it was asked to do. `serve`, and `agent` without `--once`, are "
+                "services: they also end with 0 when SIGTERM or Ctrl-C asks them to stop."
+            ),
+            "",
+        ),
         (
             str(FedclipError.exit_code),
             "",
@@ -118,8 +126,8 @@ def page() -> str:
         ),
     ]
     signals = [
-        (str(interrupt), "", "Stopped by Ctrl-C (SIGINT).", "Start it again to continue."),
-        (str(terminate), "", "Stopped by SIGTERM.", "Start it again to continue."),
+        (str(interrupt), "", "Stopped by Ctrl-C (SIGINT) before its work was done.", again),
+        (str(terminate), "", "Stopped by SIGTERM before its work was done.", again),
     ]
     ours = [(str(cls.exit_code), f"`{cls.__name__}`", *CODES[cls]) for cls in classes()]
     rows = [tuple(map(md.prose, row)) for row in (*general, *ours, *signals)]
@@ -153,7 +161,7 @@ def _unit_text() -> str:
         "RestartForceExitStatus",
         "RestartPreventExitStatus",
         "RestartSec",
-        "SuccessExitStatus",
+        "TimeoutStopSec",
     )
     settings = "\n".join(f"{name}={service[name]}" for name in names)
     *first, last = service["RestartPreventExitStatus"].split()
@@ -162,6 +170,9 @@ def _unit_text() -> str:
         + md.fenced(settings, "ini")
         + f"\n\nAfter {', '.join(first)} or {last} the agent is not started again: a person must act "
         f"first. After 18, a full disk, it is started again, and continues as soon as there is space. "
-        f"After 0 and {service['SuccessExitStatus']} it has ended as wanted. After any "
-        f"other code, systemd starts it again after {service['RestartSec']} seconds."
+        f"After 0 it has ended as wanted, by `systemctl stop` for example. After any other "
+        f"code, systemd starts it again after {service['RestartSec']} seconds.\n\n"
+        "A service that is asked to stop says goodbye to its peers, closes its files, and logs "
+        "`stopped`. That takes a few seconds, and 25 at the most. A second signal ends it at once, "
+        "with 130 or 143; nothing that was acknowledged is lost."
     )

@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/kinds.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
+    "processes/": BOTH,
     "transport/": BOTH,
 }
 
@@ -59,8 +60,14 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"Progress of encoding, every {EVERY_S:g} seconds if standard error is not a terminal.",
         ),
         "files_ignored": Event("The picture folder has files that are not pictures."),
+        "not_used": Event(
+            "A file or folder can be read, but its pictures do not count: for example a folder that is "
+            "not named after a class, or a class folder without a picture.",
+            "Rename the folder if the reason names a class, or move it away.",
+        ),
         "picture_skipped": Event(
-            "A picture cannot be read; it is left out.", "Repair or remove the file."
+            "A picture, or a folder of pictures, cannot be read; it is left out.",
+            "Repair or remove the file, or correct the permissions.",
         ),
         "class_without_test_pictures": Event(
             "No picture of this class is on the test side, so its accuracy is unknown.",
@@ -124,6 +131,13 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "run.",
         ),
         "link_lost": _LINK_LOST,
+        "parts_lost": Event(
+            "The chunks of a model or an update were asked for again and again, and none arrives, "
+            "although the connection is up. Brokers with MQTT 3.1.1 drop messages above a limit "
+            "without an error. Written once while it lasts.",
+            "Look for `broker_limit` in the log of the other side, then raise the broker's limits.",
+        ),
+        "parts_arrive": Event("Chunks arrive again, after `parts_lost`."),
         "run_ended_without_this_device": Event(
             "The run ended while this device was away, and no coordinator is online to send the "
             "last model.",
@@ -213,13 +227,27 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over, and `serve` ends."),
     },
     BOTH: {
+        "stopped": Event(
+            "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
+            "peers is over.",
+        ),
         "broker_not_reached": Event(
             "An attempt to connect failed. The program tries again; each reason is written once "
             "until the connection is back.",
             "Read the reason: the broker, the network or a certificate.",
         ),
+        "link_restored": Event("The connection to the broker is back, after `link_lost`."),
+        "broker_limit": Event(
+            "The broker does not take messages of a size that the fleet needs: it refuses them, or "
+            "ends the connection each time. Written once while it lasts. Refused messages are sent "
+            "again, at growing intervals if the connection ends; `link_lost` is not written.",
+            "Raise the settings that `reason` names in the broker, or lower `max_packet_bytes`. "
+            "Nothing has to be restarted but the broker.",
+        ),
+        "broker_limit_over": Event("The broker takes messages of that size again."),
         "message_not_taken": Event(
-            "The broker refused a message.",
+            "The broker refused a message, which is lost; the program sends it again if it is "
+            "still needed.",
             "Check the broker's access list, and that the user name is the device's id.",
         ),
         "messages_dropped": Event(
@@ -306,6 +334,9 @@ FIELDS: Mapping[str, str] = {
     "model": "The model that is used instead.",
     "model_bytes": "Size of the next model as it is sent.",
     "more": "Number of further devices; ten are named.",
+    "not_used.more": "Number of further files and folders; ten are named.",
+    "not_used.path": "The file or folder.",
+    "picture_skipped.more": "Number of further files and folders; ten are named.",
     "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
     "gda_solved.classes": "Number of classes with pictures.",
@@ -313,7 +344,7 @@ FIELDS: Mapping[str, str] = {
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
     "pictures": "Number of withheld pictures.",
-    "picture": "File of the picture.",
+    "picture": "File of the picture, or its folder.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Execution provider of the encoder.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
@@ -328,7 +359,10 @@ FIELDS: Mapping[str, str] = {
     "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
-    "skipped": "Pictures that cannot be read.",
+    "signal": "Name of the signal.",
+    "of": "`model` or `update`.",
+    "parts_lost.count": "Number of missing chunks.",
+    "skipped": "Pictures, and folders of pictures, that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",
     "certificate_ends.devices": "Devices whose certificates expire first, each with the date.",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from fedclip_edge.config import BrokerAddress
+from fedclip_edge.errors import LinkError
 from fedclip_edge.transport.base import (
     Connected,
     Received,
@@ -49,7 +50,11 @@ class Proxy:
             if not self.accepting:
                 client.close()
                 continue
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:  # the broker is down
+                client.close()
+                continue
             self._pairs.append((client, server))
             threading.Thread(target=self._up, args=(client, server), daemon=True).start()
             threading.Thread(target=self._down, args=(client, server), daemon=True).start()
@@ -90,6 +95,30 @@ class Proxy:
         self.cut()
 
 
+class Gate(Proxy):
+    """A relay that closes connections whose CONNECT says MQTT 5, as RabbitMQ 3.10 does.
+
+    It passes them on if `knows_5` is set. It closes any connection while `deaths` is above zero.
+    """
+
+    def __init__(self, target: BrokerAddress) -> None:
+        self.knows_5 = False
+        self.deaths = 0
+        self.knocks: list[int] = []  # the MQTT version of each attempt
+        super().__init__(target)
+
+    def _up(self, client: socket.socket, server: socket.socket) -> None:
+        begin = client.recv(256, socket.MSG_PEEK)
+        version = begin[begin.find(b"\0\x04MQTT") + 6]
+        self.knocks.append(version)
+        if self.deaths or (version == 5 and not self.knows_5):
+            self.deaths = max(0, self.deaths - 1)
+            client.shutdown(socket.SHUT_RDWR)
+            server.close()
+            return
+        super()._up(client, server)
+
+
 def _shut(*sockets: socket.socket) -> None:
     for one in sockets:
         with contextlib.suppress(OSError):
@@ -103,6 +132,19 @@ def connected(
     made = PahoTransport(address, name, topics, will or Will(f"gone/{name}", b"gone"))
     made.connect(DEADLINE_S)
     return made
+
+
+def fill(address: BrokerAddress) -> list[PahoTransport]:
+    """Clients that leave the broker no room for another one."""
+    made: list[PahoTransport] = []
+    while True:
+        link = PahoTransport(address, f"client-{time.monotonic_ns()}", [], None)
+        try:
+            link.connect(4.0)
+        except LinkError:
+            return made
+        made.append(link)
+        assert len(made) < 5  # mosquitto 2.0.11 lets one more in than it is told
 
 
 def next_of(transport: Transport, kind: type[E], where: Callable[[E], bool] = lambda _: True) -> E:

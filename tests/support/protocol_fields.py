@@ -274,7 +274,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "train_pictures": ("large count", "training pictures with features"),
         "test_pictures": ("large count", "test pictures with features"),
         "encoded": ("large count", "pictures encoded since the agent started"),
-        "skipped": ("large count", "files that could not be read as pictures"),
+        "skipped": ("large count", "files and folders that could not be read"),
         "bytes_up": (
             "large count or null",
             "bytes sent on its sockets since the agent started; null if unknown",
@@ -367,6 +367,13 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     "ATTEMPTS": (
         round_machine.ATTEMPTS,
         "attempts at a round before the coordinator stops, if every contribution is refused",
+    ),
+    "PAUSE_S": (
+        attendance.PAUSE_S,
+        (
+            "from one attempt at a round to the next, if every device that trains in the next one "
+            "was refused; then 2, 4, 8, ... times that, `deadline_s` at most"
+        ),
     ),
     "LEFT_OUT_AFTER": (
         round_state.LEFT_OUT_AFTER,

@@ -53,7 +53,7 @@ def train(
     bundle: Bundle, pictures: Path, lr: float = 2e-2, method: str = "fedclip"
 ) -> TrainedModel:
     """Train one device for one round; a personal method gives the device's own model."""
-    asked = find_pictures([pictures], bundle.classes.names)
+    asked, _ = find_pictures([pictures], bundle.classes.names)
     encoder = open_encoder(bundle, EncoderConfig())
     pixels = [load(one.path, bundle.manifest.preprocessing) for one in asked]
     features = Features(

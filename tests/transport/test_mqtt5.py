@@ -15,7 +15,7 @@ import paho.mqtt.client as paho
 import pytest
 import system
 from brokers import StartMosquitto
-from mqtt_client import DEADLINE_S, Proxy, connected, login, next_of, subscribed
+from mqtt_client import DEADLINE_S, Gate, Proxy, connected, login, next_of, subscribed
 from paho.mqtt.enums import CallbackAPIVersion
 from system import Site, wait_until
 from without_mosquitto import no_mosquitto
@@ -44,30 +44,6 @@ def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def version(link: PahoTransport) -> int:
     return int(link._client.protocol)
-
-
-class Gate(Proxy):
-    """A relay that closes connections whose CONNECT says MQTT 5, as RabbitMQ 3.10 does.
-
-    It passes them on if `knows_5` is set. It closes any connection while `deaths` is above zero.
-    """
-
-    def __init__(self, target: BrokerAddress) -> None:
-        self.knows_5 = False
-        self.deaths = 0
-        self.knocks: list[int] = []  # the MQTT version of each attempt
-        super().__init__(target)
-
-    def _up(self, client: socket.socket, server: socket.socket) -> None:
-        begin = client.recv(256, socket.MSG_PEEK)
-        version = begin[begin.find(b"\0\x04MQTT") + 6]
-        self.knocks.append(version)
-        if self.deaths or (version == 5 and not self.knows_5):
-            self.deaths = max(0, self.deaths - 1)
-            client.shutdown(socket.SHUT_RDWR)
-            server.close()
-            return
-        super()._up(client, server)
 
 
 @pytest.fixture

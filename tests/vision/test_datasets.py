@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import tempfile
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from denied import needs_denial, without_root
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip_edge.config import DataConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.datasets import Dataset, Picture, Split, read_folder, split
+from fedclip_edge.vision.picture_files import LeftOut, Skipped
 from fedclip_edge.vision.pictures import picture_hash
 
 CLASSES = ("cat", "dog", "tea cup")
@@ -39,7 +44,6 @@ def test_reads_classes_in_label_order_and_files_by_name(tmp_path: Path) -> None:
         ("c.webp", 1),
     ]
     assert dataset.pictures[0].hash == picture_hash(b"z.bmp")
-    assert dataset.absent_classes == ("tea cup",)
     assert dataset.classes == CLASSES
 
 
@@ -49,7 +53,7 @@ def test_other_files_are_listed_and_hidden_ones_left_alone(tmp_path: Path) -> No
     (tmp_path / ".cache").mkdir()
     dataset = read_folder(tmp_path, CLASSES)
     assert [p.path.name for p in dataset.pictures] == ["a.png", "c.jpeg"]
-    assert [p.name for p in dataset.ignored] == ["README.md", "notes.txt", "scan.tiff"]
+    assert [p.name for p in dataset.left_out.others] == ["README.md", "notes.txt", "scan.tiff"]
 
 
 def test_a_file_that_cannot_be_opened_is_skipped_and_named(tmp_path: Path) -> None:
@@ -57,54 +61,90 @@ def test_a_file_that_cannot_be_opened_is_skipped_and_named(tmp_path: Path) -> No
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     dataset = read_folder(tmp_path, CLASSES)
     assert [p.path.name for p in dataset.pictures] == ["a.png"]
-    assert [(s.path.name, s.reason) for s in dataset.skipped] == [
-        ("gone.png", "cannot be read: No such file or directory")
+    assert [(s.path.name, s.reason) for s in dataset.left_out.skipped] == [
+        ("gone.png", f"it is a link to {tmp_path / 'nowhere.png'}, which does not exist")
     ]
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pictures does not exist; create it.*cat, dog, tea cup"):
-        read_folder(tmp_path / "pictures", CLASSES)
+def test_class_folder_without_pictures_is_listed(tmp_path: Path) -> None:
+    fill(tmp_path, cat="a.png", dog="notes.txt", dogs="b.png")
+    (tmp_path / "tea cup").mkdir()
+    dataset = read_folder(tmp_path, CLASSES)
+    assert [picture.path.name for picture in dataset.pictures] == ["a.png"]
+    empty = "it has no picture (.bmp, .jpeg, .jpg, .png, .webp)"
+    assert dataset.left_out.unused[1:] == (
+        (tmp_path / "dog", empty),
+        (tmp_path / "tea cup", empty),
+    )
+    assert "did you mean 'dog'?" in dataset.left_out.unused[0].reason
 
 
-def test_a_file_for_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "pictures").write_text("")
-    with pytest.raises(DataError, match="pictures is a file"):
-        read_folder(tmp_path / "pictures", CLASSES)
-
-
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path} is empty; put the pictures"):
+def test_class_folders_without_any_picture_are_an_error(tmp_path: Path) -> None:
+    fill(tmp_path, dog="notes.txt")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "unplugged")
+    said = r"no class folder in .* has a readable picture \(.*dog: it has no .*gone.png.*\); add"
+    with pytest.raises(DataError, match=said):
         read_folder(tmp_path, CLASSES)
 
 
-def test_pictures_beside_no_class_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"a")
-    with pytest.raises(DataError, match="has no class folder"):
-        read_folder(tmp_path, CLASSES)
+def test_a_class_folder_may_be_a_link_and_a_loop_ends(tmp_path: Path) -> None:
+    fill(tmp_path / "disk", cat="a.png b.png")
+    (tmp_path / "site" / "dog").mkdir(parents=True)
+    (tmp_path / "site" / "cat").symlink_to(tmp_path / "disk" / "cat")
+    (tmp_path / "site" / "dog" / "shared").symlink_to(tmp_path / "disk" / "cat")
+    (tmp_path / "site" / "tea cup").symlink_to(tmp_path / "site")
+    (tmp_path / "disk" / "cat" / "again").symlink_to(tmp_path / "site")
+    dataset = read_folder(tmp_path / "site", CLASSES)
+    assert [(p.path.name, p.label) for p in dataset.pictures] == [
+        ("a.png", 0),
+        ("b.png", 0),
+        ("a.png", 1),
+        ("b.png", 1),
+    ]
+    assert len(dataset.left_out.unused) == 3
+    assert not any("no picture" in reason for _, reason in dataset.left_out.unused)
 
 
-def test_class_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dog has no picture .*remove the folder"):
-        read_folder(fill(tmp_path, cat="a.png", dog="notes.txt"), CLASSES)
+def test_thumbnails_of_a_network_drive_are_never_pictures(tmp_path: Path) -> None:
+    fill(tmp_path, cat="a.png @eaDir/a.jpg", dog="b.png #recycle/c.png Thumbs.db")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "@eaDir").mkdir()
+    dataset = read_folder(tmp_path, CLASSES)
+    assert [picture.path.name for picture in dataset.pictures] == ["a.png", "b.png"]
+    assert dataset.left_out == LeftOut()
 
 
-def test_folder_that_is_no_class_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"dogs is not named after a class .*did you mean 'dog'\?.*cat, dog, tea"
-    ):
-        read_folder(fill(tmp_path, cat="a.png", dogs="b.png"), CLASSES)
-    with pytest.raises(DataError, match=r"zebra is not named after a class of the bundle; rename"):
-        read_folder(fill(tmp_path / "other", zebra="b.png"), CLASSES)
+def test_a_folder_in_either_unicode_form_is_of_the_class(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")]
+    for number, (name, written) in enumerate(itertools.product(forms, forms)):
+        folder = fill(tmp_path / str(number), **{name: "a.png"})
+        names = (written, "dog")
+        (picture,) = read_folder(folder, names).pictures
+        assert picture.label == 0
 
 
-def test_folder_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match="cannot be read: Permission denied"):
-        read_folder(tmp_path, CLASSES)
+@needs_denial
+def test_a_class_folder_that_cannot_be_read_is_not_an_empty_one() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        fill(folder, cat="a.png", dog="b.png locked/c.png", tea_cup="d.png")
+        for locked in ("cat", "dog/locked", "tea cup/d.png"):
+            (folder / locked).chmod(0)
+        with without_root():
+            dataset = read_folder(folder, CLASSES)
+        for locked in ("cat", "dog/locked"):
+            (folder / locked).chmod(0o755)
+        denied = "cannot be read: Permission denied"
+        assert [picture.path.name for picture in dataset.pictures] == ["b.png"]
+        assert dataset.left_out == LeftOut(
+            skipped=(
+                Skipped(folder / "cat", denied),
+                Skipped(folder / "dog" / "locked", denied),
+                Skipped(folder / "tea cup" / "d.png", denied),
+            )
+        )
 
 
 def of_hashes(hashes: list[str], labels: list[int] | None = None) -> Dataset:
@@ -113,7 +153,7 @@ def of_hashes(hashes: list[str], labels: list[int] | None = None) -> Dataset:
         Picture(Path(f"{i}.png"), label, value)
         for i, (value, label) in enumerate(zip(hashes, given_labels, strict=True))
     )
-    return Dataset(Path(), CLASSES, pictures, (), (), ())
+    return Dataset(Path(), CLASSES, pictures, LeftOut())
 
 
 def hashes_of(side: tuple[Picture, ...]) -> set[str]:
