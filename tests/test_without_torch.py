@@ -52,7 +52,7 @@ def test_predict(
     model_file.write(tmp_path / "run.safetensors", trained)
     chosen: list[str | Path] = ["--model", tmp_path / "run.safetensors"] if has_model else []
     done = system.run("predict", pictures, "--bundle", random_bundle.folder, *chosen)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert "15 pictures" in done.stdout
 
 

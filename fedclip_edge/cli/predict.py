@@ -142,11 +142,11 @@ def predict(
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
         by += f" ({trained.model.method})"
-        again = f", {known.found} of them not encoded again" if known.found else ""
-        lines = [
-            f"{tally.summary(left_out)}{again}; {by}",
-            *tally.accuracy(adapted=trained is not None),
-        ]
+    again = f", {known.found} of them not encoded again" if known.found else ""
+    lines = [
+        f"{tally.summary(left_out)}{again}; {by}",
+        *tally.accuracy(adapted=trained is not None),
+    ]
     if out is not None:
         lines.insert(0, f"Wrote {out}")
     if table is not None:
