@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import ConfigError, DataError, DiskError, FedclipError
 from fedclip_edge.records import F32
 from fedclip_edge.storage.user_cache import cache_folder
 from fedclip_edge.vision.cache import FeatureCache
 
 MOST_BYTES = 2 * 10**9  # some 400,000 pictures with features of width 512
 _DAY_S = 24 * 60 * 60
+_UNUSABLE = (ConfigError, DataError, DiskError)
 
 
 def default_path() -> Path:
@@ -48,7 +49,7 @@ class SharedCache:
             pass  # the next line says what is wrong
         try:
             self._file = FeatureCache(path)
-        except DataError as error:
+        except _UNUSABLE as error:
             self._give_up(error)
 
     def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
@@ -59,7 +60,7 @@ class SharedCache:
             found = self._file.get(hashes, feature_key)
             if found:
                 self._file.note_use(found, feature_key, int(time.time() // _DAY_S))
-        except DataError as error:
+        except _UNUSABLE as error:
             self._give_up(error)
             return {}
         self.found += len(found)
@@ -72,7 +73,7 @@ class SharedCache:
         try:
             self._file.put(features, feature_key)
             self._file.note_use(features, feature_key, int(time.time() // _DAY_S))
-        except DataError as error:
+        except _UNUSABLE as error:
             self._give_up(error)
 
     def close(self) -> None:
@@ -81,13 +82,13 @@ class SharedCache:
             return
         try:
             self._file.trim(self._most_bytes)
-        except DataError as error:
+        except _UNUSABLE as error:
             self._give_up(error)
         else:
             self._file.close()
             self._file = None
 
-    def _give_up(self, error: DataError) -> None:
+    def _give_up(self, error: FedclipError) -> None:
         self._warn(f"goes on without the feature cache, which only costs time: {error}")
         if self._file is not None:
             self._file.close()

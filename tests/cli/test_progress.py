@@ -206,7 +206,7 @@ def test_a_demo_says_what_its_devices_leave_out(capsys: pytest.CaptureFixture[st
     live.happened({"event": "files_ignored", "count": 3, "kinds": ".heic .txt", "device": "photo"})
     live.happened({"event": "not_used", "path": "p/cra", "reason": "no class", "device": "photo"})
     broken = {"picture": "p/\x1b.png", "reason": "the file is empty", "more": 7}
-    live.happened({"event": "picture_skipped", **broken})
+    live.happened({"event": "picture_skipped", **broken, "trainer": "cartoon"})
     assert capsys.readouterr().out.splitlines() == [
         "photo ignores files that are not pictures: 3 (.heic .txt)",
         "photo skips p/cra: no class",
