@@ -16,6 +16,11 @@ from fedclip_edge import errors
 
 FOLDERS = ("fedclip_edge", "tests", "benchmarks", "examples")
 FILES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
+MARKDOWN = sorted(
+    path
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if "reference" not in path.parts
+)
 PACKAGE = [path for path in FILES if path.is_relative_to(ROOT / "fedclip_edge")]
 QUESTION_WORDS = {
     "What", "Whatever", "When", "Where", "Whether", "Which", "Who", "Whoever", "Why", "How",
@@ -96,6 +101,20 @@ def test_lines_of_prose_end_where_lines_of_code_do(path: Path) -> None:
         if len(lines[n - 1]) > LINE_LENGTH and not any(mark in lines[n - 1] for mark in NOT_PROSE)
     }
     assert not long, f"{path}: lines {sorted(long)}"
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=name_of)
+def test_lines_of_documents_end_there_too(path: Path) -> None:
+    """Tables, blocks of code and links have no line breaks."""
+    prose = re.sub(
+        r"(?ms)^ *```.*?^ *```", lambda code: "\n" * code[0].count("\n"), path.read_text()
+    )
+    long = [
+        number
+        for number, line in enumerate(prose.splitlines(), 1)
+        if len(line) > LINE_LENGTH and not line.lstrip().startswith("|") and "](" not in line
+    ]
+    assert not long, f"{path}: lines {long}"
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=name_of)

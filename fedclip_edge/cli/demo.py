@@ -150,7 +150,7 @@ def demo(
     model = personal if methods.get(method).traits.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
-        f"{figures['world']}; method {method} with {chosen or 'the reference settings'}; "
+        f"{figures['world']}; method {method} with {chosen or 'the default options'}; "
         f"{figures['rounds_closed']} of {rounds} rounds closed; "
         f"{seconds['total']:.0f} s in all, {seconds['federation']:.0f} s of them for the federation\n"
         f"report: {out / 'report.html'}   all figures: {out / 'summary.json'}\n"

@@ -11,14 +11,18 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fedclip_edge import log
 from fedclip_edge.learning import moments, strategies
 from fedclip_edge.learning.method import LocalTask, Logits, Method, Personal, Traits
-from fedclip_edge.learning.moments import Moments
+from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import Arrays, ClassTexts, Layout, Model, Shapes, Update
 
+# Models travel as float16 by default, which ends at 65504; CLIP's own logits are at most 100.
+_LARGEST = 2.0**15
 # Takes the class texts, the width of the features, the seed and the options.
 InitialParameters = Callable[[ClassTexts, int, int, Any], Arrays]
 
@@ -94,6 +98,16 @@ def closed_form(
         learns_from_validation=learns_from_validation,
     )
     return Method(name, options, initial_parameters, layout, fit, combine, logits, traits)
+
+
+def within_float16(weight: F64, bias: F64) -> tuple[F64, F64]:
+    """Scale a linear head (C, D) and its bias (C,) down if float16 cannot hold their numbers.
+
+    The scale changes no prediction. Without it, a codec would clip single numbers, which does.
+    """
+    largest = max(float(np.abs(weight).max()), float(np.abs(bias).max()))
+    scale = min(1.0, _LARGEST / largest) if largest else 1.0
+    return scale * weight, scale * bias
 
 
 def untrained(

@@ -77,7 +77,7 @@ class LocalTask:
     """The work of one device in one round.
 
     Features are raw, float32 (N, D). Both sets may be empty. Validation pictures are used only to
-    choose settings.
+    choose settings, unless the method `learns_from_validation`.
     """
 
     plan: Plan

@@ -87,7 +87,7 @@ def test_the_table_and_the_report_show_the_same_figures(first: tuple[Path, str])
             assert text in row
             assert text in page
     assert f"{ROUNDS} of {ROUNDS} rounds closed" in printed
-    assert "the reference settings" in printed
+    assert "the default options" in printed
     assert "If each device trains alone, without the others" in printed
 
 

@@ -160,7 +160,7 @@ def test_every_device_and_figure_is_there(tmp_path: Path) -> None:
         "16.5", "33.1", "1.2", "23.4", "5.7", "300", "100", "400",
         "3.2 to prepare", "45.6", "48.8 in all",
         "fedclip", "4242", "0123456789abcdef", "mosquitto 2.0", "9.8.7", "ViT-B-32 of somebody",
-        "the method's reference settings", "pictures in some/folder", "2 of 2 closed",
+        "the method's default options", "pictures in some/folder", "2 of 2 closed",
     ):  # fmt: skip
         assert text in page.text, text
     assert "toy" not in page.text

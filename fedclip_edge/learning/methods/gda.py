@@ -14,7 +14,7 @@ r_c. A class without pictures has the mean r_c.
 
 Discriminant: w_c = P m_c and b_c = -m_c . w_c / 2 for the shrunk means m_c. P is the inverse of the
 covariance within the classes with the paper's shrinkage: tr(S) / (N - 1) is added to the diagonal,
-and P is scaled by N - 1 + D. The share is a = n / (2 n + 64) for n pictures per class.
+and P is scaled by N - 1 + D. The share is a = n / (n + 32) / 2 for n pictures per class.
 
 Correction: some texts are close to every picture. Let e_c be the mean logit of text c on pictures
 of other classes, and a_c on its own. The best threshold between two normal distributions of equal
@@ -25,7 +25,7 @@ nothing about the other texts.
 
 Devices send the same exact sums as for ridge.py, one set for the training and one for the
 validation pictures; both are used. The result is the same for any partition of the pictures.
-Without any picture the model is zero-shot CLIP.
+Without any training picture the model is zero-shot CLIP.
 
 Options: `share`, which is a if given; `min_per_class` as in ridge.py.
 """
@@ -38,13 +38,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.learning.kinds import closed_form
+from fedclip_edge.learning.kinds import closed_form, within_float16
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import I64, Arrays, ClassTexts
 
 # Chosen on seed 0 of the true CLIP features (docs/explanation/methods.md).
-_HALF_SHARE_AT = 64.0
+_HALF_GROWN_AT = 32.0  # pictures per class, of the share a
 _PSEUDO_PICTURES = (0.05, 50.0)
 _TINY = 1e-9
 
@@ -93,7 +93,7 @@ def solve(initial: Arrays, train: Moments, validation: Moments, options: Options
     share = options.share
     if share is None:
         per_class = seen.pictures / len(texts)
-        share = per_class / (2 * per_class + _HALF_SHARE_AT)
+        share = per_class / (per_class + _HALF_GROWN_AT) / 2
     head = discriminant(seen, texts / np.linalg.norm(texts, axis=1).mean())
     log.event(
         "gda_solved",
@@ -103,7 +103,8 @@ def solve(initial: Arrays, train: Moments, validation: Moments, options: Options
         pseudo_pictures=head.pseudo_pictures,
     )
     bias = bias - thresholds(seen, texts, bias) + share * head.bias
-    return _parameters(texts - texts.mean(axis=0) + share * head.weight, bias)
+    weight = texts - texts.mean(axis=0) + share * head.weight
+    return _parameters(*within_float16(weight, bias))
 
 
 def thresholds(seen: Moments, texts: F64, bias: F64) -> F64:
@@ -148,7 +149,7 @@ def discriminant(seen: Moments, texts: F64) -> Discriminant:
     # The shrunk means use up one degree of freedom for each class, less their share of r_c.
     scatter *= pictures / max(pictures - len(here) / (1 + pseudo), 1.0)
     values, basis = np.linalg.eigh(scatter)
-    values = np.maximum(values, 0)  # negative if a device sends false sums
+    values = np.maximum(values, 0)  # rounding makes some negative
     ridge = max(float(values.sum()) / max(pictures - 1, 1.0), _TINY)
     weight = (shrunk @ basis * ((pictures - 1 + dim) / (values + ridge))) @ basis.T
     bias = -np.sum(shrunk * weight, axis=1) / 2

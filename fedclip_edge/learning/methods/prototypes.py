@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.learning.kinds import closed_form
+from fedclip_edge.learning.kinds import closed_form, within_float16
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import Arrays, ClassTexts
@@ -85,7 +85,7 @@ def solve(initial: Arrays, train: Moments, validation: Moments, options: Options
     )
     head = shares[0] * texts + shares[1] * images  # (C, D + 1)
     finite = min(alpha, float(np.finfo(np.float16).max))
-    return _parameters(head[:, :-1], head[:, -1], finite)
+    return _parameters(*within_float16(head[:, :-1], head[:, -1]), finite)
 
 
 def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
@@ -99,7 +99,7 @@ def discriminant(train: Moments, texts: F64, shrinkage: float) -> F64:
     dim = len(scatter)
     ridge = shrinkage * max(float(np.trace(scatter)), 1e-9) / max(1, train.pictures - 1)
     values, basis = np.linalg.eigh(scatter)
-    values = np.maximum(values, 0)  # a device that sends false sums can make eigenvalues negative
+    values = np.maximum(values, 0)  # rounding makes some negative
     precision = (basis * (dim / (values + ridge))) @ basis.T  # (D, D)
     weight = means @ precision  # (C, D)
     return _affine(weight, -np.sum(weight * means, axis=1) / 2)
