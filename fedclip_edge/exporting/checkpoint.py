@@ -32,7 +32,7 @@ _IN_FOLDER = (
     "open_clip_pytorch_model.bin",
     "adapter_model.safetensors",
 )
-_PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.safetensors|\.bin)")
+_PART = re.compile(r"(.+)-\d{5}-of-(?!00001)\d{5}(\.safetensors|\.bin)")
 # The usual names of the state dict in a training program's file, the preferred ones first. An
 # average over training steps (EMA) is preferred, because training programs report its accuracy.
 _AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
@@ -182,6 +182,7 @@ def _unpickled(path: Path) -> Any:
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ...
         # torch's text also advises to load the file without weights_only, which would run code.
         said = str(error).rpartition("WeightsUnpickler error: ")[2]
+        said = said.partition("Check the documentation of torch.load")[0]
         if found := re.search(r"Unsupported (?:global|class):?(?: GLOBAL)? (\S+)", said):
             raise ConfigError(
                 f"{path} contains more than weights, and loading it could run code "
@@ -232,6 +233,7 @@ def _missing(loaded: Any) -> str:
     if isinstance(loaded, Mapping) and "param_groups" in loaded:
         return "state dict of a model, but that of an optimizer"
     empty = isinstance(loaded, Mapping) and not any(
-        value for value in loaded.values() if not isinstance(value, (int, float, str))
+        torch.is_tensor(value) or (value and not isinstance(value, (int, float, str)))
+        for value in loaded.values()
     )
     return "weights" if empty else "state dict"

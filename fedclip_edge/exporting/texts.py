@@ -61,7 +61,7 @@ def prompts_of(texts: ClassTexts) -> tuple[str, ...]:
 
 
 def _units(model: ClipModel, texts: Sequence[str]) -> Any:
-    """Unit vectors float64 (n, D) of n texts."""
+    """Unit vectors float64 (n, D) of n texts; raises ConfigError if a text has no direction."""
     tokens = model.tokenize(texts)  # (n, context_length)
     if int(tokens.max()) >= model.vocab_size:
         raise ConfigError(
@@ -69,7 +69,13 @@ def _units(model: ClipModel, texts: Sequence[str]) -> Any:
             f"only {model.vocab_size} tokens; its configuration names the wrong tokenizer"
         )
     vectors = encode_texts(model.clip, tokens).double().numpy()  # (n, D)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # (n, 1)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise ConfigError(
+            f"the text tower of {model.name} returns zeros, infinity or NaN for a class; its "
+            "weights are broken, so export another file of weights"
+        )
+    return vectors / lengths
 
 
 def encode_texts(clip: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -127,14 +127,13 @@ def _check_names(
 
 
 def _check_values(state: State, expected: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise ConfigError for integers in place of weights, and for NaN and infinity."""
-    integers = [
-        n for n, t in state.items() if expected[n].is_floating_point() and not t.is_floating_point()
-    ]
-    if integers:
+    """Raise ConfigError for tensors without plain numbers, and for NaN and infinity."""
+    forms = {name: _form(tensor, expected[name]) for name, tensor in state.items()}
+    if odd := [name for name, form in forms.items() if form]:
+        found = " and ".join(sorted({forms[name] for name in odd}))
         raise ConfigError(
-            f"{path} has integers in place of weights: {_count(integers)}; it looks quantised, so "
-            "save the model in fp32, fp16 or bf16"
+            f"{path} has no plain weights in {_count(odd)}, but {found}; save the whole model in "
+            "fp32, fp16 or bf16"
         )
     broken = [
         n for n, t in state.items() if t.is_floating_point() and not t.float().isfinite().all()
@@ -144,6 +143,17 @@ def _check_values(state: State, expected: Mapping[str, torch.Tensor], path: Path
             f"{path} has NaN or infinity in {_count(broken)}; the training diverged, so use the "
             "weights of an earlier step"
         )
+
+
+def _form(tensor: torch.Tensor, expected: torch.Tensor) -> str:
+    """Name what `tensor` has instead of plain numbers; "" if it has plain ones."""
+    if tensor.is_meta:
+        return "empty tensors (device meta)"
+    if tensor.layout is not torch.strided:
+        return "sparse tensors"
+    if expected.is_floating_point() and not tensor.is_floating_point():
+        return f"numbers of type {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
 
 
 def _misfit(state: State, expected: Mapping[str, torch.Tensor]) -> str:

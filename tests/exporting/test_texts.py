@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,11 @@ def test_tokens_beyond_the_vocabulary_are_refused(clip_folder: Path, tmp_path: P
     model = load_open_clip(Source(f"local-dir:{tmp_path / 'c'}"))
     with pytest.raises(ConfigError, match="gives the token 49407, but the model has only 1024"):
         class_texts(model, ("circle", "square"), ["a {}"])
+
+
+def test_a_text_tower_of_zeros_is_refused(small: Load) -> None:
+    zeros = replace(small("small"), clip=copy.deepcopy(small("small").clip))
+    for parameter in zeros.clip.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(ConfigError, match="text tower of small returns zeros, infinity or NaN"):
+        class_texts(zeros, ("cat", "dog"), ["a {}"])

@@ -246,11 +246,16 @@ def test_truncated_files_are_refused(name: str, keep: int, trained: State, tmp_p
 
 def test_a_text_is_not_called_code(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_text("dog\ncat\n")
-    with pytest.raises(ConfigError, match="cannot be read: it is incomplete or not a file of"):
+    expected = (
+        r"cannot be read: it is incomplete or not a file of weights \(Unsupported operand \d+\)$"
+    )
+    with pytest.raises(ConfigError, match=expected):
         load(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {}, {"state_dict": {}}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"a": 1}, {}, {"state_dict": {}}, {0: torch.ones(2), 1: torch.ones(2)}]
+)
 def test_files_without_a_state_dict_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"w\.pt has no (state dict|weights)"):
@@ -311,7 +316,15 @@ def lora(state: State) -> State:
         ),
         (
             lambda state: {**state, "visual.proj": torch.zeros(64, 32, dtype=torch.int8)},
-            r"has integers in place of weights: 1 tensor \(visual\.proj\); it looks quantised",
+            r"has no plain weights in 1 tensor \(visual\.proj\), but numbers of type int8; save the",
+        ),
+        (
+            lambda state: {**state, "visual.proj": torch.zeros(64, 32).to_sparse()},
+            r"has no plain weights in 1 tensor \(visual\.proj\), but sparse tensors; save the whole",
+        ),
+        (
+            lambda state: {**state, "visual.proj": torch.zeros(64, 32, device="meta")},
+            r"has no plain weights in 1 tensor \(visual\.proj\), but empty tensors \(device meta\);",
         ),
         (
             lambda state: {**state, "visual.proj": torch.full((64, 32), torch.nan)},
@@ -397,6 +410,8 @@ def test_the_weights_in_a_folder_are_found(trained: State, tmp_path: Path) -> No
         save_file(trained, tmp_path / "model" / f"{name}.safetensors")
     with pytest.raises(ConfigError, match=r"model has 2 \.safetensors and none of the usual names"):
         weights_file(tmp_path / "model")
+    only = tmp_path / "whole-00001-of-00001.safetensors"
+    assert weights_file(only) == only
     save_file(trained, tmp_path / "model" / "model.safetensors")
     found = load_open_clip(Source("small", str(tmp_path / "model"), like="plain_e1"))
     assert weights_digest(found.clip.state_dict()) == weights_digest(trained)
