@@ -68,7 +68,7 @@ _FOLDER = click.Path(path_type=Path)
     "--method",
     default="fedclip",
     show_default=True,
-    help="Training method of the fleet, such as fedclip, linear or ridge.",
+    help="Training method of the fleet, such as fedclip, gda or ridge.",
 )
 @click.option(
     "--option",
