@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ _NOT_WEIGHTS = re.compile(r"optim|sched|scaler|loss|criterion|discrim|callback|l
 _DEPTH = 4  # levels of tables in tables; no training program has more
 _LFS = b"version https://git-lfs"
 _SAVE = (
-    "where it was made, save only the weights: "
+    "save only the weights where it was made: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 
@@ -111,12 +111,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not where:
         raise ConfigError(f"{path} has no {_missing(loaded)}; save the model's state_dict()")
     key, state = _chosen(path, where)
-    others = ", ".join(repr(other) for other, _ in where if other != key)
-    notes = []
-    if others:
-        average = ", an average over the training" if is_average(key) else ""
-        notes = [f"using the weights under {key!r} in {path.name}{average}; it also has {others}"]
-    return Checkpoint(state, tuple(notes))
+    others = [other for other, _ in where if other != key]
+    return Checkpoint(state, (choice_note(path, key, others),) if others else ())
+
+
+def choice_note(path: Path, key: str, others: Iterable[str]) -> str:
+    """Sentence about the choice of the weights under `key` among those under `others` in a file."""
+    average = ", an average over the training" if is_average(key) else ""
+    also = ", ".join(map(repr, others))
+    return f"using the weights under {key!r} in {path.name}{average}; it also has {also}"
 
 
 def _parts(index: Path) -> State:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.exporting.checkpoint import Checkpoint, State, is_average
+from fedclip_edge.exporting.checkpoint import Checkpoint, State, choice_note, is_average
 
 # Modules that wrap another one: those of DDP, torch.compile, FSDP and activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -29,7 +29,8 @@ def without_wrappers(checkpoint: Checkpoint, expected: Collection[str], path: Pa
 
     `expected` are the names in open_clip's model. Tensors outside the prefix that most expected
     names have are left out, and a note says so. If several prefixes have a model each, the average
-    over the training (EMA) is chosen; if there is none, raises ConfigError, naming the file.
+    over the training (EMA) is chosen, and a note says so; if there is none, raises ConfigError,
+    naming the file.
     """
     state: State = {}
     for name, tensor in checkpoint.state.items():
@@ -37,15 +38,19 @@ def without_wrappers(checkpoint: Checkpoint, expected: Collection[str], path: Pa
         if bare in expected or not _BUFFER.search(bare):
             state[bare] = tensor
     tower = {name[len(_TOWER) :] for name in expected if name.startswith(_TOWER)}
+    notes = checkpoint.notes
+    others: list[str] = []  # prefixes of other models in the file
     prefix = _tower_prefix(state, tower)
     if prefix is not None:
         renamed = {f"{prefix}{name}": f"{_TOWER}{name}" for name in tower}
     else:
-        prefix = _prefix(state, expected, path)
+        prefix, others = _prefixes(state, expected, path)
+        if others:
+            key, *more = (one.removesuffix(".") for one in (prefix, *others))
+            notes = (*notes, choice_note(path, key, more))
         renamed = {name: name[len(prefix) :] for name in state if name.startswith(prefix)}
     chosen = {new: state[name] for name, new in renamed.items()}
-    notes = checkpoint.notes
-    if left := sorted(set(state) - set(renamed)):
+    if left := sorted(n for n in state if n not in renamed and not n.startswith(tuple(others))):
         tensors = "1 tensor" if len(left) == 1 else f"{len(left)} tensors"
         named = ", ".join(left[:_FEW]) + (", ..." if len(left) > _FEW else "")
         notes = (*notes, f"leaving out {tensors} of {path.name}, not part of CLIP ({named})")
@@ -63,8 +68,8 @@ def _tower_prefix(state: State, tower: Collection[str]) -> str | None:
     return None
 
 
-def _prefix(state: State, expected: Collection[str], path: Path) -> str:
-    """The text before most names that belong to a CLIP; "" if no name does."""
+def _prefixes(state: State, expected: Collection[str], path: Path) -> tuple[str, list[str]]:
+    """The text before most names that belong to a CLIP, "" if no name does; and its rivals."""
     count: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
@@ -74,13 +79,13 @@ def _prefix(state: State, expected: Collection[str], path: Path) -> str:
                 count["".join(f"{part}." for part in parts[:i])] += 1
                 break  # the shortest prefix of this name
     if not count:
-        return ""
+        return "", []
     most = max(count.values())
     rivals = [prefix for prefix, number in count.items() if number >= _ENOUGH * most]
     averages = [prefix for prefix in rivals if is_average(prefix)]
     for some in (rivals, averages):
         if len(some) == 1:
-            return some[0]
+            return some[0], [rival for rival in rivals if rival != some[0]]
     shown = ", ".join(repr(prefix.removesuffix(".")) for prefix in rivals)
     raise ConfigError(
         f"{path} has several models ({shown}); save the one to export in a file of its own"

@@ -127,7 +127,7 @@ def test_what_training_programs_save_gives_the_weights(
     assert not notes
 
 
-AVERAGED: dict[str, tuple[Callable[[State], Any], str]] = {
+AVERAGED: dict[str, tuple[Callable[[State], Any], str | tuple[str, ...]]] = {
     "timm": (
         lambda state: {"state_dict": other(state), "state_dict_ema": state},
         (
@@ -156,9 +156,16 @@ AVERAGED: dict[str, tuple[Callable[[State], Any], str]] = {
             **prefixed("ema_model.")(state),
         },
         (
-            "leaving out 63 tensors of w.pt, not part of CLIP (online_model.ln_final.bias, "
-            "online_model.ln_final.weight, online_model.logit_scale, ...)"
+            (
+                "using the weights under 'ema_model' in w.pt, an average over the training; it "
+                "also has 'online_model'"
+            ),
+            "leaving out 1 tensor of w.pt, not part of CLIP (step)",
         ),
+    ),
+    "beside the names without a prefix": (
+        lambda state: {**other(state), **prefixed("ema.")(state)},
+        "using the weights under 'ema' in w.pt, an average over the training; it also has ''",
     ),
     "two usual keys": (
         lambda state: {"model": other(state), "state_dict": state},
@@ -177,7 +184,7 @@ def test_the_choice_among_several_models_is_told(name: str, trained: State, tmp_
     torch.save(make(trained), tmp_path / "w.pt")
     state, notes = load_noted(tmp_path / "w.pt")
     assert weights_digest(state) == weights_digest(trained)
-    assert notes == (note,)
+    assert notes == (note if isinstance(note, tuple) else (note,))
 
 
 @pytest.mark.parametrize(
@@ -464,8 +471,8 @@ def test_what_a_pickle_has_beside_the_weights_is_named(trained: State, tmp_path:
     torch.save({"model": trained, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
     with pytest.raises(
         ConfigError,
-        match=r"contains more than weights, .* \(argparse\.Namespace\); where it was made, save "
-        r"only the weights: safetensors\.torch\.save_file\(model\.state_dict\(\), ",
+        match=r"contains more than weights, .* \(argparse\.Namespace\); save only the weights "
+        r"where it was made: safetensors\.torch\.save_file\(model\.state_dict\(\), ",
     ):
         load(tmp_path / "w.pt")
 
