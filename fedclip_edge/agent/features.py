@@ -17,6 +17,8 @@ from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 from fedclip_edge.vision.picture_files import LeftOut, Skipped, examples
 
+CACHE = "features.sqlite"  # in state_dir
+
 
 @dataclass(frozen=True, eq=False)
 class DeviceFeatures:
@@ -93,7 +95,7 @@ def _embed_sides(
     overall = _Overall(progress or _tell_nobody, sum(counts.values()))
     embedded: dict[str, Embedded] = {}
     encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
-    with FeatureCache(config.state_dir / "features.sqlite") as cache:
+    with FeatureCache(config.state_dir / CACHE) as cache:
         for side, pictures in wanted.items():
             overall.reached += counts[side]
             embedded[side] = embed_pictures(

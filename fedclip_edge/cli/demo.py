@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedclip_edge.cli.progress import Bar
+from fedclip_edge.cli.progress import Bar, note
 
 if TYPE_CHECKING:
     from fedclip_edge.demo.federation import Started
@@ -96,12 +96,13 @@ def demo(
     """
     import time
 
-    from fedclip_edge.demo import examples, federation, report, stage, summary
+    from fedclip_edge.demo import examples, federation, report, shared_features, stage, summary
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
     from fedclip_edge.records import Plan
     from fedclip_edge.reporting.table import width_of
     from fedclip_edge.storage.lock import lock_file
+    from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
     began = time.monotonic()
     parsed = _parse(options)
@@ -122,6 +123,9 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     lock = lock_file(out / stage.MARKER, f"--out {out}")
     staged = stage.prepare(settings, click.echo)
+    if data is not None:  # drawn pictures are encoded within seconds, and nothing else uses them
+        with SharedCache(default_path(), note) as known:
+            shared_features.give(staged, known)
     prepared = time.monotonic()
     live = _Live(staged.held_out.id, rounds)
     try:
@@ -129,6 +133,9 @@ def demo(
     finally:
         live.end()
     ended = time.monotonic()
+    if data is not None:
+        with SharedCache(default_path(), note) as known:
+            shared_features.take(staged, known)
     seconds = {
         "prepare": prepared - began,
         "federation": ended - prepared,

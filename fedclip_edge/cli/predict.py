@@ -83,7 +83,7 @@ def predict(
     from fedclip_edge.processes.blas import limit_blas_threads
 
     limit_blas_threads()  # before numpy is imported
-    from fedclip_edge.cli.progress import progress_bar
+    from fedclip_edge.cli.progress import note, progress_bar
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
@@ -100,14 +100,14 @@ def predict(
     asked, left_out = find_pictures(pictures, opened.classes.names)
     encoder = LazyEncoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
     for caution in bundle_warnings(opened.manifest):
-        _note(caution)
+        note(caution)
 
     tally = _Tally()
     rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
     table = None if out is not None or as_json else _Table(asked, rows)
     written: list[list[str]] = []
     with (
-        SharedCache(cache or default_path(), _note) as known,
+        SharedCache(cache or default_path(), note) as known,
         progress_bar("predicting") as bar,
     ):
         results = predict_pictures(
@@ -152,10 +152,6 @@ def predict(
     if table is not None:
         lines.insert(0, "")
     click.echo("\n".join(lines), err=as_json)
-
-
-def _note(sentence: str) -> None:
-    click.echo(f"Note: {sentence}.", err=True)
 
 
 class _Tally:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every 30 s elsewhere."""
+"""Progress of long work: a bar on a terminal, a line every 30 s elsewhere. Also remarks."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Rate:
 
 
 Said = Callable[[int, int, Rate], None]  # called with (done, total, rate)
+
+
+def note(sentence: str) -> None:
+    """Print a remark on standard error; `sentence` has no full stop."""
+    click.echo(f"Note: {sentence}.", err=True)
 
 
 class Bar:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
-from fedclip_edge.cli.progress import progress_bar
+from fedclip_edge.cli.progress import note, progress_bar
 from fedclip_edge.cli.simulate_progress import Show
 
 if TYPE_CHECKING:
@@ -279,9 +279,9 @@ def _pool(
     if opened is None:
         raise ConfigError("--data needs --bundle FOLDER; make a bundle with `fedclip-edge export`")
     for caution in bundle_warnings(opened.manifest):
-        _note(caution)
+        note(caution)
     with (
-        SharedCache(cache or default_path(), _note) as known,
+        SharedCache(cache or default_path(), note) as known,
         progress_bar("encoding") as bar,
     ):
         pool, left_out = pictures.read_pictures(data, opened, encoder, known, bar)
@@ -290,10 +290,6 @@ def _pool(
     for line in left_out.lines():
         click.echo(line, err=True)
     return pool
-
-
-def _note(sentence: str) -> None:
-    click.echo(f"Note: {sentence}.", err=True)
 
 
 def _finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -147,6 +148,27 @@ def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: sign
         assert running.wait(system.DEADLINE_S) == 128 + number
     assert "Traceback" not in "".join(printed)
     wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=10)
+
+
+@pytest.mark.one_python
+def test_pictures_of_ones_own_are_encoded_once_by_all_commands(
+    first: tuple[Path, str], tmp_path: Path
+) -> None:
+    drawn, bundle = next((first[0] / "pictures").iterdir()), first[0] / "bundle"
+    data = tmp_path / "data"  # with the same hashes: a copy
+    shutil.copytree(drawn, data)
+    own = ("--data", data, "--bundle", bundle)
+    begun = demo(tmp_path / "one", *own)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    devices = read_summary(tmp_path / "one")["devices"]
+    assert all(device["encoded"] > 0 for device in devices.values())
+    predicted = system.run("predict", data, "--bundle", bundle)
+    count = len(list(data.glob("*/*/*.png")))
+    assert f"{count} pictures, {count} of them not encoded again" in predicted.stdout
+    again = demo(tmp_path / "two", *own)
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = read_summary(tmp_path / "two")
+    assert [one["encoded"] for one in (*after["devices"].values(), after["held_out"])] == [0] * 5
 
 
 def test_an_interrupt_while_drawing_leaves_no_half_drawn_folder(tmp_path: Path) -> None:

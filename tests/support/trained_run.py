@@ -26,7 +26,7 @@ OPTIONS_OF: dict[str, dict[str, Scalar]] = {
     "linear": {"epochs": 40},
     "clip-adapter": {"epochs": 40},
     "lowrank": {"epochs": 40},
-    "gda": {},
+    "gda": {"share": 50.0},
     "prototypes": {"alpha": 50.0},
     "ridge": {},
     "tip-adapter": {"alpha": 200.0},
