@@ -174,7 +174,10 @@ def test_missing_folder_configuration_and_weights(clip_folder: Path, tmp_path: P
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_cfg": {"text_cfg": []}}'])
 def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "open_clip_config.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"open_clip_config\.json(, line 1 .*is not valid JSON| has no model| is empty)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"open_clip_config\.json(, line 1 .*is not valid JSON| has no model| is empty)",
+    ):
         load_open_clip(Source(f"local-dir:{tmp_path}"))
 
 
