@@ -104,12 +104,14 @@ def predict(
 
     tally = _Tally()
     rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
-    table = None if out is not None or as_json else _Table(asked, rows)
+    table: _Table | None = None
     written: list[list[str]] = []
     with (
         SharedCache(cache or default_path(), _note) as known,
         progress_bar("predicting") as bar,
     ):
+        if out is None and not as_json:
+            table = _Table(asked, rows)
         results = predict_pictures(
             asked,
             encoder,
@@ -133,18 +135,15 @@ def predict(
     for line in left_out.lines():
         _print(line, err=True)
     if not tally.read:
-        raise DataError(
-            f"none of the {len(asked)} pictures could be read (the reasons are above); give others"
-        )
+        raise DataError("none of the pictures could be read (the reasons are above); give others")
     if out is not None:
         atomic.write_file(out, _csv([rows.csv_head(), *written]))
     by = "zero-shot (no --model given)"
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
         by += f" ({trained.model.method})"
-    again = f", {known.found} of them not encoded again" if known.found else ""
     lines = [
-        f"{tally.summary(left_out)}{again}; {by}",
+        f"{tally.summary(left_out, known.found)}; {by}",
         *tally.accuracy(adapted=trained is not None),
     ]
     if out is not None:
@@ -180,9 +179,11 @@ class _Tally:
             if result.adapted is not None:
                 self._right["adapted"] += int(result.adapted.argmax() == result.asked.truth)
 
-    def summary(self, left_out: LeftOut) -> str:
-        """Format the numbers of pictures read and of pictures and folders skipped."""
+    def summary(self, left_out: LeftOut, cached: int) -> str:
+        """Format the numbers of pictures read, of those in the cache, and of what is skipped."""
         text = f"{self.read} picture{'s' if self.read != 1 else ''}"
+        if cached:
+            text += f", {cached} of them not encoded again"
         skipped = len(left_out.skipped) + len(left_out.unused)
         return text if not skipped else f"{text}, {skipped} skipped"
 

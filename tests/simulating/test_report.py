@@ -65,9 +65,9 @@ def test_charts_are_by_round_and_by_byte() -> None:
     titles = [one.title for one in drawings([outcome(0.5, held_out="roof")])]
     assert titles == [
         "The devices' own test pictures, by round",
-        "The devices' own test pictures, by bytes sent",
+        "The devices' own test pictures, by bytes sent and received",
         "The held-out domain's pictures, by round",
-        "The held-out domain's pictures, by bytes sent",
+        "The held-out domain's pictures, by bytes sent and received",
     ]
     by_bytes = drawings([outcome(0.5)])[1].charts[0][1]
     assert [tick.text for tick in by_bytes.x_ticks] == ["100 B", "1 kB", "10 kB"]
