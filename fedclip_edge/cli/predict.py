@@ -124,7 +124,7 @@ def predict(
             tally.add(result)
             if isinstance(result, Prediction):
                 if as_json:
-                    _print(rows.as_json(result))
+                    click.echo(rows.as_json(result))
                 if out is not None:
                     written.append(rows.as_csv(result))
                 if table is not None:
@@ -133,7 +133,7 @@ def predict(
                 bar(done, len(asked))
     left_out += LeftOut(skipped=tuple(tally.skipped))
     for line in left_out.lines():
-        _print(line, err=True)
+        click.echo(line, err=True)
     if not tally.read:
         raise DataError("none of the pictures could be read (the reasons are above); give others")
     if out is not None:
@@ -283,9 +283,9 @@ class _Table:
         path = printable(made.asked.path)
         if len(path) > self._path_width:
             path = "..." + path[3 - self._path_width :]
-        _print(f"{path:<{self._path_width}}{''.join(map(self._cell, shown))}".rstrip())
+        click.echo(f"{path:<{self._path_width}}{''.join(map(self._cell, shown))}".rstrip())
         for label, probability in best[1:]:
-            _print(f"{'':<{self._path_width}}{self._cell((label, probability))}".rstrip())
+            click.echo(f"{'':<{self._path_width}}{self._cell((label, probability))}".rstrip())
 
     def _cell(self, answer: tuple[str, float]) -> str:
         label, probability = answer
@@ -301,12 +301,6 @@ def _csv(rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")  # keeps the bytes of file names
-
-
-def _print(text: str, *, err: bool = False) -> None:
-    """Print a line, escaping the characters that the stream's encoding does not have."""
-    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
-    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 
 def _percent(share: float) -> str:

@@ -231,3 +231,18 @@ def test_a_terminal_gets_no_line_that_is_wider(
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if line.startswith("...")]
     assert [row.split()[0].rsplit("/", 2)[1] for row in rows] == list(NAMES)
+
+
+def test_a_terminal_that_lacks_a_names_characters(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    Image.new("RGB", (40, 30)).save(tmp_path / "日本.png")
+    (tmp_path / "壊れた.png").write_text("a letter")
+    options = ("--bundle", random_bundle.folder, "--out", tmp_path / "表.csv")
+    ended = system.run("predict", tmp_path, *options)
+    assert ended.returncode == 0, ended.stderr
+    assert f"Wrote {tmp_path}/\\u8868.csv" in ended.stdout
+    assert f"skipped {tmp_path}/\\u58ca\\u308c\\u305f.png: " in ended.stderr
+    table = system.run("predict", tmp_path, "--bundle", random_bundle.folder)
+    assert f"{tmp_path}/\\u65e5\\u672c.png" in table.stdout
