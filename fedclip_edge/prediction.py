@@ -24,7 +24,14 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
-from fedclip_edge.vision.picture_files import EXTENSIONS, LeftOut, Skipped, labels_of, unreadable
+from fedclip_edge.vision.picture_files import (
+    EXTENSIONS,
+    NO_FILE,
+    LeftOut,
+    Skipped,
+    labels_of,
+    unreadable,
+)
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 from fedclip_edge.vision.prefetch import prefetch
 
@@ -61,7 +68,7 @@ def find_pictures(
     left_out = LeftOut()
     for path in paths:
         try:
-            is_folder = stat.S_ISDIR(path.stat().st_mode)
+            mode = path.stat().st_mode
         except FileNotFoundError:
             raise DataError(
                 f"{path} does not exist; name pictures, or folders of pictures"
@@ -70,12 +77,14 @@ def find_pictures(
             raise DataError(
                 f"{path} {unreadable(error)}; name other pictures, or folders of pictures"
             ) from error
-        if is_folder:
+        if stat.S_ISDIR(mode):
             label = labels.get(normalized_name(path.name))
             below = picture_files.find_pictures(path, labels, label)
             left_out += below.left_out
             for file, truth in below.pictures:
                 found.setdefault(file, Asked(file, truth))
+        elif not stat.S_ISREG(mode):
+            left_out += LeftOut(skipped=(Skipped(path, NO_FILE),))
         else:
             truth = labels.get(normalized_name(path.parent.name))
             found.setdefault(path, Asked(path, truth))

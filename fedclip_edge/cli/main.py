@@ -6,6 +6,7 @@ raises on purpose becomes a message on standard error and the exit code of its c
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -64,6 +65,10 @@ for _command in (
 def main() -> None:
     """Run the command line; the entry point of the console script."""
     signal.signal(signal.SIGTERM, _end)
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file may have characters that the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as leaving:

@@ -104,12 +104,14 @@ def predict(
 
     tally = _Tally()
     rows = _Rows(opened.classes.names, min(top, len(opened.classes.names)), trained is not None)
-    table = None if out is not None or as_json else _Table(asked, rows)
+    table: _Table | None = None
     written: list[list[str]] = []
     with (
         SharedCache(cache or default_path(), note) as known,
         progress_bar("predicting") as bar,
     ):
+        if out is None and not as_json:
+            table = _Table(asked, rows)
         results = predict_pictures(
             asked,
             encoder,
@@ -122,7 +124,7 @@ def predict(
             tally.add(result)
             if isinstance(result, Prediction):
                 if as_json:
-                    _print(rows.as_json(result))
+                    click.echo(rows.as_json(result))
                 if out is not None:
                     written.append(rows.as_csv(result))
                 if table is not None:
@@ -131,20 +133,17 @@ def predict(
                 bar(done, len(asked))
     left_out += LeftOut(skipped=tuple(tally.skipped))
     for line in left_out.lines():
-        _print(line, err=True)
+        click.echo(line, err=True)
     if not tally.read:
-        raise DataError(
-            f"none of the {len(asked)} pictures could be read (the reasons are above); give others"
-        )
+        raise DataError("none of the pictures could be read (the reasons are above); give others")
     if out is not None:
         atomic.write_file(out, _csv([rows.csv_head(), *written]))
     by = "zero-shot (no --model given)"
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
         by += f" ({trained.model.method})"
-    again = f", {known.found} of them not encoded again" if known.found else ""
     lines = [
-        f"{tally.summary(left_out)}{again}; {by}",
+        f"{tally.summary(left_out, known.found)}; {by}",
         *tally.accuracy(adapted=trained is not None),
     ]
     if out is not None:
@@ -176,9 +175,11 @@ class _Tally:
             if result.adapted is not None:
                 self._right["adapted"] += int(result.adapted.argmax() == result.asked.truth)
 
-    def summary(self, left_out: LeftOut) -> str:
-        """Format the numbers of pictures read and of pictures and folders skipped."""
+    def summary(self, left_out: LeftOut, cached: int) -> str:
+        """Format the numbers of pictures read, of those in the cache, and of what is skipped."""
         text = f"{self.read} picture{'s' if self.read != 1 else ''}"
+        if cached:
+            text += f", {cached} of them not encoded again"
         skipped = len(left_out.skipped) + len(left_out.unused)
         return text if not skipped else f"{text}, {skipped} skipped"
 
@@ -278,9 +279,9 @@ class _Table:
         path = printable(made.asked.path)
         if len(path) > self._path_width:
             path = "..." + path[3 - self._path_width :]
-        _print(f"{path:<{self._path_width}}{''.join(map(self._cell, shown))}".rstrip())
+        click.echo(f"{path:<{self._path_width}}{''.join(map(self._cell, shown))}".rstrip())
         for label, probability in best[1:]:
-            _print(f"{'':<{self._path_width}}{self._cell((label, probability))}".rstrip())
+            click.echo(f"{'':<{self._path_width}}{self._cell((label, probability))}".rstrip())
 
     def _cell(self, answer: tuple[str, float]) -> str:
         label, probability = answer
@@ -296,12 +297,6 @@ def _csv(rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")  # keeps the bytes of file names
-
-
-def _print(text: str, *, err: bool = False) -> None:
-    """Print a line, escaping the characters that the stream's encoding does not have."""
-    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
-    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 
 def _percent(share: float) -> str:

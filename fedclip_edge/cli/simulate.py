@@ -286,7 +286,10 @@ def _pool(
     ):
         pool, left_out = pictures.read_pictures(data, opened, encoder, known, bar)
     if known.found:
-        click.echo(f"{known.found} pictures are not encoded again: {known.path}", err=True)
+        click.echo(
+            f"pictures not encoded again: {known.found}; their features are in {known.path}",
+            err=True,
+        )
     for line in left_out.lines():
         click.echo(line, err=True)
     return pool

@@ -18,6 +18,7 @@ from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.protocol.report import Report
+from fedclip_edge.reporting.figures import difference
 from fedclip_edge.reporting.table import aligned
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
@@ -137,14 +138,14 @@ def _per_round(total_bytes: int | None, rounds: int) -> int | None:
 def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
     """Format a row; the gain is the personal model's if there is one, else the shared model's."""
     accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
-    best = accuracy.get("personal", accuracy["federated"])
-    gain = 100 * (best - accuracy["zero_shot"])
+    best = "personal" if "personal" in accuracy else "federated"
+    gain = difference(accuracy, best, "zero_shot")
     return (
         name,
         f"{pictures['train']}+{pictures['test']}",
         str(figures["encoded"]),
         *(_percent(accuracy.get(kind)) for kind in kinds),
-        f"{gain:+.1f}",
+        "-" if gain is None else f"{100 * gain:+.1f}",
         _kilobytes(figures["bytes_up_per_round"]),
         _kilobytes(figures["bytes_down_per_round"]),
         *(f"{seconds[name]:.1f}" for name in ("encode", "train", "wait")),

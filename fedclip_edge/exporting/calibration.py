@@ -60,8 +60,9 @@ def check_calibration(precision: Precision, folder: Path | None) -> None:
                 "int8 needs pictures like the fleet's own for its calibration; give --calibration "
                 "FOLDER"
             )
-    elif len((found := _find(folder, ())).pictures) < LEAST:
-        raise ConfigError(_too_few(folder, len(found.pictures), found.left_out))
+    elif (count := len((found := _find(folder, ())).pictures)) < LEAST:
+        held = f"{count} picture file{'s' * (count != 1)}"
+        raise ConfigError(_too_few(folder, held, found.left_out))
 
 
 def calibrated(pictures: GatePictures, precision: Precision) -> str:
@@ -119,7 +120,8 @@ def read_pictures(
     skipped += [Skipped(chosen[place][0], reason) for place, reason in broken.items()]
     left_out = files.left_out + LeftOut(skipped=tuple(skipped))
     if len(pixels) < LEAST:
-        raise ConfigError(_too_few(folder, len(pixels), left_out))
+        held = f"{len(pixels)} different readable picture{'s' * (len(pixels) != 1)}"
+        raise ConfigError(_too_few(folder, held, left_out))
     # Below 96 pictures, two thirds would be fewer than 64 for the gate, so all are used for both.
     apart = len(pixels) * 2 // 3 >= LEAST
     count = min(_CALIBRATION, len(pixels) // 3) if apart else 0
@@ -179,19 +181,18 @@ def _prepare(
     return stacked, taken, broken
 
 
-def _too_few(folder: Path, count: int, left_out: LeftOut) -> str:
+def _too_few(folder: Path, held: str, left_out: LeftOut) -> str:
     return (
-        f"{folder} has {count} different readable pictures{left_out.reasons()}, but the parity "
-        f"gate of an export needs {LEAST}; name a folder with more"
+        f"{folder} has {held}{left_out.reasons()}, but the parity gate of an export needs "
+        f"{LEAST} different readable pictures; name a folder with more"
     )
 
 
 def _find(folder: Path, classes: Sequence[str]) -> Found:
     try:
         if not folder.is_dir():
-            raise ConfigError(
-                f"{folder} is not a folder; name a folder with {LEAST} pictures or more"
-            )
+            problem = "is not a folder" if folder.exists() else "does not exist"
+            raise ConfigError(f"{folder} {problem}; name a folder with {LEAST} pictures or more")
     except OSError as error:
         raise ConfigError(f"{folder} {unreadable(error)}") from error
     return find_pictures(folder, labels_of(classes))

@@ -155,7 +155,9 @@ def _pair(
     made = [Drawing(f"{title}, by round", about, _both([*by_round, before]))]
     if any(line.by_round.count(None) < len(line.by_round) for line in by_bytes):
         about = "The axis is logarithmic. Methods that send nothing (:local, :pooled) are left out."
-        made.append(Drawing(f"{title}, by bytes sent", about, _both([*by_bytes, before], axis)))
+        made.append(
+            Drawing(f"{title}, by bytes sent and received", about, _both([*by_bytes, before], axis))
+        )
     return made
 
 

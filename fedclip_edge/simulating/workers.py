@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.errors import RunError
+from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.processes.blas import limit_blas_threads
 from fedclip_edge.records import F32, I64
 from fedclip_edge.simulating.host import Announcement, Answer, Host, Task
@@ -66,7 +66,7 @@ class Workers:
     """A context manager that starts worker processes, each with one host.
 
     The workers end with the context, and also if this process ends. Entering the context raises
-    RunError if they cannot be started.
+    RunError if they cannot be started, and DiskError if the features cannot be written for them.
     """
 
     def __init__(self, pool: Pool, count: int) -> None:
@@ -93,7 +93,13 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_LOADED_ONCE)
         _load_once()
-        np.save(path, self._pool.vectors)
+        try:
+            np.save(path, self._pool.vectors)
+        except OSError as error:  # numpy's has no file name if the disk is full
+            raise DiskError(
+                f"the features cannot be written to {path}: {error.strerror or error}; free disk "
+                "space there, or name another folder in the environment variable TMPDIR"
+            ) from error
         for _ in range(self._count):
             ours, theirs = context.Pipe()
             process = context.Process(

@@ -25,6 +25,7 @@ _WORDS = {
     "off": "false",
 }
 _LIST = "a list needs commas between its entries, and a ] at its end"
+_NOT_CLOSED = "the ] of a list is missing above"
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _KEY = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*[\w-]+)*)\s*=")
 _LONG = re.compile(r"\"\"\"|'''")  # begins or ends a string of several lines
@@ -110,7 +111,7 @@ def _hint(lines: Sequence[str], number: int, column: int, problem: str) -> str:
         return "a comment begins with #"
     if line.lstrip().startswith("["):
         if problem == "Invalid value":  # the line is read as an entry of a list
-            return "the ] of a list is missing above"
+            return _NOT_CLOSED
         return "write the name of a table in [ ], on a line of its own: [broker]"
     if problem.startswith("Expected '='"):
         if rest.startswith(":"):
@@ -119,8 +120,10 @@ def _hint(lines: Sequence[str], number: int, column: int, problem: str) -> str:
             return "a key has no spaces; write KEY = VALUE"
         return "= is missing; write KEY = VALUE"
     if problem == "Invalid value":
+        if 0 < column <= line.find("="):  # the key is read as an entry of a list
+            return _NOT_CLOSED
         if value.startswith("["):
-            return _LIST
+            return _entry_hint(rest)
         if value.startswith("{"):
             return "put each text in { } in quotes"
         return _value_hint(key, value)
@@ -144,6 +147,14 @@ def _value_hint(key: str, value: str) -> str:
     return f"text needs quotes: {_as_text(key, word)}"
 
 
+def _entry_hint(rest: str) -> str:
+    """A hint about the entry of a list with which `rest` begins."""
+    word = re.split(r"[],#]", rest, maxsplit=1)[0].strip()
+    if word.lower() in _WORDS:
+        return f"write {_WORDS[word.lower()]} instead of {word}"
+    return f'put each text of a list in quotes: ["{word}"]' if word[:1].isalpha() else _LIST
+
+
 def _after_value(key: str, value: str, rest: str) -> str:
     """A hint about `rest`, which follows a complete value in the same line."""
     word = value.partition("#")[0].strip()
@@ -160,6 +171,8 @@ def _after_value(key: str, value: str, rest: str) -> str:
         return f"text needs quotes: {_as_text(key, word)}"
     if "=" in rest:
         return "write each KEY = VALUE on a line of its own"
+    if rest.startswith(",") and rest[1:].strip():
+        return f"a list needs [ ] around it: {key} = [...]"
     if rest.startswith((";", ",")):
         return f"remove {rest[0]} after the value"
     return "there is text after the value; close the quotes at its end, or put # before a comment"

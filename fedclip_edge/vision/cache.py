@@ -205,11 +205,15 @@ def _errors_of(path: Path) -> Iterator[None]:
     def refused(error: Exception) -> DiskError:  # locked, read-only, disk full
         return DiskError(
             f"the feature cache {path} cannot be used: {error}; "
-            "check the free disk space, the permissions and other programs that use the file, then "
-            "start again"
+            "check the free disk space, the permissions and other programs that use the file"
         )
 
     def damaged(error: Exception) -> DataError:
+        if "not a database" in str(error):  # it may be a file that the user needs
+            return DataError(
+                f"{path} is not a feature cache, or is badly damaged; name another file, or delete "
+                "it if it is a cache, and the features are computed again"
+            )
         return DataError(
             f"the feature cache {path} is damaged ({error}); "
             "delete it, and the features are computed again"

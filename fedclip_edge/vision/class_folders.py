@@ -14,9 +14,12 @@ from pathlib import Path
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import normalized_name
 from fedclip_edge.vision.picture_files import (
+    Identity,
     LeftOut,
     Listing,
     Skipped,
+    counted_as,
+    identity_of,
     labels_of,
     list_folder,
     unreadable,
@@ -65,6 +68,9 @@ def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
 def find_domains(folder: Path, classes: Sequence[str]) -> DomainFolders:
     """Find the folders in `folder` that hold class folders themselves.
 
+    A link to a folder is one, unless the folder is a domain already: its pictures would be on two
+    devices, or both held out and trained on.
+
     Raises DataError if `folder` is missing or unreadable.
     """
     labels = labels_of(classes)
@@ -73,20 +79,25 @@ def find_domains(folder: Path, classes: Sequence[str]) -> DomainFolders:
     domains: list[Path] = []
     class_folders: list[Path] = []
     left_out = _beside(listing, "it is not in a class folder of a domain")
-    for entry in listing.all_folders():
+    known: dict[Identity, Path] = {}
+    for entry in (*listing.folders, *listing.links):  # of two names of a folder, its own counts
         try:
             inside = list_folder(entry, labels)
+            identity = identity_of(entry)
         except OSError as error:
             left_out += LeftOut(skipped=(Skipped(entry, unreadable(error)),))
             continue
         if _class_folders(inside, labels):
-            domains.append(entry)
+            if (first := known.setdefault(identity, entry)) is entry:
+                domains.append(entry)
+            else:
+                left_out += LeftOut(unused=(Skipped(entry, counted_as(first)),))
         elif normalized_name(entry.name) in labels:
             class_folders.append(entry)
         else:
             reason = "it has no folder that is named after a class"
             left_out += LeftOut(unused=(Skipped(entry, reason),))
-    return DomainFolders(tuple(domains), tuple(class_folders), left_out)
+    return DomainFolders(tuple(sorted(domains)), tuple(sorted(class_folders)), left_out)
 
 
 def _list(folder: Path, labels: Mapping[str, int], expected: str) -> Listing:

@@ -25,6 +25,7 @@ from fedclip_edge.records import normalized_name
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _ENDINGS = tuple(EXTENSIONS)
+NO_FILE = "it is a pipe, a socket or a device, not a file"  # reading it may never end
 NAMED = 10  # entries named one by one in a log or on a screen; the others are only counted
 
 # Files and folders that systems make for themselves, in lower case. Names that a person could give
@@ -160,22 +161,20 @@ def find_pictures(
     # The folders above would be enough to end loops, but not soon: thirty folders with links to
     # each other have more paths than anyone can follow. The label is in the key because a folder
     # counts in every class that has a link to it.
-    searched: dict[tuple[_Identity, int | None], Path] = {}
+    searched: dict[tuple[Identity, int | None], Path] = {}
     # Real folders first: then a link to a folder that is also there by itself is the one left out.
     stack = [(folder, label, _above(folder))]
-    links: deque[tuple[Path, int | None, frozenset[_Identity]]] = deque()
+    links: deque[tuple[Path, int | None, frozenset[Identity]]] = deque()
     while stack or links:
         path, label, above = stack.pop() if stack else links.popleft()
         try:
-            identity = _identity(path)
+            identity = identity_of(path)
             if identity in above:
                 unused.append(Skipped(path, "it leads back to a folder that it is in"))
                 continue
             first = searched.setdefault((identity, label), path)
             if first is not path:
-                unused.append(
-                    Skipped(path, f"it leads to {printable(first)}, which counts already")
-                )
+                unused.append(Skipped(path, counted_as(first)))
                 continue
             listing = list_folder(path, classes if label is None else {})
         except OSError as error:
@@ -218,7 +217,7 @@ def list_folder(folder: Path, classes: Mapping[str, int]) -> Listing:
                 (pictures if is_picture else others).append(path)
             else:
                 entry.stat()  # raises the reason if it is a broken link
-                skipped.append(Skipped(path, "it is a pipe, a socket or a device, not a file"))
+                skipped.append(Skipped(path, NO_FILE))
         except FileNotFoundError:
             skipped.append(Skipped(path, _broken(path)))
         except OSError as error:
@@ -265,23 +264,31 @@ def printable(path: Path | str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-_Identity = tuple[int, int | str]  # equal for all names of one folder
+def counted_as(first: Path) -> str:
+    """Format the reason why a second name of the folder `first` does not count."""
+    return f"it leads to {printable(first)}, which counts already"
 
 
-def _identity(folder: Path) -> _Identity:
-    """Return device and inode; the real path for file systems that have no inodes."""
+Identity = tuple[int, int | str]  # equal for all names of one folder
+
+
+def identity_of(folder: Path) -> Identity:
+    """Return device and inode; the real path for file systems that have no inodes.
+
+    Raises OSError if the folder cannot be examined.
+    """
     found = folder.stat()
     return found.st_dev, found.st_ino or os.path.realpath(folder)
 
 
-def _above(folder: Path) -> frozenset[_Identity]:
+def _above(folder: Path) -> frozenset[Identity]:
     """Return all folders above `folder`, by its name and by the place that a link leads to."""
     found = set()
     by_name = os.path.abspath(folder)  # noqa: PTH100 - Path.resolve follows links
     for place in (by_name, os.path.realpath(folder)):
         for parent in Path(place).parents:
             try:
-                found.add(_identity(parent))
+                found.add(identity_of(parent))
             except OSError:  # it cannot be searched either
                 continue
     return frozenset(found)

@@ -37,16 +37,17 @@ class SharedCache:
     ) -> None:
         """Open the file, or create it; `warn` is called with a sentence if that is not possible."""
         self.path = path
-        self.found = 0  # features that `get` returned
+        self.found = 0  # pictures whose feature `get` returned; copies count
         self._warn = warn
         self._most_bytes = most_bytes
         self._file: FeatureCache | None = None
         try:
-            # Features tell something about the pictures, so the folder is the user's alone.
+            # Features tell something about the pictures, so they are for the user alone.
             path.parent.parent.mkdir(parents=True, exist_ok=True)
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.touch(mode=0o600, exist_ok=False)  # the folder may be an older, open one
         except OSError:
-            pass  # the next line says what is wrong
+            pass  # the file exists, or the next line says what is wrong
         try:
             self._file = FeatureCache(path)
         except _UNUSABLE as error:
@@ -63,7 +64,7 @@ class SharedCache:
         except _UNUSABLE as error:
             self._give_up(error)
             return {}
-        self.found += len(found)
+        self.found += sum(picture in found for picture in hashes)
         return found
 
     def put(self, features: Mapping[str, F32], feature_key: str) -> None:

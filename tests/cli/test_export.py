@@ -199,8 +199,8 @@ def test_an_error_is_one_sentence_with_its_exit_code(own: list[str | Path], tmp_
         (("ViT-B-32", "--pretrained", "openai", "--random-weights"), "exclude each other"),
         (("none.toml",), "none.toml does not exist"),
         (("tiny", "--prompt", "no place"), "needs exactly one {}"),
-        (("tiny", "--calibration", "none"), "none is not a folder"),
-        (("tiny", "--calibration", "few"), "few has 3 different readable pictures"),
+        (("tiny", "--calibration", "none"), "none does not exist"),
+        (("tiny", "--calibration", "few"), "few has 3 picture files"),
         (("tiny", "--precision", "int8"), "give --calibration FOLDER"),
     ],
 )

@@ -147,12 +147,38 @@ def test_what_cannot_be_read_is_named_and_counted(random_bundle: Bundle, tmp_pat
     (tmp_path / "a.png").write_text("a letter")
     done = typed(random_bundle, tmp_path)
     assert isinstance(done.exception, DataError)
-    assert "none of the 1 pictures could be read" in str(done.exception)
+    assert "none of the pictures could be read" in str(done.exception)
     Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
     done = typed(random_bundle, tmp_path, "--out", tmp_path / "p.csv")
     assert done.exit_code == 0
     assert f"skipped {tmp_path / 'a.png'}: it is not a picture" in done.stderr
     assert "1 picture, 1 skipped" in done.stdout
+    again = typed(random_bundle, tmp_path)
+    assert "1 picture, 1 of them not encoded again, 1 skipped" in again.stdout
+
+
+def test_a_pipe_is_not_read(random_bundle: Bundle, tmp_path: Path) -> None:
+    """Reading it would never end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    reason = "it is a pipe, a socket or a device, not a file"
+    ended = system.run("predict", tmp_path / "pipe.png", "--bundle", random_bundle.folder)
+    assert ended.returncode == DataError.exit_code
+    assert f"(skipped {tmp_path / 'pipe.png'}: {reason})" in ended.stderr
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
+    done = typed(random_bundle, tmp_path / "b.png", tmp_path / "pipe.png", "/dev/zero")
+    assert done.exit_code == 0, done.output
+    assert f"skipped {tmp_path / 'pipe.png'}: {reason}" in done.stderr
+    assert f"skipped /dev/zero: {reason}" in done.stderr
+    assert "1 picture, 2 skipped" in done.stdout
+
+
+def test_a_note_about_the_cache_comes_before_the_table(
+    random_bundle: Bundle, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
+    done = typed(random_bundle, tmp_path / "b.png", "--cache", "/proc/none/f.sqlite")
+    assert done.exit_code == 0, done.output
+    assert done.output.index("Note: goes on without") < done.output.index("picture ")
 
 
 def test_what_a_folder_has_beside_pictures_is_listed(random_bundle: Bundle, tmp_path: Path) -> None:
@@ -205,3 +231,18 @@ def test_a_terminal_gets_no_line_that_is_wider(
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines if line.startswith("...")]
     assert [row.split()[0].rsplit("/", 2)[1] for row in rows] == list(NAMES)
+
+
+def test_a_terminal_that_lacks_a_names_characters(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    Image.new("RGB", (40, 30)).save(tmp_path / "日本.png")
+    (tmp_path / "壊れた.png").write_text("a letter")
+    options = ("--bundle", random_bundle.folder, "--out", tmp_path / "表.csv")
+    ended = system.run("predict", tmp_path, *options)
+    assert ended.returncode == 0, ended.stderr
+    assert f"Wrote {tmp_path}/\\u8868.csv" in ended.stdout
+    assert f"skipped {tmp_path}/\\u58ca\\u308c\\u305f.png: " in ended.stderr
+    table = system.run("predict", tmp_path, "--bundle", random_bundle.folder)
+    assert f"{tmp_path}/\\u65e5\\u672c.png" in table.stdout

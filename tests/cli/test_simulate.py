@@ -23,6 +23,7 @@ from system import wait_until
 from fedclip_edge.errors import RunError
 from fedclip_edge.simulating.results import COLUMNS
 from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.shared_cache import default_path
 
 METHODS = "zeroshot,fedclip@loss=cross-entropy,lr=0.01,fedclip:local,fedclip:pooled"
 
@@ -336,7 +337,8 @@ def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -
     assert {row["device"] for row in rows_of(tmp_path / "out")} == {"day", "night", "all"}
     assert "not encoded again" not in first.stderr
     again = simulate(tmp_path / "again", *arguments)
-    assert "pictures are not encoded again: " in again.stderr
+    known = f"60; their features are in {default_path()}"
+    assert f"pictures not encoded again: {known}\n" in again.stderr
     assert (tmp_path / "again" / "results.csv").read_bytes() == (
         tmp_path / "out" / "results.csv"
     ).read_bytes()

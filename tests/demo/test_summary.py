@@ -36,6 +36,13 @@ def test_the_gain_is_that_of_the_fleets_model() -> None:
     assert held_out[5:9] == ["40.0", "-", "45.0", "+5.0"]
 
 
+def test_the_gain_is_the_difference_of_the_figures_beside_it() -> None:
+    """17/60 - 7/60 is 16.67 points, but the report and the figures beside it say 16.6."""
+    cam = figures("photo", zero_shot=7 / 60, federated=17 / 60)
+    text = summary.table({"devices": {"cam": cam}, "held_out": cam})
+    assert text.splitlines()[2].split()[3:7] == ["11.7", "-", "28.3", "+16.6"]
+
+
 def test_a_model_of_the_devices_own_has_its_column() -> None:
     head, units, cam, held_out = table(personal=0.7)
     assert head[3:8] == ["zero-shot", "local", "federated", "personal", "gain"]

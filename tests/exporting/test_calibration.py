@@ -140,7 +140,7 @@ def test_links_and_system_folders_are_as_on_an_agent(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none is not a folder"):
+    with pytest.raises(ConfigError, match="none does not exist"):
         read_pictures(tmp_path / "none", PLAIN, CLASSES)
     with pytest.raises(ConfigError, match="has 0 different readable pictures"):
         read_pictures(tmp_path, PLAIN, CLASSES)

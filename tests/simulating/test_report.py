@@ -65,9 +65,9 @@ def test_charts_are_by_round_and_by_byte() -> None:
     titles = [one.title for one in drawings([outcome(0.5, held_out="roof")])]
     assert titles == [
         "The devices' own test pictures, by round",
-        "The devices' own test pictures, by bytes sent",
+        "The devices' own test pictures, by bytes sent and received",
         "The held-out domain's pictures, by round",
-        "The held-out domain's pictures, by bytes sent",
+        "The held-out domain's pictures, by bytes sent and received",
     ]
     by_bytes = drawings([outcome(0.5)])[1].charts[0][1]
     assert [tick.text for tick in by_bytes.x_ticks] == ["100 B", "1 kB", "10 kB"]
@@ -120,3 +120,15 @@ def test_one_setting_without_a_domain_needs_no_more_than_its_row(tmp_path: Path)
     text = page(tmp_path, [outcome(0.5, setting=FEDCLIP)]).read_text()
     assert "held out" not in text
     assert "±" not in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (1, "the devices and 2 held-out domains."),
+        (2, "the devices, 2 held-out domains and 2 seeds"),
+    ],
+)
+def test_the_means_name_what_they_are_over(seeds: int, said: str, tmp_path: Path) -> None:
+    its = [outcome(0.5, seed, domain) for seed in range(seeds) for domain in ("roof", "yard")]
+    assert f"means over {said}" in page(tmp_path, its).read_text()

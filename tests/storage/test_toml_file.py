@@ -75,6 +75,12 @@ def refusal(folder: Path, text: str) -> str:
         ('[broker] host = "x"', 1, TABLE),
         ('roles = ["train" "evaluate"]', 1, LIST),
         ('roles = [\n  "train",\n\n[data]\n', 4, "the ] of a list is missing above"),
+        ('roles = ["train",\ntrain = 0.6', 2, "the ] of a list is missing above"),
+        ("roles = [train, evaluate]", 1, 'put each text of a list in quotes: ["train"]'),
+        ('roles = ["train", a-b # x\n]', 1, 'put each text of a list in quotes: ["a-b"]'),
+        ("x = [True]", 1, "write true instead of True"),
+        ("x = [1,,2]", 1, LIST),
+        ('roles = "train", "evaluate"', 1, "a list needs [ ] around it: roles = [...]"),
         ('roles = [\n  "train"\n\n', 2, LIST),
         ('roles = ["train",', 1, LIST),
         ("data = { train = 1\n", 1, "a table in { } must be on one line"),
@@ -99,6 +105,8 @@ def test_a_password_is_not_shown(tmp_path: Path) -> None:
         "x = {password = hunter2}",
         "passwd = hunter2",
         "pwd = 01hunter2",
+        "password = [hunter2]",
+        'password = "hunter2", "b"',
     ):
         message = refusal(tmp_path, text)
         assert "hunter2" not in message

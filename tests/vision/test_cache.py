@@ -82,7 +82,7 @@ def test_two_processes_may_share_it(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "f.sqlite"
     path.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(DataError, match=r"f\.sqlite is damaged .*delete it"):
+    with pytest.raises(DataError, match=r"f\.sqlite is not a feature cache, .* damaged; name"):
         FeatureCache(path)
 
 

@@ -108,7 +108,8 @@ def test_a_folder_of_domains_is_an_error_that_names_one(tmp_path: Path) -> None:
 def test_domains_are_the_folders_with_class_folders(tmp_path: Path) -> None:
     made(tmp_path, "photo/cat/a.png", f"sketch/{NFD}/b.png", "misc/c.png", "stray.png", "n.txt")
     made(tmp_path, "@eaDir/cat/d.png", "#recycle/dog/e.png", "dog/f.png", "dog/deep/g.png")
-    (tmp_path / "linked").symlink_to(tmp_path / "photo")
+    made(tmp_path, ".disk/cat/h.png")
+    (tmp_path / "linked").symlink_to(tmp_path / ".disk")
     found = find_domains(tmp_path, CLASSES)
     assert [path.name for path in found.domains] == ["linked", "photo", "sketch"]
     assert found.class_folders == (tmp_path / "dog",)
@@ -117,6 +118,23 @@ def test_domains_are_the_folders_with_class_folders(tmp_path: Path) -> None:
         unused=(
             Skipped(tmp_path / "stray.png", "it is not in a class folder of a domain"),
             Skipped(tmp_path / "misc", "it has no folder that is named after a class"),
+        ),
+    )
+
+
+def test_a_folder_with_several_names_is_one_domain(tmp_path: Path) -> None:
+    """Otherwise a device would train on the pictures of the domain that is held out."""
+    made(tmp_path, "data/photo/cat/a.png", "disk/cat/b.png")
+    data = tmp_path / "data"
+    for name in ("a", "copy"):
+        (data / name).symlink_to(tmp_path / "disk")
+    (data / "best").symlink_to("photo")
+    found = find_domains(data, CLASSES)
+    assert found.domains == (data / "a", data / "photo")
+    assert found.left_out == LeftOut(
+        unused=(
+            Skipped(data / "best", f"it leads to {data / 'photo'}, which counts already"),
+            Skipped(data / "copy", f"it leads to {data / 'a'}, which counts already"),
         ),
     )
 

@@ -56,9 +56,14 @@ def test_without_a_home_folder_nothing_is_written_anywhere(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_its_folder_is_for_the_user_alone(tmp_path: Path) -> None:
+def test_it_is_for_the_user_alone(tmp_path: Path) -> None:
     SharedCache(tmp_path / "deep" / "er" / "f.sqlite", quiet).close()
     assert (tmp_path / "deep" / "er").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    with SharedCache(tmp_path / "open" / "f.sqlite", quiet) as cache:
+        cache.put(features(0, 3), KEY)
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "open").iterdir()}
+    assert modes == {0o600}
 
 
 def test_features_that_were_not_used_for_longest_go_first(tmp_path: Path) -> None:
@@ -110,6 +115,24 @@ def test_a_file_that_cannot_be_used_is_named_once(kind: str, tmp_path: Path) -> 
     (sentence,) = said
     assert sentence.startswith(_GOES_ON)
     assert str(path.parent if kind == "below a file" else path) in sentence
+
+
+def test_another_file_is_not_called_a_damaged_cache(tmp_path: Path) -> None:
+    """Otherwise the advice would be to delete a file that the user needs."""
+    path = tmp_path / "thesis.txt"
+    path.write_text("Chapter 1\n" * 1000)
+    said: list[str] = []
+    SharedCache(path, said.append).close()
+    assert said[0].startswith(f"{_GOES_ON}{path} is not a feature cache, or is badly damaged; name")
+    assert path.read_text() == "Chapter 1\n" * 1000
+
+
+def test_copies_of_a_picture_count_as_found(tmp_path: Path) -> None:
+    with SharedCache(tmp_path / "f.sqlite", quiet) as cache:
+        cache.put(features(0, 1), KEY)
+        (known,) = features(0, 1)
+        cache.get([known, known, "unknown"], KEY)
+        assert cache.found == 2
 
 
 def test_a_file_that_breaks_on_the_way_is_named_once(tmp_path: Path) -> None:
@@ -205,6 +228,7 @@ def test_a_full_disk_does_not_end_predict(random_bundle: Bundle, tmp_path: Path)
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count(f"Note: {_GOES_ON}") == 1
+    assert "start again" not in ended.stderr
     assert "15 pictures; zero-shot" in ended.stdout
 
 
