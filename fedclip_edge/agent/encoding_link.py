@@ -5,6 +5,7 @@ Through it, the device's retained state tells the coordinator how far the device
 Laws:
 - Encoding goes on without a broker; an attempt to connect in between is short.
 - Until all features are ready, the device subscribes to nothing and says no hello.
+- A device that the broker refuses permanently stops to encode; for example, it was revoked.
 """
 
 from __future__ import annotations
@@ -42,8 +43,11 @@ class EncodingLink:
     def tell(self, done: int, total: int) -> None:
         """Tell the coordinator, if that is due, that `done` of `total` pictures are encoded.
 
-        Raises RefusedError and ConfigError as `PahoTransport.connect` does.
+        Raises RefusedError and ConfigError as `PahoTransport.connect` does, and RefusedError also
+        later, once the broker refuses the device.
         """
+        if self._link is not None:
+            self._link.check_admitted()
         if time.monotonic() < self._next_at or done >= total:
             return
         if self._link is None:

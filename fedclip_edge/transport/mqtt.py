@@ -160,8 +160,9 @@ class PahoTransport:
                 f"{self._where} accepts connections but does not answer MQTT; correct host and "
                 "port under [broker]"
             )
+            # First, because a complaint of closed connections would name a wrong cause.
             raise LinkError(
-                self._inbox.complaint or port_probe.mismatch(here, _EXAMINE_S) or silent
+                port_probe.mismatch(here, _EXAMINE_S) or self._inbox.complaint or silent
             )
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -185,6 +186,14 @@ class PahoTransport:
         if self._outbox.is_stuck():
             self._renew(_STUCK)
         return self._inbox.next_event(timeout_s)
+
+    def check_admitted(self) -> None:
+        """Raise RefusedError if the broker has refused this client permanently.
+
+        For a client that does not take its events at the moment.
+        """
+        if self._inbox.refusal:
+            raise RefusedError(self._inbox.refusal)
 
     def resubscribe(self) -> None:
         if self._outbox.is_up:  # otherwise the next connection subscribes

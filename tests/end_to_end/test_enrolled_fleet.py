@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +132,53 @@ def test_a_box_whose_archive_is_lost_comes_back_under_its_id_with_a_new_key(
     refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
     assert {e["reason"] for e in refused} == {"its key is not the one that it was enrolled with"}
     assert {e["device"] for e in refused} == {"cam-02"}
+
+
+# An agent that needs seven seconds for its 36 pictures.
+ENCODES_SLOWLY = """
+import time
+from fedclip_edge.cli.main import main
+from fedclip_edge.vision import embedding
+
+decode = embedding.decode
+
+
+def slowly(data, preprocessing):
+    time.sleep(0.2)
+    return decode(data, preprocessing)
+
+
+embedding.decode = slowly
+main()
+"""
+
+
+@pytest.mark.parametrize("command", [("revoke", "cam-01"), ("enroll", "--again", "cam-01")])
+def test_a_device_that_is_refused_while_it_encodes_ends(
+    secured: Secured, site: Site, random_bundle: Bundle, command: tuple[str, ...]
+) -> None:
+    config = write_agent(secured, random_bundle, "cam-01")
+    serve = site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    with (secured.folder / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(
+            [sys.executable, "-c", ENCODES_SLOWLY, "agent", str(config), "--json"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    site.processes.append(agent)
+
+    def has(event: str) -> bool:
+        return any(one["event"] == event for one in site.events("serve"))
+
+    wait_until(lambda: has("device_encodes"), "the coordinator to know it")
+    out = ("--out", secured.folder / "new.tar") if command[0] == "enroll" else ()
+    said = system.run(*command, *out, "--site", secured.site.path)
+    assert said.returncode == 0, said.stderr
+    assert agent.wait(system.DEADLINE_S) == RefusedError.exit_code
+    assert "this device's certificate was revoked" in site.text("agent").splitlines()[-1]
+    assert "features_ready" not in site.text("agent")
+    assert has("device_refused")
+    assert serve.poll() is None
 
 
 def test_serve_names_the_devices_whose_certificates_end_soon(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -348,6 +350,35 @@ def test_of_a_list_all_boxes_are_enrolled_or_none(
     assert list(Path("boxes").iterdir()) == []
     assert Path("cam-02.tar").read_text() == "mine"
     assert registry.read(site.registry).devices == {}
+
+
+@pytest.mark.parametrize("command", ["enroll", "again", "all"])
+def test_a_disk_that_is_full_before_the_registry_is_written_leaves_no_archive(
+    site: Folder, command: str
+) -> None:
+    enrolment.enroll(site, "cam-00", out=Path("cam-00-first.tar"))
+    known = registry.read(site.registry)
+    for number in range(1, 90):
+        known = known.with_device(f"cam-{number:02}", known.devices["cam-00"])
+    registry.write(site.registry, known)
+    before, limits = site.registry.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    commands: dict[str, Callable[[], object]] = {
+        "enroll": lambda: enrolment.enroll(site, "cam-90", out=Path("boxes/cam-90.tar")),
+        "again": lambda: enrolment.enroll_again(site, "cam-00", out=Path("boxes/cam-00.tar")),
+        "all": lambda: enrolment.enroll_all(
+            site, [Box("cam-90"), Box("cam-91")], out=Path("boxes")
+        ),
+    }
+    # An archive has less than 20,000 bytes, and this registry has more.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            commands[command]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(site.coordinator)
+    assert list(Path("boxes").iterdir()) == []
+    assert site.registry.read_bytes() == before
 
 
 def test_two_commands_at_once_lose_no_device(site: Folder) -> None:
