@@ -187,14 +187,6 @@ class PahoTransport:
             self._renew(_STUCK)
         return self._inbox.next_event(timeout_s)
 
-    def check_admitted(self) -> None:
-        """Raise RefusedError if the broker has refused this client permanently.
-
-        For a client that does not take its events at the moment.
-        """
-        if self._inbox.refusal:
-            raise RefusedError(self._inbox.refusal)
-
     def resubscribe(self) -> None:
         if self._outbox.is_up:  # otherwise the next connection subscribes
             self._subscribe(self._topics)
@@ -329,7 +321,7 @@ class PahoTransport:
             limit = self._watch.link_ended(reason, on_way_bytes)
             if limit:
                 self._inbox.note("broker_limit", limit)
-            why = "" if self._watch.is_reported else why or reason_codes.advised(reason)
+            why = "" if self._watch.is_reported else why or reason_codes.of_lost_link(reason)
         self._is_back = why != ""
         self._inbox.link_down(Disconnected(why))
 
