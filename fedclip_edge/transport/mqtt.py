@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import random
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,20 +132,13 @@ class PahoTransport:
                 raise ConfigError(
                     f"host {here.host!r} is not a valid host name; correct it under [broker]"
                 ) from None
-            except ssl.SSLError as error:
+            except OSError as error:
                 why = tls.explain(here, error)
                 if isinstance(why, ConfigError):
                     raise why from None
                 if time.monotonic() >= deadline:
                     cause = port_probe.mismatch(here, _EXAMINE_S)
                     raise (LinkError(cause) if cause else why) from None
-            except OSError as error:
-                if time.monotonic() >= deadline:
-                    raise LinkError(
-                        port_probe.mismatch(here, _EXAMINE_S)
-                        or f"no MQTT broker answers at {self._where} ({error.strerror or error}); "
-                        "start one, or correct host and port under [broker]"
-                    ) from None
             time.sleep(min(0.2, timeout_s))
         self._outbox.start()
         self._client.loop_start()

@@ -412,7 +412,7 @@ def test_the_commands_say_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert "cam-01.crt: copy it to the box" in system.run("renew", "cam-01").stdout
     revoked = system.run("revoke", "cam-01")
     assert (revoked.returncode, revoked.stdout.splitlines()[0]) == (0, "cam-01 is revoked")
-    assert "broker       not checked: no broker answers at edge.example:8883" in revoked.stdout
+    assert "broker       not checked: no MQTT broker answers at edge.example:8883" in revoked.stdout
     assert "and logs device_refused" in revoked.stdout
     again = system.run("broker", "init")
     assert (again.returncode, "already exists" in again.stderr) == (10, True)
