@@ -5,7 +5,7 @@ Through it, the device's retained state tells the coordinator how far the device
 Laws:
 - Encoding goes on without a broker; an attempt to connect in between is short.
 - Until all features are ready, the device subscribes to nothing and says no hello.
-- A device that the broker refuses permanently stops to encode; for example, it was revoked.
+- A device that the broker refuses permanently ends, for example because it was revoked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EncodingLink:
     make_link: Callable[[Iterable[str]], PahoTransport]
     pack: Callable[[DeviceState], Will]
     incarnation: str
-    # The last one that was taken from the link; None if the link is new, and its events wait in it.
+    # The link's last event that was taken out; None if all of them still wait in it.
     last_event: Event | None = None
     _link: PahoTransport | None = None
     _next_at: float = -math.inf
