@@ -5,6 +5,7 @@ Through it, the device's retained state tells the coordinator how far the device
 Laws:
 - Encoding goes on without a broker; an attempt to connect in between is short.
 - Until all features are ready, the device subscribes to nothing and says no hello.
+- A device that the broker refuses permanently ends, for example because it was revoked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from fedclip_edge import log
 from fedclip_edge.errors import LinkError
 from fedclip_edge.protocol.messages import DeviceState, Encoding
-from fedclip_edge.transport.base import Will
+from fedclip_edge.transport.base import Disconnected, Event, Will
 from fedclip_edge.transport.mqtt import PahoTransport
 
 TELL_S = 30.0
@@ -36,14 +37,18 @@ class EncodingLink:
     make_link: Callable[[Iterable[str]], PahoTransport]
     pack: Callable[[DeviceState], Will]
     incarnation: str
+    # The link's last event that was taken out; None if all of them still wait in it.
+    last_event: Event | None = None
     _link: PahoTransport | None = None
     _next_at: float = -math.inf
 
     def tell(self, done: int, total: int) -> None:
         """Tell the coordinator, if that is due, that `done` of `total` pictures are encoded.
 
-        Raises RefusedError and ConfigError as `PahoTransport.connect` does.
+        Raises RefusedError and ConfigError as `PahoTransport.connect` does, and RefusedError also
+        later, once the broker refuses the device.
         """
+        self._take_events()
         if time.monotonic() < self._next_at or done >= total:
             return
         if self._link is None:
@@ -61,6 +66,7 @@ class EncodingLink:
         if self._link is None:
             self._link = self._connected(topics, _FIRST_CONNECTION_S)
         else:
+            self._take_events()
             # Not before: nobody would take the messages out while the device encodes.
             self._link.set_topics(topics)
         return self._link
@@ -70,6 +76,13 @@ class EncodingLink:
         if self._link is not None:
             self._publish(DeviceState(self.incarnation, online=False))
             self._link.close()
+
+    def _take_events(self) -> None:
+        """Take the events of the link, so that the log has them in time."""
+        while self._link is not None and (event := self._link.next_event(0)) is not None:
+            self.last_event = event
+            if isinstance(event, Disconnected) and event.reason:
+                log.event("link_lost", reason=event.reason)
 
     def _connected(self, topics: Iterable[str], timeout_s: float) -> PahoTransport:
         link = self.make_link(topics)

@@ -29,7 +29,7 @@ from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
-from fedclip_edge.transport.base import device_client
+from fedclip_edge.transport.base import Connected, Disconnected, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
@@ -90,8 +90,11 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
                 transport=link,
                 state_db=state_db,
             )
-            broker = f"{config.broker.host}:{config.broker.port}"
-            log.event("connected", broker=broker, id=config.id)
+            if not isinstance(early.last_event, Disconnected):
+                broker = f"{config.broker.host}:{config.broker.port}"
+                log.event("connected", broker=broker, id=config.id)
+            if isinstance(early.last_event, Connected):
+                session.handle_event(early.last_event, time.monotonic())
             renew = (
                 f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
             )

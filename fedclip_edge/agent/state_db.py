@@ -64,7 +64,7 @@ CREATE TABLE residual (
 """,
 )
 _DELETE = "delete the file; the device then trains its pending update again"
-_REPAIR = f"repair the disk, or {_DELETE}"
+_REPAIR = f"free or repair the disk, or {_DELETE}"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = Fals
     certificates.
     """
     what = "the earlier certificates" if key_replaced else "its certificates"
+    whom = "the earlier key" if key_replaced else "it"
     known = registry.read(folder.registry)
     where = f"{known.host}:{known.port}"
     accepts, why = _ask(folder, known.host, known.port, probe)
@@ -60,8 +61,8 @@ def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = Fals
         f"broker       {broker}\n"
         f"connections  {connections}\n"
         f"coordinator  a running `serve` that uses {folder.registry}\n"
-        "             refuses it within a second, and logs device_refused if it is online; if "
-        "`serve`\n             uses a copy of the file, replace the copy"
+        f"             refuses {whom} within a second, and logs device_refused if it is in use;\n"
+        "             if `serve` uses a copy of the file, replace the copy"
     )
 
 

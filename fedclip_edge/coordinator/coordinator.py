@@ -118,8 +118,16 @@ class Coordinator:
         Returns the incarnations of the refused devices that were online, by device. `now` is
         monotonic, in seconds. Raises RunError and JournalError as `handle_event` does.
         """
+        # A device that encodes has shown the key that was enrolled then, and takes no messages yet.
+        encoding = {device: self.admission.key_of(device) for device in self.devices.encoding}
         self.admission.registry = registry
         refused = {}
+        for device, key in encoding.items():
+            reason = registry.refusal(device, key or "")
+            if reason is not None:
+                _log_device_refused(self._hellos.add(device, "", reason, now))
+                refused[device] = self.devices.encoding[device].boot
+                self.devices.note_encoding(device, None, now)
         for device, key in list(self.devices.keys.items()):
             reason = self.admission.refusal(device)
             if reason is None:
@@ -323,9 +331,12 @@ class Coordinator:
         if enrolled is not None and device not in enrolled:
             return
         encoding = state.encoding if state.online else None
-        if encoding is not None and key is not None:
+        if encoding is None:
+            self.devices.note_encoding(device, None, now)
+            return
+        if key is not None:
             signed.check(key)
-        if self.devices.note_encoding(device, encoding, now) and encoding is not None:
+        if self.devices.note_encoding(device, state, now):
             log.event("device_encodes", device=device, done=encoding.done, total=encoding.total)
 
     def _handle_hello(self, device: str, hello: Hello, now: float) -> None:
@@ -350,6 +361,8 @@ class Coordinator:
 
     def _refuse(self, device: str, refused: Refused, incarnation: str, now: float) -> None:
         _log_device_refused(self._hellos.add(device, "", refused.reason, now))
+        if refused.scope == "run" and self.admission.registry is not None:
+            self.devices.unfit.add(device)
         # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, refused)

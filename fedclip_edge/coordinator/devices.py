@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedclip_edge.protocol.messages import Encoding, Pictures
+from fedclip_edge.protocol.messages import DeviceState, Pictures
 
 MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
 ENCODING_S = 300.0  # the least time between two log lines about one device that encodes
@@ -21,8 +21,10 @@ class Devices:
     # The most pictures, without those for tests, that each one declared since this process started:
     # a contribution may be older than the last hello, and made from pictures that are deleted now.
     declared: dict[str, int] = field(default_factory=dict)
-    # The progress of each device that encodes its pictures and has not said hello yet.
-    encoding: dict[str, Encoding] = field(default_factory=dict)
+    # The state of each device that encodes its pictures and has not said hello yet.
+    encoding: dict[str, DeviceState] = field(default_factory=dict)
+    # Enrolled devices whose last hello did not fit the run.
+    unfit: set[str] = field(default_factory=set)
     _encoding_said: dict[str, float] = field(default_factory=dict)  # time of each one's log line
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
     _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time
@@ -40,6 +42,7 @@ class Devices:
         """Mark the device as online, with the incarnation and the pictures of its last hello."""
         self._incarnations[device] = incarnation
         self.note_encoding(device, None, math.inf)
+        self.unfit.discard(device)
         declared = pictures.train + pictures.validation + pictures.withheld
         self.declared[device] = max(declared, self.declared.get(device, 0))
 
@@ -47,18 +50,18 @@ class Devices:
         """Mark the device as offline; returns its incarnation, or None if it was offline."""
         return self._incarnations.pop(device, None)
 
-    def note_encoding(self, device: str, encoding: Encoding | None, now: float) -> bool:
-        """Record the progress of a device, or that it does not encode; True if it is to be logged.
+    def note_encoding(self, device: str, state: DeviceState | None, now: float) -> bool:
+        """Record the state of a device that encodes, or None; True if it is to be logged.
 
         `now` is monotonic, in seconds.
         """
-        if encoding is None:
+        if state is None:
             self.encoding.pop(device, None)
             self._encoding_said.pop(device, None)
             return False
         if device not in self.encoding and len(self.encoding) >= _ENCODING_MAX:
             return False
-        self.encoding[device] = encoding
+        self.encoding[device] = state
         if now - self._encoding_said.get(device, -math.inf) < ENCODING_S:
             return False
         self._encoding_said[device] = now

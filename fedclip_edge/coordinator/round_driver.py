@@ -161,9 +161,11 @@ class RoundDriver:
         )
 
     def _last_seen(self, device: str, now: float) -> str:
-        encoding = self.devices.encoding.get(device)
-        if encoding is not None:
-            return f"{device} (encoding: {encoding.done} of {encoding.total} pictures)"
+        state = self.devices.encoding.get(device)
+        if state is not None and state.encoding is not None:
+            return f"{device} (encoding: {state.encoding.done} of {state.encoding.total} pictures)"
+        if device in self.devices.unfit:
+            return f"{device} (refused in this run)"
         seen_s = self.devices.seen_s(device, now)
         return f"{device} ({'not seen' if seen_s is None else f'last seen {seen_s:.0f} s ago'})"
 

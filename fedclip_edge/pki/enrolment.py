@@ -4,14 +4,15 @@ Laws:
 - A device's private key is kept only in its archive, which only its owner can read. With a signing
   request it never leaves the box.
 - An archive is written before its device is in the registry. A device whose archive could not be
-  written is not enrolled.
+  written is not enrolled. If the registry cannot be written, the new archives are deleted.
 - A revocation is written to the registry first, so that the coordinator refuses the device even if
   a later step fails. A repeated `revoke` does every step again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def enroll(
         target = _new_file(out or Path(f"{name}.tar"))
         made = _enrol(read_authority(folder), registry_, box, public, key, days)
         atomic.write_file(target, made.archive, private=True)
-        registry.write(folder.registry, registry_.with_device(name, made.device))
+        with _deleted_on_error(target):
+            registry.write(folder.registry, registry_.with_device(name, made.device))
     return target
 
 
@@ -120,7 +122,8 @@ def enroll_again(
         atomic.write_file(target, made.archive, private=True)
         device = replace(made.device, replaced=(*old.replaced, *old.serials))
         changed = registry_.with_device(name, device)
-        registry.write(folder.registry, changed)
+        with _deleted_on_error(target):
+            registry.write(folder.registry, changed)
         probe = write_lists(ca, changed, folder.broker)
         done = f"{target} is written, and the earlier key of {name} is revoked at the coordinator"
         reload_broker(changed, folder.broker, done)
@@ -170,7 +173,8 @@ def enroll_all(
         if archives:
             place.mkdir(parents=True, exist_ok=True)
             atomic.write_new_files(place, archives)
-            registry.write(folder.registry, with_new)
+            with _deleted_on_error(*(place / name for name in archives)):
+                registry.write(folder.registry, with_new)
     kept = [box for box in known if box.id not in gone]
     return Enrolled(
         archives=tuple(place / name for name in archives),
@@ -280,6 +284,17 @@ def _new_file(path: Path) -> Path:
     if path.exists():
         raise ConfigError(f"{path} already exists; move it away, or name another place with --out")
     return path
+
+
+@contextmanager
+def _deleted_on_error(*archives: Path) -> Iterator[None]:
+    """Delete these archives if the registry cannot be written: their keys are in no registry."""
+    try:
+        yield
+    except OSError:
+        for path in archives:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _check_new(registry_: Registry, id: str) -> None:

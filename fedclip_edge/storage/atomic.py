@@ -105,7 +105,8 @@ def write_new_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 def beside(path: Path) -> Iterator[Path]:
     """Yield a new, locked folder next to `path`; it is deleted at the end unless it was renamed.
 
-    Missing parents of `path` are created. Raises OSError if a folder cannot be created.
+    Missing parents of `path` are created. Raises OSError if a folder cannot be created. An OSError
+    that names no file, such as that of a full disk, is given the name of the parent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.new."
@@ -117,6 +118,9 @@ def beside(path: Path) -> Iterator[Path]:
             os.umask(mask)
             folder.chmod(0o777 & ~mask)  # mkdtemp gives access to the owner only
             yield folder
+    except OSError as error:
+        error.filename = error.filename or str(path.parent)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -82,11 +82,7 @@ class LimitWatch:
         self._closed += 1
         if self._closed < CLOSED:
             return ""
-        return (
-            f"{self._where} accepts connections but closes them without an answer; the broker's "
-            "limit of connections may be reached: raise it (mosquitto: max_connections, "
-            "memory_limit). If this is no MQTT broker, check host, port and ca under [broker]"
-        )
+        return closes_connections(self._where)
 
     def answered(self) -> None:
         """Record that the broker answered a connection."""
@@ -103,3 +99,12 @@ class LimitWatch:
             "together; RabbitMQ: mqtt.max_packet_size_authenticated and max_message_size), or set "
             "max_packet_bytes under [broker] to a lower number"
         )
+
+
+def closes_connections(where: str) -> str:
+    """The likely cause and the remedy if `where` ("host:port") closes connections at once."""
+    return (
+        f"{where} accepts connections but closes them without an answer; the broker's limit of "
+        "connections may be reached: raise it (mosquitto: max_connections, memory_limit). If this "
+        "is no MQTT broker, check host, port and ca under [broker]"
+    )

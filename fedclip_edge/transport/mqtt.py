@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import random
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,20 +132,13 @@ class PahoTransport:
                 raise ConfigError(
                     f"host {here.host!r} is not a valid host name; correct it under [broker]"
                 ) from None
-            except ssl.SSLError as error:
+            except OSError as error:
                 why = tls.explain(here, error)
                 if isinstance(why, ConfigError):
                     raise why from None
                 if time.monotonic() >= deadline:
                     cause = port_probe.mismatch(here, _EXAMINE_S)
                     raise (LinkError(cause) if cause else why) from None
-            except OSError as error:
-                if time.monotonic() >= deadline:
-                    raise LinkError(
-                        port_probe.mismatch(here, _EXAMINE_S)
-                        or f"no MQTT broker answers at {self._where} ({error.strerror or error}); "
-                        "start one, or correct host and port under [broker]"
-                    ) from None
             time.sleep(min(0.2, timeout_s))
         self._outbox.start()
         self._client.loop_start()
@@ -160,8 +152,9 @@ class PahoTransport:
                 f"{self._where} accepts connections but does not answer MQTT; correct host and "
                 "port under [broker]"
             )
+            # First, because a complaint of closed connections would name a wrong cause.
             raise LinkError(
-                self._inbox.complaint or port_probe.mismatch(here, _EXAMINE_S) or silent
+                port_probe.mismatch(here, _EXAMINE_S) or self._inbox.complaint or silent
             )
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -320,7 +313,7 @@ class PahoTransport:
             limit = self._watch.link_ended(reason, on_way_bytes)
             if limit:
                 self._inbox.note("broker_limit", limit)
-            why = "" if self._watch.is_reported else why or reason_codes.advised(reason)
+            why = "" if self._watch.is_reported else why or reason_codes.of_lost_link(reason)
         self._is_back = why != ""
         self._inbox.link_down(Disconnected(why))
 

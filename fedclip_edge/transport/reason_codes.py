@@ -33,8 +33,15 @@ _ADVICE = {
     "Quota exceeded": "this client exceeded a limit of the broker; raise the limit",
     "Message rate too high": "this client sends faster than the broker allows; raise the limit",
 }
+# For an end without a reason, which paho calls "Unspecified error".
+_BROKE = "the connection broke, or the broker ended it without a reason; its log may say more"
 
 
 def advised(reason: str) -> str:
     """The reason, followed by advice if there is any."""
     return f"{reason}: {_ADVICE[reason]}" if reason in _ADVICE else reason
+
+
+def of_lost_link(reason: str) -> str:
+    """The reason why a link ended, followed by advice if there is any."""
+    return _BROKE if reason == "Unspecified error" else advised(reason)

@@ -22,6 +22,7 @@ from cryptography import x509
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
+from fedclip_edge.transport.broker_limits import closes_connections
 
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of openssl/x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -71,8 +72,15 @@ def context(address: BrokerAddress) -> ssl.SSLContext | None:
 
 
 def explain(address: BrokerAddress, error: OSError) -> Exception:
-    """The error for a failed handshake: LinkError if waiting may help, else ConfigError."""
+    """The error for a failed connection: LinkError if waiting may help, else ConfigError."""
     where = f"{address.host}:{address.port}"
+    if isinstance(error, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError):
+        return LinkError(closes_connections(where))
+    if not isinstance(error, ssl.SSLError):
+        return LinkError(
+            f"no MQTT broker answers at {where} ({error.strerror or error}); start one, or correct "
+            "host and port under [broker]"
+        )
     if not isinstance(error, ssl.SSLCertVerificationError):
         return LinkError(
             f"{where} answers, but the TLS 1.3 handshake failed ({error}); check that port under "
@@ -107,20 +115,14 @@ def examine(address: BrokerAddress, timeout_s: float) -> None:
     settings = context(address)
     if settings is None:
         return
-    where = f"{address.host}:{address.port}"
     try:
         with (
             socket.create_connection((address.host, address.port), timeout_s) as plain,
             settings.wrap_socket(plain, server_hostname=address.host) as link,
         ):
             _await_alert(address, link)
-    except ssl.SSLError as error:
-        raise explain(address, error) from None
     except OSError as error:
-        raise LinkError(
-            f"no broker answers at {where} ({error.strerror or error}); start it, or correct host "
-            "and port under [broker]"
-        ) from None
+        raise explain(address, error) from None
 
 
 def _await_alert(address: BrokerAddress, link: ssl.SSLSocket) -> None:

@@ -401,6 +401,50 @@ def test_with_a_registry_only_an_enrolled_device_is_said_to_encode(
     assert fleet.coordinator.refused_messages[name] == (made_by == "another key")
 
 
+@pytest.mark.parametrize("change", ["revoked", "another key", "another device"])
+def test_a_device_that_loses_its_admission_while_it_encodes_is_refused(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, coordinator_key = signing.create_identity(), signing.load_or_create(tmp_path / "c.key")
+    cam = Device(key.key, (), "2030-01-01")
+    registry = Registry("lab", "edge", 8883, coordinator_key.key, devices={"cam-7": cam})
+    fleet = opened(Fleet(tmp_path, PLAN, RULES, registry=registry))
+    Mallory(fleet).say(encodes(40), TOPICS.state("cam-7"), "cam-7", key)
+    fleet.step()
+    if change == "another device":
+        changed = registry.with_device("cam-8", replace(cam, key="8" * 64))
+    elif change == "revoked":
+        changed = registry.with_device("cam-7", replace(cam, revoked=True))
+    else:
+        changed = registry.with_device("cam-7", replace(cam, key="8" * 64))
+    capsys.readouterr()
+    for expected in ({} if change == "another device" else {"cam-7": "b7"}, {}):
+        assert fleet.coordinator.apply_registry(changed, fleet.now) == expected
+    refused = "device_refused device=cam-7" in capsys.readouterr().out
+    assert refused == (change != "another device")
+    assert ("cam-7" in fleet.coordinator.devices.encoding) == (change == "another device")
+
+
+def test_who_is_refused_in_the_run_is_not_called_unseen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, coordinator_key = signing.create_identity(), signing.load_or_create(tmp_path / "c.key")
+    cam = Device(key.key, (), "2030-01-01")
+    registry = Registry("lab", "edge", 8883, coordinator_key.key, devices={"cam-7": cam})
+    fleet = opened(Fleet(tmp_path, PLAN, RULES, registry=registry))
+    link = Mallory(fleet)
+
+    def missing(message: Message) -> str:
+        link.say(message, TOPICS.up("cam-7"), "cam-7", key)
+        fleet.step()
+        fleet.now += 60.0
+        fleet.step()
+        return capsys.readouterr().out.partition("waiting ")[2]
+
+    assert 'missing="cam-7 (refused in this run)"' in missing(hello(key, encoder_id="0" * 64))
+    assert "refused" not in missing(hello(key))
+
+
 def test_made_up_names_that_encode_take_little_memory(fleet: Fleet) -> None:
     mallory = Mallory(fleet)
     for number in range(1100):

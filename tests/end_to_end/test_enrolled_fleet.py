@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +132,77 @@ def test_a_box_whose_archive_is_lost_comes_back_under_its_id_with_a_new_key(
     refused = [e for e in site.events("serve") if e["event"] == "device_refused"]
     assert {e["reason"] for e in refused} == {"its key is not the one that it was enrolled with"}
     assert {e["device"] for e in refused} == {"cam-02"}
+
+
+# An agent that needs seven seconds for its 36 pictures.
+ENCODES_SLOWLY = """
+import time
+from fedclip_edge.cli.main import main
+from fedclip_edge.vision import embedding
+
+decode = embedding.decode
+
+
+def slowly(data, preprocessing):
+    time.sleep(0.2)
+    return decode(data, preprocessing)
+
+
+embedding.decode = slowly
+main()
+"""
+
+
+def start_slow_agent(site: Site, config: Path) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", ENCODES_SLOWLY, "agent", str(config), "--json"]
+    with (site.folder / "agent.log").open("wb") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+    site.processes.append(process)
+    return process
+
+
+def has(site: Site, log: str, event: str) -> bool:
+    return any(one["event"] == event for one in site.events(log))
+
+
+def wait_for(site: Site, log: str, event: str) -> None:
+    wait_until(lambda: has(site, log, event), f"{event} in the log of {log}")
+
+
+@pytest.mark.parametrize("command", [("revoke", "cam-01"), ("enroll", "--again", "cam-01")])
+def test_a_device_that_is_refused_while_it_encodes_ends(
+    secured: Secured, site: Site, random_bundle: Bundle, command: tuple[str, ...]
+) -> None:
+    config = write_agent(secured, random_bundle, "cam-01")
+    serve = site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    agent = start_slow_agent(site, config)
+    wait_for(site, "serve", "device_encodes")
+    out = ("--out", secured.folder / "new.tar") if command[0] == "enroll" else ()
+    said = system.run(*command, *out, "--site", secured.site.path)
+    assert said.returncode == 0, said.stderr
+    assert agent.wait(system.DEADLINE_S) == RefusedError.exit_code
+    assert "this device's certificate was revoked" in site.text("agent").splitlines()[-1]
+    assert "features_ready" not in site.text("agent")
+    assert has(site, "serve", "device_refused")
+    assert serve.poll() is None
+
+
+def test_a_device_that_encodes_says_at_once_that_the_broker_is_gone(
+    secured: Secured, site: Site, random_bundle: Bundle
+) -> None:
+    config = write_agent(secured, random_bundle, "cam-01")
+    site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    start_slow_agent(site, config)
+    wait_for(site, "serve", "device_encodes")
+    secured.stop()
+    wait_for(site, "agent", "features_ready")
+    before = [e["event"] for e in site.events("agent")]
+    assert before.index("link_lost") < before.index("broker_not_reached")
+    assert before.index("broker_not_reached") < before.index("features_ready")
+    secured.start()
+    wait_for(site, "serve", "joined")
+    assert not has(site, "agent", "connected")
+    assert sum(e["event"] == "link_lost" for e in site.events("agent")) == 1
 
 
 def test_serve_names_the_devices_whose_certificates_end_soon(

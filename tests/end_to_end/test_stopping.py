@@ -85,7 +85,8 @@ def test_serve_says_goodbye_and_continues_later(site: Site, number: signal.Signa
     again = site.start("serve", fleet, "--json", log="again")
     said(site, "again", "round_closed")
     first = next(e for e in site.events("again") if e["event"] == "serving")
-    assert first["rounds_closed"] == closed
+    # The signal may come after a round is in the journal and before it is in the log.
+    assert first["rounds_closed"] in (closed, closed + 1)
     assert stop(site, again, "again", number) == 0
     assert stop(site, agent, "north", number) == 0
 

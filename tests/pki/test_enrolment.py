@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -350,6 +352,35 @@ def test_of_a_list_all_boxes_are_enrolled_or_none(
     assert registry.read(site.registry).devices == {}
 
 
+@pytest.mark.parametrize("command", ["enroll", "again", "all"])
+def test_a_disk_that_is_full_before_the_registry_is_written_leaves_no_archive(
+    site: Folder, command: str
+) -> None:
+    enrolment.enroll(site, "cam-00", out=Path("cam-00-first.tar"))
+    known = registry.read(site.registry)
+    for number in range(1, 90):
+        known = known.with_device(f"cam-{number:02}", known.devices["cam-00"])
+    registry.write(site.registry, known)
+    before, limits = site.registry.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    commands: dict[str, Callable[[], object]] = {
+        "enroll": lambda: enrolment.enroll(site, "cam-90", out=Path("boxes/cam-90.tar")),
+        "again": lambda: enrolment.enroll_again(site, "cam-00", out=Path("boxes/cam-00.tar")),
+        "all": lambda: enrolment.enroll_all(
+            site, [Box("cam-90"), Box("cam-91")], out=Path("boxes")
+        ),
+    }
+    # An archive has less than 20,000 bytes, and this registry has more.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            commands[command]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(site.coordinator)
+    assert list(Path("boxes").iterdir()) == []
+    assert site.registry.read_bytes() == before
+
+
 def test_two_commands_at_once_lose_no_device(site: Folder) -> None:
     names = [f"cam-{n}" for n in range(6)]
     running = [
@@ -381,7 +412,7 @@ def test_the_commands_say_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert "cam-01.crt: copy it to the box" in system.run("renew", "cam-01").stdout
     revoked = system.run("revoke", "cam-01")
     assert (revoked.returncode, revoked.stdout.splitlines()[0]) == (0, "cam-01 is revoked")
-    assert "broker       not checked: no broker answers at edge.example:8883" in revoked.stdout
+    assert "broker       not checked: no MQTT broker answers at edge.example:8883" in revoked.stdout
     assert "and logs device_refused" in revoked.stdout
     again = system.run("broker", "init")
     assert (again.returncode, "already exists" in again.stderr) == (10, True)

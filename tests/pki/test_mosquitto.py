@@ -184,5 +184,5 @@ def test_a_broker_that_cannot_be_asked_is_not_called_checked(secured: Secured) -
     path.write_text(path.read_text().replace('"reload": ""', '"reload": "true"'))
     said = system.run("revoke", "cam-01", "--site", secured.site.path)
     assert said.returncode == 0
-    assert f"not checked: no broker answers at 127.0.0.1:{secured.port}" in said.stdout
+    assert f"not checked: no MQTT broker answers at 127.0.0.1:{secured.port}" in said.stdout
     assert "(checked)" not in said.stdout

@@ -90,7 +90,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "This device sends no updates, because no class has enough pictures.",
             "Follow `hint`.",
         ),
-        "connected": Event("The first connection to the broker is made."),
+        "connected": Event(
+            "The device is connected to the broker, and its features are ready. Not written if the "
+            "link broke while pictures were encoded: then `link_restored` follows.",
+        ),
         "no_answer": Event(
             "No coordinator has answered this device's hello. The device keeps asking.",
             "Start `fedclip-edge serve`. If it runs, compare `fleet` and `[broker]` in both files.",

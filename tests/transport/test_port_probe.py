@@ -33,7 +33,7 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
 
 def why_no_link(address: BrokerAddress) -> str:
     with pytest.raises(LinkError) as caught:
-        PahoTransport(address, "x", ["a"], None).connect(3.0)
+        PahoTransport(address, "x", ["a"], None).connect(1.0)
     return str(caught.value)
 
 

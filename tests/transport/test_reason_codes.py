@@ -15,8 +15,15 @@ from fedclip_edge import log
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport import reason_codes
 from fedclip_edge.transport.base import Connected
 from fedclip_edge.transport.mqtt import PahoTransport
+
+
+def test_the_end_of_a_link_is_told_in_plain_words() -> None:
+    assert reason_codes.of_lost_link("Unspecified error").startswith("the connection broke")
+    taken = "Session taken over"
+    assert reason_codes.of_lost_link(taken) == reason_codes.advised(taken)
 
 
 @pytest.mark.parametrize(

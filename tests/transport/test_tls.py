@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 import signal
 import socket
 import ssl
@@ -18,7 +19,7 @@ import pytest
 from brokers import MOSQUITTO
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from mqtt_client import DEADLINE_S, connected, next_of, until_end
+from mqtt_client import DEADLINE_S, connected, fill, next_of, until_end
 from secured import Secured
 from system import wait_until
 
@@ -304,10 +305,27 @@ def test_nobody_speaks_less_than_tls_1_3(secured: Secured) -> None:
 
 
 def test_where_nobody_answers_nothing_is_refused(secured: Secured) -> None:
-    with pytest.raises(LinkError, match="no broker answers at 127"):
+    with pytest.raises(LinkError, match="no MQTT broker answers at 127"):
         tls.examine(secured.nobody(), ACCEPTED_S)
     tls.examine(BrokerAddress(port=secured.port), ACCEPTED_S)  # no TLS: nothing to examine
     assert tls.context(BrokerAddress()) is None
+
+
+def test_a_broker_over_tls_without_room_for_another_connection_says_what_to_raise(
+    secured: Secured,
+) -> None:
+    text = secured.settings.read_text()
+    secured.settings.write_text(re.sub("max_connections .*", "max_connections 2", text))
+    secured.start()
+    others = fill(secured.coordinator)
+    try:
+        with pytest.raises(LinkError, match="mosquitto: max_connections"):
+            PahoTransport(secured.coordinator, "x", [], None).connect(1.0)
+        with pytest.raises(LinkError, match="mosquitto: max_connections"):
+            tls.examine(secured.coordinator, ACCEPTED_S)
+    finally:
+        for other in others:
+            other.close()
 
 
 def test_files_that_cannot_be_used_are_named(secured: Secured, tmp_path: Path) -> None:
@@ -335,7 +353,9 @@ def test_a_broker_over_tls_that_goes_comes_back(secured: Secured) -> None:
             secured.stop()
             next_of(link, Disconnected)
             # The client examines the broker after a failed attempt.
-            wait_until(lambda: "no broker answers" in link._inbox.complaint, "a failed attempt")
+            wait_until(
+                lambda: "no MQTT broker answers" in link._inbox.complaint, "a failed attempt"
+            )
             secured.start()
             next_of(link, Connected)
     finally:
