@@ -92,7 +92,7 @@ def read(path: Path) -> Registry:
             f"{path} cannot be read: {error.strerror}; `fedclip-edge broker init` creates it"
         ) from error
     except ConfigError as error:
-        raise ConfigError(f"{error}; or restore the registry of devices from a backup") from None
+        raise ConfigError(f"{error} (or restore the registry of devices from a backup)") from None
     if not isinstance(table, dict):
         raise ConfigError(f"{path} is not a registry of devices; restore it from a backup")
     return read_table(Registry, table, str(path))

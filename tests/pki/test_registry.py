@@ -72,7 +72,7 @@ def test_a_refusal_says_why() -> None:
     ("content", "said"),
     [
         (None, "broker init"),
-        (b"{", "line 1 .* is not valid JSON: .*; or restore the registry"),
+        (b"{", r"line 1 .* is not valid JSON: .* \(or restore the registry"),
         (b"[]", "not a registry"),
         (b'{"fleet": "lab"}', "'host' is missing"),
         (registry.pack(EMPTY).replace(b"0" * 64, b"x"), "coordinator"),
