@@ -16,6 +16,7 @@ from opened import opened
 from simulated import CLASSES, NONE, of, pool, task
 
 from fedclip_edge.config import RunRules
+from fedclip_edge.errors import DiskError
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.protocol import wire
@@ -232,6 +233,6 @@ def test_a_disk_that_takes_no_features_keeps_nothing_of_them(
     here = functools.partial(tempfile.TemporaryDirectory, dir=tmp_path)
     monkeypatch.setattr(tempfile, "TemporaryDirectory", here)
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="no space left"), Workers(POOL, 2):
+    with pytest.raises(DiskError, match="no space left"), Workers(POOL, 2):
         pass
     assert list(tmp_path.iterdir()) == []
