@@ -140,8 +140,11 @@ _FAULTS: tuple[tuple[str, Callable[[re.Match[str], str], str]], ...] = (
     (r"No Op registered for (\w+) with domain_version of (\d+)", _unknown_operator),
     (r"Could not find an implementation for (\w+)", _not_implemented),
     (r"Type 'tensor\((\w+)\)' of input parameter .* of operator \((\w+)\)", _wrong_type),
-    (r"External data", _other_file),
-    (r"protobuf parsing failed|No graph was found in the protobuf", _incomplete),
+    (r"External data|cannot get file size: No such file", _other_file),
+    (
+        r"protobuf parsing failed|No graph was found in the protobuf|does not have a graph",
+        _incomplete,
+    ),
     (r"allocate memory|bad_alloc|out of (GPU )?memory|ALLOC_FAILED", _memory),
     (r"cannot be reshaped|invalid dimensions|by \S+ with shape|shape mismatch", _fixed_batch),
 )

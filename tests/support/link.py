@@ -166,8 +166,9 @@ class Link:
         if door.next_reset is not None:
             door.next_reset.cancel()
         for writer in door.writers:
-            if not writer.transport.is_closing():
-                tighten(writer.get_extra_info("socket"), tight=slow is not None)
+            opened = writer.get_extra_info("socket")
+            if opened is not None and not writer.transport.is_closing():  # None: closed already
+                tighten(opened, tight=slow is not None)
         if slow is not None and slow.reset_s < math.inf:
             self._reset_again(door, slow.reset_s)
 

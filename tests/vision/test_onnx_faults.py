@@ -167,13 +167,15 @@ def test_memory_that_is_not_there(tmp_path: Path) -> None:
         ],
         weights=[size],
     )
-    opened = open_onnx(large.SerializeToString(), EncoderConfig(), image_size=SIDE)
+    # Earlier releases compute the constant when they load the model, later ones with the pictures.
     with pytest.raises(
         BundleError,
-        match=r"failed on 2 pictures: there is not enough memory; .* smaller batch_size in "
-        r"\[encoder\].*Failed to allocate memory for requested buffer of size 4398046511104$",
+        match=r": there is not enough memory; .* smaller batch_size in \[encoder\].*"
+        r"(Failed to allocate memory for requested buffer of size 4398046511104|bad_alloc)$",
     ):
-        opened.embed(np.zeros((2, 3, SIDE, SIDE), np.float32))
+        open_onnx(large.SerializeToString(), EncoderConfig(), image_size=SIDE).embed(
+            np.zeros((2, 3, SIDE, SIDE), np.float32)
+        )
 
 
 def test_a_batch_size_inside_the_graph(tmp_path: Path) -> None:
