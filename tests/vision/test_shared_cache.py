@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_a_file_that_cannot_be_used_is_named_once(kind: str, tmp_path: Path) -> 
     elif kind == "no database":
         path.write_bytes(b"no database" * 1000)
     else:
-        with sqlite3.connect(path) as database:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("CREATE TABLE other (x)")
     said: list[str] = []
     with SharedCache(path, said.append) as cache:
@@ -140,7 +141,7 @@ def test_a_file_that_breaks_on_the_way_is_named_once(tmp_path: Path) -> None:
     said: list[str] = []
     with SharedCache(path, said.append) as cache:
         cache.put(features(0, 3), KEY)
-        with sqlite3.connect(path) as database:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("DROP TABLE feature")
         assert cache.get(list(features(0, 3)), KEY) == {}
         cache.put(features(0, 3), KEY)
