@@ -23,7 +23,10 @@ from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, write_bundle
 
-pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+pytestmark = [
+    pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed"),
+    pytest.mark.one_python,
+]
 
 
 @pytest.fixture

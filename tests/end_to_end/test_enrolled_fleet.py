@@ -17,7 +17,10 @@ from system import Site, wait_until
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.vision.bundle import Bundle
 
-pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+pytestmark = [
+    pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed"),
+    pytest.mark.one_python,
+]
 
 
 @pytest.fixture
