@@ -121,6 +121,13 @@ class PahoTransport:
         broker refuses this client permanently, and ConfigError if the host is not a valid name or
         does not show a certificate of the address's `ca` for it.
         """
+        try:
+            self._connect(timeout_s)
+        except FedclipError:
+            self._client.release()
+            raise
+
+    def _connect(self, timeout_s: float) -> None:
         deadline, here = time.monotonic() + timeout_s, self._address
         self._client.connect_async(here.host, here.port, here.keepalive_s)
         while True:
@@ -216,6 +223,7 @@ class PahoTransport:
         self._outbox.drain(_CLOSE_S)
         self._client.disconnect()
         self._client.loop_stop()
+        self._client.release()
 
     def _hand_over(self, topic: str, payload: bytes, retain: bool) -> None:
         self._client.publish(topic, payload, 1, retain)

@@ -36,6 +36,14 @@ class Client(mqtt.Client):
                 # Not link.shutdown: that of TLS makes another thread send without TLS from then on.
                 socket.socket.shutdown(link, socket.SHUT_RDWR)
 
+    def release(self) -> None:
+        """Close all sockets; the loop has been stopped, or was never started.
+
+        paho keeps two sockets, with which its threads wake each other, until the garbage collector
+        finds the client.
+        """
+        self._reset_sockets()
+
     def _sock_recv(self, bufsize: int) -> bytes:
         if self.is_ended:
             raise ConnectionError("ended by this client")
