@@ -93,10 +93,13 @@ class Cluster:
             [*self._env(), "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
             folder / "epmd.log",
         )
-        # A node that finds no other node tries ten times, and then may form a cluster of its own.
-        self.nodes = [self._start(1)]
-        wait_until(lambda: self._answers(self.nodes[0]), "the first node", _STARTS_S)
-        self.nodes += [self._start(number) for number in range(2, NODES + 1)]
+        # One after the other: a node that finds no other node may form a cluster of its own, and two
+        # that join at once may wait for ever for the leader that keeps the MQTT client ids.
+        self.nodes: list[Node] = []
+        for number in range(1, NODES + 1):
+            node = self._start(number)
+            self.nodes.append(node)
+            wait_until(lambda node=node: self._answers(node), f"node {number}", _STARTS_S)  # type: ignore[misc]
 
     def __enter__(self) -> Cluster:
         return self
