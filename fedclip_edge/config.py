@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.records import Plan, Role, check_domain, check_id, check_sha256
+from fedclip_edge.records import COORDINATOR, Plan, Role, check_domain, check_id, check_sha256
 from fedclip_edge.storage.toml_file import read_toml
 
 T = TypeVar("T")
@@ -176,7 +176,7 @@ class AgentConfig:
         check_domain(self.domain)
         if self.coordinator_key:
             check_sha256(self.coordinator_key, "coordinator_key")
-        _require(self.id != "coordinator", "id: 'coordinator' is reserved; choose another id")
+        _require(self.id != COORDINATOR, f"id: {COORDINATOR!r} is reserved; choose another id")
         _require(
             len(self.roles) > 0, "roles: expected 'train', 'evaluate' or both, got an empty list"
         )

@@ -29,6 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 PerClass = tuple[float | None, ...]
 Role = Literal["train", "evaluate"]
 Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
+COORDINATOR = "coordinator"  # its id in messages and at the broker; no device may have it
 
 # An id is also an MQTT topic level, a file name and the common name of a certificate.
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")

@@ -21,6 +21,7 @@ from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
+from fedclip_edge.records import COORDINATOR
 
 _RUNS_PINNED = 64
 
@@ -44,7 +45,7 @@ class Trust:
     def check(self, signed: wire.Signed) -> None:
         """Raise PeerError unless the coordinator signed the message."""
         message = signed.message
-        if signed.sender != "coordinator":
+        if signed.sender != COORDINATOR:
             raise PeerError(f"a message from {signed.sender!r} where only the coordinator may send")
         if isinstance(message, CoordinatorState | Manifest):
             key = self.coordinator_key or self._pins.get(message.run, message.key)

@@ -70,7 +70,7 @@ class Admission:
             return Refused(reason, "run", key=hello.key, classes=names)
         # Only now: after a restart, the coordinator waits for the devices that have a pinned key.
         if self.devices.keys.get(device) != hello.key:
-            self.journal.pin_key(self.run.id, device, hello.key, replace=True)
+            self.journal.pin_key(self.run.id, device, hello.key)
             self.devices.keys[device] = hello.key
         return None
 

@@ -21,7 +21,7 @@ from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import attendance, round_events
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
-from fedclip_edge.coordinator.publisher import NAME, Publisher
+from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Receiver, UnfitError
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_state import RoundState
@@ -40,6 +40,7 @@ from fedclip_edge.protocol.messages import (
 from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.report import Report, check_possible
 from fedclip_edge.protocol.topics import CHUNK, Topics
+from fedclip_edge.records import COORDINATOR
 from fedclip_edge.transport.base import Connected, Event, Flooding, Received
 
 # Refused messages are counted by device for up to this many names; further names share one count.
@@ -263,7 +264,7 @@ class Coordinator:
         state = signed.message
         self.topics.check_kind(event.topic, signed.kind)
         assert isinstance(state, CoordinatorState)
-        if signed.sender != NAME:
+        if signed.sender != COORDINATOR:
             raise PeerError(f"a state of a coordinator from {signed.sender!r}")
         registry, ours = self.admission.registry, self.publisher
         signed.check(state.key if registry is None else ours.identity.key)

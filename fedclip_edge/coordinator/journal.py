@@ -57,8 +57,6 @@ _MODEL = (
     "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
     "rest_sha256 FROM model"
 )
-_PIN_KEY = "INSERT OR IGNORE INTO pinned_key VALUES (?, ?, ?)"
-_REPLACE_KEY = "INSERT OR REPLACE INTO pinned_key VALUES (?, ?, ?)"
 
 
 class Journal:
@@ -349,17 +347,12 @@ class Journal:
             raise self.damaged(f"a report of {run} cannot be read ({error})") from error
         return tuple(self._decode(Report, text) for text in texts)
 
-    def pin_key(self, run: str, device: str, key: str, *, replace: bool = False) -> str:
-        """Pin a device's key in this run unless one is pinned; returns the pinned key.
-
-        With `replace`, the new key takes the place of a pinned one.
-        """
-        insert = _REPLACE_KEY if replace else _PIN_KEY
+    def pin_key(self, run: str, device: str, key: str) -> None:
+        """Pin a device's key in this run, in place of one that is pinned."""
         with self._writing():
-            self._database.execute(insert, (run, device, key))
-        return str(
-            self._one("SELECT key FROM pinned_key WHERE run = ? AND device = ?", run, device)[0]
-        )
+            self._database.execute(
+                "INSERT OR REPLACE INTO pinned_key VALUES (?, ?, ?)", (run, device, key)
+            )
 
     def keys(self, run: str) -> dict[str, str]:
         """Every pinned key of the run, by device."""

@@ -26,7 +26,6 @@ from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki import registry
-from fedclip_edge.pki.box import COORDINATOR
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children
@@ -34,6 +33,7 @@ from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.refusals import Refusals
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import COORDINATOR
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.transport.disconnect import disconnect_client
 from fedclip_edge.vision.bundle import read_bundle
@@ -276,7 +276,7 @@ def _listen(
             continue
         try:
             signed = wire.unpack_control(event.topic, event.payload)
-            if isinstance(signed.message, CoordinatorState) and signed.sender == publisher.NAME:
+            if isinstance(signed.message, CoordinatorState) and signed.sender == COORDINATOR:
                 signed.check(signed.message.key if config.registry is None else me.key)
                 newest = signed.message
         except PeerError as error:

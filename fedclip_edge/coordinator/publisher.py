@@ -14,15 +14,14 @@ from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.messages import MAX_DEVICES, Blob, CoordinatorState, Manifest, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.records import COORDINATOR
 from fedclip_edge.transport.base import Transport, Will
-
-NAME = "coordinator"
 
 
 def will(fleet: str, state: CoordinatorState, identity: Identity) -> Will:
     """The signed message that the broker publishes if the coordinator's link breaks."""
     topic = Topics(fleet).coordinator_state
-    return Will(topic, wire.pack_control(state, NAME, topic, identity))
+    return Will(topic, wire.pack_control(state, COORDINATOR, topic, identity))
 
 
 @dataclass(eq=False)
@@ -127,5 +126,5 @@ class Publisher:
         self.transport.publish_parts(topic, blob.sha256, parts, largest)
 
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
-        signed = wire.pack_control(message, NAME, topic, self.identity)
+        signed = wire.pack_control(message, COORDINATOR, topic, self.identity)
         self.transport.publish(topic, signed, retain=retain)

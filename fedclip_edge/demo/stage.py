@@ -19,7 +19,7 @@ from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.processes.children import Children
-from fedclip_edge.records import Scalar, normalized_name, slug
+from fedclip_edge.records import COORDINATOR, Scalar, normalized_name, slug
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.class_folders import find_domains
 from fedclip_edge.vision.datasets import read_folder
@@ -201,7 +201,7 @@ def _domains(settings: Settings) -> tuple[tuple[str, ...], LeftOut]:
         )
     domains = [folder.name for folder in found.domains]
     slugs = {slug(domain) for domain in domains}
-    if len(slugs) < len(domains) or "" in slugs or "coordinator" in slugs:
+    if len(slugs) < len(domains) or "" in slugs or COORDINATOR in slugs:
         raise DataError(
             f"the domain folders of {data} do not give distinct device ids (only letters and "
             "digits count, and `coordinator` is reserved); rename them"

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.records import check_domain, check_id
+from fedclip_edge.records import COORDINATOR, check_domain, check_id
 
-COORDINATOR = "coordinator"  # the coordinator's user name at the broker; no box may have this id
 _PICTURES = "/srv/pictures"
 
 _AGENT = """\

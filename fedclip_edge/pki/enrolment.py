@@ -21,10 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki import authority, registry
 from fedclip_edge.pki.authority import Authority
-from fedclip_edge.pki.box import COORDINATOR, Box, agent_toml, archive
+from fedclip_edge.pki.box import Box, agent_toml, archive
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.pki.revocation import Probe, reload_broker, write_lists
 from fedclip_edge.pki.site import Folder, open_registry, read_authority
+from fedclip_edge.records import COORDINATOR
 from fedclip_edge.storage import atomic
 
 

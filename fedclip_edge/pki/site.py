@@ -20,10 +20,9 @@ from pathlib import Path
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki import authority, mosquitto, registry
 from fedclip_edge.pki.authority import Authority
-from fedclip_edge.pki.box import COORDINATOR
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.records import check_id
+from fedclip_edge.records import COORDINATOR, check_id
 from fedclip_edge.storage import atomic
 from fedclip_edge.storage.lock import lock_file
 

@@ -93,8 +93,8 @@ class Cluster:
             [*self._env(), "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
             folder / "epmd.log",
         )
-        # One after the other: a node that finds no other node may form a cluster of its own, and two
-        # that join at once may wait for ever for the leader that keeps the MQTT client ids.
+        # One after the other: a node that finds no other node may form a cluster of its own, and
+        # two that join at once may wait for ever for the leader that keeps the MQTT client ids.
         self.nodes: list[Node] = []
         for number in range(1, NODES + 1):
             node = self._start(number)

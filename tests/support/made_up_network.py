@@ -35,14 +35,14 @@ from simulated_processes import SimulatedProcess, start_agent, start_coordinator
 
 from fedclip_edge.agent import session
 from fedclip_edge.config import RunRules
-from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator import coordinator, run_state
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.uploads import LEASE_S
 from fedclip_edge.errors import FedclipError, PeerError, RunError
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Codec, Plan, Role
+from fedclip_edge.records import COORDINATOR, Codec, Plan, Role
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
 TICK_S = 1.0
@@ -131,9 +131,9 @@ class World:
             cohort=self.luck.choice((0, 0, 0, devices)),
             upload_slots=self.luck.choice((1, 2, 8)),
         )
-        journal = Disk(folder / publisher.NAME, self.luck)
+        journal = Disk(folder / COORDINATOR, self.luck)
         # Two coordinators on one journal, the second with --take-over. `serve` is the current one.
-        self.serve, self.rival = (SimulatedProcess(publisher.NAME, journal) for _ in range(2))
+        self.serve, self.rival = (SimulatedProcess(COORDINATOR, journal) for _ in range(2))
         names = [f"cam-{number}" for number in range(devices + 1 + spare)]
         self.agents = [self._box(folder, name) for name in names]
         self.clones = [self._box(folder, names[0], copy=True)]
@@ -455,7 +455,7 @@ class World:
         topic = Topics(FLEET).manifest
         try:
             signed = wire.unpack_control(topic, self.network.retained(topic))
-            signed.check(identity_of(publisher.NAME).key)
+            signed.check(identity_of(COORDINATOR).key)
         except PeerError:
             return False
         said = signed.message

@@ -32,7 +32,7 @@ from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import Model, Update
+from fedclip_edge.records import COORDINATOR, Model, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class SimulatedProcess:
 
     @property
     def serves(self) -> bool:
-        return self.name == publisher.NAME
+        return self.name == COORDINATOR
 
     def open(self, view: Journal | StateDb, luck: random.Random, checkpoint_pages: int) -> Any:
         """Open the file's connection with a fuse; the process may be killed at once."""
@@ -144,7 +144,7 @@ def _registry(world: World) -> Registry:
     devices = {
         agent.name: Device(identity_of(agent.name).key, (), "2099-01-01") for agent in world.agents
     }
-    return Registry(FLEET, "localhost", 0, identity_of(publisher.NAME).key, devices=devices)
+    return Registry(FLEET, "localhost", 0, identity_of(COORDINATOR).key, devices=devices)
 
 
 def _heard(world: World) -> int:
@@ -183,7 +183,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
     simulated.check(world.laws)
     name, me = simulated.name, identity_of(simulated.name)
     roles = world.roles[name]
-    pinned = identity_of(publisher.NAME).key if world.is_enrolled else ""
+    pinned = identity_of(COORDINATOR).key if world.is_enrolled else ""
     config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles, pinned)
     variant = f"{simulated.lives}-{int(simulated.copy)}"
     if world.habits.get(name) == "is refused":

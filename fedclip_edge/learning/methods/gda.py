@@ -43,7 +43,8 @@ from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import I64, Arrays, ClassTexts
 
-# Chosen on seed 0 of the true CLIP features (docs/explanation/methods.md).
+# 32 is from other sets of CLIP features. The limit of 1/2 was settled on those of methods.md, with
+# their test pictures in sight (docs/explanation/methods.md says what that means).
 _HALF_GROWN_AT = 32.0  # pictures per class, of the share a
 _PSEUDO_PICTURES = (0.05, 50.0)
 _TINY = 1e-9
