@@ -56,10 +56,11 @@ def largest_difference(vit: Any) -> float:
         fewer = encoder.embed(pixels[:count].numpy())
         assert np.abs(fewer - ours[:count]).max() < 1e-6 * np.linalg.norm(ours, axis=1).max()
     assert np.abs(np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1) - 1).max() < 1e-5
-    gaps = unit(ours.astype(np.float64)) - unit(theirs)
-    # The features must differ between pictures, or a constant graph would pass.
-    assert np.abs(unit(theirs)[1:] - unit(theirs)[:-1]).max() > 1e-2
-    return float(np.abs(gaps).max())
+    gap = float(np.abs(unit(ours.astype(np.float64)) - unit(theirs)).max())
+    # The pictures must differ by more than the gap, or a constant graph would pass. With some
+    # random weights they differ by 5e-4 only.
+    assert np.abs(unit(theirs)[1:] - unit(theirs)[:-1]).max() > 10 * gap
+    return gap
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
