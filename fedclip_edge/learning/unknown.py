@@ -66,6 +66,42 @@ class Rule:
         return self.threshold > NEVER
 
 
+@dataclass(frozen=True, eq=False)
+class Separation:
+    """Counts of the scores of pictures of the classes and of other pictures, for one rule."""
+
+    known: I64  # (BINS,)
+    others: I64  # (BINS,)
+    threshold: float = NEVER
+
+    def __add__(self, other: Separation) -> Separation:
+        """Add the counts of another device; without a common threshold the sum has none."""
+        threshold = self.threshold if self.threshold == other.threshold else NEVER
+        return Separation(self.known + other.known, self.others + other.others, threshold)
+
+    @property
+    def auroc(self) -> float | None:
+        """The probability that a known picture has a higher score than another one, 0 to 1.
+
+        Pictures in the same bin count as a half. It is None if there are none on one side.
+        """
+        if not (self.known.any() and self.others.any()):
+            return None
+        lower = np.cumsum(self.others) - self.others  # (BINS,)
+        pairs = float(self.known.sum()) * float(self.others.sum())
+        return float((self.known * (lower + self.others / 2)).sum() / pairs)
+
+    @property
+    def known_unknown(self) -> float | None:
+        """The share of known pictures that are called unknown; None without a threshold."""
+        return _share_below(self.known, self.threshold)
+
+    @property
+    def others_unknown(self) -> float | None:
+        """The share of other pictures that are called unknown; None without a threshold."""
+        return _share_below(self.others, self.threshold)
+
+
 def score(
     ops: Operations, logits: Array, zero_shot: Array, scale: float, gain: float = 1.0
 ) -> Array:
@@ -116,24 +152,6 @@ def threshold(sums: Sums) -> float:
     return float(_EDGES[best]) if gained[best] > 0 else NEVER
 
 
-def share_below(counts: I64, threshold: float) -> float:
-    """Compute the share of counted pictures (BINS,), at least one, below a threshold, 0 to 1.
-
-    It is exact for the values that the function `threshold` returns.
-    """
-    return float(counts[: np.searchsorted(_EDGES, threshold, side="right")].sum() / counts.sum())
-
-
-def auroc(known: I64, other: I64) -> float:
-    """Compute the probability that a known picture has a higher score than another one, 0 to 1.
-
-    Both are counts (BINS,) of at least one picture. Pictures in the same bin count as a half.
-    """
-    lower = np.cumsum(other) - other  # (BINS,)
-    pairs = float(known.sum()) * float(other.sum())
-    return float((known * (lower + other / 2)).sum() / pairs)
-
-
 def rule_of(parameters: Mapping[str, Array]) -> Rule:
     """Return the rule in a model's parameters; without one, the model never says unknown."""
     if THRESHOLD not in parameters:
@@ -141,7 +159,7 @@ def rule_of(parameters: Mapping[str, Array]) -> Rule:
     return Rule(float(parameters[THRESHOLD]), float(parameters[GAIN]))
 
 
-def with_rule(parameters: Arrays, rule: Rule) -> Arrays:
+def with_rule(parameters: Arrays, rule: Rule) -> dict[str, F32]:
     """Add a rule to a model's parameters, as two scalars, or replace the rule in them."""
     numbers = {THRESHOLD: rule.threshold, GAIN: rule.gain}
     return {**parameters, **{name: np.array(its, np.float32) for name, its in numbers.items()}}
@@ -151,3 +169,10 @@ def rule_shapes(parameters: Mapping[str, Array]) -> Shapes:
     """Shapes of the rule in a model's parameters; empty if there is none."""
     names = (THRESHOLD, GAIN)
     return dict.fromkeys(names, ()) if any(name in parameters for name in names) else {}
+
+
+def _share_below(counts: I64, threshold: float) -> float | None:
+    """Compute the share of counted pictures (BINS,) below an edge of two bins, 0 to 1."""
+    if threshold <= NEVER or not counts.any():
+        return None
+    return float(counts[: np.searchsorted(_EDGES, threshold, side="right")].sum() / counts.sum())

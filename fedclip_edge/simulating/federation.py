@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.norm_bound import NormBound, first_bound
+from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Arrays, Model
 from fedclip_edge.simulating.host import Announcement, Task
@@ -42,6 +43,9 @@ class Round:
     zero_shot: Mapping[tuple[str, str], Evaluation]
     up_bytes: Mapping[str, int]
     down_bytes: Mapping[str, int]
+    # By device, after the last round (host.py).
+    separation: Mapping[str, Separation] = field(default_factory=dict)
+    zero_shot_separation: Mapping[str, Separation] = field(default_factory=dict)
 
 
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
@@ -68,7 +72,9 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         figures = {key: one for answer in answers for key, one in answer.figures.items()}
         zero_shot = zero_shot or {k: one for a in answers for k, one in a.zero_shot.items()}
         shown = None if task.line == "local" else model
-        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down))
+        apart = {k: one for answer in answers for k, one in answer.separation.items()}
+        before = {k: one for answer in answers for k, one in answer.zero_shot_separation.items()}
+        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down), apart, before)
         if is_last:
             return
         total = strategies.total(plan, bound.value)

@@ -43,7 +43,7 @@ def test_the_seed_is_the_plans() -> None:
 
 def test_the_classes_are_halved_for_base_to_new_the_first_half_rounded_up() -> None:
     five = pool(classes=class_texts(tuple("abcde")))
-    base, new = views(replace(CHOICES, base_to_new=True), five)
+    base, new = views(replace(CHOICES, base_to_new=True), five, 0)
     assert (base.classes.names, new.classes.names) == (("a", "b", "c"), ("d", "e"))
     np.testing.assert_array_equal(base.place, [0, 1, 2, -1, -1])
     np.testing.assert_array_equal(new.place, [-1, -1, -1, 0, 1])
