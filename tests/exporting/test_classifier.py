@@ -206,6 +206,7 @@ def test_unknown_pictures_are_those_of_predict(
     np.testing.assert_allclose(ours, [one.score for one in made], atol=1e-5)
     np.testing.assert_array_equal(is_unknown, [one.score < rule.threshold for one in made])
     for row, one in zip(probabilities, made, strict=True):
+        assert one.adapted is not None
         np.testing.assert_allclose(row, one.adapted, atol=1e-5)
     paths = [one.path for one in asked]
     alone = labelled_alone(done.path, preprocessing, bare, paths, says_unknown=True)
