@@ -38,8 +38,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.learning.kinds import closed_form, within_float16
-from fedclip_edge.learning.moments import F64, Moments
+from fedclip_edge.learning import mixture
+from fedclip_edge.learning.kinds import Ballot, closed_form, within_float16
+from fedclip_edge.learning.methods import ridge
+from fedclip_edge.learning.moments import F64, Moments, added
 from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import I64, Arrays, ClassTexts
 
@@ -84,11 +86,7 @@ def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Option
 
 def solve(initial: Arrays, train: Moments, validation: Moments, options: Options) -> Arrays:
     """Solve for the head from all moments and from the head in `initial`, which has the texts."""
-    seen = Moments(
-        train.gram + validation.gram,
-        train.sums + validation.sums,
-        train.counts + validation.counts,
-    )
+    seen = added(train, validation)
     texts = initial["weight"].astype(np.float64)  # (C, D)
     bias = initial["bias"].astype(np.float64)  # (C,)
     share = options.share
@@ -106,6 +104,54 @@ def solve(initial: Arrays, train: Moments, validation: Moments, options: Options
     bias = bias - thresholds(seen, texts, bias) + share * head.bias
     weight = texts - texts.mean(axis=0) + share * head.weight
     return _parameters(*within_float16(weight, bias))
+
+
+def heads(
+    initial: Arrays, fitted: Moments, train: Moments, validation: Moments, options: Options
+) -> Mapping[str, Arrays]:
+    """Compute the parts of the candidates, each a linear head.
+
+    They are the correction of the text logits, a times the discriminant with a = n / (n + 32) for n
+    pictures per class, and the head of ridge.py. `fitted` are the moments that they are fitted to.
+    """
+    texts = initial["weight"].astype(np.float64)  # (C, D)
+    bias = initial["bias"].astype(np.float64)  # (C,)
+    per_class = fitted.pictures / len(texts)
+    share = (
+        2 * options.share if options.share is not None else per_class / (per_class + _HALF_GROWN_AT)
+    )
+    scale = np.linalg.norm(texts, axis=1).mean()
+    gaussian = discriminant(fitted, texts / scale)
+    chosen = ridge.solve_head(train, validation, texts / scale, ridge.Options())
+    settings = ridge.Options(l2=chosen.l2, prior=chosen.prior)
+    squares = ridge.solve_head(fitted, validation, texts / scale, settings)
+    return {
+        "gda.correction": _parameters(np.zeros_like(texts), -thresholds(fitted, texts, bias)),
+        "gda.discriminant": _parameters(share * gaussian.weight, share * gaussian.bias),
+        "gda.ridge": _parameters(
+            squares.weight / max(chosen.error, ridge.VARIANCE_MIN), np.zeros(len(texts))
+        ),
+    }
+
+
+def shares() -> Mapping[str, tuple[float, ...]]:
+    """Make the candidates: with and without correction, by share of the discriminant, and ridge."""
+    rows = [(1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.5, 0.0)]  # zero-shot CLIP, and the fixed rule
+    rows += [(1.0, 0.0, part, 0.0) for part in (0.25, 0.5, 1.0, 2.0)]
+    rows += [(1.0, 1.0, part, 0.0) for part in (0.0, 0.25, 1.0, 2.0)]
+    rows += [(1 - w, 1 - w, 1 - w, w) for w in (0.25, 0.5, 0.75, 1.0)]
+    labels = (mixture.ZERO_SHOT, "gda.correction", "gda.discriminant", "gda.ridge")
+    return {label: tuple(row[i] for row in rows) for i, label in enumerate(labels)}
+
+
+def merge(initial: Arrays, parts: Mapping[str, Arrays], shares: Mapping[str, float]) -> Arrays:
+    """Add up the heads, and the scaled texts in `initial`, by their shares."""
+    every = {mixture.ZERO_SHOT: initial, **parts}
+    weight = sum(
+        share * every[label]["weight"].astype(np.float64) for label, share in shares.items()
+    )
+    bias = sum(share * every[label]["bias"].astype(np.float64) for label, share in shares.items())
+    return _parameters(*within_float16(np.asarray(weight), np.asarray(bias)))
 
 
 def thresholds(seen: Moments, texts: F64, bias: F64) -> F64:
@@ -186,4 +232,12 @@ def _parameters(weight: F64, bias: F64) -> Arrays:
     }
 
 
-METHOD = closed_form("gda", Options, initial_parameters, logits, solve, learns_from_validation=True)
+METHOD = closed_form(
+    "gda",
+    Options,
+    initial_parameters,
+    logits,
+    solve,
+    ballot=Ballot(shares(), heads, merge),
+    learns_from_validation=True,
+)
