@@ -110,7 +110,10 @@ def test_the_fleets_bounds_are_not_the_devices_own() -> None:
     assert one is not None
     assert other is not None
     assert mixture.is_one(other)
-    assert other.parameters["own/weight"].tobytes() == one.parameters["own/weight"].tobytes()
+    assert (
+        other.parameters["linear.own/weight"].tobytes()
+        == one.parameters["linear.own/weight"].tobytes()
+    )
 
 
 def test_training_that_runs_away_leaves_the_shared_model() -> None:
@@ -146,7 +149,7 @@ def test_a_mix_is_of_the_logits(share: float) -> None:
     shared, own = (methods.initial(replace(plan, seed=seed), CLASSES, D) for seed in (1, 2))
     vectors = features(9, 3, CLASSES).vectors
     one, other = (methods.predict(model, vectors, CLASSES) for model in (shared, own))
-    found = methods.predict(mixture.mixed(shared, own, share), vectors, CLASSES)
+    found = methods.predict(mixture.beside(shared, own, share), vectors, CLASSES)
     np.testing.assert_allclose(found, (1 - share) * one + share * other, atol=1e-3)
 
 
@@ -186,7 +189,7 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
     write_mixed(tmp_path / "pictures", random_bundle.classes.names)
     shared = train(random_bundle, tmp_path / "pictures", method="linear")
     own = methods.initial(shared.plan, random_bundle.classes, random_bundle.manifest.dim)
-    mixed = replace(shared, model=mixture.mixed(shared.model, own, 0.5))
+    mixed = replace(shared, model=mixture.beside(shared.model, own, 0.5))
     path = tmp_path / "personal.safetensors"
     model_file.write(path, mixed)
     found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
@@ -197,9 +200,11 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
         replace(
             mixed,
             model=Model(
-                "linear", 1, {**mixed.model.parameters, "own/weight": np.zeros((1, 1), np.float32)}
+                "linear",
+                1,
+                {**mixed.model.parameters, "linear.own/weight": np.zeros((1, 1), np.float32)},
             ),
         ),
     )
-    with pytest.raises(ConfigError, match=r"has the parameters .*own/weight \[1, 1\]"):
+    with pytest.raises(ConfigError, match=r"has the parameters .*linear.own/weight \[1, 1\]"):
         find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
