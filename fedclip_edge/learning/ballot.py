@@ -56,7 +56,7 @@ from fedclip_edge.records import (
     Update,
 )
 
-TEMPERATURES = (0.25, 0.35, 0.5, 0.7, 1.0)
+TEMPERATURES = (0.5, 0.7, 1.0)
 DEFAULT = 1  # the candidate that is taken without a vote
 MOST = 500  # pictures of one device, so that no device dominates a vote
 ENOUGH = 30  # pictures of all devices

@@ -212,6 +212,10 @@ class Schedule:
             zero_shot_loss=choice.zero_shot_loss,
             correct=choice.correct,
             zero_shot_correct=choice.zero_shot_correct,
+            hint=None
+            if choice.loss is not None
+            else f"fewer than {ballot.ENOUGH} validation pictures voted, so the default candidate is "
+            "taken; give the devices more pictures",
         )
         heads = ballot.members_of(model)
         found: dict[str, Arrays] = {}
@@ -249,6 +253,11 @@ class Schedule:
     def _shares(self) -> ballot.Shares:
         return methods.get(self.plan.method).shares
 
+    @property
+    def _heads(self) -> frozenset[str]:
+        """Labels of the heads on the ballot, without zero-shot CLIP."""
+        return frozenset(self._shares) - {mixture.ZERO_SHOT}
+
     @cached_property
     def _ballot(self) -> Shapes:
         return ballot.shapes({label: self._shape_of(label) for label in self._shares}, self._shares)
@@ -256,10 +265,10 @@ class Schedule:
     @cached_property
     def _final(self) -> Shapes:
         labels: dict[str, None] = {}
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             vote = methods.get(stage.method).vote
             assert vote is not None
-            labels |= {label: None for label in vote.labels if not labels or label in self._shares}
+            labels |= {label: None for label in vote.labels if i == 0 or label in self._heads}
         if list(labels) == [self.plan.method]:
             return self._shape_of(self.plan.method)
         return mixture.shapes({label: self._shape_of(label) for label in labels})

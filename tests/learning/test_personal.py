@@ -36,7 +36,7 @@ SIDES = Sides(shifted(60, 1), shifted(40, 2))
 
 
 def plan_of(method: str, epochs: int = 3, **changes: object) -> Plan:
-    its = methods.with_defaults(Plan(method, rounds=1, personal_epochs=1, **changes))  # type: ignore[arg-type]
+    its = methods.with_defaults(Plan(method, rounds=1, vote="off", personal_epochs=1, **changes))  # type: ignore[arg-type]
     return replace(its, personal_epochs=1 if methods.get(method).traits.one_round else epochs)
 
 
@@ -140,7 +140,7 @@ def test_a_strategy_has_no_part_in_it() -> None:
     shapes = methods.shapes_beside(own, plan, CLASSES, D)
     assert {name: term.shape for name, term in own.parameters.items()} == shapes
     # The weights of the shared model.
-    np.testing.assert_array_equal(own.parameters["weight"], CLASSES.vectors)
+    np.testing.assert_array_equal(own.parameters["linear/weight"], CLASSES.vectors)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -169,7 +169,7 @@ def test_where_it_cannot_be_it_is_refused(method: str, epochs: int, message: str
 
 
 def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> None:
-    plan = Plan("linear", {"lr": 0.02}, rounds=2, personal_epochs=5)
+    plan = Plan("linear", {"lr": 0.02}, rounds=2, vote="off", personal_epochs=5)
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES))
     for i in range(2):
         session = fleet.start_device(f"cam-{i}", shifted(60, i), shifted(60, i + 9))
