@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedclip_edge import log
@@ -28,11 +29,13 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.norm_bound import NormBound, first_bound
 from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.learning.unknown import NEVER, RULE, Rule, with_rule
 from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.records import (
     Arrays,
     ClassTexts,
     ExchangeKind,
+    Features,
     Layout,
     Model,
     Plan,
@@ -41,6 +44,7 @@ from fedclip_edge.records import (
 )
 
 _HEADS, _KEPT = "heads", "kept"
+_TINY = 1e-6  # logits
 
 
 @dataclass(frozen=True)
@@ -212,12 +216,15 @@ class Schedule:
             zero_shot_loss=choice.zero_shot_loss,
             correct=choice.correct,
             zero_shot_correct=choice.zero_shot_correct,
+            unknown_below=choice.unknown_below if choice.unknown_below > NEVER else None,
+            removed_unknown=choice.removed_unknown,
             hint=None
             if choice.loss is not None
             else f"fewer than {ballot.ENOUGH} validation pictures voted, so the default candidate is "
             "taken; give the devices more pictures",
         )
         heads = ballot.members_of(model)
+        means: Features | None = None
         found: dict[str, Arrays] = {}
         weights: dict[str, float] = {}
         for i, stage in enumerate(self.stages):
@@ -234,10 +241,26 @@ class Schedule:
             )
             found.update(settled)
             weights.update(its_shares)
+            if means is None and method.vote.means is not None:
+                means = method.vote.means(kept)
         name, number = self.plan.method, model.round + 1
         if list(weights) == [name]:
-            return Model(name, number, found[name])
-        return mixture.mixed(name, number, found, weights)
+            final = Model(name, number, found[name])
+        else:
+            final = mixture.mixed(name, number, found, weights)
+        on_ballot = mixture.mixed(name, number, heads, shares)
+        # The threshold was measured with the logits on the ballot, at temperature 1.
+        gain = choice.temperature
+        if means is not None and len(means):
+            gain *= self._lead(final, means) / max(self._lead(on_ballot, means), _TINY)
+        rule = Rule(choice.unknown_below, gain)
+        return replace(final, parameters=with_rule(final.parameters, rule))
+
+    def _lead(self, model: Model, means: Features) -> float:
+        """Mean over the classes of the logit of a class's mean picture above the other logits."""
+        logits = methods.predict(model, means.vectors, self.classes)  # (P, C)
+        own = logits[np.arange(len(means)), means.labels]
+        return float((own - logits.mean(axis=1)).mean())
 
     def _step(self, closed: int) -> Step:
         return self.steps[min(closed, len(self.steps) - 1)]
@@ -270,8 +293,8 @@ class Schedule:
             assert vote is not None
             labels |= {label: None for label in vote.labels if i == 0 or label in self._heads}
         if list(labels) == [self.plan.method]:
-            return self._shape_of(self.plan.method)
-        return mixture.shapes({label: self._shape_of(label) for label in labels})
+            return {**self._shape_of(self.plan.method), **RULE}
+        return {**mixture.shapes({label: self._shape_of(label) for label in labels}), **RULE}
 
     def _shape_of(self, label: str) -> Shapes:
         """Shapes of the parameters of a head."""

@@ -37,17 +37,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from fedclip_edge.learning.operations import NUMPY, Array, Operations
 from fedclip_edge.records import F32, I64, Arrays, Shapes, Sums
 
+T = TypeVar("T")
+
 BINS = 256
 KNOWN, REMOVED = "known", "removed"
 MOST_KNOWN = 0.05  # known pictures called unknown
 NEVER = -1.0  # no score is lower: a mean cosine is at least -1, and the second term at least 0
 THRESHOLD, GAIN = "unknown.threshold", "unknown.gain"  # parameters of a model
+RULE: Shapes = {THRESHOLD: (), GAIN: ()}
 
 # Bins are 1/256 wide at score 0, 0.006 at 0.25, a usual score of zero-shot CLIP, and 0.016 at 1.
 _EDGES: F32 = (0.25 * np.sinh(np.arange(-63, 192) / 64)).astype(np.float16).astype(np.float32)
@@ -167,8 +171,12 @@ def with_rule(parameters: Arrays, rule: Rule) -> dict[str, F32]:
 
 def rule_shapes(parameters: Mapping[str, Array]) -> Shapes:
     """Shapes of the rule in a model's parameters; empty if there is none."""
-    names = (THRESHOLD, GAIN)
-    return dict.fromkeys(names, ()) if any(name in parameters for name in names) else {}
+    return RULE if any(name in parameters for name in RULE) else {}
+
+
+def without_rule(parameters: Mapping[str, T]) -> dict[str, T]:
+    """Return the parameters that the method itself uses."""
+    return {name: its for name, its in parameters.items() if name not in RULE}
 
 
 def _share_below(counts: I64, threshold: float) -> float | None:
