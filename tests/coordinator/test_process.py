@@ -122,10 +122,7 @@ def test_a_thread_that_dies_ends_its_process(site: Site, command: str, other: st
     """A process without that thread would look alive; one that ends is started again."""
     configs = {"agent": site.write_agent("north"), "serve": site.write_fleet(1, rounds=1)}
     words = [sys.executable, "-c", FAILS, command, str(configs[command])]
-    with (
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as broken,
-        system.killed_on_leaving(broken),
-    ):
+    with system.running(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as broken:
         site.start(other, configs[other], log=other)
         _, said = broken.communicate(timeout=system.DEADLINE_S)
     assert broken.returncode == 1

@@ -238,10 +238,7 @@ main()
 
 def start_slow_agent(site: Site, config: Path, go: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-c", DECODES_ONE_BATCH, str(go), "agent", str(config), "--json"]
-    with (site.folder / "north.log").open("ab") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
-    site.processes.append(process)
-    return process
+    return site.start_program(words, "north")
 
 
 @pytest.mark.parametrize("first", ["agent", "serve"])

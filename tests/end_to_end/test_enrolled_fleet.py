@@ -158,10 +158,7 @@ main()
 
 def start_slow_agent(site: Site, config: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-c", ENCODES_SLOWLY, "agent", str(config), "--json"]
-    with (site.folder / "agent.log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
-    site.processes.append(process)
-    return process
+    return site.start_program(words, "agent")
 
 
 def has(site: Site, log: str, event: str) -> bool:

@@ -18,14 +18,12 @@ from link import Counted, Link, Seen, Slow
 from noise import Noise
 from secured import Secured
 from socket_faults import HOST
-from system import wait_until
+from system import DEADLINE_S, wait_until
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.transport.base import Connected, Disconnected, Received
 from fedclip_edge.transport.mqtt import PahoTransport
-
-DEADLINE_S = 20.0
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -383,22 +384,18 @@ def test_a_disk_that_is_full_before_the_registry_is_written_leaves_no_archive(
 
 def test_two_commands_at_once_lose_no_device(site: Folder) -> None:
     names = [f"cam-{n}" for n in range(6)]
-    running = [
-        subprocess.Popen(
-            system.command("enroll", name),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in names
-    ]
     enrolled = set()
-    for name, process in zip(names, running, strict=True):
-        _, said = process.communicate(timeout=system.DEADLINE_S)
-        if process.returncode == 0:
-            enrolled.add(name)
-        else:
-            assert "is in use by another process" in said
+    with contextlib.ExitStack() as ends:
+        running = {
+            name: ends.enter_context(system.started("enroll", name, stderr=subprocess.PIPE))
+            for name in names
+        }
+        for name, process in running.items():
+            _, said = process.communicate()
+            if process.returncode == 0:
+                enrolled.add(name)
+            else:
+                assert "is in use by another process" in said
     assert enrolled
     assert set(registry.read(site.registry).devices) == enrolled
 

@@ -9,7 +9,6 @@ import time
 
 import pytest
 import system
-from system import killed_on_leaving
 
 from fedclip_edge.processes import stopping
 
@@ -43,10 +42,7 @@ def stopped(
     """Exit code and output of a process that gets one of these signals after each line."""
     code = SERVICE.format(is_service=is_service, work=work, goodbye=goodbye)
     command = [sys.executable, "-c", code]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
-        killed_on_leaving(process),
-    ):
+    with system.running(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = []
         for number in signals:
