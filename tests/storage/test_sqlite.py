@@ -108,11 +108,6 @@ def test_two_may_make_the_same_file(tmp_path: Path) -> None:
         assert other.execute("SELECT name FROM thing").fetchall() == [("a",)]
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline()
-
-
 _OPENS = """
 import sys
 from pathlib import Path
@@ -141,13 +136,11 @@ def test_processes_that_make_the_same_file_at_once_wait_for_each_other(
             )
             for _ in range(4)
         ]
-        assert [line_of(opener) for opener in openers] == ["ready\n"] * 4
+        assert [system.line_of(opener) for opener in openers] == ["ready"] * 4
         for number in range(60):
             for opener in openers:
-                assert opener.stdin is not None
-                opener.stdin.write(f"{tmp_path / str(number)}\n")
-                opener.stdin.flush()
-            assert [line_of(opener) for opener in openers] == ["opened\n"] * 4
+                system.tell(opener, str(tmp_path / f"{number}.sqlite"))
+            assert [system.line_of(opener) for opener in openers] == ["opened"] * 4
 
 
 def test_a_file_that_stays_locked_is_refused(

@@ -73,6 +73,19 @@ def running(
             process.kill()
 
 
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """Write a line to the process's standard input, which is a pipe."""
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line of the process's standard output, which is a pipe."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
 def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: int) -> None:
     """Write noise pictures with a different colour for each class."""
     random = np.random.default_rng(seed)
