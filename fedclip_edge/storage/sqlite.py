@@ -37,8 +37,8 @@ class Schema:
 
     version: int
     table: str  # a table that every version of this file has
-    # The statements that create the tables in an empty file; with IF NOT EXISTS if several processes
-    # may make the same file at once.
+    # The statements that create the tables in an empty file, with IF NOT EXISTS if several
+    # processes may make the same file at once.
     script: str
 
 

@@ -38,7 +38,7 @@ def start(words: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End mosquitto with SIGTERM and wait for it; fail, without leaving it behind, if it goes on."""
+    """End mosquitto with SIGTERM; if it goes on, kill it and raise TimeoutExpired."""
     process.terminate()
     try:
         process.wait(DEADLINE_S)
