@@ -30,9 +30,8 @@ def site(
     tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
 ) -> Iterator[Site]:
     fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    made = Site(tmp_path, random_bundle, mosquitto, fleet)
-    yield made
-    made.end()
+    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
+        yield made
 
 
 def closed_rounds(site: Site) -> int:

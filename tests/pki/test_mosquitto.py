@@ -54,9 +54,8 @@ def reachable() -> Iterator[Path]:
 
 @pytest.fixture
 def secured(tmp_path: Path) -> Iterator[Secured]:
-    made = Secured(tmp_path)
-    yield made
-    made.stop()
+    with Secured(tmp_path) as made:
+        yield made
 
 
 def is_revoked(address: BrokerAddress) -> bool:

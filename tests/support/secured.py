@@ -21,10 +21,11 @@ from fedclip_edge.transport import tls
 
 @dataclass
 class Secured:
-    """An operator's folder and its broker."""
+    """An operator's folder; as a context manager, also its broker."""
 
     folder: Path
     port: int = field(default_factory=free_port)
+    is_entered: bool = False
 
     def __post_init__(self) -> None:
         self.site: Folder = site.create_site(
@@ -36,7 +37,15 @@ class Secured:
     def settings(self) -> Path:
         return self.site.broker / "mosquitto.conf"
 
+    def __enter__(self) -> Secured:
+        self.is_entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> None:
+        assert self.is_entered, "nothing would end the broker"
         if os.geteuid() == 0 and "user root" not in self.settings.read_text():
             with self.settings.open("a") as file:
                 file.write("user root\n")  # the user mosquitto may not read the test's folder

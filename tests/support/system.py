@@ -99,13 +99,14 @@ def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: i
 
 @dataclass
 class Site:
-    """The configurations and processes of one fleet in one folder."""
+    """The configurations of one fleet in one folder; as a context manager, also its processes."""
 
     folder: Path
     bundle: Bundle
     broker: BrokerAddress
     fleet: str
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    is_entered: bool = False
 
     def write_fleet(self, devices: int, rounds: int, extra: str = "") -> Path:
         path = self.folder / "fleet.toml"
@@ -133,6 +134,7 @@ class Site:
         return self.start_program(command(*arguments), log)
 
     def start_program(self, words: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+        assert self.is_entered, "nothing would end the process"
         with (self.folder / f"{log}.log").open("ab") as file:
             process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
         self.processes.append(process)
@@ -146,10 +148,13 @@ class Site:
     def text(self, log: str) -> str:
         return (self.folder / f"{log}.log").read_text()
 
-    def end(self) -> None:
+    def __enter__(self) -> Site:
+        self.is_entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
+            process.kill()  # does nothing if it was waited for
             process.wait()
 
 

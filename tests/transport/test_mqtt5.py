@@ -337,9 +337,8 @@ def narrow(
 ) -> Iterator[Site]:
     """A fleet with a broker that limits the packet size."""
     broker = start_mosquitto(settings=f"allow_anonymous true\nmax_packet_size {request.param}")
-    made = Site(tmp_path, random_bundle, broker.address, "lab")
-    yield made
-    made.end()
+    with Site(tmp_path, random_bundle, broker.address, "lab") as made:
+        yield made
     broker.stop()
 
 
