@@ -90,7 +90,7 @@ class Fleet:
             address, ca=home / "ca.crt", certificate=home / f"{file}.crt", key=home / f"{file}.key"
         )
         made = PahoTransport(where, f"{name}-{secrets.token_hex(8)}", topics, None)
-        made.connect(3)
+        made.connect(system.DEADLINE_S)
         wait_for(made, Connected)
         return made
 

@@ -143,7 +143,7 @@ def test_the_request_that_the_help_shows_is_taken(site: Folder, tmp_path: Path) 
     said = system.run("enroll", "--help").stdout.replace("\\\n", " ")  # continued lines
     for line in said.splitlines():
         if line.strip().startswith("openssl "):
-            subprocess.run(line.split(), check=True, capture_output=True, timeout=30)
+            subprocess.run(line.split(), check=True, capture_output=True, timeout=system.DEADLINE_S)
     assert system.run("enroll", "--csr", "cam-01.csr").returncode == 0
     assert signing.load(tmp_path / "device.key").key == (
         registry.read(site.registry).devices["cam-01"].key

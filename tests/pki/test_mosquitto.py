@@ -148,7 +148,7 @@ def test_the_printed_lines_do_let_mosquitto_read(
     commands = [line.strip() for line in lines[1:-1]]
     assert len(commands) == 3
     for command in commands:
-        subprocess.run(command.split(), check=True, cwd=made.path, timeout=30)
+        subprocess.run(command.split(), check=True, cwd=made.path, timeout=system.DEADLINE_S)
     run = lines[-1].removeprefix("run the broker  mosquitto ").split()
     process = brokers.start(run, reachable / "log")
     try:

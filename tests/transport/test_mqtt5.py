@@ -15,9 +15,9 @@ import paho.mqtt.client as paho
 import pytest
 import system
 from brokers import StartMosquitto
-from mqtt_client import DEADLINE_S, Gate, Proxy, connected, login, next_of, subscribed
+from mqtt_client import Gate, Proxy, connected, login, next_of, subscribed
 from paho.mqtt.enums import CallbackAPIVersion
-from system import Site, wait_until
+from system import DEADLINE_S, Site, wait_until
 from without_mosquitto import no_mosquitto
 
 from fedclip_edge.config import BrokerAddress

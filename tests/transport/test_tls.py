@@ -19,9 +19,9 @@ import pytest
 from brokers import MOSQUITTO
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from mqtt_client import DEADLINE_S, connected, fill, next_of, until_end
+from mqtt_client import connected, fill, next_of, until_end
 from secured import Secured
-from system import wait_until
+from system import DEADLINE_S, wait_until
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
