@@ -1,12 +1,13 @@
 """Export of encoder, adapter and class texts to one ONNX file that runs without this package.
 
-    pixels uint8 (N, S, S, 3)  ->  probabilities float32 (N, C), score float32 (N,), unknown bool (N,)
+    pixels uint8 (N, S, S, 3)  ->  probabilities float32 (N, C)
+                                   score float32 (N,), unknown bool (N,)
 
 `pixels` are RGB pictures as Pillow returns them, already scaled and cropped. The graph does not
 scale pictures, because that would be slower, and pictures of different sizes do not fit into one
-batch. The second and third output exist only if the model has a threshold; a picture is unknown if
-its score is below it (learning/unknown.py). The file's metadata holds the rule for scaling, the
-labels, the threshold and the origin of the classifier; see `_metadata`.
+batch. The outputs `score` and `unknown` exist only if the model has a threshold; a picture is
+unknown if its score is below it (learning/unknown.py). The file's metadata holds the rule for
+scaling, the labels, the threshold and the origin of the classifier; see `_metadata`.
 
 Laws:
 
