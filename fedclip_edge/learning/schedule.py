@@ -257,19 +257,25 @@ class Schedule:
             final = Model(name, number, found[name])
         else:
             final = mixture.mixed(name, number, found, weights)
-        on_ballot = mixture.mixed(name, number, heads, shares)
         # The threshold was measured with the logits on the ballot, at temperature 1.
         gain = choice.temperature
         if means is not None and len(means):
-            gain *= self._lead(final, means) / max(self._lead(on_ballot, means), _TINY)
+            on_ballot = mixture.mixed(name, number, heads, shares)
+            gain *= self._growth(on_ballot, final, means)
         rule = Rule(choice.unknown_below, gain)
         return replace(final, parameters=with_rule(final.parameters, rule))
 
-    def _lead(self, model: Model, means: Features) -> float:
-        """Mean over the classes of the logit of a class's mean picture above the other logits."""
-        logits = methods.predict(model, means.vectors, self.classes)  # (P, C)
-        own = logits[np.arange(len(means)), means.labels]
-        return float((own - logits.mean(axis=1)).mean())
+    def _growth(self, before: Model, after: Model, means: Features) -> float:
+        """Divide the leads of two models: how far a class's logit is above the mean of all classes.
+
+        They are taken at the classes' mean pictures. It is 1 if a model has no lead there.
+        """
+        leads = []
+        for model in (before, after):
+            logits = methods.predict(model, means.vectors, self.classes)  # (P, C)
+            own = logits[np.arange(len(means)), means.labels]
+            leads.append(float((own - logits.mean(axis=1)).mean()))
+        return leads[1] / leads[0] if min(leads) > _TINY else 1.0
 
     def _step(self, closed: int) -> Step:
         return self.steps[min(closed, len(self.steps) - 1)]
