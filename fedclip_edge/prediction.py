@@ -21,7 +21,6 @@ from fedclip_edge.errors import DataError
 from fedclip_edge.learning import methods, unknown
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.learning.operations import NUMPY
 from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
@@ -159,7 +158,7 @@ def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> Classifi
     zero_shot = methods.predict(zeroshot.MODEL, vectors, classes)  # (N, C)
     logits = zero_shot if model is None else methods.predict(model, vectors, classes)
     gain = 1.0 if model is None else unknown.rule_of(model.parameters).gain
-    scores = unknown.score(NUMPY, logits, zero_shot, classes.logit_scale, gain)
+    scores = unknown.scores(logits, zero_shot, classes.logit_scale, gain)
     adapted = None if model is None else probabilities(logits)
     return Classified(probabilities(zero_shot), adapted, scores)
 

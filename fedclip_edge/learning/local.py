@@ -13,10 +13,9 @@ from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.learning.operations import NUMPY
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
-from fedclip_edge.learning.unknown import Separation, histogram, rule_of, score
+from fedclip_edge.learning.unknown import Separation, histogram, rule_of, scores
 from fedclip_edge.records import I64, MAX_WEIGHT, ClassTexts, Features, Model, Plan, Update
 
 MIN_VOTES = 5  # validation pictures that a device votes with, at least
@@ -74,7 +73,7 @@ def separate(model: Model, test: Features, others: Features, classes: ClassTexts
     def counted(features: Features) -> I64:
         zero_shot = methods.predict(zeroshot.MODEL, features.vectors, classes)
         logits = methods.predict(model, features.vectors, classes)
-        return histogram(score(NUMPY, logits, zero_shot, classes.logit_scale, rule.gain))
+        return histogram(scores(logits, zero_shot, classes.logit_scale, rule.gain))
 
     return Separation(counted(test), counted(others), rule.threshold)
 

@@ -1,4 +1,4 @@
-"""Pictures of none of the classes: the score of a picture, and the threshold below it is unknown.
+"""Pictures of none of the classes: a score, and the threshold below which a picture is unknown.
 
     score = mean_c cos(x, t_c) + (max_c l_c - mean_c l_c) / (scale * gain)       l_c the logits
 
@@ -116,6 +116,15 @@ def score(
     return (zero_shot.mean(1) + (ops.largest(logits) - logits.mean(1)) / gain) / scale
 
 
+def scores(logits: F32, zero_shot: F32, scale: float, gain: float = 1.0) -> F32:
+    """Compute the scores float32 (N,) of `score` with numpy.
+
+    Logits (N, C) that are infinite or NaN give such scores, without a warning.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(score(NUMPY, logits, zero_shot, scale, gain))
+
+
 def count(logits: F32, zero_shot: F32, scale: float, labels: I64) -> Sums:
     """Count scores in bins: int64 (BINS,) for KNOWN and for REMOVED.
 
@@ -126,8 +135,8 @@ def count(logits: F32, zero_shot: F32, scale: float, labels: I64) -> Sums:
     shape = (len(labels), logits.shape[1] - 1)
     rest, rest_zero_shot = logits[others].reshape(shape), zero_shot[others].reshape(shape)
     return {
-        KNOWN: histogram(score(NUMPY, logits, zero_shot, scale)),
-        REMOVED: histogram(score(NUMPY, rest, rest_zero_shot, scale)),
+        KNOWN: histogram(scores(logits, zero_shot, scale)),
+        REMOVED: histogram(scores(rest, rest_zero_shot, scale)),
     }
 
 

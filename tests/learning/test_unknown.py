@@ -129,6 +129,15 @@ def test_impossible_scores_have_a_bin() -> None:
     assert (found[0], found[-1], found.sum()) == (3, 2, 6)
 
 
+def test_a_model_of_huge_numbers_is_counted_without_a_warning() -> None:
+    logits, zero_shot, labels = drawn(9)
+    logits[:3] = np.inf
+    logits[3:6] = np.nan
+    logits[6:] = -3e38
+    found = unknown.count(logits, zero_shot, SCALE, labels)
+    assert [its.sum() for its in found.values()] == [9, 9]
+
+
 # --- the threshold -------------------------------------------------------------------------------
 
 
