@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from io import FileIO
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from fedclip_edge.errors import DiskError
 
@@ -79,9 +79,9 @@ class SpillFile:
 
     def _opened(self) -> FileIO:
         if self._file is None:
-            file: Any = tempfile.TemporaryFile(prefix="fedclip-edge-", buffering=0)
-            self._file = cast("FileIO", file)
-            weakref.finalize(self, file.close)
+            made = tempfile.TemporaryFile(prefix="fedclip-edge-", buffering=0)  # noqa: SIM115
+            self._file = made
+            weakref.finalize(self, made.close)
         return self._file
 
 

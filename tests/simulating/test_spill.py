@@ -80,7 +80,7 @@ def test_nothing_is_left_of_a_process_that_ends(ending: signal.Signals, tmp_path
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "written\n"
-            open_files = [os.readlink(p) for p in Path(f"/proc/{process.pid}/fd").iterdir()]
+            open_files = [str(p.readlink()) for p in Path(f"/proc/{process.pid}/fd").iterdir()]
             assert sum(str(tmp_path) in name for name in open_files) == 1
             process.send_signal(ending)
             process.wait(system.DEADLINE_S)
