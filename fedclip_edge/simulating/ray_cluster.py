@@ -9,12 +9,13 @@ byte. Partial sums are exact, so it does not matter which machine trains which d
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
+import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,12 @@ from fedclip_edge.simulating.splits import Device
 _ANSWER_S = 5.0
 _START_S = 300.0
 _COMPARED = ("numpy", "torch")  # their versions decide about the bytes of a result
+
+
+@dataclass(frozen=True)
+class _Worker:
+    actor: Any
+    machine: str
 
 
 class RayWorkers:
@@ -44,8 +51,8 @@ class RayWorkers:
         self._pool = pool
         self._address = address
         self._count = count
-        self._actors: list[Any] = []
-        self._busy: list[Any] = []
+        self._workers: list[_Worker] = []
+        self._busy: list[_Worker] = []
 
     def __enter__(self) -> RayWorkers:
         try:
@@ -58,19 +65,24 @@ class RayWorkers:
     def _start(self) -> None:
         ray = _ray()
         _connect(ray, self._address)
-        with _explained(ray):
+        try:
             _check_versions(ray)
             count = _cores(ray, self._count)
             data = [ray.put(its) for its in (self._pool.vectors, self._pool.labels)]
             actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(RemoteHost)
-            self._actors = [actor.remote(*data) for _ in range(count)]
-            try:
-                ray.get([one.is_ready.remote() for one in self._actors], timeout=_START_S)
-            except ray.exceptions.GetTimeoutError:
-                raise RunError(
-                    f"the Ray cluster did not start {count} workers within {_START_S:.0f} s; if "
-                    "other jobs use its cores, wait for them or use fewer --workers"
-                ) from None
+            actors = [actor.remote(*data) for _ in range(count)]
+            machines = ray.get([one.machine.remote() for one in actors], timeout=_START_S)
+        except ray.exceptions.GetTimeoutError:
+            raise RunError(
+                f"the Ray cluster did not start its workers within {_START_S:.0f} s; if other jobs "
+                "use its cores, wait for them or use fewer --workers"
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"the Ray cluster cannot start the workers: {_reason(error)}; `ray status` shows "
+                "its machines"
+            ) from error
+        self._workers = [_Worker(*one) for one in zip(actors, machines, strict=True)]
 
     def __exit__(
         self,
@@ -86,11 +98,10 @@ class RayWorkers:
 
         Raises RunError if a worker or its machine is lost.
         """
-        ray, parts = _ray(), workers.share_out(devices, len(self._actors))
-        with _explained(ray):
-            shared = ray.put(task)
-            busy = [(one, part) for one, part in zip(self._actors, parts, strict=True) if part]
-            ray.get([one.start_run.remote(shared, part) for one, part in busy])
+        ray, parts = _ray(), workers.share_out(devices, len(self._workers))
+        shared = ray.put(task)
+        busy = [(one, part) for one, part in zip(self._workers, parts, strict=True) if part]
+        _results(ray, [(one.machine, one.actor.start_run.remote(shared, its)) for one, its in busy])
         self._busy = [one for one, _ in busy]
 
     def run_round(self, announced: Announcement) -> list[Answer]:
@@ -100,13 +111,13 @@ class RayWorkers:
         raised.
         """
         ray = _ray()
-        with _explained(ray):
-            shared = ray.put(announced)
-            found = ray.get([one.run_round.remote(shared) for one in self._busy])
+        shared = ray.put(announced)
+        asked = [(one.machine, one.actor.run_round.remote(shared)) for one in self._busy]
+        found = _results(ray, asked)
         for answer in found:
             if isinstance(answer, BaseException):
                 raise answer
-        return list(found)
+        return found
 
 
 class RemoteHost:
@@ -118,8 +129,8 @@ class RemoteHost:
         self._labels = labels
         self._host: Host | None = None
 
-    def is_ready(self) -> bool:
-        return True
+    def machine(self) -> str:
+        return socket.gethostname()
 
     def start_run(self, task: Task, devices: Sequence[Device]) -> None:
         self._host = Host(task, devices, self._vectors, self._labels)
@@ -147,22 +158,43 @@ def _connect(ray: Any, address: str) -> None:
         if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ConfigError(f"--ray {address}: expected HOST:PORT of the cluster's head, or auto")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+            is_ray = _speaks_http2(host.strip("[]"), int(port))
         except OSError as error:
             raise RunError(
                 f"no Ray cluster answers at {address}: {error.strerror or error}; check the "
                 f"address, or {start}"
             ) from error
+        if not is_ray:
+            raise RunError(
+                f"what answers at {address} is not the head of a Ray cluster; check the port: the "
+                "default of `ray start --head` is 6379"
+            )
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except Exception as error:  # Ray raises errors of many classes here
-        reason = str(error).strip().partition("\n")[0]
         raise RunError(
-            f"this machine cannot use the Ray cluster {address}: {reason[:300]}; run this command "
+            f"this machine cannot use the Ray cluster {address}: {_reason(error)}; run this command "
             f"on a machine of the cluster, or {start}"
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's handler would end with another exit code
+
+
+def _speaks_http2(host: str, port: int) -> bool:
+    """Return whether the port's server begins as Ray's does; raises OSError if none answers.
+
+    Ray itself tries for minutes to speak to any other server.
+    """
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings
+    with socket.create_connection((host, port), _ANSWER_S) as link:
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return True
+        link.sendall(preface)
+        try:
+            head = link.recv(9, socket.MSG_WAITALL)
+        except TimeoutError:
+            return False
+    return head[3:4] == b"\4"  # the type of a frame with settings
 
 
 def _check_versions(ray: Any) -> None:
@@ -217,16 +249,25 @@ def _cores(ray: Any, wanted: int | None) -> int:
     return wanted or free
 
 
-@contextlib.contextmanager
-def _explained(ray: Any) -> Iterator[None]:
-    """Raise RunError in place of Ray's own errors."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError:
-        raise  # a fault in our own code
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RunError(
-            f"a worker of the Ray cluster was lost: {reason[:300]}; its devices' state is lost "
-            "with it, so start the simulation again (`ray status` shows the machines that are left)"
-        ) from error
+def _results(ray: Any, asked: Sequence[tuple[str, Any]]) -> list[Any]:
+    """Wait for the results of workers; `asked` names the machine of each.
+
+    Raises RunError if a worker is lost.
+    """
+    found = []
+    for machine, result in asked:
+        try:
+            found.append(ray.get(result))
+        except ray.exceptions.RayTaskError:
+            raise  # a fault in our own code
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"the Ray cluster lost a worker on the machine {machine}, and with it the state of "
+                "its devices; start the simulation again on the machines that `ray status` shows "
+                f"(Ray's reason: {_reason(error)})"
+            ) from error
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
