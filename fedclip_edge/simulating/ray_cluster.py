@@ -28,6 +28,7 @@ from fedclip_edge.simulating.splits import Device
 
 _ANSWER_S = 5.0
 _START_S = 300.0
+_START = "start one with `ray start --head`, and join other machines with `ray start --address`"
 _COMPARED = ("numpy", "torch")  # their versions decide about the bytes of a result
 
 
@@ -63,6 +64,7 @@ class RayWorkers:
         return self
 
     def _start(self) -> None:
+        _check_address(self._address)
         ray = _ray()
         _connect(ray, self._address)
         try:
@@ -151,31 +153,35 @@ def _ray() -> Any:
     return ray
 
 
+def _check_address(address: str) -> None:
+    """Check that the head of a cluster answers; raises ConfigError or RunError."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--ray {address}: expected HOST:PORT of the cluster's head, or auto")
+    try:
+        is_ray = _speaks_http2(host.strip("[]"), int(port))
+    except OSError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}; check the address, "
+            f"or {_START}"
+        ) from error
+    if not is_ray:
+        raise RunError(
+            f"the server at {address} is not the head of a Ray cluster; check the port: the "
+            "default of `ray start --head` is 6379"
+        )
+
+
 def _connect(ray: Any, address: str) -> None:
-    start = "start one with `ray start --head`, and join other machines with `ray start --address`"
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ConfigError(f"--ray {address}: expected HOST:PORT of the cluster's head, or auto")
-        try:
-            is_ray = _speaks_http2(host.strip("[]"), int(port))
-        except OSError as error:
-            raise RunError(
-                f"no Ray cluster answers at {address}: {error.strerror or error}; check the "
-                f"address, or {start}"
-            ) from error
-        if not is_ray:
-            raise RunError(
-                f"what answers at {address} is not the head of a Ray cluster; check the port: the "
-                "default of `ray start --head` is 6379"
-            )
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except Exception as error:  # Ray raises errors of many classes here
         raise RunError(
-            f"this machine cannot use the Ray cluster {address}: {_reason(error)}; run this command "
-            f"on a machine of the cluster, or {start}"
+            f"this machine cannot use the Ray cluster {address}: {_reason(error)}; run this "
+            f"command on a machine of the cluster, or {_START}"
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's handler would end with another exit code
 
@@ -189,10 +195,10 @@ def _speaks_http2(host: str, port: int) -> bool:
     with socket.create_connection((host, port), _ANSWER_S) as link:
         if os.environ.get("RAY_USE_TLS") == "1":
             return True
-        link.sendall(preface)
         try:
+            link.sendall(preface)
             head = link.recv(9, socket.MSG_WAITALL)
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             return False
     return head[3:4] == b"\4"  # the type of a frame with settings
 

@@ -54,25 +54,27 @@ class Nodes:
         return self.start(f"--address={self.address}", "--node-ip-address=127.0.0.1", **environment)
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
-        self._logs += 1
-        log = self._folder / f"node-{self._logs}.log"
-        common = ("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats")
-        ports = ("--min-worker-port=0", "--max-worker-port=0")
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [RAY, "start", "--block", *common, *ports, *options],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+        for _ in range(3):  # Ray gives up after 30 s, which a busy machine may need
+            self._logs += 1
+            log = self._folder / f"node-{self._logs}.log"
+            common = ("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats")
+            ports = ("--min-worker-port=0", "--max-worker-port=0")
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [RAY, "start", "--block", *common, *ports, *options],
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment},
+                )
+            self._stack.callback(end, process)
+            wait_until(
+                lambda: process.poll() is not None or "Ray runtime started" in log.read_text(),
+                "a node of Ray",
+                START_S,
             )
-        self._stack.callback(end, process)
-
-        def is_ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            return "Ray runtime started" in log.read_text()
-
-        wait_until(is_ready, "a node of Ray", START_S)
-        return process
+            if process.poll() is None:
+                return process
+        raise AssertionError(log.read_text())
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
