@@ -52,16 +52,18 @@ def change(
     constant = {n: term for n, term in task.model.parameters.items() if n in fixed}
     loss = objective(logits, task.classes, options.loss, constant)
     trained = train(received, task.train, loss, options, task.seed)
-    if not all(np.isfinite(term).all() for term in trained.values()):
-        raise ConfigError(
-            f"training diverged in round {task.model.round + 1} (a parameter is NaN or infinite); "
-            "lower lr or weight_decay under [plan.options]"
-        )
     weight = max(1, len(task.train)) if options.weighting == "pictures" else 1
     for name, term in trained.items():  # in place: a copy would be as large as the model
         np.subtract(term, received[name], out=term)
-        np.multiply(term, weight, out=term)
-    return Update("sum", weight, trained)
+        if weight != 1:
+            np.multiply(term, weight, out=term)
+    try:
+        return Update("sum", weight, trained)  # checks that all values are finite
+    except ValueError as error:
+        raise ConfigError(
+            f"training diverged in round {task.model.round + 1} (a parameter is NaN or infinite); "
+            "lower lr or weight_decay under [plan.options]"
+        ) from error
 
 
 def objective(
