@@ -126,7 +126,7 @@ class Host:
         model = None if self.task.line == "local" else self._unpack(announced.payload)
         for device in self.devices:
             shown = self._of(device).model if model is None else model
-            if plan.personal_epochs or methods.get(plan.method).traits.is_personal:
+            if plan.personal_epochs or methods.get(plan.method).personal:
                 sides = self._sides(device)
                 shown = personal(plan, shown, sides, self._classes, device.name) or shown
             for view in task.views:
