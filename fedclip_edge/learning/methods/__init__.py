@@ -127,8 +127,8 @@ def _check_strategy(plan: Plan, options: object) -> None:
     strategy = strategies.get(plan.strategy)
     if strategy.is_uniform and options.weighting != "uniform":
         raise ConfigError(
-            f"the strategy {plan.strategy} gives every device the same weight; leave out "
-            f"weighting = {options.weighting!r}"
+            f"the strategy {plan.strategy} gives every device the same weight; write "
+            'weighting = "uniform" under [plan.options]'
         )
 
 
