@@ -168,12 +168,14 @@ def test_in_a_run_each_device_keeps_its_own_map(tmp_path: Path) -> None:
     shared = model_file.read(model_file.path_of(fleet.journal.path, run)).model
     for i in range(2):
         kept = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors").model
-        np.testing.assert_array_equal(kept.parameters["weight"], shared.parameters["weight"])
+        weight = kept.parameters["weight"]  # as received, in float16
+        np.testing.assert_allclose(weight, shared.parameters["weight"], atol=1e-3)
         q = kept.parameters["map"].astype(np.float64)
         np.testing.assert_allclose(q @ q.T, np.eye(D), atol=1e-5)
         assert np.abs(q - np.eye(D)).max() > 0.01
+        without = replace(kept, parameters={"weight": weight})
         assert last[f"cam-{i}"]["personal"] == right(kept, shifted(40, i + 9))
-        assert last[f"cam-{i}"]["federated"] == right(shared, shifted(40, i + 9))
+        assert last[f"cam-{i}"]["federated"] == right(without, shifted(40, i + 9))
 
 
 def test_both_models_can_be_asked_for(random_bundle: Bundle, tmp_path: Path) -> None:
