@@ -2,10 +2,10 @@
 
 Kong, Yeom, Jeon, Kim 2026, "Generalized and Personalized Federated Learning with Black-Box
 Foundation Models via Orthogonal Transformations" (CVPR), arXiv 2505.19888; its variant FEDOT(+B)
-with a block-diagonal map. There is no public code.
+with a block-diagonal map. There is no public code; the formulas follow a published summary.
 
-    logits = scale * (Q f / |f|) . w_c                    w_c = t_c at the start; Q = I without a map
-    Q_k    = (I + R_k) (I - R_k)^-1,  R_k = (A_k - A_k^T) / 2      block k of Q; A_k without limits
+    logits = scale * (Q f / |f|) . w_c               w_c = t_c at the start; Q = I without a map
+    Q_k    = (I + R_k) (I - R_k)^-1,  R_k = (A_k - A_k^T) / 2     block k of Q; A_k without limits
 
 The classifier w is trained and averaged over the devices. A is never sent. Both are trained with
 cross-entropy.

@@ -1,7 +1,8 @@
 """TOFA: Gaussian class models with a global and a personal posterior, closed form, one round.
 
 Zhang, Han, Feng, Zhang, Li, Jiang, Lin, Chen 2026, "TOFA: Training-Free One-Shot Federated
-Adaptation for Vision-Language Models" (AAAI), arXiv 2511.16423. There is no public code.
+Adaptation for Vision-Language Models" (AAAI), arXiv 2511.16423. There is no public code; the
+formulas follow a published summary of the paper.
 
 Features of class c are normal with the mean mu_c and one covariance for all classes. The posterior
 of the fleet is that of all pictures under an uninformative prior. With the power alpha it is the
@@ -17,14 +18,14 @@ p_V and p_T are the highest probabilities of softmax(f_V) and softmax(f_T), so t
 more for each picture. (The paper writes e as the sigmoid of log(p_V / p_T), which is the same.)
 
 P = (N - 1 + D) (S + tr(S) / (N - 1) I)^-1 for the scatter S within the classes: the posterior mean
-of the precision under a Wishart prior with a scale matrix proportional to the identity. The paper
-does not say how it shrinks; this is the shrinkage of prototypes.py with the scale that the
-probabilities need.
+of the precision under a Wishart prior with a scale matrix proportional to the identity. It is the
+shrinkage of prototypes.py, with the scale that the probabilities need. The paper's own is not known
+here, nor its alpha.
 
 Devices send the exact sums of ridge.py; those of the validation pictures are not used. The shared
 model has the head of the fleet. It also has what a device needs for its own posterior: the class
-means, the numbers of pictures, and the covariance within the classes. **So every device receives the mean feature
-of each class of the fleet.** The device's own model has a head only. It is kept in
+means, the numbers of pictures, and the covariance within the classes. **So every device receives
+the mean feature of each class of the fleet.** The device's own model has a head only. It is kept in
 `personal.safetensors` and never sent.
 
 alpha is chosen for the best accuracy on the device's validation pictures. The shared head, which is
