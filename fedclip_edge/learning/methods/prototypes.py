@@ -115,7 +115,7 @@ def logits(
 def _means(train: Moments, texts: F64) -> F64:
     """Compute the class means (C, D); for a class without pictures, estimate it from its text."""
     present = train.counts > 0
-    means = train.sums / np.where(present, train.counts, 1)[:, None]  # counts may be fractions
+    means = train.sums / np.maximum(train.counts, 1)[:, None]
     if present.all():
         return means
     middle, centre = means[present].mean(axis=0), texts[present].mean(axis=0)

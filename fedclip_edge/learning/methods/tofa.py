@@ -19,8 +19,7 @@ more for each picture. (The paper writes e as the sigmoid of log(p_V / p_T), whi
 
 P = (N - 1 + D) (S + tr(S) / (N - 1) I)^-1 for the scatter S within the classes: the posterior mean
 of the precision under a Wishart prior with a scale matrix proportional to the identity. It is the
-shrinkage of prototypes.py, with the scale that the probabilities need. The paper's own is not known
-here, nor its alpha.
+shrinkage of gda.py. The paper's own is not known here, nor its alpha.
 
 Devices send the exact sums of ridge.py; those of the validation pictures are not used. The shared
 model has the head of the fleet. It also has what a device needs for its own posterior: the class
@@ -32,8 +31,8 @@ alpha is chosen for the best accuracy on the device's validation pictures. The s
 the limit of a large alpha, is a candidate. Without validation pictures alpha is 1.
 
 Not here: the paper's texts, which a language model writes on the devices; f_T has the class texts.
-A class without pictures has a mean that is estimated from its text, as in prototypes.py. Without
-two pictures of one class there is no covariance, and the model is zero-shot CLIP.
+A class without pictures has a mean that is estimated from its text. Without two pictures of one
+class there is no covariance, and the model is zero-shot CLIP.
 
 Options: `alpha`, and `min_per_class` as in ridge.py.
 """
@@ -50,7 +49,6 @@ from fedclip_edge.learning import moments
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.kinds import closed_form, within_float16
 from fedclip_edge.learning.method import LocalTask, Personal, scores
-from fedclip_edge.learning.methods import prototypes
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.operations import Array, Operations, cosine_logits
 from fedclip_edge.records import Arrays, ClassTexts, Model, Shapes
@@ -139,11 +137,17 @@ def logits(
 def _head(seen: Moments, texts: F64) -> Arrays:
     """Compute w (C, D) and b (C,) from moments; `texts` are the scaled class texts (C, D)."""
     pictures, dim = float(seen.counts.sum()), texts.shape[1]
+    values, basis = np.linalg.eigh(_scatter(seen))
+    values = np.maximum(values, 0)  # rounding makes some negative
+    spread = float(values.sum())
     weight, bias = texts, np.zeros(len(texts))
-    if np.trace(_scatter(seen)) > _LEAST_SPREAD * pictures:
-        joined = prototypes.discriminant(seen, texts, 1.0)  # (C, D + 1), its P begins with D
-        joined *= (pictures - 1 + dim) / dim
-        weight, bias = within_float16(joined[:, :-1], joined[:, -1])
+    if spread > _LEAST_SPREAD * pictures:
+        means = _means(seen, texts)
+        ridge = spread / max(pictures - 1, 1.0)
+        weight = (means @ basis * ((pictures - 1 + dim) / (values + ridge))) @ basis.T
+        bias = -np.sum(weight * means, axis=1) / 2
+        # The mean over the classes affects no decision.
+        weight, bias = within_float16(weight - weight.mean(axis=0), bias - bias.mean())
     return {
         "weight": np.array(weight, np.float32, order="C"),
         "bias": np.array(bias, np.float32),
@@ -156,7 +160,7 @@ def _statistics(seen: Moments) -> Arrays:
     These are small numbers, which float16 can hold. The moments themselves are not.
     """
     return {
-        "means": _means(seen).astype(np.float32),
+        "means": _class_means(seen).astype(np.float32),
         "pictures": seen.counts.astype(np.float32),
         "covariance": (_scatter(seen) / max(1, seen.pictures)).astype(np.float32),
     }
@@ -170,14 +174,27 @@ def _fleet(shared: Arrays) -> Moments:
     return Moments(gram, means * counts[:, None], counts)
 
 
-def _means(seen: Moments) -> F64:
+def _class_means(seen: Moments) -> F64:
     """Compute the mean feature of each class (C, D); zero for a class without pictures."""
     return np.asarray(seen.sums / np.where(seen.counts > 0, seen.counts, 1)[:, None])
 
 
+def _means(seen: Moments, texts: F64) -> F64:
+    """Compute the class means (C, D); for a class without pictures, estimate it from its text.
+
+    It is the mean of the known means plus a multiple of the text's difference from the mean text.
+    The multiple is fitted to the known classes by least squares.
+    """
+    means, here = _class_means(seen), seen.counts > 0
+    middle, offsets = means[here].mean(axis=0), texts - texts[here].mean(axis=0)
+    length = max(float(np.sum(offsets[here] ** 2)), _LEAST_SPREAD)
+    multiple = max(0.0, float(np.sum((means[here] - middle) * offsets[here])) / length)
+    return np.where(here[:, None], means, middle + multiple * offsets)
+
+
 def _scatter(seen: Moments) -> F64:
     """Compute the scatter within the classes (D, D)."""
-    return np.asarray(seen.gram - _means(seen).T @ seen.sums)
+    return np.asarray(seen.gram - _class_means(seen).T @ seen.sums)
 
 
 def _scaled(classes: ClassTexts) -> F64:

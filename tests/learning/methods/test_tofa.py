@@ -76,7 +76,7 @@ def from_pictures(data: Features, weights: Any, asked: Features) -> Any:
         for a, y, w in zip(x, data.labels, weights, strict=True)
     )
     n = weights.sum()
-    p = (n - 1 + D) * np.linalg.inv(s + np.trace(s) / (int(n) - 1) * np.eye(D))
+    p = (n - 1 + D) * np.linalg.inv(s + np.trace(s) / (n - 1) * np.eye(D))
     found = []
     for f in unit(asked):
         visual = np.array([f @ p @ mu - mu @ p @ mu / 2 for mu in mus])
