@@ -87,6 +87,7 @@ def predict(
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
+    from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
     from fedclip_edge.storage import atomic
     from fedclip_edge.vision.bundle import read_bundle
@@ -140,7 +141,7 @@ def predict(
         atomic.write_file(out, _csv([rows.csv_head(), *written]))
     by = "zero-shot (no --model given)"
     if trained is not None:
-        by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
+        by = f"{trained.run}, round {trained.model.round} of {exchanges(trained.plan)}"
         by += f" ({trained.model.method})"
     lines = [
         f"{tally.summary(left_out, known.found)}; {by}",

@@ -26,7 +26,6 @@ from fedclip_edge.learning.methods import (
     fedot,
     gda,
     lowrank,
-    prototypes,
     ridge,
     tip_adapter,
     tofa,
@@ -71,6 +70,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "min_per_class": "Smallest number of pictures of a class that an update may depend on; no "
         "plan lowers it. A side of the split with fewer pictures of a class is withheld. If training "
         "and validation reach the number only together, all these pictures are for training.",
+        "min_votes": "Smallest number of validation pictures that the device votes with. With fewer, "
+        "its answer to the vote is empty.",
         "methods": "Methods that this device takes part in; it refuses a plan with another one. "
         "Without this key, all methods.",
         "reports": "`false` keeps the measured accuracies on the device, and no round waits for them.",
@@ -139,6 +140,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "personal_epochs": "Number of epochs for which each device continues to train alone after the "
         "last round. It keeps the model that is best on its validation pictures as its personal "
         "model. 0 makes none.",
+        "vote": "`on`: the run ends with a [vote](../explanation/methods.md#the-vote) of the devices "
+        "on their validation pictures, so that its model is not worse than zero-shot CLIP. `off`: "
+        "it ends with the model of the last round, which nothing guards.",
         "local_baseline": "Each device also trains a model alone, for comparison.",
     },
     Training: {
@@ -183,12 +187,6 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     gda.Options: {
         "share": "Weight of the Gaussian head relative to the class texts. Without it, it grows with "
         "the number of pictures.",
-        "min_per_class": _MIN_PER_CLASS,
-    },
-    prototypes.Options: {
-        "alpha": "Weight of the image prototypes relative to the class texts. Without it, it is "
-        "fitted to the validation pictures.",
-        "shrinkage": "Factor on the shrinkage of the covariance.",
         "min_per_class": _MIN_PER_CLASS,
     },
     tip_adapter.Options: {

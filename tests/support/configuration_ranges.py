@@ -30,7 +30,6 @@ from fedclip_edge.learning.methods import (
     fedot,
     gda,
     lowrank,
-    prototypes,
     ridge,
     tip_adapter,
     tofa,
@@ -120,6 +119,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             "64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a")
         ),
         "min_per_class": integers(1),
+        "min_votes": integers(1),
         "methods": Range(
             "different names of methods, at least one",
             (["ridge"], [*methods.names()]),
@@ -170,6 +170,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "max_norm": numbers(0, 1e9, above=True, below=True),
         "strategy": STRATEGY,
         "personal_epochs": integers(0, 1000),
+        "vote": CHOICE,
         "local_baseline": TRUTH,
     },
     Training: _TRAINING,
@@ -188,11 +189,6 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "min_per_class": integers(1),
     },
     gda.Options: {"share": numbers(0, 100), "min_per_class": integers(1)},
-    prototypes.Options: {
-        "alpha": numbers(0, 1e6),
-        "shrinkage": numbers(0, 1e6, above=True),
-        "min_per_class": integers(1),
-    },
     tip_adapter.Options: {"alpha": numbers(0, 1e4), "beta": numbers(0, 1e4)},
     tofa.Options: {"alpha": numbers(0, 1e3), "min_per_class": integers(1)},
     fedavgm.Options: {"lr": numbers(0, 10, above=True), "momentum": numbers(0, 1, below=True)},

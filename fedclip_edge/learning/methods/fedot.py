@@ -18,7 +18,7 @@ fixed, then A and w are trained together for `epochs`, and A is dropped.
 
 The device's own model is the shared w with the map that `map_epochs` give for it. It is kept in
 `personal.safetensors` and never sent. If it is not better than the shared model on the device's
-validation pictures, the map is the identity.
+validation pictures, the map is the identity. So devices need no vote, and a run ends without one.
 
 The paper averages w with equal weights, as the defaults do. Its learning rate and its number of
 epochs are not known here; lr is that of `linear`.
@@ -168,4 +168,6 @@ METHOD = replace(
     averaged("fedot", Options, initial_parameters, logits),
     fit=fit,
     personal=Personal(own_model, own_shapes),
+    vote=None,
+    shares={},
 )

@@ -28,7 +28,8 @@ the mean feature of each class of the fleet.** The device's own model has a head
 `personal.safetensors` and never sent.
 
 alpha is chosen for the best accuracy on the device's validation pictures. The shared head, which is
-the limit of a large alpha, is a candidate. Without validation pictures alpha is 1.
+the limit of a large alpha, is a candidate. Without validation pictures alpha is 1. As each device
+chooses for itself, a run ends without a vote.
 
 Not here: the paper's texts, which a language model writes on the devices; f_T has the class texts.
 A class without pictures has a mean that is estimated from its text. Without two pictures of one
@@ -204,4 +205,6 @@ def _scaled(classes: ClassTexts) -> F64:
 METHOD = replace(
     closed_form("tofa", Options, initial_parameters, logits, solve),
     personal=Personal(own_model, shapes),
+    vote=None,
+    shares={},
 )
