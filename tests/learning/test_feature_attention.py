@@ -13,7 +13,6 @@ from plain_attention import federated, module
 
 from fedclip_edge.learning import feature_attention, methods
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.local import fit
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.operations import NUMPY
@@ -109,11 +108,8 @@ def test_pictures_without_differences_are_no_error(name: str, alike: str) -> Non
     rows = np.repeat(one.vectors[:1], 40, axis=0) * (0 if alike == "zeros" else 1)
     data = Features(rows, one.labels, one.encoder_id)
     plan = Plan(name)
-
-    class Sides:
-        train = validation = data
-
-    update = fit(plan, methods.initial(plan, CLASSES, D), Sides(), CLASSES, "cam")
+    model = methods.initial(plan, CLASSES, D)
+    update = methods.fit(LocalTask(plan, model, data, data, CLASSES, 0))
     assert all(np.isfinite(term).all() for term in update.delta.values())
 
 
