@@ -137,7 +137,7 @@ class Host:
                 shown = alone.model
             else:
                 alone, shown = None, model
-            if plan.personal_epochs or methods.get(plan.method).traits.is_personal:
+            if plan.personal_epochs or methods.get(plan.method).personal:
                 sides = self._sides(device)
                 shown = personal(plan, shown, sides, self._classes, device.name) or shown
             for view in task.views:
