@@ -27,7 +27,8 @@ class FakeLearner:
     Models are recorded by their first number.
     """
 
-    model_shapes: Shapes
+    # Shapes of every model, or a function of the number of closed exchanges.
+    model_shapes: Shapes | Callable[[int], Shapes]
     device: str = "cam-01"
     make_update: Callable[[Model], Update] = plus_half
     accuracy: Mapping[str, float] = field(default_factory=lambda: {"federated": 0.5})
@@ -43,7 +44,7 @@ class FakeLearner:
         return replace(CAPABLE, roles=self.roles, methods=self.methods)
 
     def shapes(self, plan: Plan, closed: int) -> Shapes:
-        return self.model_shapes
+        return self.model_shapes(closed) if callable(self.model_shapes) else self.model_shapes
 
     def fit(self, model: Model, plan: Plan) -> Update:
         self.fitted.append(_first_number(model))
