@@ -27,9 +27,10 @@ from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import PeerError
+from fedclip_edge.learning import ballot
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import CoordinatorState, Manifest
+from fedclip_edge.protocol.messages import CoordinatorState, Manifest, Pictures
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR, Model, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
@@ -212,6 +213,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
             # Without times in the report, its bytes are the same in every trace.
             report_fields={"wait_s": 0.0},
             roles=roles,
+            pictures=Pictures(train=1, validation=ballot.MOST, test=1, withheld=0),
         ),
         identity=me,
         transport=simulated.link,
