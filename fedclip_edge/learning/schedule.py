@@ -204,9 +204,7 @@ class Schedule:
         every = {**_heads_in(before), **heads}
         if self.steps[following].kind == "vote":
             return ballot.made(self.plan.method, following, every, self._shares), state
-        state |= {
-            f"{_HEADS}{label}/{n}": t for label, its in heads.items() for n, t in its.items()
-        }
+        state |= {f"{_HEADS}{label}/{n}": t for label, its in heads.items() for n, t in its.items()}
         initial = self._initial(self.steps[following].stage)
         return replace(initial, method=self.plan.method, round=following), state
 
@@ -230,11 +228,11 @@ class Schedule:
         for i, stage in enumerate(self.stages):
             method = methods.get(stage.method)
             assert method.vote is not None
-            its = {label: heads[label] for label in method.shares if label in heads}
+            # Zero-shot CLIP's share is settled together with the heads of the first method.
+            labels = [label for label in method.shares if not i or label in self._heads]
+            its = {label: heads[label] for label in labels if label in heads}
             prefix = f"{_KEPT}{i}/"
             kept = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-            # Zero-shot CLIP's share is settled together with the heads of the first method.
-            labels = method.shares if i == 0 else its
             mine = {label: shares.get(label, 0.0) for label in labels}
             settled, its_shares = method.vote.settle(
                 its, kept, mine, method.check_options(stage.options)
