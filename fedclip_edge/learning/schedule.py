@@ -61,7 +61,9 @@ def stages(plan: Plan) -> tuple[Plan, ...]:
 def steps(plan: Plan) -> tuple[Step, ...]:
     """Return the exchanges of a run in their order."""
     every = stages(plan)
-    found = [Step("round", i) for i, stage in enumerate(every) for _ in range(_rounds(stage))]
+    found: list[Step] = []
+    for i, stage in enumerate(every):
+        found += [Step("round", i)] * _rounds(stage)
     if has_vote(plan):
         found.append(Step("vote", len(every) - 1))
     return tuple(found)
@@ -132,14 +134,11 @@ class Schedule:
             bound = bound.after((norms or {}).get(number, []))
         return bound
 
-    def numbers(self, closed: int) -> tuple[int, ...]:
+    def numbers(self, closed: int) -> range:
         """Return the numbers of the closed training rounds of the method that trains next."""
         stage = self._step(closed).stage
-        return tuple(
-            number
-            for number, step in enumerate(self.steps[:closed], 1)
-            if step == Step("round", stage)
-        )
+        before = sum(map(_rounds, self.stages[:stage]))
+        return range(before + 1, min(closed, before + _rounds(self.stages[stage])) + 1)
 
     def total(self, closed: int, max_norm: float) -> Total:
         """Make an empty total for the exchange after `closed` ones."""

@@ -101,6 +101,14 @@ def test_a_run_has_its_rounds_and_then_a_vote_unless_there_is_nothing_to_vote_on
     assert set(methods.names()) - set(VOTED) == {"zeroshot", "tip-adapter"}
 
 
+def test_the_numbers_of_a_methods_rounds_are_those_that_are_closed(both: str) -> None:
+    schedule = Schedule(Plan(both, rounds=4), CLASSES, D)  # one round, three rounds, a vote
+    found = [tuple(schedule.numbers(closed)) for closed in range(6)]
+    assert found == [(), (), (2,), (2, 3), (2, 3, 4), (2, 3, 4)]
+    one = Schedule(Plan(rounds=2, vote="off"), CLASSES, D)
+    assert [tuple(one.numbers(closed)) for closed in range(3)] == [(), (1,), (1, 2)]
+
+
 @pytest.mark.parametrize("vote", ["on", "off"])
 @pytest.mark.parametrize("method", methods.names())
 @pytest.mark.parametrize("pictures", [60, 0])
