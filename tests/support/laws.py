@@ -18,6 +18,7 @@ The laws, by the name in `BrokenLawError.law`:
 - flood: of a flood, a process handles no more than one sender's share of its queue, and a
   coordinator does not listen to its sender for MUTED_S (bad_network.py).
 - equal: every model, and the file of the last one, equals that of the faultless run byte for byte.
+  A vote that fewer devices answer than any cohort of the fleet needs may also end with the default.
 - residual: a device's next update has the residual of its last kept one, once (device_laws.py).
 - parked: a device offers only what is on its disk.
 - epochs: no device believes a manifest of an older epoch than one it has believed before.
@@ -33,6 +34,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import safetensors.numpy
 from broken_law import BrokenLawError
 from device_laws import Made
 
@@ -42,7 +44,7 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.schedule import Schedule
-from fedclip_edge.learning.strategy import Total
+from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model
 
@@ -68,6 +70,7 @@ class Laws:
     epoch: int = 0  # of that manifest
     _kept: dict[str, str] = field(default_factory=dict)  # of the open round
     _open: tuple[dict[str, str], ExactSum] | None = None
+    _state: State = field(default_factory=dict)  # of the coordinator, after the last exchange
     _received: dict[str, Model] = field(default_factory=dict)  # by version, as devices receive it
     _ever: set[tuple[str, str]] = field(default_factory=set)  # acknowledged, with any journal
 
@@ -175,19 +178,21 @@ class Laws:
             if kept.get(number, {}).get(device) == sha256
         }
         self.announced, self.epoch, self._open = closed, 0, None
+        self._state = safetensors.numpy.load(journal.newest_model(run).server_state)
 
     def _close(self, number: int, kept: dict[str, str], journal: Journal) -> None:
         total, before = self._sum(number, kept), self.masters[-1]
-        model, _ = self.schedule.close(before, total, {})
+        model, state = self.schedule.close(before, total, self._state)
         if self.schedule.steps[number - 1].kind == "vote":
             # The journal does not name the cohort, so a vote may have had no quorum. With answers
             # of so many devices every cohort had one.
             had_quorum = len(kept) >= math.ceil(self.quorum * self.trainers)
-            default, _ = self.schedule.close(before, total, {}, decided=False)
+            default, _ = self.schedule.close(before, total, self._state, decided=False)
             if not had_quorum and self._published(default).payload == (
                 journal.newest_model(self.run.id).payload
             ):
                 model = default
+        self._state = state
         self._add(model)
         self.closed_with.append(kept)
         self._open = None

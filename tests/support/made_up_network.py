@@ -19,7 +19,7 @@ import heapq
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import device_laws
@@ -122,9 +122,14 @@ class World:
             rounds += self.habit_luck.choice((0, 2))  # most of them after the last fault
         lossless: tuple[Codec, Codec] = ("fp32", "fp32")
         up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
+        self.plan = Plan(rounds=rounds, vote="off", codec_up=up, codec_down=down)
         # From luck of its own, so that it changes no other choice.
-        vote = random.Random(f"vote of {seed}").choice(("on", "off"))
-        self.plan = Plan(rounds=rounds, vote=vote, codec_up=up, codec_down=down)  # type: ignore[arg-type]
+        vote_luck = random.Random(f"vote of {seed}")
+        if vote_luck.random() < 0.5:
+            self.plan = replace(self.plan, vote="on")
+            method = vote_luck.choice(("fedclip", "fedclip", "gda", "ridge"))
+            if method != "fedclip":
+                self.plan = replace(self.plan, method=method, rounds=1)
         self.rules = RunRules(
             devices=devices,
             quorum=self.luck.choice((0.5, 0.75, 1.0)),
