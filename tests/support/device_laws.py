@@ -68,15 +68,16 @@ def _moments(schedule: Schedule, device: str, variant: str) -> Update:
     """Exact sums over drawn pictures."""
     digest = hashlib.sha256(f"{device}/{variant}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    sides = [
+    classes = len(schedule.classes.names)
+    train, validation = (
         Features(
             random.normal(size=(count, schedule.dim)).astype(np.float32),
-            np.arange(count) % len(schedule.classes.names),
+            np.arange(count) % classes,
             "e" * 64,
         )
         for count in (30, int(random.choice([0, 12])))
-    ]
-    update = moments.update(*sides, len(schedule.classes.names), 1)
+    )
+    update = moments.update(train, validation, classes, 1)
     return replace(update, weight=1000) if variant.endswith(HEAVY) else update
 
 
