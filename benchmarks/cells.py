@@ -189,7 +189,10 @@ def measure(cell: Cell, pool: Pool, fleet: Fleet) -> list[Seen]:
     if fleet.held_out is not None:
         rows[HELD_OUT] = fleet.held_out.test
     if cell.method == CENTRAL:
-        answers = {where: centralised(pool, pool.vectors[its]) for where, its in rows.items()}
+        answers = {
+            where: centralised(pool, fleet.devices, pool.vectors[its])
+            for where, its in rows.items()
+        }
     else:
         model = final_model(cell, pool, fleet)
         answers = {

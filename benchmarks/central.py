@@ -7,30 +7,33 @@ training and validation pictures together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.records import F32
-from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
+from fedclip_edge.simulating.pool import Pool
+from fedclip_edge.simulating.splits import Device
 
 PENALTIES = tuple(10.0**power for power in range(2, -5, -1))  # from stiff to loose
 _STEPS = 200
 
 
-def centralised(pool: Pool, vectors: F32) -> F32:
-    """Logits (N, C) of raw features (N, D), by a regression on the pool."""
-    sides = {side: pool.rows(side) for side in (TRAIN, VALIDATION)}
-    chosen = PENALTIES[0]
-    if len(sides[VALIDATION]):
-        found = {}
-        weights: torch.Tensor | None = None
-        for penalty in PENALTIES:
-            weights = _fit(pool, sides[TRAIN], penalty, weights)
-            its = sides[VALIDATION]
-            found[penalty] = goodness(_logits(pool, weights, pool.vectors[its]), pool.labels[its])
-        chosen = max(PENALTIES, key=lambda one: found[one][1])
-    weights = _fit(pool, np.flatnonzero(pool.sides != TEST), chosen, None)
+def centralised(pool: Pool, devices: Sequence[Device], vectors: F32) -> F32:
+    """Logits (N, C) of raw features (N, D), by a regression on the pictures of the devices."""
+    train = np.concatenate([device.train for device in devices])
+    validation = np.concatenate([device.validation for device in devices])
+    chosen, likelihood = PENALTIES[0], -np.inf
+    weights: torch.Tensor | None = None
+    for penalty in PENALTIES if len(validation) else ():
+        weights = _fit(pool, train, penalty, weights)
+        logits = _logits(pool, weights, pool.vectors[validation])
+        found = goodness(logits, pool.labels[validation])[1]
+        if found > likelihood:
+            chosen, likelihood = penalty, found
+    weights = _fit(pool, np.concatenate([train, validation]), chosen, None)
     return _logits(pool, weights, vectors)
 
 

@@ -44,7 +44,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
 
 import cells
 from cells import ALL, Cell, Found, Seen
@@ -264,8 +263,11 @@ def measured(
         f"{len(todo)} cells, {len(todo) - len(left)} of them measured before",
         flush=True,
     )
-    count = 0
-    with open_results(options.results) as file:
+    path, count = options.results, 0
+    text = path.read_text(encoding="utf-8") if path and path.exists() else ""
+    with Path(path or os.devnull).open("a", encoding="utf-8") as file:
+        if text and not text.endswith("\n"):
+            file.write("\n")  # after a line that was being written when the benchmark was killed
         for group in cells.run(left, pools, options.jobs):
             for cell, seen in group:
                 found[cell] = seen
@@ -276,15 +278,6 @@ def measured(
                 told_at = time.perf_counter()
                 print(f"{count:6} of {len(left)} cells, {told_at - began:.0f} s", flush=True)
     return {cell: found[cell] for cell in todo}
-
-
-def open_results(path: Path | None) -> TextIO:
-    """Open a file of results for appending; a line that is not complete is ended."""
-    file = Path(path or os.devnull).open("a", encoding="utf-8")
-    text = path.read_text(encoding="utf-8") if path else ""
-    if text and not text.endswith("\n"):
-        file.write("\n")  # after a line that was being written when the benchmark was killed
-    return file
 
 
 def main() -> int:
