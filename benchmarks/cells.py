@@ -242,7 +242,7 @@ def final_model(cell: Cell, pool: Pool, fleet: Fleet) -> Model:
     task = Task("run-1", plan, "federated", (view,), pool.encoder_id, pool.dim, cell.floor)
     *_, last = federate(task, fleet, Here(pool))
     assert last.model is not None
-    shapes = methods.plan_layout(plan, classes, pool.dim).parameters
+    shapes = {name: term.shape for name, term in last.model.parameters.items()}
     payload = wire.pack_model(last.model, plan.codec_down)
     model = wire.unpack_model(payload, plan.codec_down, shapes)
     for device in fleet.devices:  # the run's own figures are those of this model

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 import cells
 from cells import ALL, CENTRAL, DEVICES, HELD_OUT, Cell, Found
 from never_worse import SHOTS, add_sets, measured, sets
+from results import PAGE, put
 
 from fedclip_edge.learning import methods
 from fedclip_edge.simulating.pool import Pool
@@ -133,7 +134,9 @@ def tables(its: Sequence[Point]) -> str:
     for source in dict.fromkeys(one.source for one in its):
         mine = [one for one in its if one.source == source]
         columns = list(dict.fromkeys((one.where, one.shots) for one in mine))
-        heads = [where if shots == ALL else f"{shots} shots" for where, shots in columns]
+        heads = [
+            where if shots == ALL else f"{shots} shot{'s'[: shots - 1]}" for where, shots in columns
+        ]
         lines = [f"| {source} | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
         of = {(one.where, one.shots, one.method): one for one in mine}
         zero = {(one.where, one.shots): one.zero for one in mine}
@@ -153,14 +156,18 @@ def main() -> int:
     add_sets(parser)
     parser.add_argument("--methods", help=f"without options [default: {','.join(METHODS)}]")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     options = parser.parse_args()
     pools = sets(parser, options)
     names = options.methods.split(",") if options.methods else METHODS
     its = points(measured(list(grid(pools, names, options.seeds)), pools, options))
     checked = checks(its)
-    print(f"\naccuracy in % (points above zero-shot)\n\n{tables(its)}\n")
+    text = tables(its)
+    print(f"\naccuracy in % (points above zero-shot)\n\n{text}\n")
     for text, kept in checked:
         print(f"{'kept' if kept else 'MISSED'}: {text}")
+    if options.write:
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), "curves", text), "utf-8")
     if options.json:
         limits = [{"limit": text, "kept": kept} for text, kept in checked]
         print(json.dumps({"points": [asdict(one) for one in its], "limits": limits}))

@@ -89,11 +89,12 @@ ALL = (
     "linear",
     "clip-adapter",
     "lowrank",
+    "gda",
     "ridge",
     "prototypes",
     "tip-adapter",
 )
-REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "gda", "ridge", "prototypes")
 STRATEGIES = (
     "zeroshot",
     "linear",
@@ -102,12 +103,14 @@ STRATEGIES = (
     "linear@strategy=fedadam,strategy.lr=0.1",
     "linear@strategy=fedyogi,strategy.lr=0.1",
     "linear@optimizer=sgd,lr=0.003",
+    "gda",
     "ridge",
 )
 ROBUST = (
     "zeroshot",
     "linear",
     *(f"linear@strategy={name}" for name in ("median", "trimmed-mean", "krum", "multi-krum")),
+    "gda",
     "ridge",
 )
 PERSONAL = tuple(
@@ -124,6 +127,7 @@ FEW = (
     "linear",
     "clip-adapter",
     "lowrank",
+    "gda@min_per_class=1",
     "ridge@min_per_class=1",
     "prototypes@min_per_class=1",
 )
@@ -280,7 +284,7 @@ def put(page: str, name: str, text: str) -> str:
     before, opened, rest = page.partition(first)
     _, closed, after = rest.partition(last)
     if not opened or not closed:
-        sys.exit(f"{PAGE} has no markers {first} and {last}")
+        sys.exit(f"the page has no markers {first} and {last}")
     return f"{before}{first}\n{text}\n{last}{after}"
 
 
