@@ -31,6 +31,7 @@ from central import centralised
 
 from fedclip_edge import log
 from fedclip_edge.config import EncoderConfig
+from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.evaluation import evaluate, goodness
 from fedclip_edge.learning.methods import zeroshot
@@ -227,7 +228,10 @@ def compared(where: str, mine: F32, zero: F32, labels: np.ndarray) -> Seen:
 
 
 def plan_of(cell: Cell) -> Plan:
+    """The plan of a cell; raises ConfigError for a method that the fleet does not train together."""
     (setting,) = parse_settings(cell.method, None)
+    if setting.line != "federated":
+        raise ConfigError(f"{cell.method}: only a model of the whole fleet can be compared")
     plan = replace(setting.plan, seed=cell.seed)
     if hasattr(methods.get(plan.method).check_options(plan.options), "min_per_class"):
         plan = replace(plan, options={**plan.options, "min_per_class": cell.floor})

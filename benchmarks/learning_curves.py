@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import cells
 from cells import ALL, CENTRAL, DEVICES, HELD_OUT, Cell, Found
@@ -62,11 +62,11 @@ class Point:
 
 
 def grid(pools: Mapping[str, Pool], names: Sequence[str], seeds: int) -> Iterator[Cell]:
-    """The cells that the sets can fill."""
-    for source, pool in pools.items():
-        for seed in range(seeds):
-            if len(pool.domains) > 2:
-                count = len(pool.domains) - 1
+    """The cells that the sets can fill, one seed after the other."""
+    for seed in range(seeds):
+        for source, pool in pools.items():
+            count = len(pool.domains) - 1
+            if count > 1:
                 fleets = [
                     Cell(source, "domain", count, ALL, seed, 1, "", domain)
                     for domain in pool.domains
@@ -75,8 +75,7 @@ def grid(pools: Mapping[str, Pool], names: Sequence[str], seeds: int) -> Iterato
                 fleets = [Cell(source, "iid", 10, shots, seed, 1, "") for shots in SHOTS]
             for fleet in fleets:
                 if cells.fills(pool, fleet):
-                    for name in names:
-                        yield Cell(**{**asdict(fleet), "method": name})
+                    yield from (replace(fleet, method=name) for name in names)
 
 
 def points(found: Found) -> list[Point]:

@@ -42,7 +42,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cells
@@ -86,28 +86,26 @@ class Row:
 def grid(
     pools: Mapping[str, Pool], methods: Sequence[str], seeds: int, *, quick: bool
 ) -> Iterator[Cell]:
-    """The cells that the sets can fill; with `quick` a small part of them."""
-    for name, pool in pools.items():
-        most = cells.most_shots(pool)
-        shots = (*SHOTS, *([ALL] if most > SHOTS[-1] else []))
-        fleets = [
-            Cell(name, split, devices, number, seed, 0, "")
-            for split in (SPLITS[0::2] if quick else SPLITS)
-            for devices in (DEVICES[0::2] if quick else DEVICES)
-            for number in (shots[0::2] if quick else shots)
-            for seed in range(seeds)
-        ]
-        if len(pool.domains) > 2 and not quick:
-            fleets += [
-                Cell(name, "domain", len(pool.domains) - 1, ALL, seed, 0, "", domain)
-                for domain in pool.domains
-                for seed in range(seeds)
-            ]
-        for fleet in fleets:
-            if cells.fills(pool, fleet):
-                for floor in FLOORS:
-                    for method in methods:
-                        yield Cell(**{**asdict(fleet), "floor": floor, "method": method})
+    """The cells that the sets can fill, one seed after the other; with `quick` a small part."""
+    for seed in range(seeds):
+        for name, pool in pools.items():
+            for fleet in fleets(name, pool, seed, quick=quick):
+                if cells.fills(pool, fleet):
+                    for floor in FLOORS:
+                        for method in methods:
+                            yield replace(fleet, floor=floor, method=method)
+
+
+def fleets(name: str, pool: Pool, seed: int, *, quick: bool) -> Iterator[Cell]:
+    """The fleets of a set and a seed, also those that it cannot fill."""
+    shots = (*SHOTS, *([ALL] if cells.most_shots(pool) > SHOTS[-1] else []))
+    for split in SPLITS[0::2] if quick else SPLITS:
+        for devices in DEVICES[0::2] if quick else DEVICES:
+            for number in shots[0::2] if quick else shots:
+                yield Cell(name, split, devices, number, seed, 0, "")
+    if len(pool.domains) > 2 and not quick:
+        for domain in pool.domains:
+            yield Cell(name, "domain", len(pool.domains) - 1, ALL, seed, 0, "", domain)
 
 
 def rows(found: Found) -> list[Row]:
