@@ -228,7 +228,7 @@ def compared(where: str, mine: F32, zero: F32, labels: np.ndarray) -> Seen:
 
 
 def plan_of(cell: Cell) -> Plan:
-    """The plan of a cell; raises ConfigError for a method that the fleet does not train together."""
+    """The plan of a cell; raises ConfigError if the fleet does not train the method together."""
     (setting,) = parse_settings(cell.method, None)
     if setting.line != "federated":
         raise ConfigError(f"{cell.method}: only a model of the whole fleet can be compared")

@@ -35,7 +35,7 @@ METHODS = (*(name for name in DEFAULTS if name in methods.names()), "ridge", *TR
 # Least gain over zero-shot, in points, by set and shots.
 GAINS = {("foodL", 4): 4.0, ("foodL", 16): 5.5, ("imagenetL", 4): 3.5}
 WITHIN = 1.0  # points below the reference, at most
-# The methods of which the best is compared, by method, set and shots; `auto` may choose a trained one.
+# The methods of which the best is compared; `auto` may choose a trained one.
 REFERENCES: Mapping[str, Mapping[tuple[str, int], Sequence[str]]] = {
     "gda": {("foodL", 16): (CENTRAL,)},
     "auto": {("foodL", 16): (CENTRAL,), ("foodL", 4): TRAINED},

@@ -1,4 +1,4 @@
-"""The benchmarks of accuracy: cells, limits, interrupted runs, and a small part on CLIP features."""
+"""The benchmarks of accuracy: cells, limits, interrupted runs, and a few cells of CLIP features."""
 
 from __future__ import annotations
 
