@@ -253,12 +253,13 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
     import open_clip
 
     from fedclip_edge.learning import local, methods, training
+    from fedclip_edge.learning.schedule import Schedule
     from fedclip_edge.records import Features
 
     classes = texts()
     features = Features(*drawn(EPOCH_PICTURES, 2), "e" * 64)
     plan = Plan(rounds=1)
-    model = methods.initial(plan, classes, DIM)
+    schedule, model = Schedule(plan, classes, DIM), methods.initial(plan, classes, DIM)
     torch.manual_seed(0)
     clip = open_clip.create_model("ViT-B-32").eval()
     clip.requires_grad_(requires_grad=False)
@@ -283,7 +284,7 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
         adam.step()
 
     def ours() -> None:
-        local.fit(plan, model, _Sides(features), classes, "device")
+        local.answer(schedule, model, _Sides(features), "device")
 
     cores = len(os.sched_getaffinity(0))
     found: dict[str, list[float]] = {"ours": [], "one": [], "all": []}

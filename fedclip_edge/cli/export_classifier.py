@@ -55,6 +55,7 @@ def export_classifier(
     from fedclip_edge.cli.export_screens import facts
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.exporting import classifier
+    from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
@@ -65,7 +66,7 @@ def export_classifier(
     side = manifest.preprocessing.image_size
     by = "zero-shot: no trained model"
     if trained is not None:
-        by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds} "
+        by = f"{trained.run}, round {trained.model.round} of {exchanges(trained.plan)} "
         by += f"({trained.model.method})"
     rows = [
         ("encoder", f"{manifest.model}, {manifest.pretrained}, {manifest.precision}"),

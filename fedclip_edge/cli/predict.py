@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
+from fedclip_edge.learning.schedule import exchanges
 
 if TYPE_CHECKING:
     from fedclip_edge.prediction import Asked, Prediction
@@ -140,7 +141,7 @@ def predict(
         atomic.write_file(out, _csv([rows.csv_head(), *written]))
     by = "zero-shot (no --model given)"
     if trained is not None:
-        by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds}"
+        by = f"{trained.run}, round {trained.model.round} of {exchanges(trained.plan)}"
         by += f" ({trained.model.method})"
     lines = [
         f"{tally.summary(left_out, known.found)}; {by}",

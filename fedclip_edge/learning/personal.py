@@ -22,6 +22,7 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods, mixture, strategies
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.records import ClassTexts, Model, Plan
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # shares of the device's own logits in the tried mixes
@@ -41,7 +42,7 @@ def personal(
         return None
     if not plan.personal_epochs:
         return methods.personal(local.task_of(plan, model, sides, classes, device))
-    if model.round < plan.rounds or not len(sides.validation):
+    if model.round < exchanges(plan) or not len(sides.validation):
         return None
     vectors, labels = sides.validation.vectors, sides.validation.labels
     shared = methods.predict(model, vectors, classes)  # (N, C)
@@ -51,7 +52,7 @@ def personal(
         for share in SHARES:
             found = goodness(shared + share * (theirs - shared), labels)
             if found > best:
-                best, chosen = found, mixture.mixed(model, own, share)
+                best, chosen = found, mixture.beside(model, own, share)
     return chosen
 
 
@@ -65,11 +66,15 @@ def _trained_on(
     options = dict(plan.options)
     if methods.get(plan.method).traits.is_averaged:
         options["epochs"] = 1
-    its_plan = replace(plan, options=options, strategy=strategies.DEFAULT, strategy_options={})
-    alone = local.Alone(its_plan, model)
+    its_plan = replace(
+        plan, options=options, strategy=strategies.DEFAULT, strategy_options={}, vote="off"
+    )
+    its_plan = replace(its_plan, rounds=plan.rounds + plan.personal_epochs)
+    alone = local.alone(its_plan, classes, sides.train.vectors.shape[1])
+    alone.model = replace(mixture.member(model, plan.method), round=plan.rounds)
     for epoch in range(plan.personal_epochs):
         try:
-            alone.train(sides, classes, device)
+            alone.train(sides, device)
         except (ConfigError, PeerError) as error:  # diverged: earlier models stay candidates
             log.event("personal_model_stopped", epoch=epoch + 1, reason=str(error))
             return

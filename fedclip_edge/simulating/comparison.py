@@ -10,6 +10,7 @@ import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.records import MAX_WEIGHT, ClassTexts, Plan
 from fedclip_edge.simulating import results
 from fedclip_edge.simulating.federation import federate
@@ -124,7 +125,7 @@ def views(choices: Choices, pool: Pool) -> tuple[View, ...]:
 
 def count_rounds(choices: Choices, pool: Pool) -> int:
     """Count the rounds of all runs together; evaluating the initial model counts as one."""
-    rounds = sum(setting.plan.rounds + 1 for setting in choices.settings)
+    rounds = sum(exchanges(setting.plan) + 1 for setting in choices.settings)
     return rounds * choices.seeds * len(held_out(choices, pool))
 
 
@@ -154,7 +155,7 @@ def compare(
                 task = _task(run, pool, shown, choices.min_per_class)
                 for found in federate(task, fleet, hosts):
                     following.add(found)
-                    is_last = found.round == task.plan.rounds
+                    is_last = found.round == exchanges(task.plan)
                     yield Step(
                         run,
                         found.round,

@@ -17,16 +17,16 @@ import numpy as np
 from fedclip_edge.agent import upload
 from fedclip_edge.agent.withholding import share
 from fedclip_edge.errors import ConfigError, PeerError
-from fedclip_edge.learning import local, methods, strategies
+from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.local import Sides
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import Total
-from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.exchange import open_round
+from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.records import (
     F32,
     I64,
@@ -73,6 +73,7 @@ class Announcement:
 
     payload: bytes
     version: str  # SHA-256 of the payload in hex
+    closed: int  # exchanges of the run that are closed
     is_last: bool  # no device trains on it
     max_norm: float  # of an update in the next round
 
@@ -106,7 +107,8 @@ class Host:
     _residuals: dict[str, Arrays] = field(default_factory=dict)
     _alone: dict[str, local.Alone] = field(default_factory=dict)
     _measured_zero_shot: bool = False
-    _layout: Layout | None = None
+    _schedule: Schedule | None = None
+    _layout: Layout = field(default_factory=lambda: Layout({}, {}))  # of the open exchange
     _digest: str = ""
 
     def run_round(self, announced: Announcement) -> Answer:
@@ -118,12 +120,14 @@ class Host:
         bounds.
         """
         task, plan = self.task, self.task.plan
-        total = strategies.total(plan, announced.max_norm)
+        total = self.schedule.total(announced.closed, announced.max_norm)
         up_bytes: dict[str, int] = {}
         norms: dict[str, float] = {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
-        model = None if self.task.line == "local" else self._unpack(announced.payload)
+        model = (
+            None if self.task.line == "local" else self._unpack(announced.payload, announced.closed)
+        )
         for device in self.devices:
             shown = self._of(device).model if model is None else model
             if plan.personal_epochs or methods.get(plan.method).traits.is_personal:
@@ -140,7 +144,7 @@ class Host:
             if announced.is_last or not len(device.train):
                 continue
             if model is None:
-                self._of(device).train(self._sides(device), self._classes, device.name)
+                self._of(device).train(self._sides(device), device.name)
             elif self._trains(device):
                 made = self._contribute(device, model, announced, total)
                 up_bytes[device.name], norms[device.name] = made
@@ -151,10 +155,16 @@ class Host:
     def _classes(self) -> ClassTexts:
         return self.task.views[0].classes
 
-    def _unpack(self, payload: bytes) -> Model:
-        if self._layout is None:
-            self._layout = methods.plan_layout(self.task.plan, self._classes, self.task.dim)
-            self._digest = self._classes.digest
+    @property
+    def schedule(self) -> Schedule:
+        """The exchanges of the run."""
+        if self._schedule is None:
+            self._schedule = Schedule(self.task.plan, self._classes, self.task.dim)
+        return self._schedule
+
+    def _unpack(self, payload: bytes, closed: int) -> Model:
+        self._digest = self._digest or self._classes.digest
+        self._layout = self.schedule.layout(closed)
         return wire.unpack_model(payload, self.task.plan.codec_down, self._layout.parameters)
 
     def _contribute(
@@ -166,8 +176,10 @@ class Host:
         if task.min_per_class is not None:  # as the agent's trainer does
             floor = max(task.min_per_class, methods.min_per_class(plan))
             sides = self._shared(device, floor)
-        update = local.fit(plan, model, sides, self._classes, device.name)
-        exchange = open_round(
+        schedule = self.schedule
+        update = local.answer(schedule, model, sides, device.name)
+        exchange = open_exchange(
+            schedule.steps[model.round].kind,
             run=task.run,
             number=model.round + 1,
             model=announced.version,
@@ -186,12 +198,11 @@ class Host:
         before = self._residuals.get(device.name, {})
         payload, residual = upload.encode(contribution, plan, before, max_norm)
         layout = self._layout
-        assert layout is not None
         received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
-        if model.round + 1 < plan.rounds:
+        if model.round + 1 < len(schedule.steps):
             self._residuals[device.name] = residual
         try:
-            check_update(plan, received.update)
+            schedule.check(model.round, received.update)
             norm = total.check(received.update)
         except PeerError as error:
             if device.sends_noise:

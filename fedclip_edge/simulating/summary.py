@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.simulating.results import Outcome
 from fedclip_edge.simulating.settings import Line
 
@@ -115,7 +116,7 @@ def _row(
         view=first.view,
         held_out=held_out,
         seeds=len({one.run.seed for one in its}),
-        rounds=first.run.setting.plan.rounds,
+        rounds=exchanges(first.run.setting.plan),
         zero_shot=figure("zero_shot", "mean"),
         mean=figure("fleet", "mean"),
         weighted=figure("fleet", "weighted"),

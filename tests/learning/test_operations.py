@@ -125,7 +125,7 @@ def test_numpy_and_torch_give_the_same_probabilities(
 
 def test_a_mix_gives_the_same_probabilities() -> None:
     for name in ("fedclip", "ridge"):
-        model = mixture.mixed(fitted(name, 1), fitted(name, 2), 0.25)
+        model = mixture.beside(fitted(name, 1), fitted(name, 2), 0.25)
         assert_same_probabilities(model, drawn(50, D))
 
 

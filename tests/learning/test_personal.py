@@ -36,7 +36,7 @@ SIDES = Sides(shifted(60, 1), shifted(40, 2))
 
 
 def plan_of(method: str, epochs: int = 3, **changes: object) -> Plan:
-    its = methods.with_defaults(Plan(method, rounds=1, personal_epochs=1, **changes))  # type: ignore[arg-type]
+    its = methods.with_defaults(Plan(method, rounds=1, vote="off", personal_epochs=1, **changes))  # type: ignore[arg-type]
     return replace(its, personal_epochs=1 if methods.get(method).traits.one_round else epochs)
 
 
@@ -110,7 +110,10 @@ def test_the_fleets_bounds_are_not_the_devices_own() -> None:
     assert one is not None
     assert other is not None
     assert mixture.is_one(other)
-    assert other.parameters["own/weight"].tobytes() == one.parameters["own/weight"].tobytes()
+    assert (
+        other.parameters["linear.own/weight"].tobytes()
+        == one.parameters["linear.own/weight"].tobytes()
+    )
 
 
 def test_training_that_runs_away_leaves_the_shared_model() -> None:
@@ -137,7 +140,7 @@ def test_a_strategy_has_no_part_in_it() -> None:
     shapes = methods.shapes_beside(own, plan, CLASSES, D)
     assert {name: term.shape for name, term in own.parameters.items()} == shapes
     # The weights of the shared model.
-    np.testing.assert_array_equal(own.parameters["weight"], CLASSES.vectors)
+    np.testing.assert_array_equal(own.parameters["linear/weight"], CLASSES.vectors)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -146,7 +149,7 @@ def test_a_mix_is_of_the_logits(share: float) -> None:
     shared, own = (methods.initial(replace(plan, seed=seed), CLASSES, D) for seed in (1, 2))
     vectors = features(9, 3, CLASSES).vectors
     one, other = (methods.predict(model, vectors, CLASSES) for model in (shared, own))
-    found = methods.predict(mixture.mixed(shared, own, share), vectors, CLASSES)
+    found = methods.predict(mixture.beside(shared, own, share), vectors, CLASSES)
     np.testing.assert_allclose(found, (1 - share) * one + share * other, atol=1e-3)
 
 
@@ -166,7 +169,7 @@ def test_where_it_cannot_be_it_is_refused(method: str, epochs: int, message: str
 
 
 def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> None:
-    plan = Plan("linear", {"lr": 0.02}, rounds=2, personal_epochs=5)
+    plan = Plan("linear", {"lr": 0.02}, rounds=2, vote="off", personal_epochs=5)
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES))
     for i in range(2):
         session = fleet.start_device(f"cam-{i}", shifted(60, i), shifted(60, i + 9))
@@ -186,7 +189,7 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
     write_mixed(tmp_path / "pictures", random_bundle.classes.names)
     shared = train(random_bundle, tmp_path / "pictures", method="linear")
     own = methods.initial(shared.plan, random_bundle.classes, random_bundle.manifest.dim)
-    mixed = replace(shared, model=mixture.mixed(shared.model, own, 0.5))
+    mixed = replace(shared, model=mixture.beside(shared.model, own, 0.5))
     path = tmp_path / "personal.safetensors"
     model_file.write(path, mixed)
     found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
@@ -197,9 +200,11 @@ def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Pat
         replace(
             mixed,
             model=Model(
-                "linear", 1, {**mixed.model.parameters, "own/weight": np.zeros((1, 1), np.float32)}
+                "linear",
+                1,
+                {**mixed.model.parameters, "linear.own/weight": np.zeros((1, 1), np.float32)},
             ),
         ),
     )
-    with pytest.raises(ConfigError, match=r"has the parameters .*own/weight \[1, 1\]"):
+    with pytest.raises(ConfigError, match=r"has the parameters .*linear.own/weight \[1, 1\]"):
         find_model(str(path), tmp_path / "journal.sqlite", random_bundle)

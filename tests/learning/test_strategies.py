@@ -23,6 +23,7 @@ from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
 from fedclip_edge.learning.strategy import Total
@@ -358,7 +359,7 @@ def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
     journal = opened(open_journal(config.journal))
     run = choose_run(config, CLASSES, D, ENCODER, journal).begin()
-    return run_state.open_run_state(run, journal, methods.plan_layout(run.plan, CLASSES, D))
+    return run_state.open_run_state(run, journal, Schedule(run.plan, CLASSES, D))
 
 
 def keep(its: run_state.RunState, device: int) -> None:

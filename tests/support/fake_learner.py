@@ -42,7 +42,7 @@ class FakeLearner:
     def capabilities(self) -> Capabilities:
         return replace(CAPABLE, roles=self.roles, methods=self.methods)
 
-    def shapes(self, plan: Plan) -> Shapes:
+    def shapes(self, plan: Plan, closed: int) -> Shapes:
         return self.model_shapes
 
     def fit(self, model: Model, plan: Plan) -> Update:

@@ -26,7 +26,7 @@ import device_laws
 import habits
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
-from cached_crypto import identity_of, layout, quickly
+from cached_crypto import identity_of, quickly, schedule
 from crashing import Disk, Killed
 from fault_schedule import FAULTS
 from laws import Laws
@@ -122,7 +122,7 @@ class World:
             rounds += self.habit_luck.choice((0, 2))  # most of them after the last fault
         lossless: tuple[Codec, Codec] = ("fp32", "fp32")
         up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
-        self.plan = Plan(rounds=rounds, codec_up=up, codec_down=down)
+        self.plan = Plan(rounds=rounds, vote="off", codec_up=up, codec_down=down)
         self.rules = RunRules(
             devices=devices,
             quorum=self.luck.choice((0.5, 0.75, 1.0)),
@@ -408,7 +408,7 @@ class World:
         self.note("end")
         journal = Journal(simulated.disk.path, simulated.view._database)
         run = self.laws.run
-        state = run_state.open_run_state(run, journal, layout(run.plan.method))
+        state = run_state.open_run_state(run, journal, schedule(run.plan))
         self.laws.check_run_state(state)
         if len(self.laws.models) != self.plan.rounds + 1 or journal.unfinished_run() is not None:
             raise BrokenLawError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import device_laws
 from bad_network import FLEET
-from cached_crypto import CLASSES, DIM, identity_of, layout
+from cached_crypto import CLASSES, DIM, identity_of, schedule
 from crashing import CrashingConnection, Disk, Fuse
 from device_laws import HEAVY, Memory, update_of
 from fake_learner import FakeLearner
@@ -122,9 +122,9 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
     incarnation = f"boot-{world.starts}"
     me = identity_of(simulated.name)
     gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
-    state = run_state.open_run_state(run, journal, layout(run.plan.method))
+    state = run_state.open_run_state(run, journal, schedule(run.plan))
     if world.laws is None or world.laws.run.id != run.id:
-        world.laws = Laws(run, state.model, layout(run.plan.method).parameters)
+        world.laws = Laws(run, state.model, schedule(run.plan).layout(0).parameters)
     world.laws.check_run_state(state)
     # Each start has a new client id, as in process.py, so an old will may arrive later.
     simulated.link = world.network.client(
@@ -201,7 +201,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
         encoder_id=ENCODER,
         classes_digest=CLASSES.digest,
         learner=FakeLearner(
-            layout(world.plan.method).parameters,
+            schedule(world.plan).layout(0).parameters,
             name,
             functools.partial(_train, world, simulated, variant),
             # Without times in the report, its bytes are the same in every trace.

@@ -229,14 +229,25 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     """
     own = get(plan.method).personal
     if own is None:
-        its = shapes(plan, classes, dim)
-        return mixture.shapes(its) if mixture.is_one(model) else its
+        if not mixture.is_one(model):
+            return shapes(plan, classes, dim)
+        labels = mixture.shares_of(model)
+        return mixture.shapes({label: _head(label, plan, classes, dim) for label in labels})
     if not model.parameters:
         raise ConfigError(
             f"{plan.method} keeps a separate model on each device, and the model of the run is "
             "zero-shot CLIP; give the personal.safetensors in a device's state_dir instead"
         )
     return own.shapes(model, classes, dim)
+
+
+def _head(label: str, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
+    """Compute the shapes of a member of a mixture; there are none in a member of another plan."""
+    method = get(plan.method)
+    for stage in (plan,) if method.stages is None else method.stages(plan):
+        if stage.method == mixture.method_of(label):
+            return shapes(stage, classes, dim)
+    return {}
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
@@ -250,4 +261,4 @@ def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
 def logits_of(model: Model) -> Logits:
     """Return the `logits` function for a model; raises ConfigError for an unknown method."""
     own = get(model.method).logits
-    return mixture.logits(own) if mixture.is_one(model) else own
+    return mixture.logits(lambda name: get(name).logits) if mixture.is_one(model) else own
