@@ -158,12 +158,12 @@ def test_the_curves_compare_with_the_best_reference() -> None:
     def point(method: str, top1: float, shots: int = 4) -> learning_curves.Point:
         return learning_curves.Point("foodL", cells.DEVICES, shots, method, 5, top1, 87.0, 5.0)
 
-    its = [point("auto", 93.2), point("linear", 90.0), point("lowrank", 94.1)]
+    its = [point("auto", 93.2), point("linear@vote=off", 90.0), point("lowrank@vote=off", 94.1)]
     assert [kept for _, kept in learning_curves.checks(its)] == [True, True]
-    checked = learning_curves.checks([*its, point("clip-adapter", 94.3)])
+    checked = learning_curves.checks([*its, point("clip-adapter@vote=off", 94.3)])
     assert [kept for _, kept in checked] == [True, False]
     assert checked[1][0] == (
-        "auto, foodL, 4 shots: 93.20 %, clip-adapter 94.30 % (at most 1 below)"
+        "auto, foodL, 4 shots: 93.20 %, clip-adapter@vote=off 94.30 % (at most 1 below)"
     )
     assert learning_curves.checks([point("gda", 92.4, 16)])[0][1] is False
 
