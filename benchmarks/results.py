@@ -89,12 +89,11 @@ ALL = (
     "linear",
     "clip-adapter",
     "lowrank",
-    "gda",
     "ridge",
-    "prototypes",
+    "gda",
     "tip-adapter",
 )
-REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "gda", "ridge", "prototypes")
+REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "gda")
 STRATEGIES = (
     "zeroshot",
     "linear",
@@ -103,22 +102,22 @@ STRATEGIES = (
     "linear@strategy=fedadam,strategy.lr=0.1",
     "linear@strategy=fedyogi,strategy.lr=0.1",
     "linear@optimizer=sgd,lr=0.003",
-    "gda",
     "ridge",
+    "gda",
 )
 ROBUST = (
     "zeroshot",
     "linear",
     *(f"linear@strategy={name}" for name in ("median", "trimmed-mean", "krum", "multi-krum")),
-    "gda",
     "ridge",
+    "gda",
 )
 PERSONAL = tuple(
     setting
-    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge")
     for setting in (
         method,
-        f"{method}@personal_epochs={1 if method in ('ridge', 'prototypes') else 10}",
+        f"{method}@personal_epochs={1 if method == 'ridge' else 10}",
     )
 )
 FEW = (
@@ -127,9 +126,8 @@ FEW = (
     "linear",
     "clip-adapter",
     "lowrank",
-    "gda@min_per_class=1",
     "ridge@min_per_class=1",
-    "prototypes@min_per_class=1",
+    "gda@min_per_class=1",
 )
 OPEN = ("zeroshot", "fedclip", GATE, "clip-adapter", "lowrank")
 
