@@ -18,7 +18,7 @@ def _softmax(x: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> Tensor:
-    return torch.amax(x, dim=1)
+    return x.amax(dim=1, keepdim=True)
 
 
 TORCH = Operations(

@@ -113,7 +113,7 @@ def score(
 
     `scale` is the logit scale of the class texts. Scores are in units of a cosine.
     """
-    return (zero_shot.mean(1) + (ops.largest(logits) - logits.mean(1)) / gain) / scale
+    return (zero_shot.mean(1) + (ops.largest(logits)[:, 0] - logits.mean(1)) / gain) / scale
 
 
 def scores(logits: F32, zero_shot: F32, scale: float, gain: float = 1.0) -> F32:
