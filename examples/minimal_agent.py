@@ -49,7 +49,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 REPEAT_S, REPAIR_S, MAX_GAPS = 5.0, 1.0, 1024
 REFUSED = (ValueError, TypeError, LookupError, RecursionError, struct.error)
 NOTHING: Json = {"epoch": 0, "run": "", "closed": 0, "parked": None, "settled": [], "residual": {}}
-TEMPERATURES, BINS = 3, 256  # of a vote
+TEMPERATURES, BINS = 3, 192  # of a vote
 CODECS = ["fp32", "fp16", "int8"]
 
 

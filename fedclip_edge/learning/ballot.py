@@ -65,7 +65,7 @@ DEFAULT = 1  # the candidate that is taken without a vote
 MOST = 500  # pictures of one device, so that no device dominates a vote
 ENOUGH = 30  # pictures of all devices
 DOUBT = 1.5
-CANDIDATES = 20  # at most
+CANDIDATES = 9  # at most: an answer to these has no more than 2 kB
 _STEPS = 2**16
 _BATCH = 64  # pictures
 _WORST = 16.0  # nats; a single picture cannot cost more
@@ -147,7 +147,7 @@ def answer(
             for label in labels
             for method in (mixture.method_of(label),)
         ]
-        zero_shot = parts[labels.index(mixture.ZERO_SHOT)]  # (N, C)
+        zero_shot = parts[labels.index(mixture.ZERO_SHOT)].astype(np.float32)  # (N, C)
         costs = np.empty((*table, count))
         for k in range(table[0]):
             logits = _mixed(shares[:, k], parts)

@@ -38,6 +38,7 @@ def page(folder: Path, its: list[Outcome]) -> Path:
     whole = {
         "split": "domain",
         "noisy": 0.0,
+        "leave_out": 0,
         "min_per_class": None,
         "pictures": 1234,
         "classes": ["car", "a class with quite a long name"] * 20,
