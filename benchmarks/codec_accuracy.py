@@ -151,6 +151,7 @@ def main() -> None:
                 plan = Plan(
                     options=method_options,
                     rounds=options.rounds,
+                    vote="off",
                     seed=seed,
                     codec_up=up,
                     codec_down=down,

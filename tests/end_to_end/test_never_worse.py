@@ -73,7 +73,9 @@ def test_gda_is_never_worse_on_a_small_part_of_the_cells(tmp_path: Path) -> None
 def test_a_method_that_loses_breaks_the_limits(tmp_path: Path) -> None:
     """Its training pictures have false labels."""
     path = write_set(tmp_path / "false.npz", wrong=True)
-    code, lines = run("never_worse.py", "--features", path, "--quick", "--methods", "ridge@vote=off")
+    code, lines = run(
+        "never_worse.py", "--features", path, "--quick", "--methods", "ridge@vote=off"
+    )
     assert code == 1
     broken = json.loads(lines[-1])["broken"]
     assert any("below zero-shot by more than one standard error" in text for text in broken)
