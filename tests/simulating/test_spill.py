@@ -68,7 +68,7 @@ def test_an_object_is_written_over_the_earlier_one(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("line", ["federated", "local"])
 def test_memory_does_not_grow_with_the_number_of_devices(line: Line) -> None:
     classes = class_texts(("ant", "bee"), 128)
-    its = pool(120, classes)
+    its = pool(300, classes)
     plan = Plan("fedclip", rounds=2)
     training.use_one_thread()
     size = 4 * (2 * 128 * 128 + 2 * 128)  # bytes of a model, and of a residual
