@@ -184,12 +184,14 @@ class Schedule:
         options = method.check_options(stage.options)
         model = replace(model, method=stage.method)
         is_last = following == len(self.steps) or self.steps[following] != step
-        if not is_last or not has_vote(self.plan):
-            model, state = method.combine(model, total, state, options)
-            return replace(model, method=self.plan.method), state
-        assert method.vote is not None
-        heads, kept = method.vote.open(model, total, _without(state), options)
+        # What is kept for the vote, and what the method in training keeps between its rounds.
         before = {name: term for name, term in state.items() if "/" in name}
+        own: State = {name: term for name, term in state.items() if "/" not in name}
+        if not is_last or not has_vote(self.plan):
+            model, own = method.combine(model, total, own, options)
+            return replace(model, method=self.plan.method), {**before, **own}
+        assert method.vote is not None
+        heads, kept = method.vote.open(model, total, own, options)
         state = {**before, **_prefixed(f"{step.stage}/{_KEPT}/", kept)}
         every = {**_heads_in(before), **heads}
         if self.steps[following].kind == "vote":
@@ -223,11 +225,11 @@ class Schedule:
         for i, stage in enumerate(self.stages):
             method = methods.get(stage.method)
             assert method.vote is not None
-            its = {label: heads[label] for label in method.shares if label in heads}
+            # Zero-shot CLIP's share is settled together with the heads of the first method.
+            labels = [label for label in method.shares if i == 0 or label in self._heads]
+            its = {label: heads[label] for label in labels if label in heads}
             prefix = f"{i}/{_KEPT}/"
             kept = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-            # Zero-shot CLIP's share is settled together with the heads of the first method.
-            labels = method.shares if i == 0 else its
             mine = {label: shares.get(label, 0.0) for label in labels}
             settled, its_shares = method.vote.settle(
                 its, kept, mine, method.check_options(stage.options)
@@ -283,11 +285,6 @@ class Schedule:
 
 def _prefixed(prefix: str, arrays: State) -> dict[str, NDArray[Any]]:
     return {prefix + name: term for name, term in arrays.items()}
-
-
-def _without(state: State) -> State:
-    """The state of the method in training, without what is kept for the vote."""
-    return {name: term for name, term in state.items() if "/" not in name}
 
 
 def _heads_in(state: State) -> dict[str, Arrays]:
