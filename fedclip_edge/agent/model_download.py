@@ -105,7 +105,7 @@ class ModelDownload:
     learner: Learner
     held: Held | None = None
     _download: Download = field(default_factory=Download)
-    # The last plan and number of closed exchanges, and the shapes of the model that belongs to them.
+    # The last plan and number of closed exchanges, and the shapes of the model after them.
     _shapes: tuple[tuple[Plan, int] | None, Shapes] = (None, {})
 
     def has(self, manifest: Manifest) -> bool:

@@ -60,10 +60,14 @@ def stages(plan: Plan) -> tuple[Plan, ...]:
 def steps(plan: Plan) -> tuple[Step, ...]:
     """Return the exchanges of a run in their order."""
     every = stages(plan)
-    found = [Step("round", i) for i, stage in enumerate(every) for _ in range(stage.rounds)]
+    found = [Step("round", i) for i, stage in enumerate(every) for _ in range(_rounds(stage))]
     if has_vote(plan):
         found.append(Step("vote", len(every) - 1))
     return tuple(found)
+
+
+def _rounds(plan: Plan) -> int:
+    return plan.rounds or methods.get(plan.method).traits.rounds
 
 
 def exchanges(plan: Plan) -> int:

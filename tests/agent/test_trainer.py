@@ -52,6 +52,7 @@ PLAN = Plan(
     codec_up="fp32",  # local training sends nothing, so no codec loss must separate the two
     codec_down="fp32",
     local_baseline=True,
+    vote="off",
 )
 
 

@@ -54,7 +54,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_summary_holds_what_was_promised(first: tuple[Path, str]) -> None:
     summary = read_summary(first[0])
-    assert summary["rounds"] == summary["rounds_closed"] == ROUNDS
+    assert summary["rounds"] == summary["rounds_closed"] == ROUNDS + 1  # the vote
     assert set(summary["devices"]) == {"photo", "painting", "poster", "sketch"}
     for device in summary["devices"].values():
         assert set(device["pictures"]) == {"train", "test"}
@@ -62,7 +62,7 @@ def test_the_summary_holds_what_was_promised(first: tuple[Path, str]) -> None:
         assert device["encoded"] == 10 * PER_CLASS
         assert {"zero_shot", "local", "federated"} <= set(device["accuracy"])
         assert all(0 <= value <= 1 for value in device["accuracy"].values())
-        assert len(device["accuracy_by_round"]) == ROUNDS + 1
+        assert len(device["accuracy_by_round"]) == ROUNDS + 2
         update_bytes = 4 * (2 * 128 * 128 + 2 * 128)
         # Encoded as int8.
         assert 0.1 * update_bytes < device["bytes_up_per_round"] < 0.33 * update_bytes
@@ -87,7 +87,7 @@ def test_the_table_and_the_report_show_the_same_figures(first: tuple[Path, str])
             text = f"{100 * device['accuracy'][kind]:.1f}"
             assert text in row
             assert text in page
-    assert f"{ROUNDS} of {ROUNDS} rounds closed" in printed
+    assert f"{ROUNDS + 1} of {ROUNDS + 1} rounds closed" in printed
     assert "the default options" in printed
     assert "If each device trains alone, without the others" in printed
 

@@ -22,7 +22,7 @@ CHOICES = Choices(parse_settings("zeroshot,fedclip", 2), parse_split("domain"))
 def test_runs_come_by_seed_then_held_out_domain_then_setting() -> None:
     choices = replace(CHOICES, seeds=2, first_seed=5, hold_out="all")
     steps = list(compare(choices, POOL, Here(POOL), print))
-    assert len(steps) == count_rounds(choices, POOL) == 2 * 3 * (2 + 3)
+    assert len(steps) == count_rounds(choices, POOL) == 2 * 3 * (2 + 4)
     runs = [one.outcomes[0].run for one in steps if one.outcomes]
     assert [(run.seed, run.held_out, run.setting.label) for run in runs] == [
         (seed, domain, label)

@@ -63,6 +63,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "min_per_class": "Smallest number of pictures of a class that an update may depend on; no "
         "plan lowers it. A side of the split with fewer pictures of a class is withheld. If training "
         "and validation reach the number only together, all these pictures are for training.",
+        "min_votes": "Smallest number of validation pictures that the device votes with. With fewer, "
+        "its answer to the vote is empty.",
         "methods": "Methods that this device takes part in; it refuses a plan with another one. "
         "Without this key, all methods.",
         "reports": "`false` keeps the measured accuracies on the device, and no round waits for them.",
@@ -131,6 +133,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "personal_epochs": "Number of epochs for which each device continues to train alone after the "
         "last round. It keeps the model that is best on its validation pictures as its personal "
         "model. 0 makes none.",
+        "vote": "`on`: the run ends with a [vote](../explanation/methods.md#the-vote) of the devices "
+        "on their validation pictures, so that its model is not worse than zero-shot CLIP. `off`: "
+        "it ends with the model of the last round, which nothing guards.",
         "local_baseline": "Each device also trains a model alone, for comparison.",
     },
     Training: {

@@ -116,6 +116,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             "64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a")
         ),
         "min_per_class": integers(1),
+        "min_votes": integers(1),
         "methods": Range(
             "different names of methods, at least one",
             (["ridge"], [*methods.names()]),
@@ -166,6 +167,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "max_norm": numbers(0, 1e9, above=True, below=True),
         "strategy": STRATEGY,
         "personal_epochs": integers(0, 1000),
+        "vote": CHOICE,
         "local_baseline": TRUTH,
     },
     Training: _TRAINING,

@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "coordinator/": COORDINATOR,
     "learning/methods/": BOTH,
     "learning/kinds.py": BOTH,
+    "learning/schedule.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,
@@ -289,6 +290,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "ridge_chosen": Event("The method `ridge` solved for its head with these settings."),
+        "vote_decided": Event(
+            "The vote that ends the run is decided. `candidate` is its number on the ballot: 0 is "
+            "zero-shot CLIP, 1 is what the method takes without a vote. "
+            "[The vote](../explanation/methods.md#the-vote) explains the rule.",
+        ),
         "gda_solved": Event("The method `gda` solved for its head from the sums of all devices."),
         "prototypes_chosen": Event("The method `prototypes` made its head with these settings."),
         "solved_without_pictures": Event(
@@ -388,6 +394,14 @@ FIELDS: Mapping[str, str] = {
     "run": "Id of the run.",
     "run_adds": "Classes of the run that this device's bundle lacks; ten are named.",
     "run_lacks": "Classes of this device's bundle that the run lacks; ten are named.",
+    "vote_decided.candidate": "Number of the chosen candidate.",
+    "vote_decided.temperature": "Factor of its logits.",
+    "vote_decided.pictures": "Validation pictures of all devices that voted.",
+    "vote_decided.loss": "Mean cross-entropy of the candidate on them, in nats.",
+    "vote_decided.zero_shot_loss": "The same for zero-shot CLIP, at its own best temperature.",
+    "vote_decided.correct": "Pictures that the candidate classifies correctly.",
+    "vote_decided.zero_shot_correct": "Pictures that zero-shot CLIP classifies correctly.",
+    "vote_decided.hint": "Why no vote was possible, and what to do.",
     "run_done.rounds": "Number of rounds closed.",
     "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",

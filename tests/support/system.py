@@ -95,7 +95,7 @@ class Site:
             f'fleet = "{self.fleet}"\nbundle = "{self.bundle.folder}"\n'
             f"[broker]\nport = {self.broker.port}\n"
             f"[rules]\ndevices = {devices}\ndeadline_s = 60\ngrace_s = 20\n"
-            f"[plan]\nrounds = {rounds}\nlocal_baseline = true\n{extra}"
+            f'[plan]\nrounds = {rounds}\nvote = "off"\nlocal_baseline = true\n{extra}'
         )
         return path
 

@@ -62,7 +62,13 @@ def train(
         bundle.manifest.encoder_id,
     )
     options = OPTIONS_OF[method]
-    plan = Plan(method, {**options, "lr": lr} if "epochs" in options else options, rounds=1, seed=3)
+    plan = Plan(
+        method,
+        {**options, "lr": lr} if "epochs" in options else options,
+        rounds=1,
+        seed=3,
+        vote="off",
+    )
     model = methods.initial(plan, bundle.classes, bundle.manifest.dim)
     empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     update = methods.fit(LocalTask(plan, model, features, empty, bundle.classes, 1))

@@ -115,7 +115,7 @@ def heads(
     the head of ridge.py, with the settings that are best on the validation sums.
     """
     texts = initial["weight"].astype(np.float64)  # (C, D)
-    scale = np.linalg.norm(texts, axis=1).mean()
+    scale = float(np.linalg.norm(texts, axis=1).mean())
     nothing = Moments(np.zeros_like(fitted.gram), np.zeros_like(fitted.sums), 0 * fitted.counts)
     whole = solve(initial, fitted, nothing, options)
     chosen = ridge.solve_head(train, validation, texts / scale, ridge.Options())
@@ -123,7 +123,9 @@ def heads(
     squares = ridge.solve_head(fitted, validation, texts / scale, settings)
     variance = max(chosen.error, ridge.VARIANCE_MIN)
     return {
-        "gda.added": _parameters(whole["weight"] - texts, whole["bias"] - initial["bias"]),
+        "gda.added": _parameters(
+            whole["weight"] - texts, whole["bias"].astype(np.float64) - initial["bias"]
+        ),
         "gda.ridge": _parameters(squares.weight / variance, np.zeros(len(texts))),
     }
 
