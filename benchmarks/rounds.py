@@ -66,7 +66,7 @@ class Times:
 
 
 def plan(up: str, down: str, rounds: int) -> Plan:
-    return replace(Plan(), rounds=rounds, codec_up=up, codec_down=down)  # type: ignore[arg-type]
+    return replace(Plan("fedclip"), rounds=rounds, codec_up=up, codec_down=down)  # type: ignore[arg-type]
 
 
 def measure(folder: Path, up: str, down: str, rounds: int) -> Times:

@@ -45,7 +45,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--methods",
     "asked",
-    default="zeroshot,fedclip",
+    default="zeroshot,fedclip,auto",
     show_default=True,
     help="Methods to compare, separated by commas. NAME:local trains each device alone, "
     "NAME:pooled trains one model on the pictures of all devices, and NAME@OPTION=VALUE,... sets "

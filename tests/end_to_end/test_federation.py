@@ -26,7 +26,7 @@ from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.splits import Device, Fleet, deal, parse_split
 from fedclip_edge.simulating.workers import Here, Workers
 
-PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
+PLAN = Plan("fedclip", options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
 POOL = pool()
 FLEET = deal(POOL, parse_split("domain"), devices=None, seed=0)
 

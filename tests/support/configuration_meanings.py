@@ -19,6 +19,7 @@ from fedclip_edge.config import (
     Trainer,
 )
 from fedclip_edge.learning.methods import (
+    auto,
     clip_adapter,
     fedclip,
     gda,
@@ -157,6 +158,7 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "loss": "`contrastive` is the loss of the FedCLIP paper; `multi-positive` does not count "
         "pictures of the same class as negatives; `cross-entropy` compares with all classes.",
     },
+    auto.Options: {"min_per_class": _MIN_PER_CLASS},
     clip_adapter.Options: {
         "reduction": "The bottleneck has the width of the features divided by this number.",
         "ratio": "Share of the adapter's output in the feature.",

@@ -23,6 +23,7 @@ from fedclip_edge.config import (
 )
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
+    auto,
     clip_adapter,
     fedclip,
     gda,
@@ -172,6 +173,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     },
     Training: _TRAINING,
     fedclip.Options: {"loss": CHOICE},
+    auto.Options: {"min_per_class": integers(1)},
     clip_adapter.Options: {
         "reduction": integers(1),
         "ratio": numbers(0, 1, above=True, below=True),

@@ -123,10 +123,18 @@ PLAN_RULES = (
     Rule(
         f"`personal_epochs` is refused with `zeroshot`, which trains nothing, and with "
         f"{_having('is_personal')}, which makes a personal model anyway, and with "
-        f"{_having('learns_from_validation')}, which leaves no picture to choose with.",
+        f"{_having('learns_from_validation')}, which learn from the pictures "
+        "that would choose.",
         "fleet.toml",
         _fleet({"method": "tip-adapter", "personal_epochs": 1}),
         _fleet({"method": "tip-adapter"}),
+    ),
+    Rule(
+        '`auto` trains two methods and mixes them by the vote: it needs `vote = "on"`, and at least '
+        "2 `rounds` (0 means 11).",
+        "fleet.toml",
+        _fleet({"method": "auto", "rounds": 1}),
+        _fleet({"method": "auto", "rounds": 2}),
     ),
     Rule(
         "`personal_epochs` is at most 1 for a method of one round.",

@@ -7,7 +7,7 @@ from fedclip_edge.records import Plan
 from fedclip_edge.simulating.results import Outcome, Point, Run
 from fedclip_edge.simulating.settings import Setting
 
-FEDCLIP = Setting("fedclip", Plan(rounds=2, vote="off"))
+FEDCLIP = Setting("fedclip", Plan("fedclip", rounds=2, vote="off"))
 
 
 def outcome(
