@@ -90,10 +90,10 @@ ALL = (
     "clip-adapter",
     "lowrank",
     "ridge",
-    "prototypes",
+    "gda",
     "tip-adapter",
 )
-REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "gda")
 STRATEGIES = (
     "zeroshot",
     "linear",
@@ -112,10 +112,10 @@ ROBUST = (
 )
 PERSONAL = tuple(
     setting
-    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge")
     for setting in (
         method,
-        f"{method}@personal_epochs={1 if method in ('ridge', 'prototypes') else 10}",
+        f"{method}@personal_epochs={1 if method == 'ridge' else 10}",
     )
 )
 FEW = (
@@ -125,7 +125,7 @@ FEW = (
     "clip-adapter",
     "lowrank",
     "ridge@min_per_class=1",
-    "prototypes@min_per_class=1",
+    "gda@min_per_class=1",
 )
 OPEN = ("zeroshot", "fedclip", GATE, "clip-adapter", "lowrank")
 

@@ -23,7 +23,7 @@ from fedclip_edge.learning.personal import SHARES, personal
 from fedclip_edge.records import Features, Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
-LEARNING = ["clip-adapter", "fedclip", "linear", "lowrank", "prototypes", "ridge"]
+LEARNING = ["clip-adapter", "fedclip", "linear", "lowrank", "ridge"]
 
 
 @dataclass(frozen=True, eq=False)

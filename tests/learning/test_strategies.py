@@ -128,7 +128,7 @@ def test_a_value_out_of_range_is_refused(
         methods.with_defaults(plan_of(name, strategy_options=options))
 
 
-@pytest.mark.parametrize("method", ["ridge", "prototypes", "zeroshot", "tip-adapter"])
+@pytest.mark.parametrize("method", ["ridge", "gda", "zeroshot", "tip-adapter"])
 def test_what_is_not_averaged_takes_no_strategy(method: str) -> None:
     with pytest.raises(
         ConfigError, match=f"combines changes of a model, but {method} sends none; leave"

@@ -70,7 +70,7 @@ LIES: dict[str, tuple[Plan, Callable[[Update], Update], int, str]] = {
         "the sums are of 40 training and 30 validation pictures",
     ),
     "validation sums": (
-        PLANS["prototypes"],
+        PLANS["gda"],
         lambda update: update,
         69,
         "the device declared 69 pictures",

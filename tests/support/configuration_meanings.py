@@ -24,7 +24,6 @@ from fedclip_edge.learning.methods import (
     fedclip,
     gda,
     lowrank,
-    prototypes,
     ridge,
     tip_adapter,
 )
@@ -174,12 +173,6 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     gda.Options: {
         "share": "Weight of the Gaussian head relative to the class texts. Without it, it grows with "
         "the number of pictures.",
-        "min_per_class": _MIN_PER_CLASS,
-    },
-    prototypes.Options: {
-        "alpha": "Weight of the image prototypes relative to the class texts. Without it, it is "
-        "fitted to the validation pictures.",
-        "shrinkage": "Factor on the shrinkage of the covariance.",
         "min_per_class": _MIN_PER_CLASS,
     },
     tip_adapter.Options: {

@@ -28,7 +28,6 @@ from fedclip_edge.learning.methods import (
     fedclip,
     gda,
     lowrank,
-    prototypes,
     ridge,
     tip_adapter,
 )
@@ -185,11 +184,6 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "min_per_class": integers(1),
     },
     gda.Options: {"share": numbers(0, 100), "min_per_class": integers(1)},
-    prototypes.Options: {
-        "alpha": numbers(0, 1e6),
-        "shrinkage": numbers(0, 1e6, above=True),
-        "min_per_class": integers(1),
-    },
     tip_adapter.Options: {"alpha": numbers(0, 1e4), "beta": numbers(0, 1e4)},
     fedavgm.Options: {"lr": numbers(0, 10, above=True), "momentum": numbers(0, 1, below=True)},
     adaptive.Options: {

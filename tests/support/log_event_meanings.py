@@ -296,7 +296,6 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "[The vote](../explanation/methods.md#the-vote) explains the rule.",
         ),
         "gda_solved": Event("The method `gda` solved for its head from the sums of all devices."),
-        "prototypes_chosen": Event("The method `prototypes` made its head with these settings."),
         "solved_without_pictures": Event(
             "No device sent sums over training pictures; the model is zero-shot CLIP.",
             "Compare the number of pictures with `min_per_class`.",
@@ -314,7 +313,6 @@ FIELDS: Mapping[str, str] = {
     "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
     "error. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "again_s": "Seconds until the next attempt to connect.",
-    "alpha": "Weight of the image prototypes relative to the class texts.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
@@ -403,7 +401,6 @@ FIELDS: Mapping[str, str] = {
     "vote_decided.zero_shot_correct": "Pictures that zero-shot CLIP classifies correctly.",
     "vote_decided.hint": "Why no vote was possible, and what to do.",
     "run_done.rounds": "Number of rounds closed.",
-    "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
     "signal": "Name of the signal.",

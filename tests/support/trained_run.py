@@ -27,7 +27,6 @@ OPTIONS_OF: dict[str, dict[str, Scalar]] = {
     "clip-adapter": {"epochs": 40},
     "lowrank": {"epochs": 40},
     "gda": {"share": 50.0},
-    "prototypes": {"alpha": 50.0},
     "ridge": {},
     "tip-adapter": {"alpha": 200.0},
     "zeroshot": {},
