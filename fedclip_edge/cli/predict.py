@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
-from fedclip_edge.learning.schedule import exchanges
 
 if TYPE_CHECKING:
     from fedclip_edge.prediction import Asked, Prediction
@@ -88,6 +87,7 @@ def predict(
     from fedclip_edge.config import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
+    from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
     from fedclip_edge.storage import atomic
     from fedclip_edge.vision.bundle import read_bundle

@@ -110,6 +110,11 @@ class Schedule:
         last = self._final if has_vote(self.plan) else self._layouts[-1].parameters
         return Layout(last, {})
 
+    def layouts(self) -> tuple[Layout, ...]:
+        """Return the layout of each method's rounds, and of the vote."""
+        firsts = {step: closed for closed, step in reversed(list(enumerate(self.steps)))}
+        return tuple(map(self.layout, sorted(firsts.values())))
+
     def plan_of(self, closed: int) -> Plan:
         """Return the plan of the method that trains next, or trained last."""
         return self.stages[self._step(closed).stage]

@@ -151,7 +151,7 @@ def test_an_interrupt_keeps_the_finished_part(features: Path, tmp_path: Path) ->
     assert rows[-1]["device"] == "all"
     assert "zeroshot" in (out / "report.html").read_text()
     assert workers
-    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=10)
+    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end")
 
 
 @pytest.mark.one_python
@@ -172,7 +172,7 @@ def test_an_interrupt_at_a_terminal_while_workers_start(features: Path, tmp_path
     assert running.returncode == 130
     assert printed.splitlines()[-1] == "interrupted"
     assert "Traceback" not in printed
-    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=20)
+    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end")
 
 
 @pytest.mark.one_python
@@ -190,7 +190,7 @@ def test_whatever_ends_it_ends_its_workers(
         running.send_signal(number)
         running.communicate(timeout=system.DEADLINE_S)
     assert len(workers) >= 2
-    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end", timeout_s=20)
+    wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end")
 
 
 def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_path: Path) -> None:

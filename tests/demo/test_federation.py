@@ -147,7 +147,7 @@ def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: sign
         printed += running.stdout.readlines()
         assert running.wait(system.DEADLINE_S) == 128 + number
     assert "Traceback" not in "".join(printed)
-    wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=10)
+    wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
 @pytest.mark.one_python
@@ -193,7 +193,7 @@ def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> Non
             if line.startswith("round 1/"):
                 break
         running.kill()
-    wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
+    wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
 @pytest.mark.one_python
@@ -259,7 +259,7 @@ def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
         RunError, match=r"exited with code .* before the run was done: .*broker\.log"
     ):
         federation.run(stage.prepare(settings, print), lambda _: None, happened)
-    wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
+    wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
 @pytest.mark.one_python
@@ -281,7 +281,7 @@ def test_a_run_that_stands_still_ends_with_what_happened_last(
         match=r"after \w+( of \w+)?; look into the logs of all processes in .*logs",
     ):
         federation.run(stage.prepare(settings, print), lambda _: None, happened)
-    wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=20)
+    wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
 @pytest.mark.one_python
@@ -338,6 +338,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @needs_shared
 @pytest.mark.slow
+@pytest.mark.xdist_group("stand-in")  # in one process, because of `stand_in`
 @pytest.mark.parametrize("hold_out", sorted(REFERENCE))
 def test_real_pictures_agree_with_the_reference(hold_out: str, stand_in: tuple[Path, Path]) -> None:
     bundle, out = stand_in
@@ -377,4 +378,4 @@ def test_a_killed_demo_leaves_no_process_that_draws(tmp_path: Path) -> None:
     with system.started("demo", "--out", out, "--per-class", "5000") as running:
         wait_until(lambda: any(pictures.glob(".*/*/*.png")), "the first drawn picture")
         running.kill()
-        wait_until(lambda: processes_of(out) == [], "every process to end", timeout_s=10)
+        wait_until(lambda: processes_of(out) == [], "every process to end")

@@ -36,17 +36,14 @@ def test_its_contributions_are_kept(
 ) -> None:
     up, down = codecs
     rounds = 2
-    site = Site(tmp_path, random_bundle, mosquitto, f"minimal-{up}")
-    fleet = site.write_fleet(2, rounds, extra=f'codec_up = "{up}"\ncodec_down = "{down}"\n')
-    fleet.write_text(fleet.read_text().replace('vote = "off"', 'vote = "on"'))
-    try:
+    with Site(tmp_path, random_bundle, mosquitto, f"minimal-{up}") as site:
+        fleet = site.write_fleet(2, rounds, extra=f'codec_up = "{up}"\ncodec_down = "{down}"\n')
+        fleet.write_text(fleet.read_text().replace('vote = "off"', 'vote = "on"'))
         serve = site.start("serve", fleet, "--json", log="serve")
         boxes = [start(site, name) for name in ("tiny-1", "tiny-2")]
         wait_until(lambda: serve.poll() is not None, "the run to end")
         assert serve.returncode == 0, site.text("serve")
         assert [box.wait(DEADLINE_S) for box in boxes] == [0, 0]
-    finally:
-        site.end()
     assert not any("refused" in site.text(box) for box in ("tiny-1", "tiny-2"))
     closed = [event for event in site.events("serve") if event["event"] == "round_closed"]
     assert [event["contributions"] for event in closed] == [2] * (rounds + 1)  # the vote

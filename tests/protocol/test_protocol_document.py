@@ -17,6 +17,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol import messages, wire
 from fedclip_edge.records import Plan
 
+pytestmark = pytest.mark.one_python
 TEXT = PAGE.read_text(encoding="utf-8")
 RECORDS: dict[type[Any], dict[str, Any]] = {
     type(message): json.loads(json.dumps(message, default=vars))

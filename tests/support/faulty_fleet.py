@@ -89,8 +89,7 @@ class Fleet:
 
     def __enter__(self) -> Fleet:
         with ExitStack() as ends:
-            self.secured = Secured(self.folder)
-            ends.callback(self.secured.stop)
+            self.secured = ends.enter_context(Secured(self.folder))
             self.secured.start()
             self.link = ends.enter_context(Link(self.secured.port, looks=True, watch=self._watch))
             self.children = ends.enter_context(Children())
