@@ -95,8 +95,13 @@ def test_a_run_of_two_methods_goes_on_after_a_restart_between_any_two_exchanges(
     plan = methods.with_defaults(Plan(options=options, rounds=3, strategy=strategy))
     real = opened(RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     for device in FLEET.devices:
-        sides = {side: of(POOL, device, side) for side in ("train", "test", "validation")}
-        real.start_device(device.name, **sides, min_per_class=1)
+        real.start_device(
+            device.name,
+            of(POOL, device, "train"),
+            of(POOL, device, "test"),
+            validation=of(POOL, device, "validation"),
+            min_per_class=1,
+        )
     closed = 0
     while real.coordinator.run_state.model.round < 4:
         real.step()

@@ -14,6 +14,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import ballot, local, methods, mixture
 from fedclip_edge.learning.methods import auto, gda
 from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import F32, Features, Model, Plan, Scalar
 
 DEVICES = ("cam-a", "cam-b", "cam-c")
@@ -35,7 +36,8 @@ def plan_of(rounds: int = 4, **options: Scalar) -> Plan:
 def run(plan: Plan, sides: Mapping[str, Sides]) -> list[Model]:
     """The models of a run, from that of round 0 to the last."""
     schedule = Schedule(plan, CLASSES, D)
-    models, state = [schedule.initial()], {}
+    models: list[Model] = [schedule.initial()]
+    state: State = {}
     for closed in range(len(schedule.steps)):
         total = schedule.total(closed, plan.max_norm)
         for name, its in sides.items():
