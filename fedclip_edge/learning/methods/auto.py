@@ -106,7 +106,7 @@ def stages(plan: Plan) -> tuple[Plan, ...]:
 def shares() -> Mapping[str, tuple[float, ...]]:
     """Make the candidates: those of gda, and mixes of its default with the adapter.
 
-    Candidate DEFAULT is the mix with the smallest share of the adapter; gda's own comes after it.
+    Candidate DEFAULT is the first of these mixes; the default of gda comes after it.
     """
     of_gda = gda.shares()
     rows = list(zip(*of_gda.values(), strict=True))
