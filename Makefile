@@ -59,9 +59,9 @@ test-slow: $(READY) ## Run only the slow tests
 test-all: $(READY) ## Run the tests, including the slow ones
 	@$(TESTS) $(FILES) -m 'not cluster'
 
-test-cluster: $(READY) ## Run a fleet over three RabbitMQ nodes and kill one (needs rabbitmq-server)
+test-cluster: $(READY) ## Kill one of three RabbitMQ nodes (needs rabbitmq-server), and of two Ray nodes
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
-	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py
+	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py tests/end_to_end/test_ray.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -129,7 +129,8 @@ class LocalTrainer:
         """
         began = time.monotonic()
         compares = final and plan.local_baseline
-        if "train" in self.config.roles and (compares or plan.personal_epochs):
+        keeps_own = plan.personal_epochs or methods.get(plan.method).personal
+        if "train" in self.config.roles and (compares or keeps_own):
             self._load_for(plan)
         test = self.data.test
         logits = {  # float32 (N, C) each

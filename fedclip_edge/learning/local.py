@@ -67,7 +67,7 @@ class Alone:
 
     schedule: Schedule
     model: Model
-    _server: State = field(default_factory=dict)
+    server: State = field(default_factory=dict)
 
     def train(self, sides: Sides, device: str) -> None:
         """Go through one exchange and replace `model` by the result.
@@ -77,7 +77,7 @@ class Alone:
         """
         total = self.schedule.total(self.model.round, _UNBOUNDED)
         total.add(answer(self.schedule, self.model, sides, device))
-        self.model, self._server = self.schedule.close(self.model, total, self._server)
+        self.model, self.server = self.schedule.close(self.model, total, self.server)
 
 
 def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:

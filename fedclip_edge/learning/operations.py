@@ -1,6 +1,6 @@
 """The few array operations that a method's `logits` is written in, and those of numpy.
 
-numpy and torch arrays share `+ - * / @` and `.T`. The operations that they do not share are the
+numpy and torch arrays share `+ - * / ** @` and `.T`. The operations that they do not share are the
 fields of `Operations`. So a formula is written once: training differentiates it with torch
 (torch_operations.py), the exported classifier traces it, and evaluation and prediction compute it
 with numpy, without loading torch.
@@ -30,6 +30,7 @@ class Operations:
     tanh: Callable[[Array], Array]
     exp: Callable[[Array], Array]
     softmax: Callable[[Array], Array]  # over each row of (N, D)
+    largest: Callable[[Array], Array]  # of each row of (N, D): (N, 1)
 
 
 def cosine_logits(ops: Operations, features: Array, texts: Array, scale: float) -> Array:
@@ -63,4 +64,8 @@ def _softmax(x: F32) -> F32:
     return np.asarray(raised)
 
 
-NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, _softmax)
+def _largest(x: F32) -> F32:
+    return np.asarray(x.max(axis=1, keepdims=True))
+
+
+NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, _softmax, _largest)

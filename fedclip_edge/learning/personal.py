@@ -1,9 +1,10 @@
 """Personal models: made from the shared model on a device, chosen there and never sent.
 
-A personal method (tip-adapter) makes one for every shared model. For the other methods the plan's
-`personal_epochs` asks for one. After the last round the device then continues to train the shared
-model alone, epoch by epoch. (A one-round method solves once more, with the shared head in place of
-the class texts.) The model of each epoch is tried in four mixes with the shared one (mixture.py).
+Some methods (tip-adapter, tofa, fedot) make one for every shared model, by `Method.personal`. For
+the other methods the plan's `personal_epochs` asks for one. After the last round the device then
+continues to train the shared model alone, epoch by epoch. (A one-round method solves once more,
+with the shared head in place of the class texts.) The model of each epoch is tried in four mixes
+with the shared one (mixture.py).
 
 Laws, for models chosen by `personal_epochs`:
 

@@ -17,4 +17,16 @@ def _softmax(x: Tensor) -> Tensor:
     return torch.softmax(x, dim=1)
 
 
-TORCH = Operations(_normalize, functional.linear, functional.relu, torch.tanh, torch.exp, _softmax)
+def _largest(x: Tensor) -> Tensor:
+    return x.amax(dim=1, keepdim=True)
+
+
+TORCH = Operations(
+    _normalize,
+    functional.linear,
+    functional.relu,
+    torch.tanh,
+    torch.exp,
+    _softmax,
+    _largest,
+)

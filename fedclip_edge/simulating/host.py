@@ -1,9 +1,10 @@
 """A host of virtual devices of one run: their data, training, uploads and evaluation.
 
-A device's round runs the agent's code: `learning/local.py` trains, and `upload.encode` packs the
-update and keeps what the codec lost for the next one. The coordinator's code follows immediately:
-`wire.unpack_contribution` and an exact sum. Partial sums are exact too, so the result does not
-depend on which host has which device.
+A device's round runs the agent's code: `learning/local.py` trains, `store_within` encodes the
+update and keeps what the codec lost for the next one, and `wire.pack_contribution` makes the
+payload. The coordinator's code follows immediately: `codec.restore`, the checks of an update and an
+exact sum. Only the payload's size is used: its tensors are not unpacked again, since packing loses
+nothing. Partial sums are exact too, so the result does not depend on which host has which device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedclip_edge.agent import upload
+from fedclip_edge.agent.clipping import store_within
 from fedclip_edge.agent.withholding import share
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import local, methods
@@ -25,7 +26,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import Total
-from fedclip_edge.protocol import wire
+from fedclip_edge.protocol import codec, wire
 from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.records import (
     F32,
@@ -40,6 +41,7 @@ from fedclip_edge.records import (
     Update,
 )
 from fedclip_edge.simulating.settings import Line
+from fedclip_edge.simulating.spill import SpillFile
 from fedclip_edge.simulating.splits import Device
 
 NOISE = 100.0  # times the norm of an honest update, to dominate a mean over hundreds of devices
@@ -104,8 +106,9 @@ class Host:
     devices: Sequence[Device]
     vectors: F32  # (N, D) of the whole pool
     labels: I64  # (N,)
-    _residuals: dict[str, Arrays] = field(default_factory=dict)
-    _alone: dict[str, local.Alone] = field(default_factory=dict)
+    # By device: the residual of its last update or, if it trains alone, its model and state.
+    _kept: SpillFile = field(default_factory=SpillFile)
+    _start: local.Alone | None = None  # a device that trains alone, before its first round
     _measured_zero_shot: bool = False
     _schedule: Schedule | None = None
     _layout: Layout = field(default_factory=lambda: Layout({}, {}))  # of the open exchange
@@ -129,8 +132,12 @@ class Host:
             None if self.task.line == "local" else self._unpack(announced.payload, announced.closed)
         )
         for device in self.devices:
-            shown = self._of(device).model if model is None else model
-            if plan.personal_epochs or methods.get(plan.method).traits.is_personal:
+            if model is None:
+                alone = self._alone(device)
+                shown = alone.model
+            else:
+                alone, shown = None, model
+            if plan.personal_epochs or methods.get(plan.method).personal:
                 sides = self._sides(device)
                 shown = personal(plan, shown, sides, self._classes, device.name) or shown
             for view in task.views:
@@ -144,7 +151,9 @@ class Host:
             if announced.is_last or not len(device.train):
                 continue
             if model is None:
-                self._of(device).train(self._sides(device), device.name)
+                assert alone is not None
+                alone.train(self._sides(device), device.name)
+                self._kept.put(device.name, (alone.model, alone.server))
             elif self._trains(device):
                 made = self._contribute(device, model, announced, total)
                 up_bytes[device.name], norms[device.name] = made
@@ -195,32 +204,35 @@ class Host:
             exchange=exchange.sha256,
             update=noise(update, max_norm, device.name) if device.sends_noise else update,
         )
-        before = self._residuals.get(device.name, {})
-        payload, residual = upload.encode(contribution, plan, before, max_norm)
+        nothing: Arrays = {}
+        before = self._kept.get(device.name, nothing)
+        sent = contribution.update
+        stored, residual = store_within(plan.codec_up, sent, before, max_norm)
+        payload = wire.pack_contribution(contribution, plan.codec_up, stored)
         layout = self._layout
-        received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
+        received = replace(sent, delta=codec.restore(plan.codec_up, stored, layout.delta))
         if model.round + 1 < len(schedule.steps):
-            self._residuals[device.name] = residual
+            self._kept.put(device.name, residual)
         try:
-            schedule.check(model.round, received.update)
-            norm = total.check(received.update)
+            schedule.check(model.round, received)
+            norm = total.check(received)
         except PeerError as error:
             if device.sends_noise:
                 return len(payload), 0.0  # a real coordinator refuses this noise as well
-            weight = received.update.weight
+            weight = received.weight
             example = f" to {weight}: {plan.method}@max_weight={weight}"
             raise ConfigError(
                 f"a coordinator would refuse the update of device {device.name}: {error}; raise "
                 f"this limit in --methods{example if weight > plan.max_weight else ''}"
             ) from error
-        total.add(received.update)
+        total.add(received)
         return len(payload), norm
 
-    def _of(self, device: Device) -> local.Alone:
-        if device.name not in self._alone:
-            alone = local.alone(self.task.plan, self._classes, self.task.dim)
-            self._alone[device.name] = alone
-        return self._alone[device.name]
+    def _alone(self, device: Device) -> local.Alone:
+        if self._start is None:
+            self._start = local.alone(self.task.plan, self._classes, self.task.dim)
+        begun = (self._start.model, self._start.server)
+        return local.Alone(self._start.schedule, *self._kept.get(device.name, begun))
 
     def _sides(self, device: Device) -> _Sides:
         view = self.task.views[0]

@@ -226,7 +226,9 @@ def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_pat
 @pytest.mark.one_python
 def test_strategies_noise_and_personal_models_side_by_side(features: Path, tmp_path: Path) -> None:
     """The noise of a third of the devices, bounded in each round, moves the median less."""
-    methods = "linear@lr=0.02,linear@lr=0.02,strategy=median,linear@lr=0.02,personal_epochs=40"
+    methods = ",".join(
+        f"linear@lr=0.02,vote=off{more}" for more in ("", ",strategy=median", ",personal_epochs=40")
+    )
     arguments = ("--features", features, "--split", "iid", "--devices", "6", "--rounds", "5")
     noisy = ("--noisy", "0.34", "--seeds", "4")
     ended = simulate(tmp_path, *arguments, *noisy, "--methods", methods, "--json")

@@ -49,7 +49,7 @@ def naive_logits(vectors: F32, texts: F32, scale: float) -> NDArray[np.float64]:
 # --- each operation ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["normalize", "relu", "tanh", "exp", "softmax"])
+@pytest.mark.parametrize("name", ["normalize", "relu", "tanh", "exp", "softmax", "largest"])
 @pytest.mark.parametrize("rows", [0, 1, N])
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
 def test_an_operation_gives_the_same_in_both(name: str, rows: int, scale: float) -> None:

@@ -22,7 +22,7 @@ CLASSES = class_texts(("ant", "bee", "cat"))
 DIM = CLASSES.vectors.shape[1]
 TRAIN, VALIDATION = features(40, 0, CLASSES), features(30, 1, CLASSES)
 DECLARED = 70
-WEIGHED = ("by pictures", "by pictures, capped")
+WEIGHED = ("by pictures", "by pictures, capped", "facmic")
 PLANS = {
     **{name: Plan(name) for name in methods.names()},
     "by pictures": Plan("linear", {"weighting": "pictures"}),

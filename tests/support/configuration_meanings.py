@@ -21,17 +21,25 @@ from fedclip_edge.config import (
 from fedclip_edge.learning.methods import (
     auto,
     clip_adapter,
+    faa_clip,
+    facmic,
     fedclip,
+    fedot,
     gda,
     lowrank,
     ridge,
     tip_adapter,
+    tofa,
 )
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
 from fedclip_edge.records import Plan
 
 _BETA1 = "Decay rate of the mean of the gradients."
+_LOSS = (
+    "`contrastive` is the loss of the FedCLIP paper; `multi-positive` does not count pictures of the "
+    "same class as negatives; `cross-entropy` compares with all classes."
+)
 _SERVER_LR = "Learning rate of the coordinator."
 _MIN_PER_CLASS = (
     "A device sends nothing for a class of which it has fewer pictures than this on one side of its "
@@ -153,9 +161,17 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "proximal_mu": "FedProx: adds this number, halved, times the squared distance to the "
         "received model to the loss.",
     },
-    fedclip.Options: {
-        "loss": "`contrastive` is the loss of the FedCLIP paper; `multi-positive` does not count "
-        "pictures of the same class as negatives; `cross-entropy` compares with all classes.",
+    faa_clip.Options: {"loss": _LOSS},
+    facmic.Options: {
+        "loss": _LOSS,
+        "transfer": "Weight of the loss that aligns the classes of the training pictures with those "
+        "predicted for the validation pictures. 0 leaves it out.",
+    },
+    fedclip.Options: {"loss": _LOSS},
+    fedot.Options: {
+        "blocks": "Number of blocks of the device's map. Fewer blocks can turn features more.",
+        "map_epochs": "Passes over the training pictures that find a device's map, in each round "
+        "and for its own model.",
     },
     auto.Options: {"min_per_class": _MIN_PER_CLASS},
     clip_adapter.Options: {
@@ -180,6 +196,11 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "that is best on the device's validation pictures is used.",
         "beta": "Sharpness of the similarity to a cached picture. Without it, the value that is "
         "best on the device's validation pictures is used.",
+    },
+    tofa.Options: {
+        "alpha": "Weight of a picture of the fleet relative to a picture of the device, in the "
+        "device's own model. Without it, the value that is best on its validation pictures is used.",
+        "min_per_class": _MIN_PER_CLASS,
     },
     fedavgm.Options: {"lr": _SERVER_LR, "momentum": "Momentum of the coordinator."},
     adaptive.Options: {

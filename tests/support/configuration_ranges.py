@@ -25,11 +25,15 @@ from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
     auto,
     clip_adapter,
+    faa_clip,
+    facmic,
     fedclip,
+    fedot,
     gda,
     lowrank,
     ridge,
     tip_adapter,
+    tofa,
 )
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
@@ -171,8 +175,11 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "local_baseline": TRUTH,
     },
     Training: _TRAINING,
+    faa_clip.Options: {"loss": CHOICE},
+    facmic.Options: {"loss": CHOICE, "transfer": numbers(0, 1e3)},
     fedclip.Options: {"loss": CHOICE},
     auto.Options: {"min_per_class": integers(1)},
+    fedot.Options: {"blocks": integers(1), "map_epochs": integers(1)},
     clip_adapter.Options: {
         "reduction": integers(1),
         "ratio": numbers(0, 1, above=True, below=True),
@@ -185,6 +192,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     },
     gda.Options: {"share": numbers(0, 100), "min_per_class": integers(1)},
     tip_adapter.Options: {"alpha": numbers(0, 1e4), "beta": numbers(0, 1e4)},
+    tofa.Options: {"alpha": numbers(0, 1e3), "min_per_class": integers(1)},
     fedavgm.Options: {"lr": numbers(0, 10, above=True), "momentum": numbers(0, 1, below=True)},
     adaptive.Options: {
         "lr": numbers(0, 10, above=True),

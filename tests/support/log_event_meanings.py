@@ -296,6 +296,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "[The vote](../explanation/methods.md#the-vote) explains the rule.",
         ),
         "gda_solved": Event("The method `gda` solved for its head from the sums of all devices."),
+        "tofa_solved": Event(
+            "The method `tofa` made its head and its statistics from the sums of all devices."
+        ),
         "solved_without_pictures": Event(
             "No device sent sums over training pictures; the model is zero-shot CLIP.",
             "Compare the number of pictures with `min_per_class`.",
@@ -374,6 +377,8 @@ FIELDS: Mapping[str, str] = {
     "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
     "per_s": "Pictures encoded in a second.",
+    "tofa_solved.classes": "Number of classes with training pictures.",
+    "tofa_solved.pictures": "Number of training pictures in the sums.",
     "gda_solved.classes": "Number of classes with pictures.",
     "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",

@@ -25,10 +25,14 @@ OPTIONS_OF: dict[str, dict[str, Scalar]] = {
     "fedclip": OPTIONS,
     "linear": {"epochs": 40},
     "clip-adapter": {"epochs": 40},
+    "faa-clip": OPTIONS,
+    "facmic": OPTIONS,
+    "fedot": {"epochs": 40},
     "lowrank": {"epochs": 40},
     "gda": {"share": 50.0},
     "ridge": {},
     "tip-adapter": {"alpha": 200.0},
+    "tofa": {},
     "zeroshot": {},
 }
 

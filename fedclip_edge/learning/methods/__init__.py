@@ -13,12 +13,16 @@ from fedclip_edge.learning.method import LocalTask, Logits, Method, scores
 from fedclip_edge.learning.methods import (
     auto,
     clip_adapter,
+    faa_clip,
+    facmic,
     fedclip,
+    fedot,
     gda,
     linear,
     lowrank,
     ridge,
     tip_adapter,
+    tofa,
     zeroshot,
 )
 from fedclip_edge.learning.options import Training
@@ -30,12 +34,16 @@ _METHODS: dict[str, Method] = {
     for its in (
         auto,
         clip_adapter,
+        faa_clip,
+        facmic,
         fedclip,
+        fedot,
         gda,
         linear,
         lowrank,
         ridge,
         tip_adapter,
+        tofa,
         zeroshot,
     )
 }
@@ -83,7 +91,7 @@ def with_defaults(plan: Plan) -> Plan:
         _check_strategy(plan, options)
     if plan.personal_epochs and not (traits.is_averaged or traits.one_round):
         raise ConfigError(f"{plan.method} trains nothing; leave out personal_epochs")
-    if plan.personal_epochs and traits.is_personal:
+    if plan.personal_epochs and method.personal is not None:
         raise ConfigError(
             f"{plan.method} already makes a personal model on each device; leave out personal_epochs"
         )
@@ -122,8 +130,8 @@ def _check_strategy(plan: Plan, options: object) -> None:
     strategy = strategies.get(plan.strategy)
     if strategy.is_uniform and options.weighting != "uniform":
         raise ConfigError(
-            f"the strategy {plan.strategy} gives every device the same weight; leave out "
-            f"weighting = {options.weighting!r}"
+            f"the strategy {plan.strategy} gives every device the same weight; write "
+            'weighting = "uniform" under [plan.options]'
         )
 
 
