@@ -152,6 +152,7 @@ def main() -> None:
                     "fedclip",
                     options=method_options,
                     rounds=options.rounds,
+                    vote="off",
                     seed=seed,
                     codec_up=up,
                     codec_down=down,

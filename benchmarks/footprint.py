@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def slope(folder: Path, rounds: int) -> dict[str, float]:
             folder / "fleet",
             port,
             RunRules(devices=4),
-            replace(Plan("fedclip"), rounds=rounds),
+            Plan("fedclip", rounds=rounds, vote="off"),
         )
         fleet.permit(rounds)
         processes = {"coordinator": fleet.serve.pid}

@@ -257,7 +257,13 @@ def main() -> None:
     for fleet_name, fleet in {"mixed": mixed(devices), "domains": devices}.items():
         plans = [
             methods.with_defaults(
-                Plan("linear", rounds=options.rounds, seed=seed, strategy=options.strategy)
+                Plan(
+                    "linear",
+                    rounds=options.rounds,
+                    seed=seed,
+                    strategy=options.strategy,
+                    vote="off",
+                )
             )
             for seed in range(options.seeds)
         ]

@@ -103,12 +103,14 @@ STRATEGIES = (
     "linear@strategy=fedyogi,strategy.lr=0.1",
     "linear@optimizer=sgd,lr=0.003",
     "ridge",
+    "gda",
 )
 ROBUST = (
     "zeroshot",
     "linear",
     *(f"linear@strategy={name}" for name in ("median", "trimmed-mean", "krum", "multi-krum")),
     "ridge",
+    "gda",
 )
 PERSONAL = tuple(
     setting
@@ -280,7 +282,7 @@ def put(page: str, name: str, text: str) -> str:
     before, opened, rest = page.partition(first)
     _, closed, after = rest.partition(last)
     if not opened or not closed:
-        sys.exit(f"{PAGE} has no markers {first} and {last}")
+        sys.exit(f"the page has no markers {first} and {last}")
     return f"{before}{first}\n{text}\n{last}{after}"
 
 

@@ -33,7 +33,8 @@ Laws:
 - A silent device gets the manifest again, at intervals that double. So a lost manifest at most
   doubles the time until the device reacts, and does not make it miss the whole attempt.
 - A vote is a round to which all training devices are invited, and that is never attempted again:
-  without a quorum it closes as well, and the run's default model wins.
+  without a quorum it closes at its deadline, and the run's default model wins. A device that is
+  away may come back until then.
 - A closed round never reopens: the round number only grows.
 """
 
@@ -189,6 +190,9 @@ def _close_if_complete(state: RoundState, now: float) -> Step:
     awaited = waiting - attendance.unsteady(state, now)
     if len(state.kept) >= state.quorum:
         awaited -= state.left_out
+    elif state.is_vote:
+        # There is no second attempt, so devices that are away may come back until the deadline.
+        awaited = state.cohort - state.kept.keys() - state.rejected - state.left_out
     elif not attendance.is_enough(state):
         awaited = waiting  # the round could not open again without them
     if awaited and not is_late:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ import numpy as np
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import mixture
 from fedclip_edge.learning.method import Logits, scores
+from fedclip_edge.learning.moments import F64
 from fedclip_edge.records import (
     F32,
     I64,
@@ -63,6 +64,7 @@ ENOUGH = 30  # pictures of all devices
 DOUBT = 1.5
 CANDIDATES = 20  # at most
 _STEPS = 2**16
+_BATCH = 64  # pictures
 _WORST = 16.0  # nats; a single picture cannot cost more
 _SHARES = "shares"
 
@@ -131,21 +133,14 @@ def answer(
     count = len(chosen.labels) if len(validation) >= least else 0
     if count:
         heads = members_of(model)
-        # (M, N, C): the logits of each member
-        parts = np.stack(
-            [
-                scores(
-                    of(mixture.method_of(label)),
-                    Model(mixture.method_of(label), 0, heads[label]),
-                    chosen.vectors,
-                    classes,
-                )
-                for label in labels
-            ]
-        )
+        parts = [
+            _scores(of(method), Model(method, 0, heads[label]), chosen.vectors, classes)
+            for label in labels
+            for method in (mixture.method_of(label),)
+        ]
         costs = np.empty((*table, count))
         for k in range(table[0]):
-            logits = np.tensordot(shares[:, k], parts, 1).astype(np.float64)  # (N, C)
+            logits = _mixed(shares[:, k], parts)
             correct[k] = int((logits.argmax(axis=1) == chosen.labels).sum())
             for t, temperature in enumerate(TEMPERATURES):
                 costs[k, t] = _cross_entropy(temperature * logits, chosen.labels)
@@ -187,6 +182,11 @@ def check(update: Update, declared: int | None = None) -> None:
             )
     if sums["squares"][DEFAULT].any():
         raise PeerError("the answer's squares of the default candidate are not 0")
+    # The decision trusts the squares: if they were too small, any difference would look certain.
+    difference = np.abs(sums["loss"] - sums["loss"][DEFAULT]).astype(np.float64)
+    rounded = np.maximum(difference - count, 0)  # each loss is rounded by half a step at most
+    if (rounded**2 > (sums["squares"] + 0.5 * count + 1) * float(count * _STEPS)).any():
+        raise PeerError("the answer's squares are smaller than the differences of its losses allow")
 
 
 def decide(sums: Sums) -> Choice:
@@ -222,7 +222,31 @@ def chosen_shares(shares: Shares, choice: Choice) -> dict[str, float]:
     return {label: choice.temperature * its[choice.candidate] for label, its in shares.items()}
 
 
-def _cross_entropy(logits: np.ndarray[tuple[int, int], np.dtype[np.float64]], labels: I64) -> F32:
+def _scores(logits: Logits, model: Model, vectors: F32, classes: ClassTexts) -> F64:
+    """Compute the logits float64 (N, C) of features (N, D), in batches of one shape.
+
+    A product of matrices is rounded differently if it has another number of rows.
+    """
+    padded = np.concatenate([vectors, np.repeat(vectors[-1:], -len(vectors) % _BATCH, axis=0)])
+    batches = np.split(padded, len(padded) // _BATCH)
+    found = np.concatenate([scores(logits, model, batch, classes) for batch in batches])
+    return found[: len(vectors)].astype(np.float64)
+
+
+def _mixed(shares: F32, parts: Sequence[F64]) -> F64:
+    """Add up the logits (N, C) of the members by the shares (M,) of a candidate.
+
+    A share of 0 leaves a member out, also one whose logits are infinite or NaN.
+    """
+    total = np.zeros_like(parts[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for share, its in zip(shares.astype(np.float64), parts, strict=True):
+            if share:
+                total += share * its
+    return total
+
+
+def _cross_entropy(logits: F64, labels: I64) -> F64:
     """Compute the cross-entropy (N,) of logits (N, C), each at most _WORST; NaN counts as that."""
     with np.errstate(over="ignore", invalid="ignore"):
         top = logits.max(axis=1, keepdims=True)

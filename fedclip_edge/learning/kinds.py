@@ -38,6 +38,9 @@ class Ballot:
     # moments `fitted`, with settings chosen on `train` and `validation`. `fitted` is `train` before
     # the vote, and the sum of both afterwards.
     heads: Callable[[Arrays, Moments, Moments, Moments, Any], Mapping[str, Arrays]]
+    # unsolved(initial) returns the heads of a run without pictures: with these, every candidate is
+    # the model of round 0, which is zero-shot CLIP.
+    unsolved: Callable[[Arrays], Mapping[str, Arrays]]
     # merge(initial, heads, shares) returns one head that does the same as a mixture of the heads
     # and of the initial one. Without it the final model is a mixture.
     merge: Callable[[Arrays, Mapping[str, Arrays], Mapping[str, float]], Arrays] | None = None
@@ -138,10 +141,7 @@ def closed_form(
         initial = {_INITIAL + label: term for label, term in model.parameters.items()}
         kept: dict[str, NDArray[Any]] = {**total.sums, **initial}
         if not _has_pictures(total.sums, name):
-            # Without pictures nothing is known against the start, which is zero-shot CLIP.
-            nothing = {label: np.zeros_like(term) for label, term in model.parameters.items()}
-            labels = standing.shares.keys() - {mixture.ZERO_SHOT}
-            return dict.fromkeys(sorted(labels), nothing), kept
+            return standing.unsolved(model.parameters), kept
         train, validation = moments.received(total.sums)
         return standing.heads(model.parameters, train, train, validation, options), kept
 
@@ -187,7 +187,7 @@ def _one_head(name: str, solve: Callable[[Arrays, Moments, Moments, Any], Arrays
     ) -> Mapping[str, Arrays]:
         return {name: solve(initial, fitted, validation, options)}
 
-    return Ballot(mixes(name), heads)
+    return Ballot(mixes(name), heads, lambda initial: {name: initial})
 
 
 def mixes(name: str) -> Mapping[str, tuple[float, ...]]:

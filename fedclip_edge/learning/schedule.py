@@ -40,7 +40,8 @@ from fedclip_edge.records import (
     Update,
 )
 
-_HEADS, _KEPT = "heads", "kept"
+_KEPT = "vote/"  # prefix of what the coordinator's state keeps for the vote
+_HEADS = f"{_KEPT}heads/"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def stages(plan: Plan) -> tuple[Plan, ...]:
 def steps(plan: Plan) -> tuple[Step, ...]:
     """Return the exchanges of a run in their order."""
     every = stages(plan)
-    found = [Step("round", i) for i, stage in enumerate(every) for _ in range(_rounds(stage))]
+    found: list[Step] = []
+    for i, stage in enumerate(every):
+        found += [Step("round", i)] * _rounds(stage)
     if has_vote(plan):
         found.append(Step("vote", len(every) - 1))
     return tuple(found)
@@ -131,14 +134,11 @@ class Schedule:
             bound = bound.after((norms or {}).get(number, []))
         return bound
 
-    def numbers(self, closed: int) -> tuple[int, ...]:
+    def numbers(self, closed: int) -> range:
         """Return the numbers of the closed training rounds of the method that trains next."""
         stage = self._step(closed).stage
-        return tuple(
-            number
-            for number, step in enumerate(self.steps[:closed], 1)
-            if step == Step("round", stage)
-        )
+        before = sum(map(_rounds, self.stages[:stage]))
+        return range(before + 1, min(closed, before + _rounds(self.stages[stage])) + 1)
 
     def total(self, closed: int, max_norm: float) -> Total:
         """Make an empty total for the exchange after `closed` ones."""
@@ -193,21 +193,17 @@ class Schedule:
         options = method.check_options(stage.options)
         model = replace(model, method=stage.method)
         is_last = following == len(self.steps) or self.steps[following] != step
-        # What is kept for the vote, and what the method in training keeps between its rounds.
-        before = {name: term for name, term in state.items() if "/" in name}
-        own: State = {name: term for name, term in state.items() if "/" not in name}
+        before = {name: term for name, term in state.items() if name.startswith(_KEPT)}
         if not is_last or not has_vote(self.plan):
-            model, own = method.combine(model, total, own, options)
-            return replace(model, method=self.plan.method), {**before, **own}
+            model, its = method.combine(model, total, _without(state), options)
+            return replace(model, method=self.plan.method), {**before, **its}
         assert method.vote is not None
-        heads, kept = method.vote.open(model, total, own, options)
-        state = {**before, **_prefixed(f"{step.stage}/{_KEPT}/", kept)}
+        heads, kept = method.vote.open(model, total, _without(state), options)
+        state = {**before, **_prefixed(f"{_KEPT}{step.stage}/", kept)}
         every = {**_heads_in(before), **heads}
         if self.steps[following].kind == "vote":
             return ballot.made(self.plan.method, following, every, self._shares), state
-        state |= {
-            f"{_HEADS}/{label}/{n}": t for label, its in heads.items() for n, t in its.items()
-        }
+        state |= {f"{_HEADS}{label}/{n}": t for label, its in heads.items() for n, t in its.items()}
         initial = self._initial(self.steps[following].stage)
         return replace(initial, method=self.plan.method, round=following), state
 
@@ -223,10 +219,7 @@ class Schedule:
             zero_shot_loss=choice.zero_shot_loss,
             correct=choice.correct,
             zero_shot_correct=choice.zero_shot_correct,
-            hint=None
-            if choice.loss is not None
-            else f"fewer than {ballot.ENOUGH} validation pictures voted, so the default candidate is "
-            "taken; give the devices more pictures",
+            hint=_hint(choice, decided=decided),
         )
         heads = ballot.members_of(model)
         found: dict[str, Arrays] = {}
@@ -235,9 +228,9 @@ class Schedule:
             method = methods.get(stage.method)
             assert method.vote is not None
             # Zero-shot CLIP's share is settled together with the heads of the first method.
-            labels = [label for label in method.shares if i == 0 or label in self._heads]
+            labels = [label for label in method.shares if not i or label in self._heads]
             its = {label: heads[label] for label in labels if label in heads}
-            prefix = f"{i}/{_KEPT}/"
+            prefix = f"{_KEPT}{i}/"
             kept = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
             mine = {label: shares.get(label, 0.0) for label in labels}
             settled, its_shares = method.vote.settle(
@@ -292,14 +285,34 @@ class Schedule:
         return {}
 
 
+def _hint(choice: ballot.Choice, *, decided: bool) -> str | None:
+    """Say why the default candidate was taken without a comparison; None if there was one."""
+    if not decided:
+        return (
+            "too few devices answered before the deadline, so the default candidate is taken; "
+            "raise deadline_s, or see in the log which devices missed it"
+        )
+    if choice.loss is None:
+        return (
+            f"fewer than {ballot.ENOUGH} validation pictures voted, so the default candidate is "
+            "taken; give the devices more pictures"
+        )
+    return None
+
+
 def _prefixed(prefix: str, arrays: State) -> dict[str, NDArray[Any]]:
     return {prefix + name: term for name, term in arrays.items()}
+
+
+def _without(state: State) -> State:
+    """The state of the method in training, without what is kept for the vote."""
+    return {name: term for name, term in state.items() if not name.startswith(_KEPT)}
 
 
 def _heads_in(state: State) -> dict[str, Arrays]:
     found: dict[str, dict[str, NDArray[Any]]] = {}
     for name, term in state.items():
-        if name.startswith(f"{_HEADS}/"):
-            _, label, rest = name.split("/", 2)
+        if name.startswith(_HEADS):
+            label, _, rest = name.removeprefix(_HEADS).partition("/")
             found.setdefault(label, {})[rest] = term
     return dict(found)

@@ -302,6 +302,12 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
     return patch
 
 
+def throws_the_vote_away(
+    self: RunState, *, decided: bool = True, close: Any = RunState.close_round
+) -> None:
+    close(self, decided=False)
+
+
 # For each bug: the broken law, the patch, and the number of seeds that must suffice to find it.
 BUGS: dict[str, tuple[str, Bug, int]] = {
     "says kept before it is": (
@@ -331,6 +337,9 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         "reopened",
         replaced((Journal, "close_round", closes_with_the_next), (Journal, "_writing", writes_what_is_late)),
         100,
+    ),
+    "throws the vote away": (
+        "equal", replaced((RunState, "close_round", throws_the_vote_away)), 100
     ),
     "never repeats an offer": (
         "ends progress", replaced((Session, "_repeat_offer", never_repeats_an_offer)), 100

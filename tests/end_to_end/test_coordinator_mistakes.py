@@ -70,7 +70,7 @@ def test_devices_wait_for_the_correction_and_take_part_at_once(site: Site, wrong
     right = site.write_fleet(devices=2, rounds=2).read_text()
     fleet = site.folder / "fleet.toml"
     if wrong == "method":
-        fleet.write_text(right.replace('"fedclip"', '"linear"'))
+        fleet.write_text(right.replace("[plan]", '[plan]\nmethod = "linear"'))
     else:
         other = other_bundle(site, wrong)
         fleet.write_text(right.replace(str(site.bundle.folder), str(other.folder)))
@@ -192,7 +192,7 @@ def write_secured(secured: Secured, bundle: Bundle) -> Path:
         f'fleet = "lab"\nbundle = "{bundle.folder}"\nregistry = "{secured.site.registry}"\n'
         f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
         f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
-        '[rules]\ndevices = 3\n[plan]\nmethod = "fedclip"\nrounds = 1\n'
+        '[rules]\ndevices = 3\n[plan]\nmethod = "fedclip"\nrounds = 1\nvote = "off"\n'
     )
     return path
 

@@ -130,6 +130,17 @@ def heads(
     }
 
 
+def unsolved(initial: Arrays) -> Mapping[str, Arrays]:
+    """Make the two heads of a run without pictures: nothing is added, and the other is the start.
+
+    So every candidate is zero-shot CLIP.
+    """
+    return {
+        "gda.added": {name: np.zeros_like(term) for name, term in initial.items()},
+        "gda.ridge": initial,
+    }
+
+
 def shares() -> Mapping[str, tuple[float, ...]]:
     """Make the candidates: zero-shot CLIP, the fixed rule, and three mixes of it with ridge.py.
 
@@ -237,6 +248,6 @@ METHOD = closed_form(
     initial_parameters,
     logits,
     solve,
-    ballot=Ballot(shares(), heads, merge),
+    ballot=Ballot(shares(), heads, unsolved, merge),
     learns_from_validation=True,
 )

@@ -174,5 +174,5 @@ METHOD = closed_form(
     initial_parameters,
     logits,
     solve,
-    ballot=Ballot(mixes("ridge"), heads),
+    ballot=Ballot(mixes("ridge"), heads, lambda initial: {"ridge": initial}),
 )
