@@ -49,7 +49,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 REPEAT_S, REPAIR_S, MAX_GAPS = 5.0, 1.0, 1024
 REFUSED = (ValueError, TypeError, LookupError, RecursionError, struct.error)
 NOTHING: Json = {"epoch": 0, "run": "", "closed": 0, "parked": None, "settled": [], "residual": {}}
-TEMPERATURES = 3  # of a vote
+TEMPERATURES, BINS = 3, 192  # of a vote
 CODECS = ["fp32", "fp16", "int8"]
 
 
@@ -312,7 +312,9 @@ class Agent:
         meant, zeros = {}, {}
         if manifest["exchange"]["kind"] == "vote":
             table = [self.candidates, TEMPERATURES]
+            bins = [self.candidates, BINS]
             zeros = {"pictures": [1], "correct": table[:1], "loss": table, "squares": table}
+            zeros |= {"known": bins, "removed": bins}
             self.terms = {}
         for name, values in self.terms.items():
             lost = residual.get(name) or [0.0] * len(values)

@@ -104,6 +104,16 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Train on the first half of the classes (base) and test on both halves (base and new).",
 )
 @click.option(
+    "--leave-out",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Leave N classes out, drawn for each seed: no device trains on their pictures, and they are "
+    "in no class list. Their test pictures show how well a model recognises pictures of none of "
+    "its classes.",
+)
+@click.option(
     "--least",
     default=5,
     show_default=True,
@@ -173,6 +183,7 @@ def simulate(
     shots: int | None,
     hold_out: str,
     base_to_new: bool,
+    leave_out: int,
     least: int,
     noisy: float,
     min_per_class: int | None,
@@ -236,6 +247,7 @@ def simulate(
         shots=shots,
         hold_out=hold_out,
         base_to_new=base_to_new,
+        leave_out=leave_out,
         least=least,
         noisy=noisy,
         min_per_class=min_per_class,
@@ -327,6 +339,7 @@ def _finish(
         "split": str(choices.split),
         "noisy": choices.noisy,
         "min_per_class": choices.min_per_class,
+        "leave_out": choices.leave_out,
         "pictures": len(pool.labels),
         "classes": list(pool.classes.names),
         "encoder_id": pool.encoder_id,

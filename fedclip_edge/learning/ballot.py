@@ -15,6 +15,8 @@ temperature t of TEMPERATURES (the logits are multiplied by t):
     correct    pictures that candidate k classifies correctly                          int64 (K,)
     loss       sum of the cross-entropies, each at most 16 nats, in steps of 2**-16    int64 (K, T)
     squares    sum of (its loss - that of the default)**2, each rounded, same steps    int64 (K, T)
+    known      counts of the pictures' scores under candidate k (unknown.py)        int64 (K, BINS)
+    removed    the same, without the class of each picture                          int64 (K, BINS)
 
 The decision: each candidate stands at its own best temperature. The default stays, unless another
 candidate has a mean loss that is lower by more than DOUBT standard errors of the difference, which
@@ -22,7 +24,8 @@ is paired: both are measured on the same pictures. Among those, the least loss w
 of less than that is noise, and the default has reasons of its own. Cross-entropy is compared
 instead of accuracy, because it needs far fewer pictures for the same certainty.
 
-With fewer than ENOUGH pictures in all, the default is taken, at temperature 1.
+With fewer than ENOUGH pictures in all, the default is taken, at temperature 1, and no picture is
+called unknown.
 
 Laws:
 
@@ -42,7 +45,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.learning import mixture
+from fedclip_edge.learning import mixture, unknown
 from fedclip_edge.learning.method import Logits, scores
 from fedclip_edge.learning.moments import F64
 from fedclip_edge.records import (
@@ -62,7 +65,7 @@ DEFAULT = 1  # the candidate that is taken without a vote
 MOST = 500  # pictures of one device, so that no device dominates a vote
 ENOUGH = 30  # pictures of all devices
 DOUBT = 1.5
-CANDIDATES = 20  # at most
+CANDIDATES = 9  # at most: an answer to these has no more than 2 kB
 _STEPS = 2**16
 _BATCH = 64  # pictures
 _WORST = 16.0  # nats; a single picture cannot cost more
@@ -82,6 +85,8 @@ class Choice:
     zero_shot_loss: float | None = None  # at its own best temperature
     correct: int = 0
     zero_shot_correct: int = 0
+    unknown_below: float = unknown.NEVER  # threshold for the scores of the candidate on the ballot
+    removed_unknown: float | None = None  # share of the pictures without their class below it
 
 
 def made(method: str, round: int, members: Mapping[str, Arrays], shares: Shares) -> Model:
@@ -110,7 +115,8 @@ def sum_shapes(shares: Shares) -> Shapes:
     """Names and shapes of the integer sums of an answer."""
     count = len(shares[mixture.ZERO_SHOT])
     table = (count, len(TEMPERATURES))
-    return {"pictures": (1,), "correct": (count,), "loss": table, "squares": table}
+    counts = {name: (count, *shape) for name, shape in unknown.sum_shapes().items()}
+    return {"pictures": (1,), "correct": (count,), "loss": table, "squares": table, **counts}
 
 
 def answer(
@@ -131,6 +137,9 @@ def answer(
     correct, loss, squares = np.zeros(table[0], np.int64), np.zeros(table), np.zeros(table)
     chosen = _chosen(validation)
     count = len(chosen.labels) if len(validation) >= least else 0
+    counts = {
+        name: np.zeros((table[0], *shape), np.int64) for name, shape in unknown.sum_shapes().items()
+    }
     if count:
         heads = members_of(model)
         parts = [
@@ -138,10 +147,16 @@ def answer(
             for label in labels
             for method in (mixture.method_of(label),)
         ]
+        zero_shot = parts[labels.index(mixture.ZERO_SHOT)].astype(np.float32)  # (N, C)
         costs = np.empty((*table, count))
         for k in range(table[0]):
             logits = _mixed(shares[:, k], parts)
             correct[k] = int((logits.argmax(axis=1) == chosen.labels).sum())
+            found = unknown.count(
+                logits.astype(np.float32), zero_shot, classes.logit_scale, chosen.labels
+            )
+            for name, its in found.items():
+                counts[name][k] = its
             for t, temperature in enumerate(TEMPERATURES):
                 costs[k, t] = _cross_entropy(temperature * logits, chosen.labels)
         loss = np.rint(costs * _STEPS).sum(axis=2)
@@ -151,6 +166,7 @@ def answer(
         "correct": correct,
         "loss": loss.astype(np.int64),
         "squares": squares.astype(np.int64),
+        **counts,
     }
     return Update("sum", max(1, count), {}, sums)
 
@@ -180,6 +196,9 @@ def check(update: Update, declared: int | None = None) -> None:
             raise PeerError(
                 f"the answer's {name} are from {low} to {high}; {count} pictures give 0 to {most:g}"
             )
+    for name in (unknown.KNOWN, unknown.REMOVED):
+        if sums[name].min() < 0 or (sums[name].sum(axis=1) != count).any():
+            raise PeerError(f"the answer's {name} do not count {count} pictures for each candidate")
     if sums["squares"][DEFAULT].any():
         raise PeerError("the answer's squares of the default candidate are not 0")
     # The decision trusts the squares: if they were too small, any difference would look certain.
@@ -206,6 +225,9 @@ def decide(sums: Sums) -> Choice:
         error = math.sqrt(max(0.0, squares - difference**2) / (count - 1))
         if gain > DOUBT * error and least[k] < least[candidate]:
             candidate = k
+    scored = {name: sums[name][candidate] for name in (unknown.KNOWN, unknown.REMOVED)}
+    threshold = unknown.threshold(scored)
+    separation = unknown.Separation(scored[unknown.KNOWN], scored[unknown.REMOVED], threshold)
     return Choice(
         candidate=candidate,
         temperature=TEMPERATURES[best[candidate]],
@@ -214,6 +236,8 @@ def decide(sums: Sums) -> Choice:
         zero_shot_loss=float(least[0]),
         correct=int(sums["correct"][candidate]),
         zero_shot_correct=int(sums["correct"][0]),
+        unknown_below=threshold,
+        removed_unknown=separation.others_unknown,
     )
 
 

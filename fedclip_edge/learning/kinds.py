@@ -20,7 +20,7 @@ from fedclip_edge.learning.method import LocalTask, Logits, Method, Personal, Tr
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.records import Arrays, ClassTexts, Layout, Model, Shapes, Sums, Update
+from fedclip_edge.records import Arrays, ClassTexts, Features, Layout, Model, Shapes, Sums, Update
 
 # Models travel as float16 by default, which ends at 65504; CLIP's own logits are at most 100.
 _LARGEST = 2.0**15
@@ -162,6 +162,14 @@ def closed_form(
             return heads, shares
         return {name: standing.merge(initial, heads, shares)}, {name: 1.0}
 
+    def means(kept: State) -> Features:
+        counts = kept.get("train.counts", np.zeros(0, np.int64))  # (C,)
+        here = np.flatnonzero(counts)
+        if not len(here):
+            return Features(np.zeros((0, 1), np.float32), here, "")
+        vectors = kept["train.sums"][here] / counts[here, None]  # (P, D)
+        return Features(vectors.astype(np.float32), here, "")
+
     return Method(
         name,
         options,
@@ -176,7 +184,12 @@ def closed_form(
             sends_moments=True,
             learns_from_validation=learns_from_validation,
         ),
-        vote=Vote(opened, settle, (mixture.ZERO_SHOT, name) if standing.merge is None else (name,)),
+        vote=Vote(
+            opened,
+            settle,
+            (mixture.ZERO_SHOT, name) if standing.merge is None else (name,),
+            means,
+        ),
         shares=standing.shares,
     )
 

@@ -117,6 +117,9 @@ class Vote:
         tuple[Mapping[str, Arrays], Mapping[str, float]],
     ]
     labels: tuple[str, ...]
+    # means(kept) returns the mean training picture of each class that has pictures, if the devices
+    # have sent such sums.
+    means: Callable[[State], Features] | None = None
 
 
 @dataclass(frozen=True)

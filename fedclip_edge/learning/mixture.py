@@ -18,6 +18,7 @@ import numpy as np
 
 from fedclip_edge.learning.method import Logits
 from fedclip_edge.learning.operations import Array, Operations
+from fedclip_edge.learning.unknown import without_rule
 from fedclip_edge.records import Arrays, Model, Shapes
 
 T = TypeVar("T")
@@ -61,7 +62,8 @@ def beside(shared: Model, own: Model, share: float) -> Model:
     """Add a device's own model, of the same method, to a shared model that may be a mixture.
 
     `share` is the fraction of the device's own logits, from 0 to 1. The result has the round of the
-    shared model.
+    shared model. It has no rule for unknown pictures, because that of the shared model was measured
+    with other logits.
     """
     own_label = f"{own.method}.own"
     members = members_of(shared)
@@ -76,9 +78,12 @@ def member(model: Model, label: str) -> Model:
 
 
 def members_of(model: Model) -> dict[str, Arrays]:
-    """Return the parameters of all members by label, without their shares."""
+    """Return the parameters of all members by label, without their shares.
+
+    A rule for unknown pictures (unknown.py) belongs to no member.
+    """
     if not is_one(model):
-        return {model.method: model.parameters}
+        return {model.method: without_rule(model.parameters)}
     found = _by_label(model.parameters)
     return {
         label: {name: term for name, term in terms.items() if name != _SHARE}
@@ -115,7 +120,7 @@ def logits(of: Callable[[str], Logits]) -> Logits:
 
 def _by_label(terms: Mapping[str, T]) -> dict[str, dict[str, T]]:
     found: dict[str, dict[str, T]] = {}
-    for name, term in terms.items():
+    for name, term in without_rule(terms).items():
         label, _, rest = name.partition("/")
         found.setdefault(label, {})[rest] = term
     return found

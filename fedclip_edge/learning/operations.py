@@ -1,9 +1,9 @@
 """The few array operations that a method's `logits` is written in, and those of numpy.
 
-numpy and torch arrays share `+ - * / ** @` and `.T`. The operations that they do not share are the
-fields of `Operations`. So a formula is written once: training differentiates it with torch
-(torch_operations.py), the exported classifier traces it, and evaluation and prediction compute it
-with numpy, without loading torch.
+numpy and torch arrays share `+ - * / ** @`, `.T` and `.mean(1)`. The operations that they do not
+share are the fields of `Operations`. So a formula is written once: training differentiates it with
+torch (torch_operations.py), the exported classifier traces it, and evaluation and prediction
+compute it with numpy, without loading torch.
 """
 
 from __future__ import annotations

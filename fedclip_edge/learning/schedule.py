@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedclip_edge import log
@@ -28,11 +29,13 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.norm_bound import NormBound, first_bound
 from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.learning.unknown import NEVER, RULE, Rule, with_rule
 from fedclip_edge.learning.update_check import check_update
 from fedclip_edge.records import (
     Arrays,
     ClassTexts,
     ExchangeKind,
+    Features,
     Layout,
     Model,
     Plan,
@@ -42,6 +45,7 @@ from fedclip_edge.records import (
 
 _KEPT = "vote/"  # prefix of what the coordinator's state keeps for the vote
 _HEADS = f"{_KEPT}heads/"
+_TINY = 1e-6  # logits
 
 
 @dataclass(frozen=True)
@@ -219,9 +223,12 @@ class Schedule:
             zero_shot_loss=choice.zero_shot_loss,
             correct=choice.correct,
             zero_shot_correct=choice.zero_shot_correct,
+            unknown_below=choice.unknown_below if choice.unknown_below > NEVER else None,
+            removed_unknown=choice.removed_unknown,
             hint=_hint(choice, decided=decided),
         )
         heads = ballot.members_of(model)
+        means: Features | None = None
         found: dict[str, Arrays] = {}
         weights: dict[str, float] = {}
         for i, stage in enumerate(self.stages):
@@ -238,10 +245,32 @@ class Schedule:
             )
             found.update(settled)
             weights.update(its_shares)
+            if means is None and method.vote.means is not None:
+                means = method.vote.means(kept)
         name, number = self.plan.method, model.round + 1
         if list(weights) == [name]:
-            return Model(name, number, found[name])
-        return mixture.mixed(name, number, found, weights)
+            final = Model(name, number, found[name])
+        else:
+            final = mixture.mixed(name, number, found, weights)
+        # The threshold was measured with the logits on the ballot, at temperature 1.
+        gain = choice.temperature
+        if means is not None and len(means):
+            on_ballot = mixture.mixed(name, number, heads, shares)
+            gain *= self._growth(on_ballot, final, means)
+        rule = Rule(choice.unknown_below, gain)
+        return replace(final, parameters=with_rule(final.parameters, rule))
+
+    def _growth(self, before: Model, after: Model, means: Features) -> float:
+        """Divide the leads of two models: how far a class's logit is above the mean of all classes.
+
+        They are taken at the classes' mean pictures. It is 1 if a model has no lead there.
+        """
+        leads = []
+        for model in (before, after):
+            logits = methods.predict(model, means.vectors, self.classes)  # (P, C)
+            own = logits[np.arange(len(means)), means.labels]
+            leads.append(float((own - logits.mean(axis=1)).mean()))
+        return leads[1] / leads[0] if min(leads) > _TINY else 1.0
 
     def _step(self, closed: int) -> Step:
         return self.steps[min(closed, len(self.steps) - 1)]
@@ -274,8 +303,8 @@ class Schedule:
             assert vote is not None
             labels |= {label: None for label in vote.labels if i == 0 or label in self._heads}
         if list(labels) == [self.plan.method]:
-            return self._shape_of(self.plan.method)
-        return mixture.shapes({label: self._shape_of(label) for label in labels})
+            return {**self._shape_of(self.plan.method), **RULE}
+        return {**mixture.shapes({label: self._shape_of(label) for label in labels}), **RULE}
 
     def _shape_of(self, label: str) -> Shapes:
         """Shapes of the parameters of a head."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.norm_bound import NormBound
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
+from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model
 from fedclip_edge.simulating.host import Announcement, Task
@@ -43,6 +44,9 @@ class Round:
     zero_shot: Mapping[tuple[str, str], Evaluation]
     up_bytes: Mapping[str, int]
     down_bytes: Mapping[str, int]
+    # By device, after the last round (host.py).
+    separation: Mapping[str, Separation] = field(default_factory=dict)
+    zero_shot_separation: Mapping[str, Separation] = field(default_factory=dict)
 
 
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
@@ -71,7 +75,9 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         figures = {key: one for answer in answers for key, one in answer.figures.items()}
         zero_shot = zero_shot or {k: one for a in answers for k, one in a.zero_shot.items()}
         shown = None if task.line == "local" else model
-        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down))
+        apart = {k: one for answer in answers for k, one in answer.separation.items()}
+        before = {k: one for answer in answers for k, one in answer.zero_shot_separation.items()}
+        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down), apart, before)
         if is_last:
             return
         total = schedule.total(closed, bound.value)

@@ -26,6 +26,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import Total
+from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.protocol import codec, wire
 from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.records import (
@@ -90,6 +91,10 @@ class Answer:
     # By (device, view), for the devices with test pictures of the view.
     figures: Mapping[tuple[str, str], Evaluation]
     zero_shot: Mapping[tuple[str, str], Evaluation]  # only in the first answer: it never changes
+    # Of the last model and of zero-shot CLIP, for the devices with test pictures of classes that
+    # the run does not have.
+    separation: Mapping[str, Separation]
+    zero_shot_separation: Mapping[str, Separation]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +133,8 @@ class Host:
         norms: dict[str, float] = {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
+        separation: dict[str, Separation] = {}
+        zero_shot_separation: dict[str, Separation] = {}
         model = (
             None if self.task.line == "local" else self._unpack(announced.payload, announced.closed)
         )
@@ -148,6 +155,11 @@ class Host:
                 figures[key] = local.measure(shown, test, view.classes)
                 if not self._measured_zero_shot:
                     zero_shot[key] = local.measure(zeroshot.MODEL, test, view.classes)
+            if announced.is_last and len(others := self._others(device)):
+                test = self._features(device.test, task.views[0])
+                both = (test, others, self._classes)
+                separation[device.name] = local.separate(shown, *both)
+                zero_shot_separation[device.name] = local.separate(zeroshot.MODEL, *both)
             if announced.is_last or not len(device.train):
                 continue
             if model is None:
@@ -158,7 +170,7 @@ class Host:
                 made = self._contribute(device, model, announced, total)
                 up_bytes[device.name], norms[device.name] = made
         self._measured_zero_shot = True
-        return Answer(total, up_bytes, norms, figures, zero_shot)
+        return Answer(total, up_bytes, norms, figures, zero_shot, separation, zero_shot_separation)
 
     @property
     def _classes(self) -> ClassTexts:
@@ -246,6 +258,12 @@ class Host:
     def _shared(self, device: Device, min_per_class: int) -> Sides:
         sides = self._sides(device)
         return share(sides.train, sides.validation, len(self._classes.names), min_per_class)
+
+    def _others(self, device: Device) -> Features:
+        """Return the test pictures of classes that the run does not have, all with label 0."""
+        rows = device.test[self.task.views[0].place[self.labels[device.test]] < 0]
+        labels = np.zeros(len(rows), np.int64)
+        return Features(np.array(self.vectors[rows]), labels, self.task.encoder_id)
 
     def _features(self, rows: I64, view: View) -> Features:
         places = view.place[self.labels[rows]]

@@ -46,6 +46,12 @@ class Row:
     held_out_zero_shot: Figure | None
     held_out_top1: Figure | None
     harmonic: Figure | None  # of the means on base and new classes; only in rows of the view "new"
+    # Pictures of classes that the run does not have: the AUROC of the score against those of its
+    # classes, and the fractions of both that are called unknown (learning/unknown.py).
+    zero_shot_auroc: Figure | None
+    auroc: Figure | None
+    known_unknown: Figure | None
+    others_unknown: Figure | None
     up_bytes: float  # mean per device, over all rounds
     down_bytes: float
 
@@ -89,7 +95,8 @@ def _row(
 
     def figure(what: str, name: str) -> Figure | None:
         found = [(one.run.seed, getattr(one, what)) for one in its]
-        return over_seeds([(seed, one and float(getattr(one, name))) for seed, one in found])
+        values = [(seed, None if one is None else getattr(one, name)) for seed, one in found]
+        return over_seeds(values)
 
     def per_device(total: Callable[[Outcome], int]) -> float:
         return statistics.fmean(total(one) / one.devices for one in its)
@@ -127,6 +134,10 @@ def _row(
         held_out_zero_shot=figure("held_out_zero_shot", "top1"),
         held_out_top1=figure("held_out", "top1"),
         harmonic=harmonic,
+        zero_shot_auroc=figure("zero_shot_separation", "auroc"),
+        auroc=figure("separation", "auroc"),
+        known_unknown=figure("separation", "known_unknown"),
+        others_unknown=figure("separation", "others_unknown"),
         up_bytes=per_device(lambda one: one.up_bytes),
         down_bytes=per_device(lambda one: one.down_bytes),
     )

@@ -17,6 +17,7 @@ from fedclip_edge.learning import ballot, methods, mixture
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.ballot import DEFAULT, ENOUGH, MOST, TEMPERATURES, Choice
 from fedclip_edge.learning.method import scores
+from fedclip_edge.learning.unknown import BINS
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Arrays, Contribution, Features, Model, Plan, Sums, Update
 
@@ -167,11 +168,14 @@ def test_of_many_pictures_the_same_500_vote_in_any_order() -> None:
     assert (abs(changed - first.sums["correct"]) <= 1).all()
 
 
-def test_an_answer_with_20_candidates_has_2_kb_at_most() -> None:
-    shares = {"zeroshot": (1.0,) * 20, "linear": tuple(np.linspace(0, 1, 20).tolist())}
+def test_an_answer_to_the_largest_ballot_has_2_kb_at_most() -> None:
+    count = ballot.CANDIDATES
+    assert all(
+        len(its.shares.get("zeroshot", ())) <= count for its in map(methods.get, methods.names())
+    )
+    shares = {"zeroshot": (1.0,) * count, "linear": tuple(np.linspace(0, 1, count).tolist())}
     model = ballot.made("linear", 1, {"linear": head(2)}, shares)
     found = answer(features(MOST, 6, CLASSES), model)
-    assert len(shares["linear"]) == ballot.CANDIDATES
     contribution = Contribution("run-1234abcd", 2, "camera-0001", "e" * 64, found)
     assert len(wire.pack_contribution(contribution, "int8")) <= 2048
 
@@ -260,6 +264,8 @@ def sums_of(costs: NDArray[np.float64]) -> Sums:
         "correct": np.full(COUNT, count // 2, np.int64),
         "loss": np.rint(STEPS * costs).sum(axis=2).astype(np.int64),
         "squares": np.rint(STEPS * (costs - costs[DEFAULT]) ** 2).sum(axis=2).astype(np.int64),
+        "known": np.zeros((COUNT, BINS), np.int64),  # tests/learning/test_unknown_in_a_vote.py
+        "removed": np.zeros((COUNT, BINS), np.int64),
     }
 
 

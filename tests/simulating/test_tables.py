@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from outcomes import outcome
+from outcomes import SEPARATION, outcome
 
 from fedclip_edge.records import Plan
 from fedclip_edge.simulating.settings import Setting
 from fedclip_edge.simulating.summary import summarise
-from fedclip_edge.simulating.tables import tables
+from fedclip_edge.simulating.tables import notes, tables
 
 HEADS = ("zero-shot", "top-1", "all pictures", "worst", "macro F1", "ECE", "held-out", "harmonic")
 
@@ -25,6 +25,17 @@ def test_the_table_has_a_row_for_each_setting_and_only_the_columns_it_needs() ->
     wide = tables(summarise([outcome(0.5, held_out="roof", view="new")]))
     assert "held-out" in wide
     assert "harmonic" in wide
+
+
+def test_pictures_of_none_of_the_classes_have_columns_if_there_are_any() -> None:
+    assert "AUROC" not in tables(summarise([outcome(0.5)]))
+    rows = summarise([outcome(0.5, separation=SEPARATION)])
+    head, units, first = tables(rows).splitlines()
+    place = first.split().index("92.0")
+    assert first.split()[place : place + 4] == ["92.0", "92.0", "20.0", "60.0"]
+    assert (head.count("AUROC"), head.count("unknown")) == (2, 2)
+    assert "AUROC: probability" in notes(rows)
+    assert units.count("of others, %") == 1
 
 
 def test_means_come_first_and_then_the_held_out_domains() -> None:

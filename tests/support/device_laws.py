@@ -98,6 +98,8 @@ def _vote(
     sums["correct"][:] = random.integers(0, count + 1, candidates)
     sums["loss"][:] = np.rint(costs * 2**16).sum(axis=2)
     sums["squares"][:] = np.rint((costs - costs[ballot.DEFAULT]) ** 2 * 2**16).sum(axis=2)
+    for name in ("known", "removed"):
+        sums[name][:, random.integers(sums[name].shape[1])] = count
     weight = max(1, count) + (1 if variant.endswith(HEAVY) else 0)
     return Update("sum", weight, {}, sums)
 

@@ -404,6 +404,9 @@ FIELDS: Mapping[str, str] = {
     "vote_decided.zero_shot_loss": "The same for zero-shot CLIP, at its own best temperature.",
     "vote_decided.correct": "Pictures that the candidate classifies correctly.",
     "vote_decided.zero_shot_correct": "Pictures that zero-shot CLIP classifies correctly.",
+    "vote_decided.unknown_below": "Threshold of the score: a picture below it is unknown.",
+    "vote_decided.removed_unknown": "Share of the pictures that would be unknown without their own "
+    "class. It is a guide, and too high for pictures of classes that the model has never met.",
     "vote_decided.hint": "Why no vote was possible, and what to do.",
     "run_done.rounds": "Number of rounds closed.",
     "share": "Weight of the Gaussian head relative to the class texts.",

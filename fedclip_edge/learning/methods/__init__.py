@@ -27,6 +27,7 @@ from fedclip_edge.learning.methods import (
 )
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.learning.unknown import rule_shapes
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: dict[str, Method] = {
@@ -233,17 +234,20 @@ def personal(task: LocalTask) -> Model | None:
 def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
     """Compute the shapes that the parameters of `model`, a model of the plan, must have.
 
-    The model may be a shared one, a mix (mixture.py) or a personal one. The shapes of a personal
+    The model may be a shared one, a mix (mixture.py) or a personal one, and may have a rule for
+    unknown pictures (unknown.py). The shapes of a personal
     model depend on the number of pictures in it. Raises the errors of `initial`. Raises ConfigError
     for the shared model of a personal method: it is zero-shot CLIP, so the user probably meant the
     file of a device.
     """
     own = get(plan.method).personal
     if own is None:
+        rule = rule_shapes(model.parameters)
         if not mixture.is_one(model):
-            return shapes(plan, classes, dim)
+            return {**shapes(plan, classes, dim), **rule}
         labels = mixture.shares_of(model)
-        return mixture.shapes({label: _head(label, plan, classes, dim) for label in labels})
+        heads = {label: _head(label, plan, classes, dim) for label in labels}
+        return {**mixture.shapes(heads), **rule}
     if not model.parameters:
         raise ConfigError(
             f"{plan.method} keeps a separate model on each device, and the model of the run is "
