@@ -149,6 +149,7 @@ def main() -> None:
             first: Outcome | None = None
             for up, down in PAIRS:
                 plan = Plan(
+                    "fedclip",
                     options=method_options,
                     rounds=options.rounds,
                     vote="off",

@@ -51,7 +51,7 @@ def updates(rounds: int) -> dict[str, Arrays]:
     vectors = 10 * (units[labels] + 0.04 * random.normal(size=(PICTURES, DIM)))
     features = Features(vectors.astype(np.float32), labels, "e" * 64)
     empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
-    plan = Plan()
+    plan = Plan("fedclip")
     model, found = methods.initial(plan, classes, DIM), {}
     for number in range(rounds):
         update = methods.fit(LocalTask(plan, model, features, empty, classes, number))

@@ -67,7 +67,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     rules = RunRules(devices=devices, quorum=1.0)
-    plan = Plan(rounds=_ROUNDS, vote="off")
+    plan = Plan("fedclip", rounds=_ROUNDS, vote="off")
     with Children() as children:
         broker = local_broker.start(children, folder / "broker")
         bundle = light.make_bundle(folder / "bundle")

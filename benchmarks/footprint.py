@@ -65,7 +65,11 @@ def slope(folder: Path, rounds: int) -> dict[str, float]:
     with Children() as children:
         port = local_broker.start(children, folder / "broker").address.port
         fleet = Federation(
-            children, folder / "fleet", port, RunRules(devices=4), Plan(rounds=rounds, vote="off")
+            children,
+            folder / "fleet",
+            port,
+            RunRules(devices=4),
+            Plan("fedclip", rounds=rounds, vote="off"),
         )
         fleet.permit(rounds)
         processes = {"coordinator": fleet.serve.pid}
@@ -107,7 +111,9 @@ def idle(folder: Path) -> dict[str, float]:
         with _agent(folder, bundle, link.door("filling"), fleet, "state") as process:
             figures = {"idle_after_encoding_mb": memory_mb(process)}
         rules, journal = RunRules(devices=2), folder / "journal.sqlite"
-        toml = light.write_fleet(folder, read_bundle(bundle), port, rules, Plan(), journal=journal)
+        toml = light.write_fleet(
+            folder, read_bundle(bundle), port, rules, Plan("fedclip"), journal=journal
+        )
         children.start(own_command("serve", str(toml)), folder / "serve.log")
         processes = {}
         for name, its in (("gathering", fleet), ("no coordinator", "nobodys")):

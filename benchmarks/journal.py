@@ -81,7 +81,7 @@ def report(state: run_state.RunState, device: str) -> Report:
 def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
     """Run the rounds, and print the size of the journal at times."""
     classes = class_texts()
-    plan = methods.with_defaults(Plan(rounds=rounds, vote="off"))
+    plan = methods.with_defaults(Plan("fedclip", rounds=rounds, vote="off"))
     config = FleetConfig("lab", bundle=Path(), journal=journal.path, plan=plan)
     run = choose_run(config, classes, DIM, ENCODER, journal).begin()
     state = run_state.open_run_state(run, journal, Schedule(plan, classes, DIM))

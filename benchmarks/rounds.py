@@ -66,7 +66,7 @@ class Times:
 
 
 def plan(up: str, down: str, rounds: int) -> Plan:
-    return Plan(rounds=rounds, vote="off", codec_up=up, codec_down=down)  # type: ignore[arg-type]
+    return Plan("fedclip", rounds=rounds, vote="off", codec_up=up, codec_down=down)  # type: ignore[arg-type]
 
 
 def measure(folder: Path, up: str, down: str, rounds: int) -> Times:

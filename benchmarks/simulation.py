@@ -134,7 +134,7 @@ def train(message, context):
     classes = ClassTexts(tuple(f"class {n}" for n in range(len(texts))), texts, 100.0, "unknown")
     terms = dict(zip(NAMES, message.content["arrays"].to_numpy_ndarrays()))
     none = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
-    model, plan = Model("fedclip", 0, terms), Plan(rounds=1, vote="off")
+    model, plan = Model("fedclip", 0, terms), Plan("fedclip", rounds=1, vote="off")
     change = methods.fit(LocalTask(plan, model, features, none, classes, number)).delta
     content = RecordDict({
         "arrays": ArrayRecord([terms[name] + change[name] for name in NAMES]),
@@ -269,7 +269,7 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
 
     classes = texts()
     features = Features(*drawn(EPOCH_PICTURES, 2), "e" * 64)
-    plan = Plan(rounds=1, vote="off")
+    plan = Plan("fedclip", rounds=1, vote="off")
     schedule, model = Schedule(plan, classes, DIM), methods.initial(plan, classes, DIM)
     torch.manual_seed(0)
     clip = open_clip.create_model("ViT-B-32").eval()

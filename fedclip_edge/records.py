@@ -178,7 +178,7 @@ class Plan:
     `max_weight` and `max_norm` keep a single device from overflowing or dominating a sum.
     """
 
-    method: str = "fedclip"  # name of the method, which decides what is trained
+    method: str = "auto"  # name of the method, which decides what is trained
     options: Mapping[str, Scalar] = field(default_factory=dict)  # options of the method, by name
     rounds: int = 0  # number of rounds; 0 takes the method's default
     seed: int = 0  # seed of the initial model and of shuffling

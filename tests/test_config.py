@@ -101,7 +101,7 @@ def test_reads_a_fleet(tmp_path: Path) -> None:
     assert config.rules == RunRules(devices=3, quorum=1.0, deadline_s=90.0)
     assert type(config.rules.quorum) is float
     options: dict[str, Scalar] = {"lr": 0.001, "epochs": 2, "loss": "contrastive"}
-    assert config.plan == Plan(rounds=5, options=options)
+    assert config.plan == Plan("fedclip", rounds=5, options=options)
     assert type(config.plan.options["epochs"]) is int
     assert config.trainer is not None
 

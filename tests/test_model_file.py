@@ -30,7 +30,7 @@ from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import Arrays, Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
-PLAN = Plan(options={"lr": 1e-3}, rounds=4, seed=11)
+PLAN = Plan("fedclip", options={"lr": 1e-3}, rounds=4, seed=11)
 
 
 @pytest.fixture
@@ -101,7 +101,9 @@ def test_any_model_is_read_back_and_gives_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, terms: Arrays, round: int
 ) -> None:
     folder: Path = tmp_path_factory.mktemp("any")
-    some = TrainedModel(Model("fedclip", round, terms), "run-a", Plan(), "e" * 64, "c" * 64)
+    some = TrainedModel(
+        Model("fedclip", round, terms), "run-a", Plan("fedclip"), "e" * 64, "c" * 64
+    )
     model_file.write(folder / "a", some)
     found = model_file.read(folder / "a")
     assert bytes_of(found.model.parameters) == bytes_of(terms)
@@ -112,7 +114,9 @@ def test_any_model_is_read_back_and_gives_the_same_bytes(
 def test_terms_are_written_by_value_not_by_layout(tmp_path: Path) -> None:
     term = np.arange(6, dtype=np.float32).reshape(2, 3)
     for name, same in (("a", term), ("b", np.asfortranarray(term)), ("c", term.T.copy().T)):
-        some = TrainedModel(Model("fedclip", 1, {"t": same}), "run-a", Plan(), "e" * 64, "c" * 64)
+        some = TrainedModel(
+            Model("fedclip", 1, {"t": same}), "run-a", Plan("fedclip"), "e" * 64, "c" * 64
+        )
         model_file.write(tmp_path / name, some)
         np.testing.assert_array_equal(model_file.read(tmp_path / name).model.parameters["t"], term)
         assert (tmp_path / name).read_bytes() == (tmp_path / "a").read_bytes()

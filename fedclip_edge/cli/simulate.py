@@ -47,11 +47,10 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--methods",
     "asked",
-    default="zeroshot,fedclip",
-    show_default=True,
     help="Methods to compare, separated by commas. NAME:local trains each device alone, "
     "NAME:pooled trains one model on the pictures of all devices, and NAME@OPTION=VALUE,... sets "
-    "options.",
+    "options. [default: zeroshot,fedclip,auto; without auto if --rounds is 1 or with --base-to-new, "
+    "for which it does not work]",
 )
 @click.option(
     "--split",
@@ -175,7 +174,7 @@ def simulate(
     data: Path | None,
     bundle: Path | None,
     features: Path | None,
-    asked: str,
+    asked: str | None,
     split: str,
     devices: int | None,
     rounds: int | None,
@@ -237,6 +236,8 @@ def simulate(
     from fedclip_edge.simulating.splits import parse_split
 
     log.mute()  # event lines would disturb the output
+    if asked is None:
+        asked = "zeroshot,fedclip" if base_to_new or rounds == 1 else "zeroshot,fedclip,auto"
     choices = comparison.Choices(
         settings=parse_settings(asked, rounds),
         split=parse_split(split),

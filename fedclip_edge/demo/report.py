@@ -126,7 +126,7 @@ def compared_with_local(summary: Mapping[str, Any]) -> str:
         "from the other devices."
     )
     if summary["method"] == "fedclip":
-        text += " The method FedCLIP changes CLIP little; --method gda or ridge often gains more."
+        text += " The method FedCLIP changes CLIP little; --method auto or gda often gains more."
     return text
 
 

@@ -47,6 +47,7 @@ D = 16
 CLASSES = class_texts(dim=D)
 # Three rounds move the model far enough that federated, local and zero-shot guesses differ.
 PLAN = Plan(
+    "fedclip",
     options={"lr": 2e-2, "weight_decay": 0.0, "loss": "cross-entropy"},
     rounds=3,
     codec_up="fp32",  # local training sends nothing, so no codec loss must separate the two
@@ -231,7 +232,7 @@ def test_the_local_baseline_is_a_fleet_of_one(tmp_path: Path) -> None:
     [
         (True, PLAN, ("train", "evaluate"), True),
         (False, PLAN, ("train", "evaluate"), False),
-        (True, Plan(rounds=3, vote="off"), ("train", "evaluate"), False),
+        (True, Plan("fedclip", rounds=3, vote="off"), ("train", "evaluate"), False),
         (True, PLAN, ("evaluate",), False),
     ],
     ids=["asked for", "not the last model", "not asked for", "does not train"],
@@ -377,7 +378,7 @@ def test_predictions_are_those_of_the_last_model_and_whole(tmp_path: Path) -> No
     asked = learner(tmp_path)
     asked.evaluate(initial(), PLAN, final=False)
     assert not (tmp_path / "cam-a" / "predictions.csv").exists()
-    asked.evaluate(initial(), Plan(), final=True)
+    asked.evaluate(initial(), Plan("fedclip"), final=True)
     assert list(rows(tmp_path)[0]) == ["picture", "label", "zero_shot", "federated"]
     asked.evaluate(initial(), PLAN, final=True)
     assert len(rows(tmp_path)) == 30

@@ -58,7 +58,7 @@ def enrol(site: Site, names: tuple[str, ...]) -> str:
 def fire(site: Site) -> list[tuple[str, bytes]]:
     """The corpus for all parties, signed with a key that no party trusts."""
     topics, bundle = Topics(site.fleet), site.bundle
-    plan = Plan(rounds=ROUNDS, vote="off")
+    plan = Plan("fedclip", rounds=ROUNDS, vote="off")
     shapes = methods.shapes(plan, bundle.classes, 16)
     body = chunks.blob_of(b"x" * 1000, "model")
     aim = Aim(

@@ -167,7 +167,7 @@ def test_an_agent_that_encodes_says_so_every_30_s(
 def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(Setting("fedclip", Plan(rounds=50)), 0, "domain", "roof", ("",))
+    run = Run(Setting("fedclip", Plan("fedclip", rounds=50)), 0, "domain", "roof", ("",))
     shares = FleetEvaluation(10, 0.5, 0.5, 0.5, 0.5, 0.1)
     outcome = Outcome(run, "", (), shares, shares, None, None, 2, 1, 1)
     show = Show(rounds=100)

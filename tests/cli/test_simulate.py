@@ -110,6 +110,18 @@ def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> N
     assert written[0] == written[1]
 
 
+def test_without_methods_zero_shot_fedclip_and_the_default_are_compared(
+    features: Path, tmp_path: Path
+) -> None:
+    def compared(*arguments: str) -> list[str]:
+        ended = simulate(tmp_path / "out", "--features", features, "--json", *arguments)
+        assert ended.returncode == 0, ended.stderr
+        return list(dict.fromkeys(row["method"] for row in rows_of(tmp_path / "out")))
+
+    assert compared("--rounds", "2") == ["zeroshot", "fedclip", "auto"]
+    assert compared("--rounds", "1") == ["zeroshot", "fedclip"]  # auto needs two rounds
+
+
 @pytest.mark.one_python
 def test_base_to_new(features: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -18,7 +18,7 @@ from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol.messages import Hello
 from fedclip_edge.records import Plan
 
-RUN = Run("run-1", Plan(), ENCODER, "c" * 64)
+RUN = Run("run-1", Plan("fedclip"), ENCODER, "c" * 64)
 KEY, OTHER = "1" * 64, "2" * 64
 HELLO = Hello("b1", KEY, "photo", ENCODER, "c" * 64, CAPABLE)
 REGISTRY = Registry(

@@ -24,7 +24,7 @@ from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
 
-RUN = Run("run-1", Plan(rounds=3, vote="off", options={"lr": 0.1}), "e" * 64, "c" * 64)
+RUN = Run("run-1", Plan("fedclip", rounds=3, vote="off", options={"lr": 0.1}), "e" * 64, "c" * 64)
 
 
 def model(round: int, body: bytes = b"body", state: bytes = b"") -> StoredModel:

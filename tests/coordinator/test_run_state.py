@@ -29,7 +29,7 @@ from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import Contribution, Plan, Update
 
 CLASSES, D = class_texts(), 8
-PLAN = Plan(rounds=3, vote="off")
+PLAN = Plan("fedclip", rounds=3, vote="off")
 
 
 def config(folder: Path, plan: Plan = PLAN) -> FleetConfig:

@@ -162,7 +162,7 @@ def test_a_provider_that_is_not_here(site: Site) -> None:
 
 
 def test_an_unknown_method_and_option(site: Site) -> None:
-    fleet = site.write_fleet(1, 1, extra='method = "fedklip"\n')
+    fleet = site.write_fleet(1, 1, method="fedklip")
     refused(ConfigError, "serve", fleet, words=(f"{fleet} [plan]: ", "'fedklip'", "'fedclip'"))
     fleet = site.write_fleet(1, 1, extra="[plan.options]\nlearning_rate = 0.1\n")
     refused(ConfigError, "serve", fleet, words=(f"{fleet} [plan]: ", "'learning_rate'"))

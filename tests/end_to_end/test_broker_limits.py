@@ -76,7 +76,7 @@ class Limited:
             ends.callback(gate.close)
             address = gate.address
         self.site = ends.enter_context(Site(folder, bundle, address, "lab"))
-        fleet = self.site.write_fleet(devices=1, rounds=1, extra=f'method = "{method}"\n')
+        fleet = self.site.write_fleet(devices=1, rounds=1, method=method)
         agent = self.site.write_agent("north")
         self.serve = self.site.start("serve", fleet, "--json", log="serve")
         self.agent = self.site.start("agent", agent, "--once", "--json", log="north")

@@ -66,7 +66,7 @@ class Fleet:
             f'ca = "{here}/ca.crt"\ncertificate = "{here}/coordinator.crt"\n'
             f'key = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {len(DEVICES)}\nquorum = 1.0\ndeadline_s = 60\ngrace_s = 30\n"
-            f'[plan]\nrounds = {ROUNDS}\nvote = "off"\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
+            f'[plan]\nmethod = "fedclip"\nrounds = {ROUNDS}\nvote = "off"\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
         )
         self.serve = self.site.start("serve", path, "--json", log=log)
         return log

@@ -192,7 +192,7 @@ def write_secured(secured: Secured, bundle: Bundle) -> Path:
         f'fleet = "lab"\nbundle = "{bundle.folder}"\nregistry = "{secured.site.registry}"\n'
         f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
         f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
-        '[rules]\ndevices = 3\n[plan]\nrounds = 1\nvote = "off"\n'
+        '[rules]\ndevices = 3\n[plan]\nmethod = "fedclip"\nrounds = 1\nvote = "off"\n'
     )
     return path
 

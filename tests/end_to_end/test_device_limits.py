@@ -24,7 +24,12 @@ def one_of_each() -> Features:
 
 def test_rounds_go_on_with_devices_that_withhold_pictures_or_reports(tmp_path: Path) -> None:
     fleet = opened(
-        Fleet(tmp_path, Plan(rounds=2, vote="off"), RunRules(devices=2, quorum=1.0), CLASSES)
+        Fleet(
+            tmp_path,
+            Plan("fedclip", rounds=2, vote="off"),
+            RunRules(devices=2, quorum=1.0),
+            CLASSES,
+        )
     )
     some = features(40, 1, CLASSES)
     fleet.start_device("cam-a", some)

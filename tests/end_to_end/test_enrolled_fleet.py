@@ -44,7 +44,7 @@ def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
         f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
         f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
         f"[rules]\ndevices = 2\nquorum = 0.5\ndeadline_s = 60\ngrace_s = 1\n"
-        f'[plan]\nrounds = {rounds}\nvote = "off"\n'
+        f'[plan]\nmethod = "fedclip"\nrounds = {rounds}\nvote = "off"\n'
     )
     return path
 

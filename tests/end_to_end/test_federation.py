@@ -17,7 +17,7 @@ from simulated import CLASSES, NONE, of, pool, task
 
 from fedclip_edge.config import RunRules
 from fedclip_edge.errors import DiskError
-from fedclip_edge.learning import local, methods
+from fedclip_edge.learning import local, methods, mixture
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.protocol import wire
@@ -27,7 +27,7 @@ from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.splits import Device, Fleet, deal, parse_split
 from fedclip_edge.simulating.workers import Here, Workers
 
-PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
+PLAN = Plan("fedclip", options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
 POOL = pool()
 FLEET = deal(POOL, parse_split("domain"), devices=None, seed=0)
 
@@ -93,6 +93,38 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
         assert report.accuracy[name] == found.figures[key].top1
         assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
         assert report.accuracy["zero_shot"] == found.zero_shot[key].top1
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedyogi"])
+@pytest.mark.parametrize("floor", [1, 1000], ids=["with sums", "without sums"])
+def test_a_run_of_two_methods_goes_on_after_a_restart_between_any_two_exchanges(
+    tmp_path: Path, strategy: str, floor: int
+) -> None:
+    """The default method: gda, the adapter and the vote; simulated, and with a new coordinator."""
+    options = {"min_per_class": floor}
+    plan = methods.with_defaults(Plan(options=options, rounds=3, strategy=strategy))
+    real = opened(RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
+    for device in FLEET.devices:
+        real.start_device(
+            device.name,
+            of(POOL, device, "train"),
+            of(POOL, device, "test"),
+            validation=of(POOL, device, "validation"),
+            min_per_class=1,
+        )
+    closed = 0
+    while real.coordinator.run_state.model.round < 4:
+        real.step()
+        if real.coordinator.run_state.model.round > closed:
+            closed = real.coordinator.run_state.model.round
+            real.open_journal()
+            real.coordinator = real.start_coordinator()
+            assert real.coordinator.run_state.model.round == closed
+        assert real.now < 2000, "the run stands still"
+    last = run(plan, min_per_class=1)[-1].model
+    assert model_bytes(last) == model_bytes(real.coordinator.run_state.model)
+    assert last is not None
+    assert mixture.shares_of(last).keys() == {"gda", "fedclip"}
 
 
 def test_with_a_floor_a_device_that_has_too_few_pictures_only_evaluates() -> None:

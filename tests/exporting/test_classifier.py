@@ -440,7 +440,9 @@ def train_nothing(bundle: Bundle) -> TrainedModel:
     from fedclip_edge.records import Plan
 
     model = methods.get("fedclip").initial(bundle.classes, bundle.manifest.dim, 0)
-    return TrainedModel(model, "run-0", Plan(), bundle.manifest.encoder_id, bundle.classes.digest)
+    return TrainedModel(
+        model, "run-0", Plan("fedclip"), bundle.manifest.encoder_id, bundle.classes.digest
+    )
 
 
 def test_an_encoder_that_cannot_be_joined_is_refused_in_a_sentence(

@@ -16,7 +16,7 @@ from fedclip_edge.records import Features, Model, Plan
 
 CLASSES = class_texts()
 DIM = 8
-PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
+PLAN = Plan("fedclip", options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
 SCHEDULE = Schedule(PLAN, CLASSES, DIM)
 
 

@@ -97,7 +97,7 @@ for name in {NAMES!r}:
     method = methods.get(name)
     method.check_options({{}})
     model = method.initial(classes, 8, 0)
-    total = ExactSum(Plan())
+    total = ExactSum(Plan("fedclip"))
     its = method.layout(model)
     sums = {{name: np.zeros(shape, np.int64) for name, shape in its.sums.items()}}
     total.add(Update("sum", 1, {{name: model.parameters[name] for name in its.delta}}, sums))
@@ -261,9 +261,11 @@ def test_fedclip_at_its_start_is_nearly_zero_shot() -> None:
 @pytest.mark.parametrize(("weighting", "weight"), [("uniform", 1), ("pictures", 40)])
 def test_fedclip_sends_the_weighted_change(weighting: str, weight: int) -> None:
     model, data = fedclip.METHOD.initial(CLASSES, D, 0), features(40, 1, CLASSES)
-    plain = methods.fit(LocalTask(Plan(), model, data, NOTHING, CLASSES, 1))
+    plain = methods.fit(LocalTask(Plan("fedclip"), model, data, NOTHING, CLASSES, 1))
     update = methods.fit(
-        LocalTask(Plan(options={"weighting": weighting}), model, data, NOTHING, CLASSES, 1)
+        LocalTask(
+            Plan("fedclip", options={"weighting": weighting}), model, data, NOTHING, CLASSES, 1
+        )
     )
     assert (update.kind, update.weight, plain.weight) == ("sum", weight, 1)
     for name, term in update.delta.items():
@@ -314,12 +316,16 @@ def test_fedclips_defaults_are_the_references() -> None:
 def test_fit_takes_the_plans_options() -> None:
     model, data = fedclip.METHOD.initial(CLASSES, D, 0), features(40, 1, CLASSES)
     with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
-        methods.fit(LocalTask(Plan(options={"lrr": 1.0}), model, data, NOTHING, CLASSES, 1))
+        methods.fit(
+            LocalTask(Plan("fedclip", options={"lrr": 1.0}), model, data, NOTHING, CLASSES, 1)
+        )
 
 
 def test_diverged_training_is_said_not_sent() -> None:
     model = fedclip.METHOD.initial(CLASSES, D, 0)
-    plan = Plan(options={"optimizer": "adamw", "lr": 1.0, "weight_decay": 10.0, "epochs": 60})
+    plan = Plan(
+        "fedclip", options={"optimizer": "adamw", "lr": 1.0, "weight_decay": 10.0, "epochs": 60}
+    )
     with pytest.raises(ConfigError, match=r"diverged in round 1 \(.*; lower lr"):
         methods.fit(LocalTask(plan, model, features(40, 0, CLASSES), NOTHING, CLASSES, 1))
 
@@ -355,7 +361,9 @@ def test_a_plan_is_refused_for_its_method_and_its_options() -> None:
 
 def fit_of(train: Features, validation: Features) -> None:
     methods.fit(
-        LocalTask(Plan(), fedclip.METHOD.initial(CLASSES, D, 0), train, validation, CLASSES, 0)
+        LocalTask(
+            Plan("fedclip"), fedclip.METHOD.initial(CLASSES, D, 0), train, validation, CLASSES, 0
+        )
     )
 
 

@@ -165,7 +165,7 @@ def test_where_it_cannot_be_it_is_refused(method: str, epochs: int, message: str
     with pytest.raises(ConfigError, match=message):
         methods.with_defaults(Plan(method, personal_epochs=epochs))
     with pytest.raises(ValueError, match="personal_epochs: expected 0 to 1000"):
-        Plan(personal_epochs=-1)
+        Plan("fedclip", personal_epochs=-1)
 
 
 def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def is_zero_shot(model: Model) -> bool:
 
 def test_a_run_has_its_rounds_and_then_a_vote_unless_there_is_nothing_to_vote_on() -> None:
     round_, vote = Step("round", 0), Step("vote", 0)
-    assert Schedule(Plan(rounds=3), CLASSES, D).steps == (round_, round_, round_, vote)
-    assert Schedule(Plan(rounds=3, vote="off"), CLASSES, D).steps == (round_,) * 3
+    assert Schedule(Plan("fedclip", rounds=3), CLASSES, D).steps == (round_, round_, round_, vote)
+    assert Schedule(Plan("fedclip", rounds=3, vote="off"), CLASSES, D).steps == (round_,) * 3
     assert Schedule(Plan("gda", rounds=1), CLASSES, D).steps == (round_, vote)
     assert Schedule(Plan("zeroshot", rounds=1), CLASSES, D).steps == (round_,)
     # Devices choose their own models of the others for themselves.
@@ -107,7 +107,7 @@ def test_the_numbers_of_a_methods_rounds_are_those_that_are_closed(both: str) ->
     schedule = Schedule(Plan(both, rounds=4), CLASSES, D)  # one round, three rounds, a vote
     found = [tuple(schedule.numbers(closed)) for closed in range(6)]
     assert found == [(), (), (2,), (2, 3), (2, 3, 4), (2, 3, 4)]
-    one = Schedule(Plan(rounds=2, vote="off"), CLASSES, D)
+    one = Schedule(Plan("fedclip", rounds=2, vote="off"), CLASSES, D)
     assert [tuple(one.numbers(closed)) for closed in range(3)] == [(), (1,), (1, 2)]
 
 

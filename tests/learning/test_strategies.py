@@ -152,7 +152,7 @@ def test_the_default_is_the_mean() -> None:
     changes = drawn(3)
     expected = np.cumsum([np.mean(its, axis=0) for its in changes], axis=0)
     np.testing.assert_allclose(stepped("fedavg", changes), expected, atol=1e-6)
-    assert Plan().strategy == "fedavg"
+    assert Plan("fedclip").strategy == "fedavg"
 
 
 def test_fedavgm_is_torchs_sgd_with_momentum() -> None:
@@ -325,7 +325,7 @@ def test_what_cannot_be_seen_by_itself_is_refused(update: Update, message: str) 
 
 def test_a_sum_takes_no_single_update() -> None:
     with pytest.raises(PeerError, match="kind 'single'; the strategy fedavg needs kind 'sum'"):
-        ExactSum(Plan()).add(Update("single", 1, {"w": np.ones(3, np.float32)}))
+        ExactSum(Plan("fedclip")).add(Update("single", 1, {"w": np.ones(3, np.float32)}))
 
 
 # --- in a run ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.records import Plan
 
-PLAN = Plan(rounds=3, options={"lr": 0.5, "loss": "x"})
+PLAN = Plan("fedclip", rounds=3, options={"lr": 0.5, "loss": "x"})
 FIELDS: dict[str, Any] = {
     "run": "run-1",
     "number": 1,

@@ -24,19 +24,19 @@ TERMS = {"a": np.linspace(-1, 1, 300, dtype=np.float32), "b": np.ones((4, 5), np
 
 def test_noise_has_the_updates_layout_and_not_its_values() -> None:
     update = Update("sum", 3, TERMS, {"g": np.arange(20)})
-    found = noise(update, Plan().max_norm, "cam")
+    found = noise(update, Plan("fedclip").max_norm, "cam")
     assert (found.kind, found.weight) == ("sum", 3)
     assert {n: t.shape for n, t in found.delta.items()} == {n: t.shape for n, t in TERMS.items()}
     assert norm_of(found.delta) == pytest.approx(NOISE * norm_of(TERMS), rel=1e-5)
     assert 0 <= found.sums["g"].min() <= found.sums["g"].max() <= 19
-    again = noise(update, Plan().max_norm, "cam")
+    again = noise(update, Plan("fedclip").max_norm, "cam")
     assert all(found.delta[n].tobytes() == again.delta[n].tobytes() for n in TERMS)
-    other = noise(update, Plan().max_norm, "dog")
+    other = noise(update, Plan("fedclip").max_norm, "dog")
     assert found.delta["a"].tobytes() != other.delta["a"].tobytes()
 
 
 def test_noise_stays_within_what_the_plan_admits() -> None:
-    plan = Plan(max_norm=5.0)
+    plan = Plan("fedclip", max_norm=5.0)
     ExactSum(plan).check(noise(Update("sum", 2, TERMS), plan.max_norm, "cam"))
 
 

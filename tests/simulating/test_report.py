@@ -50,7 +50,7 @@ def page(folder: Path, its: list[Outcome]) -> Path:
 
 
 def test_the_conclusion_names_the_best_that_was_sent_and_zero_shot() -> None:
-    alone = Setting("fedclip:local", Plan(rounds=2), "local")
+    alone = Setting("fedclip:local", Plan("fedclip", rounds=2), "local")
     rows = summarise([outcome(0.5), outcome(0.4, setting=alone, up=0)])
     assert best(rows) == (
         "fedclip reaches 50.0 % mean accuracy on the devices' own test pictures; zero-shot CLIP, "

@@ -20,7 +20,7 @@ FLEET = Fleet(
     tuple(Device(name, NONE, NONE, NONE) for name in ("a", "b", "c")),
     Device("out", NONE, NONE, NONE),
 )
-RUN = Run(Setting("fedclip@lr=0.1,epochs=2", Plan(rounds=1)), 3, "domain", "out", ("",))
+RUN = Run(Setting("fedclip@lr=0.1,epochs=2", Plan("fedclip", rounds=1)), 3, "domain", "out", ("",))
 
 
 def one(top1: float, pictures: int = 10) -> Evaluation:

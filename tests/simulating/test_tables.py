@@ -14,7 +14,7 @@ HEADS = ("zero-shot", "top-1", "all pictures", "worst", "macro F1", "ECE", "held
 
 
 def test_the_table_has_a_row_for_each_setting_and_only_the_columns_it_needs() -> None:
-    other = Setting("ridge", Plan(rounds=1, vote="off"))
+    other = Setting("ridge", Plan("fedclip", rounds=1, vote="off"))
     text = tables(summarise([outcome(0.5), outcome(0.8, setting=other, up=1000)]))
     head, _, first, second = text.splitlines()
     assert "held out" not in head
@@ -57,7 +57,7 @@ def test_means_come_first_and_then_the_held_out_domains() -> None:
 @pytest.mark.parametrize("label", ["ridge", "linear@strategy=fedadam,strategy.lr=0.01,lr=0.002"])
 @pytest.mark.parametrize("domain", ["roof", "warehouse_camera_north_entrance"])
 def test_no_figure_is_lost_at_any_width(width: int, label: str, domain: str) -> None:
-    other = Setting(label, Plan(rounds=1, vote="off"))
+    other = Setting(label, Plan("fedclip", rounds=1, vote="off"))
     its = [
         outcome(0.5 + s / 8, s, held_out, view)
         for s in (0, 1)

@@ -19,6 +19,7 @@ from fedclip_edge.config import (
     Trainer,
 )
 from fedclip_edge.learning.methods import (
+    auto,
     clip_adapter,
     faa_clip,
     facmic,
@@ -172,6 +173,7 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "map_epochs": "Passes over the training pictures that find a device's map, in each round "
         "and for its own model.",
     },
+    auto.Options: {"min_per_class": _MIN_PER_CLASS},
     clip_adapter.Options: {
         "reduction": "The bottleneck has the width of the features divided by this number.",
         "ratio": "Share of the adapter's output in the feature.",

@@ -23,6 +23,7 @@ from fedclip_edge.config import (
 )
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
+    auto,
     clip_adapter,
     faa_clip,
     facmic,
@@ -177,6 +178,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     faa_clip.Options: {"loss": CHOICE},
     facmic.Options: {"loss": CHOICE, "transfer": numbers(0, 1e3)},
     fedclip.Options: {"loss": CHOICE},
+    auto.Options: {"min_per_class": integers(1)},
     fedot.Options: {"blocks": integers(1), "map_epochs": integers(1)},
     clip_adapter.Options: {
         "reduction": integers(1),

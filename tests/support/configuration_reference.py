@@ -130,6 +130,13 @@ PLAN_RULES = (
         _fleet({"method": "tip-adapter"}),
     ),
     Rule(
+        '`auto` trains two methods and mixes them by the vote: it needs `vote = "on"`, and at least '
+        "2 `rounds` (0 means 11).",
+        "fleet.toml",
+        _fleet({"method": "auto", "rounds": 1}),
+        _fleet({"method": "auto", "rounds": 2}),
+    ),
+    Rule(
         "`personal_epochs` is at most 1 for a method of one round.",
         "fleet.toml",
         _fleet({"method": "ridge", "personal_epochs": 2}),

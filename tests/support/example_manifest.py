@@ -27,7 +27,7 @@ def manifest(**changes: Any) -> Manifest:
         "attempt": 0,
         "closed": 0,
         "model": BLOB,
-        "plan": Plan(rounds=30),
+        "plan": Plan("fedclip", rounds=30),
         "encoder_id": SHA,
         "classes_digest": SHA,
         "cohort": "f" * 64,

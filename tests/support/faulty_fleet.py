@@ -220,7 +220,7 @@ class Fleet:
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
             f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"
-            f'[plan]\nrounds = {self.rounds}\nvote = "off"\nmax_weight = 1\n'
+            f'[plan]\nmethod = "fedclip"\nrounds = {self.rounds}\nvote = "off"\nmax_weight = 1\n'
             f'codec_up = "fp32"\ncodec_down = "fp32"\n'
         )
 

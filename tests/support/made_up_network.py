@@ -122,7 +122,7 @@ class World:
             rounds += self.habit_luck.choice((0, 2))  # most of them after the last fault
         lossless: tuple[Codec, Codec] = ("fp32", "fp32")
         up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
-        self.plan = Plan(rounds=rounds, vote="off", codec_up=up, codec_down=down)
+        self.plan = Plan("fedclip", rounds=rounds, vote="off", codec_up=up, codec_down=down)
         # From luck of its own, so that it changes no other choice.
         vote_luck = random.Random(f"vote of {seed}")
         if vote_luck.random() < 0.5:

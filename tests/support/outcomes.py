@@ -23,7 +23,7 @@ SEPARATION = Separation(
     np.bincount(_OTHERS, minlength=unknown.BINS),
     unknown.threshold(_APART),
 )
-FEDCLIP = Setting("fedclip", Plan(rounds=2, vote="off"))
+FEDCLIP = Setting("fedclip", Plan("fedclip", rounds=2, vote="off"))
 
 
 def outcome(

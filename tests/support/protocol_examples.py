@@ -61,7 +61,7 @@ def stored(body: bytes, name: str) -> bytes:
 
 MODEL = stored(wire.pack_model(Model("fedclip", 0, {"gate": TERM}), "fp16"), "fp16")
 VERSION = chunks.blob_of(MODEL, "model")
-PLAN = Plan(rounds=3, options={"lr": 0.001})
+PLAN = Plan("fedclip", rounds=3, options={"lr": 0.001})
 EXCHANGE = open_exchange(
     "round",
     run=RUN,
@@ -332,7 +332,7 @@ def int8() -> str:
 
 
 def grid() -> str:
-    plan = Plan(grid_bits=8)
+    plan = Plan("fedclip", grid_bits=8)
     total = ExactSum(plan)
     updates = [np.array([0.5, -0.001], np.float32), np.array([1 / 3, 0.002], np.float32)]
     for values in updates:

@@ -31,7 +31,7 @@ from fedclip_edge.transport.in_memory import InMemoryBroker
 CLASSES, D = class_texts(), 8
 
 
-PLAN = Plan(rounds=3, vote="off", codec_up="fp32")
+PLAN = Plan("fedclip", rounds=3, vote="off", codec_up="fp32")
 
 
 TOPICS, ME = Topics("lab"), signing.create_identity()

@@ -108,13 +108,16 @@ class Site:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     is_entered: bool = False
 
-    def write_fleet(self, devices: int, rounds: int, extra: str = "") -> Path:
+    def write_fleet(
+        self, devices: int, rounds: int, extra: str = "", method: str = "fedclip"
+    ) -> Path:
         path = self.folder / "fleet.toml"
         path.write_text(
             f'fleet = "{self.fleet}"\nbundle = "{self.bundle.folder}"\n'
             f"[broker]\nport = {self.broker.port}\n"
             f"[rules]\ndevices = {devices}\ndeadline_s = 60\ngrace_s = 20\n"
-            f'[plan]\nrounds = {rounds}\nvote = "off"\nlocal_baseline = true\n{extra}'
+            f'[plan]\nmethod = "{method}"\nrounds = {rounds}\nvote = "off"\n'
+            f"local_baseline = true\n{extra}"
         )
         return path
 

@@ -11,6 +11,7 @@ from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import mixture, strategies
 from fedclip_edge.learning.method import LocalTask, Logits, Method, scores
 from fedclip_edge.learning.methods import (
+    auto,
     clip_adapter,
     faa_clip,
     facmic,
@@ -32,6 +33,7 @@ from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan,
 _METHODS: dict[str, Method] = {
     its.METHOD.name: its.METHOD
     for its in (
+        auto,
         clip_adapter,
         faa_clip,
         facmic,
@@ -104,7 +106,10 @@ def with_defaults(plan: Plan) -> Plan:
             f"{plan.method} computes its model in one step, so further epochs change nothing; "
             "write personal_epochs = 1"
         )
-    return plan if plan.rounds else replace(plan, rounds=traits.rounds)
+    plan = plan if plan.rounds else replace(plan, rounds=traits.rounds)
+    if method.stages is not None:
+        method.stages(plan)  # raises ConfigError
+    return plan
 
 
 def min_per_class(plan: Plan) -> int:

@@ -106,6 +106,7 @@ def features(device: str) -> Features:
 
 def plan_of(how: Reference) -> Plan:
     return Plan(
+        "fedclip",
         options=how.options,
         rounds=ROUNDS,
         seed=SEED,
@@ -255,9 +256,11 @@ def test_the_comparison_tells_every_variant_apart(name: str) -> None:
 
 def test_the_reference_is_the_default() -> None:
     """A plan that sets only the codecs, without a vote, gives the published algorithm."""
-    expected = Plan(rounds=ROUNDS, seed=SEED, vote="off", codec_up="fp32", codec_down="fp32")
+    expected = Plan(
+        "fedclip", rounds=ROUNDS, seed=SEED, vote="off", codec_up="fp32", codec_down="fp32"
+    )
     assert plan_of(Reference()) == expected
-    assert Plan().method == "fedclip"
+    assert Plan("fedclip").method == "fedclip"
 
 
 def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> None:

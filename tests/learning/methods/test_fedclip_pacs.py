@@ -97,7 +97,7 @@ def test_ten_rounds_are_plain_pytorchs(
     everywhere, classes = world
     data = {name: its for name, its in everywhere.items() if name != held_out}
     dim = classes.vectors.shape[1]
-    plan = Plan(rounds=ROUNDS, seed=SEED)
+    plan = Plan("fedclip", rounds=ROUNDS, seed=SEED)
     model = methods.initial(plan, classes, dim)
     start = {name: torch.tensor(term) for name, term in model.parameters.items()}
     for closed in range(ROUNDS):
