@@ -87,11 +87,13 @@ class Alone:
     server: State = field(default_factory=dict)
 
     def train(self, sides: Sides, device: str) -> None:
-        """Go through one exchange and replace `model` by the result.
+        """Go through one exchange and replace `model` by the result; after the last one, do nothing.
 
         Raises the errors of `methods.fit`, and PeerError if the update exceeds the bounds that are
         used here, which are far wider than a plan's.
         """
+        if self.model.round == len(self.schedule.steps):
+            return
         total = self.schedule.total(self.model.round, _UNBOUNDED)
         total.add(answer(self.schedule, self.model, sides, device))
         self.model, self.server = self.schedule.close(self.model, total, self.server)
@@ -100,9 +102,13 @@ class Alone:
 def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:
     """Make a federation of one device before its first round.
 
+    It holds no vote, unless the method needs one: a single device seldom has enough validation
+    pictures, so its model would be the default candidate, often zero-shot CLIP.
+
     Raises the errors of `methods.initial`.
     """
     # The plan's bounds protect a fleet against false updates; they are not needed here.
-    free = replace(plan, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
+    vote = "off" if methods.get(plan.method).stages is None else plan.vote
+    free = replace(plan, vote=vote, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
     schedule = Schedule(free, classes, dim)
     return Alone(schedule, schedule.initial())

@@ -54,7 +54,8 @@ def plan_of(method: str, **changes: str) -> Plan:
 
 def trained(plan: Plan, sides: Parts, count: int | None = None) -> Model:
     """The model after some exchanges of a fleet of one device; after all by default."""
-    alone = local.alone(plan, CLASSES, DIM)
+    schedule = Schedule(replace(plan, max_norm=1e8), CLASSES, DIM)
+    alone = local.Alone(schedule, schedule.initial())
     for _ in range(exchanges(plan) if count is None else count):
         alone.train(sides, "cam-0")
     return alone.model
