@@ -48,7 +48,7 @@ from fedclip_edge.simulating.splits import parse_split
 from fedclip_edge.simulating.workers import Workers
 
 DIM, CLASSES, PICTURES = 512, 7, 100
-# Of each device, where the memory of many devices is measured: a feature has 1 kB, an adapter
+# Of each device, where the memory of many devices is measured: a feature has 1 kB, and an adapter
 # 131,584 parameters, so that what a device keeps does not hide behind its features.
 CROWD_DIM, CROWD_PICTURES = 256, 10
 EPOCH_PICTURES, BATCH = 1000, 32

@@ -28,7 +28,9 @@ from fedclip_edge.simulating.splits import Device
 
 _ANSWER_S = 5.0
 _START_S = 300.0
-_START = "start one with `ray start --head`, and join other machines with `ray start --address`"
+_HOW_TO_START = (
+    "start one with `ray start --head`, and join other machines with `ray start --address`"
+)
 _COMPARED = ("numpy", "torch")  # their versions decide about the bytes of a result
 
 
@@ -165,7 +167,7 @@ def _check_address(address: str) -> None:
     except OSError as error:
         raise RunError(
             f"no Ray cluster answers at {address}: {error.strerror or error}; check the address, "
-            f"or {_START}"
+            f"or {_HOW_TO_START}"
         ) from error
     if not is_ray:
         raise RunError(
@@ -181,7 +183,7 @@ def _connect(ray: Any, address: str) -> None:
     except Exception as error:  # Ray raises errors of many classes here
         raise RunError(
             f"this machine cannot use the Ray cluster {address}: {_reason(error)}; run this "
-            f"command on a machine of the cluster, or {_START}"
+            f"command on a machine of the cluster, or {_HOW_TO_START}"
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray's handler would end with another exit code
 

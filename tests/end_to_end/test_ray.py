@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,27 +58,33 @@ class Nodes:
         for _ in range(3):  # Ray gives up after 30 s, which a busy machine may need
             self._logs += 1
             log = self._folder / f"node-{self._logs}.log"
-            common = ("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats")
-            ports = ("--min-worker-port=0", "--max-worker-port=0")
-            with log.open("wb") as file:
-                process = self._stack.enter_context(
-                    system.running(
-                        [RAY, "start", "--block", *common, *ports, *options],
-                        timeout_s=LIFE_S,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        env={**os.environ, **environment},
-                    )
-                )
-            self._stack.callback(end, process)
-            wait_until(
-                partial(_has_begun, process, log),
-                "a node of Ray",
-                START_S,
-            )
+            process = self._try_to_start(log, options, environment)
             if process.poll() is None:
                 return process
         raise AssertionError(log.read_text())
+
+    def _try_to_start(
+        self, log: Path, options: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        common = ("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats")
+        ports = ("--min-worker-port=0", "--max-worker-port=0")
+        with log.open("wb") as file:
+            process = self._stack.enter_context(
+                system.running(
+                    [RAY, "start", "--block", *common, *ports, *options],
+                    timeout_s=LIFE_S,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment},
+                )
+            )
+        self._stack.callback(end, process)
+        wait_until(
+            partial(_has_begun, process, log),
+            "a node of Ray",
+            START_S,
+        )
+        return process
 
 
 def _has_begun(process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The vote: sums of any partition are equal, only honest answers pass, and noise decides nothing."""
+"""The vote: equal sums of any partition, honest answers only, and no decision by noise."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,16 @@ import pytest
 import system
 from hypothesis import given
 from hypothesis import strategies as st
+from in_memory import class_texts
+from simulated import pool, task
 
+from fedclip_edge.learning import training  # torch, before memory is traced
+from fedclip_edge.records import Plan
+from fedclip_edge.simulating.federation import federate
+from fedclip_edge.simulating.settings import Line
 from fedclip_edge.simulating.spill import SpillFile
+from fedclip_edge.simulating.splits import deal, parse_split
+from fedclip_edge.simulating.workers import Here
 
 _NAMES = st.sampled_from(["a", "b", "c"])
 _SIZES = st.lists(st.integers(0, 3000), max_size=3)
@@ -56,6 +65,27 @@ def test_an_object_is_written_over_the_earlier_one(monkeypatch: pytest.MonkeyPat
     assert os.fstat(spill._file.fileno()).st_size < 3 * 8000
 
 
+@pytest.mark.parametrize("line", ["federated", "local"])
+def test_memory_does_not_grow_with_the_number_of_devices(line: Line) -> None:
+    classes = class_texts(("ant", "bee"), 128)
+    its = pool(300, classes)
+    plan = Plan("fedclip", rounds=2)
+    training.use_one_thread()
+    size = 4 * (2 * 128 * 128 + 2 * 128)  # bytes of a model, and of a residual
+
+    def after_a_round(devices: int) -> int:
+        fleet = deal(its, parse_split("iid"), devices=devices, seed=0)
+        tracemalloc.start()
+        try:
+            rounds = federate(task(plan, line, classes), fleet, Here(its))
+            assert [next(rounds).round, next(rounds).round] == [0, 1]
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    assert after_a_round(44) - after_a_round(4) < 40 * size / 10
+
+
 _KEEPS = """
 import sys, time
 import numpy as np
@@ -90,6 +120,7 @@ import resource, signal, sys
 import numpy as np
 from simulated import pool, task
 from fedclip_edge.errors import DiskError
+from fedclip_edge.learning import training  # torch, before memory is traced
 from fedclip_edge.records import Plan
 from fedclip_edge.simulating.federation import federate
 from fedclip_edge.simulating.splits import deal, parse_split
