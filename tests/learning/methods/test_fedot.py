@@ -69,10 +69,8 @@ def plain_loss(w: Tensor, a: Tensor, f: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of the paper's classifier; `a` (K, S, S) has blocks that fill D."""
     one = torch.eye(a.shape[1])
     blocks = [(one + r) @ torch.linalg.inv(one - r) for r in (a - a.transpose(1, 2)) / 2]
-    mapped = torch.cat(
-        [part @ q.t() for part, q in zip(torch.split(f, a.shape[1], dim=1), blocks, strict=True)],
-        dim=1,
-    )
+    parts = f.reshape(len(f), *a.shape[:2])  # (B, K, S)
+    mapped = torch.cat([parts[:, k] @ q.t() for k, q in enumerate(blocks)], dim=1)
     scores = 100 * (mapped / f.norm(dim=1, keepdim=True)) @ w.t()
     return nn.functional.cross_entropy(scores, labels)
 
