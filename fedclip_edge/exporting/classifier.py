@@ -118,7 +118,8 @@ def export_classifier(
 def usage(path: Path, preprocessing: Preprocessing, *, says_unknown: bool = False) -> str:
     """Python source that labels `picture.jpg` with the classifier in `path`.
 
-    With `says_unknown` the file has the outputs of a threshold. The source imports only Pillow, numpy and onnxruntime.
+    With `says_unknown` the file has the outputs of a threshold. The source imports only Pillow,
+    numpy and onnxruntime.
     """
     size, short_px = preprocessing.image_size, preprocessing.resize_px
     kind = f"Image.Resampling.{preprocessing.interpolation.upper()}"

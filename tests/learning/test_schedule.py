@@ -17,6 +17,7 @@ from fedclip_edge.learning.kinds import averaged
 from fedclip_edge.learning.methods import gda, linear, ridge, zeroshot
 from fedclip_edge.learning.schedule import Schedule, Step, exchanges
 from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.learning.unknown import RULE
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Contribution, Features, Layout, Model, Plan, Update
 
@@ -224,7 +225,7 @@ def test_with_the_default_gda_is_solved_again_on_the_sums_of_all_pictures(
     plan = plan_of("gda", options=options)
     voted, alone = final(plan, decided=False), final(replace(plan, vote="off"))
     assert (voted.method, voted.round, alone.round) == ("gda", 2, 1)
-    assert voted.parameters.keys() == {"weight", "bias"}
+    assert voted.parameters.keys() == {"weight", "bias", *RULE}
     assert_equal_up_to_a_constant(voted, alone)
 
 
@@ -251,7 +252,7 @@ def test_the_final_model_is_the_chosen_mix_at_the_chosen_temperature(
     *_, (voted_on, _, _), (model, _, _) = played(plan_of(method))
     expected = {n: 0.5 * its[last] for n, its in methods.get(method).shares.items()}
     if method == "gda":
-        assert model.parameters.keys() == {"weight", "bias"}
+        assert model.parameters.keys() == {"weight", "bias", *RULE}
         return
     assert mixture.shares_of(model) == pytest.approx(expected)
     if methods.get(method).traits.is_averaged:
