@@ -152,9 +152,7 @@ def answer(
         for k in range(table[0]):
             logits = _mixed(shares[:, k], parts)
             correct[k] = int((logits.argmax(axis=1) == chosen.labels).sum())
-            found = unknown.count(
-                logits.astype(np.float32), zero_shot, classes.logit_scale, chosen.labels
-            )
+            found = unknown.count(logits, zero_shot, classes.logit_scale, chosen.labels)
             for name, its in found.items():
                 counts[name][k] = its
             for t, temperature in enumerate(TEMPERATURES):

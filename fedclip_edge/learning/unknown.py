@@ -37,14 +37,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip_edge.learning.operations import NUMPY, Array, Operations
 from fedclip_edge.records import F32, I64, Arrays, Shapes, Sums
 
 T = TypeVar("T")
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 BINS = 192
 KNOWN, REMOVED = "known", "removed"
@@ -116,16 +118,16 @@ def score(
     return (zero_shot.mean(1) + (ops.largest(logits)[:, 0] - logits.mean(1)) / gain) / scale
 
 
-def scores(logits: F32, zero_shot: F32, scale: float, gain: float = 1.0) -> F32:
+def scores(logits: Floats, zero_shot: Floats, scale: float, gain: float = 1.0) -> F32:
     """Compute the scores float32 (N,) of `score` with numpy.
 
     Logits (N, C) that are infinite or NaN give such scores, without a warning.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(score(NUMPY, logits, zero_shot, scale, gain))
+        return np.asarray(score(NUMPY, logits, zero_shot, scale, gain), np.float32)
 
 
-def count(logits: F32, zero_shot: F32, scale: float, labels: I64) -> Sums:
+def count(logits: Floats, zero_shot: Floats, scale: float, labels: I64) -> Sums:
     """Count scores in bins: int64 (BINS,) for KNOWN and for REMOVED.
 
     Takes the logits (N, C) of a model and of zero-shot CLIP, and labels int64 (N,).
