@@ -75,6 +75,8 @@ def around(name: str, key: Key, value: Any) -> dict[str, Any]:
             return fleet(plan=strategy(name) | {"strategy_options": of_key})
         case ("plan",), "strategy":
             return fleet(plan=strategy(value))
+        case ("plan",), ("vote" | "personal_epochs"):  # the default method refuses some values
+            return fleet(plan={"method": "fedclip", **of_key})
         case ("data",), ("train" | "validation" | "test"):
             shares = {"train": 0.0, "validation": 0.0, "test": 0.0, key.name: value}
             other = "test" if key.name == "train" else "train"

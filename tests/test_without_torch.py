@@ -62,8 +62,7 @@ def test_predict(
 @pytest.mark.parametrize("method", ["fedclip", "ridge"])
 def test_a_run(site: Site, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with torch trains, or none is needed; the other one evaluates the last model."""
-    rules = f'method = "{method}"\n'
-    fleet = site.write_fleet(1, 1, rules)
+    fleet = site.write_fleet(1, 1, method=method)
     evaluates = site.write_agent("north", extra='roles = ["evaluate"]')
     trains = site.write_agent("south", extra='methods = ["ridge"]' if method == "ridge" else "")
     processes = [

@@ -87,7 +87,7 @@ class Alone:
     server: State = field(default_factory=dict)
 
     def train(self, sides: Sides, device: str) -> None:
-        """Go through one exchange and replace `model` by the result; after the last one, do nothing.
+        """Go through one exchange and replace `model` by the result. After the last, do nothing.
 
         Raises the errors of `methods.fit`, and PeerError if the update exceeds the bounds that are
         used here, which are far wider than a plan's.

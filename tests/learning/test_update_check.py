@@ -24,7 +24,7 @@ TRAIN, VALIDATION = features(40, 0, CLASSES), features(30, 1, CLASSES)
 DECLARED = 70
 WEIGHED = ("by pictures", "by pictures, capped", "facmic")
 PLANS = {
-    **{name: Plan(name) for name in methods.names()},
+    **{name: Plan(name) for name in methods.names() if methods.get(name).stages is None},
     "by pictures": Plan("linear", {"weighting": "pictures"}),
     "by pictures, capped": Plan("linear", {"weighting": "pictures"}, max_weight=7),
     "median": Plan("linear", strategy="median"),

@@ -80,7 +80,8 @@ def stages(plan: Plan) -> tuple[Plan, ...]:
 
     Raises ConfigError for a plan with too few rounds, or without the vote.
     """
-    if plan.rounds < 2:
+    rounds = plan.rounds or _ROUNDS
+    if rounds < 2:
         raise ConfigError(
             f"auto trains gda in one round and an adapter in the others, so rounds = {plan.rounds} "
             'is too few; write rounds = 2 or more, or method = "gda"'
@@ -100,7 +101,7 @@ def stages(plan: Plan) -> tuple[Plan, ...]:
         strategy=strategies.DEFAULT,
         strategy_options={},
     )
-    return first, replace(plan, method="fedclip", options=adapter, rounds=plan.rounds - 1)
+    return first, replace(plan, method="fedclip", options=adapter, rounds=rounds - 1)
 
 
 def shares() -> Mapping[str, tuple[float, ...]]:
