@@ -147,8 +147,8 @@ class Method:
     # The shares of each head, zero-shot CLIP among them, in the candidates of the vote that ends a
     # run. Empty for a method that trains nothing.
     shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    # stages(plan) returns the plans of other methods that are trained one after the other. It raises
-    # ConfigError for a plan, with a number of rounds, that does not fit.
+    # stages(plan) returns the plans of other methods that are trained one after the other. It
+    # raises ConfigError for a plan, with a number of rounds, that does not fit.
     stages: Callable[[Plan], tuple[Plan, ...]] | None = None
 
     def check_options(self, options: Options) -> Any:

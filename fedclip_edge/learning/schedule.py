@@ -108,14 +108,18 @@ class Schedule:
         return replace(self._initial(0), method=self.plan.method)
 
     def layout(self, closed: int) -> Layout:
-        """Shapes of the model after `closed` exchanges, and of the answers to the next one."""
+        """Shapes of the model after `closed` exchanges, and of the answers to the next one.
+
+        After the last exchange, the answers are those to the last one.
+        """
         if closed < len(self.steps):
             step = self.steps[closed]
             if step.kind == "round":
                 return self._layouts[step.stage]
             return Layout(self._ballot, {}, ballot.sum_shapes(self._shares))
-        last = self._final if has_vote(self.plan) else self._layouts[-1].parameters
-        return Layout(last, {})
+        if has_vote(self.plan):
+            return Layout(self._final, {}, ballot.sum_shapes(self._shares))
+        return self._layouts[-1]
 
     def layouts(self) -> tuple[Layout, ...]:
         """Return the layout of each method's rounds, and of the vote."""

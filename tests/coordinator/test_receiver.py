@@ -47,7 +47,10 @@ def test_an_offer_to_another_run_is_answered_and_goes_no_further(desk: Desk) -> 
 def test_an_offer_is_as_large_as_a_contribution_can_be_and_no_larger(
     desk: Desk, plan: Plan
 ) -> None:
-    limit = wire.payload_limit_bytes(desk.layout.delta, plan.codec_up, desk.layout.sums)
+    limit = max(
+        wire.payload_limit_bytes(layout.delta, plan.codec_up, layout.sums)
+        for layout in desk.run_state.schedule.layouts()  # a round's and the vote's
+    )
     largest = Offer(desk.run.id, 1, Blob("a" * 64, limit, "update"))
     assert desk.receiver.receive_offer("cam-0", largest) is not None
     larger = replace(largest, blob=Blob("a" * 64, limit + 1, "update"))

@@ -318,7 +318,7 @@ def test_remarks_compare_with_training_alone() -> None:
     assert remarks(summary)[0] == first + (
         "83.5 %: 2.0 points more than with the federated model. A model trained alone is tested on "
         "its own device's pictures only; it has learned nothing from the other devices. The method "
-        "FedCLIP changes CLIP little; --method gda or ridge often gains more."
+        "FedCLIP changes CLIP little; --method auto or gda often gains more."
     )
     summary["method"] = "linear"
     assert remarks(summary)[0].endswith("it has learned nothing from the other devices.")

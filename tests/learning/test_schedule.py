@@ -138,7 +138,6 @@ def test_every_model_and_every_answer_have_the_shapes_of_the_layout(
             wire.unpack_contribution(body, "int8", layout.delta, layout.sums)
         count += 1
     assert count == exchanges(plan) + 1
-    assert schedule.layout(count - 1).delta == {}
 
 
 def shapes_of(update: Update) -> tuple[dict[str, Any], dict[str, Any]]:
