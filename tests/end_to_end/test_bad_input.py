@@ -74,7 +74,10 @@ def test_a_misspelt_key_names_the_nearest(site: Site) -> None:
         ('strategy = "fedadm"\n', ("'fedadm'", "'fedadam'")),
         ('strategy = "krum"\n[plan.strategy_options]\nbizantine = 0.1\n', ("'byzantine'",)),
         ('strategy = "scaffold"\n', ("unknown strategy 'scaffold'", "known names: fedavg")),
-        ('strategy = "median"\n[plan.options]\nweighting = "pictures"\n', ('write weighting = "uniform"',)),
+        (
+            'strategy = "median"\n[plan.options]\nweighting = "pictures"\n',
+            ('write weighting = "uniform"',),
+        ),
         ("personal_epochs = -1\n", ("personal_epochs", "0 to 1000")),
     ],
 )
