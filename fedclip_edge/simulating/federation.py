@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.norm_bound import NormBound, first_bound
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Arrays, Model
-from fedclip_edge.simulating.host import Announcement, Task
+from fedclip_edge.simulating.host import Announcement, Compared, Task
 from fedclip_edge.simulating.splits import Device, Fleet
 from fedclip_edge.simulating.workers import Hosts
 
@@ -42,6 +42,9 @@ class Round:
     zero_shot: Mapping[tuple[str, str], Evaluation]
     up_bytes: Mapping[str, int]
     down_bytes: Mapping[str, int]
+    # Only in the last round, for the devices that have a model of their own.
+    own_pictures: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
+    other_pictures: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
 
 
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
@@ -68,7 +71,16 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         figures = {key: one for answer in answers for key, one in answer.figures.items()}
         zero_shot = zero_shot or {k: one for a in answers for k, one in a.zero_shot.items()}
         shown = None if task.line == "local" else model
-        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down))
+        yield Round(
+            closed,
+            shown,
+            figures,
+            zero_shot,
+            dict(up),
+            dict(down),
+            {key: one for answer in answers for key, one in answer.own_pictures.items()},
+            {key: one for answer in answers for key, one in answer.other_pictures.items()},
+        )
         if is_last:
             return
         total = strategies.total(plan, bound.value)

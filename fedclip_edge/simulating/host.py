@@ -78,6 +78,15 @@ class Announcement:
 
 
 @dataclass(frozen=True, eq=False)
+class Compared:
+    """A device's own model beside the shared one and zero-shot CLIP, on the same pictures."""
+
+    own: Evaluation
+    shared: Evaluation | None  # None if devices train alone
+    zero_shot: Evaluation
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
     """The result of one round on one host."""
 
@@ -87,6 +96,10 @@ class Answer:
     # By (device, view), for the devices with test pictures of the view.
     figures: Mapping[tuple[str, str], Evaluation]
     zero_shot: Mapping[tuple[str, str], Evaluation]  # only in the first answer: it never changes
+    # Only in the last answer, for the devices that have a model of their own: on their own test
+    # pictures, and on those of other devices. A real device never has the pictures of others.
+    own_pictures: Mapping[tuple[str, str], Compared]
+    other_pictures: Mapping[tuple[str, str], Compared]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +136,22 @@ class Host:
         norms: dict[str, float] = {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
+        own_pictures: dict[tuple[str, str], Compared] = {}
+        other_pictures: dict[tuple[str, str], Compared] = {}
         model = None if self.task.line == "local" else self._unpack(announced.payload)
         for device in self.devices:
-            shown = self._of(device).model if model is None else model
-            if plan.personal_epochs or methods.get(plan.method).traits.is_personal:
-                sides = self._sides(device)
-                shown = personal(plan, shown, sides, self._classes, device.name) or shown
+            own = self._own(device, model)
+            shown = own or model or self._of(device).model
             for view in task.views:
+                key = (device.name, view.name)
                 test = self._features(device.test, view)
+                if announced.is_last and own is not None:
+                    others = self._features(device.others, view)
+                    for its, found in ((test, own_pictures), (others, other_pictures)):
+                        if len(its):
+                            found[key] = _compare(own, model, its, view)
                 if not len(test):
                     continue
-                key = (device.name, view.name)
                 figures[key] = local.measure(shown, test, view.classes)
                 if not self._measured_zero_shot:
                     zero_shot[key] = local.measure(zeroshot.MODEL, test, view.classes)
@@ -145,7 +163,18 @@ class Host:
                 made = self._contribute(device, model, announced, total)
                 up_bytes[device.name], norms[device.name] = made
         self._measured_zero_shot = True
-        return Answer(total, up_bytes, norms, figures, zero_shot)
+        return Answer(total, up_bytes, norms, figures, zero_shot, own_pictures, other_pictures)
+
+    def _own(self, device: Device, model: Model | None) -> Model | None:
+        """Return the device's own model; None if it has none. `model` is the shared one, if any."""
+        if not len(device.train):
+            return None
+        if model is None:
+            return self._of(device).model
+        plan = self.task.plan
+        if not (plan.personal_epochs or methods.get(plan.method).traits.is_personal):
+            return None
+        return personal(plan, model, self._sides(device), self._classes, device.name)
 
     @property
     def _classes(self) -> ClassTexts:
@@ -229,6 +258,14 @@ class Host:
         if (places < 0).any():
             rows, places = rows[places >= 0], places[places >= 0]
         return Features(np.array(self.vectors[rows]), places, self.task.encoder_id)
+
+
+def _compare(own: Model, shared: Model | None, its: Features, view: View) -> Compared:
+    return Compared(
+        local.measure(own, its, view.classes),
+        None if shared is None else local.measure(shared, its, view.classes),
+        local.measure(zeroshot.MODEL, its, view.classes),
+    )
 
 
 def noise(update: Update, max_norm: float, seed: str) -> Update:

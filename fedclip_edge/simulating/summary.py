@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
@@ -23,6 +23,16 @@ class Figure:
 
     mean: float
     spread: float | None
+
+
+@dataclass(frozen=True)
+class OwnModels:
+    """The devices' own models beside the shared one and zero-shot CLIP, on the same pictures."""
+
+    zero_shot: Figure | None  # means of the devices' top-1
+    shared: Figure | None
+    own: Figure | None
+    worst: Figure | None  # lowest of the devices' own models
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ class Row:
     held_out_zero_shot: Figure | None
     held_out_top1: Figure | None
     harmonic: Figure | None  # of the means on base and new classes; only in rows of the view "new"
+    # On the devices' own test pictures, and on those of other devices (splits.OTHERS each); None if
+    # no device has a model of its own.
+    own_pictures: OwnModels | None
+    other_pictures: OwnModels | None
     up_bytes: float  # mean per device, over all rounds
     down_bytes: float
 
@@ -90,6 +104,17 @@ def _row(
         found = [(one.run.seed, getattr(one, what)) for one in its]
         return over_seeds([(seed, one and float(getattr(one, name))) for seed, one in found])
 
+    def own_models(what: str) -> OwnModels | None:
+        found = [(one.run.seed, getattr(one, what)) for one in its]
+        if not any(compared for _, compared in found):
+            return None
+
+        def of(model: str, name: str = "mean") -> Figure | None:
+            measured = [(seed, compared and getattr(compared, model)) for seed, compared in found]
+            return over_seeds([(seed, one and getattr(one, name)) for seed, one in measured])
+
+        return OwnModels(of("zero_shot"), of("shared"), of("own"), of("own", "worst"))
+
     def per_device(total: Callable[[Outcome], int]) -> float:
         return statistics.fmean(total(one) / one.devices for one in its)
 
@@ -126,6 +151,8 @@ def _row(
         held_out_zero_shot=figure("held_out_zero_shot", "top1"),
         held_out_top1=figure("held_out", "top1"),
         harmonic=harmonic,
+        own_pictures=own_models("own_pictures"),
+        other_pictures=own_models("other_pictures"),
         up_bytes=per_device(lambda one: one.up_bytes),
         down_bytes=per_device(lambda one: one.down_bytes),
     )
@@ -150,13 +177,7 @@ def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Convert rows to JSON objects; a figure is null, or an object with a mean and a spread."""
-    return [
-        {
-            name: vars(value) if isinstance(value, Figure) else value
-            for name, value in vars(row).items()
-        }
-        for row in rows
-    ]
+    return [asdict(row) for row in rows]
 
 
 def percent(figure: Figure | None) -> str:
