@@ -2,6 +2,7 @@
 
     logits = (1 - share) logits(shared) + share logits(own)
 
+With a gate (gate.py) that is the device's own model, which the gate blends with the shared one.
 Both models have the same method and shapes. The parameters of both are in one model, so that
 evaluation, prediction and the exported classifier accept it like any other model.
 """
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedclip_edge.learning import gate
 from fedclip_edge.learning.method import Logits
 from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import Arrays, Model, Shapes
@@ -48,6 +50,7 @@ def logits(own: Logits) -> Logits:
     ) -> Array:
         theirs = {name.removeprefix(_OWN): t for name, t in terms.items() if name.startswith(_OWN)}
         shared = own(ops, terms, features, texts, scale)  # (N, C)
-        return shared + terms[_SHARE] * (own(ops, theirs, features, texts, scale) - shared)
+        mixed = shared + terms[_SHARE] * (own(ops, theirs, features, texts, scale) - shared)
+        return gate.blended(ops, terms, features, shared, mixed)
 
     return of_both

@@ -29,6 +29,7 @@ class Operations:
     relu: Callable[[Array], Array]
     tanh: Callable[[Array], Array]
     exp: Callable[[Array], Array]
+    log: Callable[[Array], Array]  # of positive numbers
     softmax: Callable[[Array], Array]  # over each row of (N, D)
 
 
@@ -63,4 +64,4 @@ def _softmax(x: F32) -> F32:
     return np.asarray(raised)
 
 
-NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, _softmax)
+NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, np.log, _softmax)

@@ -3,7 +3,8 @@
 A personal method (tip-adapter) makes one for every shared model. For the other methods the plan's
 `personal_epochs` asks for one. After the last round the device then continues to train the shared
 model alone, epoch by epoch. (A one-round method solves once more, with the shared head in place of
-the class texts.) The model of each epoch is tried in four mixes with the shared one (mixture.py).
+the class texts.) The model of each epoch is tried in four mixes with the shared one (mixture.py),
+each behind the device's gate (gate.py).
 
 Laws, for models chosen by `personal_epochs`:
 
@@ -19,7 +20,7 @@ from dataclasses import replace
 
 from fedclip_edge import log
 from fedclip_edge.errors import ConfigError, PeerError
-from fedclip_edge.learning import local, methods, mixture, strategies
+from fedclip_edge.learning import gate, local, methods, mixture, strategies
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
 from fedclip_edge.records import ClassTexts, Model, Plan
@@ -44,14 +45,14 @@ def personal(
     if model.round < plan.rounds or not len(sides.validation):
         return None
     vectors, labels = sides.validation.vectors, sides.validation.labels
-    shared = methods.predict(model, vectors, classes)  # (N, C)
-    best, chosen = goodness(shared, labels), model
+    best, chosen = goodness(methods.predict(model, vectors, classes), labels), model
+    around = gate.gate_of(sides.train, sides.validation, len(classes.names))
     for own in _trained_on(plan, model, sides, classes, device):
-        theirs = methods.predict(own, vectors, classes)
         for share in SHARES:
-            found = goodness(shared + share * (theirs - shared), labels)
+            candidate = gate.gated(mixture.mixed(model, own, share), around)
+            found = goodness(methods.predict(candidate, vectors, classes), labels)
             if found > best:
-                best, chosen = found, mixture.mixed(model, own, share)
+                best, chosen = found, candidate
     return chosen
 
 

@@ -17,4 +17,6 @@ def _softmax(x: Tensor) -> Tensor:
     return torch.softmax(x, dim=1)
 
 
-TORCH = Operations(_normalize, functional.linear, functional.relu, torch.tanh, torch.exp, _softmax)
+TORCH = Operations(
+    _normalize, functional.linear, functional.relu, torch.tanh, torch.exp, torch.log, _softmax
+)

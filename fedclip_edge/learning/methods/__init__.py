@@ -8,7 +8,7 @@ import numpy as np
 
 from fedclip_edge.config import unknown
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.learning import mixture, strategies
+from fedclip_edge.learning import gate, mixture, strategies
 from fedclip_edge.learning.method import LocalTask, Logits, Method, scores
 from fedclip_edge.learning.methods import (
     clip_adapter,
@@ -228,15 +228,16 @@ def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Sh
     file of a device.
     """
     own = get(plan.method).personal
+    around = gate.shapes(len(classes.names), dim) if gate.is_in(model) else {}
     if own is None:
         its = shapes(plan, classes, dim)
-        return mixture.shapes(its) if mixture.is_one(model) else its
+        return {**(mixture.shapes(its) if mixture.is_one(model) else its), **around}
     if not model.parameters:
         raise ConfigError(
             f"{plan.method} keeps a separate model on each device, and the model of the run is "
             "zero-shot CLIP; give the personal.safetensors in a device's state_dir instead"
         )
-    return own.shapes(model, classes, dim)
+    return {**own.shapes(model, classes, dim), **around}
 
 
 def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
