@@ -58,9 +58,11 @@ class Table:
     columns: tuple[Column, ...]
 
 
-def percent(name: str) -> Callable[[Row], str]:
+def percent(name: str, part: str = "") -> Callable[[Row], str]:
+    """Show the figure `name` of a row or, with `part`, this figure of the comparison `name`."""
+
     def show(row: Row) -> str:
-        figure = row[name]
+        figure = row[name] and row[name][part] if part else row[name]
         if figure is None:
             return "-"
         spread = "" if figure["spread"] is None else f" ± {100 * figure['spread']:.2f}"
@@ -110,15 +112,12 @@ ROBUST = (
     *(f"linear@strategy={name}" for name in ("median", "trimmed-mean", "krum", "multi-krum")),
     "ridge",
 )
-PERSONAL = tuple(
-    setting
-    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
-    for setting in (
-        method,
-        f"{method}@personal_epochs={1 if method in ('ridge', 'prototypes') else 10}",
-    )
+PERSONAL = (
+    *(f"{name}@personal_epochs=10" for name in ("fedclip", "linear", "clip-adapter", "lowrank")),
+    *(f"{name}@personal_epochs=1" for name in ("ridge", "prototypes")),
+    "tip-adapter",
 )
-FEW = (
+EW = (
     "zeroshot",
     GATE,
     "linear",
@@ -163,7 +162,21 @@ TABLES: Mapping[str, Table] = {
         (METHOD, MEAN, WORST),
     ),
     "personal": Table(
-        (Command(f"--split domain {_methods(*PERSONAL)}"),), (METHOD, ROUNDS, MEAN, WORST, ECE)
+        tuple(
+            Command(f"--split {split} {_methods(*PERSONAL)}", label)
+            for split, label in (
+                ("domain", "domain"),
+                ("dirichlet:0.1 --devices 10", "dirichlet:0.1"),
+            )
+        ),
+        (
+            METHOD,
+            Column("own pictures: shared, %", percent("own_pictures", "shared")),
+            Column("own model, %", percent("own_pictures", "own")),
+            Column("others' pictures: shared, %", percent("other_pictures", "shared")),
+            Column("own model, %", percent("other_pictures", "own")),
+            Column("worst own model, %", percent("other_pictures", "worst")),
+        ),
     ),
     "skew": Table(
         tuple(
@@ -194,7 +207,12 @@ TABLES: Mapping[str, Table] = {
 # Bytes that the reference would send in each direction, in float32: FedCLIP's gate, or all of CLIP.
 GATE_BYTES, CLIP_BYTES = 4 * 525_312, 4 * 151_277_313
 TARGET, TARGET_ROUNDS = "fedclip@rounds=200", 200
-FIRST = {"robust": "devices that send noise", "skew": "alpha", "shots": "pictures per class"}
+FIRST = {
+    "personal": "split",
+    "robust": "devices that send noise",
+    "skew": "alpha",
+    "shots": "pictures per class",
+}
 
 
 def simulate(arguments: str, data: Path, bundle: Path, folder: Path) -> list[Row]:
