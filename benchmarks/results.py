@@ -117,7 +117,7 @@ PERSONAL = (
     *(f"{name}@personal_epochs=1" for name in ("ridge", "prototypes")),
     "tip-adapter",
 )
-EW = (
+FEW = (
     "zeroshot",
     GATE,
     "linear",

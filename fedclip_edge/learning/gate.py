@@ -3,13 +3,15 @@
 A personal model is better on pictures like the device's own, and can be far worse on others. The
 gate estimates from the picture alone, without a label, how likely it is one of the device's own:
 
-    odds  = sum_c p_shared(c) n_c / mean(n) * exp(-max(0, slope (distance - limit)))
+    odds  = sum_c p_shared(c) f_c * exp(-max(0, slope (distance - limit)))
     trust = odds / (1 + odds)
     p     = trust p_own + (1 - trust) p_shared
 
-- Labels: n_c is the number of the device's training pictures of class c. By Bayes' rule the first
-  factor is the likelihood ratio of the device's pictures to those of a fleet that has as many of
-  each class, given that pictures of one class look alike everywhere.
+- Labels: f_c is the number of the device's training pictures of class c, divided by the mean over
+  the classes. By Bayes' rule the first factor is then the likelihood ratio of the device's pictures
+  to those of a fleet that has as many of each class, if pictures of one class look alike
+  everywhere. f is pulled towards 1 if the shared model does not know the classes of the device's
+  own validation pictures.
 - Look: `distance` is a Mahalanobis distance to the device's training pictures (see `gate_of`). It
   lowers the odds of a picture that is farther away than most of the device's validation pictures.
 - Without any evidence the odds are even.
@@ -31,6 +33,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip_edge.learning.operations import NUMPY, Array, Operations
 from fedclip_edge.records import F32, Arrays, Features, Model, Shapes
@@ -50,8 +53,11 @@ _FREQUENCY, _MEAN, _AXES, _WEIGHTS, _LIMIT, _SLOPE = (
 )
 
 
-def gate_of(train: Features, validation: Features, classes: int) -> Arrays:
+def gate_of(train: Features, validation: Features, shared: F32) -> Arrays:
     """Make the parameters of a device's gate from its features, raw float32 (N, D).
+
+    `shared` are the logits float32 (N, C) of the shared model for the validation pictures. Their
+    labels are not used.
 
     The distance is that to a normal distribution with the mean of the unit training features. Its
     covariance is theirs in the AXES directions of the largest variance, shrunk by the total
@@ -62,9 +68,8 @@ def gate_of(train: Features, validation: Features, classes: int) -> Arrays:
     and the scalars `limit` and `slope`.
     """
     dim = train.vectors.shape[1]
-    counts = np.bincount(train.labels, minlength=classes) + _ABSENT / classes  # (C,)
     terms: dict[str, np.ndarray] = {
-        _FREQUENCY: counts / counts.mean(),
+        _FREQUENCY: _frequency(train, shared),
         _MEAN: np.zeros(dim),
         _AXES: np.zeros((AXES, dim)),
         _WEIGHTS: np.zeros(AXES),
@@ -86,6 +91,16 @@ def gate_of(train: Features, validation: Features, classes: int) -> Arrays:
         terms[_LIMIT] = np.array(usual.mean() + deviation)
         terms[_SLOPE] = np.array(_STEPS / deviation)
     return _float32(terms)
+
+
+def _frequency(train: Features, shared: F32) -> NDArray[np.float64]:
+    """Compute f (C,), as described above."""
+    classes = shared.shape[1]
+    counts = np.bincount(train.labels, minlength=classes) + _ABSENT / classes
+    frequency = counts / counts.mean()
+    likely = np.minimum(NUMPY.softmax(shared) @ frequency, 1)  # (N,)
+    known = (likely.sum() + 1) / (len(shared) + 1)  # one more picture, for a device without any
+    return np.asarray(known * frequency + (1 - known))
 
 
 def gated(model: Model, gate: Arrays) -> Model:

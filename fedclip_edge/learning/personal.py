@@ -45,8 +45,9 @@ def personal(
     if model.round < plan.rounds or not len(sides.validation):
         return None
     vectors, labels = sides.validation.vectors, sides.validation.labels
-    best, chosen = goodness(methods.predict(model, vectors, classes), labels), model
-    around = gate.gate_of(sides.train, sides.validation, len(classes.names))
+    shared = methods.predict(model, vectors, classes)  # (N, C)
+    best, chosen = goodness(shared, labels), model
+    around = gate.gate_of(sides.train, sides.validation, shared)
     for own in _trained_on(plan, model, sides, classes, device):
         for share in SHARES:
             candidate = gate.gated(mixture.mixed(model, own, share), around)

@@ -63,7 +63,8 @@ def own_model(task: LocalTask, options: Options) -> Model:
     keys = (train.vectors / np.where(norms > 0, norms, 1)).astype(np.float32)  # (N, D)
     values = np.eye(len(classes.names), dtype=np.float32)[train.labels]  # (N, C)
 
-    around = gate.gate_of(train, validation, len(classes.names))
+    zero_shot = scores(logits, model, validation.vectors, classes)  # (N, C)
+    around = gate.gate_of(train, validation, zero_shot)
 
     def cached(alpha: float, beta: float) -> Model:
         chosen = {"alpha": np.array(alpha, np.float32), "beta": np.array(beta, np.float32)}

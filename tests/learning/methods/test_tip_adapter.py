@@ -41,6 +41,8 @@ def own(
 def test_the_logits_are_the_papers() -> None:
     train, asked = features(30, 1, CLASSES), features(9, 2, CLASSES)
     model = own(train, options={"alpha": 2.0, "beta": 4.0})
+    cache = {name: term for name, term in model.parameters.items() if not name.startswith("gate/")}
+    model = replace(model, parameters=cache)  # the gate is not of the paper
     found = methods.predict(model, asked.vectors, CLASSES)
     k = train.vectors.astype(np.float64)
     k /= np.linalg.norm(k, axis=1, keepdims=True)
@@ -83,7 +85,12 @@ def test_on_validation_it_is_never_worse_than_zero_shot(seed: int) -> None:
 def test_a_cache_that_misleads_is_not_listened_to() -> None:
     train = features(60, 1, CLASSES, noise=0.2)
     misled = replace(train, labels=(train.labels + 1) % 4)
-    assert float(own(misled, features(40, 2, CLASSES)).parameters["alpha"]) == 0
+    validation, asked = features(40, 2, CLASSES), features(200, 3, CLASSES).vectors
+    answers = [
+        methods.predict(model, asked, CLASSES).argmax(axis=1)
+        for model in (own(misled, validation), zeroshot.MODEL)
+    ]
+    assert np.mean(answers[0] == answers[1]) > 0.99
     assert float(own(shifted(60, 1), shifted(40, 2)).parameters["alpha"]) > 0
 
 

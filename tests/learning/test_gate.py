@@ -1,0 +1,231 @@
+"""The gate of a personal model: trusts it on the device's own pictures, and not on others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from averaged import CLASSES, D
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from in_memory import features, nothing
+from trained_run import train as train_run
+from trained_run import write_mixed
+
+from fedclip_edge import model_file
+from fedclip_edge.coordinator.model_lookup import find_model
+from fedclip_edge.errors import ConfigError
+from fedclip_edge.exporting.classifier import export_classifier
+from fedclip_edge.learning import gate, methods, mixture
+from fedclip_edge.learning.evaluation import probabilities, top1
+from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.operations import NUMPY
+from fedclip_edge.learning.personal import personal
+from fedclip_edge.learning.torch_operations import TORCH
+from fedclip_edge.records import F32, Arrays, Features, Model, Plan
+from fedclip_edge.vision.bundle import Bundle
+
+C = len(CLASSES.names)
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    train: Features
+    validation: Features
+
+
+def only(data: Features, classes: tuple[int, ...]) -> Features:
+    """The pictures of some classes: a device with label skew."""
+    kept = np.isin(data.labels, classes)
+    return replace(data, vectors=data.vectors[kept], labels=data.labels[kept])
+
+
+def moved(data: Features, by: float) -> Features:
+    """The same pictures as another camera sees them: all features are shifted in one direction."""
+    direction = np.random.default_rng(5).normal(size=D)
+    shift = 10 * by * direction / np.linalg.norm(direction)
+    return replace(data, vectors=(data.vectors + shift).astype(np.float32))
+
+
+def gate_of(train: Features, validation: Features) -> Arrays:
+    """The gate of a device whose shared model is zero-shot CLIP."""
+    shared = methods.predict(zeroshot.MODEL, validation.vectors, CLASSES)
+    return gate.gate_of(train, validation, shared)
+
+
+def trust(terms: Arrays, data: Features) -> F32:
+    shared = methods.predict(zeroshot.MODEL, data.vectors, CLASSES)
+    found = gate.trust(NUMPY, terms, data.vectors, shared)
+    assert found.shape == (len(data), 1)
+    assert np.isfinite(found).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+    return np.asarray(found[:, 0])
+
+
+def test_pictures_of_classes_that_the_device_does_not_have_are_not_its_own() -> None:
+    train, held = (only(features(200, seed, CLASSES, 0.3), (0, 1)) for seed in (1, 2))
+    around = gate_of(train, held)
+    asked = features(200, 3, CLASSES, 0.3)
+    assert np.median(trust(around, only(asked, (0, 1)))) > 0.6
+    assert np.median(trust(around, only(asked, (2, 3)))) < 0.05
+
+
+def test_pictures_that_look_different_are_not_its_own() -> None:
+    """The same classes equally often, so only the look differs."""
+    around = gate_of(features(100, 1, CLASSES), features(50, 2, CLASSES))
+    asked = features(200, 3, CLASSES)
+    assert np.median(trust(around, asked)) > 0.4
+    assert np.median(trust(around, moved(asked, 1.5))) < 0.05
+
+
+def test_the_direction_in_which_a_device_varies_anyway_counts_less() -> None:
+    """A device whose pictures vary in one direction (day and night, say) accepts both ends."""
+    plain = features(100, 1, CLASSES, 0.2)
+    night = moved(features(100, 2, CLASSES, 0.2), 2.0)
+    both = Features(
+        np.concatenate([plain.vectors, night.vectors]),
+        np.concatenate([plain.labels, night.labels]),
+        plain.encoder_id,
+    )
+    held = Features(both.vectors[::4], both.labels[::4], both.encoder_id)
+    wide, narrow = (
+        gate_of(both, held),
+        gate_of(plain, features(50, 3, CLASSES, 0.2)),
+    )
+    asked = moved(features(100, 4, CLASSES, 0.2), 2.0)
+    assert np.median(trust(wide, asked)) > 0.4
+    assert np.median(trust(narrow, asked)) < 0.05
+
+
+def test_without_evidence_the_odds_are_even() -> None:
+    even = replace(features(4, 1, CLASSES), labels=np.arange(4))  # too few to know their distance
+    np.testing.assert_allclose(
+        trust(gate_of(even, nothing(D)), features(50, 3, CLASSES)), 0.5, atol=1e-6
+    )
+    assert trust(gate_of(nothing(D), nothing(D)), features(5, 3, CLASSES)) == (pytest.approx(0.5))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 30])
+@pytest.mark.parametrize("held", [0, 1, 4, 5, 30])
+def test_few_pictures_give_a_gate_of_the_same_shapes(count: int, held: int) -> None:
+    around = gate_of(features(count, 1, CLASSES), features(held, 2, CLASSES))
+    assert {name: term.shape for name, term in around.items()} == gate.shapes(C, D)
+    trust(around, features(50, 3, CLASSES, 3.0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_are_all_the_same_are_no_special_case() -> None:
+    same = Features(np.ones((20, D), np.float32), np.zeros(20, np.int64), "0" * 64)
+    around = gate_of(same, same)
+    assert trust(around, replace(same, vectors=same.vectors * 3)).min() > 0
+    trust(around, features(50, 3, CLASSES))
+    black = replace(same, vectors=np.zeros_like(same.vectors))  # features of zeros
+    trust(around, black)
+    trust(gate_of(black, black), same)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-2, 2))
+def test_models_that_agree_need_no_gate(seed: int, size: float) -> None:
+    around = gate_of(features(60, seed, CLASSES), features(20, seed + 1, CLASSES))
+    random = np.random.default_rng(seed)
+    logits = (10**size * random.normal(size=(9))).astype(np.float32)
+    vectors = random.normal(size=(9, D)).astype(np.float32)
+    found = gate.blended(NUMPY, around, vectors, logits, logits)
+    np.testing.assert_allclose(probabilities(found), probabilities(logits), atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-2, 3))
+def test_numpy_and_torch_give_the_same_and_finite_logits(seed: int, size: float) -> None:
+    around = gate_of(features(60, seed, CLASSES), features(20, seed + 1, CLASSES))
+    random = np.random.default_rng(seed)
+    shared, own = (10**size * random.normal(size=(2, 9))).astype(np.float32)
+    vectors = (10 * random.normal(size=(9, D))).astype(np.float32)
+    ours = gate.blended(NUMPY, around, vectors, shared, own)
+    arrays = [torch.tensor(each) for each in (vectors, shared, own)]
+    theirs = gate.blended(TORCH, {n: torch.tensor(t) for n, t in around.items()}, *arrays)
+    assert ours.dtype == np.float32
+    assert np.isfinite(ours).all()
+    np.testing.assert_allclose(
+        probabilities(ours), torch.softmax(theirs.double(), 1).numpy(), atol=1e-5
+    )
+
+
+def test_a_blend_is_between_the_probabilities_of_both() -> None:
+    around = gate_of(only(features(60, 1, CLASSES), (0, 1)), features(20, 2, CLASSES))
+    asked = features(50, 3, CLASSES)
+    random = np.random.default_rng(1)
+    shared, own = random.normal(size=(2, 50)).astype(np.float32)
+    found = probabilities(gate.blended(NUMPY, around, asked.vectors, shared, own))
+    both = np.stack([probabilities(shared), probabilities(own)])
+    assert (found >= both.min(axis=0) - 1e-6).all()
+    assert (found <= both.max(axis=0) + 1e-6).all()
+
+
+# --- in personal models --------------------------------------------------------------------------
+
+
+def own_of(method: str, sides: Sides) -> tuple[Model, Model]:
+    """A device's own model and the shared one, which is zero-shot CLIP."""
+    learns = {"lr": 0.02} if method == "linear" else {}
+    epochs = {"linear": 20, "ridge": 1}.get(method, 0)
+    plan = Plan(method, learns, rounds=1, personal_epochs=epochs)
+    shared = replace(methods.initial(plan, CLASSES, D), round=1)
+    own = personal(plan, shared, sides, CLASSES, "cam")
+    assert own is not None
+    return own, shared
+
+
+def right(model: Model, data: Features) -> float:
+    return top1(methods.predict(model, data.vectors, CLASSES), data.labels)
+
+
+def ungated(model: Model) -> Model:
+    kept = {n: term for n, term in model.parameters.items() if not n.startswith("gate/")}
+    return replace(model, parameters=kept)
+
+
+@pytest.mark.parametrize("method", ["linear", "ridge", "tip-adapter"])
+def test_a_personal_model_stays_good_on_the_pictures_of_others(method: str) -> None:
+    """A device that has two of four classes, and sees them from an unusual angle."""
+    skewed = Sides(
+        *(moved(only(features(n, s, CLASSES), (0, 1)), 1.0) for n, s in ((160, 1), (120, 2)))
+    )
+    own, shared = own_of(method, skewed)
+    here = moved(only(features(400, 3, CLASSES), (0, 1)), 1.0)
+    there = only(features(400, 4, CLASSES), (2, 3))
+    assert gate.is_in(own)
+    assert right(own, here) > right(shared, here) + 0.02  # still worth having
+    assert right(ungated(own), there) < right(shared, there) - 0.1  # what the gate is for
+    assert right(own, there) > right(shared, there) - 0.03
+
+
+def test_the_gate_goes_with_the_model_to_predict_and_the_classifier(
+    random_bundle: Bundle, tmp_path: Path
+) -> None:
+    """`export_classifier` itself checks that its probabilities equal those of `predict`."""
+    write_mixed(tmp_path / "pictures", random_bundle.classes.names)
+    run = train_run(random_bundle, tmp_path / "pictures", method="linear")
+    classes, dim = random_bundle.classes, random_bundle.manifest.dim
+    own = methods.initial(run.plan, classes, dim)
+    around = gate.gate_of(
+        features(40, 1, classes),
+        features(20, 2, classes),
+        np.zeros((20, len(classes.names)), np.float32),
+    )
+    mixed = gate.gated(mixture.mixed(run.model, own, 0.75), around)
+    path = tmp_path / "personal.safetensors"
+    model_file.write(path, replace(run, model=mixed))
+    found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
+    assert gate.is_in(found.model)
+    export_classifier(random_bundle, found, tmp_path / "classifier.onnx")
+    cut = {**mixed.parameters, "gate/axes": mixed.parameters["gate/axes"][:2]}
+    model_file.write(path, replace(run, model=replace(mixed, parameters=cut)))
+    with pytest.raises(ConfigError, match="but linear with this bundle has"):
+        find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
