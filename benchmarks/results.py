@@ -113,9 +113,10 @@ ROBUST = (
     "ridge",
 )
 PERSONAL = (
-    *(f"{name}@personal_epochs=10" for name in ("fedclip", "linear", "clip-adapter", "lowrank")),
-    *(f"{name}@personal_epochs=1" for name in ("ridge", "prototypes")),
+    "ridge@personal_epochs=1",
+    "prototypes@personal_epochs=1",
     "tip-adapter",
+    "linear@personal_epochs=10",
 )
 FEW = (
     "zeroshot",

@@ -134,7 +134,7 @@ def test_pictures_that_are_all_the_same_are_no_special_case() -> None:
 def test_models_that_agree_need_no_gate(seed: int, size: float) -> None:
     around = gate_of(features(60, seed, CLASSES), features(20, seed + 1, CLASSES))
     random = np.random.default_rng(seed)
-    logits = (10**size * random.normal(size=(9))).astype(np.float32)
+    logits = (10**size * random.normal(size=(9, C))).astype(np.float32)
     vectors = random.normal(size=(9, D)).astype(np.float32)
     found = gate.blended(NUMPY, around, vectors, logits, logits)
     np.testing.assert_allclose(probabilities(found), probabilities(logits), atol=1e-6)
@@ -145,7 +145,7 @@ def test_models_that_agree_need_no_gate(seed: int, size: float) -> None:
 def test_numpy_and_torch_give_the_same_and_finite_logits(seed: int, size: float) -> None:
     around = gate_of(features(60, seed, CLASSES), features(20, seed + 1, CLASSES))
     random = np.random.default_rng(seed)
-    shared, own = (10**size * random.normal(size=(2, 9))).astype(np.float32)
+    shared, own = (10**size * random.normal(size=(2, 9, C))).astype(np.float32)
     vectors = (10 * random.normal(size=(9, D))).astype(np.float32)
     ours = gate.blended(NUMPY, around, vectors, shared, own)
     arrays = [torch.tensor(each) for each in (vectors, shared, own)]
@@ -161,7 +161,7 @@ def test_a_blend_is_between_the_probabilities_of_both() -> None:
     around = gate_of(only(features(60, 1, CLASSES), (0, 1)), features(20, 2, CLASSES))
     asked = features(50, 3, CLASSES)
     random = np.random.default_rng(1)
-    shared, own = random.normal(size=(2, 50)).astype(np.float32)
+    shared, own = random.normal(size=(2, 50, C)).astype(np.float32)
     found = probabilities(gate.blended(NUMPY, around, asked.vectors, shared, own))
     both = np.stack([probabilities(shared), probabilities(own)])
     assert (found >= both.min(axis=0) - 1e-6).all()
