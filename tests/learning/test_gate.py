@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from averaged import CLASSES, D
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import features, nothing
+from in_memory import class_texts, features, nothing
 from trained_run import train as train_run
 from trained_run import write_mixed
 
@@ -28,6 +27,8 @@ from fedclip_edge.learning.torch_operations import TORCH
 from fedclip_edge.records import F32, Arrays, Features, Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
+D = 64  # several times the number of axes
+CLASSES = class_texts(("ant", "bee", "cat", "dog"), D)
 C = len(CLASSES.names)
 
 
@@ -76,16 +77,16 @@ def test_pictures_of_classes_that_the_device_does_not_have_are_not_its_own() -> 
 
 def test_pictures_that_look_different_are_not_its_own() -> None:
     """The same classes equally often, so only the look differs."""
-    around = gate_of(features(100, 1, CLASSES), features(50, 2, CLASSES))
-    asked = features(200, 3, CLASSES)
+    around = gate_of(features(100, 1, CLASSES, 0.1), features(50, 2, CLASSES, 0.1))
+    asked = features(200, 3, CLASSES, 0.1)
     assert np.median(trust(around, asked)) > 0.4
     assert np.median(trust(around, moved(asked, 1.5))) < 0.05
 
 
 def test_the_direction_in_which_a_device_varies_anyway_counts_less() -> None:
     """A device whose pictures vary in one direction (day and night, say) accepts both ends."""
-    plain = features(100, 1, CLASSES, 0.2)
-    night = moved(features(100, 2, CLASSES, 0.2), 2.0)
+    plain = features(100, 1, CLASSES, 0.1)
+    night = moved(features(100, 2, CLASSES, 0.1), 2.0)
     both = Features(
         np.concatenate([plain.vectors, night.vectors]),
         np.concatenate([plain.labels, night.labels]),
@@ -94,9 +95,9 @@ def test_the_direction_in_which_a_device_varies_anyway_counts_less() -> None:
     held = Features(both.vectors[::4], both.labels[::4], both.encoder_id)
     wide, narrow = (
         gate_of(both, held),
-        gate_of(plain, features(50, 3, CLASSES, 0.2)),
+        gate_of(plain, features(50, 3, CLASSES, 0.1)),
     )
-    asked = moved(features(100, 4, CLASSES, 0.2), 2.0)
+    asked = moved(features(100, 4, CLASSES, 0.1), 2.0)
     assert np.median(trust(wide, asked)) > 0.4
     assert np.median(trust(narrow, asked)) < 0.05
 
@@ -129,7 +130,7 @@ def test_pictures_that_are_all_the_same_are_no_special_case() -> None:
     trust(gate_of(black, black), same)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-2, 2))
 def test_models_that_agree_need_no_gate(seed: int, size: float) -> None:
     around = gate_of(features(60, seed, CLASSES), features(20, seed + 1, CLASSES))
@@ -140,7 +141,7 @@ def test_models_that_agree_need_no_gate(seed: int, size: float) -> None:
     np.testing.assert_allclose(probabilities(found), probabilities(logits), atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-2, 3))
 def test_numpy_and_torch_give_the_same_and_finite_logits(seed: int, size: float) -> None:
     around = gate_of(features(60, seed, CLASSES), features(20, seed + 1, CLASSES))
@@ -194,16 +195,17 @@ def ungated(model: Model) -> Model:
 @pytest.mark.parametrize("method", ["linear", "ridge", "tip-adapter"])
 def test_a_personal_model_stays_good_on_the_pictures_of_others(method: str) -> None:
     """A device that has two of four classes, and sees them from an unusual angle."""
-    skewed = Sides(
-        *(moved(only(features(n, s, CLASSES), (0, 1)), 1.0) for n, s in ((160, 1), (120, 2)))
+    sizes = ((160, 1), (120, 2))
+    own, shared = own_of(
+        method, Sides(*(moved(only(features(n, s, CLASSES, 0.4), (0, 1)), 1.0) for n, s in sizes))
     )
-    own, shared = own_of(method, skewed)
-    here = moved(only(features(400, 3, CLASSES), (0, 1)), 1.0)
-    there = only(features(400, 4, CLASSES), (2, 3))
+    here = moved(only(features(400, 3, CLASSES, 0.4), (0, 1)), 1.0)
+    there = only(features(400, 4, CLASSES, 0.4), (2, 3))
     assert gate.is_in(own)
-    assert right(own, here) > right(shared, here) + 0.02  # still worth having
-    assert right(ungated(own), there) < right(shared, there) - 0.1  # what the gate is for
-    assert right(own, there) > right(shared, there) - 0.03
+    assert right(own, here) >= right(shared, here)
+    assert right(ungated(own), here) > right(shared, here) + 0.03  # a personal model is of use
+    assert right(ungated(own), there) < right(shared, there) - 0.03  # and this is its price
+    assert right(own, there) > right(shared, there) - 0.01
 
 
 def test_the_gate_goes_with_the_model_to_predict_and_the_classifier(

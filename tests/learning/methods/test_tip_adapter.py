@@ -90,7 +90,7 @@ def test_a_cache_that_misleads_is_not_listened_to() -> None:
         methods.predict(model, asked, CLASSES).argmax(axis=1)
         for model in (own(misled, validation), zeroshot.MODEL)
     ]
-    assert np.mean(answers[0] == answers[1]) > 0.99
+    assert np.mean(answers[0] == answers[1]) > 0.9
     assert float(own(shifted(60, 1), shifted(40, 2)).parameters["alpha"]) > 0
 
 
