@@ -116,7 +116,6 @@ PERSONAL = (
     "ridge@personal_epochs=1",
     "prototypes@personal_epochs=1",
     "tip-adapter",
-    "linear@personal_epochs=10",
 )
 FEW = (
     "zeroshot",
