@@ -58,11 +58,9 @@ class Table:
     columns: tuple[Column, ...]
 
 
-def percent(name: str, part: str = "") -> Callable[[Row], str]:
-    """Show the figure `name` of a row or, with `part`, this figure of the comparison `name`."""
-
+def percent(name: str) -> Callable[[Row], str]:
     def show(row: Row) -> str:
-        figure = row[name] and row[name][part] if part else row[name]
+        figure = row[name]
         if figure is None:
             return "-"
         spread = "" if figure["spread"] is None else f" ± {100 * figure['spread']:.2f}"
@@ -112,10 +110,13 @@ ROBUST = (
     *(f"linear@strategy={name}" for name in ("median", "trimmed-mean", "krum", "multi-krum")),
     "ridge",
 )
-PERSONAL = (
-    "ridge@personal_epochs=1",
-    "prototypes@personal_epochs=1",
-    "tip-adapter",
+PERSONAL = tuple(
+    setting
+    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+    for setting in (
+        method,
+        f"{method}@personal_epochs={1 if method in ('ridge', 'prototypes') else 10}",
+    )
 )
 FEW = (
     "zeroshot",
@@ -162,21 +163,7 @@ TABLES: Mapping[str, Table] = {
         (METHOD, MEAN, WORST),
     ),
     "personal": Table(
-        tuple(
-            Command(f"--split {split} {_methods(*PERSONAL)}", label)
-            for split, label in (
-                ("domain", "domain"),
-                ("dirichlet:0.1 --devices 10", "dirichlet:0.1"),
-            )
-        ),
-        (
-            METHOD,
-            Column("own pictures: shared, %", percent("own_pictures", "shared")),
-            Column("own model, %", percent("own_pictures", "own")),
-            Column("others' pictures: shared, %", percent("other_pictures", "shared")),
-            Column("own model, %", percent("other_pictures", "own")),
-            Column("worst own model, %", percent("other_pictures", "worst")),
-        ),
+        (Command(f"--split domain {_methods(*PERSONAL)}"),), (METHOD, ROUNDS, MEAN, WORST, ECE)
     ),
     "skew": Table(
         tuple(
@@ -207,12 +194,7 @@ TABLES: Mapping[str, Table] = {
 # Bytes that the reference would send in each direction, in float32: FedCLIP's gate, or all of CLIP.
 GATE_BYTES, CLIP_BYTES = 4 * 525_312, 4 * 151_277_313
 TARGET, TARGET_ROUNDS = "fedclip@rounds=200", 200
-FIRST = {
-    "personal": "split",
-    "robust": "devices that send noise",
-    "skew": "alpha",
-    "shots": "pictures per class",
-}
+FIRST = {"robust": "devices that send noise", "skew": "alpha", "shots": "pictures per class"}
 
 
 def simulate(arguments: str, data: Path, bundle: Path, folder: Path) -> list[Row]:
