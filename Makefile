@@ -11,10 +11,14 @@ DEMO ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One process for each core. The tests of a file run in the same process, because their shared
-# fixtures take long to make. If a process dies, the run ends: loadfile would wait endlessly for the
-# tests that the process had left (xdist 3.8).
-TESTS := $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart=0
+# One process more than there are cores: tests also wait for disks, brokers and deadlines. The tests of
+# a file run in the same process, because their shared fixtures take long to make. Files start in the
+# order of their names: by default, those with the fewest tests would start last, and they take
+# longest. If a process dies, the run ends: loadfile would wait endlessly for the tests that the
+# process had left (xdist 3.8).
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+TESTS := $(BIN)/python -m pytest -n $(shell echo $$(($(CORES) + 1))) --max-worker-restart=0
+FILES := --dist loadfile --no-loadscope-reorder
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
@@ -39,24 +43,25 @@ demo: $(READY) ## Run a federation on this machine (DEMO="--rounds 10" passes op
 	@$(BIN)/fedclip-edge demo $(DEMO)
 
 test: $(READY) ## Run the tests
-	@$(TESTS)
+	@$(TESTS) $(FILES)
 
-# For one more version of Python, in a third of the time. Long tests whose result does not depend on
-# the version are marked one_python: the adversary's seeds, demos and fleets that are killed, exported
-# networks. All tests that open SQLite files in their own process are included, because newer versions
+# For one more version of Python, in a third of the time. Tests whose result does not depend on the
+# version are marked one_python: those of documents and prose, and long ones such as the adversary's
+# seeds, demos and fleets that are killed, exported networks. All tests that open SQLite files in their own process are included, because newer versions
 # of Python warn about files that older ones accept.
 test-short: $(READY) ## Run the tests except the longest (for another Python: PYTHON=... VENV=...)
-	@$(TESTS) -m 'not slow and not cluster and not one_python'
+	@$(TESTS) $(FILES) -m 'not slow and not cluster and not one_python'
 
+# Tests of one file may run in several processes: most of the time they wait.
 test-slow: $(READY) ## Run only the slow tests
-	@$(TESTS) -m slow
+	@$(TESTS) --dist loadgroup -m slow
 
 test-all: $(READY) ## Run the tests, including the slow ones
-	@$(TESTS) -m 'not cluster'
+	@$(TESTS) $(FILES) -m 'not cluster'
 
-test-cluster: $(READY) ## Run a fleet over three RabbitMQ nodes and kill one (needs rabbitmq-server)
+test-cluster: $(READY) ## Kill one of three RabbitMQ nodes (needs rabbitmq-server), and of two Ray nodes
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
-	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py
+	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py tests/end_to_end/test_ray.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

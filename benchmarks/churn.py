@@ -38,7 +38,7 @@ from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 TICK_S = 0.1
 KEEPALIVE_ENDS_S = 45.0  # the broker notices then that a stopped process is gone
 SHARE = 0.8  # of the undisturbed rounds per minute
-_PLAN = Plan(rounds=1_000_000)
+_PLAN = Plan(rounds=1_000_000, vote="off")
 _USUAL = RunRules(devices=4)
 _SHORT = RunRules(devices=4, deadline_s=15.0, grace_s=10.0)
 _EVALUATES: tuple[Role, ...] = ("evaluate",)

@@ -23,6 +23,7 @@ from fedclip_edge.learning import local, methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Arrays, ClassTexts, Codec, Contribution, Features, Model, Plan
 from fedclip_edge.storage.toml_file import parse_value
@@ -85,6 +86,7 @@ def federate(
 ) -> Outcome:
     shapes = methods.shapes(plan, classes, dim)
     master = methods.initial(plan, classes, dim)
+    schedule = Schedule(plan, classes, dim)
     trainers = [name for name in data if name != held_out]
     residuals: dict[str, Arrays] = {name: {} for name in trainers}
     up, down = [], []
@@ -92,7 +94,7 @@ def federate(
     for _ in range(plan.rounds):
         model, total = wire.unpack_model(published, plan.codec_down, shapes), ExactSum(plan)
         for name in trainers:
-            made = local.fit(plan, model, data[name], classes, name)
+            made = local.answer(schedule, model, data[name], name)
             sent = Contribution("r", 1, name, "b", made)
             body, residuals[name] = upload.encode(sent, plan, residuals[name], plan.max_norm)
             up.append(len(body))
@@ -149,6 +151,7 @@ def main() -> None:
                 plan = Plan(
                     options=method_options,
                     rounds=options.rounds,
+                    vote="off",
                     seed=seed,
                     codec_up=up,
                     codec_down=down,

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     rules = RunRules(devices=devices, quorum=1.0)
-    plan = replace(Plan(), rounds=_ROUNDS)
+    plan = Plan(rounds=_ROUNDS, vote="off")
     with Children() as children:
         broker = local_broker.start(children, folder / "broker")
         bundle = light.make_bundle(folder / "bundle")

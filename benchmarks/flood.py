@@ -242,7 +242,7 @@ def measure(folder: Path, seconds: float, what: list[str], pace: Pace) -> dict[s
         with Children() as children:
             enrolled = enrol(folder / "fleet", flooders.values(), port)
             rules = RunRules(devices=_DEVICES)
-            plan = replace(Plan(), rounds=100_000)
+            plan = Plan(rounds=100_000, vote="off")
             fleet = Federation(children, folder / "fleet", port, rules, plan, registry=enrolled)
             manifest = fleet.bundle.manifest
             for flooder in flooders.values():

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def slope(folder: Path, rounds: int) -> dict[str, float]:
     with Children() as children:
         port = local_broker.start(children, folder / "broker").address.port
         fleet = Federation(
-            children, folder / "fleet", port, RunRules(devices=4), replace(Plan(), rounds=rounds)
+            children, folder / "fleet", port, RunRules(devices=4), Plan(rounds=rounds, vote="off")
         )
         fleet.permit(rounds)
         processes = {"coordinator": fleet.serve.pid}

@@ -29,6 +29,7 @@ from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Arrays, ClassTexts, Contribution, Plan, Update
@@ -80,12 +81,11 @@ def report(state: run_state.RunState, device: str) -> Report:
 def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
     """Run the rounds, and print the size of the journal at times."""
     classes = class_texts()
-    plan = methods.with_defaults(Plan(rounds=rounds))
+    plan = methods.with_defaults(Plan(rounds=rounds, vote="off"))
     config = FleetConfig("lab", bundle=Path(), journal=journal.path, plan=plan)
     run = choose_run(config, classes, DIM, ENCODER, journal).begin()
-    layout = methods.plan_layout(plan, classes, DIM)
-    state = run_state.open_run_state(run, journal, layout)
-    updates = drawn_updates(tuple(layout.delta.items()))
+    state = run_state.open_run_state(run, journal, Schedule(plan, classes, DIM))
+    updates = drawn_updates(tuple(state.layout.delta.items()))
     names = [f"cam-{number:02}" for number in range(devices)]
     for device in names:
         journal.pin_key(run.id, device, "a" * 64)
@@ -99,7 +99,9 @@ def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
                 update=Update("sum", 1, updates[(number + at) % _DRAWN]),
             )
             payload = wire.pack_contribution(made, plan.codec_up)
-            arrived = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
+            arrived = wire.unpack_contribution(
+                payload, plan.codec_up, state.layout.delta, state.layout.sums
+            )
             state.check(device, number + 1, arrived)
             state.keep(arrived, hashlib.sha256(payload).hexdigest(), payload)
         state.close_round()

@@ -78,7 +78,8 @@ def write_fleet(
         f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
         f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"
         f"upload_slots = {rules.upload_slots}\n"
-        f'[plan]\nrounds = {plan.rounds}\ncodec_up = "{plan.codec_up}"\n'
+        f'[plan]\nrounds = {plan.rounds}\nvote = "{plan.vote}"\n'
+        f'codec_up = "{plan.codec_up}"\n'
         f'codec_down = "{plan.codec_down}"\n'
     )
     return path

@@ -46,6 +46,7 @@ from fedclip_edge.demo import stage
 from fedclip_edge.learning import local, methods, norm_bound, strategies, training
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import top1
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import codec, wire
 from fedclip_edge.records import Arrays, ClassTexts, Features, Model, Plan, Update
 from fedclip_edge.vision.bundle import read_bundle
@@ -148,6 +149,7 @@ def federate(
     """Accuracies of the devices, in percent, after the last round."""
     plan, dim, classes = world.plan, world.dim, world.classes
     layout = methods.plan_layout(plan, classes, dim)
+    schedule = Schedule(plan, classes, dim)
     model = methods.initial(plan, classes, dim)
     server: Arrays = {}
     residuals: dict[str, Arrays] = {device.name: {} for device in devices}
@@ -158,7 +160,7 @@ def federate(
         most = bound.value if is_bounded else plan.max_norm
         total, deltas = strategies.total(plan, most), list[Arrays]()
         for device in devices:
-            update = local.fit(plan, published, device, classes, device.name)
+            update = local.answer(schedule, published, device, device.name)
             stored, residuals[device.name] = store_within(
                 plan.codec_up, update, residuals[device.name], most
             )
@@ -255,7 +257,13 @@ def main() -> None:
     for fleet_name, fleet in {"mixed": mixed(devices), "domains": devices}.items():
         plans = [
             methods.with_defaults(
-                Plan("linear", rounds=options.rounds, seed=seed, strategy=options.strategy)
+                Plan(
+                    "linear",
+                    rounds=options.rounds,
+                    seed=seed,
+                    strategy=options.strategy,
+                    vote="off",
+                )
             )
             for seed in range(options.seeds)
         ]

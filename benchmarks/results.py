@@ -90,10 +90,10 @@ ALL = (
     "clip-adapter",
     "lowrank",
     "ridge",
-    "prototypes",
+    "gda",
     "tip-adapter",
 )
-REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+REFERENCE_POINTS = (GATE, "linear", "clip-adapter", "lowrank", "ridge", "gda")
 STRATEGIES = (
     "zeroshot",
     "linear",
@@ -103,19 +103,21 @@ STRATEGIES = (
     "linear@strategy=fedyogi,strategy.lr=0.1",
     "linear@optimizer=sgd,lr=0.003",
     "ridge",
+    "gda",
 )
 ROBUST = (
     "zeroshot",
     "linear",
     *(f"linear@strategy={name}" for name in ("median", "trimmed-mean", "krum", "multi-krum")),
     "ridge",
+    "gda",
 )
 PERSONAL = tuple(
     setting
-    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge", "prototypes")
+    for method in ("fedclip", "linear", "clip-adapter", "lowrank", "ridge")
     for setting in (
         method,
-        f"{method}@personal_epochs={1 if method in ('ridge', 'prototypes') else 10}",
+        f"{method}@personal_epochs={1 if method == 'ridge' else 10}",
     )
 )
 FEW = (
@@ -125,7 +127,7 @@ FEW = (
     "clip-adapter",
     "lowrank",
     "ridge@min_per_class=1",
-    "prototypes@min_per_class=1",
+    "gda@min_per_class=1",
 )
 OPEN = ("zeroshot", "fedclip", GATE, "clip-adapter", "lowrank")
 
@@ -280,7 +282,7 @@ def put(page: str, name: str, text: str) -> str:
     before, opened, rest = page.partition(first)
     _, closed, after = rest.partition(last)
     if not opened or not closed:
-        sys.exit(f"{PAGE} has no markers {first} and {last}")
+        sys.exit(f"the page has no markers {first} and {last}")
     return f"{before}{first}\n{text}\n{last}{after}"
 
 

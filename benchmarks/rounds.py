@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Times:
 
 
 def plan(up: str, down: str, rounds: int) -> Plan:
-    return replace(Plan(), rounds=rounds, codec_up=up, codec_down=down)  # type: ignore[arg-type]
+    return Plan(rounds=rounds, vote="off", codec_up=up, codec_down=down)  # type: ignore[arg-type]
 
 
 def measure(folder: Path, up: str, down: str, rounds: int) -> Times:

@@ -10,6 +10,8 @@
   are not included.
 - memory: of all processes together (shared memory is counted once), over --memory-rounds rounds of
   100 devices.
+- crowd: the same memory in three rounds with each number of --crowd devices, 10 features
+  of width 256 each.
 - epoch: one local epoch from the cache (1,000 features, batches of 32), and the reference's, which
   encodes pictures and texts of every batch again: open_clip's ViT-B-32 with random weights, frozen,
   with a trained gate. A few steps of the reference are measured and scaled to the 32 of an epoch.
@@ -46,32 +48,35 @@ from fedclip_edge.simulating.splits import parse_split
 from fedclip_edge.simulating.workers import Workers
 
 DIM, CLASSES, PICTURES = 512, 7, 100
+# Of each device, where the memory of many devices is measured: a feature has 1 kB, and an adapter
+# 131,584 parameters, so that what a device keeps does not hide behind its features.
+CROWD_DIM, CROWD_PICTURES = 256, 10
 EPOCH_PICTURES, BATCH = 1000, 32
 ROUND_BAR, EPOCH_BAR, MEMORY_BAR = 7.0, 1000.0, 1.1
 
 
-def texts() -> ClassTexts:
-    units = np.random.default_rng(0).normal(size=(CLASSES, DIM))
+def texts(dim: int = DIM) -> ClassTexts:
+    units = np.random.default_rng(0).normal(size=(CLASSES, dim))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     names = tuple(f"class {number}" for number in range(CLASSES))
     return ClassTexts(names, units.astype(np.float32), 100.0, "unknown")
 
 
-def drawn(count: int, seed: int) -> tuple[Any, Any]:
+def drawn(count: int, seed: int, dim: int = DIM) -> tuple[Any, Any]:
     random = np.random.default_rng(seed)
     labels = random.integers(0, CLASSES, count)
-    noise = 0.04 * random.standard_normal((count, DIM), np.float32)
-    return 10 * (texts().vectors[labels] + noise), labels
+    noise = 0.04 * random.standard_normal((count, dim), np.float32)
+    return 10 * (texts(dim).vectors[labels] + noise), labels
 
 
-def pool(devices: int) -> Pool:
-    """100 training features per device and no test features, since Flower's round has no
+def pool(devices: int, pictures: int = PICTURES, dim: int = DIM) -> Pool:
+    """Training features of each device, and no test features, since Flower's round has no
     evaluation.
     """
-    count = devices * PICTURES
-    vectors, labels = drawn(count, 1)
+    count = devices * pictures
+    vectors, labels = drawn(count, 1, dim)
     sides, nowhere = np.full(count, TRAIN, np.uint8), np.zeros(count, np.int64)
-    return Pool(texts(), "e" * 64, vectors, labels, sides, (), nowhere)
+    return Pool(texts(dim), "e" * 64, vectors, labels, sides, (), nowhere)
 
 
 def rounds(its: Pool, devices: int, count: int, workers: int) -> Iterator[int]:
@@ -129,7 +134,7 @@ def train(message, context):
     classes = ClassTexts(tuple(f"class {n}" for n in range(len(texts))), texts, 100.0, "unknown")
     terms = dict(zip(NAMES, message.content["arrays"].to_numpy_ndarrays()))
     none = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
-    model, plan = Model("fedclip", 0, terms), Plan(rounds=1)
+    model, plan = Model("fedclip", 0, terms), Plan(rounds=1, vote="off")
     change = methods.fit(LocalTask(plan, model, features, none, classes, number)).delta
     content = RecordDict({
         "arrays": ArrayRecord([terms[name] + change[name] for name in NAMES]),
@@ -241,6 +246,12 @@ def measure_memory(count: int, workers: int) -> dict[str, float]:
     return {"first_mb": first, "last_mb": last, "growth": last / first, "rounds": count}
 
 
+def measure_crowd(devices: int, workers: int) -> float:
+    """The highest memory after a round of so many devices, in MB."""
+    its = pool(devices, CROWD_PICTURES, CROWD_DIM)
+    return max(memory_mb() for _ in rounds(its, devices, 3, workers))
+
+
 # --- one epoch -----------------------------------------------------------------------------------
 
 
@@ -253,12 +264,13 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
     import open_clip
 
     from fedclip_edge.learning import local, methods, training
+    from fedclip_edge.learning.schedule import Schedule
     from fedclip_edge.records import Features
 
     classes = texts()
     features = Features(*drawn(EPOCH_PICTURES, 2), "e" * 64)
-    plan = Plan(rounds=1)
-    model = methods.initial(plan, classes, DIM)
+    plan = Plan(rounds=1, vote="off")
+    schedule, model = Schedule(plan, classes, DIM), methods.initial(plan, classes, DIM)
     torch.manual_seed(0)
     clip = open_clip.create_model("ViT-B-32").eval()
     clip.requires_grad_(requires_grad=False)
@@ -283,7 +295,7 @@ def measure_epoch(repeat: int, steps: int) -> dict[str, float]:
         adam.step()
 
     def ours() -> None:
-        local.fit(plan, model, _Sides(features), classes, "device")
+        local.answer(schedule, model, _Sides(features), "device")
 
     cores = len(os.sched_getaffinity(0))
     found: dict[str, list[float]] = {"ours": [], "one": [], "all": []}
@@ -337,13 +349,16 @@ def main() -> None:
         default=2,
         help="number of measured steps of the reference in each repetition",
     )
-    parser.add_argument("--only", choices=["round", "memory", "epoch"])
+    parser.add_argument(
+        "--crowd", type=int, nargs="*", default=[100, 1000], help="numbers of devices"
+    )
+    parser.add_argument("--only", choices=["round", "memory", "crowd", "epoch"])
     parser.add_argument(
         "--check", action="store_true", help="exit with code 1 if a figure misses its limit"
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    wanted = [options.only] if options.only else ["round", "memory", "epoch"]
+    wanted = [options.only] if options.only else ["round", "memory", "crowd", "epoch"]
     print(
         f"Python {platform.python_version()}, {platform.machine()}, {options.workers} workers, "
         f"load {os.getloadavg()[0]:.1f}"
@@ -377,6 +392,11 @@ def main() -> None:
         )
         if memory["growth"] > MEMORY_BAR:
             missed.append("memory")
+    if "crowd" in wanted:
+        figures["crowd_mb"] = {}
+        for devices in options.crowd:
+            found = figures["crowd_mb"][devices] = measure_crowd(devices, options.workers)
+            print(f"memory with {devices} devices: {found:.0f} MB", flush=True)
     if "epoch" in wanted:
         epoch = figures["epoch"] = measure_epoch(options.repeat, options.steps)
         print(

@@ -2,7 +2,7 @@
 
 It was written from docs/reference/protocol.md alone and imports nothing from fedclip_edge. It takes
 part in one run and exits when the run is done. It has no pictures: in place of training, it
-increases every value of the model by one per cent. It does not evaluate.
+increases every value of the model by one per cent. It does not evaluate, and its votes are empty.
 
     python examples/minimal_agent.py agent.json
 
@@ -35,6 +35,7 @@ from minimal_bodies import (
     Arrays,
     Json,
     blob_of,
+    candidates,
     chunks,
     count_of,
     f32,
@@ -48,6 +49,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 REPEAT_S, REPAIR_S, MAX_GAPS = 5.0, 1.0, 1024
 REFUSED = (ValueError, TypeError, LookupError, RecursionError, struct.error)
 NOTHING: Json = {"epoch": 0, "run": "", "closed": 0, "parked": None, "settled": [], "residual": {}}
+TEMPERATURES, BINS = 3, 192  # of a vote
 CODECS = ["fp32", "fp16", "int8"]
 
 
@@ -69,7 +71,7 @@ class Agent:
         self.hello_at = self.heard_at = self.said_at = self.chunk_at = -math.inf
         self.connected = self.greeted = self.unwanted = self.finished = False
         self.parts: dict[int, bytes] = {}
-        self.taken = 0
+        self.taken = self.candidates = 0
         self.version, self.terms = "", Arrays()
 
     def _own_key(self) -> ed25519.Ed25519PrivateKey:
@@ -285,7 +287,11 @@ class Agent:
             self.link.unsubscribe(topic)
             data, self.parts = b"".join(self.parts[i] for i in range(count)), {}
             if hashlib.sha256(data).hexdigest() == blob["sha256"]:
-                self.terms = unpack(data, self.shapes, self.manifest["plan"]["codec_down"])
+                codec = self.manifest["plan"]["codec_down"]
+                if self.manifest["exchange"]["kind"] == "vote":
+                    self.candidates = candidates(data, codec)
+                elif self.manifest["phase"] in ("gathering", "open"):
+                    self.terms = unpack(data, self.shapes, codec)
                 self.version = blob["sha256"]
 
     def is_drawn(self, manifest: Json) -> bool:
@@ -298,9 +304,18 @@ class Agent:
         return drawn <= str(manifest["cohort"])
 
     def contribute(self, manifest: Json) -> None:
-        """Train, add the residual of the last kept contribution, write to disk, and offer."""
+        """Train, add the residual of the last kept contribution, write to disk, and offer.
+
+        Its answer to a vote is empty, because it has no pictures.
+        """
         codec, residual = manifest["plan"]["codec_up"], self.state["residual"]
-        meant = {}
+        meant, zeros = {}, {}
+        if manifest["exchange"]["kind"] == "vote":
+            table = [self.candidates, TEMPERATURES]
+            bins = [self.candidates, BINS]
+            zeros = {"pictures": [1], "correct": table[:1], "loss": table, "squares": table}
+            zeros |= {"known": bins, "removed": bins}
+            self.terms = {}
         for name, values in self.terms.items():
             lost = residual.get(name) or [0.0] * len(values)
             meant[name] = f32([0.01 * v + left for v, left in zip(values, lost, strict=True)])
@@ -313,8 +328,8 @@ class Agent:
             "round": manifest["exchange"]["number"], "device": self.config["id"],
             "exchange": manifest["exchange"]["sha256"], "update": "sum", "weight": 1,
         }  # fmt: skip
-        body = pack(head, self.shapes, meant, codec)
-        received = unpack(body, self.shapes, codec)
+        body = pack(head, self.shapes, meant, codec, zeros)
+        received = {} if zeros else unpack(body, self.shapes, codec)
         left = {n: [m - r for m, r in zip(meant[n], received[n], strict=True)] for n in meant}
         self.state["parked"] = {
             "run": manifest["run"], "round": head["round"], "residual": left,

@@ -40,9 +40,11 @@ def scale_of(half: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", half << 16))[0])
 
 
-def pack(head: Json, shapes: Shapes, terms: Arrays, codec: str) -> bytes:
+def pack(head: Json, shapes: Shapes, terms: Arrays, codec: str, zeros: Shapes) -> bytes:
+    """The payload of a contribution; `zeros` are the shapes of whole numbers that are all 0."""
     item, dtype, letter = CODECS[codec]
-    tensors: list[tuple[str, str, list[int], bytes]] = []
+    tensors = [(name, "I64", shape, bytes(8 * math.prod(shape))) for name, shape in zeros.items()]
+    item = 8 if zeros else item
     for name, values in terms.items():
         numbers: list[Any] = values
         if codec == "fp16":
@@ -69,16 +71,12 @@ def pack(head: Json, shapes: Shapes, terms: Arrays, codec: str) -> bytes:
 
 
 def unpack(data: bytes, shapes: Shapes, codec: str) -> Arrays:
-    item, _, letter = CODECS[codec]
+    letter = CODECS[codec][2]
     limit = 8 + 64 * 1024 + 4 * sum(math.prod(shape) for shape in shapes.values())
     if not 0 < zstandard.frame_content_size(data) <= limit:
         raise ValueError("a body larger than its terms can be")
-    shuffled = zstandard.ZstdDecompressor().decompress(data)
-    whole, body = len(shuffled) - len(shuffled) % item, bytearray(shuffled)
-    for i in range(item):
-        body[i:whole:item] = shuffled[i * whole // item : (i + 1) * whole // item]
-    (size,) = struct.unpack_from("<Q", body)
-    header = read_json(bytes(body[8 : 8 + size]))
+    body = _unshuffled(data, codec)
+    (size,), header = struct.unpack_from("<Q", body), _header(body)
     terms = {}
     for name, shape in shapes.items():
         if header[name]["shape"] != shape:
@@ -93,6 +91,29 @@ def unpack(data: bytes, shapes: Shapes, codec: str) -> Arrays:
             raise ValueError(f"{name} holds NaN or infinity")
         terms[name] = values
     return terms
+
+
+def _unshuffled(data: bytes, codec: str) -> bytearray:
+    item = CODECS[codec][0]
+    shuffled = zstandard.ZstdDecompressor().decompress(data, max_output_size=2**26)
+    whole, body = len(shuffled) - len(shuffled) % item, bytearray(shuffled)
+    for i in range(item):
+        body[i:whole:item] = shuffled[i * whole // item : (i + 1) * whole // item]
+    return body
+
+
+def _header(body: bytearray) -> Json:
+    (size,) = struct.unpack_from("<Q", body)
+    return read_json(bytes(body[8 : 8 + size]))
+
+
+def candidates(data: bytes, codec: str) -> int:
+    """The number of candidates in the payload of a ballot, from its header."""
+    (shape,) = [
+        its["shape"] for name, its in _header(_unshuffled(data, codec)).items()
+        if name == "zeroshot/shares"
+    ]  # fmt: skip
+    return int(shape[0])
 
 
 def read_json(text: bytes) -> Json:

@@ -163,8 +163,9 @@ class AgentConfig:
     roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
     # public key of the only coordinator to accept; empty: the key first seen in each run
     coordinator_key: str = ""
-    # Three limits on what is sent; no plan of a coordinator lowers them.
+    # Four limits on what is sent; no plan of a coordinator lowers them.
     min_per_class: int = 5  # nothing is sent of a class with fewer pictures
+    min_votes: int = 5  # the device votes with no fewer validation pictures
     methods: tuple[str, ...] | None = None  # names of the methods that a plan may use; None: all
     reports: bool = True  # false: the device evaluates for itself and sends no accuracy
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
@@ -187,6 +188,7 @@ class AgentConfig:
         _require(
             self.min_per_class >= 1, f"min_per_class: expected 1 or more, got {self.min_per_class}"
         )
+        _require(self.min_votes >= 1, f"min_votes: expected 1 or more, got {self.min_votes}")
         _require(
             self.methods is None or len(self.methods) > 0,
             "methods: expected at least one name, got an empty list; for a device that sends no "

@@ -1,4 +1,4 @@
-"""Class probabilities of picture files, zero-shot and from an adapted model.
+"""Class probabilities and scores of picture files, zero-shot and from an adapted model.
 
 Laws:
 
@@ -51,6 +51,7 @@ class Prediction:
     asked: Asked
     zero_shot: F32  # (C,) probabilities
     adapted: F32 | None  # (C,) probabilities
+    score: float  # low for a picture of none of the classes (learning/unknown.py)
 
 
 def find_pictures(
@@ -134,20 +135,30 @@ def predict_pictures(
         if not usable:
             continue
         vectors = np.stack([features[one.hash] for one in usable])  # (B, D)
-        zero_shot, adapted = classify(vectors, classes, model)  # (B, C) each
+        found = classify(vectors, classes, model)
         for i, one in enumerate(usable):
-            yield Prediction(one.asked, zero_shot[i], None if adapted is None else adapted[i])
+            adapted = None if found.adapted is None else found.adapted[i]
+            yield Prediction(one.asked, found.zero_shot[i], adapted, float(found.scores[i]))
 
 
-def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> tuple[F32, F32 | None]:
-    """Return two arrays of probabilities float32 (N, C) for raw features float32 (N, D).
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """Probabilities and scores of N pictures."""
 
-    The first is from zero-shot CLIP, the second from `model`; without a model, it is None.
+    zero_shot: F32  # (N, C) probabilities
+    adapted: F32 | None  # (N, C) probabilities from the model; None without a model
+    scores: F32  # (N,) from the model, or from zero-shot CLIP without a model
+
+
+def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> Classified:
+    """Classify raw features float32 (N, D) with zero-shot CLIP, and with `model` if there is one.
+
+    Raises ConfigError for a model of an unknown method.
     """
-    zero_shot = probabilities(methods.predict(zeroshot.MODEL, vectors, classes))
-    if model is None:
-        return zero_shot, None
-    return zero_shot, probabilities(methods.predict(model, vectors, classes))
+    zero_shot = methods.predict(zeroshot.MODEL, vectors, classes)  # (N, C)
+    scores = methods.scores_of(zeroshot.MODEL if model is None else model, vectors, classes)
+    adapted = None if model is None else probabilities(methods.predict(model, vectors, classes))
+    return Classified(probabilities(zero_shot), adapted, scores)
 
 
 @dataclass(frozen=True)

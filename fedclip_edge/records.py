@@ -28,6 +28,7 @@ Sums = Mapping[str, I64]
 Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 PerClass = tuple[float | None, ...]
 Role = Literal["train", "evaluate"]
+ExchangeKind = Literal["round", "vote"]
 Codec = Literal["fp32", "fp16", "int8"]  # protocol/codec.py
 COORDINATOR = "coordinator"  # its id in messages and at the broker; no device may have it
 
@@ -190,6 +191,7 @@ class Plan:
     strategy_options: Mapping[str, Scalar] = field(default_factory=dict)  # options of the strategy
     # epochs that each device trains after the last round, for a personal model; 0 for none
     personal_epochs: int = 0
+    vote: Literal["on", "off"] = "on"  # the devices' vote that ends a run (learning/ballot.py)
     local_baseline: bool = False  # each device also trains alone, for comparison in reports
 
     def __post_init__(self) -> None:
@@ -207,6 +209,8 @@ class Plan:
             raise ValueError(
                 f"max_norm: expected above 0 and below {MAX_NORM:g}, got {self.max_norm}"
             )
+        if self.vote not in ("on", "off"):
+            raise ValueError(f"vote: expected 'on' or 'off', got {self.vote!r}")
         for name in ("codec_up", "codec_down"):
             if getattr(self, name) not in get_args(Codec):
                 raise ValueError(

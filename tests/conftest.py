@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import brokers
 import hypothesis
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
     """`start_mosquitto(port=0, settings="...")`: starts a broker that accepts connections."""
     if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed; the tests need a real broker")
-    started: list[Mosquitto] = []
+    ends = contextlib.ExitStack()
 
     def start(port: int = 0, settings: str = "allow_anonymous true") -> Mosquitto:
         wanted = port or free_port()
@@ -141,19 +142,15 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartM
         if os.geteuid() == 0:
             lines.append("user root")  # the user mosquitto may not read the test's folder
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(MOSQUITTO), "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log
-            )
+        process = brokers.start(["-c", folder / "mosquitto.conf"], folder / "log")
         broker = Mosquitto(BrokerAddress(port=wanted), process)
-        started.append(broker)
+        ends.callback(broker.stop)
         if wait_until_served(process, wanted):
             return broker
         raise AssertionError(f"mosquitto did not start: {(folder / 'log').read_text()}")
 
-    yield start
-    for broker in started:
-        broker.stop()
+    with ends:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import Arrays, Model, Plan
 from fedclip_edge.vision.bundle import Bundle
@@ -54,8 +55,8 @@ def begin_run(folder: Path, bundle: Bundle, name: str = "journal.sqlite") -> str
     with contextlib.closing(open_journal(config.journal)) as journal:
         identifier = bundle.manifest.encoder_id
         run = choose_run(config, bundle.classes, bundle.manifest.dim, identifier, journal).begin()
-        layout = methods.plan_layout(PLAN, bundle.classes, bundle.manifest.dim)
-        run_state.open_run_state(run, journal, layout).finish()
+        schedule = Schedule(PLAN, bundle.classes, bundle.manifest.dim)
+        run_state.open_run_state(run, journal, schedule).finish()
     return run.id
 
 

@@ -373,10 +373,10 @@ def test_ci_runs_the_newest_python_of_the_machine(tmp_path: Path) -> None:
         (tmp_path / f"python{version}").write_text("#!/bin/sh\nexit 0\n")
         (tmp_path / f"python{version}").chmod(0o755)
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    begin, end = text.index("supported=$("), text.index("test_first_of $supported")
+    begin, end = text.index("supported=$("), text.index('step "the slow tests"')
     script = (
         "step() { :; }; rm() { :; }; pyenv() { echo none; }; make() { echo make $*; }\n"
-        f"{text[begin:end]}\ndefault=none\n{text[end:].partition('step ')[0]}"
+        f"clean={tmp_path}\n" + re.sub(r"(?m)^default=.*$", "default=none", text[begin:end])
     )
     for found in (newest, before):
         path = f"{tmp_path}:/usr/bin:/bin"
@@ -388,7 +388,9 @@ def test_ci_runs_the_newest_python_of_the_machine(tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        assert f"PYTHON={tmp_path}/python{found} VENV=.venv-{found}" in done.stdout
+        where = f"PYTHON={tmp_path}/python{found} VENV=.venv-{found}"
+        assert f"make test-short {where}\n" in done.stdout
+        assert f"make setup {where}\n" in (tmp_path / "environments.log").read_text()
         (tmp_path / f"python{found}").unlink()
     assert f"no Python {newest} on this machine: not tested" in done.stdout
 

@@ -14,6 +14,7 @@ from checkout import ROOT
 
 from fedclip_edge import errors
 
+pytestmark = pytest.mark.one_python
 FOLDERS = ("fedclip_edge", "tests", "benchmarks", "examples")
 FILES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
 MARKDOWN = sorted(

@@ -169,7 +169,7 @@ def test_the_rules_name_the_methods_and_strategies_that_they_hold_for() -> None:
             "rounds": traits.one_round,
             "strategy": not traits.is_averaged,
             "personal_epochs": name == "zeroshot"
-            or traits.is_personal
+            or methods.get(name).personal is not None
             or traits.learns_from_validation,
         }
         assert refused == {what for what, is_so in expected.items() if is_so}, name

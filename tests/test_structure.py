@@ -40,6 +40,7 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
+    "ray": ("simulating/ray_cluster.py",),
     "rich": ("reporting/table.py", "cli/progress.py"),
     "sqlite3": ("storage/sqlite.py",),
 }
@@ -128,6 +129,21 @@ def test_the_reading_order_names_every_module() -> None:
 def test_every_module_says_what_it_is() -> None:
     for path in modules():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_programs_are_started_where_they_are_also_waited_for() -> None:
+    """In a test, a program that is not waited for fails a later test (see `running`)."""
+    assert with_a_popen(PACKAGE) == {"processes/children.py"}
+    assert with_a_popen(ROOT / "tests") == {"support/brokers.py", "support/system.py"}
+
+
+def with_a_popen(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Popen")
+    }
 
 
 @pytest.mark.parametrize("place", ["device", "broker", "export"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress) -> Site:
-    return Site(tmp_path, random_bundle, mosquitto, f"lab-{secrets.token_hex(4)}")
+def site(tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress) -> Iterator[Site]:
+    with Site(tmp_path, random_bundle, mosquitto, f"lab-{secrets.token_hex(4)}") as made:
+        yield made
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -71,17 +73,14 @@ def test_a_run(site: Site, method: str, monkeypatch: pytest.MonkeyPatch) -> None
     if method == "fedclip":
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
     processes.append(site.start("agent", trains, "--once", "--json", log="south"))
-    try:
-        for name, process in zip(("serve", "north", "south"), processes, strict=True):
-            if name != "serve":
-                assert process.wait(system.DEADLINE_S) == 0, site.text(name)
-        for name in ("north", "south"):
-            said = site.events(name)
-            assert [e["round"] for e in said if e["event"] == "evaluated"][-1] == 1
-            loads = name == "south" and method == "fedclip"
-            assert any(e["event"] == "torch_loaded" for e in said) == loads
-    finally:
-        site.end()
+    for name, process in zip(("serve", "north", "south"), processes, strict=True):
+        if name != "serve":
+            assert process.wait(system.DEADLINE_S) == 0, site.text(name)
+    for name in ("north", "south"):
+        said = site.events(name)
+        assert [e["round"] for e in said if e["event"] == "evaluated"][-1] == 1
+        loads = name == "south" and method == "fedclip"
+        assert any(e["event"] == "torch_loaded" for e in said) == loads
 
 
 @pytest.mark.usefixtures("without_torch")

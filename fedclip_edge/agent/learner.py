@@ -18,17 +18,17 @@ class Learner(Protocol):
         Raises ConfigError if agent.toml allows a method that does not exist.
         """
 
-    def shapes(self, plan: Plan) -> Shapes:
-        """The shapes that a model's float32 parameters must have under this plan, by name.
+    def shapes(self, plan: Plan, closed: int) -> Shapes:
+        """The shapes of the float32 parameters of the model after `closed` exchanges, by name.
 
         Raises ConfigError if the method, the strategy or an option is unknown.
         """
 
     def fit(self, model: Model, plan: Plan) -> Update:
-        """Train one round from `model`; returns the client update.
+        """Answer the exchange after `model`: train one round, or vote.
 
-        Its delta is float32, already multiplied by its weight; its sums are int64. Both have the
-        shapes of the plan's layout. Raises DataError if the features do not fit the classes,
+        The delta is float32, already multiplied by its weight; the sums are int64. Both have the
+        shapes of the exchange's layout. Raises DataError if the features do not fit the classes,
         ConfigError if an option is invalid or training diverges.
         """
 

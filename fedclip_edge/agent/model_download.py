@@ -105,7 +105,8 @@ class ModelDownload:
     learner: Learner
     held: Held | None = None
     _download: Download = field(default_factory=Download)
-    _shapes: tuple[Plan | None, Shapes] = (None, {})  # the last plan, and the shapes of its models
+    # The last plan and number of closed exchanges, and the shapes of the model after them.
+    _shapes: tuple[tuple[Plan, int] | None, Shapes] = (None, {})
 
     def has(self, manifest: Manifest) -> bool:
         """True if the device holds the manifest's model."""
@@ -116,7 +117,7 @@ class ModelDownload:
 
         Raises ConfigError if the learner does not support the plan.
         """
-        shapes = self._shapes_of(manifest.plan)
+        shapes = self._shapes_of(manifest)
         if manifest.model.kind != "model":
             raise PeerError(f"the manifest's blob is of kind {manifest.model.kind!r}")
         limit = wire.payload_limit_bytes(shapes, manifest.plan.codec_down)
@@ -141,7 +142,7 @@ class ModelDownload:
         Raises PeerError if the payload is not a model of this plan (all of it is then downloaded
         again), ConfigError if the learner does not support the plan.
         """
-        shapes = self._shapes_of(manifest.plan)
+        shapes = self._shapes_of(manifest)
         if not self._download.has(manifest.model):
             return None
         payload = self._download.assemble()
@@ -161,9 +162,10 @@ class ModelDownload:
         self._download.expect(manifest.model, now)
         return self._download.poll_want(now)
 
-    def _shapes_of(self, plan: Plan) -> Shapes:
+    def _shapes_of(self, manifest: Manifest) -> Shapes:
+        wanted = (manifest.plan, manifest.closed)
         known, shapes = self._shapes
-        if known != plan:
-            shapes = self.learner.shapes(plan)
-            self._shapes = (plan, shapes)
+        if known != wanted:
+            shapes = self.learner.shapes(*wanted)
+            self._shapes = (wanted, shapes)
         return shapes

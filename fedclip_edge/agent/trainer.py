@@ -22,6 +22,7 @@ from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
+from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
@@ -70,6 +71,7 @@ class LocalTrainer:
     train_s: float = 0.0  # seconds in `fit` so far, without loading torch
     busy_s: float = 0.0  # seconds in `fit` and `evaluate` so far
     _shared: Shared | None = None  # for the floor of the last plan
+    _scheduled: Schedule | None = None  # of the last plan
 
     def capabilities(self) -> Capabilities:
         """Find the device's capabilities, and log pictures that are withheld from all plans.
@@ -102,8 +104,8 @@ class LocalTrainer:
             ),
         )
 
-    def shapes(self, plan: Plan) -> Shapes:
-        return methods.shapes(plan, self.classes, self.dim)
+    def shapes(self, plan: Plan, closed: int) -> Shapes:
+        return self._schedule(plan).layout(closed).parameters
 
     def fit(self, model: Model, plan: Plan) -> Update:
         began = time.monotonic()
@@ -127,7 +129,8 @@ class LocalTrainer:
         """
         began = time.monotonic()
         compares = final and plan.local_baseline
-        if "train" in self.config.roles and (compares or plan.personal_epochs):
+        keeps_own = plan.personal_epochs or methods.get(plan.method).personal
+        if "train" in self.config.roles and (compares or keeps_own):
             self._load_for(plan)
         test = self.data.test
         logits = {  # float32 (N, C) each
@@ -182,7 +185,13 @@ class LocalTrainer:
 
     def _fit(self, model: Model, plan: Plan) -> Update:
         floor = max(self.config.min_per_class, methods.min_per_class(plan))
-        return local.fit(plan, model, self._share(floor), self.classes, self.config.id)
+        schedule, least = self._schedule(plan), self.config.min_votes
+        return local.answer(schedule, model, self._share(floor), self.config.id, least)
+
+    def _schedule(self, plan: Plan) -> Schedule:
+        if self._scheduled is None or self._scheduled.plan != plan:
+            self._scheduled = Schedule(plan, self.classes, self.dim)
+        return self._scheduled
 
     def _share(self, min_per_class: int) -> Shared:
         """Withhold classes with fewer pictures, and log it when the withheld pictures change."""
@@ -213,8 +222,8 @@ class LocalTrainer:
 
     def _train_alone(self, plan: Plan) -> Model:
         alone = local.alone(plan, self.classes, self.dim)
-        for _ in range(plan.rounds):
-            alone.train(self.data, self.classes, self.config.id)
+        for _ in range(exchanges(plan)):
+            alone.train(self.data, self.config.id)
         return alone.model
 
     def _zero_shot_all(self) -> float:

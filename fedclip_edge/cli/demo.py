@@ -99,6 +99,7 @@ def demo(
     from fedclip_edge.demo import examples, federation, report, shared_features, stage, summary
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
+    from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.records import Plan
     from fedclip_edge.reporting.table import width_of
     from fedclip_edge.storage.lock import lock_file
@@ -106,7 +107,8 @@ def demo(
 
     began = time.monotonic()
     parsed = _parse(options)
-    rounds = methods.with_defaults(Plan(method, parsed, rounds=rounds or 0)).rounds
+    plan = methods.with_defaults(Plan(method, parsed, rounds=rounds or 0))
+    rounds = plan.rounds
     settings = stage.Settings(
         out=out,
         data=data,
@@ -127,7 +129,7 @@ def demo(
         with SharedCache(default_path(), note) as known:
             shared_features.give(staged, known)
     prepared = time.monotonic()
-    live = _Live(staged.held_out.id, rounds)
+    live = _Live(staged.held_out.id, exchanges(plan))
     try:
         broker = federation.run(staged, live.started, live.happened)
     finally:
@@ -158,16 +160,16 @@ def demo(
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
         f"{figures['world']}; method {method} with {chosen or 'the default options'}; "
-        f"{figures['rounds_closed']} of {rounds} rounds closed; "
+        f"{figures['rounds_closed']} of {figures['rounds']} rounds closed; "
         f"{seconds['total']:.0f} s in all, {seconds['federation']:.0f} s of them for the federation\n"
         f"report: {out / 'report.html'}   all figures: {out / 'summary.json'}\n"
         f"use the model: fedclip-edge predict --bundle {staged.bundle} --model {model} PICTURES"
     )
     lock.close()
-    if figures["rounds_closed"] != rounds:
+    if figures["rounds_closed"] != figures["rounds"]:
         raise RunError(
-            f"only {figures['rounds_closed']} of {rounds} rounds closed; the logs in {out / 'logs'} "
-            "show the reason"
+            f"only {figures['rounds_closed']} of {figures['rounds']} rounds closed; the logs in "
+            f"{out / 'logs'} show the reason"
         )
 
 

@@ -45,7 +45,7 @@ def export_classifier(
 
     The file holds the encoder, the adapter and the class texts as one graph, from pixels to class
     probabilities. It needs only onnxruntime. The class names and the preprocessing of pictures are
-    in its metadata.
+    in its metadata. If the model has a threshold, the file also says which pictures are unknown.
 
     RUN_OR_FILE is a file models/RUN.safetensors that `serve` wrote, a device's
     personal.safetensors, a journal, or the id of a run.
@@ -55,6 +55,8 @@ def export_classifier(
     from fedclip_edge.cli.export_screens import facts
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.exporting import classifier
+    from fedclip_edge.learning import unknown
+    from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
@@ -65,13 +67,19 @@ def export_classifier(
     side = manifest.preprocessing.image_size
     by = "zero-shot: no trained model"
     if trained is not None:
-        by = f"{trained.run}, round {trained.model.round} of {trained.plan.rounds} "
+        by = f"{trained.run}, round {trained.model.round} of {exchanges(trained.plan)} "
         by += f"({trained.model.method})"
+    rule = unknown.rule_of({} if trained is None else trained.model.parameters)
+    more = []
+    if rule.applies:
+        more.append(("", "score, float32 [batch]"))
+        more.append(("", f"unknown, bool [batch]: the score is below {rule.threshold:.4g}"))
     rows = [
         ("encoder", f"{manifest.model}, {manifest.pretrained}, {manifest.precision}"),
         ("model", by),
         ("input", f"pixels, uint8 [batch, {side}, {side}, 3], red, green, blue"),
         ("output", f"probabilities, float32 [batch, {len(names)}]"),
+        *more,
         ("opset", str(written.opset)),
         ("difference", f"{written.difference:.1e} from `predict`, relative"),
         ("size", f"{out.stat().st_size / 1e6:.1f} MB"),
@@ -81,5 +89,5 @@ def export_classifier(
     for caution in bundle_warnings(manifest):
         click.echo(f"Note: {caution}.", err=True)
     click.echo("\nTo use it, with onnxruntime, numpy and Pillow alone:\n")
-    snippet = classifier.usage(out, manifest.preprocessing)
+    snippet = classifier.usage(out, manifest.preprocessing, says_unknown=rule.applies)
     click.echo("\n".join(f"    {line}" for line in snippet.splitlines()))

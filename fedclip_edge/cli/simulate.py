@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fedclip_edge.simulating.comparison import Choices
     from fedclip_edge.simulating.pool import Pool
     from fedclip_edge.simulating.results import Outcome
+    from fedclip_edge.simulating.workers import Hosts
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -103,6 +105,16 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Train on the first half of the classes (base) and test on both halves (base and new).",
 )
 @click.option(
+    "--leave-out",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Leave N classes out, drawn for each seed: no device trains on their pictures, and they are "
+    "in no class list. Their test pictures show how well a model recognises pictures of none of "
+    "its classes.",
+)
+@click.option(
     "--least",
     default=5,
     show_default=True,
@@ -134,10 +146,15 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option(
     "--workers",
-    default=lambda: len(os.sched_getaffinity(0)),
-    show_default="all cores",
-    type=click.IntRange(1, 256),
-    help="Number of processes that train the devices in parallel.",
+    type=click.IntRange(1, 4096),
+    help="Number of processes that train the devices in parallel. [default: all cores; with --ray, "
+    "all free cores of the cluster]",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Train on the machines of this Ray cluster: HOST:PORT of its head, or auto for the cluster "
+    "that this machine belongs to. [default: this machine alone]",
 )
 @click.option(
     "--out",
@@ -167,11 +184,13 @@ def simulate(
     shots: int | None,
     hold_out: str,
     base_to_new: bool,
+    leave_out: int,
     least: int,
     noisy: float,
     min_per_class: int | None,
     validation: float,
-    workers: int,
+    workers: int | None,
+    ray: str | None,
     out: Path,
     as_json: bool,
     cache: Path | None,
@@ -181,7 +200,7 @@ def simulate(
 ) -> None:
     """Compare methods on many virtual devices.
 
-    The devices are simulated on this machine, without a broker.
+    The devices are simulated on this machine or, with --ray, on several. No broker is needed.
 
     Accuracies are measured on test pictures and shown next to those of zero-shot CLIP, which is
     CLIP without any training. Byte counts are those of the models and updates that real devices
@@ -216,7 +235,6 @@ def simulate(
     from fedclip_edge.simulating import report as _report  # noqa: F401
     from fedclip_edge.simulating.settings import parse_settings
     from fedclip_edge.simulating.splits import parse_split
-    from fedclip_edge.simulating.workers import Workers
 
     log.mute()  # event lines would disturb the output
     choices = comparison.Choices(
@@ -228,6 +246,7 @@ def simulate(
         shots=shots,
         hold_out=hold_out,
         base_to_new=base_to_new,
+        leave_out=leave_out,
         least=least,
         noisy=noisy,
         min_per_class=min_per_class,
@@ -243,7 +262,7 @@ def simulate(
             from fedclip_edge.simulating import results
 
             file.write(results.header())
-            with Workers(pool, workers) as hosts:
+            with _hosts(pool, workers, ray) as hosts:
                 for step in comparison.compare(choices, pool, hosts, show.note):
                     file.write(step.lines)
                     file.flush()
@@ -253,6 +272,16 @@ def simulate(
         show.end()
         if done:
             _finish(done, choices, pool, out, as_json=as_json)
+
+
+def _hosts(pool: Pool, workers: int | None, address: str | None) -> AbstractContextManager[Hosts]:
+    if address is not None:
+        from fedclip_edge.simulating.ray_cluster import RayWorkers
+
+        return RayWorkers(pool, address, workers)
+    from fedclip_edge.simulating.workers import Workers
+
+    return Workers(pool, workers or len(os.sched_getaffinity(0)))
 
 
 def _pool(
@@ -309,6 +338,7 @@ def _finish(
         "split": str(choices.split),
         "noisy": choices.noisy,
         "min_per_class": choices.min_per_class,
+        "leave_out": choices.leave_out,
         "pictures": len(pool.labels),
         "classes": list(pool.classes.names),
         "encoder_id": pool.encoder_id,

@@ -40,6 +40,7 @@ from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
 from fedclip_edge.storage import atomic
+from fedclip_edge.storage.lock import locked_folder
 from fedclip_edge.storage.sqlite import (
     Connection,
     EmptyDatabaseError,
@@ -482,13 +483,20 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
 
 
 def _create(path: Path) -> None:
-    """Make a new journal; the file appears with all its tables. Raises OSError."""
-    for stale in ("-wal", "-shm"):  # of a deleted journal; SQLite would read them into the new one
-        Path(f"{path}{stale}").unlink(missing_ok=True)
-    with atomic.beside(path) as folder:
-        open_database(folder / path.name, SCHEMA).close()
-        content = (folder / path.name).read_bytes()
-    atomic.write_file(path, content)
+    """Make a new journal, unless another process makes it at the same time.
+
+    The file appears with all its tables. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked_folder(path.parent):
+        if path.exists():
+            return
+        for stale in ("-wal", "-shm"):  # of a deleted journal; SQLite would read them into this one
+            Path(f"{path}{stale}").unlink(missing_ok=True)
+        with atomic.beside(path) as folder:
+            open_database(folder / path.name, SCHEMA).close()
+            content = (folder / path.name).read_bytes()
+        atomic.write_file(path, content)
 
 
 def _damaged(path: Path, what: str, whole: int | None = None) -> JournalError:

@@ -17,6 +17,7 @@ from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.model_file import NAME_ANOTHER, TrainedModel
 from fedclip_edge.vision.bundle import Bundle
 
@@ -61,9 +62,10 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
         run = _run(journal, name)
         where = f"{run.id} in {path}"
         _check_fits(where, run.encoder_id, run.classes_digest, bundle)
-        shapes = methods.shapes(run.plan, bundle.classes, bundle.manifest.dim)
+        schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+        stored = journal.newest_model(run.id)
         try:
-            model = master_model(journal.newest_model(run.id), shapes)
+            model = master_model(stored, schedule.layout(stored.round).parameters)
             methods.shapes_beside(model, run.plan, bundle.classes, bundle.manifest.dim)
         except PeerError as error:
             raise ConfigError(

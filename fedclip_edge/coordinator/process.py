@@ -25,6 +25,7 @@ from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
@@ -103,14 +104,13 @@ def serve(
         journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         chosen = choose_run(config, bundle.classes, dim, encoder_id, journal, new_run=new_run)
-        layout = methods.plan_layout(chosen.run.plan, bundle.classes, dim)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
         run = chosen.begin()
         if from_round is not None:
             journal.rewind(run.id, from_round)
-        state = run_state.open_run_state(run, journal, layout)
+        state = run_state.open_run_state(run, journal, Schedule(run.plan, bundle.classes, dim))
         serving = resume_coordinator(
             config,
             state,
@@ -130,7 +130,7 @@ def serve(
                 run=run.id,
                 epoch=claim.epoch,
                 rounds_closed=journal.rounds_closed(run.id),
-                rounds=run.plan.rounds,
+                rounds=exchanges(run.plan),
                 waiting_for=serving.rounds.rules.devices,
             )
             # What exists now stays until the end, so the garbage collector need not look at it.

@@ -71,9 +71,15 @@ class Receiver:
 
     @cached_property
     def _limit_bytes(self) -> int:
-        """An upper bound on the payload of a contribution to this run."""
-        layout, plan = self.run_state.layout, self.run_state.run.plan
-        return wire.payload_limit_bytes(layout.delta, plan.codec_up, layout.sums)
+        """An upper bound on the payload of a contribution to any exchange of this run.
+
+        A contribution to a closed exchange is offered again if its answer was lost.
+        """
+        codec = self.run_state.run.plan.codec_up
+        return max(
+            wire.payload_limit_bytes(layout.delta, codec, layout.sums)
+            for layout in self.run_state.schedule.layouts()
+        )
 
     def receive_chunk(self, device: str, chunk: bytes, now: float) -> Arrival | None:
         """Add a chunk; returns the contribution that it completes, or None.

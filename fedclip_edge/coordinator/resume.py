@@ -33,6 +33,7 @@ def resume_coordinator(
     classes. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
+    rounds = len(run_state.schedule.steps)
     devices = Devices(run_state.journal.keys(run.id))
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
@@ -41,9 +42,12 @@ def resume_coordinator(
     state = RoundState(
         run=run.id,
         rules=config.rules,
-        rounds=run.plan.rounds,
-        round=min(closed + 1, run.plan.rounds),
-        phase="final" if closed >= run.plan.rounds else "gathering",
+        rounds=rounds,
+        votes=frozenset(
+            n for n, one in enumerate(run_state.schedule.steps, 1) if one.kind == "vote"
+        ),
+        round=min(closed + 1, rounds),
+        phase="final" if closed >= rounds else "gathering",
         deadline=now + config.rules.deadline_s,
         gathering_since=now,
         # The run waits for devices from before the restart as if they had just gone offline. Until

@@ -199,13 +199,13 @@ class RoundDriver:
 
     def _close_round(self, action: round_events.CloseRound, now: float) -> round_events.Closed:
         self.sync()
-        self.run_state.close_round()
+        self.run_state.close_round(decided=action.has_quorum)
         self._last_refusal = ""
         run, closed = self.run_state.run, self.run_state.model.round
         log.event(
             "round_closed",
             round=closed,
-            rounds=run.plan.rounds,
+            rounds=self.state.rounds,
             contributions=len(self.state.kept),
             cohort=len(self.state.cohort),
             updates_bytes=self.run_state.journal.kept_bytes(run.id, closed),

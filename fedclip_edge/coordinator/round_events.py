@@ -161,7 +161,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class CloseRound:
-    """Combine the kept contributions into the next model, put it on disk, then return `Closed`."""
+    """Combine the kept contributions into the next model, put it on disk, then return `Closed`.
+
+    Only a vote closes without a quorum.
+    """
+
+    has_quorum: bool = True
 
 
 @dataclass(frozen=True)

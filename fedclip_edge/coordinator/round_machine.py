@@ -32,6 +32,9 @@ Laws:
   in an open round, or at once when a device that it waits for is away.
 - A silent device gets the manifest again, at intervals that double. So a lost manifest at most
   doubles the time until the device reacts, and does not make it miss the whole attempt.
+- A vote is a round to which all training devices are invited, and that is never attempted again:
+  without a quorum it closes at its deadline, and the run's default model wins. A device that is
+  away may come back until then.
 - A closed round never reopens: the round number only grows.
 """
 
@@ -187,6 +190,9 @@ def _close_if_complete(state: RoundState, now: float) -> Step:
     awaited = waiting - attendance.unsteady(state, now)
     if len(state.kept) >= state.quorum:
         awaited -= state.left_out
+    elif state.is_vote:
+        # There is no second attempt, so devices that are away may come back until the deadline.
+        awaited = state.cohort - state.kept.keys() - state.rejected - state.left_out
     elif not attendance.is_enough(state):
         awaited = waiting  # the round could not open again without them
     if awaited and not is_late:
@@ -202,8 +208,9 @@ def _close_if_complete(state: RoundState, now: float) -> Step:
     )
     state, missed = attendance.miss(state, reasons)
     before: tuple[Action, ...] = (*missed, *map(Forget, sorted(silent)))
-    if len(state.kept) >= state.quorum:
-        return state, (*before, CloseRound())
+    has_quorum = len(state.kept) >= state.quorum
+    if has_quorum or state.is_vote:
+        return state, (*before, CloseRound(has_quorum))
     if state.rejected:
         opened_at = state.deadline - state.rules.deadline_s
         state = replace(state, again_at=opened_at + attendance.pause_s(state))
@@ -355,7 +362,7 @@ def _open(state: RoundState, now: float) -> Step:
     free = state.trainers - state.kept.keys()
     hashes = {d: cohort_hash(state.run, state.round, d) for d in free}
     chosen, threshold = sorted(hashes, key=hashes.__getitem__), EVERYBODY
-    if state.rules.cohort:
+    if state.rules.cohort and not state.is_vote:
         # Only the largest hash of the cohort is published, not a list of devices. The cohort has
         # exactly the configured size; devices kept from an earlier attempt count towards it.
         # Devices that are left out take no seat from the others, and come on top of them.

@@ -19,7 +19,8 @@ class RoundState:
 
     run: str
     rules: RunRules
-    rounds: int  # of the whole run
+    rounds: int  # exchanges of the whole run: rounds and votes
+    votes: frozenset[int] = frozenset()  # numbers of the exchanges that are votes
     round: int = 1  # open, or next to open; from 1
     phase: Phase = "gathering"
     attempt: int = 0  # from 0 in each round
@@ -47,6 +48,11 @@ class RoundState:
     heard: frozenset[str] = frozenset()  # sent a hello, a want or a report in this attempt
     reminded: int = 0  # times that silent devices got the manifest again in this attempt
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
+
+    @property
+    def is_vote(self) -> bool:
+        """True if the exchange that is open, or opens next, is a vote."""
+        return self.round in self.votes
 
     @property
     def left_out(self) -> frozenset[str]:

@@ -23,6 +23,7 @@ from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_state import stored_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.records import ClassTexts, Model, Plan
 
 
@@ -48,7 +49,7 @@ class RunChoice:
                 "run_abandoned",
                 run=self.ends.id,
                 rounds_closed=closed,
-                rounds=self.ends.plan.rounds,
+                rounds=exchanges(self.ends.plan),
                 reason=self.why,
                 hint=_use(self.ends) if closed else None,
             )
@@ -86,12 +87,12 @@ def choose_run(
             closed = journal.rounds_closed(unfinished.id)
             raise ConfigError(
                 f"the journal {config.journal} contains the unfinished {unfinished.id} "
-                f"({closed} of {unfinished.plan.rounds} rounds closed), and its settings have "
+                f"({closed} of {exchanges(unfinished.plan)} rounds closed), and its settings have "
                 f"changed: {changes}; put them back to go on with it, or add --new-run to `serve` "
                 "to abandon it and begin a new run (its models stay in the journal)"
             )
         why = "asked for with --new-run" if new_run else f"settings have changed: {changes}"
-    initial = methods.initial(plan, classes, dim)
+    initial = Schedule(plan, classes, dim).initial()
     return RunChoice(wanted, journal, initial, unfinished, why)
 
 

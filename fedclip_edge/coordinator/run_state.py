@@ -24,15 +24,13 @@ from fedclip_edge import model_file
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
 from fedclip_edge.errors import JournalError, PeerError
-from fedclip_edge.learning import methods, strategies
-from fedclip_edge.learning.norm_bound import NormBound, bound_after
-from fedclip_edge.learning.strategy import Total
-from fedclip_edge.learning.update_check import check_update
+from fedclip_edge.learning.norm_bound import NormBound
+from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.exchange import open_round
+from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.protocol.messages import Blob, Exchange
 from fedclip_edge.records import (
-    Arrays,
     Codec,
     Contribution,
     Layout,
@@ -55,7 +53,7 @@ class RunState:
 
     run: Run
     journal: Journal
-    layout: Layout  # of its models and updates
+    schedule: Schedule
     model: Model  # the master, float32
     stored: StoredModel  # the same model, as published
     total: Total  # of the open round's updates
@@ -100,7 +98,7 @@ class RunState:
             if got != value:
                 raise PeerError(f"contribution: {name} is {str(got)[:80]!r}, expected {value!r}")
         self.total.check(contribution.update)
-        check_update(self.run.plan, contribution.update, declared)
+        self.schedule.check(self.model.round, contribution.update, declared)
 
     def keep(self, contribution: Contribution, sha256: str, payload: bytes) -> float:
         """Give a checked contribution to the journal, then add it to the sum; returns its norm.
@@ -115,17 +113,28 @@ class RunState:
         self.total.add(update)
         return norm
 
-    def close_round(self) -> None:
-        """Combine the sum into the next model, commit it, and start the next round's sum."""
-        plan = self.run.plan
-        state: Arrays = safetensors.numpy.load(self.stored.server_state)
-        model, state = methods.combine(self.model, self.total, state)
-        stored = stored_model(model, state, plan)
+    @property
+    def layout(self) -> Layout:
+        """Shapes of the model, and of the answers to the open exchange."""
+        return self.schedule.layout(self.model.round)
+
+    def close_round(self, *, decided: bool = True) -> None:
+        """Make the next model from the sum, commit it, and start the next exchange's sum.
+
+        Without `decided` the open exchange is a vote that too few devices have answered.
+        """
+        state: State = safetensors.numpy.load(self.stored.server_state)
+        model, state = self.schedule.close(self.model, self.total, state, decided=decided)
+        stored = stored_model(model, state, self.run.plan)
         self.journal.close_round(self.run.id, stored)
-        self.bound = self.bound.after(self.journal.norms(self.run.id, model.round))
         self.model, self.stored = model, stored
-        self.total = strategies.total(plan, self.bound.value)
-        self.exchange = _next_round(self.run, stored, self.bound)
+        closed = model.round
+        if closed in self.schedule.numbers(closed):
+            self.bound = self.bound.after(self.journal.norms(self.run.id, closed))
+        else:
+            self.bound = _bound(self.run, self.journal, self.schedule, closed)
+        self.total = self.schedule.total(closed, self.bound.value)
+        self.exchange = _next_exchange(self.run, self.schedule, stored, self.bound)
 
     def finish(self) -> Path:
         """Write the run's model file, mark the run as finished, and return the file's path.
@@ -148,20 +157,19 @@ class RunState:
         return path
 
 
-def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
-    """Read the state of a run from the journal, and add up the open round's contributions.
+def open_run_state(run: Run, journal: Journal, schedule: Schedule) -> RunState:
+    """Read the state of a run from the journal, and add up the open exchange's contributions.
 
     Raises JournalError on a disk error, or if the model or a contribution is damaged.
     """
     plan, stored = run.plan, journal.newest_model(run.id)
     try:
+        layout = schedule.layout(stored.round)
         model = master_model(stored, layout.parameters)
-        bound = bound_after(
-            plan, layout, (journal.norms(run.id, n + 1) for n in range(model.round))
-        )
-        total = strategies.total(plan, bound.value)
-        exchange = _next_round(run, stored, bound)
-        state = RunState(run, journal, layout, model, stored, total, bound, exchange)
+        bound = _bound(run, journal, schedule, model.round)
+        total = schedule.total(model.round, bound.value)
+        exchange = _next_exchange(run, schedule, stored, bound)
+        state = RunState(run, journal, schedule, model, stored, total, bound, exchange)
         for device, payload in journal.contributions(run.id, model.round + 1):
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)
@@ -171,10 +179,17 @@ def open_run_state(run: Run, journal: Journal, layout: Layout) -> RunState:
     return state
 
 
-def _next_round(run: Run, stored: StoredModel, bound: NormBound) -> Exchange:
-    return open_round(
+def _bound(run: Run, journal: Journal, schedule: Schedule, closed: int) -> NormBound:
+    norms = {number: journal.norms(run.id, number) for number in schedule.numbers(closed)}
+    return schedule.bound(closed, norms)
+
+
+def _next_exchange(run: Run, schedule: Schedule, stored: StoredModel, bound: NormBound) -> Exchange:
+    number = min(stored.round + 1, len(schedule.steps))
+    return open_exchange(
+        schedule.steps[number - 1].kind,
         run=run.id,
-        number=min(stored.round + 1, run.plan.rounds),
+        number=number,
         model=stored.sha256,
         plan=run.plan,
         encoder_id=run.encoder_id,
@@ -183,7 +198,7 @@ def _next_round(run: Run, stored: StoredModel, bound: NormBound) -> Exchange:
     )
 
 
-def stored_model(model: Model, server_state: Arrays, plan: Plan) -> StoredModel:
+def stored_model(model: Model, server_state: State, plan: Plan) -> StoredModel:
     """Encode a float32 model for the journal: as published and, if that is lossy, as float32."""
     payload = wire.pack_model(model, plan.codec_down)
     lossless = plan.codec_down == MASTER_CODEC

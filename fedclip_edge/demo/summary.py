@@ -17,6 +17,7 @@ from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.reporting.figures import difference
 from fedclip_edge.reporting.table import aligned
@@ -50,7 +51,7 @@ def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summar
         "options": dict(run.plan.options),
         "seed": run.plan.seed,
         "broker": broker,
-        "rounds": run.plan.rounds,
+        "rounds": exchanges(run.plan),
         "rounds_closed": closed,
         "classes": list(bundle.classes.names),
         "devices": {device.id: _figures(device, reports, closed) for device in stage.devices},

@@ -1,16 +1,18 @@
 """Export of encoder, adapter and class texts to one ONNX file that runs without this package.
 
     pixels uint8 (N, S, S, 3)  ->  probabilities float32 (N, C)
+                                   score float32 (N,), unknown bool (N,)
 
 `pixels` are RGB pictures as Pillow returns them, already scaled and cropped. The graph does not
 scale pictures, because that would be slower, and pictures of different sizes do not fit into one
-batch. The file's metadata holds the rule for scaling, the labels, and the origin of the classifier;
-see `_metadata`.
+batch. The outputs `score` and `unknown` exist only if the model has a threshold; a picture is
+unknown if its score is below it (learning/unknown.py). The file's metadata holds the rule for
+scaling, the labels, the threshold and the origin of the classifier; see `_metadata`.
 
 Laws:
 
-- The file is written only if ONNX Runtime computes the same probabilities with it as `predict`,
-  within TOLERANCE.
+- The file is written only if ONNX Runtime computes the same probabilities and scores with it as
+  `predict`, within TOLERANCE, and the same unknown pictures, except at the threshold.
 - The same bundle and model give the same bytes.
 """
 
@@ -28,9 +30,10 @@ from onnx import helper
 from fedclip_edge import __version__
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import ConfigError, DiskError, ExportError, reason_of
-from fedclip_edge.exporting.fusion import INPUT, OUTPUT, fuse
+from fedclip_edge.exporting.fusion import INPUT, fuse
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, serialise
+from fedclip_edge.learning import unknown
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import classify
@@ -46,8 +49,19 @@ from fedclip_edge.vision.pictures import Preprocessing, normalise
 # A wrong operator changes it by far more than the tolerance.
 TOLERANCE = 1e-3
 _LEAST = 1e-20  # smaller probabilities are rounding error of float32
+_LEAST_SCORE = 0.1  # a score is a sum of cosines, which may be near 0
 
 _BATCHES = (1, 5)  # one picture, and an odd count
+
+
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """Pictures, and the answers of `predict`."""
+
+    pixels: U8  # (N, S, S, 3)
+    probabilities: F32  # (N, C)
+    scores: F32  # (N,)
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class Classifier:
     """The file that `export_classifier` wrote."""
 
     path: Path
-    difference: float  # largest relative difference of a probability from `predict`
+    difference: float  # largest relative difference from `predict`
     opset: int
 
 
@@ -67,7 +81,7 @@ def export_classifier(
     Without a model (`trained` is None), the classifier is the zero-shot one. Raises ConfigError if
     `out` is a folder, or exists and `replace_existing` is not set; BundleError if the bundle's
     encoder cannot be loaded or run; ExportError if encoder and head cannot be joined, or if the
-    file's probabilities differ from those of `predict` by more than TOLERANCE; DiskError if the
+    file's answers differ from those of `predict` by more than TOLERANCE; DiskError if the
     file cannot be written. Nothing is written in any of these cases.
     """
     if out.is_dir():
@@ -87,7 +101,7 @@ def export_classifier(
     difference = _compare(data, expected)
     if not difference <= TOLERANCE:
         raise ExportError(
-            f"the classifier's probabilities differ from those of `predict` by {difference:.2g} "
+            f"the classifier's answers differ from those of `predict` by {difference:.2g} "
             f"(relative), more than {TOLERANCE:g}; nothing was written. Try another version of "
             "torch, onnx or onnxruntime: constraints.txt lists versions that were tested together"
         )
@@ -101,10 +115,11 @@ def export_classifier(
     return Classifier(out, difference, opset)
 
 
-def usage(path: Path, preprocessing: Preprocessing) -> str:
+def usage(path: Path, preprocessing: Preprocessing, *, says_unknown: bool = False) -> str:
     """Python source that labels `picture.jpg` with the classifier in `path`.
 
-    It imports only Pillow, numpy and onnxruntime.
+    With `says_unknown` the file has the outputs of a threshold. The source imports only Pillow,
+    numpy and onnxruntime.
     """
     size, short_px = preprocessing.image_size, preprocessing.resize_px
     kind = f"Image.Resampling.{preprocessing.interpolation.upper()}"
@@ -126,13 +141,13 @@ def usage(path: Path, preprocessing: Preprocessing) -> str:
             f"x, y = round((w - {size}) / 2), round((h - {size}) / 2)",
             f"picture = picture.crop((x, y, x + {size}, y + {size}))",
         ]
-    return "\n".join(
-        [
-            *lines,
-            f'(p,) = classifier.run(None, {{"{INPUT}": numpy.asarray(picture)[None]}})[0]',
-            "print(labels[p.argmax()], p.max())",
-        ]
-    )
+    lines.append(f'found = classifier.run(None, {{"{INPUT}": numpy.asarray(picture)[None]}})')
+    if says_unknown:
+        lines.append("(p,), (score,), (is_unknown,) = found")
+        lines.append('print(labels[p.argmax()], p.max(), "unknown" if is_unknown else "")')
+    else:
+        lines += ["((p,),) = found", "print(labels[p.argmax()], p.max())"]
+    return "\n".join(lines)
 
 
 def _metadata(bundle: Bundle, trained: TrainedModel | None) -> dict[str, str]:
@@ -156,21 +171,28 @@ def _metadata(bundle: Bundle, trained: TrainedModel | None) -> dict[str, str]:
     }
     if trained is not None:
         table |= {"run": trained.run, "round": trained.model.round}
+        rule = unknown.rule_of(trained.model.parameters)
+        if rule.applies:
+            table["unknown_below"] = rule.threshold
     return {name: str(table[name]) for name in sorted(table)}
 
 
-def _predicted(count: int, encoder: Encoder, bundle: Bundle, model: Model) -> tuple[U8, F32]:
-    """Noise pictures uint8 (count, S, S, 3) and their probabilities by `predict` (count, C)."""
+def _predicted(count: int, encoder: Encoder, bundle: Bundle, model: Model) -> _Expected:
+    """Noise pictures uint8 (count, S, S, 3) and the answers of `predict`."""
     preprocessing = bundle.manifest.preprocessing
     pixels = _noise(count, preprocessing)
     vectors = encoder.embed(normalise(pixels, preprocessing))  # (N, D)
-    _, adapted = classify(vectors, bundle.classes, model)
-    assert adapted is not None  # there is a model
-    return pixels, adapted
+    found = classify(vectors, bundle.classes, model)
+    assert found.adapted is not None  # there is a model
+    threshold = unknown.rule_of(model.parameters).threshold
+    return _Expected(pixels, found.adapted, found.scores, threshold)
 
 
-def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
-    """Largest relative difference between the file and `predict`; infinity for NaN."""
+def _compare(data: bytes, expected: Sequence[_Expected]) -> float:
+    """Largest relative difference between the file and `predict`.
+
+    It is infinity for NaN, for another shape, and if another picture is unknown.
+    """
     import onnxruntime  # after vision/encoder.py, which must be the first to import it
 
     options = onnxruntime.SessionOptions()
@@ -178,12 +200,18 @@ def _compare(data: bytes, expected: Sequence[tuple[U8, F32]]) -> float:
     worst = 0.0
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        for pixels, theirs in expected:
-            (ours,) = session.run([OUTPUT], {INPUT: pixels})  # (N, C)
-            if ours.shape != theirs.shape:
-                return float("inf")
-            gaps = np.abs(ours - theirs) / np.maximum(theirs, _LEAST)
-            worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
+        for its in expected:
+            ours = session.run(None, {INPUT: its.pixels})
+            both = ((its.probabilities, _LEAST), (its.scores, _LEAST_SCORE))
+            for values, (theirs, least) in zip(ours, both, strict=False):
+                if values.shape != theirs.shape:
+                    return float("inf")
+                gaps = np.abs(values - theirs) / np.maximum(np.abs(theirs), least)
+                worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max()))
+            if len(ours) > 1:
+                wrong = ours[2] != (its.scores < its.threshold)  # (N,)
+                if (wrong & (np.abs(its.scores - its.threshold) > TOLERANCE)).any():
+                    return float("inf")
     except Exception as error:  # onnxruntime's errors share no base but Exception
         raise ExportError(
             f"ONNX Runtime cannot run the classifier ({reason_of(error)}); nothing was written. "

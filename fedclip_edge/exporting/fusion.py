@@ -1,7 +1,8 @@
-"""One ONNX graph from pixels through the encoder to the probabilities of the head.
+"""One ONNX graph from pixels through the encoder to the probabilities and scores of the head.
 
 The graph runs the steps of `vision.pictures.normalise`, the unchanged encoder, the `logits`
-function of the model's method (exported by torch), and the softmax, in this order.
+function of the model's method (exported by torch), and the softmax, in this order. Scores are
+those of learning/unknown.py.
 """
 
 from __future__ import annotations
@@ -17,19 +18,29 @@ from torch import Tensor
 from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, strip
 from fedclip_edge.exporting.torch_export import export_module
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import gate, methods, unknown
+from fedclip_edge.learning.operations import cosine_logits
 from fedclip_edge.learning.torch_operations import TORCH
 from fedclip_edge.records import ClassTexts, Model
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.pictures import Preprocessing
 
 INPUT, OUTPUT = "pixels", "probabilities"
+SCORE, UNKNOWN = "score", "unknown"
 
 _FEATURES = "image_features"
 
 
+def outputs_of(model: Model) -> tuple[str, ...]:
+    """Names of the graph's outputs, in their order."""
+    return (OUTPUT, SCORE, UNKNOWN) if unknown.rule_of(model.parameters).applies else (OUTPUT,)
+
+
 def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto:
     """Graph from `pixels` uint8 (N, S, S, 3) to `probabilities` float32 (N, C).
+
+    With a model that has a threshold, the graph has two more outputs: `score` float32 (N,), and
+    `unknown` bool (N,), which is true if the score is below the threshold.
 
     `ends` are the names of the encoder's input and output. The opset is the encoder's, or OPSET if
     the encoder's is older. Raises ExportError if the bundle's file cannot be read, or if encoder
@@ -45,12 +56,14 @@ def fuse(bundle: Bundle, ends: tuple[str, str], model: Model) -> onnx.ModelProto
         raise _cannot_join(bundle, error) from error
     graph = whole.graph
     pixels = pixels_graph(bundle.manifest.preprocessing, f"encoder/{ends[0]}")
-    renamed = {f"head/{_FEATURES}": f"encoder/{ends[1]}", f"head/{OUTPUT}": OUTPUT}
+    renamed = {f"head/{_FEATURES}": f"encoder/{ends[1]}"}
+    renamed |= {f"head/{name}": name for name in outputs_of(model)}
     for node in head.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
     nodes = [*pixels.node, *graph.node, *head.graph.node]
-    head.graph.output[0].name = OUTPUT
+    for one in head.graph.output:
+        one.name = renamed[one.name]
     for field, values in (
         (graph.node, nodes),
         (graph.input, list(pixels.input)),  # without the weights, which IR 3 lists as inputs
@@ -98,28 +111,34 @@ def pixels_graph(preprocessing: Preprocessing, output: str) -> onnx.GraphProto:
 
 
 class _Head(torch.nn.Module):
-    """Probabilities (N, C) of raw features (N, D), as `prediction.classify` computes them."""
+    """Probabilities (N, C) and scores (N,) of raw features (N, D), as in `prediction.classify`."""
 
     def __init__(self, model: Model, classes: ClassTexts) -> None:
         super().__init__()
         self._logits = methods.logits_of(model)
+        self._shared = methods.logits_of(gate.shared_of(model))
         self._names = {f"term_{i}": name for i, name in enumerate(model.parameters)}
         for own, name in self._names.items():
             self.register_buffer(own, torch.tensor(model.parameters[name]))
         self.register_buffer("texts", torch.tensor(classes.vectors))
         self._scale = classes.logit_scale
+        self._rule = unknown.rule_of(model.parameters)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
         terms = {name: cast("Tensor", getattr(self, own)) for own, name in self._names.items()}
         texts = cast("Tensor", self.texts)
-        return torch.softmax(
-            self._logits(TORCH, terms, features, texts, self._scale), dim=1
-        )  # (N, C)
+        logits = self._logits(TORCH, terms, features, texts, self._scale)  # (N, C)
+        if not self._rule.applies:
+            return torch.softmax(logits, dim=1)
+        zero_shot = cosine_logits(TORCH, features, texts, self._scale)  # (N, C)
+        shared = self._shared(TORCH, gate.shared_terms(terms), features, texts, self._scale)
+        score = unknown.score(TORCH, shared, zero_shot, self._scale, self._rule.gain)
+        return torch.softmax(logits, dim=1), score, score < self._rule.threshold
 
 
 def _head(model: Model, classes: ClassTexts) -> onnx.ModelProto:
     example = torch.ones(2, classes.vectors.shape[1])
-    exported = export_module(_Head(model, classes), example, _FEATURES, OUTPUT)
+    exported = export_module(_Head(model, classes), example, _FEATURES, *outputs_of(model))
     return compose.add_prefix(exported, "head/")
 
 

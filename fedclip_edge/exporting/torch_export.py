@@ -15,9 +15,9 @@ from fedclip_edge.exporting.onnx_file import OPSET, strip
 
 
 def export_module(
-    module: torch.nn.Module, example: torch.Tensor, input_name: str, output_name: str
+    module: torch.nn.Module, example: torch.Tensor, input_name: str, *output_names: str
 ) -> onnx.ModelProto:
-    """Export `module` as a graph with one input and one output, whose first axis is the batch.
+    """Export `module` as a graph with one input; the first axis of every array is the batch.
 
     The batch size is dynamic, and the opset is OPSET. `example` (B, ...) is an input with B of two
     or more, because the exporter would treat a dimension of 1 as a constant. `module` is put in
@@ -30,7 +30,7 @@ def export_module(
             dynamo=True,
             opset_version=OPSET,
             input_names=[input_name],
-            output_names=[output_name],
+            output_names=list(output_names),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,

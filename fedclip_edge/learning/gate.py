@@ -7,6 +7,8 @@ gate estimates from the picture alone, without a label, how likely it is one of 
     trust = odds / (1 + odds)
     p     = trust p_own + (1 - trust) p_shared
 
+p_own are the probabilities for the logits (1 - share) logits(shared) + share logits(own).
+
 - Labels: f_c is the number of the device's training pictures of class c, divided by the mean over
   the classes. By Bayes' rule the first factor is then the likelihood ratio of the device's pictures
   to those of a fleet that has as many of each class, if pictures of one class look alike
@@ -23,20 +25,29 @@ Laws:
 
 - No test picture and no label of the picture is used.
 - Where both models give the same probabilities, the result is the same too, for any gate.
-- The parameters are a few means and directions of the device's pictures. They stay on the device,
-  in the file of its personal model.
+- The gate's parameters are a few means and directions of the device's pictures. They stay on the
+  device, in the file of its personal model.
+- A personal model has the shared model's rule for unknown pictures (unknown.py). It is applied to
+  the logits of the shared model, with which it was measured.
+
+The parameters of both models and of the gate are in one model, so that evaluation, prediction and
+the exported classifier accept it like any other model. Those of the shared model keep their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedclip_edge.learning.method import Logits
 from fedclip_edge.learning.operations import NUMPY, Array, Operations
 from fedclip_edge.records import F32, Arrays, Features, Model, Shapes
+
+T = TypeVar("T")
 
 # Directions of the largest variance. On the features of docs/explanation/methods.md, 32 are not
 # better; without any, the accuracy on others' pictures was 0.3 points lower.
@@ -48,8 +59,10 @@ _LEAST = 5  # validation pictures; fewer say nothing about the distance
 _STEPS = 2.0
 _TINY = 1e-30  # added to probabilities before the logarithm; a normal float32
 
-_FREQUENCY, _MEAN, _AXES, _WEIGHTS, _LIMIT, _SLOPE = (
-    f"gate/{name}" for name in ("frequency", "mean", "axes", "weights", "limit", "slope")
+_GATE, _OWN = "gate/", "own/"  # prefixes of parameters
+_OWN_SHARE, _FREQUENCY, _MEAN, _AXES, _WEIGHTS, _LIMIT, _SLOPE = (
+    f"{_GATE}{name}"
+    for name in ("own_share", "frequency", "mean", "axes", "weights", "limit", "slope")
 )
 
 
@@ -103,9 +116,15 @@ def _frequency(train: Features, shared: F32) -> NDArray[np.float64]:
     return np.asarray(known * frequency + (1 - known))
 
 
-def gated(model: Model, gate: Arrays) -> Model:
-    """Add the parameters of a gate to a model."""
-    return replace(model, parameters={**model.parameters, **gate})
+def beside(shared: Model, own: Model, share: float, gate: Arrays) -> Model:
+    """Put a device's own model, of the same method, and its gate beside the shared model.
+
+    `share` is the fraction of the device's own logits, from 0 to 1. The result has the round of the
+    shared model.
+    """
+    theirs = {_OWN + name: term for name, term in own.parameters.items()}
+    terms = {**shared.parameters, **theirs, _OWN_SHARE: np.array(share, np.float32), **gate}
+    return replace(shared, parameters=terms)
 
 
 def is_in(model: Model) -> bool:
@@ -113,9 +132,22 @@ def is_in(model: Model) -> bool:
     return _FREQUENCY in model.parameters
 
 
-def shapes(classes: int, dim: int) -> Shapes:
-    """Shapes of the parameters of a gate for C classes and features of width D."""
+def shared_of(model: Model) -> Model:
+    """Return the shared model in a model with a gate; any other model is returned as it is."""
+    return replace(model, parameters=shared_terms(model.parameters)) if is_in(model) else model
+
+
+def own_of(model: Model) -> Model:
+    """Return the device's own model in a model with a gate."""
+    return replace(model, parameters=_own_terms(model.parameters))
+
+
+def shapes(shared: Shapes, own: Shapes, classes: int, dim: int) -> Shapes:
+    """Compute the shapes of a model with a gate, for C classes and features of width D."""
     return {
+        **shared,
+        **{_OWN + name: shape for name, shape in own.items()},
+        _OWN_SHARE: (),
         _FREQUENCY: (classes,),
         _MEAN: (dim,),
         _AXES: (AXES, dim),
@@ -123,6 +155,28 @@ def shapes(classes: int, dim: int) -> Shapes:
         _LIMIT: (),
         _SLOPE: (),
     }
+
+
+def logits(of_shared: Logits, of_own: Logits) -> Logits:
+    """Make the `logits` function of a model with a gate from those of its two models."""
+
+    def of_both(
+        ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
+    ) -> Array:
+        shared = of_shared(ops, shared_terms(terms), features, texts, scale)  # (N, C)
+        own = of_own(ops, _own_terms(terms), features, texts, scale)  # (N, C)
+        return blended(ops, terms, features, shared, shared + terms[_OWN_SHARE] * (own - shared))
+
+    return of_both
+
+
+def shared_terms(terms: Mapping[str, T]) -> dict[str, T]:
+    """Return the parameters of the shared model; without a gate in `terms` these are all."""
+    return {n: term for n, term in terms.items() if not n.startswith((_GATE, _OWN))}
+
+
+def _own_terms(terms: Mapping[str, T]) -> dict[str, T]:
+    return {n.removeprefix(_OWN): term for n, term in terms.items() if n.startswith(_OWN)}
 
 
 def trust(ops: Operations, terms: Mapping[str, Array], features: Array, shared: Array) -> Array:
@@ -142,10 +196,8 @@ def blended(
 ) -> Array:
     """Blend the logits (N, C) of two models for raw features (N, D), as described above.
 
-    The result is logarithms of probabilities (N, C). Without a gate in `terms` it is `own`.
+    The result is logarithms of probabilities (N, C).
     """
-    if _FREQUENCY not in terms:
-        return own
     weight = trust(ops, terms, features, shared)  # (N, 1)
     mixed = weight * ops.softmax(own) + (1 - weight) * ops.softmax(shared)
     return ops.log(mixed + _TINY)

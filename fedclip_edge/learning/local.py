@@ -9,11 +9,15 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fedclip_edge.learning import methods, strategies
+from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.learning.method import LocalTask
-from fedclip_edge.records import MAX_WEIGHT, Arrays, ClassTexts, Features, Model, Plan, Update
+from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.strategy import State
+from fedclip_edge.learning.unknown import Separation, histogram, rule_of
+from fedclip_edge.records import MAX_WEIGHT, ClassTexts, Features, Model, Plan, Update
 
+MIN_VOTES = 5  # validation pictures that a device votes with, at least
 _UNBOUNDED = 1e8  # far above any real update
 
 
@@ -38,12 +42,16 @@ def task_of(plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device:
     return LocalTask(plan, model, sides.train, sides.validation, classes, seed)
 
 
-def fit(plan: Plan, model: Model, sides: Sides, classes: ClassTexts, device: str) -> Update:
-    """Compute the device's update for the round after `model`.
+def answer(
+    schedule: Schedule, model: Model, sides: Sides, device: str, min_votes: int = MIN_VOTES
+) -> Update:
+    """Compute the device's answer to the exchange after `model`: an update, or a vote.
 
-    Raises the errors of `methods.fit`.
+    A vote over fewer than `min_votes` validation pictures is empty. Raises the errors of
+    `methods.fit`.
     """
-    return methods.fit(task_of(plan, model, sides, classes, device))
+    task = task_of(schedule.plan, model, sides, schedule.classes, device)
+    return schedule.answer(task, min_votes)
 
 
 def measure(model: Model, test: Features, classes: ClassTexts) -> Evaluation:
@@ -54,25 +62,34 @@ def measure(model: Model, test: Features, classes: ClassTexts) -> Evaluation:
     return evaluate(methods.predict(model, test.vectors, classes), test.labels)
 
 
+def separate(model: Model, test: Features, others: Features, classes: ClassTexts) -> Separation:
+    """Compare the scores of raw test features with those of pictures of no class (unknown.py).
+
+    The labels are not used. Raises ConfigError for an unknown method.
+    """
+    known, unknown = (
+        histogram(methods.scores_of(model, its.vectors, classes)) for its in (test, others)
+    )
+    return Separation(known, unknown, rule_of(model.parameters).threshold)
+
+
 @dataclass(eq=False)
 class Alone:
-    """A federation of one device: the same training without the rest of the fleet."""
+    """A federation of one device: the same exchanges without the rest of the fleet."""
 
-    plan: Plan
+    schedule: Schedule
     model: Model
-    _server: Arrays = field(default_factory=dict)
+    server: State = field(default_factory=dict)
 
-    def train(self, sides: Sides, classes: ClassTexts, device: str) -> None:
-        """Train for one round and replace `model` by the result.
+    def train(self, sides: Sides, device: str) -> None:
+        """Go through one exchange and replace `model` by the result.
 
         Raises the errors of `methods.fit`, and PeerError if the update exceeds the bounds that are
         used here, which are far wider than a plan's.
         """
-        # The plan's bounds protect a fleet against false updates; they are not needed here.
-        plan = replace(self.plan, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
-        total = strategies.total(plan)
-        total.add(fit(plan, self.model, sides, classes, device))
-        self.model, self._server = methods.combine(self.model, total, self._server)
+        total = self.schedule.total(self.model.round, _UNBOUNDED)
+        total.add(answer(self.schedule, self.model, sides, device))
+        self.model, self.server = self.schedule.close(self.model, total, self.server)
 
 
 def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:
@@ -80,4 +97,7 @@ def alone(plan: Plan, classes: ClassTexts, dim: int) -> Alone:
 
     Raises the errors of `methods.initial`.
     """
-    return Alone(plan, methods.initial(plan, classes, dim))
+    # The plan's bounds protect a fleet against false updates; they are not needed here.
+    free = replace(plan, max_norm=_UNBOUNDED, max_weight=MAX_WEIGHT)
+    schedule = Schedule(free, classes, dim)
+    return Alone(schedule, schedule.initial())

@@ -13,7 +13,7 @@ deltas change the model (strategy.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -100,6 +100,29 @@ class Personal:
 
 
 @dataclass(frozen=True)
+class Vote:
+    """The additional functions of a method whose models stand for election (ballot.py).
+
+    A head is a set of parameters with the shapes of the method's models. Heads are named by label
+    (mixture.py). `kept` are arrays that the coordinator keeps until the vote is decided.
+    """
+
+    # open(model, total, state, options) takes the arguments of the last `combine`, in place of it.
+    # It returns the heads that the candidates are mixed from, and `kept`.
+    open: Callable[[Model, Total, State, Any], tuple[Mapping[str, Arrays], State]]
+    # settle(heads, kept, shares, options) returns the heads of the final model and their shares, by
+    # the labels in `labels`. `shares` are those of the chosen candidate, by label.
+    settle: Callable[
+        [Mapping[str, Arrays], State, Mapping[str, float], Any],
+        tuple[Mapping[str, Arrays], Mapping[str, float]],
+    ]
+    labels: tuple[str, ...]
+    # means(kept) returns the mean training picture of each class that has pictures, if the devices
+    # have sent such sums.
+    means: Callable[[State], Features] | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """An entry of the registry of methods. `options` below are the parsed options of the plan."""
 
@@ -120,6 +143,12 @@ class Method:
     logits: Logits
     traits: Traits = Traits()
     personal: Personal | None = None
+    vote: Vote | None = None
+    # The shares of each head, zero-shot CLIP among them, in the candidates of the vote that ends a
+    # run. Empty for a method that trains nothing.
+    shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    # stages(plan) returns the plans of other methods that are trained one after the other.
+    stages: Callable[[Plan], tuple[Plan, ...]] | None = None
 
     def check_options(self, options: Options) -> Any:
         """Parse the options; raises ConfigError for an unknown name or a value out of range."""

@@ -1,56 +1,112 @@
-"""A mix of the shared model and a device's own model, stored as one model.
+"""A weighted sum of the logits of several heads, stored as one model.
 
-    logits = (1 - share) logits(shared) + share logits(own)
+    logits = sum over the members m of share_m * logits_m
 
-With a gate (gate.py) that is the device's own model, which the gate blends with the shared one.
-Both models have the same method and shapes. The parameters of both are in one model, so that
-evaluation, prediction and the exported classifier accept it like any other model.
+A member is a set of parameters of one method. Its label is the name of that method, or that name, a
+dot and a word of its own, such as `gda.added` and `gda.ridge`. Its parameters are stored with the
+prefix `LABEL/`, and its share, a scalar, as `LABEL/share`. So evaluation, prediction and the
+exported classifier accept a mixture like any other model. A member of zero-shot CLIP has only a
+share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
-from fedclip_edge.learning import gate
 from fedclip_edge.learning.method import Logits
 from fedclip_edge.learning.operations import Array, Operations
+from fedclip_edge.learning.unknown import without_rule
 from fedclip_edge.records import Arrays, Model, Shapes
 
-_SHARE, _OWN = "mix", "own/"  # name of the share; prefix of the names of the device's parameters
+T = TypeVar("T")
+
+ZERO_SHOT = "zeroshot"
+_SHARE = "share"
 
 
-def mixed(shared: Model, own: Model, share: float) -> Model:
-    """Mix two models of the same shapes; the result has the round of the shared one.
+def mixed(
+    method: str, round: int, members: Mapping[str, Arrays], shares: Mapping[str, float]
+) -> Model:
+    """Make a mixture of members by label; a member of zero-shot CLIP needs a share only."""
+    return Model(method, round, parameters(members, shares))
 
-    `share` is the fraction of the device's own logits, from 0 to 1.
-    """
-    prefixed = {_OWN + name: term for name, term in own.parameters.items()}
-    terms: Arrays = {**shared.parameters, **prefixed, _SHARE: np.array(share, np.float32)}
-    return replace(shared, parameters=terms)
+
+def parameters(members: Mapping[str, Arrays], shares: Mapping[str, float]) -> Arrays:
+    """Make the parameters of a mixture; `shares` has all labels, `members` those with arrays."""
+    terms = {
+        f"{label}/{name}": term for label, its in members.items() for name, term in its.items()
+    }
+    return {
+        **terms,
+        **{f"{label}/{_SHARE}": np.array(s, np.float32) for label, s in shares.items()},
+    }
+
+
+def shapes(members: Mapping[str, Shapes]) -> Shapes:
+    """Compute the shapes of a mixture from those of its members, by label."""
+    terms = {
+        f"{label}/{name}": shape for label, its in members.items() for name, shape in its.items()
+    }
+    return {**terms, **{f"{label}/{_SHARE}": () for label in members}}
 
 
 def is_one(model: Model) -> bool:
-    """Return whether the model is a mix."""
-    return _SHARE in model.parameters
+    """Return whether the model is a mixture."""
+    return any(name.endswith(f"/{_SHARE}") for name in model.parameters)
 
 
-def shapes(its: Shapes) -> Shapes:
-    """Compute the shapes of a mix; `its` are the shapes of each of the two models."""
-    return {**its, **{_OWN + name: shape for name, shape in its.items()}, _SHARE: ()}
+def member(model: Model, label: str) -> Model:
+    """Return one member of a mixture; a model that is no mixture is its own only member."""
+    return Model(method_of(label), model.round, members_of(model)[label])
 
 
-def logits(own: Logits) -> Logits:
-    """Make the `logits` function of a mix from `own`, the `logits` function of the method."""
+def members_of(model: Model) -> dict[str, Arrays]:
+    """Return the parameters of all members by label, without their shares.
 
-    def of_both(
+    A rule for unknown pictures (unknown.py) belongs to no member.
+    """
+    if not is_one(model):
+        return {model.method: without_rule(model.parameters)}
+    found = _by_label(model.parameters)
+    return {
+        label: {name: term for name, term in terms.items() if name != _SHARE}
+        for label, terms in found.items()
+    }
+
+
+def shares_of(model: Model) -> dict[str, float]:
+    """Return the share of each member by label."""
+    if not is_one(model):
+        return {model.method: 1.0}
+    return {label: float(its[_SHARE]) for label, its in _by_label(model.parameters).items()}
+
+
+def method_of(label: str) -> str:
+    """Return the name of the method of a member."""
+    return label.partition(".")[0]
+
+
+def logits(of: Callable[[str], Logits]) -> Logits:
+    """Make the `logits` function of a mixture; `of` returns that of a method by name."""
+
+    def of_all(
         ops: Operations, terms: Mapping[str, Array], features: Array, texts: Array, scale: float
     ) -> Array:
-        theirs = {name.removeprefix(_OWN): t for name, t in terms.items() if name.startswith(_OWN)}
-        shared = own(ops, terms, features, texts, scale)  # (N, C)
-        mixed = shared + terms[_SHARE] * (own(ops, theirs, features, texts, scale) - shared)
-        return gate.blended(ops, terms, features, shared, mixed)
+        total = None
+        for label, its in sorted(_by_label(terms).items()):
+            own = its[_SHARE] * of(method_of(label))(ops, its, features, texts, scale)  # (N, C)
+            total = own if total is None else total + own
+        return total
 
-    return of_both
+    return of_all
+
+
+def _by_label(terms: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    found: dict[str, dict[str, T]] = {}
+    for name, term in without_rule(terms).items():
+        label, _, rest = name.partition("/")
+        found.setdefault(label, {})[rest] = term
+    return found

@@ -73,6 +73,11 @@ def received(sums: Sums) -> tuple[Moments, Moments]:
     return from_sums("train", sums), from_sums("validation", sums)
 
 
+def added(one: Moments, other: Moments) -> Moments:
+    """Add the moments of two sets of pictures."""
+    return Moments(one.gram + other.gram, one.sums + other.sums, one.counts + other.counts)
+
+
 def send(prefix: str, features: Features, classes: int, min_per_class: int) -> dict[str, I64]:
     """Compute the integer sums of one device's raw features; their names begin with `prefix`.
 

@@ -1,9 +1,9 @@
 """The few array operations that a method's `logits` is written in, and those of numpy.
 
-numpy and torch arrays share `+ - * / @` and `.T`. The operations that they do not share are the
-fields of `Operations`. So a formula is written once: training differentiates it with torch
-(torch_operations.py), the exported classifier traces it, and evaluation and prediction compute it
-with numpy, without loading torch.
+numpy and torch arrays share `+ - * / ** @`, `.T` and `.mean(1)`. The operations that they do not
+share are the fields of `Operations`. So a formula is written once: training differentiates it with
+torch (torch_operations.py), the exported classifier traces it, and evaluation and prediction
+compute it with numpy, without loading torch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Operations:
     exp: Callable[[Array], Array]
     log: Callable[[Array], Array]  # of positive numbers
     softmax: Callable[[Array], Array]  # over each row of (N, D)
+    largest: Callable[[Array], Array]  # of each row of (N, D): (N, 1)
 
 
 def cosine_logits(ops: Operations, features: Array, texts: Array, scale: float) -> Array:
@@ -64,4 +65,8 @@ def _softmax(x: F32) -> F32:
     return np.asarray(raised)
 
 
-NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, np.log, _softmax)
+def _largest(x: F32) -> F32:
+    return np.asarray(x.max(axis=1, keepdims=True))
+
+
+NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, np.log, _softmax, _largest)

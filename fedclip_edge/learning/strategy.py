@@ -6,14 +6,16 @@ model. Its `State` between rounds (the moments of an optimizer) is in the journa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.records import Arrays, Model, Plan, Sums, Update
 
-State = Arrays
+State = Mapping[str, NDArray[Any]]
 
 
 class Total(Protocol):

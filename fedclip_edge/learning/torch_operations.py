@@ -17,6 +17,17 @@ def _softmax(x: Tensor) -> Tensor:
     return torch.softmax(x, dim=1)
 
 
+def _largest(x: Tensor) -> Tensor:
+    return x.amax(dim=1, keepdim=True)
+
+
 TORCH = Operations(
-    _normalize, functional.linear, functional.relu, torch.tanh, torch.exp, torch.log, _softmax
+    _normalize,
+    functional.linear,
+    functional.relu,
+    torch.tanh,
+    torch.exp,
+    torch.log,
+    _softmax,
+    _largest,
 )

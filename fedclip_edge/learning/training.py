@@ -45,23 +45,33 @@ def change(
     """Train for one round and make the update `weight * (trained - received)`.
 
     The delta has the names and shapes of the model's parameters, without those that `fixed` names.
-    The weight is 1, or the number of pictures (at least 1) if `options.weighting` is "pictures".
-    Raises ConfigError if a trained parameter is not finite.
+    `changed` explains the weight, and raises ConfigError if training diverges.
     """
     received = {n: term for n, term in task.model.parameters.items() if n not in fixed}
     constant = {n: term for n, term in task.model.parameters.items() if n in fixed}
     loss = objective(logits, task.classes, options.loss, constant)
     trained = train(received, task.train, loss, options, task.seed)
-    if not all(np.isfinite(term).all() for term in trained.values()):
+    return changed(task, trained, options)
+
+
+def changed(task: LocalTask, trained: Mapping[str, F32], options: Training) -> Update:
+    """Make the update `weight * (trained - received)`; the arrays `trained` become its delta.
+
+    `task` has the received model. The weight is 1, or the number of pictures (at least 1) if
+    `options.weighting` is "pictures". Raises ConfigError if a trained parameter is not finite.
+    """
+    weight = max(1, len(task.train)) if options.weighting == "pictures" else 1
+    for name, term in trained.items():  # in place: a copy would be as large as the model
+        np.subtract(term, task.model.parameters[name], out=term)
+        if weight != 1:
+            np.multiply(term, weight, out=term)
+    try:
+        return Update("sum", weight, trained)  # checks that all values are finite
+    except ValueError as error:
         raise ConfigError(
             f"training diverged in round {task.model.round + 1} (a parameter is NaN or infinite); "
             "lower lr or weight_decay under [plan.options]"
-        )
-    weight = max(1, len(task.train)) if options.weighting == "pictures" else 1
-    for name, term in trained.items():  # in place: a copy would be as large as the model
-        np.subtract(term, received[name], out=term)
-        np.multiply(term, weight, out=term)
-    return Update("sum", weight, trained)
+        ) from error
 
 
 def objective(

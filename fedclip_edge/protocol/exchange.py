@@ -9,10 +9,11 @@ import hashlib
 import json
 
 from fedclip_edge.protocol.messages import Exchange
-from fedclip_edge.records import Plan
+from fedclip_edge.records import ExchangeKind, Plan
 
 
-def open_round(
+def open_exchange(
+    kind: ExchangeKind,
     *,
     run: str,
     number: int,
@@ -22,13 +23,13 @@ def open_round(
     classes_digest: str,
     max_norm: float,
 ) -> Exchange:
-    """The exchange for one round of a run, in which devices train from the model with hash `model`.
+    """An exchange of a run: a round, or a vote, over the model with hash `model`.
 
     `max_norm` is the largest L2 norm of an update's change of the model. Raises ValueError if a
     value is outside the range that `Exchange` allows.
     """
     parts = [
-        "round",
+        kind,
         run,
         number,
         model,
@@ -38,4 +39,4 @@ def open_round(
         float(max_norm).hex(),
     ]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return Exchange("round", number, hashlib.sha256(text.encode()).hexdigest(), max_norm)
+    return Exchange(kind, number, hashlib.sha256(text.encode()).hexdigest(), max_norm)

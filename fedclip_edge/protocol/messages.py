@@ -23,7 +23,15 @@ from itertools import pairwise
 from typing import Literal
 
 from fedclip_edge.protocol.report import Report
-from fedclip_edge.records import MAX_NORM, Plan, Role, check_domain, check_id, check_sha256
+from fedclip_edge.records import (
+    MAX_NORM,
+    ExchangeKind,
+    Plan,
+    Role,
+    check_domain,
+    check_id,
+    check_sha256,
+)
 
 # AWS IoT takes at most 128 KB a message; the chunk's header and the topic need part of it.
 CHUNK_BYTES = 120 * 1024
@@ -40,7 +48,6 @@ MAX_CLASSES = 1000  # names of classes in one message
 
 Phase = Literal["gathering", "open", "final", "done"]
 BlobKind = Literal["model", "update"]
-ExchangeKind = Literal["round"]
 # What a refusal refuses: one contribution; the device, in this run; the device, for ever.
 Scope = Literal["contribution", "run", "device"]
 
@@ -187,7 +194,8 @@ class Hello:
 class Exchange:
     """A named step of a run, to which each device of the cohort gives one answer.
 
-    A round is an exchange whose answer is a contribution, and which closes with a new model.
+    The answer to a round is an update; that to a vote are integer sums over validation pictures,
+    in place of an update. Both close with a new model.
     """
 
     kind: ExchangeKind

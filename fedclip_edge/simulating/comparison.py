@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
-from fedclip_edge.records import MAX_WEIGHT, ClassTexts, Plan
+from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.records import I64, MAX_WEIGHT, ClassTexts, Plan
 from fedclip_edge.simulating import results
 from fedclip_edge.simulating.federation import federate
 from fedclip_edge.simulating.host import Task, View
-from fedclip_edge.simulating.pool import Pool
+from fedclip_edge.simulating.pool import TEST, UNUSED, Pool
 from fedclip_edge.simulating.settings import Setting
 from fedclip_edge.simulating.splits import Fleet, Split, deal
 from fedclip_edge.simulating.workers import Hosts
@@ -32,6 +34,7 @@ class Choices:
     shots: int | None = None
     hold_out: str = ""  # a domain, or "all" for each in turn
     base_to_new: bool = False
+    leave_out: int = 0  # classes that no device has and that are in no class list
     least: int = 5  # training pictures that a device needs; domain splits ignore it
     noisy: float = 0.0  # share of the devices that send noise
     min_per_class: int | None = None  # of every device, as in agent.toml; None withholds nothing
@@ -51,13 +54,15 @@ def check(choices: Choices, pool: Pool) -> None:
     """Check the choices against the pool before anything is trained.
 
     Raises ConfigError or DataError for an unknown held-out domain, for a split that does not fit
-    the pool, and for --base-to-new with too few classes or with a method that learns per class.
+    the pool, for --base-to-new and --leave-out with too few classes or with each other, and for
+    --base-to-new with a method that learns per class.
     """
+    views(choices, pool, choices.first_seed)
     domains = held_out(choices, pool)
     for domain in domains:
         deal_of(choices, pool, choices.first_seed, domain)
     if choices.base_to_new:
-        base, new = (view.classes for view in views(choices, pool))
+        base, new = (view.classes for view in views(choices, pool, choices.first_seed))
         for setting in choices.settings:
             few, all_ = (
                 methods.shapes(setting.plan, classes, pool.dim) for classes in (base, pool.classes)
@@ -93,6 +98,9 @@ def held_out(choices: Choices, pool: Pool) -> tuple[str, ...]:
 
 def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
     """Make the fleet for one seed and one held-out domain; raises the errors of `deal`."""
+    if choices.leave_out:
+        hidden = left_out(choices, pool, seed)[pool.labels] & (pool.sides != TEST)  # (N,)
+        pool = replace(pool, sides=np.where(hidden, np.uint8(UNUSED), pool.sides))
     return deal(
         pool,
         choices.split,
@@ -105,26 +113,47 @@ def deal_of(choices: Choices, pool: Pool, seed: int, domain: str) -> Fleet:
     )
 
 
-def views(choices: Choices, pool: Pool) -> tuple[View, ...]:
+def left_out(choices: Choices, pool: Pool, seed: int) -> NDArray[np.bool_]:
+    """Draw the classes that are left out; the result is True for each of them, (C,)."""
+    count = len(pool.classes.names)
+    drawn = np.random.default_rng([seed, 0x1EAF]).permutation(count)
+    return np.isin(np.arange(count), drawn[: choices.leave_out])
+
+
+def views(choices: Choices, pool: Pool, seed: int) -> tuple[View, ...]:
     """List the sets of classes to evaluate on: all classes, or base and then new classes.
 
-    Base classes are the first half, rounded up. Raises DataError for --base-to-new with fewer than
-    four classes.
+    Base classes are the first half, rounded up. With --leave-out the set lacks the classes that are
+    left out. Raises ConfigError for both together, and DataError for --base-to-new with fewer than
+    four classes, and for --leave-out if fewer than two remain.
     """
     count = len(pool.classes.names)
+    if choices.leave_out and choices.base_to_new:
+        raise ConfigError(
+            "give either --leave-out or --base-to-new; with --base-to-new, the pictures of the new "
+            "classes are those of none of the base classes"
+        )
+    if choices.leave_out > count - 2:
+        raise DataError(
+            f"--leave-out {choices.leave_out} leaves fewer than two of the {count} classes; use a "
+            "lower number"
+        )
     if not choices.base_to_new:
-        return (View("", pool.classes, np.arange(count)),)
+        return (_view("", pool.classes, np.flatnonzero(~left_out(choices, pool, seed))),)
     if count < 4:
         raise DataError(
             f"--base-to-new needs four classes or more, but there are {count}; leave it out"
         )
     half = -(-count // 2)  # rounded up, as in CoOp and the work based on it
-    return (_view("base", pool.classes, 0, half), _view("new", pool.classes, half, count))
+    return (
+        _view("base", pool.classes, np.arange(half)),
+        _view("new", pool.classes, np.arange(half, count)),
+    )
 
 
 def count_rounds(choices: Choices, pool: Pool) -> int:
     """Count the rounds of all runs together; evaluating the initial model counts as one."""
-    rounds = sum(setting.plan.rounds + 1 for setting in choices.settings)
+    rounds = sum(exchanges(setting.plan) + 1 for setting in choices.settings)
     return rounds * choices.seeds * len(held_out(choices, pool))
 
 
@@ -136,8 +165,8 @@ def compare(
     `note` is called with a sentence if devices had to take training pictures from others. Raises
     the errors of `deal` and `federate`.
     """
-    shown = views(choices, pool)
     for seed in range(choices.first_seed, choices.first_seed + choices.seeds):
+        shown = views(choices, pool, seed)
         for domain in held_out(choices, pool):
             fleet = deal_of(choices, pool, seed, domain)
             if fleet.topped_up:
@@ -154,7 +183,7 @@ def compare(
                 task = _task(run, pool, shown, choices.min_per_class)
                 for found in federate(task, fleet, hosts):
                     following.add(found)
-                    is_last = found.round == task.plan.rounds
+                    is_last = found.round == exchanges(task.plan)
                     yield Step(
                         run,
                         found.round,
@@ -179,9 +208,9 @@ def _task(run: results.Run, pool: Pool, shown: tuple[View, ...], min_per_class: 
     )
 
 
-def _view(name: str, classes: ClassTexts, first: int, end: int) -> View:
+def _view(name: str, classes: ClassTexts, kept: I64) -> View:
     place = np.full(len(classes.names), -1)
-    place[first:end] = np.arange(end - first)
-    vectors = classes.vectors[first:end]
-    part = ClassTexts(classes.names[first:end], vectors, classes.logit_scale, classes.prompt)
+    place[kept] = np.arange(len(kept))
+    names = tuple(classes.names[label] for label in kept)
+    part = ClassTexts(names, classes.vectors[kept], classes.logit_scale, classes.prompt)
     return View(name, part, place)

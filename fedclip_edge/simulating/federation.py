@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.evaluation import Evaluation
-from fedclip_edge.learning.norm_bound import NormBound, first_bound
+from fedclip_edge.learning.norm_bound import NormBound
+from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.strategy import State
+from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.protocol import wire
-from fedclip_edge.records import Arrays, Model
+from fedclip_edge.records import Model
 from fedclip_edge.simulating.host import Announcement, Compared, Task
 from fedclip_edge.simulating.splits import Device, Fleet
 from fedclip_edge.simulating.workers import Hosts
@@ -42,6 +44,9 @@ class Round:
     zero_shot: Mapping[tuple[str, str], Evaluation]
     up_bytes: Mapping[str, int]
     down_bytes: Mapping[str, int]
+    # By device, after the last round (host.py).
+    separation: Mapping[str, Separation] = field(default_factory=dict)
+    zero_shot_separation: Mapping[str, Separation] = field(default_factory=dict)
     # Only in the last round, for the devices that have a model of their own.
     own_pictures: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
     other_pictures: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
@@ -55,15 +60,17 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
     """
     plan, devices = task.plan, _participants(task, fleet)
     hosts.start_run(task, devices)
-    model = methods.initial(plan, task.views[0].classes, task.dim)
-    server: Arrays = {}
-    bound = _bound(task)
+    schedule = Schedule(plan, task.views[0].classes, task.dim)
+    count = len(schedule.steps)
+    model = schedule.initial()
+    server: State = {}
+    bound = _first_bound(task, schedule, 0)
     zero_shot: Mapping[tuple[str, str], Evaluation] = {}
     up = dict.fromkeys((device.name for device in devices), 0)
     down = dict(up)
-    for closed in range(plan.rounds + 1):
-        is_last = closed == plan.rounds
-        announced = _announce(task, model, bound.value, is_last=is_last)
+    for closed in range(count + 1):
+        is_last = closed == count
+        announced = _announce(task, model, closed, bound.value, is_last=is_last)
         answers = hosts.run_round(announced)
         if task.line == "federated":
             for name in down:
@@ -78,35 +85,43 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
             zero_shot,
             dict(up),
             dict(down),
+            {key: one for answer in answers for key, one in answer.separation.items()},
+            {key: one for answer in answers for key, one in answer.zero_shot_separation.items()},
             {key: one for answer in answers for key, one in answer.own_pictures.items()},
             {key: one for answer in answers for key, one in answer.other_pictures.items()},
         )
         if is_last:
             return
-        total = strategies.total(plan, bound.value)
+        total = schedule.total(closed, bound.value)
         for answer in answers:
             total.merge(answer.total)
             if task.line == "federated":
                 for name, size in answer.up_bytes.items():
                     up[name] += size
         if task.line != "local":
-            bound = bound.after([norm for answer in answers for norm in answer.norms.values()])
-            model, server = methods.combine(model, total, server)
+            model, server = schedule.close(model, total, server)
+            if closed + 1 in schedule.numbers(closed + 1):
+                norms = [norm for answer in answers for norm in answer.norms.values()]
+                bound = bound.after(norms)
+            else:
+                bound = _first_bound(task, schedule, closed + 1)
 
 
-def _bound(task: Task) -> NormBound:
-    """Return the first round's bound; only a fleet that shares a model needs a narrow one."""
+def _first_bound(task: Task, schedule: Schedule, closed: int) -> NormBound:
+    """Return a method's first bound; only a fleet that shares a model needs a narrow one."""
     plan = task.plan
     if task.line != "federated":
         return NormBound(plan.max_norm, plan.max_norm, plan.max_norm)
-    return first_bound(plan, methods.plan_layout(plan, task.views[0].classes, task.dim))
+    return schedule.bound(closed)
 
 
-def _announce(task: Task, model: Model, max_norm: float, *, is_last: bool) -> Announcement:
+def _announce(
+    task: Task, model: Model, closed: int, max_norm: float, *, is_last: bool
+) -> Announcement:
     if task.line == "local":
-        return Announcement(b"", "", is_last, max_norm)
+        return Announcement(b"", "", closed, is_last, max_norm)
     payload = wire.pack_model(model, task.plan.codec_down)
-    return Announcement(payload, hashlib.sha256(payload).hexdigest(), is_last, max_norm)
+    return Announcement(payload, hashlib.sha256(payload).hexdigest(), closed, is_last, max_norm)
 
 
 def _participants(task: Task, fleet: Fleet) -> Sequence[Device]:

@@ -1,9 +1,10 @@
 """A host of virtual devices of one run: their data, training, uploads and evaluation.
 
-A device's round runs the agent's code: `learning/local.py` trains, and `upload.encode` packs the
-update and keeps what the codec lost for the next one. The coordinator's code follows immediately:
-`wire.unpack_contribution` and an exact sum. Partial sums are exact too, so the result does not
-depend on which host has which device.
+A device's round runs the agent's code: `learning/local.py` trains, `store_within` encodes the
+update and keeps what the codec lost for the next one, and `wire.pack_contribution` makes the
+payload. The coordinator's code follows immediately: `codec.restore`, the checks of an update and an
+exact sum. Only the payload's size is used: its tensors are not unpacked again, since packing loses
+nothing. Partial sums are exact too, so the result does not depend on which host has which device.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedclip_edge.agent import upload
+from fedclip_edge.agent.clipping import store_within
 from fedclip_edge.agent.withholding import share
 from fedclip_edge.errors import ConfigError, PeerError
-from fedclip_edge.learning import local, methods, strategies
+from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.aggregation import norm_of
 from fedclip_edge.learning.evaluation import Evaluation
 from fedclip_edge.learning.local import Sides
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import Total
-from fedclip_edge.learning.update_check import check_update
-from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.exchange import open_round
+from fedclip_edge.learning.unknown import Separation
+from fedclip_edge.protocol import codec, wire
+from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.records import (
     F32,
     I64,
@@ -40,6 +42,7 @@ from fedclip_edge.records import (
     Update,
 )
 from fedclip_edge.simulating.settings import Line
+from fedclip_edge.simulating.spill import SpillFile
 from fedclip_edge.simulating.splits import Device
 
 NOISE = 100.0  # times the norm of an honest update, to dominate a mean over hundreds of devices
@@ -73,6 +76,7 @@ class Announcement:
 
     payload: bytes
     version: str  # SHA-256 of the payload in hex
+    closed: int  # exchanges of the run that are closed
     is_last: bool  # no device trains on it
     max_norm: float  # of an update in the next round
 
@@ -96,6 +100,10 @@ class Answer:
     # By (device, view), for the devices with test pictures of the view.
     figures: Mapping[tuple[str, str], Evaluation]
     zero_shot: Mapping[tuple[str, str], Evaluation]  # only in the first answer: it never changes
+    # Of the last model and of zero-shot CLIP, for the devices with test pictures of classes that
+    # the run does not have.
+    separation: Mapping[str, Separation]
+    zero_shot_separation: Mapping[str, Separation]
     # Only in the last answer, for the devices that have a model of their own: on their own test
     # pictures, and on those of other devices. A real device never has the pictures of others.
     own_pictures: Mapping[tuple[str, str], Compared]
@@ -116,10 +124,12 @@ class Host:
     devices: Sequence[Device]
     vectors: F32  # (N, D) of the whole pool
     labels: I64  # (N,)
-    _residuals: dict[str, Arrays] = field(default_factory=dict)
-    _alone: dict[str, local.Alone] = field(default_factory=dict)
+    # By device: the residual of its last update or, if it trains alone, its model and state.
+    _kept: SpillFile = field(default_factory=SpillFile)
+    _start: local.Alone | None = None  # a device that trains alone, before its first round
     _measured_zero_shot: bool = False
-    _layout: Layout | None = None
+    _schedule: Schedule | None = None
+    _layout: Layout = field(default_factory=lambda: Layout({}, {}))  # of the open exchange
     _digest: str = ""
 
     def run_round(self, announced: Announcement) -> Answer:
@@ -130,18 +140,25 @@ class Host:
         fit the classes, and ConfigError if training diverges or an update exceeds the plan's
         bounds.
         """
-        task, plan = self.task, self.task.plan
-        total = strategies.total(plan, announced.max_norm)
+        task = self.task
+        total = self.schedule.total(announced.closed, announced.max_norm)
         up_bytes: dict[str, int] = {}
         norms: dict[str, float] = {}
         figures: dict[tuple[str, str], Evaluation] = {}
         zero_shot: dict[tuple[str, str], Evaluation] = {}
+        separation: dict[str, Separation] = {}
+        zero_shot_separation: dict[str, Separation] = {}
         own_pictures: dict[tuple[str, str], Compared] = {}
         other_pictures: dict[tuple[str, str], Compared] = {}
-        model = None if self.task.line == "local" else self._unpack(announced.payload)
+        model = (
+            None if self.task.line == "local" else self._unpack(announced.payload, announced.closed)
+        )
         for device in self.devices:
-            own = self._own(device, model)
-            shown = own or model or self._of(device).model
+            alone = self._alone(device) if model is None else None
+            given = alone.model if alone is not None else model
+            assert given is not None
+            own = self._own(device, given)
+            shown = own or given
             for view in task.views:
                 key = (device.name, view.name)
                 test = self._features(device.test, view)
@@ -155,35 +172,58 @@ class Host:
                 figures[key] = local.measure(shown, test, view.classes)
                 if not self._measured_zero_shot:
                     zero_shot[key] = local.measure(zeroshot.MODEL, test, view.classes)
+            if announced.is_last and len(others := self._others(device)):
+                test = self._features(device.test, task.views[0])
+                both = (test, others, self._classes)
+                separation[device.name] = local.separate(shown, *both)
+                zero_shot_separation[device.name] = local.separate(zeroshot.MODEL, *both)
             if announced.is_last or not len(device.train):
                 continue
             if model is None:
-                self._of(device).train(self._sides(device), self._classes, device.name)
+                assert alone is not None
+                alone.train(self._sides(device), device.name)
+                self._kept.put(device.name, (alone.model, alone.server))
             elif self._trains(device):
                 made = self._contribute(device, model, announced, total)
                 up_bytes[device.name], norms[device.name] = made
         self._measured_zero_shot = True
-        return Answer(total, up_bytes, norms, figures, zero_shot, own_pictures, other_pictures)
+        return Answer(
+            total,
+            up_bytes,
+            norms,
+            figures,
+            zero_shot,
+            separation,
+            zero_shot_separation,
+            own_pictures,
+            other_pictures,
+        )
 
-    def _own(self, device: Device, model: Model | None) -> Model | None:
-        """Return the device's own model; None if it has none. `model` is the shared one, if any."""
+    def _own(self, device: Device, model: Model) -> Model | None:
+        """Return the device's own model; None if it has none. A device alone has `model` itself."""
+        plan = self.task.plan
         if not len(device.train):
             return None
-        if model is None:
-            return self._of(device).model
-        plan = self.task.plan
-        if not (plan.personal_epochs or methods.get(plan.method).traits.is_personal):
-            return None
-        return personal(plan, model, self._sides(device), self._classes, device.name)
+        own = model if self.task.line == "local" else None
+        if plan.personal_epochs or methods.get(plan.method).personal:
+            sides = self._sides(device)
+            return personal(plan, model, sides, self._classes, device.name) or own
+        return own
 
     @property
     def _classes(self) -> ClassTexts:
         return self.task.views[0].classes
 
-    def _unpack(self, payload: bytes) -> Model:
-        if self._layout is None:
-            self._layout = methods.plan_layout(self.task.plan, self._classes, self.task.dim)
-            self._digest = self._classes.digest
+    @property
+    def schedule(self) -> Schedule:
+        """The exchanges of the run."""
+        if self._schedule is None:
+            self._schedule = Schedule(self.task.plan, self._classes, self.task.dim)
+        return self._schedule
+
+    def _unpack(self, payload: bytes, closed: int) -> Model:
+        self._digest = self._digest or self._classes.digest
+        self._layout = self.schedule.layout(closed)
         return wire.unpack_model(payload, self.task.plan.codec_down, self._layout.parameters)
 
     def _contribute(
@@ -195,8 +235,10 @@ class Host:
         if task.min_per_class is not None:  # as the agent's trainer does
             floor = max(task.min_per_class, methods.min_per_class(plan))
             sides = self._shared(device, floor)
-        update = local.fit(plan, model, sides, self._classes, device.name)
-        exchange = open_round(
+        schedule = self.schedule
+        update = local.answer(schedule, model, sides, device.name)
+        exchange = open_exchange(
+            schedule.steps[model.round].kind,
             run=task.run,
             number=model.round + 1,
             model=announced.version,
@@ -212,33 +254,35 @@ class Host:
             exchange=exchange.sha256,
             update=noise(update, max_norm, device.name) if device.sends_noise else update,
         )
-        before = self._residuals.get(device.name, {})
-        payload, residual = upload.encode(contribution, plan, before, max_norm)
+        nothing: Arrays = {}
+        before = self._kept.get(device.name, nothing)
+        sent = contribution.update
+        stored, residual = store_within(plan.codec_up, sent, before, max_norm)
+        payload = wire.pack_contribution(contribution, plan.codec_up, stored)
         layout = self._layout
-        assert layout is not None
-        received = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
-        if model.round + 1 < plan.rounds:
-            self._residuals[device.name] = residual
+        received = replace(sent, delta=codec.restore(plan.codec_up, stored, layout.delta))
+        if model.round + 1 < len(schedule.steps):
+            self._kept.put(device.name, residual)
         try:
-            check_update(plan, received.update)
-            norm = total.check(received.update)
+            schedule.check(model.round, received)
+            norm = total.check(received)
         except PeerError as error:
             if device.sends_noise:
                 return len(payload), 0.0  # a real coordinator refuses this noise as well
-            weight = received.update.weight
+            weight = received.weight
             example = f" to {weight}: {plan.method}@max_weight={weight}"
             raise ConfigError(
                 f"a coordinator would refuse the update of device {device.name}: {error}; raise "
                 f"this limit in --methods{example if weight > plan.max_weight else ''}"
             ) from error
-        total.add(received.update)
+        total.add(received)
         return len(payload), norm
 
-    def _of(self, device: Device) -> local.Alone:
-        if device.name not in self._alone:
-            alone = local.alone(self.task.plan, self._classes, self.task.dim)
-            self._alone[device.name] = alone
-        return self._alone[device.name]
+    def _alone(self, device: Device) -> local.Alone:
+        if self._start is None:
+            self._start = local.alone(self.task.plan, self._classes, self.task.dim)
+        begun = (self._start.model, self._start.server)
+        return local.Alone(self._start.schedule, *self._kept.get(device.name, begun))
 
     def _sides(self, device: Device) -> _Sides:
         view = self.task.views[0]
@@ -252,6 +296,12 @@ class Host:
     def _shared(self, device: Device, min_per_class: int) -> Sides:
         sides = self._sides(device)
         return share(sides.train, sides.validation, len(self._classes.names), min_per_class)
+
+    def _others(self, device: Device) -> Features:
+        """Return the test pictures of classes that the run does not have, all with label 0."""
+        rows = device.test[self.task.views[0].place[self.labels[device.test]] < 0]
+        labels = np.zeros(len(rows), np.int64)
+        return Features(np.array(self.vectors[rows]), labels, self.task.encoder_id)
 
     def _features(self, rows: I64, view: View) -> Features:
         places = view.place[self.labels[rows]]

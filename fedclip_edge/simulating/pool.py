@@ -22,7 +22,7 @@ from fedclip_edge.records import F32, I64, U8, ClassTexts
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import side_of
 
-TRAIN, VALIDATION, TEST = range(3)
+TRAIN, VALIDATION, TEST, UNUSED = range(4)
 _SIDE = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 LOGIT_SCALE = 100.0  # of OpenAI's models; used if an array file has no logit_scale
 _REQUIRED = ("train_x", "train_y", "test_x", "test_y")
@@ -35,14 +35,14 @@ _KNOWN = (*_REQUIRED, *_TEXTS, *_GROUPS, "logit_scale")
 class Pool:
     """The raw feature, label, side and domain of each of N pictures.
 
-    A side is one of TRAIN, VALIDATION and TEST.
+    A side is one of TRAIN, VALIDATION, TEST and UNUSED. A picture that is UNUSED is on no device.
     """
 
     classes: ClassTexts
     encoder_id: str
     vectors: F32  # (N, D)
     labels: I64  # (N,)
-    sides: U8  # (N,) TRAIN, VALIDATION or TEST
+    sides: U8  # (N,)
     domains: tuple[str, ...]  # empty if no domains are known
     domain_of: I64  # (N,) index into `domains`; zeros if it is empty
 

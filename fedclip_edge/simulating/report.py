@@ -63,6 +63,7 @@ def write_report(
         "drawings": drawings(outcomes),
         "share": percent,
         "has_held_out": any(row.held_out_top1 for row in rows),
+        "has_others": any(row.auroc for row in rows),
         "has_views": any(row.view for row in rows),
         "has_lines": any(one.run.setting.line != "federated" for one in outcomes),
         "has_personal": any(one.run.setting.plan.personal_epochs for one in outcomes),

@@ -11,11 +11,14 @@ base or new.
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedclip_edge.learning.evaluation import Evaluation, FleetEvaluation, over_fleet
+from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.simulating.federation import Round
 from fedclip_edge.simulating.host import Compared
 from fedclip_edge.simulating.settings import Setting
@@ -82,6 +85,9 @@ class Outcome:
     devices: int
     up_bytes: int  # sum over all devices and rounds
     down_bytes: int
+    # Test pictures of all devices together; None in the view "new", or if there is no other class.
+    separation: Separation | None = None
+    zero_shot_separation: Separation | None = None
 
 
 def header() -> str:
@@ -145,10 +151,17 @@ class Following:
                 held_out_zero_shot=self._apart(last.zero_shot, view),
                 own_pictures=_compared(last.own_pictures, self._names, view),
                 other_pictures=_compared(last.other_pictures, self._names, view),
+                separation=self._separation(last.separation, view),
+                zero_shot_separation=self._separation(last.zero_shot_separation, view),
                 devices=len(self._names),
                 up_bytes=self._spent(last.up_bytes),
                 down_bytes=self._spent(last.down_bytes),
             )
+
+    def _separation(self, found: Mapping[str, Separation], view: str) -> Separation | None:
+        its = [found[name] for name in self._names if name in found]
+        trained = view == self._run.views[0]
+        return functools.reduce(operator.add, its) if its and trained else None
 
     def _spent(self, its_bytes: Mapping[str, int]) -> int:
         return sum(its_bytes.get(name, 0) for name in self._names)

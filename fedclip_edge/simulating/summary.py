@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.simulating.results import Outcome
 from fedclip_edge.simulating.settings import Line
 
@@ -55,6 +56,12 @@ class Row:
     held_out_zero_shot: Figure | None
     held_out_top1: Figure | None
     harmonic: Figure | None  # of the means on base and new classes; only in rows of the view "new"
+    # Pictures of classes that the run does not have: the AUROC of the score against those of its
+    # classes, and the fractions of both that are called unknown (learning/unknown.py).
+    zero_shot_auroc: Figure | None
+    auroc: Figure | None
+    known_unknown: Figure | None
+    others_unknown: Figure | None
     # On the devices' own test pictures, and on those of other devices (splits.OTHERS each); None if
     # no device has a model of its own.
     own_pictures: OwnModels | None
@@ -102,7 +109,8 @@ def _row(
 
     def figure(what: str, name: str) -> Figure | None:
         found = [(one.run.seed, getattr(one, what)) for one in its]
-        return over_seeds([(seed, one and float(getattr(one, name))) for seed, one in found])
+        values = [(seed, None if one is None else getattr(one, name)) for seed, one in found]
+        return over_seeds(values)
 
     def own_models(what: str) -> OwnModels | None:
         found = [(one.run.seed, getattr(one, what)) for one in its]
@@ -140,7 +148,7 @@ def _row(
         view=first.view,
         held_out=held_out,
         seeds=len({one.run.seed for one in its}),
-        rounds=first.run.setting.plan.rounds,
+        rounds=exchanges(first.run.setting.plan),
         zero_shot=figure("zero_shot", "mean"),
         mean=figure("fleet", "mean"),
         weighted=figure("fleet", "weighted"),
@@ -153,6 +161,10 @@ def _row(
         harmonic=harmonic,
         own_pictures=own_models("own_pictures"),
         other_pictures=own_models("other_pictures"),
+        zero_shot_auroc=figure("zero_shot_separation", "auroc"),
+        auroc=figure("separation", "auroc"),
+        known_unknown=figure("separation", "known_unknown"),
+        others_unknown=figure("separation", "others_unknown"),
         up_bytes=per_device(lambda one: one.up_bytes),
         down_bytes=per_device(lambda one: one.down_bytes),
     )

@@ -71,6 +71,12 @@ def notes(rows: Sequence[Row], width: int | None = None) -> str:
             "own: the device's own model; shared: the fleet's model on the same pictures; others': "
             "test pictures of other devices, at most 500 per device, which a real device never has."
         )
+    if any(row.auroc for row in rows):
+        sentences.append(
+            "AUROC: probability that a picture of the classes has a higher score than a picture of "
+            "none of them; 50 is chance. unknown: fractions of both that the model calls unknown, "
+            "- without a threshold."
+        )
     if any(row.seeds > 1 for row in rows):
         sentences.append("±: standard deviation over the seeds.")
     sentences.append("up, down: bytes sent and received by a device in all rounds.")
@@ -90,6 +96,12 @@ def _summary(rows: Sequence[Row], width: int | None) -> str:
         ("held-out", "zero-shot, %", lambda r: percent(r.held_out_zero_shot)),
         ("held-out", "top-1, %", lambda r: percent(r.held_out_top1)),
     ]
+    unknown: list[_Column] = [
+        ("AUROC", "zero-shot, %", lambda r: percent(r.zero_shot_auroc)),
+        ("AUROC", "%", lambda r: percent(r.auroc)),
+        ("unknown", "of known, %", lambda r: percent(r.known_unknown)),
+        ("unknown", "of others, %", lambda r: percent(r.others_unknown)),
+    ]
     harmonic: list[_Column] = [("harmonic", "mean, %", lambda r: percent(r.harmonic))]
     more: list[_Column] = [
         ("all pictures", "%", lambda r: percent(r.weighted)),
@@ -102,7 +114,9 @@ def _summary(rows: Sequence[Row], width: int | None) -> str:
         ("down", "kB", lambda r: f"{r.down_bytes / 1000:.1f}"),
     ]
     has_held_out = any(row.held_out_top1 for row in rows)
-    groups = [own, *([held_out] * has_held_out), *([harmonic] * bool(rows[0].view)), more, cost]
+    has_others = any(row.auroc for row in rows)
+    groups = [own, *([held_out] * has_held_out), *([harmonic] * bool(rows[0].view))]
+    groups += [*([unknown] * has_others), more, cost]
     columns, parts = list(names), []
     for group in groups:
         parts.append(range(len(columns), len(columns) + len(group)))

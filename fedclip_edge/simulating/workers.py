@@ -138,12 +138,7 @@ class Workers:
 
         Raises RunError if a worker process ended.
         """
-        parts: list[list[Device]] = [[] for _ in self._links]
-        loads = [0] * len(parts)
-        for device in sorted(devices, key=lambda one: -len(one.train)):
-            lightest = loads.index(min(loads))
-            parts[lightest].append(device)
-            loads[lightest] += len(device.train) + len(device.test) // 10 + 1
+        parts = share_out(devices, len(self._links))
         self._busy = [link for link, part in zip(self._links, parts, strict=True) if part]
         for link, part in zip(self._links, parts, strict=True):
             if part:
@@ -199,12 +194,7 @@ def work(link: Connection, path: Path, labels: I64) -> None:
     `path` is the file of the pool's features, float32 (N, D); `labels` is (N,).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    from fedclip_edge.learning import training
-
-    log.mute()
-    training.use_one_thread()
-    _keep_freed_memory()
-    gc.freeze()  # so that garbage collections skip the loaded modules
+    prepare_process()
     try:
         vectors: F32 = np.load(path, mmap_mode="r")
     except FileNotFoundError:
@@ -215,7 +205,7 @@ def work(link: Connection, path: Path, labels: I64) -> None:
             message = link.recv()
             if isinstance(message, Announcement):
                 assert host is not None
-                link.send(_answer(host, message))
+                link.send(answer(host, message))
             else:
                 task, devices = message
                 host = Host(task, devices, vectors, labels)
@@ -223,7 +213,29 @@ def work(link: Connection, path: Path, labels: I64) -> None:
             return
 
 
-def _answer(host: Host, announced: Announcement) -> Answer | Exception:
+def share_out(devices: Sequence[Device], workers: int) -> list[list[Device]]:
+    """Share the devices among workers, so that all have about as many training pictures."""
+    parts: list[list[Device]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for device in sorted(devices, key=lambda one: -len(one.train)):
+        lightest = loads.index(min(loads))
+        parts[lightest].append(device)
+        loads[lightest] += len(device.train) + len(device.test) // 10 + 1
+    return parts
+
+
+def prepare_process() -> None:
+    """Set up a process that does nothing but run a host."""
+    from fedclip_edge.learning import training
+
+    log.mute()
+    training.use_one_thread()
+    _keep_freed_memory()
+    gc.freeze()  # so that garbage collections skip the loaded modules
+
+
+def answer(host: Host, announced: Announcement) -> Answer | Exception:
+    """Run one round on a host; return the exception that it raised, if any."""
     try:
         return host.run_round(announced)
     except Exception as error:  # noqa: BLE001 - raised again in the parent

@@ -1,8 +1,11 @@
-"""Lock on a file that one process at a time can hold."""
+"""Locks on a file or a folder that one process at a time can hold."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -24,3 +27,17 @@ def lock_file(path: Path, what: str) -> IO[bytes]:
             f"{what} is in use by another process; stop that process, or use another path"
         ) from None
     return held
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of an existing folder; wait while another process holds it.
+
+    Raises OSError if the folder cannot be opened.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

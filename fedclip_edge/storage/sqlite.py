@@ -7,11 +7,13 @@ Laws:
   together with the next synced commit.
 - A killed process loses no commit. A power cut can lose only the newest unsynced commits, and never
   only a part of a commit.
+- Several processes may open and make the same file at once; each waits for the others.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ _PAGE_BYTES = 32 * 1024
 # The write-ahead log is copied back when it reaches 8 MB, twice as much as with SQLite's default
 # page size and checkpoint. A larger log would take too much space on a small disk.
 _CHECKPOINT_PAGES = 256
+# Longer than a slow disk takes for the largest transaction.
+_WAITS_FOR_A_LOCK_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Schema:
 
     version: int
     table: str  # a table that every version of this file has
-    script: str  # the statements that create the tables in an empty file
+    # The statements that create the tables in an empty file, with IF NOT EXISTS if several
+    # processes may make the same file at once.
+    script: str
 
 
 class OtherDatabaseError(Exception):
@@ -53,26 +59,20 @@ class OtherVersionError(Exception):
 
 
 def open_database(
-    path: Path,
-    schema: Schema,
-    *,
-    durable: bool = True,
-    timeout_s: float = 1.0,
-    create: bool = True,
+    path: Path, schema: Schema, *, durable: bool = True, create: bool = True
 ) -> Connection:
     """Open a file of this schema; with `create`, also make a missing or empty one.
 
     A file that is not `durable` may lose its last commits in a power cut, but stays consistent.
-    Waits up to `timeout_s` seconds for a lock of another process. Raises OtherDatabaseError if
-    the file has other tables, OtherVersionError if its schema has another version,
+    The connection waits up to 30 seconds for a lock of another process. Raises OtherDatabaseError
+    if the file has other tables, OtherVersionError if its schema has another version,
     EmptyDatabaseError if it has no tables and `create` is false, and sqlite3's errors if the disk
-    fails or the file is damaged; the connection is then closed.
+    fails, the file is damaged or stays locked; the connection is then closed.
     """
     with ExitStack() as on_failure:
-        database = sqlite3.connect(path, timeout=timeout_s)
+        database = sqlite3.connect(path, timeout=_WAITS_FOR_A_LOCK_S)
         on_failure.callback(database.close)
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        version, tables = _version_and_tables(database)
         if tables and (schema.table,) not in tables:
             raise OtherDatabaseError
         if version != schema.version and (tables or version):
@@ -124,15 +124,44 @@ def errors_as(
         raise (damaged or refused)(error) from error
 
 
+def _version_and_tables(database: Connection) -> tuple[int, list[tuple[str]]]:
+    """Return the version of the schema and the names of the tables.
+
+    Both are read in one transaction: another process may be making the file.
+    """
+    database.execute("BEGIN")
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    database.rollback()
+    return version, tables
+
+
 def _set_pragmas(database: Connection, *, durable: bool) -> None:
     """Set the pragmas, outside a transaction; an existing file keeps its page size."""
     if not durable:
-        database.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(database)
         database.execute("PRAGMA synchronous = NORMAL")
         return
     database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    database.execute("PRAGMA journal_mode = WAL")
+    _use_write_ahead_log(database)
     database.execute("PRAGMA synchronous = FULL")  # commits survive a power cut, not only a kill
     database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     # Debian's SQLite overwrites deleted data with zeros by default: it writes every payload twice.
     database.execute("PRAGMA secure_delete = FAST")
+
+
+def _use_write_ahead_log(database: Connection) -> None:
+    """Keep commits in a write-ahead log; wait while another process makes the same change."""
+    deadline = time.monotonic() + _WAITS_FOR_A_LOCK_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # Python 3.10 has no error codes.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        # This pragma fails at once if another process holds the lock; BEGIN IMMEDIATE waits for it.
+        database.execute("BEGIN IMMEDIATE")
+        database.rollback()

@@ -185,7 +185,7 @@ def _open(path: Path) -> Connection:
     try:
         with _errors_of(path):
             # After a power cut the last batches may be missing, but the file is intact.
-            return open_database(path, _SCHEMA, durable=False, timeout_s=30.0)
+            return open_database(path, _SCHEMA, durable=False)
     except OtherDatabaseError:
         raise DataError(
             f"{path} is not a feature cache but another database; move it away, or name another "

@@ -146,3 +146,24 @@ def test_an_update_of_zeros_or_without_a_delta() -> None:
     tensors, left = store_within("int8", Update("sum", 1, zeros), {}, 1e-12)
     assert not tensors["a"].any()
     assert left == {}
+
+
+@pytest.mark.parametrize("codec_name", get_args(Codec))
+def test_an_update_far_below_the_bound_is_not_decoded(
+    codec_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta = {"a": np.linspace(-1, 1, 1000, dtype=np.float32)}
+    norm = norm_of(delta)
+    expected = codec.store(codec_name, delta)
+    with monkeypatch.context() as without:
+        without.delattr(codec, "restore")
+        found, _ = store_within(codec_name, Update("sum", 2, delta), {}, 0.75 * norm)
+        assert all(found[name].tobytes() == its.tobytes() for name, its in expected.items())
+        with pytest.raises(AttributeError):  # so near the bound, only the exact norm decides
+            store_within(codec_name, Update("sum", 2, delta), {}, 0.501 * norm)
+
+
+def test_squares_that_overflow_are_above_every_bound() -> None:
+    delta = {"a": np.full(100, 1e30, np.float32)}
+    tensors, _ = store_within("fp32", Update("sum", 1, delta), {}, 9e8)
+    assert norm_of(codec.restore("fp32", tensors, {"a": (100,)})) <= 9e8

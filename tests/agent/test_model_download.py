@@ -21,7 +21,7 @@ from fedclip_edge.protocol.messages import Blob, Want
 from fedclip_edge.records import Codec, Model, Plan
 
 CLASSES, D = class_texts(), 8
-PLAN = Plan(rounds=3, codec_down="fp32")
+PLAN = Plan(rounds=3, vote="off", codec_down="fp32")
 CHUNK = 64
 
 

@@ -52,6 +52,7 @@ PLAN = Plan(
     codec_up="fp32",  # local training sends nothing, so no codec loss must separate the two
     codec_down="fp32",
     local_baseline=True,
+    vote="off",
 )
 
 
@@ -149,13 +150,13 @@ def test_what_it_trains_is_the_methods_fit_on_its_training_pictures(tmp_path: Pa
 
 def test_shapes_are_those_of_the_plans_model(tmp_path: Path) -> None:
     asked = learner(tmp_path)
-    assert asked.shapes(PLAN) == {
+    assert asked.shapes(PLAN, 0) == {
         "0.weight": (D, D),
         "0.bias": (D,),
         "2.weight": (D, D),
         "2.bias": (D,),
     }
-    assert asked.shapes(Plan("zeroshot")) == {}
+    assert asked.shapes(Plan("zeroshot"), 0) == {}
 
 
 # --- accuracies ----------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_the_local_baseline_is_a_fleet_of_one(tmp_path: Path) -> None:
     [
         (True, PLAN, ("train", "evaluate"), True),
         (False, PLAN, ("train", "evaluate"), False),
-        (True, Plan(rounds=3), ("train", "evaluate"), False),
+        (True, Plan(rounds=3, vote="off"), ("train", "evaluate"), False),
         (True, PLAN, ("evaluate",), False),
     ],
     ids=["asked for", "not the last model", "not asked for", "does not train"],
@@ -317,7 +318,12 @@ def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
         (PLAN, ("train", "evaluate"), True, True),
         (PLAN, ("train", "evaluate"), False, False),
         (replace(PLAN, local_baseline=False, personal_epochs=1), ("train", "evaluate"), True, True),
-        (Plan("ridge", rounds=1, local_baseline=True), ("train", "evaluate"), True, False),
+        (
+            Plan("ridge", rounds=1, vote="off", local_baseline=True),
+            ("train", "evaluate"),
+            True,
+            False,
+        ),
         (Plan("tip-adapter", rounds=1), ("train", "evaluate"), True, False),
     ],
 )
@@ -406,7 +412,7 @@ def limited(
 
 
 def ridge_plan(**options: Scalar) -> Plan:
-    return Plan("ridge", options, rounds=1)
+    return Plan("ridge", options, rounds=1, vote="off")
 
 
 LABELS = st.lists(st.integers(0, len(CLASSES.names) - 1), max_size=30)

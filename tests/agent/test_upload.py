@@ -133,7 +133,7 @@ def test_a_lossless_update_sends_the_whole_residual(state_db: StateDb) -> None:
     mine = Upload(state_db, 5)
     term = np.full((2, 2), 0.3, np.float32)
     made = Contribution("run-1", 2, "cam-0", "b" * 64, Update("sum", 1, {"gate": term}))
-    lossless = Plan(rounds=2, codec_up="fp32")
+    lossless = Plan(rounds=2, vote="off", codec_up="fp32")
     offer = mine.make_offer(made, example_manifest.manifest(plan=lossless), now=0.0)
     body = sent(mine, offer)
     found = wire.unpack_contribution(body, "fp32", {"gate": (2, 2)}).update

@@ -22,6 +22,7 @@ import system
 from brokers import StartMosquitto
 from example_agent import initial, start
 from hostile_bytes import Aim
+from opened import UNTIL_THE_TEST_ENDS
 from paho.mqtt.enums import CallbackAPIVersion
 from system import Site, wait_until
 
@@ -57,7 +58,7 @@ def enrol(site: Site, names: tuple[str, ...]) -> str:
 def fire(site: Site) -> list[tuple[str, bytes]]:
     """The corpus for all parties, signed with a key that no party trusts."""
     topics, bundle = Topics(site.fleet), site.bundle
-    plan = Plan(rounds=ROUNDS)
+    plan = Plan(rounds=ROUNDS, vote="off")
     shapes = methods.shapes(plan, bundle.classes, 16)
     body = chunks.blob_of(b"x" * 1000, "model")
     aim = Aim(
@@ -143,7 +144,7 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
     # As in the demo: with a limited queue the broker would drop messages.
     settings = "allow_anonymous true\nmax_queued_messages 0"
     mosquitto = start_mosquitto(settings=settings).address
-    site = Site(tmp_path, random_bundle, mosquitto, "flooded")
+    site = UNTIL_THE_TEST_ENDS.enter_context(Site(tmp_path, random_bundle, mosquitto, "flooded"))
     key = enrol(site, ("judge", "tiny-1", "tiny-2"))
     for name in ("tiny-1", "tiny-2"):
         raw = (tmp_path / name / "state" / "device.key").read_bytes()
@@ -194,7 +195,6 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
         assert [box.wait(system.DEADLINE_S) for box in (*boxes, agent)] == [0, 0, 0]
     finally:
         flood.end()
-        site.end()
     assert peak_kb < 300_000
     assert site.events("serve")[-1]["refused_messages"] > 100
     assert site.events("judge")[-1]["refused_messages"] > 100

@@ -118,12 +118,9 @@ def test_a_killed_export_leaves_nothing(clip_folder: Path, tmp_path: Path) -> No
     (tmp_path / "c.txt").write_text("a\nb\n")
     words = (f"local-dir:{clip_folder}", "--classes", tmp_path / "c.txt", "--out", "out/bundle")
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with (
-            subprocess.Popen(
-                command(*words), cwd=tmp_path, stderr=subprocess.PIPE, text=True
-            ) as at_work,
-            system.killed_on_leaving(at_work),
-        ):
+        with system.running(
+            command(*words), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        ) as at_work:
             assert at_work.stderr is not None
             assert at_work.stderr.readline().startswith("loading")
             at_work.send_signal(number)

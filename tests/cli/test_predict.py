@@ -21,6 +21,7 @@ from fedclip_edge import model_file
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.config import EncoderConfig
 from fedclip_edge.errors import ConfigError, DataError
+from fedclip_edge.learning.unknown import GAIN, Rule, with_rule
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
 from fedclip_edge.vision.bundle import Bundle
@@ -36,7 +37,7 @@ def model(trained: TrainedModel, tmp_path: Path) -> Path:
     return path
 
 
-def typed(bundle: Bundle, *words: str | int | Path) -> Result:
+def typed(bundle: Bundle, *words: str | float | Path) -> Result:
     return CliRunner().invoke(predict, ["--bundle", str(bundle.folder), *map(str, words)])
 
 
@@ -246,3 +247,107 @@ def test_a_terminal_that_lacks_a_names_characters(
     assert f"skipped {tmp_path}/\\u58ca\\u308c\\u305f.png: " in ended.stderr
     table = system.run("predict", tmp_path, "--bundle", random_bundle.folder)
     assert f"{tmp_path}/\\u65e5\\u672c.png" in table.stdout
+
+
+# --- pictures of none of the classes -------------------------------------------------------------
+
+
+@pytest.fixture
+def threshold(random_bundle: Bundle, pictures: Path, trained: TrainedModel) -> float:
+    """A threshold with some pictures on both sides."""
+    scores = sorted(one.score for one in expected(random_bundle, pictures, trained))
+    return (scores[5] + scores[6]) / 2
+
+
+@pytest.fixture
+def knowing(trained: TrainedModel, threshold: float, tmp_path: Path) -> Path:
+    """A model with that threshold."""
+    terms = with_rule(trained.model.parameters, Rule(threshold))
+    path = tmp_path / "models" / "knowing.safetensors"
+    model_file.write(path, replace(trained, model=replace(trained.model, parameters=terms)))
+    return path
+
+
+def test_the_table_says_unknown_beside_the_most_likely_class(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, knowing: Path, threshold: float
+) -> None:
+    done = typed(random_bundle, pictures, "--model", knowing)
+    assert done.exit_code == 0, done.output
+    head, *rows, _, _, count, accuracy, _ = done.stdout.splitlines()
+    assert head.split() == ["picture", "adapted", "zero-shot"]
+    said = {}
+    for row, one in zip(rows, expected(random_bundle, pictures, trained), strict=True):
+        assert one.adapted is not None
+        assert row.split()[1] == NAMES[one.adapted.argmax()]
+        said[row.endswith("  unknown")] = True
+        assert row.endswith("  unknown") == (one.score < threshold)
+    assert said.keys() == {True, False}
+    assert count == f"6 unknown: their scores are below {threshold:.4g}"
+    assert accuracy.startswith("accuracy on the 15 in class folders: ")
+
+
+def test_json_and_csv_have_the_score_too(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, knowing: Path, tmp_path: Path
+) -> None:
+    made = expected(random_bundle, pictures, trained)
+    done = typed(random_bundle, pictures, "--model", knowing, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(line["unknown"] for line in lines) == 6
+    typed(random_bundle, pictures, "--model", knowing, "--out", tmp_path / "p.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text())))
+    assert list(rows[0])[-3:] == ["unknown", "score", "truth"]
+    for line, row, one in zip(lines, rows, made, strict=True):
+        assert line["score"] == float(row["score"]) == pytest.approx(one.score, abs=1e-5)
+        assert row["unknown"] == json.dumps(line["unknown"])
+
+
+def test_a_threshold_of_the_user_replaces_the_models(
+    random_bundle: Bundle, pictures: Path, model: Path, knowing: Path, threshold: float
+) -> None:
+    for its in (model, knowing):
+        words = ("--model", its, "--unknown-below", threshold + 9)
+        assert (
+            "\n15 unknown: their scores are below" in typed(random_bundle, pictures, *words).stdout
+        )
+    zero_shot = typed(random_bundle, pictures, "--unknown-below", 9, "--json").stdout
+    assert all(json.loads(line)["unknown"] for line in zero_shot.splitlines())
+    both = typed(random_bundle, pictures, "--unknown-below", 9, "--no-unknown")
+    assert both.exit_code == 2
+    assert "Give either --unknown-below SCORE or --no-unknown." in both.output
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+def test_without_a_threshold_the_output_is_as_before(
+    random_bundle: Bundle, pictures: Path, model: Path, knowing: Path, options: tuple[str, ...]
+) -> None:
+    typed(random_bundle, pictures)  # so that both find all features in the cache
+    plain = typed(random_bundle, pictures, "--model", model, *options)
+    off = typed(random_bundle, pictures, "--model", knowing, "--no-unknown", *options)
+    assert plain.exit_code == off.exit_code == 0
+    assert plain.stdout == off.stdout
+    assert "unknown" not in plain.output
+    assert "score" not in plain.output
+
+
+def test_a_model_with_half_a_rule_is_refused(
+    random_bundle: Bundle, pictures: Path, trained: TrainedModel, tmp_path: Path
+) -> None:
+    terms = with_rule(trained.model.parameters, Rule(0.25))
+    del terms[GAIN]
+    path = tmp_path / "half.safetensors"
+    model_file.write(path, replace(trained, model=replace(trained.model, parameters=terms)))
+    done = typed(random_bundle, pictures, "--model", path)
+    assert isinstance(done.exception, ConfigError)
+    assert "has the parameters" in str(done.exception)
+
+
+def test_a_narrow_terminal_has_room_for_the_word(
+    random_bundle: Bundle, knowing: Path, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("long-" * 20) / "pictures"
+    write_mixed(deep, NAMES, per_class=1)
+    options = ("--bundle", random_bundle.folder, "--model", knowing, "--unknown-below", "9")
+    words = ("predict", *options, deep)
+    lines = shown_on_terminal(system.command(*words), 80, with_errors=False).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.endswith("  unknown") for line in lines) == 3

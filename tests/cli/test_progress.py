@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import system
 from click.testing import CliRunner
 from terminal import shown_on_terminal
 
@@ -185,8 +185,8 @@ def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
 
 def test_a_demo_reads_on_in_a_devices_log(tmp_path: Path) -> None:
     log_file = tmp_path / "photo.log"
-    child = subprocess.Popen([sys.executable, "-c", ""], text=True)
-    child.wait(60)
+    with system.running([sys.executable, "-c", ""], text=True) as child:
+        child.wait()
     read: dict[str, int]
     watched, read = _Watched("photo", child, log_file), {}
     log_file.write_text(

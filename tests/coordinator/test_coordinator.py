@@ -144,7 +144,7 @@ def test_a_late_joiner_takes_part_from_the_next_round(tmp_path: Path) -> None:
 
 def test_a_fleet_whose_updates_are_all_refused_ends_with_a_sentence(tmp_path: Path) -> None:
     """The same seed gives the same bytes, so repeating the round would not help."""
-    plan = Plan("ridge", rounds=1, max_weight=8)
+    plan = Plan("ridge", rounds=1, vote="off", max_weight=8)
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, deadline_s=1e6)))
     for number in range(2):
         fleet.start_device(f"cam-{number}", features(20, number, fleet.classes))

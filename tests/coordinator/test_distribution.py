@@ -7,6 +7,7 @@ import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from system import DEADLINE_S
 
 from fedclip_edge.coordinator.distribution import WantedChunks
 from fedclip_edge.protocol.chunks import blob_of, split
@@ -49,11 +50,11 @@ def test_a_want_that_comes_while_another_thread_sends_is_served() -> None:
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_S
     for turn in range(100):
         while len(sent) < turn * BLOB.chunks:
             assert time.monotonic() < deadline
         wanted.add(((0, BLOB.chunks - 1),))
     over.set()
-    sender.join(30)
+    sender.join(DEADLINE_S)
     assert sent == ALL * 100

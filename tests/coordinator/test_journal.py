@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import system
 from drawn_records import PLANS, REPORTS, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
 
-RUN = Run("run-1", Plan(rounds=3, options={"lr": 0.1}), "e" * 64, "c" * 64)
+RUN = Run("run-1", Plan(rounds=3, vote="off", options={"lr": 0.1}), "e" * 64, "c" * 64)
 
 
 def model(round: int, body: bytes = b"body", state: bytes = b"") -> StoredModel:
@@ -323,6 +325,38 @@ def test_epochs_grow_across_processes_and_above_any_that_was_seen(
     again = open_journal(path)
     assert again.next_epoch() == 43
     again.close()
+
+
+_CLAIMS = """
+import sys
+from pathlib import Path
+from fedclip_edge.coordinator.journal import open_journal
+print("ready", flush=True)
+for path in sys.stdin:
+    journal = open_journal(Path(path.strip()))
+    print(journal.next_epoch(), flush=True)
+    journal.close()
+"""
+
+
+def test_two_that_make_it_at_once_have_one_journal(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as ends:
+        both = [
+            ends.enter_context(
+                system.running(
+                    [sys.executable, "-c", _CLAIMS],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(2)
+        ]
+        assert [system.line_of(one) for one in both] == ["ready", "ready"]
+        for number in range(30):
+            for one in both:
+                system.tell(one, str(tmp_path / f"{number}/journal.sqlite"))
+            assert {system.line_of(one) for one in both} == {"1", "2"}
 
 
 @pytest.mark.parametrize("write", WRITES)

@@ -30,9 +30,8 @@ def site(
     tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
 ) -> Iterator[Site]:
     fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    made = Site(tmp_path, random_bundle, mosquitto, fleet)
-    yield made
-    made.end()
+    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
+        yield made
 
 
 def closed_rounds(site: Site) -> int:
@@ -122,10 +121,7 @@ def test_a_thread_that_dies_ends_its_process(site: Site, command: str, other: st
     """A process without that thread would look alive; one that ends is started again."""
     configs = {"agent": site.write_agent("north"), "serve": site.write_fleet(1, rounds=1)}
     words = [sys.executable, "-c", FAILS, command, str(configs[command])]
-    with (
-        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as broken,
-        system.killed_on_leaving(broken),
-    ):
+    with system.running(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as broken:
         site.start(other, configs[other], log=other)
         _, said = broken.communicate(timeout=system.DEADLINE_S)
     assert broken.returncode == 1

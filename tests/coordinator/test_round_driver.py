@@ -154,9 +154,9 @@ def test_a_round_closes_with_what_is_on_disk(stage: Stage, monkeypatch: pytest.M
     found: list[list[str]] = []
     close_round = RunState.close_round
 
-    def look(state: RunState) -> None:
+    def look(state: RunState, *, decided: bool) -> None:
         found.append(on_disk(stage))
-        close_round(state)
+        close_round(state, decided=decided)
 
     monkeypatch.setattr(RunState, "close_round", look)
     stage.rounds.hold(1.0)

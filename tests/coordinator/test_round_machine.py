@@ -1076,3 +1076,39 @@ def test_a_run_ends_whoever_is_lost_after_the_quorum() -> None:
         assert state.phase == "final"
         state, actions = step(state, Reported(device, 3), now)
     assert actions == (Announce(), Finish())
+
+
+def test_a_vote_without_a_quorum_waits_for_devices_that_are_away_until_its_deadline() -> None:
+    vote = replace(OPEN, round=2, votes=frozenset({2}))
+    away = after(vote, Left(A, by_itself=True), Left(B, by_itself=True), now=5)
+    for now in (6.0, 16.0, 99.0):  # grace_s is over at 15
+        away, actions = step(away, Tick(), now)
+        assert away.phase == "open"
+        assert not any(isinstance(action, CloseRound) for action in actions)
+    back = after(away, Joined(A, True, True), now=99)
+    assert step(back, Arrived(A, 2, X), 99.5)[0].kept == {A: X}
+    _, actions = step(away, Tick(), 100)
+    assert CloseRound(False) in actions
+
+
+def test_a_vote_with_a_quorum_waits_for_an_absent_device_no_longer_than_a_round() -> None:
+    rules = replace(RULES, quorum=0.5)
+    vote = replace(OPEN, rules=rules, round=2, votes=frozenset({2}), kept={A: X})
+    away = after(vote, Left(B, by_itself=True), now=5)
+    assert CloseRound(True) in step(away, Tick(), 16)[1]
+
+
+def test_a_vote_whose_answers_are_all_refused_closes_at_once_with_the_default() -> None:
+    vote = replace(OPEN, round=2, votes=frozenset({2}))
+    one, actions = step(vote, Rejected(A, 2), 5)
+    assert not actions
+    _, actions = step(one, Rejected(B, 2), 6)
+    assert CloseRound(False) in actions
+
+
+def test_every_training_device_is_invited_to_a_vote_also_with_drawn_cohorts() -> None:
+    rules = replace(RULES, cohort=1, quorum=1.0)
+    for votes, size in ((frozenset[int](), 1), (frozenset({1}), 2)):
+        state = replace(GATHERING, rules=rules, votes=votes)
+        state = after(state, Joined(A, True, True), Joined(B, True, True))
+        assert (state.phase, len(state.cohort)) == ("open", size)

@@ -19,11 +19,12 @@ from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_choice import RunChoice, choose_run
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import ClassTexts, Contribution, Plan, Update
 
 CLASSES, D = class_texts(), 8
-PLAN = Plan(rounds=3)
+PLAN = Plan(rounds=3, vote="off")
 
 
 def choose(
@@ -54,7 +55,7 @@ def begun(journal: Journal) -> Run:
 
 def contribute(journal: Journal, run: Run) -> run_state.RunState:
     """Keep one contribution to the run's first round."""
-    state = run_state.open_run_state(run, journal, methods.plan_layout(run.plan, CLASSES, D))
+    state = run_state.open_run_state(run, journal, Schedule(run.plan, CLASSES, D))
     delta = {name: np.zeros(shape, np.float32) for name, shape in state.layout.delta.items()}
     made = Contribution(run.id, 1, "cam-0", state.exchange.sha256, Update("sum", 1, delta))
     body = wire.pack_contribution(made, PLAN.codec_up)
@@ -107,7 +108,7 @@ CHANGES: dict[str, tuple[Callable[[Plan], dict[str, Any]], list[str]]] = {
         ],
     ),
     "method": (
-        lambda plan: {"plan": Plan(method="linear", rounds=3)},
+        lambda plan: {"plan": Plan(method="linear", rounds=3, vote="off")},
         ['plan.method: "fedclip" in the journal, "linear" in fleet.toml'],
     ),
     "encoder": (

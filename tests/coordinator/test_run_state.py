@@ -24,11 +24,12 @@ from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.records import Contribution, Layout, Plan, Update
+from fedclip_edge.records import Contribution, Plan, Update
 
 CLASSES, D = class_texts(), 8
-PLAN = Plan(rounds=3)
+PLAN = Plan(rounds=3, vote="off")
 
 
 def config(folder: Path, plan: Plan = PLAN) -> FleetConfig:
@@ -40,8 +41,7 @@ def open_books(folder: Path) -> run_state.RunState:
     settings = config(folder)
     journal = opened(open_journal(settings.journal))
     run = choose_run(settings, CLASSES, D, ENCODER, journal).begin()
-    shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    return run_state.open_run_state(run, journal, Layout(shapes, shapes))
+    return run_state.open_run_state(run, journal, Schedule(run.plan, CLASSES, D))
 
 
 def contribution(
@@ -118,7 +118,7 @@ def test_only_a_lossy_codec_costs_a_second_copy(
     journal = opened(open_journal(settings.journal))
     run = choose_run(settings, CLASSES, D, ENCODER, journal).begin()
     shapes = {"0.weight": (D, D), "0.bias": (D,), "2.weight": (D, D), "2.bias": (D,)}
-    state = run_state.open_run_state(run, journal, Layout(shapes, shapes))
+    state = run_state.open_run_state(run, journal, Schedule(run.plan, CLASSES, D))
     assert (state.stored.master is not None) == stored_twice
     small = {name: np.full(shape, 0.001, np.float32) for name, shape in shapes.items()}
     state.total.add(Update("sum", 1, small))

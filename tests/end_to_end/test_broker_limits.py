@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,14 @@ def bundle(tmp_path: Path, make_encoder: Callable[..., bytes]) -> Bundle:
 
 
 class Limited:
-    """A fleet behind a broker with a limit. In MQTT 3.1.1 its clients come through a gate."""
+    """A fleet behind a broker with a limit. In MQTT 3.1.1 its clients come through a gate.
+
+    `ends` ends its processes.
+    """
 
     def __init__(
         self,
+        ends: ExitStack,
         start: StartMosquitto,
         folder: Path,
         bundle: Bundle,
@@ -65,9 +70,12 @@ class Limited:
     ) -> None:
         self._start = start
         self.broker: Mosquitto = start(settings=f"{OPEN}{setting} {LIMIT}")
-        self.gate = None if version == "5" else Gate(self.broker.address)
-        address = self.broker.address if self.gate is None else self.gate.address
-        self.site = Site(folder, bundle, address, "lab")
+        address = self.broker.address
+        if version != "5":
+            gate = Gate(address)
+            ends.callback(gate.close)
+            address = gate.address
+        self.site = ends.enter_context(Site(folder, bundle, address, "lab"))
         fleet = self.site.write_fleet(devices=1, rounds=1, extra=f'method = "{method}"\n')
         agent = self.site.write_agent("north")
         self.serve = self.site.start("serve", fleet, "--json", log="serve")
@@ -94,19 +102,13 @@ class Limited:
     def counts(self, log: str) -> Counter[str]:
         return Counter(event["event"] for event in self.site.events(log))
 
-    def end(self) -> None:
-        self.site.end()
-        if self.gate is not None:
-            self.gate.close()
-
 
 @pytest.fixture
 def limited(
     start_mosquitto: StartMosquitto, tmp_path: Path, bundle: Bundle, request: pytest.FixtureRequest
 ) -> Iterator[Limited]:
-    made = Limited(start_mosquitto, tmp_path, bundle, *request.param)
-    yield made
-    made.end()
+    with ExitStack() as ends:
+        yield Limited(ends, start_mosquitto, tmp_path, bundle, *request.param)
 
 
 WHO = {

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -38,23 +39,20 @@ ROUNDS = 8
 
 
 class Fleet:
-    """Three agents that keep running, one per node, and a coordinator per run."""
+    """Three agents that keep running, one per node, and a coordinator per run; `ends` ends them."""
 
-    def __init__(self, cluster: Cluster, bundle: Bundle) -> None:
+    def __init__(self, ends: ExitStack, cluster: Cluster, bundle: Bundle) -> None:
         self.cluster = cluster
         self.folder = cluster.folder
         self.balancers = {}
         for place, name in enumerate(("coordinator", *DEVICES)):
             first = max(0, place - 1)
-            self.balancers[name] = Balancer([*cluster.nodes[first:], *cluster.nodes[:first]])
-        self.site = Site(self.folder, bundle, BrokerAddress(), "lab")
+            balancer = Balancer([*cluster.nodes[first:], *cluster.nodes[:first]])
+            ends.callback(balancer.close)
+            self.balancers[name] = balancer
+        self.site = ends.enter_context(Site(self.folder, bundle, BrokerAddress(), "lab"))
         self.agents = {name: self._start_agent(name) for name in DEVICES}
         self._runs = 0
-
-    def end(self) -> None:
-        self.site.end()
-        for balancer in self.balancers.values():
-            balancer.close()
 
     def begin(self) -> str:
         """Start a coordinator with a new journal; return the name of its log."""
@@ -68,7 +66,7 @@ class Fleet:
             f'ca = "{here}/ca.crt"\ncertificate = "{here}/coordinator.crt"\n'
             f'key = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {len(DEVICES)}\nquorum = 1.0\ndeadline_s = 60\ngrace_s = 30\n"
-            f'[plan]\nrounds = {ROUNDS}\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
+            f'[plan]\nrounds = {ROUNDS}\nvote = "off"\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
         )
         self.serve = self.site.start("serve", path, "--json", log=log)
         return log
@@ -92,7 +90,7 @@ class Fleet:
             address, ca=home / "ca.crt", certificate=home / f"{file}.crt", key=home / f"{file}.key"
         )
         made = PahoTransport(where, f"{name}-{secrets.token_hex(8)}", topics, None)
-        made.connect(3)
+        made.connect(system.DEADLINE_S)
         wait_for(made, Connected)
         return made
 
@@ -181,9 +179,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def fleet(cluster: Cluster, random_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(cluster, random_bundle)
-    yield made
-    made.end()
+    with ExitStack() as ends:
+        yield Fleet(ends, cluster, random_bundle)
 
 
 @pytest.fixture(scope="module")

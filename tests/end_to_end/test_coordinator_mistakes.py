@@ -34,9 +34,8 @@ def site(
     tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
 ) -> Iterator[Site]:
     fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    made = Site(tmp_path, random_bundle, mosquitto, fleet)
-    yield made
-    made.end()
+    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
+        yield made
 
 
 def events(site: Site, log: str, name: str) -> list[dict[str, Any]]:
@@ -167,10 +166,11 @@ def test_a_new_run_is_not_begun_beside_a_coordinator_that_is_online(site: Site) 
 def test_a_revoked_device_does_not_hold_up_the_first_round(
     tmp_path: Path, random_bundle: Bundle
 ) -> None:
-    secured = Secured(tmp_path)
-    site = Site(tmp_path, random_bundle, secured.coordinator, "lab")
-    secured.start()
-    try:
+    with (
+        Secured(tmp_path) as secured,
+        Site(tmp_path, random_bundle, secured.coordinator, "lab") as site,
+    ):
+        secured.start()
         agents = [write_enrolled(secured, random_bundle, name) for name in ("cam-1", "cam-2")]
         secured.box("cam-3")
         done = system.run("revoke", "cam-3", "--site", secured.site.path)
@@ -181,9 +181,6 @@ def test_a_revoked_device_does_not_hold_up_the_first_round(
         ]
         for process in (serve, *running):
             assert process.wait(system.DEADLINE_S) == 0, site.text("serve")
-    finally:
-        site.end()
-        secured.stop()
     (said,) = events(site, "serve", "too_few_enrolled")
     assert (said["devices"], said["enrolled"], said["waiting_for"]) == (3, 2, 2)
     assert "'devices' under [rules]" in said["hint"]
@@ -195,7 +192,7 @@ def write_secured(secured: Secured, bundle: Bundle) -> Path:
         f'fleet = "lab"\nbundle = "{bundle.folder}"\nregistry = "{secured.site.registry}"\n'
         f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
         f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
-        "[rules]\ndevices = 3\n[plan]\nrounds = 1\n"
+        '[rules]\ndevices = 3\n[plan]\nrounds = 1\nvote = "off"\n'
     )
     return path
 
@@ -238,10 +235,7 @@ main()
 
 def start_slow_agent(site: Site, config: Path, go: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-c", DECODES_ONE_BATCH, str(go), "agent", str(config), "--json"]
-    with (site.folder / "north.log").open("ab") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
-    site.processes.append(process)
-    return process
+    return site.start_program(words, "north")
 
 
 @pytest.mark.parametrize("first", ["agent", "serve"])

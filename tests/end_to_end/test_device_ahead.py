@@ -22,7 +22,7 @@ AHEAD = 3  # epochs
 @pytest.fixture
 def fleet(tmp_path: Path) -> Fleet:
     """A fleet of two training devices and `door`, which only evaluates, in an open round."""
-    plan = Plan(options={"loss": "cross-entropy"}, rounds=2)
+    plan = Plan(options={"loss": "cross-entropy"}, rounds=2, vote="off")
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0)))
     for seed, name in enumerate(("cam-1", "cam-2")):
         fleet.start_device(name, features(20, seed, class_texts()))

@@ -25,17 +25,15 @@ pytestmark = [
 
 @pytest.fixture
 def secured(tmp_path: Path) -> Iterator[Secured]:
-    made = Secured(tmp_path)
-    made.start()
-    yield made
-    made.stop()
+    with Secured(tmp_path) as made:
+        made.start()
+        yield made
 
 
 @pytest.fixture
 def site(secured: Secured, random_bundle: Bundle) -> Iterator[Site]:
-    made = Site(secured.folder, random_bundle, secured.coordinator, "lab")
-    yield made
-    made.end()
+    with Site(secured.folder, random_bundle, secured.coordinator, "lab") as made:
+        yield made
 
 
 def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
@@ -46,7 +44,7 @@ def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
         f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
         f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
         f"[rules]\ndevices = 2\nquorum = 0.5\ndeadline_s = 60\ngrace_s = 1\n"
-        f"[plan]\nrounds = {rounds}\n"
+        f'[plan]\nrounds = {rounds}\nvote = "off"\n'
     )
     return path
 
@@ -158,10 +156,7 @@ main()
 
 def start_slow_agent(site: Site, config: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-c", ENCODES_SLOWLY, "agent", str(config), "--json"]
-    with (site.folder / "agent.log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
-    site.processes.append(process)
-    return process
+    return site.start_program(words, "agent")
 
 
 def has(site: Site, log: str, event: str) -> bool:

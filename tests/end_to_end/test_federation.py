@@ -19,6 +19,7 @@ from fedclip_edge.config import RunRules
 from fedclip_edge.errors import DiskError
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Features, Model, Plan
 from fedclip_edge.simulating.federation import Round, federate
@@ -26,7 +27,7 @@ from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.splits import Device, Fleet, deal, parse_split
 from fedclip_edge.simulating.workers import Here, Workers
 
-PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3)
+PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
 POOL = pool()
 FLEET = deal(POOL, parse_split("domain"), devices=None, seed=0)
 
@@ -49,17 +50,25 @@ def run(
         replace(PLAN, codec_up="fp32", codec_down="fp32"),
         replace(PLAN, strategy="fedyogi"),
         replace(PLAN, strategy="multi-krum"),
-        Plan("linear", {"optimizer": "sgd", "lr": 0.05}, rounds=3),
+        Plan("linear", {"optimizer": "sgd", "lr": 0.05}, rounds=3, vote="off"),
+        Plan("ridge", rounds=1, vote="off"),
+        replace(PLAN, vote="on"),
+        replace(PLAN, vote="on", strategy="fedyogi"),
         Plan("ridge", rounds=1),
+        Plan("gda", rounds=1),
     ],
-    ids=["lossy", "lossless", "fedyogi", "multi-krum", "sgd", "ridge"],
+    ids=[
+        *("lossy", "lossless", "fedyogi", "multi-krum", "sgd", "ridge"),
+        *("vote", "fedyogi and vote", "ridge and vote", "gda and vote"),
+    ],
 )
 @pytest.mark.parametrize("floor", [1, 11])
 def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
     tmp_path: Path, plan: Plan, floor: int
 ) -> None:
     """Compares with the federation of tests/support/in_memory.py on the same features."""
-    plan = replace(plan, personal_epochs=min(2, plan.rounds))
+    has_personal = not methods.get(plan.method).traits.learns_from_validation
+    plan = replace(plan, personal_epochs=min(2, plan.rounds) if has_personal else 0)
     real = opened(RealFleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     for device in FLEET.devices:
         real.start_device(
@@ -79,7 +88,8 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
         key = (report.device, "")
         found = simulated[report.round]
         # After the last round, a device reports the accuracy of its personal model.
-        name = "personal" if report.round == plan.rounds else "federated"
+        is_last = report.round == exchanges(plan)
+        name = "personal" if has_personal and is_last else "federated"
         assert report.accuracy[name] == found.figures[key].top1
         assert report.accuracy[f"{name}_ece"] == found.figures[key].ece
         assert report.accuracy["zero_shot"] == found.zero_shot[key].top1
@@ -139,7 +149,7 @@ def test_the_local_line_is_each_device_alone() -> None:
             test = of(POOL, device, "test")
             expected = local.measure(alone.model, test, CLASSES)
             assert found[number].figures[device.name, ""] == expected
-            alone.train(sides, CLASSES, device.name)
+            alone.train(sides, device.name)
     assert found[-1].model is None
     assert set(found[-1].up_bytes.values()) == set(found[-1].down_bytes.values()) == {0}
 
@@ -152,7 +162,7 @@ def test_the_pooled_line_is_one_device_with_everything() -> None:
     alone = local.alone(plan, CLASSES, POOL.dim)
     sides = _Sides(of(POOL, one, "train"), of(POOL, one, "validation"))
     for _ in range(plan.rounds):
-        alone.train(sides, CLASSES, "pooled")
+        alone.train(sides, "pooled")
     assert model_bytes(found.model) == model_bytes(alone.model)
     assert {name for name, _ in found.figures} == {"barn", "roof", "yard"}
     assert set(found.up_bytes.values()) == set(found.down_bytes.values()) == {0}

@@ -18,14 +18,12 @@ from link import Counted, Link, Seen, Slow
 from noise import Noise
 from secured import Secured
 from socket_faults import HOST
-from system import wait_until
+from system import DEADLINE_S, wait_until
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.transport.base import Connected, Disconnected, Received
 from fedclip_edge.transport.mqtt import PahoTransport
-
-DEADLINE_S = 20.0
 
 
 @pytest.fixture
@@ -226,26 +224,25 @@ def sent_through(made: Link, name: str) -> list[bytes]:
 
 @pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
 def test_it_looks_into_tls_with_the_keys_of_both_ends(tmp_path: Path) -> None:
-    secured = Secured(tmp_path)
-    secured.start()
     seen: queue.SimpleQueue[Seen] = queue.SimpleQueue()
     topic = "fedclip/v2/lab/dev/cam-01/up"
-    with Link(secured.port, looks=True, watch=seen.put) as made:
-        cam = secured.box("cam-01")
-        door = made.door("cam-01", secured.both_ends(cam))
-        client = PahoTransport(secured.at(cam, door), "lab.cam-01.boot", [], None)
-        try:
-            client.connect(DEADLINE_S)
-            client.publish(topic, b"hello")
-            assert seen.get(timeout=DEADLINE_S) == Seen("cam-01", True, topic, b"hello")
-            assert isinstance(client.next_event(DEADLINE_S), Connected)
-            made.cut()
-            assert isinstance(client.next_event(DEADLINE_S), Disconnected)
-            made.mend()
-            assert isinstance(client.next_event(DEADLINE_S), Connected)
-        finally:
-            client.close()
-    secured.stop()
+    with Secured(tmp_path) as secured:
+        secured.start()
+        with Link(secured.port, looks=True, watch=seen.put) as made:
+            cam = secured.box("cam-01")
+            door = made.door("cam-01", secured.both_ends(cam))
+            client = PahoTransport(secured.at(cam, door), "lab.cam-01.boot", [], None)
+            try:
+                client.connect(DEADLINE_S)
+                client.publish(topic, b"hello")
+                assert seen.get(timeout=DEADLINE_S) == Seen("cam-01", True, topic, b"hello")
+                assert isinstance(client.next_event(DEADLINE_S), Connected)
+                made.cut()
+                assert isinstance(client.next_event(DEADLINE_S), Disconnected)
+                made.mend()
+                assert isinstance(client.next_event(DEADLINE_S), Connected)
+            finally:
+                client.close()
     assert "as lab.cam-01.boot" in secured.log()
 
 

@@ -14,7 +14,8 @@ from system import DEADLINE_S, Site, wait_until
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import master_model
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import mixture
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.vision.bundle import Bundle
 
 ALLOWED = {"cryptography", "minimal_bodies", "paho", "zstandard", *sys.stdlib_module_names}
@@ -35,25 +36,25 @@ def test_its_contributions_are_kept(
 ) -> None:
     up, down = codecs
     rounds = 2
-    site = Site(tmp_path, random_bundle, mosquitto, f"minimal-{up}")
-    fleet = site.write_fleet(2, rounds, extra=f'codec_up = "{up}"\ncodec_down = "{down}"\n')
-    try:
+    with Site(tmp_path, random_bundle, mosquitto, f"minimal-{up}") as site:
+        fleet = site.write_fleet(2, rounds, extra=f'codec_up = "{up}"\ncodec_down = "{down}"\n')
+        fleet.write_text(fleet.read_text().replace('vote = "off"', 'vote = "on"'))
         serve = site.start("serve", fleet, "--json", log="serve")
         boxes = [start(site, name) for name in ("tiny-1", "tiny-2")]
         wait_until(lambda: serve.poll() is not None, "the run to end")
         assert serve.returncode == 0, site.text("serve")
         assert [box.wait(DEADLINE_S) for box in boxes] == [0, 0]
-    finally:
-        site.end()
     assert not any("refused" in site.text(box) for box in ("tiny-1", "tiny-2"))
     closed = [event for event in site.events("serve") if event["event"] == "round_closed"]
-    assert [event["contributions"] for event in closed] == [2] * rounds
+    assert [event["contributions"] for event in closed] == [2] * (rounds + 1)  # the vote
+    (decided,) = [e for e in site.events("serve") if e["event"] == "vote_decided"]
+    assert (decided["candidate"], decided["pictures"]) == (1, 0)
     assert site.events("serve")[-1]["refused_messages"] == 0
     journal = open_journal(tmp_path / "journal.sqlite")
     run = journal.last_run()
     assert run is not None
-    shapes = methods.shapes(run.plan, random_bundle.classes, 16)
-    trained = master_model(journal.newest_model(run.id), shapes).parameters
+    shapes = Schedule(run.plan, random_bundle.classes, 16).layout(rounds + 1).parameters
+    trained = mixture.members_of(master_model(journal.newest_model(run.id), shapes))["fedclip"]
     journal.close()
     for name, values in initial(run.plan, random_bundle).items():
         # One per cent per round; the codecs lose at most a few per cent of that.

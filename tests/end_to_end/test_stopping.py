@@ -33,9 +33,8 @@ def broker(start_mosquitto: StartMosquitto) -> Mosquitto:
 
 @pytest.fixture
 def site(tmp_path: Path, random_bundle: Bundle, broker: Mosquitto) -> Iterator[Site]:
-    made = Site(tmp_path, random_bundle, broker.address, "lab")
-    yield made
-    made.end()
+    with Site(tmp_path, random_bundle, broker.address, "lab") as made:
+        yield made
 
 
 def stop(site: Site, process: subprocess.Popen[bytes], log: str, number: signal.Signals) -> int:

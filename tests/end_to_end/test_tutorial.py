@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from brokers import MOSQUITTO, free_port, wait_until_served
 from checkout import ROOT
-from system import DEADLINE_S, killed_on_leaving
+from system import DEADLINE_S, running
 
 PAGE = ROOT / "docs" / "tutorial.md"
 READY = Path(sys.prefix) / ".ready"
@@ -51,17 +51,9 @@ def blocks(page: str) -> Iterator[Block]:
 class Terminal:
     """A bash that keeps its folder and variables between blocks, as a person's terminal does."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self.output = ""
-        self.process = subprocess.Popen(
-            ["bash", "-e"],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.process = process
 
     def run(self, commands: str) -> None:
         """Runs the commands to their end; fails with their output where one of them fails."""
@@ -100,9 +92,20 @@ def test_the_tutorials_commands_lead_from_nothing_to_a_classified_picture(tmp_pa
     folder, output = tmp_path / "tutorial", tmp_path / "output"
     output.mkdir()
     with ExitStack() as stack:
-        main = Terminal(tmp_path, environment)
-        stack.enter_context(main.process)
-        stack.enter_context(killed_on_leaving(main.process))
+        main = Terminal(
+            stack.enter_context(
+                running(
+                    ["bash", "-e"],
+                    timeout_s=4 * DEADLINE_S,
+                    cwd=tmp_path,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        )
         others: dict[str, subprocess.Popen[bytes]] = {}
         for block in blocks(page):
             commands = block.text.replace("8883", str(port))  # a port that is free here
@@ -119,15 +122,17 @@ def test_the_tutorials_commands_lead_from_nothing_to_a_classified_picture(tmp_pa
                 with (folder / "site/broker/mosquitto.conf").open("a") as settings:
                     settings.write("user root\n")  # its own user may not read the test's folder
             with (output / block.terminal).open("wb") as log:
-                process = subprocess.Popen(
-                    ["bash", "-ec", f"exec 2>&1\n{commands}"],
-                    cwd=folder,
-                    env=environment,
-                    stdout=log,
-                    start_new_session=True,
+                process = stack.enter_context(
+                    running(
+                        ["bash", "-ec", f"exec 2>&1\n{commands}"],
+                        timeout_s=4 * DEADLINE_S,
+                        cwd=folder,
+                        env=environment,
+                        stdout=log,
+                        start_new_session=True,
+                    )
                 )
             others[block.terminal] = process
-            stack.enter_context(process)
             stack.callback(end_group, process)
             if block.terminal == BROKER:
                 assert wait_until_served(process, port), (output / BROKER).read_text()

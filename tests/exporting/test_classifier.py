@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -28,13 +29,15 @@ from fedclip_edge.exporting import fusion
 from fedclip_edge.exporting.classifier import Classifier, export_classifier, usage
 from fedclip_edge.exporting.precision import convert
 from fedclip_edge.exporting.recipe import Precision
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import methods, unknown
+from fedclip_edge.learning.operations import Array, Operations
+from fedclip_edge.learning.unknown import Rule, with_rule
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
 from fedclip_edge.records import U8, ClassTexts, Model
 from fedclip_edge.vision.bundle import Bundle, Golden, read_bundle, replace_classes, write_bundle
 from fedclip_edge.vision.encoder import open_encoder, open_onnx
-from fedclip_edge.vision.pictures import Preprocessing, normalise
+from fedclip_edge.vision.pictures import Preprocessing, load, normalise
 
 NAMES = ("circle", "square", "triangle")
 pytestmark = pytest.mark.one_python
@@ -75,15 +78,24 @@ onnxruntime.InferenceSession = functools.cache(onnxruntime.InferenceSession)  # 
 said, print = [], lambda *words: said.append(words)
 for picture in json.load(sys.stdin):
     exec({usage!r}.replace("picture.jpg", picture))
-json.dump([[label, float(p)] for label, p in said], sys.stdout)
+json.dump([[label, float(p), *more] for label, p, *more in said], sys.stdout)
 """
 
 
 def labelled_alone(
-    file: Path, preprocessing: Preprocessing, bare: Path, paths: list[Path]
-) -> list[tuple[str, float]]:
-    """The output of the code from `usage`, in an interpreter without torch and this package."""
-    script = ALONE.format(bare=str(bare), usage=usage(file.absolute(), preprocessing))
+    file: Path,
+    preprocessing: Preprocessing,
+    bare: Path,
+    paths: list[Path],
+    *,
+    says_unknown: bool = False,
+) -> list[tuple[str, float, bool]]:
+    """The output of the code from `usage`, in an interpreter without torch and this package.
+
+    The last of the three is True if it says unknown.
+    """
+    its = usage(file.absolute(), preprocessing, says_unknown=says_unknown)
+    script = ALONE.format(bare=str(bare), usage=its)
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script],
         input=json.dumps([str(path.absolute()) for path in paths]),
@@ -93,7 +105,8 @@ def labelled_alone(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [(label, probability) for label, probability in json.loads(done.stdout)]
+    said = json.loads(done.stdout)
+    return [(label, probability, more == ["unknown"]) for label, probability, *more in said]
 
 
 def same_as_predict(
@@ -107,13 +120,15 @@ def same_as_predict(
     expected = list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model))
     alone = labelled_alone(out, preprocessing, bare, [one.path for one in asked])
     moved = 0
-    for made, (label, probability) in zip(expected, alone, strict=True):
+    for made, (label, probability, _) in zip(expected, alone, strict=True):
         assert isinstance(made, Prediction)
         shown = made.zero_shot if made.adapted is None else made.adapted
         assert label == bundle.classes.names[shown.argmax()], made.asked.path
         assert probability == pytest.approx(float(shown.max()), abs=1e-4)
         moved += int(shown.argmax() != made.zero_shot.argmax())
-    assert len({label for label, _ in alone}) > 1, "one label for all pictures would prove nothing"
+    assert len({label for label, _, _ in alone}) > 1, (
+        "one label for all pictures would prove nothing"
+    )
     return moved / len(asked)
 
 
@@ -146,6 +161,69 @@ def test_zero_shot_needs_no_model(
     random_bundle: Bundle, pictures: Path, bare: Path, tmp_path: Path
 ) -> None:
     assert same_as_predict(random_bundle, None, pictures, bare, tmp_path / "c.onnx") == 0
+
+
+def knowing(trained: TrainedModel, rule: Rule) -> TrainedModel:
+    """The same model with a threshold."""
+    terms = with_rule(trained.model.parameters, rule)
+    return replace(trained, model=replace(trained.model, parameters=terms))
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.25])
+def test_unknown_pictures_are_those_of_predict(
+    random_bundle: Bundle,
+    trained: TrainedModel,
+    pictures: Path,
+    bare: Path,
+    tmp_path: Path,
+    gain: float,
+) -> None:
+    asked, _ = find_pictures([pictures], NAMES)
+    preprocessing = random_bundle.manifest.preprocessing
+    encoder = open_encoder(random_bundle, EncoderConfig())
+
+    def predicted(model: Model) -> list[Prediction]:
+        found = predict_pictures(asked, encoder, preprocessing, random_bundle.classes, model)
+        return [one for one in found if isinstance(one, Prediction)]
+
+    scores = sorted(one.score for one in predicted(knowing(trained, Rule(0.0, gain)).model))
+    rule = Rule((scores[6] + scores[7]) / 2, gain)
+    its = knowing(trained, rule)
+    done = export_classifier(random_bundle, its, tmp_path / "c.onnx")
+    assert done.difference < 1e-5
+    made = predicted(its.model)
+    assert [one.score < rule.threshold for one in made].count(True) == 7
+    session = onnxruntime.InferenceSession(str(done.path))
+    outputs = {one.name: (one.type, one.shape) for one in session.get_outputs()}
+    assert outputs["score"] == ("tensor(float)", ["batch"])
+    assert outputs["unknown"] == ("tensor(bool)", ["batch"])
+    told = session.get_modelmeta().custom_metadata_map
+    assert float(told["unknown_below"]) == np.float32(rule.threshold)
+    normal = np.stack([load(one.path, preprocessing) for one in asked]).transpose(0, 2, 3, 1)
+    levels = np.rint(255 * (normal * preprocessing.std + preprocessing.mean))
+    pixels = levels.astype(np.uint8)  # (N, 32, 32, 3)
+    probabilities, ours, is_unknown = session.run(None, {"pixels": pixels})
+    np.testing.assert_allclose(ours, [one.score for one in made], atol=1e-5)
+    np.testing.assert_array_equal(is_unknown, [one.score < rule.threshold for one in made])
+    for row, one in zip(probabilities, made, strict=True):
+        assert one.adapted is not None
+        np.testing.assert_allclose(row, one.adapted, atol=1e-5)
+    paths = [one.path for one in asked]
+    alone = labelled_alone(done.path, preprocessing, bare, paths, says_unknown=True)
+    assert [said for _, _, said in alone] == is_unknown.tolist()
+
+
+def test_a_file_whose_unknown_pictures_differ_is_not_written(
+    random_bundle: Bundle, trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(ops: Operations, logits: Array, *_: object) -> Array:
+        return ops.largest(logits)
+
+    altered = SimpleNamespace(rule_of=unknown.rule_of, score=wrong)
+    monkeypatch.setattr(fusion, "unknown", altered)
+    with pytest.raises(ExportError, match="answers differ from those of `predict`"):
+        export_classifier(random_bundle, knowing(trained, Rule(0.2)), tmp_path / "c.onnx")
+    assert not (tmp_path / "c.onnx").exists()
 
 
 def rescaled(bundle: Bundle, folder: Path, preprocessing: Preprocessing) -> Bundle:

@@ -118,6 +118,7 @@ def test_every_family_exports_exactly(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("models")  # in one process: each takes gigabytes of memory
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_exports_exactly(name: str) -> None:
     loaded = load_open_clip(Source(name, random_weights=True))

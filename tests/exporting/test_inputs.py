@@ -99,9 +99,9 @@ def test_only_the_end_of_a_line_ends_a_name(tmp_path: Path) -> None:
 
 def test_ten_thousand_names_are_read_at_once(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("\n".join(f"thing {i}" for i in range(10_000)))
-    start = time.monotonic()
+    start = time.thread_time()  # another program may have the processor meanwhile
     assert len(read_class_names(tmp_path / "c.txt")) == 10_000
-    assert time.monotonic() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_prompts_from_both_kinds_of_file(tmp_path: Path) -> None:

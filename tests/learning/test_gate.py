@@ -18,7 +18,7 @@ from fedclip_edge import model_file
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.classifier import export_classifier
-from fedclip_edge.learning import gate, methods, mixture
+from fedclip_edge.learning import gate, methods, mixture, unknown
 from fedclip_edge.learning.evaluation import probabilities, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.operations import NUMPY
@@ -115,7 +115,8 @@ def test_without_evidence_the_odds_are_even() -> None:
 @pytest.mark.parametrize("held", [0, 1, 4, 5, 30])
 def test_few_pictures_give_a_gate_of_the_same_shapes(count: int, held: int) -> None:
     around = gate_of(features(count, 1, CLASSES), features(held, 2, CLASSES))
-    assert {name: term.shape for name, term in around.items()} == gate.shapes(C, D)
+    made = gate.beside(zeroshot.MODEL, zeroshot.MODEL, 1.0, around).parameters
+    assert {name: term.shape for name, term in made.items()} == gate.shapes({}, {}, C, D)
     trust(around, features(50, 3, CLASSES, 3.0))
 
 
@@ -176,7 +177,7 @@ def own_of(method: str, sides: Sides) -> tuple[Model, Model]:
     """A device's own model and the shared one, which is zero-shot CLIP."""
     learns = {"lr": 0.02} if method == "linear" else {}
     epochs = {"linear": 20, "ridge": 1}.get(method, 0)
-    plan = Plan(method, learns, rounds=1, personal_epochs=epochs)
+    plan = Plan(method, learns, rounds=1, personal_epochs=epochs, vote="off")
     shared = replace(methods.initial(plan, CLASSES, D), round=1)
     own = personal(plan, shared, sides, CLASSES, "cam")
     assert own is not None
@@ -188,11 +189,30 @@ def right(model: Model, data: Features) -> float:
 
 
 def ungated(model: Model) -> Model:
-    kept = {n: term for n, term in model.parameters.items() if not n.startswith("gate/")}
-    return replace(model, parameters=kept)
+    """The model as for a picture that is surely the device's own."""
+    sure = {"gate/frequency": np.full(C, 1e9, np.float32), "gate/slope": np.zeros((), np.float32)}
+    return replace(model, parameters={**model.parameters, **sure})
 
 
-@pytest.mark.parametrize("method", ["linear", "ridge", "tip-adapter"])
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("votes", [False, True])
+def test_a_surely_own_picture_has_a_mix_of_the_logits(share: float, votes: bool) -> None:
+    """The shared model may be a mixture, which ends a vote."""
+    asked = features(9, 3, CLASSES).vectors
+    shared, own = (methods.initial(Plan("fedclip", seed=seed), CLASSES, D) for seed in (1, 2))
+    if votes:
+        members = {"fedclip": shared.parameters}
+        shared = mixture.mixed("fedclip", 1, members, {"zeroshot": 0.5, "fedclip": 0.7})
+    one, other = (methods.predict(model, asked, CLASSES) for model in (shared, own))
+    model = ungated(gate.beside(shared, own, share, gate_of(nothing(D), nothing(D))))
+    found = probabilities(methods.predict(model, asked, CLASSES))
+    np.testing.assert_allclose(found, probabilities((1 - share) * one + share * other), atol=1e-4)
+    assert gate.shared_of(model).parameters.keys() == shared.parameters.keys()
+    its = gate.own_of(model).parameters
+    assert all(its[name] is term for name, term in own.parameters.items())
+
+
+@pytest.mark.parametrize("method", ["linear", "ridge", "tip-adapter", "tofa", "fedot"])
 def test_a_personal_model_stays_good_on_the_pictures_of_others(method: str) -> None:
     """A device that has two of four classes, and sees them from an unusual angle."""
     sizes = ((160, 1), (120, 2))
@@ -208,26 +228,35 @@ def test_a_personal_model_stays_good_on_the_pictures_of_others(method: str) -> N
     assert right(own, there) > right(shared, there) - 0.01
 
 
+@pytest.mark.parametrize("has_rule", [False, True])
+@pytest.mark.parametrize("votes", [False, True])
 def test_the_gate_goes_with_the_model_to_predict_and_the_classifier(
-    random_bundle: Bundle, tmp_path: Path
+    votes: bool, has_rule: bool, random_bundle: Bundle, tmp_path: Path
 ) -> None:
-    """`export_classifier` itself checks that its probabilities equal those of `predict`."""
+    """`export_classifier` itself checks that its answers equal those of `predict`."""
     write_mixed(tmp_path / "pictures", random_bundle.classes.names)
     run = train_run(random_bundle, tmp_path / "pictures", method="linear")
     classes, dim = random_bundle.classes, random_bundle.manifest.dim
-    own = methods.initial(run.plan, classes, dim)
+    shared, own = run.model, methods.initial(run.plan, classes, dim)
+    if votes:
+        members = {"linear": shared.parameters}
+        shared = mixture.mixed("linear", 1, members, {"zeroshot": 0.5, "linear": 0.5})
+    if has_rule:
+        rule = unknown.Rule(0.1, 1.5)
+        shared = replace(shared, parameters=unknown.with_rule(shared.parameters, rule))
     around = gate.gate_of(
         features(40, 1, classes),
         features(20, 2, classes),
         np.zeros((20, len(classes.names)), np.float32),
     )
-    mixed = gate.gated(mixture.mixed(run.model, own, 0.75), around)
+    mixed = gate.beside(shared, own, 0.75, around)
     path = tmp_path / "personal.safetensors"
     model_file.write(path, replace(run, model=mixed))
     found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
     assert gate.is_in(found.model)
     export_classifier(random_bundle, found, tmp_path / "classifier.onnx")
-    cut = {**mixed.parameters, "gate/axes": mixed.parameters["gate/axes"][:2]}
-    model_file.write(path, replace(run, model=replace(mixed, parameters=cut)))
-    with pytest.raises(ConfigError, match="but linear with this bundle has"):
-        find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
+    for name in ("gate/axes", "own/weight"):
+        cut = {**mixed.parameters, name: mixed.parameters[name][:2]}
+        model_file.write(path, replace(run, model=replace(mixed, parameters=cut)))
+        with pytest.raises(ConfigError, match="but linear with this bundle has"):
+            find_model(str(path), tmp_path / "journal.sqlite", random_bundle)

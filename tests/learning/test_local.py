@@ -11,11 +11,13 @@ from in_memory import class_texts, features
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.records import Features, Model, Plan
 
 CLASSES = class_texts()
 DIM = 8
-PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3)
+PLAN = Plan(options={"loss": "cross-entropy", "lr": 0.01}, rounds=3, vote="off")
+SCHEDULE = Schedule(PLAN, CLASSES, DIM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ def test_a_fit_is_the_methods_own_with_a_seed_of_plan_round_and_device() -> None
     model = methods.initial(PLAN, CLASSES, DIM)
     for device, closed in (("a", 0), ("a", 1), ("b", 1)):
         there = replace(model, round=closed)
-        update = local.fit(PLAN, there, SIDES, CLASSES, device)
+        update = local.answer(SCHEDULE, there, SIDES, device)
         seed = local.training_seed(PLAN.seed, closed, device)
         expected = methods.fit(LocalTask(PLAN, there, SIDES.train, SIDES.validation, CLASSES, seed))
         for name, term in expected.delta.items():
@@ -47,11 +49,11 @@ def test_alone_is_a_federation_of_one() -> None:
     model = methods.initial(PLAN, CLASSES, DIM)
     assert terms(alone.model) == terms(model)
     for _ in range(PLAN.rounds):
-        update = local.fit(PLAN, model, SIDES, CLASSES, "cam")
+        update = local.answer(SCHEDULE, model, SIDES, "cam")
         total = ExactSum(PLAN)
         total.add(update)
         model, _ = methods.combine(model, total, {})
-        alone.train(SIDES, CLASSES, "cam")
+        alone.train(SIDES, "cam")
         assert terms(alone.model) == terms(model)
     assert alone.model.round == PLAN.rounds
 

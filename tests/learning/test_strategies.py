@@ -23,6 +23,7 @@ from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, robust
 from fedclip_edge.learning.strategy import Total
@@ -127,7 +128,7 @@ def test_a_value_out_of_range_is_refused(
         methods.with_defaults(plan_of(name, strategy_options=options))
 
 
-@pytest.mark.parametrize("method", ["ridge", "prototypes", "zeroshot", "tip-adapter"])
+@pytest.mark.parametrize("method", ["ridge", "gda", "zeroshot", "tip-adapter"])
 def test_what_is_not_averaged_takes_no_strategy(method: str) -> None:
     with pytest.raises(
         ConfigError, match=f"combines changes of a model, but {method} sends none; leave"
@@ -138,7 +139,9 @@ def test_what_is_not_averaged_takes_no_strategy(method: str) -> None:
 @pytest.mark.parametrize("name", SINGLE)
 def test_who_counts_every_device_the_same_takes_no_weights(name: str) -> None:
     plan = plan_of(name)
-    with pytest.raises(ConfigError, match=f"{name} gives every device the same weight; leave out"):
+    with pytest.raises(
+        ConfigError, match=f'{name} gives .* the same weight; write weighting = "uniform"'
+    ):
         methods.with_defaults(replace(plan, options={**plan.options, "weighting": "pictures"}))
 
 
@@ -358,7 +361,7 @@ def new_run_state(folder: Path, plan: Plan) -> run_state.RunState:
     config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
     journal = opened(open_journal(config.journal))
     run = choose_run(config, CLASSES, D, ENCODER, journal).begin()
-    return run_state.open_run_state(run, journal, methods.plan_layout(run.plan, CLASSES, D))
+    return run_state.open_run_state(run, journal, Schedule(run.plan, CLASSES, D))
 
 
 def keep(its: run_state.RunState, device: int) -> None:

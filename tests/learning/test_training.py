@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import system
 import torch
 from checkout import ROOT
 from hypothesis import given, settings
@@ -136,19 +138,22 @@ def test_the_same_seed_gives_the_same_bytes(loss: str) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", FRESH_PROCESS],
-            env={**os.environ, "PYTHONHASHSEED": str(i), "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in (1, 2)
-    ]
     data = pictures(50)
     told = json.dumps([data.vectors.tolist(), data.labels.tolist(), CLASSES.vectors.tolist()])
-    printed = [child.communicate(told, timeout=120)[0].strip() for child in children]
+    with contextlib.ExitStack() as ends:
+        children = [
+            ends.enter_context(
+                system.running(
+                    [sys.executable, "-c", FRESH_PROCESS],
+                    env={**os.environ, "PYTHONHASHSEED": str(i), "PYTHONPATH": str(ROOT)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for i in (1, 2)
+        ]
+        printed = [child.communicate(told)[0].strip() for child in children]
     assert printed == [digest(trained())] * 2
 
 

@@ -22,7 +22,7 @@ CLASSES = class_texts(("ant", "bee", "cat"))
 DIM = CLASSES.vectors.shape[1]
 TRAIN, VALIDATION = features(40, 0, CLASSES), features(30, 1, CLASSES)
 DECLARED = 70
-WEIGHED = ("by pictures", "by pictures, capped")
+WEIGHED = ("by pictures", "by pictures, capped", "facmic")
 PLANS = {
     **{name: Plan(name) for name in methods.names()},
     "by pictures": Plan("linear", {"weighting": "pictures"}),
@@ -70,7 +70,7 @@ LIES: dict[str, tuple[Plan, Callable[[Update], Update], int, str]] = {
         "the sums are of 40 training and 30 validation pictures",
     ),
     "validation sums": (
-        PLANS["prototypes"],
+        PLANS["gda"],
         lambda update: update,
         69,
         "the device declared 69 pictures",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -142,7 +143,7 @@ def test_the_request_that_the_help_shows_is_taken(site: Folder, tmp_path: Path) 
     said = system.run("enroll", "--help").stdout.replace("\\\n", " ")  # continued lines
     for line in said.splitlines():
         if line.strip().startswith("openssl "):
-            subprocess.run(line.split(), check=True, capture_output=True, timeout=30)
+            subprocess.run(line.split(), check=True, capture_output=True, timeout=system.DEADLINE_S)
     assert system.run("enroll", "--csr", "cam-01.csr").returncode == 0
     assert signing.load(tmp_path / "device.key").key == (
         registry.read(site.registry).devices["cam-01"].key
@@ -383,22 +384,18 @@ def test_a_disk_that_is_full_before_the_registry_is_written_leaves_no_archive(
 
 def test_two_commands_at_once_lose_no_device(site: Folder) -> None:
     names = [f"cam-{n}" for n in range(6)]
-    running = [
-        subprocess.Popen(
-            system.command("enroll", name),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in names
-    ]
     enrolled = set()
-    for name, process in zip(names, running, strict=True):
-        _, said = process.communicate(timeout=system.DEADLINE_S)
-        if process.returncode == 0:
-            enrolled.add(name)
-        else:
-            assert "is in use by another process" in said
+    with contextlib.ExitStack() as ends:
+        running = {
+            name: ends.enter_context(system.started("enroll", name, stderr=subprocess.PIPE))
+            for name in names
+        }
+        for name, process in running.items():
+            _, said = process.communicate()
+            if process.returncode == 0:
+                enrolled.add(name)
+            else:
+                assert "is in use by another process" in said
     assert enrolled
     assert set(registry.read(site.registry).devices) == enrolled
 

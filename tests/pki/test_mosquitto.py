@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import brokers
 import pytest
 import system
 from brokers import MOSQUITTO, free_port, wait_until_served
@@ -53,9 +54,8 @@ def reachable() -> Iterator[Path]:
 
 @pytest.fixture
 def secured(tmp_path: Path) -> Iterator[Secured]:
-    made = Secured(tmp_path)
-    yield made
-    made.stop()
+    with Secured(tmp_path) as made:
+        yield made
 
 
 def is_revoked(address: BrokerAddress) -> bool:
@@ -78,13 +78,10 @@ def test_started_by_root_mosquitto_can_read_its_files_now_and_after_a_revocation
         assert said.returncode == 0, said.stderr
         settings = reachable / "site/broker/mosquitto.conf"
         assert f"run the broker  mosquitto -c {settings}\nadd a device" in said.stdout
-        with (reachable / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(MOSQUITTO), "-c", str(settings)], stdout=log, stderr=log
-            )
+        process = brokers.start(["-c", settings], reachable / "log")
         try:
             assert wait_until_served(process, port), (reachable / "log").read_text()
-            status = Path(f"/proc/{process.pid}/status").read_text()
+            status = system.of_process(process.pid, "status")
             assert "\nUid:\t0\t" not in status  # it is not root any more
             boxes = {}
             for name in ("cam-01", "cam-02"):
@@ -99,12 +96,11 @@ def test_started_by_root_mosquitto_can_read_its_files_now_and_after_a_revocation
                 assert f"127.0.0.1:{port} refuses its certificates from now on (checked)" in (
                     said.stdout
                 )
-            assert is_revoked(boxes["cam-01"])
+            wait_until(lambda: is_revoked(boxes["cam-01"]), "the broker to refuse it")
             assert not is_revoked(boxes["cam-02"])
             assert "Permission denied" not in (reachable / "log").read_text()
         finally:
-            process.terminate()
-            process.wait(10)
+            brokers.stop(process)
     finally:
         os.umask(before)
     others = [p for p in (reachable / "site").rglob("*") if p.stat().st_mode & 0o007]
@@ -152,15 +148,13 @@ def test_the_printed_lines_do_let_mosquitto_read(
     commands = [line.strip() for line in lines[1:-1]]
     assert len(commands) == 3
     for command in commands:
-        subprocess.run(command.split(), check=True, cwd=made.path, timeout=30)
+        subprocess.run(command.split(), check=True, cwd=made.path, timeout=system.DEADLINE_S)
     run = lines[-1].removeprefix("run the broker  mosquitto ").split()
-    with (reachable / "log").open("wb") as log:
-        process = subprocess.Popen([str(MOSQUITTO), *run], stdout=log, stderr=log)
+    process = brokers.start(run, reachable / "log")
     try:
         assert wait_until_served(process, port), (reachable / "log").read_text()
     finally:
-        process.terminate()
-        process.wait(10)
+        brokers.stop(process)
 
 
 def test_a_revocation_that_the_broker_did_not_read_is_not_called_done(secured: Secured) -> None:

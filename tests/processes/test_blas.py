@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkout import ROOT
 from in_memory import class_texts
-from system import descendants
+from system import descendants, of_process
 
 from fedclip_edge.simulating.pool import Pool
 from fedclip_edge.simulating.workers import Workers
@@ -60,8 +60,5 @@ def test_workers_have_no_threads_of_blas(monkeypatch: pytest.MonkeyPatch) -> Non
     vectors = np.zeros((0, 8), np.float32)
     pool = Pool(classes, "e" * 64, vectors, nobody, np.zeros(0, np.uint8), (), nobody)
     with Workers(pool, 1):
-        environments = [
-            Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            for pid in descendants(os.getpid())
-        ]
-        assert any(f"{VARIABLE}=1".encode() in its for its in environments)
+        environments = [of_process(pid, "environ").split("\0") for pid in descendants(os.getpid())]
+        assert any(f"{VARIABLE}=1" in its for its in environments)

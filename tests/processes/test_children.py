@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-import system
+from system import DEADLINE_S, of_process, running
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.storage.lock import lock_file
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
-DEADLINE_S = 20.0
 
 
 def says_ready(child: subprocess.Popen[str]) -> None:
@@ -122,7 +121,7 @@ os._exit(0)
 def test_what_other_threads_do_holds_no_start_up() -> None:
     """Code between fork and exec made two of three starts hang in a lock of OpenBLAS."""
     for _ in range(4):
-        subprocess.run([sys.executable, "-c", STARTS], timeout=4 * DEADLINE_S, check=True)
+        subprocess.run([sys.executable, "-c", STARTS], timeout=DEADLINE_S, check=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -151,10 +150,8 @@ def test_children_end_with_a_parent_that_was_killed() -> None:
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    with (
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as dies,
-        system.killed_on_leaving(dies),
-    ):
+    words = [sys.executable, "-c", code]
+    with running(words, stdout=subprocess.PIPE, text=True) as dies:
         assert dies.stdout is not None
         orphan = int(dies.stdout.readline())
         assert is_running(orphan)
@@ -167,11 +164,8 @@ def test_children_end_with_a_parent_that_was_killed() -> None:
 
 def is_running(pid: int) -> bool:
     """True if the process exists and is not a zombie (in a container, zombies may remain)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+    status = of_process(pid, "stat")
+    return bool(status) and status.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def test_our_own_command_is_this_installation() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedclip_edge.protocol.exchange import open_round
+from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.records import Plan
 
 PLAN = Plan(rounds=3, options={"lr": 0.5, "loss": "x"})
@@ -33,14 +33,21 @@ OTHERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_another_exchange_has_another_hash(name: str) -> None:
-    assert open_round(**FIELDS).sha256 != open_round(**{**FIELDS, name: OTHERS[name]}).sha256
+    other = open_exchange("round", **{**FIELDS, name: OTHERS[name]})
+    assert open_exchange("round", **FIELDS).sha256 != other.sha256
+
+
+def test_a_vote_is_another_exchange_than_a_round() -> None:
+    vote = open_exchange("vote", **FIELDS)
+    assert vote.kind == "vote"
+    assert open_exchange("round", **FIELDS).sha256 != vote.sha256
 
 
 def test_the_same_exchange_has_the_same_hash_whatever_the_order_of_options() -> None:
     plan = replace(PLAN, options={"loss": "x", "lr": 0.5})
-    assert open_round(**{**FIELDS, "plan": plan}) == open_round(**FIELDS)
+    assert open_exchange("round", **{**FIELDS, "plan": plan}) == open_exchange("round", **FIELDS)
 
 
 def test_a_bound_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="max_norm"):
-        open_round(**{**FIELDS, "max_norm": 0.0})
+        open_exchange("round", **{**FIELDS, "max_norm": 0.0})

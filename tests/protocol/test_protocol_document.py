@@ -17,6 +17,7 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol import messages, wire
 from fedclip_edge.records import Plan
 
+pytestmark = pytest.mark.one_python
 TEXT = PAGE.read_text(encoding="utf-8")
 RECORDS: dict[type[Any], dict[str, Any]] = {
     type(message): json.loads(json.dumps(message, default=vars))
@@ -74,7 +75,14 @@ def test_each_limit_is_the_one_that_holds(cls: type[Any], name: str) -> None:
 
 def test_values_named_in_a_table_are_all_there_are() -> None:
     chosen = [(cls, name) for cls, name in EVERY_FIELD if FIELDS[cls][name][0] == "one of these"]
-    assert {name for _, name in chosen} == {"phase", "codec_up", "codec_down", "kind", "scope"}
+    assert {name for _, name in chosen} == {
+        "phase",
+        "codec_up",
+        "codec_down",
+        "kind",
+        "scope",
+        "vote",
+    }
     for cls, name in chosen:
         row = next(line for line in examples.field_table(cls).splitlines() if f"`{name}`" in line)
         values = re.findall(r'`"(\w+)"`', row.split("|")[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from in_memory import class_texts
 from simulated import pool
 
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.simulating.comparison import Choices, check, compare, count_rounds, views
+from fedclip_edge.simulating.comparison import (
+    Choices,
+    check,
+    compare,
+    count_rounds,
+    deal_of,
+    views,
+)
+from fedclip_edge.simulating.pool import TEST
 from fedclip_edge.simulating.settings import parse_settings
 from fedclip_edge.simulating.splits import parse_split
 from fedclip_edge.simulating.workers import Here
@@ -22,7 +31,7 @@ CHOICES = Choices(parse_settings("zeroshot,fedclip", 2), parse_split("domain"))
 def test_runs_come_by_seed_then_held_out_domain_then_setting() -> None:
     choices = replace(CHOICES, seeds=2, first_seed=5, hold_out="all")
     steps = list(compare(choices, POOL, Here(POOL), print))
-    assert len(steps) == count_rounds(choices, POOL) == 2 * 3 * (2 + 3)
+    assert len(steps) == count_rounds(choices, POOL) == 2 * 3 * (2 + 4)
     runs = [one.outcomes[0].run for one in steps if one.outcomes]
     assert [(run.seed, run.held_out, run.setting.label) for run in runs] == [
         (seed, domain, label)
@@ -43,7 +52,7 @@ def test_the_seed_is_the_plans() -> None:
 
 def test_the_classes_are_halved_for_base_to_new_the_first_half_rounded_up() -> None:
     five = pool(classes=class_texts(tuple("abcde")))
-    base, new = views(replace(CHOICES, base_to_new=True), five)
+    base, new = views(replace(CHOICES, base_to_new=True), five, 0)
     assert (base.classes.names, new.classes.names) == (("a", "b", "c"), ("d", "e"))
     np.testing.assert_array_equal(base.place, [0, 1, 2, -1, -1])
     np.testing.assert_array_equal(new.place, [-1, -1, -1, 0, 1])
@@ -63,6 +72,53 @@ def test_new_classes_are_neither_trained_on_nor_mixed_with_the_old() -> None:
     assert one[1].fleet != two[1].fleet
 
 
+def test_the_classes_that_are_left_out_depend_on_the_seed() -> None:
+    five = pool(classes=class_texts(tuple("abcde")))
+    choices = replace(CHOICES, leave_out=2)
+    kept = [views(choices, five, seed)[0] for seed in range(9)]
+    assert {len(view.classes.names) for view in kept} == {3}
+    assert len({view.classes.names for view in kept}) > 1
+    assert views(choices, five, 4)[0].classes.names == kept[4].classes.names
+    for view in kept:
+        for label, name in enumerate(five.classes.names):
+            place = int(view.place[label])
+            assert (place >= 0) == (name in view.classes.names)
+            assert place < 0 or view.classes.names[place] == name
+
+
+def test_no_device_trains_on_a_class_that_is_left_out() -> None:
+    choices = replace(CHOICES, leave_out=1)
+    (view,) = views(choices, POOL, 0)
+    hidden = (view.place[POOL.labels] < 0) & (POOL.sides != TEST)
+    changed = POOL.vectors.copy()
+    changed[hidden] *= -3
+    other = replace(POOL, vectors=changed)
+    one = list(compare(choices, POOL, Here(POOL), print))[-1].outcomes
+    assert one[0].fleet == list(compare(choices, other, Here(other), print))[-1].outcomes[0].fleet
+    for device in deal_of(choices, POOL, 0, "").devices:
+        for rows in (device.train, device.validation):
+            assert (view.place[POOL.labels[rows]] >= 0).all()
+        assert (view.place[POOL.labels[device.test]] < 0).any()
+
+
+@pytest.mark.parametrize("changes", [{"leave_out": 1}, {"base_to_new": True}])
+def test_pictures_of_other_classes_are_measured_once_a_run(changes: dict[str, Any]) -> None:
+    choices = replace(CHOICES, **changes)
+    steps = list(compare(choices, POOL, Here(POOL), print))
+    first, *more = next(step.outcomes for step in steps if step.outcomes)
+    place = views(choices, POOL, 0)[0].place[POOL.labels[POOL.sides == TEST]]
+    assert first.separation is not None
+    assert first.separation.known.sum() == (place >= 0).sum()
+    assert first.separation.others.sum() == (place < 0).sum()
+    assert first.zero_shot_separation is not None
+    assert first.separation.auroc == first.zero_shot_separation.auroc  # the method is zero-shot
+    assert [one.separation for one in more] == [None] * len(more)
+    whole = next(
+        step.outcomes for step in compare(CHOICES, POOL, Here(POOL), print) if step.outcomes
+    )
+    assert whole[0].separation is None
+
+
 def test_the_floor_of_the_devices_holds_in_every_run() -> None:
     steps = list(compare(replace(CHOICES, min_per_class=1000), POOL, Here(POOL), print))
     assert [one.outcomes[0].up_bytes for one in steps if one.outcomes] == [0, 0]
@@ -79,6 +135,8 @@ def test_devices_that_were_topped_up_are_said_to_be() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
+        ({"leave_out": 3}, DataError, "--leave-out 3 leaves fewer than two of the 4 classes"),
+        ({"leave_out": 1, "base_to_new": True}, ConfigError, "give either --leave-out or"),
         ({"hold_out": "attic"}, ConfigError, "choose one of: barn, roof, yard, or all"),
         (
             {"base_to_new": True, "settings": parse_settings("linear", 1)},

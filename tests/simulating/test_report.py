@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, measured
-from outcomes import FEDCLIP, outcome
+from outcomes import FEDCLIP, SEPARATION, outcome
 
 from fedclip_edge.records import Plan
 from fedclip_edge.simulating.report import best, drawings, styles, write_report
@@ -38,6 +38,7 @@ def page(folder: Path, its: list[Outcome]) -> Path:
     whole = {
         "split": "domain",
         "noisy": 0.0,
+        "leave_out": 0,
         "min_per_class": None,
         "pictures": 1234,
         "classes": ["car", "a class with quite a long name"] * 20,
@@ -114,6 +115,16 @@ def test_the_page_does_not_scroll_sideways(width_px: int, tmp_path: Path) -> Non
 def test_the_table_of_the_means_is_whole_on_a_desktop(tmp_path: Path) -> None:
     for width_px in (1200, 800):
         assert measured(page(tmp_path, outcomes()), width_px)["hidden"][0] <= 0
+
+
+def test_pictures_of_none_of_the_classes_have_a_table_if_there_are_any(tmp_path: Path) -> None:
+    assert "none of the classes" not in page(tmp_path, [outcome(0.5)]).read_text()
+    path = page(tmp_path, [outcome(0.5, separation=SEPARATION)])
+    text = re.sub(r"<[^>]*>", " ", path.read_text())
+    table = text[text.index("Pictures of none of the classes") :].split("by round")[0]
+    assert re.findall(r"\d+\.\d", table) == ["92.0", "92.0", "20.0", "60.0"]
+    if CHROMIUM is not None:
+        assert measured(path, 390)["width"] == 390
 
 
 def test_one_setting_without_a_domain_needs_no_more_than_its_row(tmp_path: Path) -> None:

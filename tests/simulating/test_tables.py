@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from outcomes import outcome
+from outcomes import SEPARATION, outcome
 
 from fedclip_edge.records import Plan
 from fedclip_edge.simulating.settings import Setting
@@ -14,7 +14,7 @@ HEADS = ("zero-shot", "top-1", "all pictures", "worst", "macro F1", "ECE", "held
 
 
 def test_the_table_has_a_row_for_each_setting_and_only_the_columns_it_needs() -> None:
-    other = Setting("ridge", Plan(rounds=1))
+    other = Setting("ridge", Plan(rounds=1, vote="off"))
     text = tables(summarise([outcome(0.5), outcome(0.8, setting=other, up=1000)]))
     head, _, first, second = text.splitlines()
     assert "held out" not in head
@@ -25,6 +25,17 @@ def test_the_table_has_a_row_for_each_setting_and_only_the_columns_it_needs() ->
     wide = tables(summarise([outcome(0.5, held_out="roof", view="new")]))
     assert "held-out" in wide
     assert "harmonic" in wide
+
+
+def test_pictures_of_none_of_the_classes_have_columns_if_there_are_any() -> None:
+    assert "AUROC" not in tables(summarise([outcome(0.5)]))
+    rows = summarise([outcome(0.5, separation=SEPARATION)])
+    head, units, first = tables(rows).splitlines()
+    place = first.split().index("92.0")
+    assert first.split()[place : place + 4] == ["92.0", "92.0", "20.0", "60.0"]
+    assert (head.count("AUROC"), head.count("unknown")) == (2, 2)
+    assert "AUROC: probability" in notes(rows)
+    assert units.count("of others, %") == 1
 
 
 def test_means_come_first_and_then_the_held_out_domains() -> None:
@@ -46,7 +57,7 @@ def test_means_come_first_and_then_the_held_out_domains() -> None:
 @pytest.mark.parametrize("label", ["ridge", "linear@strategy=fedadam,strategy.lr=0.01,lr=0.002"])
 @pytest.mark.parametrize("domain", ["roof", "warehouse_camera_north_entrance"])
 def test_no_figure_is_lost_at_any_width(width: int, label: str, domain: str) -> None:
-    other = Setting(label, Plan(rounds=1))
+    other = Setting(label, Plan(rounds=1, vote="off"))
     its = [
         outcome(0.5 + s / 8, s, held_out, view)
         for s in (0, 1)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import system
 
 from fedclip_edge.storage import atomic
 
 NEW = {"a": b"new", "b": bytes(1000)}
-_DEADLINE_S = 30.0
 
 
 def names(folder: Path) -> list[str]:
@@ -108,34 +109,27 @@ atomic.write_folder(pathlib.Path(sys.argv[1]), {"a": b"killed"}, check=wait)
 """
 
 
-def start_writer(target: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Start a writer that has written all data and waits before the rename."""
+@contextlib.contextmanager
+def waiting_writer(target: Path) -> Iterator[Path]:
+    """A writer that has written all data and waits before the rename; it is killed on exit."""
     command = [sys.executable, "-c", WRITER, str(target)]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert writer.stdout is not None
-    return writer, Path(writer.stdout.readline().strip())
-
-
-def end(writer: subprocess.Popen[str]) -> None:
-    writer.send_signal(signal.SIGKILL)
-    writer.communicate(timeout=_DEADLINE_S)
+    with system.running(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        yield Path(writer.stdout.readline().strip())
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
-    writer, left = start_writer(tmp_path / "folder")
-    end(writer)
+    with waiting_writer(tmp_path / "folder") as left:
+        pass
     assert names(tmp_path) == [left.name]  # the final name does not exist
     atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
     assert names(tmp_path) == ["folder"]
 
 
 def test_a_writer_that_lives_is_left_alone(tmp_path: Path) -> None:
-    writer, at_work = start_writer(tmp_path / "folder")
-    try:
+    with waiting_writer(tmp_path / "folder") as at_work:
         atomic.write_folder(tmp_path / "folder", NEW, check=lambda _: None)
         assert at_work.is_dir()
-    finally:
-        end(writer)
 
 
 def test_a_folder_that_is_no_rest_is_left_alone(tmp_path: Path) -> None:

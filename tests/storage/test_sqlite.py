@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import system
 
 from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.storage.sqlite import (
@@ -103,6 +106,57 @@ def test_two_may_make_the_same_file(tmp_path: Path) -> None:
         one.execute("INSERT INTO thing VALUES ('a')")
         one.commit()
         assert other.execute("SELECT name FROM thing").fetchall() == [("a",)]
+
+
+_OPENS = """
+import sys
+from pathlib import Path
+from fedclip_edge.storage.sqlite import Schema, open_database
+schema = Schema(3, "thing", "CREATE TABLE IF NOT EXISTS thing (name TEXT PRIMARY KEY);")
+print("ready", flush=True)
+for path in sys.stdin:
+    open_database(Path(path.strip()), schema, durable=sys.argv[1] == "durable").close()
+    print("opened", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["durable", "not durable"])
+def test_processes_that_make_the_same_file_at_once_wait_for_each_other(
+    kind: str, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as ends:
+        openers = [
+            ends.enter_context(
+                system.running(
+                    [sys.executable, "-c", _OPENS, kind],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(4)
+        ]
+        assert [system.line_of(opener) for opener in openers] == ["ready"] * 4
+        for number in range(60):
+            for opener in openers:
+                system.tell(opener, str(tmp_path / f"{number}.sqlite"))
+            assert [system.line_of(opener) for opener in openers] == ["opened"] * 4
+
+
+def test_a_file_that_stays_locked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedclip_edge.storage.sqlite._WAITS_FOR_A_LOCK_S", 0.1)
+    path = tmp_path / "some.sqlite"
+    write(path, f"{THINGS.script} PRAGMA user_version = 3;")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        for lock in ("BEGIN EXCLUSIVE", "BEGIN IMMEDIATE", "BEGIN; SELECT * FROM thing"):
+            for statement in lock.split("; "):
+                other.execute(statement).fetchall()
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                open_database(path, THINGS)
+            other.execute("ROLLBACK")
+    open_database(path, THINGS).close()
 
 
 def translated(error: Exception) -> Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -16,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from in_memory import class_texts
 
 from fedclip_edge import log
-from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Blob
 from fedclip_edge.protocol.signing import Identity
-from fedclip_edge.records import Layout, Plan
+from fedclip_edge.records import Plan
 from fedclip_edge.transport import inbox
 from fedclip_edge.transport.fair_queue import Room
 
@@ -30,9 +31,13 @@ CHUNK_BYTES = 400  # gives two chunks for a model of 40 numbers
 
 
 @functools.cache
-def layout(method: str) -> Layout:
-    """The layout of all models and updates in a simulated run."""
-    return methods.plan_layout(Plan(method), CLASSES, DIM)
+def schedule_of(plan: str) -> Schedule:
+    """The exchanges of a simulated run; `plan` is a plan in JSON."""
+    return Schedule(Plan(**json.loads(plan)), CLASSES, DIM)
+
+
+def schedule(plan: Plan) -> Schedule:
+    return schedule_of(json.dumps(plan.to_json()))
 
 
 @functools.cache

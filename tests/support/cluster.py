@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +28,8 @@ PLACE = ROOT / "broker" / "rabbitmq"
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 HOME = "/etc/rabbitmq/fedclip-edge"  # the path of the files in the rabbitmq.conf that ships
 NODES = 3
-_STARTS_S = 60.0
-_COMMAND_S = 60.0
+_STARTS_S = 180.0
+_COMMAND_S = 180.0
 
 
 def settings(number: int, port: int, files: Path) -> str:
@@ -78,7 +79,7 @@ class Node:
 
 
 class Cluster:
-    """A context manager that starts the cluster on creation and ends it on exit."""
+    """A context manager that starts the cluster and ends it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,26 +89,33 @@ class Cluster:
         cookie.chmod(0o400)
         self._epmd_port = free_port()
         self._children = Children()
-        # `erl` would start an epmd that is never stopped.
-        self._children.start(
-            [*self._env(), "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
-            folder / "epmd.log",
-        )
-        # One after the other: a node that finds no other node may form a cluster of its own, and
-        # two that join at once may wait for ever for the leader that keeps the MQTT client ids.
         self.nodes: list[Node] = []
-        for number in range(1, NODES + 1):
-            node = self._start(number)
-            self.nodes.append(node)
-            wait_until(lambda node=node: self._answers(node), f"node {number}", _STARTS_S)  # type: ignore[misc]
 
     def __enter__(self) -> Cluster:
+        with ExitStack() as ends:
+            ends.enter_context(self._children)
+            ends.callback(self._kill_nodes)
+            # `erl` would start an epmd that is never stopped.
+            self._children.start(
+                [*self._env(), "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
+                self.folder / "epmd.log",
+            )
+            # One after the other: a node that finds no other node may form a cluster of its own,
+            # and two that join at once may wait for ever for the leader that keeps the MQTT client
+            # ids.
+            for number in range(1, NODES + 1):
+                node = self._start(number)
+                self.nodes.append(node)
+                wait_until(lambda node=node: self._answers(node), f"node {number}", _STARTS_S)  # type: ignore[misc]
+            self._ends = ends.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ends.close()
+
+    def _kill_nodes(self) -> None:
         for node in self.nodes:
             node.kill()
-        self._children.__exit__(None, None, None)
 
     def await_nodes(self) -> None:
         """Wait until all nodes know each other and accept connections, which is their last step."""

@@ -20,18 +20,25 @@ from fedclip_edge.config import (
 )
 from fedclip_edge.learning.methods import (
     clip_adapter,
+    faa_clip,
+    facmic,
     fedclip,
+    fedot,
     gda,
     lowrank,
-    prototypes,
     ridge,
     tip_adapter,
+    tofa,
 )
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
 from fedclip_edge.records import Plan
 
 _BETA1 = "Decay rate of the mean of the gradients."
+_LOSS = (
+    "`contrastive` is the loss of the FedCLIP paper; `multi-positive` does not count pictures of the "
+    "same class as negatives; `cross-entropy` compares with all classes."
+)
 _SERVER_LR = "Learning rate of the coordinator."
 _MIN_PER_CLASS = (
     "A device sends nothing for a class of which it has fewer pictures than this on one side of its "
@@ -63,6 +70,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "min_per_class": "Smallest number of pictures of a class that an update may depend on; no "
         "plan lowers it. A side of the split with fewer pictures of a class is withheld. If training "
         "and validation reach the number only together, all these pictures are for training.",
+        "min_votes": "Smallest number of validation pictures that the device votes with. With fewer, "
+        "its answer to the vote is empty.",
         "methods": "Methods that this device takes part in; it refuses a plan with another one. "
         "Without this key, all methods.",
         "reports": "`false` keeps the measured accuracies on the device, and no round waits for them.",
@@ -131,6 +140,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "personal_epochs": "Number of epochs for which each device continues to train alone after the "
         "last round. It keeps the model that is best on its validation pictures as its personal "
         "model. 0 makes none.",
+        "vote": "`on`: the run ends with a [vote](../explanation/methods.md#the-vote) of the devices "
+        "on their validation pictures, so that its model is not worse than zero-shot CLIP. `off`: "
+        "it ends with the model of the last round, which nothing guards.",
         "local_baseline": "Each device also trains a model alone, for comparison.",
     },
     Training: {
@@ -148,9 +160,17 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "proximal_mu": "FedProx: adds this number, halved, times the squared distance to the "
         "received model to the loss.",
     },
-    fedclip.Options: {
-        "loss": "`contrastive` is the loss of the FedCLIP paper; `multi-positive` does not count "
-        "pictures of the same class as negatives; `cross-entropy` compares with all classes.",
+    faa_clip.Options: {"loss": _LOSS},
+    facmic.Options: {
+        "loss": _LOSS,
+        "transfer": "Weight of the loss that aligns the classes of the training pictures with those "
+        "predicted for the validation pictures. 0 leaves it out.",
+    },
+    fedclip.Options: {"loss": _LOSS},
+    fedot.Options: {
+        "blocks": "Number of blocks of the device's map. Fewer blocks can turn features more.",
+        "map_epochs": "Passes over the training pictures that find a device's map, in each round "
+        "and for its own model.",
     },
     clip_adapter.Options: {
         "reduction": "The bottleneck has the width of the features divided by this number.",
@@ -169,17 +189,16 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "the number of pictures.",
         "min_per_class": _MIN_PER_CLASS,
     },
-    prototypes.Options: {
-        "alpha": "Weight of the image prototypes relative to the class texts. Without it, it is "
-        "fitted to the validation pictures.",
-        "shrinkage": "Factor on the shrinkage of the covariance.",
-        "min_per_class": _MIN_PER_CLASS,
-    },
     tip_adapter.Options: {
         "alpha": "Weight of the cached pictures relative to the class texts. Without it, the value "
         "that is best on the device's validation pictures is used.",
         "beta": "Sharpness of the similarity to a cached picture. Without it, the value that is "
         "best on the device's validation pictures is used.",
+    },
+    tofa.Options: {
+        "alpha": "Weight of a picture of the fleet relative to a picture of the device, in the "
+        "device's own model. Without it, the value that is best on its validation pictures is used.",
+        "min_per_class": _MIN_PER_CLASS,
     },
     fedavgm.Options: {"lr": _SERVER_LR, "momentum": "Momentum of the coordinator."},
     adaptive.Options: {

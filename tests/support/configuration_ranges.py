@@ -24,12 +24,15 @@ from fedclip_edge.config import (
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
     clip_adapter,
+    faa_clip,
+    facmic,
     fedclip,
+    fedot,
     gda,
     lowrank,
-    prototypes,
     ridge,
     tip_adapter,
+    tofa,
 )
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategies import adaptive, fedavgm, robust
@@ -116,6 +119,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             "64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a")
         ),
         "min_per_class": integers(1),
+        "min_votes": integers(1),
         "methods": Range(
             "different names of methods, at least one",
             (["ridge"], [*methods.names()]),
@@ -166,10 +170,14 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "max_norm": numbers(0, 1e9, above=True, below=True),
         "strategy": STRATEGY,
         "personal_epochs": integers(0, 1000),
+        "vote": CHOICE,
         "local_baseline": TRUTH,
     },
     Training: _TRAINING,
+    faa_clip.Options: {"loss": CHOICE},
+    facmic.Options: {"loss": CHOICE, "transfer": numbers(0, 1e3)},
     fedclip.Options: {"loss": CHOICE},
+    fedot.Options: {"blocks": integers(1), "map_epochs": integers(1)},
     clip_adapter.Options: {
         "reduction": integers(1),
         "ratio": numbers(0, 1, above=True, below=True),
@@ -181,12 +189,8 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "min_per_class": integers(1),
     },
     gda.Options: {"share": numbers(0, 100), "min_per_class": integers(1)},
-    prototypes.Options: {
-        "alpha": numbers(0, 1e6),
-        "shrinkage": numbers(0, 1e6, above=True),
-        "min_per_class": integers(1),
-    },
     tip_adapter.Options: {"alpha": numbers(0, 1e4), "beta": numbers(0, 1e4)},
+    tofa.Options: {"alpha": numbers(0, 1e3), "min_per_class": integers(1)},
     fedavgm.Options: {"lr": numbers(0, 10, above=True), "momentum": numbers(0, 1, below=True)},
     adaptive.Options: {
         "lr": numbers(0, 10, above=True),

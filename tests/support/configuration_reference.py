@@ -122,8 +122,9 @@ PLAN_RULES = (
     ),
     Rule(
         f"`personal_epochs` is refused with `zeroshot`, which trains nothing, and with "
-        f"{_having('is_personal')}, which makes a personal model anyway, and with "
-        f"{_having('learns_from_validation')}, which leaves no picture to choose with.",
+        f"{_named(n for n in methods.names() if methods.get(n).personal)}, which make a personal "
+        f"model anyway, and with {_having('learns_from_validation')}, which leave no picture to "
+        "choose with.",
         "fleet.toml",
         _fleet({"method": "tip-adapter", "personal_epochs": 1}),
         _fleet({"method": "tip-adapter"}),

@@ -18,7 +18,7 @@ from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.records import Plan, Role
 from fedclip_edge.transport.in_memory import InMemoryBroker
 
-PLAN = Plan(rounds=3, options={"lr": 0.01, "batch_size": 8})
+PLAN = Plan(rounds=3, vote="off", options={"lr": 0.01, "batch_size": 8})
 
 
 RULES = RunRules(devices=2, quorum=1.0, deadline_s=30.0, grace_s=10.0)

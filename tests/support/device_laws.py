@@ -10,36 +10,50 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from broken_law import BrokenLawError
 
 from fedclip_edge.agent.state_db import RunPosition, StateDb
+from fedclip_edge.learning import ballot, methods, moments
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Manifest
-from fedclip_edge.records import Arrays, Contribution, Model, Update
+from fedclip_edge.records import Arrays, Contribution, Features, Model, Update
 
 if TYPE_CHECKING:
     from laws import Laws
 
 
-HEAVY = "-heavy"  # the end of a variant whose updates have a weight that the plan forbids
+HEAVY = "-heavy"  # the end of a variant whose answers have a weight that is refused
 _NORM = 0.012  # of each update; with equal norms, no update is above the bound of its round
+
+
+def answer_of(schedule: Schedule, model: Model, device: str, variant: str) -> Update:
+    """The answer of a device to the exchange after a model: an update, or a vote."""
+    if schedule.steps[model.round].kind == "round":
+        if methods.get(model.method).traits.sends_moments:
+            return _moments(schedule, device, variant)
+        return update_of(model, device, variant)
+    return _vote(_bytes(model), tuple(schedule.layout(model.round).sums.items()), device, variant)
 
 
 def update_of(model: Model, device: str, variant: str) -> Update:
     """The update of a device from a model: cheap, different per device, and deterministic."""
-    content = b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
-    return _update(content, tuple(sorted(model.parameters)), device, variant)
+    return _update(_bytes(model), tuple(sorted(model.parameters)), device, variant)
+
+
+def _bytes(model: Model) -> bytes:
+    return b"".join(model.parameters[name].tobytes() for name in sorted(model.parameters))
 
 
 @functools.lru_cache(maxsize=4096)
 def _update(content: bytes, names: tuple[str, ...], device: str, variant: str) -> Update:
     digest = hashlib.sha256(content + f"{device}/{variant}".encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    weight = 2 if variant.endswith(HEAVY) else 1
+    weight = 1000 if variant.endswith(HEAVY) else 1  # more pictures than a device declares
     dim = int(np.sqrt(len(content) / 8 + 0.25))  # two square layers, each with a bias
     shapes = {name: (dim, dim) if name.endswith("weight") else (dim,) for name in names}
     drawn = {name: random.normal(size=shape) for name, shape in shapes.items()}
@@ -48,6 +62,46 @@ def _update(content: bytes, names: tuple[str, ...], device: str, variant: str) -
         name: (_NORM * weight / norm * values).astype(np.float32) for name, values in drawn.items()
     }
     return Update("sum", weight, terms)
+
+
+def _moments(schedule: Schedule, device: str, variant: str) -> Update:
+    """Exact sums over drawn pictures."""
+    digest = hashlib.sha256(f"{device}/{variant}".encode()).digest()
+    random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    classes = len(schedule.classes.names)
+    train, validation = (
+        Features(
+            random.normal(size=(count, schedule.dim)).astype(np.float32),
+            np.arange(count) % classes,
+            "e" * 64,
+        )
+        for count in (30, int(random.choice([0, 12])))
+    )
+    update = moments.update(train, validation, classes, 1)
+    return replace(update, weight=1000) if variant.endswith(HEAVY) else update
+
+
+@functools.lru_cache(maxsize=4096)
+def _vote(
+    content: bytes, shapes: tuple[tuple[str, tuple[int, ...]], ...], device: str, variant: str
+) -> Update:
+    """A drawn answer to a vote that `ballot.check` accepts; two devices often make a choice."""
+    digest = hashlib.sha256(content + f"{device}/{variant}".encode()).digest()
+    random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    count = int(random.choice([0, 5, 16, 60, 500]))
+    sums = {name: np.zeros(shape, np.int64) for name, shape in shapes}
+    candidates, temperatures = sums["loss"].shape
+    costs = random.integers(0, 2**20, (candidates, temperatures, count)) / 2**16
+    # Often one candidate is clearly better than all others.
+    costs[random.integers(candidates)] /= random.choice([1, 10])
+    sums["pictures"][:] = count
+    sums["correct"][:] = random.integers(0, count + 1, candidates)
+    sums["loss"][:] = np.rint(costs * 2**16).sum(axis=2)
+    sums["squares"][:] = np.rint((costs - costs[ballot.DEFAULT]) ** 2 * 2**16).sum(axis=2)
+    for name in ("known", "removed"):
+        sums[name][:, random.integers(sums[name].shape[1])] = count
+    weight = max(1, count) + (1 if variant.endswith(HEAVY) else 0)
+    return Update("sum", weight, {}, sums)
 
 
 @dataclass(eq=False)
@@ -167,7 +221,10 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
                 f"{memory.device} makes an update for round {pending.round} and does not know that "
                 f"its update for round {one.round} was kept",
             )
-    sent = wire.unpack_contribution(pending.payload, laws.run.plan.codec_up, laws.shapes)
+    layout = laws.schedule.layout(pending.round - 1)
+    sent = wire.unpack_contribution(
+        pending.payload, laws.run.plan.codec_up, layout.delta, layout.sums
+    )
     base, _ = laws.exchanges.get(sent.exchange, ("", 0.0))
     if laws.known.get(base) != pending.round - 1:
         raise BrokenLawError("equal", f"{memory.device} makes an update from an unknown model")
@@ -188,18 +245,19 @@ def _take_pending(laws: Laws, memory: Memory, disk: StateDb) -> None:
 def _make(laws: Laws, device: str, exchange: str, variant: str, before: Made | None) -> Made:
     run, residual = laws.run, {} if before is None else before.left
     base, _ = laws.exchanges[exchange]
-    update = update_of(laws.received(base), device, variant)
+    update = answer_of(laws.schedule, laws.received(base), device, variant)
     number = laws.known[base] + 1
+    layout = laws.schedule.layout(number - 1)
     meant = {name: term + residual.get(name, 0) for name, term in update.delta.items()}
     contribution = Contribution(
         run=run.id,
         round=number,
         device=device,
         exchange=exchange,
-        update=Update("sum", update.weight, meant),
+        update=Update("sum", update.weight, meant, update.sums),
     )
     body = wire.pack_contribution(contribution, run.plan.codec_up)
-    received = wire.unpack_contribution(body, run.plan.codec_up, laws.shapes).update
+    received = wire.unpack_contribution(body, run.plan.codec_up, layout.delta, layout.sums).update
     left = {name: term - received.delta[name] for name, term in meant.items()}
     return Made(
         round=number,

@@ -30,14 +30,8 @@ def start(site: Site, name: str, **more: str) -> subprocess.Popen[bytes]:
     }
     path = site.folder / f"{name}.agent.json"
     path.write_text(json.dumps(settings))
-    with (site.folder / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(EXAMPLES / "minimal_agent.py"), str(path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    site.processes.append(process)
-    return process
+    words = [sys.executable, str(EXAMPLES / "minimal_agent.py"), str(path)]
+    return site.start_program(words, name)
 
 
 def initial(plan: Plan, bundle: Bundle) -> Arrays:

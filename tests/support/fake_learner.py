@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from capable import CAPABLE
 
-from fedclip_edge.protocol.messages import Capabilities
+from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Measured, Model, Plan, Role, Shapes, Update
 
@@ -27,23 +27,25 @@ class FakeLearner:
     Models are recorded by their first number.
     """
 
-    model_shapes: Shapes
+    # Shapes of every model, or a function of the number of closed exchanges.
+    model_shapes: Shapes | Callable[[int], Shapes]
     device: str = "cam-01"
     make_update: Callable[[Model], Update] = plus_half
     accuracy: Mapping[str, float] = field(default_factory=lambda: {"federated": 0.5})
     report_fields: Mapping[str, Any] = field(default_factory=dict)  # replaces the defaults below
     roles: tuple[Role, ...] = ("train", "evaluate")
     methods: tuple[str, ...] = CAPABLE.methods
+    pictures: Pictures = CAPABLE.pictures
     busy_s: float = 0.0
     fitted: list[float] = field(default_factory=list)
     # Model and whether it is the final one.
     evaluated: list[tuple[float, bool]] = field(default_factory=list)
 
     def capabilities(self) -> Capabilities:
-        return replace(CAPABLE, roles=self.roles, methods=self.methods)
+        return replace(CAPABLE, roles=self.roles, methods=self.methods, pictures=self.pictures)
 
-    def shapes(self, plan: Plan) -> Shapes:
-        return self.model_shapes
+    def shapes(self, plan: Plan, closed: int) -> Shapes:
+        return self.model_shapes(closed) if callable(self.model_shapes) else self.model_shapes
 
     def fit(self, model: Model, plan: Plan) -> Update:
         self.fitted.append(_first_number(model))

@@ -89,8 +89,7 @@ class Fleet:
 
     def __enter__(self) -> Fleet:
         with ExitStack() as ends:
-            self.secured = Secured(self.folder)
-            ends.callback(self.secured.stop)
+            self.secured = ends.enter_context(Secured(self.folder))
             self.secured.start()
             self.link = ends.enter_context(Link(self.secured.port, looks=True, watch=self._watch))
             self.children = ends.enter_context(Children())
@@ -221,7 +220,7 @@ class Fleet:
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
             f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"
-            f"[plan]\nrounds = {self.rounds}\nmax_weight = 1\n"
+            f'[plan]\nrounds = {self.rounds}\nvote = "off"\nmax_weight = 1\n'
             f'codec_up = "fp32"\ncodec_down = "fp32"\n'
         )
 

@@ -22,7 +22,7 @@ from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
-from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import signing
 from fedclip_edge.protocol.messages import CoordinatorState
@@ -105,9 +105,8 @@ class Fleet:
             Topics("lab").for_coordinator(),
             publisher.will("lab", gone, me),
         )
-        state = run_state.open_run_state(
-            run, self.journal, methods.plan_layout(run.plan, self.classes, dim)
-        )
+        schedule = Schedule(run.plan, self.classes, dim)
+        state = run_state.open_run_state(run, self.journal, schedule)
         said = publisher.Publisher(self.config, state, me, link, incarnation, epoch)
         return resume_coordinator(self.config, state, said, self.now, registry=self.registry)
 

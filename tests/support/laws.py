@@ -18,6 +18,7 @@ The laws, by the name in `BrokenLawError.law`:
 - flood: of a flood, a process handles no more than one sender's share of its queue, and a
   coordinator does not listen to its sender for MUTED_S (bad_network.py).
 - equal: every model, and the file of the last one, equals that of the faultless run byte for byte.
+  A vote that fewer devices answer than any cohort of the fleet needs may also end with the default.
 - residual: a device's next update has the residual of its last kept one, once (device_laws.py).
 - parked: a device offers only what is on its disk.
 - epochs: no device believes a manifest of an older epoch than one it has believed before.
@@ -29,9 +30,11 @@ then apply to the rest.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import safetensors.numpy
 from broken_law import BrokenLawError
 from device_laws import Made
 
@@ -39,11 +42,11 @@ from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run, StoredModel
-from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
-from fedclip_edge.learning.strategy import Total
+from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
-from fedclip_edge.records import Model, Shapes
+from fedclip_edge.records import Model
 
 
 @dataclass(eq=False)
@@ -52,8 +55,10 @@ class Laws:
 
     run: Run
     initial: Model
-    shapes: Shapes  # of models and updates: for FedCLIP they are the same
-    models: list[StoredModel] = field(default_factory=list)  # by number of closed rounds
+    schedule: Schedule
+    trainers: int  # devices of the fleet that train
+    quorum: float
+    models: list[StoredModel] = field(default_factory=list)  # by number of closed exchanges
     masters: list[Model] = field(default_factory=list)
     closed_with: list[dict[str, str]] = field(default_factory=list)  # by round, from 1
     acknowledged: dict[tuple[int, str], str] = field(default_factory=dict)
@@ -65,6 +70,7 @@ class Laws:
     epoch: int = 0  # of that manifest
     _kept: dict[str, str] = field(default_factory=dict)  # of the open round
     _open: tuple[dict[str, str], ExactSum] | None = None
+    _state: State = field(default_factory=dict)  # of the coordinator, after the last exchange
     _received: dict[str, Model] = field(default_factory=dict)  # by version, as devices receive it
     _ever: set[tuple[str, str]] = field(default_factory=set)  # acknowledged, with any journal
 
@@ -105,7 +111,7 @@ class Laws:
         exchange, closed, phase = manifest["exchange"], manifest["closed"], manifest["phase"]
         number = exchange["number"]
         self.exchanges[exchange["sha256"]] = manifest["model"]["sha256"], exchange["max_norm"]
-        if closed < self.announced or number < min(closed + 1, self.run.plan.rounds):
+        if closed < self.announced or number < min(closed + 1, len(self.schedule.steps)):
             raise BrokenLawError(
                 "reopened", f"round {number} is announced after {self.announced} were closed"
             )
@@ -135,7 +141,7 @@ class Laws:
                 if kept != self.closed_with[number - 1]:
                     raise BrokenLawError("reopened", f"round {number} has other contributions now")
             else:
-                self._close(number, kept)
+                self._close(number, kept, journal)
         self._kept = journal.kept(run.id, closed + 1)
         for (number, device), sha256 in self.acknowledged.items():
             known = self._kept if number > closed else self.closed_with[number - 1]
@@ -157,7 +163,7 @@ class Laws:
     def check_file(self, state: run_state.RunState) -> None:
         """Check the model file at the end of the run."""
         found = model_file.read(model_file.path_of(state.journal.path, self.run.id)).model
-        if found.round != self.run.plan.rounds or not _same(found, self.masters[-1]):
+        if found.round != len(self.schedule.steps) or not _same(found, self.masters[-1]):
             raise BrokenLawError("equal", "the model file differs from a faultless run's")
 
     def journal_replaced(self, journal: Journal) -> None:
@@ -172,20 +178,35 @@ class Laws:
             if kept.get(number, {}).get(device) == sha256
         }
         self.announced, self.epoch, self._open = closed, 0, None
+        self._state = safetensors.numpy.load(journal.newest_model(run).server_state)
 
-    def _close(self, number: int, kept: dict[str, str]) -> None:
-        total = self._sum(number, kept)
-        model, _ = methods.combine(self.masters[-1], total, {})
+    def _close(self, number: int, kept: dict[str, str], journal: Journal) -> None:
+        total, before = self._sum(number, kept), self.masters[-1]
+        model, state = self.schedule.close(before, total, self._state)
+        if self.schedule.steps[number - 1].kind == "vote":
+            # The journal does not name the cohort, so a vote may have had no quorum. With answers
+            # of so many devices every cohort had one.
+            had_quorum = len(kept) >= math.ceil(self.quorum * self.trainers)
+            default, _ = self.schedule.close(before, total, self._state, decided=False)
+            if not had_quorum and self._published(default).payload == (
+                journal.newest_model(self.run.id).payload
+            ):
+                model = default
+        self._state = state
         self._add(model)
         self.closed_with.append(kept)
         self._open = None
 
     def _add(self, model: Model) -> None:
-        stored, codec = run_state.stored_model(model, {}, self.run.plan), self.run.plan.codec_down
+        stored, codec = self._published(model), self.run.plan.codec_down
+        shapes = self.schedule.layout(model.round).parameters
         self.masters.append(model)
         self.models.append(stored)
         self.known[stored.sha256] = model.round
-        self._received[stored.sha256] = wire.unpack_model(stored.payload, codec, self.shapes)
+        self._received[stored.sha256] = wire.unpack_model(stored.payload, codec, shapes)
+
+    def _published(self, model: Model) -> StoredModel:
+        return run_state.stored_model(model, {}, self.run.plan)
 
     def _check_sum(self, number: int, kept: dict[str, str], total: Total) -> None:
         if self._open is None or self._open[0] != kept:
@@ -195,13 +216,16 @@ class Laws:
         if total.weight != expected.weight:
             what = f"weight {total.weight} in the sum, {expected.weight} in the journal"
             raise BrokenLawError("twice" if total.weight > expected.weight else "lost", what)
-        if any((total.terms[name] != term).any() for name, term in expected.terms.items()):
+        got = {**total.terms, **total.sums}
+        every = {**expected.terms, **expected.sums}
+        if got.keys() != every.keys() or any((got[n] != term).any() for n, term in every.items()):
             raise BrokenLawError(
                 "equal", f"the sum of round {number} is not the sum of its contributions"
             )
 
     def _sum(self, number: int, kept: dict[str, str]) -> ExactSum:
-        total = ExactSum(self.run.plan)
+        total = self.schedule.total(number - 1, self.run.plan.max_norm)
+        assert isinstance(total, ExactSum)
         for device, sha256 in kept.items():
             made = self.made.get((device, sha256))
             if made is None or made.base != self.models[number - 1].sha256:

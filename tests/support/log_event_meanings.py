@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "coordinator/": COORDINATOR,
     "learning/methods/": BOTH,
     "learning/kinds.py": BOTH,
+    "learning/schedule.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,
@@ -289,8 +290,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "ridge_chosen": Event("The method `ridge` solved for its head with these settings."),
+        "vote_decided": Event(
+            "The vote that ends the run is decided. `candidate` is its number on the ballot: 0 is "
+            "zero-shot CLIP, 1 is what the method takes without a vote. "
+            "[The vote](../explanation/methods.md#the-vote) explains the rule.",
+        ),
         "gda_solved": Event("The method `gda` solved for its head from the sums of all devices."),
-        "prototypes_chosen": Event("The method `prototypes` made its head with these settings."),
+        "tofa_solved": Event(
+            "The method `tofa` made its head and its statistics from the sums of all devices."
+        ),
         "solved_without_pictures": Event(
             "No device sent sums over training pictures; the model is zero-shot CLIP.",
             "Compare the number of pictures with `min_per_class`.",
@@ -308,7 +316,6 @@ FIELDS: Mapping[str, str] = {
     "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
     "error. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "again_s": "Seconds until the next attempt to connect.",
-    "alpha": "Weight of the image prototypes relative to the class texts.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
@@ -370,6 +377,8 @@ FIELDS: Mapping[str, str] = {
     "needs": "Number of training devices or contributions that are needed.",
     "path": "File of the model.",
     "per_s": "Pictures encoded in a second.",
+    "tofa_solved.classes": "Number of classes with training pictures.",
+    "tofa_solved.pictures": "Number of training pictures in the sums.",
     "gda_solved.classes": "Number of classes with pictures.",
     "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
@@ -388,8 +397,18 @@ FIELDS: Mapping[str, str] = {
     "run": "Id of the run.",
     "run_adds": "Classes of the run that this device's bundle lacks; ten are named.",
     "run_lacks": "Classes of this device's bundle that the run lacks; ten are named.",
+    "vote_decided.candidate": "Number of the chosen candidate.",
+    "vote_decided.temperature": "Factor of its logits.",
+    "vote_decided.pictures": "Validation pictures of all devices that voted.",
+    "vote_decided.loss": "Mean cross-entropy of the candidate on them, in nats.",
+    "vote_decided.zero_shot_loss": "The same for zero-shot CLIP, at its own best temperature.",
+    "vote_decided.correct": "Pictures that the candidate classifies correctly.",
+    "vote_decided.zero_shot_correct": "Pictures that zero-shot CLIP classifies correctly.",
+    "vote_decided.unknown_below": "Threshold of the score: a picture below it is unknown.",
+    "vote_decided.removed_unknown": "Share of the pictures that would be unknown without their own "
+    "class. It is a guide, and too high for pictures of classes that the model has never met.",
+    "vote_decided.hint": "Why no vote was possible, and what to do.",
     "run_done.rounds": "Number of rounds closed.",
-    "scale": "Factor on the logits of the class texts.",
     "share": "Weight of the Gaussian head relative to the class texts.",
     "seconds": "Duration in seconds; for a round, since it was opened.",
     "signal": "Name of the signal.",

@@ -19,14 +19,14 @@ import heapq
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import device_laws
 import habits
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
-from cached_crypto import identity_of, layout, quickly
+from cached_crypto import identity_of, quickly, schedule
 from crashing import Disk, Killed
 from fault_schedule import FAULTS
 from laws import Laws
@@ -86,7 +86,7 @@ def simulate(seed: int, show: Callable[[str], None] | None = None) -> Outcome:
             law=law,
             settled_s=world.ended_at - world.quiet_at if world.ended_at else 0.0,
             kills=world.kills,
-            rounds=world.plan.rounds,
+            rounds=world.exchanges,
             bad=len(world.bad),
             slowest=world.progress.slowest,
         )
@@ -122,7 +122,14 @@ class World:
             rounds += self.habit_luck.choice((0, 2))  # most of them after the last fault
         lossless: tuple[Codec, Codec] = ("fp32", "fp32")
         up, down = self.luck.choice((lossless, *[_LOSSY] * 2))
-        self.plan = Plan(rounds=rounds, codec_up=up, codec_down=down)
+        self.plan = Plan(rounds=rounds, vote="off", codec_up=up, codec_down=down)
+        # From luck of its own, so that it changes no other choice.
+        vote_luck = random.Random(f"vote of {seed}")
+        if vote_luck.random() < 0.5:
+            self.plan = replace(self.plan, vote="on")
+            method = vote_luck.choice(("fedclip", "fedclip", "gda", "ridge"))
+            if method != "fedclip":
+                self.plan = replace(self.plan, method=method, rounds=1)
         self.rules = RunRules(
             devices=devices,
             quorum=self.luck.choice((0.5, 0.75, 1.0)),
@@ -159,7 +166,7 @@ class World:
         self._spares = [self.agents[len(names) - 1]] if spare else []
         # A spare goes away for good; it may be a training device that a round waits for.
         missing = [box for box in (*self._spares, *self.bad) if "train" in self.roles[box.name]]
-        self.progress = Progress(self.rules, rounds, len(missing), self.quiet_at)
+        self.progress = Progress(self.rules, self.exchanges, len(missing), self.quiet_at)
 
     def _add_bad_members(self, folder: Path) -> None:
         self.bad = [self._box(folder, name) for name in self.habits]
@@ -186,12 +193,17 @@ class World:
         return (self.serve, self.rival, *self.agents, *self.clones)
 
     @property
+    def exchanges(self) -> int:
+        """The number of rounds and votes of the run."""
+        return len(schedule(self.plan).steps)
+
+    @property
     def bound_s(self) -> float:
         """The virtual time within which a run must end after the last fault."""
         rules = self.rules
         if self.bad or self._leavers:
             return self.progress.run_s
-        return (self.plan.rounds + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
+        return (self.exchanges + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
 
     # ---- time
 
@@ -408,9 +420,9 @@ class World:
         self.note("end")
         journal = Journal(simulated.disk.path, simulated.view._database)
         run = self.laws.run
-        state = run_state.open_run_state(run, journal, layout(run.plan.method))
+        state = run_state.open_run_state(run, journal, schedule(run.plan))
         self.laws.check_run_state(state)
-        if len(self.laws.models) != self.plan.rounds + 1 or journal.unfinished_run() is not None:
+        if len(self.laws.models) != self.exchanges + 1 or journal.unfinished_run() is not None:
             raise BrokenLawError(
                 "ends", "the coordinator ended, but the run in its journal is not complete"
             )

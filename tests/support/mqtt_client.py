@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from system import DEADLINE_S
+
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import LinkError
 from fedclip_edge.transport.base import (
@@ -18,9 +20,6 @@ from fedclip_edge.transport.base import (
     Will,
 )
 from fedclip_edge.transport.mqtt import PahoTransport
-
-DEADLINE_S = 30.0
-
 
 E = TypeVar("E")
 

@@ -32,7 +32,7 @@ from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.cohort import EVERYBODY, cohort_hash
-from fedclip_edge.protocol.exchange import open_round
+from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
@@ -62,7 +62,8 @@ def stored(body: bytes, name: str) -> bytes:
 MODEL = stored(wire.pack_model(Model("fedclip", 0, {"gate": TERM}), "fp16"), "fp16")
 VERSION = chunks.blob_of(MODEL, "model")
 PLAN = Plan(rounds=3, options={"lr": 0.001})
-EXCHANGE = open_round(
+EXCHANGE = open_exchange(
+    "round",
     run=RUN,
     number=1,
     model=VERSION.sha256,

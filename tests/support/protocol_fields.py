@@ -339,6 +339,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "epochs",
             "epochs after the last round in which a device trains a model of its own",
         ),
+        "vote": ("one of these", "whether the run ends with a vote of the devices"),
         "local_baseline": ("truth", "true if each device also trains a model alone, to compare"),
     },
 }

@@ -20,6 +20,7 @@ from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import Message, Offer, Want
 from fedclip_edge.protocol.topics import Topics
@@ -30,7 +31,7 @@ from fedclip_edge.transport.in_memory import InMemoryBroker
 CLASSES, D = class_texts(), 8
 
 
-PLAN = Plan(rounds=3, codec_up="fp32")
+PLAN = Plan(rounds=3, vote="off", codec_up="fp32")
 
 
 TOPICS, ME = Topics("lab"), signing.create_identity()
@@ -51,8 +52,9 @@ class Desk:
         config = FleetConfig("lab", bundle=folder, journal=folder / "journal.sqlite", plan=plan)
         journal = open_journal(config.journal)
         self.run = choose_run(config, CLASSES, D, ENCODER, journal).begin()
-        self.layout = methods.plan_layout(self.run.plan, CLASSES, D)
-        self.run_state = run_state.open_run_state(self.run, journal, self.layout)
+        schedule = Schedule(self.run.plan, CLASSES, D)
+        self.layout = schedule.layout(0)
+        self.run_state = run_state.open_run_state(self.run, journal, schedule)
         broker, gone = InMemoryBroker(), Will("gone", b"")
         self.devices = broker.client("devices", (TOPICS.down("+"),), gone)
         link = broker.client("coordinator", (), gone)

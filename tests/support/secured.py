@@ -9,7 +9,8 @@ import tarfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from brokers import MOSQUITTO, free_port, wait_until_served
+import brokers
+from brokers import free_port, wait_until_served
 from socket_faults import Encryption
 
 from fedclip_edge.config import BrokerAddress, load_agent
@@ -20,10 +21,11 @@ from fedclip_edge.transport import tls
 
 @dataclass
 class Secured:
-    """An operator's folder and its broker."""
+    """An operator's folder; as a context manager, also its broker."""
 
     folder: Path
     port: int = field(default_factory=free_port)
+    is_entered: bool = False
 
     def __post_init__(self) -> None:
         self.site: Folder = site.create_site(
@@ -35,14 +37,20 @@ class Secured:
     def settings(self) -> Path:
         return self.site.broker / "mosquitto.conf"
 
+    def __enter__(self) -> Secured:
+        self.is_entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> None:
+        assert self.is_entered, "nothing would end the broker"
         if os.geteuid() == 0 and "user root" not in self.settings.read_text():
             with self.settings.open("a") as file:
                 file.write("user root\n")  # the user mosquitto may not read the test's folder
-        with (self.folder / "broker.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(MOSQUITTO), "-v", "-c", str(self.settings)], stdout=log, stderr=log
-            )
+        words = ["-v", "-c", str(self.settings)]
+        self.process = brokers.start(words, self.folder / "broker.log")
         if wait_until_served(self.process, self.port):
             return
         raise AssertionError(f"mosquitto did not start: {self.log()}")
@@ -52,9 +60,8 @@ class Secured:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.terminate()
-            self.process.wait(10)
-            self.process = None
+            process, self.process = self.process, None
+            brokers.stop(process)
 
     def box(self, id: str, days: int = 30) -> BrokerAddress:
         """Enrol a device and unpack its archive; return the [broker] section of its agent.toml."""

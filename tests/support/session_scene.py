@@ -34,7 +34,7 @@ from fedclip_edge.transport.in_memory import InMemoryBroker
 TOPICS = Topics("lab")
 
 
-PLAN = Plan(rounds=30, codec_up="fp32", codec_down="fp32")
+PLAN = Plan(rounds=30, vote="off", codec_up="fp32", codec_down="fp32")
 
 
 SHAPES: Shapes = {"gate": (40, 10)}

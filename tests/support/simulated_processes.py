@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import device_laws
 from bad_network import FLEET
-from cached_crypto import CLASSES, DIM, identity_of, layout
+from cached_crypto import CLASSES, DIM, identity_of, schedule
 from crashing import CrashingConnection, Disk, Fuse
-from device_laws import HEAVY, Memory, update_of
+from device_laws import HEAVY, Memory, answer_of
 from fake_learner import FakeLearner
 from in_memory import ENCODER
 from laws import Laws
@@ -27,10 +27,10 @@ from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import PeerError
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import ballot
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import CoordinatorState, Manifest
+from fedclip_edge.protocol.messages import CoordinatorState, Manifest, Pictures
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR, Model, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
@@ -122,9 +122,15 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
     incarnation = f"boot-{world.starts}"
     me = identity_of(simulated.name)
     gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
-    state = run_state.open_run_state(run, journal, layout(run.plan.method))
+    state = run_state.open_run_state(run, journal, schedule(run.plan))
     if world.laws is None or world.laws.run.id != run.id:
-        world.laws = Laws(run, state.model, layout(run.plan.method).parameters)
+        world.laws = Laws(
+            run,
+            state.model,
+            schedule(run.plan),
+            sum("train" in roles for roles in world.roles.values()),
+            world.rules.quorum,
+        )
     world.laws.check_run_state(state)
     # Each start has a new client id, as in process.py, so an old will may arrive later.
     simulated.link = world.network.client(
@@ -164,7 +170,7 @@ def _begin(world: World, journal: Journal) -> Run | None:
     """The run to continue, or a new one with a deterministic id; None if it is finished."""
     if journal.last_run() is None:
         world.runs += 1
-        initial = methods.get(world.plan.method).initial(CLASSES, DIM, world.plan.seed)
+        initial = schedule(world.plan).initial()
         run = Run(f"run-{world.runs}", world.plan, ENCODER, CLASSES.digest)
         journal.add_run(run, run_state.stored_model(initial, {}, world.plan))
     elif journal.unfinished_run() is None:
@@ -201,12 +207,13 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
         encoder_id=ENCODER,
         classes_digest=CLASSES.digest,
         learner=FakeLearner(
-            layout(world.plan.method).parameters,
+            lambda closed: schedule(world.plan).layout(closed).parameters,
             name,
             functools.partial(_train, world, simulated, variant),
             # Without times in the report, its bytes are the same in every trace.
             report_fields={"wait_s": 0.0},
             roles=roles,
+            pictures=Pictures(train=1, validation=ballot.MOST, test=1, withheld=0),
         ),
         identity=me,
         transport=simulated.link,
@@ -221,4 +228,4 @@ def _train(world: World, simulated: SimulatedProcess, variant: str, model: Model
     training_s = world.training_s[simulated.name]
     simulated.busy_until = world.now + training_s
     world.at(training_s, functools.partial(world.poke, simulated))
-    return update_of(model, simulated.name, variant)
+    return answer_of(schedule(world.plan), model, simulated.name, variant)

@@ -19,7 +19,9 @@ from PIL import Image
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.vision.bundle import Bundle
 
-DEADLINE_S = 90.0  # generous: with two busy cores, torch takes seconds to load
+# Reached only by a fault: on a machine with ten busy processes for each core, a command that loads
+# torch takes a minute to start.
+DEADLINE_S = 180.0
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -40,32 +42,48 @@ def started(
     new_session: bool = False,
     timeout_s: float = 3 * DEADLINE_S,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a command with its output in a pipe; it is killed on exit or timeout."""
-    with (
-        subprocess.Popen(
-            command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=new_session,
-        ) as process,
-        killed_on_leaving(process, timeout_s),
-    ):
+    """Start a command of fedclip-edge with its output in a pipe, as `running` does."""
+    with running(
+        command(*arguments),
+        timeout_s=timeout_s,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=new_session,
+    ) as process:
         yield process
 
 
 @contextlib.contextmanager
-def killed_on_leaving(
-    process: subprocess.Popen[Any], timeout_s: float = 3 * DEADLINE_S
-) -> Iterator[None]:
-    """Kill the process on exit or after a timeout, so that no reader and no `wait` can hang."""
-    killer = threading.Timer(timeout_s, process.kill)
-    killer.start()
-    try:
-        yield
-    finally:
-        killer.cancel()
-        process.kill()
+def running(
+    words: Sequence[str | Path], *, timeout_s: float = 3 * DEADLINE_S, **settings: Any
+) -> Iterator[subprocess.Popen[Any]]:
+    """Start a program, with the settings of `subprocess.Popen`.
+
+    It is killed on exit or after a timeout, so no reader and no `wait` can hang. Then it is waited
+    for and its pipes are closed. Otherwise its ResourceWarning would fail a later test.
+    """
+    with subprocess.Popen(words, **settings) as process:
+        killer = threading.Timer(timeout_s, process.kill)
+        killer.start()
+        try:
+            yield process
+        finally:
+            killer.cancel()
+            process.kill()
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """Write a line to the process's standard input, which is a pipe."""
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line of the process's standard output, which is a pipe."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
 
 
 def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: int) -> None:
@@ -81,13 +99,14 @@ def write_pictures(folder: Path, classes: Sequence[str], per_class: int, seed: i
 
 @dataclass
 class Site:
-    """The configurations and processes of one fleet in one folder."""
+    """The configurations of one fleet in one folder; as a context manager, also its processes."""
 
     folder: Path
     bundle: Bundle
     broker: BrokerAddress
     fleet: str
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    is_entered: bool = False
 
     def write_fleet(self, devices: int, rounds: int, extra: str = "") -> Path:
         path = self.folder / "fleet.toml"
@@ -95,7 +114,7 @@ class Site:
             f'fleet = "{self.fleet}"\nbundle = "{self.bundle.folder}"\n'
             f"[broker]\nport = {self.broker.port}\n"
             f"[rules]\ndevices = {devices}\ndeadline_s = 60\ngrace_s = 20\n"
-            f"[plan]\nrounds = {rounds}\nlocal_baseline = true\n{extra}"
+            f'[plan]\nrounds = {rounds}\nvote = "off"\nlocal_baseline = true\n{extra}'
         )
         return path
 
@@ -112,8 +131,12 @@ class Site:
         return path
 
     def start(self, *arguments: str | Path, log: str) -> subprocess.Popen[bytes]:
+        return self.start_program(command(*arguments), log)
+
+    def start_program(self, words: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+        assert self.is_entered, "nothing would end the process"
         with (self.folder / f"{log}.log").open("ab") as file:
-            process = subprocess.Popen(command(*arguments), stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
         self.processes.append(process)
         return process
 
@@ -125,10 +148,13 @@ class Site:
     def text(self, log: str) -> str:
         return (self.folder / f"{log}.log").read_text()
 
-    def end(self) -> None:
+    def __enter__(self) -> Site:
+        self.is_entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
+            process.kill()  # does nothing if it was waited for
             process.wait()
 
 
@@ -140,26 +166,27 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = DEAD
         time.sleep(0.05)
 
 
+def of_process(pid: int, name: str) -> str:
+    """The file `name` of /proc/PID, such as `cmdline`; empty if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ended after the open
+        return ""
+
+
 def commands() -> dict[int, str]:
     """The command line of every process, by process id."""
-    lines = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                lines[int(entry.name)] = line.decode(errors="replace")
-    return lines
+    return {pid: of_process(pid, "cmdline").replace("\0", " ") for pid in _pids()}
 
 
 def descendants(pid: int) -> set[int]:
     """The ids of all running processes that descend from it."""
     parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # The name in parentheses may contain anything; state and parent come after it.
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[int(entry.name)] = int(fields[1])
+    for one in _pids():
+        # The name in parentheses may contain anything; state and parent come after it.
+        fields = of_process(one, "stat").rpartition(")")[2].split()
+        if fields:
+            parents[one] = int(fields[1])
     found, more = set[int](), {pid}
     while more:
         more = {child for child, parent in parents.items() if parent in more} - found
@@ -171,3 +198,8 @@ def process_of(argument: str) -> int:
     """The id of the only process with `argument` in its command line."""
     (found,) = (pid for pid, line in commands().items() if argument in line)
     return found
+
+
+def _pids() -> list[int]:
+    """The ids of all processes; some may have ended since."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fcntl import ioctl
 from termios import TIOCSWINSZ
 
-from system import DEADLINE_S, killed_on_leaving
+from system import DEADLINE_S, running
 
 
 def shown_on_terminal(command: Sequence[str], columns: int, *, with_errors: bool = True) -> str:
@@ -23,12 +23,7 @@ def shown_on_terminal(command: Sequence[str], columns: int, *, with_errors: bool
     settings = {**os.environ, "TERM": "xterm"}
     settings.pop("COLUMNS", None)
     errors = theirs if with_errors else subprocess.DEVNULL
-    with (
-        subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=errors, env=settings
-        ) as child,
-        killed_on_leaving(child),
-    ):
+    with running(command, stdin=theirs, stdout=theirs, stderr=errors, env=settings) as child:
         os.close(theirs)
         shown = b""
         while True:

@@ -25,11 +25,14 @@ OPTIONS_OF: dict[str, dict[str, Scalar]] = {
     "fedclip": OPTIONS,
     "linear": {"epochs": 40},
     "clip-adapter": {"epochs": 40},
+    "faa-clip": OPTIONS,
+    "facmic": OPTIONS,
+    "fedot": {"epochs": 40},
     "lowrank": {"epochs": 40},
     "gda": {"share": 50.0},
-    "prototypes": {"alpha": 50.0},
     "ridge": {},
     "tip-adapter": {"alpha": 200.0},
+    "tofa": {},
     "zeroshot": {},
 }
 
@@ -62,7 +65,13 @@ def train(
         bundle.manifest.encoder_id,
     )
     options = OPTIONS_OF[method]
-    plan = Plan(method, {**options, "lr": lr} if "epochs" in options else options, rounds=1, seed=3)
+    plan = Plan(
+        method,
+        {**options, "lr": lr} if "epochs" in options else options,
+        rounds=1,
+        seed=3,
+        vote="off",
+    )
     model = methods.initial(plan, bundle.classes, bundle.manifest.dim)
     empty = Features(features.vectors[:0], features.labels[:0], features.encoder_id)
     update = methods.fit(LocalTask(plan, model, features, empty, bundle.classes, 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from brokers import StartMosquitto
+from system import DEADLINE_S
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.pki.mosquitto import access_list
@@ -18,7 +19,7 @@ def guarded(start_mosquitto: StartMosquitto, tmp_path: Path) -> BrokerAddress:
     for number, user in enumerate(("coordinator", "cam-01", "cam-02", "auditor")):
         new = ["-c"] if number == 0 else []
         command = ["mosquitto_passwd", *new, "-b", str(tmp_path / "passwords"), user, user]
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
     # The auditor may read everything that anybody could retain.
     audit = "\nuser auditor\ntopic readwrite #\n"
     (tmp_path / "acl").write_text(access_list("lab") + audit)

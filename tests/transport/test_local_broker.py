@@ -87,4 +87,4 @@ def test_the_command_runs_until_it_is_ended() -> None:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) != 0
 
-    wait_until(is_gone, "the port to be free", timeout_s=10)
+    wait_until(is_gone, "the port to be free")

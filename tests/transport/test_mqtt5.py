@@ -15,9 +15,9 @@ import paho.mqtt.client as paho
 import pytest
 import system
 from brokers import StartMosquitto
-from mqtt_client import DEADLINE_S, Gate, Proxy, connected, login, next_of, subscribed
+from mqtt_client import Gate, Proxy, connected, login, next_of, subscribed
 from paho.mqtt.enums import CallbackAPIVersion
-from system import Site, wait_until
+from system import DEADLINE_S, Site, wait_until
 from without_mosquitto import no_mosquitto
 
 from fedclip_edge.config import BrokerAddress
@@ -337,9 +337,8 @@ def narrow(
 ) -> Iterator[Site]:
     """A fleet with a broker that limits the packet size."""
     broker = start_mosquitto(settings=f"allow_anonymous true\nmax_packet_size {request.param}")
-    made = Site(tmp_path, random_bundle, broker.address, "lab")
-    yield made
-    made.end()
+    with Site(tmp_path, random_bundle, broker.address, "lab") as made:
+        yield made
     broker.stop()
 
 

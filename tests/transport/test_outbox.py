@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-from system import wait_until
+from system import DEADLINE_S, wait_until
 
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import outbox
@@ -33,7 +33,7 @@ class Broker:
 
     def answer_all(self) -> None:
         """Acknowledge until nothing is left."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + DEADLINE_S
         while self.box.backlog():
             assert time.monotonic() < deadline
             if not self.box.acknowledged():
@@ -45,7 +45,7 @@ def broker() -> Iterator[Broker]:
     made = Broker()
     yield made
     made.box.link_down()
-    made.box.drain(5)
+    made.box.drain(DEADLINE_S)
 
 
 def parts(count: int, made: list[int] | None = None, size: int = 1) -> Iterator[bytes]:
@@ -145,7 +145,7 @@ def test_without_names_the_order_is_kept_and_bytes_are_bounded() -> None:
     broker.begin()
     broker.answer_all()
     assert [topic for topic, _ in broker.sent] == [f"t/{n}" for n in range(1000 - waiting, 1000)]
-    broker.box.drain(5)
+    broker.box.drain(DEADLINE_S)
 
 
 def test_a_broken_link_drops_parts_and_the_next_one_begins_afresh(broker: Broker) -> None:
@@ -187,15 +187,15 @@ def test_a_link_is_stuck_if_nothing_is_acknowledged_for_long() -> None:
     box.link_up(Limits())
     assert not box.is_stuck()
     box.link_down()
-    box.drain(5)
+    box.drain(DEADLINE_S)
 
 
 def test_the_end_waits_for_parts() -> None:
     broker = Broker()
     broker.box.put_parts(LAB.down("cam-01"), "model", parts(30))
     broker.begin()
-    ending = threading.Thread(target=broker.box.drain, args=(20,))
+    ending = threading.Thread(target=broker.box.drain, args=(DEADLINE_S,))
     ending.start()
     broker.answer_all()
-    ending.join(20)
+    ending.join(DEADLINE_S)
     assert len(broker.sent) == 30

@@ -26,9 +26,8 @@ LOOKS_S = 10.0
 
 @pytest.fixture
 def secured(tmp_path: Path) -> Iterator[Secured]:
-    made = Secured(tmp_path)
-    yield made
-    made.stop()
+    with Secured(tmp_path) as made:
+        yield made
 
 
 def why_no_link(address: BrokerAddress) -> str:

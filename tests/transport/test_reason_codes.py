@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from brokers import MOSQUITTO
-from mqtt_client import DEADLINE_S, connected, login, next_of
-from system import wait_until
+from mqtt_client import connected, login, next_of
+from system import DEADLINE_S, wait_until
 
 from fedclip_edge import log
 from fedclip_edge.config import BrokerAddress

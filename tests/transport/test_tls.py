@@ -19,9 +19,9 @@ import pytest
 from brokers import MOSQUITTO
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from mqtt_client import DEADLINE_S, connected, fill, next_of, until_end
+from mqtt_client import connected, fill, next_of, until_end
 from secured import Secured
-from system import wait_until
+from system import DEADLINE_S, wait_until
 
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
@@ -40,9 +40,8 @@ ACCEPTED_S = 3.0  # time without a refusal
 
 @pytest.fixture
 def secured(tmp_path: Path) -> Iterator[Secured]:
-    made = Secured(tmp_path)
-    yield made
-    made.stop()
+    with Secured(tmp_path) as made:
+        yield made
 
 
 def come(address: BrokerAddress, name: str, topics: Iterable[str] = ()) -> PahoTransport:
@@ -231,17 +230,14 @@ def test_a_clock_that_is_behind_is_waited_for(
     """A client cannot tell whether its clock is behind or the certificate begins in the future."""
     real = authority._now
     monkeypatch.setattr(authority, "_now", lambda: real() + dt.timedelta(days=3))
-    ahead = Secured(tmp_path)
-    monkeypatch.undo()
-    ahead.start()
-    try:
+    with Secured(tmp_path) as ahead:
+        monkeypatch.undo()
+        ahead.start()
         with pytest.raises(LinkError, match=r"not valid yet, by this box's clock \(2"):
             tls.examine(ahead.nobody(), REFUSAL_S)
         link = PahoTransport(ahead.nobody(), "x", [], Will("w", b""))
         with pytest.raises(LinkError, match="not valid yet"):
             link.connect(0.5)
-    finally:
-        ahead.stop()
 
 
 def answer(data: bytes, server: socket.socket) -> None:

@@ -7,6 +7,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from system import DEADLINE_S
 
 from fedclip_edge.vision.prefetch import prefetch
 
@@ -25,7 +26,7 @@ def test_it_is_one_item_ahead() -> None:
 
     results = prefetch(work, range(4))
     assert next(results) == 0
-    assert begun[1].wait(10)  # while the caller still has the first item
+    assert begun[1].wait(DEADLINE_S)  # while the caller still has the first item
     assert not begun[2].is_set()
     assert list(results) == [1, 2, 3]
 

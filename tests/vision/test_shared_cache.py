@@ -7,7 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -165,17 +165,20 @@ for n in range(first, first + 100):
 
 def test_two_processes_fill_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "f.sqlite"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(first), str(path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for first in (1000, 1050)  # half of their pictures are the same
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=system.DEADLINE_S)
-        assert process.returncode == 0, errors
+    with ExitStack() as ends:
+        writers = [
+            ends.enter_context(
+                system.running(
+                    [sys.executable, "-c", _WRITER, str(first), str(path)],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for first in (1000, 1050)  # half of their pictures are the same
+        ]
+        for writer in writers:
+            _, errors = writer.communicate()
+            assert writer.returncode == 0, errors
     with FeatureCache(path) as cache:
         assert len(cache) == 150 + 50
         assert len(cache.get([f"{n:064x}" for n in range(1000, 1150)], KEY)) == 150

@@ -37,14 +37,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedclip_edge import log
-from fedclip_edge.learning.kinds import closed_form
+from fedclip_edge.learning.kinds import Ballot, closed_form, mixes
 from fedclip_edge.learning.moments import F64, Moments
 from fedclip_edge.learning.operations import Array, Operations
 from fedclip_edge.records import F32, Arrays, ClassTexts
 
 _LAMBDAS = np.logspace(-3, 3, 37)  # times the mean eigenvalue of X^T X
 _PRIOR_MAX = 100.0
-_VARIANCE_MIN = 1e-4  # lower limit: with almost no error, the scale would be huge
+VARIANCE_MIN = 1e-4  # lower limit: with almost no error, the scale would be huge
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Option
 def solve(initial: Arrays, train: Moments, validation: Moments, options: Options) -> Arrays:
     """Solve for the head; `initial` gives the texts to shrink towards."""
     head = solve_head(train, validation, initial["weight"].astype(np.float64), options)
-    variance = max(head.error, _VARIANCE_MIN)
+    variance = max(head.error, VARIANCE_MIN)
     log.event(
         "ridge_chosen",
         l2=head.l2,
@@ -95,6 +95,18 @@ def solve(initial: Arrays, train: Moments, validation: Moments, options: Options
         validation_pictures=validation.pictures,
     )
     return _parameters(head.weight, 1 / variance, head.l2, head.prior)
+
+
+def heads(
+    initial: Arrays, fitted: Moments, train: Moments, validation: Moments, options: Options
+) -> Mapping[str, Arrays]:
+    """Solve for the head on `fitted`, with the settings that are best on the validation sums."""
+    texts = initial["weight"].astype(np.float64)
+    chosen = solve_head(train, validation, texts, options)
+    settings = Options(chosen.l2, chosen.prior)
+    weight = solve_head(fitted, validation, texts, settings).weight
+    variance = max(chosen.error, VARIANCE_MIN)
+    return {"ridge": _parameters(weight, 1 / variance, chosen.l2, chosen.prior)}
 
 
 def solve_head(train: Moments, validation: Moments, texts: F64, options: Options) -> Head:
@@ -156,4 +168,11 @@ def _parameters(weight: F64 | F32, scale: float, l2: float, prior: float) -> Arr
     return {name: np.array(value, np.float32) for name, value in values.items()}
 
 
-METHOD = closed_form("ridge", Options, initial_parameters, logits, solve)
+METHOD = closed_form(
+    "ridge",
+    Options,
+    initial_parameters,
+    logits,
+    solve,
+    ballot=Ballot(mixes("ridge"), heads, lambda initial: {"ridge": initial}),
+)

@@ -5,8 +5,7 @@ arXiv 2207.09519; reference code gaopengcuhk/Tip-Adapter.
 
     logits = scale * cos(f, t_c) + alpha * sum_i exp(-beta (1 - cos(f, k_i))) [y_i = c]
 
-k_i are the device's normalised training features and y_i their labels. The gate (gate.py) blends
-this with zero-shot CLIP, for pictures that do not look like the device's own. The features must not leave the
+k_i are the device's normalised training features and y_i their labels. They must not leave the
 device, so the method is **personal**: the device sends an empty update, and the run's model is
 zero-shot CLIP. Each device keeps its own model in `personal.safetensors`, which `predict` and
 `export-classifier` accept. It is made anew at each evaluation from the cached features.
@@ -26,7 +25,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedclip_edge.learning import gate
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.kinds import untrained
 from fedclip_edge.learning.method import LocalTask, Personal, scores
@@ -55,21 +53,17 @@ class Options:
 def own_model(task: LocalTask, options: Options) -> Model:
     """Make the device's cache of n training pictures, with alpha and beta as described above.
 
-    Its parameters are float32: `keys` (n, D) unit rows, `values` (n, C) one-hot labels, the scalars
-    `alpha` and `beta`, and those of the gate.
+    Its parameters are float32: `keys` (n, D) unit rows, `values` (n, C) one-hot labels, and the
+    scalars `alpha` and `beta`.
     """
     model, train, validation, classes = task.model, task.train, task.validation, task.classes
     norms = np.linalg.norm(train.vectors, axis=1, keepdims=True)
     keys = (train.vectors / np.where(norms > 0, norms, 1)).astype(np.float32)  # (N, D)
     values = np.eye(len(classes.names), dtype=np.float32)[train.labels]  # (N, C)
 
-    zero_shot = scores(logits, model, validation.vectors, classes)  # (N, C)
-    around = gate.gate_of(train, validation, zero_shot)
-
     def cached(alpha: float, beta: float) -> Model:
         chosen = {"alpha": np.array(alpha, np.float32), "beta": np.array(beta, np.float32)}
-        own = replace(model, parameters={"keys": keys, "values": values, **chosen})
-        return gate.gated(own, around)
+        return replace(model, parameters={"keys": keys, "values": values, **chosen})
 
     alphas = _ALPHAS if options.alpha is None else (options.alpha,)
     betas = _BETAS if options.beta is None else (options.beta,)
@@ -101,7 +95,7 @@ def logits(
         return zero_shot
     near = ops.normalize(features) @ terms["keys"].T  # (N, n), n cached pictures
     votes = ops.exp(terms["beta"] * (near - 1)) @ terms["values"]  # (N, C)
-    return gate.blended(ops, terms, features, zero_shot, zero_shot + terms["alpha"] * votes)
+    return zero_shot + terms["alpha"] * votes
 
 
 METHOD = untrained("tip-adapter", Options, logits, Personal(own_model, own_shapes))

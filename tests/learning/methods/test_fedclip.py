@@ -105,7 +105,14 @@ def features(device: str) -> Features:
 
 
 def plan_of(how: Reference) -> Plan:
-    return Plan(options=how.options, rounds=ROUNDS, seed=SEED, codec_up="fp32", codec_down="fp32")
+    return Plan(
+        options=how.options,
+        rounds=ROUNDS,
+        seed=SEED,
+        vote="off",
+        codec_up="fp32",
+        codec_down="fp32",
+    )
 
 
 @cache
@@ -247,15 +254,15 @@ def test_the_comparison_tells_every_variant_apart(name: str) -> None:
 
 
 def test_the_reference_is_the_default() -> None:
-    """A plan that sets only the codecs gives the published algorithm with its own settings."""
-    expected = Plan(rounds=ROUNDS, seed=SEED, codec_up="fp32", codec_down="fp32")
+    """A plan that sets only the codecs, without a vote, gives the published algorithm."""
+    expected = Plan(rounds=ROUNDS, seed=SEED, vote="off", codec_up="fp32", codec_down="fp32")
     assert plan_of(Reference()) == expected
     assert Plan().method == "fedclip"
 
 
 def test_every_difference_from_the_average_is_float_rounding(tmp_path: Path) -> None:
     """Devices send changes; adding their mean equals averaging the trained adapters."""
-    plan = Plan(options={"lr": 1e-4}, rounds=1, seed=SEED, codec_up="fp32", codec_down="fp32")
+    plan = replace(plan_of(Reference()), options={"lr": 1e-4}, rounds=1)
     _, last = federated(tmp_path, plan)
     start = fedclip.METHOD.initial(CLASSES, D, SEED)
     changes = [

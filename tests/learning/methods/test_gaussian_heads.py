@@ -1,4 +1,4 @@
-"""Laws of both heads that come from class means and one covariance: `gda` and `prototypes`."""
+"""Laws of heads that come from class means and one covariance, as `gda`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ D = 16
 CLASSES = class_texts(("ant", "bee", "cat", "dog"), D)
 NOTHING = nothing(D)
 Sides = tuple[Features, Features]
-pytestmark = pytest.mark.parametrize("method", ["gda", "prototypes"])
+pytestmark = pytest.mark.parametrize("method", ["gda"])
 
 
 def plan_of(method: str) -> Plan:

@@ -273,7 +273,7 @@ def test_a_negative_gram_is_taken_for_none() -> None:
 def test_a_fleet_comes_to_the_head_of_all_its_pictures_in_one_round(
     tmp_path: Path, codec: str
 ) -> None:
-    plan = Plan("ridge", EVERY, codec_up=codec)  # type: ignore[arg-type]
+    plan = Plan("ridge", EVERY, vote="off", codec_up=codec)  # type: ignore[arg-type]
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=3, quorum=1.0), CLASSES))
     sides = [features(20 + i, i, CLASSES) for i in range(3)]
     for i, train in enumerate(sides):

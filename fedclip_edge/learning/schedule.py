@@ -1,0 +1,347 @@
+"""The exchanges of a run: which there are, what devices answer, and what each one ends with.
+
+A run is a sequence of exchanges, numbered from 1: the training rounds of its method, or of one
+method after the other, and the vote that ends it. `Model.round` is the number of exchanges that are
+closed.
+
+Laws:
+
+- The exchanges, and the shapes of every model and answer, follow from the plan, the number of
+  classes and the width of the features.
+- The model that follows an exchange depends on the model before, the added answers and the state
+  that the coordinator keeps.
+- With `vote = "off"` the models are those of `methods.combine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedclip_edge import log
+from fedclip_edge.learning import ballot, methods, mixture, strategies
+from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.method import LocalTask
+from fedclip_edge.learning.norm_bound import NormBound, first_bound
+from fedclip_edge.learning.strategy import State, Total
+from fedclip_edge.learning.unknown import NEVER, RULE, Rule, with_rule
+from fedclip_edge.learning.update_check import check_update
+from fedclip_edge.records import (
+    Arrays,
+    ClassTexts,
+    ExchangeKind,
+    Features,
+    Layout,
+    Model,
+    Plan,
+    Shapes,
+    Update,
+)
+
+_KEPT = "vote/"  # prefix of what the coordinator's state keeps for the vote
+_HEADS = f"{_KEPT}heads/"
+_TINY = 1e-6  # logits
+
+
+@dataclass(frozen=True)
+class Step:
+    """An exchange of a run, by number."""
+
+    kind: ExchangeKind
+    stage: int  # index of the method in training; of the last one in a vote
+
+
+def stages(plan: Plan) -> tuple[Plan, ...]:
+    """Return the plans of the methods that a run trains one after the other."""
+    method = methods.get(plan.method)
+    return (plan,) if method.stages is None else method.stages(plan)
+
+
+def steps(plan: Plan) -> tuple[Step, ...]:
+    """Return the exchanges of a run in their order."""
+    every = stages(plan)
+    found: list[Step] = []
+    for i, stage in enumerate(every):
+        found += [Step("round", i)] * _rounds(stage)
+    if has_vote(plan):
+        found.append(Step("vote", len(every) - 1))
+    return tuple(found)
+
+
+def _rounds(plan: Plan) -> int:
+    return plan.rounds or methods.get(plan.method).traits.rounds
+
+
+def exchanges(plan: Plan) -> int:
+    """Return the number of exchanges of a run."""
+    return len(steps(plan))
+
+
+def has_vote(plan: Plan) -> bool:
+    """Return whether the run ends with a vote."""
+    return plan.vote == "on" and bool(methods.get(plan.method).shares)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The exchanges of one run. The plan has its number of rounds (`methods.with_defaults`)."""
+
+    plan: Plan
+    classes: ClassTexts
+    dim: int  # D
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        return steps(self.plan)
+
+    @cached_property
+    def stages(self) -> tuple[Plan, ...]:
+        return stages(self.plan)
+
+    def initial(self) -> Model:
+        """Make the model of round 0; raises ConfigError for an unknown method or a bad option."""
+        return replace(self._initial(0), method=self.plan.method)
+
+    def layout(self, closed: int) -> Layout:
+        """Shapes of the model after `closed` exchanges, and of the answers to the next one."""
+        if closed < len(self.steps):
+            step = self.steps[closed]
+            if step.kind == "round":
+                return self._layouts[step.stage]
+            return Layout(self._ballot, {}, ballot.sum_shapes(self._shares))
+        last = self._final if has_vote(self.plan) else self._layouts[-1].parameters
+        return Layout(last, {})
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """Return the layout of each method's rounds, and of the vote."""
+        firsts = {step: closed for closed, step in reversed(list(enumerate(self.steps)))}
+        return tuple(map(self.layout, sorted(firsts.values())))
+
+    def plan_of(self, closed: int) -> Plan:
+        """Return the plan of the method that trains next, or trained last."""
+        return self.stages[self._step(closed).stage]
+
+    def bound(self, closed: int, norms: Mapping[int, list[float]] | None = None) -> NormBound:
+        """Return the bound on an update's norm after `closed` exchanges.
+
+        `norms` are those of the contributions to the closed exchanges, by number. Those of an
+        earlier method and of a vote are not needed.
+        """
+        step = self._step(closed)
+        bound = first_bound(self.stages[step.stage], self._layouts[step.stage])
+        for number in self.numbers(closed):
+            bound = bound.after((norms or {}).get(number, []))
+        return bound
+
+    def numbers(self, closed: int) -> range:
+        """Return the numbers of the closed training rounds of the method that trains next."""
+        stage = self._step(closed).stage
+        before = sum(map(_rounds, self.stages[:stage]))
+        return range(before + 1, min(closed, before + _rounds(self.stages[stage])) + 1)
+
+    def total(self, closed: int, max_norm: float) -> Total:
+        """Make an empty total for the exchange after `closed` ones."""
+        if self._step(closed).kind == "vote":
+            weight = max(self.plan.max_weight, ballot.MOST)
+            return ExactSum(replace(self.plan, strategy=strategies.DEFAULT, max_weight=weight))
+        return strategies.total(self.plan_of(closed), max_norm)
+
+    def answer(self, task: LocalTask, min_votes: int) -> Update:
+        """Compute a device's answer to the exchange after the task's model.
+
+        Raises the errors of `methods.fit`.
+        """
+        step = self._step(task.model.round)
+        if step.kind == "vote":
+            methods.check_features(task.validation, task.classes, "validation features")
+            return ballot.answer(
+                task.model,
+                task.validation,
+                task.classes,
+                min_votes,
+                lambda name: methods.get(name).logits,
+            )
+        stage = self.stages[step.stage]
+        model = replace(task.model, method=stage.method)
+        return methods.fit(replace(task, plan=stage, model=model))
+
+    def check(self, closed: int, update: Update, declared: int | None = None) -> None:
+        """Raise PeerError, with the reason, if no device answers the next exchange like this.
+
+        `declared` is the number of pictures of the device, if it is known.
+        """
+        if self._step(closed).kind == "vote":
+            ballot.check(update, declared)
+        else:
+            check_update(self.plan_of(closed), update, declared)
+
+    def close(
+        self, model: Model, total: Total, state: State, *, decided: bool = True
+    ) -> tuple[Model, State]:
+        """Make the model and the state that follow an exchange from all answers to it.
+
+        `state` is empty before the first exchange. Without `decided` too few devices have voted,
+        and the vote returns the default candidate.
+        """
+        closed = model.round
+        step, following = self._step(closed), closed + 1
+        if step.kind == "vote":
+            return self._settle(model, total, state, decided=decided), {}
+        stage = self.stages[step.stage]
+        method = methods.get(stage.method)
+        options = method.check_options(stage.options)
+        model = replace(model, method=stage.method)
+        is_last = following == len(self.steps) or self.steps[following] != step
+        before = {name: term for name, term in state.items() if name.startswith(_KEPT)}
+        if not is_last or not has_vote(self.plan):
+            model, its = method.combine(model, total, _without(state), options)
+            return replace(model, method=self.plan.method), {**before, **its}
+        assert method.vote is not None
+        heads, kept = method.vote.open(model, total, _without(state), options)
+        state = {**before, **_prefixed(f"{_KEPT}{step.stage}/", kept)}
+        every = {**_heads_in(before), **heads}
+        if self.steps[following].kind == "vote":
+            return ballot.made(self.plan.method, following, every, self._shares), state
+        state |= {f"{_HEADS}{label}/{n}": t for label, its in heads.items() for n, t in its.items()}
+        initial = self._initial(self.steps[following].stage)
+        return replace(initial, method=self.plan.method, round=following), state
+
+    def _settle(self, model: Model, total: Total, state: State, *, decided: bool) -> Model:
+        choice = ballot.decide(total.sums) if decided else ballot.Choice()
+        shares = ballot.chosen_shares(self._shares, choice)
+        log.event(
+            "vote_decided",
+            candidate=choice.candidate,
+            temperature=choice.temperature,
+            pictures=choice.pictures,
+            loss=choice.loss,
+            zero_shot_loss=choice.zero_shot_loss,
+            correct=choice.correct,
+            zero_shot_correct=choice.zero_shot_correct,
+            unknown_below=choice.unknown_below if choice.unknown_below > NEVER else None,
+            removed_unknown=choice.removed_unknown,
+            hint=_hint(choice, decided=decided),
+        )
+        heads = ballot.members_of(model)
+        means: Features | None = None
+        found: dict[str, Arrays] = {}
+        weights: dict[str, float] = {}
+        for i, stage in enumerate(self.stages):
+            method = methods.get(stage.method)
+            assert method.vote is not None
+            # Zero-shot CLIP's share is settled together with the heads of the first method.
+            labels = [label for label in method.shares if not i or label in self._heads]
+            its = {label: heads[label] for label in labels if label in heads}
+            prefix = f"{_KEPT}{i}/"
+            kept = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            mine = {label: shares.get(label, 0.0) for label in labels}
+            settled, its_shares = method.vote.settle(
+                its, kept, mine, method.check_options(stage.options)
+            )
+            found.update(settled)
+            weights.update(its_shares)
+            if means is None and method.vote.means is not None:
+                means = method.vote.means(kept)
+        name, number = self.plan.method, model.round + 1
+        if list(weights) == [name]:
+            final = Model(name, number, found[name])
+        else:
+            final = mixture.mixed(name, number, found, weights)
+        # The threshold was measured with the logits on the ballot, at temperature 1.
+        gain = choice.temperature
+        if means is not None and len(means):
+            on_ballot = mixture.mixed(name, number, heads, shares)
+            gain *= self._growth(on_ballot, final, means)
+        rule = Rule(choice.unknown_below, gain)
+        return replace(final, parameters=with_rule(final.parameters, rule))
+
+    def _growth(self, before: Model, after: Model, means: Features) -> float:
+        """Divide the leads of two models: how far a class's logit is above the mean of all classes.
+
+        They are taken at the classes' mean pictures. It is 1 if a model has no lead there.
+        """
+        leads = []
+        for model in (before, after):
+            logits = methods.predict(model, means.vectors, self.classes)  # (P, C)
+            own = logits[np.arange(len(means)), means.labels]
+            leads.append(float((own - logits.mean(axis=1)).mean()))
+        return leads[1] / leads[0] if min(leads) > _TINY else 1.0
+
+    def _step(self, closed: int) -> Step:
+        return self.steps[min(closed, len(self.steps) - 1)]
+
+    def _initial(self, stage: int) -> Model:
+        return methods.initial(self.stages[stage], self.classes, self.dim)
+
+    @cached_property
+    def _layouts(self) -> tuple[Layout, ...]:
+        return tuple(methods.plan_layout(stage, self.classes, self.dim) for stage in self.stages)
+
+    @property
+    def _shares(self) -> ballot.Shares:
+        return methods.get(self.plan.method).shares
+
+    @property
+    def _heads(self) -> frozenset[str]:
+        """Labels of the heads on the ballot, without zero-shot CLIP."""
+        return frozenset(self._shares) - {mixture.ZERO_SHOT}
+
+    @cached_property
+    def _ballot(self) -> Shapes:
+        return ballot.shapes({label: self._shape_of(label) for label in self._shares}, self._shares)
+
+    @cached_property
+    def _final(self) -> Shapes:
+        labels: dict[str, None] = {}
+        for i, stage in enumerate(self.stages):
+            vote = methods.get(stage.method).vote
+            assert vote is not None
+            labels |= {label: None for label in vote.labels if i == 0 or label in self._heads}
+        if list(labels) == [self.plan.method]:
+            return {**self._shape_of(self.plan.method), **RULE}
+        return {**mixture.shapes({label: self._shape_of(label) for label in labels}), **RULE}
+
+    def _shape_of(self, label: str) -> Shapes:
+        """Shapes of the parameters of a head."""
+        for stage, layout in zip(self.stages, self._layouts, strict=True):
+            if stage.method == mixture.method_of(label):
+                return layout.parameters
+        return {}
+
+
+def _hint(choice: ballot.Choice, *, decided: bool) -> str | None:
+    """Say why the default candidate was taken without a comparison; None if there was one."""
+    if not decided:
+        return (
+            "too few devices answered before the deadline, so the default candidate is taken; "
+            "raise deadline_s, or see in the log which devices missed it"
+        )
+    if choice.loss is None:
+        return (
+            f"fewer than {ballot.ENOUGH} validation pictures voted, so the default candidate is "
+            "taken; give the devices more pictures"
+        )
+    return None
+
+
+def _prefixed(prefix: str, arrays: State) -> dict[str, NDArray[Any]]:
+    return {prefix + name: term for name, term in arrays.items()}
+
+
+def _without(state: State) -> State:
+    """The state of the method in training, without what is kept for the vote."""
+    return {name: term for name, term in state.items() if not name.startswith(_KEPT)}
+
+
+def _heads_in(state: State) -> dict[str, Arrays]:
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, term in state.items():
+        if name.startswith(_HEADS):
+            label, _, rest = name.removeprefix(_HEADS).partition("/")
+            found.setdefault(label, {})[rest] = term
+    return dict(found)
