@@ -181,6 +181,8 @@ def own_of(method: str, sides: Sides) -> tuple[Model, Model]:
     shared = replace(methods.initial(plan, CLASSES, D), round=1)
     own = personal(plan, shared, sides, CLASSES, "cam")
     assert own is not None
+    expected = methods.shapes_beside(own, plan, CLASSES, D)
+    assert {name: term.shape for name, term in own.parameters.items()} == expected
     return own, shared
 
 
