@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fedclip_edge.errors import DataError
-from fedclip_edge.learning import methods, unknown
+from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
@@ -156,10 +156,8 @@ def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> Classifi
     Raises ConfigError for a model of an unknown method.
     """
     zero_shot = methods.predict(zeroshot.MODEL, vectors, classes)  # (N, C)
-    logits = zero_shot if model is None else methods.predict(model, vectors, classes)
-    gain = 1.0 if model is None else unknown.rule_of(model.parameters).gain
-    scores = unknown.scores(logits, zero_shot, classes.logit_scale, gain)
-    adapted = None if model is None else probabilities(logits)
+    scores = methods.scores_of(zeroshot.MODEL if model is None else model, vectors, classes)
+    adapted = None if model is None else probabilities(methods.predict(model, vectors, classes))
     return Classified(probabilities(zero_shot), adapted, scores)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedclip_edge.errors import ExportError, reason_of
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, strip
 from fedclip_edge.exporting.torch_export import export_module
-from fedclip_edge.learning import methods, unknown
+from fedclip_edge.learning import gate, methods, unknown
 from fedclip_edge.learning.operations import cosine_logits
 from fedclip_edge.learning.torch_operations import TORCH
 from fedclip_edge.records import ClassTexts, Model
@@ -116,6 +116,7 @@ class _Head(torch.nn.Module):
     def __init__(self, model: Model, classes: ClassTexts) -> None:
         super().__init__()
         self._logits = methods.logits_of(model)
+        self._shared = methods.logits_of(gate.shared_of(model))
         self._names = {f"term_{i}": name for i, name in enumerate(model.parameters)}
         for own, name in self._names.items():
             self.register_buffer(own, torch.tensor(model.parameters[name]))
@@ -130,7 +131,8 @@ class _Head(torch.nn.Module):
         if not self._rule.applies:
             return torch.softmax(logits, dim=1)
         zero_shot = cosine_logits(TORCH, features, texts, self._scale)  # (N, C)
-        score = unknown.score(TORCH, logits, zero_shot, self._scale, self._rule.gain)
+        shared = self._shared(TORCH, gate.shared_terms(terms), features, texts, self._scale)
+        score = unknown.score(TORCH, shared, zero_shot, self._scale, self._rule.gain)
         return torch.softmax(logits, dim=1), score, score < self._rule.threshold
 
 

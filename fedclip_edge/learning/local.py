@@ -12,11 +12,10 @@ from typing import Protocol
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.evaluation import Evaluation, evaluate
 from fedclip_edge.learning.method import LocalTask
-from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
-from fedclip_edge.learning.unknown import Separation, histogram, rule_of, scores
-from fedclip_edge.records import I64, MAX_WEIGHT, ClassTexts, Features, Model, Plan, Update
+from fedclip_edge.learning.unknown import Separation, histogram, rule_of
+from fedclip_edge.records import MAX_WEIGHT, ClassTexts, Features, Model, Plan, Update
 
 MIN_VOTES = 5  # validation pictures that a device votes with, at least
 _UNBOUNDED = 1e8  # far above any real update
@@ -68,14 +67,10 @@ def separate(model: Model, test: Features, others: Features, classes: ClassTexts
 
     The labels are not used. Raises ConfigError for an unknown method.
     """
-    rule = rule_of(model.parameters)
-
-    def counted(features: Features) -> I64:
-        zero_shot = methods.predict(zeroshot.MODEL, features.vectors, classes)
-        logits = methods.predict(model, features.vectors, classes)
-        return histogram(scores(logits, zero_shot, classes.logit_scale, rule.gain))
-
-    return Separation(counted(test), counted(others), rule.threshold)
+    known, unknown = (
+        histogram(methods.scores_of(model, its.vectors, classes)) for its in (test, others)
+    )
+    return Separation(known, unknown, rule_of(model.parameters).threshold)
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
     logits = sum over the members m of share_m * logits_m
 
 A member is a set of parameters of one method. Its label is the name of that method, or that name, a
-dot and a word of its own, such as `linear` and `linear.own`. Its parameters are stored with the
+dot and a word of its own, such as `gda.added` and `gda.ridge`. Its parameters are stored with the
 prefix `LABEL/`, and its share, a scalar, as `LABEL/share`. So evaluation, prediction and the
 exported classifier accept a mixture like any other model. A member of zero-shot CLIP has only a
 share.
@@ -56,20 +56,6 @@ def shapes(members: Mapping[str, Shapes]) -> Shapes:
 def is_one(model: Model) -> bool:
     """Return whether the model is a mixture."""
     return any(name.endswith(f"/{_SHARE}") for name in model.parameters)
-
-
-def beside(shared: Model, own: Model, share: float) -> Model:
-    """Add a device's own model, of the same method, to a shared model that may be a mixture.
-
-    `share` is the fraction of the device's own logits, from 0 to 1. The result has the round of the
-    shared model. It has no rule for unknown pictures, because that of the shared model was measured
-    with other logits.
-    """
-    own_label = f"{own.method}.own"
-    members = members_of(shared)
-    shares = {label: (1 - share) * given for label, given in shares_of(shared).items()}
-    members = {**members, own_label: own.parameters}
-    return mixed(shared.method, shared.round, members, {**shares, own_label: share})
 
 
 def member(model: Model, label: str) -> Model:

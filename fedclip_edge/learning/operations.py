@@ -29,6 +29,7 @@ class Operations:
     relu: Callable[[Array], Array]
     tanh: Callable[[Array], Array]
     exp: Callable[[Array], Array]
+    log: Callable[[Array], Array]  # of positive numbers
     softmax: Callable[[Array], Array]  # over each row of (N, D)
     largest: Callable[[Array], Array]  # of each row of (N, D): (N, 1)
 
@@ -68,4 +69,4 @@ def _largest(x: F32) -> F32:
     return np.asarray(x.max(axis=1, keepdims=True))
 
 
-NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, _softmax, _largest)
+NUMPY = Operations(_normalize, _linear, _relu, np.tanh, np.exp, np.log, _softmax, _largest)

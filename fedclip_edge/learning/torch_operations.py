@@ -27,6 +27,7 @@ TORCH = Operations(
     functional.relu,
     torch.tanh,
     torch.exp,
+    torch.log,
     _softmax,
     _largest,
 )

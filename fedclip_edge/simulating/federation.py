@@ -23,7 +23,7 @@ from fedclip_edge.learning.strategy import State
 from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Model
-from fedclip_edge.simulating.host import Announcement, Task
+from fedclip_edge.simulating.host import Announcement, Compared, Task
 from fedclip_edge.simulating.splits import Device, Fleet
 from fedclip_edge.simulating.workers import Hosts
 
@@ -47,6 +47,9 @@ class Round:
     # By device, after the last round (host.py).
     separation: Mapping[str, Separation] = field(default_factory=dict)
     zero_shot_separation: Mapping[str, Separation] = field(default_factory=dict)
+    # Only in the last round, for the devices that have a model of their own.
+    own_pictures: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
+    other_pictures: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
 
 
 def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
@@ -75,9 +78,18 @@ def federate(task: Task, fleet: Fleet, hosts: Hosts) -> Iterator[Round]:
         figures = {key: one for answer in answers for key, one in answer.figures.items()}
         zero_shot = zero_shot or {k: one for a in answers for k, one in a.zero_shot.items()}
         shown = None if task.line == "local" else model
-        apart = {k: one for answer in answers for k, one in answer.separation.items()}
-        before = {k: one for answer in answers for k, one in answer.zero_shot_separation.items()}
-        yield Round(closed, shown, figures, zero_shot, dict(up), dict(down), apart, before)
+        yield Round(
+            closed,
+            shown,
+            figures,
+            zero_shot,
+            dict(up),
+            dict(down),
+            {key: one for answer in answers for key, one in answer.separation.items()},
+            {key: one for answer in answers for key, one in answer.zero_shot_separation.items()},
+            {key: one for answer in answers for key, one in answer.own_pictures.items()},
+            {key: one for answer in answers for key, one in answer.other_pictures.items()},
+        )
         if is_last:
             return
         total = schedule.total(closed, bound.value)

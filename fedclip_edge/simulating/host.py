@@ -82,6 +82,15 @@ class Announcement:
 
 
 @dataclass(frozen=True, eq=False)
+class Compared:
+    """A device's own model beside the shared one and zero-shot CLIP, on the same pictures."""
+
+    own: Evaluation
+    shared: Evaluation | None  # None if devices train alone
+    zero_shot: Evaluation
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
     """The result of one round on one host."""
 
@@ -95,6 +104,10 @@ class Answer:
     # the run does not have.
     separation: Mapping[str, Separation]
     zero_shot_separation: Mapping[str, Separation]
+    # Only in the last answer, for the devices that have a model of their own: on their own test
+    # pictures, and on those of other devices. A real device never has the pictures of others.
+    own_pictures: Mapping[tuple[str, str], Compared]
+    other_pictures: Mapping[tuple[str, str], Compared]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +140,7 @@ class Host:
         fit the classes, and ConfigError if training diverges or an update exceeds the plan's
         bounds.
         """
-        task, plan = self.task, self.task.plan
+        task = self.task
         total = self.schedule.total(announced.closed, announced.max_norm)
         up_bytes: dict[str, int] = {}
         norms: dict[str, float] = {}
@@ -135,23 +148,27 @@ class Host:
         zero_shot: dict[tuple[str, str], Evaluation] = {}
         separation: dict[str, Separation] = {}
         zero_shot_separation: dict[str, Separation] = {}
+        own_pictures: dict[tuple[str, str], Compared] = {}
+        other_pictures: dict[tuple[str, str], Compared] = {}
         model = (
             None if self.task.line == "local" else self._unpack(announced.payload, announced.closed)
         )
         for device in self.devices:
-            if model is None:
-                alone = self._alone(device)
-                shown = alone.model
-            else:
-                alone, shown = None, model
-            if plan.personal_epochs or methods.get(plan.method).personal:
-                sides = self._sides(device)
-                shown = personal(plan, shown, sides, self._classes, device.name) or shown
+            alone = self._alone(device) if model is None else None
+            given = alone.model if alone is not None else model
+            assert given is not None
+            own = self._own(device, given)
+            shown = own or given
             for view in task.views:
+                key = (device.name, view.name)
                 test = self._features(device.test, view)
+                if announced.is_last and own is not None:
+                    others = self._features(device.others, view)
+                    for its, found in ((test, own_pictures), (others, other_pictures)):
+                        if len(its):
+                            found[key] = _compare(own, model, its, view)
                 if not len(test):
                     continue
-                key = (device.name, view.name)
                 figures[key] = local.measure(shown, test, view.classes)
                 if not self._measured_zero_shot:
                     zero_shot[key] = local.measure(zeroshot.MODEL, test, view.classes)
@@ -170,7 +187,28 @@ class Host:
                 made = self._contribute(device, model, announced, total)
                 up_bytes[device.name], norms[device.name] = made
         self._measured_zero_shot = True
-        return Answer(total, up_bytes, norms, figures, zero_shot, separation, zero_shot_separation)
+        return Answer(
+            total,
+            up_bytes,
+            norms,
+            figures,
+            zero_shot,
+            separation,
+            zero_shot_separation,
+            own_pictures,
+            other_pictures,
+        )
+
+    def _own(self, device: Device, model: Model) -> Model | None:
+        """Return the device's own model; None if it has none. A device alone has `model` itself."""
+        plan = self.task.plan
+        if not len(device.train):
+            return None
+        own = model if self.task.line == "local" else None
+        if plan.personal_epochs or methods.get(plan.method).personal:
+            sides = self._sides(device)
+            return personal(plan, model, sides, self._classes, device.name) or own
+        return own
 
     @property
     def _classes(self) -> ClassTexts:
@@ -270,6 +308,14 @@ class Host:
         if (places < 0).any():
             rows, places = rows[places >= 0], places[places >= 0]
         return Features(np.array(self.vectors[rows]), places, self.task.encoder_id)
+
+
+def _compare(own: Model, shared: Model | None, its: Features, view: View) -> Compared:
+    return Compared(
+        local.measure(own, its, view.classes),
+        None if shared is None else local.measure(shared, its, view.classes),
+        local.measure(zeroshot.MODEL, its, view.classes),
+    )
 
 
 def noise(update: Update, max_norm: float, seed: str) -> Update:

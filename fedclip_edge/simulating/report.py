@@ -55,6 +55,7 @@ def write_report(
         "version": __version__,
         "whole": whole,
         "means": means(rows),
+        "owners": [row for row in means(rows) if row.other_pictures],
         "domains": domains,
         "details": domains or {rows[0].held_out: list(rows)},
         "styles": styles(outcomes),

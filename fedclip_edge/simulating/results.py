@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from fedclip_edge.learning.evaluation import Evaluation, FleetEvaluation, over_fleet
 from fedclip_edge.learning.unknown import Separation
 from fedclip_edge.simulating.federation import Round
+from fedclip_edge.simulating.host import Compared
 from fedclip_edge.simulating.settings import Setting
 from fedclip_edge.simulating.splits import Fleet
 
@@ -60,6 +61,15 @@ class Point:
 
 
 @dataclass(frozen=True)
+class FleetCompared:
+    """The devices' own models beside the shared one and zero-shot CLIP, on the same pictures."""
+
+    own: FleetEvaluation
+    shared: FleetEvaluation | None  # None if devices train alone
+    zero_shot: FleetEvaluation
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of a finished run in one view."""
 
@@ -70,6 +80,8 @@ class Outcome:
     zero_shot: FleetEvaluation | None
     held_out: Evaluation | None
     held_out_zero_shot: Evaluation | None
+    own_pictures: FleetCompared | None  # None if no device has a model of its own
+    other_pictures: FleetCompared | None
     devices: int
     up_bytes: int  # sum over all devices and rounds
     down_bytes: int
@@ -137,6 +149,8 @@ class Following:
                 zero_shot=_fleet(last.zero_shot, self._names, view),
                 held_out=self._apart(last.figures, view),
                 held_out_zero_shot=self._apart(last.zero_shot, view),
+                own_pictures=_compared(last.own_pictures, self._names, view),
+                other_pictures=_compared(last.other_pictures, self._names, view),
                 separation=self._separation(last.separation, view),
                 zero_shot_separation=self._separation(last.zero_shot_separation, view),
                 devices=len(self._names),
@@ -162,6 +176,20 @@ def _fleet(
 ) -> FleetEvaluation | None:
     found = [figures[name, view] for name in names if (name, view) in figures]
     return over_fleet(found) if found else None
+
+
+def _compared(
+    its: Mapping[tuple[str, str], Compared], names: Sequence[str], view: str
+) -> FleetCompared | None:
+    found = [its[name, view] for name in names if (name, view) in its]
+    if not found:
+        return None
+    shared = [one.shared for one in found if one.shared is not None]
+    return FleetCompared(
+        over_fleet([one.own for one in found]),
+        over_fleet(shared) if shared else None,
+        over_fleet([one.zero_shot for one in found]),
+    )
 
 
 def _share(one: Evaluation | None) -> str:

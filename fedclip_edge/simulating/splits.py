@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from fedclip_edge.records import I64, slug
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
 
 TRIES = 200
+OTHERS = 500  # pictures of other devices per device; the cost of trying them is linear in devices
 _SIDES = (TRAIN, VALIDATION, TEST)
 _NONE = np.zeros(0, np.int64)
 
@@ -51,6 +52,8 @@ class Device:
     train: I64  # (N,)
     validation: I64  # (N,)
     test: I64  # (N,)
+    # Test pictures of other devices, on which its own model is tried as well: at most OTHERS rows.
+    others: I64 = field(default_factory=lambda: _NONE)
     sends_noise: bool = False  # instead of its own update
 
 
@@ -124,10 +127,28 @@ def deal(
         raise DataError("no device has a training picture; add pictures or hold out another domain")
     if noisy:
         fleet = replace(fleet, devices=_with_noise(fleet.devices, noisy, random))
+    fleet = replace(fleet, devices=_with_others(fleet.devices, seed))
     if held_out:
         rows = np.flatnonzero(~inside)
         fleet = replace(fleet, held_out=Device(_ids(pool.domains)[held_out], _NONE, _NONE, rows))
     return fleet
+
+
+def _with_others(devices: Sequence[Device], seed: int) -> tuple[Device, ...]:
+    """Give each device a sample of the other devices' test pictures, the same one where possible.
+
+    All devices take the first OTHERS pictures of one random order, without their own.
+    """
+    random = np.random.default_rng(
+        [seed, 0x07E5]
+    )  # its own, so that the splits do not depend on it
+    order = random.permutation(np.concatenate([device.test for device in devices]))
+    made = []
+    for device in devices:
+        first = order[: OTHERS + len(device.test)]
+        rows = first[~np.isin(first, device.test)][:OTHERS]
+        made.append(replace(device, others=np.sort(rows)))
+    return tuple(made)
 
 
 def _with_noise(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
@@ -24,6 +24,16 @@ class Figure:
 
     mean: float
     spread: float | None
+
+
+@dataclass(frozen=True)
+class OwnModels:
+    """The devices' own models beside the shared one and zero-shot CLIP, on the same pictures."""
+
+    zero_shot: Figure | None  # means of the devices' top-1
+    shared: Figure | None
+    own: Figure | None
+    worst: Figure | None  # lowest of the devices' own models
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class Row:
     auroc: Figure | None
     known_unknown: Figure | None
     others_unknown: Figure | None
+    # On the devices' own test pictures, and on those of other devices (splits.OTHERS each); None if
+    # no device has a model of its own.
+    own_pictures: OwnModels | None
+    other_pictures: OwnModels | None
     up_bytes: float  # mean per device, over all rounds
     down_bytes: float
 
@@ -98,6 +112,17 @@ def _row(
         values = [(seed, None if one is None else getattr(one, name)) for seed, one in found]
         return over_seeds(values)
 
+    def own_models(what: str) -> OwnModels | None:
+        found = [(one.run.seed, getattr(one, what)) for one in its]
+        if not any(compared for _, compared in found):
+            return None
+
+        def of(model: str, name: str = "mean") -> Figure | None:
+            measured = [(seed, compared and getattr(compared, model)) for seed, compared in found]
+            return over_seeds([(seed, one and getattr(one, name)) for seed, one in measured])
+
+        return OwnModels(of("zero_shot"), of("shared"), of("own"), of("own", "worst"))
+
     def per_device(total: Callable[[Outcome], int]) -> float:
         return statistics.fmean(total(one) / one.devices for one in its)
 
@@ -134,6 +159,8 @@ def _row(
         held_out_zero_shot=figure("held_out_zero_shot", "top1"),
         held_out_top1=figure("held_out", "top1"),
         harmonic=harmonic,
+        own_pictures=own_models("own_pictures"),
+        other_pictures=own_models("other_pictures"),
         zero_shot_auroc=figure("zero_shot_separation", "auroc"),
         auroc=figure("separation", "auroc"),
         known_unknown=figure("separation", "known_unknown"),
@@ -162,13 +189,7 @@ def over_seeds(values: Sequence[tuple[int, float | None]]) -> Figure | None:
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Convert rows to JSON objects; a figure is null, or an object with a mean and a spread."""
-    return [
-        {
-            name: vars(value) if isinstance(value, Figure) else value
-            for name, value in vars(row).items()
-        }
-        for row in rows
-    ]
+    return [asdict(row) for row in rows]
 
 
 def percent(figure: Figure | None) -> str:

@@ -11,6 +11,7 @@ from fedclip_edge.simulating.summary import Figure, Row, by_domain, means, perce
 
 _NOTE_COLUMNS = 100
 _DOMAIN_COLUMNS = 14  # a longer domain continues in the next line of the heading
+_MODELS = {"zero_shot": "zero-shot", "shared": "shared", "own": "own", "worst": "worst own"}
 _Column = tuple[str, str, Callable[[Row], str]]  # heading, unit, and formatter of a cell
 
 
@@ -21,6 +22,13 @@ def tables(rows: Sequence[Row], width: int | None = None) -> str:
     `width` columns is split into several.
     """
     parts = [_summary(means(rows), width)]
+    if owners := [row for row in means(rows) if row.other_pictures]:
+        title = (
+            "Each device's own model on its own test pictures and on those of other devices, mean "
+            "of the devices, in %:"
+        )
+        parts.append(_filled(title, width))
+        parts.append(_own_models(owners, width))
     if domains := by_domain(rows):
         seeds = max(row.seeds for row in rows)
         over = f" and {seeds} seeds" * (seeds > 1)
@@ -57,6 +65,11 @@ def notes(rows: Sequence[Row], width: int | None = None) -> str:
         sentences.append(
             "classes: base classes are trained, new ones are not; harmonic mean: of the accuracies "
             "on both."
+        )
+    if any(row.other_pictures for row in rows):
+        sentences.append(
+            "own: the device's own model; shared: the fleet's model on the same pictures; others': "
+            "test pictures of other devices, at most 500 per device, which a real device never has."
         )
     if any(row.auroc for row in rows):
         sentences.append(
@@ -111,6 +124,31 @@ def _summary(rows: Sequence[Row], width: int | None) -> str:
     cells = [[head for head, _, _ in columns], [unit for _, unit, _ in columns]]
     cells += [[show(row) for _, _, show in columns] for row in rows]
     return aligned(cells, left=len(names), gap="  ", width=width, parts=parts)
+
+
+def _own_models(rows: Sequence[Row], width: int | None) -> str:
+    """Format the accuracies of the devices' own models; every row has some."""
+    names: list[_Column] = [("method", "", lambda r: r.method)]
+    if rows[0].view:
+        names.append(("classes", "", lambda r: r.view))
+    columns, parts = list(names), []
+    for whose, what, models in (
+        ("own pictures", "own_pictures", ("zero_shot", "shared", "own")),
+        ("others'", "other_pictures", ("zero_shot", "shared", "own", "worst")),
+    ):
+        parts.append(range(len(columns), len(columns) + len(models)))
+        columns += [(whose, _MODELS[model], _of(what, model)) for model in models]
+    cells = [[head for head, _, _ in columns], [model for _, model, _ in columns]]
+    cells += [[show(row) for _, _, show in columns] for row in rows]
+    return aligned(cells, left=len(names), gap="  ", width=width, parts=parts)
+
+
+def _of(pictures: str, model: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        compared = getattr(row, pictures)
+        return percent(compared and getattr(compared, model))
+
+    return show
 
 
 def _matrix(rows: Sequence[Row], zero_shot: str, top1: str, width: int | None) -> str:

@@ -545,7 +545,7 @@ def test_a_personal_model_stays_on_the_device_and_may_use_every_picture(tmp_path
     plan = Plan("tip-adapter", rounds=1)
     own = made._personal(initial(plan), plan)
     assert own is not None
-    assert len(own.parameters["keys"]) == len(data.train)
+    assert len(own.parameters["own/keys"]) == len(data.train)
 
 
 def test_the_methods_of_the_owner_are_named_or_refused(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_simulation_in_a_pipe_says_each_run_and_long_ones_every_30_s(
 ) -> None:
     run = Run(Setting("fedclip", Plan("fedclip", rounds=50)), 0, "domain", "roof", ("",))
     shares = FleetEvaluation(10, 0.5, 0.5, 0.5, 0.5, 0.1)
-    outcome = Outcome(run, "", (), shares, shares, None, None, 2, 1, 1)
+    outcome = Outcome(run, "", (), shares, shares, None, None, None, None, 2, 1, 1)
     show = Show(rounds=100)
     for number in range(1, 51):
         clock.now += 1

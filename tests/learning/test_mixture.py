@@ -71,14 +71,3 @@ def test_a_model_that_is_no_mixture_is_its_own_only_member() -> None:
     assert not mixture.is_one(model)
     assert mixture.shares_of(model) == {"gda": 1.0}
     assert mixture.member(model, "gda").parameters == model.parameters
-
-
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_a_devices_own_model_is_mixed_with_a_mixture_like_with_any_other_model(
-    share: float,
-) -> None:
-    shared = mixture.mixed("gda", 1, {"gda": head(1)}, {"zeroshot": 0.5, "gda": 0.7})
-    own = Model("gda", 1, head(2))
-    both = mixture.beside(shared, own, share)
-    expected = (1 - share) * logits(shared) + share * logits(own)
-    np.testing.assert_allclose(logits(both), expected, rtol=1e-4, atol=1e-3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from in_memory import class_texts, features, nothing
 from numpy.typing import NDArray
 
-from fedclip_edge.learning import methods, mixture
+from fedclip_edge.learning import gate, methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.method import LocalTask
@@ -123,9 +123,12 @@ def test_numpy_and_torch_give_the_same_probabilities(
     assert_same_probabilities(fitted(name, trained), drawn(50, D, seed=seed, scale=10**size))
 
 
-def test_a_mix_gives_the_same_probabilities() -> None:
+def test_a_personal_model_gives_the_same_probabilities() -> None:
     for name in ("fedclip", "ridge"):
-        model = mixture.beside(fitted(name, 1), fitted(name, 2), 0.25)
+        shared, held = fitted(name, 1), features(20, 4, CLASSES)
+        logits = methods.predict(shared, held.vectors, CLASSES)
+        around = gate.gate_of(features(40, 3, CLASSES), held, logits)
+        model = gate.beside(shared, fitted(name, 2), 0.25, around)
         assert_same_probabilities(model, drawn(50, D))
 
 

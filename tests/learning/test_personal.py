@@ -10,18 +10,14 @@ import pytest
 from averaged import CLASSES, D, shifted
 from in_memory import Fleet, features, nothing
 from opened import opened
-from trained_run import train, write_mixed
 
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
-from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.exporting.classifier import export_classifier
-from fedclip_edge.learning import methods, mixture
+from fedclip_edge.learning import gate, methods
 from fedclip_edge.learning.evaluation import goodness, top1
-from fedclip_edge.learning.personal import SHARES, personal
+from fedclip_edge.learning.personal import personal
 from fedclip_edge.records import Features, Model, Plan
-from fedclip_edge.vision.bundle import Bundle
 
 LEARNING = ["clip-adapter", "fedclip", "linear", "lowrank", "ridge"]
 
@@ -74,7 +70,7 @@ def test_where_the_device_differs_it_learns_that(method: str) -> None:
     shared = last(plan)
     own = personal(plan, shared, SIDES, CLASSES, "cam")
     assert own is not None
-    assert mixture.is_one(own)
+    assert gate.is_in(own)
     assert right(own, SIDES.validation) >= right(shared, SIDES.validation)
     assert own.round == shared.round
 
@@ -109,11 +105,8 @@ def test_the_fleets_bounds_are_not_the_devices_own() -> None:
     one, other = (personal(its, last(its), SIDES, CLASSES, "cam") for its in (plan, bound))
     assert one is not None
     assert other is not None
-    assert mixture.is_one(other)
-    assert (
-        other.parameters["linear.own/weight"].tobytes()
-        == one.parameters["linear.own/weight"].tobytes()
-    )
+    assert gate.is_in(other)
+    assert other.parameters["own/weight"].tobytes() == one.parameters["own/weight"].tobytes()
 
 
 def test_training_that_runs_away_leaves_the_shared_model() -> None:
@@ -140,17 +133,7 @@ def test_a_strategy_has_no_part_in_it() -> None:
     shapes = methods.shapes_beside(own, plan, CLASSES, D)
     assert {name: term.shape for name, term in own.parameters.items()} == shapes
     # The weights of the shared model.
-    np.testing.assert_array_equal(own.parameters["linear/weight"], CLASSES.vectors)
-
-
-@pytest.mark.parametrize("share", SHARES)
-def test_a_mix_is_of_the_logits(share: float) -> None:
-    plan = plan_of("fedclip")
-    shared, own = (methods.initial(replace(plan, seed=seed), CLASSES, D) for seed in (1, 2))
-    vectors = features(9, 3, CLASSES).vectors
-    one, other = (methods.predict(model, vectors, CLASSES) for model in (shared, own))
-    found = methods.predict(mixture.beside(shared, own, share), vectors, CLASSES)
-    np.testing.assert_allclose(found, (1 - share) * one + share * other, atol=1e-3)
+    np.testing.assert_array_equal(own.parameters["weight"], CLASSES.vectors)
 
 
 @pytest.mark.parametrize(
@@ -182,29 +165,3 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
         found = model_file.read(tmp_path / report.device / "personal.safetensors").model
         asked = shifted(60, int(report.device[-1]) + 9)
         assert report.accuracy["personal"] == right(found, asked)
-
-
-def test_predict_and_the_classifier_take_it(random_bundle: Bundle, tmp_path: Path) -> None:
-    """`export_classifier` itself checks that its labels equal those of `predict`."""
-    write_mixed(tmp_path / "pictures", random_bundle.classes.names)
-    shared = train(random_bundle, tmp_path / "pictures", method="linear")
-    own = methods.initial(shared.plan, random_bundle.classes, random_bundle.manifest.dim)
-    mixed = replace(shared, model=mixture.beside(shared.model, own, 0.5))
-    path = tmp_path / "personal.safetensors"
-    model_file.write(path, mixed)
-    found = find_model(str(path), tmp_path / "journal.sqlite", random_bundle)
-    assert found.model.parameters.keys() == mixed.model.parameters.keys()
-    export_classifier(random_bundle, found, tmp_path / "classifier.onnx")
-    model_file.write(
-        path,
-        replace(
-            mixed,
-            model=Model(
-                "linear",
-                1,
-                {**mixed.model.parameters, "linear.own/weight": np.zeros((1, 1), np.float32)},
-            ),
-        ),
-    )
-    with pytest.raises(ConfigError, match=r"has the parameters .*linear.own/weight \[1, 1\]"):
-        find_model(str(path), tmp_path / "journal.sqlite", random_bundle)

@@ -9,7 +9,7 @@ import pytest
 from in_memory import class_texts, features
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.learning import ballot, local, methods, mixture, unknown
+from fedclip_edge.learning import ballot, gate, local, methods, mixture, unknown
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.operations import NUMPY
 from fedclip_edge.learning.schedule import Schedule, exchanges
@@ -145,11 +145,18 @@ def test_false_counts_are_refused(name: str, change: int) -> None:
         ballot.check(replace(answer, sums={**answer.sums, name: moved}), 280)
 
 
-def test_a_personal_model_has_no_rule() -> None:
-    """That of the shared model was measured with other logits."""
+def test_a_personal_model_has_the_rule_of_the_shared_one() -> None:
+    """It was measured with the logits of the shared model."""
     shared = trained(plan_of("linear"), parts())
-    own = Model("linear", shared.round, methods.initial(plan_of("linear"), CLASSES, DIM).parameters)
+    initial = methods.initial(plan_of("linear"), CLASSES, DIM)
+    own = replace(initial, parameters={"weight": 9 * initial.parameters["weight"]})
+    none = Features(np.zeros((0, DIM), np.float32), np.zeros(0, np.int64), "0" * 64)
+    around = gate.gate_of(none, none, np.zeros((0, 6), np.float32))
+    beside = gate.beside(shared, own, 1.0, around)
     assert unknown.rule_of(shared.parameters).applies
-    beside = mixture.beside(shared, own, 0.5)
-    assert unknown.rule_shapes(beside.parameters) == {}
-    assert methods.predict(beside, pictures_of(3, 0).vectors, CLASSES).shape == (3, 6)
+    assert unknown.rule_of(beside.parameters) == unknown.rule_of(shared.parameters)
+    asked = pictures_of(3, 0).vectors
+    one, other = (methods.predict(model, asked, CLASSES) for model in (shared, beside))
+    assert np.abs(one - other).max() > 1
+    one, other = (methods.scores_of(model, asked, CLASSES) for model in (shared, beside))
+    np.testing.assert_array_equal(one, other)

@@ -143,3 +143,12 @@ def test_one_setting_without_a_domain_needs_no_more_than_its_row(tmp_path: Path)
 def test_the_means_name_what_they_are_over(seeds: int, said: str, tmp_path: Path) -> None:
     its = [outcome(0.5, seed, domain) for seed in range(seeds) for domain in ("roof", "yard")]
     assert f"means over {said}" in page(tmp_path, its).read_text()
+
+
+def test_the_price_of_own_models_stands_before_the_charts(tmp_path: Path) -> None:
+    text = page(tmp_path, [outcome(0.5, setting=FEDCLIP, own=(0.75, 0.25))]).read_text()
+    own = text[text.index("<h2>Each device") : text.index("<figure")]
+    cells = re.sub(r"<[^>]*>", " ", own[own.index("<tbody>") :]).split()
+    expected = "fedclip 30.0 50.0 75.0 30.0 50.0 25.0 \N{MINUS SIGN}25.0 15.0"
+    assert cells[:9] == expected.split()
+    assert "Each device" not in page(tmp_path, [outcome(0.5, setting=FEDCLIP)]).read_text()

@@ -14,7 +14,7 @@ from simulated import pool
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.records import F32, I64
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION
-from fedclip_edge.simulating.splits import Fleet, _spread, deal, parse_split
+from fedclip_edge.simulating.splits import OTHERS, Fleet, _spread, deal, parse_split
 
 POOL = pool(200)
 
@@ -178,3 +178,42 @@ def test_an_unknown_split_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["domain", "iid", "dirichlet:0.1", "dirichlet:10"])
 def test_a_split_is_written_as_it_is_read(text: str) -> None:
     assert str(parse_split(text)) == text
+
+
+@pytest.mark.parametrize("split", ["domain", "iid", "dirichlet:0.1"])
+@pytest.mark.parametrize("devices", [3, 17, 40])
+def test_the_pictures_of_others_are_test_pictures_of_other_devices(
+    split: str, devices: int
+) -> None:
+    found = fleet(split, devices)
+    of_all = rows_of(found, "test")
+    for device in found.devices:
+        every = np.setdiff1d(of_all, device.test)
+        np.testing.assert_array_equal(device.others, every)  # there are fewer than OTHERS
+
+
+def test_a_large_fleet_is_tried_on_a_sample_that_does_not_grow() -> None:
+    its = pool(2 * OTHERS)  # 600 test pictures in all
+    found = fleet("dirichlet:0.1", 6, its=its)
+    for device in found.devices:
+        available = np.setdiff1d(its.rows(TEST), device.test)
+        assert len(device.others) == min(OTHERS, len(available))
+        assert np.isin(device.others, available).all()
+        assert len(np.unique(device.others)) == len(device.others)
+    again = fleet("dirichlet:0.1", 6, its=its)
+    other = fleet("dirichlet:0.1", 6, 1, its=its)
+    same = [one.others.tobytes() for one in found.devices]
+    assert [one.others.tobytes() for one in again.devices] == same
+    assert [one.others.tobytes() for one in other.devices] != same
+    first, second = found.devices[:2]  # nearly the same pictures, so that figures can be compared
+    common = np.intersect1d(first.others, second.others)
+    assert len(common) > OTHERS - len(first.test) - len(second.test)
+
+
+def test_the_held_out_domain_is_no_device_that_others_are_tried_on() -> None:
+    found = fleet("domain", held_out="roof")
+    assert found.held_out is not None
+    assert len(found.held_out.others) == 0
+    for device in found.devices:
+        assert not np.isin(device.others, found.held_out.test).any()
+        assert len(device.others) > 0

@@ -60,3 +60,22 @@ def test_it_is_json() -> None:
     (row,) = to_json(summarise([outcome(0.5)]))
     assert row["mean"] == {"mean": 0.5, "spread": None}
     assert row["held_out_top1"] is None
+
+
+def test_own_models_stand_beside_the_shared_ones_on_the_same_pictures() -> None:
+    (row,) = summarise([outcome(0.5, seed, own=(0.75 + seed / 8, 0.25)) for seed in (0, 1)])
+    assert row.own_pictures is not None
+    assert row.other_pictures is not None
+    assert percent(row.own_pictures.own) == "81.2±8.8"
+    assert percent(row.own_pictures.shared) == "50.0±0.0"
+    assert percent(row.other_pictures.own) == "25.0±0.0"
+    assert percent(row.other_pictures.worst) == "15.0±0.0"
+    assert percent(row.other_pictures.zero_shot) == "30.0±0.0"
+    (found,) = to_json([row])
+    assert found["other_pictures"]["own"] == {"mean": 0.25, "spread": 0.0}
+
+
+def test_without_own_models_there_is_nothing_to_compare() -> None:
+    (row,) = summarise([outcome(0.5)])
+    assert row.own_pictures is None
+    assert to_json([row])[0]["other_pictures"] is None

@@ -75,3 +75,18 @@ def test_no_figure_is_lost_at_any_width(width: int, label: str, domain: str) -> 
     for one in narrow.split("\n\n"):
         if one.startswith("method") and width > 40:
             assert one.splitlines()[0].count("held-out") in (0, 2)  # its columns stay together
+
+
+def test_own_models_have_a_table_of_their_own() -> None:
+    other = Setting("ridge", Plan("ridge", rounds=1))
+    rows = summarise([outcome(0.5, own=(0.75, 0.25)), outcome(0.5, setting=other)])
+    _, title, table = tables(rows).split("\n\n")
+    assert title.startswith(
+        "Each device's own model on its own test pictures and on those of other"
+    )
+    heads, models, *lines = (line.split() for line in table.splitlines())
+    assert heads[0] == "method"
+    assert models == ["zero-shot", "shared", "own", "zero-shot", "shared", "own", "worst", "own"]
+    assert lines == [["fedclip", "30.0", "50.0", "75.0", "30.0", "50.0", "25.0", "15.0"]]
+    assert "own model" not in tables(summarise([outcome(0.5)]))
+    assert "a real device never has" in " ".join(notes(rows).split())

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedclip_edge.config import unknown
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.learning import mixture, strategies
+from fedclip_edge.learning import gate, mixture, strategies
 from fedclip_edge.learning.method import LocalTask, Logits, Method, scores
 from fedclip_edge.learning.methods import (
     auto,
@@ -27,7 +27,8 @@ from fedclip_edge.learning.methods import (
 )
 from fedclip_edge.learning.options import Training
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.learning.unknown import rule_shapes
+from fedclip_edge.learning.unknown import rule_of, rule_shapes
+from fedclip_edge.learning.unknown import scores as unknown_scores
 from fedclip_edge.records import F32, ClassTexts, Features, Layout, Model, Plan, Shapes, Update
 
 _METHODS: dict[str, Method] = {
@@ -234,26 +235,35 @@ def personal(task: LocalTask) -> Model | None:
 def shapes_beside(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
     """Compute the shapes that the parameters of `model`, a model of the plan, must have.
 
-    The model may be a shared one, a mix (mixture.py) or a personal one, and may have a rule for
-    unknown pictures (unknown.py). The shapes of a personal
-    model depend on the number of pictures in it. Raises the errors of `initial`. Raises ConfigError
-    for the shared model of a personal method: it is zero-shot CLIP, so the user probably meant the
-    file of a device.
+    The model may be a shared one, a mixture (mixture.py) or a personal one (gate.py), and may have
+    a rule for unknown pictures (unknown.py). The shapes of a personal model may depend on the
+    number of pictures in it. Raises the errors of `initial`. Raises ConfigError for the shared
+    model of a method whose shared model is zero-shot CLIP: the user probably meant the file of a
+    device.
     """
-    own = get(plan.method).personal
-    if own is None:
-        rule = rule_shapes(model.parameters)
-        if not mixture.is_one(model):
-            return {**shapes(plan, classes, dim), **rule}
-        labels = mixture.shares_of(model)
-        heads = {label: _head(label, plan, classes, dim) for label in labels}
-        return {**mixture.shapes(heads), **rule}
-    if not model.parameters:
+    if get(plan.method).personal is not None and not model.parameters:
         raise ConfigError(
             f"{plan.method} keeps a separate model on each device, and the model of the run is "
             "zero-shot CLIP; give the personal.safetensors in a device's state_dir instead"
         )
-    return own.shapes(model, classes, dim)
+    if not gate.is_in(model):
+        return _shapes_of(model, plan, classes, dim)
+    shared, own = (
+        _shapes_of(part(model), plan, classes, dim) for part in (gate.shared_of, gate.own_of)
+    )
+    return gate.shapes(shared, own, len(classes.names), dim)
+
+
+def _shapes_of(model: Model, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
+    """Compute the shapes of a shared model, or of a device's own without its gate."""
+    rule, own = rule_shapes(model.parameters), get(plan.method).personal
+    if own is not None:
+        return own.shapes(model, classes, dim) if model.parameters else {}
+    if not mixture.is_one(model):
+        return {**shapes(plan, classes, dim), **rule}
+    labels = mixture.shares_of(model)
+    heads = {label: _head(label, plan, classes, dim) for label in labels}
+    return {**mixture.shapes(heads), **rule}
 
 
 def _head(label: str, plan: Plan, classes: ClassTexts, dim: int) -> Shapes:
@@ -273,7 +283,21 @@ def predict(model: Model, vectors: F32, classes: ClassTexts) -> F32:
     return scores(logits_of(model), model, vectors, classes)
 
 
+def scores_of(model: Model, vectors: F32, classes: ClassTexts) -> F32:
+    """Compute the scores float32 (N,) of unknown.py for raw features float32 (N, D).
+
+    A model with a gate has those of the shared model in it, with which its rule was measured.
+    Raises ConfigError for an unknown method.
+    """
+    logits = predict(gate.shared_of(model), vectors, classes)  # (N, C)
+    zero_shot = predict(zeroshot.MODEL, vectors, classes)  # (N, C)
+    gain = rule_of(model.parameters).gain
+    return unknown_scores(logits, zero_shot, classes.logit_scale, gain)
+
+
 def logits_of(model: Model) -> Logits:
     """Return the `logits` function for a model; raises ConfigError for an unknown method."""
+    if gate.is_in(model):
+        return gate.logits(logits_of(gate.shared_of(model)), logits_of(gate.own_of(model)))
     own = get(model.method).logits
     return mixture.logits(lambda name: get(name).logits) if mixture.is_one(model) else own

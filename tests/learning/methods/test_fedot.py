@@ -17,7 +17,7 @@ from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import gate, methods
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import fedot, zeroshot
@@ -166,14 +166,15 @@ def test_in_a_run_each_device_keeps_its_own_map(tmp_path: Path) -> None:
     }
     shared = model_file.read(model_file.path_of(fleet.journal.path, run)).model
     for i in range(2):
-        kept = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors").model
+        whole = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors").model
+        kept = gate.own_of(whole)
         weight = kept.parameters["weight"]  # as received, in float16
         np.testing.assert_allclose(weight, shared.parameters["weight"], atol=1e-3)
         q = kept.parameters["map"].astype(np.float64)
         np.testing.assert_allclose(q @ q.T, np.eye(D), atol=1e-5)
         assert np.abs(q - np.eye(D)).max() > 0.01
         without = replace(kept, parameters={"weight": weight})
-        assert last[f"cam-{i}"]["personal"] == right(kept, shifted(40, i + 9))
+        assert last[f"cam-{i}"]["personal"] == right(whole, shifted(40, i + 9))
         assert last[f"cam-{i}"]["federated"] == right(without, shifted(40, i + 9))
 
 

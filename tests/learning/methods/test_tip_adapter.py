@@ -15,7 +15,7 @@ from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, DataError
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import gate, methods
 from fedclip_edge.learning.evaluation import top1
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import tip_adapter, zeroshot
@@ -137,7 +137,7 @@ def test_in_a_run_each_device_keeps_its_own_model(tmp_path: Path) -> None:
         expected = own(features(40, i, CLASSES))
         assert found.run == f"own-cam-{i}"
         for name, term in expected.parameters.items():
-            np.testing.assert_array_equal(found.model.parameters[name], term)
+            np.testing.assert_array_equal(gate.own_of(found.model).parameters[name], term)
         asked = features(40, i + 9, CLASSES)
         accuracy = top1(methods.predict(found.model, asked.vectors, CLASSES), asked.labels)
         assert last[f"cam-{i}"]["personal"] == accuracy

@@ -16,7 +16,7 @@ from opened import opened
 from fedclip_edge import model_file
 from fedclip_edge.config import RunRules
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning import methods
+from fedclip_edge.learning import gate, methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import goodness, probabilities
 from fedclip_edge.learning.method import LocalTask
@@ -209,7 +209,7 @@ def test_in_a_run_each_device_keeps_its_own_head(tmp_path: Path) -> None:
     last = {one.device: one.accuracy for one in fleet.journal.reports(run) if one.round == 1}
     for i in range(2):
         kept = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors").model
-        assert kept.parameters.keys() == {"weight", "bias"}
+        assert gate.own_of(kept).parameters.keys() == {"weight", "bias"}
         asked = shifted(40, i + 9)
         guesses = methods.predict(kept, asked.vectors, CLASSES).argmax(axis=1)
         assert last[f"cam-{i}"]["personal"] == float(np.mean(guesses == asked.labels))
