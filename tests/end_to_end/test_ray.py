@@ -181,7 +181,11 @@ def refused(features: Path, out: Path, nodes: Nodes, *more: str) -> Any:
     )
 
 
-def test_a_node_with_another_version_is_named(nodes: Nodes, features: Path, tmp_path: Path) -> None:
+def test_a_node_with_another_version_is_named(
+    nodes: Nodes, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray puts the folder in which a command runs before all others on the workers' path.
+    monkeypatch.chdir(tmp_path)
     package = tmp_path / "old" / "fedclip_edge"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "0.0.1"\n')
