@@ -70,7 +70,7 @@ def test_devices_wait_for_the_correction_and_take_part_at_once(site: Site, wrong
     right = site.write_fleet(devices=2, rounds=2).read_text()
     fleet = site.folder / "fleet.toml"
     if wrong == "method":
-        fleet.write_text(right.replace("[plan]", '[plan]\nmethod = "linear"'))
+        fleet.write_text(right.replace('method = "fedclip"', 'method = "linear"'))
     else:
         other = other_bundle(site, wrong)
         fleet.write_text(right.replace(str(site.bundle.folder), str(other.folder)))

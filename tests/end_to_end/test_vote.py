@@ -66,7 +66,7 @@ def hold(site: Site, name: str) -> Path:
 
 
 def serve(site: Site, method: str, deadline_s: float = 60) -> subprocess.Popen[bytes]:
-    path = site.write_fleet(3, METHODS[method], f'method = "{method}"\n')
+    path = site.write_fleet(3, METHODS[method], method=method)
     rules = f"deadline_s = {deadline_s:g}\nquorum = 1.0"
     text = path.read_text().replace('vote = "off"', 'vote = "on"')
     path.write_text(text.replace("deadline_s = 60", rules).replace("grace_s = 20", "grace_s = 10"))

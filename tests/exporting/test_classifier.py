@@ -154,7 +154,8 @@ def test_every_method_has_a_way_out(
 
 
 def test_the_list_of_ways_out_is_that_of_the_methods() -> None:
-    assert set(OPTIONS_OF) == set(methods.names())
+    single = {name for name in methods.names() if methods.get(name).stages is None}
+    assert set(OPTIONS_OF) == single  # a model of several methods is a mixture of theirs
 
 
 def test_zero_shot_needs_no_model(
