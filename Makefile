@@ -11,9 +11,9 @@ DEMO ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One process more than there are cores: tests also wait for disks, brokers and deadlines. The tests of
-# a file run in the same process, because their shared fixtures take long to make. Files start in the
-# order of their names: by default, those with the fewest tests would start last, and they take
+# One process more than there are cores: tests also wait for disks, brokers and deadlines. The tests
+# of a file run in the same process, because their shared fixtures take long to make. Files start in
+# the order of their names: by default, those with the fewest tests would start last, and they take
 # longest. If a process dies, the run ends: loadfile would wait endlessly for the tests that the
 # process had left (xdist 3.8).
 CORES := $(shell getconf _NPROCESSORS_ONLN)
@@ -47,8 +47,9 @@ test: $(READY) ## Run the tests
 
 # For one more version of Python, in a third of the time. Tests whose result does not depend on the
 # version are marked one_python: those of documents and prose, and long ones such as the adversary's
-# seeds, demos and fleets that are killed, exported networks. All tests that open SQLite files in their own process are included, because newer versions
-# of Python warn about files that older ones accept.
+# seeds, demos and fleets that are killed, exported networks. All tests that open SQLite files in
+# their own process are included, because newer versions of Python warn about files that older ones
+# accept.
 test-short: $(READY) ## Run the tests except the longest (for another Python: PYTHON=... VENV=...)
 	@$(TESTS) $(FILES) -m 'not slow and not cluster and not one_python'
 
