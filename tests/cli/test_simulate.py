@@ -376,7 +376,8 @@ def test_real_pictures_agree_with_what_was_measured_of_them(tmp_path: Path) -> N
     assert exported.returncode == 0, exported.stderr
     ended = simulate(
         tmp_path / "out", "--data", SHARED / "pacs", "--bundle", tmp_path / "bundle",
-        "--hold-out", "all", "--rounds", "2", timeout_s=900,
+        "--hold-out", "all", "--rounds", "2", "--methods", "zeroshot,fedclip@vote=off",
+        timeout_s=900,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     expected = {
