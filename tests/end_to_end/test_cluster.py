@@ -82,7 +82,13 @@ class Fleet:
     def closed(self, log: str) -> int:
         return sum(event["event"] == "round_closed" for event in self.site.events(log))
 
-    def link(self, name: str, address: BrokerAddress, topics: tuple[str, ...]) -> PahoTransport:
+    def link(
+        self,
+        name: str,
+        address: BrokerAddress,
+        topics: tuple[str, ...],
+        patience_s: float = system.DEADLINE_S,
+    ) -> PahoTransport:
         """An additional connection with the certificate of a member of the fleet."""
         home = self.cluster.site.coordinator if name == "coordinator" else self.folder / name
         file = name if name == "coordinator" else "device"
@@ -90,7 +96,7 @@ class Fleet:
             address, ca=home / "ca.crt", certificate=home / f"{file}.crt", key=home / f"{file}.key"
         )
         made = PahoTransport(where, f"{name}-{secrets.token_hex(8)}", topics, None)
-        made.connect(system.DEADLINE_S)
+        made.connect(patience_s)
         wait_for(made, Connected)
         return made
 
@@ -234,7 +240,7 @@ def test_a_device_reads_and_writes_only_what_is_its_own(
     device.close()
     for topic in (topics.down("south"), Topics("elsewhere").manifest, "#"):
         with pytest.raises(LinkError):
-            fleet.link("north", address, (topic,))
+            fleet.link("north", address, (topic,), patience_s=3)
 
 
 def test_a_device_whose_node_is_killed_comes_back_through_another(
