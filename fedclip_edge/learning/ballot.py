@@ -6,7 +6,8 @@ A ballot is a mixture (mixture.py) whose members have several shares each, one f
 
 So K candidates cost hardly more bytes than their members. Candidate 0 is zero-shot CLIP, candidate
 DEFAULT is the one that is taken without a vote. The ballot is published like any other model, and
-is evaluated as candidate DEFAULT.
+is evaluated as candidate DEFAULT. If that is zero-shot CLIP as well, it is evaluated as the last
+candidate, the trained head alone, so that reports show what training has reached.
 
 A device's answer has integer sums over at most MOST of its validation pictures, by candidate k and
 temperature t of TEMPERATURES (the logits are multiplied by t):
@@ -90,8 +91,9 @@ class Choice:
 
 
 def made(method: str, round: int, members: Mapping[str, Arrays], shares: Shares) -> Model:
-    """Make the ballot of some members; it predicts as candidate DEFAULT."""
-    first = {label: its[DEFAULT] for label, its in shares.items()}
+    """Make the ballot of some members; until the vote it predicts as described above."""
+    is_trained = any(its[DEFAULT] != its[0] for its in shares.values())
+    first = {label: its[DEFAULT if is_trained else -1] for label, its in shares.items()}
     lists = {f"{label}/{_SHARES}": np.array(its, np.float32) for label, its in shares.items()}
     return Model(method, round, {**mixture.parameters(members, first), **lists})
 

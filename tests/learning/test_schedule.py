@@ -190,9 +190,11 @@ def test_the_head_on_the_ballot_is_the_model_that_the_rounds_without_a_vote_give
     assert not state, "an averaged method keeps nothing for the vote"
 
 
-def test_a_ballot_without_an_answer_predicts_as_the_fixed_rule() -> None:
+def test_until_the_vote_a_ballot_predicts_as_the_fixed_rule_or_the_trained_head() -> None:
     *_, (model, _, _), _ = played(Plan("fedclip", rounds=2))
-    assert is_zero_shot(model)
+    trained = Model("fedclip", 2, ballot.members_of(model)["fedclip"])
+    np.testing.assert_allclose(logits(model), logits(trained), rtol=0, atol=1e-5)
+    assert not is_zero_shot(model)
     *_, (model, _, _), _ = played(Plan("gda", rounds=1))
     sums = totalled(Schedule(plan_of("gda"), CLASSES, D), 0, gda_answers()).sums
     none = {name: 0 * its if name.startswith("validation") else its for name, its in sums.items()}
