@@ -30,6 +30,16 @@ CALLS_A_LIBRARY = (
 )
 
 
+# As a compiled module does that clears every exception that it meets: the service would go on.
+LOSES_THE_EXCEPTION = """\
+try:
+            print('ready', flush=True); time.sleep(600)
+        except SystemExit:
+            pass
+        time.sleep(600)
+"""
+
+
 def stopped(
     *signals: signal.Signals | None,
     is_service: bool = True,
@@ -75,3 +85,9 @@ def test_a_long_call_into_a_library_does_not_hold_it_up() -> None:
     code, lines = stopped(signal.SIGTERM, work=CALLS_A_LIBRARY)
     assert (code, lines[0], len(lines)) == (0, "ready", 2), lines  # without a goodbye
     assert lines[1].endswith(" stopped signal=SIGTERM")
+
+
+def test_a_library_that_discards_the_exception_does_not_hold_it_up() -> None:
+    code, lines = stopped(signal.SIGTERM, work=LOSES_THE_EXCEPTION)
+    assert (code, lines[:3]) == (0, ["ready", "goodbye", "said"])
+    assert lines[3].endswith(" stopped signal=SIGTERM")
