@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
-from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator import coordinator, publisher, run_report, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
@@ -143,6 +143,7 @@ def serve(
                 rounds=journal.rounds_closed(run.id),
                 refused_messages=serving.refused_messages.total(),
             )
+            run_report.write_report(config, journal, run, bundle)
         finally:
             serving.say_goodbye()
         if trainer is not None:
