@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fedclip_edge.cli.group import Group
+from fedclip_edge.cli.run_show import show
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path), default="fleet.toml")
 
@@ -25,3 +26,6 @@ def start(config: Path) -> None:
 
     started = control.ask(control.socket_path(load_fleet(config).journal), "start")
     click.echo(f"started {started['run']}")
+
+
+run.add_command(show)

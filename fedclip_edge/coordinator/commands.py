@@ -7,12 +7,14 @@ gets. A mistake of the operator raises ConfigError with a sentence that says wha
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config import read_table, unknown
+from fedclip_edge.coordinator import snapshot
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.server import Server
 from fedclip_edge.errors import ConfigError
@@ -26,6 +28,20 @@ class NoArguments:
 @dataclass(frozen=True)
 class Start:
     """The arguments of `start`."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The arguments of `status`."""
+
+    every: bool = False  # list every device, not only those that need attention
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The arguments of `devices`."""
+
+    by_class: bool = False  # with the pictures of each class
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,21 @@ def start(server: Server, arguments: Start) -> dict[str, Any]:
     )
 
 
+def status(server: Server, arguments: Status) -> dict[str, Any]:
+    """Describe the run and the fleet now."""
+    return snapshot.status(server.coordinator, time.monotonic(), every=arguments.every)
+
+
+def devices(server: Server, arguments: Devices) -> dict[str, Any]:
+    """Describe every device now."""
+    now = time.monotonic()
+    return snapshot.devices(server.coordinator, now, by_class=arguments.by_class)
+
+
 COMMANDS: Mapping[str, Command] = {
     "start": Command(start, Start, changes=True),
+    "status": Command(status, Status),
+    "devices": Command(devices, Devices),
 }
 
 

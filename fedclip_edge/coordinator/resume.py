@@ -34,7 +34,8 @@ def resume_coordinator(
     """
     run, closed = run_state.run, run_state.model.round
     rounds = len(run_state.schedule.steps)
-    devices = Devices(run_state.journal.keys(run.id))
+    journal = run_state.journal
+    devices = Devices(journal.keys(run.id), reports=journal.newest_reports(run.id))
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices

@@ -21,7 +21,7 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.learning import ballot, methods
 from fedclip_edge.learning.schedule import exchanges, steps
-from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures
+from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures, mean, pairs
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import Bundle
 
@@ -110,6 +110,36 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
     }
 
 
+def brief(journal: Journal, run: Run) -> dict[str, Any]:
+    """Collect the few figures of a run that a list of runs shows.
+
+    Accuracies are means over the devices that reported on the last model. Raises JournalError if
+    the journal cannot be read.
+    """
+    closed = journal.rounds_closed(run.id)
+    kept = journal.contributed(run.id)
+    last = [one for one in journal.newest_reports(run.id).values() if one["round"] == closed]
+    entries = {one["device"]: one for one in last}
+    both = pairs(entries, "zero_shot", "federated")
+    own = pairs(entries, "personal", "personal")
+    means = {"zero_shot": mean([a for a, _ in both]), "federated": mean([b for _, b in both])}
+    if len(own) == len(both):
+        means["personal"] = mean([a for a, _ in own])
+    return {
+        "run": run.id,
+        "state": journal.state_of(run.id),
+        "started_at": None,
+        "seconds": None,
+        "method": run.plan.method,
+        "rounds": exchanges(run.plan),
+        "rounds_closed": closed,
+        "devices": len({device for _, device, _, _ in kept}),
+        "reported": len(both),
+        "accuracy": {kind: value for kind, value in means.items() if value is not None},
+        "updates_bytes": sum(size_bytes for _, _, size_bytes, _ in kept),
+    }
+
+
 def _reported_before(journal: Journal, run: Run) -> Mapping[str, Reported]:
     """The last report of each device in the run before this one."""
     earlier = []
@@ -119,8 +149,7 @@ def _reported_before(journal: Journal, run: Run) -> Mapping[str, Reported]:
         earlier.append(one)
     if not earlier:
         return {}
-    newest = journal.newest_reports(earlier[-1].id)
-    return {device: report.to_json() for device, report in newest.items()}
+    return journal.newest_reports(earlier[-1].id)
 
 
 def _contributed(

@@ -103,9 +103,12 @@ def choice_in(state: Mapping[str, NDArray[Any]]) -> Choice | None:
     """Return the choice in the state after a vote; None if it has none."""
     if _CHOICE not in state:
         return None
-    pairs = zip(fields(Choice), state[_CHOICE].tolist(), strict=True)
-    values = {field.name: None if math.isnan(value) else value for field, value in pairs}
-    return Choice(**{n: int(v) if n in _COUNTS else v for n, v in values.items()})
+    values: dict[str, Any] = {}
+    for field, value in zip(fields(Choice), state[_CHOICE].tolist(), strict=True):
+        values[field.name] = int(value) if field.name in _COUNTS else value
+        if math.isnan(value):
+            values[field.name] = None
+    return Choice(**values)
 
 
 def made(method: str, round: int, members: Mapping[str, Arrays], shares: Shares) -> Model:

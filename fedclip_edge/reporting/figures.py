@@ -71,4 +71,4 @@ def nats(value: object) -> str:
 def norm(value: object) -> str:
     """Format a norm with three significant digits, as "0.281"."""
     known = number(value)
-    return "n/a" if known is None else f"{known:.3g}"
+    return "n/a" if known is None else f"{known:#.3g}"

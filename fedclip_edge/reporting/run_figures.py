@@ -40,7 +40,9 @@ def device_figures(
     return {
         "domain": last.get("domain", ""),
         "pictures": {
-            side: last[f"{side}_pictures"] for side in ("train", "test") if f"{side}_pictures" in last
+            side: last[f"{side}_pictures"]
+            for side in ("train", "test")
+            if f"{side}_pictures" in last
         },
         "encoded": spent("encoded"),
         "skipped": last.get("skipped"),
