@@ -38,6 +38,11 @@ _PHASES = {
     "final": "the devices evaluate the last model",
     "done": "done",
 }
+_DONE = {
+    "gathering": "{has} of {needs} devices that it needs are online",
+    "open": "{has} of {needs} contributions that it needs are in",
+    "final": "{has} of {needs} devices have evaluated it",
+}
 _DEVICES = 20  # of a run that are shown without --all
 _COLUMNS = 100  # of a text that no terminal limits
 _LABEL = 15  # columns of the names in front of the lines of a status
@@ -52,7 +57,7 @@ def status_text(status: Mapping[str, Any], stream: TextIO = sys.stdout) -> str:
     updates, model = (_size(run[f"{name}_bytes"]) for name in ("updates", "model"))
     facts = [
         ("now", _phase(run)),
-        ("waiting for", _waiting(status["waiting"])),
+        ("waiting for", _waiting(run["phase"], status["waiting"])),
         ("devices", _counts(status["counts"])),
         ("accuracy", _accuracy(status["accuracy"])),
         ("data", f"{updates} of updates in this run; the model has {model}"),
@@ -63,14 +68,19 @@ def status_text(status: Mapping[str, Any], stream: TextIO = sys.stdout) -> str:
     rows = [(name, text) for name, text in facts if text]
     lines.append(_facts(rows, width))
     if status["devices"]:
-        lines += ["", device_table(status["devices"], stream)]
+        lines += ["", device_table(status["devices"], stream, costs=False)]
     if status["more"]:
         lines.append(f"and {status['more']} more; --all shows every device")
     return "\n".join(lines)
 
 
-def device_table(rows: Sequence[Mapping[str, Any]], stream: TextIO = sys.stdout) -> str:
-    """Format devices as a table, and the reasons for their states below it."""
+def device_table(
+    rows: Sequence[Mapping[str, Any]], stream: TextIO = sys.stdout, *, costs: bool = True
+) -> str:
+    """Format devices as a table, and the reasons for their states below it.
+
+    With `costs`, it also has their contributions, bytes, seconds, providers and certificates.
+    """
     has_own = any("personal" in row["accuracy"] for row in rows)
     kinds = ("zero_shot", "federated", "personal")[: 2 + has_own]
     head = ["device", "state", "seen", "pictures", "zero-shot", "shared", "own"][: 6 + has_own]
@@ -78,11 +88,12 @@ def device_table(rows: Sequence[Mapping[str, Any]], stream: TextIO = sys.stdout)
     units = ["", "", "ago", "tr+val+te", "%", "%", "%"][: 6 + has_own]
     units += ["points", "", "sent", "kB", "kB", "s", "s", "s", "", "ends"]
     first, last = range(1, len(units) - 8), range(len(units) - 8, len(units))
+    shown = len(head) if costs else last.start
     table = aligned(
-        [head, units, *(_cells(row, kinds) for row in rows)],
+        [line[:shown] for line in (head, units, *(_cells(row, kinds) for row in rows))],
         width=width_of(stream),
-        align="ll" + "r" * (len(head) - 4) + "ll",
-        parts=[first, last],
+        align=("ll" + "r" * (len(head) - 4) + "ll")[:shown],
+        parts=[first, last] if costs else [first],
         colours=["bold", "bright_black", *(_COLOURS[row["state"]] for row in rows)]
         if has_colour(stream)
         else (),
@@ -254,12 +265,13 @@ def _phase(run: Mapping[str, Any]) -> str:
     return said
 
 
-def _waiting(waiting: Mapping[str, Any] | None) -> str:
+def _waiting(phase: str, waiting: Mapping[str, Any] | None) -> str:
     if waiting is None or (not waiting["missing"] and waiting["has"] >= waiting["needs"]):
         return ""
     named = ", ".join(f"{one['id']} ({one['why']})" for one in waiting["missing"])
     more = f" and {waiting['more']} more" if waiting["more"] else ""
-    return f"{named or 'devices'}{more}: {waiting['has']} of {waiting['needs']} needed are here"
+    done = _DONE[phase].format(**waiting)
+    return f"{named}{more}; {done}" if named else done
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

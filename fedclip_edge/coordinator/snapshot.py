@@ -203,12 +203,12 @@ def _state(view: _View, device: str) -> tuple[State, str]:
         why = "its contributions are refused" if device in rounds.refused else "it missed deadlines"
         return "left out", why
     if not its.is_online(device):
-        return ("offline", "") if device in its.keys else ("not seen", "no hello in this run")
-    is_awaited = rounds.phase == "open" and len(rounds.kept) >= rounds.quorum
-    if is_awaited and device in attendance.waiting(rounds, view.now):
-        return "late", "the round has its quorum and waits for it"
+        return ("offline", "") if device in its.keys else ("not seen", "")
     if missed:
         return "late", "it missed the last deadline"
+    is_half_over = rounds.deadline - view.now < rounds.rules.deadline_s / 2
+    if rounds.phase == "open" and is_half_over and device in attendance.waiting(rounds, view.now):
+        return "late", "half of the deadline is over, and the round waits for it"
     return "online", ""
 
 
