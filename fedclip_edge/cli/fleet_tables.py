@@ -252,8 +252,15 @@ def _facts(rows: Sequence[tuple[str, str]], width: int | None) -> str:
 
 def _phase(run: Mapping[str, Any]) -> str:
     what = f"{run['kind']} {run['round']} of {run['rounds']}"
+    if run["state"] == "held":
+        return "not started; start it with `fedclip-edge run start`"
+    if run["state"] in ("done", "abandoned"):
+        return f"{run['state']} after {duration(run['running_s'])}; devices get the last model"
     if run["phase"] in ("final", "done"):
         return _PHASES[run["phase"]]
+    paused = "; paused: no further round opens until `fedclip-edge run resume`"
+    if run["paused"] and run["phase"] != "open":
+        return what + paused
     said = f"{what} {_PHASES[run['phase']]}"
     if run["attempt"] > 1:
         said += f", attempt {run['attempt']}"
@@ -262,7 +269,7 @@ def _phase(run: Mapping[str, Any]) -> str:
             f"; {run['contributions']} of {run['cohort']} contributions, needs {run['quorum']}; "
             f"{duration(max(0.0, run['deadline_in_s']))} to the deadline"
         )
-    return said
+    return f"{said}{paused if run['paused'] else ''}"
 
 
 def _waiting(phase: str, waiting: Mapping[str, Any] | None) -> str:

@@ -34,13 +34,10 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
     from fedclip_edge.coordinator import run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
     from fedclip_edge.coordinator.model_lookup import find_run
-    from fedclip_edge.errors import BundleError
-    from fedclip_edge.vision.bundle import read_bundle
 
     fleet = load_fleet(config)
-    bundle = None
-    with contextlib.suppress(BundleError):  # it only names the classes and the encoder
-        bundle = read_bundle(fleet.bundle)
     with contextlib.closing(open_journal_to_read(fleet.journal)) as journal:
-        found = run_report.summarise(journal, find_run(journal, run), fleet.fleet, bundle)
+        found = run_report.summarise(
+            journal, find_run(journal, run), fleet.fleet, run_report.bundle_of(fleet)
+        )
     click.echo(json.dumps(found) if as_json else summary_text(found, every=every))

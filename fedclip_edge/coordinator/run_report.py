@@ -19,25 +19,24 @@ from fedclip_edge import __version__, log
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.errors import BundleError
 from fedclip_edge.learning import ballot, methods
 from fedclip_edge.learning.schedule import exchanges, steps
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures, mean, pairs
 from fedclip_edge.storage import atomic
-from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 
-def write_report(
-    config: FleetConfig, journal: Journal, run: Run, bundle: Bundle | None
-) -> tuple[Path, ...]:
+def write_report(config: FleetConfig, journal: Journal, run: Run) -> tuple[Path, ...]:
     """Write reports/RUN.json and reports/RUN.html in the journal's folder; return their paths.
 
-    With `reports = "off"` nothing is written. The page needs jinja2; without it, only the JSON file
+    With `reports = "off"`, or without a closed round, nothing is written. The page needs jinja2; without it, only the JSON file
     is written. A report that cannot be written is a line in the log: the run is not affected.
     Raises JournalError if the journal cannot be read.
     """
-    if config.reports == "off":
+    if config.reports == "off" or not journal.rounds_closed(run.id):
         return ()
-    summary = summarise(journal, run, config.fleet, bundle)
+    summary = summarise(journal, run, config.fleet, bundle_of(config))
     data = config.journal.parent / "reports" / f"{run.id}.json"
     page = data.with_suffix(".html")
     written = []
@@ -62,6 +61,14 @@ def write_report(
         hint=None if is_whole else "pip install 'fedclip-edge[serve]' for the page",
     )
     return tuple(written)
+
+
+def bundle_of(config: FleetConfig) -> Bundle | None:
+    """Return the fleet's bundle, which names classes and encoder; None if it cannot be used."""
+    try:
+        return read_bundle(config.bundle)
+    except BundleError:
+        return None
 
 
 def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> Summary:
@@ -93,7 +100,7 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
         "version": __version__,
         "fleet": fleet,
         "run": run.id,
-        "state": journal.state_of(run.id),
+        **_course(journal, run),
         "encoder": {
             "model": bundle.manifest.model if bundle is not None and same else None,
             "encoder_id": run.encoder_id,
@@ -127,9 +134,7 @@ def brief(journal: Journal, run: Run) -> dict[str, Any]:
         means["personal"] = mean([a for a, _ in own])
     return {
         "run": run.id,
-        "state": journal.state_of(run.id),
-        "started_at": None,
-        "seconds": None,
+        **_course(journal, run),
         "method": run.plan.method,
         "rounds": exchanges(run.plan),
         "rounds_closed": closed,
@@ -137,6 +142,19 @@ def brief(journal: Journal, run: Run) -> dict[str, Any]:
         "reported": len(both),
         "accuracy": {kind: value for kind, value in means.items() if value is not None},
         "updates_bytes": sum(size_bytes for _, _, size_bytes, _ in kept),
+    }
+
+
+def _course(journal: Journal, run: Run) -> dict[str, Any]:
+    """State, beginning (Unix time, in seconds) and length of a run, and the cause of its start."""
+    course = journal.course(run.id)
+    end = course.ended_at
+    return {
+        "state": "paused" if course.paused else course.state,
+        "started_at": course.started_at,
+        "seconds": None if end is None else round(end - course.started_at, 1),
+        "started_by": course.started_by,
+        "started_from": course.started_from,
     }
 
 

@@ -7,6 +7,7 @@ seconds before or after now, because the coordinator's clock is monotonic.
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
     Raises JournalError if the journal cannot be read.
     """
     rounds, run_state, config = serving.rounds, serving.run_state, serving.config
+    course = run_state.journal.course(run_state.run.id)
     view = _view(serving, now)
     rows = _rows(view)
     counts = Counter(row["state"] for row in rows)
@@ -57,7 +59,10 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
         "run": {
             "id": run_state.run.id,
             "method": run_state.run.plan.method,
+            "state": course.state,
+            "paused": rounds.paused,
             "phase": rounds.phase,
+            "running_s": _seconds((course.ended_at or time.time()) - course.started_at),
             "kind": "vote" if rounds.is_vote else "round",
             "round": rounds.round,
             "rounds": rounds.rounds,
@@ -70,7 +75,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
             "updates_bytes": sum(size for its in view.kept.values() for _, size, _ in its),
             "model_bytes": run_state.blob.size_bytes,
         },
-        "waiting": _waiting(view),
+        "waiting": None if course.is_over or course.state == "held" else _waiting(view),
         "counts": {
             "enrolled": None
             if serving.admission.enrolled is None
@@ -203,7 +208,9 @@ def _state(view: _View, device: str) -> tuple[State, str]:
         why = "its contributions are refused" if device in rounds.refused else "it missed deadlines"
         return "left out", why
     if not its.is_online(device):
-        return ("offline", "") if device in its.keys else ("not seen", "")
+        return (
+            ("offline", "") if device in its.keys.keys() | its.hellos.keys() else ("not seen", "")
+        )
     if missed:
         return "late", "it missed the last deadline"
     is_half_over = rounds.deadline - view.now < rounds.rules.deadline_s / 2

@@ -24,6 +24,7 @@ from typing import Literal
 
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
+    COUNT_MAX,
     MAX_NORM,
     ExchangeKind,
     Plan,
@@ -101,6 +102,11 @@ class Pictures:
                 raise ValueError(f"by_class: at most {MAX_CLASSES} classes, got {len(counts)}")
             for count in counts:
                 _check_count(count, f"by_class of {side}")
+
+    @property
+    def labelled(self) -> int:
+        """All labelled pictures of the device; at most COUNT_MAX."""
+        return min(COUNT_MAX, self.train + self.validation + self.test + self.withheld)
 
 
 @dataclass(frozen=True)
