@@ -273,7 +273,11 @@ def _phase(run: Mapping[str, Any]) -> str:
 
 
 def _waiting(phase: str, waiting: Mapping[str, Any] | None) -> str:
-    if waiting is None or phase not in _DONE or (not waiting["missing"] and waiting["has"] >= waiting["needs"]):
+    if (
+        waiting is None
+        or phase not in _DONE
+        or (not waiting["missing"] and waiting["has"] >= waiting["needs"])
+    ):
         return ""
     named = ", ".join(f"{one['id']} ({one['why']})" for one in waiting["missing"])
     more = f" and {waiting['more']} more" if waiting["more"] else ""

@@ -86,12 +86,28 @@ def test_a_fleet_is_seen_while_it_runs_and_after_it_has_ended(site: Site) -> Non
     (run,) = asked("runs", fleet)["runs"]
     assert (run["state"], run["rounds_closed"], run["devices"]) == ("done", 3, 2)
 
+    started = system.run("run", "start", fleet)
+    assert started.returncode == 0, started.stderr
+    wait_until(
+        lambda: sum(event["event"] == "report_written" for event in site.events("serve")) == 2,
+        "the end of the second run",
+    )
+    second, first = (
+        asked("run", "show", one["run"], "--config", fleet) for one in asked("runs", fleet)["runs"]
+    )
+    assert first["run"] == run["run"]
+    for name in devices:
+        once, again = first["devices"][name], second["devices"][name]
+        assert (once["encoded"] > 0, again["encoded"]) == (True, 0), "it is in the cache"
+        # The agent counts from its start, so its count is at least twice as high by now.
+        assert again["bytes_up_per_round"] < 1.5 * once["bytes_up_per_round"]
+
     serve.send_signal(signal.SIGTERM)
     assert serve.wait(system.DEADLINE_S) == 0, site.text("serve")
     before = contents(site.folder)
-    assert asked("runs", fleet)["runs"] == [run]
+    assert [one["run"] for one in asked("runs", fleet)["runs"]] == [second["run"], run["run"]]
     written = json.loads((site.folder / "reports" / f"{run['run']}.json").read_text())
-    assert asked("run", "show", "--config", fleet) == written
+    assert asked("run", "show", run["run"], "--config", fleet) == written
     text = system.run("run", "show", run["run"], "--config", fleet).stdout
     assert "the mean accuracy of the devices" in text
     assert contents(site.folder) == before, "a command that only reads has changed a file"
@@ -115,4 +131,3 @@ def test_watch_waits_for_a_coordinator_and_ends_with_ctrl_c(site: Site) -> None:
         watch.send_signal(signal.SIGINT)
         _, errors = watch.communicate(timeout=system.DEADLINE_S)
         assert (watch.returncode, errors) == (0, "")
-
