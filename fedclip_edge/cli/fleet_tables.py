@@ -16,6 +16,7 @@ from fedclip_edge.cli.progress import duration
 from fedclip_edge.reporting import run_table
 from fedclip_edge.reporting.figures import kilobytes, norm, number, percent, points, whole
 from fedclip_edge.reporting.names import columns_of
+from fedclip_edge.reporting.run_figures import worst_first
 from fedclip_edge.reporting.run_page import conclusion
 from fedclip_edge.reporting.table import aligned, printable, width_of
 
@@ -190,7 +191,7 @@ def summary_text(
 ) -> str:
     """Format the summary of a run (`coordinator/run_report.py`), the worst devices first."""
     width = width_of(stream)
-    ranked = sorted(summary["devices"].items(), key=lambda item: (_shared(item[1]), item[0]))
+    ranked = list(worst_first(summary["devices"]).items())
     shown = ranked if every else ranked[:_DEVICES]
     lines = [
         run_table.filled(conclusion(summary), width),
@@ -211,10 +212,6 @@ def summary_text(
     lines += ["", _contributions(dict(shown), summary["rounds_closed"], width)]
     lines += ["", run_table.notes(summary, width)]
     return "\n".join(lines)
-
-
-def _shared(entry: Mapping[str, Any]) -> float:
-    return number(entry["accuracy"].get("federated")) or -1.0
 
 
 def _contributions(devices: Mapping[str, Any], closed: int, width: int | None) -> str:
