@@ -88,7 +88,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     entries = [(names[device], entry) for device, entry in summary["devices"].items()]
     if held_out := summary.get("held_out"):
         entries.append((f"the held-out {held_out['domain']}", held_out))
-    said = []
+    said = comparison(summary)
     worse = [
         f"{name} ({points(gain)} points)"
         for name, entry in entries
@@ -97,7 +97,6 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     ]
     if worse:
         said.append(f"Training made the accuracy worse on {', '.join(worse)}.")
-    said += comparison(summary)
     tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
     if tests:
         count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
@@ -201,7 +200,7 @@ def _device_lines(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[
 
 
 def _held_out_lines(summary: Mapping[str, Any]) -> list[Line]:
-    """List the lines of the fleet, FedCLIP as published and zero-shot CLIP on the held-out style."""
+    """List the lines of the held-out style: the fleet, FedCLIP as published and zero-shot CLIP."""
     if not (held_out := summary.get("held_out")):
         return []
     own_style = len(summary["devices"])  # the first that no device has

@@ -46,7 +46,8 @@ def summarise(
     """Collect the figures of a finished run; `seconds` are the durations of its phases.
 
     `rounds` and `rounds_closed` count the vote too, if `vote` is true. The accuracies "fedclip" and
-    "local" are those of `baselines`; they are missing without it. Raises RunError if the journal holds no run or a device did not evaluate the last model.
+    "local" are those of `baselines`; they are missing without it. Raises RunError if the journal
+    holds no run or a device did not evaluate the last model.
     """
     with contextlib.closing(open_journal(stage.journal)) as journal:
         run = journal.last_run()
