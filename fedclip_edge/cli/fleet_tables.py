@@ -200,7 +200,7 @@ def summary_text(
             [
                 ("run", f"{summary['run']} of the fleet {summary['fleet']}: {summary['state']}"),
                 ("method", summary["method"]),
-                *([("vote", summary["vote"]["said"])] if summary["vote"] else []),
+                *([("vote", summary["decision"]["said"])] if summary["decision"] else []),
             ],
             width,
         ),

@@ -21,7 +21,7 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.errors import BundleError
 from fedclip_edge.learning import ballot, methods
-from fedclip_edge.learning.schedule import exchanges, steps
+from fedclip_edge.learning.schedule import exchanges, has_vote, steps
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures, mean, pairs
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import Bundle, read_bundle
@@ -113,7 +113,8 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
         "classes": list(bundle.classes.names) if bundle is not None and fits else [],
         "devices": {device: entry for device, entry in entries.items() if device in trains},
         "evaluators": {device: entry for device, entry in entries.items() if device not in trains},
-        "vote": _vote(journal, run),
+        "vote": has_vote(plan),
+        "decision": _decision(journal, run),
     }
 
 
@@ -185,7 +186,7 @@ def _contributed(
     }
 
 
-def _vote(journal: Journal, run: Run) -> dict[str, Any] | None:
+def _decision(journal: Journal, run: Run) -> dict[str, Any] | None:
     """Return the decision of the run's last vote; None if it had none yet."""
     state = safetensors.numpy.load(journal.newest_model(run.id).server_state)
     choice = ballot.choice_in(state)

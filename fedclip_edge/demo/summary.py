@@ -1,27 +1,39 @@
-"""Figures of a demo, from the coordinator's journal, for summary.json and the table."""
+"""Figures of a demo, for summary.json and the table.
+
+Those of the fleet were reported by a device or counted by the coordinator, and come from its
+journal. Those of FedCLIP as published and of the devices alone come from baselines.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.schedule import exchanges, has_vote
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
 
+if TYPE_CHECKING:
+    from fedclip_edge.demo.baselines import Baselines
 
-def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
+
+def summarise(
+    stage: Stage, broker: str, seconds: Mapping[str, float], baselines: Baselines | None
+) -> Summary:
     """Collect the figures of a finished run; `seconds` are the durations of its phases.
 
-    Raises RunError if the journal holds no run or a device did not evaluate the last model.
+    `rounds` and `rounds_closed` count the vote too, if `vote` is true. The accuracies "fedclip" and
+    "local" are those of `baselines`; they are missing without it. Raises RunError if the journal
+    holds no run or a device did not evaluate the last model.
     """
     with contextlib.closing(open_journal(stage.journal)) as journal:
         run = journal.last_run()
@@ -43,9 +55,16 @@ def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summar
         "broker": broker,
         "rounds": exchanges(run.plan),
         "rounds_closed": closed,
+        "vote": has_vote(run.plan),
+        "fedclip_rounds": None if baselines is None else stage.settings.published.rounds,
         "classes": list(bundle.classes.names),
-        "devices": {device.id: _figures(device, reports, closed) for device in stage.devices},
-        "held_out": _figures(stage.held_out, reports, closed),
+        "devices": {
+            device.id: _compared(_figures(device, reports, closed), device.id, baselines)
+            for device in stage.devices
+        },
+        "held_out": _compared(
+            _figures(stage.held_out, reports, closed), stage.held_out.id, baselines
+        ),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
 
@@ -63,3 +82,24 @@ def _figures(device: Device, reports: Sequence[Reported], closed: int) -> dict[s
             "logs shows the reason"
         )
     return {**device_figures(own, closed), "domain": device.domain}
+
+
+def _compared(
+    figures: Mapping[str, Any], device: str, baselines: Baselines | None
+) -> Mapping[str, Any]:
+    """Add the accuracies of the baselines to those of a device."""
+    if baselines is None:
+        return figures
+    by_round = list(baselines.fedclip[device])
+    accuracy = {**figures["accuracy"], "fedclip": by_round[-1]}
+    if device in baselines.alone:
+        accuracy["local"] = baselines.alone[device]
+        return {**figures, "accuracy": accuracy, "fedclip_by_round": by_round}
+    alone = dict(baselines.alone_held_out)
+    accuracy["local"] = statistics.fmean(alone.values())
+    return {
+        **figures,
+        "accuracy": accuracy,
+        "fedclip_by_round": by_round,
+        "local_by_device": alone,
+    }

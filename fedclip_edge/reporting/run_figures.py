@@ -3,9 +3,14 @@
 Every figure was reported by a device or counted by the coordinator; nothing is computed from
 pictures or features here.
 
-A summary is a JSON object with the entries `devices` (the devices that train, by id), `rounds`,
-`rounds_closed`, `method` and others. An entry of a device is what `device_figures` returns. Devices
-that do not train are in `evaluators`, or in `held_out` if there is one with a domain of its own.
+A summary is a JSON object with the entries `devices` (the devices that train, by id), `rounds` and
+`rounds_closed` (which count the vote too, if `vote` is true), `method` and others. An entry of a
+device is what `device_figures` returns. Devices that do not train are in `evaluators`, or in
+`held_out` if there is one with a domain of its own.
+
+A run of the demo also has the figures of what the fleet is compared with (demo/summary.py), and a
+run of a fleet has the decision of its vote and the devices' contributions
+(coordinator/run_report.py).
 """
 
 from __future__ import annotations
@@ -17,6 +22,15 @@ from fedclip_edge.reporting.figures import number
 
 Summary = Mapping[str, Any]
 Reported = Mapping[str, Any]  # a report as a JSON object (protocol/report.py)
+# Heading of each kind of accuracy, in the order of the columns.
+KINDS = {
+    "zero_shot": "zero-shot",
+    "fedclip": "FedCLIP",
+    "local": "local",
+    "federated": "federated",
+    "personal": "personal",
+}
+_ALWAYS = ("zero_shot", "federated")
 _NONE: Reported = {}
 
 
@@ -64,6 +78,27 @@ def apart(summary: Summary) -> dict[str, Any]:
     """Return the entries of the devices that do not train, by id."""
     held_out = summary.get("held_out")
     return dict(summary.get("evaluators") or ({"held-out": held_out} if held_out else {}))
+
+
+def kinds(summary: Summary) -> list[str]:
+    """List the kinds of accuracy that a device of the run has, and those of every run."""
+    entries = [*summary["devices"].values(), *apart(summary).values()]
+    return [k for k in KINDS if k in _ALWAYS or any(k in its["accuracy"] for its in entries)]
+
+
+def progress(summary: Summary) -> str:
+    """Say which rounds closed: "11 rounds and a vote", or "5 of 11 rounds"."""
+    closed, rounds = summary["rounds_closed"], summary["rounds"] - summary["vote"]
+    if closed < rounds:
+        return f"{closed} of {counted(rounds)}"
+    if not summary["vote"]:
+        return counted(rounds)
+    return f"{counted(rounds)} {'and a vote' if closed > rounds else 'without the vote'}"
+
+
+def counted(rounds: int) -> str:
+    """Return "1 round", "2 rounds", ..."""
+    return f"{rounds} round{'s' * (rounds != 1)}"
 
 
 def worst_first(devices: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Line, chart_layout
+from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Chart, Line, chart_layout
 from fedclip_edge.reporting.figures import difference, number, percent, points, whole
 from fedclip_edge.reporting.page import write_page
-from fedclip_edge.reporting.run_figures import Summary, apart, is_demo, mean, pairs, worst_first
+from fedclip_edge.reporting.run_figures import (
+    KINDS,
+    Summary,
+    apart,
+    is_demo,
+    kinds,
+    mean,
+    pairs,
+    progress,
+    worst_first,
+)
 
 TEMPLATE = Path(__file__).resolve().with_name("run_page.html.j2")
-_MEANS = ("zero_shot", "local", "federated", "federated_f1", "zero_shot_ece", "federated_ece")
+_MEANS = (*KINDS, "federated_f1", "zero_shot_ece", "federated_ece")
 # With more devices than this, a chart with a line for each cannot be read.
 _LINES_MAX = 12
 _WORST = 5
@@ -31,7 +41,6 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
     if len(summary["devices"]) > _LINES_MAX:
         summary = {**summary, "devices": worst_first(summary["devices"])}
     names = _names(summary)
-    lines = _lines(summary, names)
     values = {
         "summary": summary,
         "demo": is_demo(summary),
@@ -40,11 +49,11 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
         "each_has_a_line": len(summary["devices"]) <= _LINES_MAX,
         "conclusion": conclusion(summary),
         "remarks": remarks(summary),
-        "means": {kind: _column_mean(summary, kind) for kind in _MEANS},
-        "charts": [
-            ("wide", chart_layout(lines, *WIDE_PX, name_columns=18)),
-            ("narrow", chart_layout(lines, *NARROW_PX, name_columns=0)),
-        ],
+        "progress": progress(summary),
+        "columns": kinds(summary),
+        "means": _means(summary),
+        "held_out_charts": _charts(_held_out_lines(summary)),
+        "charts": _charts(_device_lines(summary, names)),
         "cards": {},
         "kinds": (),
         "unreadable": (),
@@ -58,9 +67,8 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
 
 def conclusion(summary: Summary) -> str:
     """Describe the run in one sentence with its figures; it says "fell" if accuracy fell."""
-    rounds, closed, count = summary["rounds"], summary["rounds_closed"], len(summary["devices"])
-    done = f"{rounds}" if closed == rounds else f"{closed} of {rounds}"
-    start = f"{done} round{'s' * (rounds != 1)}, {count} device{'s' * (count != 1)}"
+    count = len(summary["devices"])
+    start = f"{progress(summary)}, {count} device{'s' * (count != 1)}"
     both = pairs(summary["devices"], "zero_shot", "federated")
     over = "" if len(both) in (0, count) else f" ({len(both)} of {count} measured)"
     what = "the accuracy" if count == 1 else f"the mean accuracy of the devices{over}"
@@ -82,7 +90,7 @@ def remarks(summary: Summary) -> list[str]:
         (f"the held-out {entry['domain']}" if demo else names[device], entry)
         for device, entry in others.items()
     ]
-    said = []
+    said = comparison(summary)
     losses = [
         (gain, name)
         for name, entry in entries
@@ -93,8 +101,6 @@ def remarks(summary: Summary) -> list[str]:
     if worse:
         more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
         said.append(f"Training made the accuracy worse on {', '.join(worse[:_NAMED])}{more}.")
-    if compared := compared_with_local(summary):
-        said.append(compared)
     tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
     if tests:
         count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
@@ -106,32 +112,52 @@ def remarks(summary: Summary) -> list[str]:
     return said
 
 
-def compared_with_local(summary: Summary) -> str:
-    """Compare the fleet's model with those of devices that train alone; empty without them.
+def comparison(summary: Summary) -> list[str]:
+    """Compare the fleet's model with zero-shot CLIP, FedCLIP as published and the devices alone.
 
-    If the devices alone are not worse, the text says what their figures leave out, and what to try.
+    There is a sentence for the devices' own pictures, after one for the held-out style in the demo.
+    The list is empty if neither FedCLIP nor the devices alone were trained to compare.
     """
-    both = pairs(summary["devices"], "local", "federated")
-    means = {"local": mean([a for a, _ in both]), "federated": mean([b for _, b in both])}
-    if (gain := difference(means, "federated", "local")) is None:
-        return ""
-    apart = points(gain).lstrip("+\N{MINUS SIGN}")
-    compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
-    text = (
-        "If each device trains alone, without the others, their mean accuracy is "
-        f"{percent(means['local'])}: "
-        f"{'the same as' if apart == '0.0' else compared} with the federated model."
+    if not {"fedclip", "local"} & set(kinds(summary)):
+        return []
+    said = []
+    if held_out := summary.get("held_out"):
+        said.append(
+            f"On the held-out style {held_out['domain']}, which no device has: "
+            f"{_side_by_side(summary, held_out['accuracy'], _span(held_out['local_by_device']))}."
+        )
+    means = _means(summary)
+    own = "styles" if is_demo(summary) else "pictures"
+    text = f"On the devices' own {own}, on average: {_side_by_side(summary, means)}."
+    if (gain := difference(means, "federated", "local")) is not None and gain < 0:
+        text += (
+            " A model trained alone is tested here on its own device's pictures only; it has "
+            "learned nothing from the other devices."
+        )
+    return [*said, text]
+
+
+def _side_by_side(summary: Summary, accuracy: Mapping[str, Any], span: str = "") -> str:
+    """List the accuracies of the models that are compared; `span` follows the devices alone."""
+    models = {
+        "zero_shot": "zero-shot CLIP",
+        "fedclip": "FedCLIP as published",
+        "local": "a device that trains alone",
+        "federated": f"the fleet with {summary['method']}",
+        "personal": "the devices' personal models",
+    }
+    return ", ".join(
+        f"{models[kind]} {percent(accuracy.get(kind))}{span * (kind == 'local')}"
+        for kind in kinds(summary)
+        if kind != "personal" or number(accuracy.get(kind)) is not None
     )
-    if gain > 0:
-        return text
-    text += (
-        " A model trained alone is tested on its own device's pictures only; it has learned nothing "
-        "from the other devices."
-    )
-    if summary["method"] == "fedclip":
-        other = "--method auto or gda" if is_demo(summary) else 'method = "auto" or "gda"'
-        text += f" The method FedCLIP changes CLIP little; {other} often gains more."
-    return text
+
+
+def _span(accuracies: Mapping[str, Any]) -> str:
+    """Return " on average (71.1 to 74.7 %)"; it is empty if all are the same."""
+    shares = [share for its in accuracies.values() if (share := number(its)) is not None]
+    ends = [f"{100 * end:.1f}" for end in (min(shares), max(shares))]
+    return f" on average ({ends[0]} to {ends[1]} %)" if ends[0] != ends[1] else ""
 
 
 def _change(accuracies: Sequence[tuple[float, float]]) -> tuple[str, str]:
@@ -177,8 +203,15 @@ def _column_mean(summary: Summary, kind: str) -> float | None:
     return mean([a for a, _ in found]) if len(found) == len(summary["devices"]) else None
 
 
-def _lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
-    """Return a line for each device; of many devices, their mean and the first of them."""
+def _means(summary: Summary) -> dict[str, float | None]:
+    return {kind: _column_mean(summary, kind) for kind in _MEANS}
+
+
+def _device_lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
+    """Return a line for each device; of many devices, their mean and the first of them.
+
+    The demo's held-out style is not among them: it has a chart of its own.
+    """
     devices = summary["devices"]
     shown = list(devices)
     lines = []
@@ -201,14 +234,34 @@ def _lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
         )
         for style, device in enumerate(shown)
     ]
-    others = apart(summary)
+    others = {} if is_demo(summary) else apart(summary)
     if len(others) > _LINES_MAX:
         others = dict(list(worst_first(others).items())[:_WORST])
     for device, entry in others.items():
-        name = entry["domain"] if is_demo(summary) else names[device]
         zero_shot = entry["accuracy"].get("zero_shot")
-        lines.append(Line(name, entry["accuracy_by_round"], zero_shot, "held-out"))
+        lines.append(Line(names[device], entry["accuracy_by_round"], zero_shot, "held-out"))
     return lines
+
+
+def _held_out_lines(summary: Summary) -> list[Line]:
+    """List the lines of the held-out style: the fleet, FedCLIP as published and zero-shot CLIP."""
+    if not (held_out := summary.get("held_out")):
+        return []
+    own_style = len(summary["devices"])  # the first that no device has
+    lines = [
+        Line(f"the fleet, {summary['method']}", held_out["accuracy_by_round"], None, "held-out")
+    ]
+    if by_round := held_out.get("fedclip_by_round"):
+        lines.append(Line("FedCLIP as published", by_round, None, own_style))
+    zero_shot = held_out["accuracy"].get("zero_shot")
+    return [*lines, Line("zero-shot", [zero_shot], None, "zero-shot")]
+
+
+def _charts(lines: Sequence[Line]) -> list[tuple[str, Chart]]:
+    return [
+        ("wide", chart_layout(lines, *WIDE_PX, name_columns=20)),
+        ("narrow", chart_layout(lines, *NARROW_PX, name_columns=0)),
+    ]
 
 
 def _at(entry: Mapping[str, Any], round: int) -> float | None:

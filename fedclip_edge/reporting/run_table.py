@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedclip_edge.reporting.figures import difference
-from fedclip_edge.reporting.run_figures import Summary, apart, is_demo
+from fedclip_edge.reporting.run_figures import KINDS, Summary, apart, counted, is_demo, kinds
 from fedclip_edge.reporting.table import aligned
 
 _NOTE_COLUMNS = 100
@@ -15,31 +15,34 @@ _NOTE_COLUMNS = 100
 
 def table(summary: Summary, columns: int | None = None) -> str:
     """Format the table; if it needs more than `columns`, accuracy and cost are separate."""
-    others = apart(summary)
-    entries = {**summary["devices"], **others}
-    kinds = ["zero_shot", "federated"]
-    for kind, place in (("local", 1), ("personal", len(kinds) + 1)):
-        if _has(entries, kind) or (kind == "local" and is_demo(summary)):
-            kinds.insert(place, kind)
-    rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
-    for name, figures in others.items():
+    shown_kinds = kinds(summary)
+    rows = [_row(name, figures, shown_kinds) for name, figures in summary["devices"].items()]
+    for name, figures in apart(summary).items():
         shown = f"{figures['domain']} (held out)" if is_demo(summary) else f"{name} (evaluates)"
-        rows.append(_row(shown, figures, kinds))
-    head = ["device", "train+test", "encoded", *(kind.replace("_", "-") for kind in kinds), "gain"]
+        rows.append(_row(shown, figures, shown_kinds))
+    head = ["device", "train+test", "encoded", *(KINDS[kind] for kind in shown_kinds), "gain"]
     head += ["up", "down", "encode", "train", "wait"]
-    units = ["", "pictures", "this run", *("%" for _ in kinds), "points"]
+    units = ["", "pictures", "this run", *("%" for _ in shown_kinds), "points"]
     units += ["kB/round", "kB/round", "s", "s", "s"]
-    costs = 4 + len(kinds)
+    costs = 4 + len(shown_kinds)
     parts = ([1, *range(3, costs)], [2, *range(costs, len(head))])
     return aligned([head, units, *rows], width=columns, parts=parts)
 
 
 def notes(summary: Summary, columns: int | None = None) -> str:
     """Explain the headings of the table, in lines of at most `columns`, or 100."""
-    entries = {**summary["devices"], **apart(summary)}
-    has_personal, has_local = (_has(entries, kind) for kind in ("personal", "local"))
-    personal = "personal: the device's own model, made from the shared one; " * has_personal
-    local = "local: after training on this device alone; " * (has_local or is_demo(summary))
+    shown = kinds(summary)
+    compared, personal = "", ""
+    if "fedclip" in shown:
+        compared = (
+            "FedCLIP: FedCLIP as published, trained by the same devices, "
+            f"{counted(summary['fedclip_rounds'])}; local: trained on one device alone (held out: "
+            "the mean of these models); "
+        )
+    elif "local" in shown:
+        compared = "local: trained on this device alone; "
+    if "personal" in shown:
+        personal = "personal: the device's own model, made from the shared one; "
     last = (
         "held out: no device trains on these pictures. "
         if is_demo(summary)
@@ -47,22 +50,21 @@ def notes(summary: Summary, columns: int | None = None) -> str:
     )
     text = (
         "train+test: training and test pictures; the rest are for validation. Accuracy is on test "
-        f"pictures. zero-shot: CLIP without training; {local}federated: the fleet's shared model; "
-        f"{personal}gain: {'personal' if has_personal else 'federated'} minus zero-shot, in "
-        f"percentage points. {last}encoded: pictures that went through the encoder in this run; "
-        "the features of the others were in the cache. up, down: bytes sent and received. encode, "
-        "train, wait: seconds in the whole run."
+        f"pictures. zero-shot: CLIP without training; {compared}federated: the fleet's shared "
+        f"model, trained with {summary['method']}; {personal}gain: "
+        f"{'personal' if personal else 'federated'} minus zero-shot, in percentage points. "
+        f"{last}encoded: pictures that went through the encoder in this run; the features of the "
+        "others were in the cache. up, down: bytes sent and received. encode, train, wait: seconds "
+        "in the whole run."
     )
     return filled(text, columns)
 
 
 def filled(text: str, columns: int | None = None) -> str:
-    """Wrap a text into lines of at most `columns`, or 100."""
-    return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
-
-
-def _has(entries: Mapping[str, Any], kind: str) -> bool:
-    return any(kind in figures["accuracy"] for figures in entries.values())
+    """Wrap a text into lines of at most `columns`, or 100; a % sign stays with its number."""
+    joined = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = textwrap.fill(joined, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
+    return lines.replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:

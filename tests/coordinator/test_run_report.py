@@ -78,13 +78,13 @@ def test_the_decision_of_the_vote_is_in_the_report(tmp_path: Path, method: str) 
             min_per_class=1,
         )
     fleet.run()
-    vote = summary(fleet)["vote"]
+    vote = summary(fleet)["decision"]
     assert vote["pictures"] == 80
     assert vote["loss"] <= vote["zero_shot_loss"]
     assert 0 <= vote["correct"] <= 80
     assert vote["said"].startswith("80 validation pictures chose ")
     fleet.open_journal()
-    assert summary(fleet)["vote"] == vote, "it is in the journal"
+    assert summary(fleet)["decision"] == vote, "it is in the journal"
 
 
 def test_a_vote_of_too_few_pictures_is_called_none(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_vote_of_too_few_pictures_is_called_none(tmp_path: Path) -> None:
     for number in range(2):
         device(fleet, number)
     fleet.run()
-    vote = summary(fleet)["vote"]
+    vote = summary(fleet)["decision"]
     assert (vote["pictures"], vote["loss"]) == (0, None)
     assert vote["said"].startswith("There was no comparison: too few devices")
 

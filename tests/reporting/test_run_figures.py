@@ -22,7 +22,7 @@ def fleet_summary(count: int = 2, **changes: Any) -> dict[str, Any]:
         f"cam-{n:02}": device_figures([reported(1, 10, accuracy=accuracy)], 1) for n in range(count)
     }
     whole = {"run": "run-1", "fleet": "lab", "method": "fedclip", "rounds": 1, "rounds_closed": 1}
-    return {**whole, "devices": entries, "evaluators": {}, **changes}
+    return {**whole, "vote": False, "devices": entries, "evaluators": {}, **changes}
 
 
 def test_bytes_are_those_that_were_added_in_the_run() -> None:

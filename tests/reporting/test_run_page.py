@@ -52,7 +52,8 @@ def summary(count: int, **changes: Any) -> dict[str, Any]:
         "classes": [],
         "devices": {f"cam-{number:04}": entry(number) for number in range(count)},
         "evaluators": {},
-        "vote": None,
+        "vote": False,
+        "decision": None,
         **changes,
     }
 
@@ -82,11 +83,35 @@ def test_a_fleet_shows_its_contributions_and_its_run(tmp_path: Path) -> None:
 def test_the_decision_of_a_vote_is_told_with_its_figures(tmp_path: Path) -> None:
     vote = {"said": "412 validation pictures chose candidate 3.", "pictures": 412, "correct": 380}
     vote |= {"loss": 0.4123, "zero_shot_loss": 0.63, "zero_shot_correct": 350}
-    html = page(tmp_path, summary(2, vote=vote))
+    html = page(tmp_path, summary(2, decision=vote))
     for words in ("412 validation pictures chose candidate 3.", "0.412", "0.630", "380", "350"):
         assert words in html, words
     vote["loss"] = None
-    assert "zero-shot CLIP</th>" not in page(tmp_path, summary(2, vote=vote))
+    assert "zero-shot CLIP</th>" not in page(tmp_path, summary(2, decision=vote))
+
+
+def test_the_rounds_of_a_fleet_and_its_vote_are_counted(tmp_path: Path) -> None:
+    html = page(tmp_path, summary(2, rounds=2, vote=True))
+    assert "1 round and a vote, 2 devices:" in html
+    assert "<dd>1 round and a vote</dd>" in html
+    assert "the last step is the vote" in html
+    assert "the last step is the vote" not in page(tmp_path, summary(2))
+
+
+def test_a_fleet_is_compared_with_its_devices_alone(tmp_path: Path) -> None:
+    found = summary(2, evaluators={"hall": entry(9)})
+    for device, local in zip(found["devices"].values(), (0.61, 0.63), strict=True):
+        device["accuracy"]["local"] = local
+    html = page(tmp_path, found)
+    assert (
+        "On the devices' own pictures, on average: zero-shot CLIP 55.0\u00a0%, a device that trains "
+        "alone 62.0\u00a0%, the fleet with gda 50.0\u00a0%. A model trained alone is tested here on its "
+        "own device's pictures only;"
+    ) in html.replace("&#39;", "'")
+    assert '<th scope="col">local only</th>' in html
+    assert "61.0 %" in html
+    assert "FedCLIP" not in html
+    assert "held" not in html[html.index("</style>") :].replace("held-out", "")
 
 
 def test_of_a_thousand_devices_the_chart_shows_the_mean_and_the_worst(tmp_path: Path) -> None:
@@ -119,8 +144,8 @@ def test_names_from_outside_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width_px", [1200, 390])
 def test_the_page_does_not_scroll_sideways(width_px: int, tmp_path: Path) -> None:
     found = summary(40, evaluators={"x" * 64: entry(7, domain="y" * 64)})
-    found["vote"] = {"said": "z" * 200, "loss": 0.1, "zero_shot_loss": 0.2, "pictures": 9}
-    found["vote"] |= {"correct": 8, "zero_shot_correct": 7}
+    found["decision"] = {"said": "z" * 200, "loss": 0.1, "zero_shot_loss": 0.2, "pictures": 9}
+    found["decision"] |= {"correct": 8, "zero_shot_correct": 7}
     page(tmp_path, found)
     seen = measured(tmp_path / "run.html", width_px)
     assert (seen["width"], seen["wide"], seen["cut"]) == (width_px, [], [])
