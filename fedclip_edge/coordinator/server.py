@@ -187,7 +187,7 @@ class Server:
             return
         if self._waits != self.run.id:
             self._waits = self.run.id
-            self._log_next(course)
+            self._log_next()
         cause = cause_to_start(schedule, course.started_at, self.new_pictures, time.time())
         if cause is None:
             return
@@ -202,14 +202,18 @@ class Server:
         self._not_started = ""
         begin(now)
 
-    def _log_next(self, course: Course) -> None:
-        schedule = self.config.schedule
-        due = due_at(schedule, course.started_at)
+    def next_at(self) -> str | None:
+        """The local time at which the next run is due, in ISO 8601; None if none is due by time."""
+        due = due_at(self.config.schedule, self.course.started_at)
         at = None if due is None else datetime.fromtimestamp(due).astimezone()
+        return None if at is None else at.isoformat(timespec="seconds")
+
+    def _log_next(self) -> None:
+        schedule = self.config.schedule
         log.event(
             "between_runs",
             run=self.run.id,
-            next_at=None if at is None else at.isoformat(timespec="seconds"),
+            next_at=self.next_at(),
             new_pictures=schedule.new_pictures,
             hint=None if schedule.starts_runs else "`fedclip-edge run start` starts the next run",
         )
