@@ -59,6 +59,7 @@ def status_text(status: Mapping[str, Any], stream: TextIO = sys.stdout) -> str:
     facts = [
         ("now", _phase(run)),
         ("waiting for", _waiting(run["phase"], status["waiting"])),
+        ("next run", _next(status["next"])),
         ("devices", _counts(status["counts"])),
         ("accuracy", _accuracy(status["accuracy"])),
         ("data", f"{updates} of updates in this run; the model has {model}"),
@@ -250,7 +251,7 @@ def _facts(rows: Sequence[tuple[str, str]], width: int | None) -> str:
 def _phase(run: Mapping[str, Any]) -> str:
     what = f"{run['kind']} {run['round']} of {run['rounds']}"
     if run["state"] == "held":
-        return "not started; start it with `fedclip-edge run start`"
+        return "not started"
     if run["state"] in ("done", "abandoned"):
         return f"{run['state']} after {duration(run['running_s'])}; devices get the last model"
     if run["phase"] in ("final", "done"):
@@ -280,6 +281,19 @@ def _waiting(phase: str, waiting: Mapping[str, Any] | None) -> str:
     more = f" and {waiting['more']} more" if waiting["more"] else ""
     done = _DONE[phase].format(**waiting)
     return f"{named}{more}; {done}" if named else done
+
+
+def _next(following: Mapping[str, Any] | None) -> str:
+    """Describe what the next run waits for; empty while a run is under way."""
+    if following is None:
+        return ""
+    causes = []
+    if following["at"] is not None:
+        causes.append(f"at {following['at']}")
+    if following["new_pictures"] is not None:
+        has, needs = following["has_new_pictures"], following["new_pictures"]
+        causes.append(f"when the devices have {needs} new pictures ({has} so far)")
+    return ", or ".join([*causes, "with `fedclip-edge run start`"])
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
