@@ -22,6 +22,7 @@ _MEANS = (
     "local",
     "federated",
     "personal",
+    "unknown",
     "federated_f1",
     "zero_shot_ece",
     "federated_ece",

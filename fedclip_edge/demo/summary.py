@@ -92,14 +92,15 @@ def table(summary: Summary, columns: int | None = None) -> str:
     """Format the final table; if it needs more than `columns`, accuracy and cost are separate."""
     # The method may keep a personal model on each device.
     kinds = [kind for kind in KINDS if any(kind in its["accuracy"] for its in _entries(summary))]
-    rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
+    more = ["unknown"] * has_unknown(summary)
+    rows = [_row(name, figures, kinds, more) for name, figures in summary["devices"].items()]
     held_out = summary["held_out"]
-    rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds))
-    head = ["device", "train+test", "encoded", *(KINDS[kind] for kind in kinds), "gain"]
+    rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds, more))
+    head = ["device", "train+test", "encoded", *(KINDS[kind] for kind in kinds), "gain", *more]
     head += ["up", "down", "encode", "train", "wait"]
-    units = ["", "pictures", "this run", *("%" for _ in kinds), "points"]
+    units = ["", "pictures", "this run", *("%" for _ in kinds), "points", *("%" for _ in more)]
     units += ["kB/round", "kB/round", "s", "s", "s"]
-    costs = 4 + len(kinds)
+    costs = 4 + len(kinds) + len(more)
     parts = ([1, *range(3, costs)], [2, *range(costs, len(head))])
     return aligned([head, units, *rows], width=columns, parts=parts)
 
@@ -108,6 +109,10 @@ def notes(summary: Summary, columns: int | None = None) -> str:
     """Explain the headings of the table, in lines of at most `columns`, or 100."""
     has_personal = any("personal" in its["accuracy"] for its in _entries(summary))
     personal = "personal: the device's own model, made from the shared one; " * has_personal
+    unknown = (
+        "unknown: test pictures that the federated model calls none of the classes, although each "
+        "is of one. "
+    ) * has_unknown(summary)
     baselines = ""
     if (rounds := summary["fedclip_rounds"]) is not None:
         baselines = (
@@ -119,11 +124,16 @@ def notes(summary: Summary, columns: int | None = None) -> str:
         f"pictures. zero-shot: CLIP without training; {baselines}federated: the fleet's shared "
         f"model, trained with {summary['method']}; {personal}gain: "
         f"{'personal' if has_personal else 'federated'} minus zero-shot, in percentage points. "
-        "held out: no device trains on these pictures. encoded: pictures that went through the "
+        f"{unknown}held out: no device trains on these pictures. encoded: pictures that went through the "
         "encoder in this run; the features of the others were in the cache. up, down: bytes sent "
         "and received. encode, train, wait: seconds in the whole run."
     )
     return filled(text, columns)
+
+
+def has_unknown(summary: Summary) -> bool:
+    """Return whether the last model has a threshold below which a picture is unknown."""
+    return any("unknown" in its["accuracy"] for its in _entries(summary))
 
 
 def progress(summary: Summary) -> str:
@@ -207,7 +217,9 @@ def _per_round(total_bytes: int | None, rounds: int) -> int | None:
     return None if total_bytes is None else round(total_bytes / rounds)
 
 
-def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
+def _row(
+    name: str, figures: Mapping[str, Any], kinds: Sequence[str], more: Sequence[str]
+) -> tuple[str, ...]:
     """Format a row; the gain is the personal model's if there is one, else the shared model's."""
     accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
     best = "personal" if "personal" in accuracy else "federated"
@@ -218,6 +230,7 @@ def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[s
         str(figures["encoded"]),
         *(_percent(accuracy.get(kind)) for kind in kinds),
         "-" if gain is None else f"{100 * gain:+.1f}",
+        *(_percent(accuracy.get(kind)) for kind in more),
         _kilobytes(figures["bytes_up_per_round"]),
         _kilobytes(figures["bytes_down_per_round"]),
         *(f"{seconds[name]:.1f}" for name in ("encode", "train", "wait")),
