@@ -66,6 +66,9 @@ def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> 
         ("kill-broker", ("download",)),
         ("corrupted", ("upload",)),
         ("full-coordinator", ("upload",)),
+        ("kill-agent", ("vote",)),
+        ("kill-coordinator", ("vote",)),
+        ("no-quorum", ("vote",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -104,6 +107,14 @@ def test_a_run_with_fault_after_fault_loses_nothing(
 
 @pytest.mark.one_python
 @needs_mosquitto
+def test_a_run_that_ends_with_a_vote_counts_each_answer_once(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    assert matrix.undisturbed(tmp_path, bundle, 1, votes=True).verdict.contributions == 3 + 3
+
+
+@pytest.mark.one_python
+@needs_mosquitto
 def test_a_run_goes_on_without_a_device_whose_updates_are_refused(
     tmp_path: Path, bundle: Bundle
 ) -> None:
@@ -112,7 +123,7 @@ def test_a_run_goes_on_without_a_device_whose_updates_are_refused(
 
 
 def test_every_fault_is_named_once_and_says_where_it_makes_no_sense() -> None:
-    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 16
+    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 17
     for fault in FAULTS.values():
         assert set(fault.nonsense) < set(PHASES)
         assert all(fault.nonsense.values())
@@ -212,7 +223,7 @@ def benchmark(
             raise verdict
         return [Outcome(fault.name, phases[0], run_s, 1.5, back_s, "a note", verdict)]
 
-    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle, rounds: USUAL)
+    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle, rounds, *, votes: USUAL)
     monkeypatch.setattr(matrix, "run_with_fault", run_with_fault)
     monkeypatch.setattr(sys, "argv", ["faults.py", *options])
     with pytest.raises(SystemExit) as ended:
@@ -230,7 +241,7 @@ def test_the_benchmark_prints_its_figures_and_writes_the_page(
     figures = json.loads(last)
     assert (figures["broken"], figures["over_limit"]) == ([], [])
     cells = {(cell["fault"], cell["phase"]): cell for cell in figures["cells"]}
-    assert len(cells) == 25
+    assert len(cells) == 30
     assert "no chunk is sent" in cells["corrupted", "idle"]["skipped"]
     assert cells["kill-broker", "upload"]["extra_s"] == 2.5
     assert cells["kill-broker", "upload"]["round_extra_s"] == 0.5
