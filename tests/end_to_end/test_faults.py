@@ -11,6 +11,7 @@ import json
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import fault_page
@@ -20,9 +21,9 @@ from brokers import MOSQUITTO
 from checkout import ROOT
 from device_laws import update_of
 from fault_table import FAULTS
-from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
+from faulty_fleet import AGENTS, DIM, VARIANT, VOTES, make_bundle
 from fleet_faults import PHASES, Fault, Phase
-from matrix import Outcome, Undisturbed, Verdict, judge, run_with_fault
+from matrix import Decided, Outcome, Undisturbed, Verdict, judge, run_with_fault
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
@@ -30,6 +31,7 @@ from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.records import Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
@@ -198,6 +200,51 @@ def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle:
     )
     model_file.write(file, trained)
     assert not judge(path, bundle, TOLD).equal
+
+
+ALL_VOTES = sum(VOTES.values())
+
+
+def voted_journal(folder: Path, bundle: Bundle, decided: Decided) -> Path:
+    """Journal of a finished run of one round and a vote with this result."""
+    plan = Plan("fedclip", rounds=1, codec_up="fp32", codec_down="fp32")
+    schedule = Schedule(plan, bundle.classes, DIM)
+    model = schedule.initial()
+    run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
+    path = folder / "journal.sqlite"
+    with contextlib.closing(open_journal(path)) as journal:
+        journal.add_run(run, run_state.stored_model(model, {}, plan))
+        total = ExactSum(plan)
+        for device in AGENTS:
+            total.add(update_of(model, device, VARIANT))
+        model, state = schedule.close(model, total, {})
+        journal.close_round(run.id, run_state.stored_model(model, state, plan))
+        _, model = matrix.voted(schedule, model, state, decided)
+        journal.close_round(run.id, run_state.stored_model(model, {}, plan))
+    trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
+    file = model_file.path_of(path, run.id)
+    file.parent.mkdir()
+    model_file.write(file, trained)
+    return path
+
+
+def test_each_answer_to_a_vote_is_found(tmp_path: Path, bundle: Bundle) -> None:
+    decided = Decided(ALL_VOTES, has_quorum=True)
+    path = voted_journal(tmp_path, bundle, decided)
+    verdict = judge(path, bundle, TOLD, decided)
+    assert (verdict.contributions, verdict.lost, verdict.twice, verdict.equal) == (6, (), (), True)
+    fewer = replace(decided, pictures=ALL_VOTES - VOTES["cam-2"])
+    assert judge(path, bundle, TOLD, fewer).lost == ("cam-2/2",)
+    more = replace(decided, pictures=ALL_VOTES + VOTES["cam-3"])
+    verdict = judge(path, bundle, TOLD, more)
+    assert (verdict.twice, verdict.equal) == (("cam-3/2",), False)
+    assert not judge(path, bundle, TOLD, Decided(0, has_quorum=False)).equal
+
+
+def test_a_vote_without_a_quorum_loses_no_answer(tmp_path: Path, bundle: Bundle) -> None:
+    decided = Decided(0, has_quorum=False)
+    verdict = judge(voted_journal(tmp_path, bundle, decided), bundle, TOLD, decided)
+    assert (verdict.contributions, verdict.lost, verdict.equal) == (3, (), True)
 
 
 # The benchmark program.

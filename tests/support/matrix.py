@@ -260,7 +260,7 @@ def judge(
         known = {device for device, when in acknowledged if when == closed}
         if closed > plan.rounds:
             assert decided is not None
-            counts, made = _voted(schedule, before, state, decided)
+            counts, made = voted(schedule, before, state, decided)
             known = known if decided.has_quorum else set()
             equal = equal and _digest(made) == _digest(after)
         else:
@@ -295,7 +295,7 @@ def counted(
     return None
 
 
-def _voted(
+def voted(
     schedule: Schedule, before: Model, state: State, decided: Decided
 ) -> tuple[Counts, Model]:
     """The number of times that each device's answer counts, and the model of these answers."""
