@@ -173,11 +173,6 @@ class Fleet:
         manifests = self.manifests()
         return bool(manifests) and manifests[-1].body["phase"] == "open"
 
-    @property
-    def is_voting(self) -> bool:
-        """True if the last exchange, a vote, is open or next to open."""
-        return self.votes and self.round > self.rounds
-
     def closed_at(self, round: int) -> float | None:
         """The time at which the model that closes `round` was announced."""
         return next((s.at for s in self.manifests() if s.body["closed"] >= round), None)

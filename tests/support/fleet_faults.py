@@ -137,8 +137,7 @@ class Kill(Fault):
             fleet.secured.start()
             return Aftermath(recovery_s(fleet, restarted_at))
         fleet.processes[self.whom].wait()
-        # A vote waits for its deadline for a device that is away, so it has to come back.
-        if self.whom == VICTIM and fleet.is_open and not fleet.is_voting:
+        if self.whom == VICTIM and fleet.is_open:
             fleet.wait(lambda: fleet.closed_at(injection.round) is not None, "the round to close")
         restarted_at = time.monotonic()
         fleet.start(self.whom)
