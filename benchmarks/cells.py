@@ -18,7 +18,6 @@ import functools
 import hashlib
 import json
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -111,23 +110,8 @@ Found = Mapping[Cell, Sequence[Seen]]
 
 
 def read_array_file(path: Path) -> Pool:
-    """The pool of an .npz file; of classes with one name, the later ones get a number."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    if "classes" in arrays:
-        arrays["classes"] = np.array(distinct([str(name) for name in arrays["classes"]]))
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        np.savez(copy, **arrays)
-        return read_features(copy, _VALIDATION)
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names; a name that occurs again gets the number of its occurrence."""
-    return [
-        f"{name} {names[: i + 1].count(name)}" if name in names[:i] else name
-        for i, name in enumerate(names)
-    ]
+    """The pool of an .npz file."""
+    return read_features(path, _VALIDATION)
 
 
 def encoded(folder: Path, bundle: Path, cache: Path) -> Pool:

@@ -53,9 +53,16 @@ def median(runs: Sequence[Undisturbed]) -> Undisturbed:
 
 
 def rest(rounds: int) -> Undisturbed:
-    """A run without a fault."""
-    with tempfile.TemporaryDirectory() as folder:
-        return matrix.undisturbed(Path(folder), make_bundle(Path(folder) / "bundle"), rounds)
+    """A run without a fault, and another one that ends with a vote, for the phase of the vote."""
+    runs = []
+    for votes in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = make_bundle(Path(folder) / "bundle")
+            runs.append(matrix.undisturbed(Path(folder), bundle, rounds, votes=votes))
+    plain, voting = runs
+    return Undisturbed(
+        {**plain.run_s, **voting.run_s}, {**plain.round_s, **voting.round_s}, plain.verdict
+    )
 
 
 def play(usual: Usual, name: str, phase: Phase) -> Cell:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip_edge import log, model_file
 from fedclip_edge.agent.features import DeviceFeatures
@@ -23,6 +24,7 @@ from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.unknown import rule_of
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import MAX_CLASSES, SIDES, Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
@@ -137,9 +139,10 @@ class LocalTrainer:
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         """Evaluate the model, zero-shot and any personal model on the test pictures.
 
-        Accuracies, F1 and ECE are fractions. With `final` the result also has the accuracy for each
-        class, the zero-shot accuracy on all pictures and, if the plan asks for it, the accuracy of
-        a model trained on this device alone. `final` also writes predictions.csv and, if there is a
+        Accuracies, F1 and ECE are fractions, and so is the share of the pictures that a model with
+        a threshold calls unknown. With `final` the result also has the accuracy for each class, the
+        zero-shot accuracy on all pictures and, if the plan asks for it, the accuracy of a model
+        trained on this device alone. `final` also writes predictions.csv and, if there is a
         personal model, personal.safetensors.
 
         Raises ConfigError for an unknown method or option, OSError if a file cannot be written.
@@ -164,9 +167,12 @@ class LocalTrainer:
         accuracy = {name: one.top1 for name, one in found.items()}
         accuracy |= {f"{name}_f1": one.macro_f1 for name, one in found.items()}
         accuracy |= {f"{name}_ece": one.ece for name, one in found.items()}
+        unknown = self._unknown(model)
+        if unknown is not None:
+            accuracy["unknown"] = float(unknown.mean())
         if final:
             accuracy["zero_shot_all"] = self._zero_shot_all()
-            self._write_predictions(logits)
+            self._write_predictions(logits, unknown)
             if own is not None:
                 self._write_personal(own, plan)
         self.busy_s += time.monotonic() - began
@@ -243,6 +249,13 @@ class LocalTrainer:
             alone.train(self.data, self.config.id)
         return alone.model
 
+    def _unknown(self, model: Model) -> NDArray[np.bool_] | None:
+        """Find the test pictures that the model calls unknown, (N,); None without a threshold."""
+        rule = rule_of(model.parameters)
+        if not rule.applies:
+            return None
+        return methods.scores_of(model, self.data.test.vectors, self.classes) < rule.threshold
+
     def _zero_shot_all(self) -> float:
         """Zero-shot accuracy on the pictures of all sides; it uses no picture for training."""
         sides = (self.data.train, self.data.validation, self.data.test)
@@ -250,16 +263,21 @@ class LocalTrainer:
         labels = np.concatenate([side.labels for side in sides])  # (N,)
         return top1(methods.predict(zeroshot.MODEL, vectors, self.classes), labels)
 
-    def _write_predictions(self, logits: Mapping[str, F32]) -> None:
+    def _write_predictions(
+        self, logits: Mapping[str, F32], unknown: NDArray[np.bool_] | None
+    ) -> None:
         """Write predictions.csv to the device's state_dir; it is never sent.
 
-        `logits` holds float32 (N, C) by model, in the order of the test pictures.
+        `logits` holds float32 (N, C) by model, in the order of the test pictures. `unknown` (N,) is
+        True for each one that is of none of the classes; without it there is no such column.
         """
         path = self.config.state_dir / "predictions.csv"
         names, text = self.classes.names, io.StringIO(newline="")
         rows = csv.writer(text)
-        rows.writerow(["picture", "label", *logits])
+        rows.writerow(["picture", "label", *logits, *(["unknown"] * (unknown is not None))])
         for i, picture in enumerate(self.data.test_pictures):
-            guesses = [names[int(values[i].argmax())] for values in logits.values()]
-            rows.writerow([picture.path, names[picture.label], *guesses])
+            cells = [names[int(values[i].argmax())] for values in logits.values()]
+            if unknown is not None:
+                cells.append("true" if unknown[i] else "false")
+            rows.writerow([picture.path, names[picture.label], *cells])
         atomic.write_file(path, text.getvalue().encode(errors="surrogateescape"))

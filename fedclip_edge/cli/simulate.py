@@ -304,7 +304,7 @@ def _pool(
         raise ConfigError("give either --data FOLDER with --bundle FOLDER, or --features FILE.npz")
     opened = None if bundle is None else read_bundle(bundle)
     if features is not None:
-        return read_features(features, validation, opened)
+        return read_features(features, validation, opened, note)
     assert data is not None
     if opened is None:
         raise ConfigError("--data needs --bundle FOLDER; make a bundle with `fedclip-edge export`")

@@ -12,7 +12,8 @@ from fedclip_edge.records import COUNT_MAX, PerClass, check_domain, check_id, ch
 
 PICTURES_MAX = 10**9  # on one device; encoding so many would take years
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_TOP1 = ("zero_shot", "federated", "personal", "local")  # measured on the test pictures
+# Fractions of the test pictures.
+_OF_TEST = ("zero_shot", "federated", "personal", "local", "unknown")
 _ROUNDED = 1e-4  # `per_class` has four digits
 
 
@@ -32,7 +33,8 @@ class Report:
     # Fractions from 0 to 1. Top-1 accuracy on the test pictures: zero_shot, federated, personal (if
     # the device has a personal model) and, only for the last model, local. With _f1 appended to
     # these names: macro F1; with _ece: expected calibration error (learning/evaluation.py).
-    # zero_shot_all is the top-1 accuracy on every picture with features on the device.
+    # zero_shot_all is the top-1 accuracy on every picture with features on the device. unknown is
+    # the share of the test pictures that the shared model, if it has a threshold, calls unknown.
     accuracy: Mapping[str, float]
     train_pictures: int
     test_pictures: int
@@ -89,7 +91,7 @@ def check_possible(report: Report) -> None:
     for name in ("train_pictures", "test_pictures"):
         if getattr(report, name) > PICTURES_MAX:
             raise PeerError(f"report: {name} is {getattr(report, name)}, limit {PICTURES_MAX}")
-    for name in _TOP1:
+    for name in _OF_TEST:
         if name in report.accuracy:
             _check_fraction(name, report.accuracy[name], report.test_pictures)
     tested = {tuple(share is None for share in of) for of in report.per_class.values() if of}
@@ -110,11 +112,11 @@ def check_possible(report: Report) -> None:
 
 
 def _check_fraction(name: str, share: float, pictures: int) -> None:
-    """Check that `share` is a number of right answers divided by `pictures`."""
-    right = share * pictures
+    """Check that `share` is a number of pictures divided by `pictures`."""
+    count = share * pictures
     # For PICTURES_MAX the product is off by 1e-7 at most.
-    if not pictures or abs(right - round(right)) > 1e-6:
+    if not pictures or abs(count - round(count)) > 1e-6:
         raise PeerError(
-            f"report: the accuracy {name} is {share:.6g}, which is no fraction of "
+            f"report: the figure {name} is {share:.6g}, which is no fraction of "
             f"{pictures} test pictures"
         )

@@ -30,6 +30,7 @@ KINDS = {
     "federated": "federated",
     "personal": "personal",
 }
+UNKNOWN = "unknown"  # share of test pictures that the shared model calls none of the classes
 _ALWAYS = ("zero_shot", "federated")
 _NONE: Reported = {}
 
@@ -84,6 +85,11 @@ def kinds(summary: Summary) -> list[str]:
     """List the kinds of accuracy that a device of the run has, and those of every run."""
     entries = [*summary["devices"].values(), *apart(summary).values()]
     return [k for k in KINDS if k in _ALWAYS or any(k in its["accuracy"] for its in entries)]
+
+
+def has_unknown(summary: Summary) -> bool:
+    """Return whether the last model has a threshold below which a picture is unknown."""
+    return any(UNKNOWN in its["accuracy"] for its in summary["devices"].values())
 
 
 def progress(summary: Summary) -> str:

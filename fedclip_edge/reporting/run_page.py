@@ -14,6 +14,7 @@ from fedclip_edge.reporting.figures import difference, number, percent, points, 
 from fedclip_edge.reporting.page import write_page
 from fedclip_edge.reporting.run_figures import (
     KINDS,
+    UNKNOWN,
     Summary,
     apart,
     is_demo,
@@ -25,7 +26,7 @@ from fedclip_edge.reporting.run_figures import (
 )
 
 TEMPLATE = Path(__file__).resolve().with_name("run_page.html.j2")
-_MEANS = (*KINDS, "federated_f1", "zero_shot_ece", "federated_ece")
+_MEANS = (*KINDS, UNKNOWN, "federated_f1", "zero_shot_ece", "federated_ece")
 # With more devices than this, a chart with a line for each cannot be read.
 _LINES_MAX = 12
 _WORST = 5

@@ -6,8 +6,9 @@ Law: every array is checked completely before it is used, and an error names the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from fedclip_edge.config import DataConfig
 from fedclip_edge.errors import BundleError, DataError
 from fedclip_edge.exporting.class_names import checked_names
-from fedclip_edge.records import F32, I64, U8, ClassTexts
+from fedclip_edge.records import F32, I64, U8, ClassTexts, normalized_name
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import side_of
 
@@ -56,7 +57,15 @@ class Pool:
         return np.flatnonzero(self.sides == side)
 
 
-def read_features(path: Path, validation: float, bundle: Bundle | None = None) -> Pool:
+def _say_nothing(_sentence: str) -> None: ...
+
+
+def read_features(
+    path: Path,
+    validation: float,
+    bundle: Bundle | None = None,
+    note: Callable[[str], None] = _say_nothing,
+) -> Pool:
     """Read a pool from an .npz file, and set part of the training rows aside for validation.
 
     The file holds these arrays:
@@ -67,13 +76,14 @@ def read_features(path: Path, validation: float, bundle: Bundle | None = None) -
     - optional: train_group and test_group (N,), the domains; logit_scale, one number.
 
     `validation` is the fraction of the training rows to set aside. The side of a row is derived
-    from its bytes, so that exact copies stay on one side.
+    from its bytes, so that exact copies stay on one side. A class name that occurs again, as in the
+    usual names of ImageNet, gets a number, and `note` is called with a sentence.
 
     Raises DataError, which names the array, if one is missing, unknown or malformed. Raises
     BundleError if the feature width or the classes of the bundle differ from those of the file.
     """
     arrays = _load(path)
-    texts = _class_texts(path, arrays, bundle)
+    texts = _class_texts(path, arrays, bundle, note)
     count, (classes, dim) = len(texts.names), texts.vectors.shape
     sides = {}
     for name in ("train", "test"):
@@ -174,7 +184,10 @@ def _labels(
 
 
 def _class_texts(
-    path: Path, arrays: Mapping[str, NDArray[Any]], bundle: Bundle | None
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    bundle: Bundle | None,
+    note: Callable[[str], None],
 ) -> ClassTexts:
     if bundle is not None:
         width = arrays["train_x"].shape[-1] if arrays["train_x"].ndim else 0
@@ -197,7 +210,7 @@ def _class_texts(
             "class names as strings, in shape [classes]"
         )
     try:
-        checked = checked_names([str(name) for name in names])
+        checked = checked_names(_numbered(path, [str(name) for name in names], note))
     except ValueError as error:
         raise DataError(f"{path}: classes: {error}") from None
     vectors = _matrix(path, "class_texts", arrays)
@@ -222,6 +235,26 @@ def _class_texts(
             "class_texts and classes from the file, or leave out --bundle"
         )
     return texts
+
+
+def _numbered(path: Path, names: Sequence[str], note: Callable[[str], None]) -> list[str]:
+    """Number the names that occur again; the labels say which picture is of which class."""
+    plain = [normalized_name(name.strip()) for name in names]
+    taken, found = set(plain), list(plain)
+    again = [i for i, name in enumerate(plain) if name and name in plain[:i]]
+    for i in again:
+        numbers = (f"{plain[i]} {number}" for number in itertools.count(2))
+        found[i] = next(name for name in numbers if name not in taken)
+        taken.add(found[i])
+    if again:
+        first = again[0]
+        more = f" ({len(again) - 1} more are numbered too)" if len(again) > 1 else ""
+        note(
+            f"{path}: class {first} has the name of class {plain.index(plain[first])}, "
+            f"{plain[first]!r}, and is called {found[first]!r} here{more}; if both are one class, "
+            "give their pictures one label"
+        )
+    return found
 
 
 def _groups(

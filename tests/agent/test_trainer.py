@@ -28,6 +28,7 @@ from fedclip_edge.learning.evaluation import evaluate
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.unknown import Rule, with_rule
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
@@ -372,6 +373,22 @@ def test_predictions_are_the_guesses_on_each_test_picture(tmp_path: Path) -> Non
     for column in ("zero_shot", "federated", "local"):
         right = sum(row[column] == row["label"] for row in written)
         assert accuracy[column] == right / len(written)
+
+
+def test_a_model_with_a_threshold_says_which_pictures_are_unknown(tmp_path: Path) -> None:
+    data = prepared()
+    scores = methods.scores_of(initial(), data.test.vectors, CLASSES)
+    threshold = float(np.sort(scores)[7])  # 7 of 30 are below it
+    model = initial()
+    model = replace(model, parameters=with_rule(model.parameters, Rule(threshold)))
+    measured = learner(tmp_path, data).evaluate(model, PLAN, final=True)
+    assert measured.accuracy["unknown"] == 7 / 30
+    written = rows(tmp_path)
+    assert list(written[0])[-2:] == ["local", "unknown"]
+    assert [row["unknown"] == "true" for row in written] == (scores < threshold).tolist()
+    never = replace(model, parameters=with_rule(model.parameters, Rule()))
+    assert "unknown" not in learner(tmp_path, data).evaluate(never, PLAN, final=True).accuracy
+    assert "unknown" not in rows(tmp_path)[0]
 
 
 def test_predictions_are_those_of_the_last_model_and_whole(tmp_path: Path) -> None:

@@ -300,6 +300,18 @@ def test_f1_and_calibration_stand_in_the_table_where_they_were_measured(tmp_path
         assert text in shown.text
 
 
+def test_the_share_of_unknown_pictures_stands_in_the_table(tmp_path: Path) -> None:
+    _, plain = written(tmp_path, run_summary())
+    assert "nknown" not in plain.text
+    summary = run_summary()
+    entries = (*summary["devices"].values(), summary["held_out"])
+    for entry, share in zip(entries, (0.011, 0.033, 0.154), strict=True):
+        entry["accuracy"]["unknown"] = share
+    _, shown = written(tmp_path, summary)
+    for text in ("Unknown is the share", "1.1 %", "3.3 %", "2.2 %", "15.4 %"):
+        assert text in shown.text, text
+
+
 def test_importing_the_report_loads_no_heavy_library() -> None:
     check = (
         "import sys, fedclip_edge.demo.report; "

@@ -11,6 +11,7 @@ import json
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import fault_page
@@ -20,9 +21,9 @@ from brokers import MOSQUITTO
 from checkout import ROOT
 from device_laws import update_of
 from fault_table import FAULTS
-from faulty_fleet import AGENTS, DIM, VARIANT, make_bundle
+from faulty_fleet import AGENTS, DIM, VARIANT, VOTES, make_bundle
 from fleet_faults import PHASES, Fault, Phase
-from matrix import Outcome, Undisturbed, Verdict, judge, run_with_fault
+from matrix import Decided, Outcome, Undisturbed, Verdict, judge, run_with_fault
 
 from fedclip_edge import model_file
 from fedclip_edge.coordinator import run_state
@@ -30,6 +31,7 @@ from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.records import Model, Plan
 from fedclip_edge.vision.bundle import Bundle
 
@@ -66,6 +68,9 @@ def play(name: str, phases: tuple[Phase, ...], folder: Path, bundle: Bundle) -> 
         ("kill-broker", ("download",)),
         ("corrupted", ("upload",)),
         ("full-coordinator", ("upload",)),
+        ("kill-agent", ("vote",)),
+        ("kill-coordinator", ("vote",)),
+        ("no-quorum", ("vote",)),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -104,6 +109,14 @@ def test_a_run_with_fault_after_fault_loses_nothing(
 
 @pytest.mark.one_python
 @needs_mosquitto
+def test_a_run_that_ends_with_a_vote_counts_each_answer_once(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    assert matrix.undisturbed(tmp_path, bundle, 1, votes=True).verdict.contributions == 3 + 3
+
+
+@pytest.mark.one_python
+@needs_mosquitto
 def test_a_run_goes_on_without_a_device_whose_updates_are_refused(
     tmp_path: Path, bundle: Bundle
 ) -> None:
@@ -112,7 +125,7 @@ def test_a_run_goes_on_without_a_device_whose_updates_are_refused(
 
 
 def test_every_fault_is_named_once_and_says_where_it_makes_no_sense() -> None:
-    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 16
+    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS) == 17
     for fault in FAULTS.values():
         assert set(fault.nonsense) < set(PHASES)
         assert all(fault.nonsense.values())
@@ -189,6 +202,51 @@ def test_a_model_file_that_is_another_model_is_not_equal(tmp_path: Path, bundle:
     assert not judge(path, bundle, TOLD).equal
 
 
+ALL_VOTES = sum(VOTES.values())
+
+
+def voted_journal(folder: Path, bundle: Bundle, decided: Decided) -> Path:
+    """Journal of a finished run of one round and a vote with this result."""
+    plan = Plan("fedclip", rounds=1, codec_up="fp32", codec_down="fp32")
+    schedule = Schedule(plan, bundle.classes, DIM)
+    model = schedule.initial()
+    run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
+    path = folder / "journal.sqlite"
+    with contextlib.closing(open_journal(path)) as journal:
+        journal.add_run(run, run_state.stored_model(model, {}, plan))
+        total = ExactSum(plan)
+        for device in AGENTS:
+            total.add(update_of(model, device, VARIANT))
+        model, state = schedule.close(model, total, {})
+        journal.close_round(run.id, run_state.stored_model(model, state, plan))
+        _, model = matrix.voted(schedule, model, state, decided)
+        journal.close_round(run.id, run_state.stored_model(model, {}, plan))
+    trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
+    file = model_file.path_of(path, run.id)
+    file.parent.mkdir()
+    model_file.write(file, trained)
+    return path
+
+
+def test_each_answer_to_a_vote_is_found(tmp_path: Path, bundle: Bundle) -> None:
+    decided = Decided(ALL_VOTES, has_quorum=True)
+    path = voted_journal(tmp_path, bundle, decided)
+    verdict = judge(path, bundle, TOLD, decided)
+    assert (verdict.contributions, verdict.lost, verdict.twice, verdict.equal) == (6, (), (), True)
+    fewer = replace(decided, pictures=ALL_VOTES - VOTES["cam-2"])
+    assert judge(path, bundle, TOLD, fewer).lost == ("cam-2/2",)
+    more = replace(decided, pictures=ALL_VOTES + VOTES["cam-3"])
+    verdict = judge(path, bundle, TOLD, more)
+    assert (verdict.twice, verdict.equal) == (("cam-3/2",), False)
+    assert not judge(path, bundle, TOLD, Decided(0, has_quorum=False)).equal
+
+
+def test_a_vote_without_a_quorum_loses_no_answer(tmp_path: Path, bundle: Bundle) -> None:
+    decided = Decided(0, has_quorum=False)
+    verdict = judge(voted_journal(tmp_path, bundle, decided), bundle, TOLD, decided)
+    assert (verdict.contributions, verdict.lost, verdict.equal) == (3, (), True)
+
+
 # The benchmark program.
 
 
@@ -212,7 +270,7 @@ def benchmark(
             raise verdict
         return [Outcome(fault.name, phases[0], run_s, 1.5, back_s, "a note", verdict)]
 
-    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle, rounds: USUAL)
+    monkeypatch.setattr(matrix, "undisturbed", lambda folder, bundle, rounds, *, votes: USUAL)
     monkeypatch.setattr(matrix, "run_with_fault", run_with_fault)
     monkeypatch.setattr(sys, "argv", ["faults.py", *options])
     with pytest.raises(SystemExit) as ended:
@@ -230,7 +288,7 @@ def test_the_benchmark_prints_its_figures_and_writes_the_page(
     figures = json.loads(last)
     assert (figures["broken"], figures["over_limit"]) == ([], [])
     cells = {(cell["fault"], cell["phase"]): cell for cell in figures["cells"]}
-    assert len(cells) == 25
+    assert len(cells) == 30
     assert "no chunk is sent" in cells["corrupted", "idle"]["skipped"]
     assert cells["kill-broker", "upload"]["extra_s"] == 2.5
     assert cells["kill-broker", "upload"]["round_extra_s"] == 0.5

@@ -119,10 +119,6 @@ def test_a_cell_that_the_set_cannot_fill_is_left_out(pool: Pool) -> None:
     assert {one.devices for one in made if one.shots == 16} == {5, 10, 50}
 
 
-def test_a_name_that_occurs_twice_gets_a_number() -> None:
-    assert cells.distinct(["a", "b", "a", "a"]) == ["a", "b", "a 2", "a 3"]
-
-
 def test_only_pictures_that_one_of_the_two_misses_count_in_the_error() -> None:
     labels = np.array([0, 0, 0, 1])
     mine = np.array([[2, 1], [2, 1], [1, 2], [1, 2]], np.float32)

@@ -56,9 +56,13 @@ def test_an_accuracy_of_every_picture_on_the_device_is_not_one_of_the_test_pictu
 
 
 LIES: dict[str, tuple[dict[str, Any], str]] = {
+    "a share of unknown pictures that is none": (
+        {"accuracy": {"federated": 0.5, "unknown": 0.3}, "test_pictures": 8},
+        "figure unknown is 0.3, which is no fraction of 8 test pictures",
+    ),
     "accuracy without pictures": (
         {"accuracy": {"federated": 1.0}, "test_pictures": 0},
-        "accuracy federated is 1, which is no fraction of 0 test pictures",
+        "figure federated is 1, which is no fraction of 0 test pictures",
     ),
     "pictures": (
         {"train_pictures": 2**62, "accuracy": {}},

@@ -55,6 +55,20 @@ def test_without_the_baselines_their_columns_are_not_explained() -> None:
     assert "local" not in run_table.table(both) + run_table.notes(both)
 
 
+def test_a_model_with_a_threshold_shows_how_many_pictures_are_unknown() -> None:
+    devices = {"cam": figures("photo", zero_shot=0.5, federated=0.6, unknown=0.031)}
+    held_out = figures("art", zero_shot=0.4, federated=0.45, unknown=0.125)
+    both = {"devices": devices, "held_out": held_out, "method": "auto", "world": "drawn world"}
+    head, units, cam, art = (line.split() for line in run_table.table(both).splitlines())
+    assert head[3:7] == ["zero-shot", "federated", "gain", "unknown"]
+    assert units[2:8] == ["run", "%", "%", "points", "%", "kB/round"]
+    assert (cam[6], art[8]) == ("3.1", "12.5")
+    notes = " ".join(run_table.notes(both).split())
+    assert "unknown: test pictures that the federated model calls none of the classes" in notes
+    whole = run_table.table(both, 80).splitlines()
+    assert max(map(len, whole)) <= 80
+
+
 def test_a_percent_sign_stays_with_its_number() -> None:
     for columns in range(20, 40):
         lines = run_table.filled("the fleet with auto 79.1 %, alone 72.6 % on average", columns)

@@ -51,6 +51,29 @@ def test_a_share_of_the_training_rows_is_for_validation_and_copies_stay_together
     assert (its.sides[len(twice) :] == TEST).all()
 
 
+def test_a_class_name_that_occurs_again_gets_a_number(tmp_path: Path) -> None:
+    count = len(NAMES)
+    names = [f" {NAMES[0]}", *NAMES[1:-2], f"{NAMES[0]} 2", NAMES[0]]
+    path, notes = write_npz(tmp_path / "f.npz", classes=np.array(names)), list[str]()
+    its = read_features(path, 0.0, note=notes.append)
+    assert its.classes.names == (*NAMES[:-2], f"{NAMES[0]} 2", f"{NAMES[0]} 3")
+    (said,) = notes
+    assert said == (
+        f"{path}: class {count - 1} has the name of class 0, {NAMES[0]!r}, and is called "
+        f"'{NAMES[0]} 3' here; if both are one class, give their pictures one label"
+    )
+    np.testing.assert_array_equal(its.labels[its.rows(TEST)], POOL.labels[POOL.rows(TEST)])
+    same = write_npz(tmp_path / "same.npz", classes=np.array(["caf\u00e9"] * count))
+    notes.clear()
+    its = read_features(same, 0.0, note=notes.append)
+    assert its.classes.names[:3] == ("caf\u00e9", "caf\u00e9 2", "caf\u00e9 3")
+    assert len(notes) == 1
+    assert f"({count - 2} more are numbered too)" in notes[0]
+    spelled = np.array(["caf\u00e9", "cafe\u0301", *NAMES[2:]])
+    found = read_features(write_npz(tmp_path / "nfd.npz", classes=spelled), 0.0)
+    assert found.classes.names[:2] == ("caf\u00e9", "caf\u00e9 2")
+
+
 def test_any_norm_and_any_kind_of_number_will_do(tmp_path: Path) -> None:
     path = write_npz(
         tmp_path / "f.npz",
@@ -90,8 +113,8 @@ def test_any_norm_and_any_kind_of_number_will_do(tmp_path: Path) -> None:
         ({"class_texts": CLASSES.vectors[:3]}, "class_texts and classes do not fit each other"),
         ({"class_texts": np.zeros((4, 8))}, "class_texts holds a row of zeros"),
         (
-            {"classes": np.array(["ant", "ant", "cat", "dog"])},
-            "classes: the class name 'ant' is in entry 1",
+            {"classes": np.array(["ant", "Ant", "cat", "dog"])},
+            "classes: the class names 'ant' in entry 1 and 'Ant' in entry 2 differ only in",
         ),
         ({"classes": np.arange(4)}, "classes is int64"),
         ({"test_group": None}, "train_group needs its counterpart"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from device_faults import AWAY_S, FLOOD_S, HERE_S, VISITOR_AWAY_S
 from fault_table import FAULTS
-from faulty_fleet import AGENTS
+from faulty_fleet import AGENTS, OTHERS
 from fleet_faults import DISK_MB, MANY_ROUNDS, PHASES, ROUNDS, SEES_FULL_DISK_S, Phase
 from matrix import FAULT_ROUND, TRAIN_S, Outcome
 
@@ -99,10 +99,15 @@ def row(cell: Cell) -> tuple[str, ...]:
         recovered,
         str(len(verdict.lost)),
         str(len(verdict.twice)),
-        f"{verdict.contributions} of {len(AGENTS) * FAULTS[cell.fault].rounds}",
+        f"{verdict.contributions} of {len(AGENTS) * _exchanges(cell)}",
         "yes" if verdict.equal else "NO",
         note,
     )
+
+
+def _exchanges(cell: Cell) -> int:
+    """Return the number of rounds of the run, with the vote if the fault is in it."""
+    return FAULTS[cell.fault].rounds + (cell.phase == "vote")
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -172,7 +177,7 @@ Each row is a run of its own, with one fault in one phase of a round.
 - **lost**: contributions that the coordinator acknowledged (`kept`) and that are in no model.
 - **counted twice**: contributions that are in a model more than once.
 - **contributions**: contributions in the models of the run, of those of every device in every
-  round. There are fewer if a device was away for longer than `grace_s`, or repeatedly, missed a
+  round, and answers in the vote. There are fewer if a device was away for longer than `grace_s`, or repeatedly, missed a
   deadline, or was refused, and the others formed a quorum. That is allowed.
 - **models equal**: "yes" if the model of every round and the model file are, byte for byte, those
   of a faultless sum of the same contributions.
@@ -181,6 +186,10 @@ Each row is a run of its own, with one fault in one phase of a round.
 In the phase "idle" the fleet waits for its last device, and the time is measured from the start of
 that device. A killed process is running again by then, and connections cut for 5 or 60 s
 are restored. Every other fault is still present when the device starts.
+
+In the phase "vote" the run ends with a vote of the devices, which is then the "round" of the table;
+the other runs have none. Without a quorum the vote counts no answer, and its result is the model
+that is taken without a vote.
 
 A figure can be below zero: the durations of two runs differ by chance.
 
@@ -208,10 +217,15 @@ A figure can be below zero: the durations of two runs differ by chance.
   out the possible numbers, not by reading the journal.
 - Every connection goes through a proxy that ends the encryption on both sides and reads MQTT. The
   fault is injected in round {FAULT_ROUND}: in "download" and "upload" at the fifth chunk of the agent, in
-  "training" when the agent logs that it trains, in "aggregation" when the last `kept` of the round
+  "training" and "vote" when the agent logs that it trains or votes, in "aggregation" when the last `kept` of the round
   leaves the coordinator.
 - `quorum = 0.6` and `grace_s = 20`. Where an agent is killed, `grace_s = 1`, and the agent is
   started again when its round is closed. Coordinator and broker are started again at once.
+- **The vote** is the real one, over 10, 30 and 90 drawn features of the agents. The number of
+  pictures that the coordinator logs says which answers it has counted, and how often. The model of
+  these answers is computed again.
+- **Two agents that do not vote**: {len(OTHERS)} of {len(AGENTS)} agents hold their answers back until the deadline, with
+  `deadline_s = {FAULTS["no-quorum"].rules.deadline_s:g}`.
 - **Connections cut**: those of all agents and of the coordinator.
 - **80 kB/s**: the connection of one agent, both ways, until the round is closed. In the phase
   "aggregation" the round closes soon after.

@@ -7,10 +7,24 @@ from dataclasses import replace
 
 from device_faults import FLOODER, VISITOR, Flap, Flood, HeavyUpdates, Stop, Visitor
 from faulty_fleet import COORDINATOR, RULES, VICTIM
-from fleet_faults import BROKER, MANY_ROUNDS, Clock, Cut, FullDisk, Kill, Noisy, Phase, SlowLink
+from fleet_faults import (
+    BROKER,
+    MANY_ROUNDS,
+    PHASES,
+    Clock,
+    Cut,
+    FullDisk,
+    Kill,
+    Noisy,
+    NoQuorum,
+    Phase,
+    SlowLink,
+)
 
 _NO_CHUNK = "not run: no chunk is sent in this phase"
 _MADE = "not run: the update of the round is already made in this phase"
+_NO_WEIGHT = "not run: an answer to a vote has no weight that could be too large"
+_ROUND = "not run: without a quorum a training round is repeated, but a vote is not"
 _QUIET: Mapping[Phase, str] = dict.fromkeys(("idle", "training", "aggregation"), _NO_CHUNK)
 FAULTS = {
     fault.name: fault
@@ -33,7 +47,14 @@ FAULTS = {
             "refused",
             "agent's updates refused",
             rules=replace(RULES, quorum=0.75),
-            nonsense=dict.fromkeys(("upload", "aggregation"), _MADE),
+            nonsense={**dict.fromkeys(("upload", "aggregation"), _MADE), "vote": _NO_WEIGHT},
+            lasts=True,
+        ),
+        NoQuorum(
+            "no-quorum",
+            "two agents that do not vote",
+            rules=replace(RULES, deadline_s=10.0),
+            nonsense={phase: _ROUND for phase in PHASES if phase != "vote"},
             lasts=True,
         ),
         Visitor(

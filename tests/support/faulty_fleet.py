@@ -25,7 +25,7 @@ from system import wait_until
 from fedclip_edge.config import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.protocol.chunks import is_chunk
-from fedclip_edge.records import ClassTexts
+from fedclip_edge.records import ClassTexts, Features
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing
 
@@ -33,6 +33,9 @@ COORDINATOR = "coordinator"
 VICTIM, *OTHERS = AGENTS = ("cam-1", "cam-2", "cam-3")
 VARIANT = "light"  # the variant of the updates in device_laws.py
 HEAVY_FILE = "heavy"  # in the state folder of an agent that sends updates of a forbidden weight
+HOLD_FILE = "hold"  # in the state folder of an agent that does not vote while the file is there
+# Validation pictures of each agent. Their sum says how often each agent's vote counts, up to twice.
+VOTES = {"cam-1": 10, "cam-2": 30, "cam-3": 90}
 RULES = RunRules(devices=len(AGENTS), quorum=0.6, deadline_s=300.0, grace_s=20.0)
 DIM = 512  # width of ViT-B-32: 525,312 parameters in 15 chunks
 PLACES = Path(__file__).parent
@@ -69,6 +72,14 @@ def make_bundle(folder: Path) -> Bundle:
     return write_bundle(folder, manifest, b"no encoder", texts, golden)
 
 
+def validation_of(device: str, encoder_id: str) -> Features:
+    """The drawn features that a device votes with; a guest has a few."""
+    count = VOTES.get(device, 5)
+    random = np.random.default_rng(list(device.encode()))
+    vectors = random.normal(size=(count, DIM)).astype(np.float32)
+    return Features(vectors, np.zeros(count, np.int64), encoder_id)
+
+
 @dataclass(eq=False)
 class Fleet:
     """A context manager; `said` lists all control messages of the coordinator."""
@@ -79,6 +90,7 @@ class Fleet:
     rules: RunRules
     train_s: float
     guests: tuple[str, ...] = ()  # further enrolled devices, which only evaluate
+    votes: bool = False  # the run ends with a vote
     said: list[Said] = field(default_factory=list)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     # Words before the command of a process.
@@ -215,12 +227,13 @@ class Fleet:
         (self.folder / "fleet.toml").write_text(
             f'fleet = "lab"\nbundle = "{self.bundle.folder}"\njournal = "{self.journal}"\n'
             f'registry = "{self.secured.site.registry}"\n'
-            f"keep_models = {self.rounds + 1}\n"  # matrix.py compares all of them
+            f"keep_models = {self.rounds + 2}\n"  # matrix.py compares all of them
             f'[broker]\nport = {port}\nca = "{here}/ca.crt"\n'
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
             f"deadline_s = {rules.deadline_s}\ngrace_s = {rules.grace_s}\n"
-            f'[plan]\nmethod = "fedclip"\nrounds = {self.rounds}\nvote = "off"\nmax_weight = 1\n'
+            f'[plan]\nmethod = "fedclip"\nrounds = {self.rounds}\nmax_weight = 1\n'
+            f'vote = "{"on" if self.votes else "off"}"\n'
             f'codec_up = "fp32"\ncodec_down = "fp32"\n'
         )
 

@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from faulty_fleet import AGENTS, COORDINATOR, RULES, VICTIM, Fleet
+from faulty_fleet import AGENTS, COORDINATOR, HOLD_FILE, RULES, VICTIM, Fleet
 from link import Seen, Slow
 from noise import Noise
 
 from fedclip_edge.config import RunRules
 from fedclip_edge.protocol.chunks import is_chunk
 
-Phase = Literal["idle", "download", "training", "upload", "aggregation"]
+Phase = Literal["idle", "download", "training", "upload", "aggregation", "vote"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+LOGGED: tuple[Phase, ...] = ("training", "vote")  # seen in a log; the others on the link
 BROKER = "broker"
 ROUNDS, MANY_ROUNDS = 3, 12
 _FIFTH = 5  # of about 15 chunks, so that some have arrived and others have not
@@ -43,7 +44,8 @@ class Trigger:
         self._phase = phase
         self._first_round = first_round
         self._chunks = 0
-        self._trained_before = len(fleet.events(VICTIM, "training"))
+        self._event = "voting" if phase == "vote" else "training"
+        self._logged_before = len(fleet.events(VICTIM, self._event))
 
     def seen(self, seen: Seen) -> bool:
         """True if this message on the link is the moment of the phase."""
@@ -60,10 +62,8 @@ class Trigger:
 
     def logged(self) -> bool:
         """True if a process has just logged the moment of the phase."""
-        trains = self._fleet.events(VICTIM, "training")[self._trained_before :]
-        return self._phase == "training" and any(
-            event["round"] >= self._first_round for event in trains
-        )
+        found = self._fleet.events(VICTIM, self._event)[self._logged_before :]
+        return self._phase in LOGGED and any(event["round"] >= self._first_round for event in found)
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,24 @@ class Kill(Fault):
         closed = fleet.events(COORDINATOR, "serving")[-1]["rounds_closed"]
         late = closed >= injection.round
         return Aftermath(recovered_s, "the round was already closed" if late else "")
+
+
+@dataclass(frozen=True)
+class NoQuorum(Fault):
+    """Hold up the vote of all agents but the victim until the deadline."""
+
+    def prepare(self, fleet: Fleet) -> None:
+        for path in self._files(fleet):
+            path.touch()
+
+    def over(self, fleet: Fleet, injection: Injection) -> Aftermath:
+        fleet.wait(lambda: fleet.closed_at(injection.round) is not None, "the deadline")
+        for path in self._files(fleet):
+            path.unlink()
+        return Aftermath()
+
+    def _files(self, fleet: Fleet) -> list[Path]:
+        return [fleet.home(name) / HOLD_FILE for name in AGENTS if name != VICTIM]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ python light_agent.py TRAIN_S CONFIG
 Process, configuration, locks, files, link and protocol are the real ones. Its features are given,
 and after TRAIN_S seconds of "training" its update is device_laws.py's function of model and device.
 If HEAVY_FILE is in its state folder, the update has a weight that the plan of the fleet forbids.
+Its vote is the real one, on drawn features, but not before HOLD_FILE is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 from device_laws import HEAVY, update_of
-from faulty_fleet import HEAVY_FILE, VARIANT
+from faulty_fleet import HEAVY_FILE, HOLD_FILE, VARIANT, validation_of
 
 from fedclip_edge import log
 from fedclip_edge.agent import process
@@ -24,6 +25,7 @@ from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
 from fedclip_edge.config import AgentConfig
+from fedclip_edge.learning.schedule import steps
 from fedclip_edge.records import Features, Measured, Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 
@@ -38,9 +40,14 @@ class LightTrainer(LocalTrainer):
     train_for_s = 0.0
 
     def fit(self, model: Model, plan: Plan) -> Update:
-        log.event("training", round=model.round + 1)
+        is_vote = steps(plan)[model.round].kind == "vote"
+        log.event("voting" if is_vote else "training", round=model.round + 1)
         began = time.monotonic()
         time.sleep(self.train_for_s)
+        while is_vote and (self.config.state_dir / HOLD_FILE).exists():
+            time.sleep(0.02)
+        if is_vote:
+            return super().fit(model, plan)
         heavy = HEAVY if (self.config.state_dir / HEAVY_FILE).exists() else ""
         update = update_of(model, self.config.id, VARIANT + heavy)
         self.busy_s += time.monotonic() - began
@@ -53,7 +60,8 @@ class LightTrainer(LocalTrainer):
 def ready(config: AgentConfig, bundle: Bundle, progress: object) -> DeviceFeatures:
     vectors = np.ones((config.min_per_class, bundle.manifest.dim), np.float32)
     some = Features(vectors, np.zeros(len(vectors), np.int64), bundle.manifest.encoder_id)
-    return DeviceFeatures(some, some, some, (), encoded=0, skipped=0, encode_s=0.0)
+    votes = validation_of(config.id, bundle.manifest.encoder_id)
+    return DeviceFeatures(some, votes, some, (), encoded=0, skipped=0, encode_s=0.0)
 
 
 if __name__ == "__main__":

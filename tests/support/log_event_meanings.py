@@ -349,7 +349,8 @@ FIELDS: Mapping[str, str] = {
     _ACCURACIES: "One field per figure, each a fraction from 0 to 1. `zero_shot`, `federated` and, "
     "if there is one, `personal` are top-1 accuracies on the test pictures; the last evaluation may "
     "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
-    "error. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
+    "error. `unknown` is the share of the test pictures that the shared model calls unknown, once it "
+    "has a threshold. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "again_s": "Seconds until the next attempt to connect.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",
