@@ -38,7 +38,12 @@ def resume_coordinator(
     rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
     phase: Phase = "final" if closed >= rounds else "gathering"
     journal = run_state.journal
-    devices = Devices(journal.keys(run.id), reports=journal.newest_reports(run.id))
+    votes = run_state.upcoming.votes
+    devices = Devices(
+        journal.keys(run.id),
+        reports=journal.newest_reports(run.id),
+        sent=journal.sent(run.id, votes),
+    )
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
@@ -47,7 +52,7 @@ def resume_coordinator(
         run=run.id,
         rules=config.rules,
         rounds=rounds,
-        votes=run_state.upcoming.votes,
+        votes=votes,
         round=min(closed + 1, rounds),
         phase="done" if course.is_over else phase,
         paused=course.paused or course.state == "held",
