@@ -39,7 +39,12 @@ def resume_coordinator(
     phase: Phase = "gathering" if closed < rounds else "final"
     phase = "done" if course.is_over else phase
     journal = run_state.journal
-    devices = Devices(journal.keys(run.id), reports=journal.newest_reports(run.id))
+    votes = run_state.upcoming.votes
+    devices = Devices(
+        journal.keys(run.id),
+        reports=journal.newest_reports(run.id),
+        sent=journal.sent(run.id, votes),
+    )
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
@@ -48,7 +53,7 @@ def resume_coordinator(
         run=run.id,
         rules=config.rules,
         rounds=rounds,
-        votes=run_state.upcoming.votes,
+        votes=votes,
         round=min(closed + 1, rounds),
         phase=phase,
         paused=course.paused or course.state == "held",
