@@ -97,6 +97,27 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class MetricsEndpoint:
+    """The address at which `serve` answers Prometheus."""
+
+    listen: str  # HOST:PORT, such as "127.0.0.1:9464"; whoever reaches it can read all metrics
+
+    def __post_init__(self) -> None:
+        host, colon, port = self.listen.rpartition(":")
+        is_port = port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65535
+        _require(
+            bool(colon and host.strip("[] ")) and is_port and (":" not in host or host[0] == "["),
+            f"listen: expected HOST:PORT, such as 127.0.0.1:9464, got {self.listen!r}",
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port. The host of an IPv6 address has no brackets."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Content of fleet.toml: the settings of a coordinator and its fleet."""
 
@@ -109,6 +130,7 @@ class FleetConfig:
     rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated
     plan: Plan = field(default_factory=Plan)  # the training: method, rounds, codecs, strategy
     trainer: Trainer | None = None  # an agent that `serve` also starts
+    metrics: MetricsEndpoint | None = None  # for Prometheus; without it none are served
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -168,6 +190,7 @@ class AgentConfig:
     min_votes: int = 5  # the device votes with no fewer validation pictures
     methods: tuple[str, ...] | None = None  # names of the methods that a plan may use; None: all
     reports: bool = True  # false: the device evaluates for itself and sends no accuracy
+    metrics_file: Path | None = None  # for Prometheus' node_exporter, for example fedclip_edge.prom
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
 

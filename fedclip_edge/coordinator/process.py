@@ -20,6 +20,7 @@ from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.monitor import Monitor, monitored
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
@@ -87,7 +88,7 @@ def serve(
     RefusedError if the broker refuses this client; JournalError if the journal or the model file
     cannot be read or written, or if the journal is damaged; RunError if another coordinator took
     over, if the contributions of all devices are refused, or if the trainer ends before the first
-    round.
+    round; ModuleNotFoundError if metrics are wanted and prometheus-client is not installed.
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
     enrolled = _read_registry(config)
@@ -101,6 +102,7 @@ def serve(
         Children() as children,
         contextlib.ExitStack() as closing,
     ):
+        monitor = closing.enter_context(monitored(config))
         journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         chosen = choose_run(config, bundle.classes, dim, encoder_id, journal, new_run=new_run)
@@ -136,7 +138,7 @@ def serve(
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
             trainer = None if invited is None else start_trainer(config, invited, children)
-            _loop(serving, trainer)
+            _loop(serving, trainer, monitor)
             log.event(
                 "run_done",
                 run=run.id,
@@ -149,7 +151,9 @@ def serve(
             trainer.wait()
 
 
-def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
+def _loop(
+    serving: coordinator.Coordinator, trainer: Trainer | None, monitor: Monitor | None
+) -> None:
     ticked_at = time.monotonic()
     broker = serving.config.broker
     expiries = [Expiry(path, _NEW_AUTHORITY) for path in (broker.certificate, broker.ca)]
@@ -172,6 +176,8 @@ def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
             if changed_at != (changed_at := _changed_at(serving.config)):
                 _admit(serving, now)
             serving.tick(now)
+            if monitor is not None:
+                monitor.look(serving, now)
         code = None if trainer is None or serving.finished else trainer.code()
         if code is not None:
             if not serving.has_begun:

@@ -17,13 +17,24 @@ _DAY_S = 24 * 3600.0
 _NAMED = 10  # devices in one line
 
 
-@dataclass(eq=False)
-class Expiry:
-    """Check of one certificate. `certificate` is its file; with None, nothing is checked.
+def end_of(certificate: Path | None) -> dt.datetime | None:
+    """Return the time at which a certificate expires; None without one, or if it cannot be read.
 
     The file may contain the certificates of several authorities; then the one that expires last
-    counts. `remedy` is the advice in the warning.
+    counts.
     """
+    if certificate is None:
+        return None
+    try:
+        found = x509.load_pem_x509_certificates(certificate.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return max(one.not_valid_after_utc for one in found)
+
+
+@dataclass(eq=False)
+class Expiry:
+    """Check of one certificate, as `end_of` reads it. `remedy` is the advice in the warning."""
 
     certificate: Path | None
     remedy: str
@@ -34,14 +45,12 @@ class Expiry:
 
         `now` is the time of any monotonic clock, in seconds.
         """
-        if self.certificate is None or now - self._looked_at < _DAY_S:
+        if now - self._looked_at < _DAY_S:
             return
         self._looked_at = now
-        try:
-            found = x509.load_pem_x509_certificates(self.certificate.read_bytes())
-        except (OSError, ValueError):
+        ends = end_of(self.certificate)
+        if ends is None:
             return  # no error now: TLS has already loaded the file; the next start reports it
-        ends = max(certificate.not_valid_after_utc for certificate in found)
         days_left = (ends - dt.datetime.now(dt.timezone.utc)) / dt.timedelta(days=1)
         if days_left < WARN_DAYS:
             log.event(
