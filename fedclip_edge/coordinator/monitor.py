@@ -51,7 +51,7 @@ class Monitor:
         self.config = config
         self.metrics = Metrics(COORDINATOR, {"fleet": config.fleet})
         self._looked_at = -math.inf
-        self._run = ""
+        self._active = ""  # the run under way; empty while none is, or while it is paused
         self.metrics.set("fedclip_edge_info", 1, version=__version__)
         self.metrics.set("fedclip_edge_deadline_seconds", config.rules.deadline_s)
         self.metrics.set("fedclip_edge_progress_timestamp_seconds", time.time())
@@ -79,9 +79,12 @@ class Monitor:
     def _look_at_run(self, serving: Coordinator) -> None:
         metrics, state, run = self.metrics, serving.run_state, serving.run_state.run
         rounds = serving.rounds
-        if run.id != self._run:
-            self._run = run.id
+        course = state.journal.course(run.id)
+        active = run.id if course.state == "open" and not course.paused else ""
+        if active != self._active:
+            self._active = active
             metrics.set("fedclip_edge_progress_timestamp_seconds", time.time())
+        metrics.set("fedclip_edge_run_active", bool(active))
         labels = {"run": run.id, "method": run.plan.method}
         metrics.replace("fedclip_edge_run_info", [(labels, 1)])
         for phase in metrics.listed("fedclip_edge_phase", "phase"):

@@ -61,6 +61,10 @@ COORDINATOR: tuple[Metric, ...] = (
         method=(),
     ),
     _gauge(
+        "fedclip_edge_run_active",
+        "1 while a run is under way; 0 between runs, and while the run is paused.",
+    ),
+    _gauge(
         "fedclip_edge_phase",
         "1 for the phase of the run, else 0. `gathering` waits for devices, `open` for "
         "contributions, `final` for the evaluation of the last model; `done` is the end.",
@@ -76,7 +80,8 @@ COORDINATOR: tuple[Metric, ...] = (
     ),
     _gauge(
         "fedclip_edge_progress_timestamp_seconds",
-        "Time at which the last round was closed; before that, the start of this process.",
+        "Time at which the last round was closed or, if that is later, at which the run began or went "
+        "on: when this process started, with `run start` or with `run resume`.",
     ),
     _gauge("fedclip_edge_deadline_seconds", "The setting `deadline_s` under `[rules]`."),
     _gauge("fedclip_edge_round_seconds", "Duration of the last closed round."),

@@ -21,14 +21,6 @@ OF_OTHERS = {"up", "node_textfile_mtime_seconds"}  # of Prometheus itself, and o
 # five minutes. In promtool's notation, "1x100" is a value that stays for 100 more steps.
 STEP_S, STEPS = 300, 320
 STAYS = f"x{STEPS}"
-PHASES = ("gathering", "open", "final", "done")
-
-
-def phase(now: str) -> dict[str, str]:
-    return {
-        series("fedclip_edge_phase", fleet="lab", phase=name): f"{int(name == now)}{STAYS}"
-        for name in PHASES
-    }
 
 
 def series(metric: str, **labels: str) -> str:
@@ -55,9 +47,17 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "FedclipEdgeCoordinatorDown": gauge('up{job="fedclip-edge"}', "0", "1"),
     "FedclipEdgeBrokerLost": gauge(lab("broker_connected"), "0", "1"),
     "FedclipEdgeStandsStill": (
-        {lab("progress_timestamp_seconds"): f"0{STAYS}", **DEADLINE, **phase("gathering")},
+        {
+            lab("progress_timestamp_seconds"): f"0{STAYS}",
+            **DEADLINE,
+            lab("run_active"): f"1{STAYS}",
+        },
         # The same long after the run: nothing has to happen any more.
-        {lab("progress_timestamp_seconds"): f"0{STAYS}", **DEADLINE, **phase("done")},
+        {
+            lab("progress_timestamp_seconds"): f"0{STAYS}",
+            **DEADLINE,
+            lab("run_active"): f"0{STAYS}",
+        },
     ),
     "FedclipEdgeClosedByQuorumAlone": (
         {lab(CLOSES, by="quorum"): f"0+3{STAYS}", lab(CLOSES, by="all"): f"0+1{STAYS}"},
