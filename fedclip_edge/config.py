@@ -173,6 +173,8 @@ class FleetConfig:
     bundle: Path  # folder of the bundle: the encoder and classes that all devices must have
     journal: Path = Path("journal.sqlite")  # file from which a restarted coordinator resumes a run
     keep_models: int = 3  # newest models of each run that stay in the journal
+    # report of each finished run, without pictures: reports/RUN.html and .json beside the journal
+    reports: Literal["on", "off"] = "on"
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     registry: Path | None = None  # devices.json of the enrolled devices; without it any may join
     rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated

@@ -107,7 +107,8 @@ class Monitor:
     def _look_at_files(self) -> None:
         cache = database_bytes(self.config.state_dir / CACHE)
         self.metrics.set("fedclip_edge_agent_cache_bytes", cache)
-        ends, memory = end_of(self.config.broker.certificate), memory_bytes()
+        certificate, memory = self.config.broker.certificate, memory_bytes()
+        ends = None if certificate is None else end_of(certificate)
         if ends is not None:
             name = "fedclip_edge_agent_certificate_end_timestamp_seconds"
             self.metrics.set(name, ends.timestamp())

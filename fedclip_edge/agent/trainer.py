@@ -24,7 +24,7 @@ from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.protocol.codec import CODECS
-from fedclip_edge.protocol.messages import Capabilities, Pictures
+from fedclip_edge.protocol.messages import MAX_CLASSES, SIDES, Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     F32,
@@ -101,8 +101,21 @@ class LocalTrainer:
                 validation=len(shared.validation),
                 test=len(self.data.test),
                 withheld=int(shared.withheld.sum()),
+                by_class=self._by_class(shared) if self.config.reports else {},
             ),
+            provider=self.config.encoder.provider,
         )
+
+    def _by_class(self, shared: Shared) -> dict[str, tuple[int, ...]]:
+        """Count the pictures of each class on each side; none if a hello cannot hold so many."""
+        classes = len(self.classes.names)
+        if classes > MAX_CLASSES:
+            return {}
+        sides = zip(SIDES, (shared.train, shared.validation, self.data.test), strict=True)
+        return {
+            side: tuple(np.bincount(features.labels, minlength=classes).tolist())
+            for side, features in sides
+        }
 
     def shapes(self, plan: Plan, closed: int) -> Shapes:
         return self._schedule(plan).layout(closed).parameters

@@ -18,14 +18,18 @@ from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.bundle import bundle
 from fedclip_edge.cli.demo import demo
+from fedclip_edge.cli.devices import devices
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.run import run
+from fedclip_edge.cli.runs import runs
 from fedclip_edge.cli.serve import serve
 from fedclip_edge.cli.simulate import simulate
+from fedclip_edge.cli.status import status
+from fedclip_edge.cli.watch import watch
 from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
 
@@ -68,6 +72,10 @@ for _command in (
     renew,
     revoke,
     serve,
+    status,
+    watch,
+    devices,
+    runs,
     run,
     agent,
     predict,

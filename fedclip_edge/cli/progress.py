@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.progress import Progress, TaskID
 
 EVERY_S = 30.0  # the longest time without a sign of progress
@@ -98,6 +99,37 @@ class Bar:
         self._task = self._progress.add_task("", total=None, text="")
         self._progress.start()
         self._drawn_at = 0.0
+
+
+class Screen:
+    """A text at the foot of a terminal that each `show` replaces; elsewhere all are printed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Live | None = None
+
+    def __enter__(self) -> Screen:
+        if self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=self._stream, force_terminal=True)
+            self._live = Live(console=console, auto_refresh=False, redirect_stderr=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, text: str) -> None:
+        """Show the text, which may have colours; what does not fit on the screen is cut off."""
+        if self._live is None:
+            click.echo(text, file=self._stream)
+            return
+        from rich.text import Text
+
+        self._live.update(Text.from_ansi(text), refresh=True)
 
 
 class Pace:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fedclip_edge.cli.group import Group
+from fedclip_edge.cli.run_show import show
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path), default="fleet.toml")
 
@@ -108,3 +109,6 @@ def _ask(config: Path, command: str, **arguments: Any) -> dict[str, Any]:
 
 def _described(found: dict[str, Any]) -> str:
     return f"{found['run']} ({found['closed']} of {found['rounds']} rounds closed)"
+
+
+run.add_command(show)

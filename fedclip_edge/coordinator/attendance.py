@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fedclip_edge.coordinator.round_events import Missed
+from fedclip_edge.coordinator.round_events import Missed, Waiting
 from fedclip_edge.coordinator.round_state import LEFT_OUT_AFTER, RoundState
 
 # A device that goes away twice within this many `deadline_s` would hold up many rounds.
@@ -80,6 +80,35 @@ def pause_s(state: RoundState) -> float:
 def waiting(state: RoundState, now: float) -> frozenset[str]:
     """The devices of the cohort that may still contribute in this attempt."""
     return state.cohort - state.kept.keys() - state.rejected - given_up(state, now)
+
+
+def reason_to_wait(state: RoundState, now: float) -> Waiting | None:
+    """The devices that the run waits for in this phase, and how many it needs; None if it is over.
+
+    In the phase `final` these are the devices that have not evaluated the last model yet.
+    """
+    if state.phase == "done":
+        return None
+    if state.phase == "gathering":
+        absent = state.absent
+        if is_first_opening(state):
+            absent |= state.invited - state.trainers - state.evaluators
+        counted = counted_in(state)
+        if is_pausing(state, now):
+            counted -= state.refused
+        missing = absent - state.left_out or absent
+        return Waiting(needed(state), len(counted), tuple(sorted(missing)))
+    if state.phase == "open":
+        late = waiting(state, now)
+        missing = late - state.left_out or late
+        return Waiting(state.quorum, len(state.kept), tuple(sorted(missing)))
+    every = evaluating(state, now)
+    return Waiting(len(every), len(every & state.reported), tuple(sorted(every - state.reported)))
+
+
+def evaluating(state: RoundState, now: float) -> frozenset[str]:
+    """The devices whose reports on the last model the end of the run waits for."""
+    return (state.evaluators | state.away_since.keys()) - given_up(state, now)
 
 
 def given_up(state: RoundState, now: float) -> frozenset[str]:

@@ -12,12 +12,14 @@ Laws:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config import read_table, unknown
+from fedclip_edge.coordinator import snapshot
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT
 from fedclip_edge.coordinator.server import Server
@@ -61,6 +63,20 @@ class Change:
     """A change that has been checked. `take_effect` gets the time (monotonic, in seconds)."""
 
     take_effect: Callable[[float], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The arguments of `status`."""
+
+    every: bool = False  # list every device, not only those that need attention
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The arguments of `devices`."""
+
+    by_class: bool = False  # with the pictures of each class
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,17 @@ def _progress(server: Server) -> str:
     return f"{server.run.id} is under way ({closed} of {state.rounds} rounds closed)"
 
 
+def status(server: Server, arguments: Status) -> dict[str, Any]:
+    """Describe the run and the fleet now."""
+    return snapshot.status(server.coordinator, time.monotonic(), every=arguments.every)
+
+
+def devices(server: Server, arguments: Devices) -> dict[str, Any]:
+    """Describe every device now."""
+    now = time.monotonic()
+    return snapshot.devices(server.coordinator, now, by_class=arguments.by_class)
+
+
 COMMANDS: Mapping[str, Command] = {
     "start": Command(start, Start),
     "pause": Command(pause),
@@ -192,6 +219,8 @@ COMMANDS: Mapping[str, Command] = {
     "close": Command(close, Close),
     "abandon": Command(abandon),
     "extend": Command(extend, Extend),
+    "status": Command(status, Status),
+    "devices": Command(devices, Devices),
 }
 
 

@@ -167,10 +167,16 @@ class Coordinator:
                 hint="enrol more devices, or set 'devices' under [rules] in fleet.toml",
             )
 
+    @property
+    def muted(self) -> frozenset[str]:
+        """The devices that the coordinator does not listen to for now."""
+        return frozenset(self._muted)
+
     def follow(self, before: Coordinator) -> None:
         """Take over, from the coordinator of an earlier run, what it knows about the devices."""
         self.refused_messages = before.refused_messages
         self._muted, self._messages, self._hellos = before._muted, before._messages, before._hellos
+        self.devices.recall(before.devices)
 
     def say_goodbye(self) -> None:
         """Tell the devices that the coordinator is going offline."""
@@ -359,7 +365,7 @@ class Coordinator:
         roles = hello.capabilities.roles
         if not self.devices.is_online(device):
             log.event("joined", device=device, domain=hello.domain, roles="+".join(roles) or None)
-        self.devices.set_online(device, hello.boot, hello.capabilities.pictures)
+        self.devices.set_online(device, hello)
         self.devices.saw(device, now)
         joined = round_events.Joined(device, "train" in roles, "evaluate" in roles)
         self.driver.handle(joined, now)
@@ -368,7 +374,7 @@ class Coordinator:
     def _refuse(self, device: str, refused: Refused, incarnation: str, now: float) -> None:
         _log_device_refused(self._hellos.add(device, "", refused.reason, now))
         if refused.scope == "run" and self.admission.registry is not None:
-            self.devices.unfit.add(device)
+            self.devices.unfit[device] = refused.reason
         # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, refused)
@@ -416,6 +422,7 @@ class Coordinator:
             raise PeerError(f"a report on another model than that of round {report.round}")
         check_possible(report)
         run_state.journal.add_report(report)
+        self.devices.reports[device] = report.to_json()
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)
 

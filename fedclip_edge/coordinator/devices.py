@@ -1,12 +1,13 @@
-"""The coordinator's table of devices: each one's key, and its incarnation while it is online."""
+"""The coordinator's table of devices: their keys, their last words, and which are online."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from fedclip_edge.protocol.messages import DeviceState, Pictures
+from fedclip_edge.protocol.messages import DeviceState, Hello
 
 MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
 ENCODING_S = 300.0  # the least time between two log lines about one device that encodes
@@ -18,6 +19,10 @@ class Devices:
     """All devices that have joined the run."""
 
     keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
+    # The last report of each device in this run, as a JSON object (protocol/report.py).
+    reports: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    # The last hello of each device that was admitted since this process started.
+    hellos: dict[str, Hello] = field(default_factory=dict)
     # The most pictures, without those for tests, that each one declared since this process started:
     # a contribution may be older than the last hello, and made from pictures that are deleted now.
     declared: dict[str, int] = field(default_factory=dict)
@@ -25,8 +30,8 @@ class Devices:
     pictures: dict[str, int] = field(default_factory=dict)
     # The state of each device that encodes its pictures and has not said hello yet.
     encoding: dict[str, DeviceState] = field(default_factory=dict)
-    # Enrolled devices whose last hello did not fit the run.
-    unfit: set[str] = field(default_factory=set)
+    # Enrolled devices whose last hello did not fit the run, each with the reason.
+    unfit: dict[str, str] = field(default_factory=dict)
     _encoding_said: dict[str, float] = field(default_factory=dict)  # time of each one's log line
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
     _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time
@@ -40,11 +45,13 @@ class Devices:
     def is_online(self, device: str) -> bool:
         return device in self._incarnations
 
-    def set_online(self, device: str, incarnation: str, pictures: Pictures) -> None:
-        """Mark the device as online, with the incarnation and the pictures of its last hello."""
-        self._incarnations[device] = incarnation
+    def set_online(self, device: str, hello: Hello) -> None:
+        """Mark the device as online, with its last hello."""
+        self._incarnations[device] = hello.boot
+        self.hellos[device] = hello
         self.note_encoding(device, None, math.inf)
-        self.unfit.discard(device)
+        self.unfit.pop(device, None)
+        pictures = hello.capabilities.pictures
         declared = pictures.train + pictures.validation + pictures.withheld
         self.declared[device] = max(declared, self.declared.get(device, 0))
         self.pictures[device] = pictures.labelled
@@ -69,6 +76,10 @@ class Devices:
             return False
         self._encoding_said[device] = now
         return True
+
+    def recall(self, before: Devices) -> None:
+        """Take over the last words of each device, and their times, from an earlier run."""
+        self.hellos, self._seen_at = before.hellos, before._seen_at
 
     def saw(self, device: str, now: float) -> None:
         """Record that a verified message of the device came at `now` (monotonic, in seconds)."""

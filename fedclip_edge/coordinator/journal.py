@@ -30,7 +30,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +59,7 @@ from fedclip_edge.storage.sqlite import (
     OtherVersionError,
     errors_as,
     open_database,
+    open_to_read,
     unsynced,
 )
 
@@ -350,6 +351,14 @@ class Journal:
         query = "SELECT norm FROM contribution WHERE run = ? AND round = ? ORDER BY device"
         return [norm for (norm,) in self._rows(query, run, round)]
 
+    def contributed(self, run: str) -> list[tuple[int, str, int, float]]:
+        """Round, device, payload bytes and norm of every contribution, by round and device."""
+        query = (
+            "SELECT round, device, size_bytes, norm FROM contribution WHERE run = ? "
+            "ORDER BY round, device"
+        )
+        return self._rows(query, run)
+
     def kept_bytes(self, run: str, round: int) -> int:
         """Total payload bytes of the contributions to a round, open or closed, as received."""
         query = "SELECT SUM(size_bytes) FROM contribution WHERE run = ? AND round = ?"
@@ -455,13 +464,36 @@ class Journal:
 
         Raises JournalError if one is damaged.
         """
-        query = "SELECT CAST(report AS BLOB) FROM report WHERE run = ? ORDER BY round, device"
-        rows = self._rows(query, run)
-        try:
-            texts = [zlib.decompress(report).decode() for (report,) in rows]
-        except (zlib.error, TypeError) as error:
-            raise self.damaged(f"a report of {run} cannot be read ({error})") from error
-        return tuple(self._decode(Report, text) for text in texts)
+        rows = self._reports("WHERE run = ? ORDER BY round, device", run)
+        return tuple(self._decode(Report, text) for text in rows)
+
+    def newest_reports(self, run: str) -> dict[str, Mapping[str, Any]]:
+        """The last report of each device in the run as a JSON object, by device.
+
+        Raises JournalError if one is damaged.
+        """
+        texts = self._reports(
+            "JOIN (SELECT device AS of, MAX(round) AS last FROM report WHERE run = ? "
+            "GROUP BY device) ON device = of AND round = last WHERE run = ? ORDER BY device",
+            run,
+            run,
+        )
+        return {report["device"]: report for report in map(json.loads, texts)}
+
+    def reported(self, run: str) -> Iterator[Mapping[str, Any]]:
+        """Yield every report of the run as a JSON object, in the order of round and device.
+
+        This is several times as fast as `reports`. Raises JournalError if one is damaged.
+        """
+        yield from map(json.loads, self._reports("WHERE run = ? ORDER BY round, device", run))
+
+    def _reports(self, which: str, *values: object) -> Iterator[str]:
+        query = f"SELECT CAST(report AS BLOB) FROM report {which}"  # noqa: S608 - constants
+        for (report,) in self._rows(query, *values):
+            try:
+                yield zlib.decompress(report).decode()
+            except (zlib.error, TypeError, ValueError) as error:
+                raise self.damaged(f"a report of {values[0]} cannot be read ({error})") from error
 
     def pin_key(self, run: str, device: str, key: str, pictures: int = 0) -> None:
         """Pin a device's key in this run, in place of one that is pinned.
@@ -571,6 +603,41 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
     damaged.
     """
 
+    def opened() -> Connection:
+        if not path.exists():
+            _create(path)
+        _check_not_empty(path)
+        return open_database(path, SCHEMA, create=False)
+
+    return Journal(path, _opened(path, opened), keep_models)
+
+
+def open_journal_to_read(path: Path) -> Journal:
+    """Open the journal to read it only, also while a coordinator writes to it; it must exist.
+
+    Raises as `open_journal` does, and ConfigError if the file is missing.
+    """
+
+    def opened() -> Connection:
+        if not path.exists():
+            raise ConfigError(
+                f"there is no journal {path} yet; start `fedclip-edge serve`, or name another "
+                "configuration file"
+            )
+        _check_not_empty(path)
+        return open_to_read(path, SCHEMA)
+
+    return Journal(path, _opened(path, opened))
+
+
+def _check_not_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise _damaged(path, "it is empty (0 bytes)")
+
+
+def _opened(path: Path, open_it: Callable[[], Connection]) -> Connection:
+    """Call `open_it`, and raise the errors of `open_journal` in place of SQLite's."""
+
     def refused(error: Exception) -> JournalError:
         return JournalError(
             f"the journal {path} cannot be opened ({error}); free or repair the disk, let this user "
@@ -581,11 +648,7 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
         raise ConfigError(f"the journal {path} is a folder; set 'journal' to a file")
     try:
         with errors_as(refused, lambda error: _damaged(path, str(error))):
-            if not path.exists():
-                _create(path)
-            if path.stat().st_size == 0:
-                raise _damaged(path, "it is empty (0 bytes)")
-            return Journal(path, open_database(path, SCHEMA, create=False), keep_models)
+            return open_it()
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(
             f"the journal {path} cannot be opened: {path.parent} is not a folder; set 'journal' to a "

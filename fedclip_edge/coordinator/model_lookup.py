@@ -59,7 +59,7 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
             "this id; name a file, or name the journal with --journal"
         )
     with contextlib.closing(open_journal(path)) as journal:
-        run = _run(journal, name)
+        run = find_run(journal, name, "neither a file nor a run")
         where = f"{run.id} in {path}"
         _check_fits(where, run.encoder_id, run.classes_digest, bundle)
         schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
@@ -74,7 +74,12 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
     return TrainedModel(model, run.id, run.plan, run.encoder_id, run.classes_digest)
 
 
-def _run(journal: Journal, name: str | None) -> Run:
+def find_run(journal: Journal, name: str | None, otherwise: str = "not a run") -> Run:
+    """Find the run with this id, or the newest run without a name.
+
+    Raises ConfigError if there is none: the name is what `otherwise` says. It suggests the nearest
+    id.
+    """
     runs = {run.id: run for run in journal.runs()}
     if not runs:
         raise ConfigError(
@@ -86,9 +91,7 @@ def _run(journal: Journal, name: str | None) -> Run:
         near = difflib.get_close_matches(name, runs, n=1)
         newest = next(reversed(runs))
         hint = f"did you mean {near[0]!r}?" if near else f"its newest run is {newest!r}"
-        raise ConfigError(
-            f"{name!r} is neither a file nor a run in the journal {journal.path}; {hint}"
-        )
+        raise ConfigError(f"{name!r} is {otherwise} in the journal {journal.path}; {hint}")
     return runs[name]
 
 

@@ -130,7 +130,7 @@ class Monitor:
     def _look_at_files(self) -> None:
         metrics, broker, journal = self.metrics, self.config.broker, self.config.journal
         for name, file in (("coordinator", broker.certificate), ("authority", broker.ca)):
-            ends = end_of(file)
+            ends = None if file is None else end_of(file)
             if ends is not None:
                 metrics.set(
                     "fedclip_edge_certificate_end_timestamp_seconds",

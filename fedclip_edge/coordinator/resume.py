@@ -37,7 +37,8 @@ def resume_coordinator(
     course = run_state.journal.course(run.id)
     rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
     phase: Phase = "final" if closed >= rounds else "gathering"
-    devices = Devices(run_state.journal.keys(run.id))
+    journal = run_state.journal
+    devices = Devices(journal.keys(run.id), reports=journal.newest_reports(run.id))
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices

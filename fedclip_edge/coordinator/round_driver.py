@@ -177,12 +177,7 @@ class RoundDriver:
         log.event("counts_again", device=action.device, round=self.state.round)
 
     def _waiting(self, action: round_events.Waiting, now: float) -> None:
-        names = set(action.missing)
-        if self.state.phase == "gathering":
-            # It is not known yet which of these devices train.
-            names |= self.devices.encoding.keys()
-            names |= (self.admission.enrolled or frozenset()) - self.devices.keys.keys()
-        missing = [self._last_seen(device, now) for device in sorted(names)]
+        missing = [f"{device} ({why})" for device, why in self.missing(action, now)]
         log.event(
             "waiting",
             round=self.state.round,
@@ -193,14 +188,23 @@ class RoundDriver:
             more=len(missing) - _NAMES if len(missing) > _NAMES else None,
         )
 
+    def missing(self, action: round_events.Waiting, now: float) -> list[tuple[str, str]]:
+        """The devices that the run waits for, sorted, each with its state in words."""
+        names = set(action.missing)
+        if self.state.phase == "gathering":
+            # It is not known yet which of these devices train.
+            names |= self.devices.encoding.keys()
+            names |= (self.admission.enrolled or frozenset()) - self.devices.keys.keys()
+        return [(device, self._last_seen(device, now)) for device in sorted(names)]
+
     def _last_seen(self, device: str, now: float) -> str:
         state = self.devices.encoding.get(device)
         if state is not None and state.encoding is not None:
-            return f"{device} (encoding: {state.encoding.done} of {state.encoding.total} pictures)"
+            return f"encoding: {state.encoding.done} of {state.encoding.total} pictures"
         if device in self.devices.unfit:
-            return f"{device} (refused in this run)"
+            return "refused in this run"
         seen_s = self.devices.seen_s(device, now)
-        return f"{device} ({'not seen' if seen_s is None else f'last seen {seen_s:.0f} s ago'})"
+        return "not seen" if seen_s is None else f"last seen {seen_s:.0f} s ago"
 
     def _abandon(self, action: round_events.Abandon, now: float) -> None:
         raise RunError(

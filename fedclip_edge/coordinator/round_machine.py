@@ -78,7 +78,6 @@ from fedclip_edge.coordinator.round_events import (
     Restored,
     Tick,
     Upload,
-    Waiting,
 )
 from fedclip_edge.coordinator.round_state import LEFT_OUT_AFTER, RoundState
 from fedclip_edge.protocol.cohort import EVERYBODY, NOBODY, cohort_hash
@@ -314,18 +313,7 @@ def _tick_gathering(state: RoundState, event: Tick, now: float) -> Step:
             return state, (*missed, *actions)
     if state.told_at is not None and now - state.told_at < WAITING_S:
         return state, missed
-    absent = state.absent
-    if attendance.is_first_opening(state):
-        absent |= state.invited - state.trainers - state.evaluators
-    counted = attendance.counted_in(state)
-    if attendance.is_pausing(state, now):
-        counted -= state.refused
-    said = Waiting(
-        attendance.needed(state),
-        len(counted),
-        tuple(sorted(absent - state.left_out or absent)),
-    )
-    return replace(state, told_at=now), (*missed, said)
+    return replace(state, told_at=now), (*missed, *_said(state, now))
 
 
 def _miss_gathering(state: RoundState, now: float) -> Step:
@@ -365,9 +353,12 @@ def _tick_open(state: RoundState, event: Tick, now: float) -> Step:
         is_due = now - state.told_at >= WAITING_S
     if not is_due:
         return state, reminders
-    missing = tuple(sorted(waiting - state.left_out or waiting))
-    said = Waiting(state.quorum, len(state.kept), missing)
-    return replace(state, told_at=now), (*reminders, said)
+    return replace(state, told_at=now), (*reminders, *_said(state, now))
+
+
+def _said(state: RoundState, now: float) -> tuple[Action, ...]:
+    waiting = attendance.reason_to_wait(state, now)
+    return () if waiting is None else (waiting,)
 
 
 def _closed(state: RoundState, event: Closed, now: float) -> Step:
@@ -445,8 +436,7 @@ def _tick_final(state: RoundState, event: Tick, now: float) -> Step:
 
 
 def _finish_if_evaluated(state: RoundState, now: float) -> Step:
-    awaited = (state.evaluators | state.away_since.keys()) - attendance.given_up(state, now)
-    if awaited <= state.reported or now >= state.deadline:
+    if attendance.evaluating(state, now) <= state.reported or now >= state.deadline:
         return replace(state, phase="done"), (Announce(), Finish())
     return state, ()
 

@@ -19,6 +19,7 @@ from datetime import datetime
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import run_report
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Run
@@ -146,6 +147,7 @@ class Server:
             rounds=self.journal.rounds_closed(self.run.id),
             refused_messages=self.coordinator.refused_messages.total(),
         )
+        run_report.write_report(self.config, self.journal, self.run)
 
     def start_if_due(self, now: float) -> None:
         """Start the next run when it is due; `now` is monotonic, in seconds.

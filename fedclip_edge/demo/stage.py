@@ -165,7 +165,12 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
         }
         device.config.write_text(_toml(tables), encoding="utf-8")
     fleet: Tables = {
-        "": {"fleet": "demo", "bundle": str(stage.bundle.resolve()), "journal": stage.journal.name},
+        "": {
+            "fleet": "demo",
+            "bundle": str(stage.bundle.resolve()),
+            "journal": stage.journal.name,
+            "reports": "off",  # the demo writes its own, with pictures
+        },
         "broker": {"host": broker.host, "port": broker.port},
         "rules": {"devices": len(stage.devices), "quorum": 1.0, "deadline_s": DEADLINE_S},
         "plan": {

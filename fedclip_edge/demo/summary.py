@@ -1,14 +1,9 @@
-"""Figures of a demo, from the coordinator's journal, for summary.json and the table.
-
-Every figure was reported by a device or counted by the coordinator; nothing is computed from
-pictures or features here.
-"""
+"""Figures of a demo, from the coordinator's journal, for summary.json and the table."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +13,9 @@ from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.learning.schedule import exchanges
-from fedclip_edge.protocol.report import Report
-from fedclip_edge.reporting.figures import difference
-from fedclip_edge.reporting.table import aligned
+from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
-
-Summary = Mapping[str, Any]
-_NOTE_COLUMNS = 100
 
 
 def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
@@ -40,7 +30,7 @@ def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summar
                 f"the journal {stage.journal} holds no run; the logs in "
                 f"{stage.settings.out / 'logs'} show the reason"
             )
-        reports = journal.reports(run.id)
+        reports = list(journal.reported(run.id))
         closed = journal.rounds_closed(run.id)
     bundle, settings = read_bundle(stage.bundle), stage.settings
     return {
@@ -65,97 +55,11 @@ def write(path: Path, summary: Summary) -> None:
     atomic.write_file(path, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def table(summary: Summary, columns: int | None = None) -> str:
-    """Format the final table; if it needs more than `columns`, accuracy and cost are separate."""
-    kinds = ["zero_shot", "local", "federated"]
-    if any("personal" in figures["accuracy"] for figures in summary["devices"].values()):
-        kinds.append("personal")  # the method keeps a personal model on each device
-    rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
-    held_out = summary["held_out"]
-    rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds))
-    head = ["device", "train+test", "encoded", *(kind.replace("_", "-") for kind in kinds), "gain"]
-    head += ["up", "down", "encode", "train", "wait"]
-    units = ["", "pictures", "this run", *("%" for _ in kinds), "points"]
-    units += ["kB/round", "kB/round", "s", "s", "s"]
-    costs = 4 + len(kinds)
-    parts = ([1, *range(3, costs)], [2, *range(costs, len(head))])
-    return aligned([head, units, *rows], width=columns, parts=parts)
-
-
-def notes(summary: Summary, columns: int | None = None) -> str:
-    """Explain the headings of the table, in lines of at most `columns`, or 100."""
-    has_personal = any("personal" in device["accuracy"] for device in summary["devices"].values())
-    personal = "personal: the device's own model, made from the shared one; " * has_personal
-    text = (
-        "train+test: training and test pictures; the rest are for validation. Accuracy is on test "
-        "pictures. zero-shot: CLIP without training; local: after training on "
-        f"this device alone; federated: the fleet's shared model; {personal}gain: "
-        f"{'personal' if has_personal else 'federated'} minus zero-shot, in percentage points. "
-        "held out: no device trains on these pictures. encoded: pictures that went through the "
-        "encoder in this run; the features of the others were in the cache. up, down: bytes sent "
-        "and received. encode, train, wait: seconds in the whole run."
-    )
-    return filled(text, columns)
-
-
-def filled(text: str, columns: int | None = None) -> str:
-    """Wrap a text into lines of at most `columns`, or 100."""
-    return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
-
-
-def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:
-    own = {report.round: report for report in reports if report.device == device.id}
-    if closed not in own or "zero_shot_all" not in own[closed].accuracy:
+def _figures(device: Device, reports: Sequence[Reported], closed: int) -> dict[str, Any]:
+    own = [report for report in reports if report["device"] == device.id]
+    if not own or own[-1]["round"] != closed or "zero_shot_all" not in own[-1]["accuracy"]:
         raise RunError(
             f"the device {device.id} did not evaluate the last model; its log in the demo's folder "
             "logs shows the reason"
         )
-    last = own[closed]
-    return {
-        "domain": device.domain,
-        "pictures": {"train": last.train_pictures, "test": last.test_pictures},
-        "encoded": last.encoded,
-        "skipped": last.skipped,
-        "accuracy": dict(last.accuracy),
-        "per_class": {name: list(shares) for name, shares in last.per_class.items()},
-        "accuracy_by_round": [
-            own[number].accuracy["federated"] if number in own else None
-            for number in range(closed + 1)
-        ],
-        "bytes_up_per_round": _per_round(last.bytes_up, closed),
-        "bytes_down_per_round": _per_round(last.bytes_down, closed),
-        "seconds": {
-            "encode": round(last.encode_s, 2),
-            "train": round(last.train_s, 2),
-            "wait": round(last.wait_s, 2),
-        },
-    }
-
-
-def _per_round(total_bytes: int | None, rounds: int) -> int | None:
-    return None if total_bytes is None else round(total_bytes / rounds)
-
-
-def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
-    """Format a row; the gain is the personal model's if there is one, else the shared model's."""
-    accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
-    best = "personal" if "personal" in accuracy else "federated"
-    gain = difference(accuracy, best, "zero_shot")
-    return (
-        name,
-        f"{pictures['train']}+{pictures['test']}",
-        str(figures["encoded"]),
-        *(_percent(accuracy.get(kind)) for kind in kinds),
-        "-" if gain is None else f"{100 * gain:+.1f}",
-        _kilobytes(figures["bytes_up_per_round"]),
-        _kilobytes(figures["bytes_down_per_round"]),
-        *(f"{seconds[name]:.1f}" for name in ("encode", "train", "wait")),
-    )
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _kilobytes(count: int | None) -> str:
-    return "n/a" if count is None else f"{count / 1000:.1f}"
+    return {**device_figures(own, closed), "domain": device.domain}

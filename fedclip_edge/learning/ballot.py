@@ -41,9 +41,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import mixture, unknown
@@ -71,6 +73,8 @@ _STEPS = 2**16
 _BATCH = 64  # pictures
 _WORST = 16.0  # nats; a single picture cannot cost more
 _SHARES = "shares"
+_CHOICE = "choice"
+_COUNTS = frozenset({"candidate", "pictures", "correct", "zero_shot_correct"})
 
 Shares = Mapping[str, tuple[float, ...]]  # of each member, by label: one for each candidate
 
@@ -88,6 +92,23 @@ class Choice:
     zero_shot_correct: int = 0
     unknown_below: float = unknown.NEVER  # threshold for the scores of the candidate on the ballot
     removed_unknown: float | None = None  # share of the pictures without their class below it
+
+    def to_state(self) -> dict[str, NDArray[Any]]:
+        """Return the choice as an array for the coordinator's state; None becomes NaN."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return {_CHOICE: np.array([math.nan if v is None else v for v in values], np.float64)}
+
+
+def choice_in(state: Mapping[str, NDArray[Any]]) -> Choice | None:
+    """Return the choice in the state after a vote; None if it has none."""
+    if _CHOICE not in state:
+        return None
+    values: dict[str, Any] = {}
+    for field, value in zip(fields(Choice), state[_CHOICE].tolist(), strict=True):
+        values[field.name] = int(value) if field.name in _COUNTS else value
+        if math.isnan(value):
+            values[field.name] = None
+    return Choice(**values)
 
 
 def made(method: str, round: int, members: Mapping[str, Arrays], shares: Shares) -> Model:

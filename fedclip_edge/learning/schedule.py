@@ -209,13 +209,16 @@ class Schedule:
     ) -> tuple[Model, State]:
         """Make the model and the state that follow an exchange from all answers to it.
 
+        The state after a vote holds its choice (`ballot.choice_in`).
         `state` is empty before the first exchange. Without `decided` too few devices have voted,
         and the vote returns the default candidate.
         """
         closed = model.round
         step, following = self._step(closed), closed + 1
         if step.kind == "vote":
-            return self._settle(model, total, state, decided=decided), {}
+            choice = ballot.decide(total.sums) if decided else ballot.Choice()
+            _log_decision(choice, decided=decided)
+            return self._settle(model, choice, state), choice.to_state()
         stage = self.stages[step.stage]
         method = methods.get(stage.method)
         options = method.check_options(stage.options)
@@ -236,22 +239,8 @@ class Schedule:
         initial = continuation.begin(self._initial(stage_after), stage_after, state)
         return replace(initial, method=self.plan.method, round=following), state
 
-    def _settle(self, model: Model, total: Total, state: State, *, decided: bool) -> Model:
-        choice = ballot.decide(total.sums) if decided else ballot.Choice()
+    def _settle(self, model: Model, choice: ballot.Choice, state: State) -> Model:
         shares = ballot.chosen_shares(self._shares, choice)
-        log.event(
-            "vote_decided",
-            candidate=choice.candidate,
-            temperature=choice.temperature,
-            pictures=choice.pictures,
-            loss=choice.loss,
-            zero_shot_loss=choice.zero_shot_loss,
-            correct=choice.correct,
-            zero_shot_correct=choice.zero_shot_correct,
-            unknown_below=choice.unknown_below if choice.unknown_below > NEVER else None,
-            removed_unknown=choice.removed_unknown,
-            hint=_hint(choice, decided=decided),
-        )
         heads = ballot.members_of(model)
         means: Features | None = None
         found: dict[str, Arrays] = {}
@@ -337,6 +326,22 @@ class Schedule:
             if stage.method == mixture.method_of(label):
                 return layout.parameters
         return {}
+
+
+def _log_decision(choice: ballot.Choice, *, decided: bool) -> None:
+    log.event(
+        "vote_decided",
+        candidate=choice.candidate,
+        temperature=choice.temperature,
+        pictures=choice.pictures,
+        loss=choice.loss,
+        zero_shot_loss=choice.zero_shot_loss,
+        correct=choice.correct,
+        zero_shot_correct=choice.zero_shot_correct,
+        unknown_below=choice.unknown_below if choice.unknown_below > NEVER else None,
+        removed_unknown=choice.removed_unknown,
+        hint=_hint(choice, decided=decided),
+    )
 
 
 def _hint(choice: ballot.Choice, *, decided: bool) -> str | None:

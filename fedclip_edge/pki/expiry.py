@@ -17,14 +17,12 @@ _DAY_S = 24 * 3600.0
 _NAMED = 10  # devices in one line
 
 
-def end_of(certificate: Path | None) -> dt.datetime | None:
-    """Return the time at which a certificate expires; None without one, or if it cannot be read.
+def end_of(certificate: Path) -> dt.datetime | None:
+    """Return the time at which a certificate expires; None if the file cannot be read.
 
     The file may contain the certificates of several authorities; then the one that expires last
     counts.
     """
-    if certificate is None:
-        return None
     try:
         found = x509.load_pem_x509_certificates(certificate.read_bytes())
     except (OSError, ValueError):
@@ -34,7 +32,10 @@ def end_of(certificate: Path | None) -> dt.datetime | None:
 
 @dataclass(eq=False)
 class Expiry:
-    """Check of one certificate, as `end_of` reads it. `remedy` is the advice in the warning."""
+    """Check of one certificate. `certificate` is its file; with None, nothing is checked.
+
+    `remedy` is the advice in the warning.
+    """
 
     certificate: Path | None
     remedy: str
@@ -45,7 +46,7 @@ class Expiry:
 
         `now` is the time of any monotonic clock, in seconds.
         """
-        if now - self._looked_at < _DAY_S:
+        if self.certificate is None or now - self._looked_at < _DAY_S:
             return
         self._looked_at = now
         ends = end_of(self.certificate)

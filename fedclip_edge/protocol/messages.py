@@ -18,7 +18,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -45,7 +45,8 @@ MAX_GAPS = 1024  # so that a Want stays below a control message's 64 KiB
 _MAX_TEXT = 128
 MAX_REASON = 1000
 _MAX_NAMES = 64
-MAX_CLASSES = 1000  # names of classes in one message
+MAX_CLASSES = 1000  # names of classes in one message, or counts of their pictures
+SIDES = ("train", "validation", "test")  # of the split of a device's pictures
 
 Phase = Literal["gathering", "open", "final", "done"]
 BlobKind = Literal["model", "update"]
@@ -87,10 +88,20 @@ class Pictures:
     validation: int = 0
     test: int = 0
     withheld: int = 0
+    # The pictures of each class, in the order of the class names, by side. A side that is not in it
+    # is not told: its owner keeps it, or there are more than MAX_CLASSES classes.
+    by_class: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test", "withheld"):
             _check_count(getattr(self, name), name)
+        for side, counts in self.by_class.items():
+            if side not in SIDES:
+                raise ValueError(f"by_class: expected the sides {SIDES}, got {side[:40]!r}")
+            if len(counts) > MAX_CLASSES:
+                raise ValueError(f"by_class: at most {MAX_CLASSES} classes, got {len(counts)}")
+            for count in counts:
+                _check_count(count, f"by_class of {side}")
 
     @property
     def labelled(self) -> int:
@@ -107,9 +118,11 @@ class Capabilities:
     codecs: tuple[str, ...]
     min_per_class: int  # pictures of classes with fewer than this are withheld, for privacy
     pictures: Pictures
+    provider: str = ""  # where its encoder runs: cpu, cuda, tensorrt; empty if it does not say
 
     def __post_init__(self) -> None:
         _check_count(self.min_per_class, "min_per_class")
+        _check_text(self.provider, "provider")
         if len(set(self.roles)) != len(self.roles):
             raise ValueError("roles: expected each at most once")
         for name in ("methods", "codecs"):

@@ -60,3 +60,15 @@ def kilobytes(value: object) -> str:
     """Format bytes in thousands with one decimal, as "16.5"."""
     known = number(value)
     return decimal(None if known is None else known / 1000)
+
+
+def nats(value: object) -> str:
+    """Format a loss with three decimals, as "0.412"."""
+    known = number(value)
+    return "n/a" if known is None else f"{known:.3f}"
+
+
+def norm(value: object) -> str:
+    """Format a norm with three significant digits, as "0.281"."""
+    known = number(value)
+    return "n/a" if known is None else f"{known:#.3g}"

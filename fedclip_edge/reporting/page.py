@@ -14,7 +14,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedclip_edge.reporting.figures import decimal, difference, kilobytes, percent, points, whole
+from fedclip_edge.reporting.figures import (
+    decimal,
+    difference,
+    kilobytes,
+    nats,
+    norm,
+    percent,
+    points,
+    whole,
+)
 from fedclip_edge.reporting.names import pieces
 from fedclip_edge.storage import atomic
 
@@ -34,7 +43,13 @@ def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
     )
     environment.globals["difference"] = difference
     environment.filters.update(
-        percent=percent, points=points, kilobytes=kilobytes, decimal=decimal, whole=whole
+        percent=percent,
+        points=points,
+        kilobytes=kilobytes,
+        decimal=decimal,
+        whole=whole,
+        nats=nats,
+        norm=norm,
     )
     environment.filters["pieces"] = pieces
     page = environment.get_template(template.name).render(**values)

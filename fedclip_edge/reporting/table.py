@@ -33,6 +33,7 @@ def aligned(
     align: str = "",
     width: int | None = None,
     parts: Sequence[Sequence[int]] = (),
+    colours: Sequence[str] = (),
 ) -> str:
     """Format rows as a table with columns as wide as their widest cell.
 
@@ -40,7 +41,8 @@ def aligned(
     unless `align` gives an "l" or an "r" for each column. A table wider than `width` characters is
     divided into several, one above the other; each repeats the name columns. `parts` groups the
     indices of the other columns: a group is divided only if it is too wide for one table. A cell
-    that is still too wide continues in the next line.
+    that is still too wide continues in the next line. `colours` has a style of rich for each row,
+    for a terminal; without it the text has no escape sequences.
     """
     from rich.cells import cell_len
 
@@ -58,7 +60,7 @@ def aligned(
         if width is not None:
             its = _narrowed(its, left, len(gap), width)
         cells = [[row[i] for i in columns] for row in shown]
-        texts.append(_drawn(cells, its, [align[i] for i in columns], len(gap)))
+        texts.append(_drawn(cells, its, [align[i] for i in columns], len(gap), colours))
     return "\n\n".join(texts)
 
 
@@ -102,7 +104,11 @@ def _narrowed(widths: Sequence[int], left: int, gap: int, width: int) -> list[in
 
 
 def _drawn(
-    cells: Sequence[Sequence[str]], widths: Sequence[int], align: Sequence[str], gap: int
+    cells: Sequence[Sequence[str]],
+    widths: Sequence[int],
+    align: Sequence[str],
+    gap: int,
+    colours: Sequence[str] = (),
 ) -> str:
     from rich.console import Console
     from rich.table import Table
@@ -113,15 +119,15 @@ def _drawn(
         if table.columns:  # rich's padding differs between versions
             table.add_column(width=gap)
         table.add_column(justify=_SIDES[side], width=max(1, width), overflow="fold")
-    for row in cells:
+    for row, colour in zip(cells, colours or [""] * len(cells), strict=True):
         texts = [Text(cell) for cell in row]  # Text: a name in brackets is not markup
-        table.add_row(*[each for text in texts for each in ("", text)][1:])
+        table.add_row(*[each for text in texts for each in ("", text)][1:], style=colour)
     console = Console(
         file=io.StringIO(),
         width=sum(widths) + (gap + 1) * len(widths),  # enough; trailing spaces are removed below
         height=len(cells) + 1,
-        color_system=None,
-        force_terminal=False,
+        color_system="standard" if colours else None,
+        force_terminal=bool(colours),
     )
     with console.capture() as captured:
         console.print(table)

@@ -72,19 +72,35 @@ def open_database(
     with ExitStack() as on_failure:
         database = sqlite3.connect(path, timeout=_WAITS_FOR_A_LOCK_S)
         on_failure.callback(database.close)
-        version, tables = _version_and_tables(database)
-        if tables and (schema.table,) not in tables:
-            raise OtherDatabaseError
-        if version != schema.version and (tables or version):
-            raise OtherVersionError(version)
-        if not tables and not create:
+        has_tables = _check_schema(database, schema)
+        if not has_tables and not create:
             raise EmptyDatabaseError
         _set_pragmas(database, durable=durable)
-        if not tables:
+        if not has_tables:
             # One transaction: after a kill the file has all tables or is empty.
             database.executescript(
                 f"BEGIN IMMEDIATE; {schema.script} PRAGMA user_version = {schema.version}; COMMIT;"
             )
+        on_failure.pop_all()
+    return database
+
+
+def open_to_read(path: Path, schema: Schema) -> Connection:
+    """Open a file of this schema to read it only; no file is made or changed beside it.
+
+    A process that writes to it may be at work. Raises OtherDatabaseError, OtherVersionError and
+    EmptyDatabaseError as `open_database` does, and sqlite3's errors if the file is missing, cannot
+    be read or is damaged; the connection is then closed.
+    """
+    # Without a write-ahead log nobody writes. Only then may SQLite ignore locks; otherwise it would
+    # make a log and leave it behind.
+    is_at_rest = not Path(f"{path}-wal").exists()
+    address = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' * is_at_rest}"
+    with ExitStack() as on_failure:
+        database = sqlite3.connect(address, uri=True, timeout=_WAITS_FOR_A_LOCK_S)
+        on_failure.callback(database.close)
+        if not _check_schema(database, schema):
+            raise EmptyDatabaseError
         on_failure.pop_all()
     return database
 
@@ -122,6 +138,16 @@ def errors_as(
         raise refused(error) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:  # a message that quotes damaged text
         raise (damaged or refused)(error) from error
+
+
+def _check_schema(database: Connection, schema: Schema) -> bool:
+    """Return whether the file has tables; raise if they are not those of the schema."""
+    version, tables = _version_and_tables(database)
+    if tables and (schema.table,) not in tables:
+        raise OtherDatabaseError
+    if version != schema.version and (tables or version):
+        raise OtherVersionError(version)
+    return bool(tables)
 
 
 def _version_and_tables(database: Connection) -> tuple[int, list[tuple[str]]]:

@@ -495,12 +495,24 @@ def test_its_capabilities_are_counted_after_withholding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, _ = limited(tmp_path, [0] * 7 + [1] * 3 + [2] * 2, [0] + [1] * 2 + [2] * 2)
+    count = len(made.classes.names)
     expected = Capabilities(
         roles=("train", "evaluate"),
         methods=methods.names(),
         min_per_class=5,
         codecs=tuple(CODECS),
-        pictures=Pictures(train=12, validation=0, test=30, withheld=5),
+        pictures=Pictures(
+            train=12,
+            validation=0,
+            test=30,
+            withheld=5,
+            by_class={
+                "train": (7, 5, *(0,) * (count - 2)),
+                "validation": (0,) * count,
+                "test": tuple(np.bincount(made.data.test.labels, minlength=count).tolist()),
+            },
+        ),
+        provider="cpu",
     )
     assert made.capabilities() == expected
     assert 'classes="ant 1, cat 4"' in capsys.readouterr().out
@@ -536,6 +548,7 @@ def test_a_device_that_only_evaluates_withholds_nothing(
 def test_a_device_that_sends_no_reports_has_not_the_role_of_an_evaluator(tmp_path: Path) -> None:
     made, _ = limited(tmp_path, [0] * 9, [], reports=False)
     assert made.capabilities().roles == ("train",)
+    assert made.capabilities().pictures.by_class == {}, "the classes stay with its owner too"
     made, _ = limited(tmp_path, [0], [], reports=False)
     assert made.capabilities().roles == ()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from capable import CAPABLE
 from receiver_desk import PLAN, Desk
 
 from fedclip_edge import model_file
@@ -31,7 +32,7 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import DiskError, RunError
 from fedclip_edge.protocol import chunks
-from fedclip_edge.protocol.messages import Kept, Manifest, Offer, Pictures, Refused, Want
+from fedclip_edge.protocol.messages import Hello, Kept, Manifest, Offer, Refused, Want
 
 RULES = RunRules(devices=1, quorum=1.0, grace_s=5.0, deadline_s=60.0)
 
@@ -60,13 +61,16 @@ class Stage:
         return [type(message) for _, message in self.desk.heard()]
 
 
+HELLO = Hello("b1", "a" * 64, "roof", "encoder", "classes", CAPABLE)
+
+
 @pytest.fixture(params=[1])
 def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
     desk = Desk(tmp_path, PLAN)
     rules = replace(RULES, devices=request.param)
     state = RoundState(run=desk.run.id, rules=rules, rounds=PLAN.rounds)
     devices = Devices({})
-    devices.set_online("cam-0", "b1", Pictures(train=9))
+    devices.set_online("cam-0", HELLO)
     admission = Admission(desk.run, desk.run_state.journal, devices, None)
     driver = RoundDriver(
         state, desk.run_state, desk.receiver.publisher, desk.receiver, admission, devices

@@ -16,7 +16,8 @@ from browser import CHROMIUM, measured
 from PIL import Image
 
 from fedclip_edge.demo.examples import Example
-from fedclip_edge.demo.report import conclusion, remarks, write_report
+from fedclip_edge.demo.report import write_report
+from fedclip_edge.reporting.run_page import conclusion, remarks
 
 HOSTILE = "<script>alert('x')</script>\"'&"
 

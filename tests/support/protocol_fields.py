@@ -114,6 +114,18 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [{}, {"federated": [0.5, None, 1]}],
         [{"nobody": [0.5]}, {"federated": [1.5]}, {"federated": 0.5}, [0.5]],
     ),
+    "counts by class": (
+        "keys `train`, `validation`, `test`; arrays of up to 1,000 counts, in order of the classes",
+        [{}, {"train": [3, 0]}, {"test": [0] * 1000, "validation": [_COUNT]}],
+        [
+            {"train": [-1]},
+            {"withheld": [0]},
+            {"test": [0] * 1001},
+            {"test": [0.5]},
+            {"test": 1},
+            [],
+        ],
+    ),
     "roles": (
         "none, one or both of them, each at most once",
         [[], ["train"], ["evaluate", "train"]],
@@ -215,12 +227,17 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "pictures of a class with fewer than this on a side are withheld",
         ),
         "pictures": ("record", "pictures with features, by their use"),
+        "provider": ("text", "where its encoder runs, such as `cpu`; only shown to people"),
     },
     Pictures: {
         "train": ("count", "pictures that it trains on"),
         "validation": ("count", "pictures that it chooses settings by"),
         "test": ("count", "pictures that it evaluates on"),
         "withheld": ("count", "pictures that it uses for nothing, because of `min_per_class`"),
+        "by_class": (
+            "counts by class",
+            "pictures of each class on a side; a device that sends no reports sends none",
+        ),
     },
     Exchange: {
         "kind": ("one of these", "what the devices do in it"),

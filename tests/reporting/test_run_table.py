@@ -1,4 +1,4 @@
-"""The demo's closing table: one column for each measured kind of accuracy."""
+"""The table of a run: one column for each measured kind of accuracy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedclip_edge.demo import summary
+from fedclip_edge.reporting import run_table
 
 
 def figures(domain: str, **accuracy: float) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def figures(domain: str, **accuracy: float) -> dict[str, Any]:
 def table(**accuracy: float) -> list[list[str]]:
     devices = {"cam": figures("photo", zero_shot=0.5, federated=0.6, **accuracy)}
     held_out = figures("art", zero_shot=0.4, federated=0.45)
-    text = summary.table({"devices": devices, "held_out": held_out})
+    text = run_table.table({"world": "toy", "devices": devices, "held_out": held_out})
     return [line.split() for line in text.splitlines()]
 
 
@@ -39,7 +39,7 @@ def test_the_gain_is_that_of_the_fleets_model() -> None:
 def test_the_gain_is_the_difference_of_the_figures_beside_it() -> None:
     """17/60 - 7/60 is 16.67 points, but the report and the figures beside it say 16.6."""
     cam = figures("photo", zero_shot=7 / 60, federated=17 / 60)
-    text = summary.table({"devices": {"cam": cam}, "held_out": cam})
+    text = run_table.table({"world": "toy", "devices": {"cam": cam}, "held_out": cam})
     assert text.splitlines()[2].split()[3:7] == ["11.7", "-", "28.3", "+16.6"]
 
 
@@ -57,8 +57,8 @@ def test_no_figure_is_lost_at_any_width(width: int) -> None:
     for device in devices.values():
         device["accuracy"]["personal"] = 0.777
     held_out = figures("a-domain-with-quite-a-long-name", zero_shot=0.4, federated=0.45)
-    both = {"devices": devices, "held_out": held_out}
-    whole, narrow = summary.table(both), summary.table(both, width)
+    both = {"world": "toy", "devices": devices, "held_out": held_out}
+    whole, narrow = run_table.table(both), run_table.table(both, width)
     assert max(map(len, narrow.splitlines())) <= width
     names = {"device", "(held", "out)", "a-domain-with-quite-a-long-name"}
     cells = Counter(whole.split()) - Counter(dict.fromkeys((*names, *devices), 9))
@@ -67,7 +67,8 @@ def test_no_figure_is_lost_at_any_width(width: int) -> None:
 
 def test_on_a_narrow_terminal_accuracy_and_cost_are_apart() -> None:
     devices = {"cam": figures("photo", zero_shot=0.5, federated=0.6, personal=0.7)}
-    both = {"devices": devices, "held_out": figures("art", zero_shot=0.4, federated=0.45)}
-    accuracy, cost = summary.table(both, columns=70).split("\n\n")
+    held_out = figures("art", zero_shot=0.4, federated=0.45)
+    both = {"world": "toy", "devices": devices, "held_out": held_out}
+    accuracy, cost = run_table.table(both, columns=70).split("\n\n")
     assert accuracy.splitlines()[0].split()[-2:] == ["personal", "gain"]
     assert cost.splitlines()[0].split()[:3] == ["device", "encoded", "up"]

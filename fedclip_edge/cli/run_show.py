@@ -1,0 +1,43 @@
+"""`fedclip-edge run show`: the figures of one run in the coordinator's journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default="fleet.toml",
+    show_default=True,
+    help="The configuration file that `serve` uses.",
+)
+@click.option("--all", "every", is_flag=True, help="Show every device, not only the 20 worst.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the content of reports/RUN.json, for programs."
+)
+def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
+    """Show the figures of a run by device: accuracy, norms, bytes and seconds.
+
+    RUN is the id of a run, as `fedclip-edge runs` lists it; without it the newest run is shown. The
+    command reads the journal and changes nothing. No coordinator has to be running.
+    """
+    import contextlib
+    import json
+
+    from fedclip_edge.cli.fleet_tables import summary_text
+    from fedclip_edge.config import load_fleet
+    from fedclip_edge.coordinator import run_report
+    from fedclip_edge.coordinator.journal import open_journal_to_read
+    from fedclip_edge.coordinator.model_lookup import find_run
+
+    fleet = load_fleet(config)
+    with contextlib.closing(open_journal_to_read(fleet.journal)) as journal:
+        found = run_report.summarise(
+            journal, find_run(journal, run), fleet.fleet, run_report.bundle_of(fleet)
+        )
+    click.echo(json.dumps(found) if as_json else summary_text(found, every=every))

@@ -1,0 +1,94 @@
+"""The table of one run's figures by device, for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedclip_edge.reporting.figures import difference
+from fedclip_edge.reporting.run_figures import Summary, apart, is_demo
+from fedclip_edge.reporting.table import aligned
+
+_NOTE_COLUMNS = 100
+
+
+def table(summary: Summary, columns: int | None = None) -> str:
+    """Format the table; if it needs more than `columns`, accuracy and cost are separate."""
+    others = apart(summary)
+    entries = {**summary["devices"], **others}
+    kinds = ["zero_shot", "federated"]
+    for kind, place in (("local", 1), ("personal", len(kinds) + 1)):
+        if _has(entries, kind) or (kind == "local" and is_demo(summary)):
+            kinds.insert(place, kind)
+    rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
+    for name, figures in others.items():
+        shown = f"{figures['domain']} (held out)" if is_demo(summary) else f"{name} (evaluates)"
+        rows.append(_row(shown, figures, kinds))
+    head = ["device", "train+test", "encoded", *(kind.replace("_", "-") for kind in kinds), "gain"]
+    head += ["up", "down", "encode", "train", "wait"]
+    units = ["", "pictures", "this run", *("%" for _ in kinds), "points"]
+    units += ["kB/round", "kB/round", "s", "s", "s"]
+    costs = 4 + len(kinds)
+    parts = ([1, *range(3, costs)], [2, *range(costs, len(head))])
+    return aligned([head, units, *rows], width=columns, parts=parts)
+
+
+def notes(summary: Summary, columns: int | None = None) -> str:
+    """Explain the headings of the table, in lines of at most `columns`, or 100."""
+    entries = {**summary["devices"], **apart(summary)}
+    has_personal, has_local = (_has(entries, kind) for kind in ("personal", "local"))
+    personal = "personal: the device's own model, made from the shared one; " * has_personal
+    local = "local: after training on this device alone; " * (has_local or is_demo(summary))
+    last = (
+        "held out: no device trains on these pictures. "
+        if is_demo(summary)
+        else "evaluates: the device only evaluates. " * bool(apart(summary))
+    )
+    text = (
+        "train+test: training and test pictures; the rest are for validation. Accuracy is on test "
+        f"pictures. zero-shot: CLIP without training; {local}federated: the fleet's shared model; "
+        f"{personal}gain: {'personal' if has_personal else 'federated'} minus zero-shot, in "
+        f"percentage points. {last}encoded: pictures that went through the encoder in this run; "
+        "the features of the others were in the cache. up, down: bytes sent and received. encode, "
+        "train, wait: seconds in the whole run."
+    )
+    return filled(text, columns)
+
+
+def filled(text: str, columns: int | None = None) -> str:
+    """Wrap a text into lines of at most `columns`, or 100."""
+    return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
+
+
+def _has(entries: Mapping[str, Any], kind: str) -> bool:
+    return any(kind in figures["accuracy"] for figures in entries.values())
+
+
+def _row(name: str, figures: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
+    """Format a row; the gain is the personal model's if there is one, else the shared model's."""
+    accuracy, pictures, seconds = figures["accuracy"], figures["pictures"], figures["seconds"]
+    best = "personal" if "personal" in accuracy else "federated"
+    gain = difference(accuracy, best, "zero_shot")
+    return (
+        name,
+        f"{pictures['train']}+{pictures['test']}" if pictures else "-",
+        "-" if figures["encoded"] is None else str(figures["encoded"]),
+        *(_percent(accuracy.get(kind)) for kind in kinds),
+        "-" if gain is None else f"{100 * gain:+.1f}",
+        _kilobytes(figures["bytes_up_per_round"]),
+        _kilobytes(figures["bytes_down_per_round"]),
+        *(_seconds(seconds[name]) for name in ("encode", "train", "wait")),
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _kilobytes(count: int | None) -> str:
+    return "n/a" if count is None else f"{count / 1000:.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
