@@ -113,7 +113,7 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
         "classes": list(bundle.classes.names) if bundle is not None and fits else [],
         "devices": {device: entry for device, entry in entries.items() if device in trains},
         "evaluators": {device: entry for device, entry in entries.items() if device not in trains},
-        "vote": _vote(journal, run),
+        "vote": vote_of(journal, run),
     }
 
 
@@ -185,7 +185,7 @@ def _contributed(
     }
 
 
-def _vote(journal: Journal, run: Run) -> dict[str, Any] | None:
+def vote_of(journal: Journal, run: Run) -> dict[str, Any] | None:
     """Return the decision of the run's last vote; None if it had none yet."""
     state = safetensors.numpy.load(journal.newest_model(run.id).server_state)
     choice = ballot.choice_in(state)
