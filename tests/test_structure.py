@@ -40,6 +40,8 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
+    "mlflow": ("reporting/tracking.py",),
+    "tensorboard": ("reporting/tracking.py",),
     "prometheus_client": ("monitoring/exposition.py",),
     "ray": ("simulating/ray_cluster.py",),
     "rich": ("reporting/table.py", "cli/progress.py"),

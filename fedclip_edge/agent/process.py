@@ -1,6 +1,7 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-It computes the features first; then it trains and evaluates as the rounds require. Only messages of
+It computes the features first; then it trains and evaluates as the rounds require, and reads its
+folder again from time to time (`rescan.py`). Only messages of
 the link and the session leave the device: control messages, contributions, accuracies. Pictures,
 features and predictions stay on the device.
 """
@@ -20,6 +21,7 @@ from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.monitor import Monitor, monitored
 from fedclip_edge.agent.publisher import retained, will
+from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
@@ -36,6 +38,7 @@ from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
+from fedclip_edge.vision.picture_index import PictureIndex
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
@@ -79,17 +82,19 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         )
         try:
             listeners = [early.tell, progress, None if monitor is None else monitor.tell]
-            data = prepare_features(config, bundle, _each(listeners))
+            index = PictureIndex()
+            data = prepare_features(config, bundle, _each(listeners), index)
             link = early.connect(Topics(config.fleet).for_device(config.id))
+            trainer = LocalTrainer(
+                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+            )
             session = start_session(
                 config=config,
                 incarnation=incarnation,
                 encoder_id=bundle.manifest.encoder_id,
                 classes_digest=bundle.classes.digest,
                 class_names=bundle.classes.names,
-                learner=LocalTrainer(
-                    config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
-                ),
+                learner=trainer,
                 identity=identity,
                 transport=link,
                 state_db=state_db,
@@ -103,7 +108,8 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
                 f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
             )
             expiry = Expiry(config.broker.certificate, renew)
-            loop(session, once=once, expiry=expiry, monitor=monitor)
+            rescan = Rescan(config, bundle, trainer, index, time.monotonic())
+            loop(session, once=once, expiry=expiry, rescan=rescan, monitor=monitor)
         finally:
             early.close()
 
@@ -151,7 +157,12 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def loop(
-    session: Session, *, once: bool, expiry: Expiry | None = None, monitor: Monitor | None = None
+    session: Session,
+    *,
+    once: bool,
+    expiry: Expiry | None = None,
+    rescan: Rescan | None = None,
+    monitor: Monitor | None = None,
 ) -> None:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
@@ -169,6 +180,8 @@ def loop(
             session.handle_event(event, time.monotonic())
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
+        if rescan is not None:
+            rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
         if once and session.standby.reason:
             raise RefusedError(

@@ -17,7 +17,7 @@ from fedclip_edge.reporting import run_table
 from fedclip_edge.reporting.figures import kilobytes, norm, number, percent, points, whole
 from fedclip_edge.reporting.names import columns_of
 from fedclip_edge.reporting.run_page import conclusion
-from fedclip_edge.reporting.table import aligned, width_of
+from fedclip_edge.reporting.table import aligned, printable, width_of
 
 _WORST = "red"
 _WARNS = "yellow"
@@ -244,7 +244,7 @@ def _facts(rows: Sequence[tuple[str, str]], width: int | None) -> str:
     room = max(20, (width or _COLUMNS) - label)
     lines = []
     for name, text in rows:
-        first, *others = textwrap.wrap(text, room) or [""]
+        first, *others = textwrap.wrap(printable(text), room) or [""]
         lines.append(f"{name}{' ' * (label - columns_of(name))}{first}")
         lines += [" " * label + other for other in others]
     return "\n".join(lines)
@@ -273,7 +273,11 @@ def _phase(run: Mapping[str, Any]) -> str:
 
 
 def _waiting(phase: str, waiting: Mapping[str, Any] | None) -> str:
-    if waiting is None or (not waiting["missing"] and waiting["has"] >= waiting["needs"]):
+    if (
+        waiting is None
+        or phase not in _DONE
+        or (not waiting["missing"] and waiting["has"] >= waiting["needs"])
+    ):
         return ""
     named = ", ".join(f"{one['id']} ({one['why']})" for one in waiting["missing"])
     more = f" and {waiting['more']} more" if waiting["more"] else ""

@@ -7,6 +7,7 @@ the bytes on the socket are those of the devices' reports: since the start of ea
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_report import vote_of
+from fedclip_edge.learning.schedule import steps
 from fedclip_edge.reporting.tracking import Figure, Tracked
 
 # Of a report (protocol/report.py), under their names here.
@@ -50,8 +52,10 @@ def tracked(journal: Journal, run: Run, fleet: str) -> Tracked:
 
 def _of_contributions(journal: Journal, run: Run) -> Iterator[Figure]:
     sizes: dict[int, list[int]] = {}
+    votes = {number for number, step in enumerate(steps(run.plan), 1) if step.kind == "vote"}
     for number, device, size_bytes, norm in journal.contributed(run.id):
-        yield Figure(number, device, "update/norm", norm)
+        if number not in votes:  # an answer to a vote changes no model
+            yield Figure(number, device, "update/norm", norm)
         yield Figure(number, device, "update/bytes", size_bytes)
         sizes.setdefault(number, []).append(size_bytes)
     for number, its in sizes.items():
@@ -62,8 +66,10 @@ def _of_contributions(journal: Journal, run: Run) -> Iterator[Figure]:
 def _of_reports(journal: Journal, run: Run) -> Iterator[Figure]:
     """The figures of each report, and the means of all devices that reported on a model."""
     shares: dict[tuple[int, str], list[float]] = {}
+    reports: Counter[int] = Counter()
     for report in journal.reported(run.id):
         number, device = report["round"], report["device"]
+        reports[number] += 1
         for name, share in report["accuracy"].items():
             yield Figure(number, device, f"accuracy/{name}", share)
             shares.setdefault((number, name), []).append(share)
@@ -72,7 +78,8 @@ def _of_reports(journal: Journal, run: Run) -> Iterator[Figure]:
                 yield Figure(number, device, name, report[key])
     for (number, name), its in shares.items():
         yield Figure(number, None, f"accuracy/{name}", fmean(its))
-        yield Figure(number, None, f"devices/{name}", len(its))
+    for number, count in reports.items():
+        yield Figure(number, None, "reports", count)
 
 
 def _of_vote(journal: Journal, run: Run) -> Iterator[Figure]:

@@ -46,7 +46,7 @@ def aligned(
     """
     from rich.cells import cell_len
 
-    shown = [[_printable(cell) for cell in row] for row in rows]
+    shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     others = range(left, len(widths))
     align = align or "l" * left + "r" * len(others)
@@ -134,6 +134,6 @@ def _drawn(
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Escape a name that is not printable: a line break or escape sequence breaks the table."""
     return text if text.isprintable() else ascii(text)[1:-1]

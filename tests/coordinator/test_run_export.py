@@ -80,9 +80,11 @@ def test_the_figures_are_those_of_reports_contributions_and_the_vote(
         waited = {number: report.wait_s for number, report in mine.items()}
         assert of(found, device, "seconds/wait") == waited
         norms = {number: norm for number, one, _, norm in contributed if one == device}
+        del norms[closed]  # the vote, which changes no model
         assert of(found, device, "update/norm") == norms
     zero = of(found, None, "accuracy/zero_shot")
     assert zero[closed] == fmean(r.accuracy["zero_shot"] for r in reports if r.round == closed)
+    assert of(found, None, "reports") == dict.fromkeys(range(closed + 1), 2)
     assert of(found, None, "update/contributions") == dict.fromkeys(range(1, closed + 1), 2)
     sizes = of(found, None, "update/bytes")
     assert sum(sizes.values()) == sum(size for _, _, size, _ in contributed)

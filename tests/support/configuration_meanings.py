@@ -56,6 +56,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "restart. The trained models are written to the folder `models` next to it.",
         "keep_models": "Number of models of each run that the journal keeps, the newest ones. If the "
         "newest model is damaged, `serve --from-round` can go back to one of the others.",
+        "reports": "Report of each run that is over, without pictures: `reports/RUN.html` and "
+        "`reports/RUN.json` in the folder of the journal. `off` writes none.",
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
     },

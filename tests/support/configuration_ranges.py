@@ -104,6 +104,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "bundle": PATH,
         "journal": PATH,
         "keep_models": integers(1),
+        "reports": CHOICE,
         "registry": PATH,
     },
     AgentConfig: {

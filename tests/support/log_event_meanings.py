@@ -262,6 +262,14 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "link_lost": _LINK_LOST,
         "model_written": Event("The model of the run is in this file."),
         "run_done": Event("The run is over, and `serve` ends."),
+        "report_written": Event(
+            "The report of the run is in this file. Without jinja2 it is the JSON file only.",
+            "Open the page in a browser, or see it with `fedclip-edge run show`.",
+        ),
+        "report_not_written": Event(
+            "The report of the run could not be written. The run is not affected.",
+            "Repair the folder; `fedclip-edge run show` has the same figures.",
+        ),
     },
     BOTH: {
         "stopped": Event(
@@ -390,7 +398,7 @@ FIELDS: Mapping[str, str] = {
     "not_used.path": "The file or folder.",
     "picture_skipped.more": "Number of further files and folders; ten are named.",
     "needs": "Number of training devices or contributions that are needed.",
-    "path": "File of the model.",
+    "path": "File of the model, or of the report.",
     "per_s": "Pictures encoded in a second.",
     "tofa_solved.classes": "Number of classes with training pictures.",
     "tofa_solved.pictures": "Number of training pictures in the sums.",

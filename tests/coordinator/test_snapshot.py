@@ -1,0 +1,144 @@
+"""The state of the fleet as JSON, of a coordinator with devices in memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinated_fleet import RULES, device, joined, make, state, steps, until
+from in_memory import Fleet
+
+from fedclip_edge.coordinator import snapshot
+from fedclip_edge.protocol.messages import DeviceState, Encoding
+
+
+def status(fleet: Fleet, **options: Any) -> dict[str, Any]:
+    """The status, as a program gets it."""
+    found = snapshot.status(fleet.coordinator, fleet.now, **options)
+    decoded: dict[str, Any] = json.loads(json.dumps(found))
+    return decoded
+
+
+def row(fleet: Fleet, name: str) -> dict[str, Any]:
+    rows = snapshot.devices(fleet.coordinator, fleet.now, by_class=True)["devices"]
+    found: dict[str, Any] = next(one for one in rows if one["id"] == name)
+    return found
+
+
+def silence(fleet: Fleet, name: str) -> None:
+    """Let a device stop without a goodbye, and without its will."""
+    fleet.sessions.pop(name)
+
+
+def test_an_open_round_shows_what_it_has_and_needs(fleet: Fleet) -> None:
+    found = status(fleet)
+    run = found["run"]
+    assert (run["state"], run["phase"], run["kind"], run["round"]) == ("open", "open", "round", 1)
+    assert (run["cohort"], run["quorum"], run["rounds"], run["paused"]) == (3, 3, 3, False)
+    assert 0 < run["deadline_in_s"] <= RULES.deadline_s
+    assert found["counts"] == {"enrolled": None, "known": 3, "online": 3}
+    assert found["devices"] == []
+    assert len(status(fleet, every=True)["devices"]) == 3
+
+
+def test_before_the_first_round_it_says_who_is_missing(tmp_path: Path) -> None:
+    fleet = make(tmp_path)
+    device(fleet, 0)
+    steps(fleet, 8)
+    found = status(fleet)
+    assert found["run"]["phase"] == "gathering"
+    assert (found["waiting"]["needs"], found["waiting"]["has"]) == (2, 1)
+    assert found["accuracy"] is None
+
+
+def test_a_device_shows_its_pictures_by_class_and_side_and_where_it_encodes(fleet: Fleet) -> None:
+    found = row(fleet, "cam-1")
+    by_class = found["pictures_by_class"]
+    assert [sum(by_class[side]) for side in ("train", "validation", "test")] == [
+        found["pictures"][side] for side in ("train", "validation", "test")
+    ]
+    assert len(by_class["test"]) == len(fleet.classes.names)
+    assert (found["provider"], found["roles"]) == ("cpu", ["train", "evaluate"])
+    assert found["encoder_id"] == fleet.coordinator.run_state.run.encoder_id
+    assert found["seen_s"] is not None
+
+
+def test_after_a_round_accuracies_norms_and_bytes_are_there(fleet: Fleet) -> None:
+    until(fleet, lambda: len(fleet.coordinator.devices.reports) == 3 and state(fleet).round > 1)
+    found = row(fleet, "cam-0")
+    assert found["contributions"] >= 1
+    assert found["norm"] > 0
+    assert found["updates_bytes"] > 0
+    assert {"zero_shot", "federated"} <= found["accuracy"].keys()
+    means = status(fleet)["accuracy"]
+    every = [row(fleet, f"cam-{n}")["accuracy"]["federated"] for n in range(3)]
+    assert means["devices"] == 3
+    assert means["federated"] == pytest.approx(sum(every) / 3)
+
+
+def test_what_is_known_of_a_device_survives_a_restart_of_the_coordinator(fleet: Fleet) -> None:
+    until(fleet, lambda: len(fleet.coordinator.devices.reports) == 3)
+    before = row(fleet, "cam-2")["accuracy"]
+    fleet.open_journal()
+    fleet.sessions.clear()
+    fleet.coordinator = fleet.start_coordinator()
+    found = row(fleet, "cam-2")
+    assert (found["state"], found["accuracy"]) == ("offline", before)
+    assert (found["seen_s"], found["pictures"]) == (None, None)
+
+
+def test_a_silent_device_is_late_after_half_of_the_deadline_and_then_counts_as_missed(
+    tmp_path: Path,
+) -> None:
+    fleet = joined(tmp_path, 3, quorum=0.6)
+    until(fleet, lambda: state(fleet).phase == "open")
+    silence(fleet, "cam-0")
+    steps(fleet, 8)
+    assert row(fleet, "cam-0")["state"] == "online"
+    until(fleet, lambda: state(fleet).deadline - fleet.now < RULES.deadline_s / 2 - 1)
+    found = row(fleet, "cam-0")
+    assert (found["state"], found["detail"]) == (
+        "late",
+        "half of the deadline is over, and the round waits for it",
+    )
+    waiting = status(fleet)["waiting"]
+    assert [one["id"] for one in waiting["missing"]] == ["cam-0"]
+    assert (waiting["needs"], waiting["has"]) == (2, 2)
+    until(fleet, lambda: state(fleet).round > 1)
+    found = row(fleet, "cam-0")
+    assert (found["state"], found["detail"]) == ("late", "it missed the last deadline")
+    assert [one["id"] for one in status(fleet)["devices"]] == ["cam-0"]
+
+
+def test_a_device_that_encodes_shows_how_far_it_is(fleet: Fleet) -> None:
+    encoding = DeviceState("b", online=True, encoding=Encoding(12, 90))
+    fleet.coordinator.devices.note_encoding("cam-9", encoding, fleet.now)
+    found = row(fleet, "cam-9")
+    assert (found["state"], found["detail"]) == ("encoding", "12 of 90 pictures")
+
+
+def test_the_worst_devices_come_first_and_a_thousand_are_counted(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, 3)
+    until(fleet, lambda: len(fleet.coordinator.devices.reports) == 3)
+    devices = fleet.coordinator.devices
+    for number in range(1000):
+        devices.keys[f"box-{number}"] = "a" * 64
+    devices.unfit["box-7"] = "its bundle has other classes"
+    began = time.monotonic()
+    found = status(fleet)
+    assert time.monotonic() - began < 5, "it would hold up the rounds"
+    assert [one["id"] for one in found["devices"]][:1] == ["box-7"]
+    assert (len(found["devices"]), found["more"]) == (snapshot.SHOWN, 1000 - snapshot.SHOWN)
+    assert found["counts"] == {
+        "enrolled": None, "known": 1003, "refused": 1, "offline": 999, "online": 3
+    }  # fmt: skip
+
+
+def test_a_run_that_is_over_waits_for_nothing(fleet: Fleet) -> None:
+    fleet.run()
+    found = status(fleet)
+    assert (found["run"]["state"], found["waiting"]) == ("done", None)
+    assert found["run"]["running_s"] >= 0
