@@ -5,16 +5,22 @@ This is the only module that needs prometheus-client.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from socketserver import ThreadingMixIn
+from typing import Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.monitoring.metrics import Metrics
+
+_SILENT_S = 10.0  # a connection without a request is closed after this time
 
 
 def text(metrics: Metrics) -> bytes:
@@ -30,18 +36,38 @@ def served(metrics: Metrics, host: str, port: int) -> Iterator[None]:
     Raises ConfigError if the address cannot be opened.
     """
     try:
-        server, thread = start_http_server(port, host, _registry(metrics))
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        kind = type("_ServerOfFamily", (_Server,), {"address_family": family})
+        server = make_server(host, port, make_wsgi_app(_registry(metrics)), kind, _Handler)
     except OSError as error:
         raise ConfigError(
             f"[metrics] listen: {host}:{port} cannot be opened ({error.strerror or error}); choose "
             "another port, or an address of this machine"
         ) from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A server with a thread for each scrape."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Do nothing: the client has gone away, or was silent for too long."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SILENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Do nothing: a line for each scrape would fill the log."""
 
 
 class _Collector:
