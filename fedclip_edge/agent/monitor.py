@@ -87,8 +87,9 @@ class Monitor:
         if not self._is_due(now):
             return
         metrics, handshake = self.metrics, session.handshake
-        for side, count in vars(session.publisher.capabilities.pictures).items():
-            metrics.set("fedclip_edge_agent_pictures", count, side=side)
+        pictures = session.publisher.capabilities.pictures
+        for side in metrics.listed("fedclip_edge_agent_pictures", "side"):
+            metrics.set("fedclip_edge_agent_pictures", getattr(pictures, side), side=side)
         connected = handshake.is_connected
         answers = handshake.is_answered or handshake.is_refused
         online = connected and answers and not handshake.is_alone

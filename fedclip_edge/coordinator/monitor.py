@@ -53,7 +53,6 @@ class Monitor:
         self._looked_at = -math.inf
         self._active = ""  # the run under way; empty while none is, or while it is paused
         self.metrics.set("fedclip_edge_info", 1, version=__version__)
-        self.metrics.set("fedclip_edge_deadline_seconds", config.rules.deadline_s)
         self.metrics.set("fedclip_edge_progress_timestamp_seconds", time.time())
 
     def note(self, event: str, fields: Fields) -> None:
@@ -90,6 +89,7 @@ class Monitor:
         for phase in metrics.listed("fedclip_edge_phase", "phase"):
             metrics.set("fedclip_edge_phase", phase == rounds.phase, phase=phase)
         is_open = rounds.phase == "open"
+        metrics.set("fedclip_edge_deadline_seconds", rounds.rules.deadline_s)
         metrics.set("fedclip_edge_rounds", rounds.rounds)
         metrics.set("fedclip_edge_rounds_closed", state.model.round)
         metrics.set("fedclip_edge_cohort_devices", len(rounds.cohort) if is_open else 0)
