@@ -49,8 +49,11 @@ def test_a_real_agent_writes_a_file_for_node_exporter(site: Site) -> None:
     agent = site.write_agent("north", extra=f'metrics_file = "{file}"')
     site.start("serve", site.write_fleet(devices=1, rounds=5000), log="serve")
     running = site.start("agent", agent, "--json", log="north")
-    wanted = "fedclip_edge_agent_last_round{"
-    wait_until(lambda: file.exists() and wanted in file.read_text(), "a file with a round")
+    wanted = ("fedclip_edge_agent_last_round{", "fedclip_edge_agent_accuracy{")
+    wait_until(
+        lambda: file.exists() and all(name in file.read_text() for name in wanted),
+        "a file with a round and an accuracy",
+    )
     families = {f.name: f for f in text_string_to_metric_families(file.read_text())}
     for family in families.values():
         assert family.documentation
@@ -64,7 +67,7 @@ def test_a_real_agent_writes_a_file_for_node_exporter(site: Site) -> None:
     assert value["fedclip_edge_agent_pictures_to_encode"] == 0
     sides = {s.labels["side"]: s.value for s in families["fedclip_edge_agent_pictures"].samples}
     assert sum(sides.values()) == 36
-    (ready,) = (e for e in site.events("north") if e["event"] == "features_ready")
+    (ready,) = (e for e in site.events("north") if e.get("encoded"))
     per_s = value["fedclip_edge_agent_encoded_pictures_per_second"]
     assert per_s == pytest.approx(ready["encoded"] / ready["seconds"])
     assert value["fedclip_edge_agent_cache_bytes"] > 36 * 16 * 4
