@@ -16,6 +16,7 @@ from fedclip_edge.cli.progress import duration
 from fedclip_edge.reporting import run_table
 from fedclip_edge.reporting.figures import kilobytes, norm, number, percent, points, whole
 from fedclip_edge.reporting.names import columns_of
+from fedclip_edge.reporting.run_figures import worst_first
 from fedclip_edge.reporting.run_page import conclusion
 from fedclip_edge.reporting.table import aligned, printable, width_of
 
@@ -58,6 +59,7 @@ def status_text(status: Mapping[str, Any], stream: TextIO = sys.stdout) -> str:
     facts = [
         ("now", _phase(run)),
         ("waiting for", _waiting(run["phase"], status["waiting"])),
+        ("next run", _next(status["next"])),
         ("devices", _counts(status["counts"])),
         ("accuracy", _accuracy(status["accuracy"])),
         ("data", f"{updates} of updates in this run; the model has {model}"),
@@ -190,7 +192,7 @@ def summary_text(
 ) -> str:
     """Format the summary of a run (`coordinator/run_report.py`), the worst devices first."""
     width = width_of(stream)
-    ranked = sorted(summary["devices"].items(), key=lambda item: (_shared(item[1]), item[0]))
+    ranked = list(worst_first(summary["devices"]).items())
     shown = ranked if every else ranked[:_DEVICES]
     lines = [
         run_table.filled(conclusion(summary), width),
@@ -211,10 +213,6 @@ def summary_text(
     lines += ["", _contributions(dict(shown), summary["rounds_closed"], width)]
     lines += ["", run_table.notes(summary, width)]
     return "\n".join(lines)
-
-
-def _shared(entry: Mapping[str, Any]) -> float:
-    return number(entry["accuracy"].get("federated")) or -1.0
 
 
 def _contributions(devices: Mapping[str, Any], closed: int, width: int | None) -> str:
@@ -253,7 +251,7 @@ def _facts(rows: Sequence[tuple[str, str]], width: int | None) -> str:
 def _phase(run: Mapping[str, Any]) -> str:
     what = f"{run['kind']} {run['round']} of {run['rounds']}"
     if run["state"] == "held":
-        return "not started; start it with `fedclip-edge run start`"
+        return "not started"
     if run["state"] in ("done", "abandoned"):
         return f"{run['state']} after {duration(run['running_s'])}; devices get the last model"
     if run["phase"] in ("final", "done"):
@@ -283,6 +281,19 @@ def _waiting(phase: str, waiting: Mapping[str, Any] | None) -> str:
     more = f" and {waiting['more']} more" if waiting["more"] else ""
     done = _DONE[phase].format(**waiting)
     return f"{named}{more}; {done}" if named else done
+
+
+def _next(following: Mapping[str, Any] | None) -> str:
+    """Describe what the next run waits for; empty while a run is under way."""
+    if following is None:
+        return ""
+    causes = []
+    if following["at"] is not None:
+        causes.append(f"at {following['at']}")
+    if following["new_pictures"] is not None:
+        has, needs = following["has_new_pictures"], following["new_pictures"]
+        causes.append(f"when the devices have {needs} new pictures ({has} so far)")
+    return ", or ".join([*causes, "with `fedclip-edge run start`"])
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

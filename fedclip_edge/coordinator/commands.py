@@ -202,8 +202,16 @@ def _progress(server: Server) -> str:
 
 
 def status(server: Server, arguments: Status) -> dict[str, Any]:
-    """Describe the run and the fleet now."""
-    return snapshot.status(server.coordinator, time.monotonic(), every=arguments.every)
+    """Describe the run and the fleet now and, between two runs, what the next one waits for."""
+    found = snapshot.status(server.coordinator, time.monotonic(), every=arguments.every)
+    needs = server.config.schedule.new_pictures
+    following = {
+        "at": server.next_at(),
+        "new_pictures": needs,
+        "has_new_pictures": server.new_pictures if needs else None,
+    }
+    is_between = found["run"]["state"] in ("held", "done", "abandoned")
+    return {**found, "next": following if is_between else None}
 
 
 def devices(server: Server, arguments: Devices) -> dict[str, Any]:

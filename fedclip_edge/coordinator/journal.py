@@ -30,7 +30,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,7 @@ from fedclip_edge.coordinator.journal_tables import (
     Origin,
     Run,
     RunPhase,
+    Sent,
     StoredModel,
 )
 from fedclip_edge.decoding import DecodeError, decode_table
@@ -358,6 +359,21 @@ class Journal:
             "ORDER BY round, device"
         )
         return self._rows(query, run)
+
+    def sent(self, run: str, votes: Collection[int] = ()) -> dict[str, Sent]:
+        """What each device contributed to the run, by device; `votes` have no norms."""
+        places = ", ".join("?" * len(votes))
+        # SQLite takes the norm from the row with the largest round.
+        query = f"WHERE run = ? AND round NOT IN ({places}) GROUP BY device"
+        query = f"SELECT device, norm, MAX(round) FROM contribution {query}"  # noqa: S608 - only "?"
+        norms = self._rows(query, run, *votes)
+        last = {device: norm for device, norm, _ in norms}
+        rows = self._rows(
+            "SELECT device, COUNT(*), SUM(size_bytes) FROM contribution WHERE run = ? "
+            "GROUP BY device",
+            run,
+        )
+        return {device: Sent(count, size, last.get(device)) for device, count, size in rows}
 
     def kept_bytes(self, run: str, round: int) -> int:
         """Total payload bytes of the contributions to a round, open or closed, as received."""

@@ -116,6 +116,15 @@ class Action:
     arguments: str  # JSON
 
 
+@dataclass(frozen=True)
+class Sent:
+    """The contributions of one device to a run."""
+
+    contributions: int
+    size_bytes: int  # of all payloads
+    norm: float | None  # of the last update, divided by its weight; None if there is none
+
+
 @dataclass(frozen=True, eq=False)
 class StoredModel:
     """The initial model of a run, or the model of a closed round, as the journal stores it."""

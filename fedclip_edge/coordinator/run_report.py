@@ -30,9 +30,9 @@ from fedclip_edge.vision.bundle import Bundle, read_bundle
 def write_report(config: FleetConfig, journal: Journal, run: Run) -> tuple[Path, ...]:
     """Write reports/RUN.json and reports/RUN.html in the journal's folder; return their paths.
 
-    With `reports = "off"`, or without a closed round, nothing is written. The page needs jinja2; without it, only the JSON file
-    is written. A report that cannot be written is a line in the log: the run is not affected.
-    Raises JournalError if the journal cannot be read.
+    With `reports = "off"`, or without a closed round, nothing is written. The page needs jinja2;
+    without it, only the JSON file is written. A report that cannot be written is a line in the log:
+    the run is not affected. Raises JournalError if the journal cannot be read.
     """
     if config.reports == "off" or not journal.rounds_closed(run.id):
         return ()
@@ -120,13 +120,13 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
 def brief(journal: Journal, run: Run) -> dict[str, Any]:
     """Collect the few figures of a run that a list of runs shows.
 
-    Accuracies are means over the devices that reported on the last model. Raises JournalError if
+    Accuracies are means over the devices that trained and reported on the last model. Raises JournalError if
     the journal cannot be read.
     """
     closed = journal.rounds_closed(run.id)
-    kept = journal.contributed(run.id)
-    last = [one for one in journal.newest_reports(run.id).values() if one["round"] == closed]
-    entries = {one["device"]: one for one in last}
+    sent = journal.sent(run.id)
+    last = journal.newest_reports(run.id)
+    entries = {d: one for d, one in last.items() if d in sent and one["round"] == closed}
     both = pairs(entries, "zero_shot", "federated")
     own = pairs(entries, "personal", "personal")
     means = {"zero_shot": mean([a for a, _ in both]), "federated": mean([b for _, b in both])}
@@ -138,10 +138,10 @@ def brief(journal: Journal, run: Run) -> dict[str, Any]:
         "method": run.plan.method,
         "rounds": exchanges(run.plan),
         "rounds_closed": closed,
-        "devices": len({device for _, device, _, _ in kept}),
+        "devices": len(sent),
         "reported": len(both),
         "accuracy": {kind: value for kind, value in means.items() if value is not None},
-        "updates_bytes": sum(size_bytes for _, _, size_bytes, _ in kept),
+        "updates_bytes": sum(its.size_bytes for its in sent.values()),
     }
 
 

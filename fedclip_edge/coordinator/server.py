@@ -32,8 +32,8 @@ from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.records import ClassTexts
 from fedclip_edge.transport.base import Connected, Transport
-from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 _LOOKS_S = 1.0  # between two looks at the schedule
 
@@ -47,14 +47,24 @@ class Claim:
     epoch: int
 
 
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The classes and features that a run is about."""
+
+    classes: ClassTexts
+    dim: int  # D
+    encoder_id: str
+
+
 @dataclass(eq=False)
 class Server:
-    """The serving process; `open_server` makes it. All methods are for the main thread."""
+    """The serving process. All methods are for its main thread."""
 
     config: FleetConfig
     journal: Journal
     coordinator: Coordinator  # of the newest run; it stays when the run is over
-    load: Callable[[], FleetConfig]  # reads fleet.toml as it is now
+    # Reads fleet.toml and the bundle as they are now; raises ConfigError and BundleError.
+    load: Callable[[], tuple[FleetConfig, Basis]]
     invited: frozenset[str] = frozenset()
     _looked_at: float = 0.0
     _not_started: str = ""  # why a run that was due did not start
@@ -85,9 +95,24 @@ class Server:
         BundleError if fleet.toml or the bundle cannot be used as they are now, ConfigError if there
         is no such model, JournalError on a disk error.
         """
-        config, bundle = self._settings()
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        chosen = next_run(config, bundle.classes, dim, encoder_id, self.journal, by=by, start=start)
+        loaded, basis = self.load()
+        # The rest belongs to the process, and stays.
+        config = replace(
+            self.config,
+            bundle=loaded.bundle,
+            rules=loaded.rules,
+            plan=loaded.plan,
+            schedule=loaded.schedule,
+        )
+        chosen = next_run(
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            self.journal,
+            by=by,
+            start=start,
+        )
 
         def begin(now: float) -> Run:
             run = chosen.begin()
@@ -98,7 +123,7 @@ class Server:
                 config,
                 run,
                 self.journal,
-                bundle,
+                basis,
                 claim,
                 ours.identity,
                 now,
@@ -162,7 +187,7 @@ class Server:
             return
         if self._waits != self.run.id:
             self._waits = self.run.id
-            self._log_next(course)
+            self._log_next()
         cause = cause_to_start(schedule, course.started_at, self.new_pictures, time.time())
         if cause is None:
             return
@@ -177,36 +202,28 @@ class Server:
         self._not_started = ""
         begin(now)
 
-    def _log_next(self, course: Course) -> None:
-        schedule = self.config.schedule
-        due = due_at(schedule, course.started_at)
+    def next_at(self) -> str | None:
+        """The local time at which the next run is due, in ISO 8601; None if none is due by time."""
+        due = due_at(self.config.schedule, self.course.started_at)
         at = None if due is None else datetime.fromtimestamp(due).astimezone()
+        return None if at is None else at.isoformat(timespec="seconds")
+
+    def _log_next(self) -> None:
+        schedule = self.config.schedule
         log.event(
             "between_runs",
             run=self.run.id,
-            next_at=None if at is None else at.isoformat(timespec="seconds"),
+            next_at=self.next_at(),
             new_pictures=schedule.new_pictures,
             hint=None if schedule.starts_runs else "`fedclip-edge run start` starts the next run",
         )
-
-    def _settings(self) -> tuple[FleetConfig, Bundle]:
-        """The settings of a new run; what belongs to the process stays as it is."""
-        loaded = self.load()
-        config = replace(
-            self.config,
-            bundle=loaded.bundle,
-            rules=loaded.rules,
-            plan=loaded.plan,
-            schedule=loaded.schedule,
-        )
-        return config, read_bundle(config.bundle)
 
 
 def coordinate(
     config: FleetConfig,
     run: Run,
     journal: Journal,
-    bundle: Bundle,
+    basis: Basis,
     claim: Claim,
     identity: Identity,
     now: float,
@@ -218,7 +235,7 @@ def coordinate(
 
     `now` is monotonic, in seconds.
     """
-    schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+    schedule = Schedule(run.plan, basis.classes, basis.dim)
     state = open_run_state(run, journal, schedule)
     return resume_coordinator(
         config,
@@ -227,5 +244,5 @@ def coordinate(
         now,
         invited=invited,
         registry=registry,
-        class_names=bundle.classes.names,
+        class_names=basis.classes.names,
     )

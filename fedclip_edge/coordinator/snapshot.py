@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from fedclip_edge import __version__
 from fedclip_edge.coordinator import attendance
 from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.journal_tables import Sent
 from fedclip_edge.pki.expiry import end_of
 from fedclip_edge.pki.registry import Registry
 
@@ -35,7 +36,10 @@ class _View:
 
     serving: Coordinator
     now: float
-    kept: Mapping[str, Sequence[tuple[int, int, float]]]  # by device: round, bytes, norm of each
+    sent: Mapping[str, Sent]
+    revoked: frozenset[str]
+    left_out: frozenset[str]
+    late: frozenset[str]  # the round waits for them, and half of its deadline is over
 
 
 def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
             "cohort": len(rounds.cohort) if is_open else None,
             "quorum": rounds.quorum if is_open else None,
             "deadline_in_s": _seconds(rounds.deadline - now) if is_open else None,
-            "updates_bytes": sum(size for its in view.kept.values() for _, size, _ in its),
+            "updates_bytes": sum(its.size_bytes for its in view.sent.values()),
             "model_bytes": run_state.blob.size_bytes,
         },
         "waiting": None if course.is_over or course.state == "held" else _waiting(view),
@@ -119,11 +123,17 @@ def devices(serving: Coordinator, now: float, *, by_class: bool = False) -> dict
 
 
 def _view(serving: Coordinator, now: float) -> _View:
-    run_state = serving.run_state
-    kept: dict[str, list[tuple[int, int, float]]] = {}
-    for number, device, size_bytes, norm in run_state.journal.contributed(run_state.run.id):
-        kept.setdefault(device, []).append((number, size_bytes, norm))
-    return _View(serving, now, kept)
+    run_state, rounds, registry = serving.run_state, serving.rounds, serving.admission.registry
+    is_half_over = rounds.deadline - now < rounds.rules.deadline_s / 2
+    is_late = rounds.phase == "open" and is_half_over
+    return _View(
+        serving,
+        now,
+        sent=run_state.journal.sent(run_state.run.id, rounds.votes),
+        revoked=frozenset(() if registry is None else registry.revoked),
+        left_out=rounds.left_out,
+        late=attendance.waiting(rounds, now) if is_late else frozenset(),
+    )
 
 
 def _rows(view: _View) -> list[dict[str, Any]]:
@@ -148,9 +158,7 @@ def _row(view: _View, device: str) -> dict[str, Any]:
     registry = serving.admission.registry
     enrolled = None if registry is None else registry.devices.get(device)
     state, detail = _state(view, device)
-    kept = view.kept.get(device, ())
-    votes = serving.rounds.votes
-    norms = [norm for number, _, norm in kept if number not in votes]
+    sent = view.sent.get(device, Sent(0, 0, None))
     pictures = None if hello is None else hello.capabilities.pictures
     return {
         "id": device,
@@ -175,10 +183,9 @@ def _row(view: _View, device: str) -> dict[str, Any]:
         "accuracy": {k: report["accuracy"][k] for k in _ACCURACIES if k in report["accuracy"]}
         if report
         else {},
-        "contributions": len(kept),
-        "last_contribution": kept[-1][0] if kept else None,
-        "norm": norms[-1] if norms else None,
-        "updates_bytes": sum(size for _, size, _ in kept),
+        "contributions": sent.contributions,
+        "norm": sent.norm,
+        "updates_bytes": sent.size_bytes,
         "bytes_up": report.get("bytes_up"),
         "bytes_down": report.get("bytes_down"),
         "encode_s": report.get("encode_s"),
@@ -192,8 +199,8 @@ def _row(view: _View, device: str) -> dict[str, Any]:
 def _state(view: _View, device: str) -> tuple[State, str]:
     """The state of a device, and the reason or progress in words."""
     serving, rounds = view.serving, view.serving.rounds
-    registry, its = serving.admission.registry, serving.devices
-    if registry is not None and device in registry.revoked:
+    its = serving.devices
+    if device in view.revoked:
         return "revoked", ""
     if device in its.unfit:
         return "refused", its.unfit[device]
@@ -203,24 +210,22 @@ def _state(view: _View, device: str) -> tuple[State, str]:
         return "muted", "it floods the coordinator with messages"
     if (state := its.encoding.get(device)) is not None and state.encoding is not None:
         return "encoding", f"{state.encoding.done} of {state.encoding.total} pictures"
-    missed = rounds.missed.get(device, 0)
-    if device in rounds.left_out:
+    if device in view.left_out:
         why = "its contributions are refused" if device in rounds.refused else "it missed deadlines"
         return "left out", why
     if not its.is_online(device):
         return (
             ("offline", "") if device in its.keys.keys() | its.hellos.keys() else ("not seen", "")
         )
-    if missed:
+    if rounds.missed.get(device, 0):
         return "late", "it missed the last deadline"
-    is_half_over = rounds.deadline - view.now < rounds.rules.deadline_s / 2
-    if rounds.phase == "open" and is_half_over and device in attendance.waiting(rounds, view.now):
+    if device in view.late:
         return "late", "half of the deadline is over, and the round waits for it"
     return "online", ""
 
 
 def _waiting(view: _View) -> dict[str, Any] | None:
-    """What the run waits for; None if it waits for nothing."""
+    """Describe what the run waits for; None if it waits for nothing."""
     said = attendance.reason_to_wait(view.serving.rounds, view.now)
     if said is None:
         return None

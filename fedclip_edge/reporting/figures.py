@@ -69,6 +69,8 @@ def nats(value: object) -> str:
 
 
 def norm(value: object) -> str:
-    """Format a norm with three significant digits, as "0.281"."""
+    """Format a norm with three significant digits, as "0.281"; an update of sums only has "0"."""
     known = number(value)
-    return "n/a" if known is None else f"{known:#.3g}"
+    if known is None:
+        return "n/a"
+    return f"{known:#.3g}" if known else "0"

@@ -66,6 +66,16 @@ def apart(summary: Summary) -> dict[str, Any]:
     return dict(summary.get("evaluators") or ({"held-out": held_out} if held_out else {}))
 
 
+def worst_first(devices: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort devices by the accuracy of the shared model; those without one come first."""
+
+    def accuracy(item: tuple[str, Any]) -> tuple[float, str]:
+        known = number(item[1]["accuracy"].get("federated"))
+        return (-1.0 if known is None else known), item[0]
+
+    return dict(sorted(devices.items(), key=accuracy))
+
+
 def is_demo(summary: Summary) -> bool:
     """Return whether the run was one of the demo, in which each device is a style of pictures."""
     return "world" in summary

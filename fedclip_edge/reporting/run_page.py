@@ -12,7 +12,7 @@ from typing import Any
 from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Line, chart_layout
 from fedclip_edge.reporting.figures import difference, number, percent, points, whole
 from fedclip_edge.reporting.page import write_page
-from fedclip_edge.reporting.run_figures import Summary, apart, is_demo, mean, pairs
+from fedclip_edge.reporting.run_figures import Summary, apart, is_demo, mean, pairs, worst_first
 
 TEMPLATE = Path(__file__).resolve().with_name("run_page.html.j2")
 _MEANS = ("zero_shot", "local", "federated", "federated_f1", "zero_shot_ece", "federated_ece")
@@ -28,6 +28,8 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
     `summary` is described in run_figures.py. `examples` are the demo's pictures: values of the
     template's section for them. Raises OSError if the file cannot be written.
     """
+    if len(summary["devices"]) > _LINES_MAX:
+        summary = {**summary, "devices": worst_first(summary["devices"])}
     names = _names(summary)
     lines = _lines(summary, names)
     values = {
@@ -81,12 +83,13 @@ def remarks(summary: Summary) -> list[str]:
         for device, entry in others.items()
     ]
     said = []
-    worse = [
-        f"{name} ({points(gain)} points)"
+    losses = [
+        (gain, name)
         for name, entry in entries
         if (gain := difference(entry["accuracy"], "federated", "zero_shot")) is not None
         and round(100 * gain, 1) < 0
     ]
+    worse = [f"{name} ({points(gain)} points)" for gain, name in sorted(losses)]
     if worse:
         more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
         said.append(f"Training made the accuracy worse on {', '.join(worse[:_NAMED])}{more}.")
@@ -175,7 +178,7 @@ def _column_mean(summary: Summary, kind: str) -> float | None:
 
 
 def _lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
-    """Return a line for each device; of many devices, their mean and the worst of them."""
+    """Return a line for each device; of many devices, their mean and the first of them."""
     devices = summary["devices"]
     shown = list(devices)
     lines = []
@@ -186,9 +189,9 @@ def _lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
             for n in rounds
         ]
         before = mean([a for a, _ in pairs(devices, "zero_shot", "zero_shot")])
-        lines.append(Line(f"mean of {len(devices)}", by_round, before, len(devices)))
-        measured = [d for d in devices if _last(devices[d]) is not None]
-        shown = sorted(measured, key=lambda device: _last(devices[device]) or 0.0)[:_WORST]
+        lines.append(Line(f"mean of {len(devices)}", by_round, before, _WORST))
+        measured = [d for d, entry in devices.items() if "federated" in entry["accuracy"]]
+        shown = measured[:_WORST]
     lines += [
         Line(
             names[device],
@@ -196,10 +199,12 @@ def _lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
             devices[device]["accuracy"].get("zero_shot"),
             style,
         )
-        for style, device in enumerate(devices)
-        if device in shown
+        for style, device in enumerate(shown)
     ]
-    for device, entry in apart(summary).items():
+    others = apart(summary)
+    if len(others) > _LINES_MAX:
+        others = dict(list(worst_first(others).items())[:_WORST])
+    for device, entry in others.items():
         name = entry["domain"] if is_demo(summary) else names[device]
         zero_shot = entry["accuracy"].get("zero_shot")
         lines.append(Line(name, entry["accuracy_by_round"], zero_shot, "held-out"))
@@ -209,7 +214,3 @@ def _lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:
 def _at(entry: Mapping[str, Any], round: int) -> float | None:
     by_round = entry["accuracy_by_round"]
     return number(by_round[round]) if round < len(by_round) else None
-
-
-def _last(entry: Mapping[str, Any]) -> float | None:
-    return number(entry["accuracy"].get("federated"))

@@ -58,7 +58,8 @@ def notes(summary: Summary, columns: int | None = None) -> str:
 
 def filled(text: str, columns: int | None = None) -> str:
     """Wrap a text into lines of at most `columns`, or 100."""
-    return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
+    joined = text.replace(" %", "\0%")  # a figure and its unit stay in one line
+    return textwrap.fill(joined, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS)).replace("\0", " ")
 
 
 def _has(entries: Mapping[str, Any], kind: str) -> bool:

@@ -35,7 +35,6 @@ def row(name: str = "cam-01", state: str = "online", **changes: Any) -> dict[str
         "reported_round": 4,
         "accuracy": {"zero_shot": 0.812, "federated": 0.864},
         "contributions": 4,
-        "last_contribution": 4,
         "norm": 0.281,
         "updates_bytes": 66_000,
         "bytes_up": 123_456,
@@ -91,6 +90,7 @@ def status(**changes: Any) -> dict[str, Any]:
             "coordinator": "2036-11-27",
             "first_device": {"id": "cam-07", "ends": "2026-12-20"},
         },
+        "next": None,
         "refused_messages": 3,
         "devices": [row("cam-07", "refused", detail="its bundle has other classes " * 6)],
         "more": 4,
@@ -135,7 +135,7 @@ def test_a_status_answers_the_operators_questions() -> None:
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ({"state": "held"}, "not started; start it with `fedclip-edge run start`"),
+        ({"state": "held"}, "now not started"),
         ({"state": "done", "phase": "done"}, "done after 90 s; devices get the last model"),
         ({"phase": "gathering", "paused": True}, "round 5 of 12; paused: no further round opens"),
         ({"phase": "gathering", "attempt": 3}, "round 5 of 12 waits for devices, attempt 3"),
@@ -146,6 +146,19 @@ def test_a_status_answers_the_operators_questions() -> None:
 def test_every_phase_has_words(run: dict[str, Any], words: str) -> None:
     text = fleet_tables.status_text(status(run=run), io.StringIO())
     assert words in " ".join(text.split())
+
+
+def test_between_two_runs_it_says_what_starts_the_next_one() -> None:
+    due = {"at": "2026-11-30T02:30:00+01:00", "new_pictures": 50, "has_new_pictures": 12}
+    for following, words in (
+        (
+            due,
+            "at 2026-11-30T02:30:00+01:00, or when the devices have 50 new pictures (12 so far), or",
+        ),
+        ({"at": None, "new_pictures": None}, "next run with `fedclip-edge run start`"),
+    ):
+        text = fleet_tables.status_text(status(next=following), io.StringIO())
+        assert words in " ".join(text.split())
 
 
 def test_without_a_terminal_there_are_no_colours() -> None:

@@ -72,6 +72,7 @@ def test_a_fleet_is_seen_while_it_runs_and_after_it_has_ended(site: Site) -> Non
     )
     found = asked("status", fleet)
     assert (found["run"]["state"], found["counts"]["online"]) == ("done", 2)
+    assert found["next"] == {"at": None, "new_pictures": None, "has_new_pictures": None}
     devices = {one["id"]: one for one in asked("devices", fleet)["devices"]}
     assert set(devices) == {"cam-01", "camera-02"}
     assert all(one["contributions"] == 3 for one in devices.values())

@@ -23,13 +23,16 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("renew", "ID"): "The device's id.",
     ("revoke", "ID"): "The device's id.",
     ("serve", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
-    ("status", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
-    ("watch", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
-    ("devices", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
-    ("runs", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
-    ("run export", "RUN"): "The id of the run; by default the newest.",
+    **{
+        (name, "CONFIG"): "The coordinator's [configuration file](configuration.md)."
+        for name in ("status", "watch", "devices", "runs")
+    },
+    ("run export", "RUN"): "The id of a run; without it, the newest run.",
     ("run show", "RUN"): "The id of a run; without it, the newest run.",
-    ("run start", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    **{
+        (f"run {name}", "CONFIG"): "The coordinator's [configuration file](configuration.md)."
+        for name in ("start", "pause", "resume", "close", "abandon", "extend")
+    },
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }

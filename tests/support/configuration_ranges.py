@@ -20,6 +20,7 @@ from fedclip_edge.config import (
     FleetConfig,
     MetricsEndpoint,
     RunRules,
+    RunSchedule,
     Trainer,
 )
 from fedclip_edge.learning import methods, strategies
@@ -156,6 +157,21 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             ("127.0.0.1:9464", "[::1]:1", "a.example:65535", "0.0.0.0:80"),
             ("9464", ":9464", "a:0", "a:65536", "a:", "a:b", "a:+1", "::1:9464", ""),
         ),
+    },
+    RunSchedule: {
+        "start": CHOICE,
+        "every": Range(
+            "a whole number with a unit: s, m, h or d",
+            ("1s", "30m", "24h", "7d", "999999d"),
+            ("", "0h", "24", "1.5h", "-1h", "h", "24 h", "1000000s"),
+        ),
+        "at": Range(
+            "a time of day, HH:MM",
+            ("00:00", "02:30", "23:59"),
+            ("", "24:00", "2:30", "02:60", "02:30:00"),
+        ),
+        "new_pictures": integers(1),
+        "model": CHOICE,
     },
     Trainer: {"config": PATH},
     DataConfig: {
