@@ -37,8 +37,11 @@ def served(metrics: Metrics, host: str, port: int) -> Iterator[None]:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        kind = type("_ServerOfFamily", (_Server,), {"address_family": family})
-        server = make_server(host, port, make_wsgi_app(_registry(metrics)), kind, _Handler)
+
+        class Server(_Server):
+            address_family = family
+
+        server = make_server(host, port, make_wsgi_app(_registry(metrics)), Server, _Handler)
     except OSError as error:
         raise ConfigError(
             f"[metrics] listen: {host}:{port} cannot be opened ({error.strerror or error}); choose "

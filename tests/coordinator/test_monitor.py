@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import log_event_reference
 import pytest
 import system
 from brokers import free_port
-from coordinated_fleet import joined, state, until
+from coordinated_fleet import PLAN, RULES, joined, state, until
+from cryptography.hazmat.primitives.serialization import Encoding
+from in_memory import Fleet
+from opened import opened
 from system import Site, wait_until
 
 from fedclip_edge import log
@@ -23,6 +28,8 @@ from fedclip_edge.coordinator import monitor as monitoring
 from fedclip_edge.coordinator.monitor import Monitor
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.monitoring.definitions import COORDINATOR, DEVICES_MAX, OTHER
+from fedclip_edge.pki import authority
+from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.vision.bundle import Bundle
 
 
@@ -219,6 +226,67 @@ def test_the_look_shows_the_phase_and_who_is_away(tmp_path: Path) -> None:
     made.look(fleet.coordinator, 100.0 + monitoring.LOOK_S)
     assert values(made, "fedclip_edge_device_online")["cam-1",] == 0
     assert values(made, "fedclip_edge_devices")["online",] == 2
+
+
+def test_the_registry_decides_which_devices_have_series(tmp_path: Path) -> None:
+    days = {"cam-0": "2030-01-01", "cam-1": "2031-01-01", "cam-2": "2032-01-01"}
+    devices = {name: Device("1" * 64, (), day) for name, day in days.items()}
+    devices["cam-2"] = replace(devices["cam-2"], revoked=True)
+    registry = Registry("lab", "edge", 8883, "c" * 64, devices=devices)
+    fleet = opened(Fleet(tmp_path, PLAN, RULES, registry=registry))
+    made = Monitor(fleet.config)
+    made.look(fleet.coordinator, 0.0)
+    watched(made, "message_refused", device="mallory", topic="t", reason="r")
+    assert values(made, "fedclip_edge_device_online") == {("cam-0",): 0, ("cam-1",): 0}
+    ends = values(made, "fedclip_edge_device_certificate_end_timestamp_seconds")
+    assert ends == {("cam-0",): 1893456000, ("cam-1",): 1924992000}
+    assert values(made, "fedclip_edge_devices")["enrolled",] == 2
+    assert values(made, "fedclip_edge_messages_refused_total") == {(OTHER,): 1}
+
+
+def test_the_certificates_of_the_coordinator_and_of_its_authority_have_an_end(
+    tmp_path: Path,
+) -> None:
+    made = authority.create_authority("lab")
+    (tmp_path / "ca.crt").write_bytes(made.certificate.public_bytes(Encoding.PEM))
+    key = authority.new_key().public_key()
+    (tmp_path / "own.crt").write_bytes(authority.certify_device(made, key, "coordinator", 20).pem)
+    broker = BrokerAddress(
+        ca=tmp_path / "ca.crt", certificate=tmp_path / "own.crt", key=tmp_path / "own.key"
+    )
+    fleet = joined(tmp_path / "fleet", 2)
+    monitor = Monitor(replace(fleet.config, broker=broker))
+    monitor.look(fleet.coordinator, 0.0)
+    ends = values(monitor, "fedclip_edge_certificate_end_timestamp_seconds")
+    assert ends["coordinator",] == pytest.approx(time.time() + 20 * 86400, abs=3600)
+    assert ends["authority",] == made.certificate.not_valid_after_utc.timestamp()
+
+
+def test_a_pause_and_the_end_are_no_standstill_and_progress_begins_anew_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = joined(tmp_path, 2)
+    until(fleet, lambda: state(fleet).phase == "open")
+    monitor = Monitor(fleet.config)
+    clock = [1000.0]
+    monkeypatch.setattr(monitoring.time, "time", lambda: clock[0])
+
+    def looked() -> tuple[float, float]:
+        clock[0] += 100
+        monitor.look(fleet.coordinator, clock[0])
+        return (
+            values(monitor, "fedclip_edge_run_active")[()],
+            values(monitor, "fedclip_edge_progress_timestamp_seconds")[()],
+        )
+
+    assert looked() == (1, 1100)
+    assert looked() == (1, 1100)  # nothing has happened since
+    fleet.coordinator.driver.pause(fleet.now, paused=True)
+    assert looked() == (0, 1300)
+    fleet.coordinator.driver.pause(fleet.now, paused=False)
+    assert looked() == (1, 1400)
+    fleet.run()
+    assert looked()[0] == 0
 
 
 def test_every_event_that_a_metric_comes_from_is_written_by_the_coordinator() -> None:
