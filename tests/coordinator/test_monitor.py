@@ -269,7 +269,7 @@ def test_a_pause_and_the_end_are_no_standstill_and_progress_begins_anew_after_th
     until(fleet, lambda: state(fleet).phase == "open")
     monitor = Monitor(fleet.config)
     clock = [1000.0]
-    monkeypatch.setattr(monitoring.time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0])
 
     def looked() -> tuple[float, float]:
         clock[0] += 100
