@@ -99,6 +99,27 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class MetricsEndpoint:
+    """The address at which `serve` answers Prometheus."""
+
+    listen: str  # HOST:PORT, such as "127.0.0.1:9464"; whoever reaches it can read all metrics
+
+    def __post_init__(self) -> None:
+        host, colon, port = self.listen.rpartition(":")
+        is_port = port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65535
+        _require(
+            bool(colon and host.strip("[] ")) and is_port and (":" not in host or host[0] == "["),
+            f"listen: expected HOST:PORT, such as 127.0.0.1:9464, got {self.listen!r}",
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port. The host of an IPv6 address has no brackets."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
 class RunSchedule:
     """When `serve` starts runs by itself. Whichever is due first starts the next run.
 
@@ -160,6 +181,7 @@ class FleetConfig:
     plan: Plan = field(default_factory=Plan)  # the training: method, rounds, codecs, strategy
     schedule: RunSchedule = field(default_factory=RunSchedule)  # when runs start by themselves
     trainer: Trainer | None = None  # an agent that `serve` also starts
+    metrics: MetricsEndpoint | None = None  # for Prometheus; without it none are served
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -219,6 +241,7 @@ class AgentConfig:
     min_votes: int = 5  # the device votes with no fewer validation pictures
     methods: tuple[str, ...] | None = None  # names of the methods that a plan may use; None: all
     reports: bool = True  # false: the device evaluates for itself and sends no accuracy
+    metrics_file: Path | None = None  # for Prometheus' node_exporter, for example fedclip_edge.prom
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
@@ -43,6 +44,21 @@ def write(stream: TextIO, name: str, fields: Mapping[str, object]) -> None:
     _put(stream, _OUTPUT.format(record))
 
 
+@contextmanager
+def observed(observer: Callable[[str, Mapping[str, Any]], object]) -> Iterator[None]:
+    """Call `observer` with the name and the fields of each event, until the end of the block.
+
+    Fields that are None are left out. The call is made in the thread that writes the event, one at
+    a time, after the line is written.
+    """
+    handler = _Observer(observer)
+    _LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+
+
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line for a person."""
@@ -63,6 +79,18 @@ class _Output(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line; errors of the stream pass through, so a closed pipe ends this process."""
         _put(sys.stdout, self.format(record))
+
+
+class _Observer(logging.Handler):
+    """Handler that passes events on as they are, for a part of the program that counts them."""
+
+    def __init__(self, observer: Callable[[str, Mapping[str, Any]], object]) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass the event on; errors of the observer pass through."""
+        self._observer(record.getMessage(), _fields(record))
 
 
 def _put(stream: TextIO, line: str) -> None:

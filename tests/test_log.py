@@ -51,6 +51,14 @@ def test_reads_as_event_and_fields() -> None:
     )
 
 
+def test_an_observer_gets_each_event_as_it_is_until_the_block_ends() -> None:
+    seen: list[tuple[str, dict[str, object]]] = []
+    with log.observed(lambda name, fields: seen.append((name, dict(fields)))):
+        log.event("joined", device="cam-01", norm=0.123456789, domain=None)
+    log.event("left", device="cam-01")
+    assert seen == [("joined", {"device": "cam-01", "norm": 0.123456789})]
+
+
 @pytest.fixture
 def kathmandu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A time zone whose offset is not a whole number of hours."""

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "processes"),
     ("vision", "learning", "protocol"),
     ("transport", "pki"),
-    ("model_file", "prediction", "reporting"),
+    ("model_file", "prediction", "reporting", "monitoring"),
     ("agent", "coordinator"),
     ("exporting",),
     ("simulating",),
@@ -40,6 +40,9 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "jinja2": ("reporting/",),
+    "mlflow": ("reporting/tracking.py",),
+    "tensorboard": ("reporting/tracking.py",),
+    "prometheus_client": ("monitoring/exposition.py",),
     "ray": ("simulating/ray_cluster.py",),
     "rich": ("reporting/table.py", "cli/progress.py"),
     "sqlite3": ("storage/sqlite.py",),
@@ -152,7 +155,16 @@ def test_places_hold_no_python(place: str) -> None:
     assert (ROOT / place / "README.md").is_file()
 
 
-HEAVY = ("torch", "onnxruntime", "paho", "open_clip", "onnx", "rich", "jinja2")
+HEAVY = (
+    "torch",
+    "onnxruntime",
+    "paho",
+    "open_clip",
+    "onnx",
+    "rich",
+    "jinja2",
+    "prometheus_client",
+)
 
 
 def loaded_by(code: str) -> set[str]:

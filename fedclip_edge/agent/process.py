@@ -13,11 +13,13 @@ import functools
 import importlib.util
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
+from fedclip_edge.agent.monitor import Monitor, monitored
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session, start_session
@@ -53,7 +55,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     DataError if a role has no pictures; LinkError if no broker answers the first connection, but
     not if the link breaks later; RefusedError if the broker or the coordinator refuses this device
     permanently; DiskError if a file in state_dir cannot be written; ModuleNotFoundError if torch
-    is needed and not installed.
+    or prometheus-client is needed and not installed.
     """
     _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
@@ -64,6 +66,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     with (
         lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
         contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
+        monitored(config) as monitor,
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         incarnation = secrets.token_hex(8)
@@ -78,8 +81,9 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             incarnation,
         )
         try:
+            listeners = [early.tell, progress, None if monitor is None else monitor.tell]
             index = PictureIndex()
-            data = prepare_features(config, bundle, _both(early.tell, progress), index)
+            data = prepare_features(config, bundle, _each(listeners), index)
             link = early.connect(Topics(config.fleet).for_device(config.id))
             trainer = LocalTrainer(
                 config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
@@ -105,16 +109,16 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             )
             expiry = Expiry(config.broker.certificate, renew)
             rescan = Rescan(config, bundle, trainer, index, time.monotonic())
-            loop(session, once=once, expiry=expiry, rescan=rescan)
+            loop(session, once=once, expiry=expiry, rescan=rescan, monitor=monitor)
         finally:
             early.close()
 
 
-def _both(one: Progress, other: Progress | None) -> Progress:
+def _each(listeners: Sequence[Progress | None]) -> Progress:
     def tell(done: int, total: int) -> None:
-        one(done, total)
-        if other is not None:
-            other(done, total)
+        for listener in listeners:
+            if listener is not None:
+                listener(done, total)
 
     return tell
 
@@ -153,7 +157,12 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def loop(
-    session: Session, *, once: bool, expiry: Expiry | None = None, rescan: Rescan | None = None
+    session: Session,
+    *,
+    once: bool,
+    expiry: Expiry | None = None,
+    rescan: Rescan | None = None,
+    monitor: Monitor | None = None,
 ) -> None:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
@@ -180,6 +189,8 @@ def loop(
             )
         if expiry is not None:
             expiry.look(time.monotonic())
+        if monitor is not None:
+            monitor.look(session, time.monotonic())
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:

@@ -60,6 +60,7 @@ class Session:
     standby: Standby
     finished: bool = False
     refused_messages: int = 0
+    heard_at: float | None = None  # time of the coordinator's last message that is trusted
     _blob: str = ""  # hash of the blob whose topic is subscribed; empty for none
     _refusals: Refusals = field(default_factory=Refusals)  # for the log
     _unusable: Mapping[str, str] = field(default_factory=dict)  # why the plan of this run is
@@ -155,6 +156,7 @@ class Session:
         signed = wire.unpack_control(topic, payload)
         self.topics.check_kind(topic, signed.kind)
         self.trust.check(signed)
+        self.heard_at = now
         message = signed.message
         if isinstance(message, CoordinatorState):
             self._handle_coordinator_state(

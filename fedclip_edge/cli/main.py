@@ -40,13 +40,26 @@ def cli() -> None:
 
 
 # Libraries that may not be installed, and for each command the extra that installs what it needs.
-_LIBRARIES = ("PIL", "jinja2", "onnx", "onnxruntime", "onnxscript", "open_clip", "torch")
+_LIBRARIES = (
+    "PIL",
+    "jinja2",
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "open_clip",
+    "prometheus_client",
+    "tensorboard",
+    "torch",
+)
 _EXTRAS = {
     "agent": "agent",
     "bundle": "agent",
     "export": "export",
     "export-classifier": "export",
     "predict": "agent",
+    "run": "tracking",
+    "serve": "serve",
     "simulate": "simulate",
 }
 

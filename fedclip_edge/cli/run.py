@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fedclip_edge.cli.group import Group
+from fedclip_edge.cli.run_export import export
 from fedclip_edge.cli.run_show import show
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path), default="fleet.toml")
@@ -112,3 +113,4 @@ def _described(found: dict[str, Any]) -> str:
 
 
 run.add_command(show)
+run.add_command(export)

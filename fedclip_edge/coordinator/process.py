@@ -21,6 +21,7 @@ from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, publisher
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.monitor import Monitor, monitored
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
@@ -81,7 +82,7 @@ def serve(
     RefusedError if the broker refuses this client; JournalError if the journal or the model file
     cannot be read or written, or if the journal is damaged; RunError if another coordinator took
     over, if the contributions of all devices are refused, or if the trainer ends before the first
-    round.
+    round; ModuleNotFoundError if metrics are wanted and prometheus-client is not installed.
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
     enrolled = _read_registry(config)
@@ -94,6 +95,7 @@ def serve(
         Children() as children,
         contextlib.ExitStack() as closing,
     ):
+        monitor = closing.enter_context(monitored(config))
         journal.check()
         chosen = choose_run(
             config,
@@ -136,7 +138,7 @@ def serve(
             gc.freeze()
             if device is not None:
                 trainer = start_trainer(config, device, children, once=once)
-            _loop(server, operator, trainer, once=once)
+            _loop(server, operator, trainer, monitor, once=once)
         finally:
             server.coordinator.say_goodbye()
         if trainer is not None and once:
@@ -144,7 +146,12 @@ def serve(
 
 
 def _loop(
-    server: Server, operator: control.ControlSocket, trainer: Trainer | None, *, once: bool
+    server: Server,
+    operator: control.ControlSocket,
+    trainer: Trainer | None,
+    monitor: Monitor | None,
+    *,
+    once: bool,
 ) -> None:
     ticked_at = time.monotonic()
     broker = server.config.broker
@@ -171,6 +178,8 @@ def _loop(
             if changed_at != (changed_at := _changed_at(server.config)):
                 _admit(server.coordinator, now)
             server.coordinator.tick(now)
+            if monitor is not None:
+                monitor.look(server.coordinator, now)
         server.end_run()
         if not once:
             server.start_if_due(now)

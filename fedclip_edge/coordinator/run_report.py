@@ -114,7 +114,7 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
         "devices": {device: entry for device, entry in entries.items() if device in trains},
         "evaluators": {device: entry for device, entry in entries.items() if device not in trains},
         "vote": has_vote(plan),
-        "decision": _decision(journal, run),
+        "decision": vote_of(journal, run),
     }
 
 
@@ -186,7 +186,7 @@ def _contributed(
     }
 
 
-def _decision(journal: Journal, run: Run) -> dict[str, Any] | None:
+def vote_of(journal: Journal, run: Run) -> dict[str, Any] | None:
     """Return the decision of the run's last vote; None if it had none yet."""
     state = safetensors.numpy.load(journal.newest_model(run.id).server_state)
     choice = ballot.choice_in(state)

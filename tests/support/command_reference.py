@@ -27,6 +27,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
         (name, "CONFIG"): "The coordinator's [configuration file](configuration.md)."
         for name in ("status", "watch", "devices", "runs")
     },
+    ("run export", "RUN"): "The id of a run; without it, the newest run.",
     ("run show", "RUN"): "The id of a run; without it, the newest run.",
     **{
         (f"run {name}", "CONFIG"): "The coordinator's [configuration file](configuration.md)."

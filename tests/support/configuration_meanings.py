@@ -15,6 +15,7 @@ from fedclip_edge.config import (
     DataConfig,
     EncoderConfig,
     FleetConfig,
+    MetricsEndpoint,
     RunRules,
     RunSchedule,
     Trainer,
@@ -79,6 +80,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "its answer to the vote is empty.",
         "methods": "Methods that this device takes part in; it refuses a plan with another one. "
         "Without this key, all methods.",
+        "metrics_file": "File for the textfile collector of Prometheus' node_exporter, which reads "
+        "`*.prom` in its folder; see [Monitoring](../how-to/monitoring.md). The agent writes its "
+        "[metrics](metrics.md) to it every 15 seconds. Without this key, no such file is written.",
         "reports": "`false` keeps the measured accuracies on the device, and no round waits for them.",
     },
     BrokerAddress: {
@@ -122,6 +126,11 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     },
     Trainer: {
         "config": "The `agent.toml` of that device. It has the same fleet and broker.",
+    },
+    MetricsEndpoint: {
+        "listen": "Host and port at which `serve` answers Prometheus, at `/metrics`. There is no "
+        "password and no encryption: with an address other than 127.0.0.1, whoever reaches the port "
+        "can read all [metrics](metrics.md), among them the ids of the devices.",
     },
     DataConfig: {
         "folder": "Folder of the labelled pictures, with one subfolder per class. The names of "
@@ -239,6 +248,8 @@ TABLES: Mapping[str, str] = {
     "table, the first run starts at once and each further one with `fedclip-edge run start`.",
     "trainer": "A device that `serve` starts as a child process, with pictures of the operator. "
     "Without this table there is no such device.",
+    "metrics": "The coordinator's metrics for Prometheus; see "
+    "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
     "data": "The pictures of this device.",
     "encoder": "How the encoder runs on this device.",
 }

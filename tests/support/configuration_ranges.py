@@ -18,6 +18,7 @@ from fedclip_edge.config import (
     DataConfig,
     EncoderConfig,
     FleetConfig,
+    MetricsEndpoint,
     RunRules,
     RunSchedule,
     Trainer,
@@ -129,6 +130,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             ([], ["ridge", "ridge"], ["nothing"], "ridge"),
         ),
         "reports": TRUTH,
+        "metrics_file": PATH,
     },
     BrokerAddress: {
         "host": Range("not empty", ("127.0.0.1", "edge.example"), ("", " ")),
@@ -148,6 +150,13 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "grace_s": numbers(0, math.inf, below=True),
         "cohort": integers(0),
         "upload_slots": integers(1),
+    },
+    MetricsEndpoint: {
+        "listen": Range(
+            "`HOST:PORT`",
+            ("127.0.0.1:9464", "[::1]:1", "a.example:65535", "0.0.0.0:80"),
+            ("9464", ":9464", "a:0", "a:65536", "a:", "a:b", "a:+1", "::1:9464", ""),
+        ),
     },
     RunSchedule: {
         "start": CHOICE,

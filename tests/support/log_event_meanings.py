@@ -156,6 +156,12 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "If this happens again, read the reason: a new coordinator with another key cannot continue a "
             "run.",
         ),
+        "metrics_not_written": Event(
+            "The file `metrics_file` cannot be written. The agent goes on without it. Written once "
+            "while it lasts.",
+            "Follow `hint`.",
+        ),
+        "metrics_written": Event("The file `metrics_file` is written again."),
         "link_lost": _LINK_LOST,
         "parts_lost": Event(
             "The chunks of a model or an update were asked for again and again, and none arrives, "
@@ -177,6 +183,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "because its settings have changed before it had any result.",
             "To use its newest model, follow `hint`.",
         ),
+        "metrics_served": Event("Prometheus can read the [metrics](metrics.md) at this address."),
         "serving": Event(
             "A run begins, or the coordinator has started: it is online and waits for devices.",
         ),
@@ -351,6 +358,7 @@ FIELDS: Mapping[str, str] = {
     "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
     "error. `unknown` is the share of the test pictures that the shared model calls unknown, once it "
     "has a threshold. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
+    "address": "Host and port of the metrics.",
     "again_s": "Seconds until the next attempt to connect.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",
@@ -389,6 +397,7 @@ FIELDS: Mapping[str, str] = {
     "epoch": "Number that grows with each start of the coordinator; the higher one wins.",
     "error": "Mean squared error on the validation pictures; without any, on the training pictures.",
     "fleet": "Name of the fleet.",
+    "file": "The file `metrics_file`.",
     "folder": "Folder of the engine.",
     "has": "Number of training devices that are online, or of contributions that were kept.",
     "hint": "The next step.",

@@ -14,6 +14,7 @@ import command_reference
 import configuration_reference
 import exit_code_reference
 import log_event_reference
+import metric_reference
 from checkout import ROOT
 
 FOLDER = ROOT / "docs" / "reference"
@@ -22,6 +23,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "configuration.md": configuration_reference.page,
     "exit-codes.md": exit_code_reference.page,
     "log-events.md": log_event_reference.page,
+    "metrics.md": metric_reference.page,
 }
 
 

@@ -1,0 +1,1 @@
+"""Figures about a running process, for Prometheus."""
