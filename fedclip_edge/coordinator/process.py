@@ -25,7 +25,7 @@ from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.schedule import Schedule, exchanges, sends_moments
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
@@ -65,9 +65,16 @@ def load(path: Path) -> FleetConfig:
     """
     config = load_fleet(path)
     try:
-        return replace(config, plan=methods.with_defaults(config.plan))
+        config = replace(config, plan=methods.with_defaults(config.plan))
     except ConfigError as error:
         raise ConfigError(f"{path} [plan]: {error}") from None
+    if config.rules.absent == "last" and not sends_moments(config.plan):
+        raise ConfigError(
+            f'{path} [rules]: absent = "last" needs a method with a round of exact sums (auto, gda, '
+            f"ridge, tofa); an update of {config.plan.method} fits only the model that it was "
+            'trained from; write absent = "skip"'
+        )
+    return config
 
 
 def serve(
@@ -95,7 +102,7 @@ def serve(
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
     invited = trainer_id(config)
-    journal = open_journal(config.journal, config.keep_models)
+    journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
     with (
         contextlib.closing(journal),
         Children() as children,
@@ -110,7 +117,12 @@ def serve(
         run = chosen.begin()
         if from_round is not None:
             journal.rewind(run.id, from_round)
-        state = run_state.open_run_state(run, journal, Schedule(run.plan, bundle.classes, dim))
+        state = run_state.open_run_state(
+            run,
+            journal,
+            Schedule(run.plan, bundle.classes, dim),
+            counts_absent=config.rules.absent == "last",
+        )
         serving = resume_coordinator(
             config,
             state,

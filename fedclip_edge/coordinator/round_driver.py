@@ -10,14 +10,15 @@ Laws:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedclip_edge import log
-from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator import attendance, round_events, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
+from fedclip_edge.coordinator.journal_tables import LastContribution
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival, Receiver, UnfitError
 from fedclip_edge.coordinator.round_state import RoundState
@@ -28,7 +29,7 @@ from fedclip_edge.protocol.messages import Kept
 # The most contributions that are put on disk together, and the longest time that one waits for it.
 _HELD = 32
 _HELD_S = 0.1
-_NAMES = 10  # a `waiting` event names so many devices at most
+_NAMES = 10  # an event names so many devices at most
 
 _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
 
@@ -156,8 +157,7 @@ class RoundDriver:
             phase=self.state.phase,
             needs=action.needs,
             has=action.has,
-            missing=", ".join(missing[:_NAMES]) or None,
-            more=len(missing) - _NAMES if len(missing) > _NAMES else None,
+            **_listed("missing", missing),
         )
 
     def _last_seen(self, device: str, now: float) -> str:
@@ -199,7 +199,7 @@ class RoundDriver:
 
     def _close_round(self, action: round_events.CloseRound, now: float) -> round_events.Closed:
         self.sync()
-        self.run_state.close_round(decided=action.has_quorum)
+        done = self.run_state.close_round(decided=action.has_quorum, lasts=self._of_absent())
         self._last_refusal = ""
         run, closed = self.run_state.run, self.run_state.model.round
         log.event(
@@ -212,8 +212,28 @@ class RoundDriver:
             model_bytes=self.run_state.blob.size_bytes,
             seconds=round(now - self._opened_at, 3),
         )
+        if done.counted_last:
+            log.event("last_counted", round=closed, **_listed("devices", done.counted_last))
+        if done.dropped:
+            log.event(
+                "sums_dropped",
+                count=done.dropped,
+                hint="raise keep_sums_mb in fleet.toml; without them `forget` cannot compute the "
+                'model again, and absent = "last" does not count their devices',
+            )
         self.receiver.uploads.release_all()
         return round_events.Closed()
+
+    def _of_absent(self) -> list[LastContribution]:
+        """The last contributions of the devices that are absent from the open round."""
+        every = {last.device: last for last in self.run_state.last_contributions()}
+        absent = attendance.absent(self.state, every.keys()) - self.devices.unfit
+        admitted = self.admission.enrolled
+        return [
+            last
+            for device, last in every.items()
+            if device in absent and (admitted is None or device in admitted)
+        ]
 
     def _finish(self, action: round_events.Finish, now: float) -> None:
         path = self.run_state.finish()
@@ -236,3 +256,9 @@ class RoundDriver:
         round_events.CloseRound: _close_round,
         round_events.Finish: _finish,
     }
+
+
+def _listed(what: str, names: Sequence[str]) -> dict[str, Any]:
+    """Fields of an event: `what` names the first _NAMES, `more` is the number of all others."""
+    more = len(names) - _NAMES
+    return {what: ", ".join(names[:_NAMES]) or None, "more": more if more > 0 else None}
