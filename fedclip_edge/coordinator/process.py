@@ -17,11 +17,12 @@ from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
-from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator import commands, control, coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
+from fedclip_edge.coordinator.server import Server
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -148,7 +149,9 @@ def serve(
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
             trainer = None if invited is None else start_trainer(config, invited, children)
-            _loop(serving, trainer)
+            operator = control.listen(control.socket_path(config.journal))
+            closing.callback(operator.close)
+            _loop(Server(config, journal, serving), operator, trainer)
             log.event(
                 "run_done",
                 run=run.id,
@@ -161,7 +164,8 @@ def serve(
             trainer.wait()
 
 
-def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
+def _loop(server: Server, operator: control.ControlSocket, trainer: Trainer | None) -> None:
+    serving = server.coordinator
     ticked_at = time.monotonic()
     broker = serving.config.broker
     expiries = [Expiry(path, _NEW_AUTHORITY) for path in (broker.certificate, broker.ca)]
@@ -176,6 +180,9 @@ def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
             following = transport.next_event(0)
             serving.handle_event(event, now, more=following is not None)
             event = following
+        while (asked := operator.next_request()) is not None:
+            request, reply = asked
+            reply(commands.answer(server, request))
         if now - ticked_at >= _TICK_S:
             ticked_at = now
             for expiry in expiries:
