@@ -21,6 +21,7 @@ from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
+from fedclip_edge.cli.forget import forget
 from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.run import run
@@ -56,6 +57,7 @@ for _command in (
     revoke,
     serve,
     run,
+    forget,
     agent,
     predict,
     simulate,

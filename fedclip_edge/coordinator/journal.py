@@ -157,6 +157,11 @@ class Journal:
         with errors_as(self._unusable("written"), self._malformed):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def add_model(self, run: str, model: StoredModel) -> None:
+        """Add a model that a run lacks."""
+        with self._writing():
+            self._add_model(run, model)
+
     def unfinished_run(self) -> Run | None:
         """The newest run if it is not finished; None otherwise."""
         rows = self._rows("SELECT state FROM run ORDER BY rowid DESC LIMIT 1")
@@ -296,7 +301,10 @@ class Journal:
             *values,
         )
         codecs = {run.id: run.plan.codec_up for run in self.runs()} if rows else {}
-        return tuple(LastContribution(*row, codecs[row[2]]) for row in rows)
+        return tuple(
+            LastContribution(one, device, run, sha256, codecs[run])
+            for one, device, run, sha256 in rows
+        )
 
     def payload_of(self, last: LastContribution) -> bytes:
         """The payload of a contribution; JournalError if it is not the one that was written."""
@@ -333,16 +341,14 @@ class Journal:
                 (run, model.round - self.keep_models),
             )
             most = self.keep_sums_mb * 2**20
-            return retention.close_round(
-                self._database, run, model.round, stays, counted, most
-            )
+            return retention.close_round(self._database, run, model.round, stays, counted, most)
 
     def rewind(self, run: str, round: int) -> None:
         """Delete everything after a closed round: models, contributions and reports.
 
         Raises ConfigError if the journal has no whole model of this round.
         """
-        whole = self._whole_rounds(run)
+        whole = self.whole_rounds(run)
         if round not in whole:
             listed = ", ".join(map(str, whole)) or "none"
             raise ConfigError(
@@ -473,11 +479,11 @@ class Journal:
         If `run` is given, only its rounds from `before` on are damaged. The error then names the
         newest whole model of an earlier round, if the journal has one.
         """
-        whole = [number for number in self._whole_rounds(run) if number < before]
+        whole = [number for number in self.whole_rounds(run) if number < before]
         return _damaged(self.path, what, whole[-1] if whole else None)
 
-    def _whole_rounds(self, run: str) -> list[int]:
-        """The rounds whose model is in the journal as it was written, in order."""
+    def whole_rounds(self, run: str) -> list[int]:
+        """The closed rounds whose model is in the journal as it was written, in order."""
         numbers = self._rows("SELECT round FROM model WHERE run = ? ORDER BY round", run)
         rows = (self._one(f"{_MODEL} WHERE run = ? AND round = ?", run, n) for (n,) in numbers)
         return [row[0] for row in rows if _whole_model(row) is not None]

@@ -58,9 +58,11 @@ CREATE TABLE counted_last (
     contribution INTEGER NOT NULL REFERENCES contribution,
     PRIMARY KEY (run, round, contribution)
 );
--- Devices that take no part in a run any more (forgetting.py).
+-- Devices that were removed from a run (forgetting.py).
 CREATE TABLE forgotten (
-    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL, PRIMARY KEY (run, device)
+    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL,
+    in_models INTEGER NOT NULL, -- 1 if models of the run still contain its contributions
+    PRIMARY KEY (run, device)
 );
 """,
 )

@@ -7,7 +7,7 @@ Laws:
   until a later one for the same encoder and classes replaces them.
 - All last contributions together have at most a given number of bytes. The oldest go first.
 - The answers to a vote stay until a later run closes an exchange.
-- No other payload of a closed round stays.
+- No other payload of a closed round stays, and none of an earlier run.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ def close_round(
     `counted` are the ids of earlier contributions that counted again. `most` is the limit in bytes.
     Returns the number of last contributions that went because of the limit.
     """
-    database.executemany(
-        "INSERT INTO counted_last VALUES (?, ?, ?)", [(run, round, id) for id in counted]
-    )
+    for one in counted:
+        database.execute("INSERT INTO counted_last VALUES (?, ?, ?)", (run, round, one))
     dropped = 0
     if stays == "sums":
         database.execute(
@@ -41,25 +40,29 @@ def close_round(
             (run, round),
         )
         dropped = _limit(database, most)
-    mine, values = ("", (run,)) if stays == "answers" else ("OR round = ?", (run, round))
+    closes = "" if stays == "answers" else "OR (run = :run AND round = :round)"
     database.execute(
         "DELETE FROM payload WHERE contribution IN ("  # noqa: S608 - constants
-        f"SELECT id FROM payload JOIN contribution ON id = contribution WHERE run != ? {mine}"
+        "SELECT contribution.id FROM payload JOIN contribution ON id = contribution "
+        "WHERE run IN (SELECT id FROM run WHERE rowid < "
+        f"(SELECT rowid FROM run WHERE id = :run)) {closes}"
         ") AND contribution NOT IN (SELECT contribution FROM last_contribution)",
-        values,
+        {"run": run, "round": round},
     )
     return dropped
 
 
 def _limit(database: Connection, most: int) -> int:
     """Drop the oldest last contributions beyond `most` bytes; returns their number."""
-    total, beyond = 0, []
-    for id, size_bytes in database.execute(
+    total = 0
+    beyond: list[int] = []
+    for one, size_bytes in database.execute(
         "SELECT id, size_bytes FROM last_contribution JOIN contribution ON id = contribution "
         "ORDER BY id DESC"
     ):
         total += size_bytes
         if total > most:
-            beyond.append((id,))
-    database.executemany("DELETE FROM last_contribution WHERE contribution = ?", beyond)
+            beyond.append(one)
+    for one in beyond:
+        database.execute("DELETE FROM last_contribution WHERE contribution = ?", (one,))
     return len(beyond)

@@ -1,0 +1,316 @@
+"""Removal of a device from the journal, and from the models that were made with it.
+
+A closed-form model follows from exact sums, so it can be computed again without one of them. The
+answers to a vote are answers to one ballot. If the removal changes the ballot, they no longer count
+and the devices vote again. Of a run that cannot be continued, because a later one has begun, the
+default candidate is taken instead.
+
+Laws:
+- Given the same contributions and answers of the other devices, the run's models are those of a
+  fleet that never had the device, byte for byte.
+- A contribution counts only in the exchange that it was made for: the hash of the exchange is in
+  it.
+- Nothing is changed, or everything is: all writes to the journal are one transaction. What follows
+  it, the model files and the erasing of free pages, is done again if `forget` is called again.
+- A model that is trained in rounds is never computed again: every later update depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge import model_file
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import removal
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.run_state import open_run_state, stored_model
+from fedclip_edge.errors import ConfigError, DiskError
+from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.records import ClassTexts
+from fedclip_edge.storage.sqlite import Connection
+from fedclip_edge.vision.bundle import read_bundle
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What a run's models are computed from, besides the contributions: a bundle's class texts."""
+
+    classes: ClassTexts
+    dim: int  # D
+    encoder_id: str
+
+    def schedule(self, run: Run) -> Schedule | None:
+        """The exchanges of a run; None if it has another encoder or other classes."""
+        if (run.encoder_id, run.classes_digest) != (self.encoder_id, self.classes.digest):
+            return None
+        return Schedule(run.plan, self.classes, self.dim)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The operator's choices."""
+
+    quorum: float  # as in the run's rules
+    without_vote: bool = False  # take the default candidate instead of a new vote
+    delete_models: bool = False  # delete models that contain the device and cannot be made again
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A run whose models were computed again."""
+
+    run: str
+    devices: int  # whose contributions count in it now
+    closed: int
+    exchanges: int
+    is_open: bool  # the devices have to vote again, or to contribute again
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` did; runs are ids, oldest first."""
+
+    device: str
+    contributions: int  # deleted
+    reports: int  # deleted
+    solved: tuple[Solved, ...]
+    emptied: tuple[str, ...]  # runs whose models are deleted
+    remaining: tuple[tuple[str, str], ...]  # runs whose models still contain the device, and why
+    files: tuple[Path, ...]  # model files that were written again or deleted
+    remaining_files: tuple[Path, ...]  # model files that still contain the device
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object with the fields of this class."""
+        return {
+            **asdict(self),
+            "remaining": [{"run": run, "reason": reason} for run, reason in self.remaining],
+            "files": list(map(str, self.files)),
+            "remaining_files": list(map(str, self.remaining_files)),
+        }
+
+
+def forget_offline(
+    config: FleetConfig, device: str, *, without_vote: bool = False, delete_models: bool = False
+) -> Forgotten:
+    """Remove a device while no coordinator serves from the journal.
+
+    A coordinator that writes to it nevertheless, and has no control socket, stops at its next
+    write. Raises the errors of `forget`; ConfigError if there is no journal; BundleError if the
+    bundle cannot be used.
+    """
+    if not config.journal.is_file():
+        raise ConfigError(
+            f"there is no journal {config.journal}; correct 'journal' in fleet.toml, or name the "
+            "fleet.toml that `serve` uses"
+        )
+    bundle = read_bundle(config.bundle)
+    materials = Materials(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
+    choices = Choices(config.rules.quorum, without_vote, delete_models)
+    journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
+    with contextlib.closing(journal):
+        journal.check()
+        return forget(journal, device, materials, choices)
+
+
+def forget(journal: Journal, device: str, materials: Materials, choices: Choices) -> Forgotten:
+    """Remove a device from the journal; claims a new epoch.
+
+    Raises ConfigError, and changes nothing, if the journal knows no such device, or if the newest
+    model contains it and cannot be computed without it; JournalError on a disk error; DiskError if
+    a model file cannot be deleted.
+    """
+    with journal.transaction() as database:
+        marked = removal.marked(database, device)
+        found = removal.runs_with(database, device)
+        if not marked and not found:
+            raise _unknown(journal, device, removal.known_devices(database))
+        runs = {run.id: run for run in journal.runs()}
+        firsts = {
+            run: first
+            for run, first in removal.first_exchanges(database, device).items()
+            if first <= journal.rounds_closed(run)
+        }
+        stuck = {run: "its contributions were removed before" for run, has in marked.items() if has}
+        for run, first in firsts.items():
+            if reason := _hindrance(journal, database, runs[run], first, device, materials):
+                stuck[run] = reason
+        current = _current(journal, runs)
+        if current in stuck.keys() & firsts.keys() and not choices.delete_models:
+            raise _refusal(device, current, stuck[current])
+        contributions, reports = removal.remove_device(database, device)
+        for run in found:
+            removal.mark(database, run, device, in_models=run in stuck)
+        solved, emptied = [], []
+        for run, its in runs.items():
+            if run in stuck and choices.delete_models:
+                _empty(journal, database, its, materials)
+                emptied.append(run)
+            elif run in firsts and run not in stuck:
+                one = _solve_again(journal, database, its, firsts[run], materials, choices)
+                solved.append(one)
+        journal.next_epoch()
+    files = tuple(
+        _update_files(journal, runs, {*marked, *found} - stuck.keys() | {*emptied}, materials)
+    )
+    journal.erase_deleted()
+    remaining = tuple((run, stuck[run]) for run in runs if run in stuck and run not in emptied)
+    paths = (model_file.path_of(journal.path, run) for run, _ in remaining)
+    return Forgotten(
+        device,
+        contributions,
+        reports,
+        tuple(solved),
+        tuple(emptied),
+        remaining,
+        files,
+        tuple(path for path in paths if path.exists()),
+    )
+
+
+def _current(journal: Journal, runs: Collection[str]) -> str | None:
+    """The newest run with a closed round, whose model the fleet uses."""
+    return next((run for run in reversed(list(runs)) if journal.rounds_closed(run)), None)
+
+
+def _hindrance(
+    journal: Journal,
+    database: Connection,
+    run: Run,
+    first: int,
+    device: str,
+    materials: Materials,
+) -> str | None:
+    """Say why the models of a run cannot be computed again; None if they can."""
+    schedule = materials.schedule(run)
+    if schedule is None:
+        return "it was made with another bundle than the one in fleet.toml"
+    for closed in range(_base(journal, run, first), journal.rounds_closed(run.id)):
+        if schedule.steps[closed].kind == "vote":
+            continue
+        if not schedule.is_of_moments(closed):
+            return (
+                f"{run.plan.method} is trained in rounds, and every later update was made from a "
+                "model with its contributions"
+            )
+        gone = removal.without_payload(database, run.id, closed + 1, device)
+        if gone:
+            return (
+                f"the contributions of other devices are no longer in the journal ({gone[0]} and "
+                f"{len(gone) - 1} more): a later run replaced them, or keep_sums_mb is too small"
+            )
+    return None
+
+
+def _base(journal: Journal, run: Run, first: int) -> int:
+    """The number of exchanges after which computing the run again begins."""
+    return max((n for n in journal.whole_rounds(run.id) if n < first), default=0)
+
+
+def _solve_again(
+    journal: Journal,
+    database: Connection,
+    run: Run,
+    first: int,
+    materials: Materials,
+    choices: Choices,
+) -> Solved:
+    """Compute the models of a run again, from the contributions that are left in the journal."""
+    schedule = materials.schedule(run)
+    assert schedule is not None
+    exchanges, closed = len(schedule.steps), journal.rounds_closed(run.id)
+    newest, unfinished = journal.last_run(), journal.unfinished_run()
+    # A run that was abandoned, or that a later one follows, is not continued.
+    continues = newest == run and (unfinished == run or closed == exchanges)
+    before, base = removal.versions(database, run.id), _base(journal, run, first)
+    _go_back(journal, database, run, base, schedule)
+    devices = removal.devices_in(database, run.id)
+    state = open_run_state(run, journal, schedule)
+    while state.model.round < closed:
+        number, votes = state.model.round + 1, len(state.kept())
+        if schedule.steps[number - 1].kind == "vote":
+            if continues and not choices.without_vote:
+                break
+            state.close_round(decided=votes >= max(1, math.ceil(choices.quorum * len(devices))))
+        else:
+            lasts = journal.counted_last(run.id, number)
+            if not votes and not lasts:
+                break
+            removal.remove_counted(database, run.id, number)
+            state.close_round(lasts=lasts)
+        if state.version != before.get(number):
+            removal.remove_answers(database, run.id, number)
+        state = open_run_state(run, journal, schedule)
+    is_open = continues and state.model.round < exchanges
+    if is_open:
+        removal.reopen(database, run.id)
+    else:
+        journal.finish(run.id)
+    return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
+
+
+def _go_back(
+    journal: Journal, database: Connection, run: Run, round: int, schedule: Schedule
+) -> None:
+    """Delete the models after an exchange; make the initial one again if it is not there."""
+    removal.remove_models(database, run.id, round)
+    if not journal.whole_rounds(run.id):
+        removal.remove_models(database, run.id, -1)
+        journal.add_model(run.id, stored_model(schedule.initial(), {}, run.plan))
+
+
+def _empty(journal: Journal, database: Connection, run: Run, materials: Materials) -> None:
+    """Delete all models of a run but the initial one; the run ends with it."""
+    schedule = materials.schedule(run)
+    if schedule is None:
+        removal.delete_run(database, run.id)
+        return
+    _go_back(journal, database, run, 0, schedule)
+    removal.empty_run(database, run.id)
+    journal.finish(run.id)
+
+
+def _update_files(
+    journal: Journal, runs: dict[str, Run], changed: Collection[str], materials: Materials
+) -> Iterator[Path]:
+    """Write the model files of finished runs again, and delete those of all others."""
+    unfinished = journal.unfinished_run()
+    left = {run.id for run in journal.runs()}
+    for run in sorted(changed):
+        path = model_file.path_of(journal.path, run)
+        if not path.exists():
+            continue
+        schedule = materials.schedule(runs[run])
+        is_done = run in left and unfinished != runs[run] and journal.rounds_closed(run) > 0
+        if is_done and schedule is not None:
+            open_run_state(runs[run], journal, schedule).write_model()
+        elif not is_done:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise DiskError(
+                    f"{path} cannot be deleted ({error.strerror}), and contains the device; delete "
+                    "it, then run the command again"
+                ) from error
+        yield path
+
+
+def _unknown(journal: Journal, device: str, known: Collection[str]) -> ConfigError:
+    near = difflib.get_close_matches(device, known, n=1)
+    listed = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known) or 'no device'}"
+    return ConfigError(f"the journal {journal.path} has nothing of a device {device!r}; {listed}")
+
+
+def _refusal(device: str, run: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"the newest model, of {run}, contains {device} and cannot be computed without it: {reason}; "
+        f"nothing was changed. Revoke {device}, train a new run without it, which starts from "
+        "zero-shot CLIP, and then forget it; or add --delete-models to delete the models of this "
+        "run now"
+    )
