@@ -79,9 +79,10 @@ def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
     for run in done["emptied"]:
         yield f"{run}: its models are deleted"
     for one in done["remaining"]:
+        reason = f", because {one['reason']}" if one["reason"] else ""
         yield (
-            f"{one['run']}: its models still contain {device}, because {one['reason']}; delete "
-            "them with --delete-models"
+            f"{one['run']}: its models still contain {device}{reason}; delete them with "
+            "--delete-models"
         )
     for path in done["files"]:
         yield f"{path}: {'written again' if Path(path).exists() else 'deleted'}"
@@ -97,7 +98,10 @@ def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
 
 def _solved(one: dict[str, Any]) -> str:
     if not one["devices"]:
-        return "no contribution of another device is left; it begins again"
+        after = "it begins again when `fedclip-edge serve` continues it"
+        return "no contribution of another device is left; " + (
+            after if one["is_open"] else "its models are deleted"
+        )
     said = f"computed again from the contributions of {_count(one['devices'], 'device')}"
     if one["is_open"]:
         said += "; the devices vote again when `fedclip-edge serve` continues it"

@@ -30,9 +30,10 @@ from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import removal
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
-from fedclip_edge.coordinator.run_state import open_run_state, stored_model
+from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.protocol import wire
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.storage.sqlite import Connection
 from fedclip_edge.vision.bundle import read_bundle
@@ -82,7 +83,8 @@ class Forgotten:
     reports: int  # deleted
     solved: tuple[Solved, ...]
     emptied: tuple[str, ...]  # runs whose models are deleted
-    remaining: tuple[tuple[str, str], ...]  # runs whose models still contain the device, and why
+    # Runs whose models still contain the device, and why; no reason if it was removed before.
+    remaining: tuple[tuple[str, str], ...]
     files: tuple[Path, ...]  # model files that were written again or deleted
     remaining_files: tuple[Path, ...]  # model files that still contain the device
 
@@ -137,7 +139,7 @@ def forget(journal: Journal, device: str, materials: Materials, choices: Choices
             for run, first in removal.first_exchanges(database, device).items()
             if first <= journal.rounds_closed(run)
         }
-        stuck = {run: "its contributions were removed before" for run, has in marked.items() if has}
+        stuck = {run: "" for run, has in marked.items() if has}  # removed before, but not from them
         for run, first in firsts.items():
             if reason := _hindrance(journal, database, runs[run], first, device, materials):
                 stuck[run] = reason
@@ -201,9 +203,10 @@ def _hindrance(
             )
         gone = removal.without_payload(database, run.id, closed + 1, device)
         if gone:
+            names = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
             return (
-                f"the contributions of other devices are no longer in the journal ({gone[0]} and "
-                f"{len(gone) - 1} more): a later run replaced them, or keep_sums_mb is too small"
+                f"the contributions of other devices to it ({names}) are no longer in the journal: "
+                "a later run replaced them, or keep_sums_mb is too small"
             )
     return None
 
@@ -228,7 +231,7 @@ def _solve_again(
     newest, unfinished = journal.last_run(), journal.unfinished_run()
     # A run that was abandoned, or that a later one follows, is not continued.
     continues = newest == run and (unfinished == run or closed == exchanges)
-    before, base = removal.versions(database, run.id), _base(journal, run, first)
+    base = _base(journal, run, first)
     _go_back(journal, database, run, base, schedule)
     devices = removal.devices_in(database, run.id)
     state = open_run_state(run, journal, schedule)
@@ -244,15 +247,29 @@ def _solve_again(
                 break
             removal.remove_counted(database, run.id, number)
             state.close_round(lasts=lasts)
-        if state.version != before.get(number):
+        if not _are_answers(journal, database, state):
             removal.remove_answers(database, run.id, number)
         state = open_run_state(run, journal, schedule)
+    if base == 0:  # only contributions that are in the journal are in the models now
+        removal.empty_run(database, run.id)
     is_open = continues and state.model.round < exchanges
     if is_open:
         removal.reopen(database, run.id)
     else:
         journal.finish(run.id)
     return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
+
+
+def _are_answers(journal: Journal, database: Connection, state: RunState) -> bool:
+    """Return whether the contributions to the next exchange are answers to it, and all there."""
+    number = state.model.round + 1
+    if removal.without_payload(database, state.run.id, number, ""):
+        return False
+    codec, layout = state.run.plan.codec_up, state.layout
+    for _, payload in journal.contributions(state.run.id, number):
+        made = wire.unpack_contribution(payload, codec, layout.delta, layout.sums)
+        return made.exchange == state.exchange.sha256  # all were made for one exchange
+    return True
 
 
 def _go_back(

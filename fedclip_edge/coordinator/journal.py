@@ -440,14 +440,19 @@ class Journal:
         SQLite leaves such bytes in pages that it will use again. Needs as much free disk space as
         the file has.
         """
-        with errors_as(self._unusable("written"), self._malformed):
+        again = (
+            "so deleted data is still in the file; free as much disk space as the file has, end all "
+            "processes that read it, and run the command again"
+        )
+
+        def failed(error: Exception) -> JournalError:
+            return JournalError(f"the journal {self.path} cannot be rewritten ({error}), {again}")
+
+        with errors_as(failed, self._malformed):
             self._database.execute("VACUUM")
-            (is_busy, *_) = self._one("PRAGMA wal_checkpoint(TRUNCATE)")
+            (is_busy, *_) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if is_busy:
-            raise JournalError(
-                f"another process reads the journal {self.path}, so deleted data is still in the "
-                "file; end that process and run the command again"
-            )
+            raise JournalError(f"another process reads the journal {self.path}, {again}")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

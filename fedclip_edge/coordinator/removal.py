@@ -83,13 +83,6 @@ def marked(database: Connection, device: str) -> dict[str, bool]:
     return {run: bool(in_models) for run, in_models in database.execute(query, (device,))}
 
 
-def versions(database: Connection, run: str) -> dict[int, str]:
-    """The SHA-256 of each model of the run, by round."""
-    return dict(
-        database.execute("SELECT round, sha256 FROM model WHERE run = ?", (run,)).fetchall()
-    )
-
-
 def remove_models(database: Connection, run: str, after: int) -> None:
     """Delete the models of a run after an exchange, and all reports on them."""
     for table in ("model", "report"):

@@ -98,12 +98,26 @@ class Journaled:
         state.close_round()
         return self.state()
 
-    def complete(self, devices: Collection[str], voters: Collection[str] | None = None) -> RunState:
-        """Carry out all exchanges that are left, and finish the run."""
-        state = self.state()
+    def complete(
+        self,
+        devices: Collection[str],
+        voters: Collection[str] | None = None,
+        *,
+        counts_absent: bool = False,
+    ) -> RunState:
+        """Carry out all exchanges that are left, and finish the run.
+
+        With `counts_absent`, all other devices count with their last contribution.
+        """
+        state = self.state(counts_absent=counts_absent)
         while state.model.round < len(state.schedule.steps):
             is_vote = state.schedule.steps[state.model.round].kind == "vote"
-            state = self.close(devices if voters is None or not is_vote else voters, state)
+            for device in devices if voters is None or not is_vote else voters:
+                self.answer(state, device)
+            state.close_round(
+                lasts=[its for its in state.last_contributions() if its.device not in state.kept()]
+            )
+            state = self.state(counts_absent=counts_absent)
         state.finish()
         return state
 
