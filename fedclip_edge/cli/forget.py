@@ -43,6 +43,7 @@ def forget(
     import json
 
     from fedclip_edge.coordinator import process
+    from fedclip_edge.errors import JournalError
 
     if len(config) > 1:
         raise click.UsageError("Expected one configuration file and one device.")
@@ -53,6 +54,11 @@ def forget(
     else:
         for line in _lines(done, loaded):
             click.echo(line)
+    if done["failures"]:
+        raise JournalError(
+            f"{id} is removed from the journal, but not everything is done: "
+            f"{'; '.join(done['failures'])}; remove the cause and run this command again"
+        )
 
 
 def _forget(config: FleetConfig, device: str, **choices: bool) -> dict[str, Any]:

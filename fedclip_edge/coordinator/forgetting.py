@@ -20,23 +20,23 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fedclip_edge import model_file
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator import removal
+from fedclip_edge.coordinator import removal, retention
 from fedclip_edge.coordinator.journal import Journal, open_journal
-from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run
 from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
-from fedclip_edge.errors import ConfigError, DiskError
+from fedclip_edge.errors import ConfigError, JournalError
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.storage.sqlite import Connection
-from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,11 @@ class Materials:
         if (run.encoder_id, run.classes_digest) != (self.encoder_id, self.classes.digest):
             return None
         return Schedule(run.plan, self.classes, self.dim)
+
+
+def materials_of(bundle: Bundle) -> Materials:
+    """Return the materials of the runs that were made with a bundle."""
+    return Materials(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Forgotten:
     remaining: tuple[tuple[str, str], ...]
     files: tuple[Path, ...]  # model files that were written again or deleted
     remaining_files: tuple[Path, ...]  # model files that still contain the device
+    failures: tuple[str, ...]  # what is left to do after the transaction, and why
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with the fields of this class."""
@@ -96,6 +102,17 @@ class Forgotten:
             "files": list(map(str, self.files)),
             "remaining_files": list(map(str, self.remaining_files)),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What the journal has of a device."""
+
+    runs: Mapping[str, Run]  # all runs of the journal, oldest first
+    touched: Collection[str]  # runs with any data of the device
+    marked: Collection[str]  # runs that it was removed from before
+    firsts: Mapping[str, int]  # the first closed exchange of a run in which it counts
+    stuck: Mapping[str, str]  # runs whose models cannot be made without it, and why
 
 
 def forget_offline(
@@ -112,8 +129,7 @@ def forget_offline(
             f"there is no journal {config.journal}; correct 'journal' in fleet.toml, or name the "
             "fleet.toml that `serve` uses"
         )
-    bundle = read_bundle(config.bundle)
-    materials = Materials(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
+    materials = materials_of(read_bundle(config.bundle))
     choices = Choices(config.rules.quorum, without_vote, delete_models)
     journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
     with contextlib.closing(journal):
@@ -121,48 +137,40 @@ def forget_offline(
         return forget(journal, device, materials, choices)
 
 
+def check(journal: Journal, device: str, materials: Materials, choices: Choices) -> None:
+    """Raise ConfigError if `forget` would refuse; JournalError on a disk error."""
+    with journal.transaction() as database:
+        _find(journal, database, device, materials, choices)
+
+
 def forget(journal: Journal, device: str, materials: Materials, choices: Choices) -> Forgotten:
     """Remove a device from the journal; claims a new epoch.
 
     Raises ConfigError, and changes nothing, if the journal knows no such device, or if the newest
-    model contains it and cannot be computed without it; JournalError on a disk error; DiskError if
-    a model file cannot be deleted.
+    model contains it and cannot be computed without it; JournalError on a disk error before the
+    end of the transaction.
     """
     with journal.transaction() as database:
-        marked = removal.marked(database, device)
-        found = removal.runs_with(database, device)
-        if not marked and not found:
-            raise _unknown(journal, device, removal.known_devices(database))
-        runs = {run.id: run for run in journal.runs()}
-        firsts = {
-            run: first
-            for run, first in removal.first_exchanges(database, device).items()
-            if first <= journal.rounds_closed(run)
-        }
-        stuck = {run: "" for run, has in marked.items() if has}  # removed before, but not from them
-        for run, first in firsts.items():
-            if reason := _hindrance(journal, database, runs[run], first, device, materials):
-                stuck[run] = reason
-        current = _current(journal, runs)
-        if current in stuck.keys() & firsts.keys() and not choices.delete_models:
-            raise _refusal(device, current, stuck[current])
+        found = _find(journal, database, device, materials, choices)
         contributions, reports = removal.remove_device(database, device)
-        for run in found:
-            removal.mark(database, run, device, in_models=run in stuck)
+        for run in found.touched:
+            removal.mark(database, run, device, in_models=run in found.stuck)
         solved, emptied = [], []
-        for run, its in runs.items():
-            if run in stuck and choices.delete_models:
+        for run, its in found.runs.items():
+            if run in found.stuck and choices.delete_models:
                 _empty(journal, database, its, materials)
                 emptied.append(run)
-            elif run in firsts and run not in stuck:
-                one = _solve_again(journal, database, its, firsts[run], materials, choices)
-                solved.append(one)
+            elif run in found.firsts and run not in found.stuck:
+                first = found.firsts[run]
+                solved.append(_solve_again(journal, database, its, first, materials, choices))
         journal.next_epoch()
-    files = tuple(
-        _update_files(journal, runs, {*marked, *found} - stuck.keys() | {*emptied}, materials)
-    )
-    journal.erase_deleted()
-    remaining = tuple((run, stuck[run]) for run in runs if run in stuck and run not in emptied)
+    remaining = [(run, why) for run, why in found.stuck.items() if run not in emptied]
+    changed = {*found.marked, *found.touched} - dict(remaining).keys()
+    files, failures = _update_files(journal, found.runs, changed, materials)
+    try:
+        journal.erase_deleted()
+    except JournalError as error:
+        failures.append(str(error))
     paths = (model_file.path_of(journal.path, run) for run, _ in remaining)
     return Forgotten(
         device,
@@ -170,15 +178,44 @@ def forget(journal: Journal, device: str, materials: Materials, choices: Choices
         reports,
         tuple(solved),
         tuple(emptied),
-        remaining,
-        files,
+        tuple(remaining),
+        tuple(files),
         tuple(path for path in paths if path.exists()),
+        tuple(failures),
     )
 
 
-def _current(journal: Journal, runs: Collection[str]) -> str | None:
-    """The newest run with a closed round, whose model the fleet uses."""
-    return next((run for run in reversed(list(runs)) if journal.rounds_closed(run)), None)
+def _find(
+    journal: Journal, database: Connection, device: str, materials: Materials, choices: Choices
+) -> _Found:
+    """Find what has to be removed; raises ConfigError if that is refused."""
+    marked = removal.marked(database, device)
+    touched = removal.runs_with(database, device)
+    if not marked and not touched:
+        raise _unknown(journal, device, removal.known_devices(database))
+    runs = {run.id: run for run in journal.runs()}
+    firsts = {
+        run: first
+        for run, first in removal.first_exchanges(database, device).items()
+        if first <= journal.rounds_closed(run)
+    }
+    stuck: dict[str, str] = {}
+    current = ""  # the newest run with a model of its own, which the fleet uses
+    for run, its in runs.items():
+        origin = journal.course(run).started_from
+        if run in firsts and (
+            reason := _hindrance(journal, database, its, firsts[run], device, materials)
+        ):
+            stuck[run] = reason
+        elif origin in stuck:
+            stuck[run] = f"it started from the model of {origin}"
+        elif marked.get(run):
+            stuck[run] = ""  # it was removed before, but not from the models
+        if journal.rounds_closed(run) or origin != ZERO_SHOT:
+            current = run
+    if stuck.get(current) and touched and not choices.delete_models:
+        raise _refusal(device, current, stuck[current])
+    return _Found(runs, {*touched, *stuck}, marked, firsts, stuck)
 
 
 def _hindrance(
@@ -193,6 +230,9 @@ def _hindrance(
     schedule = materials.schedule(run)
     if schedule is None:
         return "it was made with another bundle than the one in fleet.toml"
+    origin = journal.course(run.id).started_from
+    if origin != ZERO_SHOT and not any(n < first for n in journal.whole_rounds(run.id)):
+        return f"the model of {origin}, from which it started, is no longer in the journal"
     for closed in range(_base(journal, run, first), journal.rounds_closed(run.id)):
         if schedule.steps[closed].kind == "vote":
             continue
@@ -228,9 +268,10 @@ def _solve_again(
     schedule = materials.schedule(run)
     assert schedule is not None
     exchanges, closed = len(schedule.steps), journal.rounds_closed(run.id)
-    newest, unfinished = journal.last_run(), journal.unfinished_run()
-    # A run that was abandoned, or that a later one follows, is not continued.
-    continues = newest == run and (unfinished == run or closed == exchanges)
+    course, newest = journal.course(run.id), journal.last_run()
+    # A run that was ended by the operator, or that a later one follows, is not continued.
+    is_whole = course.state == "done" and closed == exchanges
+    continues = newest == run and (not course.is_over or is_whole)
     base = _base(journal, run, first)
     _go_back(journal, database, run, base, schedule)
     devices = removal.devices_in(database, run.id)
@@ -255,6 +296,8 @@ def _solve_again(
     is_open = continues and state.model.round < exchanges
     if is_open:
         removal.reopen(database, run.id)
+    elif course.is_over:
+        retention.end_run(database, run.id)
     else:
         journal.finish(run.id)
     return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
@@ -290,32 +333,35 @@ def _empty(journal: Journal, database: Connection, run: Run, materials: Material
         return
     _go_back(journal, database, run, 0, schedule)
     removal.empty_run(database, run.id)
-    journal.finish(run.id)
+    if not journal.course(run.id).is_over:
+        journal.finish(run.id, abandoned=True)
 
 
 def _update_files(
-    journal: Journal, runs: dict[str, Run], changed: Collection[str], materials: Materials
-) -> Iterator[Path]:
-    """Write the model files of finished runs again, and delete those of all others."""
-    unfinished = journal.unfinished_run()
+    journal: Journal, runs: Mapping[str, Run], changed: Collection[str], materials: Materials
+) -> tuple[list[Path], list[str]]:
+    """Write the model files of finished runs again, and delete those of all others.
+
+    Returns the files that were changed, and a sentence for each one that could not be.
+    """
     left = {run.id for run in journal.runs()}
+    files, failures = [], []
     for run in sorted(changed):
         path = model_file.path_of(journal.path, run)
         if not path.exists():
             continue
         schedule = materials.schedule(runs[run])
-        is_done = run in left and unfinished != runs[run] and journal.rounds_closed(run) > 0
-        if is_done and schedule is not None:
-            open_run_state(runs[run], journal, schedule).write_model()
-        elif not is_done:
-            try:
+        is_done = run in left and journal.course(run).is_over and journal.rounds_closed(run) > 0
+        try:
+            if not is_done:
                 path.unlink()
-            except OSError as error:
-                raise DiskError(
-                    f"{path} cannot be deleted ({error.strerror}), and contains the device; delete "
-                    "it, then run the command again"
-                ) from error
-        yield path
+            elif schedule is not None:
+                open_run_state(runs[run], journal, schedule).write_model()
+        except (OSError, JournalError) as error:
+            failures.append(f"{path} contains the device and could not be replaced ({error})")
+        else:
+            files.append(path)
+    return files, failures
 
 
 def _unknown(journal: Journal, device: str, known: Collection[str]) -> ConfigError:

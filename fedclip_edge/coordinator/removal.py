@@ -114,8 +114,10 @@ def empty_run(database: Connection, run: str) -> None:
 
 
 def reopen(database: Connection, run: str) -> None:
-    """Mark the run as unfinished."""
-    database.execute("UPDATE run SET state = 'open' WHERE id = ?", (run,))
+    """Mark a run that is done as under way again."""
+    database.execute(
+        "UPDATE run SET state = 'open', ended_at = NULL WHERE id = ? AND state = 'done'", (run,)
+    )
 
 
 def delete_run(database: Connection, run: str) -> None:

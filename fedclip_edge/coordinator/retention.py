@@ -52,6 +52,20 @@ def close_round(
     return dropped
 
 
+def end_run(database: Connection, run: str) -> None:
+    """Delete the models of a run but the last one, and the payloads of a round that was open."""
+    last = "(SELECT MAX(round) FROM model WHERE run = :run)"
+    database.execute(
+        f"DELETE FROM model WHERE run = :run AND round < {last}",  # noqa: S608 - constants
+        {"run": run},
+    )
+    database.execute(
+        "DELETE FROM payload WHERE contribution IN ("  # noqa: S608 - constants
+        f"SELECT id FROM contribution WHERE run = :run AND round > {last})",
+        {"run": run},
+    )
+
+
 def _limit(database: Connection, most: int) -> int:
     """Drop the oldest last contributions beyond `most` bytes; returns their number."""
     total = 0

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.numpy
@@ -70,6 +70,9 @@ class RunState:
     total: Total  # of the open round's updates
     bound: NormBound  # of the norm of an update in this exchange
     exchange: Exchange  # that is open, or opens next; the last one if every round is closed
+    # The plan's rounds once the open exchange is closed, if the operator has changed them: that
+    # exchange has the hash of the plan under which it was opened.
+    next_rounds: int | None = None
     counts_absent: bool = False  # devices that are away count with their last contribution
 
     @property
@@ -126,6 +129,21 @@ class RunState:
         return norm
 
     @property
+    def upcoming(self) -> Schedule:
+        """The schedule that is in force once the open exchange is closed."""
+        changes = self.next_rounds is not None
+        return self.schedule.with_rounds(self.next_rounds or 0) if changes else self.schedule
+
+    def extend(self, rounds: int) -> None:
+        """Change the plan's number of rounds, once the open exchange is closed."""
+        self.journal.extend(self.run.id, rounds)
+        self.next_rounds = rounds
+
+    def abandon(self) -> None:
+        """Mark the run as abandoned; it gets no model file."""
+        self.journal.finish(self.run.id, abandoned=True)
+
+    @property
     def layout(self) -> Layout:
         """Shapes of the model, and of the answers to the open exchange."""
         return self.schedule.layout(self.model.round)
@@ -148,9 +166,12 @@ class RunState:
         step = self.schedule.steps[self.model.round]
         stays: retention.Stays = "nothing"
         if step.kind == "vote":
-            stays = "answers"
+            stays = "answers" if self.schedule.is_closed_form else "nothing"
         elif self._is_of_moments and (self.counts_absent or self.schedule.is_closed_form):
             stays = "sums"
+        if self.next_rounds is not None:
+            self.schedule, self.next_rounds = self.upcoming, None
+            self.run = replace(self.run, plan=self.schedule.plan)
         state: State = safetensors.numpy.load(self.stored.server_state)
         model, state = self.schedule.close(self.model, self.total, state, decided=decided)
         stored = stored_model(model, state, self.run.plan)
@@ -225,7 +246,16 @@ def open_run_state(
         total = schedule.total(model.round, bound.value)
         exchange = _next_exchange(run, schedule, stored, bound)
         state = RunState(
-            run, journal, schedule, model, stored, total, bound, exchange, counts_absent
+            run,
+            journal,
+            schedule,
+            model,
+            stored,
+            total,
+            bound,
+            exchange,
+            next_rounds=journal.course(run.id).next_rounds,
+            counts_absent=counts_absent,
         )
         for device, payload in journal.contributions(run.id, model.round + 1):
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
