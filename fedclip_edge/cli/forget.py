@@ -68,10 +68,11 @@ def _forget(config: FleetConfig, device: str, **choices: bool) -> dict[str, Any]
 
     try:
         path = control.socket_path(config.journal)
-        return control.ask(path, "forget", device=device, **choices)
+        return {**control.ask(path, "forget", device=device, **choices), "serving": True}
     except control.NotServingError:
         log.mute()  # the steps of a computation that nobody follows
-        return forgetting.forget_offline(config, device, **choices).to_json()
+        done = forgetting.forget_offline(config, device, **choices)
+        return {**done.to_json(), "serving": False}
 
 
 def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
@@ -81,7 +82,7 @@ def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
         f"{_count(done['reports'], 'report')} deleted"
     )
     for one in done["solved"]:
-        yield f"{one['run']}: {_solved(one)}"
+        yield f"{one['run']}: {_solved(one, serving=done['serving'])}"
     for run in done["emptied"]:
         yield f"{run}: its models are deleted"
     for one in done["remaining"]:
@@ -102,16 +103,13 @@ def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
         yield f"if {device} may not take part again: fedclip-edge revoke {device}"
 
 
-def _solved(one: dict[str, Any]) -> str:
+def _solved(one: dict[str, Any], *, serving: bool) -> str:
+    later = "" if serving else " when `fedclip-edge serve` continues it"
     if not one["devices"]:
-        after = "it begins again when `fedclip-edge serve` continues it"
-        return "no contribution of another device is left; " + (
-            after if one["is_open"] else "its models are deleted"
-        )
+        after = f"it begins again{later}" if one["is_open"] else "its models are deleted"
+        return f"no contribution of another device is left; {after}"
     said = f"computed again from the contributions of {_count(one['devices'], 'device')}"
-    if one["is_open"]:
-        said += "; the devices vote again when `fedclip-edge serve` continues it"
-    return said
+    return f"{said}; the devices vote again{later}" if one["is_open"] else said
 
 
 def _count(number: int, what: str) -> str:

@@ -192,18 +192,52 @@ def test_the_newest_trained_model_can_be_deleted(tmp_path: Path) -> None:
     assert fleet.journal.unfinished_run() is None
 
 
-def test_a_device_that_only_voted_can_leave_a_trained_run(tmp_path: Path) -> None:
+def test_a_device_can_leave_a_trained_run_before_its_first_round_is_closed(tmp_path: Path) -> None:
     plan, left = Plan("linear", rounds=1), ["cam-0", "cam-1", "cam-2"]
     fleet = Journaled(tmp_path / "with", FLEET, plan)
     fleet.begin()
-    fleet.close(left)
-    fleet.complete(FLEET)
-    (solved,) = fleet.forget("cam-3").solved
-    assert solved.is_open
+    state = fleet.close(left)
+    for device in FLEET:
+        fleet.answer(state, device)  # to the vote
+    assert fleet.forget("cam-3").contributions == 1
     fleet.complete(left)
     never = Journaled(tmp_path / "without", FLEET, plan)
     never.begin()
     never.complete(left)
+    assert fleet.content() == never.content()
+    fleet.begin("run-2")
+    fleet.close(left)
+    fleet.complete(FLEET)
+    with pytest.raises(ConfigError, match="the model before its first contribution is no longer"):
+        fleet.forget("cam-3")
+
+
+def test_a_run_that_started_from_a_model_with_the_device_contains_it(tmp_path: Path) -> None:
+    fleet = Journaled(tmp_path, FLEET, Plan("linear", rounds=1, vote="off"))
+    fleet.begin("run-1")
+    fleet.complete(FLEET)
+    fleet.begin("run-2", started_from="run-1")
+    with pytest.raises(ConfigError, match=r"of run-2.* it started from the model of run-1"):
+        fleet.forget("cam-3")
+    fleet.complete(["cam-0"])
+    fleet.begin("run-3")
+    fleet.complete(["cam-0"])
+    assert [run for run, _ in fleet.forget("cam-3").remaining] == ["run-1", "run-2"]
+    assert fleet.forget("cam-3", delete_models=True).emptied == ("run-1", "run-2")
+
+
+def test_a_run_that_the_operator_ended_is_not_opened_again(tmp_path: Path) -> None:
+    fleet = Journaled(tmp_path, FLEET)
+    fleet.begin()
+    fleet.close(FLEET)
+    fleet.journal.finish("run-1", abandoned=True)
+    (solved,) = fleet.forget("cam-3").solved
+    assert (solved.closed, solved.is_open) == (1, False)
+    assert fleet.journal.course("run-1").state == "abandoned"
+    never = Journaled(tmp_path / "never", FLEET)
+    never.begin()
+    never.close(["cam-0", "cam-1", "cam-2"])
+    never.journal.finish("run-1", abandoned=True)
     assert fleet.content() == never.content()
 
 
@@ -326,10 +360,10 @@ def test_a_journal_that_another_process_reads_is_not_called_clean(tmp_path: Path
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM run").fetchall()
     fleet.journal._database.execute("PRAGMA busy_timeout = 100")
-    with pytest.raises(JournalError, match="run the command again"):
-        fleet.forget("cam-3")
+    (failure,) = fleet.forget("cam-3").failures
+    assert "so deleted data is still in the file" in failure
     reader.close()
-    assert fleet.forget("cam-3").contributions == 0
+    assert fleet.forget("cam-3").failures == ()
 
 
 def test_a_coordinator_that_still_serves_stops(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from opened import opened
 
 from fedclip_edge.coordinator.forgetting import Choices, Forgotten, Materials, forget
 from fedclip_edge.coordinator.journal import Journal, open_journal
-from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Origin, Run
 from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.method import LocalTask
@@ -48,10 +48,11 @@ class Journaled:
             open_journal(self.folder / "journal.sqlite", **self.settings)
         )
 
-    def begin(self, name: str = "run-1", plan: Plan | None = None) -> RunState:
-        run = Run(name, methods.with_defaults(plan or self.plan), ENCODER, CLASSES.digest)
+    def begin(self, name: str = "run-1", *, started_from: str = ZERO_SHOT) -> RunState:
+        run = Run(name, methods.with_defaults(self.plan), ENCODER, CLASSES.digest)
         initial = Schedule(run.plan, CLASSES, D).initial()
-        self.journal.add_run(run, stored_model(initial, {}, run.plan))
+        origin = Origin(model=started_from)
+        self.journal.add_run(run, stored_model(initial, {}, run.plan), origin)
         return self.state()
 
     def state(self, *, counts_absent: bool = False) -> RunState:
@@ -132,7 +133,7 @@ class Journaled:
             "LEFT JOIN payload ON contribution = id ORDER BY run, round, device",
             "last": "SELECT c.device, c.run, c.sha256 FROM last_contribution "
             "JOIN contribution AS c ON id = contribution ORDER BY c.device",
-            "run": "SELECT * FROM run ORDER BY rowid",
+            "run": "SELECT id, plan, state, paused, ends_after FROM run ORDER BY rowid",
             "report": "SELECT * FROM report ORDER BY run, round, device",
         }
         return {
