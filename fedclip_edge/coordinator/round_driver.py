@@ -246,7 +246,7 @@ class RoundDriver:
             seconds=round(now - self._opened_at, 3),
         )
         if done.counted_last:
-            log.event("last_counted", round=closed, **_listed("devices", done.counted_last))
+            log.event("last_counted", round=closed, **_listed("absent", done.counted_last))
         if done.dropped:
             log.event(
                 "sums_dropped",

@@ -136,7 +136,7 @@ def test_a_device_that_is_away_counts_with_its_last_contribution(
         path.write_text(text.replace("devices = 3", 'devices = 2\nabsent = "last"'))
         assert content(ends(site, serve(site, "--once"))) == content(of_all)
         (counted,) = (e for e in site.events("serve") if e["event"] == "last_counted")
-        assert counted["devices"] == HARBOUR
+        assert counted["absent"] == HARBOUR
         # Without `absent`, and after `forget`, it does not count.
         path.write_text(text.replace("devices = 3", "devices = 2"))
         of_two = ends(site, serve(site, "--once"))

@@ -55,6 +55,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "restart. The trained models are written to the folder `models` next to it.",
         "keep_models": "Number of models of each run that the journal keeps, the newest ones. If the "
         "newest model is damaged, `serve --from-round` can go back to one of the others.",
+        "keep_sums_mb": "Megabytes of the devices' last sums that stay in the journal, the newest "
+        "ones. `absent = \"last\"` and `fedclip-edge forget` need them. 0 keeps none.",
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
     },
@@ -105,6 +107,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "go on.",
         "cohort": "Number of devices that take part in a round. 0 means all that are online.",
         "upload_slots": "Number of devices that may upload at the same time.",
+        "absent": "`last`: in a round of exact sums (`gda`, `ridge`, `tofa`, the first round of "
+        "`auto`), a device that is away or late counts with its last contribution for the same "
+        "encoder and classes. It does not count for `devices` and `quorum`, and does not vote.",
     },
     Trainer: {
         "config": "The `agent.toml` of that device. It has the same fleet and broker.",

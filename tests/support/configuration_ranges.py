@@ -103,6 +103,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "bundle": PATH,
         "journal": PATH,
         "keep_models": integers(1),
+        "keep_sums_mb": integers(0, 1_000_000),
         "registry": PATH,
     },
     AgentConfig: {
@@ -146,6 +147,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "grace_s": numbers(0, math.inf, below=True),
         "cohort": integers(0),
         "upload_slots": integers(1),
+        "absent": CHOICE,
     },
     Trainer: {"config": PATH},
     DataConfig: {

@@ -221,6 +221,20 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"first learns of it, and then every {ENCODING_S / 60:g} minutes for each device.",
         ),
         "round_closed": Event("A round is closed, and the next model is made."),
+        "last_counted": Event(
+            "With `absent = \"last\"`, these devices were away or late, and counted in this round with "
+            "their last contribution.",
+        ),
+        "last_not_counted": Event(
+            "The last contribution of a device that is away does not fit this round, so it does not "
+            "count. `run` is the run that it was made for.",
+        ),
+        "sums_dropped": Event(
+            "The last contributions of all devices are more than `keep_sums_mb`; the oldest were "
+            "deleted from the journal.",
+            "Raise `keep_sums_mb`. Without them `forget` cannot compute the model again, and "
+            "`absent = \"last\"` does not count their devices.",
+        ),
         "report": Event("A device measured a model. The fields are those of the agent's event."),
         "message_refused": Event(
             "A message broke the protocol or has a wrong signature. It was dropped. Written in full "

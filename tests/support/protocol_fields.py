@@ -438,4 +438,5 @@ RULES: Mapping[str, str] = {
     "grace_s": "time that a round waits for a device that went away",
     "cohort": "devices in each round; 0 takes all that are online",
     "upload_slots": "devices that may upload at the same time",
+    "absent": "last: a device that is away counts with its last contribution",
 }
