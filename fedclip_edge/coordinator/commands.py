@@ -23,7 +23,6 @@ from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT
 from fedclip_edge.coordinator.server import Server
 from fedclip_edge.errors import BundleError, ConfigError
-from fedclip_edge.vision.bundle import read_bundle
 
 _START = "start the next run with `fedclip-edge run start`"
 
@@ -169,20 +168,25 @@ def extend(server: Server, arguments: Extend) -> Change:
 
 def forget(server: Server, arguments: Forget) -> Change:
     """Remove a device; raises ConfigError if it is not known, or if the newest model needs it."""
-    config, journal = server.config, server.journal
+    config, journal, run = server.config, server.journal, server.run
     try:
-        materials = forgetting.materials_of(read_bundle(config.bundle))
+        _, basis = server.load()
     except BundleError as error:
         raise ConfigError(str(error)) from error
+    if (run.encoder_id, run.classes_digest) != (basis.encoder_id, basis.classes.digest):
+        raise ConfigError(
+            f"the bundle in fleet.toml is not the one that {run.id} began with; put it back, or "
+            f"first start a run with it, then forget {arguments.device}"
+        )
     choices = forgetting.Choices(
         config.rules.quorum, arguments.without_vote, arguments.delete_models
     )
-    forgetting.check(journal, arguments.device, materials, choices)
+    forgetting.check(journal, arguments.device, basis, choices)
 
     def take_effect(now: float) -> dict[str, Any]:
         server.coordinator.driver.sync()
-        done = forgetting.forget(journal, arguments.device, materials, choices)
-        server.serve_again(now)
+        done = forgetting.forget(journal, arguments.device, basis, choices)
+        server.serve_again(basis, now)
         return done.to_json()
 
     return Change(take_effect)

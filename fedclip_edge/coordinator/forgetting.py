@@ -31,32 +31,12 @@ from fedclip_edge.coordinator import removal, retention
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run
 from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
+from fedclip_edge.coordinator.server import Basis
 from fedclip_edge.errors import ConfigError, JournalError
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import wire
-from fedclip_edge.records import ClassTexts
 from fedclip_edge.storage.sqlite import Connection
-from fedclip_edge.vision.bundle import Bundle, read_bundle
-
-
-@dataclass(frozen=True, eq=False)
-class Materials:
-    """What a run's models are computed from, besides the contributions: a bundle's class texts."""
-
-    classes: ClassTexts
-    dim: int  # D
-    encoder_id: str
-
-    def schedule(self, run: Run) -> Schedule | None:
-        """The exchanges of a run; None if it has another encoder or other classes."""
-        if (run.encoder_id, run.classes_digest) != (self.encoder_id, self.classes.digest):
-            return None
-        return Schedule(run.plan, self.classes, self.dim)
-
-
-def materials_of(bundle: Bundle) -> Materials:
-    """Return the materials of the runs that were made with a bundle."""
-    return Materials(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
+from fedclip_edge.vision.bundle import read_bundle
 
 
 @dataclass(frozen=True)
@@ -129,21 +109,22 @@ def forget_offline(
             f"there is no journal {config.journal}; correct 'journal' in fleet.toml, or name the "
             "fleet.toml that `serve` uses"
         )
-    materials = materials_of(read_bundle(config.bundle))
+    bundle = read_bundle(config.bundle)
+    basis = Basis(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
     choices = Choices(config.rules.quorum, without_vote, delete_models)
     journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
     with contextlib.closing(journal):
         journal.check()
-        return forget(journal, device, materials, choices)
+        return forget(journal, device, basis, choices)
 
 
-def check(journal: Journal, device: str, materials: Materials, choices: Choices) -> None:
+def check(journal: Journal, device: str, basis: Basis, choices: Choices) -> None:
     """Raise ConfigError if `forget` would refuse; JournalError on a disk error."""
     with journal.transaction() as database:
-        _find(journal, database, device, materials, choices)
+        _find(journal, database, device, basis, choices)
 
 
-def forget(journal: Journal, device: str, materials: Materials, choices: Choices) -> Forgotten:
+def forget(journal: Journal, device: str, basis: Basis, choices: Choices) -> Forgotten:
     """Remove a device from the journal; claims a new epoch.
 
     Raises ConfigError, and changes nothing, if the journal knows no such device, or if the newest
@@ -151,22 +132,22 @@ def forget(journal: Journal, device: str, materials: Materials, choices: Choices
     end of the transaction.
     """
     with journal.transaction() as database:
-        found = _find(journal, database, device, materials, choices)
+        found = _find(journal, database, device, basis, choices)
         contributions, reports = removal.remove_device(database, device)
         for run in found.touched:
             removal.mark(database, run, device, in_models=run in found.stuck)
         solved, emptied = [], []
         for run, its in found.runs.items():
             if run in found.stuck and choices.delete_models:
-                _empty(journal, database, its, materials)
+                _empty(journal, database, its, basis)
                 emptied.append(run)
             elif run in found.firsts and run not in found.stuck:
                 first = found.firsts[run]
-                solved.append(_solve_again(journal, database, its, first, materials, choices))
+                solved.append(_solve_again(journal, database, its, first, basis, choices))
         journal.next_epoch()
     remaining = [(run, why) for run, why in found.stuck.items() if run not in emptied]
     changed = {*found.marked, *found.touched} - dict(remaining).keys()
-    files, failures = _update_files(journal, found.runs, changed, materials)
+    files, failures = _update_files(journal, found.runs, changed, basis)
     try:
         journal.erase_deleted()
     except JournalError as error:
@@ -186,7 +167,7 @@ def forget(journal: Journal, device: str, materials: Materials, choices: Choices
 
 
 def _find(
-    journal: Journal, database: Connection, device: str, materials: Materials, choices: Choices
+    journal: Journal, database: Connection, device: str, basis: Basis, choices: Choices
 ) -> _Found:
     """Find what has to be removed; raises ConfigError if that is refused."""
     marked = removal.marked(database, device)
@@ -204,7 +185,7 @@ def _find(
     for run, its in runs.items():
         origin = journal.course(run).started_from
         if run in firsts and (
-            reason := _hindrance(journal, database, its, firsts[run], device, materials)
+            reason := _hindrance(journal, database, its, firsts[run], device, basis)
         ):
             stuck[run] = reason
         elif origin in stuck:
@@ -224,10 +205,10 @@ def _hindrance(
     run: Run,
     first: int,
     device: str,
-    materials: Materials,
+    basis: Basis,
 ) -> str | None:
     """Say why the models of a run cannot be computed again; None if they can."""
-    schedule = materials.schedule(run)
+    schedule = _schedule(basis, run)
     if schedule is None:
         return "it was made with another bundle than the one in fleet.toml"
     origin = journal.course(run.id).started_from
@@ -253,6 +234,13 @@ def _hindrance(
     return None
 
 
+def _schedule(basis: Basis, run: Run) -> Schedule | None:
+    """The exchanges of a run; None if it has another encoder or other classes."""
+    if (run.encoder_id, run.classes_digest) != (basis.encoder_id, basis.classes.digest):
+        return None
+    return Schedule(run.plan, basis.classes, basis.dim)
+
+
 def _base(journal: Journal, run: Run, first: int) -> int:
     """The number of exchanges after which computing the run again begins."""
     return max((n for n in journal.whole_rounds(run.id) if n < first), default=0)
@@ -263,11 +251,11 @@ def _solve_again(
     database: Connection,
     run: Run,
     first: int,
-    materials: Materials,
+    basis: Basis,
     choices: Choices,
 ) -> Solved:
     """Compute the models of a run again, from the contributions that are left in the journal."""
-    schedule = materials.schedule(run)
+    schedule = _schedule(basis, run)
     assert schedule is not None
     exchanges, closed = len(schedule.steps), journal.rounds_closed(run.id)
     course, newest = journal.course(run.id), journal.last_run()
@@ -327,9 +315,9 @@ def _go_back(
         journal.add_model(run.id, stored_model(schedule.initial(), {}, run.plan))
 
 
-def _empty(journal: Journal, database: Connection, run: Run, materials: Materials) -> None:
+def _empty(journal: Journal, database: Connection, run: Run, basis: Basis) -> None:
     """Delete all models of a run but the initial one; the run ends with it."""
-    schedule = materials.schedule(run)
+    schedule = _schedule(basis, run)
     if schedule is None:
         removal.delete_run(database, run.id)
         return
@@ -340,7 +328,7 @@ def _empty(journal: Journal, database: Connection, run: Run, materials: Material
 
 
 def _update_files(
-    journal: Journal, runs: Mapping[str, Run], changed: Collection[str], materials: Materials
+    journal: Journal, runs: Mapping[str, Run], changed: Collection[str], basis: Basis
 ) -> tuple[list[Path], list[str]]:
     """Write the model files of finished runs again, and delete those of all others.
 
@@ -352,7 +340,7 @@ def _update_files(
         path = model_file.path_of(journal.path, run)
         if not path.exists():
             continue
-        schedule = materials.schedule(runs[run])
+        schedule = _schedule(basis, runs[run])
         is_done = run in left and journal.course(run).is_over and journal.rounds_closed(run) > 0
         try:
             if not is_done:

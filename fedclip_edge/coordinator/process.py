@@ -22,7 +22,7 @@ from fedclip_edge.coordinator import commands, control, coordinator, publisher
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_choice import choose_run
-from fedclip_edge.coordinator.server import Claim, Server, coordinate
+from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -93,9 +93,7 @@ def serve(
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
     enrolled = _read_registry(config)
-    bundle = read_bundle(config.bundle)
-    for caution in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=config.bundle, caution=caution)
+    basis = _read_basis(config)
     device = trainer_id(config)
     invited = frozenset(() if device is None else (device,))
     journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
@@ -105,9 +103,14 @@ def serve(
         contextlib.ExitStack() as closing,
     ):
         journal.check()
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         chosen = choose_run(
-            config, bundle.classes, dim, encoder_id, journal, new_run=new_run, once=once
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            journal,
+            new_run=new_run,
+            once=once,
         )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
@@ -119,14 +122,19 @@ def serve(
             config,
             run,
             journal,
-            bundle,
+            basis,
             claim,
             me,
             time.monotonic(),
             invited=invited,
             registry=enrolled,
         )
-        server = Server(config, journal, first, reload or (lambda: config), invited)
+
+        def load_again() -> tuple[FleetConfig, Basis]:
+            loaded = config if reload is None else reload()
+            return loaded, _read_basis(loaded)
+
+        server = Server(config, journal, first, load_again, invited)
         trainer = None
         try:
             operator = control.listen(control.socket_path(config.journal))
@@ -195,6 +203,14 @@ def _has_ended(trainer: Trainer, server: Server, *, once: bool) -> bool:
         )
     log.event("trainer_ended", code=code)
     return True
+
+
+def _read_basis(config: FleetConfig) -> Basis:
+    """Read the bundle; raises BundleError."""
+    bundle = read_bundle(config.bundle)
+    for caution in bundle_warnings(bundle.manifest):
+        log.event("bundle_caution", bundle=config.bundle, caution=caution)
+    return Basis(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
 
 
 def _read_registry(config: FleetConfig) -> registry.Registry | None:

@@ -190,7 +190,8 @@ class RoundDriver:
             phase=self.state.phase,
             needs=action.needs,
             has=action.has,
-            **_listed("missing", missing),
+            missing=_listed(missing),
+            more=_more(missing),
         )
 
     def _last_seen(self, device: str, now: float) -> str:
@@ -246,7 +247,12 @@ class RoundDriver:
             seconds=round(now - self._opened_at, 3),
         )
         if done.counted_last:
-            log.event("last_counted", round=closed, **_listed("absent", done.counted_last))
+            log.event(
+                "last_counted",
+                round=closed,
+                absent=_listed(done.counted_last),
+                more=_more(done.counted_last),
+            )
         if done.dropped:
             log.event(
                 "sums_dropped",
@@ -291,7 +297,11 @@ class RoundDriver:
     }
 
 
-def _listed(what: str, names: Sequence[str]) -> dict[str, Any]:
-    """Fields of an event: `what` names the first _NAMES, `more` is the number of all others."""
-    more = len(names) - _NAMES
-    return {what: ", ".join(names[:_NAMES]) or None, "more": more if more > 0 else None}
+def _listed(names: Sequence[str]) -> str | None:
+    """The first _NAMES names, for a field of an event."""
+    return ", ".join(names[:_NAMES]) or None
+
+
+def _more(names: Sequence[str]) -> int | None:
+    """The number of names that `_listed` leaves out; None for 0."""
+    return len(names) - _NAMES if len(names) > _NAMES else None

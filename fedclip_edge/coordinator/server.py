@@ -31,8 +31,8 @@ from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.records import ClassTexts
 from fedclip_edge.transport.base import Connected, Transport
-from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 _LOOKS_S = 1.0  # between two looks at the schedule
 
@@ -46,14 +46,24 @@ class Claim:
     epoch: int
 
 
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The classes and features that a run is about."""
+
+    classes: ClassTexts
+    dim: int  # D
+    encoder_id: str
+
+
 @dataclass(eq=False)
 class Server:
-    """The serving process; `open_server` makes it. All methods are for the main thread."""
+    """The serving process. All methods are for its main thread."""
 
     config: FleetConfig
     journal: Journal
     coordinator: Coordinator  # of the newest run; it stays when the run is over
-    load: Callable[[], FleetConfig]  # reads fleet.toml as it is now
+    # Reads fleet.toml and the bundle as they are now; raises ConfigError and BundleError.
+    load: Callable[[], tuple[FleetConfig, Basis]]
     invited: frozenset[str] = frozenset()
     _looked_at: float = 0.0
     _not_started: str = ""  # why a run that was due did not start
@@ -84,36 +94,52 @@ class Server:
         BundleError if fleet.toml or the bundle cannot be used as they are now, ConfigError if there
         is no such model, JournalError on a disk error.
         """
-        config, bundle = self._settings()
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        chosen = next_run(config, bundle.classes, dim, encoder_id, self.journal, by=by, start=start)
+        loaded, basis = self.load()
+        # The rest belongs to the process, and stays.
+        config = replace(
+            self.config,
+            bundle=loaded.bundle,
+            rules=loaded.rules,
+            plan=loaded.plan,
+            schedule=loaded.schedule,
+        )
+        chosen = next_run(
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            self.journal,
+            by=by,
+            start=start,
+        )
 
         def begin(now: float) -> Run:
             run = chosen.begin()
             epoch = self.journal.next_epoch(above=self.coordinator.epoch)
-            self._serve(config, run, bundle, epoch, now)
+            self._serve(config, run, basis, epoch, now)
             return run
 
         return begin
 
-    def serve_again(self, now: float) -> None:
+    def serve_again(self, basis: Basis, now: float) -> None:
         """Serve the newest run as it is in the journal, after a command has changed it there.
 
-        The journal's epoch has been raised. `now` is monotonic, in seconds.
+        `basis` is that of the run. The journal's epoch has been raised. `now` is monotonic, in
+        seconds.
         """
         self._ended = self._waits = ""
         run = self.journal.last_run()
         assert run is not None
-        self._serve(self.config, run, read_bundle(self.config.bundle), self.journal.epoch, now)
+        self._serve(self.config, run, basis, self.journal.epoch, now)
 
-    def _serve(self, config: FleetConfig, run: Run, bundle: Bundle, epoch: int, now: float) -> None:
+    def _serve(self, config: FleetConfig, run: Run, basis: Basis, epoch: int, now: float) -> None:
         """Serve another run, or another state of this one, on the same link."""
         before, ours = self.coordinator, self.coordinator.publisher
         following = coordinate(
             config,
             run,
             self.journal,
-            bundle,
+            basis,
             Claim(ours.transport, ours.incarnation, epoch),
             ours.identity,
             now,
@@ -200,24 +226,12 @@ class Server:
             hint=None if schedule.starts_runs else "`fedclip-edge run start` starts the next run",
         )
 
-    def _settings(self) -> tuple[FleetConfig, Bundle]:
-        """The settings of a new run; what belongs to the process stays as it is."""
-        loaded = self.load()
-        config = replace(
-            self.config,
-            bundle=loaded.bundle,
-            rules=loaded.rules,
-            plan=loaded.plan,
-            schedule=loaded.schedule,
-        )
-        return config, read_bundle(config.bundle)
-
 
 def coordinate(
     config: FleetConfig,
     run: Run,
     journal: Journal,
-    bundle: Bundle,
+    basis: Basis,
     claim: Claim,
     identity: Identity,
     now: float,
@@ -229,7 +243,7 @@ def coordinate(
 
     `now` is monotonic, in seconds.
     """
-    schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+    schedule = Schedule(run.plan, basis.classes, basis.dim)
     state = open_run_state(run, journal, schedule, counts_absent=config.rules.absent == "last")
     return resume_coordinator(
         config,
@@ -238,5 +252,5 @@ def coordinate(
         now,
         invited=invited,
         registry=registry,
-        class_names=bundle.classes.names,
+        class_names=basis.classes.names,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forgetful_run import MATERIALS, Journaled, Pictures
+from forgetful_run import BASIS, Journaled, Pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opened import opened
@@ -267,7 +267,7 @@ def test_a_run_of_another_bundle_is_named(tmp_path: Path) -> None:
     fleet = Journaled(tmp_path, FLEET)
     fleet.begin()
     fleet.complete(FLEET)
-    other = replace(MATERIALS, encoder_id="f" * 64)
+    other = replace(BASIS, encoder_id="f" * 64)
     with pytest.raises(ConfigError, match="another bundle than the one in fleet"):
         forget(fleet.journal, "cam-0", other, Choices(0.75))
     done = forget(fleet.journal, "cam-0", other, Choices(0.75, delete_models=True))

@@ -10,10 +10,11 @@ from typing import Any
 from in_memory import ENCODER, class_texts, features, nothing
 from opened import opened
 
-from fedclip_edge.coordinator.forgetting import Choices, Forgotten, Materials, forget
+from fedclip_edge.coordinator.forgetting import Choices, Forgotten, forget
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Origin, Run
 from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
+from fedclip_edge.coordinator.server import Basis
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.schedule import Schedule
@@ -21,7 +22,7 @@ from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import Contribution, Features, Plan
 
 CLASSES, D = class_texts(), 8
-MATERIALS = Materials(CLASSES, D, ENCODER)
+BASIS = Basis(CLASSES, D, ENCODER)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Journaled:
         return state
 
     def forget(self, device: str, **choices: Any) -> Forgotten:
-        return forget(self.journal, device, MATERIALS, Choices(quorum=0.75, **choices))
+        return forget(self.journal, device, BASIS, Choices(quorum=0.75, **choices))
 
     def content(self) -> dict[str, list[tuple[Any, ...]]]:
         """All rows that tell one fleet from another, without numbers that the file gives them."""
