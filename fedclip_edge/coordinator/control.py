@@ -144,8 +144,9 @@ def listen(path: Path) -> ControlSocket:
 def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
     """Send one command to the coordinator behind the socket `path`; returns its result.
 
-    Raises NotServingError if no coordinator serves there; LinkError if it does not answer; ConfigError, with the
-    coordinator's own sentence, if it refuses the command, or if this user may not connect.
+    Raises NotServingError if no coordinator serves there, LinkError if it does not answer;
+    ConfigError, with the coordinator's own sentence, if it refuses the command, or if this user may
+    not connect.
     """
     line = _line({"command": command, "arguments": arguments})
     try:

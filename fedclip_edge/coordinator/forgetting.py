@@ -61,7 +61,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What `forget` did; runs are ids, oldest first."""
+    """The result of `forget`; runs are ids, oldest first."""
 
     device: str
     contributions: int  # deleted
@@ -86,7 +86,7 @@ class Forgotten:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What the journal has of a device."""
+    """A device's traces in the journal."""
 
     runs: Mapping[str, Run]  # all runs of the journal, oldest first
     touched: Collection[str]  # runs with any data of the device

@@ -554,8 +554,8 @@ class Journal:
     def erase_deleted(self) -> None:
         """Write the file again without the bytes of deleted rows, and empty its write-ahead log.
 
-        SQLite leaves such bytes in pages that it will use again. Needs as much free disk space as
-        the file has.
+        SQLite leaves such bytes in pages that it will use again. Raises JournalError if the disk
+        has less free space than the file needs, or if another process is reading it.
         """
         again = (
             "so deleted data is still in the file; free as much disk space as the file has, and end "

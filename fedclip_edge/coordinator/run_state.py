@@ -48,7 +48,7 @@ MASTER_CODEC: Codec = "fp32"  # lossless
 
 @dataclass(frozen=True)
 class ClosedRound:
-    """What closing a round did besides making the next model."""
+    """The result of closing a round, besides the next model."""
 
     counted_last: tuple[str, ...]  # devices that counted with an earlier contribution
     dropped: int  # last contributions that are beyond `keep_sums_mb`, and deleted
