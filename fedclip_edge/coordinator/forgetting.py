@@ -264,6 +264,7 @@ def _solve_again(
     continues = newest == run and (not course.is_over or is_whole)
     base = _base(journal, run, first)
     _go_back(journal, database, run, base, schedule)
+    removal.reopen(database, run.id)
     devices = removal.devices_in(database, run.id)
     state = open_run_state(run, journal, schedule)
     while state.model.round < closed:
@@ -284,11 +285,10 @@ def _solve_again(
     if base == 0:  # only contributions that are in the journal are in the models now
         removal.empty_run(database, run.id)
     is_open = continues and state.model.round < exchanges
-    if is_open:
-        removal.reopen(database, run.id)
-    elif course.is_over:
+    if not is_open and course.is_over:
+        removal.end_again(database, run.id, course)
         retention.end_run(database, run.id)
-    else:
+    elif not is_open:
         journal.finish(run.id)
     return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
 

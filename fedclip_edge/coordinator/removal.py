@@ -5,6 +5,7 @@ All functions work inside a transaction of the journal. `round` counts exchanges
 
 from __future__ import annotations
 
+from fedclip_edge.coordinator.journal_tables import Course
 from fedclip_edge.storage.sqlite import Connection
 
 # The contributions that counted in each exchange: its own, and those of devices that were absent.
@@ -114,9 +115,14 @@ def empty_run(database: Connection, run: str) -> None:
 
 
 def reopen(database: Connection, run: str) -> None:
-    """Mark a run that is done as under way again."""
+    """Mark a run as under way again."""
+    database.execute("UPDATE run SET state = 'open', ended_at = NULL WHERE id = ?", (run,))
+
+
+def end_again(database: Connection, run: str, course: Course) -> None:
+    """Give a run the end back that it had before `reopen`."""
     database.execute(
-        "UPDATE run SET state = 'open', ended_at = NULL WHERE id = ? AND state = 'done'", (run,)
+        "UPDATE run SET state = ?, ended_at = ? WHERE id = ?", (course.state, course.ended_at, run)
     )
 
 

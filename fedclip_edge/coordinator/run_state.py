@@ -245,6 +245,7 @@ def open_run_state(
         bound = _bound(run, journal, schedule, model.round)
         total = schedule.total(model.round, bound.value)
         exchange = _next_exchange(run, schedule, stored, bound)
+        course = journal.course(run.id)
         state = RunState(
             run,
             journal,
@@ -254,10 +255,12 @@ def open_run_state(
             total,
             bound,
             exchange,
-            next_rounds=journal.course(run.id).next_rounds,
+            next_rounds=course.next_rounds,
             counts_absent=counts_absent,
         )
-        for device, payload in journal.contributions(run.id, model.round + 1):
+        # Of a round that the operator did not let end, the payloads are deleted.
+        open_round = () if course.is_over else journal.contributions(run.id, model.round + 1)
+        for device, payload in open_round:
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)
             state.total.add(kept.update)
