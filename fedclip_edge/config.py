@@ -25,6 +25,7 @@ from fedclip_edge.storage.toml_file import read_toml
 
 T = TypeVar("T")
 
+_SUMS_MAX_MB = 1_000_000  # 1 TB; a journal of this size is a mistake
 _MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 5 bytes of header
 
 
@@ -76,6 +77,8 @@ class RunRules:
     grace_s: float = 30.0  # seconds that a round waits for a device that went offline
     cohort: int = 0  # devices drawn for each round; 0 takes all training devices that are online
     upload_slots: int = 8  # devices that may upload at the same time
+    # "last": a device that is away counts with its last contribution, in a round of exact sums
+    absent: Literal["skip", "last"] = "skip"
 
     def __post_init__(self) -> None:
         _require(self.devices >= 1, f"devices: expected 1 or more, got {self.devices}")
@@ -88,6 +91,11 @@ class RunRules:
         _require(self.cohort >= 0, f"cohort: expected 0 or more, got {self.cohort}")
         _require(
             self.upload_slots >= 1, f"upload_slots: expected 1 or more, got {self.upload_slots}"
+        )
+        _require(
+            self.absent == "skip" or self.cohort == 0,
+            'cohort: absent = "last" counts every device, and a cohort leaves some out; leave out '
+            "one of the two",
         )
 
 
@@ -175,6 +183,8 @@ class FleetConfig:
     keep_models: int = 3  # newest models of each run that stay in the journal
     # report of each finished run, without pictures: reports/RUN.html and .json beside the journal
     reports: Literal["on", "off"] = "on"
+    # MB of last contributions that stay, for `forget` and `absent`; 0 keeps none
+    keep_sums_mb: int = 1000
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     registry: Path | None = None  # devices.json of the enrolled devices; without it any may join
     rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated
@@ -186,6 +196,15 @@ class FleetConfig:
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
         _require(self.keep_models >= 1, f"keep_models: expected 1 or more, got {self.keep_models}")
+        _require(
+            0 <= self.keep_sums_mb <= _SUMS_MAX_MB,
+            f"keep_sums_mb: expected 0 to {_SUMS_MAX_MB}, got {self.keep_sums_mb}",
+        )
+        _require(
+            self.rules.absent == "skip" or self.keep_sums_mb > 0,
+            'keep_sums_mb: 0 keeps no contribution that absent = "last" could count; write a '
+            'larger number, or absent = "skip"',
+        )
 
 
 @dataclass(frozen=True)

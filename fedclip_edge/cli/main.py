@@ -22,6 +22,7 @@ from fedclip_edge.cli.devices import devices
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
+from fedclip_edge.cli.forget import forget
 from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.run import run
@@ -77,6 +78,7 @@ for _command in (
     devices,
     runs,
     run,
+    forget,
     agent,
     predict,
     simulate,

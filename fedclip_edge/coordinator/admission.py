@@ -4,6 +4,7 @@ Laws:
 - With a registry, only the keys in it are accepted, whatever key was pinned before.
 - Without a registry, the first key that an admitted id uses in a run is pinned until the run ends.
   The pin is on disk before it takes effect.
+- A device that was removed from a run (forgetting.py) is not admitted to it again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from fedclip_edge.protocol.messages import MAX_CLASSES, Hello, Refused
 
 # A refusal with the names of the classes stays about as small as a manifest.
 _NAMES_BYTES = 4096
+_FORGOTTEN = (
+    "its contributions to this run were removed with `fedclip-edge forget`; it can take part in the "
+    "next run"
+)
 
 
 @dataclass(eq=False)
@@ -63,6 +68,8 @@ class Admission:
         reason = self._check_key(device, hello.key)
         if reason is not None:
             return Refused(reason, "device", key=hello.key)
+        if device in self.journal.forgotten(self.run.id):
+            return Refused(_FORGOTTEN, "run", key=hello.key)
         reason = self._unfit(hello)
         if reason is not None:
             has_others = hello.classes_digest != self.run.classes_digest

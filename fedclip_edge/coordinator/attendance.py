@@ -19,7 +19,7 @@ All functions are pure; `now` is monotonic, in seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from fedclip_edge.coordinator.round_events import Missed, Waiting
@@ -134,6 +134,16 @@ def departed(state: RoundState, device: str, now: float) -> Mapping[str, tuple[f
         d: times for d, times in state.departures.items() if now - times[-1] < _memory_s(state)
     }
     return {**recent, device: (*recent.get(device, ())[-1:], now)}
+
+
+def absent(state: RoundState, devices: Collection[str]) -> frozenset[str]:
+    """Those of `devices` that took no part in the open round, because they are away or were late.
+
+    A device is not absent if its contribution was refused, or if it is online and only evaluates.
+    """
+    late = state.cohort & state.trainers
+    here = (state.trainers | state.evaluators) - late
+    return frozenset(devices) - state.kept.keys() - state.rejected - here
 
 
 def miss(

@@ -19,7 +19,7 @@ from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config import read_table, unknown
-from fedclip_edge.coordinator import snapshot
+from fedclip_edge.coordinator import forgetting, snapshot
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT
 from fedclip_edge.coordinator.server import Server
@@ -56,6 +56,15 @@ class Extend:
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= 1_000_000:
             raise ValueError(f"rounds: expected 1 to 1000000, got {self.rounds}")
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The arguments of `forget`."""
+
+    device: str
+    without_vote: bool = False  # take the default candidate instead of a new vote
+    delete_models: bool = False  # delete models that contain the device and cannot be made again
 
 
 @dataclass(frozen=True)
@@ -177,6 +186,32 @@ def extend(server: Server, arguments: Extend) -> Change:
     return _change(server, lambda now: driver.extend(arguments.rounds, now))
 
 
+def forget(server: Server, arguments: Forget) -> Change:
+    """Remove a device; raises ConfigError if it is not known, or if the newest model needs it."""
+    config, journal, run = server.config, server.journal, server.run
+    try:
+        _, basis = server.load()
+    except BundleError as error:
+        raise ConfigError(str(error)) from error
+    if (run.encoder_id, run.classes_digest) != (basis.encoder_id, basis.classes.digest):
+        raise ConfigError(
+            f"the bundle in fleet.toml is not the one that {run.id} began with; put it back, or "
+            f"first start a run with it, then forget {arguments.device}"
+        )
+    choices = forgetting.Choices(
+        config.rules.quorum, arguments.without_vote, arguments.delete_models
+    )
+    forgetting.check(journal, arguments.device, basis, choices)
+
+    def take_effect(now: float) -> dict[str, Any]:
+        server.coordinator.driver.sync()
+        done = forgetting.forget(journal, arguments.device, basis, choices)
+        server.serve_again(basis, now)
+        return done.to_json()
+
+    return Change(take_effect)
+
+
 def _check_open(server: Server) -> None:
     """Raise ConfigError unless the newest run is under way."""
     course = server.course
@@ -234,6 +269,7 @@ COMMANDS: Mapping[str, Command] = {
     "extend": Command(extend, Extend),
     "status": Command(status, Status),
     "devices": Command(devices, Devices),
+    "forget": Command(forget, Forget),
 }
 
 

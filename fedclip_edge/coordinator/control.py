@@ -47,6 +47,10 @@ class Request:
     user: str = ""  # Unix user of the process that sent it
 
 
+class NotServingError(LinkError):
+    """No coordinator listens on the control socket."""
+
+
 class ControlSocket:
     """The listening socket; `next_request` hands out what arrived."""
 
@@ -140,8 +144,9 @@ def listen(path: Path) -> ControlSocket:
 def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
     """Send one command to the coordinator behind the socket `path`; returns its result.
 
-    Raises LinkError if no coordinator serves there, or if it does not answer; ConfigError, with the
-    coordinator's own sentence, if it refuses the command, or if this user may not connect.
+    Raises NotServingError if no coordinator serves there, LinkError if it does not answer;
+    ConfigError, with the coordinator's own sentence, if it refuses the command, or if this user may
+    not connect.
     """
     line = _line({"command": command, "arguments": arguments})
     try:
@@ -155,7 +160,7 @@ def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
             with link.makefile("rb") as lines:
                 answer = lines.readline()
     except (FileNotFoundError, ConnectionRefusedError):
-        raise LinkError(
+        raise NotServingError(
             f"no coordinator serves behind {path}; start `fedclip-edge serve` with the same "
             "fleet.toml, then try again"
         ) from None

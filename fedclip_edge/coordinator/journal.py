@@ -8,10 +8,12 @@ Laws:
 - One sync may cover several contributions and reports: those added between `hold` and `sync`. They
   are on disk once `sync` returns, and so are those that were added before any other write.
 - The first contribution per (run, round, device) is never replaced.
-- Closing a round commits the model and deletes its contribution payloads in one transaction. The
-  rows without their payloads stay, so a lost answer can be repeated.
+- Closing a round commits the model and deletes its contribution payloads in one transaction, except
+  those that may count again (retention.py). The rows without their payloads stay, so a lost answer
+  can be repeated.
 - A run under way keeps its newest `keep_models` models, a run that is over only its last one. So a
-  round adds only its reports and one row for each contribution.
+  round adds only its reports and one row for each contribution; the payloads that stay have at most
+  `keep_sums_mb` in all.
 - The journal has at most one run that is not over: the newest.
 - A payload is read back as it was written, byte for byte. A model is stored as the bytes that were
   published and is never encoded again, because another version of the compression library may
@@ -30,17 +32,19 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import retention
 from fedclip_edge.coordinator.journal_tables import (
     SCHEMA,
     Action,
     Course,
+    LastContribution,
     Origin,
     Run,
     RunPhase,
@@ -84,11 +88,17 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, database: Connection, keep_models: int = FleetConfig.keep_models
+        self,
+        path: Path,
+        database: Connection,
+        keep_models: int = FleetConfig.keep_models,
+        keep_sums_mb: int = FleetConfig.keep_sums_mb,
     ) -> None:
         self.path = path
         self.keep_models = keep_models
+        self.keep_sums_mb = keep_sums_mb
         self._database = database
+        self._is_writing = False  # inside a transaction
         self._claimed: int | None = None  # the epoch under which this process writes
         self.is_holding = False
         self._held: list[Callable[[], object]] = []  # what `sync` adds, in order
@@ -167,7 +177,7 @@ class Journal:
             if abandons is not None:
                 self._end_run(abandons, "abandoned")
             held = "(SELECT id FROM run WHERE state = 'held')"
-            for table in ("model", "report", "pinned_key"):
+            for table in ("model", "report", "pinned_key", "forgotten"):
                 self._database.execute(f"DELETE FROM {table} WHERE run IN {held}")  # noqa: S608
             self._database.execute("DELETE FROM run WHERE state = 'held'")
             self._database.execute(
@@ -187,6 +197,11 @@ class Journal:
             self._add_model(run.id, initial)
         with errors_as(self._unusable("written"), self._malformed):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def add_model(self, run: str, model: StoredModel) -> None:
+        """Add a model that a run lacks."""
+        with self._writing():
+            self._add_model(run, model)
 
     def unfinished_run(self) -> Run | None:
         """The newest run if it is not over; None otherwise."""
@@ -277,15 +292,7 @@ class Journal:
             "UPDATE run SET state = ?, ended_at = ?, paused = 0 WHERE id = ?",
             (state, time.time(), run),
         )
-        self._database.execute(
-            "DELETE FROM model WHERE run = ? "
-            "AND round < (SELECT MAX(round) FROM model WHERE run = ?)",
-            (run, run),
-        )
-        self._database.execute(
-            "DELETE FROM payload WHERE contribution IN (SELECT id FROM contribution WHERE run = ?)",
-            (run,),
-        )
+        retention.end_run(self._database, run)
 
     def newest_model(self, run: str) -> StoredModel:
         """The model of the last closed round, or the initial model before any round is closed.
@@ -401,11 +408,59 @@ class Journal:
                 )
             yield device, payload
 
-    def close_round(self, run: str, model: StoredModel) -> None:
+    def last_contributions(
+        self, encoder_id: str, classes_digest: str
+    ) -> tuple[LastContribution, ...]:
+        """The last contribution of each device for this encoder and these classes, by device."""
+        return self._contributions(
+            "last_contribution WHERE encoder_id = ? AND classes_digest = ?",
+            encoder_id,
+            classes_digest,
+        )
+
+    def counted_last(self, run: str, round: int) -> tuple[LastContribution, ...]:
+        """The contributions of earlier runs that also counted in a closed round, by device."""
+        return self._contributions("counted_last WHERE run = ? AND round = ?", run, round)
+
+    def _contributions(self, source: str, *values: object) -> tuple[LastContribution, ...]:
+        rows = self._rows(
+            "SELECT id, device, contribution.run, sha256 FROM contribution "  # noqa: S608 - constants
+            f"WHERE id IN (SELECT contribution FROM {source}) ORDER BY device",
+            *values,
+        )
+        codecs = {run.id: run.plan.codec_up for run in self.runs()} if rows else {}
+        return tuple(
+            LastContribution(one, device, run, sha256, codecs[run])
+            for one, device, run, sha256 in rows
+        )
+
+    def payload_of(self, last: LastContribution) -> bytes:
+        """The payload of a contribution; JournalError if it is not the one that was written."""
+        query = "SELECT CAST(body AS BLOB) FROM payload WHERE contribution = ?"
+        payload = bytes(self._one(query, last.id)[0])
+        if hashlib.sha256(payload).hexdigest() != last.sha256:
+            raise self.damaged(
+                f"the last contribution of {last.device} is not the one that was written"
+            )
+        return payload
+
+    def forgotten(self, run: str) -> frozenset[str]:
+        """The devices that were removed from the run (forgetting.py)."""
+        rows = self._rows("SELECT device FROM forgotten WHERE run = ?", run)
+        return frozenset(device for (device,) in rows)
+
+    def close_round(
+        self,
+        run: str,
+        model: StoredModel,
+        stays: retention.Stays = "nothing",
+        counted: Iterable[int] = (),
+    ) -> int:
         """Commit the model of `model.round`, and put an extension of the run in force.
 
-        Deletes the payloads that it was made of, and the run's models before the newest
-        `keep_models`.
+        Deletes the payloads that it was made of, except those that stay, and the run's models
+        before the newest `keep_models`. `counted` are the ids of earlier contributions that counted
+        again. Returns the number of last contributions that are beyond the limit and deleted.
         """
         with self._writing():
             self._add_model(run, model)
@@ -418,18 +473,15 @@ class Journal:
                 "DELETE FROM model WHERE run = ? AND round <= ?",
                 (run, model.round - self.keep_models),
             )
-            self._database.execute(
-                "DELETE FROM payload WHERE contribution IN "
-                "(SELECT id FROM contribution WHERE run = ? AND round = ?)",
-                (run, model.round),
-            )
+            most = self.keep_sums_mb * 2**20
+            return retention.close_round(self._database, run, model.round, stays, counted, most)
 
     def rewind(self, run: str, round: int) -> None:
         """Delete everything after a closed round: models, contributions and reports.
 
         Raises ConfigError if the journal has no whole model of this round.
         """
-        whole = self._whole_rounds(run)
+        whole = self.whole_rounds(run)
         if round not in whole:
             listed = ", ".join(map(str, whole)) or "none"
             raise ConfigError(
@@ -437,14 +489,15 @@ class Journal:
                 f"models are of the rounds {listed}; name one of them, or restore a copy of the "
                 "journal"
             )
+        lost = "IN (SELECT id FROM contribution WHERE run = ? AND round > ?)"
         with self._writing():
-            self._database.execute(
-                "DELETE FROM payload WHERE contribution IN "
-                "(SELECT id FROM contribution WHERE run = ? AND round > ?)",
-                (run, round),
-            )
             self._database.execute("UPDATE run SET ends_after = NULL WHERE id = ?", (run,))
-            for table in ("contribution", "model", "report"):
+            for table in ("payload", "last_contribution"):
+                self._database.execute(
+                    f"DELETE FROM {table} WHERE contribution {lost}",  # noqa: S608 - constants
+                    (run, round),
+                )
+            for table in ("counted_last", "contribution", "model", "report"):
                 self._database.execute(
                     f"DELETE FROM {table} WHERE run = ? AND round > ?",  # noqa: S608 - constants
                     (run, round),
@@ -534,11 +587,47 @@ class Journal:
         self._database.close()
 
     @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Put all writes inside the block into one transaction; if it raises, nothing is changed.
+
+        The connection is for further statements. Raises the errors of the methods that write.
+        """
+        with self._writing():
+            self._is_writing = True
+            try:
+                yield self._database
+            finally:
+                self._is_writing = False
+
+    def erase_deleted(self) -> None:
+        """Write the file again without the bytes of deleted rows, and empty its write-ahead log.
+
+        SQLite leaves such bytes in pages that it will use again. Raises JournalError if the disk
+        has less free space than the file needs, or if another process is reading it.
+        """
+        again = (
+            "so deleted data is still in the file; free as much disk space as the file has, and end "
+            "all processes that read it"
+        )
+
+        def failed(error: Exception) -> JournalError:
+            return JournalError(f"the journal {self.path} cannot be rewritten ({error}), {again}")
+
+        with errors_as(failed, self._malformed):
+            self._database.execute("VACUUM")
+            (is_busy, *_) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise JournalError(f"another process reads the journal {self.path}, {again}")
+
+    @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Open a transaction of its own; if it raises, nothing is changed.
+        """Open a transaction, if none is open; if it raises, nothing is changed.
 
         Raises JournalError on a disk error, RunError if another process claimed a later epoch.
         """
+        if self._is_writing:
+            yield
+            return
         self.sync()
         with errors_as(self._unusable("written"), self._malformed), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check
@@ -560,11 +649,11 @@ class Journal:
         If `run` is given, only its rounds from `before` on are damaged. The error then names the
         newest whole model of an earlier round, if the journal has one.
         """
-        whole = [number for number in self._whole_rounds(run) if number < before]
+        whole = [number for number in self.whole_rounds(run) if number < before]
         return _damaged(self.path, what, whole[-1] if whole else None)
 
-    def _whole_rounds(self, run: str) -> list[int]:
-        """The rounds whose model is in the journal as it was written, in order."""
+    def whole_rounds(self, run: str) -> list[int]:
+        """The closed rounds whose model is in the journal as it was written, in order."""
         numbers = self._rows("SELECT round FROM model WHERE run = ? ORDER BY round", run)
         rows = (self._one(f"{_MODEL} WHERE run = ? AND round = ?", run, n) for (n,) in numbers)
         return [row[0] for row in rows if _whole_model(row) is not None]
@@ -610,10 +699,15 @@ class Journal:
         return rows[0]
 
 
-def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Journal:
+def open_journal(
+    path: Path,
+    keep_models: int = FleetConfig.keep_models,
+    keep_sums_mb: int = FleetConfig.keep_sums_mb,
+) -> Journal:
     """Open the journal; create it if it is missing.
 
-    Each round that it closes leaves the newest `keep_models` models of its run in the file.
+    Each round that it closes leaves the newest `keep_models` models of its run in the file, and at
+    most `keep_sums_mb` MB of last contributions.
     Raises ConfigError, and changes nothing, if `path` is a folder, a database of another program or
     a journal of another version; JournalError if the file cannot be read or written, is empty or
     damaged.
@@ -625,7 +719,7 @@ def open_journal(path: Path, keep_models: int = FleetConfig.keep_models) -> Jour
         _check_not_empty(path)
         return open_database(path, SCHEMA, create=False)
 
-    return Journal(path, _opened(path, opened), keep_models)
+    return Journal(path, _opened(path, opened), keep_models, keep_sums_mb)
 
 
 def open_journal_to_read(path: Path) -> Journal:

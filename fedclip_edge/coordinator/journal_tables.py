@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedclip_edge.records import Plan
+from fedclip_edge.records import Codec, Plan
 from fedclip_edge.storage.sqlite import Schema
 
 SCHEMA = Schema(
@@ -59,6 +59,25 @@ INSERT INTO epoch VALUES (1, 0);
 CREATE TABLE operator_action (
     number INTEGER PRIMARY KEY, at REAL NOT NULL, -- Unix time in seconds
     user TEXT NOT NULL, command TEXT NOT NULL, arguments TEXT NOT NULL -- JSON
+);
+-- Contributions that stay after their round is closed (retention.py).
+-- The newest sums of each device, for each encoder and list of classes.
+CREATE TABLE last_contribution (
+    device TEXT NOT NULL, encoder_id TEXT NOT NULL, classes_digest TEXT NOT NULL,
+    contribution INTEGER NOT NULL REFERENCES contribution,
+    PRIMARY KEY (device, encoder_id, classes_digest)
+);
+-- Contributions of earlier runs that also counted in a round, for devices that were absent.
+CREATE TABLE counted_last (
+    run TEXT NOT NULL REFERENCES run, round INTEGER NOT NULL,
+    contribution INTEGER NOT NULL REFERENCES contribution,
+    PRIMARY KEY (run, round, contribution)
+);
+-- Devices that were removed from a run (forgetting.py).
+CREATE TABLE forgotten (
+    run TEXT NOT NULL REFERENCES run, device TEXT NOT NULL,
+    in_models INTEGER NOT NULL, -- 1 if models of the run still contain its contributions
+    PRIMARY KEY (run, device)
 );
 """,
 )
@@ -134,3 +153,14 @@ class StoredModel:
     payload: bytes  # as published, in the plan's codec_down
     server_state: bytes  # the method's state on the coordinator between rounds, as safetensors
     master: bytes | None = None  # the model in float32; None if `payload` is float32 already
+
+
+@dataclass(frozen=True)
+class LastContribution:
+    """A device's contribution to a closed round, which may count again; its payload stays."""
+
+    id: int
+    device: str
+    run: str  # that it was made for
+    sha256: str  # of the payload
+    codec: Codec  # of the payload

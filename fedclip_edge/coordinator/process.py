@@ -27,6 +27,7 @@ from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import sends_moments
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
@@ -57,9 +58,16 @@ def load(path: Path) -> FleetConfig:
     """
     config = load_fleet(path)
     try:
-        return replace(config, plan=methods.with_defaults(config.plan))
+        config = replace(config, plan=methods.with_defaults(config.plan))
     except ConfigError as error:
         raise ConfigError(f"{path} [plan]: {error}") from None
+    if config.rules.absent == "last" and not sends_moments(config.plan):
+        raise ConfigError(
+            f'{path} [rules]: absent = "last" needs a method with a round of exact sums (auto, gda, '
+            f"ridge, tofa); an update of {config.plan.method} fits only the model that it was "
+            'trained from; write absent = "skip"'
+        )
+    return config
 
 
 def serve(
@@ -89,7 +97,7 @@ def serve(
     basis = _read_basis(config)
     device = trainer_id(config)
     invited = frozenset(() if device is None else (device,))
-    journal = open_journal(config.journal, config.keep_models)
+    journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
     with (
         contextlib.closing(journal),
         Children() as children,

@@ -10,14 +10,15 @@ Laws:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedclip_edge import log
-from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator import attendance, round_events, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
+from fedclip_edge.coordinator.journal_tables import LastContribution
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival, Receiver, UnfitError
 from fedclip_edge.coordinator.round_state import RoundState
@@ -28,7 +29,7 @@ from fedclip_edge.protocol.messages import Kept
 # The most contributions that are put on disk together, and the longest time that one waits for it.
 _HELD = 32
 _HELD_S = 0.1
-_NAMES = 10  # a `waiting` event names so many devices at most
+_NAMES = 10  # an event names so many devices at most
 
 _Handler = Callable[["RoundDriver", Any, float], round_events.Event | None]
 
@@ -188,8 +189,8 @@ class RoundDriver:
             phase=self.state.phase,
             needs=action.needs,
             has=action.has,
-            missing=", ".join(missing[:_NAMES]) or None,
-            more=len(missing) - _NAMES if len(missing) > _NAMES else None,
+            missing=_listed(missing),
+            more=_more(missing),
         )
 
     def missing(self, action: round_events.Waiting, now: float) -> list[tuple[str, str]]:
@@ -240,7 +241,7 @@ class RoundDriver:
 
     def _close_round(self, action: round_events.CloseRound, now: float) -> round_events.Closed:
         self.sync()
-        self.run_state.close_round(decided=action.has_quorum)
+        done = self.run_state.close_round(decided=action.has_quorum, lasts=self._of_absent())
         self._last_refusal = ""
         run, closed = self.run_state.run, self.run_state.model.round
         log.event(
@@ -253,8 +254,33 @@ class RoundDriver:
             model_bytes=self.run_state.blob.size_bytes,
             seconds=round(now - self._opened_at, 3),
         )
+        if done.counted_last:
+            log.event(
+                "last_counted",
+                round=closed,
+                absent=_listed(done.counted_last),
+                more=_more(done.counted_last),
+            )
+        if done.dropped:
+            log.event(
+                "sums_dropped",
+                count=done.dropped,
+                hint="raise keep_sums_mb in fleet.toml; without them `forget` cannot compute the "
+                'model again, and absent = "last" does not count their devices',
+            )
         self.receiver.uploads.release_all()
         return round_events.Closed()
+
+    def _of_absent(self) -> list[LastContribution]:
+        """The last contributions of the devices that are absent from the open round."""
+        every = {last.device: last for last in self.run_state.last_contributions()}
+        absent = attendance.absent(self.state, every.keys()) - self.devices.unfit.keys()
+        admitted = self.admission.enrolled
+        return [
+            last
+            for device, last in every.items()
+            if device in absent and (admitted is None or device in admitted)
+        ]
 
     def _finish(self, action: round_events.Finish, now: float) -> None:
         path = self.run_state.finish()
@@ -277,3 +303,13 @@ class RoundDriver:
         round_events.CloseRound: _close_round,
         round_events.Finish: _finish,
     }
+
+
+def _listed(names: Sequence[str]) -> str | None:
+    """The first _NAMES names, for a field of an event."""
+    return ", ".join(names[:_NAMES]) or None
+
+
+def _more(names: Sequence[str]) -> int | None:
+    """The number of names that `_listed` leaves out; None for 0."""
+    return len(names) - _NAMES if len(names) > _NAMES else None

@@ -6,7 +6,8 @@ A round's sum is added to the float32 master model. Devices get the model throug
 Laws:
 - A contribution is on disk before its round is closed. Those that the journal holds (`hold`) are in
   the sum before; if they never reach the disk, this process has ended with its sum.
-- A closed round's model is on disk before it is announced.
+- A closed round's model is on disk before it is announced. The transaction that commits it also
+  names the contributions of earlier runs that counted, so that they can be added again.
 - A run is finished only once its model file is written.
 - After a kill at any moment, `open_run_state` restores the same model, byte for byte, and a sum of
   the same contributions.
@@ -15,14 +16,16 @@ Laws:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.numpy
 
-from fedclip_edge import model_file
+from fedclip_edge import log, model_file
+from fedclip_edge.coordinator import retention
 from fedclip_edge.coordinator.journal import Journal
-from fedclip_edge.coordinator.journal_tables import Run, StoredModel
+from fedclip_edge.coordinator.journal_tables import LastContribution, Run, StoredModel
 from fedclip_edge.errors import JournalError, PeerError
 from fedclip_edge.learning.norm_bound import NormBound
 from fedclip_edge.learning.schedule import Schedule
@@ -41,6 +44,14 @@ from fedclip_edge.records import (
 )
 
 MASTER_CODEC: Codec = "fp32"  # lossless
+
+
+@dataclass(frozen=True)
+class ClosedRound:
+    """The result of closing a round, besides the next model."""
+
+    counted_last: tuple[str, ...]  # devices that counted with an earlier contribution
+    dropped: int  # last contributions that are beyond `keep_sums_mb`, and deleted
 
 
 @dataclass(eq=False)
@@ -62,6 +73,7 @@ class RunState:
     # The plan's rounds once the open exchange is closed, if the operator has changed them: that
     # exchange has the hash of the plan under which it was opened.
     next_rounds: int | None = None
+    counts_absent: bool = False  # devices that are away count with their last contribution
 
     @property
     def version(self) -> str:
@@ -136,18 +148,36 @@ class RunState:
         """Shapes of the model, and of the answers to the open exchange."""
         return self.schedule.layout(self.model.round)
 
-    def close_round(self, *, decided: bool = True) -> None:
+    def last_contributions(self) -> tuple[LastContribution, ...]:
+        """The contributions of earlier runs that may count in the open round, by device."""
+        if not self.counts_absent or not self._is_of_moments:
+            return ()
+        return self.journal.last_contributions(self.run.encoder_id, self.run.classes_digest)
+
+    def close_round(
+        self, *, decided: bool = True, lasts: Iterable[LastContribution] = ()
+    ) -> ClosedRound:
         """Make the next model from the sum, commit it, and start the next exchange's sum.
 
-        Without `decided` the open exchange is a vote that too few devices have answered.
+        Without `decided` the open exchange is a vote that too few devices have answered. The
+        contributions in `lasts` count too, if they are within the bounds of this round.
         """
+        counted = [last for last in lasts if self._count_last(last)]
+        step = self.schedule.steps[self.model.round]
+        stays: retention.Stays = "nothing"
+        if step.kind == "vote":
+            stays = "answers" if self.schedule.is_closed_form else "nothing"
+        elif self._is_of_moments and (self.counts_absent or self.schedule.is_closed_form):
+            stays = "sums"
         if self.next_rounds is not None:
             self.schedule, self.next_rounds = self.upcoming, None
             self.run = replace(self.run, plan=self.schedule.plan)
         state: State = safetensors.numpy.load(self.stored.server_state)
         model, state = self.schedule.close(self.model, self.total, state, decided=decided)
         stored = stored_model(model, state, self.run.plan)
-        self.journal.close_round(self.run.id, stored)
+        dropped = self.journal.close_round(
+            self.run.id, stored, stays, [last.id for last in counted]
+        )
         self.model, self.stored = model, stored
         closed = model.round
         if closed in self.schedule.numbers(closed):
@@ -156,12 +186,36 @@ class RunState:
             self.bound = _bound(self.run, self.journal, self.schedule, closed)
         self.total = self.schedule.total(closed, self.bound.value)
         self.exchange = _next_exchange(self.run, self.schedule, stored, self.bound)
+        return ClosedRound(tuple(last.device for last in counted), dropped)
+
+    @property
+    def _is_of_moments(self) -> bool:
+        return self.schedule.is_of_moments(self.model.round)
+
+    def _count_last(self, last: LastContribution) -> bool:
+        """Add an earlier contribution to the sum; False if it does not fit this round."""
+        layout = self.layout
+        payload = self.journal.payload_of(last)
+        try:
+            kept = wire.unpack_contribution(payload, last.codec, layout.delta, layout.sums)
+            self.schedule.check(self.model.round, kept.update)
+            self.total.add(kept.update)
+        except PeerError as error:
+            log.event("last_not_counted", device=last.device, run=last.run, reason=str(error))
+            return False
+        return True
 
     def finish(self) -> Path:
         """Write the run's model file, mark the run as finished, and return the file's path.
 
         Raises JournalError if either cannot be written; the run then stays unfinished.
         """
+        path = self.write_model()
+        self.journal.finish(self.run.id)
+        return path
+
+    def write_model(self) -> Path:
+        """Write the run's model file and return its path; JournalError if it cannot be written."""
         run = self.run
         path = model_file.path_of(self.journal.path, run.id)
         trained = model_file.TrainedModel(
@@ -174,11 +228,12 @@ class RunState:
                 f"the model {path} cannot be written ({error.strerror or error}); free or repair "
                 "the disk and start again; the model is safe in the journal"
             ) from error
-        self.journal.finish(run.id)
         return path
 
 
-def open_run_state(run: Run, journal: Journal, schedule: Schedule) -> RunState:
+def open_run_state(
+    run: Run, journal: Journal, schedule: Schedule, *, counts_absent: bool = False
+) -> RunState:
     """Read the state of a run from the journal, and add up the open exchange's contributions.
 
     Raises JournalError on a disk error, or if the model or a contribution is damaged.
@@ -192,7 +247,16 @@ def open_run_state(run: Run, journal: Journal, schedule: Schedule) -> RunState:
         exchange = _next_exchange(run, schedule, stored, bound)
         course = journal.course(run.id)
         state = RunState(
-            run, journal, schedule, model, stored, total, bound, exchange, course.next_rounds
+            run,
+            journal,
+            schedule,
+            model,
+            stored,
+            total,
+            bound,
+            exchange,
+            next_rounds=course.next_rounds,
+            counts_absent=counts_absent,
         )
         # Of a round that the operator did not let end, the payloads are deleted.
         open_round = () if course.is_over else journal.contributions(run.id, model.round + 1)

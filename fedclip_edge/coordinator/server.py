@@ -116,28 +116,42 @@ class Server:
 
         def begin(now: float) -> Run:
             run = chosen.begin()
-            before, ours = self.coordinator, self.coordinator.publisher
-            epoch = self.journal.next_epoch(above=ours.epoch)
-            claim = Claim(ours.transport, ours.incarnation, epoch)
-            following = coordinate(
-                config,
-                run,
-                self.journal,
-                basis,
-                claim,
-                ours.identity,
-                now,
-                invited=self.invited,
-                registry=before.admission.registry,
-            )
-            following.follow(before)
-            # A device says hello when the coordinator comes online after it was offline.
-            before.say_goodbye()
-            self.config, self.coordinator = config, following
-            self.open(now)
+            epoch = self.journal.next_epoch(above=self.coordinator.epoch)
+            self._serve(config, run, basis, epoch, now)
             return run
 
         return begin
+
+    def serve_again(self, basis: Basis, now: float) -> None:
+        """Serve the newest run as it is in the journal, after a command has changed it there.
+
+        `basis` is that of the run. The journal's epoch has been raised. `now` is monotonic, in
+        seconds.
+        """
+        self._ended = self._waits = ""
+        run = self.journal.last_run()
+        assert run is not None
+        self._serve(self.config, run, basis, self.journal.epoch, now)
+
+    def _serve(self, config: FleetConfig, run: Run, basis: Basis, epoch: int, now: float) -> None:
+        """Serve another run, or another state of this one, on the same link."""
+        before, ours = self.coordinator, self.coordinator.publisher
+        following = coordinate(
+            config,
+            run,
+            self.journal,
+            basis,
+            Claim(ours.transport, ours.incarnation, epoch),
+            ours.identity,
+            now,
+            invited=self.invited,
+            registry=before.admission.registry,
+        )
+        following.follow(before)
+        # A device says hello when the coordinator comes online after it was offline.
+        before.say_goodbye()
+        self.config, self.coordinator = config, following
+        self.open(now)
 
     def open(self, now: float) -> None:
         """Announce the newest run; `now` is monotonic, in seconds."""
@@ -236,7 +250,7 @@ def coordinate(
     `now` is monotonic, in seconds.
     """
     schedule = Schedule(run.plan, basis.classes, basis.dim)
-    state = open_run_state(run, journal, schedule)
+    state = open_run_state(run, journal, schedule, counts_absent=config.rules.absent == "last")
     return resume_coordinator(
         config,
         state,

@@ -88,6 +88,11 @@ def has_vote(plan: Plan) -> bool:
     return plan.vote == "on" and bool(methods.get(plan.method).shares)
 
 
+def sends_moments(plan: Plan) -> bool:
+    """Return whether the run of a plan has a round of exact sums (moments.py)."""
+    return any(methods.get(stage.method).traits.sends_moments for stage in stages(plan))
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The exchanges of one run. The plan has its number of rounds (`methods.with_defaults`)."""
@@ -108,6 +113,17 @@ class Schedule:
     @cached_property
     def stages(self) -> tuple[Plan, ...]:
         return stages(self.plan)
+
+    @cached_property
+    def is_closed_form(self) -> bool:
+        """True if every training round is one of exact sums, which depend on no model."""
+        return all(methods.get(stage.method).traits.sends_moments for stage in self.stages)
+
+    def is_of_moments(self, closed: int) -> bool:
+        """Return whether the answers to the exchange after `closed` ones are exact sums."""
+        step = self._step(closed)
+        traits = methods.get(self.stages[step.stage].method).traits
+        return step.kind == "round" and traits.sends_moments
 
     def initial(self) -> Model:
         """Make the model of round 0; raises ConfigError for an unknown method or a bad option."""

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclip_edge.coordinator.journal import Journal, open_journal, open_journal_to_read
-from fedclip_edge.coordinator.journal_tables import Run, Sent, StoredModel
+from fedclip_edge.coordinator.journal_tables import SCHEMA, Run, Sent, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
@@ -445,7 +445,7 @@ def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path
     database(journal).execute("PRAGMA user_version = 1")
     journal.close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="format version 1, this program uses 5"):
+    with pytest.raises(ConfigError, match=f"format version 1, this program uses {SCHEMA.version}"):
         open_journal(path)
     assert path.read_bytes() == before
 
@@ -500,7 +500,7 @@ def test_a_file_that_lost_its_content_is_no_new_journal(journal: Journal, path: 
     with pytest.raises(JournalError, match=r"it is empty \(0 bytes\); its runs are lost unless"):
         open_journal(path)
     assert path.read_bytes() == b""
-    sqlite3.connect(path).execute("PRAGMA user_version = 5").connection.close()
+    sqlite3.connect(path).execute(f"PRAGMA user_version = {SCHEMA.version}").connection.close()
     with pytest.raises(JournalError, match="it has no tables"):
         open_journal(path)
 
@@ -565,7 +565,7 @@ def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> N
     raw[-page_bytes + 7] ^= 1  # number of fragmented bytes: sqlite.org/fileformat.html, 1.6
     path.write_bytes(raw)
     damaged = open_journal(path)
-    with pytest.raises(JournalError, match="is damaged: Fragmentation of ") as raised:
+    with pytest.raises(JournalError, match=r"is damaged: (Fragmentation of|Page \d+)") as raised:
         damaged.check()
     assert "\n" not in str(raised.value)
     damaged.close()

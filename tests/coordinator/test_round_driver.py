@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from capable import CAPABLE
@@ -158,9 +159,9 @@ def test_a_round_closes_with_what_is_on_disk(stage: Stage, monkeypatch: pytest.M
     found: list[list[str]] = []
     close_round = RunState.close_round
 
-    def look(state: RunState, *, decided: bool) -> None:
+    def look(state: RunState, **arguments: Any) -> Any:
         found.append(on_disk(stage))
-        close_round(state, decided=decided)
+        return close_round(state, **arguments)
 
     monkeypatch.setattr(RunState, "close_round", look)
     stage.rounds.hold(1.0)

@@ -33,6 +33,9 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
         (f"run {name}", "CONFIG"): "The coordinator's [configuration file](configuration.md)."
         for name in ("start", "pause", "resume", "close", "abandon", "extend")
     },
+    ("forget", "[CONFIG]"): "The coordinator's [configuration file](configuration.md); by default "
+    "`fleet.toml`.",
+    ("forget", "ID"): "The device's id.",
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }

@@ -60,6 +60,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "newest model is damaged, `serve --from-round` can go back to one of the others.",
         "reports": "Report of each run that is over, without pictures: `reports/RUN.html` and "
         "`reports/RUN.json` in the folder of the journal. `off` writes none.",
+        "keep_sums_mb": "Megabytes of the devices' last sums that stay in the journal, the newest "
+        'ones. `absent = "last"` and `fedclip-edge forget` need them. 0 keeps none.',
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
     },
@@ -113,6 +115,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "go on.",
         "cohort": "Number of devices that take part in a round. 0 means all that are online.",
         "upload_slots": "Number of devices that may upload at the same time.",
+        "absent": "`last`: in a round of exact sums (`gda`, `ridge`, `tofa`, the first round of "
+        "`auto`), a device that is away or late counts with its last contribution for the same "
+        "encoder and classes. It does not count for `devices` and `quorum`, and does not vote.",
     },
     RunSchedule: {
         "start": "`manual`: the first run waits for `fedclip-edge run start`, or until it is due. "

@@ -106,6 +106,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "journal": PATH,
         "keep_models": integers(1),
         "reports": CHOICE,
+        "keep_sums_mb": integers(0, 1_000_000),
         "registry": PATH,
     },
     AgentConfig: {
@@ -150,6 +151,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "grace_s": numbers(0, math.inf, below=True),
         "cohort": integers(0),
         "upload_slots": integers(1),
+        "absent": CHOICE,
     },
     MetricsEndpoint: {
         "listen": Range(

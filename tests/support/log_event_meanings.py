@@ -252,6 +252,20 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"first learns of it, and then every {ENCODING_S / 60:g} minutes for each device.",
         ),
         "round_closed": Event("A round is closed, and the next model is made."),
+        "last_counted": Event(
+            'With `absent = "last"`, these devices were away or late, and counted in this round with '
+            "their last contribution.",
+        ),
+        "last_not_counted": Event(
+            "The last contribution of a device that is away does not fit this round, so it does not "
+            "count. `run` is the run that it was made for.",
+        ),
+        "sums_dropped": Event(
+            "The last contributions of all devices are more than `keep_sums_mb`; the oldest were "
+            "deleted from the journal.",
+            "Raise `keep_sums_mb`. Without them `forget` cannot compute the model again, and "
+            '`absent = "last"` does not count their devices.',
+        ),
         "report": Event("A device measured a model. The fields are those of the agent's event."),
         "message_refused": Event(
             "A message broke the protocol or has a wrong signature. It was dropped. Written in full "
@@ -358,6 +372,7 @@ FIELDS: Mapping[str, str] = {
     "add `local`. The same names with `_f1` are macro F1, with `_ece` the expected calibration "
     "error. `unknown` is the share of the test pictures that the shared model calls unknown, once it "
     "has a threshold. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
+    "absent": "Devices that were away or late.",
     "address": "Host and port of the metrics.",
     "again_s": "Seconds until the next attempt to connect.",
     "broker": "Host and port of the broker.",
@@ -383,7 +398,7 @@ FIELDS: Mapping[str, str] = {
     "arguments": "Arguments of the command, as JSON.",
     "user": "Unix user that gave the command.",
     "contributions": "Number of updates that were kept.",
-    "count": "Number of files.",
+    "count": "Number of files, messages or contributions.",
     "damaged": "Cached features that were damaged on disk and are computed again; left out if there "
     "are none.",
     "days_left": "Whole days until it expires.",

@@ -176,7 +176,7 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
 }
 
 _BOOT = ("text", "the sender's incarnation: a random name of its process")
-_EPOCH = ("count", "number of the coordinator's start; each start has a larger one than the last")
+_EPOCH = ("count", "grows with each start of the coordinator, and with each further run of it")
 _RUN = ("id", "the run of the contribution")
 _NUMBER = ("count", "number of the exchange that it answers")
 _ONLINE = ("truth", "false in the will, and when the sender leaves on purpose")
@@ -455,4 +455,5 @@ RULES: Mapping[str, str] = {
     "grace_s": "time that a round waits for a device that went away",
     "cohort": "devices in each round; 0 takes all that are online",
     "upload_slots": "devices that may upload at the same time",
+    "absent": "last: a device that is away counts with its last contribution",
 }

@@ -1,0 +1,369 @@
+"""Removal of a device from the journal, and from the models that were made with it.
+
+A closed-form model follows from exact sums, so it can be computed again without one of them. The
+answers to a vote are answers to one ballot. If the removal changes the ballot, they no longer count
+and the devices vote again. Of a run that cannot be continued, because a later one has begun, the
+default candidate is taken instead.
+
+Laws:
+- Given the same contributions and answers of the other devices, the run's models are those of a
+  fleet that never had the device, byte for byte.
+- A contribution counts only in the exchange that it was made for: the hash of the exchange is in
+  it.
+- Nothing is changed, or everything is: all writes to the journal are one transaction. What follows
+  it, the model files and the erasing of free pages, is done again if `forget` is called again.
+- A model that is trained in rounds is never computed again: every later update depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedclip_edge import model_file
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator import removal, retention
+from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run
+from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
+from fedclip_edge.coordinator.server import Basis
+from fedclip_edge.errors import ConfigError, JournalError
+from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.protocol import wire
+from fedclip_edge.storage.sqlite import Connection
+from fedclip_edge.vision.bundle import read_bundle
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The operator's choices."""
+
+    quorum: float  # as in the run's rules
+    without_vote: bool = False  # take the default candidate instead of a new vote
+    delete_models: bool = False  # delete models that contain the device and cannot be made again
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A run whose models were computed again."""
+
+    run: str
+    devices: int  # whose contributions count in it now
+    closed: int
+    exchanges: int
+    is_open: bool  # the devices have to vote again, or to contribute again
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """The result of `forget`; runs are ids, oldest first."""
+
+    device: str
+    contributions: int  # deleted
+    reports: int  # deleted
+    solved: tuple[Solved, ...]
+    emptied: tuple[str, ...]  # runs whose models are deleted
+    # Runs whose models still contain the device, and why; no reason if it was removed before.
+    remaining: tuple[tuple[str, str], ...]
+    files: tuple[Path, ...]  # model files that were written again or deleted
+    remaining_files: tuple[Path, ...]  # model files that still contain the device
+    failures: tuple[str, ...]  # what is left to do after the transaction, and why
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object with the fields of this class."""
+        return {
+            **asdict(self),
+            "remaining": [{"run": run, "reason": reason} for run, reason in self.remaining],
+            "files": list(map(str, self.files)),
+            "remaining_files": list(map(str, self.remaining_files)),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A device's traces in the journal."""
+
+    runs: Mapping[str, Run]  # all runs of the journal, oldest first
+    touched: Collection[str]  # runs with any data of the device
+    marked: Collection[str]  # runs that it was removed from before
+    firsts: Mapping[str, int]  # the first closed exchange of a run in which it counts
+    stuck: Mapping[str, str]  # runs whose models cannot be made without it, and why
+
+
+def forget_offline(
+    config: FleetConfig, device: str, *, without_vote: bool = False, delete_models: bool = False
+) -> Forgotten:
+    """Remove a device while no coordinator serves from the journal.
+
+    A coordinator that writes to it nevertheless, and has no control socket, stops at its next
+    write. Raises the errors of `forget`; ConfigError if there is no journal; BundleError if the
+    bundle cannot be used.
+    """
+    if not config.journal.is_file():
+        raise ConfigError(
+            f"there is no journal {config.journal}; correct 'journal' in fleet.toml, or name the "
+            "fleet.toml that `serve` uses"
+        )
+    bundle = read_bundle(config.bundle)
+    basis = Basis(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
+    choices = Choices(config.rules.quorum, without_vote, delete_models)
+    journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
+    with contextlib.closing(journal):
+        journal.check()
+        return forget(journal, device, basis, choices)
+
+
+def check(journal: Journal, device: str, basis: Basis, choices: Choices) -> None:
+    """Raise ConfigError if `forget` would refuse; JournalError on a disk error."""
+    with journal.transaction() as database:
+        _find(journal, database, device, basis, choices)
+
+
+def forget(journal: Journal, device: str, basis: Basis, choices: Choices) -> Forgotten:
+    """Remove a device from the journal; claims a new epoch.
+
+    Raises ConfigError, and changes nothing, if the journal knows no such device, or if the newest
+    model contains it and cannot be computed without it; JournalError on a disk error before the
+    end of the transaction.
+    """
+    with journal.transaction() as database:
+        found = _find(journal, database, device, basis, choices)
+        contributions, reports = removal.remove_device(database, device)
+        for run in found.touched:
+            removal.mark(database, run, device, in_models=run in found.stuck)
+        solved, emptied = [], []
+        for run, its in found.runs.items():
+            if run in found.stuck and choices.delete_models:
+                _empty(journal, database, its, basis)
+                emptied.append(run)
+            elif run in found.firsts and run not in found.stuck:
+                first = found.firsts[run]
+                solved.append(_solve_again(journal, database, its, first, basis, choices))
+        journal.next_epoch()
+    remaining = [(run, why) for run, why in found.stuck.items() if run not in emptied]
+    changed = {*found.marked, *found.touched} - dict(remaining).keys()
+    files, failures = _update_files(journal, found.runs, changed, basis)
+    try:
+        journal.erase_deleted()
+    except JournalError as error:
+        failures.append(str(error))
+    paths = (model_file.path_of(journal.path, run) for run, _ in remaining)
+    return Forgotten(
+        device,
+        contributions,
+        reports,
+        tuple(solved),
+        tuple(emptied),
+        tuple(remaining),
+        tuple(files),
+        tuple(path for path in paths if path.exists()),
+        tuple(failures),
+    )
+
+
+def _find(
+    journal: Journal, database: Connection, device: str, basis: Basis, choices: Choices
+) -> _Found:
+    """Find what has to be removed; raises ConfigError if that is refused."""
+    marked = removal.marked(database, device)
+    touched = removal.runs_with(database, device)
+    if not marked and not touched:
+        raise _unknown(journal, device, removal.known_devices(database))
+    runs = {run.id: run for run in journal.runs()}
+    firsts = {
+        run: first
+        for run, first in removal.first_exchanges(database, device).items()
+        if first <= journal.rounds_closed(run)
+    }
+    stuck: dict[str, str] = {}
+    current = ""  # the newest run with a model of its own, which the fleet uses
+    for run, its in runs.items():
+        origin = journal.course(run).started_from
+        if run in firsts and (
+            reason := _hindrance(journal, database, its, firsts[run], device, basis)
+        ):
+            stuck[run] = reason
+        elif origin in stuck:
+            stuck[run] = f"it started from the model of {origin}"
+        elif marked.get(run):
+            stuck[run] = ""  # it was removed before, but not from the models
+        if journal.rounds_closed(run) or origin != ZERO_SHOT:
+            current = run
+    if stuck.get(current) and touched and not choices.delete_models:
+        raise _refusal(device, current, stuck[current])
+    return _Found(runs, {*touched, *stuck}, marked, firsts, stuck)
+
+
+def _hindrance(
+    journal: Journal,
+    database: Connection,
+    run: Run,
+    first: int,
+    device: str,
+    basis: Basis,
+) -> str | None:
+    """Say why the models of a run cannot be computed again; None if they can."""
+    schedule = _schedule(basis, run)
+    if schedule is None:
+        return "it was made with another bundle than the one in fleet.toml"
+    origin = journal.course(run.id).started_from
+    if origin != ZERO_SHOT and not any(n < first for n in journal.whole_rounds(run.id)):
+        return f"the model of {origin}, from which it started, is no longer in the journal"
+    base = _base(journal, run, first)
+    for closed in range(base, journal.rounds_closed(run.id)):
+        if schedule.steps[closed].kind == "vote":
+            continue
+        if not schedule.is_of_moments(closed):
+            return f"{run.plan.method} is trained in rounds, and " + (
+                "every later update was made from a model with its contributions"
+                if closed + 1 >= first
+                else "the model before its first contribution is no longer in the journal"
+            )
+        gone = removal.without_payload(database, run.id, closed + 1, device)
+        if gone:
+            names = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+            return (
+                f"the contributions of other devices to it ({names}) are no longer in the journal: "
+                "a later run replaced them, or keep_sums_mb is too small"
+            )
+    return None
+
+
+def _schedule(basis: Basis, run: Run) -> Schedule | None:
+    """The exchanges of a run; None if it has another encoder or other classes."""
+    if (run.encoder_id, run.classes_digest) != (basis.encoder_id, basis.classes.digest):
+        return None
+    return Schedule(run.plan, basis.classes, basis.dim)
+
+
+def _base(journal: Journal, run: Run, first: int) -> int:
+    """The number of exchanges after which computing the run again begins."""
+    return max((n for n in journal.whole_rounds(run.id) if n < first), default=0)
+
+
+def _solve_again(
+    journal: Journal,
+    database: Connection,
+    run: Run,
+    first: int,
+    basis: Basis,
+    choices: Choices,
+) -> Solved:
+    """Compute the models of a run again, from the contributions that are left in the journal."""
+    schedule = _schedule(basis, run)
+    assert schedule is not None
+    exchanges, closed = len(schedule.steps), journal.rounds_closed(run.id)
+    course, newest = journal.course(run.id), journal.last_run()
+    # A run that was ended by the operator, or that a later one follows, is not continued.
+    is_whole = course.state == "done" and closed == exchanges
+    continues = newest == run and (not course.is_over or is_whole)
+    base = _base(journal, run, first)
+    _go_back(journal, database, run, base, schedule)
+    removal.reopen(database, run.id)
+    devices = removal.devices_in(database, run.id)
+    state = open_run_state(run, journal, schedule)
+    while state.model.round < closed:
+        number, votes = state.model.round + 1, len(state.kept())
+        if schedule.steps[number - 1].kind == "vote":
+            if continues and not choices.without_vote:
+                break
+            state.close_round(decided=votes >= max(1, math.ceil(choices.quorum * len(devices))))
+        else:
+            lasts = journal.counted_last(run.id, number)
+            if not votes and not lasts:
+                break
+            removal.remove_counted(database, run.id, number)
+            state.close_round(lasts=lasts)
+        if not _are_answers(journal, database, state):
+            removal.remove_answers(database, run.id, number)
+        state = open_run_state(run, journal, schedule)
+    if base == 0:  # only contributions that are in the journal are in the models now
+        removal.empty_run(database, run.id)
+    is_open = continues and state.model.round < exchanges
+    if not is_open and course.is_over:
+        removal.end_again(database, run.id, course)
+        retention.end_run(database, run.id)
+    elif not is_open:
+        journal.finish(run.id)
+    return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
+
+
+def _are_answers(journal: Journal, database: Connection, state: RunState) -> bool:
+    """Return whether the contributions to the next exchange are answers to it, and all there."""
+    number = state.model.round + 1
+    if removal.without_payload(database, state.run.id, number, ""):
+        return False
+    codec, layout = state.run.plan.codec_up, state.layout
+    for _, payload in journal.contributions(state.run.id, number):
+        made = wire.unpack_contribution(payload, codec, layout.delta, layout.sums)
+        return made.exchange == state.exchange.sha256  # all were made for one exchange
+    return True
+
+
+def _go_back(
+    journal: Journal, database: Connection, run: Run, round: int, schedule: Schedule
+) -> None:
+    """Delete the models after an exchange; make the initial one again if it is not there."""
+    removal.remove_models(database, run.id, round)
+    if not journal.whole_rounds(run.id):
+        removal.remove_models(database, run.id, -1)
+        journal.add_model(run.id, stored_model(schedule.initial(), {}, run.plan))
+
+
+def _empty(journal: Journal, database: Connection, run: Run, basis: Basis) -> None:
+    """Delete all models of a run but the initial one; the run ends with it."""
+    schedule = _schedule(basis, run)
+    if schedule is None:
+        removal.delete_run(database, run.id)
+        return
+    _go_back(journal, database, run, 0, schedule)
+    removal.empty_run(database, run.id)
+    if not journal.course(run.id).is_over:
+        journal.finish(run.id, abandoned=True)
+
+
+def _update_files(
+    journal: Journal, runs: Mapping[str, Run], changed: Collection[str], basis: Basis
+) -> tuple[list[Path], list[str]]:
+    """Write the model files of finished runs again, and delete those of all others.
+
+    Returns the files that were changed, and a sentence for each one that could not be.
+    """
+    left = {run.id for run in journal.runs()}
+    files, failures = [], []
+    for run in sorted(changed):
+        path = model_file.path_of(journal.path, run)
+        if not path.exists():
+            continue
+        schedule = _schedule(basis, runs[run])
+        is_done = run in left and journal.course(run).is_over and journal.rounds_closed(run) > 0
+        try:
+            if not is_done:
+                path.unlink()
+            elif schedule is not None:
+                open_run_state(runs[run], journal, schedule).write_model()
+        except (OSError, JournalError) as error:
+            failures.append(f"{path} contains the device and could not be replaced ({error})")
+        else:
+            files.append(path)
+    return files, failures
+
+
+def _unknown(journal: Journal, device: str, known: Collection[str]) -> ConfigError:
+    near = difflib.get_close_matches(device, known, n=1)
+    listed = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known) or 'no device'}"
+    return ConfigError(f"the journal {journal.path} has nothing of a device {device!r}; {listed}")
+
+
+def _refusal(device: str, run: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"the newest model, of {run}, contains {device} and cannot be computed without it: {reason}; "
+        f"nothing was changed. Revoke {device}, train a new run without it, which starts from "
+        "zero-shot CLIP, and then forget it; or add --delete-models to delete the models of this "
+        "run now"
+    )
