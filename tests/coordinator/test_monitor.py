@@ -16,7 +16,7 @@ import log_event_reference
 import pytest
 import system
 from brokers import free_port
-from coordinated_fleet import PLAN, RULES, joined, state, until
+from coordinated_fleet import PLAN, RULES, final, joined, state, undisturbed, until
 from cryptography.hazmat.primitives.serialization import Encoding
 from in_memory import Fleet
 from opened import opened
@@ -287,6 +287,17 @@ def test_a_pause_and_the_end_are_no_standstill_and_progress_begins_anew_after_th
     assert looked() == (1, 1400)
     fleet.run()
     assert looked()[0] == 0
+
+
+def test_a_run_that_is_watched_has_the_same_bytes(tmp_path: Path) -> None:
+    fleet = joined(tmp_path, 2)
+    monitor = Monitor(fleet.config)
+    with log.observed(monitor.note):
+        while not fleet.coordinator.finished:
+            fleet.step()
+            monitor.look(fleet.coordinator, fleet.now)
+    assert sum(values(monitor, "fedclip_edge_round_closes_total").values()) == PLAN.rounds
+    assert final(fleet) == undisturbed(2)
 
 
 def test_every_event_that_a_metric_comes_from_is_written_by_the_coordinator() -> None:

@@ -155,11 +155,14 @@ def test_mlflow_gets_one_run_for_the_fleet_and_one_below_for_each_device(
     folder: Path, found: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow", reason="mlflow is in the extra [tracking]")
-    store = tmp_path / "ml runs"
+    store, home = tmp_path / "ml runs", tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
     for _ in range(2):
         done = export(folder, "--mlflow", store)
         assert done.returncode == 0, done.stderr
     assert f"added {len(found.figures)} figures of {found.run} to MLflow at {store}" in done.stdout
+    assert not list(home.iterdir())  # MLflow's telemetry keeps the id of an installation there
     read = subprocess.run(
         [sys.executable, "-c", READ_MLFLOW, store.as_uri(), found.run],
         capture_output=True,
