@@ -124,9 +124,9 @@ def notes(summary: Summary, columns: int | None = None) -> str:
         f"pictures. zero-shot: CLIP without training; {baselines}federated: the fleet's shared "
         f"model, trained with {summary['method']}; {personal}gain: "
         f"{'personal' if has_personal else 'federated'} minus zero-shot, in percentage points. "
-        f"{unknown}held out: no device trains on these pictures. encoded: pictures that went through the "
-        "encoder in this run; the features of the others were in the cache. up, down: bytes sent "
-        "and received. encode, train, wait: seconds in the whole run."
+        f"{unknown}held out: no device trains on these pictures. encoded: pictures that went "
+        "through the encoder in this run; the features of the others were in the cache. up, down: "
+        "bytes sent and received. encode, train, wait: seconds in the whole run."
     )
     return filled(text, columns)
 
