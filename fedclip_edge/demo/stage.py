@@ -95,7 +95,7 @@ def check(settings: Settings) -> LeftOut:
     Raises ConfigError for options that are wrong or do not fit together, DataError for an unusable
     folder of pictures, and BundleError for an unusable bundle.
     """
-    _ = settings.plan  # raises ConfigError
+    _ = settings.plan  # raises ConfigError for method, options and rounds
     if settings.data is not None and settings.bundle is None:
         raise ConfigError(
             "--data needs --bundle: the demo's tiny CLIP recognises only drawn pictures; make a "

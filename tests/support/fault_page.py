@@ -176,9 +176,9 @@ Each row is a run of its own, with one fault in one phase of a round.
   if no process had to reconnect.
 - **lost**: contributions that the coordinator acknowledged (`kept`) and that are in no model.
 - **counted twice**: contributions that are in a model more than once.
-- **contributions**: contributions in the models of the run, of those of every device in every
-  round, and answers in the vote. There are fewer if a device was away for longer than `grace_s`, or repeatedly, missed a
-  deadline, or was refused, and the others formed a quorum. That is allowed.
+- **contributions**: contributions in the models of the run, and answers in its vote, of those of
+  every device in every round. There are fewer if a device was away for longer than `grace_s`, or
+  repeatedly, missed a deadline, or was refused, and the others formed a quorum. That is allowed.
 - **models equal**: "yes" if the model of every round and the model file are, byte for byte, those
   of a faultless sum of the same contributions.
 - **note**: other events, or the reason why a cell was not run.
@@ -217,8 +217,8 @@ A figure can be below zero: the durations of two runs differ by chance.
   out the possible numbers, not by reading the journal.
 - Every connection goes through a proxy that ends the encryption on both sides and reads MQTT. The
   fault is injected in round {FAULT_ROUND}: in "download" and "upload" at the fifth chunk of the agent, in
-  "training" and "vote" when the agent logs that it trains or votes, in "aggregation" when the last `kept` of the round
-  leaves the coordinator.
+  "training" when the agent logs that it trains, in "aggregation" when the last `kept` of the round
+  leaves the coordinator. In "vote" it is injected when the agent logs that it votes.
 - `quorum = 0.6` and `grace_s = 20`. Where an agent is killed, `grace_s = 1`, and the agent is
   started again when its round is closed. Coordinator and broker are started again at once.
 - **The vote** is the real one, over 10, 30 and 90 drawn features of the agents. The number of
