@@ -1,6 +1,7 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-It computes the features first; then it trains and evaluates as the rounds require. Only messages of
+It computes the features first; then it trains and evaluates as the rounds require. With another
+bundle, it does the same again. Only messages of
 the link and the session leave the device: control messages, contributions, accuracies. Pictures,
 features and predictions stay on the device.
 """
@@ -12,26 +13,33 @@ import functools
 import importlib.util
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.bundle_download import BundleDownload
+from fedclip_edge.agent.bundle_store import BundleStore
+from fedclip_edge.agent.bundle_trial import Trial, start_trial
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
+from fedclip_edge.agent.learner import Learner
+from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.session import Session, start_session
-from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import ConfigError, DiskError, RefusedError
+from fedclip_edge.errors import BundleError, ConfigError, DiskError, RefusedError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
-from fedclip_edge.protocol.signing import load_identity
+from fedclip_edge.processes.children import Children
+from fedclip_edge.protocol.signing import Identity, load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.transport.base import Connected, Disconnected, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
-from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
@@ -54,53 +62,110 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     """
     _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
-    bundle = read_bundle(config.bundle)
-    for warning in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=config.bundle, caution=warning)
+    store = BundleStore(config.state_dir / "bundles", config.bundle)
+    bundle = _open_bundle(store) if config.bundle is not None else None
     _make_state_dir(config.state_dir)
     with (
         lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
         contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
+        Children() as children,
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
-        incarnation = secrets.token_hex(8)
-        early = EncodingLink(
-            lambda topics: PahoTransport(
-                config.broker,
-                device_client(config.fleet, config.id, incarnation),
-                topics,
-                will(config, identity, incarnation),
-            ),
-            functools.partial(retained, config, identity),
-            incarnation,
-        )
-        try:
+        bundle = bundle or _open_bundle(store)
+        while not _serve(_Box(config, identity, state_db, store, children), bundle, once, progress):
+            bundle = _open_bundle(store)
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """What stays the same when the box gets another bundle."""
+
+    config: AgentConfig
+    identity: Identity
+    state_db: StateDb
+    store: BundleStore
+    children: Children
+
+
+def _open_bundle(store: BundleStore) -> Bundle | None:
+    """The bundle in use; None if the device has none, or a fetched one that is damaged.
+
+    Raises BundleError if the bundle that agent.toml names is missing or damaged.
+    """
+    try:
+        bundle = store.open()
+    except BundleError as error:
+        if store.given is not None and store.current == store.given:
+            raise
+        log.event("bundle_file_damaged", file=store.folder, reason=str(error))
+        bundle = store.open()
+    if bundle is not None:
+        log.event("bundle_in_use", bundle=bundle.folder, classes=len(bundle.classes.names))
+        for warning in bundle_warnings(bundle.manifest):
+            log.event("bundle_caution", bundle=bundle.folder, caution=warning)
+    return bundle
+
+
+def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | None) -> bool:
+    """Run the device with this bundle; False if it is to go on with another one.
+
+    Without a bundle, it takes part in no run and only fetches one.
+    """
+    config, identity, incarnation = box.config, box.identity, secrets.token_hex(8)
+    early = EncodingLink(
+        lambda topics: PahoTransport(
+            config.broker,
+            device_client(config.fleet, config.id, incarnation),
+            topics,
+            will(config, identity, incarnation),
+        ),
+        functools.partial(retained, config, identity),
+        incarnation,
+    )
+    try:
+        data = None
+        if bundle is not None:
             data = prepare_features(config, bundle, _both(early.tell, progress))
-            link = early.connect(Topics(config.fleet).for_device(config.id))
-            session = start_session(
-                config=config,
-                incarnation=incarnation,
-                encoder_id=bundle.manifest.encoder_id,
-                classes_digest=bundle.classes.digest,
-                class_names=bundle.classes.names,
-                learner=LocalTrainer(
-                    config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
-                ),
-                identity=identity,
-                transport=link,
-                state_db=state_db,
+        link = early.connect(Topics(config.fleet).for_device(config.id))
+        learner: Learner = NoBundle(config)
+        if bundle is not None and data is not None:
+            learner = LocalTrainer(
+                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
             )
-            if not isinstance(early.last_event, Disconnected):
-                broker = f"{config.broker.host}:{config.broker.port}"
-                log.event("connected", broker=broker, id=config.id)
-            if isinstance(early.last_event, Connected):
-                session.handle_event(early.last_event, time.monotonic())
-            renew = (
-                f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
-            )
-            loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
-        finally:
-            early.close()
+        session = start_session(
+            config=config,
+            incarnation=incarnation,
+            encoder_id="" if bundle is None else bundle.manifest.encoder_id,
+            classes_digest="" if bundle is None else bundle.classes.digest,
+            class_names=() if bundle is None else bundle.classes.names,
+            learner=learner,
+            identity=identity,
+            transport=link,
+            state_db=box.state_db,
+            bundles=_bundle_download(box),
+        )
+        if not isinstance(early.last_event, Disconnected):
+            broker = f"{config.broker.host}:{config.broker.port}"
+            log.event("connected", broker=broker, id=config.id)
+        if isinstance(early.last_event, Connected):
+            session.handle_event(early.last_event, time.monotonic())
+        renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
+        expiry = Expiry(config.broker.certificate, renew)
+        return loop(session, once=once, expiry=expiry, store=box.store)
+    finally:
+        early.close()
+
+
+def _bundle_download(box: _Box) -> BundleDownload | None:
+    """The download of bundles; None if no export key is known."""
+    config = box.config
+    if not config.export_key:
+        return None
+
+    def try_out(folder: Path) -> Trial:
+        return start_trial(box.children, folder, config.encoder)
+
+    return BundleDownload(box.store, config.export_key, try_out)
 
 
 def _both(one: Progress, other: Progress | None) -> Progress:
@@ -145,8 +210,16 @@ def _make_state_dir(folder: Path) -> None:
         ) from error
 
 
-def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
+def loop(
+    session: Session,
+    *,
+    once: bool,
+    expiry: Expiry | None = None,
+    store: BundleStore | None = None,
+) -> bool:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
+
+    Returns True after that run, and False once another bundle of `store` is in use.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
     `once` that raises RefusedError.
@@ -155,6 +228,7 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
     before each piece of work, so that an endless stream of messages cannot block the work.
     """
     worked = False
+    chosen_at = None if store is None else store.changed_at()
     while True:
         event = session.transport.next_event(0 if worked else _TICK_S)
         handled = 0
@@ -163,7 +237,10 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
         worked = session.act(time.monotonic())
-        if once and session.standby.reason:
+        if store is not None and (session.has_other_bundle or chosen_at != store.changed_at()):
+            session.say_goodbye()
+            return False
+        if once and session.standby.reason and not session.is_fetching_bundle:
             raise RefusedError(
                 f"{session.config.id} cannot take part in the run: {session.standby.reason}"
             )
@@ -172,5 +249,5 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:
-                return
+                return True
             session.finished = False

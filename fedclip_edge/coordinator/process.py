@@ -18,6 +18,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, publisher, run_state
+from fedclip_edge.coordinator.deliveries import Deliveries, open_release
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
@@ -112,10 +113,17 @@ def serve(
         if from_round is not None:
             journal.rewind(run.id, from_round)
         state = run_state.open_run_state(run, journal, Schedule(run.plan, bundle.classes, dim))
+        said = publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch)
+        release = open_release(config.bundle, "" if enrolled is None else enrolled.export_key)
+        if release is not None:
+            closing.callback(release.close)
+            said.deliveries = Deliveries(
+                release, config.delivery_bytes_per_s, said.topics, claim.link
+            )
         serving = resume_coordinator(
             config,
             state,
-            publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch),
+            said,
             time.monotonic(),
             invited=frozenset(() if invited is None else (invited,)),
             registry=enrolled,

@@ -35,7 +35,14 @@ def resume_coordinator(
     run, closed = run_state.run, run_state.model.round
     rounds = len(run_state.schedule.steps)
     devices = Devices(run_state.journal.keys(run.id))
-    admission = Admission(run, run_state.journal, devices, registry, class_names)
+    admission = Admission(
+        run,
+        run_state.journal,
+        devices,
+        registry,
+        class_names,
+        is_bundle_offered=publisher.deliveries is not None,
+    )
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
     )

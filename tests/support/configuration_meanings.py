@@ -61,7 +61,11 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     AgentConfig: {
         "id": "Name of this device, unique in the fleet.",
         "fleet": "Name of the fleet, the same as in `fleet.toml`.",
-        "bundle": "Folder of the bundle, a copy of the coordinator's.",
+        "bundle": "Folder of the bundle, a copy of the coordinator's. With `export_key` it may be "
+        "left out: the device then fetches the bundle from the coordinator.",
+        "export_key": "Public key of the machine that exports; `fedclip-edge enroll` writes it. The "
+        "device fetches the bundle of a run that needs another one, if this key has signed it. "
+        "Empty: the device fetches none.",
         "state_dir": "Folder for the files of this device: the feature cache, the update that is "
         "not acknowledged yet, the predictions, and without enrolment the device's key.",
         "domain": "A name for the origin of the pictures, shown in reports.",

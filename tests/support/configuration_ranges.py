@@ -97,6 +97,8 @@ _TRAINING: Mapping[str, Range] = {
     "proximal_mu": numbers(0, 1e6),
 }
 
+KEY = Range("64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a"))
+
 RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     FleetConfig: {
         "fleet": ID,
@@ -116,9 +118,8 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             (["train"], ["evaluate"], ["train", "evaluate"]),
             ([], ["both"], "train"),
         ),
-        "coordinator_key": Range(
-            "64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a")
-        ),
+        "coordinator_key": KEY,
+        "export_key": KEY,
         "min_per_class": integers(1),
         "min_votes": integers(1),
         "methods": Range(
