@@ -37,6 +37,11 @@ from fedclip_edge.vision.bundle import Bundle, read_bundle
 _CHOSEN = "chosen.json"
 
 
+def fetched_folder(state_dir: Path) -> Path:
+    """The folder of a device's fetched bundles."""
+    return state_dir / "bundles"
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """Names of folders; empty for the bundle that agent.toml names, or for none."""
@@ -77,8 +82,8 @@ class BundleStore:
     def open(self) -> Bundle | None:
         """Read the bundle in use; None if the device has none.
 
-        A fetched bundle that is damaged is given up, so that it is fetched again. Raises BundleError
-        if the bundle that agent.toml names is missing or damaged.
+        Raises BundleError if it is missing or damaged. A fetched one is then given up, so that it
+        is fetched again.
         """
         folder = self.current
         if folder is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.agent.bundle_download import BundleDownload
-from fedclip_edge.agent.bundle_store import BundleStore
+from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.bundle_trial import Trial, start_trial
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
@@ -62,7 +62,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     """
     _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
-    store = BundleStore(config.state_dir / "bundles", config.bundle)
+    store = BundleStore(fetched_folder(config.state_dir), config.bundle)
     bundle = _open_bundle(store) if config.bundle is not None else None
     _make_state_dir(config.state_dir)
     with (
@@ -78,7 +78,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
 
 @dataclass(frozen=True, eq=False)
 class _Box:
-    """What stays the same when the box gets another bundle."""
+    """A device's parts that stay the same when it gets another bundle."""
 
     config: AgentConfig
     identity: Identity

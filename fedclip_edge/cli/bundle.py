@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def bundle() -> None:
-    """Check or sign a bundle, the folder that `export` writes."""
+    """Check, sign or roll back a bundle, the folder that `export` writes."""
 
 
 @bundle.command()
@@ -48,6 +48,26 @@ def sign(folder: Path, key: Path, serial: int | None) -> None:
 
     made = sign_bundle(folder, load_export_key(key), serial=serial)
     click.echo(f"{folder} is signed with the export key {made.key[:16]}, serial {made.serial}")
+
+
+@bundle.command()
+@click.argument("config", type=click.Path(path_type=Path), default="agent.toml")
+def rollback(config: Path) -> None:
+    """Go back to the bundle that this box used before it fetched the last one.
+
+    CONFIG is the box's configuration file. A running agent changes to the earlier bundle within a
+    second. It does not fetch the same one again, so it takes part in no run that needs it, until
+    one with a larger serial number is offered. A second rollback undoes the first.
+    """
+    from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
+    from fedclip_edge.config import load_agent
+
+    loaded = load_agent(config)
+    store = BundleStore(fetched_folder(loaded.state_dir), loaded.bundle)
+    click.echo(
+        f"{loaded.id} uses {store.roll_back()} again; to give it a bundle that replaces the one "
+        "before, sign that bundle again"
+    )
 
 
 @bundle.command()

@@ -17,6 +17,7 @@ from fedclip_edge import __version__
 from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.bundle import bundle
+from fedclip_edge.cli.classes import classes
 from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
@@ -50,6 +51,7 @@ for _command in (
     demo,
     export,
     bundle,
+    classes,
     broker,
     enroll,
     renew,

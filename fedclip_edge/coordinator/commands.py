@@ -6,13 +6,16 @@ gets. A mistake of the operator raises ConfigError with a sentence that says wha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config import read_table, unknown
+from fedclip_edge.coordinator.bundle_choice import choose_bundle, publish_classes
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.server import Server
 from fedclip_edge.errors import ConfigError
@@ -26,6 +29,13 @@ class NoArguments:
 @dataclass(frozen=True)
 class Start:
     """The arguments of `start`."""
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The arguments of `publish`."""
+
+    bundle: Path  # folder of the bundle, absolute
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,21 @@ def start(server: Server, arguments: Start) -> dict[str, Any]:
     )
 
 
+def publish(server: Server, arguments: Publish) -> dict[str, Any]:
+    """Publish the classes of a bundle for the next run; raises ConfigError if it cannot be used."""
+    registry, run = server.coordinator.admission.registry, server.coordinator.run_state.run
+    used = choose_bundle(server.config, run)
+    export_key = "" if registry is None else registry.export_key
+    try:
+        done = publish_classes(server.config, arguments.bundle, used, export_key)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or arguments.bundle}: {error.strerror}") from error
+    return dataclasses.asdict(done)
+
+
 COMMANDS: Mapping[str, Command] = {
     "start": Command(start, Start, changes=True),
+    "publish": Command(publish, Publish, changes=True),
 }
 
 

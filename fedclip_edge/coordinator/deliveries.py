@@ -53,16 +53,14 @@ def open_release(folder: Path, export_key: str) -> Release | None:
     try:
         signed = read_signature(folder)
         if signed is None:
-            raise BundleError(
-                f"{folder} is not signed; sign it with `fedclip-edge bundle sign`, or copy it to "
-                "every device"
-            )
+            if export_key:  # without one, no box fetches it
+                reason = f"{folder} is not signed; sign it with `fedclip-edge bundle sign`"
+                log.event("bundle_not_offered", reason=reason)
+            return None
         described = describe(folder)
         read = read_description(described, export_key or signed.key)
     except (BundleError, OSError) as error:
-        # Without enrolment nobody expects boxes to fetch it.
-        if export_key or not isinstance(error, BundleError):
-            log.event("bundle_not_offered", reason=str(error))
+        log.event("bundle_not_offered", reason=str(error))
         return None
     files = {name: os.open(folder / name, os.O_RDONLY) for name in read.signature.sizes}
     log.event("bundle_offered", bundle=folder, serial=signed.serial, signer=signed.key[:16])

@@ -18,6 +18,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, publisher, run_state
+from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.deliveries import Deliveries, open_release
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
@@ -93,9 +94,7 @@ def serve(
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
     enrolled = _read_registry(config)
-    bundle = read_bundle(config.bundle)
-    for caution in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=config.bundle, caution=caution)
+    read_bundle(config.bundle)  # before anything is made for a bundle that cannot be used
     invited = trainer_id(config)
     journal = open_journal(config.journal, config.keep_models)
     with (
@@ -104,6 +103,9 @@ def serve(
         contextlib.ExitStack() as closing,
     ):
         journal.check()
+        bundle = choose_bundle(config, None if new_run else journal.unfinished_run())
+        for caution in bundle_warnings(bundle.manifest):
+            log.event("bundle_caution", bundle=bundle.folder, caution=caution)
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         chosen = choose_run(config, bundle.classes, dim, encoder_id, journal, new_run=new_run)
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
@@ -114,7 +116,7 @@ def serve(
             journal.rewind(run.id, from_round)
         state = run_state.open_run_state(run, journal, Schedule(run.plan, bundle.classes, dim))
         said = publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch)
-        release = open_release(config.bundle, "" if enrolled is None else enrolled.export_key)
+        release = open_release(bundle.folder, "" if enrolled is None else enrolled.export_key)
         if release is not None:
             closing.callback(release.close)
             said.deliveries = Deliveries(
