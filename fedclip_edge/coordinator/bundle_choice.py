@@ -5,7 +5,7 @@
 Laws:
 - Publishing changes nothing in the run that is under way, nor in the bundle that fleet.toml names.
   The next run uses the new classes.
-- A restarted coordinator continues an unfinished run with the bundle that the run began with.
+- A restarted coordinator goes on with the bundle that its newest run began with.
 - A published bundle has the encoder of the one that fleet.toml names, and other classes. Another
   encoder in fleet.toml makes an end of what was published before.
 """
@@ -43,22 +43,20 @@ def published_folder(journal: Path) -> Path:
     return journal.with_suffix(".bundles")
 
 
-def choose_bundle(config: FleetConfig, unfinished: Run | None) -> Bundle:
-    """The bundle of the unfinished run, or else the one for the next run, which is the newest.
+def choose_bundle(config: FleetConfig, run: Run | None) -> Bundle:
+    """The bundle of a run in the journal; with None, the one for the next run, which is the newest.
 
     Raises BundleError if the bundle that fleet.toml names is missing or damaged.
     """
     named = read_bundle(config.bundle)
     published = [one for one in _published(config.journal) if _fits(one, named)]
-    if unfinished is not None:
-        for one in (named, *published):
-            if (one.manifest.encoder_id, one.classes.digest) == _ids(unfinished):
-                return one
-        return named
-    newest = max([named, *published], key=lambda one: serial_in(one.folder))
-    if newest is not named:
-        log.event("published_bundle", bundle=newest.folder, classes=len(newest.classes.names))
-    return newest
+    if run is None:
+        return max([named, *published], key=lambda one: serial_in(one.folder))
+    wanted = run.encoder_id, run.classes_digest
+    for one in (named, *published):
+        if (one.manifest.encoder_id, one.classes.digest) == wanted:
+            return one
+    return named
 
 
 def publish_classes(
@@ -124,7 +122,3 @@ def _published(journal: Path) -> Iterator[Bundle]:
 
 def _fits(one: Bundle, other: Bundle) -> bool:
     return one.manifest.encoder_id == other.manifest.encoder_id
-
-
-def _ids(run: Run) -> tuple[str, str]:
-    return run.encoder_id, run.classes_digest

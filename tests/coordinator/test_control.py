@@ -164,7 +164,7 @@ def site(
 def test_a_running_coordinator_answers_commands(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=1)
     assert "no coordinator serves" in system.run("run", "start", fleet).stderr
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", fleet, "--once", "--json", log="serve")
     wait_until(lambda: "serving" in site.text("serve"), "the coordinator to serve")
     path = socket_path(site.folder / "journal.sqlite")
     wait_until(path.exists, "the control socket")
