@@ -14,7 +14,9 @@ from brokers import MOSQUITTO
 from secured import Secured
 from system import Site, wait_until
 
+from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.bundle_signature import load_export_key, sign_bundle
+from fedclip_edge.protocol import signing
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, read_bundle, replace_classes
 
@@ -89,64 +91,93 @@ def with_other_classes(folder: Path, names: tuple[str, ...]) -> None:
     replace_classes(bundle, ClassTexts(names, vectors, 100.0, "a {}"))
 
 
-def test_a_box_with_its_archive_and_a_folder_fetches_the_bundle_and_then_class_texts(
+def in_use(fleet: Fleet, log: str) -> Bundle:
+    """The bundle that the box fetched last."""
+    return read_bundle(Path(str(fleet.said(log, "bundle_switched")[-1]["folder"])))
+
+
+def test_a_box_with_its_archive_and_a_folder_fetches_the_bundle_and_later_class_texts(
     fleet: Fleet,
 ) -> None:
-    serial = fleet.sign()
-    agent = fleet.box("cam-01")
-    serve = fleet.site.start("serve", fleet.write_fleet(), "--json", log="serve")
+    serial, agent, config = fleet.sign(), fleet.box("cam-01"), fleet.write_fleet()
+    fleet.site.start("serve", config, "--json", log="serve")
     box = fleet.site.start("agent", agent, "--json", log="cam-01")
-    assert serve.wait(system.DEADLINE_S) == 0, fleet.site.text("serve")
+    fleet.wait_for("serve", "run_done")
     fleet.wait_for("cam-01", "run_done")
-    assert fleet.said("serve", "round_closed")
     (fetching,) = fleet.said("cam-01", "bundle_fetching")
     assert fetching["serial"] == serial
     assert "image_encoder.onnx" in str(fetching["files"])
-    (switched,) = fleet.said("cam-01", "bundle_switched")
-    assert read_bundle(Path(str(switched["folder"]))).classes.digest
-    encoded = [one["encoded"] for one in fleet.said("cam-01", "features_ready")]
+    before = in_use(fleet, "cam-01")
+    assert before.classes.digest == read_bundle(fleet.bundle).classes.digest
 
-    # A class more: the next run knows it, and nothing is encoded again.
-    names = (*read_bundle(fleet.bundle).classes.names, "hexagon")
-    with_other_classes(fleet.bundle, names)
-    newer = fleet.sign()
-    assert newer > serial
-    serve = fleet.site.start("serve", fleet.write_fleet(), "--json", log="serve2")
-    assert serve.wait(system.DEADLINE_S) == 0, fleet.site.text("serve2")
+    # A class more: the next run knows it, and the box fetches its text alone.
+    names = (*before.classes.names, "hexagon")
+    newer = fleet.secured.folder / "newer"
+    shutil.copytree(fleet.bundle, newer)
+    with_other_classes(newer, names)
+    unsigned = system.run("classes", "publish", newer, config)
+    assert unsigned.returncode == ConfigError.exit_code
+    assert "is not signed, so no box would accept it" in unsigned.stderr
+    key = fleet.secured.site.export_key
+    assert system.run("bundle", "sign", newer, "--key", key).returncode == 0
+    said = system.run("classes", "publish", newer, config)
+    assert said.returncode == 0, said.stderr
+    assert "published 4 classes" in said.stdout
+    assert "added hexagon" in said.stdout
+    again = system.run("classes", "publish", newer, config)
+    assert "sign it again with `fedclip-edge bundle sign`" in again.stderr
+    started = system.run("run", "start", config)
+    assert started.returncode == 0, started.stderr
+    fleet.wait_for("serve", "run_done", 2)
     fleet.wait_for("cam-01", "run_done", 2)
-    second = fleet.said("cam-01", "bundle_fetching")[1]
-    assert (second["serial"], second["files"]) == (newer, "classes.safetensors")
-    again = [one["encoded"] for one in fleet.said("cam-01", "features_ready")]
-    assert again == [*encoded, 0]
+    assert fleet.said("cam-01", "bundle_fetching")[1]["files"] == "classes.safetensors"
+    assert [one["encoded"] for one in fleet.said("cam-01", "features_ready")] == [36, 0]
+    assert in_use(fleet, "cam-01").classes.names == names
+    assert read_bundle(fleet.bundle).classes.names == before.classes.names
+
+    # The box goes back to the bundle before, while it runs, and does not fetch the same one again.
+    done = system.run("bundle", "rollback", agent)
+    assert done.returncode == 0, done.stderr
+    assert str(before.folder) in done.stdout
+    fleet.wait_for("cam-01", "bundle_refused")
+    used = fleet.said("cam-01", "bundle_in_use")[-1]
+    assert used["bundle"] == str(before.folder)
+    (refused,) = fleet.said("cam-01", "bundle_refused")
+    assert "sign that one again with" in str(refused["reason"])
     assert box.poll() is None
-    current = Path(str(fleet.said("cam-01", "bundle_switched")[1]["folder"]))
-    assert read_bundle(current).classes.names == names
 
 
-def test_an_older_bundle_and_one_of_another_signer_are_refused_by_name(
-    fleet: Fleet, random_bundle: Bundle
-) -> None:
+def test_an_older_bundle_and_one_of_another_signer_are_refused_by_name(fleet: Fleet) -> None:
     fleet.sign()
     agent = fleet.box("cam-01")
-    old = fleet.secured.folder / "old"
+    old, forged = (fleet.secured.folder / name for name in ("old", "forged"))
     shutil.copytree(fleet.bundle, old)
     with_other_classes(fleet.bundle, ("circle", "square", "triangle", "hexagon"))
-    newer = fleet.sign()
-    serve = fleet.site.start("serve", fleet.write_fleet(), "--json", log="serve")
+    shutil.copytree(fleet.bundle, forged)
+    newer, newest = fleet.sign(), fleet.bundle
+    sign_bundle(forged, signing.create_identity())
+    serve = fleet.site.start("serve", fleet.write_fleet(), "--once", "--json", log="serve")
     fleet.site.start("agent", agent, "--json", log="cam-01")
     assert serve.wait(system.DEADLINE_S) == 0, fleet.site.text("serve")
     fleet.wait_for("cam-01", "run_done")
 
-    newest, fleet.bundle = fleet.bundle, old
-    serve = fleet.site.start("serve", fleet.write_fleet(), "--json", log="serve2")
+    fleet.bundle = old
+    serve = fleet.site.start("serve", fleet.write_fleet(), "--once", "--json", log="serve2")
     fleet.wait_for("cam-01", "bundle_refused")
     (refused,) = fleet.said("cam-01", "bundle_refused")
     assert f"this device has had {newer}" in str(refused["reason"])
-    fleet.wait_for("serve2", "device_refused")
+    serve.terminate()
+    serve.wait(system.DEADLINE_S)
+
+    fleet.bundle = forged  # `serve` does not even offer it
+    serve = fleet.site.start("serve", fleet.write_fleet(), "--new-run", "--json", log="serve3")
+    fleet.wait_for("serve3", "bundle_not_offered")
+    assert "not with the fleet's export key" in fleet.site.text("serve3")
     serve.terminate()
     serve.wait(system.DEADLINE_S)
 
     fleet.bundle = newest  # the box goes on with what it has
-    serve = fleet.site.start("serve", fleet.write_fleet(), "--json", log="serve3")
-    assert serve.wait(system.DEADLINE_S) == 0, fleet.site.text("serve3")
+    words = ("--once", "--new-run", "--json")
+    serve = fleet.site.start("serve", fleet.write_fleet(), *words, log="serve4")
+    assert serve.wait(system.DEADLINE_S) == 0, fleet.site.text("serve4")
     assert len(fleet.said("cam-01", "bundle_switched")) == 1

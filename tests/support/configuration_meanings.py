@@ -49,12 +49,14 @@ _MIN_PER_CLASS = (
 MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     FleetConfig: {
         "fleet": "Name of the fleet. It is part of every MQTT topic; all devices use the same one.",
-        "bundle": "Folder of the bundle, with the encoder and the class texts. Every device needs "
-        "a copy.",
+        "bundle": "Folder of the bundle, with the encoder and the class texts. Enrolled devices fetch "
+        "it if it is signed; all others need a copy.",
         "journal": "SQLite file with the state of the run. `serve` continues from it after a "
         "restart. The trained models are written to the folder `models` next to it.",
         "keep_models": "Number of models of each run that the journal keeps, the newest ones. If the "
         "newest model is damaged, `serve --from-round` can go back to one of the others.",
+        "delivery_bytes_per_s": "Most bytes of a bundle that the coordinator sends in a second to the "
+        "devices that fetch it. All of them get the same copy. Messages of a run go first.",
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
     },

@@ -105,6 +105,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "bundle": PATH,
         "journal": PATH,
         "keep_models": integers(1),
+        "delivery_bytes_per_s": integers(1_000, 5_000_000),
         "registry": PATH,
     },
     AgentConfig: {

@@ -251,6 +251,11 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "true if this device is in the cohort; null in a broadcast",
         ),
         "answers": ("text", "`boot` of the hello that it answers; empty in a broadcast"),
+        "bundle": (
+            "record or null",
+            "the blob that describes the run's bundle, for devices that have another; null if the "
+            "bundle is not signed",
+        ),
         "kept": (
             "hash, empty or null",
             (
