@@ -1,9 +1,9 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-It computes the features first; then it trains and evaluates as the rounds require. With another
-bundle, it does the same again. Only messages of
-the link and the session leave the device: control messages, contributions, accuracies. Pictures,
-features and predictions stay on the device.
+It computes the features first; then it trains and evaluates as the rounds require, and reads its
+folder again from time to time (`rescan.py`). With another bundle, it does the same again. Only
+messages of the link and the session leave the device: control messages, contributions, accuracies.
+Pictures, features and predictions stay on the device.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.publisher import retained, will
+from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
@@ -42,6 +43,7 @@ from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
+from fedclip_edge.vision.picture_index import PictureIndex
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
@@ -123,15 +125,17 @@ def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | No
         incarnation,
     )
     try:
-        data = None
+        index, data = PictureIndex(), None
         if bundle is not None:
-            data = prepare_features(config, bundle, _both(early.tell, progress))
+            data = prepare_features(config, bundle, _both(early.tell, progress), index)
         link = early.connect(Topics(config.fleet).for_device(config.id))
         learner: Learner = NoBundle(config)
+        rescan = None
         if bundle is not None and data is not None:
-            learner = LocalTrainer(
+            learner = trainer = LocalTrainer(
                 config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
             )
+            rescan = Rescan(config, bundle, trainer, index, time.monotonic())
         session = start_session(
             config=config,
             incarnation=incarnation,
@@ -151,7 +155,7 @@ def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | No
             session.handle_event(early.last_event, time.monotonic())
         renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
         expiry = Expiry(config.broker.certificate, renew)
-        return loop(session, once=once, expiry=expiry, store=box.store)
+        return loop(session, once=once, expiry=expiry, rescan=rescan, store=box.store)
     finally:
         early.close()
 
@@ -215,6 +219,7 @@ def loop(
     *,
     once: bool,
     expiry: Expiry | None = None,
+    rescan: Rescan | None = None,
     store: BundleStore | None = None,
 ) -> bool:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
@@ -236,6 +241,8 @@ def loop(
             session.handle_event(event, time.monotonic())
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
+        if rescan is not None:
+            rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
         if store is not None and (session.has_other_bundle or chosen_at != store.changed_at()):
             session.say_goodbye()
