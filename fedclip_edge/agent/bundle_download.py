@@ -206,7 +206,7 @@ class BundleDownload:
         assert self._staged is not None
         folder = self.store.switch(self._staged, described)
         self.is_ready = True
-        log.event("bundle_switched", serial=described.signature.serial, folder=folder)
+        log.event("bundle_switched", serial=described.signature.serial, bundle=folder)
 
     def _refuse(self, offered: Blob, reason: str) -> None:
         self._refused.add(offered.sha256)

@@ -173,10 +173,13 @@ class BundleStore:
     def _read(self) -> _Chosen:
         path = self.folder / _CHOSEN
         try:
-            return read_table(_Chosen, read_json(path), str(path))
+            table = read_json(path)
+            if not isinstance(table, dict):
+                raise ConfigError(f"{path} does not hold a JSON object")
+            return read_table(_Chosen, table, str(path))
         except FileNotFoundError:
             return _Chosen()
-        except (ConfigError, AttributeError, TypeError) as error:
+        except ConfigError as error:
             raise ConfigError(
                 f"{error}; delete {self.folder}, and the bundle is fetched again"
             ) from None

@@ -93,7 +93,7 @@ def with_other_classes(folder: Path, names: tuple[str, ...]) -> None:
 
 def in_use(fleet: Fleet, log: str) -> Bundle:
     """The bundle that the box fetched last."""
-    return read_bundle(Path(str(fleet.said(log, "bundle_switched")[-1]["folder"])))
+    return read_bundle(Path(str(fleet.said(log, "bundle_switched")[-1]["bundle"])))
 
 
 def test_a_box_with_its_archive_and_a_folder_fetches_the_bundle_and_later_class_texts(

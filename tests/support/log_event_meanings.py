@@ -364,7 +364,6 @@ FIELDS: Mapping[str, str] = {
     "file": "The file, or the kind of file.",
     "done_bytes": "Bytes that have arrived.",
     "total_bytes": "Size of the file in bytes.",
-    "folder": "Folder of the bundle.",
     "bundle_in_use.classes": "Number of classes.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",

@@ -253,8 +253,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "answers": ("text", "`boot` of the hello that it answers; empty in a broadcast"),
         "bundle": (
             "record or null",
-            "the blob that describes the run's bundle, for devices that have another; null if the "
-            "bundle is not signed",
+            "the blob that describes the run's bundle, if it is signed, for devices without it",
         ),
         "kept": (
             "hash, empty or null",
