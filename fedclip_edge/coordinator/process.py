@@ -23,7 +23,7 @@ from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_choice import choose_run
-from fedclip_edge.coordinator.server import Claim, Server, coordinate
+from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -99,12 +99,15 @@ def serve(
         served = None if new_run else journal.last_run()
         if served is not None and once and journal.course(served.id).is_over:
             served = None
-        bundle = choose_bundle(config, served)
-        for caution in bundle_warnings(bundle.manifest):
-            log.event("bundle_caution", bundle=bundle.folder, caution=caution)
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
+        basis = _read_basis(config, served)
         chosen = choose_run(
-            config, bundle.classes, dim, encoder_id, journal, new_run=new_run, once=once
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            journal,
+            new_run=new_run,
+            once=once,
         )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
@@ -116,14 +119,19 @@ def serve(
             config,
             run,
             journal,
-            bundle,
+            basis,
             claim,
             me,
             time.monotonic(),
             invited=invited,
             registry=enrolled,
         )
-        server = Server(config, journal, first, reload or (lambda: config), invited)
+
+        def load_again() -> tuple[FleetConfig, Basis]:
+            loaded = config if reload is None else reload()
+            return loaded, _read_basis(loaded, None)
+
+        server = Server(config, journal, first, load_again, invited)
         trainer = None
         try:
             operator = control.listen(control.socket_path(config.journal))
@@ -192,6 +200,18 @@ def _has_ended(trainer: Trainer, server: Server, *, once: bool) -> bool:
         )
     log.event("trainer_ended", code=code)
     return True
+
+
+def _read_basis(config: FleetConfig, run: Run | None) -> Basis:
+    """Read the bundle of a run in the journal, or with None, of the next run.
+
+    Raises BundleError.
+    """
+    bundle = choose_bundle(config, run)
+    for caution in bundle_warnings(bundle.manifest):
+        log.event("bundle_caution", bundle=bundle.folder, caution=caution)
+    manifest = bundle.manifest
+    return Basis(bundle.classes, manifest.dim, manifest.encoder_id, bundle.folder)
 
 
 def _read_registry(config: FleetConfig) -> registry.Registry | None:

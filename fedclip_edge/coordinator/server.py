@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.deliveries import Deliveries, open_release
 from fedclip_edge.coordinator.journal import Journal
@@ -33,8 +33,8 @@ from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.records import ClassTexts
 from fedclip_edge.transport.base import Connected, Transport
-from fedclip_edge.vision.bundle import Bundle
 
 _LOOKS_S = 1.0  # between two looks at the schedule
 
@@ -48,14 +48,25 @@ class Claim:
     epoch: int
 
 
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The classes and features that a run is about."""
+
+    classes: ClassTexts
+    dim: int  # D
+    encoder_id: str
+    folder: Path | None = None  # of the bundle; without it, devices cannot fetch it
+
+
 @dataclass(eq=False)
 class Server:
-    """The serving process; `open_server` makes it. All methods are for the main thread."""
+    """The serving process. All methods are for its main thread."""
 
     config: FleetConfig
     journal: Journal
     coordinator: Coordinator  # of the newest run; it stays when the run is over
-    load: Callable[[], FleetConfig]  # reads fleet.toml as it is now
+    # Reads fleet.toml and the bundle as they are now; raises ConfigError and BundleError.
+    load: Callable[[], tuple[FleetConfig, Basis]]
     invited: frozenset[str] = frozenset()
     _looked_at: float = 0.0
     _not_started: str = ""  # why a run that was due did not start
@@ -86,9 +97,24 @@ class Server:
         BundleError if fleet.toml or the bundle cannot be used as they are now, ConfigError if there
         is no such model, JournalError on a disk error.
         """
-        config, bundle = self._settings()
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        chosen = next_run(config, bundle.classes, dim, encoder_id, self.journal, by=by, start=start)
+        loaded, basis = self.load()
+        # The rest belongs to the process, and stays.
+        config = replace(
+            self.config,
+            bundle=loaded.bundle,
+            rules=loaded.rules,
+            plan=loaded.plan,
+            schedule=loaded.schedule,
+        )
+        chosen = next_run(
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            self.journal,
+            by=by,
+            start=start,
+        )
 
         def begin(now: float) -> Run:
             run = chosen.begin()
@@ -99,7 +125,7 @@ class Server:
                 config,
                 run,
                 self.journal,
-                bundle,
+                basis,
                 claim,
                 ours.identity,
                 now,
@@ -191,24 +217,12 @@ class Server:
             hint=None if schedule.starts_runs else "`fedclip-edge run start` starts the next run",
         )
 
-    def _settings(self) -> tuple[FleetConfig, Bundle]:
-        """The settings of a new run; what belongs to the process stays as it is."""
-        loaded = self.load()
-        config = replace(
-            self.config,
-            bundle=loaded.bundle,
-            rules=loaded.rules,
-            plan=loaded.plan,
-            schedule=loaded.schedule,
-        )
-        return config, choose_bundle(config, None)
-
 
 def coordinate(
     config: FleetConfig,
     run: Run,
     journal: Journal,
-    bundle: Bundle,
+    basis: Basis,
     claim: Claim,
     identity: Identity,
     now: float,
@@ -220,10 +234,11 @@ def coordinate(
 
     `now` is monotonic, in seconds.
     """
-    schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+    schedule = Schedule(run.plan, basis.classes, basis.dim)
     state = open_run_state(run, journal, schedule)
     publisher = Publisher(config, state, identity, claim.link, claim.incarnation, claim.epoch)
-    release = open_release(bundle.folder, "" if registry is None else registry.export_key)
+    key = "" if registry is None else registry.export_key
+    release = None if basis.folder is None else open_release(basis.folder, key)
     if release is not None:
         publisher.deliveries = Deliveries(
             release, config.delivery_bytes_per_s, publisher.topics, claim.link
@@ -235,5 +250,5 @@ def coordinate(
         now,
         invited=invited,
         registry=registry,
-        class_names=bundle.classes.names,
+        class_names=basis.classes.names,
     )

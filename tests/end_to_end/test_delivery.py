@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import system
 from brokers import MOSQUITTO
+from mqtt_client import Proxy
 from secured import Secured
 from system import Site, wait_until
 
+from fedclip_edge.config import BrokerAddress
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.bundle_signature import load_export_key, sign_bundle
 from fedclip_edge.protocol import signing
 from fedclip_edge.records import ClassTexts
-from fedclip_edge.vision.bundle import Bundle, read_bundle, replace_classes
+from fedclip_edge.vision.bundle import Bundle, read_bundle, replace_classes, write_bundle
 
 pytestmark = [
     pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed"),
@@ -181,3 +186,62 @@ def test_an_older_bundle_and_one_of_another_signer_are_refused_by_name(fleet: Fl
     serve = fleet.site.start("serve", fleet.write_fleet(), *words, log="serve4")
     assert serve.wait(system.DEADLINE_S) == 0, fleet.site.text("serve4")
     assert len(fleet.said("cam-01", "bundle_switched")) == 1
+
+
+MANY, MEGABYTES = 4, 3
+
+
+def enlarged(folder: Path) -> int:
+    """Add weights that change no feature to the encoder; return the size of the bundle in bytes."""
+    bundle = read_bundle(folder)
+    model = onnx.load_model_from_string(bundle.encoder_path.read_bytes())
+    ballast = np.random.default_rng(0).normal(size=(MEGABYTES * 250_000,)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(ballast, "ballast"))
+    write_bundle(
+        folder,
+        replace(bundle.manifest, files={}),
+        model.SerializeToString(),
+        bundle.classes,
+        bundle.golden(),
+        replace_existing=True,
+    )
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_boxes_that_ask_together_cost_one_copy_and_a_cut_box_goes_on_where_it_was(
+    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress
+) -> None:
+    folder, exporter = tmp_path / "bundle", signing.create_identity()
+    shutil.copytree(random_bundle.folder, folder)
+    size_bytes = enlarged(folder)
+    sign_bundle(folder, exporter)
+    bundle = read_bundle(folder)
+    serving, cut = Proxy(mosquitto), Proxy(mosquitto)
+    with (
+        contextlib.closing(serving),
+        contextlib.closing(cut),
+        Site(tmp_path, bundle, serving.address, f"lab-{secrets.token_hex(4)}") as site,
+    ):
+        for number in range(MANY):
+            name = f"cam-{number}"
+            path = site.write_agent(name, extra=f'export_key = "{exporter.key}"')
+            text = path.read_text().replace(f'bundle = "{folder}"\n', "")
+            port = cut.address.port if number == 0 else mosquitto.port
+            path.write_text(text.replace(f"port = {serving.address.port}", f"port = {port}"))
+            site.start("agent", path, "--json", log=name)
+
+        def said(log: str, event: str) -> list[dict[str, object]]:
+            return [one for one in site.events(log) if one["event"] == event]
+
+        names = [f"cam-{number}" for number in range(MANY)]
+        wait_until(lambda: all(said(name, "connected") for name in names), "the links")
+        config = site.write_fleet(MANY, 1, method="ridge")
+        slow = "delivery_bytes_per_s = 1_000_000\n"
+        config.write_text(config.read_text().replace("[broker]", f"{slow}[broker]", 1))
+        site.start("serve", config, "--json", log="serve")
+        wait_until(lambda: cut.down_bytes > size_bytes / 2, "half of the bundle")
+        cut.cut()
+        wait_until(lambda: all(said(name, "bundle_switched") for name in names), "all to switch")
+        assert serving.up_bytes < 1.1 * size_bytes + size_bytes / 2  # what the cut box missed
+        assert cut.down_bytes < 1.6 * size_bytes
+        wait_until(lambda: bool(said("serve", "run_done")), "the run")

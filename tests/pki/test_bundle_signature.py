@@ -63,7 +63,7 @@ def test_serial_numbers_grow_also_if_the_clock_is_behind(folder: Path) -> None:
 def test_other_class_texts_are_no_longer_signed(folder: Path) -> None:
     sign_bundle(folder, ME)
     replace_classes(
-        read_bundle(folder), ClassTexts(("a",), np.eye(1, 16, dtype=np.float32), 1.0, "a {}")
+        read_bundle(folder), ClassTexts(("a", "b"), np.eye(2, 16, dtype=np.float32), 1.0, "a {}")
     )
     assert read_signature(folder) is None
 

@@ -27,7 +27,10 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("renew", "ID"): "The device's id.",
     ("revoke", "ID"): "The device's id.",
     ("serve", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
-    ("run start", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    **{
+        (f"run {name}", "CONFIG"): "The coordinator's [configuration file](configuration.md)."
+        for name in ("start", "pause", "resume", "close", "abandon", "extend")
+    },
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }
