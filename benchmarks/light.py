@@ -130,7 +130,7 @@ def connect(
 ) -> Callable[[StateDb], Session]:
     """Connect a device; its session begins once it gets its state file."""
     state = state_of(folder, name)
-    config = AgentConfig(name, FLEET, bundle.folder, DataConfig(state), state, "", roles)
+    config = AgentConfig(name, FLEET, DataConfig(state), state, "", roles, bundle=bundle.folder)
     me = signing.load_or_create(state / "device.key")
     incarnation = secrets.token_hex(8)
     learner = FakeLearner(

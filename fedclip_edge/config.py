@@ -26,6 +26,7 @@ from fedclip_edge.storage.toml_file import read_toml
 T = TypeVar("T")
 
 _SUMS_MAX_MB = 1_000_000  # 1 TB; a journal of this size is a mistake
+_MAX_DELIVERY = 5_000_000  # what the coordinator sends in five steps a second, of 1 MiB each
 _MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 5 bytes of header
 
 
@@ -185,6 +186,7 @@ class FleetConfig:
     reports: Literal["on", "off"] = "on"
     # MB of last contributions that stay, for `forget` and `absent`; 0 keeps none
     keep_sums_mb: int = 1000
+    delivery_bytes_per_s: int = 2_000_000  # most bytes of bundles sent in a second
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     registry: Path | None = None  # devices.json of the enrolled devices; without it any may join
     rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated
@@ -204,6 +206,11 @@ class FleetConfig:
             self.rules.absent == "skip" or self.keep_sums_mb > 0,
             'keep_sums_mb: 0 keeps no contribution that absent = "last" could count; write a '
             'larger number, or absent = "skip"',
+        )
+        _require(
+            1_000 <= self.delivery_bytes_per_s <= _MAX_DELIVERY,
+            f"delivery_bytes_per_s: expected 1000 to {_MAX_DELIVERY}, "
+            f"got {self.delivery_bytes_per_s}",
         )
 
 
@@ -248,13 +255,15 @@ class AgentConfig:
 
     id: str  # name of the device, unique in the fleet: 1 to 64 of a-z, 0-9 and '-'
     fleet: str  # name of the fleet, as in the coordinator's fleet.toml
-    bundle: Path  # folder of the bundle, a copy of the coordinator's
     data: DataConfig  # the device's pictures
     state_dir: Path  # folder for the device's key, feature cache, predictions and personal model
     domain: str = ""  # name of the place or style of the pictures, shown in reports
     roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
     # public key of the only coordinator to accept; empty: the key first seen in each run
     coordinator_key: str = ""
+    # folder of the bundle, a copy of the coordinator's; None: the device fetches it
+    bundle: Path | None = None
+    export_key: str = ""  # public key whose bundles the device fetches; empty: it fetches none
     # Four limits on what is sent; no plan of a coordinator lowers them.
     min_per_class: int = 5  # nothing is sent of a class with fewer pictures
     min_votes: int = 5  # the device votes with no fewer validation pictures
@@ -268,8 +277,13 @@ class AgentConfig:
         check_id(self.fleet, "fleet")
         check_id(self.id, "id")
         check_domain(self.domain)
-        if self.coordinator_key:
-            check_sha256(self.coordinator_key, "coordinator_key")
+        for name in ("coordinator_key", "export_key"):
+            if getattr(self, name):
+                check_sha256(getattr(self, name), name)
+        _require(
+            self.bundle is not None or self.export_key != "",
+            "bundle: missing; without it a device needs export_key, to fetch the coordinator's bundle",
+        )
         _require(self.id != COORDINATOR, f"id: {COORDINATOR!r} is reserved; choose another id")
         _require(
             len(self.roles) > 0, "roles: expected 'train', 'evaluate' or both, got an empty list"

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedclip_edge.agent.download import Download
 from fedclip_edge.agent.learner import Learner
-from fedclip_edge.agent.lost_parts import LostParts
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.chunks import Incoming, Ranges, count_chunks, first_chunks
-from fedclip_edge.protocol.messages import Blob, Manifest, Want
+from fedclip_edge.protocol.messages import Manifest, Want
 from fedclip_edge.records import Model, Plan, Shapes
-
-REPAIR_S = 1.0  # after this long without a chunk, the missing chunks are requested
-_REPAIR_MAX_S = 16.0  # about the time of one chunk of 120 KiB at 8 kB/s
-_REPAIR_CHUNKS = 4  # in each repeated request for the same model
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,69 +28,6 @@ class Held:
     def size_bytes(self) -> int:
         """Bytes of its parameters in memory."""
         return sum(term.nbytes for term in self.model.parameters.values())
-
-
-@dataclass(eq=False)
-class Download:
-    """The chunks of one model at a time. The repair interval carries over to the next model."""
-
-    _incoming: Incoming | None = None
-    _chunk_at: float = 0.0
-    _asked_for: str = ""  # hash of the model whose chunks were asked for last
-    _repair_s: float = REPAIR_S  # doubles with each repeated want, and halves with each model
-    _lost: LostParts = field(default_factory=lambda: LostParts("model"))
-
-    def expect(self, blob: Blob, since: float) -> None:
-        """Expect the chunks of this blob and of no other, from the time `since` on, in seconds."""
-        if self._incoming is None or self._incoming.blob != blob:
-            self._incoming = Incoming(blob)
-            self._chunk_at = since
-
-    def hurry(self, now: float) -> None:
-        """Have `poll_want` request all missing chunks now, because the broadcast was missed."""
-        self._chunk_at, self._asked_for = now - self._repair_s, ""
-
-    def receive_chunk(self, chunk: bytes, now: float) -> None:
-        """Add one chunk; raises PeerError for a wrong one."""
-        if self._incoming is not None and self._incoming.add_chunk(chunk):
-            self._chunk_at = now
-            self._lost.arrived()
-
-    def has(self, blob: Blob) -> bool:
-        """True if all chunks of the blob have arrived."""
-        incoming = self._incoming
-        return incoming is not None and incoming.blob == blob and incoming.complete
-
-    def poll_want(self, now: float) -> Want | None:
-        """The want to send now, or None."""
-        if self._incoming is None or now - self._chunk_at < self._repair_s:
-            return None
-        self._chunk_at = now
-        self._lost.requested(count_chunks(self._incoming.missing))
-        return Want(self._incoming.blob.sha256, self._missing(self._incoming))
-
-    def assemble(self) -> bytes:
-        """Return the whole payload and forget its chunks.
-
-        Raises PeerError if its hash is wrong; all chunks must then be downloaded again.
-        """
-        assert self._incoming is not None
-        incoming, self._incoming = self._incoming, None
-        payload = incoming.assemble()
-        self._repair_s = max(REPAIR_S, self._repair_s / 2)
-        return payload
-
-    def _missing(self, incoming: Incoming) -> Ranges:
-        """Return all gaps in the first request for a model, later only a few chunks at a time.
-
-        Repeated requests also come at growing intervals. Otherwise a link that needs more than
-        REPAIR_S for one chunk would transfer all chunks again after each request.
-        """
-        if self._asked_for != incoming.blob.sha256:
-            self._asked_for = incoming.blob.sha256
-            return incoming.missing
-        self._repair_s = min(2 * self._repair_s, _REPAIR_MAX_S)
-        return first_chunks(incoming.missing, _REPAIR_CHUNKS)
 
 
 @dataclass(eq=False)

@@ -1,9 +1,9 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
 It computes the features first; then it trains and evaluates as the rounds require, and reads its
-folder again from time to time (`rescan.py`). Only messages of
-the link and the session leave the device: control messages, contributions, accuracies. Pictures,
-features and predictions stay on the device.
+folder again from time to time (`rescan.py`). With another bundle, it does the same again. Only
+messages of the link and the session leave the device: control messages, contributions, accuracies.
+Pictures, features and predictions stay on the device.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ import importlib.util
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.bundle_download import BundleDownload
+from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
+from fedclip_edge.agent.bundle_trial import Trial, start_trial
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
+from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.monitor import Monitor, monitored
+from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session, start_session
-from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import ConfigError, DiskError, RefusedError
+from fedclip_edge.errors import BundleError, ConfigError, DiskError, RefusedError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
-from fedclip_edge.protocol.signing import load_identity
+from fedclip_edge.processes.children import Children
+from fedclip_edge.protocol.signing import Identity, load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.transport.base import Connected, Disconnected, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
-from fedclip_edge.vision.bundle import read_bundle
+from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 from fedclip_edge.vision.picture_index import PictureIndex
@@ -59,59 +66,119 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     """
     _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
-    bundle = read_bundle(config.bundle)
-    for warning in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=config.bundle, caution=warning)
+    store = BundleStore(fetched_folder(config.state_dir), config.bundle)
+    bundle = _open_bundle(store) if config.bundle is not None else None
     _make_state_dir(config.state_dir)
     with (
         lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
         contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
+        Children() as children,
         monitored(config) as monitor,
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
-        incarnation = secrets.token_hex(8)
-        early = EncodingLink(
-            lambda topics: PahoTransport(
-                config.broker,
-                device_client(config.fleet, config.id, incarnation),
-                topics,
-                will(config, identity, incarnation),
-            ),
-            functools.partial(retained, config, identity),
-            incarnation,
-        )
-        try:
+        box = _Box(config, identity, state_db, store, children, monitor)
+        bundle = bundle or _open_bundle(store)
+        while not _serve(box, bundle, once, progress):
+            bundle = _open_bundle(store)
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """A device's parts that stay the same when it gets another bundle."""
+
+    config: AgentConfig
+    identity: Identity
+    state_db: StateDb
+    store: BundleStore
+    children: Children
+    monitor: Monitor | None
+
+
+def _open_bundle(store: BundleStore) -> Bundle | None:
+    """The bundle in use; None if the device has none, or a fetched one that is damaged.
+
+    Raises BundleError if the bundle that agent.toml names is missing or damaged.
+    """
+    try:
+        bundle = store.open()
+    except BundleError as error:
+        if store.given is not None and store.current == store.given:
+            raise
+        log.event("bundle_file_damaged", file=store.folder, reason=str(error))
+        bundle = store.open()
+    if bundle is not None:
+        log.event("bundle_in_use", bundle=bundle.folder, classes=len(bundle.classes.names))
+        for warning in bundle_warnings(bundle.manifest):
+            log.event("bundle_caution", bundle=bundle.folder, caution=warning)
+    return bundle
+
+
+def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | None) -> bool:
+    """Run the device with this bundle; False if it is to go on with another one.
+
+    Without a bundle, it takes part in no run and only fetches one.
+    """
+    config, identity, incarnation = box.config, box.identity, secrets.token_hex(8)
+    early = EncodingLink(
+        lambda topics: PahoTransport(
+            config.broker,
+            device_client(config.fleet, config.id, incarnation),
+            topics,
+            will(config, identity, incarnation),
+        ),
+        functools.partial(retained, config, identity),
+        incarnation,
+    )
+    monitor = box.monitor
+    try:
+        index, data = PictureIndex(), None
+        if bundle is not None:
             listeners = [early.tell, progress, None if monitor is None else monitor.tell]
-            index = PictureIndex()
             data = prepare_features(config, bundle, _each(listeners), index)
-            link = early.connect(Topics(config.fleet).for_device(config.id))
-            trainer = LocalTrainer(
+        link = early.connect(Topics(config.fleet).for_device(config.id))
+        learner: Learner = NoBundle(config)
+        rescan = None
+        if bundle is not None and data is not None:
+            learner = trainer = LocalTrainer(
                 config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
             )
-            session = start_session(
-                config=config,
-                incarnation=incarnation,
-                encoder_id=bundle.manifest.encoder_id,
-                classes_digest=bundle.classes.digest,
-                class_names=bundle.classes.names,
-                learner=trainer,
-                identity=identity,
-                transport=link,
-                state_db=state_db,
-            )
-            if not isinstance(early.last_event, Disconnected):
-                broker = f"{config.broker.host}:{config.broker.port}"
-                log.event("connected", broker=broker, id=config.id)
-            if isinstance(early.last_event, Connected):
-                session.handle_event(early.last_event, time.monotonic())
-            renew = (
-                f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
-            )
-            expiry = Expiry(config.broker.certificate, renew)
             rescan = Rescan(config, bundle, trainer, index, time.monotonic())
-            loop(session, once=once, expiry=expiry, rescan=rescan, monitor=monitor)
-        finally:
-            early.close()
+        session = start_session(
+            config=config,
+            incarnation=incarnation,
+            encoder_id="" if bundle is None else bundle.manifest.encoder_id,
+            classes_digest="" if bundle is None else bundle.classes.digest,
+            class_names=() if bundle is None else bundle.classes.names,
+            learner=learner,
+            identity=identity,
+            transport=link,
+            state_db=box.state_db,
+            bundles=_bundle_download(box),
+        )
+        if not isinstance(early.last_event, Disconnected):
+            broker = f"{config.broker.host}:{config.broker.port}"
+            log.event("connected", broker=broker, id=config.id)
+        if isinstance(early.last_event, Connected):
+            session.handle_event(early.last_event, time.monotonic())
+        renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
+        expiry = Expiry(config.broker.certificate, renew)
+        return loop(
+            session, once=once, expiry=expiry, rescan=rescan, store=box.store, monitor=monitor
+        )
+    finally:
+        early.close()
+
+
+def _bundle_download(box: _Box) -> BundleDownload | None:
+    """The download of bundles; None if no export key is known."""
+    config = box.config
+    if not config.export_key:
+        return None
+
+    def try_out(folder: Path) -> Trial:
+        return start_trial(box.children, folder, config.encoder)
+
+    return BundleDownload(box.store, config.export_key, try_out)
 
 
 def _each(listeners: Sequence[Progress | None]) -> Progress:
@@ -162,9 +229,12 @@ def loop(
     once: bool,
     expiry: Expiry | None = None,
     rescan: Rescan | None = None,
+    store: BundleStore | None = None,
     monitor: Monitor | None = None,
-) -> None:
+) -> bool:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
+
+    Returns True after that run, and False once another bundle of `store` is in use.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
     `once` that raises RefusedError.
@@ -173,6 +243,7 @@ def loop(
     before each piece of work, so that an endless stream of messages cannot block the work.
     """
     worked = False
+    chosen_at = None if store is None else store.changed_at()
     while True:
         event = session.transport.next_event(0 if worked else _TICK_S)
         handled = 0
@@ -183,7 +254,10 @@ def loop(
         if rescan is not None:
             rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
-        if once and session.standby.reason:
+        if store is not None and (session.has_other_bundle or chosen_at != store.changed_at()):
+            session.say_goodbye()
+            return False
+        if once and session.standby.reason and not session.is_fetching_bundle:
             raise RefusedError(
                 f"{session.config.id} cannot take part in the run: {session.standby.reason}"
             )
@@ -194,5 +268,5 @@ def loop(
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:
-                return
+                return True
             session.finished = False

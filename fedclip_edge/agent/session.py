@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
+from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
 from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.learner import Learner
@@ -58,6 +59,7 @@ class Session:
     upload: Upload
     evaluation_queue: EvaluationQueue
     standby: Standby
+    bundles: BundleDownload | None = None  # None: the device fetches no bundle
     finished: bool = False
     refused_messages: int = 0
     heard_at: float | None = None  # time of the coordinator's last message that is trusted
@@ -125,6 +127,9 @@ class Session:
             return False
         if self.handshake.poll(now):
             self._repeat_hello(now)
+        if manifest is not None and self.is_fetching_bundle:
+            self._fetch_bundle(manifest, now)
+            return False
         if manifest is None or not self.handshake.is_answered or not self._fits(manifest):
             return False
         if self._repeat_offer(now):
@@ -133,6 +138,29 @@ class Session:
         if has_model and self._train_if_due(manifest, now):
             return True
         return self._evaluate_if_due(manifest, now)
+
+    @property
+    def has_other_bundle(self) -> bool:
+        """True once another bundle is in use: the session is to be made again."""
+        return self.bundles is not None and self.bundles.is_ready
+
+    @property
+    def is_fetching_bundle(self) -> bool:
+        """True while the device fetches the bundle of the coordinator's run."""
+        manifest = self.trust.manifest
+        if self.bundles is None or manifest is None or self._has_its_bundle(manifest):
+            return False
+        return self.bundles.is_busy(manifest.bundle)
+
+    def _fetch_bundle(self, manifest: Manifest, now: float) -> None:
+        assert self.bundles is not None
+        assert manifest.bundle is not None
+        want = self.bundles.poll(manifest.bundle, now)
+        if want is not None:
+            self._listen_for(want.sha256)
+            self.publisher.send(want)
+        elif not self.bundles.is_busy(manifest.bundle):
+            self._listen_for("")
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
         """True if the run is done, and no coordinator is online to send its last model."""
@@ -152,6 +180,8 @@ class Session:
         if chunks.is_chunk(payload):
             self.topics.check_kind(topic, CHUNK)
             self.download.receive_chunk(payload, now)
+            if self.bundles is not None:
+                self.bundles.receive_chunk(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
         self.topics.check_kind(topic, signed.kind)
@@ -254,9 +284,12 @@ class Session:
 
         The coordinator refuses this device in all other runs.
         """
+        is_allowed = manifest.plan.method in self.publisher.capabilities.methods
+        return is_allowed and self._has_its_bundle(manifest)
+
+    def _has_its_bundle(self, manifest: Manifest) -> bool:
         ours = self.publisher.encoder_id, self.publisher.classes_digest
-        is_ours = (manifest.encoder_id, manifest.classes_digest) == ours
-        return is_ours and manifest.plan.method in self.publisher.capabilities.methods
+        return (manifest.encoder_id, manifest.classes_digest) == ours
 
     def _fetch_model(self, manifest: Manifest, now: float) -> bool:
         self._hold_model(manifest)
@@ -372,11 +405,13 @@ def start_session(
     transport: Transport,
     state_db: StateDb,
     class_names: tuple[str, ...] = (),
+    bundles: BundleDownload | None = None,
 ) -> Session:
     """Make the session of one process; `incarnation` is the random name of the process.
 
     The name distinguishes its messages from those of an earlier process of this device.
-    `class_names` are those of its bundle. Raises the errors of `learner.capabilities`.
+    `class_names` are those of its bundle. `bundles` fetches the bundle of a run that has another
+    one. Raises the errors of `learner.capabilities`.
     """
     trust = Trust(incarnation, config.coordinator_key, state_db)
     return Session(
@@ -399,6 +434,7 @@ def start_session(
         upload=Upload(state_db, config.min_per_class),
         evaluation_queue=EvaluationQueue(learner),
         standby=Standby(class_names),
+        bundles=bundles,
     )
 
 

@@ -99,7 +99,8 @@ def init(
     The files of the coordinator are created too.
 
     FOLDER is `site` by default and must not exist yet. `enroll`, `renew` and `revoke` work on it.
-    Keep FOLDER/ca.key secret: with it, anyone can issue certificates for devices.
+    Keep FOLDER/ca.key secret: with it, anyone can issue certificates for devices. The boxes fetch
+    only bundles that FOLDER/export/export.key has signed; keep it away from the coordinator's host.
     """
     import shlex
     import socket
@@ -121,6 +122,7 @@ def init(
 
 {_how_to_run(made.broker, home)}
 add a device    fedclip-edge enroll cam-01{option}
+sign a bundle   fedclip-edge bundle sign bundle --key {made.export_key}
 for fleet.toml  fleet = "{fleet}"
                 registry = "{made.registry}"
                 [broker]

@@ -1,4 +1,4 @@
-"""`fedclip-edge bundle verify`: a check of a bundle's files and of the features on this box."""
+"""`fedclip-edge bundle`: a check of a bundle on this box, its signature, and its rollback."""
 
 from __future__ import annotations
 
@@ -14,13 +14,60 @@ from fedclip_edge.cli.group import Group
 from fedclip_edge.reporting.table import aligned, width_of
 
 if TYPE_CHECKING:
+    from fedclip_edge.pki.bundle_signature import Signature
     from fedclip_edge.vision.bundle import Bundle
     from fedclip_edge.vision.verification import Verification
 
 
 @click.group(cls=Group)
 def bundle() -> None:
-    """Check a bundle, the folder that `export` writes."""
+    """Check, sign or roll back a bundle, the folder that `export` writes."""
+
+
+@bundle.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The export key, the file export/export.key that `broker init` made.",
+)
+@click.option(
+    "--serial",
+    type=int,
+    help="Serial number. A box accepts only a larger one than it had before. [default: the present "
+    "time in seconds, or one more than before]",
+)
+def sign(folder: Path, key: Path, serial: int | None) -> None:
+    """Sign the bundle FOLDER, so that the boxes of a fleet fetch it from their coordinator.
+
+    The signature covers every file. It is written to signature.json in the bundle, and replaces an
+    earlier one. To give the boxes an earlier bundle back, sign it again.
+    """
+    from fedclip_edge.pki.bundle_signature import load_export_key, sign_bundle
+
+    made = sign_bundle(folder, load_export_key(key), serial=serial)
+    click.echo(f"{folder} is signed with the export key {made.key[:16]}, serial {made.serial}")
+
+
+@bundle.command()
+@click.argument("config", type=click.Path(path_type=Path), default="agent.toml")
+def rollback(config: Path) -> None:
+    """Go back to the bundle that this box used before it fetched the last one.
+
+    CONFIG is the box's configuration file. A running agent changes to the earlier bundle within a
+    second. It does not fetch the same one again, so it takes part in no run that needs it, until
+    one with a larger serial number is offered. A second rollback undoes the first.
+    """
+    from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
+    from fedclip_edge.config import load_agent
+
+    loaded = load_agent(config)
+    store = BundleStore(fetched_folder(loaded.state_dir), loaded.bundle)
+    click.echo(
+        f"{loaded.id} uses {store.roll_back()} again; to give it a bundle that replaces the one "
+        "before, sign that bundle again"
+    )
 
 
 @bundle.command()
@@ -36,19 +83,23 @@ def verify(
 
     The encoder runs on the bundle's golden pictures, and its features are compared with those of
     the machine that exported the bundle. The exit code is 12 if a file differs from the exported
-    one, or if the features differ by more than the rounding errors of this kind of processor.
+    one, if the signature is invalid, or if the features differ by more than the rounding errors of
+    this kind of processor.
     """
     from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.pki.bundle_signature import read_signature
     from fedclip_edge.vision import verification
     from fedclip_edge.vision.bundle import read_bundle
 
-    opened = read_bundle(folder)
+    opened, signed = read_bundle(folder), read_signature(folder)
     found = verification.verify(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
-    click.echo(json.dumps(_as_json(opened, found)) if as_json else _table(opened, found))
+    click.echo(
+        json.dumps(_as_json(opened, signed, found)) if as_json else _table(opened, signed, found)
+    )
     verification.check(found, opened)
 
 
-def _table(opened: Bundle, found: Verification) -> str:
+def _table(opened: Bundle, signed: Signature | None, found: Verification) -> str:
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
     from fedclip_edge.vision.manifest import FILES
 
@@ -58,6 +109,10 @@ def _table(opened: Bundle, found: Verification) -> str:
         ("files", f"{len(FILES)}, as exported (SHA-256)"),
         ("manifest", f"{manifest.model}, {manifest.pretrained}; {manifest.precision}"),
         ("encoder id", f"{manifest.encoder_id[:16]}, matches the manifest"),
+        (
+            "signed by",
+            f"export key {signed.key[:16]}, serial {signed.serial}" if signed else "nobody",
+        ),
         ("provider", f"{found.provider}{threads}"),
         ("speed", f"{found.images_per_s:.1f} images/s, without decoding pictures"),
     ]
@@ -83,7 +138,7 @@ def _table(opened: Bundle, found: Verification) -> str:
     return "\n".join([*lines, "", *notes, f"{opened.folder} {verdict} on this box."])
 
 
-def _as_json(opened: Bundle, found: Verification) -> dict[str, Any]:
+def _as_json(opened: Bundle, signed: Signature | None, found: Verification) -> dict[str, Any]:
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     manifest = opened.manifest
@@ -93,6 +148,8 @@ def _as_json(opened: Bundle, found: Verification) -> dict[str, Any]:
         "pretrained": manifest.pretrained,
         "precision": manifest.precision,
         "encoder_id": manifest.encoder_id,
+        "signer": signed.key if signed else None,
+        "serial": signed.serial if signed else None,
         "provider": found.provider,
         "threads": found.threads,
         "pictures": found.pictures,

@@ -14,10 +14,16 @@ from fedclip_edge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from fedclip_edge.exporting.recipe import Recipe
+    from fedclip_edge.protocol.signing import Identity
     from fedclip_edge.vision.bundle import Bundle
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_NEXT = (
+    "Next: publish a signed bundle with `fedclip-edge classes publish` on the coordinator's host;\n"
+    "the boxes fetch the new texts when the next run begins. Without a signature, copy the bundle\n"
+    "to every box and start a new run."
+)
 _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
 
 
@@ -103,6 +109,13 @@ _FOREIGN = ("onnx", "preprocess", "class_texts", "classes")
     help="NumPy .npy file with one text vector of length 1 per class, in the order of --classes: "
     "floats of shape [classes, feature width]. For --onnx, or for --bundle.",
 )
+@click.option(
+    "--sign",
+    type=_FILE,
+    metavar="KEY",
+    help="Sign the bundle with this export key (export/export.key of `broker init`), so that the "
+    "boxes of its fleet fetch it from their coordinator.",
+)
 def export(**given: Any) -> None:
     """Export an image encoder and class texts to a bundle.
 
@@ -133,13 +146,21 @@ def export(**given: Any) -> None:
     fedclip-edge export --bundle bundle --classes new.txt
     """  # noqa: D301 - click needs the backspace character
     used = {name for name, value in given.items() if value not in (None, False)}
+    exporter = None
+    if "sign" in used:
+        from fedclip_edge.pki.bundle_signature import load_export_key
+
+        exporter = load_export_key(given["sign"])  # before the work, which may take minutes
     if "bundle" in used:
-        _replace_classes(given, used)
+        _replace_classes(given, used, exporter)
         return
     if "out" not in used:
         raise click.UsageError("Give the folder to write with --out FOLDER.")
+    before = _serial_in(given["out"])
     bundle = _from_onnx(given, used) if "source" not in used else _from_open_clip(given, used)
     click.echo(summary(bundle))
+    if exporter is not None:
+        click.echo(f"\n{_sign(bundle, exporter, before)}")
 
 
 def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
@@ -202,7 +223,21 @@ def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
+def _serial_in(folder: Path) -> int:
+    from fedclip_edge.pki.bundle_signature import serial_in
+
+    return serial_in(folder)
+
+
+def _sign(bundle: Bundle, exporter: Identity, before: int) -> str:
+    """Sign the bundle; return a sentence about it. `before` is the serial number it had before."""
+    from fedclip_edge.pki.bundle_signature import sign_bundle
+
+    made = sign_bundle(bundle.folder, exporter, above=before)
+    return f"Signed with the export key {made.key[:16]}, serial number {made.serial}."
+
+
+def _replace_classes(given: Mapping[str, Any], used: set[str], exporter: Identity | None) -> None:
     _refuse(used, ("precision", "calibration", "accept_parity", "replace"), "without --bundle")
     _refuse(used, ("onnx", "preprocess"), "without --bundle")
     _refuse(
@@ -212,6 +247,7 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
         raise click.UsageError("--bundle needs --classes FILE with the new class names.")
     from fedclip_edge.exporting import replace_classes
 
+    before = _serial_in(given["bundle"])
     if "class_texts" in used:
         _refuse(used, ("source", "pretrained", "like", "random_weights"), "without --class-texts")
         _refuse(used, ("prompt", "prompts"), "without --class-texts")
@@ -232,10 +268,15 @@ def _replace_classes(given: Mapping[str, Any], used: set[str]) -> None:
     click.echo(
         f"Changed the classes of {bundle.folder} to {len(bundle.classes.names)}: "
         f"{shortened(bundle.classes.names)}\n\n"
-        "The encoder and its id are unchanged, so cached features stay valid. Next: copy the\n"
-        "bundle to every box and start a new run; a model trained with the old classes does not\n"
-        "fit the new ones."
+        "The encoder and its id are unchanged, so cached features stay valid."
     )
+    if exporter is not None:
+        click.echo(_sign(bundle, exporter, before))
+    elif before:
+        click.echo(
+            "The bundle was signed, and is not any more: sign it with `fedclip-edge bundle sign`."
+        )
+    click.echo(_NEXT)
 
 
 def _tiny(folder: Path) -> Recipe | None:

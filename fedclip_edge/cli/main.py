@@ -17,6 +17,7 @@ from fedclip_edge import __version__
 from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.bundle import bundle
+from fedclip_edge.cli.classes import classes
 from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.devices import devices
 from fedclip_edge.cli.enroll import enroll, renew, revoke
@@ -68,6 +69,7 @@ for _command in (
     demo,
     export,
     bundle,
+    classes,
     broker,
     enroll,
     renew,

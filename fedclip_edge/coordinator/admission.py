@@ -35,6 +35,7 @@ class Admission:
     devices: Devices
     registry: Registry | None
     class_names: tuple[str, ...] = ()  # of the run's classes; empty if they are not known
+    is_bundle_offered: bool = False  # the devices can fetch the run's bundle
 
     @property
     def fleet_size(self) -> int:
@@ -96,10 +97,14 @@ class Admission:
     def _unfit(self, hello: Hello) -> str | None:
         """The reason why a device cannot take part in this run; None if it can."""
         run, plan, able = self.run, self.run.plan, hello.capabilities
+        if not hello.encoder_id:
+            return f"it has no bundle yet; {self._remedy()}"
         if hello.encoder_id != run.encoder_id:
-            return _other_bundle("its bundle has another encoder", hello.encoder_id, run.encoder_id)
+            return self._other_bundle(
+                "its bundle has another encoder", hello.encoder_id, run.encoder_id
+            )
         if hello.classes_digest != run.classes_digest:
-            return _other_bundle(
+            return self._other_bundle(
                 "its bundle has other classes", hello.classes_digest, run.classes_digest
             )
         if plan.method not in able.methods:
@@ -113,6 +118,20 @@ class Admission:
                 return f"the device has no codec {codec!r}; update fedclip-edge on it"
         return None
 
+    def _other_bundle(self, what: str, theirs: str, ours: str) -> str:
+        return (
+            f"{what} ({theirs[:12]}) than the run ({ours[:12]}); {self._remedy()}; or, if the "
+            "device's bundle is the right one, correct 'bundle' in fleet.toml and restart `serve`"
+        )
+
+    def _remedy(self) -> str:
+        if self.is_bundle_offered:
+            return (
+                "a device with export_key in its agent.toml fetches the run's bundle now; copy it "
+                "to any other device and restart its agent"
+            )
+        return "copy the coordinator's bundle to the device and restart its agent"
+
     def _check_key(self, device: str, key: str) -> str | None:
         """The reason to refuse a device with this key; None to accept the key."""
         if self.registry is not None:
@@ -123,14 +142,6 @@ class Admission:
             "a device with this id joined this run under another key; restore the device's old "
             "state_dir, or give it another id"
         )
-
-
-def _other_bundle(what: str, theirs: str, ours: str) -> str:
-    return (
-        f"{what} ({theirs[:12]}) than the run ({ours[:12]}); copy the coordinator's "
-        "bundle to the device and restart its agent; or, if the device's bundle is the right one, "
-        "correct 'bundle' in fleet.toml and restart `serve`"
-    )
 
 
 def _sendable(names: tuple[str, ...]) -> tuple[str, ...]:

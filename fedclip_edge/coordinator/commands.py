@@ -11,15 +11,18 @@ Laws:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config import read_table, unknown
 from fedclip_edge.coordinator import forgetting, snapshot
+from fedclip_edge.coordinator.bundle_choice import choose_bundle, publish_classes
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT
 from fedclip_edge.coordinator.server import Server
@@ -86,6 +89,13 @@ class Devices:
     """The arguments of `devices`."""
 
     by_class: bool = False  # with the pictures of each class
+
+
+@dataclass(frozen=True)
+class Publish:
+    """The arguments of `publish`."""
+
+    bundle: Path  # folder of the bundle, absolute
 
 
 @dataclass(frozen=True)
@@ -260,6 +270,18 @@ def devices(server: Server, arguments: Devices) -> dict[str, Any]:
     return snapshot.devices(server.coordinator, now, by_class=arguments.by_class)
 
 
+def publish(server: Server, arguments: Publish) -> dict[str, Any]:
+    """Publish the classes of a bundle for the next run; raises ConfigError if it cannot be used."""
+    registry, run = server.coordinator.admission.registry, server.coordinator.run_state.run
+    used = choose_bundle(server.config, run)
+    export_key = "" if registry is None else registry.export_key
+    try:
+        done = publish_classes(server.config, arguments.bundle, used, export_key)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or arguments.bundle}: {error.strerror}") from error
+    return dataclasses.asdict(done)
+
+
 COMMANDS: Mapping[str, Command] = {
     "start": Command(start, Start),
     "pause": Command(pause),
@@ -270,6 +292,7 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command(status, Status),
     "devices": Command(devices, Devices),
     "forget": Command(forget, Forget),
+    "publish": Command(publish, Publish),
 }
 
 

@@ -104,6 +104,8 @@ class Coordinator:
             log.event("upload_abandoned", device=device)
         self.receiver.request_missing(now)
         self.driver.handle(round_events.Tick(), now)
+        if self.publisher.deliveries is not None:
+            self.publisher.deliveries.poll(now)
         over = [device for device, until in self._muted.items() if now >= until]
         if over:
             self._muted = {d: until for d, until in self._muted.items() if d not in over}
@@ -306,6 +308,11 @@ class Coordinator:
             signed.check(message.key)
             self._handle_hello(device, message, now)
             return
+        if isinstance(message, Want) and device in self.devices.fetching:
+            signed.check(self.devices.fetching[device])
+            if self.publisher.deliveries is not None:
+                self.publisher.deliveries.add(message)
+            return
         if device not in self.devices.keys or not self.devices.is_online(device):
             if isinstance(message, DeviceState):
                 # Its hello follows, or it encodes, or this is a will from an earlier run.
@@ -375,6 +382,10 @@ class Coordinator:
         _log_device_refused(self._hellos.add(device, "", refused.reason, now))
         if refused.scope == "run" and self.admission.registry is not None:
             self.devices.unfit[device] = refused.reason
+        if refused.scope == "run":
+            self.devices.let_fetch(device, refused.key)
+        else:
+            self.devices.fetching.pop(device, None)
         # The manifest goes first: the device verifies the refusal with the key in it.
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, refused)

@@ -12,6 +12,7 @@ from fedclip_edge.protocol.messages import DeviceState, Hello
 
 MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
 ENCODING_S = 300.0  # the least time between two log lines about one device that encodes
+_FETCHING_MAX = 10_000  # devices that may fetch a bundle; without a registry, names can be made up
 _ENCODING_MAX = 1000  # devices that encode at the same time, of which the coordinator keeps track
 
 
@@ -34,6 +35,8 @@ class Devices:
     encoding: dict[str, DeviceState] = field(default_factory=dict)
     # Enrolled devices whose last hello did not fit the run, each with the reason.
     unfit: dict[str, str] = field(default_factory=dict)
+    # The key of each device whose last hello did not fit the run; it may fetch the run's bundle.
+    fetching: dict[str, str] = field(default_factory=dict)
     _encoding_said: dict[str, float] = field(default_factory=dict)  # time of each one's log line
     _incarnations: dict[str, str] = field(default_factory=dict)  # online ones, in joining order
     _models_sent: dict[str, tuple[str, float]] = field(default_factory=dict)  # version, time
@@ -53,10 +56,16 @@ class Devices:
         self.hellos[device] = hello
         self.note_encoding(device, None, math.inf)
         self.unfit.pop(device, None)
+        self.fetching.pop(device, None)
         pictures = hello.capabilities.pictures
         declared = pictures.train + pictures.validation + pictures.withheld
         self.declared[device] = max(declared, self.declared.get(device, 0))
         self.pictures[device] = pictures.labelled
+
+    def let_fetch(self, device: str, key: str) -> None:
+        """Let a device that does not fit the run fetch the run's bundle."""
+        if device in self.fetching or len(self.fetching) < _FETCHING_MAX:
+            self.fetching[device] = key
 
     def set_offline(self, device: str) -> str | None:
         """Mark the device as offline; returns its incarnation, or None if it was offline."""

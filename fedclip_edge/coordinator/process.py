@@ -19,6 +19,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, publisher
+from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.monitor import Monitor, monitored
@@ -94,7 +95,7 @@ def serve(
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
     enrolled = _read_registry(config)
-    basis = _read_basis(config)
+    read_bundle(config.bundle)  # before anything is made for a bundle that cannot be used
     device = trainer_id(config)
     invited = frozenset(() if device is None else (device,))
     journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
@@ -105,6 +106,10 @@ def serve(
     ):
         monitor = closing.enter_context(monitored(config))
         journal.check()
+        served = None if new_run else journal.last_run()
+        if served is not None and once and journal.course(served.id).is_over:
+            served = None
+        basis = _read_basis(config, served)
         chosen = choose_run(
             config,
             basis.classes,
@@ -134,7 +139,7 @@ def serve(
 
         def load_again() -> tuple[FleetConfig, Basis]:
             loaded = config if reload is None else reload()
-            return loaded, _read_basis(loaded)
+            return loaded, _read_basis(loaded, None)
 
         server = Server(config, journal, first, load_again, invited)
         trainer = None
@@ -214,12 +219,16 @@ def _has_ended(trainer: Trainer, server: Server, *, once: bool) -> bool:
     return True
 
 
-def _read_basis(config: FleetConfig) -> Basis:
-    """Read the bundle; raises BundleError."""
-    bundle = read_bundle(config.bundle)
+def _read_basis(config: FleetConfig, run: Run | None) -> Basis:
+    """Read the bundle of a run in the journal, or with None, of the next run.
+
+    Raises BundleError.
+    """
+    bundle = choose_bundle(config, run)
     for caution in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=config.bundle, caution=caution)
-    return Basis(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
+        log.event("bundle_caution", bundle=bundle.folder, caution=caution)
+    manifest = bundle.manifest
+    return Basis(bundle.classes, manifest.dim, manifest.encoder_id, bundle.folder)
 
 
 def _read_registry(config: FleetConfig) -> registry.Registry | None:

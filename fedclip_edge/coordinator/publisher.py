@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator.distribution import WantedChunks
+from fedclip_edge.coordinator.deliveries import Deliveries
+from fedclip_edge.coordinator.distribution import WantedChunks, parts_of
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol import chunks, wire
@@ -38,6 +39,7 @@ class Publisher:
     transport: Transport
     incarnation: str
     epoch: int  # raised if a device knows a higher one
+    deliveries: Deliveries | None = None  # of the run's bundle, if it is signed
     _broadcast: str = ""  # version of the model last sent to all devices
     _wanted: WantedChunks | None = None  # of the model, on its own topic
 
@@ -88,7 +90,7 @@ class Publisher:
         if self.transport.is_sending(self.topics.model, blob.sha256):
             return
         if self._wanted is None or self._wanted.blob != blob:
-            self._wanted = WantedChunks(self.run_state.stored.payload, blob)
+            self._wanted = WantedChunks(blob, parts_of(self.run_state.stored.payload, blob))
         self._wanted.add(missing)
         self._publish_parts(self.topics.blob(blob.sha256), blob, self._wanted)
 
@@ -114,6 +116,7 @@ class Publisher:
             cohort=state.threshold,
             deadline_s=self.config.rules.deadline_s,
             devices=min(devices, MAX_DEVICES),
+            bundle=None if self.deliveries is None else self.deliveries.blob,
         )
 
     @property

@@ -45,7 +45,14 @@ def resume_coordinator(
         reports=journal.newest_reports(run.id),
         sent=journal.sent(run.id, votes),
     )
-    admission = Admission(run, run_state.journal, devices, registry, class_names)
+    admission = Admission(
+        run,
+        run_state.journal,
+        devices,
+        registry,
+        class_names,
+        is_bundle_offered=publisher.deliveries is not None,
+    )
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
     )

@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_report
 from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.deliveries import Deliveries, open_release
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Run
 from fedclip_edge.coordinator.publisher import Publisher
@@ -54,6 +56,7 @@ class Basis:
     classes: ClassTexts
     dim: int  # D
     encoder_id: str
+    folder: Path | None = None  # of the bundle; without it, devices cannot fetch it
 
 
 @dataclass(eq=False)
@@ -150,6 +153,8 @@ class Server:
         following.follow(before)
         # A device says hello when the coordinator comes online after it was offline.
         before.say_goodbye()
+        if ours.deliveries is not None:
+            ours.deliveries.release.close()
         self.config, self.coordinator = config, following
         self.open(now)
 
@@ -251,10 +256,17 @@ def coordinate(
     """
     schedule = Schedule(run.plan, basis.classes, basis.dim)
     state = open_run_state(run, journal, schedule, counts_absent=config.rules.absent == "last")
+    publisher = Publisher(config, state, identity, claim.link, claim.incarnation, claim.epoch)
+    key = "" if registry is None else registry.export_key
+    release = None if basis.folder is None else open_release(basis.folder, key)
+    if release is not None:
+        publisher.deliveries = Deliveries(
+            release, config.delivery_bytes_per_s, publisher.topics, claim.link
+        )
     return resume_coordinator(
         config,
         state,
-        Publisher(config, state, identity, claim.link, claim.incarnation, claim.epoch),
+        publisher,
         now,
         invited=invited,
         registry=registry,

@@ -19,11 +19,10 @@ _AGENT = """\
 id = {id}
 fleet = {fleet}
 {domain}\
-bundle = "bundle"                  # a copy of the coordinator's bundle
-state_dir = "/var/lib/fedclip-edge"
+{bundle}state_dir = "/var/lib/fedclip-edge"
 # The public key of the only coordinator that this device accepts.
 coordinator_key = {coordinator}
-
+{export}
 [data]
 # One folder per class, named as in the bundle.
 folder = {pictures}
@@ -34,6 +33,18 @@ port = {port}
 ca = "ca.crt"
 certificate = "device.crt"
 key = "device.key"
+"""
+
+
+_COPIED = """\
+bundle = "bundle"                  # a copy of the coordinator's bundle
+"""
+_FETCHED = """\
+# bundle = "bundle"                # a copy of the coordinator's bundle, so that less is fetched
+"""
+_EXPORT = """\
+# The public key that signs the bundles which this device fetches from its coordinator.
+export_key = {key}
 """
 
 
@@ -65,7 +76,14 @@ def agent_toml(registry: Registry, box: Box) -> str:
     }
     domain = f"domain = {_quoted(box.domain)}\n" if box.domain else ""
     quoted = {name: _quoted(word) for name, word in words.items()}
-    return _AGENT.format(port=registry.port, domain=domain, **quoted)
+    export = _EXPORT.format(key=_quoted(registry.export_key)) if registry.export_key else ""
+    return _AGENT.format(
+        port=registry.port,
+        domain=domain,
+        bundle=_FETCHED if export else _COPIED,
+        export=export,
+        **quoted,
+    )
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:

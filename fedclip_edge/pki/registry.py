@@ -54,10 +54,14 @@ class Registry:
     coordinator: str  # the coordinator's public key, 64 hex digits
     reload: str = ""  # the command that makes the broker read its files again
     devices: Mapping[str, Device] = field(default_factory=dict)
+    # public key that signs bundles, 64 hex digits; empty: devices fetch none
+    export_key: str = ""
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
         check_sha256(self.coordinator, "coordinator")
+        if self.export_key:
+            check_sha256(self.export_key, "export_key")
 
     def refusal(self, device: str, key: str) -> str | None:
         """The reason to refuse this device with this key (64 hex digits); None to accept it."""

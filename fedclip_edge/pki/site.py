@@ -3,6 +3,7 @@
     FOLDER/ca.crt, ca.key           the authority; its key stays here
     FOLDER/broker/                  mosquitto.conf and its files; copied to the broker's host
     FOLDER/coordinator/             certificate, key, devices.json; copied to the coordinator's host
+    FOLDER/export/export.key        signs bundles; copied to the machine that exports, if another
 
 Laws:
 - Private keys are readable only by their owner. Only the broker's is also readable by the group
@@ -45,6 +46,10 @@ class Folder:
         return self.path / "coordinator"
 
     @property
+    def export_key(self) -> Path:
+        return self.path / "export" / "export.key"
+
+    @property
     def registry(self) -> Path:
         return self.coordinator / "devices.json"
 
@@ -73,11 +78,12 @@ def create_site(
         ca = authority.create_authority(check_id(fleet, "fleet"))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    broker_key, coordinator_key = authority.new_key(), authority.new_key()
+    broker_key, coordinator_key, export_key = (authority.new_key() for _ in range(3))
     names = tuple(dict.fromkeys([*hosts, *_LOCAL]))
     broker = authority.certify_broker(ca, broker_key.public_key(), names)
     client = authority.certify_coordinator(ca, coordinator_key.public_key(), COORDINATOR)
-    registry_ = Registry(fleet, names[0], port, client.key, reload)
+    exporter = authority.public_hex(export_key.public_key())
+    registry_ = Registry(fleet, names[0], port, client.key, reload, export_key=exporter)
     contents = {
         "ca.crt": ca.pem,
         "ca.key": ca.key_pem,
@@ -93,6 +99,7 @@ def create_site(
         "coordinator/coordinator.crt": client.pem,
         "coordinator/coordinator.key": authority.private_pem(coordinator_key),
         "coordinator/devices.json": registry.pack(registry_),
+        "export/export.key": authority.private_pem(export_key),
     }
     try:
         atomic.make_folder(made.path, contents, [name for name in contents if ".key" in name])

@@ -24,6 +24,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob, BlobKind
@@ -75,31 +76,40 @@ def split(data: bytes, blob: Blob, wanted: Ranges | None = None) -> Iterator[byt
     Indices beyond the last chunk are left out.
     """
     ranges = ((0, blob.chunks - 1),) if wanted is None else wanted
-    for index in _indices(ranges, blob.chunks):
+    for index in indices(ranges, blob.chunks):
         part = data[index * blob.chunk_bytes : (index + 1) * blob.chunk_bytes]
-        yield (
-            _HEADER.pack(
-                _MAGIC,
-                _VERSION,
-                0,
-                bytes.fromhex(blob.sha256)[:8],
-                index,
-                blob.chunks,
-                zlib.crc32(part),
-            )
-            + part
-        )
+        yield pack_chunk(blob, index, part)
+
+
+def pack_chunk(blob: Blob, index: int, part: bytes) -> bytes:
+    """The chunk with this index, header included; `part` is its part of the payload."""
+    digest = bytes.fromhex(blob.sha256)[:8]
+    crc = zlib.crc32(part)
+    return _HEADER.pack(_MAGIC, _VERSION, 0, digest, index, blob.chunks, crc) + part
+
+
+class Parts(Protocol):
+    """The received parts of a payload by chunk index: a dictionary, or a file on disk."""
+
+    def __contains__(self, index: object, /) -> bool:
+        """True if this part was received."""
+
+    def __setitem__(self, index: int, part: bytes, /) -> None:
+        """Keep a part."""
+
+    def __len__(self) -> int:
+        """The number of parts received."""
 
 
 @dataclass(eq=False)
 class Incoming:
-    """A payload that is being received.
+    """A payload that is being received; `parts` keeps what has arrived, by default in memory.
 
     Memory is allocated chunk by chunk, and never more than the blob announced.
     """
 
     blob: Blob
-    _parts: dict[int, bytes] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict[int, bytes])
 
     def add_chunk(self, payload: bytes) -> bool:
         """Add one chunk, header included; False if it belongs to another blob or is a repeat.
@@ -125,9 +135,9 @@ class Incoming:
             )
         if zlib.crc32(part) != crc:
             raise PeerError(f"chunk {index} has a wrong CRC-32")
-        if index in self._parts:
+        if index in self.parts:
             return False
-        self._parts[index] = part
+        self.parts[index] = part
         return True
 
     @property
@@ -135,7 +145,7 @@ class Incoming:
         """The first MAX_GAPS gaps, as first and last index; empty if no chunk is missing."""
         gaps: list[tuple[int, int]] = []
         for index in range(self.blob.chunks):
-            if index in self._parts:
+            if index in self.parts:
                 continue
             if gaps and gaps[-1][1] == index - 1:
                 gaps[-1] = (gaps[-1][0], index)
@@ -147,15 +157,16 @@ class Incoming:
 
     @property
     def complete(self) -> bool:
-        return len(self._parts) == self.blob.chunks
+        return len(self.parts) == self.blob.chunks
 
     def assemble(self) -> bytes:
-        """The payload, once `complete` is true. The received chunks are discarded.
+        """The payload, once `complete` is true, of parts in memory, which are then discarded.
 
         Raises PeerError if the payload's SHA-256 is not the announced one.
         """
-        data = b"".join(self._parts[index] for index in range(self.blob.chunks))
-        self._parts.clear()
+        assert isinstance(self.parts, dict), "parts on disk are read from their file"
+        data = b"".join(self.parts[index] for index in range(self.blob.chunks))
+        self.parts.clear()
         if hashlib.sha256(data).hexdigest() != self.blob.sha256:
             raise PeerError(f"payload {self.blob.sha256[:16]} arrived with another SHA-256")
         return data
@@ -179,6 +190,7 @@ def first_chunks(ranges: Ranges, count: int) -> Ranges:
     return tuple(some)
 
 
-def _indices(wanted: Iterable[tuple[int, int]], count: int) -> Iterator[int]:
+def indices(wanted: Iterable[tuple[int, int]], count: int) -> Iterator[int]:
+    """The indices in the ranges `wanted`, without those beyond the last of `count` chunks."""
     for first, last in wanted:
         yield from range(first, min(last, count - 1) + 1)

@@ -49,7 +49,8 @@ MAX_CLASSES = 1000  # names of classes in one message, or counts of their pictur
 SIDES = ("train", "validation", "test")  # of the split of a device's pictures
 
 Phase = Literal["gathering", "open", "final", "done"]
-BlobKind = Literal["model", "update"]
+# "bundle" is the signed description of a bundle, the last three are its files.
+BlobKind = Literal["model", "update", "bundle", "encoder", "classes", "golden"]
 # What a refusal refuses: one contribution; the device, in this run; the device, for ever.
 Scope = Literal["contribution", "run", "device"]
 
@@ -254,6 +255,7 @@ class Manifest:
     devices: int = 1  # size of the fleet: this many may reconnect at once
     takes_part: bool | None = None  # set in the answer to a hello; None in the broadcast
     answers: str = ""  # the boot of that hello; a device ignores an answer to an earlier process
+    bundle: Blob | None = None  # the run's bundle, for devices that have another one; if signed
     # In that answer: SHA-256 of the contribution kept from the device in this round, "" if none.
     kept: str | None = None
 

@@ -56,8 +56,8 @@ def load_identity(certified: Path | None, own: Path) -> Identity:
     return load_or_create(own) if certified is None else load(certified)
 
 
-def load(path: Path) -> Identity:
-    """The identity in a PEM file.
+def load(path: Path, remedy: str = _USE_ENROLMENT) -> Identity:
+    """The identity in a PEM file; `remedy` says in an error what to do.
 
     Raises ConfigError if the file cannot be read, is not an unencrypted private key in PEM, or
     holds a key that is not Ed25519.
@@ -66,16 +66,16 @@ def load(path: Path) -> Identity:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise ConfigError(
-            f"the key file {path} cannot be read: {error.strerror}; set 'key' under [broker] to "
-            "the key of the enrolment, and let this user read it"
+            f"the key file {path} cannot be read: {error.strerror}; {remedy}, and let this user "
+            "read it"
         ) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{path} is not a private key in PEM without a password ({error}); {_USE_ENROLMENT}"
+            f"{path} is not a private key in PEM without a password ({error}); {remedy}"
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"{path} is not an Ed25519 key, and only such a key signs messages; {_USE_ENROLMENT}"
+            f"{path} is not an Ed25519 key, and only such a key signs messages; {remedy}"
         )
     return Identity(key)
 

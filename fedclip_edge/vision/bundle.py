@@ -37,9 +37,10 @@ from fedclip_edge.vision.manifest import (
     FILES,
     GOLDEN,
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     Manifest,
     feature_key,
-    manifest_from_json,
+    read_manifest,
 )
 
 __all__ = [
@@ -54,8 +55,6 @@ __all__ = [
     "replace_classes",
     "write_bundle",
 ]
-
-_MAX_MANIFEST_BYTES = 1 << 20  # a few kilobytes in practice
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,19 +196,13 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_MANIFEST_BYTES + 1)
+            data = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         what = "has no manifest.json" if folder.is_dir() else "is not a folder"
         raise BundleError(f"{folder} {what}; name the folder that `export` wrote") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        table = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is incomplete or not JSON; {AGAIN}") from error
-    if len(data) > _MAX_MANIFEST_BYTES or not isinstance(table, dict):
-        raise BundleError(f"{path} is not the manifest of a bundle; {AGAIN}")
-    return manifest_from_json(table, str(path))
+    return read_manifest(data, str(path))
 
 
 def _file_sha256(folder: Path, name: str) -> str:

@@ -24,6 +24,8 @@ CLASSES = "classes.safetensors"
 GOLDEN = "golden.safetensors"
 FILES = (ENCODER, CLASSES, GOLDEN)
 
+MAX_MANIFEST_BYTES = 1 << 20  # a few kilobytes in practice
+
 RANDOM = "random"  # the value of `pretrained` for random weights
 
 AGAIN = "copy the bundle again, or export it again"  # the end of messages about a bad bundle
@@ -89,6 +91,21 @@ def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str
     The feature cache uses it as a key.
     """
     return _digest([encoder_id, onnx_sha256, precision, provider])
+
+
+def read_manifest(data: bytes | str, where: str) -> Manifest:
+    """The manifest in the content of a manifest.json.
+
+    Raises BundleError, whose message starts with `where`, if it is larger than MAX_MANIFEST_BYTES
+    or not JSON, and as `manifest_from_json` does.
+    """
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is incomplete or not JSON; {AGAIN}") from error
+    if len(data) > MAX_MANIFEST_BYTES or not isinstance(table, dict):
+        raise BundleError(f"{where} is not the manifest of a bundle; {AGAIN}")
+    return manifest_from_json(table, where)
 
 
 def manifest_from_json(table: Mapping[str, Any], where: str) -> Manifest:

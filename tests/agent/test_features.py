@@ -35,7 +35,7 @@ def config(
     shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
 ) -> AgentConfig:
     data = DataConfig(site / "pictures", *shares)
-    return AgentConfig("cam-a", "lab", site, data, site / "state", roles=roles)
+    return AgentConfig("cam-a", "lab", data, site / "state", roles=roles, bundle=site)
 
 
 def sides(site: Path, bundle: Bundle) -> Split:

@@ -10,8 +10,9 @@ import pytest
 from in_memory import class_texts, nothing
 from session_scene import Scene, manifest
 
+from fedclip_edge.agent.download import REPAIR_S
 from fedclip_edge.agent.features import DeviceFeatures
-from fedclip_edge.agent.model_download import REPAIR_S, ModelDownload
+from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config import AgentConfig, DataConfig
 from fedclip_edge.errors import ConfigError, PeerError
@@ -48,7 +49,7 @@ def send(
 @pytest.fixture
 def fetching() -> ModelDownload:
     """Download of a device that has no model yet."""
-    config = AgentConfig("cam-a", "lab", Path(), DataConfig(Path()), Path())
+    config = AgentConfig("cam-a", "lab", DataConfig(Path()), Path(), bundle=Path())
     data = DeviceFeatures(nothing(), nothing(), nothing(), (), encoded=0, skipped=0, encode_s=0.0)
     return ModelDownload(LocalTrainer(config, CLASSES, D, data, lambda: None))
 

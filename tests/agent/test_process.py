@@ -44,7 +44,7 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
 def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bundle: Bundle) -> None:
     data, state = DataConfig(tmp_path / "nothing"), tmp_path / "state"
     with pytest.raises(DataError) as refused:
-        run(AgentConfig("cam-a", "lab", random_bundle.folder, data, state), once=True)
+        run(AgentConfig("cam-a", "lab", data, state, bundle=random_bundle.folder), once=True)
     assert refused.tb is not None, "the traceback must keep the frames alive, and so any open file"
     lock_file(state / "lock", "the state_dir").close()
     # SQLite deletes the write-ahead log when the last connection is closed.

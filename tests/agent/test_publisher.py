@@ -21,7 +21,7 @@ from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 TOPICS, ME = Topics("lab"), signing.create_identity()
 STATE, UP = TOPICS.state("cam-0"), TOPICS.up("cam-0")
 CONFIG = AgentConfig(
-    "cam-0", "lab", Path(), DataConfig(Path()), Path(), domain="roof", roles=("evaluate",)
+    "cam-0", "lab", DataConfig(Path()), Path(), domain="roof", roles=("evaluate",), bundle=Path()
 )
 OFFERS = replace(CAPABLE, roles=CONFIG.roles)
 WANT = Want("a" * 64, ((0, 3),))

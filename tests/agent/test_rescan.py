@@ -31,9 +31,8 @@ class Box:
 
     def __post_init__(self) -> None:
         system.write_pictures(self.folder, self.bundle.classes.names, 6, seed=1)
-        config = AgentConfig(
-            "cam-a", "lab", self.folder, DataConfig(self.folder), self.folder.parent / "state"
-        )
+        state = self.folder.parent / "state"
+        config = AgentConfig("cam-a", "lab", DataConfig(self.folder), state, bundle=self.folder)
         config.state_dir.mkdir()
         index = PictureIndex()
         data = prepare_features(config, self.bundle, None, index)

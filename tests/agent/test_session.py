@@ -25,7 +25,7 @@ from session_scene import (
     state,
 )
 
-from fedclip_edge.agent.model_download import REPAIR_S
+from fedclip_edge.agent.download import REPAIR_S
 from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.errors import ConfigError, DiskError, RefusedError

@@ -92,7 +92,7 @@ def learner(
 ) -> LocalTrainer:
     state = folder / name
     state.mkdir(exist_ok=True)
-    config = AgentConfig(name, "lab", folder, DataConfig(folder), state, "roof", roles)
+    config = AgentConfig(name, "lab", DataConfig(folder), state, "roof", roles, bundle=folder)
     return LocalTrainer(config, CLASSES, D, data or prepared(), lambda: traffic)
 
 

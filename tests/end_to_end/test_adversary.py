@@ -198,14 +198,15 @@ def never_repeats_an_offer(self: Session, now: float) -> bool:
 
 def believes_every_chunk(self: Incoming, payload: bytes) -> bool:
     index = int.from_bytes(payload[12:16], "little")
-    known = index in self._parts
-    self._parts[index] = payload[24:]
+    known = index in self.parts
+    self.parts[index] = payload[24:]
     return not known and index < self.blob.chunks
 
 
 def joins_what_came(self: Incoming) -> bytes:
-    data = b"".join(self._parts[index] for index in range(self.blob.chunks))
-    self._parts.clear()
+    assert isinstance(self.parts, dict)
+    data = b"".join(self.parts[index] for index in range(self.blob.chunks))
+    self.parts.clear()
     return data
 
 

@@ -60,7 +60,7 @@ def complete(folder: Path, bundle: Bundle, name: str) -> Path:
     path = folder / "agent.toml"
     text = path.read_text()
     for old, new in (
-        ('bundle = "bundle"', f'bundle = "{bundle.folder}"'),
+        ('# bundle = "bundle"', f'bundle = "{bundle.folder}"'),
         ('"/var/lib/fedclip-edge"', '"state"'),
         ('"/srv/pictures"', '"pictures"'),
     ):

@@ -17,7 +17,11 @@ NAME = "fedclip-edge"
 # Click knows no help for an argument. By command and argument.
 ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("export", "SOURCE"): "A recipe, a model of open_clip, `local-dir:FOLDER`, or `tiny`.",
+    ("bundle sign", "FOLDER"): "The folder of the bundle.",
+    ("bundle rollback", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("bundle verify", "FOLDER"): "The folder of the bundle.",
+    ("classes publish", "BUNDLE"): "The folder of the bundle with the new classes.",
+    ("classes publish", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
     ("broker init", "FOLDER"): "The folder to make.",
     ("enroll", "ID"): "The device's id. It may be left out if `--csr` names it.",
     ("renew", "ID"): "The device's id.",

@@ -51,8 +51,8 @@ _MIN_PER_CLASS = (
 MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     FleetConfig: {
         "fleet": "Name of the fleet. It is part of every MQTT topic; all devices use the same one.",
-        "bundle": "Folder of the bundle, with the encoder and the class texts. Every device needs "
-        "a copy.",
+        "bundle": "Folder of the bundle, with the encoder and the class texts. Enrolled devices fetch "
+        "it if it is signed; all others need a copy.",
         "journal": "SQLite file with the state of all runs. `serve` continues from it after a "
         "restart. The control socket has the same name with the ending `.sock`. The trained models are written to the folder `models` next to it.",
         "keep_models": "Number of models of the run under way that the journal keeps, the newest ones; of a "
@@ -62,13 +62,19 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "`reports/RUN.json` in the folder of the journal. `off` writes none.",
         "keep_sums_mb": "Megabytes of the devices' last sums that stay in the journal, the newest "
         'ones. `absent = "last"` and `fedclip-edge forget` need them. 0 keeps none.',
+        "delivery_bytes_per_s": "Most bytes of a bundle that the coordinator sends in a second to the "
+        "devices that fetch it. All of them get the same copy. Messages of a run go first.",
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
     },
     AgentConfig: {
         "id": "Name of this device, unique in the fleet.",
         "fleet": "Name of the fleet, the same as in `fleet.toml`.",
-        "bundle": "Folder of the bundle, a copy of the coordinator's.",
+        "bundle": "Folder of the bundle, a copy of the coordinator's. With `export_key` it may be "
+        "left out: the device then fetches the bundle from the coordinator.",
+        "export_key": "Public key of the machine that exports; `fedclip-edge enroll` writes it. The "
+        "device fetches the bundle of a run that needs another one, if this key has signed it. "
+        "Empty: the device fetches none.",
         "state_dir": "Folder for the files of this device: the feature cache, the update that is "
         "not acknowledged yet, the predictions, and without enrolment the device's key.",
         "domain": "A name for the origin of the pictures, shown in reports.",

@@ -99,6 +99,8 @@ _TRAINING: Mapping[str, Range] = {
     "proximal_mu": numbers(0, 1e6),
 }
 
+KEY = Range("64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a"))
+
 RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     FleetConfig: {
         "fleet": ID,
@@ -107,6 +109,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "keep_models": integers(1),
         "reports": CHOICE,
         "keep_sums_mb": integers(0, 1_000_000),
+        "delivery_bytes_per_s": integers(1_000, 5_000_000),
         "registry": PATH,
     },
     AgentConfig: {
@@ -120,9 +123,8 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
             (["train"], ["evaluate"], ["train", "evaluate"]),
             ([], ["both"], "train"),
         ),
-        "coordinator_key": Range(
-            "64 lower-case hex digits, or empty", ("", "0f" * 32), ("0f" * 31, "0F" * 32, "a")
-        ),
+        "coordinator_key": KEY,
+        "export_key": KEY,
         "min_per_class": integers(1),
         "min_votes": integers(1),
         "methods": Range(

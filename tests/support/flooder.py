@@ -48,6 +48,7 @@ def field(content: bytes) -> bytes:
 def main(path: Path, port: int, seconds: float, go: Path) -> None:
     config = load_agent(path)
     identity = load_identity(config.broker.key, config.state_dir / "device.key")
+    assert config.bundle is not None
     bundle, topic = read_bundle(config.bundle), Topics(config.fleet).up(config.id)
     able = replace(CAPABLE, roles=("evaluate",))
     encoder_id, classes = bundle.manifest.encoder_id, bundle.classes.digest

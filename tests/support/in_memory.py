@@ -124,12 +124,12 @@ class Fleet:
         config = AgentConfig(
             name,
             "lab",
-            self.folder,
             DataConfig(self.folder),
             self.folder / name,
             name,
             roles,
             pinned,
+            self.folder,
             **limits,
         )
         config.state_dir.mkdir(exist_ok=True)

@@ -53,7 +53,34 @@ _ACCURACIES = "**report.accuracy"
 # By program and event, in the order of a run.
 EVENTS: Mapping[str, Mapping[str, Event]] = {
     AGENT: {
+        "bundle_in_use": Event("The bundle that the device uses from now on."),
         "bundle_caution": _CAUTION,
+        "bundle_fetching": Event(
+            "The run has a bundle with a larger serial number, signed by the export key. The device "
+            "fetches the files that it does not have.",
+        ),
+        "bundle_progress": Event("Progress of a file that is fetched, every 30 seconds."),
+        "bundle_file_damaged": Event(
+            "A file of a fetched bundle is not the one that was signed. It is fetched again.",
+            "If it happens again and again, check the memory and the disk of the box.",
+        ),
+        "bundle_tried": Event(
+            "All files are here. The new encoder is loaded in a process of its own, and its features "
+            "are compared with those of the machine that exported it.",
+        ),
+        "bundle_switched": Event(
+            "The fetched bundle passed and is in use. The one before is kept for `bundle rollback`."
+        ),
+        "bundle_refused": Event(
+            "The coordinator's bundle is not accepted. The device goes on with the one that it has, "
+            "and takes part in no run that needs the other one.",
+            "The reason says what to do.",
+        ),
+        "bundle_not_stored": Event(
+            "A file of the bundle could not be written. The device tries again after `again_s` "
+            "seconds.",
+            "Free space on the disk of `state_dir`, or repair it.",
+        ),
         "tensorrt_engine_building": Event(
             "TensorRT compiles the encoder for this GPU. This takes minutes and happens once. "
             "`predict` and `bundle verify` write this event as well.",
@@ -177,6 +204,17 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over. With `--once` the agent ends, otherwise it waits."),
     },
     COORDINATOR: {
+        "bundle_offered": Event(
+            "Devices that have another bundle than the run fetch this one from the coordinator."
+        ),
+        "bundle_not_offered": Event(
+            "The bundle has no valid signature of the export key, so no device can fetch it.",
+            "Sign it with `fedclip-edge bundle sign`, or copy it to every device.",
+        ),
+        "published_bundle_damaged": Event(
+            "A published bundle cannot be read and is not used.",
+            "Publish the classes again with `fedclip-edge classes publish`.",
+        ),
         "bundle_caution": _CAUTION,
         "run_abandoned": Event(
             "The unfinished run in the journal has made way for a new one: with `--new-run`, or "
@@ -374,7 +412,15 @@ FIELDS: Mapping[str, str] = {
     "has a threshold. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "absent": "Devices that were away or late.",
     "address": "Host and port of the metrics.",
-    "again_s": "Seconds until the next attempt to connect.",
+    "again_s": "Seconds until the next attempt.",
+    "serial": "Serial number of the bundle.",
+    "signer": "Beginning of the public key that signed the bundle.",
+    "files": "Names of the files that are fetched.",
+    "size_bytes": "Size of these files.",
+    "file": "The file, or the kind of file; of `metrics_not_written`, `metrics_file`.",
+    "done_bytes": "Bytes that have arrived.",
+    "total_bytes": "Size of the file in bytes.",
+    "bundle_in_use.classes": "Number of classes.",
     "broker": "Host and port of the broker.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
@@ -412,7 +458,6 @@ FIELDS: Mapping[str, str] = {
     "epoch": "Number that grows with each start of the coordinator; the higher one wins.",
     "error": "Mean squared error on the validation pictures; without any, on the training pictures.",
     "fleet": "Name of the fleet.",
-    "file": "The file `metrics_file`.",
     "folder": "Folder of the engine.",
     "has": "Number of training devices that are online, or of contributions that were kept.",
     "hint": "The next step.",

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedclip_edge.agent import (
+    download,
     evaluation_queue,
     handshake,
-    model_download,
     state_db,
     trust,
     upload,
@@ -268,6 +268,10 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "true if this device is in the cohort; null in a broadcast",
         ),
         "answers": ("text", "`boot` of the hello that it answers; empty in a broadcast"),
+        "bundle": (
+            "record or null",
+            "the blob that describes the run's bundle, if it is signed, for devices without it",
+        ),
         "kept": (
             "hash, empty or null",
             (
@@ -381,13 +385,13 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         "largest entry of a whole-number sum, divided by the weight",
     ),
     "REPEAT_S": (upload.REPEAT_S, "before a device repeats a hello or an offer"),
-    "REPAIR_S": (model_download.REPAIR_S, "before a device first asks for missing chunks"),
+    "REPAIR_S": (download.REPAIR_S, "before a device first asks for missing chunks"),
     "REPAIR_MAX_S": (
-        model_download._REPAIR_MAX_S,
+        download._REPAIR_MAX_S,
         "longest wait before it asks again; the wait doubles each time",
     ),
     "REPAIR_CHUNKS": (
-        model_download._REPAIR_CHUNKS,
+        download._REPAIR_CHUNKS,
         "most chunks that it asks for at a time, after the first time",
     ),
     "WANT_S": (

@@ -71,7 +71,14 @@ class Scene:
             "script", (TOPICS.state("+"), TOPICS.up("+")), Will("gone", b"")
         )
         self.config = AgentConfig(
-            "cam-01", "lab", folder, DataConfig(folder), folder, "photo", roles, reports=reports
+            "cam-01",
+            "lab",
+            DataConfig(folder),
+            folder,
+            "photo",
+            roles,
+            bundle=folder,
+            reports=reports,
         )
         self.declared = roles if declared is None else declared
         self.allowed = allowed

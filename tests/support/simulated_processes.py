@@ -232,7 +232,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
     name, me = simulated.name, identity_of(simulated.name)
     roles = world.roles[name]
     pinned = identity_of(COORDINATOR).key if world.is_enrolled else ""
-    config = AgentConfig(name, FLEET, _NOWHERE, DataConfig(_NOWHERE), _NOWHERE, name, roles, pinned)
+    config = AgentConfig(name, FLEET, DataConfig(_NOWHERE), _NOWHERE, name, roles, pinned, _NOWHERE)
     variant = f"{simulated.lives}-{int(simulated.copy)}"
     if world.habits.get(name) == "is refused":
         variant += HEAVY

@@ -1,4 +1,4 @@
-"""Chunk requests of a model download: the first is for all chunks, later ones are small."""
+"""Chunk requests of a download: the first is for all chunks, later ones are small."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.agent.model_download import REPAIR_S, Download
+from fedclip_edge.agent.download import REPAIR_S, Download
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.protocol.messages import Want
