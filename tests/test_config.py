@@ -183,6 +183,16 @@ def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
             'bundle = "bundle"\nkeep_models = 0',
             ": keep_models: expected 1 or more, got 0",
         ),
+        (
+            'bundle = "bundle"',
+            'bundle = "bundle"\nkeep_sums_mb = -1',
+            ": keep_sums_mb: expected 0 to 1000000, got -1",
+        ),
+        (
+            "deadline_s = 90",
+            'absent = "last"\ncohort = 5',
+            ' [rules]: cohort: absent = "last" counts every device',
+        ),
         ("port = 8883", "port = 8883.0", " [broker]: port: expected int, got float 8883.0"),
         ("port = 8883", "port = true", " [broker]: port: expected int, got bool True"),
         ("port = 8883", "port = 0", " [broker]: port: expected 1 to 65535, got 0"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from opened import opened
 
 from fedclip_edge import model_file
-from fedclip_edge.coordinator import forgetting, removal
+from fedclip_edge.coordinator import forgetting, removal, retention
 from fedclip_edge.coordinator.forgetting import Choices, forget
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.errors import ConfigError, JournalError, RunError
@@ -381,3 +381,47 @@ def test_a_coordinator_that_still_serves_stops(tmp_path: Path) -> None:
 def on_disk(folder: Path) -> bytes:
     files = [*folder.glob("journal.sqlite*"), *(folder / "models").glob("*")]
     return b"".join(path.read_bytes() for path in files)
+
+
+def test_the_oldest_sums_go_first_when_there_are_too_many(tmp_path: Path) -> None:
+    fleet = Journaled(tmp_path, FLEET)
+    for name in ("run-1", "run-2"):
+        fleet.begin(name)
+        fleet.complete(["cam-0", "cam-1"] if name == "run-1" else ["cam-2", "cam-3"])
+    sizes = fleet.journal._database.execute("SELECT size_bytes FROM contribution WHERE round = 1")
+    newest = sum(size for (size,) in sizes.fetchall()[2:])
+    assert [row[0] for row in fleet.content()["last"]] == list(FLEET)
+    with fleet.journal.transaction() as database:
+        dropped = retention.close_round(database, "run-2", 1, "sums", (), newest)
+    assert dropped == 2
+    assert [row[0] for row in fleet.content()["last"]] == ["cam-2", "cam-3"]
+    left = {
+        (run, device)
+        for run, r, device, _, body in fleet.content()["contribution"]
+        if r == 1 and body
+    }
+    assert left == {("run-2", "cam-2"), ("run-2", "cam-3")}
+
+
+def test_a_contribution_for_other_classes_does_not_count(tmp_path: Path) -> None:
+    fleet = Journaled(tmp_path, FLEET)
+    fleet.begin()
+    fleet.complete(FLEET)
+    journal, state = fleet.journal, fleet.begin("run-2")
+    assert [last.device for last in fleet.state(counts_absent=True).last_contributions()] == [
+        *FLEET
+    ]
+    assert state.last_contributions() == (), 'with absent = "skip"'
+    assert journal.last_contributions(state.run.encoder_id, "d" * 64) == ()
+    assert journal.last_contributions("f" * 64, state.run.classes_digest) == ()
+
+
+def test_a_contribution_that_does_not_fit_the_plan_does_not_count(tmp_path: Path) -> None:
+    """A device sent a class with 5 pictures; this plan wants 1000."""
+    fleet = Journaled(tmp_path, FLEET)
+    fleet.begin()
+    fleet.complete(FLEET)
+    fleet.plan = Plan("gda", {"min_per_class": 1000})
+    fleet.begin("run-2")
+    state = fleet.state(counts_absent=True)
+    assert state.close_round(lasts=state.last_contributions()).counted_last == ()

@@ -67,6 +67,7 @@ class Fleet:
     now: float = 1000.0
     sessions: dict[str, Session] = field(default_factory=dict)
     registry: Registry | None = None  # with a registry, devices also pin the coordinator's key
+    once: bool = False  # begin a new run if the newest one is over
 
     def __post_init__(self) -> None:
         self._files = ExitStack()
@@ -95,7 +96,9 @@ class Fleet:
     def start_coordinator(self) -> coordinator.Coordinator:
         """Start a coordinator in a new process with the same journal."""
         dim = self.classes.vectors.shape[1]
-        run = choose_run(self.config, self.classes, dim, ENCODER, self.journal).begin()
+        run = choose_run(
+            self.config, self.classes, dim, ENCODER, self.journal, once=self.once
+        ).begin()
         me = signing.load_or_create(self.folder / "coordinator.key")
         epoch = self.journal.next_epoch()
         incarnation = f"boot-{epoch}"
@@ -106,7 +109,9 @@ class Fleet:
             publisher.will("lab", gone, me),
         )
         schedule = Schedule(run.plan, self.classes, dim)
-        state = run_state.open_run_state(run, self.journal, schedule)
+        state = run_state.open_run_state(
+            run, self.journal, schedule, counts_absent=self.rules.absent == "last"
+        )
         said = publisher.Publisher(self.config, state, me, link, incarnation, epoch)
         return resume_coordinator(self.config, state, said, self.now, registry=self.registry)
 
