@@ -24,8 +24,10 @@ from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, DiskError, RefusedError
 from fedclip_edge.learning import methods
+from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
+from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
@@ -75,7 +77,9 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             incarnation,
         )
         try:
-            data = prepare_features(config, bundle, _both(early.tell, progress))
+            SYSTEMD.ready()  # encoding may take hours
+            told = _all(early.tell, _tell_systemd, progress)
+            data = prepare_features(config, bundle, told)
             link = early.connect(Topics(config.fleet).for_device(config.id))
             session = start_session(
                 config=config,
@@ -103,13 +107,33 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             early.close()
 
 
-def _both(one: Progress, other: Progress | None) -> Progress:
+def _all(*progress: Progress | None) -> Progress:
     def tell(done: int, total: int) -> None:
-        one(done, total)
-        if other is not None:
-            other(done, total)
+        for one in progress:
+            if one is not None:
+                one(done, total)
 
     return tell
+
+
+def _tell_systemd(done: int, total: int) -> None:
+    SYSTEMD.status(f"encodes its pictures: {done} of {total} done")
+    SYSTEMD.turn()
+
+
+def _status(session: Session) -> str:
+    """The device's part in the run, in one line for systemd."""
+    manifest = session.trust.manifest
+    if not session.handshake.is_connected:
+        return "no link to the broker; connects again"
+    if session.standby.reason:
+        return f"takes no part in the run: {session.standby.reason}"
+    if manifest is None or not session.handshake.is_answered:
+        return "waits for the coordinator"
+    return (
+        f"{manifest.run}: round {manifest.exchange.number} of {exchanges(manifest.plan)} "
+        f"({manifest.phase})"
+    )
 
 
 def _check_torch(config: AgentConfig) -> None:
@@ -169,6 +193,8 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
             )
         if expiry is not None:
             expiry.look(time.monotonic())
+        SYSTEMD.status(_status(session))
+        SYSTEMD.turn()
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:

@@ -30,6 +30,7 @@ from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.refusals import Refusals
@@ -133,6 +134,7 @@ def serve(
                 rounds=exchanges(run.plan),
                 waiting_for=serving.rounds.rules.devices,
             )
+            SYSTEMD.ready()
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
             trainer = None if invited is None else start_trainer(config, invited, children)
@@ -172,6 +174,8 @@ def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
             if changed_at != (changed_at := _changed_at(serving.config)):
                 _admit(serving, now)
             serving.tick(now)
+            SYSTEMD.status(_status(serving))
+        SYSTEMD.turn()
         code = None if trainer is None or serving.finished else trainer.code()
         if code is not None:
             if not serving.has_begun:
@@ -181,6 +185,15 @@ def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
                 )
             log.event("trainer_ended", code=code)
             trainer = None
+
+
+def _status(serving: coordinator.Coordinator) -> str:
+    """The run, its round and the devices, in one line for systemd."""
+    rounds, online = serving.rounds, len(serving.devices.incarnations)
+    return (
+        f"{rounds.run}: round {rounds.round} of {rounds.rounds} ({rounds.phase}), "
+        f"{online} device{'' if online == 1 else 's'} online"
+    )
 
 
 def _read_registry(config: FleetConfig) -> registry.Registry | None:

@@ -258,6 +258,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
             "peers is over.",
         ),
+        "systemd_not_told": Event(
+            "systemd started the program, and a message to it cannot be sent. Written once until one "
+            "is sent again.",
+            "Look at the unit: without the message `READY=1` systemd ends the program.",
+        ),
         "broker_not_reached": Event(
             "An attempt to connect failed. The program tries again; each reason is written once "
             "until the connection is back.",
@@ -359,6 +364,7 @@ FIELDS: Mapping[str, str] = {
     "refused; `message_refused` says why.",
     "method": "Name of the method.",
     "min_per_class": "The number in `agent.toml`, or a higher one of the plan.",
+    "message": "The message, as in sd_notify(3).",
     "missing": "The devices that are waited for, and when each last sent a message, or how far it is with "
     "encoding its pictures. In phase `gathering`, enrolled devices that have never joined this run "
     "are included.",
