@@ -46,6 +46,7 @@ from fedclip_edge.storage.sqlite import (
     EmptyDatabaseError,
     OtherDatabaseError,
     OtherVersionError,
+    copy_database,
     errors_as,
     open_database,
     unsynced,
@@ -358,6 +359,11 @@ class Journal:
     def keys(self, run: str) -> dict[str, str]:
         """Every pinned key of the run, by device."""
         return dict(self._rows("SELECT device, key FROM pinned_key WHERE run = ?", run))
+
+    def copy(self, target: Path) -> None:
+        """Copy the journal, in one state, to the new file `target`; others may write meanwhile."""
+        with errors_as(self._unusable("copied"), self._malformed):
+            copy_database(self._database, target)
 
     def close(self) -> None:
         self._database.close()

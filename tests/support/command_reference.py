@@ -23,6 +23,10 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("renew", "ID"): "The device's id.",
     ("revoke", "ID"): "The device's id.",
     ("serve", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    ("backup", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    ("backup", "FILE"): "The tar file to write.",
+    ("restore", "FILE"): "The backup.",
+    ("restore", "FOLDER"): "The folder to make.",
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }
